@@ -46,8 +46,6 @@ NOT_YET = {
     "src/tensormeter/server/store/sqlite",
     "src/tensormeter/server/store/sqlite/disk",
     "src/tensormeter/server/store/sqlite/integrity",
-    "src/tensormeter/server/store/sqlite/points",
-    "src/tensormeter/server/store/sqlite/tables",
     "src/tensormeter/session",
     "src/tensormeter/session/exit_hooks",
 }

@@ -1,1 +1,1 @@
-"""Points of series: the newest in memory, the others in segments of the file."""
+"""Points of series: the newest in the memtable, the others in segments of the file."""

@@ -1,6 +1,6 @@
-"""Gaps: times at which a sender said that a series of numbers has no value, so that its line is interrupted there.
+"""Gaps: times at which a sender reported that a series of numbers has no value, so that its line is interrupted there.
 
-They are no points: nothing that reads values sees them. A gap belongs to a series that has points; others are passed over.
+Gaps are not points: reads of values do not return them. A gap belongs to a series with points; gaps of other series are dropped.
 """
 
 import json
@@ -36,36 +36,39 @@ def insert_gaps(connection: sqlite3.Connection, gaps: Iterable[Arrival], seq: in
     """Store gaps of series that exist; inside a transaction, which ends if `check` raises.
 
     Args:
-        connection: To write with.
-        gaps: As of `gaps_of`.
-        seq: The journal row that they came with, or the number that the next one will have.
-        check: Called for each series.
+        connection: Connection to write with.
+        gaps: Gaps, see `gaps_of`.
+        seq: Number of the journal row that they came with, or else the number that the next one will have.
+        check: Callable for each series.
     """
     for gap in gaps:
         check()
         source = gap.source
         names = (source.project, source.run_id, source.process, gap.metric, gap.kind, gap.scope, gap.attributes)
-        found = connection.execute(_FIND, names).fetchone()
-        if found is not None:
-            rows = ((found[0], time, seq, checksum(found[0], time, seq)) for time in gap_times(gap).tolist())
+        series_row = connection.execute(_FIND, names).fetchone()
+        if series_row is not None:
+            rows = ((series_row[0], time, seq, checksum(series_row[0], time, seq)) for time in gap_times(gap).tolist())
             connection.executemany("INSERT OR IGNORE INTO gap (series, time, seq, seal) VALUES (?, ?, ?, ?)", rows)
-            connection.execute(_TRIM, found)
+            connection.execute(_TRIM, series_row)
 
 
 def has_new_gaps(connection: sqlite3.Connection, series: Iterable[int], after: int) -> bool:
-    """Whether some of these series have gaps that came after a journal row."""
-    wanted = json.dumps([*series])
-    found = connection.execute(
+    """Return whether some of these series have gaps that arrived after a journal row."""
+    series_json = json.dumps([*series])
+    result = connection.execute(
         "SELECT EXISTS (SELECT 1 FROM gap WHERE seq > ? AND series IN (SELECT value FROM json_each(?)))",
-        (min(after, _LAST), wanted),
+        (min(after, _LAST), series_json),
     )
-    return bool(found.fetchone()[0])
+    return bool(result.fetchone()[0])
 
 
 def read_gaps(
     connection: sqlite3.Connection, series: Iterable[int], start: int | None, stop: int | None, most: int
 ) -> Mapping[int, NDArray[np.int64]]:
-    """The gaps of series with start <= time < stop, ascending; of all of them `most` at most, and one more if there are more."""
+    """Return the gaps of series with start <= time < stop, ascending.
+
+    There are at most `most` gaps together, and one more if there are more.
+    """
     first, last = max(start or 0, 0), _LAST if stop is None else max(min(stop, _LAST), 0)
     rows = connection.execute(
         "SELECT series, time, seq, seal FROM json_each(?) JOIN gap ON gap.series = json_each.value WHERE time >= ? AND time < ?"

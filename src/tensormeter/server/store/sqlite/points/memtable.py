@@ -1,6 +1,6 @@
-"""Heads: the newest points of each series, in memory, until they are folded into chunks.
+"""The memtable: the newest points of each series, in memory, until they are flushed to segments.
 
-Everything in a head is also in the journal, so a head can be lost at any time.
+The commit log contains everything in the memtable, so the memtable can be lost at any time.
 """
 
 import threading
@@ -16,7 +16,7 @@ __all__ = ["BufferSnapshot", "Memtable", "MemtableSnapshot", "SeriesPoints"]
 
 @dataclass(frozen=True, slots=True)
 class SeriesPoints:
-    """Points, and the rows of the catalog that they belong to. `points` is not empty."""
+    """Points of one series, at least one, with the rows of the catalog that they belong to."""
 
     run: int
     process: int
@@ -26,17 +26,21 @@ class SeriesPoints:
 
 
 class TotalsCache:
-    """What a reader has worked out about a head, for the next one: `value`, of the first `parts` of its parts."""
+    """Totals that a reader of a buffer calculated, for later readers.
+
+    Attributes:
+        value: Number of parts that are included, and their totals; None at first.
+    """
 
     __slots__ = ("value",)
 
     def __init__(self) -> None:
-        self.value: tuple[int, Totals] | None = None  # replaced as a whole, so that threads need no lock
+        self.value: tuple[int, Totals] | None = None  # replaced as a whole, so threads need no lock
 
 
 @dataclass(slots=True)
 class _SeriesBuffer:
-    """Points of one series, in order of arrival; `seqs` are the journal rows that they came in."""
+    """Points of one series, in order of arrival; `seqs` are the numbers of their journal rows."""
 
     process: int
     metric: str
@@ -45,12 +49,12 @@ class _SeriesBuffer:
     n: int
     newest: Newest
     totals_cache: TotalsCache = field(default_factory=TotalsCache)
-    snapshot: "BufferSnapshot | None" = None  # of what it holds now, if anybody has asked
+    snapshot: "BufferSnapshot | None" = None  # of the present contents, if a reader has asked for one
 
 
 @dataclass(slots=True)
 class _Table:
-    """Heads by run and series, and by metric, and the last journal row that went into them."""
+    """Buffers by run and series, and by metric, and the number of the last journal row in them."""
 
     runs: dict[int, dict[int, _SeriesBuffer]] = field(default_factory=dict)
     metrics: dict[str, dict[int, tuple[int, _SeriesBuffer]]] = field(default_factory=dict)
@@ -60,7 +64,7 @@ class _Table:
 
 @dataclass(frozen=True, slots=True)
 class BufferSnapshot:
-    """What a head held at one moment."""
+    """The contents of a buffer at one moment."""
 
     run: int
     process: int
@@ -71,26 +75,26 @@ class BufferSnapshot:
     totals_cache: TotalsCache
 
     def totals(self) -> Totals | None:
-        """Of all parts; None if they are no numbers."""
-        done, known = self.totals_cache.value or (0, None)
-        if done < len(self.parts):
-            fresh = [part for part in self.parts[done:] if isinstance(part, Points)]
-            if not fresh:
+        """Return the totals of all parts; None if they are not numbers."""
+        included, totals = self.totals_cache.value or (0, None)
+        if included < len(self.parts):
+            new_parts = [part for part in self.parts[included:] if isinstance(part, Points)]
+            if not new_parts:
                 return None
-            added = Totals.of(Points.concat(fresh))
-            known = added if known is None else Totals.merge((known, added))
-            self.totals_cache.value = len(self.parts), known
-        return known
+            new_totals = Totals.of(Points.concat(new_parts))
+            totals = new_totals if totals is None else Totals.merge((totals, new_totals))
+            self.totals_cache.value = len(self.parts), totals
+        return totals
 
 
 @dataclass(frozen=True, slots=True)
 class MemtableSnapshot:
-    """Heads at one moment.
+    """Buffers at one moment.
 
     Attributes:
-        upto: The last journal row that went in. Once no row up to it is left in the journal, all of this is in chunks.
-        series: The heads asked for, by series.
-        points: Points by run, duplicates included.
+        upto: Number of the last journal row in the buffers. Once the journal has no row up to it, segments contain all of this.
+        series: Requested buffers, by series.
+        points: Number of points by run, including duplicates.
     """
 
     upto: int
@@ -99,12 +103,12 @@ class MemtableSnapshot:
 
 
 class Memtable:
-    """Two tables: the active one, which grows, and at times a frozen one, which is being folded.
+    """Two tables: the active one, which grows, and at times a frozen one, which is being flushed.
 
-    What was folded last is kept for those who ask for what has arrived since they last asked.
+    The table that was flushed last stays in memory, for readers that ask for new points since their last read.
 
-    Every method takes one short lock and may be called on any thread, except that `append` and `freeze` must be called
-    in the order of the journal, that is, by whoever holds the lock on writing.
+    Every method takes one short lock and may be called on any thread. Only a thread that holds the write lock may call `append` and
+    `freeze`, so that they follow the order of the journal.
     """
 
     def __init__(self) -> None:
@@ -116,12 +120,12 @@ class Memtable:
         self._last = 0
 
     def begin(self, seq: int) -> None:
-        """Say that everything up to journal row `seq` is in chunks already. Before anything else."""
+        """Set the last journal row whose points are already in segments. Call it first."""
         with self._lock:
             self._floor = self._last = seq
 
     def append(self, seq: int, arrivals: Iterable[SeriesPoints]) -> None:
-        """Add what journal row `seq` holds."""
+        """Add the points of journal row `seq`."""
         with self._lock:
             table = self._active
             table.upto = self._last = seq
@@ -130,9 +134,9 @@ class Memtable:
                 table.points[located.run] += len(points)
                 buffers = table.runs.setdefault(located.run, {})
                 buffer = buffers.get(located.series)
-                last = newest(points)
+                latest = newest(points)
                 if buffer is None:
-                    buffer = _SeriesBuffer(located.process, located.metric, [points], [seq], len(points), last)
+                    buffer = _SeriesBuffer(located.process, located.metric, [points], [seq], len(points), latest)
                     buffers[located.series] = buffer
                     table.metrics.setdefault(located.metric, {})[located.series] = located.run, buffer
                     continue
@@ -140,11 +144,11 @@ class Memtable:
                 buffer.seqs.append(seq)
                 buffer.n += len(points)
                 buffer.snapshot = None
-                if last[0] > buffer.newest[0]:
-                    buffer.newest = last
+                if latest[0] > buffer.newest[0]:
+                    buffer.newest = latest
 
     def freeze(self) -> MemtableSnapshot | None:
-        """Everything that is to be folded next, or None if there is nothing. The same again until `discard`."""
+        """Return everything to flush next, or None if there is nothing. The result stays the same until `discard`."""
         with self._lock:
             if self._frozen is None and self._active.upto:
                 self._frozen, self._active = self._active, _Table()
@@ -153,7 +157,7 @@ class Memtable:
             return _snapshot_of_runs(self._frozen, None, None)
 
     def discard(self) -> None:
-        """Forget the frozen table: it is in chunks now."""
+        """Drop the frozen table, whose points are in segments now."""
         with self._lock:
             if self._frozen is not None:
                 self._floor = max(self._floor, self._flushed.upto)
@@ -165,12 +169,12 @@ class Memtable:
         series: Collection[int] | None = None,
         metrics: Collection[str] | None = None,
     ) -> list[MemtableSnapshot]:
-        """What is in memory now, oldest first: heads of `runs` (None: all), and counts of all runs.
+        """Return the present contents, oldest first: buffers of `runs` (None: all), and numbers of points of all runs.
 
-        Only of these `series`, if given; or, of all runs, only of these `metrics`.
+        `series` restricts the result to these series. `metrics` selects these metrics of all runs instead.
 
-        Take this before the snapshot of the database: what moves to chunks in between is then seen twice, which `upto`
-        tells, and never not at all.
+        Take the snapshots before the snapshot of the database. Points that move to segments in between are then in both, which `upto`
+        shows; otherwise they could be in neither.
         """
         with self._lock:
             return [
@@ -180,39 +184,41 @@ class Memtable:
             ]
 
     def last(self) -> int:
-        """The last journal row that went in."""
+        """Return the number of the last journal row that was added."""
         return self._last
 
     def since(
         self, run: int, after: int, series: Collection[int] | None = None
     ) -> dict[int, tuple[Column, ...]] | None:
-        """What arrived for a run in journal rows greater than `after`, by series; None if that is not known any more."""
+        """Return the points of a run from journal rows greater than `after`, by series; None if they are not in memory any more."""
         with self._lock:
             if not self._floor <= after <= self._last:
                 return None
-            found: dict[int, tuple[Column, ...]] = {}
+            parts_by_series: dict[int, tuple[Column, ...]] = {}
             for table in self._tables(after):
                 for row, buffer in table.runs.get(run, {}).items():
                     if buffer.seqs[-1] > after and (series is None or row in series):
-                        new = tuple(part for part, seq in zip(buffer.parts, buffer.seqs, strict=True) if seq > after)
-                        found[row] = found.get(row, ()) + new
-            return found
+                        new_parts = tuple(
+                            part for part, seq in zip(buffer.parts, buffer.seqs, strict=True) if seq > after
+                        )
+                        parts_by_series[row] = parts_by_series.get(row, ()) + new_parts
+            return parts_by_series
 
     def grown(self, after: int, runs: Collection[int] | None = None) -> dict[int, set[str]] | None:
-        """Which metrics of which runs have grown since journal row `after`; None if that is not known any more."""
+        """Return the metrics with new points since journal row `after`, by run; None if that is not in memory any more."""
         with self._lock:
             if not self._floor <= after <= self._last:
                 return None
-            found: dict[int, set[str]] = {}
+            metrics: dict[int, set[str]] = {}
             for table in self._tables(after):
                 for run in table.runs if runs is None else runs:
-                    names = {buffer.metric for buffer in table.runs.get(run, {}).values() if buffer.seqs[-1] > after}
-                    if names:
-                        found.setdefault(run, set()).update(names)
-            return found
+                    grown = {buffer.metric for buffer in table.runs.get(run, {}).values() if buffer.seqs[-1] > after}
+                    if grown:
+                        metrics.setdefault(run, set()).update(grown)
+            return metrics
 
     def pending(self) -> int:
-        """Points in memory that wait to be folded."""
+        """Return the number of points in memory that wait for a flush."""
         with self._lock:
             return self._active.points.total() + (self._frozen.points.total() if self._frozen else 0)
 
@@ -221,12 +227,14 @@ class Memtable:
         return [table for table in tables if table is not None and table.upto > after]
 
 
-def _snapshot_of_runs(table: _Table, runs: Iterable[int] | None, wanted: Collection[int] | None) -> MemtableSnapshot:
+def _snapshot_of_runs(
+    table: _Table, runs: Iterable[int] | None, series_filter: Collection[int] | None
+) -> MemtableSnapshot:
     buffers = {
         series: _snapshot_of_buffer(run, buffer)
         for run in (table.runs if runs is None else runs)
         for series, buffer in table.runs.get(run, {}).items()
-        if wanted is None or series in wanted
+        if series_filter is None or series in series_filter
     }
     return MemtableSnapshot(table.upto, buffers, dict(table.points))
 

@@ -1,7 +1,7 @@
-"""Samples of chunks: made once a chunk is full, and read instead of its points.
+"""Rollups of segments: built once when a segment is full, and read instead of its points.
 
-A full chunk never changes, so neither do its samples. There are fine ones, of blocks of 512 points, and coarse ones, of 4,096.
-They carry steps if every point of the chunk has one; what has not is looked at point by point where steps matter.
+A full segment never changes, so neither do its rollups. Fine ones have blocks of 512 points, and coarse ones blocks of 4,096. They
+contain steps if every point of the segment has one; otherwise queries by step read the points.
 """
 
 import json
@@ -39,23 +39,32 @@ from tensormeter.server.store.sqlite.points.series_reader import SeriesRow
 __all__ = ["SegmentKey", "build_rollups", "find_missing_rollups", "read_thinned"]
 
 _JOINED: Final = 8
-"""Fine blocks in a coarse one."""
+"""Number of fine blocks in a coarse one."""
 
 ROLLUP_COLUMNS: Final = "chunk, step_min, step_max, ascending, coarse, fine, seal, coarse_seal, fine_seal"
 """Columns of the table `sample`."""
 
 _CACHED: Final = 4
-"""Chunks of steps that are kept decoded: metrics of a process were folded together, so they share them."""
+"""Number of segments of steps that stay decoded. Metrics of a process are flushed together, so they share these segments."""
 
 SegmentKey = tuple[int, int]
-"""(series, order within the series) of a full chunk of numbers without samples."""
+"""(series, order in the series) of a full segment of numbers without rollups."""
 
 
 @dataclass(frozen=True)
 class _Full:
-    """A full chunk that has samples. `steps`: the lowest and the highest, if all points have one."""
+    """A full segment with rollups.
 
-    segment: int
+    Attributes:
+        row: Row of the segment.
+        seq: Order in the series.
+        n: Number of points.
+        times: Earliest and latest time.
+        steps: Lowest and highest step if every point has one, or None.
+        ascending: Whether steps never fall.
+    """
+
+    row: int
     seq: int
     n: int
     times: tuple[int, int]
@@ -64,11 +73,11 @@ class _Full:
 
 
 class _UnorderedError(Exception):
-    """Steps are not in the order of time, or not plain: only points can say."""
+    """Steps are not in the order of time, or not integers: only points can answer."""
 
 
 def find_missing_rollups(connection: sqlite3.Connection) -> list[SegmentKey]:
-    """Full chunks of numbers without samples, as older versions and kills leave them."""
+    """Return full segments of numbers without rollups. Older versions and kills leave them."""
     rows = connection.execute(
         "SELECT chunk.series, chunk.seq FROM chunk LEFT JOIN sample ON sample.chunk = chunk.id"
         " WHERE chunk.n >= ? AND sample.chunk IS NULL ORDER BY chunk.series, chunk.seq",
@@ -77,11 +86,11 @@ def find_missing_rollups(connection: sqlite3.Connection) -> list[SegmentKey]:
     return [(series, seq) for series, seq in rows]
 
 
-def build_rollups(connection: sqlite3.Connection, wanted: Sequence[SegmentKey]) -> list[tuple[object, ...]]:
-    """Rows for the table `sample`, of those chunks that are still there; writes nothing."""
-    found: list[tuple[object, ...]] = []
+def build_rollups(connection: sqlite3.Connection, keys: Sequence[SegmentKey]) -> list[tuple[object, ...]]:
+    """Build rows for the table `sample`, for those segments that still exist; writes nothing."""
+    rows: list[tuple[object, ...]] = []
     steps: _Steps | None = None
-    for series, seq in wanted:
+    for series, seq in keys:
         row = connection.execute(
             f"SELECT id, {SEGMENT_COLUMNS} FROM chunk WHERE series = ? AND seq = ?", (series, seq)
         ).fetchone()
@@ -93,27 +102,24 @@ def build_rollups(connection: sqlite3.Connection, wanted: Sequence[SegmentKey]) 
             steps = _Steps(connection, (), process)
         try:
             logged, stepped = steps.at(points.times)
-            known = bool(stepped.all())
+            has_steps = bool(stepped.all())
         except _UnorderedError:
-            known = False
-        fine = Blocks.of(points.times, points.floats(), logged if known else None, BLOCK_POINTS)
+            has_steps = False
+        fine = Blocks.of(points.times, points.floats(), logged if has_steps else None, BLOCK_POINTS)
         coarse = fine.joined(np.arange(0, len(fine), _JOINED))
-        about = (
-            int(logged.min()) if known else None,
-            int(logged.max()) if known else None,
-            int(known and bool(np.all(logged[1:] >= logged[:-1]))),
+        summary = (
+            int(logged.min()) if has_steps else None,
+            int(logged.max()) if has_steps else None,
+            int(has_steps and bool(np.all(logged[1:] >= logged[:-1]))),
         )
         blobs = coarse.encode().tobytes(), compress_words(fine.encode())
-        seal = checksum(row[0], series, seq, row[-1], *about)
-        found.append((row[0], *about, *blobs, seal, *(checksum(row[0], blob) for blob in blobs)))
-    return found
+        seal = checksum(row[0], series, seq, row[-1], *summary)
+        rows.append((row[0], *summary, *blobs, seal, *(checksum(row[0], blob) for blob in blobs)))
+    return rows
 
 
 def insert_rollups(connection: sqlite3.Connection, rows: Sequence[tuple[object, ...]]) -> None:
-    """Write what `build_rollups` made; inside the caller's transaction.
-
-    A chunk that has been removed meanwhile is passed over.
-    """
+    """Write the result of `build_rollups`, except for segments removed meanwhile; inside the caller's transaction."""
     connection.executemany(
         f"INSERT OR REPLACE INTO sample ({ROLLUP_COLUMNS}) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE EXISTS (SELECT 1 FROM chunk WHERE id = ?1)",
         rows,
@@ -130,10 +136,10 @@ def read_thinned(
     blocks: int,
     gaps: Mapping[int, NDArray[np.int64]],
 ) -> list[Thinned] | None:
-    """What `Store.thin` returns, of these series with these gaps.
+    """Read series as `Store.thin` does, with these gaps.
 
     Raises:
-        TooManyPointsError: More points than the selection's limit would be looked at.
+        TooManyPointsError: The read needs more points than the limit of the selection.
     """
     for row in rows:
         selection.check()
@@ -143,12 +149,12 @@ def read_thinned(
         return None
     thinner = _Thinner(connection, snapshots, window, blocks, selection.limit - sum(map(len, gaps.values())))
     try:
-        found: list[Thinned] = []
+        thinned: list[Thinned] = []
         for row in rows:
             selection.check()
             with skip_damaged(connection, selection.damaged):
-                found += [replace(one, gaps=gaps.get(row[0], NO_GAPS)) for one in thinner.series(row)]
-        return found
+                thinned += [replace(piece, gaps=gaps.get(row[0], NO_GAPS)) for piece in thinner.series(row)]
+        return thinned
     except _UnorderedError:
         return None
 
@@ -165,124 +171,132 @@ class _Thinner:
         limit: int,
     ) -> None:
         self._connection = connection
-        self._layers = snapshots
+        self._snapshots = snapshots
         self._window = window
         self._blocks = blocks
         self._limit = limit
-        self._looked_at = 0
+        self._read_points = 0
         self._steps: _Steps | None = None
 
     def series(self, row: SeriesRow) -> Iterator[Thinned]:
-        """A series, if it has any points that are wanted."""
+        """Read a series; yields nothing if no points are selected."""
         series, process, metric, kind, attributes, scope, unit = row
         steps = self._steps_of(series, process)
         if self._window.by_step and steps is None:
             return
         window = self._window if steps is not None else replace(self._window, begins={})
-        full, loose = self._select_segments(series, process, window)
-        points = self._read(series, loose, metric)
-        full, points = self._split_overlapping(series, full, points, metric)
+        full_segments, seqs = self._select_segments(series, process, window)
+        points = self._read(series, seqs, metric)
+        full_segments, points = self._split_overlapping(series, full_segments, points, metric)
         stepped: NDArray[np.int64] | None = None
         if steps is not None:
-            logged, known = steps.at(points.times)
-            mask = window.mask(process, points.times, logged, known)
+            logged, has_step = steps.at(points.times)
+            mask = window.mask(process, points.times, logged, has_step)
             points, stepped = points[mask], logged[mask]
         else:
             none = np.zeros(len(points), np.int64)
             points = points[window.mask(process, points.times, none, none.astype(np.bool_))]
-        about = (process, metric, parse_kind(kind), json.loads(attributes))
-        if not full:
+        identity = (process, metric, parse_kind(kind), json.loads(attributes))
+        if not full_segments:
             if len(points):
                 if stepped is None:
                     stepped = np.zeros(len(points), np.int64)
-                yield Thinned(*about, points, stepped, None, scope, unit)
+                yield Thinned(*identity, points, stepped, None, scope, unit)
             return
-        yield Thinned(*about, None, None, self._join(series, full, points, stepped), scope, unit)
+        yield Thinned(*identity, None, None, self._join(series, full_segments, points, stepped), scope, unit)
 
     def _steps_of(self, series: int, process: str) -> "_Steps | None":
-        """The steps of a series' process, if they matter and there are any."""
+        """Return the steps of a series' process, if they are needed and there are any."""
         if not self._window.needs_steps(process):
             return None
         row = _process_of(self._connection, series)
         if self._steps is None or self._steps.process != row:
-            self._steps = _Steps(self._connection, self._layers, row)
+            self._steps = _Steps(self._connection, self._snapshots, row)
         if self._steps.ambiguous:
             raise _UnorderedError
         return self._steps if self._steps.any() else None
 
     def _select_segments(self, series: int, process: str, window: PointRange) -> tuple[list[_Full], list[int]]:
-        """Full chunks that are wanted as a whole and lie apart; order numbers of those that must be looked into."""
+        """Return full segments to read as rollups, none overlapping, and the order numbers of segments to read as points."""
         full: list[_Full] = []
-        loose: list[int] = []
+        seqs: list[int] = []
         total = 0
         rows = self._connection.execute(
             "SELECT chunk.id, seq, n, t_min, t_max, sample.chunk, step_min, step_max, ascending, chunk.seal, sample.seal"
             " FROM chunk LEFT JOIN sample ON sample.chunk = chunk.id WHERE series = ? ORDER BY t_min",
             (series,),
         ).fetchall()
-        known = {span.seq: span for span in spans(self._connection, series)}
-        for segment, seq, n, t_min, t_max, sampled, step_min, step_max, ascending, segment_seal, seal in rows:
-            if known.pop(seq, None) != Span(seq, n, t_min, t_max):
-                raise DamagedError(f"chunk {seq} of series {series}: it is not where the index has it", series=series)
-            if sampled is not None:
-                about = (segment, series, seq, segment_seal, step_min, step_max, ascending)
-                verify(f"samples of chunk {seq} of series {series}", seal, *about, series=series)
+        listed_spans = {span.seq: span for span in spans(self._connection, series)}
+        for segment, seq, n, t_min, t_max, rollup, step_min, step_max, ascending, segment_seal, seal in rows:
+            if listed_spans.pop(seq, None) != Span(seq, n, t_min, t_max):
+                raise DamagedError(f"segment {seq} of series {series}: its row does not match the index", series=series)
+            if rollup is not None:
+                sealed = (segment, series, seq, segment_seal, step_min, step_max, ascending)
+                verify(f"rollups of segment {seq} of series {series}", seal, *sealed, series=series)
             steps = None if step_min is None else (step_min, step_max)
-            taken = window.takes(process, (t_min, t_max), steps)
-            if taken is False:
+            is_selected = window.takes(process, (t_min, t_max), steps)
+            if is_selected is False:
                 continue
-            if not taken or sampled is None:
-                loose.append(seq)
+            if not is_selected or rollup is None:
+                seqs.append(seq)
                 continue
-            one = _Full(segment, seq, n, (t_min, t_max), steps, bool(ascending))
+            candidate = _Full(segment, seq, n, (t_min, t_max), steps, bool(ascending))
             total += n
             while full and full[-1].times[1] >= t_min:
-                # Of two that overlap, the one that is longer in time is looked into: few points of it are far from the others.
-                longer = max(full[-1], one, key=_duration)
-                loose.append(longer.seq)
-                if longer is one:
+                # If two overlap, read the points of the one with the longer duration: most overlaps come from few late points.
+                longer = max(full[-1], candidate, key=_duration)
+                seqs.append(longer.seq)
+                if longer is candidate:
                     break
                 full.pop()
             else:
-                full.append(one)
-        if known:
-            raise DamagedError(f"chunks of series {series}: some are missing", series=series)
+                full.append(candidate)
+        if listed_spans:
+            raise DamagedError(f"segments of series {series}: some are missing", series=series)
         if total < self._blocks * BLOCK_POINTS:
-            return [], loose + [one.seq for one in full]
-        return full, loose
+            return [], seqs + [candidate.seq for candidate in full]
+        return full, seqs
 
     def _split_overlapping(
         self, series: int, full: Sequence[_Full], points: Points, metric: str
     ) -> tuple[list[_Full], Points]:
-        """Those full chunks between whose times there are no points, and the points with those of the others."""
-        apart: list[_Full] = []
-        mixed: list[_Full] = []
-        for one in full:
-            first, last = np.searchsorted(points.times, [one.times[0], one.times[1] + 1])
-            (mixed if last > first else apart).append(one)
-        if mixed:
-            stored = self._read(series, [one.seq for one in mixed], metric, buffers=False)
-            points = Points.concat([stored, points]).distinct()
-        return apart, points
+        """Split off full segments with points between their times.
 
-    def _read(self, series: int, seqs: Sequence[int], metric: str, *, buffers: bool = True) -> Points:
-        held = [snapshot.series[series] for snapshot in self._layers if series in snapshot.series] if buffers else []
-        asked = {*seqs}
-        wanted = [span for span in spans(self._connection, series) if span.seq in asked]
-        self._looked_at += sum(span.n for span in wanted) + sum(buffer.n for buffer in held)
-        check_limit(self._looked_at, self._limit, [metric])
-        parts = [decode_segment(segment) for segment in find_segments(self._connection, series, wanted)]
-        parts += [part for buffer in held for part in buffer.parts if isinstance(part, Points)]
+        Returns:
+            The other full segments, and the points together with those of the segments that were split off.
+        """
+        separate: list[_Full] = []
+        mixed: list[_Full] = []
+        for segment in full:
+            first, last = np.searchsorted(points.times, [segment.times[0], segment.times[1] + 1])
+            (mixed if last > first else separate).append(segment)
+        if mixed:
+            stored = self._read(series, [segment.seq for segment in mixed], metric, include_memory=False)
+            points = Points.concat([stored, points]).distinct()
+        return separate, points
+
+    def _read(self, series: int, seqs: Sequence[int], metric: str, *, include_memory: bool = True) -> Points:
+        memory = (
+            [snapshot.series[series] for snapshot in self._snapshots if series in snapshot.series]
+            if include_memory
+            else []
+        )
+        wanted_seqs = {*seqs}
+        selected = [span for span in spans(self._connection, series) if span.seq in wanted_seqs]
+        self._read_points += sum(span.n for span in selected) + sum(series_buffer.n for series_buffer in memory)
+        check_limit(self._read_points, self._limit, [metric])
+        parts = [decode_segment(segment) for segment in find_segments(self._connection, series, selected)]
+        parts += [part for series_buffer in memory for part in series_buffer.parts if isinstance(part, Points)]
         return Points.concat(parts).distinct()
 
     def _join(self, series: int, full: Sequence[_Full], points: Points, steps: NDArray[np.int64] | None) -> Blocks:
-        """One sequence of blocks out of full chunks and the points between them."""
+        """Join full segments and the points between them to one sequence of blocks."""
         by_step = self._window.by_step
-        if by_step and not all(one.ascending for one in full):
+        if by_step and not all(segment.ascending for segment in full):
             raise _UnorderedError
-        coarse = sum(one.n for one in full) >= self._blocks * BLOCK_POINTS * _JOINED
-        parts = [_read_blocks(self._connection, series, [one.segment for one in full], coarse=coarse)]
-        edges = np.searchsorted(points.times, [one.times[0] for one in full])
+        coarse = sum(segment.n for segment in full) >= self._blocks * BLOCK_POINTS * _JOINED
+        parts = [_read_blocks(self._connection, series, [segment.row for segment in full], coarse=coarse)]
+        edges = np.searchsorted(points.times, [segment.times[0] for segment in full])
         size = BLOCK_POINTS * (_JOINED if coarse else 1)
         for index in np.split(np.arange(len(points)), edges):
             if len(index):
@@ -299,10 +313,10 @@ class _Thinner:
 
 
 class _Steps:
-    """The steps of one process, in memory and in chunks. For one snapshot and one thread.
+    """The steps of one process, in memory and in segments. For one snapshot and one thread.
 
     Attributes:
-        ambiguous: Several series say what step it is.
+        ambiguous: Whether several series contain steps.
     """
 
     def __init__(self, connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot], process: int) -> None:
@@ -319,24 +333,24 @@ class _Steps:
         parts: list[Points] = []
         if self._series is not None:
             self._spans = {span.seq: span for span in spans(connection, self._series)}
-            held = [snapshot.series[self._series] for snapshot in snapshots if self._series in snapshot.series]
-            parts = [part for buffer in held for part in buffer.parts if isinstance(part, Points)]
-        self._memtable = Points.concat(parts).distinct()
+            memory = [snapshot.series[self._series] for snapshot in snapshots if self._series in snapshot.series]
+            parts = [part for buffer in memory for part in buffer.parts if isinstance(part, Points)]
+        self._in_memory = Points.concat(parts).distinct()
 
     def any(self) -> bool:
-        """Whether there are any steps."""
-        return bool(self._spans) or len(self._memtable) > 0
+        """Return whether there are any steps."""
+        return bool(self._spans) or len(self._in_memory) > 0
 
     def at(self, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """See `steps_at`; `times` ascend. Raises _UnorderedError: there are steps that are no integers."""
+        """Return the steps at ascending times, see `steps_at`. Raises _UnorderedError if some steps are not integers."""
         parts: list[Points] = []
         for span in self._spans.values():
             index = int(np.searchsorted(times, span.t_min))
             if index < len(times) and times[index] <= span.t_max:
                 parts.append(self._segment(span))
         if len(times):
-            first, last = np.searchsorted(self._memtable.times, [times[0], times[-1] + 1])
-            parts.append(self._memtable[first:last])
+            first, last = np.searchsorted(self._in_memory.times, [times[0], times[-1] + 1])
+            parts.append(self._in_memory[first:last])
         steps = Points.concat(parts).distinct()
         if not steps.integers.all():
             raise _UnorderedError
@@ -353,19 +367,19 @@ class _Steps:
         return points
 
 
-def _read_blocks(connection: sqlite3.Connection, series: int, wanted: Sequence[int], *, coarse: bool) -> Blocks:
-    """The samples of some chunks of a series, not necessarily in their order."""
+def _read_blocks(connection: sqlite3.Connection, series: int, segments: Sequence[int], *, coarse: bool) -> Blocks:
+    """Read the rollups of some segments of a series; the blocks may be in another order."""
     name = "coarse" if coarse else "fine"
     by_size: dict[int, list[bytes]] = defaultdict(list)
-    for segment in wanted:
+    for segment in segments:
         blob, seal = connection.execute(
             f"SELECT {name}, {name}_seal FROM sample WHERE chunk = ?", (segment,)
         ).fetchone()
-        verify(f"samples of series {series}", seal, segment, blob, series=series)
+        verify(f"rollups of series {series}", seal, segment, blob, series=series)
         if not coarse:
             blob = decompress_words(blob)
         by_size[len(blob)].append(blob)
-    # Nearly always they are all of one size, and this is one look at many.
+    # Nearly always all have the same size, and one call decodes all of them.
     return Blocks.concat(
         Blocks.decode(np.frombuffer(b"".join(blobs), "<i8").reshape(len(blobs), Blocks.ROWS, -1))
         for blobs in by_size.values()
@@ -373,10 +387,10 @@ def _read_blocks(connection: sqlite3.Connection, series: int, wanted: Sequence[i
 
 
 def _has_rollups(connection: sqlite3.Connection, series: int) -> bool:
-    found = connection.execute(
+    result = connection.execute(
         "SELECT EXISTS (SELECT 1 FROM chunk JOIN sample ON sample.chunk = chunk.id WHERE series = ?)", (series,)
     )
-    return bool(found.fetchone()[0])
+    return bool(result.fetchone()[0])
 
 
 def _process_of(connection: sqlite3.Connection, series: int) -> int:

@@ -1,4 +1,4 @@
-"""Reading points: chunks from the file, heads from memory, joined into one series."""
+"""Reading points: segments from the file and buffers from memory, joined to one series."""
 
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -22,18 +22,18 @@ _AFTER_LAST_TIME: Final = (1 << 63) - 1
 def _find_segments_between(
     connection: sqlite3.Connection, series: int, start: int | None, stop: int | None
 ) -> Iterator[Segment]:
-    """The chunks of a series that may hold points with start <= time < stop, in order of arrival.
+    """Read the segments of a series that may contain points with start <= time < stop, in order of arrival.
 
     Raises:
-        DamagedError: One is damaged, or missing.
+        DamagedError: A segment is damaged or missing.
     """
     low, high = _bounds(start, stop)
-    wanted = [span for span in spans(connection, series) if span.t_max >= low and span.t_min < high]
-    return find_segments(connection, series, wanted)
+    selected = [span for span in spans(connection, series) if span.t_max >= low and span.t_min < high]
+    return find_segments(connection, series, selected)
 
 
 def segment_points(segment: Segment) -> Column:
-    """The points of a chunk of any kind; errors as for `decode_segment`."""
+    """Decode a segment of any kind; errors as for `decode_segment`."""
     return decode_blobs(segment) if segment.kind == _BLOBS else decode_segment(segment)
 
 
@@ -46,7 +46,7 @@ def read_points(
     *,
     numeric: bool = True,
 ) -> Column:
-    """The points of a series with start <= time < stop, by time, each time once."""
+    """Read the points of a series with start <= time < stop, by distinct ascending time."""
     parts = [segment_points(segment) for segment in _find_segments_between(connection, series, start, stop)]
     for snapshot in snapshots:
         if series in snapshot.series:
@@ -66,7 +66,7 @@ def count_points(
     start: int | None = None,
     stop: int | None = None,
 ) -> int:
-    """How many points `read_points` has to look at: no fewer than it returns. Raises DamagedError."""
+    """Return how many points `read_points` has to look at, which is at least the number of its result. Raises DamagedError."""
     low, high = _bounds(start, stop)
     stored = sum(span.n for span in spans(connection, series) if span.t_max >= low and span.t_min < high)
     return stored + sum(snapshot.series[series].n for snapshot in snapshots if series in snapshot.series)
@@ -78,13 +78,16 @@ def read_at(
     series: int,
     times: NDArray[np.int64],
 ) -> Points:
-    """Points of a series of numbers, by time, that include all of those at `times` (ascending); decodes no chunk without one."""
-    wanted = []
+    """Read points of a series of numbers, by time, including all points at `times` (ascending).
+
+    Segments without any of these times are not decoded.
+    """
+    selected = []
     for span in spans(connection, series):
         index = int(np.searchsorted(times, span.t_min))
         if index < len(times) and times[index] <= span.t_max:
-            wanted.append(span)
-    parts = [decode_segment(segment) for segment in find_segments(connection, series, wanted)]
+            selected.append(span)
+    parts = [decode_segment(segment) for segment in find_segments(connection, series, selected)]
     for snapshot in snapshots:
         if series in snapshot.series:
             parts.extend(part for part in snapshot.series[series].parts if isinstance(part, Points))
@@ -92,7 +95,7 @@ def read_at(
 
 
 def _bounds(start: int | None, stop: int | None) -> tuple[int, int]:
-    """A range of times that SQLite's integers can hold; every stored time is inside the default."""
+    """Return a range of times that fits SQLite's integers. The default includes every stored time."""
     low = _FIRST_TIME if start is None else min(max(start, _FIRST_TIME), _AFTER_LAST_TIME)
     high = _AFTER_LAST_TIME if stop is None else min(max(stop, _FIRST_TIME), _AFTER_LAST_TIME)
     return low, high

@@ -1,4 +1,4 @@
-"""Rows of chunks: written with their seal, checked when they are read, and the list of those that a series has."""
+"""Rows of segments: sealed when they are written, verified when they are read, and the list of a series' segments."""
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,12 +21,12 @@ __all__ = [
 ]
 
 SEGMENT_COLUMNS: Final = "series, seq, n, t_min, t_max, kind, times, words, integers, seal"
-"""Columns that `parse_segment` takes."""
+"""Columns that `parse_segment` expects."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Which points a chunk has: `n` of them between two times, ends included."""
+    """The range of a segment: `n` points between two times, inclusive."""
 
     seq: int
     n: int
@@ -35,51 +35,53 @@ class Span:
 
 
 def parse_segment(row: Sequence[object]) -> Segment:
-    """A chunk from the columns `SEGMENT_COLUMNS`.
+    """Create a segment from the columns `SEGMENT_COLUMNS`.
 
     Raises:
-        DamagedError: It is not as it was written.
+        DamagedError: The row has changed since it was written.
     """
     series, seq, *columns, seal = row
     number = series if isinstance(series, int) else None
-    verify(f"chunk {seq} of series {series}", seal, series, seq, *columns, series=number)  # type: ignore[arg-type]
+    verify(f"segment {seq} of series {series}", seal, series, seq, *columns, series=number)  # type: ignore[arg-type]
     n, t_min, t_max, kind, times, words, integers = columns
     return Segment(n, t_min, t_max, kind, times, words, integers, number)  # type: ignore[arg-type]
 
 
 def find_segment(connection: sqlite3.Connection, series: int, seq: int) -> Segment | None:
-    """One chunk, if it is there. Raises DamagedError."""
+    """Read one segment; None if it does not exist. Raises DamagedError."""
     row = connection.execute(
         f"SELECT {SEGMENT_COLUMNS} FROM chunk WHERE series = ? AND seq = ?", (series, seq)
     ).fetchone()
     return None if row is None else parse_segment(row)
 
 
-def find_segments(connection: sqlite3.Connection, series: int, wanted: Sequence[Span]) -> Iterator[Segment]:
-    """Some of `spans`, in their order.
+def find_segments(connection: sqlite3.Connection, series: int, selected: Sequence[Span]) -> Iterator[Segment]:
+    """Read the segments of some `spans`, in their order.
 
     Raises:
-        DamagedError: One is not as it was written, or is not there.
+        DamagedError: A segment has changed since it was written, or is missing.
     """
-    if not wanted:
+    if not selected:
         return
-    first, last = wanted[0].seq, wanted[-1].seq
-    run: Iterator[Segment | None] = (find_segment(connection, series, span.seq) for span in wanted)
-    if last - first + 1 == len(wanted):
+    first, last = selected[0].seq, selected[-1].seq
+    segments: Iterator[Segment | None] = (find_segment(connection, series, span.seq) for span in selected)
+    if last - first + 1 == len(selected):
         rows = connection.execute(
             f"SELECT {SEGMENT_COLUMNS} FROM chunk WHERE series = ? AND seq BETWEEN ? AND ? ORDER BY seq",
             (series, first, last),
         )
-        run = map(parse_segment, rows)
-    for span in wanted:
-        segment = next(run, None)
+        segments = map(parse_segment, rows)
+    for span in selected:
+        segment = next(segments, None)
         if segment is None or (segment.n, segment.t_min, segment.t_max) != (span.n, span.t_min, span.t_max):
-            raise DamagedError(f"chunk {span.seq} of series {series}: it is not where the index has it", series=series)
+            raise DamagedError(
+                f"segment {span.seq} of series {series}: its row does not match the index", series=series
+            )
         yield segment
 
 
 def insert_segments(connection: sqlite3.Connection, rows: Iterable[tuple[int, int, Segment]]) -> None:
-    """Write chunks, each with its series and its order number in it; inside the caller's transaction."""
+    """Write segments, each with its series and its order number there; inside the caller's transaction."""
     columns = [(series, seq, c.n, c.t_min, c.t_max, c.kind, c.times, c.words, c.integers) for series, seq, c in rows]
     connection.executemany(
         f"INSERT INTO chunk ({SEGMENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -88,27 +90,27 @@ def insert_segments(connection: sqlite3.Connection, rows: Iterable[tuple[int, in
 
 
 def spans(connection: sqlite3.Connection, series: int, *, strict: bool = True) -> list[Span]:
-    """The chunks of a series, in order of arrival, off the index.
+    """Read the list of a series' segments from the index, in order of arrival.
 
     Args:
-        connection: To read with.
-        series: Whose.
-        strict: Whether they must be those that were written; else they are what is there.
+        connection: Connection to read with.
+        series: Row of the series.
+        strict: Whether to verify that the list is the one that was written.
 
     Raises:
-        DamagedError: They are not.
+        DamagedError: The list is not the one that was written.
     """
     rows = connection.execute(
         "SELECT seq, n, t_min, t_max FROM chunk WHERE series = ? ORDER BY seq", (series,)
     ).fetchall()
     if strict:
-        known = connection.execute("SELECT directory FROM series WHERE id = ?", (series,)).fetchone()
-        if known is not None and known[0] is not None and known[0] != directory_of(rows):
-            raise DamagedError(f"series {series}: its list of chunks does not match their checksum", series=series)
+        directory = connection.execute("SELECT directory FROM series WHERE id = ?", (series,)).fetchone()
+        if directory is not None and directory[0] is not None and directory[0] != directory_of(rows):
+            raise DamagedError(f"series {series}: its list of segments does not match the checksum", series=series)
     return [Span(*row) for row in rows]
 
 
 def update_directory(connection: sqlite3.Connection, series: int) -> None:
-    """Write down which chunks a series has now; inside the caller's transaction."""
+    """Write the checksum of a series' present list of segments; inside the caller's transaction."""
     rows = connection.execute("SELECT seq, n, t_min, t_max FROM chunk WHERE series = ? ORDER BY seq", (series,))
     connection.execute("UPDATE series SET directory = ? WHERE id = ?", (directory_of(rows), series))

@@ -1,7 +1,7 @@
-"""The codec of chunks: points of one series as compressed bytes.
+"""The codec of segments: points of one series as compressed bytes.
 
-Times are differences, and both times and values are stored byte plane by byte plane (all first bytes, all second bytes,
-...), which is what lets a general compressor see the slowly changing exponents and the even spacing; then zstd.
+Times are stored as differences. Times and values are stored byte plane by byte plane (all first bytes, all second bytes, ...), and
+then compressed with zstd. The planes of exponents and of even spacing change slowly, so they compress well.
 Measured on a loss curve with jittered times: 2.3 + 6.9 bytes a point, 2.3 + 3.2 if the values came from float32.
 """
 
@@ -29,10 +29,10 @@ __all__ = [
 ]
 
 SEGMENT_POINTS: Final = 65_536
-"""Points in one chunk, at most: half a MiB of words, decoded in about a millisecond."""
+"""Maximum number of points in one segment: half a MiB of words, decoded in about a millisecond."""
 
 SEGMENT_BLOBS: Final = 1024
-"""Distributions in one chunk, at most: some hundred bytes each."""
+"""Maximum number of distributions in one segment: some hundred bytes each."""
 
 _FLOATS, _INTEGERS, _MIXED, _BLOBS = 0, 1, 2, 3
 _LEVEL: Final = 1
@@ -42,17 +42,17 @@ _MAX_BLOBS: Final = 1 << 30
 
 @dataclass(frozen=True)
 class Segment:
-    """A row of the chunk table.
+    """A compressed block of points of one series: a row of the table `chunk`.
 
     Attributes:
-        n: Points inside.
-        t_min: Earliest time, nanoseconds since the Unix epoch.
+        n: Number of points.
+        t_min: Earliest time, in nanoseconds since the Unix epoch.
         t_max: Latest time.
-        kind: 0 all float64, 1 all int64, 2 mixed, 3 distributions.
-        times: Compressed.
-        words: Compressed; of distributions the length of each as uint32, then all of them.
-        integers: Compressed bit mask of which words are int64, or empty unless mixed.
-        series: Whose it is, if it was read from the table.
+        kind: 0 for float64 only, 1 for int64 only, 2 for both, 3 for distributions.
+        times: Compressed differences of times.
+        words: Compressed words; for distributions the length of each as uint32, then all bytes.
+        integers: Compressed bit mask that is set where a word is an int64; empty unless there are both.
+        series: Row of the series, if the segment was read from the table.
     """
 
     n: int
@@ -66,17 +66,17 @@ class Segment:
 
     @property
     def is_full(self) -> bool:
-        """Whether it has as many numbers as a chunk takes: it will never change."""
+        """Whether it has the maximum number of points, so that it never changes."""
         return self.kind != _BLOBS and self.n >= SEGMENT_POINTS
 
 
 def segment_capacity(points: Column) -> int:
-    """How many points of this kind a chunk takes."""
+    """Return the maximum number of points of this type in a segment."""
     return SEGMENT_BLOBS if isinstance(points, Blobs) else SEGMENT_POINTS
 
 
 def encode_segment(points: Column) -> Segment:
-    """Encode 1 to `segment_capacity` points, which must be by ascending time."""
+    """Encode points by ascending time, from 1 to `segment_capacity`."""
     kind, words, integers = _BLOBS, b"", b""
     if isinstance(points, Blobs):
         lengths = np.array([len(blob) for blob in points.blobs], "<u4")
@@ -99,10 +99,10 @@ def encode_segment(points: Column) -> Segment:
 
 
 def decode_segment(segment: Segment) -> Points:
-    """The numbers of a chunk, bit for bit.
+    """Decode a segment of numbers, bit for bit.
 
     Raises:
-        DamagedError: The bytes are not such a chunk.
+        DamagedError: The bytes are not a segment of numbers.
     """
     with _about(segment):
         words = _decompress(segment.words, segment.n)
@@ -115,13 +115,13 @@ def decode_segment(segment: Segment) -> Points:
 
 
 def decode_blobs(segment: Segment) -> Blobs:
-    """The distributions of a chunk; errors as for `decode_segment`."""
+    """Decode a segment of distributions; errors as for `decode_segment`."""
     with _about(segment):
         packed = _inflate(segment.words, None)
         lengths = np.frombuffer(packed[: 4 * segment.n], "<u4")
         ends = np.cumsum(lengths, dtype=np.int64) + 4 * segment.n
         if len(lengths) != segment.n or ends[-1] != len(packed):
-            raise DamagedError("a chunk: lengths")
+            raise DamagedError("a segment: lengths")
         starts = ends - lengths
         pairs = zip(starts.tolist(), ends.tolist(), strict=True)
         return Blobs.of(_times(segment), [packed[start:end] for start, end in pairs])
@@ -130,13 +130,13 @@ def decode_blobs(segment: Segment) -> Blobs:
 def _times(segment: Segment) -> NDArray[np.int64]:
     times: NDArray[np.int64] = np.cumsum(_decompress(segment.times, segment.n)) + segment.t_min
     if len(times) and times[-1] != segment.t_max:
-        raise DamagedError("a chunk: its last time")
+        raise DamagedError("a segment: its last time")
     return times
 
 
 @contextmanager
 def _about(segment: Segment) -> Iterator[None]:
-    """Say in errors whose chunk it is."""
+    """Add the series of a segment to errors."""
     try:
         yield
     except DamagedError as error:
@@ -144,15 +144,15 @@ def _about(segment: Segment) -> Iterator[None]:
 
 
 def compress_words(words: NDArray[np.int64]) -> bytes:
-    """Words of any shape, in C order, byte plane by byte plane."""
+    """Compress words of any shape, in C order, byte plane by byte plane."""
     return _compress(words.reshape(-1))
 
 
 def decompress_words(blob: bytes) -> bytes:
-    """The bytes of what `compress_words` was given; errors as for `decode_segment`."""
+    """Return the bytes that were given to `compress_words`; errors as for `decode_segment`."""
     planes = np.frombuffer(_inflate(blob, None), np.uint8)
     if len(planes) % 8:
-        raise DamagedError("samples: length")
+        raise DamagedError("rollups: length")
     return planes.reshape(8, -1).T.tobytes()
 
 
@@ -165,17 +165,17 @@ def _decompress(blob: bytes, n: int) -> NDArray[np.int64]:
     planes = np.frombuffer(_inflate(blob, 8 * n), np.uint8).reshape(8, n)
     rows = np.zeros((n, 8), np.uint8)
     for index, plane in enumerate(planes):
-        if plane.any():  # most are all zero: high bytes of differences, low bytes of what was float32
+        if plane.any():  # most are zero: high bytes of differences, low bytes of values that were float32
             rows[:, index] = plane
     return rows.view("<i8").reshape(n).astype(np.int64, copy=False)
 
 
 def _inflate(blob: bytes, size: int | None) -> bytes:
-    """Decompress to exactly `size` bytes. The claimed size is checked first: damage must not allocate gigabytes."""
+    """Decompress to exactly `size` bytes. The size in the frame is checked before: damage must not allocate gigabytes."""
     try:
         claimed = zstandard.frame_content_size(blob)
         if claimed == size or (size is None and 0 <= claimed <= _MAX_BLOBS):
             return zstandard.decompress(blob)
     except zstandard.ZstdError as error:
-        raise DamagedError(f"a chunk: {error}") from None
-    raise DamagedError(f"a chunk: expected {size} bytes")
+        raise DamagedError(f"a segment: {error}") from None
+    raise DamagedError(f"a segment: expected {size} bytes")

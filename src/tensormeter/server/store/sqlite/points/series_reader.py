@@ -1,4 +1,4 @@
-"""Reading the points of some metrics of a run, within a bound."""
+"""Reading the points of some metrics of a run, within a limit."""
 
 import json
 import sqlite3
@@ -27,32 +27,35 @@ SeriesRow = tuple[int, str, str, str, str, str, str]
 
 
 def find_series(connection: sqlite3.Connection, run: int, selection: Selection) -> list[SeriesRow]:
-    """The selected series of a run, by metric, process and attributes."""
+    """Return the selected series of a run, by metric, process and attributes."""
     rows = connection.execute(
         f"SELECT {SERIES.selection}, process.process FROM process JOIN series ON series.process = process.id"
         f" WHERE run = ? AND metric IN ({', '.join('?' * len(selection.metrics))}) AND process.process = ifnull(?, process.process)"
         " ORDER BY metric, process.process, attributes, kind, scope",
         (run, *selection.metrics, selection.process),
     ).fetchall()
-    found: list[SeriesRow] = []
-    known: set[int] = set()
+    selected: list[SeriesRow] = []
+    verified: set[int] = set()
     for *row, process in rows:
-        series, number, metric, kind, scope, attributes, unit, *_ = row
+        series, process_id, metric, kind, scope, attributes, unit, *_ = row
         with skip_damaged(connection, selection.damaged):
             SERIES.verify(row, f"the row of series {series}", series=series)
-            if number not in known:
-                about = connection.execute(
-                    f"SELECT {PROCESS.selection} FROM process WHERE id = ?", (number,)
+            if process_id not in verified:
+                process_row = connection.execute(
+                    f"SELECT {PROCESS.selection} FROM process WHERE id = ?", (process_id,)
                 ).fetchone()
-                PROCESS.verify(about, f"the row of process {process!r} of run {run}")
-                known.add(number)
+                PROCESS.verify(process_row, f"the row of process {process!r} of run {run}")
+                verified.add(process_id)
             if parse_kind(kind).numeric == selection.numeric:
-                found.append((series, process, metric, kind, attributes, scope, unit))
-    return found
+                selected.append((series, process, metric, kind, attributes, scope, unit))
+    return selected
 
 
 def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, ProcessAttempt], int]:
-    """The attempts of a run's processes, none if all are of attempt 1; and the journal row that last changed where one begins."""
+    """Return the attempts of a run's processes, and the journal row that last changed the beginning of one.
+
+    There are no attempts in the result if all processes are of attempt 1.
+    """
     if connection.execute("SELECT max(attempt) FROM process WHERE run = ?", (run,)).fetchone()[0] in (None, 1):
         return {}, 0
     rows = connection.execute(
@@ -75,10 +78,10 @@ def read_series(
     rows: Sequence[SeriesRow],
     selection: Selection,
 ) -> list[Series]:
-    """The selected points of these series, whenever they arrived.
+    """Read the selected points of these series, regardless of their arrival.
 
     Raises:
-        TooManyPointsError: More than the selection's limit would be looked at.
+        TooManyPointsError: The read needs more points than the limit of the selection.
     """
     start, stop = selection.start, selection.stop
     total = 0
@@ -93,25 +96,25 @@ def read_series(
     if selection.gaps:
         gaps = read_gaps(connection, (row[0] for row in sound), start, stop, selection.limit - total)
         check_limit(total + sum(map(len, gaps.values())), selection.limit, {row[2] for row in rows})
-    found = []
+    result = []
     for row in sound:
         selection.check()
         with skip_damaged(connection, selection.damaged):
             points = read_points(connection, snapshots, row[0], start, stop, numeric=selection.numeric)
             if len(points):
-                found.append(replace(_series(row, points), gaps=gaps.get(row[0], NO_GAPS)))
-    return found
+                result.append(replace(_series(row, points), gaps=gaps.get(row[0], NO_GAPS)))
+    return result
 
 
 def new_series(rows: Sequence[SeriesRow], parts: Mapping[int, Sequence[Column]], selection: Selection) -> list[Series]:
-    """Series from points that have just arrived."""
+    """Create series from new points."""
     column = Points if selection.numeric else Blobs
-    found = []
+    result = []
     for row in rows:
         selection.check()
         if row[0] in parts:
-            found.append(_series(row, column.concat(parts[row[0]]).distinct()))  # type: ignore[arg-type]
-    return found
+            result.append(_series(row, column.concat(parts[row[0]]).distinct()))  # type: ignore[arg-type]
+    return result
 
 
 def _series(row: SeriesRow, points: Column) -> Series:

@@ -1,4 +1,4 @@
-"""Which step was logged at a time: the gauge `tensormeter.step` of the same process."""
+"""The step that was logged at a time: the gauge `tensormeter.step` of the same process."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -15,37 +15,37 @@ __all__ = ["StepLookup"]
 
 
 class StepLookup:
-    """Looks up single steps, first in memory, then in chunks. For one snapshot and one thread."""
+    """Looks up single steps, first in memory, then in segments. For one snapshot and one thread."""
 
     def __init__(self, connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot]) -> None:
         self._connection = connection
-        self._layers = snapshots
-        self._rows: dict[int, list[int]] = {}
+        self._snapshots = snapshots
+        self._series_rows: dict[int, list[int]] = {}
         self._memory: dict[int, Points] = {}
-        self._memtable: dict[int, list[int]] = {}
+        self._step_series: dict[int, list[int]] = {}
         for snapshot in snapshots:
             for series, buffer in snapshot.series.items():
                 if buffer.metric == STEP_METRIC:
-                    self._memtable.setdefault(buffer.process, []).append(series)
+                    self._step_series.setdefault(buffer.process, []).append(series)
 
     def at(self, process: int, time: int) -> int | None:
-        """The step at exactly this time, or None."""
+        """Return the step at exactly this time, or None."""
         times = np.array([time], np.int64)
-        found = _one(self._in_memory(process), times)
-        if found is None:
+        step = _one(self._in_memory(process), times)
+        if step is None:
             for series in self._series(process):
-                found = _one(read_at(self._connection, (), series, times), times)
-                if found is not None:
+                step = _one(read_at(self._connection, (), series, times), times)
+                if step is not None:
                     break
-        return found
+        return step
 
     def _in_memory(self, process: int) -> Points:
         points = self._memory.get(process)
         if points is None:
             parts = [
                 part
-                for snapshot in self._layers
-                for series in self._memtable.get(process, ())
+                for snapshot in self._snapshots
+                for series in self._step_series.get(process, ())
                 if series in snapshot.series
                 for part in snapshot.series[series].parts
                 if isinstance(part, Points)
@@ -54,15 +54,15 @@ class StepLookup:
         return points
 
     def _series(self, process: int) -> list[int]:
-        rows = self._rows.get(process)
+        rows = self._series_rows.get(process)
         if rows is None:
-            found = self._connection.execute(
+            result = self._connection.execute(
                 "SELECT id FROM series WHERE process = ? AND metric = ? AND kind = 'gauge'", (process, STEP_METRIC)
             )
-            rows = self._rows[process] = [row[0] for row in found]
+            rows = self._series_rows[process] = [row[0] for row in result]
         return rows
 
 
 def _one(steps: Points, times: NDArray[np.int64]) -> int | None:
-    found, stepped = steps_at(steps, times)
-    return int(found[0]) if stepped[0] else None
+    values, stepped = steps_at(steps, times)
+    return int(values[0]) if stepped[0] else None

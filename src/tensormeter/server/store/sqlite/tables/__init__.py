@@ -1,1 +1,1 @@
-"""Tables of the SQLite file: runs, series, events, and the log of commits."""
+"""Tables of the SQLite file: runs, series, events, and the commit log."""

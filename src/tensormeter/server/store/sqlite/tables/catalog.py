@@ -1,4 +1,4 @@
-"""The catalog: which runs, processes and series there are, and their row ids."""
+"""The catalog: row ids of runs, processes and series."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ _CACHED: Final = 200_000
 
 @dataclass(slots=True)
 class _Tombstone:
-    """When a run was deleted, the last journal row before that, and whether it has been started anew."""
+    """Time of a run's deletion, the last journal row before it, and whether the run has been started again."""
 
     time: int
     journal: int
@@ -38,7 +38,7 @@ class _Process:
 
 
 class Catalog:
-    """Finds or creates rows, and remembers what it found. One thread at a time, inside a transaction of `connection`.
+    """Finds or creates rows, and caches their ids. For one thread at a time, inside a transaction of `connection`.
 
     After a transaction that did not commit, call `forget`.
     """
@@ -51,10 +51,10 @@ class Catalog:
         self._known_tombstones: dict[tuple[str, str], _Tombstone] | None = None
 
     def forget(self, connection: sqlite3.Connection | None = None) -> None:
-        """Drop what is remembered: rows may be gone again. Never waits for the disk.
+        """Clear the cache, because rows may have disappeared. Never waits for the disk.
 
         Args:
-            connection: To use from now on; None: the same as before.
+            connection: Connection to use from now on; None for the present one.
         """
         self._processes.clear()
         self._series.clear()
@@ -71,72 +71,72 @@ class Catalog:
         starts: bool = False,
         points: bool = True,
     ) -> tuple[int, int] | None:
-        """The rows (run, process) of a source that has just sent something; None if its run was deleted.
+        """Return the rows (run, process) of a source that has just sent a request; None if its run was deleted.
 
         Args:
-            source: Who sent; the last name and resource sent stay.
-            times: The earliest and the latest time in what it sent.
-            received: Now.
-            starts: Whether it says that the run starts, which brings a deleted one back.
-            points: Whether it sent points.
+            source: Sender; its latest name and resource are kept.
+            times: Earliest and latest time in the request.
+            received: Present time.
+            starts: Whether the request starts the run, which restores a deleted one.
+            points: Whether the request contains points.
         """
         if self._is_deleted(source, times[0], starts=starts):
             return None
         time, newest = times
         key = (source.project, source.run_id, source.process)
-        known = self._processes.get(key)
-        if known is None or known.name != source.name:
+        cached = self._processes.get(key)
+        if cached is None or cached.name != source.name:
             run = self._connection.execute(
                 "INSERT INTO run (project, run_id, name, created, updated) VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET name = excluded.name RETURNING id",
                 (source.project, source.run_id, source.name, time, received),
             ).fetchone()[0]
         else:
-            run = known.run
+            run = cached.run
         self._connection.execute(
             "UPDATE run SET created = min(created, ?), updated = max(updated, ?), newest = max(newest, ?) WHERE id = ?",
-            # A sender's clock may be wrong by years: from then on the run would never be late.
+            # A sender's clock may be years ahead. Without this limit, the run would never be late again.
             (time, received, min(newest, received) if points else 0, run),
         )
-        if known is None or known.resource != source.resource:
+        if cached is None or cached.resource != source.resource:
             process = self._connection.execute(
                 "INSERT INTO process (run, process, resource, attempt) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET resource = excluded.resource, attempt = excluded.attempt RETURNING id",
                 (run, source.process, source.resource, source.attempt),
             ).fetchone()[0]
         else:
-            process = known.process
+            process = cached.process
         if len(self._processes) >= _CACHED:
             self._processes.clear()
         self._processes[key] = _Process(run, process, source.name, source.resource)
         return run, process
 
     def record_first_steps(self, arrivals: Iterable[Arrival], seq: int) -> None:
-        """Remember where processes of later attempts begin, and the journal row that said so."""
+        """Record the first steps of processes of later attempts, and the journal row that they came with."""
         for arrival in arrivals:
             source = arrival.source
             if source.attempt == 1 or arrival.metric != STEP_METRIC or not isinstance(arrival.points, Points):
                 continue
-            found = beginning(arrival.points)
-            if found is None:
+            first = beginning(arrival.points)
+            if first is None:
                 continue
             key = (source.project, source.run_id, source.process)
-            known = self._first_steps.get(key)
-            if known is None or found[0] < known[0] or found[1] < known[1]:
+            recorded = self._first_steps.get(key)
+            if recorded is None or first[0] < recorded[0] or first[1] < recorded[1]:
                 row = self._connection.execute(
                     "UPDATE process SET first_step = min(ifnull(first_step, ?1), ?1), began = min(ifnull(began, ?2), ?2),"
                     " began_seq = iif(first_step <= ?1 AND began <= ?2, began_seq, ?3) WHERE process = ?6"
                     " AND run = (SELECT id FROM run WHERE project = ?4 AND run_id = ?5) RETURNING first_step, began",
-                    (*found, seq, *key),
+                    (*first, seq, *key),
                 ).fetchone()
                 if row is not None:
                     self._first_steps[key] = row
 
     def series(self, run: int, process: int, arrival: Arrival) -> int | None:
-        """The row of a series, or None if the run has too many to get another."""
-        found = self._find_series(process, arrival)
-        if found is not None:
-            return found
+        """Return the row of a series, which is created if needed; None if the run has too many series."""
+        series = self._find_series(process, arrival)
+        if series is not None:
+            return series
         counted = self._connection.execute(
             "UPDATE run SET series = series + 1 WHERE id = ? AND series < ?",
             (run, limits.MAX_SERIES_PER_RUN),
@@ -151,10 +151,10 @@ class Catalog:
         return self._remember_series(process, arrival, created)
 
     def place(self, seq: int, arrivals: Iterable[Arrival], orphans: list[Arrival]) -> Iterable[SeriesPoints]:
-        """Arrivals of journal row `seq` at their rows: what a replay needs.
+        """Return the arrivals of journal row `seq` with their rows, for a replay.
 
-        Those of deleted runs, and of series that their run had no room for, are left out. Others whose rows are not there are
-        appended to `orphans`: the catalog is damaged.
+        Arrivals of deleted runs, and of series above the limit of their run, are left out. Other arrivals without rows are appended to
+        `orphans`: the catalog is damaged.
         """
         for arrival in arrivals:
             source = arrival.source
@@ -171,28 +171,28 @@ class Catalog:
                 if row is None:
                     orphans.append(arrival)
                     continue
-                # No name and resource: whatever is sent next is written to the rows.
+                # Without name and resource, so that the next request writes them to the rows.
                 self._processes[key] = _Process(row[0], row[1], "", "")
-            known = self._processes[key]
-            series = self._find_series(known.process, arrival)
+            process = self._processes[key]
+            series = self._find_series(process.process, arrival)
             if series is not None:
-                yield SeriesPoints(known.run, known.process, series, arrival.metric, arrival.points)
-            elif not self._is_full(known.run):
+                yield SeriesPoints(process.run, process.process, series, arrival.metric, arrival.points)
+            elif not self._is_full(process.run):
                 orphans.append(arrival)
 
     def _is_full(self, run: int) -> bool:
-        """Whether a run can have no more series."""
+        """Return whether a run can have no more series."""
         row = self._connection.execute("SELECT series FROM run WHERE id = ?", (run,)).fetchone()
         return row is not None and row[0] >= limits.MAX_SERIES_PER_RUN
 
     def delete(self, run: int, received: int, journal: int) -> None:
-        """Make a run unknown from now on; what it has is for others to remove."""
+        """Delete a run from the catalog; the caller removes its data later."""
         self._connection.execute(
             "INSERT INTO tombstone (project, run_id, time, journal) SELECT project, run_id, ?, ? FROM run WHERE id = ?"
             " ON CONFLICT DO UPDATE SET time = excluded.time, journal = excluded.journal, revived = 0",
             (received, journal, run),
         )
-        # Its id is free again; nobody can send this one, which is not an identifier.
+        # The id becomes free for a new run. The new id is not an identifier, so no sender can use it.
         self._connection.execute("UPDATE run SET deleted = ?, run_id = '/' || id WHERE id = ?", (received, run))
         self.forget()
 
@@ -207,7 +207,7 @@ class Catalog:
         tombstone = self._tombstones.get((source.project, source.run_id))
         if tombstone is None or tombstone.revived:
             return False
-        # Who knows nothing of tensormeter never says that a run starts.
+        # Senders that are not aware of tensormeter never send the start of a run.
         if time <= tombstone.time or not (starts or source.derived):
             return True
         tombstone.revived = True
@@ -238,12 +238,12 @@ def _key(process: int, arrival: Arrival) -> tuple[int, str, str, str, str]:
 
 
 def find_run(connection: sqlite3.Connection, run_id: str, project: str | None) -> int:
-    """The row of a run.
+    """Return the row of a run.
 
     Raises:
-        NotFoundError: There is none.
-        AmbiguousRunError: `project` is None and several projects have one.
-        DamagedError: Its row is damaged.
+        NotFoundError: No run has this id.
+        AmbiguousRunError: `project` is None and several projects have a run with this id.
+        DamagedError: The row is damaged.
     """
     rows = connection.execute(
         f"SELECT {RUN_TALLY.selection} FROM run WHERE run_id = ? AND project = ifnull(?, project) AND NOT deleted"

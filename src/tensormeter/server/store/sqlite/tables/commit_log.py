@@ -1,6 +1,6 @@
-"""The journal: requests that were accepted, and the ids by which a sender names them.
+"""The commit log (table `journal`): accepted requests with points, and the ids of stored batches (table `batch`).
 
-A request with points stays here, compressed, until its points are in chunks. Its id stays for good.
+A request stays here, compressed, until its points are in segments. Its id stays for good.
 """
 
 import sqlite3
@@ -27,17 +27,17 @@ __all__ = [
 
 
 def compress(payload: bytes) -> bytes:
-    """A payload as the journal keeps it."""
+    """Compress a payload for the commit log."""
     return zstandard.compress(payload, 1)
 
 
 def find_batch(connection: sqlite3.Connection, batch_id: str, content: bytes) -> Receipt | None:
-    """What was answered to the batch of this id, or None if it is new, or that cannot be read any more.
+    """Return the receipt of the batch with this id; None if it is new, or if its row is damaged.
 
-    Storing a batch again does no harm: what is there is not stored twice.
+    In that case the caller stores the batch again, which is safe: duplicates are skipped.
 
     Raises:
-        BatchConflictError: It had another content.
+        BatchConflictError: The batch had another content.
     """
     row = connection.execute("SELECT digest, rejected, message, seal FROM batch WHERE id = ?", (batch_id,)).fetchone()
     if row is None or not is_sound(row[3], batch_id, *row[:3]):
@@ -48,7 +48,7 @@ def find_batch(connection: sqlite3.Connection, batch_id: str, content: bytes) ->
 
 
 def record_batch(connection: sqlite3.Connection, batch_id: str, content: bytes, receipt: Receipt) -> None:
-    """Remember a batch for good."""
+    """Store the id and the receipt of a batch for good."""
     connection.execute(
         "INSERT OR REPLACE INTO batch (id, digest, received, rejected, message, seal) VALUES (?, ?, ?, ?, ?, ?)",
         (
@@ -59,7 +59,7 @@ def record_batch(connection: sqlite3.Connection, batch_id: str, content: bytes, 
 
 
 def append(connection: sqlite3.Connection, compressed: bytes) -> int:
-    """Add a compressed payload; returns its number, which is greater than all before."""
+    """Append a compressed payload and return its number, which is greater than all before."""
     seq = connection.execute(
         "INSERT INTO journal (payload, seal) VALUES (?, ?)", (compressed, checksum(compressed))
     ).lastrowid
@@ -68,18 +68,18 @@ def append(connection: sqlite3.Connection, compressed: bytes) -> int:
 
 
 def retire(connection: sqlite3.Connection, upto: int) -> None:
-    """Drop the payloads up to this number: their points are in chunks."""
+    """Delete the payloads up to this number, whose points are in segments."""
     connection.execute("DELETE FROM journal WHERE seq <= ?", (upto,))
 
 
 def is_flushed(connection: sqlite3.Connection, upto: int) -> bool:
-    """Whether every payload up to this number has been retired."""
+    """Return whether every payload up to this number has been retired."""
     row = connection.execute("SELECT EXISTS (SELECT 1 FROM journal WHERE seq <= ?)", (upto,)).fetchone()
     return not row[0]
 
 
 def flushed(connection: sqlite3.Connection) -> int:
-    """The last number of a payload before the first that is in no chunk yet."""
+    """Return the number before the first payload that is in no segment yet."""
     first = connection.execute("SELECT min(seq) FROM journal").fetchone()[0]
     if first is not None:
         return int(first) - 1
@@ -88,7 +88,7 @@ def flushed(connection: sqlite3.Connection) -> int:
 
 
 def replay(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes | DamagedError]]:
-    """Every payload that is in no chunk yet, in order: (number, payload, or why it cannot be had)."""
+    """Yield every payload that is in no segment yet, in order: (number, payload or the damage of it)."""
     expected = None
     for (seq,) in connection.execute("SELECT seq FROM journal ORDER BY seq").fetchall():
         if expected is not None and seq != expected:
@@ -108,22 +108,22 @@ def replay(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes | Damage
 
 
 def find_payload(connection: sqlite3.Connection, seq: int) -> bytes | None:
-    """A payload; None: there is none of this number.
+    """Read a payload; None if there is none with this number.
 
     Raises:
-        DamagedError: It is not as it was written.
+        DamagedError: It has changed since it was written.
         sqlite3.DatabaseError: It cannot be read.
     """
     return _payload(connection, seq) if _exists(connection, seq) else None
 
 
 def quarantine(connection: sqlite3.Connection, seq: int, *, remove: bool) -> None:
-    """Keep a payload that cannot be replayed; inside the caller's transaction.
+    """Move or copy a payload that cannot be replayed to the table `damaged`; inside the caller's transaction.
 
     Args:
-        connection: To write with.
-        seq: Its number.
-        remove: Whether nothing of it can be, so that it leaves the journal and the others can be folded.
+        connection: Connection to write with.
+        seq: Number of the payload.
+        remove: Whether no part of it can be replayed. Then it is removed from the journal, so that the others can be flushed.
     """
     connection.execute(
         "INSERT OR REPLACE INTO damaged (seq, time, payload, seal) SELECT seq, ?, payload, seal FROM journal WHERE seq = ?",

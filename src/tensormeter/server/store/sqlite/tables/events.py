@@ -30,9 +30,9 @@ _READ: Final = (
 def insert_event(
     connection: sqlite3.Connection, run: int, process: int, event: Event, time: int, *, changed: set[int]
 ) -> str | None:
-    """Store one event, unless the process has exactly this one already; returns why it is refused, or None.
+    """Store one event, unless the process has an equal one; return the reason if it is refused, or None.
 
-    A heartbeat leaves no trace but that something has arrived for the run, and what its process has dropped.
+    A heartbeat is not stored. It only updates the run's time of arrival and the losses of its process.
     The run is added to `changed` if it needs `refresh_run`.
     """
     prepared = prepare_event(event)
@@ -69,7 +69,7 @@ def read_events(
     before: tuple[int, int] | None,
     max_body: int | None,
 ) -> EventPage:
-    """Events of a run; see `Store.events`."""
+    """Read events of a run, see `Store.events`."""
     condition = "event.run = ?"
     parameters: list[Any] = [run]
     if name is not None and name.endswith("*"):
@@ -102,29 +102,29 @@ def read_events(
         processes.add(row[2])
         events.append(event)
     for process in processes:
-        about = connection.execute(f"SELECT {PROCESS.selection} FROM process WHERE id = ?", (process,)).fetchone()
-        PROCESS.verify(about, f"the row of process {about[2]!r} of run {run}")
+        process_row = connection.execute(f"SELECT {PROCESS.selection} FROM process WHERE id = ?", (process,)).fetchone()
+        PROCESS.verify(process_row, f"the row of process {process_row[2]!r} of run {run}")
     return EventPage(events, more=more)
 
 
 def read_alerts(
     connection: sqlite3.Connection, after: int, limit: int, damaged: list[str]
 ) -> list[tuple[RunRef, StoredEvent]]:
-    """Alerts of all runs with greater ids, the oldest first. What is damaged is left out, and a text about it appended."""
+    """Read alerts of all runs with greater ids, the oldest first. Messages about damaged ones are appended to `damaged`."""
     rows = connection.execute(
         f"SELECT run_id, project, {_READ} FROM event JOIN run ON run.id = event.run LEFT JOIN process ON process.id = event.process"
         " WHERE event.id > ? AND event.name = ? AND NOT deleted ORDER BY event.id LIMIT ?",
         (after, ALERT_EVENT, limit),
     )
-    found = []
+    alerts = []
     for row in rows:
         with skip_damaged(connection, damaged):
-            found.append((RunRef(row[0], row[1]), _sealed_event(row[2:])))
-    return found
+            alerts.append((RunRef(row[0], row[1]), _sealed_event(row[2:])))
+    return alerts
 
 
 def read_media(connection: sqlite3.Connection, run: int, digest: str) -> tuple[str, bytes] | None:
-    """Type and bytes of an image of a run."""
+    """Return content type and bytes of an image of a run, or None."""
     row = connection.execute(
         "SELECT content_type, data FROM media WHERE run = ? AND digest = ?", (run, digest)
     ).fetchone()
@@ -132,12 +132,12 @@ def read_media(connection: sqlite3.Connection, run: int, digest: str) -> tuple[s
         return None
     content_type, data = row
     if hashlib.sha256(data).hexdigest() != digest or not is_of_type(data, content_type):
-        raise DamagedError(f"media {digest} of run {run}: its bytes are not those that were stored")
+        raise DamagedError(f"media {digest} of run {run}: its bytes have changed since they were stored")
     return content_type, data
 
 
 def names_media(connection: sqlite3.Connection, run: int, digest: str) -> bool:
-    """Whether an event of a run has a reference to an image. Reads the bodies of all its events."""
+    """Return whether an event of a run has a reference to an image. Reads the bodies of all its events."""
     if not DIGEST.fullmatch(digest):
         return False
     reference = f'"digest":"{digest}"'
@@ -146,13 +146,13 @@ def names_media(connection: sqlite3.Connection, run: int, digest: str) -> bool:
 
 
 def last_event(connection: sqlite3.Connection) -> int:
-    """The highest id of an event."""
+    """Return the highest id of an event."""
     row = connection.execute("SELECT ifnull(max(id), 0) FROM event").fetchone()
     return int(row[0])
 
 
 def _sealed_event(row: Sequence[Any], max_body: int | None = None) -> StoredEvent:
-    """An event from the columns `_READ`; `max_body` as for `Store.events`. Raises DamagedError."""
+    """Create an event from the columns `_READ`; `max_body` as for `Store.events`. Raises DamagedError."""
     number, run, process, time, name, key, step, digest, body, attributes, record, seal, process_name = row
     columns = run, process, time, name, key, step, digest, body, attributes, record
     verify(f"event {number} of run {run}", seal, *columns)

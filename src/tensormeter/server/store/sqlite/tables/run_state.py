@@ -10,10 +10,10 @@ __all__ = ["apply_event", "refresh_run"]
 
 
 def apply_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> bool:
-    """Write into the rows of run and process what an event says about them; inside the caller's transaction.
+    """Write the changes that an event makes to its run and process; inside the caller's transaction.
 
     Returns:
-        Whether the run needs `refresh_run` afterwards, once after all events of a request: it reads all processes of the run.
+        Whether the run needs `refresh_run`. Call that once after all events of a request: it reads all processes of the run.
     """
     update = lifecycle_update(event)
     if update.losses is not None:
@@ -27,7 +27,7 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
         connection.execute("UPDATE process SET started = max(ifnull(started, 0), ?) WHERE id = ?", (time, process))
         connection.execute("UPDATE run SET started = min(ifnull(started, ?), ?) WHERE id = ?", (time, time, run))
         for column, value in (("tags", update.tags), ("grp", update.group), ("notes", update.notes)):
-            if value is not None:  # what a user has changed stays
+            if value is not None:  # values that a user has set stay
                 connection.execute(f"UPDATE run SET {column} = ifnull({column}, ?) WHERE id = ?", (value, run))
     elif update.end_state is not None:
         connection.execute(
@@ -38,7 +38,7 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
 
 
 def refresh_run(connection: sqlite3.Connection, run: int) -> None:
-    """Bring the run's state, attempt and end up to date with those of its processes."""
+    """Update the run's state, attempt and end from its processes."""
     rows = connection.execute(
         f"SELECT instr(resource, ?) > 0, {PROCESS.selection} FROM process WHERE run = ?", (NUMBERED, run)
     ).fetchall()
@@ -48,5 +48,7 @@ def refresh_run(connection: sqlite3.Connection, run: int) -> None:
         "UPDATE run SET state = ?, attempt = ?, ended = ?, started = ifnull(started, ?), stalled = 0 WHERE id = ?",
         (*run_lifecycle(processes), started, run),
     )
-    if not all(is_sound(row[-1], *row[1:-1]) for row in rows):  # what is made of damage is damaged
+    if not all(
+        is_sound(row[-1], *row[1:-1]) for row in rows
+    ):  # a state that is derived from damaged rows is damaged, too
         connection.execute("UPDATE run SET tally = tally + 1 WHERE id = ?", (run,))

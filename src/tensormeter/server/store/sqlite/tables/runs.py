@@ -1,4 +1,4 @@
-"""Rows of runs: single ones with their summaries, and columns of many for filters and sorting."""
+"""Rows of runs: single runs with their summaries, columns of many runs for filters and sorting, and users' changes."""
 
 import json
 import re
@@ -28,15 +28,15 @@ __all__ = ["RUN_FIELDS", "load_runs", "load_states", "load_table", "metrics_need
 _SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
 
 _FEW_METRICS: Final = 500
-"""As many names as one statement takes; with more, all metrics of a run are looked at."""
+"""Maximum number of names in one statement; with more, all metrics of a run are read."""
 
 _ROWS: Final = 64
-"""Rows that are read between two looks at whether the work has to end."""
+"""Number of rows between two calls of `check`."""
 
 _T = TypeVar("_T")
 
 _PLAIN_KEY: Final = re.compile(r"[\w ./:@-]+")
-"""Keys that stand for themselves in a path of SQLite's JSON functions."""
+"""Keys that need no escapes in a path of SQLite's JSON functions."""
 
 
 _SOURCES: Final = {
@@ -45,7 +45,7 @@ _SOURCES: Final = {
     "min": ("minimum",),
     "max": ("maximum",),
 }
-"""The columns of parts of a summary; the others are called as the part is."""
+"""Columns of parts of a summary; the columns of other parts have their name."""
 
 _BASE: Final = {
     "id": "run_id",
@@ -63,7 +63,7 @@ _BASE: Final = {
     "notes": "ifnull(notes, '')",
     "archived": "archived",
     "processes": "(SELECT count(*) FROM process WHERE process.run = run.id)",
-    # Of any size: a sum of integers could overflow.
+    # total(), not sum(): a sum of integers could overflow.
     "lost": "CAST((SELECT total(value) FROM process, json_each(losses) WHERE run = run.id AND losses != '{}') AS INTEGER)",
 }
 
@@ -74,7 +74,7 @@ _COLUMNS_OF: Final = {name: (column,) for name, column in _BASE.items()} | {
 _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {"tags": json.loads, "archived": bool}
 
 RUN_FIELDS: Final = frozenset({*_BASE, "state", "points"})
-"""Fields of a run itself."""
+"""Names of the fields of a run itself."""
 
 
 def load_runs(
@@ -86,10 +86,10 @@ def load_runs(
     *,
     damaged: list[str] | None = None,
 ) -> list[RunSummary]:
-    """Runs by row id, in that order, without those that are gone; with the summaries of `metrics`, or all.
+    """Load runs by row id, in that order, without deleted ones; with the summaries of `metrics`, or all.
 
     Raises:
-        DamagedError: What is stored of one is damaged, and `damaged` is None; else the text is appended to that.
+        DamagedError: Data of a run is damaged, and `damaged` is None. Otherwise the message is appended to `damaged`.
     """
     steps = StepLookup(connection, snapshots)
     memory: dict[int, dict[str, list[Totals]]] = defaultdict(lambda: defaultdict(list))
@@ -97,11 +97,11 @@ def load_runs(
         for run, metric, totals in _in_memory(snapshots, steps, metrics):
             memory[run][metric].append(totals)
     now = time.time_ns()
-    found: list[RunSummary] = []
+    loaded: list[RunSummary] = []
     for run in runs:
         with skip_damaged(connection, damaged):
-            found += _load(connection, snapshots, run, metrics, memory.get(run, {}), now=now, stall_after=stall_after)
-    return found
+            loaded += _load(connection, snapshots, run, metrics, memory.get(run, {}), now=now, stall_after=stall_after)
+    return loaded
 
 
 def _load(
@@ -114,7 +114,7 @@ def _load(
     now: int,
     stall_after: float,
 ) -> Iterator[RunSummary]:
-    """A run, unless it is gone."""
+    """Load a run; yields nothing if it was deleted."""
     row = connection.execute(
         f"SELECT {RUN_TALLY.selection}, {RUN_TEXTS.selection}, {_BASE['processes']} FROM run WHERE id = ? AND NOT deleted",
         (run,),
@@ -156,7 +156,7 @@ def _load(
 
 
 def _lost(connection: sqlite3.Connection, run: int) -> int:
-    """Points that the processes of a run had to drop."""
+    """Return the number of items that the processes of a run dropped."""
     lost = 0
     for row in connection.execute(
         f"SELECT {PROCESS.selection} FROM process WHERE run = ? AND losses != '{{}}'", (run,)
@@ -167,19 +167,19 @@ def _lost(connection: sqlite3.Connection, run: int) -> int:
 
 
 def _mixed(connection: sqlite3.Connection, run: int, metrics: Collection[str]) -> list[str]:
-    """Those of the metrics of a run whose series differ in unit or kind."""
+    """Return those metrics of a run whose series differ in unit or kind."""
     few = len(metrics) < _FEW_METRICS
-    named = f" AND metric IN ({', '.join('?' * len(metrics))})" if few else ""
+    condition = f" AND metric IN ({', '.join('?' * len(metrics))})" if few else ""
     rows = connection.execute(
         "SELECT metric FROM process JOIN series ON series.process = process.id"
-        f" WHERE run = ?{named} AND (kind = 'gauge' OR kind LIKE 'sum %') GROUP BY metric HAVING min(kind || ' ' || unit) < max(kind || ' ' || unit)",
+        f" WHERE run = ?{condition} AND (kind = 'gauge' OR kind LIKE 'sum %') GROUP BY metric HAVING min(kind || ' ' || unit) < max(kind || ' ' || unit)",
         (run, *(metrics if few else ())),
     )
     return [row[0] for row in rows if row[0] in metrics]
 
 
 def load_states(connection: sqlite3.Connection, runs: Collection[int], stall_after: float) -> dict[int, State]:
-    """The present states of runs."""
+    """Return the present states of runs."""
     now = time.time_ns()
     rows = connection.execute(
         f"SELECT id, state, updated, stalled FROM run WHERE NOT deleted AND id IN ({', '.join(map(str, runs))})"
@@ -196,15 +196,15 @@ def load_table(
     *,
     check: Check = no_check,
 ) -> RunTable:
-    """What `Store.table` returns."""
-    # Only what is needed: there may be many runs.
+    """Load fields of all runs, see `Store.table`."""
+    # Read only the columns that are needed, because there may be many runs.
     needed = [column for name in fields for column in _COLUMNS_OF.get(name, ())]
-    wanted = ["id", *dict.fromkeys(needed)]
+    names = ["id", *dict.fromkeys(needed)]
     rows = connection.execute(
-        f"SELECT {', '.join(wanted)} FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
+        f"SELECT {', '.join(names)} FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
     ).fetchall()
     stored: Mapping[str, Sequence[Any]] = (
-        dict(zip(wanted, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(wanted, ())
+        dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, ())
     )
     runs = [*stored["id"]]
     columns: dict[str, Sequence[Any]] = {}
@@ -231,28 +231,28 @@ def load_table(
             columns[name] = _config_column(connection, project, rest, runs, check)
     for metric, parts in summary_fields(fields).items():
         check()
-        found = _summary_parts(connection, snapshots, metric, parts)
+        values = _summary_parts(connection, snapshots, metric, parts)
         for part in parts:
-            columns[f"summary.{metric}.{part}"] = [*map(found[part].get, runs)]
+            columns[f"summary.{metric}.{part}"] = [*map(values[part].get, runs)]
     return RunTable(runs, columns)
 
 
 def metrics_needed(fields: Sequence[str]) -> set[str]:
-    """The metrics whose heads `load_table` has to see."""
-    wanted = summary_fields(fields)
-    stepped = any("last_step" in parts for parts in wanted.values())
-    return {*wanted, STEP_METRIC} if stepped else {*wanted}
+    """Return the metrics whose buffers `load_table` needs."""
+    parts_of = summary_fields(fields)
+    stepped = any("last_step" in parts for parts in parts_of.values())
+    return {*parts_of, STEP_METRIC} if stepped else {*parts_of}
 
 
 def _config_column(
     connection: sqlite3.Connection, project: str | None, key: str, runs: Sequence[int], check: Check
 ) -> list[Any]:
-    """Values under a key with dots in it, or along a path; None where there are none."""
+    """Return the values under a key with dots in it, or along a path; None for runs without a value."""
     if not _PLAIN_KEY.fullmatch(key):
         rows = connection.execute(
             "SELECT id, config FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
         )
-        found = {run: dig(json.loads(config), key) for run, config in _checked(rows, check)}
+        values = {run: dig(json.loads(config), key) for run, config in _checked(rows, check)}
     else:
         paths = ('$."' + key + '"', "$" + "".join(f'."{part}"' for part in key.split(".")))
         texts = connection.execute(
@@ -260,9 +260,9 @@ def _config_column(
             " WHERE project = ifnull(?, project) AND NOT deleted",
             (*paths, project),
         )
-        # SQLite says 1 for true, which is as good in every comparison.
-        found = {run: None if text == "null" else json.loads(text) for run, text in _checked(texts, check)}
-    return [found.get(run) for run in runs]
+        # SQLite returns 1 for true, which compares equal.
+        values = {run: None if text == "null" else json.loads(text) for run, text in _checked(texts, check)}
+    return [values.get(run) for run in runs]
 
 
 def _checked(rows: Iterable[_T], check: Check) -> Iterator[_T]:
@@ -278,27 +278,27 @@ def _summary_parts(
     metric: str,
     parts: Sequence[str],
 ) -> dict[str, dict[int, Any]]:
-    """Parts of the summaries of one metric, by part and run: column by column, for there may be many runs."""
+    """Return parts of the summaries of one metric, by part and run. Reads column by column, because there may be many runs."""
     steps = StepLookup(connection, snapshots) if "last_step" in parts else None
-    fresh: dict[int, list[Totals]] = defaultdict(list)
+    memory: dict[int, list[Totals]] = defaultdict(list)
     for run, _, totals in _in_memory(snapshots, steps, (metric,)):
-        fresh[run].append(totals)
-    # What is in memory is merged with all that is stored; by itself, that can be read in part.
+        memory[run].append(totals)
+    # Merging with points in memory needs all stored columns; otherwise some are enough.
     needed = (
-        _SUMMARY_COLUMNS.split(", ") if fresh else [column for part in parts for column in _SOURCES.get(part, (part,))]
+        _SUMMARY_COLUMNS.split(", ") if memory else [column for part in parts for column in _SOURCES.get(part, (part,))]
     )
     names = ["run", *dict.fromkeys(needed)]
     rows = connection.execute(f"SELECT {', '.join(names)} FROM summary WHERE metric = ?", (metric,)).fetchall()
     columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
-    found = {part: dict(zip(columns["run"], _part(columns, part), strict=True)) if rows else {} for part in parts}
-    index = {run: number for number, run in enumerate(columns.get("run", ()))} if fresh else {}
-    for run, totals_of_run in fresh.items():
-        if run in index:
-            totals_of_run.insert(0, _totals(rows[index[run]][1:]))
+    values = {part: dict(zip(columns["run"], _part(columns, part), strict=True)) if rows else {} for part in parts}
+    row_numbers = {run: number for number, run in enumerate(columns.get("run", ()))} if memory else {}
+    for run, totals_of_run in memory.items():
+        if run in row_numbers:
+            totals_of_run.insert(0, _totals(rows[row_numbers[run]][1:]))
         merged = Totals.merge(totals_of_run)
         for part in parts:
-            found[part][run] = getattr(merged, PARTS.get(part, part))
-    return found
+            values[part][run] = getattr(merged, PARTS.get(part, part))
+    return values
 
 
 def _part(columns: Mapping[str, Sequence[Any]], part: str) -> Sequence[Any]:
@@ -334,16 +334,16 @@ def _in_memory(
     steps: StepLookup | None,
     metrics: Collection[str] | None,
 ) -> list[tuple[int, str, Totals]]:
-    """(run, metric, totals) of heads, one entry a series."""
-    found = []
+    """Return (run, metric, totals) of the buffers, one entry for each series."""
+    entries = []
     for snapshot in snapshots:
         for buffer in snapshot.series.values():
             totals = buffer.totals() if metrics is None or buffer.metric in metrics else None
             if totals is not None:
                 if steps is not None:
                     totals = replace(totals, last_step=steps.at(buffer.process, totals.last_time))
-                found.append((buffer.run, buffer.metric, totals))
-    return found
+                entries.append((buffer.run, buffer.metric, totals))
+    return entries
 
 
 def _totals(row: Sequence[Any]) -> Totals:
@@ -363,7 +363,7 @@ def _totals(row: Sequence[Any]) -> Totals:
 
 
 def update_run(connection: sqlite3.Connection, run: int, changes: RunChanges) -> None:
-    """Write changes; inside the caller's transaction."""
+    """Write a user's changes; inside the caller's transaction."""
     columns = {
         "title": changes.name,
         "tags": None if changes.tags is None else canonical_json(list(changes.tags)),

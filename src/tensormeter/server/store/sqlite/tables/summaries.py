@@ -10,7 +10,7 @@ _LATER = "excluded.last_time > last_time"
 
 
 def add_totals(connection: sqlite3.Connection, run: int, metric: str, totals: Totals) -> None:
-    """Add to what is stored; inside the caller's transaction."""
+    """Add totals to a stored summary; inside the caller's transaction."""
     connection.execute(
         "INSERT INTO summary (run, metric, count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
@@ -29,7 +29,7 @@ def add_totals(connection: sqlite3.Connection, run: int, metric: str, totals: To
             metric,
             totals.count,
             totals.numbers,
-            totals.total,  # SQLite makes NULL of NaN
+            totals.total,  # SQLite stores NaN as NULL
             totals.minimum,
             totals.maximum,
             totals.last_time,
