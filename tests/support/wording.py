@@ -43,9 +43,6 @@ NOT_YET = {
     "src/tensormeter/server/http",
     "src/tensormeter/server/limits",
     "src/tensormeter/server/receivers",
-    "src/tensormeter/server/store/sqlite",
-    "src/tensormeter/server/store/sqlite/disk",
-    "src/tensormeter/server/store/sqlite/integrity",
     "src/tensormeter/session",
     "src/tensormeter/session/exit_hooks",
 }

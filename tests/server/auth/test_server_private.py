@@ -67,7 +67,7 @@ def test_files_are_for_the_servers_user_whatever_the_umask(start, make, tmp_path
     assert modes(folder) == {}
     if mode is None:
         assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
-    warned = "can be written to by its group and everybody (mode 0777)" in server.stderr
+    warned = "can be written to by its group and all users (mode 0777)" in server.stderr
     assert warned == (mode == 0o777)
     assert server.stderr.count("\n") == int(warned)
 

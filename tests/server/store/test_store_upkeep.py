@@ -255,7 +255,7 @@ def test_compacting_and_backing_up(open_store, query, tmp_path):
     restored = SqliteStore(copy)
     assert values(restored) == expected[:-1]
     restored.close()
-    with pytest.raises(StoreError, match="not there yet"):
+    with pytest.raises(StoreError, match="does not exist yet"):
         back_up(tmp_path / "store", copy / "tensormeter.db")
     with pytest.raises(StoreError, match="no store"):
         compact(tmp_path / "nothing")

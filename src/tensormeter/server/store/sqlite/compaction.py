@@ -1,11 +1,10 @@
-"""Folding: from heads in memory to chunks in the file.
+"""Flushing the memtable to segments of the file, and merging young segments.
 
-A series grows by the logarithmic method: points are folded into a new chunk, and the youngest chunks join it for as
-long as they hold no more points than it does.
-So a series has few small chunks, each point is rewritten a logarithmic number of times, and a chunk once full is never
-touched again.
+A series grows by the logarithmic method: a flush writes points to a new segment, and merges the youngest segments into it while
+they have no more points than it has.
+So a series has few small segments, each point is rewritten a logarithmic number of times, and a full segment never changes again.
 
-Chunks of a series never share a time: what is folded leaves out the times that its chunks have already.
+Segments of a series never share a time: a flush skips times that are already in its segments.
 """
 
 import sqlite3
@@ -33,16 +32,16 @@ __all__ = ["SeriesFlush", "apply_flush", "full_segments", "plan_flush"]
 
 @dataclass(frozen=True)
 class SeriesFlush:
-    """What folding changes in one series.
+    """The changes of one series in a flush.
 
     Attributes:
-        first: Order number of the first new chunk; old chunks from there on are replaced.
-        chunks: The new chunks.
-        directory: Of all chunks of the series, as they will be.
-        added: Points that were in no chunk before.
-        newest: The latest of them.
-        last_step: The step logged at its time, if any.
-        totals: Of them, if they are numbers.
+        first: Order number of the first new segment; old segments from there on are replaced.
+        segments: New segments.
+        directory: Checksum of the list of all segments of the series after the flush.
+        added: Number of points that were in no segment before.
+        newest: Latest of these points.
+        last_step: Step logged at the time of `newest`, if any.
+        totals: Totals of these points if they are numbers, or None.
     """
 
     series: int
@@ -63,26 +62,26 @@ def plan_flush(
     yield_to_readers: Callable[[], None],
     report: Callable[[DamagedError], None],
 ) -> list[SeriesFlush]:
-    """Read what is needed and encode what is to be written; writes nothing.
+    """Read and encode everything that a flush needs; writes nothing.
 
     Args:
-        connection: To read with.
-        layer: What is to be folded.
-        give_way: Called before each series.
-        report: Called with damage that is come upon. A damaged chunk stays as it is, and points go into new ones after it.
+        connection: Connection to read with.
+        snapshot: Contents to flush.
+        yield_to_readers: Callable before each series.
+        report: Callable for damage. A damaged segment stays as it is, and new segments follow it.
     """
     steps = StepLookup(connection, [snapshot])
     flushes = []
     for series, buffer in snapshot.series.items():
         yield_to_readers()
-        flush = _plan(connection, steps, series, buffer, report)
-        if flush is not None:
-            flushes.append(flush)
+        series_flush = _plan(connection, steps, series, buffer, report)
+        if series_flush is not None:
+            flushes.append(series_flush)
     return flushes
 
 
 def apply_flush(connection: sqlite3.Connection, flushes: Sequence[SeriesFlush], upto: int) -> None:
-    """Write folds and retire the journal rows that they came from; inside the caller's transaction."""
+    """Write a flush and retire the journal rows of its points; inside the caller's transaction."""
     connection.executemany("DELETE FROM chunk WHERE series = ? AND seq >= ?", [(f.series, f.first) for f in flushes])
     insert_segments(
         connection, ((f.series, f.first + i, segment) for f in flushes for i, segment in enumerate(f.segments))
@@ -109,7 +108,7 @@ def apply_flush(connection: sqlite3.Connection, flushes: Sequence[SeriesFlush], 
 
 
 def full_segments(flushes: Sequence[SeriesFlush]) -> list[tuple[int, int]]:
-    """(series, order number) of the full chunks of numbers that folds have made."""
+    """Return (series, order number) of the full segments of numbers that a flush has written."""
     return [
         (flush.series, flush.first + i)
         for flush in flushes
@@ -130,9 +129,9 @@ def _plan(
     start, stop = int(points.times[0]), int(points.times[-1])
     for span in segments.spans:
         if span.t_max >= start and span.t_min <= stop:
-            known = segments.points(span)
-            if known is not None:
-                points = points[~np.isin(points.times, known.times)]
+            stored = segments.points(span)
+            if stored is not None:
+                points = points[~np.isin(points.times, stored.times)]
     if not len(points):
         return None
     added, latest = len(points), newest(points)
@@ -148,26 +147,26 @@ def _plan(
 
 
 def _merge(segments: "_SeriesSegments", points: Column) -> tuple[int, list[Segment]]:
-    """New chunks out of points and the youngest chunks, and the order number of the first."""
+    """Merge points with the youngest segments; return the order number of the first new segment, and the new segments."""
     full = segment_capacity(points)
     first = segments.spans[-1].seq + 1 if segments.spans else 0
-    merged = len(points)
+    total = len(points)
     parts = [points]
     for span in reversed(segments.spans):
-        if span.n > merged or span.n >= full:
+        if span.n > total or span.n >= full:
             break
-        known = segments.points(span)
-        if known is None:  # damaged: what can be read of it is for a person to say
+        stored = segments.points(span)
+        if stored is None:  # damaged: keep its row for repair by hand
             break
-        parts.insert(0, known)
-        first, merged = span.seq, merged + span.n
+        parts.insert(0, stored)
+        first, total = span.seq, total + span.n
     if len(parts) > 1:
         points = type(points).concat(parts).distinct()
     return first, [encode_segment(points[i : i + full]) for i in range(0, len(points), full)]
 
 
 class _SeriesSegments:
-    """The chunks of one series, read once, without those that are damaged."""
+    """The segments of one series, each read at most once, without damaged ones."""
 
     def __init__(
         self,
@@ -187,16 +186,16 @@ class _SeriesSegments:
         if stored is not None and isinstance(stored[0], int):
             self._damage = stored[0] ^ directory_of(map(astuple, self.spans))
         if self._damage:
-            report(DamagedError("its list of chunks does not match the checksum", series=series))
+            report(DamagedError("its list of segments does not match the checksum", series=series))
 
     def points(self, span: Span) -> Column | None:
-        """What a chunk holds; None if it is damaged, which has been reported."""
+        """Return the points of a segment; None if it is damaged, which has then been reported."""
         if span.seq not in self._read:
             self._read[span.seq] = self._points(span)
         return self._read[span.seq]
 
     def directory(self, first: int, added: Sequence[Segment]) -> int:
-        """The checksum of all chunks, once those from `first` on have been replaced. Damage stays in it."""
+        """Return the checksum of all segments after those from `first` on were replaced. Damage remains visible in it."""
         kept = [astuple(span) for span in self.spans if span.seq < first]
         new = [(first + i, segment.n, segment.t_min, segment.t_max) for i, segment in enumerate(added)]
         return directory_of(kept + new) ^ self._damage
@@ -204,15 +203,15 @@ class _SeriesSegments:
     def _points(self, span: Span) -> Column | None:
         try:
             (segment,) = find_segments(self._connection, self._series, [span])
-            found = segment_points(segment)
+            points = segment_points(segment)
         except DamagedError as error:
             self._report(error)
             return None
         except sqlite3.OperationalError:
             raise
         except (sqlite3.DatabaseError, *CHANGED) as error:
-            damaged = DamagedError(f"chunk {span.seq}: {error}", series=self._series)
+            damaged = DamagedError(f"segment {span.seq}: {error}", series=self._series)
             damaged.__cause__ = error
             self._report(damaged)
             return None
-        return found if isinstance(found, self._kind) else None
+        return points if isinstance(points, self._kind) else None

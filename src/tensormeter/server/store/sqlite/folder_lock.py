@@ -1,4 +1,4 @@
-"""A lock on a data folder, so that one server at a time uses it."""
+"""A lock on a data folder, so that only one server at a time uses it."""
 
 import errno
 import os
@@ -14,22 +14,22 @@ from tensormeter.server.store.sqlite.disk.filesystem_trial import lacks_locks
 __all__ = ["FolderLock"]
 
 _NO_FOLDER: Final = frozenset({errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
-"""Errors of a path that is no folder, or no folder of this user."""
+"""Errors of a path that is not a folder, or not a folder of this user."""
 
 
 class FolderLock:
-    """Held from construction until `release` or the end of the process, however it ends.
+    """A lock that lasts from construction until `release` or the end of the process, even by SIGKILL.
 
-    `flock` and not `lockf`: the latter does not tell two stores of one process from each other, and drops the lock
-    when anything else in the process closes the file.
+    It uses `flock`, not `lockf`. The latter does not distinguish two stores of one process, and is released when any code in the
+    process closes the file.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Create the folder if need be (private to the user) and lock it.
+        """Create the folder if needed, private to the user, and lock it.
 
         Raises:
-            StoreError: Another process holds it, which the message names; or the folder cannot be written to, or files in it
-                cannot be locked.
+            StoreError: Another process, which the message names, has locked the folder; or the folder cannot be written to, or its
+                file system has no locks.
         """
         path = folder / "lock"
         try:
@@ -51,6 +51,6 @@ class FolderLock:
         note_holder(self._descriptor)
 
     def release(self) -> None:
-        """Let the next one have the folder. The file stays: removing it would race with whoever opens it now."""
+        """Release the folder. The file stays, because removing it would race with a process that opens it now."""
         with suppress(OSError):  # the lock is released although the disk fails
             os.close(self._descriptor)

@@ -1,4 +1,4 @@
-"""From what has arrived to rows: sources, series and events of one request, inside its transaction."""
+"""Inserting sources, series and events of one request, inside its transaction."""
 
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,10 @@ def locate_arrivals(
     for arrival in arrivals:
         times = arrival.points.times
         first, last = int(times.min()), int(times.max())
-        known = spans.get(arrival.source)
-        spans[arrival.source] = (first, last) if known is None else (min(known[0], first), max(known[1], last))
+        span_before = spans.get(arrival.source)
+        spans[arrival.source] = (
+            (first, last) if span_before is None else (min(span_before[0], first), max(span_before[1], last))
+        )
     rows = {}
     for source, span in spans.items():
         check()
@@ -61,7 +63,7 @@ def insert_events(
     *,
     check: Check = no_check,
 ) -> None:
-    """Store what can be stored of some events, and count the rest; inside a transaction, which ends if `check` raises."""
+    """Store events and count the refused ones; inside a transaction, which ends if `check` raises."""
     changed: set[int] = set()
     for attributes, events in resources:
         check()
@@ -72,15 +74,15 @@ def insert_events(
             continue
         for event in events:
             check()
-            moment = event.time or received  # OTLP: both times of a log record may be unknown
+            moment = event.time or received  # OTLP allows log records without any time
             reason = refusal(event, moment)
             if reason is None:
                 starts = event.name == RUN_START
                 rows = catalog.process(source, (moment, moment), received, starts=starts, points=False)
-                kept, why = trim_config(event)
-                if why is not None:
-                    rejections[why] += 1
-                reason = DELETED if rows is None else insert_event(connection, *rows, kept, moment, changed=changed)
+                trimmed, trim_reason = trim_config(event)
+                if trim_reason is not None:
+                    rejections[trim_reason] += 1
+                reason = DELETED if rows is None else insert_event(connection, *rows, trimmed, moment, changed=changed)
             if reason is not None:
                 rejections[reason] += 1
     for run in changed:

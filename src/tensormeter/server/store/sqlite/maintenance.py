@@ -1,4 +1,4 @@
-"""What is done to a store's folder from outside: compacting it, and copying it while a server uses it."""
+"""Maintenance of a store's folder by commands: compaction, and backup while a server uses it."""
 
 import logging
 import os
@@ -28,17 +28,25 @@ __all__ = ["CompactionResult", "back_up", "compact"]
 
 _FILE: Final = "tensormeter.db"
 _PAGES: Final = 1024
-"""Pages of 4 KiB that a backup copies before it lets others have the file."""
+"""Number of pages of 4 KiB that a backup copies before other processes can use the file."""
 
 _log = logging.getLogger(__name__)
 
 _BACKUP_PATIENCE: Final = 30.0
-"""Seconds that a backup waits for a lock on the store."""
+"""Maximum seconds that a backup waits for a lock on the store."""
 
 
 @dataclass(frozen=True)
 class CompactionResult:
-    """What compacting did: chunks and bytes of the file before and after, and damaged series, which were left as they are."""
+    """The result of a compaction.
+
+    Attributes:
+        segments_before: Number of segments before.
+        segments_after: Number of segments after.
+        bytes_before: Size of the file before.
+        bytes_after: Size of the file after.
+        damaged: Number of damaged series, which were not changed.
+    """
 
     segments_before: int
     segments_after: int
@@ -48,13 +56,12 @@ class CompactionResult:
 
 
 def compact(folder: Path) -> CompactionResult:
-    """Fold what is in the journal, merge the chunks of each series into as few as can be, and give free space back.
+    """Flush the commit log, merge the segments of each series into as few as possible, and free unused space.
 
-    No server may use the folder. The file is written anew, so there must be room for a second one. A kill at any instant loses
-    nothing.
+    No server may use the folder. The file is rewritten, so the disk needs room for a second one. A kill at any instant loses nothing.
 
     Raises:
-        StoreError: The folder is in use, there is no store in it, or it cannot be written to.
+        StoreError: The folder is in use, contains no store, or cannot be written to.
     """
     file = _store_file(folder)
     store = SqliteStore(folder, flush_interval=3600)
@@ -72,11 +79,11 @@ def compact(folder: Path) -> CompactionResult:
                         _merge(connection, series)
                     except (DamagedError, SuspectedDamageError) as error:
                         damaged += 1
-                        found = name_damage(connection, error) if isinstance(error, DamagedError) else error.__cause__
-                        _log.warning("tensormeter: not compacted: series %d: %s", series, found)
-                for wanted in find_missing_rollups(connection):
+                        cause = name_damage(connection, error) if isinstance(error, DamagedError) else error.__cause__
+                        _log.warning("tensormeter: not compacted: series %d: %s", series, cause)
+                for key in find_missing_rollups(connection):
                     try:
-                        rollups = build_rollups(connection, [wanted])
+                        rollups = build_rollups(connection, [key])
                     except (DamagedError, SuspectedDamageError):
                         continue
                     with writing(connection):
@@ -92,19 +99,19 @@ def compact(folder: Path) -> CompactionResult:
 
 
 def back_up(folder: Path, target: Path) -> int:
-    """Copy the store in a folder to a new file, also while a server uses it; returns the copy's size in bytes.
+    """Copy the store in a folder to a new file, also while a server uses it; return the copy's size in bytes.
 
-    The copy is the state of one moment, journal included. To use it, put it into a folder of its own as `tensormeter.db`.
+    The copy is the state of one moment, including the commit log. To use it, put it into an empty folder as `tensormeter.db`.
 
     Raises:
-        StoreError: There is no store in the folder, there is a file at `target`, or it cannot be written.
+        StoreError: The folder contains no store, `target` exists, or it cannot be written.
     """
     file = _store_file(folder)
     try:
-        # Exclusively, and for the user only: what runs log is theirs.
+        # Create it exclusively and private to the user, because it contains all logged data.
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
-        raise StoreError(f"cannot create {target}: {error.strerror}; give a file that is not there yet") from None
+        raise StoreError(f"cannot create {target}: {error.strerror}; choose a name that does not exist yet") from None
     try:
         source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
         copy = sqlite3.connect(target)
@@ -124,13 +131,15 @@ def back_up(folder: Path, target: Path) -> int:
         raise
     if problems != "ok":
         target.unlink(missing_ok=True)
-        raise StoreError(f"the copy of {file} is damaged ({problems}), so the store is; restore it from a backup")
+        raise StoreError(
+            f"the copy of {file} is damaged ({problems}), so the store is damaged, too; restore it from a backup"
+        )
     return target.stat().st_size
 
 
 @contextmanager
 def _name_holder(file: Path) -> Iterator[None]:
-    """Say in the error who has locked the store, if somebody has."""
+    """Add the process that has locked the store to errors."""
     try:
         yield
     except StoreUnavailableError as error:
@@ -138,14 +147,14 @@ def _name_holder(file: Path) -> Iterator[None]:
 
 
 class _Progress:
-    """Ends a backup that goes no further: SQLite's waits for a lock without an end."""
+    """Ends a backup that makes no progress: SQLite's backup waits for a lock without a limit."""
 
     def __init__(self) -> None:
         self._remaining = -1
         self._moved = time.monotonic()
 
     def __call__(self, status: int, remaining: int, total: int) -> None:
-        """See `sqlite3.Connection.backup`. Raises StoreUnavailableError."""
+        """Check the progress, see `sqlite3.Connection.backup`. Raises StoreUnavailableError."""
         now = time.monotonic()
         if remaining != self._remaining:
             self._remaining, self._moved = remaining, now
@@ -154,19 +163,19 @@ class _Progress:
 
 
 def _merge(connection: sqlite3.Connection, series: int) -> None:
-    """Merge the chunks of a series. Raises DamagedError: one is damaged; nothing was changed."""
-    known = spans(connection, series)
-    read: list[tuple[int, Column]] = []
-    for span, segment in zip(known, find_segments(connection, series, known), strict=True):
+    """Merge the segments of a series. Raises DamagedError if one is damaged; nothing is changed then."""
+    all_spans = spans(connection, series)
+    decoded: list[tuple[int, Column]] = []
+    for span, segment in zip(all_spans, find_segments(connection, series, all_spans), strict=True):
         points = segment_points(segment)
-        if read or span.n != segment_capacity(points):  # what is full already, at the beginning, stays as it is
-            read.append((span.seq, points))
-    if len(read) < 2:
+        if decoded or span.n != segment_capacity(points):  # full segments at the beginning stay as they are
+            decoded.append((span.seq, points))
+    if len(decoded) < 2:
         return
-    points = type(read[0][1]).concat([points for _, points in read]).distinct()
+    points = type(decoded[0][1]).concat([points for _, points in decoded]).distinct()
     full = segment_capacity(points)
     merged = [encode_segment(points[i : i + full]) for i in range(0, len(points), full)]
-    first = read[0][0]
+    first = decoded[0][0]
     with writing(connection):
         connection.execute("DELETE FROM chunk WHERE series = ? AND seq >= ?", (series, first))
         insert_segments(connection, ((series, first + i, segment) for i, segment in enumerate(merged)))

@@ -1,4 +1,4 @@
-"""Bringing files of older versions up to date: new tables beside the old ones, rows copied over, in one transaction."""
+"""Migration of files of older versions: new tables next to the old ones, and rows copied over, in one transaction."""
 
 import logging
 import sqlite3
@@ -33,17 +33,17 @@ _TABLES_1: Final = ("run", "process", "series", "chunk", "event", "batch", "jour
 
 
 def migrate(connection: sqlite3.Connection, version: int, schema: str, target: int) -> None:
-    """Migrate a store of an older version; afterwards it cannot be read by that version any more.
+    """Migrate a store of an older version, which that version cannot read afterwards.
 
     A kill at any instant leaves the old or the new version, never something in between.
 
     Args:
-        connection: In autocommit mode.
-        version: Of the file, at least 1.
+        connection: Connection in autocommit mode.
+        version: Version of the file, at least 1.
         schema: Statements that create the tables of the present version.
-        target: The present version.
+        target: Present version.
     """
-    _log.warning("tensormeter: bringing the store from version %d to %d; this can take a while", version, target)
+    _log.warning("tensormeter: migrating the store from version %d to %d; this can take a while", version, target)
     connection.execute("PRAGMA foreign_keys = OFF")
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -68,10 +68,10 @@ def migrate(connection: sqlite3.Connection, version: int, schema: str, target: i
 
 
 def _from_1(connection: sqlite3.Connection, schema: str) -> None:
-    """Version 1 had gauges only, and no summaries, tags or media."""
+    """Migrate version 1, which had gauges only, and no summaries, tags or media."""
     for index in ("run_by_run_id", "run_by_created", "chunk_by_series"):
         connection.execute(f"DROP INDEX {index}")
-    connection.execute("PRAGMA legacy_alter_table = ON")  # leaves the references of other tables as they are
+    connection.execute("PRAGMA legacy_alter_table = ON")  # keeps the references of other tables
     for table in _TABLES_1:
         connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
     for statement in _statements(schema):
@@ -95,7 +95,7 @@ def _from_1(connection: sqlite3.Connection, schema: str) -> None:
     )
     common = "id, digest, received, rejected, message"
     connection.execute(f"INSERT INTO batch ({common}) SELECT {common} FROM old_batch")
-    # A number must never be used twice, also where the last one is not in the table any more.
+    # A number must never be used twice, even if the table does not contain the last one any more.
     connection.execute("INSERT INTO journal (seq, payload) SELECT seq, payload FROM old_journal")
     last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name IN ('journal', 'old_journal')").fetchall()
     for table in _TABLES_1:
@@ -108,26 +108,26 @@ def _from_1(connection: sqlite3.Connection, schema: str) -> None:
 
 
 def _from_2(connection: sqlite3.Connection) -> None:
-    """Version 2 did not know where an attempt began."""
+    """Migrate version 2, which did not store the beginnings of attempts."""
     for column in ("first_step", "began", "began_seq"):
         connection.execute(f"ALTER TABLE process ADD COLUMN {column} INTEGER")
 
 
 def _from_3(connection: sqlite3.Connection, schema: str) -> None:
-    """Version 3 had no samples; those of its chunks are made when the store is open."""
-    (statement,) = (one for one in _statements(schema) if "CREATE TABLE sample " in one)
+    """Migrate version 3, which had no rollups; the open store builds those of its segments."""
+    (statement,) = (candidate for candidate in _statements(schema) if "CREATE TABLE sample " in candidate)
     connection.execute(statement)
 
 
 def _from_4(connection: sqlite3.Connection) -> None:
-    """Version 4 stored neither severity nor ids nor the scope of log records."""
+    """Migrate version 4, which stored neither severity, ids nor scope of log records."""
     columns = {row[1] for row in connection.execute("PRAGMA table_info(event)")}
     if "record" not in columns:
         connection.execute("ALTER TABLE event ADD COLUMN record TEXT NOT NULL DEFAULT '{}'")
 
 
 def _from_5(connection: sqlite3.Connection, schema: str) -> None:
-    """Version 5 knew of no gaps."""
+    """Migrate version 5, which had no gaps."""
     if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'gap'").fetchone():
         return
     for statement in _statements(schema):
@@ -136,14 +136,14 @@ def _from_5(connection: sqlite3.Connection, schema: str) -> None:
 
 
 def _from_6(connection: sqlite3.Connection, schema: str) -> None:
-    """Version 6 had no checksums; rows get theirs when they are next written."""
+    """Migrate version 6, which had no checksums; rows get them when they are next written."""
     for table, columns in _SEALS.items():
         known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
         for column in columns:
             if column not in known:
                 connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} INTEGER")
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'damaged'").fetchone():
-        (statement,) = (one for one in _statements(schema) if "CREATE TABLE damaged " in one)
+        (statement,) = (candidate for candidate in _statements(schema) if "CREATE TABLE damaged " in candidate)
         connection.execute(statement)
 
 
@@ -188,6 +188,6 @@ def _summaries(connection: sqlite3.Connection) -> None:
 
 
 def _statements(schema: str) -> list[str]:
-    """The statements of a script: `executescript` would commit."""
+    """Split a script into statements, because `executescript` would commit."""
     lines = [line.partition("--")[0] for line in schema.splitlines()]
     return [statement for statement in "\n".join(lines).split(";") if statement.strip()]

@@ -1,4 +1,4 @@
-"""What a server keeps is for its own user: folders of mode 0700, files of mode 0600, whatever the umask is."""
+"""Permissions of the server's files: mode 0700 for folders and 0600 for files, regardless of the umask."""
 
 import logging
 import os
@@ -9,13 +9,13 @@ from typing import Final
 __all__ = ["protect_folder", "tighten_files"]
 
 _OURS: Final = ("tensormeter.db*", "tokens.*", ".tokens.*", "lock", "reserve", "probe")
-"""Patterns of the names of what a server keeps in its folder."""
+"""Patterns of the names of the server's files in its folder."""
 
 _log: Final = logging.getLogger(__name__)
 
 
 def tighten_files(folder: Path) -> None:
-    """Take what a server keeps in a folder from everybody but its user, and say in the log what was open to others."""
+    """Remove other users' access to the server's files in a folder, and log a warning about the files that they could access."""
     changed: list[str] = []
     try:
         ours = sorted({path for pattern in _OURS for path in folder.glob(pattern)})
@@ -24,16 +24,16 @@ def tighten_files(folder: Path) -> None:
         return
     for path in ours:
         try:
-            found = path.lstat()
-            if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o077:
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o077:
                 continue
-            # By a descriptor: the name could be that of another file by now.
+            # Use a descriptor, because the name may belong to another file by now.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 os.fchmod(descriptor, 0o600)
             finally:
                 os.close(descriptor)
-            changed.append(f"{path.name} (was {stat.S_IMODE(found.st_mode):04o})")
+            changed.append(f"{path.name} (was {stat.S_IMODE(status.st_mode):04o})")
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -50,13 +50,13 @@ def tighten_files(folder: Path) -> None:
 
 
 def protect_folder(folder: Path) -> None:
-    """Make the files of a server's folder private, and warn if other users can put files of theirs into it."""
+    """Make the files of a server's folder private, and warn if other users can write to the folder."""
     try:
         mode = stat.S_IMODE(folder.stat().st_mode)
-    except OSError:  # not there yet, or not readable: whoever opens it says so
+    except OSError:  # missing or not readable: opening it reports that
         return
     if mode & 0o022:
-        others = " and ".join(word for bit, word in ((0o020, "its group"), (0o002, "everybody")) if mode & bit)
+        others = " and ".join(word for bit, word in ((0o020, "its group"), (0o002, "all users")) if mode & bit)
         _log.warning(
             "tensormeter: the data folder %s can be written to by %s (mode %04o), who can replace the store and its tokens; "
             "chmod go-w it, or choose another folder",

@@ -1,4 +1,4 @@
-"""The reading half of the SQLite store: every question of the interface, over heads in memory and a snapshot of the file."""
+"""Queries of the SQLite store: every read of the interface, from the memtable and a snapshot of the file."""
 
 import math
 import queue
@@ -51,10 +51,10 @@ from tensormeter.server.store.sqlite.transaction import reading
 __all__ = ["READERS", "SqliteQueries"]
 
 READERS: Final = 4
-"""Reads that run at once. A further one waits, so a server should not start more."""
+"""Number of concurrent reads. Further reads wait, so a server should not start more."""
 
 _DOUBT: Final = 5.0
-"""Seconds after a read that failed in which checksums that do not match are not taken for damage."""
+"""Seconds after a failed read during which wrong checksums do not count as damage."""
 
 _LATELY: Final = 24 * 3600 * 10**9
 
@@ -63,14 +63,14 @@ _UNKNOWN: Final = -1
 
 @dataclass(frozen=True)
 class _Cursor:
-    """How far somebody has read: the last journal row and the last event. As text it means nothing to others."""
+    """The position of a reader: the last journal row and the last event. Its text is opaque to others."""
 
     seq: int
     event: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The inverse of `str`. What is not a cursor of ours, or is from another store, counts as unknown."""
+        """Parse a text of `str`. A text of another store, or any other text, becomes an unknown position."""
         seq, _, event = text.partition(".")
         if not (seq.isascii() and seq.isdecimal() and event.isascii() and event.isdecimal() and len(text) < 40):
             return cls(_UNKNOWN, 0)
@@ -81,18 +81,18 @@ class _Cursor:
 
 
 class SqliteQueries:
-    """What a `SqliteStore` answers. See the interface for threads and errors."""
+    """The reads of a `SqliteStore`. See the interface for threads and errors."""
 
-    def __init__(self, file: Path, filesystem: FileSystem, buffers: Memtable, stall_after: float) -> None:
+    def __init__(self, file: Path, filesystem: FileSystem, memtable: Memtable, stall_after: float) -> None:
         """Open connections for reading.
 
         Args:
-            file: As `prepare` leaves it.
-            filesystem: What the file system can do.
-            heads: What is not in the file's chunks yet.
-            stall_after: Seconds without any sign of life after which a run that has not ended counts as stalled.
+            file: Database that `prepare` has prepared.
+            filesystem: Capabilities of its file system.
+            memtable: Points that are in no segment yet.
+            stall_after: Seconds without points and events after which a run that has not ended counts as stalled.
         """
-        self._memtable = buffers
+        self._memtable = memtable
         self._stall_after = stall_after
         self._damage = Damage()
         self._file = file
@@ -127,20 +127,20 @@ class SqliteQueries:
             snapshots = self._memtable.snapshots(set(runs_))
             with reading(connection):
                 snapshots = _unflushed(connection, snapshots)
-                there = [run for run in runs_ if self._check_complete(connection, run, damaged)]
-                found = runs.load_runs(connection, snapshots, there, metrics, self._stall_after, damaged=damaged)
-        if damaged is not None and not self._damage.is_catalog_sound:  # nothing new, so not for `_recording_damage`
+                complete = [run for run in runs_ if self._check_complete(connection, run, damaged)]
+                summaries = runs.load_runs(connection, snapshots, complete, metrics, self._stall_after, damaged=damaged)
+        if damaged is not None and not self._damage.is_catalog_sound:  # already recorded
             damaged.append(f"{self._damage.structure or 'rows of the catalog are damaged'}; filters may miss runs")
-        return found
+        return summaries
 
     def run(self, ref: RunRef) -> RunSummary:
         """See `Store`."""
         with self._snapshot(ref) as (connection, snapshots, run):
             self._check_complete(connection, run)
-            found = runs.load_runs(connection, snapshots, [run], None, self._stall_after)
-        if not found:  # deleted in between
+            summaries = runs.load_runs(connection, snapshots, [run], None, self._stall_after)
+        if not summaries:  # deleted meanwhile
             raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their ids")
-        return found[0]
+        return summaries[0]
 
     def processes(self, ref: RunRef) -> list[ProcessSummary]:
         """See `Store`."""
@@ -164,9 +164,7 @@ class SqliteQueries:
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
         with self._reader() as connection, self._recording_damage(selection.damaged):
-            seq = (
-                self._memtable.last()
-            )  # before anything is read: what comes meanwhile is then seen twice, and not never
+            seq = self._memtable.last()  # before the read: points that arrive meanwhile are then read twice, not lost
             with reading(connection):
                 run = find_run(connection, *_names(ref))
                 self._check_complete(connection, run, selection.damaged)
@@ -176,19 +174,19 @@ class SqliteQueries:
                 rows = find_series(connection, run, selection)
                 attempts, changed = find_attempts(connection, run)
                 cursor = str(_Cursor(seq, last_event(connection)))
-                wanted = {row[0] for row in rows}
-                known = None if selection.after is None else _Cursor.parse(selection.after).seq
-                if known is not None and selection.gaps and has_new_gaps(connection, wanted, known):
-                    known = None
-            if known is not None and changed <= known:
-                parts = self._memtable.since(run, known, wanted)
+                series_ids = {row[0] for row in rows}
+                since = None if selection.after is None else _Cursor.parse(selection.after).seq
+                if since is not None and selection.gaps and has_new_gaps(connection, series_ids, since):
+                    since = None
+            if since is not None and changed <= since:
+                parts = self._memtable.since(run, since, series_ids)
                 if parts is not None:
                     return Reading(new_series(rows, parts, selection), cursor, False, started, attempts)
-            snapshots = self._memtable.snapshots({run}, wanted)
+            snapshots = self._memtable.snapshots({run}, series_ids)
             with reading(connection):
                 snapshots = _unflushed(connection, snapshots)
-                found = read_series(connection, snapshots, rows, selection)
-            return Reading(found, cursor, True, started, attempts)
+                series = read_series(connection, snapshots, rows, selection)
+            return Reading(series, cursor, True, started, attempts)
 
     def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
         """See `Store`."""
@@ -233,17 +231,19 @@ class SqliteQueries:
         """See `Store`."""
         with self._reader() as connection, reading(connection):
             run = find_run(connection, *_names(ref))
-            found = read_media(connection, run, digest)
-            is_named = found is None and names_media(connection, run, digest)
-        if is_named:  # not noted as damage of the store: a sender may have made the reference itself
+            image = read_media(connection, run, digest)
+            is_named = image is None and names_media(connection, run, digest)
+        if is_named:  # not recorded as damage: the reference may come from the sender
             raise DamagedError(
-                f"damaged: media {digest} of run {ref.run_id!r}: an event names it, and it cannot be found; "
+                f"damaged: media {digest} of run {ref.run_id!r}: an event refers to it, but it cannot be found; "
                 "`tensormeter check` lists what is damaged, a backup of the data folder may have it",
                 named=True,
             )
-        if found is None:
-            raise NotFoundError(f"run {ref.run_id!r} has no media {digest[:80]!r}; its events name what it has")
-        return found
+        if image is None:
+            raise NotFoundError(
+                f"run {ref.run_id!r} has no media {digest[:80]!r}; its events have the digests of its media"
+            )
+        return image
 
     def changes(self, after: str | None, refs: Sequence[RunRef] | None = None) -> Changes:
         """See `Store`."""
@@ -253,17 +253,22 @@ class SqliteQueries:
                 cursor = str(_Cursor(seq, last_event(connection)))
                 if after is None:
                     return Changes(cursor, [])
-                wanted = None if refs is None else _existing_runs(connection, refs)
+                run_ids = None if refs is None else _existing_runs(connection, refs)
                 since = _Cursor.parse(after)
-                grown = self._memtable.grown(since.seq, wanted)
+                grown = self._memtable.grown(since.seq, run_ids)
                 rows = connection.execute("SELECT DISTINCT run FROM event WHERE id > ?", (since.event,))
-                eventful = {row[0] for row in rows}
-                if wanted is None:
-                    wanted = eventful | (grown.keys() if grown is not None else _recent(connection))
-                states = runs.load_states(connection, wanted, self._stall_after)
+                runs_with_events = {row[0] for row in rows}
+                if run_ids is None:
+                    run_ids = runs_with_events | (grown.keys() if grown is not None else _recent(connection))
+                states = runs.load_states(connection, run_ids, self._stall_after)
                 names = _names_of(connection, states)
             changes = [
-                Change(names[run], sorted((grown or {}).get(run, ())), states[run], grown is None or run in eventful)
+                Change(
+                    names[run],
+                    sorted((grown or {}).get(run, ())),
+                    states[run],
+                    grown is None or run in runs_with_events,
+                )
                 for run in sorted(states)
             ]
             return Changes(cursor, changes)
@@ -290,56 +295,56 @@ class SqliteQueries:
             if self._is_doubtful():
                 connection = self._reconnected(connection)
                 raise StoreUnavailableError(f"{error}; the disk fails, so it is read again later") from error
-            found = name_damage(connection, error)
-            if str(found) != self._verifier.confirmed:
-                self._damage.add(found)
-            raise found from error
+            named_error = name_damage(connection, error)
+            if str(named_error) != self._verifier.confirmed:
+                self._damage.add(named_error)
+            raise named_error from error
         finally:
             self._readers.put(connection)
 
     def _check_complete(self, connection: sqlite3.Connection, run: int, damaged: list[str] | None = None) -> bool:
-        """Look whether all series of a run are there, if the catalog is known to be damaged.
+        """Check that all series of a run exist, if the catalog is known to be damaged.
 
         Raises:
-            DamagedError: They are not, and `damaged` is None; else a text is appended to it.
+            DamagedError: Series are missing, and `damaged` is None. Otherwise a message is appended to `damaged`.
         """
         if self._damage.is_catalog_sound:
             return True
-        found: list[str] = []
-        with skip_damaged(connection, None if damaged is None else found):
+        messages: list[str] = []
+        with skip_damaged(connection, None if damaged is None else messages):
             check_series(connection, run)
         if damaged is not None:
-            damaged += [text for text in found if text not in damaged]
-        return not found
+            damaged += [text for text in messages if text not in damaged]
+        return not messages
 
     def _is_doubtful(self) -> bool:
-        """Whether the disk has just failed to read, so that what looks damaged may be whole."""
+        """Return whether the disk has just failed to read, so that apparent damage may not be real."""
         if self._verifier.confirmed is not None:
             return False
         return self._verifier.problem() is not None or time.monotonic() < self._failed_at + _DOUBT
 
     @contextmanager
     def _recording_damage(self, damaged: list[str] | None) -> Iterator[None]:
-        """Remember damage that the block leaves out.
+        """Record the damage that the block leaves out.
 
         Raises:
-            StoreUnavailableError: The disk fails, so it may be none.
+            StoreUnavailableError: The disk fails, so the damage may not be real.
         """
         known = len(damaged or ())
         yield
         if self._is_doubtful() and len(damaged or ()) > known:
             raise StoreUnavailableError(
-                "the disk fails, so what is damaged is not known; send this request again later"
+                "the disk fails, so the extent of the damage is unknown; send this request again later"
             )
         for text in (damaged or ())[known:]:
             self._damage.add(DamagedError(text))
 
     @contextmanager
     def _checking_damage(self) -> Iterator[None]:
-        """Have damage that SQLite reports inside checked before it counts as damage.
+        """Start a check of the file if SQLite reports damage inside the block.
 
         Raises:
-            DamagedError: It has been checked and is damage.
+            DamagedError: The check has confirmed the damage.
         """
         try:
             yield
@@ -353,17 +358,17 @@ class SqliteQueries:
         return connect(self._file, read_only=True, filesystem=self._filesystem)
 
     def _reconnected(self, connection: sqlite3.Connection) -> sqlite3.Connection:
-        """A new connection instead of one that could not read: its descriptors may be stale. The same if there is none."""
+        """Return a new connection in place of one that failed, whose descriptors may be stale; the same one if opening fails."""
         try:
-            fresh = self._connect_reader()
+            new_connection = self._connect_reader()
         except sqlite3.Error:
             return connection
         connection.close()
-        return fresh
+        return new_connection
 
     @contextmanager
     def _snapshot(self, ref: RunRef) -> Iterator[tuple[sqlite3.Connection, list[MemtableSnapshot], int]]:
-        """A run, and one consistent view of it in memory and in the file."""
+        """Find a run, and return one consistent view of it in memory and in the file."""
         with self._reader() as connection:
             with reading(connection):
                 run = find_run(connection, *_names(ref))
@@ -378,7 +383,7 @@ class SqliteQueries:
 
     def _close_readers(self) -> None:
         for _ in range(READERS):
-            self._readers.get().close()  # waits for reads under way
+            self._readers.get().close()  # waits for present reads
 
     def _check_open(self) -> None:
         if self._closed:
@@ -394,13 +399,13 @@ def _unflushed(connection: sqlite3.Connection, snapshots: Sequence[MemtableSnaps
 
 
 def _existing_runs(connection: sqlite3.Connection, refs: Sequence[RunRef]) -> set[int]:
-    found: set[int] = set()
+    run_ids: set[int] = set()
     for ref in refs:
         rows = connection.execute(
             "SELECT id FROM run WHERE run_id = ? AND project = ifnull(?, project) AND NOT deleted", _names(ref)
         )
-        found.update(row[0] for row in rows)
-    return found
+        run_ids.update(row[0] for row in rows)
+    return run_ids
 
 
 def _recent(connection: sqlite3.Connection) -> set[int]:
@@ -408,6 +413,6 @@ def _recent(connection: sqlite3.Connection) -> set[int]:
     return {row[0] for row in rows}
 
 
-def _names_of(connection: sqlite3.Connection, rows: Collection[int]) -> dict[int, RunRef]:
-    found = connection.execute(f"SELECT id, run_id, project FROM run WHERE id IN ({', '.join(map(str, rows))})")
-    return {row[0]: RunRef(row[1], row[2]) for row in found}
+def _names_of(connection: sqlite3.Connection, run_ids: Collection[int]) -> dict[int, RunRef]:
+    rows = connection.execute(f"SELECT id, run_id, project FROM run WHERE id IN ({', '.join(map(str, run_ids))})")
+    return {row[0]: RunRef(row[1], row[2]) for row in rows}

@@ -1,4 +1,4 @@
-"""Readers go first: work in the background stands aside for them, but never for long."""
+"""Priority of readers over background work, which yields to them for a short time."""
 
 import threading
 import time
@@ -9,19 +9,19 @@ from typing import Final
 __all__ = ["ReadPriority"]
 
 _WORK: Final = 0.01
-"""Seconds that work goes on before it looks again whether somebody reads."""
+"""Seconds of work between two checks for readers."""
 
 _WAIT: Final = 0.05
-"""Seconds that it stands aside for, at most, each time."""
+"""Maximum seconds that the work yields each time."""
 
 _LINGER: Final = 0.005
-"""Seconds for which a reader counts after it has read: it makes something of what it found, or reads more."""
+"""Seconds for which a reader counts after its read: it converts the result, or reads more."""
 
 
 class ReadPriority:
-    """Between readers and one thread that works in the background, in small steps that each take the interpreter from the readers.
+    """Lets one background thread yield to readers. Its work consists of small steps, and each takes the interpreter from them.
 
-    Threads: `reading` on any number of them.
+    Threads: any number of threads may call `reading`.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class ReadPriority:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Read inside the block."""
+        """Count the block as a read."""
         with self._changed:
             self._readers += 1
         try:
@@ -44,7 +44,7 @@ class ReadPriority:
                 self._changed.notify()
 
     def yield_to_readers(self) -> None:
-        """To be called between two steps of work: blocks while somebody reads, up to 50 ms."""
+        """Block while there are reads, for at most 50 ms. Call it between two steps of work."""
         now = time.monotonic()
         if now < self._until:
             return

@@ -1,4 +1,4 @@
-"""Removing: what deleted runs have, bit by bit, and what is older or more than retention allows."""
+"""Removal of the data of deleted runs, in small parts, and of data that retention does not keep."""
 
 import sqlite3
 from collections.abc import Callable, Iterable
@@ -12,41 +12,44 @@ from tensormeter.server.store.sqlite.points.segment_rows import Span, spans, upd
 __all__ = ["Retention", "deleted_runs", "expired_runs", "purge_some", "remove_old_points", "used_bytes"]
 
 Report = Callable[[DamagedError], None]
-"""Called with damage that is come upon."""
+"""Callable for damage."""
 
 _SEGMENTS: Final = 64
-"""Chunks that one transaction removes: ingest waits for it."""
+"""Maximum number of segments that one transaction removes, because ingest waits for it."""
 
 KEEP: Final = "keep"
-"""The tag that keeps a run from retention."""
+"""Tag that protects a run from retention."""
 
 
 @dataclass(frozen=True)
 class Retention:
-    """What a store removes by itself.
+    """Limits for the data that a store keeps.
 
     Attributes:
-        max_age: Seconds after which points go, and runs that nothing was heard of; None: never.
-        max_bytes: Of the file; above it the runs that ended longest ago go, archived ones first. None: no bound.
+        max_age: Seconds after which points are removed, and runs without new points or events; None for never.
+        max_bytes: Maximum size of the file. Above it, runs that ended longest ago are removed, archived ones first. None for no limit.
     """
 
     max_age: float | None = None
     max_bytes: int | None = None
 
     def before(self, now: int) -> int | None:
-        """Nanoseconds since the Unix epoch before which things are too old."""
+        """Return the time before which data is too old, in nanoseconds since the Unix epoch; None without `max_age`."""
         return None if self.max_age is None else now - int(self.max_age * 1e9)
 
 
 def deleted_runs(connection: sqlite3.Connection, report: Report) -> list[int]:
-    """Runs that were deleted and still have something; without those whose row is damaged, which may not have been."""
+    """Return deleted runs that still have data.
+
+    Runs whose rows are damaged are not included, because they may not have been deleted.
+    """
     return _sound(connection, [row[0] for row in connection.execute("SELECT id FROM run WHERE deleted")], report)
 
 
 def purge_some(connection: sqlite3.Connection, run: int) -> bool:
-    """Remove some of what a deleted run still has; whether there was any. Inside the caller's transaction.
+    """Remove some data of a deleted run; return whether there was any. Inside the caller's transaction.
 
-    Everything of its in memory must be in chunks by now.
+    The memtable must not contain points of the run any more.
     """
     series = "SELECT series.id FROM series JOIN process ON process.id = series.process WHERE process.run = ?"
     processes = "SELECT id FROM process WHERE run = ?"
@@ -66,25 +69,27 @@ def purge_some(connection: sqlite3.Connection, run: int) -> bool:
 
 
 def remove_old_points(connection: sqlite3.Connection, before: int, report: Report) -> bool:
-    """Remove some chunks of runs without the tag "keep" whose points are all older; whether there were any.
+    """Remove some segments with old points only, of runs without the tag "keep"; return whether there were any.
 
-    Summaries stay as they are, and so do chunks whose times are in doubt. Inside the caller's transaction.
+    Summaries stay as they are, and so do segments whose times may be damaged. Inside the caller's transaction.
     """
-    found = connection.execute(
+    candidates = connection.execute(
         "SELECT chunk.id, chunk.series, chunk.n, process.run, chunk.seq, chunk.t_min, chunk.t_max"
         " FROM chunk JOIN series ON series.id = chunk.series"
         " JOIN process ON process.id = series.process JOIN run ON run.id = process.run"
         f" WHERE chunk.t_max < ? AND {_unprotected()} LIMIT ?",
         (before, _SEGMENTS),
     ).fetchall()
-    sound = {*_sound(connection, {row[3] for row in found}, report)}
-    known: dict[int, set[Span]] = {}
-    for series in {row[1] for row in found}:
+    sound = {*_sound(connection, {row[3] for row in candidates}, report)}
+    written_spans: dict[int, set[Span]] = {}
+    for series in {row[1] for row in candidates}:
         try:
-            known[series] = {*spans(connection, series)}
+            written_spans[series] = {*spans(connection, series)}
         except DamagedError as error:
             report(error)
-    rows = [row for row in found if row[3] in sound and Span(row[4], row[2], *row[5:]) in known.get(row[1], ())]
+    rows = [
+        row for row in candidates if row[3] in sound and Span(row[4], row[2], *row[5:]) in written_spans.get(row[1], ())
+    ]
     connection.executemany("DELETE FROM chunk WHERE id = ?", [(row[0],) for row in rows])
     olds = [(series, before) for series in {row[1] for row in rows}]
     connection.executemany("DELETE FROM gap WHERE series = ? AND time < ?", olds)
@@ -98,9 +103,9 @@ def remove_old_points(connection: sqlite3.Connection, before: int, report: Repor
 def expired_runs(
     connection: sqlite3.Connection, before: int | None, max_bytes: int | None, report: Report
 ) -> list[int]:
-    """Runs that retention deletes now: those that nothing was heard of since `before`.
+    """Return runs that retention deletes now: runs without points and events since `before`.
 
-    If there are none, and the store is larger than allowed, the one that ended longest ago, archived ones first.
+    If there are none, and the store is too large, return the run that ended longest ago, archived ones first.
     """
     condition = f"NOT deleted AND {_unprotected()}"
     runs: list[int] = []
@@ -116,7 +121,7 @@ def expired_runs(
 
 
 def used_bytes(connection: sqlite3.Connection) -> int:
-    """Bytes of the file that hold something."""
+    """Return the number of bytes of the file that contain data."""
     pages, free, size = (
         connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
     )
@@ -124,19 +129,19 @@ def used_bytes(connection: sqlite3.Connection) -> int:
 
 
 def _sound(connection: sqlite3.Connection, runs: Iterable[int], report: Report) -> list[int]:
-    """Those of some runs whose rows are not damaged: nothing else is deleted."""
-    found = []
+    """Return the runs whose rows are not damaged. Only these may be deleted."""
+    sound_runs = []
     for run in runs:
         for seal in (RUN_TALLY, RUN_TEXTS):
             row = connection.execute(f"SELECT {seal.selection} FROM run WHERE id = ?", (run,)).fetchone()
             try:
-                seal.verify(row, f"the row of run {run}, so that it is not deleted")
+                seal.verify(row, f"the row of run {run}, which is therefore not deleted")
             except DamagedError as error:
                 report(error)
                 break
         else:
-            found.append(run)
-    return found
+            sound_runs.append(run)
+    return sound_runs
 
 
 def _unprotected() -> str:

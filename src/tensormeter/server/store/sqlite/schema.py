@@ -1,7 +1,15 @@
-"""The SQLite file: its tables, its version, and how connections to it are opened.
+"""The SQLite file: its tables, its version, and its connections.
 
 Durability: WAL with `synchronous=NORMAL`. A commit survives the death of the process at any instant. After a loss of
-power the file is whole, but the last commits may be missing.
+power the file is consistent, but the last commits may be missing.
+
+Some tables have an older name on disk than in the code:
+
+- `journal` is the commit log, `batch` has the ids of stored requests, and `damaged` has quarantined requests.
+- `chunk` has the segments: compressed blocks of points of one series.
+- `sample` has the rollups of full segments.
+- A series' column `directory` is the checksum of its list of segments.
+- `grp` is the group of a run, `title` is the name that a user gave, and `mark` has numbers for `Store.mark`.
 """
 
 import os
@@ -26,11 +34,11 @@ _COMPLETE: Final = FileSystem()
 
 SCHEMA: Final = """
 CREATE TABLE run (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used twice: what is in memory may outlive the row
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused: the memtable may outlive the row
     project TEXT NOT NULL,
     run_id TEXT NOT NULL,
     name TEXT NOT NULL,                     -- the latest that was sent
-    title TEXT,                             -- the name that a user gave; NULL: none
+    title TEXT,                             -- name that a user gave; NULL: none
     config TEXT NOT NULL DEFAULT '{}',      -- JSON object
     config_time INTEGER NOT NULL DEFAULT 0, -- time of the event that config is from
     state TEXT NOT NULL DEFAULT 'running',  -- from lifecycle events
@@ -38,29 +46,29 @@ CREATE TABLE run (
     created INTEGER NOT NULL,               -- time of the earliest point or event
     started INTEGER,                        -- time of the earliest start
     ended INTEGER,                          -- time of the latest end, if the run has ended
-    updated INTEGER NOT NULL,               -- when something last arrived
+    updated INTEGER NOT NULL,               -- last arrival of points or events
     newest INTEGER NOT NULL DEFAULT 0,      -- time of the latest point
-    stalled INTEGER NOT NULL DEFAULT 0,     -- whether the alert for it is on
+    stalled INTEGER NOT NULL DEFAULT 0,     -- whether the run is marked as stalled
     tags TEXT,                              -- JSON array; NULL: none given yet
     notes TEXT,
     grp TEXT,
     archived INTEGER NOT NULL DEFAULT 0,
-    deleted INTEGER NOT NULL DEFAULT 0,     -- when it was deleted; what it has is removed bit by bit
-    series INTEGER NOT NULL DEFAULT 0,      -- rows in series
-    points INTEGER NOT NULL DEFAULT 0,      -- points in chunks
-    seal INTEGER,                           -- checksum of the texts; see module seals for this and other seals
+    deleted INTEGER NOT NULL DEFAULT 0,     -- time of deletion; its data is removed in small parts
+    series INTEGER NOT NULL DEFAULT 0,      -- number of its series
+    points INTEGER NOT NULL DEFAULT 0,      -- number of points in segments
+    seal INTEGER,                           -- checksum of the texts, see the module seals
     tally INTEGER,                          -- checksum of the other columns
     UNIQUE (project, run_id)
 );
 CREATE INDEX run_by_run_id ON run (run_id);
 CREATE INDEX run_by_created ON run (created);
 
-CREATE TABLE tombstone (                    -- runs that were deleted, and may be sent again by those who do not know
+CREATE TABLE tombstone (                    -- deleted runs, which senders may send again
     project TEXT NOT NULL,
     run_id TEXT NOT NULL,
     time INTEGER NOT NULL,
     journal INTEGER NOT NULL,               -- last journal row before the deletion
-    revived INTEGER NOT NULL DEFAULT 0,     -- whether it has been started anew
+    revived INTEGER NOT NULL DEFAULT 0,     -- whether it has been started again
     PRIMARY KEY (project, run_id)
 ) WITHOUT ROWID;
 
@@ -73,17 +81,17 @@ CREATE TABLE process (
     started INTEGER,                        -- time of the latest run.start
     ended INTEGER,                          -- time of the latest run.end
     end_state TEXT,
-    losses TEXT NOT NULL DEFAULT '{}',      -- JSON object: counts of what the sender had to drop, by reason
+    losses TEXT NOT NULL DEFAULT '{}',      -- JSON object: number of dropped items by reason
     first_step INTEGER,                     -- lowest step, of processes of later attempts than the first
     began INTEGER,                          -- time of the earliest step of such a process
     began_seq INTEGER,                      -- journal row that changed one of these
-    seal INTEGER,                           -- of all but resource
+    seal INTEGER,                           -- of all columns but resource
     resource_seal INTEGER,
     UNIQUE (run, process)
 );
 
 CREATE TABLE series (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- as above
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused
     process INTEGER NOT NULL REFERENCES process,
     metric TEXT NOT NULL,
     kind TEXT NOT NULL,
@@ -91,21 +99,21 @@ CREATE TABLE series (
     attributes TEXT NOT NULL,               -- canonical JSON object
     unit TEXT NOT NULL,
     description TEXT NOT NULL,
-    points INTEGER NOT NULL DEFAULT 0,      -- points in chunks
-    last_time INTEGER,                      -- latest point in chunks
+    points INTEGER NOT NULL DEFAULT 0,      -- number of points in segments
+    last_time INTEGER,                      -- latest point in segments
     last_word INTEGER,
     last_integer INTEGER,
     last_step INTEGER,
-    directory INTEGER,                      -- checksum of which chunks there are; NULL: not known
+    directory INTEGER,                      -- checksum of the list of segments; NULL: unknown
     seal INTEGER,
     UNIQUE (process, metric, kind, scope, attributes)
 );
 
-CREATE TABLE summary (                      -- of the numbers of a metric in chunks, over processes and attributes
+CREATE TABLE summary (                      -- numbers of a metric in segments, over processes and attributes
     run INTEGER NOT NULL REFERENCES run,
     metric TEXT NOT NULL,
     count INTEGER NOT NULL,                 -- points
-    numbers INTEGER NOT NULL,               -- points that are not NaN; the next three are about them
+    numbers INTEGER NOT NULL,               -- points that are not NaN, which the next three columns are about
     total REAL,
     minimum REAL,
     maximum REAL,
@@ -118,10 +126,10 @@ CREATE TABLE summary (                      -- of the numbers of a metric in chu
 ) WITHOUT ROWID;
 CREATE INDEX summary_by_metric ON summary (metric);
 
-CREATE TABLE chunk (
+CREATE TABLE chunk (                        -- segments: compressed points of one series
     id INTEGER PRIMARY KEY,
     series INTEGER NOT NULL REFERENCES series,
-    seq INTEGER NOT NULL,                   -- order within the series
+    seq INTEGER NOT NULL,                   -- order in the series
     n INTEGER NOT NULL,
     t_min INTEGER NOT NULL,
     t_max INTEGER NOT NULL,
@@ -133,40 +141,40 @@ CREATE TABLE chunk (
 );
 CREATE UNIQUE INDEX chunk_by_series ON chunk (series, seq, n, t_min, t_max);
 
-CREATE TABLE sample (                       -- of full chunks of numbers, made some time after the chunk
+CREATE TABLE sample (                       -- rollups of full segments of numbers
     chunk INTEGER PRIMARY KEY REFERENCES chunk ON DELETE CASCADE,
     step_min INTEGER,                       -- lowest and highest step; NULL unless every point has one
     step_max INTEGER,
     ascending INTEGER NOT NULL,             -- whether steps never fall
     coarse BLOB NOT NULL,                   -- blocks of 4,096 points
     fine BLOB NOT NULL,                     -- compressed blocks of 512 points
-    seal INTEGER,                           -- of all but coarse and fine but with that of the chunk
+    seal INTEGER,                           -- of the other columns, and the seal of the segment
     coarse_seal INTEGER,
     fine_seal INTEGER
 );
 
-CREATE TABLE gap (                          -- where senders said that a series of numbers has no value
+CREATE TABLE gap (                          -- times at which senders reported that a series has no value
     id INTEGER PRIMARY KEY,
     series INTEGER NOT NULL REFERENCES series,
     time INTEGER NOT NULL,
-    seq INTEGER NOT NULL,                   -- journal row that it came with, or after which it came: that row's number and one
+    seq INTEGER NOT NULL,                   -- journal row that it came with, or the number of the next one
     seal INTEGER,
     UNIQUE (series, time)
 );
 CREATE INDEX gap_by_seq ON gap (seq);
 
 CREATE TABLE event (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used twice: readers ask for those after the last they saw
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused: readers ask for events after an id
     run INTEGER NOT NULL REFERENCES run,
     process INTEGER NOT NULL REFERENCES process,
     time INTEGER NOT NULL,
     name TEXT NOT NULL,
     key TEXT,
     step INTEGER,
-    digest BLOB NOT NULL,                   -- SHA-256 of what tells events of a time apart
+    digest BLOB NOT NULL,                   -- SHA-256 that distinguishes events of one time
     body TEXT NOT NULL,                     -- JSON
     attributes TEXT NOT NULL,               -- JSON object
-    record TEXT NOT NULL DEFAULT '{}',      -- JSON object: severity and ids and scope where the record has them
+    record TEXT NOT NULL DEFAULT '{}',      -- JSON object: severity, ids and scope, if any
     seal INTEGER,
     UNIQUE (process, time, name, digest)
 );
@@ -180,7 +188,7 @@ CREATE TABLE media (
     PRIMARY KEY (run, digest)
 );
 
-CREATE TABLE batch (                        -- requests with an id that were stored
+CREATE TABLE batch (                        -- stored requests with an id
     id TEXT PRIMARY KEY,
     digest BLOB NOT NULL,                   -- SHA-256 of signal and payload
     received INTEGER NOT NULL,
@@ -189,20 +197,20 @@ CREATE TABLE batch (                        -- requests with an id that were sto
     seal INTEGER
 ) WITHOUT ROWID;
 
-CREATE TABLE journal (                      -- requests with points that are in no chunk yet
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice: readers compare it across deletions
+CREATE TABLE journal (                      -- commit log: requests whose points are in no segment yet
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused: readers compare it across deletions
     payload BLOB NOT NULL,                  -- ExportMetricsServiceRequest in zstd
     seal INTEGER
 );
 
-CREATE TABLE damaged (                      -- journal rows that could not be replayed, as they were
+CREATE TABLE damaged (                      -- quarantine: journal rows that could not be replayed
     seq INTEGER PRIMARY KEY,
-    time INTEGER NOT NULL,                  -- when that was found
+    time INTEGER NOT NULL,                  -- time of the replay
     payload BLOB NOT NULL,
     seal INTEGER
 );
 
-CREATE TABLE mark (                         -- how far somebody has come
+CREATE TABLE mark (                         -- numbers of Store.mark
     name TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -210,29 +218,29 @@ CREATE TABLE mark (                         -- how far somebody has come
 
 
 def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
-    """Create the file, or bring one that an older version wrote up to date, or refuse.
+    """Create the file, or migrate a file of an older version.
 
     Args:
-        file: The database.
-        filesystem: What its file system can do.
+        file: Database.
+        filesystem: Capabilities of its file system.
 
     Raises:
         StoreFullError: The disk is full.
-        StoreError: It is not, or the folder cannot be written to.
+        StoreError: The file is not a store, is damaged or of a newer version, or the folder cannot be written to.
     """
     if sqlite3.sqlite_version_info < (3, 35):
         raise StoreError(
             f"the store needs SQLite 3.35 or newer (for RETURNING), and this Python has {sqlite3.sqlite_version}"
         )
     try:
-        # SQLite gives its log and its index the mode of the file.
+        # SQLite creates its log and its index with the mode of this file.
         os.close(open_file(file.resolve()))
     except OSError as error:
         raise StoreError(f"cannot open the store {file}: {error.strerror}") from error
     try:
         connection = sqlite3.connect(file, timeout=5, isolation_level=None)
         try:
-            if not filesystem.maps:  # a log that is there can then be read without them
+            if not filesystem.maps:  # an exclusive lock lets SQLite read an existing log without shared memory
                 connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             _configure(connection, filesystem)
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -263,25 +271,25 @@ def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
         raise StoreError(f"{file} is not a tensormeter store; choose another data folder")
     if version > SCHEMA_VERSION:
         raise StoreError(
-            f"{file} was written by a newer tensormeter (schema {version}, this one knows {SCHEMA_VERSION}); "
+            f"{file} was written by a newer tensormeter (schema {version}, this one supports {SCHEMA_VERSION}); "
             "upgrade tensormeter, or choose another data folder",
         )
 
 
 def holder_of(file: Path, error: Exception) -> str:
-    """After a text about an error: who has locked the store, if that is what failed; else ""."""
+    """Return a suffix for an error's message with the process that has locked the store; "" if a lock is not the cause."""
     if "locked" not in str(error):
         return ""
     files = [file, *(file.with_name(file.name + suffix) for suffix in ("-shm", "-wal"))]
-    holders = [lock_holder(one, ("POSIX", "OFDLCK")) for one in files]
-    known = [one for one in holders if one[-1].isdigit()]
-    return f" ({file} is locked by {(known or holders)[0]})"
+    holders = [lock_holder(holder, ("POSIX", "OFDLCK")) for holder in files]
+    identified = [holder for holder in holders if holder[-1].isdigit()]
+    return f" ({file} is locked by {(identified or holders)[0]})"
 
 
 def connect(file: Path, *, read_only: bool = False, filesystem: FileSystem = _COMPLETE) -> sqlite3.Connection:
-    """A connection in autocommit mode: transactions are begun and ended by statements of ours only.
+    """Open a connection in autocommit mode, so that only explicit statements begin and end transactions.
 
-    The caller makes sure that one thread at a time uses it.
+    The caller ensures that one thread at a time uses it.
     """
     connection = sqlite3.connect(file, timeout=filesystem.patience, isolation_level=None, check_same_thread=False)
     try:
@@ -299,5 +307,5 @@ def connect(file: Path, *, read_only: bool = False, filesystem: FileSystem = _CO
 def _configure(connection: sqlite3.Connection, filesystem: FileSystem) -> None:
     connection.execute(f"PRAGMA synchronous = {filesystem.synchronous}")
     connection.execute("PRAGMA foreign_keys = ON")
-    # Overwriting all that is deleted, the default of some builds, takes as much room in the log as what is deleted.
+    # Overwriting deleted data is the default of some builds. It would need as much space in the log as the data.
     connection.execute("PRAGMA secure_delete = FAST").fetchall()

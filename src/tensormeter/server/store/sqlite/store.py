@@ -1,11 +1,11 @@
-"""The store in one SQLite file: journal, catalog and chunks.
+"""The store in one SQLite file: commit log, catalog and segments.
 
-The way of a point: a request is written to the journal in one transaction together with its batch id and any new rows
-of the catalog, then its points go into heads in memory, then it is answered. A background thread folds heads into
-compressed chunks, in one transaction that also drops the journal rows they came from. Opening replays the journal.
+A request is written to the commit log in one transaction, together with its batch id and new rows of the catalog. Then its points
+go into the memtable, and it is answered. A background thread flushes the memtable to compressed segments. The transaction of a
+flush also deletes the journal rows of its points. Opening the store replays the commit log.
 
-Locks, in the order in which they may be taken: folding, writing, the heads' own.
-Nothing is decoded, compressed or read from a chunk while the lock on writing is held.
+Locks, in the order in which they may be taken: flush, write, the memtable's lock.
+Segments are not decoded, compressed or read while the write lock is held.
 """
 
 import logging
@@ -79,7 +79,7 @@ from tensormeter.server.store.sqlite.transaction import mapped_errors, may_be_da
 __all__ = ["SqliteStore"]
 
 _ROLLUPS_AT_ONCE: Final = 16
-"""Chunks whose samples one transaction writes: ingest waits for it."""
+"""Maximum number of segments whose rollups one transaction writes, because ingest waits for it."""
 
 _RECOVERY: Final = "recovery"
 """Name of the mark that is written to find out whether the store can be written to again."""
@@ -103,19 +103,19 @@ class SqliteStore(SqliteQueries):
         retention: Retention | None = None,
         durability: ServerDurability = "group",
     ) -> None:
-        """Open the store in `folder`, creating what is not there, and replay its journal.
+        """Open the store in `folder`, which is created if needed, and replay its commit log.
 
         Args:
-            folder: One server at a time uses it.
-            fold_points: Points in memory that make the background thread fold at once (17 bytes each).
-            fold_interval: Seconds between two folds of fewer points.
-            max_pending_points: Points in memory above which requests are put off.
-            stall_after: Seconds without any sign of life after which a run that has not ended counts as stalled.
-            retention: What is removed by itself; by default nothing.
-            durability: Whether changes are synced in groups after they have returned, or before they return.
+            folder: Data folder. One server at a time can use it.
+            flush_points: Number of points in memory that starts a flush at once (17 bytes each).
+            flush_interval: Seconds between two flushes of fewer points.
+            max_pending_points: Number of points in memory above which requests are refused for now.
+            stall_after: Seconds without points and events after which a run that has not ended counts as stalled.
+            retention: Limits for the data that is kept; None for no limits.
+            durability: Whether commits are synced in groups after requests are answered, or before.
 
         Raises:
-            StoreError: The folder is in use or cannot be written to, or the file is gone, damaged or of a newer version.
+            StoreError: The folder is in use or cannot be written to, or the file is missing, damaged or of a newer version.
         """
         self._flush_points = flush_points
         self._max_pending_points = max_pending_points
@@ -136,11 +136,11 @@ class SqliteStore(SqliteQueries):
             lost = lost_transactions(file)
             if lost is not None and written_before_boot(file.with_name(f"{file.name}-wal")):
                 _log.warning(
-                    "tensormeter: %s. The machine was restarted since: what was not synced is lost, and agents send it again",
+                    "tensormeter: %s. The machine has restarted since, so data that was not synced is lost; agents send it again",
                     lost,
                 )
                 lost = None
-            copy = None if lost is None else keep_damaged_log(file)  # SQLite writes over it
+            copy = None if lost is None else keep_damaged_log(file)  # SQLite will overwrite it
             filesystem = self._with_reserve(lambda: FileSystem.examine(folder))
             self._filesystem = filesystem
             self._with_reserve(lambda: prepare(file, filesystem))
@@ -153,7 +153,7 @@ class SqliteStore(SqliteQueries):
                 self._damage.add(
                     StoreError(lost if copy is None else f"{lost}; the damaged log is kept in {copy.name}")
                 )
-            with suppress(sqlite3.Error):  # before requests take the room
+            with suppress(sqlite3.Error):  # before requests use the space
                 self._with_reserve(lambda: self._log.empty(self._writer))
             self._replay()
             self._missing_rollups: deque[SegmentKey] = deque(find_missing_rollups(self._flusher))
@@ -170,7 +170,7 @@ class SqliteStore(SqliteQueries):
         self._space.keep()
         self._disk = DiskMonitor(folder, self._space)
         self._start_check = StartCheck(file, filesystem, self._damage, self._verifier.read)
-        self._background = Background("tensormeter-fold", self._work_in_background, flush_interval)
+        self._background = Background("tensormeter-flush", self._work_in_background, flush_interval)
         self._disk.watch(self._background.wake)
         if self._missing_rollups:
             self._background.wake()
@@ -187,8 +187,8 @@ class SqliteStore(SqliteQueries):
         received = time.time_ns()
         arrivals, rejections = arrivals_of(batches, check)
         gaps = gaps_of(batches, check)
-        del batches  # the caller may have given them up
-        content = digest("metrics", payload)
+        del batches  # frees memory if the caller has dropped them, too
+        content_digest = digest("metrics", payload)
         compressed = commit_log.compress(payload)
         with self._made_durable(), self._writing:
             self._check_open()
@@ -196,13 +196,13 @@ class SqliteStore(SqliteQueries):
             self._check_room(len(compressed), sum(len(arrival.points) for arrival in arrivals))
             with self._transaction():
                 if batch_id is not None:
-                    known = commit_log.find_batch(self._writer, batch_id, content)
-                    if known is not None:
-                        return known
+                    earlier = commit_log.find_batch(self._writer, batch_id, content_digest)
+                    if earlier is not None:
+                        return earlier
                 located = locate_arrivals(self._catalog, arrivals, received, rejections, check)
                 receipt = Receipt(rejections.total(), rejections.describe("data point"))
                 if batch_id is not None:
-                    commit_log.record_batch(self._writer, batch_id, content, receipt)
+                    commit_log.record_batch(self._writer, batch_id, content_digest, receipt)
                 seq = commit_log.append(self._writer, compressed) if located else 0
                 if gaps:
                     insert_gaps(self._writer, gaps, seq or self._memtable.last() + 1, check)
@@ -223,20 +223,20 @@ class SqliteStore(SqliteQueries):
     ) -> Receipt:
         """See `Store`."""
         received = time.time_ns()
-        content = digest("logs", payload)
+        content_digest = digest("logs", payload)
         rejections = Rejections()
         with self._made_durable(), self._writing:
             self._check_open()
             self._check_room(len(payload), 0)
             with self._transaction():
                 if batch_id is not None:
-                    known = commit_log.find_batch(self._writer, batch_id, content)
-                    if known is not None:
-                        return known
+                    earlier = commit_log.find_batch(self._writer, batch_id, content_digest)
+                    if earlier is not None:
+                        return earlier
                 insert_events(self._writer, self._catalog, resources, received, rejections, check=check)
                 receipt = Receipt(rejections.total(), rejections.describe("log record"))
                 if batch_id is not None:
-                    commit_log.record_batch(self._writer, batch_id, content, receipt)
+                    commit_log.record_batch(self._writer, batch_id, content_digest, receipt)
         return receipt
 
     def update(self, ref: RunRef, changes: RunChanges) -> None:
@@ -276,11 +276,11 @@ class SqliteStore(SqliteQueries):
         return self._mark(name)
 
     def pending_points(self) -> int:
-        """Points in memory and in the journal that are not in chunks yet."""
+        """Return the number of points in memory and in the commit log that are in no segment yet."""
         return self._memtable.pending()
 
     def problem(self) -> str | None:
-        """See `Store`. Damage that was come upon is said until the store is opened anew."""
+        """See `Store`. Damage is reported until the store is opened again."""
         return (
             "; ".join(filter(None, (self._damage.text(), self._verifier.confirmed)))
             or self._disk.problem()
@@ -294,19 +294,19 @@ class SqliteStore(SqliteQueries):
         return self._disk.stalled()
 
     def flush(self) -> None:
-        """Fold now what is in memory, remove what is to be removed, and sample chunks that are full.
+        """Flush the memtable, remove deleted runs, and build rollups of full segments.
 
-        Runs by itself on the background thread; tests call it to get there sooner.
+        The background thread calls it; tests call it to be sooner.
 
         Raises:
-            StoreError: It could not be written; it stays in memory and in the journal.
+            StoreError: The flush failed; its points stay in memory and in the commit log.
         """
         with self._flushing:
-            self._renew_folder()
-            with self._writing:  # between a commit and its append, what is in memory is less than the journal
+            self._renew_flusher()
+            with self._writing:  # between a commit and its append, the memtable lacks points of the journal
                 snapshot = self._memtable.freeze()
                 with self._checking_damage(), mapped_errors("read"):
-                    # Nothing of theirs will come any more, so what this fold does not take in is in chunks already.
+                    # They get no more points, so all points that this flush does not contain are in segments already.
                     deleted = deleted_runs(self._writer, self._damage.add)
             if snapshot is not None:
                 with self._checking_damage(), reading(self._flusher):
@@ -316,12 +316,12 @@ class SqliteStore(SqliteQueries):
                 self._memtable.discard()
                 self._missing_rollups.extend(full_segments(flushes))
             self._remove(deleted)
-            sampled = self._build_rollups()
-            if snapshot is not None or deleted or sampled:
+            rollups_built = self._build_rollups()
+            if snapshot is not None or deleted or rollups_built:
                 self._checkpoint()
 
     def close(self) -> None:
-        """See `Store`. What cannot be folded any more stays in the journal for the next one who opens the folder."""
+        """See `Store`. Points that cannot be flushed stay in the commit log for the next start."""
         with self._writing:
             if self._closed:
                 return
@@ -332,9 +332,11 @@ class SqliteStore(SqliteQueries):
         try:
             self.flush()
         except StoreUnavailableError as error:
-            _log.warning("tensormeter: %s; the newest points stay in the journal, for the next start", error)
+            _log.warning("tensormeter: %s; the newest points stay in the commit log for the next start", error)
         except StoreError:
-            _log.exception("tensormeter: the store keeps its newest points in its journal")
+            _log.exception(
+                "tensormeter: flushing the store failed; its newest points stay in the commit log for the next start"
+            )
         self._disk.stop()
         self._close_readers()
         self._flusher.close()
@@ -354,9 +356,9 @@ class SqliteStore(SqliteQueries):
 
     def _replay(self) -> None:
         self._memtable.begin(commit_log.flushed(self._flusher))
-        for seq, found in commit_log.replay(self._flusher):
+        for seq, entry in commit_log.replay(self._flusher):
             try:
-                payload = self._reread(seq, found) if isinstance(found, DamagedError) else found
+                payload = self._reread(seq, entry) if isinstance(entry, DamagedError) else entry
                 arrivals, _ = arrivals_of(decode_metrics(payload))
             except (DamagedError, EncodingError) as error:
                 self._damage.add(error)
@@ -365,20 +367,20 @@ class SqliteStore(SqliteQueries):
             orphans: list[Arrival] = []
             self._memtable.append(seq, self._catalog.place(seq, arrivals, orphans))
             if orphans:
-                points, one = sum(len(arrival.points) for arrival in orphans), orphans[0]
+                points, example = sum(len(arrival.points) for arrival in orphans), orphans[0]
                 self._damage.add(
                     DamagedError(
-                        f"damaged: {points} points of journal row {seq} belong to rows that cannot be found, such as metric "
-                        f"{one.metric!r} of run {one.source.run_id!r}; they are missing, and kept in the table `damaged`"
+                        f"damaged: {points} points of journal row {seq} belong to missing rows, such as metric "
+                        f"{example.metric!r} of run {example.source.run_id!r}; the request is kept in the table `damaged`"
                     )
                 )
                 self._quarantine(seq, remove=False)
 
     def _reread(self, seq: int, error: DamagedError) -> bytes:
-        """Read a journal row again, on a new connection: the disk may have failed for a moment.
+        """Read a journal row again, on a new connection, because the disk may have failed for a moment.
 
         Raises:
-            DamagedError: It is damaged.
+            DamagedError: The row is damaged.
             StoreError: The disk cannot read it.
         """
         try:
@@ -399,7 +401,7 @@ class SqliteStore(SqliteQueries):
             with writing(self._writer):
                 commit_log.quarantine(self._writer, seq, remove=remove)
         except StoreError as error:
-            _log.warning("tensormeter: journal row %d cannot be set aside: %s", seq, error)
+            _log.warning("tensormeter: journal row %d cannot be quarantined: %s", seq, error)
 
     def _work_in_background(self) -> None:
         try:
@@ -412,7 +414,7 @@ class SqliteStore(SqliteQueries):
         except StoreError as error:
             self._leave_out_syncs(error)
             if self._problem is None:
-                _log.warning("tensormeter: %s; points wait in memory and in the journal", error)
+                _log.warning("tensormeter: %s; points wait in memory and in the commit log", error)
             self._problem = str(error)
             if isinstance(error, StoreUnavailableError):
                 self._disk.failed(error)
@@ -421,7 +423,7 @@ class SqliteStore(SqliteQueries):
         self._space.keep()
 
     def _expire(self) -> None:
-        """Delete what retention does not allow any more."""
+        """Delete data that retention does not keep."""
         before = self._retention.before(time.time_ns())
         if before is None and self._retention.max_bytes is None:
             return
@@ -436,33 +438,33 @@ class SqliteStore(SqliteQueries):
                     more = remove_old_points(self._writer, before, self._damage.add)
 
     def _build_rollups(self) -> bool:
-        """Make samples of chunks; whether any were to be made. What a closing store leaves over is made when it is opened."""
-        some = bool(self._missing_rollups)
+        """Build rollups of segments; return whether any were missing. The next start builds the rest if the store is closed meanwhile."""
+        were_missing = bool(self._missing_rollups)
         while self._missing_rollups and not self._closed:
             self._yield_to_readers()
-            wanted = [*islice(self._missing_rollups, _ROLLUPS_AT_ONCE)]
+            keys = [*islice(self._missing_rollups, _ROLLUPS_AT_ONCE)]
             try:
                 with self._checking_damage(), reading(self._flusher):
-                    rollups = build_rollups(self._flusher, wanted)
+                    rollups = build_rollups(self._flusher, keys)
             except StoreUnavailableError:
                 raise
-            except StoreError as error:  # one of them is damaged; the others can be read point by point
+            except StoreError as error:  # one segment is damaged; the others can be read as points
                 self._note_damage(error)
                 rollups = []
             with self._writing, self._transaction():
                 insert_rollups(self._writer, rollups)
-            for _ in wanted:
+            for _ in keys:
                 self._missing_rollups.popleft()
             if self._memtable.pending() >= self._flush_points:
                 self._background.wake()
                 break
-        return some
+        return were_missing
 
     def _note_damage(self, error: StoreError) -> None:
-        """Remember damage that the folding thread has come upon.
+        """Record damage that a flush has found.
 
         Raises:
-            StoreUnavailableError: It is not known yet whether the disk only failed.
+            StoreUnavailableError: It is unknown yet whether only the disk failed.
         """
         if self._is_doubtful():
             raise StoreUnavailableError(f"cannot read the store: {error}; the disk fails, so it is read again later")
@@ -471,7 +473,7 @@ class SqliteStore(SqliteQueries):
         self._damage.add(name_damage(self._flusher, error) if isinstance(error, DamagedError) else error)
 
     def _yield_to_readers(self) -> None:
-        """Let readers go first, unless it is high time."""
+        """Yield to readers, unless too many points are pending."""
         if not self._closed and self._memtable.pending() < self._max_pending_points // 2:
             self._read_priority.yield_to_readers()
 
@@ -501,13 +503,13 @@ class SqliteStore(SqliteQueries):
 
     @contextmanager
     def _made_durable(self) -> Iterator[None]:
-        """What is committed inside is durable afterwards, if the store's durability says so. No lock may be held."""
+        """Make commits of the block durable before it ends, if the store's durability requires it. The caller must hold no lock."""
         yield
         if self._durability == "always":
             self.syncer.settle()
 
     def _carry_over(self) -> bool:
-        """Carry SQLite's log over into the database. Returns whether all of it is there."""
+        """Copy SQLite's log to the database; return whether all of it is there."""
         with mapped_errors("checkpoint"), closing(self._connect()) as connection:
             busy, logged, carried = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
             return not busy and logged == carried
@@ -525,7 +527,7 @@ class SqliteStore(SqliteQueries):
         return connection
 
     def _renew_writer(self) -> None:
-        """Open the file again if the disk has failed: descriptors may be stale."""
+        """Open a new connection to write with if the disk has failed: descriptors may be stale."""
         if self._stale:
             with mapped_errors("open"):
                 old, self._writer = self._writer, self._connect_writer()
@@ -533,19 +535,19 @@ class SqliteStore(SqliteQueries):
                 self._stale = False
                 old.close()
 
-    def _renew_folder(self) -> None:
+    def _renew_flusher(self) -> None:
         if self._disk.failing:
             with mapped_errors("open"):
                 old, self._flusher = self._flusher, self._connect()
                 old.close()
 
     def _leave_out_syncs(self, error: StoreError) -> None:
-        """If it has turned out that the file system cannot sync files, go on without that."""
+        """Continue without syncs if it turns out that the file system does not support them."""
         if getattr(error.__cause__, "sqlite_errorcode", 0) != sqlite3.SQLITE_IOERR_FSYNC or not self._filesystem.syncs:
             return
         with suppress(StoreError):
             if not FileSystem.examine(self._file.parent).syncs:
-                self.syncer.give_up()  # before SQLite leaves syncs out
+                self.syncer.give_up()  # before SQLite stops syncing
                 self._filesystem = replace(self._filesystem, syncs=False)
                 with self._writing:
                     self._writer.execute(f"PRAGMA synchronous = {self._filesystem.synchronous}")
@@ -564,11 +566,11 @@ class SqliteStore(SqliteQueries):
             self._log.empty(self._writer)
 
     def _with_reserve(self, work: Callable[[], _T], prepare: Callable[[], object] = lambda: None) -> _T:
-        """Do what must also be possible on a full disk: if it fails there, once more with the room that is kept for it.
+        """Do work that must succeed even on a full disk: if it fails there, free the reserve and try once more.
 
         Args:
-            work: What to do.
-            prepare: Called before `work` is called again.
+            work: Work to do.
+            prepare: Callable before the second try.
         """
         try:
             return work()
@@ -593,7 +595,7 @@ class SqliteStore(SqliteQueries):
             raise StoreUnavailableError(f"{pending} points wait to be written to disk; send this request again later")
 
     def _check_room(self, size: int, points: int) -> None:
-        """Refuse a request that would use room that the store needs; inside of the lock on writing."""
+        """Refuse a request that would use space that the store needs. The caller holds the write lock."""
         try:
             with mapped_errors("write to"):
                 self._log.shorten(self._writer)

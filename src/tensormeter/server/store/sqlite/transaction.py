@@ -1,4 +1,4 @@
-"""Transactions on a connection, and the one place where SQLite's errors become ours."""
+"""Transactions on a connection, and the conversion of SQLite's errors to the store's errors."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -16,20 +16,20 @@ from tensormeter.server.store.models.errors import (
 __all__ = ["CHANGED", "describe", "mapped_errors", "may_be_damage", "primary_code", "reading", "writing"]
 
 _SUSPECTED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""Primary codes for damage. SQLite gives the first one also when the disk cannot read a page (EIO)."""
+"""Primary result codes for damage. SQLite also uses the first one if the disk cannot read a page (EIO)."""
 
 CHANGED: Final = (ValueError, TypeError, AttributeError, LookupError, OverflowError)
-"""What values raise that are not of the type that was stored: SQLite gives back any, after bits have changed."""
+"""Exceptions from values of an unexpected type. After bits have changed, SQLite may return any type."""
 
 
 @contextmanager
 def writing(connection: sqlite3.Connection) -> Iterator[None]:
-    """All statements inside, or none of them.
+    """Execute all statements inside, or none of them.
 
     Raises:
         StoreFullError: The disk is full. Nothing was stored.
-        SuspectedDamageError: SQLite calls the file damaged, which may come from an I/O error. Nothing was stored.
-        StoreUnavailableError: SQLite could not do it: an I/O error, a lock. Nothing was stored.
+        SuspectedDamageError: SQLite reports damage, which may be an I/O error. Nothing was stored.
+        StoreUnavailableError: SQLite failed because of an I/O error or a lock. Nothing was stored.
         DamagedError: The file is damaged.
     """
     with mapped_errors("write to"):
@@ -38,14 +38,14 @@ def writing(connection: sqlite3.Connection) -> Iterator[None]:
             yield
             connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:  # SQLite has rolled back by itself after some errors
+            if connection.in_transaction:  # after some errors SQLite has rolled back already
                 connection.execute("ROLLBACK")
             raise
 
 
 @contextmanager
 def reading(connection: sqlite3.Connection) -> Iterator[None]:
-    """One consistent snapshot for all statements inside; errors as for `writing`."""
+    """Read one consistent snapshot with all statements inside; errors as for `writing`."""
     with mapped_errors("read"):
         connection.execute("BEGIN")
         try:
@@ -57,13 +57,13 @@ def reading(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def mapped_errors(verb: str) -> Iterator[None]:
-    """What SQLite raises inside, as the errors of `Store`; `verb` says what failed."""
+    """Convert SQLite's exceptions to the errors of `Store`; `verb` names the operation that failed."""
     try:
         yield
     except TensormeterError:
         raise
     except sqlite3.OperationalError as error:
-        if "decode to UTF-8" in str(error):  # what was stored was text
+        if "decode to UTF-8" in str(error):  # the stored text has changed
             raise DamagedError(f"a text: {error}") from error
         unavailable = StoreFullError if primary_code(error) == sqlite3.SQLITE_FULL else StoreUnavailableError
         raise unavailable(f"cannot {verb} the store: {describe(error)}") from error
@@ -79,16 +79,16 @@ def mapped_errors(verb: str) -> Iterator[None]:
 
 
 def primary_code(error: BaseException | None) -> int:
-    """SQLite's primary result code of an error; 0 if it has none."""
+    """Return SQLite's primary result code of an error; 0 if it has none."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def may_be_damage(error: BaseException | None) -> bool:
-    """Whether an error of SQLite says that the file is damaged, which may come from a disk that failed to read it."""
+    """Return whether SQLite reports damage, which may also come from a disk that failed to read."""
     return isinstance(error, sqlite3.DatabaseError) and primary_code(error) in _SUSPECTED
 
 
 def describe(error: BaseException) -> str:
-    """SQLite's text for an error, and the name of its code if that says more."""
+    """Return SQLite's text for an error, with the name of its code if that adds information."""
     name = getattr(error, "sqlite_errorname", "")
     return f"{error} ({name})" if name.count("_") > 1 else str(error)

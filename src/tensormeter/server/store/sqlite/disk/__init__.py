@@ -1,1 +1,1 @@
-"""The disk under the SQLite file: durability, free space, checkpoints, and what its file system can do."""
+"""The disk of the SQLite file: durability, free space, checkpoints, and the capabilities of its file system."""

@@ -1,9 +1,8 @@
-"""The write-ahead log: kept small, whatever reads meanwhile.
+"""The write-ahead log of SQLite, kept small even during reads.
 
-SQLite can begin the log anew only when no snapshot needs what is in it. Normally that happens by itself at the next commit after a
-checkpoint. While reads overlap all the time it never does, so from twice its usual size on writers wait for the reads that are under
-way. Something that keeps its snapshot for longer, such as a backup, lets the log grow to 16 times its usual size. Then requests are
-refused until it ends.
+SQLite can restart the log only when no snapshot needs its contents. Normally that happens at the next commit after a checkpoint.
+While reads overlap all the time it never happens, so from twice its usual size on, writers wait for the present reads. A longer
+snapshot, such as a backup, lets the log grow to 16 times its usual size. Then requests are refused until that snapshot ends.
 """
 
 import contextlib
@@ -20,27 +19,32 @@ __all__ = ["WriteAheadLog"]
 _PAGE: Final = 4096
 _WAIT_FROM: Final = 2
 _MOST: Final = 16
-"""Sizes of the log, in multiples of the usual one: writers wait for readers; requests are refused."""
+"""Sizes of the log, in multiples of the usual size: writers wait for readers; requests are refused."""
 
 _PAUSE: Final = 10.0
-"""Seconds after writers have waited for readers in vain before they do it again."""
+"""Seconds without further waits after writers have waited for readers in vain."""
 
 
 class WriteAheadLog:
-    """The write-ahead log of one store. For the thread that holds the lock on writing; calls block for the disk."""
+    """The write-ahead log of one store. For the thread that holds the write lock; calls block on the disk."""
 
-    def __init__(self, file: Path, room: FreeSpace) -> None:
-        """Of the database `file`; `room` sets its usual size."""
+    def __init__(self, file: Path, space: FreeSpace) -> None:
+        """Describe the log.
+
+        Args:
+            file: Database.
+            space: Free space, which determines the usual size of the log.
+        """
         self._path = file.with_name(f"{file.name}-wal")
-        self._space = room
+        self._space = space
         self._usual: tuple[sqlite3.Connection, int] | None = None
         self._next_wait = 0.0
 
     def shorten(self, writer: sqlite3.Connection) -> None:
-        """Prepare for a commit: set when SQLite makes checkpoints, and empty the log if it is too long.
+        """Prepare for a commit: set the size at which SQLite makes checkpoints, and empty the log if it is too long.
 
         Raises:
-            StoreUnavailableError: It is far too long, because something keeps an old snapshot.
+            StoreUnavailableError: The log is far too long, because a reader keeps an old snapshot.
             sqlite3.Error: The disk refuses.
         """
         usual = self._space.log_bytes
@@ -63,11 +67,11 @@ class WriteAheadLog:
             )
 
     def empty(self, writer: sqlite3.Connection, *, patient: bool = True) -> bool:
-        """Write everything in the log to the database and cut the log to nothing; whether it is empty now.
+        """Write the log to the database and truncate it; return whether it is empty now.
 
         Args:
-            writer: The connection that writes.
-            patient: Whether to wait some seconds for reads that are under way.
+            writer: Connection that writes.
+            patient: Whether to wait some seconds for present reads.
 
         Raises:
             sqlite3.Error: The disk refuses.

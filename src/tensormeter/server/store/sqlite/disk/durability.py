@@ -1,19 +1,19 @@
-"""How far what a SQLite store has committed survives a loss of power.
+"""Durability: how far commits of a SQLite store survive a loss of power.
 
 SQLite writes a commit into its log and does not wait for the disk (`synchronous=NORMAL`). A thread syncs that log in groups, at
-the latest `GROUP_INTERVAL` seconds after a commit, so many commits share one sync. When the log has been synced, every commit
-before that is durable: those in the log, and those of earlier logs too, because SQLite syncs the database before it starts a
-log anew. With a rollback journal (file systems without shared memory) SQLite syncs the database itself, and the end of the
-journal is what is synced here. On a file system that cannot sync, SQLite does not sync either, and nothing is promised.
+the latest `GROUP_INTERVAL` seconds after a commit, so many commits share one sync. After a sync of the log, every earlier commit
+is durable: those in the log, and those of earlier logs too, because SQLite syncs the database before it restarts the log. With a
+rollback journal (file systems without shared memory) SQLite syncs the database itself, and this module syncs the end of the
+journal. On a file system that cannot sync, SQLite does not sync either, and nothing is promised.
 
-Commits are numbered from 1 in each *epoch*; an epoch is one opening of the store. A sender keeps what is accepted until its
-number is durable. If it meets another epoch instead, it sends what it kept again, and the store deduplicates by batch id.
+Commits are numbered from 1 in each *epoch*; an epoch is one opening of the store. A sender keeps accepted requests until their
+numbers are durable. If the epoch changes, it resends the requests that it kept, and the store deduplicates by batch id.
 
-A sync that fails may have lost what it was to write, and the next one would succeed all the same. After a failure, therefore,
-nothing is durable until SQLite has carried its whole log over into the database, which it syncs itself.
+A failed sync may have lost its data, although the next sync would succeed. So after a failure, nothing is durable until SQLite has
+copied its whole log to the database, which it syncs itself.
 
-Files of SQLite's log and journal may be opened and closed here: SQLite's locks are on the database and its index, and closing these
-files gives none up.
+This module may open and close the files of SQLite's log and journal. SQLite's locks are on the database and its index, so closing
+these files releases none.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ __all__ = ["GROUP_INTERVAL", "LogSyncer"]
 
 
 GROUP_INTERVAL: Final = 1.0
-"""Seconds between two syncs that were not asked for. The sync itself takes time, too: together they stay below two seconds."""
+"""Seconds between two syncs without a request. Together with the duration of a sync they stay below two seconds."""
 
 _LONGEST_WAIT: Final = 30.0
 _RETRY_DELAY: Final = 1.0
@@ -46,15 +46,16 @@ _log: Final = logging.getLogger(__name__)
 
 
 class LogSyncer:
-    """Numbers the commits of one store, and syncs them on a thread of its own from `start` until `close`. Any thread may call it."""
+    """Numbers the commits of one store, and syncs them on a thread from `start` until `close`. Any thread may call it."""
 
     def __init__(self, database: Path, carry_over: Callable[[], bool], *, interval: float = GROUP_INTERVAL) -> None:
-        """
+        """Create a syncer.
+
         Args:
-            database: The SQLite file.
-            carry_over: Carries SQLite's log over into the database. Returns whether all of it is there and synced. Called on
-                the syncer's thread, after a failure alone.
-            interval: Seconds between two syncs that were not asked for.
+            database: SQLite file.
+            carry_over: Callable that copies SQLite's log to the database, and returns whether all of it is there and synced. The
+                syncer's thread calls it after failures only.
+            interval: Seconds between two syncs without a request.
         """
         self._database = database
         self._carry_over = carry_over
@@ -72,7 +73,7 @@ class LogSyncer:
         self._thread = threading.Thread(target=self._run, name="tensormeter-sync", daemon=True)
 
     def start(self, durability: ServerDurability, *, syncs: bool = True) -> None:
-        """Make what the store has now durable, the names of its files included, and sync on from there.
+        """Make the present contents durable, including the names of the files, and start the thread.
 
         Args:
             durability: Whether callers wait for syncs.
@@ -80,7 +81,7 @@ class LogSyncer:
 
         Raises:
             StoreError: With `always`, on a file system that cannot sync.
-            StoreUnavailableError: With `always`, on a disk that fails to.
+            StoreUnavailableError: With `always`, on a disk that fails to sync.
         """
         self._is_promised = durability == "always"
         try:
@@ -100,8 +101,8 @@ class LogSyncer:
                 ) from error
             if not self._supported:
                 _log.warning(
-                    "tensormeter: the file system of %s cannot sync files (%s): a loss of power may cost what was stored in "
-                    "the last minutes, and senders are not told what is durable",
+                    "tensormeter: the file system of %s cannot sync files (%s): a loss of power may lose data stored in "
+                    "the last minutes, and senders get no information about durability; use a local disk",
                     self._database.parent,
                     error.strerror,
                 )
@@ -111,45 +112,45 @@ class LogSyncer:
             self._thread.start()
 
     def note_commit(self) -> None:
-        """Number a commit. Call it after the commit and before it is answered."""
+        """Number a commit. Call it after the commit, before the request is answered."""
         with self._changed:
             self._committed += 1
             self._changed.notify_all()
 
     def give_up(self) -> None:
-        """The file system has turned out not to sync: promise nothing from now on, and end the thread soon. Does not block."""
+        """Stop promising durability, because the file system cannot sync, and end the thread soon. Does not block."""
         with self._changed:
             self._supported = False
             self._problem = "the file system cannot sync files"
             self._changed.notify_all()
 
     def problem(self) -> str | None:
-        """What is wrong, for people, or None. Does not block."""
+        """Return a message for people about failed syncs, or None. Does not block."""
         problem = self._problem
         if not problem or not (self._supported or self._is_promised):
             return None
-        return f"the store in {self._database.parent} cannot be synced ({problem}); nothing more is durable until it is"
+        return f"the store in {self._database.parent} cannot be synced ({problem}); new commits are not durable until it can"
 
     def progress(self) -> Progress | None:
-        """Where the store is now; None if its file system cannot sync, so that nothing is known."""
+        """Return the present progress; None if the file system cannot sync, so that durability is unknown."""
         with self._changed:
             return Progress(self._epoch, self._committed, self._durable) if self._supported else None
 
     def sync(self, timeout: float) -> Progress | None:
-        """Sync now what is committed, together with whoever else asks. Blocks for `timeout` seconds at most.
+        """Sync the present commits, in one sync for all callers. Blocks for `timeout` seconds at most.
 
         Returns:
-            How far that went.
+            Progress after the sync.
         """
         with self._changed:
             self._wait(self._committed, timeout)
         return self.progress()
 
     def settle(self) -> None:
-        """Return when everything that is committed now is durable.
+        """Wait until all present commits are durable.
 
         Raises:
-            StoreUnavailableError: The disk fails to sync it, or takes too long.
+            StoreUnavailableError: The disk fails to sync them, or takes too long.
         """
         with self._changed:
             through = self._committed
@@ -160,7 +161,7 @@ class LogSyncer:
                 )
 
     def close(self) -> None:
-        """End the thread. Those who wait go on without their commits being durable."""
+        """End the thread. Waiting callers continue without durable commits."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -169,7 +170,7 @@ class LogSyncer:
         self._close_files()
 
     def _wait(self, through: int, timeout: float) -> bool:
-        """Whether commits up to a number are durable within some seconds. With the condition's lock."""
+        """Wait some seconds until commits up to a number are durable; return whether they are. The caller holds the condition's lock."""
         if self._durable < through and self._supported:
             self._wanted = True
             self._changed.notify_all()
@@ -195,12 +196,12 @@ class LogSyncer:
             try:
                 self._sync_files()
                 if self._problem and not self._carry_over():
-                    raise OSError("the log cannot be carried over into the database yet")
-            except Exception as error:  # whatever it is, the next try may succeed
+                    raise OSError("the log cannot be copied to the database yet")
+            except Exception as error:  # the next try may succeed after any error
                 if not isinstance(error, OSError | StoreError):
                     _log.exception("tensormeter: syncing the store failed")
                 self._fail(error)
-                self._close_files()  # they may be stale for good
+                self._close_files()  # the descriptors may be stale
                 delay = _RETRY_DELAY
                 continue
             with self._changed:
@@ -222,14 +223,14 @@ class LogSyncer:
             is_new, self._problem = not self._problem, reason
         if is_new:
             _log.error(
-                "tensormeter: the store in %s cannot be synced (%s): a loss of power would cost what was stored since; "
-                "agents keep it and send it again",
+                "tensormeter: the store in %s cannot be synced (%s): a loss of power would lose data stored since; "
+                "agents keep that data and send it again",
                 self._database.parent,
                 reason,
             )
 
     def _sync_files(self) -> None:
-        """Sync SQLite's log and journal, and the folder when one of them is new or gone."""
+        """Sync SQLite's log and journal, and the folder if one of them was created or removed."""
         names_changed = False
         for suffix in _SUFFIXES:
             path = self._database.with_name(self._database.name + suffix)
@@ -238,22 +239,22 @@ class LogSyncer:
                 identity = status.st_dev, status.st_ino
             except FileNotFoundError:
                 identity = None
-            known = self._files.get(suffix)
-            if known is not None and known[0] != identity:
+            opened = self._files.get(suffix)
+            if opened is not None and opened[0] != identity:
                 os.close(self._files.pop(suffix)[1])
-                names_changed, known = True, None
+                names_changed, opened = True, None
             if identity is None:
-                names_changed |= suffix == "-wal"  # without a log, commits end with the journal's name
+                names_changed |= suffix == "-wal"  # without a log, the journal's name must be durable, too
                 continue
-            if known is None:
+            if opened is None:
                 try:
                     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                except FileNotFoundError:  # a journal that has just ended
+                except FileNotFoundError:  # the journal has just been removed
                     names_changed = True
                     continue
-                self._files[suffix] = known = identity, descriptor
+                self._files[suffix] = opened = identity, descriptor
                 names_changed = True
-            fsync(known[1])
+            fsync(opened[1])
         if names_changed:
             fsync_names(self._database.parent)
 

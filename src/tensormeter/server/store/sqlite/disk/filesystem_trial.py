@@ -1,7 +1,7 @@
-"""What the file system of a data folder can do, found out by trying it when the server starts.
+"""Capabilities of a data folder's file system, which the server tests when it starts.
 
-Network and cloud file systems lack some of what SQLite needs. Without shared memory maps the store uses a rollback journal instead of a
-write-ahead log. Without `fsync` it leaves that out. Without locks two servers could damage one store, so it does not start.
+Network and cloud file systems lack features that SQLite needs. Without shared memory maps the store uses a rollback journal instead
+of a write-ahead log. Without `fsync` it does not sync. Without locks two servers could damage one store, so it does not start.
 """
 
 import errno
@@ -20,21 +20,21 @@ from tensormeter.server.store.models.errors import StoreFullError
 __all__ = ["FULL", "FileSystem", "lacks_locks"]
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What a file system answers when there is no room, or no more for this user."""
+"""Errors of a file system without free space, or without free space for this user."""
 
 _LACKING: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENODEV, errno.ENOTTY})
-"""What it answers when it does not have an operation. All else is a failure, which may pass."""
+"""Errors of a file system that does not support an operation. Other errors are failures, which may be temporary."""
 
 _log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FileSystem:
-    """What a file system can do.
+    """Capabilities of a file system.
 
     Attributes:
         maps: Whether processes can share memory by mapping a file.
-        syncs: Whether a file can be synced to the disk.
+        syncs: Whether files can be synced to the disk.
     """
 
     maps: bool = True
@@ -42,10 +42,10 @@ class FileSystem:
 
     @classmethod
     def examine(cls, folder: Path) -> "FileSystem":
-        """Try what a store needs, with a small file in a folder; a warning names what is missing. Blocks for the disk.
+        """Test the capabilities with a small file in a folder; a warning names missing ones. Blocks on the disk.
 
         Raises:
-            StoreFullError: There is no room for the file.
+            StoreFullError: The disk has no room for the file.
             StoreError: The folder cannot be used, or the file system has no locks.
         """
         path = folder / "probe"
@@ -54,7 +54,7 @@ class FileSystem:
             try:
                 os.ftruncate(descriptor, mmap.PAGESIZE)
                 _lock(descriptor, folder)
-                found = cls(_maps(descriptor), _syncs(descriptor))
+                filesystem = cls(_maps(descriptor), _syncs(descriptor))
             finally:
                 os.close(descriptor)
                 path.unlink(missing_ok=True)
@@ -64,17 +64,17 @@ class FileSystem:
                     f"the disk of {folder} is full ({error.strerror}); make room there, then start the server again"
                 ) from error
             raise StoreError(f"cannot write to the data folder {folder}: {error.strerror}; see its disk") from error
-        found._warn(folder)
-        return found
+        filesystem._warn(folder)
+        return filesystem
 
     @property
     def synchronous(self) -> str:
-        """SQLite's setting."""
+        """SQLite's setting `synchronous`."""
         return "NORMAL" if self.syncs else "OFF"
 
     @property
     def journal_mode(self) -> str:
-        """SQLite's setting."""
+        """SQLite's setting `journal_mode`."""
         return "WAL" if self.maps else "TRUNCATE"
 
     @property
@@ -97,7 +97,7 @@ class FileSystem:
 
 
 def lacks_locks(folder: Path, error: OSError) -> str:
-    """Why a server does not start where files cannot be locked."""
+    """Return the error's message for a file system without locks."""
     return (
         f"the file system of {folder} has no file locks ({error.strerror}), so another server could damage the store; "
         "use a local disk (for NFS: mount it with locks)"

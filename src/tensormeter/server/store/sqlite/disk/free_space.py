@@ -1,7 +1,7 @@
-"""Room on the disk: what the store needs before it accepts a request, and a reserve for the time when others have filled the disk.
+"""Free space of the disk: the space that the store needs before it accepts a request, and a reserve for a full disk.
 
-A request is accepted only if the disk has room for it, for the fold of everything that waits in memory, and for the next checkpoint.
-So requests never use the room that the store needs to empty its write-ahead log. Checkpoints, folds and deletions may use the reserve.
+A request is accepted only if the disk has room for it, for a flush of everything in memory, and for the next checkpoint. So requests
+never use the space that the store needs to empty its write-ahead log. Checkpoints, flushes and deletions may use the reserve.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ __all__ = ["FreeSpace"]
 _MIB: Final = 1 << 20
 
 _PLENTY: Final = 1 << 30
-"""Free bytes above which nothing is calculated."""
+"""Number of free bytes above which the check skips the calculation."""
 
 _LEAST: Final = 256 << 10
-"""Free bytes below which the disk counts as full, also while no request comes."""
+"""Number of free bytes below which the disk counts as full, even without requests."""
 
 _PAGES: Final = 128 << 10
-"""Bytes of pages that a request changes next to what it brings."""
+"""Bytes of pages that a request changes in addition to its own size."""
 
 _FLUSH_BYTES: Final = 32
-"""Bytes that the fold of a point writes at most: 17 for itself, and as much for points in young chunks that it joins."""
+"""Maximum bytes that the flush of a point writes: 17 for the point, and as many for points in young segments that it merges."""
 
 _LOG_BYTES: Final = 64 * _MIB
 _RESERVE_BYTES: Final = 16 * _MIB
@@ -35,13 +35,13 @@ _PARTS: Final = 16
 
 
 class FreeSpace:
-    """The room that a store has on its disk. Any thread may use one; calls block for the disk unless they say otherwise."""
+    """The free space of a store's disk. Any thread may use it; calls block on the disk unless they state otherwise."""
 
     def __init__(self, file: Path) -> None:
-        """Look at the disk; the reserve is not made yet.
+        """Measure the free space; the reserve is not created yet.
 
         Args:
-            file: The database.
+            file: Database.
         """
         self._file = file
         self._log = file.with_name(f"{file.name}-wal")
@@ -53,42 +53,42 @@ class FreeSpace:
 
     @property
     def log_bytes(self) -> int:
-        """Size of the write-ahead log above which a checkpoint is due: a sixteenth of the room, from 1 to 64 MiB. Does not block."""
+        """Size of the write-ahead log above which a checkpoint is due: a sixteenth of the space, from 1 to 64 MiB. Does not block."""
         return self._share
 
     @property
     def tight(self) -> bool:
-        """Whether the store gives unused room back as soon as it can. Does not block."""
+        """Whether the store frees unused space as soon as it can. Does not block."""
         return self._share < _LOG_BYTES
 
     def flush_points(self, most: int) -> int:
-        """Points in memory that make a fold due, `most` if there is enough room. Does not block."""
+        """Return the number of points in memory that makes a flush due, `most` if there is enough space. Does not block."""
         return min(most, 2 * self._share // _FLUSH_BYTES) if self.tight else most
 
     def look(self) -> bool:
-        """Find out how much room there is. Returns whether the disk was full and is not any more."""
+        """Measure the free space; return whether the disk was full and is not any more."""
         was_full = self._full
-        free, kept = self._reserve.room()
+        free, reserved = self._reserve.room()
         self._free = free
-        total = free + kept + _size(self._file) + _size(self._log)
+        total = free + reserved + _size(self._file) + _size(self._log)
         self._share = _LOG_BYTES if total >= _PARTS * _LOG_BYTES else max(int(total) // _PARTS, _MIB)
-        if self._lacking and free + kept >= self._lacking:
+        if self._lacking and free + reserved >= self._lacking:
             self._lacking = 0
         return was_full and not self._full
 
     def admit(self, connection: sqlite3.Connection, size: int, points: int) -> None:
-        """Check that there is room for a request.
+        """Check that the disk has room for a request.
 
         Args:
-            connection: The writer, outside of a transaction.
+            connection: Connection that writes, outside of a transaction.
             size: Bytes that the request adds.
-            points: Points that will wait in memory for a fold, those of the request included.
+            points: Points that will wait in memory for a flush, including those of the request.
 
         Raises:
-            StoreFullError: There is not.
+            StoreFullError: The disk has no room.
             sqlite3.Error: The database cannot be read.
         """
-        free, kept = self._reserve.room()
+        free, reserved = self._reserve.room()
         if free >= _PLENTY:
             self._free, self._lacking = free, 0
             return
@@ -101,17 +101,17 @@ class FreeSpace:
         flushed = points * _FLUSH_BYTES
         needed = checkpoint + written + flushed + max(0, written + flushed - unused * page)
         self._free = free
-        if free < written or free + kept < needed:
+        if free < written or free + reserved < needed:
             self._lacking = needed
             raise StoreFullError(self._describe())
         self._lacking = 0
 
     def keep(self) -> None:
-        """Take the reserve, or as much of it as leaves half of the room free. To be called often."""
+        """Create the reserve, or as much of it as leaves half of the free space. Call it often."""
         self._reserve.keep(min(self._share, _RESERVE_BYTES))
 
     def is_short(self, error: Exception) -> bool:
-        """Whether something failed because the disk is full."""
+        """Return whether an error was caused by a full disk."""
         full = isinstance(error, StoreFullError) or primary_code(error) == sqlite3.SQLITE_FULL
         return full or self._reserve.room()[0] < _LEAST
 
@@ -120,12 +120,12 @@ class FreeSpace:
         self._reserve.give()
 
     def hint(self) -> str:
-        """After a text about an error: that the disk is full, or "". Blocks for the disk."""
+        """Return a suffix for an error's message if the disk is full, or "". Blocks on the disk."""
         self.look()
         return f" ({self._describe()})" if self._full else ""
 
     def problem(self) -> str | None:
-        """What is wrong, for people, or None. Does not block."""
+        """Return a message for people if the disk is full, or None. Does not block."""
         return self._describe() if self._full else None
 
     @property

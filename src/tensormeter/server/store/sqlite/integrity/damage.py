@@ -1,4 +1,4 @@
-"""Damage that a store has come upon: named for people, logged once, and remembered until the store is opened again."""
+"""Damage that a store has found: named for people, logged once, and remembered until the store is opened again."""
 
 import logging
 import sqlite3
@@ -12,21 +12,24 @@ from tensormeter.server.store.models.errors import DamagedError
 __all__ = ["Damage", "name_damage", "name_series", "skip_damaged"]
 
 _MOST: Final = 1000
-"""Texts that are kept."""
+"""Maximum number of remembered messages."""
 
 _log = logging.getLogger(__name__)
 
 
 class Damage:
-    """What has been found so far. Any number of threads may use it."""
+    """The damage found so far. Any number of threads may use it.
+
+    Attributes:
+        structure: Damage of SQLite's pages or indexes, which may hide rows, or None.
+        is_catalog_sound: Whether the rows of runs, processes and series are intact, as far as is known.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._texts: dict[str, None] = {}
         self.structure: str | None = None
-        """What is wrong with SQLite's own pages or indexes, so that rows may not be found."""
         self.is_catalog_sound = True
-        """Whether the rows of runs, processes and series are as they were written, as far as is known."""
 
     def add(self, error: Exception) -> None:
         """Remember damage, and log it if it is new."""
@@ -38,7 +41,7 @@ class Damage:
         _log.warning("tensormeter: the store: %s", text)
 
     def text(self) -> str | None:
-        """All of it in one line, for people; None if there is none."""
+        """Return all damage in one line for people; None if there is none."""
         with self._lock:
             if not self._texts:
                 return None
@@ -48,12 +51,12 @@ class Damage:
 
 
 def name_damage(connection: sqlite3.Connection, error: DamagedError) -> DamagedError:
-    """The error with the names of its run and metric, as far as they can be read, and what to do."""
+    """Add the names of run and metric, as far as they can be read, and a remedy to the message of an error."""
     if error.named:
         return error
     about = "" if error.series is None else f"{name_series(connection, error.series)}: "
     return DamagedError(
-        f"damaged: {about}{error}; it is not served, everything else is; `tensormeter check` lists what is damaged, "
+        f"damaged: {about}{error}; only this data is not returned; `tensormeter check` lists what is damaged, "
         "a backup of the data folder may have it",
         series=error.series,
         named=True,
@@ -62,7 +65,7 @@ def name_damage(connection: sqlite3.Connection, error: DamagedError) -> DamagedE
 
 @contextmanager
 def skip_damaged(connection: sqlite3.Connection, damaged: list[str] | None) -> Iterator[None]:
-    """Append to `damaged` what is come upon inside, and go on after the block; if it is None, raise it."""
+    """Append damage inside the block to `damaged` and continue after the block; if `damaged` is None, raise the error."""
     try:
         yield
     except DamagedError as error:
@@ -74,7 +77,7 @@ def skip_damaged(connection: sqlite3.Connection, damaged: list[str] | None) -> I
 
 
 def name_series(connection: sqlite3.Connection, series: int) -> str:
-    """A series for people: its metric, process, run and project."""
+    """Return a series' name for people: its metric, process, run and project."""
     try:
         row = connection.execute(
             "SELECT metric, process.process, run_id, project FROM series JOIN process ON process.id = series.process"

@@ -1,4 +1,4 @@
-"""What the header of a store's file says of it, held against the tables that are there: a flipped bit in it must start no migration."""
+"""Comparison of a file's header with its tables, because a flipped bit in the header must not start a migration."""
 
 import sqlite3
 from contextlib import closing
@@ -18,18 +18,18 @@ _INTRODUCED: Final = (
     ("gap", "time"),
     ("damaged", "payload"),
 )
-"""A table and a column that each version was the first to have, from version 1 on."""
+"""A table and a column that each version introduced, from version 1 on."""
 
 _Columns = dict[str, frozenset[str]]
 
 
 def version_of_tables(connection: sqlite3.Connection, schema: str) -> int | None:
-    """The version whose tables there are; None if there are none, or not all of one's.
+    """Return the version of the tables in the file; None if there are none, or if some tables of a version are missing.
 
-    A newer version's count as the present ones if they have all of them.
+    The tables of a newer version count as the present version if they include all of its tables.
 
     Args:
-        connection: To the file.
+        connection: Connection to the file.
         schema: Statements that create the tables of the present version.
 
     Raises:
@@ -39,39 +39,39 @@ def version_of_tables(connection: sqlite3.Connection, schema: str) -> int | None
 
 
 def header_fault(connection: sqlite3.Connection, schema: str) -> str | None:
-    """Why the header cannot be that of this file, for people, or None; a newer version's or another program's file has no fault.
+    """Return a message for people if the header does not belong to this file, or None.
 
-    Arguments and errors as for `version_of_tables`.
+    A file of a newer version or of another program has no fault. Arguments and errors as for `version_of_tables`.
     """
     version, application = (
         int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("user_version", "application_id")
     )
-    there, expected = _columns(connection), _expected(schema)
-    tables = _version_of(there, expected)
+    columns, expected = _columns(connection), _expected(schema)
+    tables = _version_of(columns, expected)
     is_ours = application == APPLICATION_ID
     if tables is None:
         if is_ours and version <= len(_INTRODUCED):
-            return f"its header says schema {version}, and it does not have the tables of that"
+            return f"its header has schema {version}, but the tables of that schema are missing"
         return None
     if not is_ours:
-        return f"its header has the application id {application:#x}, and a store has {APPLICATION_ID:#x}"
-    if version == tables or (version > tables and there != expected and tables == len(_INTRODUCED)):
+        return f"its header has the application id {application:#x}, but a store has {APPLICATION_ID:#x}"
+    if version == tables or (version > tables and columns != expected and tables == len(_INTRODUCED)):
         return None
     doubt = " (if a newer tensormeter wrote it, upgrade)" if version > len(_INTRODUCED) else ""
-    return f"its header says schema {version}, and it has the tables of schema {tables}{doubt}"
+    return f"its header has schema {version}, but its tables are of schema {tables}{doubt}"
 
 
-def _version_of(there: _Columns, expected: _Columns) -> int | None:
-    known = 0
+def _version_of(present: _Columns, expected: _Columns) -> int | None:
+    version = 0
     for table, column in _INTRODUCED:
-        if column not in there.get(table, ()):
+        if column not in present.get(table, ()):
             break
-        known += 1
-    if known == len(_INTRODUCED) and any(
-        columns - there.get(table, frozenset()) for table, columns in expected.items()
+        version += 1
+    if version == len(_INTRODUCED) and any(
+        columns - present.get(table, frozenset()) for table, columns in expected.items()
     ):
         return None
-    return known or None
+    return version or None
 
 
 def _expected(schema: str) -> _Columns:
@@ -81,7 +81,7 @@ def _expected(schema: str) -> _Columns:
 
 
 def _columns(connection: sqlite3.Connection) -> _Columns:
-    """Columns by table."""
+    """Return the columns of each table."""
     names = connection.execute(
         r"SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' ESCAPE '\'"
     )

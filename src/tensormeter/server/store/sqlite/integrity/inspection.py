@@ -1,6 +1,6 @@
-"""Inspecting a whole store: every checksum, every blob, every reference, and SQLite's own structures.
+"""Inspection of a whole store: every checksum, every blob, every reference, and SQLite's own structures.
 
-It only reads, some rows at a time, so that a server may go on with the file and give back its write-ahead log in between.
+It only reads, some rows at a time, so a server can use the file and shorten its write-ahead log meanwhile.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ from tensormeter.server.store.sqlite.transaction import CHANGED, describe, may_b
 __all__ = ["SMALL", "Finding", "Inspection", "open_read_only"]
 
 _FEW: Final = 8
-"""Rows with large blobs that are read at once."""
+"""Number of rows with large blobs in one read."""
 
 _MANY: Final = 500
-"""Other rows that are read at once."""
+"""Number of other rows in one read."""
 
 SMALL: Final = 1 << 30
-"""Bytes of a file that SQLite checks as a whole while a server may use it: its check is one long read."""
+"""Maximum size of a file, in bytes, that SQLite checks as a whole while a server may use it: the check is one long read."""
 
 _CATALOG: Final = ("run", "process", "series", "summary", "batch", "tombstone", "mark", "gap")
 """Tables that are small compared with the rest of the file."""
@@ -54,11 +54,11 @@ _LAST: Final = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is damaged.
+    """A damaged part of the store.
 
     Attributes:
-        what: What it is and what is wrong with it.
-        about: The run or series that it belongs to, for people; "" if that cannot be said.
+        what: The part and its damage.
+        about: Run or series that it belongs to, for people; "" if that is unknown.
     """
 
     what: str
@@ -69,20 +69,20 @@ class Finding:
 
 
 class _DamagedRowError(Exception):
-    """A row is damaged, for this reason."""
+    """A row is damaged; the message is the reason."""
 
 
 def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Connection:
-    """A connection that cannot write.
+    """Open a connection that cannot write.
 
     Args:
-        file: The database.
-        filesystem: What its file system can do.
+        file: Database.
+        filesystem: Capabilities of its file system.
 
     Raises:
-        StoreUnavailableError: It cannot be read now.
-        DamagedError: It is damaged, so that nothing of it can be inspected.
-        StoreError: It is no store of this version.
+        StoreUnavailableError: The file cannot be read now.
+        DamagedError: The file is damaged so that nothing can be inspected.
+        StoreError: The file is not a store of this version.
     """
     connection = None
     try:
@@ -99,7 +99,7 @@ def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Co
         except (sqlite3.Error, *CHANGED) as error:
             if not _is_damage(error):
                 raise
-            return connection  # an inspection says what is wrong
+            return connection  # an inspection reports the damage
     except sqlite3.Error as error:
         if connection is not None:
             connection.close()
@@ -110,7 +110,7 @@ def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Co
     if SCHEMA_VERSION not in (version, tables):
         connection.close()
         if tables is not None and tables != version:
-            raise DamagedError(f"{file}: its header says schema {version}, and it has the tables of schema {tables}")
+            raise DamagedError(f"{file}: its header has schema {version}, but its tables are of schema {tables}")
         raise StoreError(
             f"{file} has schema {version}, and this tensormeter checks schema {SCHEMA_VERSION}; "
             "start the server once to bring an older store up to date, or upgrade tensormeter for a newer one"
@@ -119,19 +119,19 @@ def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Co
 
 
 class Inspection:
-    """One look at a store. For one thread.
+    """One inspection of a store. For one thread.
 
     Attributes:
-        counts: Rows that were looked at, by table.
-        unsealed: Rows without a checksum, by table: they were written by a version that had none.
+        counts: Number of inspected rows, by table.
+        unsealed: Number of rows without a checksum, by table: they come from a version without checksums.
     """
 
     def __init__(self, connection: sqlite3.Connection, yield_to_readers: Callable[[], None] = lambda: None) -> None:
-        """Prepare.
+        """Prepare an inspection.
 
         Args:
-            connection: To read with, in autocommit mode.
-            give_way: Called between two reads; what it raises ends the inspection.
+            connection: Connection to read with, in autocommit mode.
+            yield_to_readers: Callable between two reads; an exception of it ends the inspection.
         """
         self._connection = connection
         self._yield_to_readers = yield_to_readers
@@ -140,10 +140,10 @@ class Inspection:
         self.unsealed: Counter[str] = Counter()
 
     def all(self, *, full: bool = False) -> Iterator[Finding]:
-        """Everything.
+        """Inspect everything.
 
         Args:
-            full: Whether SQLite checks a large file as a whole, too.
+            full: Whether SQLite also checks a large file as a whole.
 
         Raises:
             StoreUnavailableError: The file cannot be read now.
@@ -154,11 +154,11 @@ class Inspection:
             yield from self.contents()
 
     def structure(self, *, full: bool = False, most: int = SMALL) -> Iterator[Finding]:
-        """SQLite's own check of pages and indexes: of all tables, or, where the file is large, of those of the catalog.
+        """Run SQLite's check of pages and indexes: of all tables, or, in a large file, of the tables of the catalog.
 
         Args:
-            full: Whether the size does not matter.
-            most: Bytes from which on a file is large.
+            full: Whether to check all tables regardless of the size.
+            most: Maximum size in bytes of a file that is not large.
         """
         try:
             fault = header_fault(self._connection, SCHEMA)
@@ -184,7 +184,7 @@ class Inspection:
                 yield Finding(f"SQLite's integrity check: {error}")
 
     def catalog(self) -> Iterator[Finding]:
-        """Rows of runs, processes, series and summaries."""
+        """Inspect the rows of runs, processes, series and summaries."""
         yield from self._parts(
             *(self._sealed(seal) for seal in ROW_SEALS),
             self._rows("series", "series.id", "series.id, points, process", self._check_series),
@@ -192,7 +192,7 @@ class Inspection:
         )
 
     def contents(self) -> Iterator[Finding]:
-        """Chunks and their samples, gaps, events, media, batches and the journal."""
+        """Inspect segments, rollups, gaps, events, media, batches and the commit log."""
         joined = "sample LEFT JOIN chunk ON chunk.id = sample.chunk"
         columns = ", ".join(f"sample.{name.strip()}" for name in rollups.ROLLUP_COLUMNS.split(","))
         yield from self._parts(
@@ -207,7 +207,7 @@ class Inspection:
         )
 
     def _parts(self, *parts: Iterator[Finding]) -> Iterator[Finding]:
-        """All of them; what ends one early is a finding, unless it is that the file cannot be read now."""
+        """Yield the findings of all parts. An error that ends a part is a finding, unless the file cannot be read now."""
         for part in parts:
             try:
                 yield from part
@@ -305,7 +305,7 @@ class Inspection:
                     raise
                 if not step:
                     yield Finding(f"{name}: rows after {last} cannot be read: {error.__cause__ or error}")
-                step = max(2 * step, 1)  # over what cannot be read, in longer and longer strides
+                step = max(2 * step, 1)  # skip rows that cannot be read, in longer and longer steps
                 last += step
                 continue
             yield from findings
@@ -315,10 +315,10 @@ class Inspection:
 
     def _top(self, key: str, name: str) -> int:
         try:
-            found = self._connection.execute(f"SELECT max({key}) FROM {name}").fetchone()[0]
+            highest = self._connection.execute(f"SELECT max({key}) FROM {name}").fetchone()[0]
         except sqlite3.DatabaseError:
             return _LAST
-        return found if isinstance(found, int) else -1
+        return highest if isinstance(highest, int) else -1
 
     def _check(
         self, table: str, rows: Iterable[Sequence[Any]], check: Callable[[Sequence[Any]], None], *, count: bool
@@ -365,19 +365,19 @@ class Inspection:
 
     def _check_run(self, row: Sequence[Any]) -> None:
         run, counted = row
-        (there,) = self._connection.execute(
+        (count,) = self._connection.execute(
             "SELECT count(*) FROM process JOIN series ON series.process = process.id WHERE run = ?", (run,)
         ).fetchone()
         deleted = self._connection.execute("SELECT deleted FROM run WHERE id = ?", (run,)).fetchone()
-        if there != counted and deleted is not None and not deleted[0]:
-            raise _DamagedRowError(f"{counted} series were written, and there are {there}")
+        if count != counted and deleted is not None and not deleted[0]:
+            raise _DamagedRowError(f"{counted} series were written, but there are {count}")
 
     def _check_series(self, row: Sequence[Any]) -> None:
         series, points, process = row
-        there = spans(self._connection, series)
-        total = sum(span.n for span in there)
+        segments = spans(self._connection, series)
+        total = sum(span.n for span in segments)
         if total != points:
-            raise _DamagedRowError(f"{points} points were written to chunks, and there are {total}")
+            raise _DamagedRowError(f"{points} points were written to segments, but there are {total}")
         if self._connection.execute("SELECT 1 FROM process WHERE id = ?", (process,)).fetchone() is None:
             raise _DamagedRowError(f"there is no process {process}")
 
@@ -408,7 +408,7 @@ class Inspection:
             segment_seal,
         ) = row
         if series is None:
-            raise _DamagedRowError("there is no such chunk")
+            raise _DamagedRowError("its segment is missing")
         self._sound("sample", seal, segment, series, seq, segment_seal, step_min, step_max, ascending)
         if not is_sound(coarse_seal, segment, coarse) or not is_sound(fine_seal, segment, fine):
             raise _DamagedRowError("the checksum does not match")
@@ -422,10 +422,10 @@ class Inspection:
         self._sound("event", row[-1], *row[1:-1])
         for name, text in zip(("body", "attributes", "record"), row[-4:-1], strict=True):
             _parse(text or "{}", name)
-        (there,) = self._connection.execute(
+        (count,) = self._connection.execute(
             "SELECT count(*) FROM process WHERE id = ? AND run = ?", (row[2], row[1])
         ).fetchone()
-        if not there:
+        if not count:
             raise _DamagedRowError(f"there is no process {row[2]} in run {row[1]}")
 
     def _check_media(self, row: Sequence[Any]) -> None:
@@ -444,12 +444,12 @@ class Inspection:
 
     def _check_quarantined(self, row: Sequence[Any]) -> None:
         raise _DamagedRowError(
-            "a request of this journal row could not be read when the server started; its points are missing"
+            "the request of this journal row could not be read when the server started; its points are missing"
         )
 
 
 def _is_damage(error: BaseException | None) -> bool:
-    """Whether a statement that is right fails because of what is in the file."""
+    """Return whether a correct statement failed because of the contents of the file."""
     is_text = isinstance(error, CHANGED) or "decode to UTF-8" in str(error)
     return is_text or may_be_damage(error) or primary_code(error) == sqlite3.SQLITE_ERROR
 

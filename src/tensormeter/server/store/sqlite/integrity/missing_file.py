@@ -1,4 +1,7 @@
-"""A store whose file is gone: the files beside it say that there was one, and SQLite would begin anew and delete its log."""
+"""Detection of a database that is missing although other files of its store exist.
+
+SQLite would create a new database and delete the old log.
+"""
 
 from pathlib import Path
 
@@ -6,30 +9,30 @@ __all__ = ["missing_store"]
 
 
 def missing_store(file: Path) -> str | None:
-    """Why no new store may be made in place of a database that is missing or empty, for people; None if one may, or if it is there.
+    """Return a message for people if a new database must not replace a missing or empty one; None if it may, or if the database exists.
 
-    To be asked before SQLite opens the file, also for reading: SQLite deletes the log of an empty database. The log is written after the
-    first page of the file, and the reserve is made after the tables, so a first start that was killed leaves neither beside an empty file.
+    Call it before SQLite opens the file, even to read: SQLite deletes the log of an empty database. The log is written after the first
+    page of the file, and the reserve is created after the tables. So a first start that was killed leaves neither next to an empty file.
 
     Args:
-        file: The database.
+        file: Database.
     """
     size = _size(file)
-    if size is not None and size > 1:  # SQLite takes one byte for none
+    if size is not None and size > 1:  # SQLite treats one byte like an empty file
         return None
-    signs = [one for one in (file.with_name(f"{file.name}-wal"), file.with_name("reserve")) if _size(one)]
-    if not signs:
+    remains = [path for path in (file.with_name(f"{file.name}-wal"), file.with_name("reserve")) if _size(path)]
+    if not remains:
         return None
     state = "is missing" if size is None else "is empty"
-    names = " and ".join(one.name for one in signs)
+    names = " and ".join(path.name for path in remains)
     return (
-        f"{file} {state}, but {names} beside it {'shows' if len(signs) == 1 else 'show'} that there was a store; "
-        f"restore {file.name} from a backup, or move {names} away to begin a new store"
+        f"{file} {state}, but {names} next to it {'shows' if len(remains) == 1 else 'show'} that there was a store; "
+        f"restore {file.name} from a backup, or move {names} away to start with an empty store"
     )
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a file; None if there is none or that cannot be told."""
+    """Return the size of a file in bytes; None if it does not exist or its size is unknown."""
     try:
         return path.stat().st_size
     except OSError:

@@ -1,10 +1,10 @@
-"""Seals: checksums of rows, so that a bit that flips on the disk is found before it becomes a wrong value.
+"""Seals: checksums of rows, to detect a bit that flips on the disk before it becomes a wrong value.
 
-A seal is a CRC-32 over the columns of a row together with what identifies it, so that a row in another's place is found as well.
-NULL is the seal of a row that a version without seals wrote; it gets one when it is next written.
+A seal is a CRC-32 over the columns of a row, including those that identify it, so that a row in the wrong place is detected, too.
+A seal of NULL means that a version without seals wrote the row; it gets one when it is next written.
 
-Rows that never change are sealed where they are inserted. Rows that change are sealed by temporary triggers, which belong to a
-connection and not to the file. A trigger keeps damage: the new seal differs from the right one exactly as the old one did.
+Rows that never change are sealed when they are inserted. Rows that change are sealed by temporary triggers, which belong to a
+connection and not to the file. A trigger preserves damage: the new seal differs from the right one exactly as the old one did.
 """
 
 import sqlite3
@@ -34,7 +34,7 @@ Value = int | float | str | bytes | None
 
 
 def checksum(*values: Value) -> int:
-    """The checksum of values in this order, 32 bits. Text counts as its UTF-8."""
+    """Return the checksum of values in this order, 32 bits. Text counts as its UTF-8."""
     crc = 0
     plain: list[int | float | None] = []
     for value in values:
@@ -48,21 +48,21 @@ def checksum(*values: Value) -> int:
 
 
 def is_sound(seal: object, *values: Value) -> bool:
-    """Whether a row is as it was sealed, or has no seal yet."""
+    """Return whether a row matches its seal, or has no seal yet."""
     return seal is None or seal == checksum(*values)
 
 
 def verify(what: str, seal: object, *values: Value, series: int | None = None) -> None:
-    """Check a row that was read.
+    """Verify a row that was read.
 
     Args:
-        what: Names it in the error.
-        seal: As stored.
-        values: What it was made of.
-        series: Whose row it is, if one's.
+        what: Name of the row for the error.
+        seal: Stored seal.
+        values: Values that the seal covers.
+        series: Series that the row belongs to, if any.
 
     Raises:
-        DamagedError: The row is not as it was sealed.
+        DamagedError: The row does not match its seal.
     """
     if not is_sound(seal, *values):
         raise DamagedError(f"{what}: the checksum does not match", series=series)
@@ -72,34 +72,34 @@ class RowSeal:
     """A seal of rows that change.
 
     Attributes:
-        table: Of the rows.
-        seal: The column with the seal.
-        columns: What it covers, in this order; the first ones identify the row.
+        table: Table of the rows.
+        seal: Column with the seal.
+        columns: Columns that the seal covers, in this order; the first ones identify the row.
     """
 
     def __init__(self, table: str, seal: str, columns: str, texts: str = "") -> None:
         """Describe a seal.
 
         Args:
-            table: As the attribute.
-            seal: As the attribute.
-            columns: Names with spaces between them.
-            texts: Those of them that hold text. Triggers read them as bytes: damaged text may be no UTF-8.
+            table: Table of the rows.
+            seal: Column with the seal.
+            columns: Names of the columns, separated by spaces.
+            texts: Names of the columns with text. Triggers read them as bytes, because damaged text may not be UTF-8.
         """
         self.table, self.seal, self.columns = table, seal, tuple(columns.split())
         self._texts = frozenset(texts.split())
 
     @property
     def selection(self) -> str:
-        """The columns and then the seal, for a SELECT."""
+        """The columns and the seal, for a SELECT."""
         return ", ".join(f"{self.table}.{column}" for column in (*self.columns, self.seal))
 
     def verify(self, row: Sequence[Value], what: str, series: int | None = None) -> None:
-        """Check the columns of `selection`. Raises DamagedError."""
+        """Verify the columns of `selection`. Raises DamagedError."""
         verify(what, row[-1], *row[:-1], series=series)
 
     def triggers(self) -> Iterable[str]:
-        """Statements that create the triggers of a connection."""
+        """Return statements that create the triggers of a connection."""
         keys = "run = new.run AND metric = new.metric" if self.table == "summary" else "id = new.id"
         name = f"{self.table}_{self.seal}"
         new, old = (", ".join(self._bytes(side, column) for column in self.columns) for side in ("new", "old"))
@@ -148,7 +148,7 @@ ROW_SEALS: Final = (RUN_TEXTS, RUN_TALLY, PROCESS, RESOURCE, SERIES, SUMMARY)
 
 
 def seal_changes(connection: sqlite3.Connection) -> None:
-    """Seal the rows that change whenever this connection writes them."""
+    """Seal rows that change whenever this connection writes them."""
     connection.create_function("seal_of", -1, checksum, deterministic=True)
     connection.create_function("seal_again", -1, _reseal, deterministic=True)
     for seal in ROW_SEALS:
@@ -165,8 +165,8 @@ def _reseal(seal: int | None, *values: Value) -> int:
 
 
 def directory_of(rows: Iterable[Sequence[int]]) -> int:
-    """The checksum of which chunks a series has: (seq, n, t_min, t_max) of each, by ascending seq.
+    """Return the checksum of a series' list of segments: (seq, n, t_min, t_max) of each, by ascending seq.
 
-    It finds a chunk that is missing, and a bit that flips in the index.
+    It detects a missing segment, and a flipped bit in the index.
     """
     return crc32(repr([tuple(row) for row in rows]).encode())

@@ -1,4 +1,4 @@
-"""The check of a store that was just opened: SQLite's structures and the rows of the catalog, while the server works already."""
+"""The check of a store after it was opened: SQLite's structures and the rows of the catalog, while the server already works."""
 
 import logging
 import sqlite3
@@ -17,13 +17,13 @@ from tensormeter.server.store.sqlite.integrity.inspection import SMALL, Inspecti
 __all__ = ["StartCheck"]
 
 _PAUSE: Final = 0.002
-"""Seconds between two reads: each takes the interpreter from those who ask the server."""
+"""Seconds between two reads, because each takes the interpreter from requests."""
 
 _AGAIN: Final = 5.0
-"""Seconds after which a check begins again that the disk has kept from its end."""
+"""Seconds after which a check restarts that the disk has interrupted."""
 
 _FEW_BYTES: Final = 16 << 20
-"""Bytes of a file that SQLite checks as a whole where commits wait for its check."""
+"""Maximum size of a file, in bytes, that SQLite checks as a whole if commits wait for the check."""
 
 _Findings = tuple[dict[str, None], dict[str, None]]
 
@@ -31,15 +31,15 @@ _log = logging.getLogger(__name__)
 
 
 class _StoppedError(Exception):
-    """The store is being closed."""
+    """The store is closing."""
 
 
 class StartCheck:
-    """Looks a store over once, on a daemon thread of its own with a connection of its own. What it finds goes to `damage`.
+    """Checks a store once, on a separate thread and connection, and adds its findings to `damage`.
 
-    A file of more than 1 GiB (16 MiB with a rollback journal) is not read as a whole: of it, the tables of the catalog are checked.
-    `tensormeter check` reads everything. A disk that fails is no damage: what is found must be found twice, and the disk must be able
-    to read the file in between. While it cannot, the check begins again every few seconds.
+    In a file of more than 1 GiB (16 MiB with a rollback journal), it checks only the tables of the catalog; `tensormeter check` reads
+    everything. A failing disk is not damage. So a finding must occur twice, and the disk must be able to read the file in between.
+    While it cannot, the check restarts every few seconds.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class StartCheck:
         """Start the thread.
 
         Args:
-            file: Of the store.
-            filesystem: What its file system can do.
-            damage: Where findings go.
-            read: Reads the whole file, or until what it is given says so; raises OSError if the disk cannot.
+            file: Database.
+            filesystem: Capabilities of its file system.
+            damage: Damage of the store, which findings are added to.
+            read: Callable that reads the whole file, or until its argument returns True; raises OSError if the disk cannot read it.
         """
         self._filesystem = filesystem
         self._read = read
@@ -63,7 +63,7 @@ class StartCheck:
         self._thread.start()
 
     def stop(self) -> None:
-        """Give up what is not done, and return once the connection is closed."""
+        """Cancel the check, and return once its connection is closed."""
         self._stopping.set()
         while self._thread.is_alive():
             connection = self._connection
@@ -73,15 +73,15 @@ class StartCheck:
             self._thread.join(0.05)
 
     def wait(self) -> None:
-        """Return once it has looked at everything."""
+        """Return when the check is complete."""
         self._thread.join()
 
     def _run(self) -> None:
         suspected: _Findings | None = None
         while True:
             try:
-                found = self._inspect()
-                if suspected is None and any(found):
+                findings = self._inspect()
+                if suspected is None and any(findings):
                     self._read(self._stopping.is_set)
             except _StoppedError:
                 return
@@ -100,17 +100,17 @@ class StartCheck:
             except Exception:
                 _log.exception("tensormeter: the check of the store at its start failed")
                 return
-            if suspected is None and any(found):
-                suspected = found
+            if suspected is None and any(findings):
+                suspected = findings
                 continue
             if suspected is not None:
                 self._report(
-                    *({text: None for text in new if text in old} for new, old in zip(found, suspected, strict=True))
+                    *({text: None for text in new if text in old} for new, old in zip(findings, suspected, strict=True))
                 )
             return
 
     def _inspect(self) -> "_Findings":
-        """What is wrong with SQLite's structures, and with rows of the catalog."""
+        """Return the findings about SQLite's structures, and about rows of the catalog."""
         self._connection = connection = open_read_only(self._file, self._filesystem)
         try:
             inspection = Inspection(connection, self._look)

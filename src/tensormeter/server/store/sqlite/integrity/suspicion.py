@@ -1,7 +1,7 @@
-"""Whether a store is damaged, or the disk only failed to read it.
+"""Verification of damage that SQLite reports: the disk may only have failed to read.
 
-SQLite reports a page that the disk cannot read (EIO) as damage. So when it reports damage, the store reads the whole file, and lets
-SQLite check it on a new connection, indexes included. Only what is damaged twice, on a disk that reads, is reported as damage.
+SQLite reports a page that the disk cannot read (EIO) as damage. So when it reports damage, the store reads the whole file, and then
+SQLite checks it on a new connection, including indexes. Damage is confirmed if it is found twice, on a disk that can read the file.
 """
 
 import errno
@@ -19,23 +19,23 @@ __all__ = ["DamageVerifier", "unreadable"]
 
 _PIECE: Final = 1 << 20
 _PAUSE: Final = 5.0
-"""Seconds between two checks while it is not known whether the store is damaged."""
+"""Seconds between two checks while damage is neither confirmed nor refuted."""
 
 _UNREADABLE: Final = "error code="
-"""What SQLite's check writes about a page that it cannot read, rather than one that is wrong."""
+"""Part of the text of SQLite's check about a page that it cannot read, in contrast to a damaged page."""
 
 _log: Final = logging.getLogger(__name__)
 
 
 class DamageVerifier:
-    """What is known about damage of a store. Any thread may use it; the check runs on a thread of its own, if there is ever one."""
+    """Verifies reports of damage of a store, on a thread that starts with the first report. Any thread may use it."""
 
     def __init__(self, file: Path, connect: Callable[[], sqlite3.Connection]) -> None:
-        """Suspect nothing yet.
+        """Create a verifier.
 
         Args:
-            file: The database.
-            connect: Opens a new connection to it, for reading.
+            file: Database.
+            connect: Callable that opens a new connection to it, for reading.
         """
         self._file = file
         self._connect = connect
@@ -50,15 +50,15 @@ class DamageVerifier:
 
     @property
     def confirmed(self) -> str | None:
-        """The damage, if there is any, for people. Does not block."""
+        """Message for people about confirmed damage, or None. Does not block."""
         return self._confirmed
 
     def problem(self) -> str | None:
-        """What is wrong, for people, or None. Does not block."""
+        """Return a message for people about confirmed or reported damage, or None. Does not block."""
         return self._confirmed or self._pending
 
     def suspect(self, message: str) -> None:
-        """SQLite has reported damage: find out whether it is so. Does not block."""
+        """Start the verification of damage that SQLite has reported. Does not block."""
         if self._confirmed is None and self._pending is None and not self._closed:
             self._doubts, self._pending = 0, message
             if self._background is None:
@@ -66,7 +66,7 @@ class DamageVerifier:
             self._background.wake()
 
     def close(self) -> None:
-        """End the check. All connections to the file must be closed."""
+        """End the verification. All connections to the file must be closed."""
         self._closed = True
         if self._background is not None:
             self._background.stop()
@@ -82,13 +82,11 @@ class DamageVerifier:
         except (OSError, sqlite3.OperationalError) as error:
             self._doubts = 0
             reason = error.strerror if isinstance(error, OSError) else error
-            self._pending = f"the disk cannot read {self._file}: {reason}; the server tries it again"
+            self._pending = f"the disk cannot read {self._file}: {reason}; the server will try again"
             return
         if damage is None:
             self._pending = None
-            _log.warning(
-                "tensormeter: %s has been checked and is not damaged; the disk had failed to read it", self._file
-            )
+            _log.warning("tensormeter: %s was checked and is not damaged; the disk had failed to read it", self._file)
             return
         self._doubts += 1
         if self._doubts > 1:
@@ -98,12 +96,12 @@ class DamageVerifier:
             self._background.wake()
 
     def read(self, ended: Callable[[], bool] = lambda: False) -> None:
-        """Read the whole file, or until `ended`. Blocks for the disk.
+        """Read the whole file, or until `ended` returns True. Blocks on the disk.
 
         Raises:
-            OSError: The disk cannot.
+            OSError: The disk cannot read it.
         """
-        # Closing a descriptor of the file would give up this process's locks on it, so they stay open.
+        # Closing a descriptor of the file would release this process's locks on it, so descriptors stay open.
         with self._opening:
             if self._descriptor is None:
                 self._descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
@@ -117,29 +115,29 @@ class DamageVerifier:
             raise
 
     def _check(self) -> str | None:
-        """What SQLite finds wrong with the file, or None.
+        """Return the damage that SQLite finds in the file, or None.
 
         Raises:
-            sqlite3.OperationalError: It cannot read the file.
+            sqlite3.OperationalError: SQLite cannot read the file.
         """
         try:
             connection = self._connect()
             try:
                 connection.set_progress_handler(lambda: self._closed, 10_000)
-                found = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+                result = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
             finally:
                 connection.close()
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
             return str(error)
-        if _UNREADABLE in found:
-            raise sqlite3.OperationalError(" ".join(found.split()))
-        return None if found == "ok" else " ".join(found.split())
+        if _UNREADABLE in result:
+            raise sqlite3.OperationalError(" ".join(result.split()))
+        return None if result == "ok" else " ".join(result.split())
 
 
 def unreadable(file: Path) -> str | None:
-    """Why the disk cannot read a database that no connection of this process is open to, or None if it can."""
+    """Return a message if the disk cannot read a database, or None. No connection of this process may be open to it."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -152,6 +150,6 @@ def unreadable(file: Path) -> str | None:
 
 
 def _read_all(descriptor: int, ended: Callable[[], bool]) -> None:
-    at = 0
-    while not ended() and (piece := os.pread(descriptor, _PIECE, at)):
-        at += len(piece)
+    offset = 0
+    while not ended() and (piece := os.pread(descriptor, _PIECE, offset)):
+        offset += len(piece)

@@ -1,7 +1,7 @@
-"""SQLite's write-ahead log, looked at before SQLite opens it: what SQLite would drop without a word.
+"""Check of SQLite's write-ahead log before SQLite opens it, because SQLite drops damaged parts silently.
 
-SQLite replays the log up to the first frame whose checksum does not match, and takes that for its end. A process that was killed
-leaves frames of a transaction that it did not commit there. Where commits follow, they were answered, and a frame before them is damaged.
+SQLite replays the log up to the first frame with a wrong checksum, which counts as its end. There, a killed process leaves frames of a
+transaction that it did not commit. If commits follow that frame, they had been answered, and the frame is damaged.
 """
 
 import os
@@ -19,32 +19,32 @@ __all__ = ["keep_damaged_log", "lost_transactions"]
 _HEADER: Final = 32
 _FRAME: Final = 24
 _BATCH: Final = 256
-"""Frames that are read at once."""
+"""Number of frames in one read."""
 
 _COPY: Final = 1 << 20
 
 
 def lost_transactions(file: Path) -> str | None:
-    """What of the write-ahead log of a database cannot be replayed though it was committed, for people; None: nothing, or no log.
+    """Return a message for people if committed transactions in the write-ahead log of a database cannot be replayed, or None.
 
-    Reads up to the whole log, a gigabyte in about two seconds. A log that is written to meanwhile counts as whole.
+    Reads up to the whole log, a gigabyte in about two seconds. A log that is written to meanwhile counts as intact.
     """
     path = file.with_name(file.name + "-wal")
     try:
         with path.open("rb") as log:
             header = log.read(_HEADER)
-            found = _inspect(log, header, path.stat().st_size)
+            loss = _inspect(log, header, path.stat().st_size)
             log.seek(0)
-            return found if log.read(_HEADER) == header else None
+            return loss if log.read(_HEADER) == header else None
     except OSError:
         return None
 
 
 def keep_damaged_log(file: Path) -> Path | None:
-    """Copy the write-ahead log next to it before SQLite writes over it; returns the copy, or None if it cannot be made."""
+    """Copy the write-ahead log before SQLite overwrites it; return the copy, or None if it cannot be created."""
     path = file.with_name(file.name + "-wal")
     copy = file.with_name(file.name + "-wal.damaged")
-    if copy.exists():  # the first one has the most
+    if copy.exists():  # the first copy has the most data
         return None
     try:
         with path.open("rb") as source, os.fdopen(open_file(copy), "wb") as target:
@@ -60,12 +60,16 @@ def _inspect(log: BinaryIO, header: bytes, size: int) -> str | None:
     if len(header) < _HEADER:
         return None
     magic, _, page, _, salt_1, salt_2, *stored = struct.unpack(">8I", header)
-    big = {0x377F0682: False, 0x377F0683: True}.get(magic)
+    big_endian = {0x377F0682: False, 0x377F0683: True}.get(magic)
     salts = salt_1, salt_2
-    # A size of 1 is 65,536, as elsewhere in SQLite's files.
-    if big is None or page < 512 or page > 65536 or page & (page - 1):
-        return "the header of the write-ahead log is damaged; what is only there is lost" if any(header) else None
-    state = checksum(header[:24], big=big)
+    # A page size of 1 means 65,536, as elsewhere in SQLite's files.
+    if big_endian is None or page < 512 or page > 65536 or page & (page - 1):
+        return (
+            "the header of the write-ahead log is damaged; data that is only in the log is lost"
+            if any(header)
+            else None
+        )
+    state = checksum(header[:24], big=big_endian)
     is_broken_at = 0 if state != tuple(stored) else None
     commits = 0
     number = 0
@@ -76,11 +80,11 @@ def _inspect(log: BinaryIO, header: bytes, size: int) -> str | None:
         count = len(content) // (_FRAME + page)
         rows = np.frombuffer(content, np.uint8, count * (_FRAME + page)).reshape(count, _FRAME + page)
         frame_headers = np.ascontiguousarray(rows[:, :_FRAME]).view(">u4")
-        if is_broken_at == 0 and first == 0:  # what the header says of its frames is in doubt as well
+        if is_broken_at == 0 and first == 0:  # the header's salts may be damaged, too
             salts = int(frame_headers[0][2]), int(frame_headers[0][3])
         sums = None
         if is_broken_at is None:
-            sums = word_sums(np.concatenate((rows[:, :8], rows[:, _FRAME:]), axis=1), big=big)
+            sums = word_sums(np.concatenate((rows[:, :8], rows[:, _FRAME:]), axis=1), big=big_endian)
         for index in range(count):
             number = first + index + 1
             _, committed, frame_1, frame_2, *frame_sum = frame_headers[index].tolist()
@@ -95,6 +99,6 @@ def _inspect(log: BinaryIO, header: bytes, size: int) -> str | None:
         return None
     where = f"frame {is_broken_at} of {number}" if is_broken_at else "its header"
     return (
-        f"the write-ahead log is damaged at {where}: {commits} transactions after it were committed and cannot be read any more; "
-        "what was sent in them is missing unless senders send it again"
+        f"the write-ahead log is damaged at {where}: {commits} later transactions were committed but cannot be read; "
+        "their points and events are missing unless senders send them again"
     )

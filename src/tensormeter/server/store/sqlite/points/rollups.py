@@ -243,7 +243,7 @@ class _Thinner:
             candidate = _Full(segment, seq, n, (t_min, t_max), steps, bool(ascending))
             total += n
             while full and full[-1].times[1] >= t_min:
-                # If two overlap, read the points of the one with the longer duration: most overlaps come from few late points.
+                # If two overlap, read the longer one as points: its duration usually comes from few points far from the others.
                 longer = max(full[-1], candidate, key=_duration)
                 seqs.append(longer.seq)
                 if longer is candidate:
