@@ -105,7 +105,7 @@ def test_a_disk_that_hangs(mounted, start, make, eventually):
     with behaving(disk, hang=True):
         sender = threading.Thread(target=lambda: answers.append(is_accepted(server, make, 1)))
         sender.start()
-        eventually(lambda: "has not answered" in health(server))
+        eventually(lambda: "has not responded" in health(server))
         sender.join(300)
         assert answers == [False]  # it may be stored all the same
         assert not is_accepted(server, make, 1)

@@ -525,7 +525,7 @@ def test_a_damaged_write_ahead_log_is_said_at_the_start(start, make):
     log.write_bytes(content)
     server = start()
     status, document = server.ask("/healthz")
-    assert (status, "transactions after it were committed" in document["error"]["message"]) == (503, True)
+    assert (status, "later transactions were committed" in document["error"]["message"]) == (503, True)
     assert (server.folder / "tensormeter.db-wal.damaged").read_bytes() == bytes(content)
     assert (server.folder / "tensormeter.db-wal.damaged").stat().st_mode & 0o777 == 0o600
     assert server.metrics(make.rows("log", [(T0 + 100, 100, {"v": 1.0})])).status == 200
@@ -544,7 +544,7 @@ def test_a_log_that_a_loss_of_power_has_left_is_no_damage(start, make):
     os.utime(log, (1_000_000_000, 1_000_000_000))  # before the machine was started
     server = start()
     assert server.get("/healthz") == {"status": "ok"}
-    assert "what was not synced is lost" in server.stderr
+    assert "data that was not synced is lost" in server.stderr
 
 
 def test_a_store_is_checked_when_it_is_opened(tmp_path, image, small_chunks):
@@ -667,10 +667,10 @@ def contents(folder):
         (100, 4, "malformed"),
         (103, 0, "malformed"),
         (104, 7, "its tables cannot be read"),
-        (63, 2, "says schema 3, and it has the tables of schema 7"),
-        (63, 1, "says schema 5, and it has the tables of schema 7"),
-        (63, 3, "says schema 15, and it has the tables of schema 7 (if a newer tensormeter wrote it, upgrade)"),
-        (60, 0, "and it has the tables of schema 7"),
+        (63, 2, "has schema 3, but its tables are of schema 7"),
+        (63, 1, "has schema 5, but its tables are of schema 7"),
+        (63, 3, "has schema 15, but its tables are of schema 7 (if a newer tensormeter wrote it, upgrade)"),
+        (60, 0, "but its tables are of schema 7"),
         (71, 0, "application id 0x746d7473, but a store has 0x746d7472"),
         (16, 0, "file is not a database"),
     ],
