@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from tensormeter.disk.boot import written_before_boot
-from tensormeter.errors import EncodingError, StoreError
+from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.otlp.decode import decode_metrics
 from tensormeter.server.store.background import Background
 from tensormeter.server.store.models.durability import ServerDurability
 from tensormeter.server.store.models.errors import (
@@ -37,7 +36,7 @@ from tensormeter.server.store.models.runs import Receipt, RunChanges, RunRef
 from tensormeter.server.store.protocol import STALL_AFTER
 from tensormeter.server.store.rules.batch_digest import digest
 from tensormeter.server.store.rules.gaps import gaps_of
-from tensormeter.server.store.rules.ingest_series import Arrival, Rejections, arrivals_of
+from tensormeter.server.store.rules.ingest_series import Rejections, arrivals_of
 from tensormeter.server.store.sqlite.compaction import apply_flush, full_segments, plan_flush
 from tensormeter.server.store.sqlite.disk.checkpoint import WriteAheadLog
 from tensormeter.server.store.sqlite.disk.disk_state import DiskMonitor
@@ -62,6 +61,7 @@ from tensormeter.server.store.sqlite.points.rollups import (
 )
 from tensormeter.server.store.sqlite.private_folder import tighten_files
 from tensormeter.server.store.sqlite.queries import SqliteQueries
+from tensormeter.server.store.sqlite.recovery import Recovery
 from tensormeter.server.store.sqlite.retention import (
     Retention,
     deleted_runs,
@@ -155,7 +155,10 @@ class SqliteStore(SqliteQueries):
                 )
             with suppress(sqlite3.Error):  # before requests use the space
                 self._with_reserve(lambda: self._log.empty(self._writer))
-            self._replay()
+            recovery = Recovery(
+                file, self._writer, self._connect_reader, self._catalog, self._memtable, self._damage, self._verifier
+            )
+            recovery.replay(self._flusher)
             self._missing_rollups: deque[SegmentKey] = deque(find_missing_rollups(self._flusher))
             self.syncer = LogSyncer(file, self._carry_over)
             self.syncer.start(durability, syncs=filesystem.syncs)
@@ -353,55 +356,6 @@ class SqliteStore(SqliteQueries):
             while not self._readers.empty():
                 self._readers.get().close()
         self._lock.release()
-
-    def _replay(self) -> None:
-        self._memtable.begin(commit_log.flushed(self._flusher))
-        for seq, entry in commit_log.replay(self._flusher):
-            try:
-                payload = self._reread(seq, entry) if isinstance(entry, DamagedError) else entry
-                arrivals, _ = arrivals_of(decode_metrics(payload))
-            except (DamagedError, EncodingError) as error:
-                self._damage.add(error)
-                self._quarantine(seq, remove=True)
-                continue
-            orphans: list[Arrival] = []
-            self._memtable.append(seq, self._catalog.place(seq, arrivals, orphans))
-            if orphans:
-                points, example = sum(len(arrival.points) for arrival in orphans), orphans[0]
-                self._damage.add(
-                    DamagedError(
-                        f"damaged: {points} points of journal row {seq} belong to missing rows, such as metric "
-                        f"{example.metric!r} of run {example.source.run_id!r}; the request is kept in the table `damaged`"
-                    )
-                )
-                self._quarantine(seq, remove=False)
-
-    def _reread(self, seq: int, error: DamagedError) -> bytes:
-        """Read a journal row again, on a new connection, because the disk may have failed for a moment.
-
-        Raises:
-            DamagedError: The row is damaged.
-            StoreError: The disk cannot read it.
-        """
-        try:
-            if may_be_damage(error.__cause__):
-                self._verifier.read()
-            with closing(self._connect_reader()) as connection:
-                payload = commit_log.find_payload(connection, seq)
-        except (OSError, sqlite3.OperationalError) as failure:
-            raise StoreError(f"the disk cannot read {self._file}: {failure}") from failure
-        except sqlite3.DatabaseError:
-            raise error from None
-        if payload is None:
-            raise error
-        return payload
-
-    def _quarantine(self, seq: int, *, remove: bool) -> None:
-        try:
-            with writing(self._writer):
-                commit_log.quarantine(self._writer, seq, remove=remove)
-        except StoreError as error:
-            _log.warning("tensormeter: journal row %d cannot be quarantined: %s", seq, error)
 
     def _work_in_background(self) -> None:
         try:

@@ -1,0 +1,100 @@
+"""Recovery at start: the commit log is replayed into the memtable, and unreadable requests are quarantined."""
+
+import logging
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensormeter.errors import EncodingError, StoreError
+from tensormeter.otlp.decode import decode_metrics
+from tensormeter.server.store.models.errors import DamagedError
+from tensormeter.server.store.rules.ingest_series import Arrival, arrivals_of
+from tensormeter.server.store.sqlite.integrity.damage import Damage
+from tensormeter.server.store.sqlite.integrity.suspicion import DamageVerifier
+from tensormeter.server.store.sqlite.points.memtable import Memtable
+from tensormeter.server.store.sqlite.tables import commit_log
+from tensormeter.server.store.sqlite.tables.catalog import Catalog
+from tensormeter.server.store.sqlite.transaction import may_be_damage, writing
+
+__all__ = ["Recovery"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The recovery of a store that is being opened. For the thread that opens it.
+
+    Attributes:
+        file: Database.
+        writer: Connection that writes.
+        connect: Callable that opens a new connection to read with.
+        catalog: Catalog of the store.
+        memtable: Empty memtable, which receives the points.
+        damage: Damage of the store, which unreadable requests are added to.
+        verifier: Reader of the whole file.
+    """
+
+    file: Path
+    writer: sqlite3.Connection
+    connect: Callable[[], sqlite3.Connection]
+    catalog: Catalog
+    memtable: Memtable
+    damage: Damage
+    verifier: DamageVerifier
+
+    def replay(self, connection: sqlite3.Connection) -> None:
+        """Add the points of the commit log, which `connection` reads, to the memtable.
+
+        Raises:
+            StoreError: The disk cannot read the log.
+        """
+        self.memtable.begin(commit_log.flushed(connection))
+        for seq, entry in commit_log.replay(connection):
+            try:
+                payload = self._reread(seq, entry) if isinstance(entry, DamagedError) else entry
+                arrivals, _ = arrivals_of(decode_metrics(payload))
+            except (DamagedError, EncodingError) as error:
+                self.damage.add(error)
+                self._quarantine(seq, remove=True)
+                continue
+            orphans: list[Arrival] = []
+            self.memtable.append(seq, self.catalog.place(seq, arrivals, orphans))
+            if orphans:
+                points, example = sum(len(arrival.points) for arrival in orphans), orphans[0]
+                self.damage.add(
+                    DamagedError(
+                        f"damaged: {points} points of journal row {seq} belong to missing rows, such as metric "
+                        f"{example.metric!r} of run {example.source.run_id!r}; the request is kept in the table `damaged`"
+                    )
+                )
+                self._quarantine(seq, remove=False)
+
+    def _reread(self, seq: int, error: DamagedError) -> bytes:
+        """Read a journal row again, on a new connection, because the disk may have failed for a moment.
+
+        Raises:
+            DamagedError: The row is damaged.
+            StoreError: The disk cannot read it.
+        """
+        try:
+            if may_be_damage(error.__cause__):
+                self.verifier.read()
+            with closing(self.connect()) as connection:
+                payload = commit_log.find_payload(connection, seq)
+        except (OSError, sqlite3.OperationalError) as failure:
+            raise StoreError(f"the disk cannot read {self.file}: {failure}") from failure
+        except sqlite3.DatabaseError:
+            raise error from None
+        if payload is None:
+            raise error
+        return payload
+
+    def _quarantine(self, seq: int, *, remove: bool) -> None:
+        try:
+            with writing(self.writer):
+                commit_log.quarantine(self.writer, seq, remove=remove)
+        except StoreError as error:
+            _log.warning("tensormeter: journal row %d cannot be quarantined: %s", seq, error)
