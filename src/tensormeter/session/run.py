@@ -294,7 +294,7 @@ class Run:
                 prepare(self)
         process = self._process if self._process is not None and self._process.is_this else None
         # When one rank has failed, so do the others, and are sent SIGTERM at that moment.
-        with exit_hooks.sigterm_held():
+        with exit_hooks.defer_sigterm():
             with self._lock:
                 if self._finished:
                     return
@@ -491,10 +491,10 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def remember(run: Run) -> None:
     """A run has begun: finish it when the process ends."""
-    exit_hooks.watch(finish_all)
+    exit_hooks.install(finish_all)
     if run.settings.sigterm_timeout and run._process is not None:
-        exit_hooks.take_sigterm(_on_sigterm, run.settings.sigterm_timeout)
-        exit_hooks.mark_sigterm(run._process.sigterm_word)
+        exit_hooks.install_sigterm(_on_sigterm, run.settings.sigterm_timeout)
+        exit_hooks.set_sigterm_word(run._process.sigterm_word)
     open_runs.append(run)
 
 
@@ -502,9 +502,9 @@ def _forget(run: Run) -> None:
     if run in open_runs:
         open_runs.remove(run)
         if run._process is not None:
-            exit_hooks.unmark_sigterm(run._process.sigterm_word)
+            exit_hooks.clear_sigterm_word(run._process.sigterm_word)
     if not open_runs:
-        exit_hooks.give_sigterm_back()
+        exit_hooks.restore_sigterm()
 
 
 def finish_all() -> None:

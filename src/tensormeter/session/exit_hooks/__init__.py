@@ -1,9 +1,9 @@
-"""How a training process ends: by itself, by an exception, with an exit status, or because it was told to.
+"""Detects how a training process ends: on its own, by an exception, with an exit status, or by SIGTERM.
 
-What is hooked is chained, never replaced: the exception hook, `sys.exit`, and SIGTERM.
-SIGTERM is taken only from its default action or from a handler in Python, only on the main thread, and given back when there
-is no run left. A forked child gets back at once what was there before. Python cannot run a handler while native code keeps the main
-thread; what happens then is in `_sigterm.c`, if that could be compiled.
+The exception hook, `sys.exit` and the handler of SIGTERM are chained, never replaced. SIGTERM is handled only if its action
+was the default one or a Python handler, and only if the main thread installs ours. The previous handler is restored after the
+last run, and in a forked child at once. Python cannot run a handler while native code keeps the main thread busy; `_sigterm.c`
+covers that case, if it could be compiled.
 """
 
 import atexit
@@ -22,131 +22,133 @@ except ImportError:
     _sigterm = None  # type: ignore[assignment]
 
 __all__ = [
+    "clear_sigterm_word",
+    "defer_sigterm",
     "describe_exception",
-    "give_sigterm_back",
-    "mark_sigterm",
+    "install",
+    "install_sigterm",
     "outcome",
-    "sigterm_held",
-    "take_sigterm",
-    "unmark_sigterm",
-    "watch",
+    "restore_sigterm",
+    "set_sigterm_word",
 ]
 
 _Handler = Callable[[int, FrameType | None], Any]
 
 _failure = ""
-"""What ended the interpreter, if that was a failure."""
+"""Description of the exception or exit status that ended the interpreter; "" if it did not fail."""
 
-_told_to_end = False
-_watching: list[Callable[..., Any]] = []
-"""The exception hook and the `sys.exit` that were there before ours, once ours are installed."""
+_sigterm_received = False
+_chained_hooks: list[Callable[..., Any]] = []
+"""The exception hook and the `sys.exit` that ours call; empty until ours are installed."""
 
-_previous: list[_Handler | int] = []
-"""What SIGTERM did before, while it is ours."""
+_previous_handlers: list[_Handler | int] = []
+"""The handler of SIGTERM that ours replaced; empty while ours is not installed."""
 
-_holding: list[None] = []
-"""One for each thread in `sigterm_held`."""
+_deferring: list[None] = []
+"""One entry per thread in `defer_sigterm`."""
 
-_held: list[int] = []
-_taken_by = 0
-_handlers: list[Callable[[bool], None]] = []
+_deferred_signals: list[int] = []
+_installed_in = 0
+"""Process id in which our handler was installed."""
+
+_callbacks: list[Callable[[bool], None]] = []
 
 
-def watch(at_exit: Callable[[], None]) -> None:
-    """See how the interpreter ends, and be called then. The first call counts."""
-    if _watching:
+def install(at_exit: Callable[[], None]) -> None:
+    """Record how the interpreter ends, and call a function at its exit. Calls after the first do nothing."""
+    if _chained_hooks:
         return
-    _watching.extend((sys.excepthook, sys.exit))
-    sys.excepthook = _note_exception
-    sys.exit = _note_exit
+    _chained_hooks.extend((sys.excepthook, sys.exit))
+    sys.excepthook = _record_exception
+    sys.exit = _record_exit
     atexit.register(at_exit)
 
 
 def outcome() -> tuple[str, str]:
-    """The state of a run that ends now and says nothing else, and what ended it."""
-    if _told_to_end:
+    """Return the state of a run that ends now without giving one, and its cause (an exception, an exit status or SIGTERM)."""
+    if _sigterm_received:
         return "preempted", "SIGTERM"
     return ("failed", _failure) if _failure else ("finished", "")
 
 
 def describe_exception(kind: type[BaseException], error: BaseException | None) -> str:
-    """What an exception says about the end of a run; "" if it is no failure. The exception's text may hold secrets."""
+    """Describe an exception by its type or exit status, not by its text, which may hold secrets; "" if it is no failure."""
     if issubclass(kind, SystemExit):
         return _describe_status(getattr(error, "code", None))
     return kind.__qualname__
 
 
-def take_sigterm(handle: Callable[[bool], None], limit: float) -> None:
-    """Have a function called at SIGTERM, before whoever it was for. Does nothing where that is not possible.
+def install_sigterm(callback: Callable[[bool], None], limit: float) -> None:
+    """Call a function at SIGTERM, before the previous handler runs. Does nothing where that is not possible.
 
     Args:
-        handle: Is given whether the process ends with it, because the default action follows.
-        limit: Seconds after which the default action follows, should it be impossible to call anything.
+        callback: Function to call. Its argument is True if the process ends afterwards, by the signal's default action.
+        limit: Seconds after which the default action follows if Python cannot call anything.
     """
-    global _taken_by
-    if _previous or threading.current_thread() is not threading.main_thread():
+    global _installed_in
+    if _previous_handlers or threading.current_thread() is not threading.main_thread():
         return
     previous = signal.getsignal(signal.SIGTERM)
     if previous is None or previous == signal.SIG_IGN:  # a handler in C cannot be chained
         return
-    _previous.append(previous)
-    _handlers[:] = [handle]
-    _taken_by = os.getpid()
+    _previous_handlers.append(previous)
+    _callbacks[:] = [callback]
+    _installed_in = os.getpid()
     signal.signal(signal.SIGTERM, _handle)
     if _sigterm is not None:
-        with contextlib.suppress(OSError):  # no timer is left: then as where it could not be compiled
+        with contextlib.suppress(OSError):  # without a free timer, this works as if `_sigterm.c` were not compiled
             _sigterm.watch(0.0 if callable(previous) else limit)
 
 
-def mark_sigterm(word: memoryview) -> None:
-    """Have the time of a SIGTERM stored in this int64 the moment it comes, if it is ours."""
+def set_sigterm_word(word: memoryview) -> None:
+    """Store the time of a SIGTERM in this int64 as soon as it arrives, while our handler is installed."""
     if _sigterm is not None:
         _sigterm.mark(word)
 
 
-def unmark_sigterm(word: memoryview) -> None:
-    """No longer."""
+def clear_sigterm_word(word: memoryview) -> None:
+    """Stop storing the time of a SIGTERM in this int64."""
     if _sigterm is not None:
         _sigterm.unmark(word)
 
 
 @contextlib.contextmanager
-def sigterm_held() -> Iterator[None]:
-    """Let a SIGTERM that comes meanwhile do its work afterwards, if it is ours."""
-    _holding.append(None)
+def defer_sigterm() -> Iterator[None]:
+    """Defer a SIGTERM that arrives in this block until its end, while our handler is installed."""
+    _deferring.append(None)
     try:
         yield
     finally:
-        _holding.pop()
-        if _held and not _holding:
-            _held.clear()
+        _deferring.pop()
+        if _deferred_signals and not _deferring:
+            _deferred_signals.clear()
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def give_sigterm_back() -> None:
-    """Put back what was there, unless somebody else has taken it in the meantime."""
+def restore_sigterm() -> None:
+    """Restore the previous handler of SIGTERM, unless other code has replaced ours in the meantime."""
     if (
-        _previous
+        _previous_handlers
         and threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is _handle
     ):
-        signal.signal(signal.SIGTERM, _previous.pop())
+        signal.signal(signal.SIGTERM, _previous_handlers.pop())
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _told_to_end
+    global _sigterm_received
     if _sigterm is not None:
         _sigterm.answered()
-    if _holding and os.getpid() == _taken_by:
-        _told_to_end = True
-        _held.append(number)
+    if _deferring and os.getpid() == _installed_in:
+        _sigterm_received = True
+        _deferred_signals.append(number)
         return
-    previous = _previous[-1] if _previous else signal.SIG_DFL
+    previous = _previous_handlers[-1] if _previous_handlers else signal.SIG_DFL
     try:
-        if os.getpid() == _taken_by:
-            _told_to_end = True
-            for handle in _handlers:
-                handle(not callable(previous))
+        if os.getpid() == _installed_in:
+            _sigterm_received = True
+            for callback in _callbacks:
+                callback(not callable(previous))
     finally:
         if callable(previous):
             previous(number, frame)
@@ -156,8 +158,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _before_fork() -> None:
-    """A SIGTERM that comes to the child before it has its own action back must wait, not be noted by ours and forgotten."""
-    if _previous:
+    """Block SIGTERM over the fork: one that reaches the child before `restore_sigterm` would only be recorded by our handler."""
+    if _previous_handlers:
         _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}))
 
 
@@ -167,15 +169,16 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """A worker that is told to end ends as it would without us, also while it hangs in native code."""
-    _holding.clear()
-    _held.clear()
+    """Restore the previous handler, so that SIGTERM ends a worker as it would without us, even one that hangs in native code."""
+    _deferring.clear()
+    _deferred_signals.clear()
     with contextlib.suppress(ValueError):
-        give_sigterm_back()
+        restore_sigterm()
     _after_fork_in_parent()
 
 
 _masks: list[set[int | signal.Signals]] = []
+"""Signal masks to restore in the parent and the child of a fork."""
 
 os.register_at_fork(
     before=_before_fork,
@@ -184,16 +187,16 @@ os.register_at_fork(
 )
 
 
-def _note_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _record_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     global _failure
     _failure = describe_exception(kind, error)
-    _watching[0](kind, error, trace)
+    _chained_hooks[0](kind, error, trace)
 
 
-def _note_exit(status: Any = None, /) -> NoReturn:
+def _record_exit(status: Any = None, /) -> NoReturn:
     global _failure
     _failure = _describe_status(status)
-    _watching[1](status)
+    _chained_hooks[1](status)
     raise AssertionError("sys.exit raises")
 
 

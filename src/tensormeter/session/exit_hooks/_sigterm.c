@@ -1,11 +1,11 @@
-// SIGTERM while Python cannot run its handler, because the main thread is inside of native code and stays there.
+// Handles SIGTERM while Python cannot run its handler, because native code keeps the main thread busy.
 //
-// Python's own handler in C only remembers the signal. Around it, ours stores the time where the agent finds it, so a process
-// that is killed later was preempted and did not crash. If SIGTERM would have ended the process without us, a timer sends it
-// again: that wakes a call that began to block at the moment the first one came, and once the limit is over, and Python has
-// still not answered, the process dies of it.
+// Python's own handler in C only sets a flag. Our handler wraps it, and first stores the time where the agent reads it, so a
+// process that is killed later counts as preempted, not as crashed. If the default action of SIGTERM would have ended the
+// process, a timer sends the signal again. This interrupts a call that began to block just when the first signal arrived. After
+// the limit, if Python's handler has still not run, the signal ends the process.
 //
-// Everything here that runs in the handler is async-signal-safe. Timers are per process: a forked child has none.
+// All code that runs in the handler is async-signal-safe. Timers belong to one process: a forked child has none.
 
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
@@ -26,9 +26,9 @@ typedef struct {
 } Mark;
 
 static Mark marks[MARKS];
-static struct sigaction python;             // what we are around
+static struct sigaction python;             // Python's action, which ours wraps
 static timer_t timer;
-static pid_t owner;                         // whose timer it is
+static pid_t owner;                         // process that created the timer
 static struct timespec limit;               // 0: never end the process
 static struct timespec deadline;
 static volatile sig_atomic_t unanswered;
@@ -112,9 +112,9 @@ free_mark(int i)
 
 PyDoc_STRVAR(watch_doc,
 "watch(limit: float) -> None\n\n"
-"Stand around the handler that `signal.signal` has just set for SIGTERM. Main thread only.\n\n"
-"limit: Seconds after which a SIGTERM that was not `answered` ends the process; 0: never.\n"
-"Raises OSError: the system has no timer left.");
+"Wrap the handler that `signal.signal` has just set for SIGTERM. Main thread only.\n\n"
+"limit: Seconds after which a SIGTERM that was not `answered` ends the process; 0 for never.\n"
+"Raises OSError: The system has no timer left.");
 
 static PyObject *
 watch(PyObject *self, PyObject *argument)
@@ -129,7 +129,7 @@ watch(PyObject *self, PyObject *argument)
         if (timer_create(CLOCK_MONOTONIC, &event, &timer))
             return PyErr_SetFromErrno(PyExc_OSError);
         for (int i = 0; i < MARKS; i++)
-            free_mark(i);  // the parent's
+            free_mark(i);  // copied from the parent
         owner = getpid();
     }
     set_timer(0);
@@ -149,7 +149,7 @@ watch(PyObject *self, PyObject *argument)
 
 PyDoc_STRVAR(answered_doc,
 "answered() -> None\n\n"
-"Python has come to its handler, which sees to the rest.");
+"Stop the timer: Python's handler has begun to run.");
 
 static PyObject *
 answered(PyObject *self, PyObject *unused)
@@ -165,8 +165,8 @@ answered(PyObject *self, PyObject *unused)
 
 PyDoc_STRVAR(mark_doc,
 "mark(word) -> None\n\n"
-"Store the time of a SIGTERM, in nanoseconds since the Unix epoch, in this buffer of one int64 as well, if it is 0.\n"
-"Not without `watch` in this process, nor in more than sixteen at once.");
+"Store the time of a SIGTERM, in nanoseconds since the Unix epoch, in this buffer of one int64 too, if it is 0.\n"
+"Does nothing before `watch` in this process, or if sixteen buffers are marked already.");
 
 static PyObject *
 mark(PyObject *self, PyObject *argument)
@@ -190,7 +190,7 @@ mark(PyObject *self, PyObject *argument)
 
 PyDoc_STRVAR(unmark_doc,
 "unmark(word) -> None\n\n"
-"No longer store it there.");
+"Stop storing the time of a SIGTERM in this buffer.");
 
 static PyObject *
 unmark(PyObject *self, PyObject *argument)
@@ -218,7 +218,7 @@ static PyMethodDef functions[] = {
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "tensormeter.session.exit_hooks._sigterm",
-    .m_doc = "SIGTERM while Python cannot run its handler.",
+    .m_doc = "Handles SIGTERM while Python cannot run its handler.",
     .m_size = -1,
     .m_methods = functions,
 };
