@@ -168,14 +168,14 @@ class BrokenItems(dict):
 @pytest.mark.parametrize(
     ("value", "kept", "said"),
     [
-        (Unshown(), None, "'x' is left out: a Unshown that cannot be shown (RuntimeError)"),
-        ([1, Unshown()], [1, None], "'x'.1 is null: a Unshown that cannot be shown (RuntimeError)"),
-        ({Unshown(): 1, "n": 2}, {"n": 2}, "is left out: it is no text (RuntimeError)"),
-        (BrokenItems(), None, "'x' is left out: a BrokenItems that cannot be shown (RuntimeError)"),
-        (10**5000, None, "'x' is left out: the integer has too many digits; give it as a text"),
+        (Unshown(), None, "'x' is left out: cannot convert a Unshown (RuntimeError); pass a number or text"),
+        ([1, Unshown()], [1, None], "'x'.1 is null: cannot convert a Unshown (RuntimeError); pass a number or text"),
+        ({Unshown(): 1, "n": 2}, {"n": 2}, "is left out: cannot convert its key to text (RuntimeError)"),
+        (BrokenItems(), None, "'x' is left out: cannot convert a BrokenItems (RuntimeError); pass a number or text"),
+        (10**5000, None, "'x' is left out: the integer has too many digits; pass it as text"),
         (endless(), {"a": [1, None]}, "'x'.'a'.1 is null: it contains itself"),
         (nested(30), nested(22), "is left out: nested deeper than 24 levels; flatten it"),
-        ({1: "a", "1": "b"}, {"1": "b"}, "'x'.1 is replaced by '1': both are written 'x'.'1'"),
+        ({1: "a", "1": "b"}, {"1": "b"}, "'x'.1 is replaced by '1': both are recorded as 'x'.'1'"),
     ],
     ids=["no text", "in a list", "key", "items", "huge", "endless", "deep", "twice"],
 )
@@ -199,7 +199,7 @@ def test_a_configuration_that_cannot_be_read_is_empty(settings, caplog):
     with tensormeter.init(settings=settings) as run:
         run.update_config(BrokenItems(lr=1))
         assert run.config == {}
-    assert "config: nothing of it is recorded: its items cannot be had (RuntimeError)" in caplog.text
+    assert "config: it is not recorded, because its items() raised RuntimeError; pass a dict" in caplog.text
 
 
 def test_keys_that_are_not_unicode_stay_apart(settings, caplog):

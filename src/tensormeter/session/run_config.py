@@ -1,4 +1,4 @@
-"""A run's configuration: what a script gives as a mapping of anything, as JSON values."""
+"""Converts a run's configuration, a mapping of arbitrary Python values, to JSON values."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,49 +14,50 @@ __all__ = ["as_json"]
 logger: Final = get_logger()
 
 _MAX_DEPTH: Final = 24
-"""Levels of a configuration: protobuf's decoders refuse messages nested a hundred deep, and OTLP takes three a level."""
+"""Maximum levels of a configuration. Protobuf's decoders refuse messages of a hundred levels; OTLP uses three per level."""
 
 _MOST_NAMED: Final = 10
-"""Faults in one warning, at most."""
+"""Maximum number of faults in one warning."""
 
 _MOST_REMEMBERED: Final = 1000
+"""Maximum number of faults that are remembered, so that they are not repeated."""
 
 
-def as_json(config: Mapping[str, Any], said: set[str] | None = None) -> dict[str, Any]:
-    """The configuration as JSON values.
+def as_json(config: Mapping[str, Any], warned: set[str] | None = None) -> dict[str, Any]:
+    """Convert a configuration to JSON values.
 
-    What cannot be written as JSON is left out, and named in one warning.
+    A value that cannot be converted is left out, and one warning names all of them.
 
     Args:
-        config: Of anything. What JSON has no type for becomes its `str`.
-        said: What was warned about before, and is not warned about again; what is warned about is added.
+        config: Configuration. Values of types that JSON lacks are converted by `str`.
+        warned: Faults of earlier calls, which are not repeated. New faults are added. None for no earlier call.
 
     Raises:
-        SettingsError: Not a mapping.
+        SettingsError: `config` is not a mapping.
     """
     if not isinstance(config, Mapping):
         raise SettingsError(f"config: expected a mapping, got {type(config).__name__}")
     conversion = _Conversion()
     values = conversion.top(config)
-    said = set() if said is None else said
-    new = [fault for fault in dict.fromkeys(conversion.faults) if fault not in said]
+    warned = set() if warned is None else warned
+    new = [fault for fault in dict.fromkeys(conversion.faults) if fault not in warned]
     if new:
-        if len(said) < _MOST_REMEMBERED:
-            said.update(new[:_MOST_REMEMBERED])
+        if len(warned) < _MOST_REMEMBERED:
+            warned.update(new[:_MOST_REMEMBERED])
         more = f"; and {len(new) - _MOST_NAMED} more" if len(new) > _MOST_NAMED else ""
         logger.warning("config: %s%s", "; ".join(new[:_MOST_NAMED]), more)
     return values
 
 
 class _ValueError(Exception):
-    """A value cannot be written as JSON."""
+    """A value cannot be converted to JSON."""
 
 
 class _Conversion:
-    """Makes JSON values of one configuration.
+    """Converts one configuration to JSON values.
 
     Attributes:
-        faults: Sentences about what was left out, and about keys that have changed.
+        faults: One sentence per value that is left out or null, and per key that was changed.
     """
 
     def __init__(self) -> None:
@@ -64,39 +65,45 @@ class _Conversion:
         self._inside: list[int] = []
 
     def top(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The whole of it."""
+        """Convert the whole configuration."""
         self._inside.append(id(config))
         try:
             pairs = list(config.items())
-        except Exception as error:  # of the mapping's own code
-            self.faults.append(f"nothing of it is recorded: its items cannot be had ({type(error).__name__})")
+        except Exception as error:  # raised by the mapping's own code
+            self.faults.append(f"it is not recorded, because its items() raised {type(error).__name__}; pass a dict")
             return {}
         return self._pairs(((key, str, value) for key, value in pairs), "")
 
     def _pairs(self, pairs: Iterable[tuple[Any, Any, Any]], above: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        given: dict[str, Any] = {}
+        values: dict[str, Any] = {}
+        keys: dict[str, Any] = {}
         for key, to_text, value in pairs:
             try:
                 text = str.__str__(to_text(key))
-            except Exception as error:  # of the key's own code
-                self.faults.append(f"{above}{shown(key)} is left out: it is no text ({type(error).__name__})")
+            except Exception as error:  # raised by the key's own code
+                self.faults.append(
+                    f"{above}{shown(key)} is left out: cannot convert its key to text ({type(error).__name__})"
+                )
                 continue
             name = as_unicode(text)
             place = f"{above}{shown(name)}"
             if name != text:
                 self.faults.append(f"{above}{shown(text)} is recorded as {place}: it is not Unicode text")
-            if name in given:
-                self.faults.append(f"{above}{shown(given[name])} is replaced by {shown(key)}: both are written {place}")
+            if name in keys:
+                self.faults.append(
+                    f"{above}{shown(keys[name])} is replaced by {shown(key)}: both are recorded as {place}"
+                )
             try:
-                found[name] = self._value(value, f"{place}.")
-                given[name] = key
+                values[name] = self._value(value, f"{place}.")
+                keys[name] = key
             except _ValueError as fault:
                 self.faults.append(f"{place} is left out: {fault}")
-            except Exception as error:  # of the value's own code
+            except Exception as error:  # raised by the value's own code
                 kind = type(value).__name__
-                self.faults.append(f"{place} is left out: a {kind} that cannot be shown ({type(error).__name__})")
-        return found
+                self.faults.append(
+                    f"{place} is left out: cannot convert a {kind} ({type(error).__name__}); pass a number or text"
+                )
+        return values
 
     def _value(self, value: Any, above: str) -> Any:
         if value is None or value is True or value is False:
@@ -116,25 +123,27 @@ class _Conversion:
         self._inside.append(id(value))
         try:
             if isinstance(value, dict):
-                return self._pairs([(key, _key, one) for key, one in list(value.items())], above)
+                return self._pairs([(key, _key, item) for key, item in list(value.items())], above)
             return self._items(value, above)
         finally:
             self._inside.pop()
 
     def _items(self, items: Iterable[Any], above: str) -> list[Any]:
-        """A list; null stands for what cannot be written, so that the others keep their places."""
-        found: list[Any] = []
+        """Convert a list. A value that cannot be converted becomes null, so that the others keep their positions."""
+        values: list[Any] = []
         for index, item in enumerate(list(items)):
             try:
-                found.append(self._value(item, f"{above}{index}."))
+                values.append(self._value(item, f"{above}{index}."))
                 continue
             except _ValueError as fault:
                 self.faults.append(f"{above}{index} is null: {fault}")
-            except Exception as error:  # of the value's own code
+            except Exception as error:  # raised by the value's own code
                 kind = type(item).__name__
-                self.faults.append(f"{above}{index} is null: a {kind} that cannot be shown ({type(error).__name__})")
-            found.append(None)
-        return found
+                self.faults.append(
+                    f"{above}{index} is null: cannot convert a {kind} ({type(error).__name__}); pass a number or text"
+                )
+            values.append(None)
+        return values
 
 
 def _integer(value: int) -> int:
@@ -142,12 +151,12 @@ def _integer(value: int) -> int:
     try:
         int.__repr__(number)
     except ValueError:
-        raise _ValueError("the integer has too many digits; give it as a text") from None
+        raise _ValueError("the integer has too many digits; pass it as text") from None
     return number
 
 
 def _key(key: Any) -> str:
-    """As JSON has it."""
+    """Convert a key to text as `json.dumps` does."""
     if isinstance(key, str):
         return str.__str__(key)
     if key is None or isinstance(key, bool | int | float):
