@@ -14,9 +14,9 @@ from tensormeter.exporter import check_exporters
 from tensormeter.logger import get_logger
 from tensormeter.packages import problem_with
 from tensormeter.resource import describe_rank
+from tensormeter.session.membership import RunIdentity
 from tensormeter.session.run import Run, finish_all, open_runs, remember
 from tensormeter.session.run_config import as_json
-from tensormeter.session.run_process import RunIdentity
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:

@@ -220,7 +220,7 @@ def test_a_trainer_that_finishes_while_the_server_is_down(start, receiver, agent
     trainer.tell("log 0 500")
     pid = agent()
     trainer.tell("finish")
-    assert "the agent goes on trying" in trainer.end()
+    assert "the agent keeps trying" in trainer.end()
     assert receiver.received == []
     receiver.start()
     os.kill(pid, signal.SIGUSR1)  # now, instead of after the backoff

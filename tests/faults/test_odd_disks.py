@@ -321,7 +321,7 @@ def test_fault_124_a_ring_that_cannot_be_mapped_where_it_should_be(train, receiv
     status, said = trainer.end()
     assert status == 0, said
     oracle.agrees(receiver, range(2000))
-    place = Path(re.search(r"the ring is in ([^,;\s]+)", said)[1])
+    place = Path(re.search(r"the ring buffer is in ([^,;\s]+)", said)[1])
     assert place.name.startswith("faulty@")
     wait_for(lambda: not place.exists(), "the agent has removed the ring")
 

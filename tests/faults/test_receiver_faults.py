@@ -203,7 +203,7 @@ def test_fault_13_a_partial_success_is_reported_and_not_sent_again(train, receiv
     status, said = trainer.end()
     gone()
     assert status == 0
-    assert "will not arrive: 3 points or events: refused by the receiver" in said
+    assert "lost before delivery: 3 points or events: refused by the receiver" in said
     assert len(ids(receiver)) == len(set(ids(receiver)))
 
 

@@ -326,7 +326,7 @@ def test_without_shared_memory_the_ring_is_on_disk(settings, tmp_path, caplog):
         tensormeter.init(settings=settings.replace(buffer_directory=tmp_path / "file" / "rings")) as run,
     ):
         run.log({"loss": 1.0}, step=0)
-    assert any("the ring is on disk instead" in record.message for record in caplog.records)
+    assert any("the ring buffer is on disk instead" in record.message for record in caplog.records)
     assert items(settings) == 4
 
 
@@ -346,7 +346,7 @@ def test_a_ring_that_does_not_fit_shared_memory_goes_to_disk(settings, caplog):
             tensormeter.init(settings=settings.replace(buffer_directory=small)) as run,
         ):
             run.log({"loss": 1.0}, step=0)
-        assert any("the ring is on disk instead" in record.message for record in caplog.records)
+        assert any("the ring buffer is on disk instead" in record.message for record in caplog.records)
         assert items(settings) == 4
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)  # the agent may still hold its lock there

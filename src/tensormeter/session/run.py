@@ -31,8 +31,9 @@ from tensormeter.redaction import environment_secrets, mask_config
 from tensormeter.resource import describe_rank
 from tensormeter.ring.format import State
 from tensormeter.session import exit_hooks
+from tensormeter.session.membership import RunIdentity
 from tensormeter.session.run_config import as_json
-from tensormeter.session.run_process import RunIdentity, RunProcess
+from tensormeter.session.run_process import RunProcess
 from tensormeter.settings import Settings
 
 __all__ = ["Run", "before_finish", "finish_all", "latest_run", "open_runs", "remember"]
@@ -518,6 +519,6 @@ def _on_sigterm(last: bool) -> None:
     """Before the default action (`last`) runs are finished; before a handler they are not, because the script goes on."""
     for run in reversed(open_runs.copy()):
         if run.settings.sigterm_timeout and run._process is not None:
-            run._process.note_sigterm()
+            run._process.record_sigterm()
             if last:
                 run._finish("preempted", "SIGTERM", min(run.settings.sigterm_timeout, run.settings.finish_timeout))

@@ -1,0 +1,292 @@
+"""Joins a process to a run: finds the run's directory, counts the attempt, creates the ring and starts an agent."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tensormeter.agent.attempts.counter import count_attempt
+from tensormeter.agent.launch import ensure_agent
+from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
+from tensormeter.agent.run_directory.shared_memory import make_memory_directory, memory_directories
+from tensormeter.conventions.attempt_number import Basis, Member
+from tensormeter.conventions.semconv import RANK, RUN_ATTEMPT_UNSETTLED, WORLD_SIZE
+from tensormeter.disk.deadline import within
+from tensormeter.disk.private import weakness
+from tensormeter.disk.probe import answers
+from tensormeter.disk.user_folders import NO_FOLDER
+from tensormeter.errors import RingError
+from tensormeter.logger import get_logger
+from tensormeter.resource import describe_launch, describe_process, describe_rank
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.format import AUTOMATIC_STEPS
+from tensormeter.settings import Settings
+
+__all__ = ["Joining", "Membership", "RunIdentity", "with_basis"]
+
+logger: Final = get_logger()
+
+_JOIN_TIMEOUT: Final = 3.0
+"""Seconds after which a state directory that does not answer is not used."""
+
+_LOCK_TIMEOUT: Final = 2.0
+"""Maximum seconds to wait for other processes that join, which take a few milliseconds each."""
+
+_MEMORY_SPOOL_BYTES: Final = 64 << 20
+"""Maximum size of a spool in memory."""
+
+_CHILD_BUFFER_BYTES: Final = 1 << 20
+"""Maximum size of a child's ring: a process may have many children, and they log little."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """The properties that all processes of a run share.
+
+    Attributes:
+        id: Id, unique in its project.
+        name: Display name.
+        config: Configuration, as JSON values.
+        settings: Settings of the run.
+        resource: Attributes that an OpenTelemetry program adds to those of `describe_process`.
+        resume: Whether the run had an attempt before, perhaps on another machine.
+        basis: Source of the parent's attempt number, in a child; "" if the agent has nothing to settle.
+    """
+
+    id: str
+    name: str
+    config: Mapping[str, Any]
+    settings: Settings
+    resource: Mapping[str, Any] = field(default_factory=dict)
+    resume: bool = False
+    basis: Basis = ""
+
+    @property
+    def first_step(self) -> int:
+        """Step of the first row that gives none; the agent assigns that of a resumed run later."""
+        return AUTOMATIC_STEPS if self.resume else 0
+
+    def describe(self, process: str, attempt: int) -> Mapping[str, Any]:
+        """Return the attributes of the OpenTelemetry resource of one of the run's processes."""
+        return describe_process(
+            self.settings.project,
+            self.id,
+            self.name,
+            process,
+            attempt=attempt,
+            given=self.resource,
+            command=self.settings.record_command,
+        )
+
+
+@dataclass(frozen=True)
+class Membership:
+    """A process's membership in a run.
+
+    Attributes:
+        settings: Settings of the run, with the directory that is used.
+        directory: Directory of the run.
+        attempt: Number of the attempt, as counted in this directory, from 1.
+        basis: Source of that number.
+        resource: Attributes of the process's resource.
+        ring: Ring of the process.
+        weakness: Result of `tensormeter.disk.private.weakness` for the directory.
+    """
+
+    settings: Settings
+    directory: RunDirectory
+    attempt: int
+    basis: Basis
+    resource: Mapping[str, Any]
+    ring: RingFile
+    weakness: str
+
+    def leave(self) -> None:
+        """Delete the ring, because the process does not use this membership."""
+        self.ring.release()
+        with contextlib.suppress(OSError):
+            self.ring.remove()
+
+
+class Joining:
+    """Joins one process to a run."""
+
+    def __init__(self, run: RunIdentity, process: str, parent: str | None) -> None:
+        """Prepare joining; this changes nothing on disk.
+
+        Args:
+            run: Run to join.
+            process: Id of the process.
+            parent: Id of the process that this one was started from, if that one belongs to the run.
+        """
+        self._run = run
+        self._process = process
+        self._parent = parent
+
+    def join(self) -> Membership:
+        """Join in `settings.directory`, or in memory if that directory cannot be used or does not answer.
+
+        Raises:
+            OSError, RingError: Neither can be used.
+        """
+        run = self._run
+        try:
+            membership = self._join_in_time(run.settings)
+        except OSError as error:
+            membership = self._join_in_memory(error)
+            homeless = run.settings.directory == NO_FOLDER
+            logger.warning(
+                "run %s is kept in memory (%s), because %s cannot be used (%s); a reboot deletes what is not delivered by then",
+                run.id,
+                membership.settings.directory,
+                run.settings.directory,
+                "this user has no home folder; set HOME or TENSORMETER_DIR" if homeless else error,
+            )
+        if self._parent is None and membership.weakness:
+            logger.warning(
+                "run %s: other users can replace %s (%s). `tensormeter sync` ignores the destination that is stored there; set "
+                "TENSORMETER_DIR to a private folder",
+                run.id,
+                membership.directory.path,
+                membership.weakness,
+            )
+        return membership
+
+    def join_parent(self, parent: Membership, has_agent: Callable[[], bool]) -> Membership | None:
+        """In a forked child, join where the parent did, without reading the disk.
+
+        The parent's agent finds each ring in shared memory.
+
+        Args:
+            parent: Membership of the parent.
+            has_agent: Whether an agent runs, and cannot end because the parent records.
+
+        Returns:
+            None if the rings are not in shared memory, or if an agent may be missing.
+        """
+        if parent.directory.memory_lock is None or not has_agent():
+            return None
+
+        def join(late: threading.Event) -> Membership:
+            resource = self._run.describe(self._process, parent.attempt)
+            metadata = self._metadata(resource, parent.basis)
+            ring = self._create_ring(parent.directory, parent.settings, metadata, [parent.directory.rings])
+            return dataclasses.replace(parent, resource=resource, ring=ring)
+
+        try:
+            membership = within(_JOIN_TIMEOUT, join, Membership.leave)
+        except (OSError, RingError):
+            return None
+        if not has_agent():  # the agent may have ended before it could find the ring
+            membership.leave()
+            return None
+        return membership
+
+    def _join_in_time(self, settings: Settings) -> Membership:
+        """Join in `settings.directory`; raise TimeoutError, an OSError, if its disk takes too long."""
+        if not answers(settings.directory, _JOIN_TIMEOUT):
+            raise TimeoutError(f"it does not answer within {_JOIN_TIMEOUT:.0f} s")
+        return within(_JOIN_TIMEOUT, lambda late: self._join(settings, late), Membership.leave)
+
+    def _join_in_memory(self, reason: OSError) -> Membership:
+        """Join in a folder in memory; raise `reason` if the failed directory is such a folder already."""
+        settings = self._run.settings
+
+        def join(settings: Settings, late: threading.Event) -> Membership:
+            if settings.directory in memory_directories(settings)[0]:
+                raise reason
+            spool_bytes = min(settings.spool_max_bytes, _MEMORY_SPOOL_BYTES)
+            directory = make_memory_directory(settings)
+            return self._join(settings.replace(directory=directory, spool_max_bytes=spool_bytes), late)
+
+        try:
+            return within(_JOIN_TIMEOUT, functools.partial(join, settings), Membership.leave)
+        except TimeoutError:
+            # The folder for rings may be on the disk that does not answer, too.
+            for folder in (Path("/dev/shm"), None):  # noqa: S108 - the run's folder in it is private (0700)
+                with contextlib.suppress(OSError):
+                    elsewhere = settings.replace(buffer_directory=folder)
+                    return within(_JOIN_TIMEOUT, functools.partial(join, elsewhere), Membership.leave)
+            raise
+
+    def _join(self, settings: Settings, late: threading.Event) -> Membership:
+        """Join in `settings.directory`. Changes nothing in this object; blocks for the disk."""
+        run = self._run
+        with runs_locked(settings.directory, patience=_LOCK_TIMEOUT):
+            directory = RunDirectory.create(settings, run.id, run.name)
+            attempt, basis = self._count_attempt(directory, settings)
+            resource = run.describe(self._process, attempt)
+            ring = self._create_ring(directory, settings, self._metadata(resource, basis), directory.ring_folders)
+            membership = Membership(settings, directory, attempt, basis, resource, ring, weakness(directory.path))
+            if not late.is_set():
+                self._start_agent(membership)
+        return membership
+
+    def _count_attempt(self, directory: RunDirectory, settings: Settings) -> tuple[int, Basis]:
+        """Return the number of the attempt and its source."""
+        run = self._run
+        if self._parent is not None:  # children belong to their parent's attempt
+            return settings.attempt or 1, run.basis
+        if settings.run_id is None:  # no later run can have a random id
+            return settings.attempt or 1, ""
+        ranks = describe_rank()
+        member = Member(self._process, ranks.get(RANK), ranks.get(WORLD_SIZE), describe_launch(os.environ))
+        number, provisional = count_attempt(
+            directory, settings.project, member, resume=run.resume, number=settings.attempt
+        )
+        if settings.attempt is not None:
+            return number, "given" if run.resume else ""
+        return number, "unknown" if provisional else "counted"
+
+    def _metadata(self, resource: Mapping[str, Any], basis: Basis) -> dict[str, Any]:
+        run = self._run
+        metadata: dict[str, Any] = {
+            "resource": with_basis(resource, basis),
+            "config": run.config,
+            "parent": self._parent,
+            "resume": run.resume,
+        }
+        labels = {"group": run.settings.group, "tags": run.settings.tags, "notes": run.settings.notes}
+        return metadata | {name: value for name, value in labels.items() if value}
+
+    def _create_ring(
+        self, directory: RunDirectory, settings: Settings, metadata: Mapping[str, Any], folders: Sequence[Path]
+    ) -> RingFile:
+        """Create the ring in the first folder where it can be mapped; a small one where large files are refused."""
+        size = settings.buffer_bytes if self._parent is None else min(settings.buffer_bytes, _CHILD_BUFFER_BYTES)
+        errors: list[OSError | RingError] = []
+        for buffer_bytes in dict.fromkeys([size, min(size, _CHILD_BUFFER_BYTES)]):
+            for folder in folders:
+                try:
+                    directory.make_ring_directory(folder)
+                    ring = RingFile.create(folder / f"{self._process}.ring", metadata, buffer_bytes=buffer_bytes)
+                except (OSError, RingError) as error:
+                    errors.append(error)
+                    continue
+                if errors and folder == directory.rings_on_disk:
+                    logger.warning("%s; the ring buffer is on disk instead, where log calls may wait for it", errors[0])
+                elif errors:
+                    logger.warning("%s; the ring buffer is in %s instead", errors[0], folder)
+                return ring
+        raise errors[0]
+
+    def _start_agent(self, membership: Membership) -> None:
+        """Start an agent unless one runs already."""
+        if membership.settings.agent == "off":
+            return
+        try:
+            ensure_agent(membership.directory, membership.settings)
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
+            logger.warning(
+                "cannot start an agent for run %s (%s); deliver the run with `tensormeter sync`", self._run.id, error
+            )
+
+
+def with_basis(resource: Mapping[str, Any], basis: Basis) -> dict[str, Any]:
+    """Add the source of the attempt number to a resource. The agent reads and removes it."""
+    return {**resource, RUN_ATTEMPT_UNSETTLED: basis} if basis else dict(resource)
