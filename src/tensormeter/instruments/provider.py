@@ -150,11 +150,11 @@ class MeterProvider(metrics.MeterProvider):
             warn_once((MeterProvider, "flush", id(self)), "force_flush() after shutdown() does nothing")
             return False
         deadline = _Deadline(timeout_millis, 10_000)
-        process = self._run._taking_part() if self._run is not None else None
+        process = self._run._joined() if self._run is not None else None
         if process is not None:
             process.request_flush()  # so that a callback that hangs does not hold up what is there
         observed = self._observer.flush(deadline.left)
-        process = self._run._taking_part() if self._run is not None else None  # observing may have begun a run
+        process = self._run._joined() if self._run is not None else None  # observing may have begun a run
         request = process.request_flush() if process is not None else None
         forwarded = self._forwarding is None or self._forwarding.force_flush(deadline.left)
         delivered = process is None or request is None or process.wait_for_flush(request, deadline.left)
@@ -184,7 +184,7 @@ class MeterProvider(metrics.MeterProvider):
         self._ended = True
         self._observer.stop(deadline.left if observed else 0.0)
         self._streams.reset()
-        process = self._run._taking_part() if self._run is not None else None
+        process = self._run._joined() if self._run is not None else None
         request = process.request_flush() if process is not None else None
         if self._forwarding is not None:  # first, because the agent delivers meanwhile, and after us
             self._forwarding.shutdown(deadline.left)

@@ -1,1 +1,1 @@
-"""A run in this process."""
+"""The run in the training process: start, configuration, signals and exit."""

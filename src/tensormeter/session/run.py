@@ -1,8 +1,7 @@
-"""Runs: what a training script holds.
+"""A run, as a training script uses it.
 
-Nothing in here talks to a network, and nothing but `finish` waits.
-If the machine does not let a run be recorded (no space for the ring, no directory that can be written), the script is
-warned and goes on with a run that records nothing.
+Nothing here uses the network, and only `finish` waits. If the machine cannot record a run (no space for the ring, no writable
+directory), the script gets a warning and a run that records nothing.
 """
 
 import dataclasses
@@ -41,35 +40,34 @@ __all__ = ["Run", "before_finish", "finish_all", "latest_run", "open_runs", "rem
 logger: Final = get_logger()
 
 _MOST_NAMED: Final = 10
-"""Names of masked entries in one warning, at most."""
+"""Maximum number of masked entries that one warning names."""
 
 
 class Run:
-    """A run in progress, as made by `init`.
+    """A run in progress, created by `init`.
 
-    Every method can be called from any thread. `log` can also be called from a signal handler.
+    All methods are thread-safe. `log` can also be called from a signal handler.
 
-    A child process that logs becomes a process of its own within the run: a forked one (a DataLoader worker, say) by its
-    first call of `log`, a spawned one by being sent the run, which can be pickled. Settings' `after_fork` can switch the
-    former off. Only the process that called `init` decides how the run ends.
+    Child processes can log to the run. A forked child (for example, a DataLoader worker) joins it with its first call of
+    `log`, unless the setting `after_fork` is `"ignore"`. A spawned child joins it when it receives the run, which can be
+    pickled. Only the process that called `init` decides how the run ends.
 
     Attributes:
-        id: Unique in its project; the same on every rank.
-        name: For people.
-        project: What the run belongs to.
-        config: As given to `init` and `update_config`, as JSON values, and as it is recorded: secrets in it are `***` (see the
-            setting `mask_config`). To be read only.
-        settings: In force for this run.
+        id: Id of the run, unique in its project and the same on every rank.
+        name: Display name of the run.
+        project: Project that the run belongs to.
+        config: Recorded configuration as JSON values, read-only. Secrets are `***` (see the setting `mask_config`).
+        settings: Settings of the run.
     """
 
     def __init__(self, identity: RunIdentity, *, parent: str | None = None) -> None:
-        """Use `init`."""
+        """Create a run without starting it; call `init` instead."""
         self.id = identity.id
         self.name = identity.name
         self.project = identity.settings.project
         self.settings = identity.settings
         self._masked: set[str] = set()
-        self._faults: set[str] = set()
+        self._config_faults: set[str] = set()
         self._left_out: list[LeftOut] = []
         self._identity = replace(identity, config=self._fitting(self._without_secrets(identity.config)))
         self._parent = parent
@@ -88,40 +86,41 @@ class Run:
         every: int | None = None,
         reduce: str | None = None,
     ) -> None:
-        """Record one row.
+        """Record one row of metrics.
 
-        Returns at once: no lock that is held over I/O, no network, no encoding, no synchronization with a device.
-        Never raises for what is in `values`, nor because delivery fails.
-        A value that cannot be recorded is counted, and warned about once for each key.
+        Returns immediately: the call does no I/O, encoding or device synchronization, and waits for no lock that is held
+        during I/O. It never raises for the contents of `values` or a failed delivery. Values that cannot be recorded are
+        counted, with one warning per key.
 
         Args:
-            values: By metric name: numbers, NumPy scalars, arrays and CPU tensors with one element, whose value is taken
-                now; or tensors on a device and JAX arrays with one element, whose value is taken in stream order, without
-                waiting for it; or objects with a method `__tensormeter_snapshot__()`, which returns one of these, or a
-                callable that returns the number later, and None until then.
-                NaN and infinities are values. Integers are exact up to 64 bits, on a device up to 2**53.
-            step: Any integer of 64 bits, in any order. One more than the last row's if None.
-            every: Make one value of so many: a metric's values are reduced, on the device if that is where they are, and
-                recorded with every `every`-th call that has it; the rest when the run finishes. See `define_metric`.
-            reduce: `mean` (if None), `min`, `max`, `sum` or `last`. NaN makes them NaN, `last` aside. Of `Histogram`s,
-                `mean` and `sum` make one distribution of all values together, and `min` and `max` are refused.
+            values: Values by metric name. Numbers, NumPy scalars, and arrays and CPU tensors with one element are read now.
+                Device tensors and JAX arrays with one element are read in stream order, without waiting for the device.
+                An object with a method `__tensormeter_snapshot__()` provides one of these, or a callable that returns the
+                number once it is available and None until then. NaN and infinities are valid values. Integers are exact
+                up to 64 bits, on a device up to 2**53.
+            step: Step of the row, any integer of 64 bits, in any order. Default: one more than the step of the last row.
+            every: Number of values to reduce to one. The reduction runs where the values are, on the device too, and is
+                recorded at every `every`-th call with the metric; a partial one when the run finishes. See `define_metric`.
+            reduce: Reduction for `every`: `mean` (default), `min`, `max`, `sum` or `last`. All but `last` propagate NaN. For
+                `Histogram`s, `mean` and `sum` merge all values into one distribution; `min` and `max` are refused.
         """
-        # Instances carry a `log` of their own, generated for the keys in use, which shadows this one: see `_use_writer`.
+        # Each instance has an attribute `log`, generated for its keys, which shadows this method: see `_use_writer`.
         if self._process is not None:
             self._process.recorder.log(values, step, every=every, reduce=reduce)
 
     def define_metric(self, name: str, *, every: int, reduce: str = "mean") -> None:
-        """Reduce the values of metrics over steps, wherever they are logged without an `every` of their own.
+        """Reduce the values of metrics over steps, for calls of `log` without `every`.
 
-        Threads, and child processes, reduce apart. A forked child knows the definitions, a spawned one makes its own.
+        Each thread and each child process reduces its own values. A forked child inherits the definitions; a spawned child
+        needs to call `define_metric` itself.
 
         Args:
-            name: Of the metrics; `*`, `?` and `[...]` stand for other characters, as in `train/*`.
-            every: Make one value of so many.
-            reduce: `mean`, `min`, `max`, `sum` or `last`.
+            name: Name of a metric, or a pattern with `*`, `?` and `[...]`, such as `train/*`.
+            every: Number of values to reduce to one.
+            reduce: Reduction: `mean`, `min`, `max`, `sum` or `last`.
 
         Raises:
-            UsageError: Such a metric has been logged before, or `every` or `reduce` cannot be used.
+            UsageError: A matching metric has been logged before, or `every` or `reduce` is invalid.
         """
         rule = Rule(every, cast("Reduce", reduce))
         if self._process is not None:
@@ -133,25 +132,27 @@ class Run:
         return MappingProxyType(self._identity.config)
 
     def update_config(self, values: Mapping[str, Any]) -> None:
-        """Add to the run's configuration what `init` did not know yet: the number of parameters, say.
+        """Add values to the run's configuration, such as the number of parameters, which are known only after `init`.
 
-        Returns at once. Not for what changes with the steps. A configuration of more than 1 MiB as JSON loses its largest values,
-        with a warning that names them. The run shows the configuration of the process that has told its own last, so call
-        it on every rank, or on one alone.
+        Returns immediately. Use `log` for values that change with the steps. If the configuration exceeds 1 MiB as JSON, its
+        largest values are left out, and a warning names them. The run shows the configuration of the process that sent one
+        last, so call this on all ranks or on one only.
 
         Args:
-            values: As the `config` of `init`, and masked like it. They replace those of the same names.
+            values: Values to add or replace, by name. They are converted and masked like the `config` of `init`.
 
         Raises:
-            SettingsError: Not a mapping.
+            SettingsError: `values` is not a mapping.
         """
-        added = as_json(values, self._faults)
+        added = as_json(values, self._config_faults)
         with self._lock:
             if self._finished:
-                logger.warning("update_config() after the run was finished: nothing is recorded")
+                logger.warning(
+                    "update_config: run %s has finished, so nothing is recorded; call it before finish()", self.id
+                )
                 return
             process = self._here()
-            config = as_json({**self._identity.config, **self._without_secrets(added)}, self._faults)
+            config = as_json({**self._identity.config, **self._without_secrets(added)}, self._config_faults)
             self._identity = replace(self._identity, config=self._fitting(config))
             if process is not None:
                 process.reconfigure(self._identity)
@@ -159,8 +160,10 @@ class Run:
 
     @property
     def attempt(self) -> int:
-        """Which attempt at the run this is, from 1, as far as this machine knows. `init` does not wait for a network: if this machine
-        does not know the run's other attempts, the agent asks the server, and corrects the number before it delivers.
+        """Number of this attempt at the run, from 1, as counted on this machine.
+
+        `init` does not wait for the network. If this machine has no record of the other attempts, the agent asks the server,
+        and corrects the number before it delivers.
         """
         return self.settings.attempt or 1
 
@@ -173,28 +176,28 @@ class Run:
         norms: bool = True,
         histograms: bool = True,
     ) -> Watch:
-        """Log norms and distributions of a model's gradients or parameters, every so many steps of its optimizer.
+        """Log norms and distributions of a model's gradients or parameters, every `every` steps of its optimizer.
 
-        They are computed where they are, just before the optimizer's step, without waiting for a device. The names are
-        `gradient_norm`, `gradient_norm/PARAMETER` and `gradients/PARAMETER`, and the same with `parameter`. Rows have the step
-        of the next row that is logged without one. Parameters without a gradient are left out; of parameters that are sharded
-        over ranks each rank logs its part. Gradients are as the optimizer gets them: accumulated, clipped, unscaled (but by a
-        fused optimizer under a `GradScaler`, which unscales them itself).
+        They are computed on the model's device just before the optimizer's step, without waiting for the device. The metrics
+        are named `gradient_norm`, `gradient_norm/PARAMETER` and `gradients/PARAMETER`, and likewise with `parameter`. Each row
+        has the step of the next row that is logged without one. Parameters without a gradient are left out. Each rank logs its
+        shard of a sharded parameter. Gradients are those that the optimizer gets: accumulated, clipped and unscaled, except
+        that a fused optimizer under a `GradScaler` unscales them itself.
 
-        The model is not changed, and not kept alive. It is watched until `unwatch`, or until the run finishes.
+        The run does not change the model or keep it alive. It watches the model until `unwatch`, or until it finishes.
 
         Args:
-            model: A `torch.nn.Module`, compiled or wrapped or not. It is watched anew if it is watched already.
-            log: `gradients`, `parameters` or `all`.
-            every: Steps from one row to the next; the first step has one.
-            norms: Whether to log Euclidean norms, of the whole and by parameter.
-            histograms: Whether to log distributions, by parameter.
+            model: A `torch.nn.Module`, also a compiled or wrapped one. A second call replaces the first.
+            log: Values to log: `gradients`, `parameters` or `all`.
+            every: Number of steps between two rows. The first step has a row.
+            norms: Whether to log Euclidean norms, of the whole model and of each parameter.
+            histograms: Whether to log a distribution per parameter.
 
         Returns:
-            The watch. If no `torch.optim.Optimizer` makes the steps, call its `log` instead.
+            The watch. If no `torch.optim.Optimizer` makes the steps, call its `log` after each backward pass.
 
         Raises:
-            UsageError: An argument cannot be used.
+            UsageError: An argument is invalid.
         """
         watch = Watch(model, self._log_beside, log=log, every=every, norms=norms, histograms=histograms)
         self.unwatch(model)
@@ -204,15 +207,18 @@ class Run:
         return watch
 
     def alert(self, title: str, text: str = "", level: Literal["INFO", "WARN", "ERROR"] = "INFO") -> None:
-        """Tell whoever looks at the run. It arrives as an OTLP log record, at the last row's step. As silent as `log`.
+        """Record an alert, which the run's page and other receivers of log records show.
+
+        The alert is an OTLP log record with the step of the last row. Like `log`, this returns immediately and never raises
+        because delivery fails.
 
         Args:
-            title: In a few words; cut after 1,024 characters.
-            text: In more; cut after 65,536 characters.
-            level: How bad it is.
+            title: Short title, cut after 1,024 characters.
+            text: Longer description, cut after 65,536 characters.
+            level: Severity: `INFO`, `WARN` or `ERROR`.
 
         Raises:
-            UsageError: Another level.
+            UsageError: `level` is invalid.
         """
         if not issubclass(type(level), str) or level not in ("INFO", "WARN", "ERROR"):
             raise UsageError(f"alert: expected a level of INFO, WARN, ERROR, got {shown(level)}")
@@ -225,68 +231,75 @@ class Run:
             self._process.recorder.alert(Parcel(ALERT_EVENT, body))
 
     def unwatch(self, model: Any = None) -> None:
-        """Watch a model no more; all of them if None."""
+        """Stop watching a model, or all models if None."""
         for watch in self._watches.copy():
             if model is None or watch.is_of(model):
                 self._watches.remove(watch)
                 watch.stop()
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """A part of a training step, as a context manager: ``with run.phase("model_forward"): ...``.
+        """Time a part of a training step, as a context manager: ``with run.phase("model_forward"): ...``.
 
-        Its durations become the gauge `tensormeter.phase.duration`, in seconds, with the attributes `tensormeter.phase` and
-        `tensormeter.clock`: `host`, and if the process uses CUDA `device`, between two events on the streams that are current
-        at its ends, and `lag`, what the device was behind the host at its beginning (estimated). Nothing waits: device times
-        are recorded when two more steps have ended. Phases may nest; each thread has its own. A forked child has some from its
-        first call of `log` on.
+        The durations are recorded as the gauge `tensormeter.phase.duration`, in seconds. The attribute `tensormeter.phase` is
+        the name, and `tensormeter.clock` is one of:
+
+        - `host`: time on the host.
+        - `device`, if the process uses CUDA: time between two events on the streams that are current at the start and the end.
+        - `lag`, if the process uses CUDA: estimated delay of the device behind the host at the start.
+
+        Nothing waits for the device: its times are recorded after two more steps. Phases may nest, and each thread has its
+        own. A forked child records phases only after its first call of `log`.
 
         Args:
-            name: Such as `data_loading`, which counts as waiting for data, `model_forward`, `model_backward`,
-                `optimizer_update`, `checkpoint_save`. Names should be few: each is a time series.
+            name: Name of the phase, such as `data_loading` (which counts as waiting for data), `model_forward`,
+                `model_backward`, `optimizer_update` or `checkpoint_save`. Use few names, because each is a time series.
 
         Raises:
-            UsageError: No name.
+            UsageError: `name` is not a text, or empty.
         """
         return self._phases.phase(name) if self._phases is not None else nullcontext()
 
     def step(self, step: int | None = None, *, items: float | None = None) -> AbstractContextManager[None]:
-        """A training step, as a context manager: ``with run.step(items=len(batch)): ...``.
+        """Time a training step, as a context manager: ``with run.step(items=len(batch)): ...``.
 
-        When it ends, it is recorded in one row with its phases: `tensormeter.step.duration` in seconds (with the attribute
-        `tensormeter.clock` as in `phase`), `tensormeter.step.throughput` in items a second, and
-        `tensormeter.step.data_loading.share`, from 0 to 1. The latter two are about the step and the time since the one
-        before. That time counts as waiting for data, as do phases named `data_loading`; other phases between steps do not.
+        At its end, one row records the step and its phases: `tensormeter.step.duration` in seconds (with the attribute
+        `tensormeter.clock`, see `phase`), `tensormeter.step.throughput` in items per second, and
+        `tensormeter.step.data_loading.share`, from 0 to 1. Throughput and share cover the step and the time since the previous
+        one. That time counts as waiting for data, as do phases named `data_loading`; other phases between steps do not.
 
         Args:
-            step: Of the row. If None, that of the last row logged meanwhile, or else the next one.
-            items: What was processed, such as the size of the batch.
+            step: Step of the row. Default: step of the last row logged during the step, or else the next one.
+            items: Number of items processed, such as the size of the batch.
 
         Raises:
-            UsageError: An argument cannot be used; or, on entering, a step has not ended on this thread.
+            UsageError: An argument is invalid; or, on entering, another step is open on this thread.
         """
         return self._phases.step(step, items) if self._phases is not None else nullcontext()
 
     def finish(self, state: str | None = None, *, timeout: float | None = None) -> None:
-        """End the run and wait for delivery, for `finish_timeout` seconds at most.
+        """End the run, and wait for delivery for at most `finish_timeout` seconds.
 
-        Returns as soon as everything is delivered, or is on disk and the receiver cannot be reached; the agent then goes
-        on by itself. Safe to call twice. Ctrl-C leaves at once, and loses nothing. In a child process it ends that
-        process's part only, and waits for nothing.
+        Returns as soon as everything is delivered, or everything is on disk and the receiver cannot be reached. The agent then
+        continues in the background. A second call does nothing. Ctrl-C ends the wait at once, and loses no data. In a child
+        process, this ends only the child's part of the run, and does not wait.
 
         Args:
-            state: `finished`, `failed` or `preempted`. If None: preempted if the process was sent SIGTERM, else finished.
-            timeout: Seconds to wait at most, instead of `finish_timeout`.
+            state: State of the run: `finished`, `failed` or `preempted`. Default: `preempted` if the process received SIGTERM,
+                else `finished`.
+            timeout: Maximum seconds to wait. Default: the setting `finish_timeout`.
 
         Raises:
-            UsageError: Another state.
+            UsageError: `state` is invalid.
         """
         if state is not None and not (issubclass(type(state), str) and state in ("finished", "failed", "preempted")):
             raise UsageError(f"finish: expected the state 'finished', 'failed' or 'preempted', got {shown(state)}")
-        found, message = exit_hooks.outcome()
+        process_state, message = exit_hooks.outcome()
         if state is None:
-            state = found if found == "preempted" else "finished"
+            state = process_state if process_state == "preempted" else "finished"
         self._finish(
-            state, message if state == found else "", self.settings.finish_timeout if timeout is None else timeout
+            state,
+            message if state == process_state else "",
+            self.settings.finish_timeout if timeout is None else timeout,
         )
 
     def _finish(self, state: str, message: str, timeout: float) -> None:
@@ -294,7 +307,7 @@ class Run:
             for prepare in before_finish:
                 prepare(self)
         process = self._process if self._process is not None and self._process.is_this else None
-        # When one rank has failed, so do the others, and are sent SIGTERM at that moment.
+        # When one rank fails, the launcher sends SIGTERM to the others, which are failing at that moment, too.
         with exit_hooks.defer_sigterm():
             with self._lock:
                 if self._finished:
@@ -327,17 +340,17 @@ class Run:
         self._finish(state, message, self.settings.finish_timeout)
 
     def __reduce__(self) -> tuple[Callable[..., "Run"], tuple[Any, ...]]:
-        """Sent to another process, a run becomes a process of its own there. Secrets are not sent."""
+        """Pickle the run without its secrets; unpickling it in another process makes that process join the run."""
         identity = self._identity
         parent = self._parent or (self._process.id if self._process is not None else None)
-        sent = {item.name: getattr(identity, item.name) for item in fields(identity)}
-        return _join, (sent | {"settings": identity.settings.to_json()}, parent)
+        values = {field.name: getattr(identity, field.name) for field in fields(identity)}
+        return _join, (values | {"settings": identity.settings.to_json()}, parent)
 
     def __repr__(self) -> str:
         return f"<tensormeter.Run {self.project}/{self.id} {self.name!r}>"
 
     def _begin(self, forked_from: RunProcess | None = None) -> None:
-        """Take part from now on; or, if the machine refuses, warn. `forked_from`: as for `RunProcess`."""
+        """Start recording, or warn if the machine cannot. See `RunProcess` for `forked_from`."""
         if self.settings.mode == "disabled":
             return
         try:
@@ -348,7 +361,7 @@ class Run:
                 on_writer=self._use_writer,
                 on_fork=self._log_after_fork,
             )
-            # Children, and whoever the run is sent to, are part of the same attempt.
+            # Children, and processes that unpickle the run, belong to the same attempt.
             self.settings = self.settings.replace(attempt=self._process.attempt)
             self._identity = dataclasses.replace(self._identity, settings=self.settings, basis=self._process.basis)
             self._report_left_out(self._process)
@@ -357,10 +370,10 @@ class Run:
                 recorder.define(name, rule)
             self._phases = Phases(recorder.gauge_row, recorder.write_gauges, lambda: recorder.next_step)
         except (OSError, RingError) as error:
-            logger.warning("run %s records nothing: %s", self.id, error)
+            logger.warning("run %s records nothing, because this machine cannot store it: %s", self.id, error)
 
     def _without_secrets(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Mask secrets, and name what was masked in one warning."""
+        """Mask secrets, and name the masked entries in one warning."""
         if not self.settings.mask_config:
             return config
         masked, names = mask_config(config, environment_secrets(os.environ))
@@ -369,8 +382,8 @@ class Run:
         if new and self.settings.mode != "disabled":
             logger.log(
                 logging.INFO if describe_rank().get(RANK) else logging.WARNING,  # one rank is enough
-                "run %s: config: %s %s recorded as ***, because %s like %s; rename what is none, or set "
-                "TENSORMETER_MASK_CONFIG=false to record the configuration as it is",
+                "run %s: config: %s %s recorded as ***, because %s like %s; rename entries that are "
+                "not secret, or set TENSORMETER_MASK_CONFIG=false to record the configuration unmasked",
                 self.id,
                 ", ".join(new[:_MOST_NAMED])
                 + (f" and {len(new) - _MOST_NAMED} more" if len(new) > _MOST_NAMED else ""),
@@ -379,29 +392,29 @@ class Run:
         return masked
 
     def _fitting(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The configuration without its largest values, if it is over the limit."""
+        """Remove the largest values of a configuration that exceeds the limit."""
         kept, left_out = fit(config, CONFIG_BYTES)
         self._left_out += left_out
         return kept if left_out else config
 
     def _report_left_out(self, process: RunProcess) -> None:
         left_out, self._left_out = self._left_out, []
-        # A child has the configuration from its parent, and the other ranks have the same.
+        # A child has its parent's configuration, and the other ranks have the same one.
         if left_out and self._parent is None and not describe_rank().get(RANK):
             process.leave_out_of_config(left_out)
 
     def _here(self) -> RunProcess | None:
-        """Return the run's process here; None if nothing is recorded. A forked child joins the run with its first call."""
+        """Return this process's part in the run, or None if nothing is recorded. A forked child joins the run first."""
         if self._process is not None and not self._process.is_this:
-            self._take_part_after_fork()
-        return self._taking_part()
+            self._join_after_fork()
+        return self._joined()
 
-    def _taking_part(self) -> RunProcess | None:
-        """Return the run's process here, if there is one. A forked child does not join the run by this call."""
+    def _joined(self) -> RunProcess | None:
+        """Return this process's part in the run, or None. A forked child does not join the run by this call."""
         return self._process if self._process is not None and self._process.is_this else None
 
     def _describe(self, resource: Mapping[str, Any]) -> None:
-        """Add to the resource attributes of what is recorded from now on."""
+        """Add resource attributes to everything that is recorded from now on."""
         merged = {**self._identity.resource, **resource}
         if merged == self._identity.resource:
             return
@@ -410,18 +423,18 @@ class Run:
             self._process.describe(self._identity)
 
     def _use_writer(self, writer: Writer) -> None:
-        # An attribute of the instance, because the extra call of a method that forwards would cost a fifth of the time.
+        # An attribute of the instance: a method that forwards to the writer would add a fifth to the time of a call.
         self.__dict__["log"] = writer
 
     def _log_beside(self, values: Mapping[str, Any]) -> None:
-        """Record a row that leaves its step to the next one."""
+        """Record a row with the step of the next row."""
         if self._process is not None:
             self._process.recorder.log_beside(values)
 
     def _after_fork(self) -> None:
-        """In a forked child, before anything else runs there: locks may be held by threads that are not here."""
+        """Reset a forked child before anything else runs in it: threads that are not here may hold the locks."""
         self.__dict__.pop("log", None)
-        self._phases = None  # they would write to the parent's ring; the first call of `log` makes others
+        self._phases = None  # these write to the parent's ring; the first call of `log` makes new ones
         self._lock = threading.RLock()
 
     def _log_after_fork(
@@ -432,46 +445,47 @@ class Run:
         every: int | None = None,
         reduce: str | None = None,
     ) -> None:
-        """The first call of `log` in a forked child; there is nothing to record if the run was finished before the fork."""
-        self._take_part_after_fork()
+        """Join the run with the first call of `log` in a forked child, unless the run finished before the fork."""
+        self._join_after_fork()
         if self._process is None or self._process.is_this:
             self.log(values, step, every=every, reduce=reduce)
 
-    def _take_part_after_fork(self) -> None:
+    def _join_after_fork(self) -> None:
         with self._lock:
-            before = self._process
-            if before is not None and not before.is_this and self._finished:
+            parent = self._process
+            if parent is None or parent.is_this or self._finished:
                 return
-            if before is not None and not before.is_this:
-                self._process = None
-                if self.settings.after_fork == "ignore":
-                    logger.warning("run %s: a forked child logs, which after_fork='ignore' says to ignore", self.id)
-                else:
-                    self._parent = self._parent or before.id
-                    self._begin(before)
+            self._process = None
+            if self.settings.after_fork == "ignore":
+                logger.warning(
+                    "run %s: a forked child calls log, which is ignored; set after_fork='record' to record it", self.id
+                )
+            else:
+                self._parent = self._parent or parent.id
+                self._begin(parent)
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 break_graph(Run.log)
 
 
 def latest_run() -> Run | None:
-    """The run that was begun last, of those that are not finished."""
+    """Return the unfinished run that was begun last, or None."""
     return open_runs[-1] if open_runs else None
 
 
 before_finish: Final[list[Callable[[Run], None]]] = []
-"""Called when a run is about to finish: instruments have something to record yet."""
+"""Functions to call before a run finishes, such as the last observation of asynchronous instruments."""
 
 open_runs: list[Run] = []
-"""Runs that are not finished, in the order in which they were begun."""
+"""Unfinished runs, in the order in which they were begun."""
 
 
 def _join(identity: Mapping[str, Any], parent: str | None) -> Run:
-    """A run that has arrived here from another process; the same object however often it comes."""
+    """Unpickle a run from another process, and join it; return the same object each time."""
     for run in open_runs:
         if run.id == identity["id"]:
             return run
@@ -491,7 +505,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def remember(run: Run) -> None:
-    """A run has begun: finish it when the process ends."""
+    """Register a run that has begun, so that it is finished when the process ends."""
     exit_hooks.install(finish_all)
     if run.settings.sigterm_timeout and run._process is not None:
         exit_hooks.install_sigterm(_on_sigterm, run.settings.sigterm_timeout)
@@ -509,16 +523,16 @@ def _forget(run: Run) -> None:
 
 
 def finish_all() -> None:
-    """Finish what is not finished, the latest first, in the state in which the process ends."""
+    """Finish all unfinished runs, the latest first, in the state in which the process ends."""
     state, message = exit_hooks.outcome()
-    for run in reversed(open_runs.copy()):  # a copy: a forked child's `finish` leaves its parent's runs where they are
+    for run in reversed(open_runs.copy()):  # a copy, because finishing removes a run
         run._finish(state, message, run.settings.finish_timeout)
 
 
-def _on_sigterm(last: bool) -> None:
-    """Before the default action (`last`) runs are finished; before a handler they are not, because the script goes on."""
+def _on_sigterm(process_ends: bool) -> None:
+    """Finish all runs if the process ends afterwards; otherwise the script's handler decides how to go on."""
     for run in reversed(open_runs.copy()):
         if run.settings.sigterm_timeout and run._process is not None:
             run._process.record_sigterm()
-            if last:
+            if process_ends:
                 run._finish("preempted", "SIGTERM", min(run.settings.sigterm_timeout, run.settings.finish_timeout))
