@@ -48,7 +48,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Load `Client` when it is first used; `run` is the run that began last and has not ended, or None."""
+    """Load `Client` on first use; `run` is the unfinished run that was begun last, or None."""
     if name == "Client":
         from tensormeter.client import Client
 

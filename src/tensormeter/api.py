@@ -1,4 +1,4 @@
-"""Beginning a run, and what is called without naming one: it goes to the run that was begun last."""
+"""The functions `init`, `log` and `finish`; the latter two use the run that was begun last."""
 
 import reprlib
 import secrets
@@ -32,7 +32,7 @@ _PACKAGE_OF: Final = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
 }
-"""Destinations, and the packages that they need."""
+"""Packages that destinations need."""
 
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
 
@@ -52,44 +52,58 @@ def init(
 ) -> Run:
     """Begin a run.
 
-    Takes some ten milliseconds and talks to no network. The run ends with `Run.finish`, with its `with` block, or when
-    the interpreter exits; it counts as failed if an exception or another exit status than 0 ended it, as preempted if SIGTERM
-    did, and as crashed if the process just vanished. In a notebook, it ends when another one begins.
+    Takes about ten milliseconds, and does not use the network. The run ends with `Run.finish`, at the end of its `with` block,
+    or when the interpreter exits. Its final state is:
 
-    A run whose `id` comes again after its processes have ended is attempted again: nothing of the earlier attempt is deleted,
-    and the steps that the later one repeats shadow those of the earlier one.
+    - `finished`, if the program ended normally.
+    - `failed`, if an exception or an exit status other than 0 ended it.
+    - `preempted`, if SIGTERM ended it.
+    - `crashed`, if the process disappeared without ending the run.
+
+    In a notebook, a new run finishes the previous ones.
+
+    A new `init` with the `id` of a run whose processes have ended begins another attempt at it. This deletes nothing of the
+    earlier attempt. Steps that the new attempt repeats hide those of the earlier one.
 
     Args:
-        project: What the run belongs to.
-        name: For people; the id if None.
-        config: Hyperparameters and whatever else describes the run. What is not JSON is turned into a `str`; what
-            cannot be is left out, with a warning. Secrets are masked
-            (see the setting `mask_config`). What becomes known later is for `Run.update_config`.
-        id: Of the run; give every rank the same. Random if None.
-        group: What runs belong together in, such as a sweep.
-        tags: Words to find the run by.
-        notes: What people should know about the run. What they write on the server takes precedence; so with group and tags.
-        resume: Whether there was an attempt at this run before, on whatever machine. Rows that are logged without a step then go
-            on behind the last step of the attempts before. Needs an `id`.
-        mode: `online`, `offline` or `disabled`.
-        settings: A `Settings`, or a mapping of its fields. The arguments above take precedence over it.
+        project: Name of the project that the run belongs to.
+        name: Display name. Default: the id.
+        config: Hyperparameters and other values that describe the run. Values of types that JSON lacks are converted by
+            `str`; values that cannot be converted are left out, with a warning. Secrets are masked (see the setting
+            `mask_config`). Add values that are known only later with `Run.update_config`.
+        id: Id of the run; pass the same one on all ranks. Default: a random id.
+        group: Name of the group (for example, a sweep) that the run belongs to.
+        tags: Words to search for.
+        notes: Free text about the run. Notes, group and tags that users edit on the server take precedence.
+        resume: Whether the run had an attempt before, on this or another machine. Rows logged without a step then continue
+            after the last step of the earlier attempts. Requires `id`.
+        mode: `online`, `offline` (records to disk only) or `disabled`.
+        settings: A `Settings`, or a mapping of its fields. The other arguments take precedence over it.
 
     Raises:
-        SettingsError: An argument, a setting, or a variable of ours (`TENSORMETER_*`) cannot be used. Variables of other
-            software (`OTEL_*`, of launchers and schedulers) are warned about and ignored.
+        SettingsError: An argument, a setting or a variable `TENSORMETER_*` is invalid. Invalid variables of other software
+            (`OTEL_*`, and those of launchers and schedulers) are ignored, with a warning.
     """
-    given = {"project": project, "name": name, "run_id": id, "mode": mode, "group": group, "tags": tags, "notes": notes}
-    resolved = _resolve(settings, {key: value for key, value in given.items() if value is not None})
+    fields = {
+        "project": project,
+        "name": name,
+        "run_id": id,
+        "mode": mode,
+        "group": group,
+        "tags": tags,
+        "notes": notes,
+    }
+    resolved = _resolve(settings, {key: value for key, value in fields.items() if value is not None})
     check_exporters([*resolved.exporters, *(option.partition(".")[0] for option in resolved.exporter_options)])
     if not isinstance(resume, bool):
         raise SettingsError(f"resume: expected True or False, got {reprlib.repr(resume)}")
     if resume and resolved.run_id is None:
         raise SettingsError(
-            "resume: expected the id of the run to resume, got none; give id=, or set TENSORMETER_RUN_ID"
+            "resume: expected the id of the run to resume, got none; pass id=, or set TENSORMETER_RUN_ID"
         )
     if _in_notebook():
         finish_all()
-    resolved = _for_this_rank(resolved)
+    resolved = _settings_of_rank(resolved)
     _warn_of_signals(resolved)
     if resolved.mode == "online":
         _warn_of_packages(resolved, _check_targets(resolved))
@@ -107,10 +121,10 @@ def log(
     every: int | None = None,
     reduce: str | None = None,
 ) -> None:
-    """`Run.log` of the run that was begun last.
+    """Record one row of metrics in the run that was begun last. See `Run.log` for the arguments.
 
     Raises:
-        UsageError: There is none.
+        UsageError: No run is in progress.
     """
     if not open_runs:
         raise UsageError("tensormeter.log: there is no run; call tensormeter.init() first")
@@ -118,7 +132,7 @@ def log(
 
 
 def finish() -> None:
-    """`Run.finish` of the run that was begun last; does nothing if there is none."""
+    """End the run that was begun last, and wait for delivery. Does nothing without a run. See `Run.finish`."""
     if open_runs:
         open_runs[-1].finish()
 
@@ -131,26 +145,26 @@ def deferred_log(
     device: Any = None,
     first_step: int | None = None,
 ) -> "DeferredLog":
-    """Record from inside functions compiled by `torch.compile`, also with `fullgraph=True`, and from inside CUDA graphs.
+    """Create an object that records from inside CUDA graphs and functions compiled by `torch.compile`, also with `fullgraph=True`.
 
-    The result's `write({name: tensor})` belongs into the graph, and is a few tensor operations there: no graph break, and
-    each replay of a CUDA graph writes a row. Rows are fetched by later `run.log` calls of this thread (four times a second),
-    by `flush()`, and by `run.finish`, without waiting for the device. They are recorded in the order of the writes, with the
-    time at which they are fetched. If more than `capacity` are written in between, the oldest are lost, and counted.
+    Call `write({name: tensor})` of the result inside the graph. There it is a few tensor operations, without a graph break,
+    and each replay of a CUDA graph writes a row. Later `run.log` calls of this thread (four times a second), `flush()`, and
+    `run.finish` fetch the rows, without waiting for the device. Rows are recorded in the order of the writes, with the time of
+    the fetch. If more than `capacity` rows are written between two fetches, the oldest are lost, and counted.
 
-    Every execution of the write is a row, those of warm-ups and of activation checkpointing's recomputation included.
-    Integers are exact up to 2**53. While there is such an object, each `run.log` takes a few microseconds.
+    Each execution of the write is a row, including warm-ups and the recomputation of activation checkpointing. Integers are
+    exact up to 2**53. While the object exists, each `run.log` takes a few microseconds.
 
     Args:
-        run: From `init`, in this process.
-        names: Of the metrics of a row.
-        capacity: Rows that are kept on the device, which takes 8 bytes a value there, and as many on the host.
-        device: Where the values are, as torch names it; the current CUDA device if None and there is one, else the CPU.
-        first_step: Step of the first row written; each further one is one more. If None, 0; if the run was begun with
-            `resume=True`, the one behind the last step of the attempts before.
+        run: Run from `init`, in this process.
+        names: Names of the metrics of a row.
+        capacity: Number of rows to keep on the device, at 8 bytes per value, and the same number on the host.
+        device: Device of the values, as torch names it. Default: the current CUDA device, or the CPU if there is none.
+        first_step: Step of the first row; each later row has the next step. Default: 0, or, with `resume=True`, the step
+            after the last one of the earlier attempts.
 
     Raises:
-        UsageError: An argument cannot be used, or memory for the copies cannot be page-locked.
+        UsageError: An argument is invalid, or memory for the copies cannot be page-locked.
     """
     from tensormeter.record.deferred_log import DeferredLog
 
@@ -163,30 +177,30 @@ def deferred_log(
     )
 
 
-def _for_this_rank(settings: Settings) -> Settings:
-    """Settings of a run of the first rank, or of another, which may have no part in it."""
+def _settings_of_rank(settings: Settings) -> Settings:
+    """Return the settings of this rank, disabled if it records nothing; warn if each rank begins its own run."""
     ranks = describe_rank()
     local_rank = ranks.get(LOCAL_RANK, 0)
     rank = ranks.get(RANK, local_rank)
     if (settings.ranks == "first" and rank) or (settings.ranks == "node" and local_rank):
         return settings.replace(mode="disabled")
-    if rank == 1 and settings.run_id is None and settings.mode != "disabled":  # one voice of hundreds
+    if rank == 1 and settings.run_id is None and settings.mode != "disabled":  # one warning, not hundreds
         logger.warning(
-            "rank %d begins a run of its own, because it was given no id; give every rank the same one (id=, or "
-            "TENSORMETER_RUN_ID where they are launched), or record with one of them (TENSORMETER_RANKS=first)",
+            "rank %d begins a separate run, because it got no id; pass the same id on all ranks (id=, or TENSORMETER_RUN_ID "
+            "in the launcher's environment), or record one rank only (TENSORMETER_RANKS=first)",
             rank,
         )
     return settings
 
 
 def _check_targets(settings: Settings) -> set[str]:
-    """Read where OTLP goes, so that what is wrong with it is said here and not only by the agent.
+    """Read the targets of OTLP, so that this process reports errors in them, not only the agent.
 
     Returns:
         The destinations that use gRPC.
 
     Raises:
-        SettingsError: An option of a destination cannot be used.
+        SettingsError: An option of a destination is invalid.
     """
     by_grpc = set()
     for destination in settings.exporters:
@@ -203,8 +217,8 @@ def _check_targets(settings: Settings) -> set[str]:
 
 
 def _warn_of_packages(settings: Settings, by_grpc: set[str]) -> None:
-    """Say which destinations need a package that is missing. What is recorded waits for it, and the run goes on."""
-    if settings.agent == "off" or describe_rank().get(RANK):  # one voice of hundreds
+    """Warn about destinations that need a missing package. Their data waits in the spool, and the run continues."""
+    if settings.agent == "off" or describe_rank().get(RANK):  # one warning, not hundreds
         return
     for destination in settings.exporters:
         kind = destination.partition(":")[0]
@@ -212,32 +226,33 @@ def _warn_of_packages(settings: Settings, by_grpc: set[str]) -> None:
         if package and (problem := problem_with(package)):
             extra = "grpc" if destination in by_grpc else kind
             logger.warning(
-                "%s: %s, so nothing is delivered there for now; pip install 'tensormeter[%s]' (what is recorded is kept, and "
-                "`tensormeter sync` delivers it)",
+                "%s: %s, so nothing is delivered there; run pip install 'tensormeter[%s]', then deliver the recorded data with "
+                "`tensormeter sync`",
                 *(destination, problem, extra),
             )
 
 
 def _in_notebook() -> bool:
-    """Whether cells are run one after the other, so that a run that is not finished was most likely forgotten."""
+    """Whether this is a notebook, where an unfinished run was most likely forgotten."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and ipython.get_ipython() is not None
 
 
 def _warn_of_signals(settings: Settings) -> None:
-    """Say which signals a destination is not sent."""
-    if settings.mode == "disabled" or describe_rank().get(RANK):  # one voice of hundreds
+    """Warn about signals that a destination does not get."""
+    if settings.mode == "disabled" or describe_rank().get(RANK):  # one warning, not hundreds
         return
     for destination in settings.exporters:
-        for left in settings.signals_left_out(destination):
-            logger.warning("%s: no %s are sent, because %s", destination, left.signal, left.reason)
+        for omission in settings.signals_left_out(destination):
+            logger.warning("%s: no %s are sent, because %s", destination, omission.signal, omission.reason)
 
 
-def _resolve(settings: Settings | Mapping[str, Any] | None, given: Mapping[str, Any]) -> Settings:
+def _resolve(settings: Settings | Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> Settings:
+    """Merge the arguments of `init` into its settings."""
     if isinstance(settings, Settings):
-        return settings.replace(**given)
+        return settings.replace(**arguments)
     fields = dict(settings or {})
     unknown = sorted(set(fields) - Settings.names())
     if unknown:
         raise SettingsError(f"settings: {unknown[0]!r} is not one of {', '.join(sorted(Settings.names()))}")
-    return Settings(**{**fields, **given})
+    return Settings(**{**fields, **arguments})

@@ -294,11 +294,11 @@ def test_ranks_without_a_common_id_are_told_so_once(settings, monkeypatch, caplo
     for rank in range(4):
         monkeypatch.setenv("RANK", str(rank))
         tensormeter.init(settings=settings).finish()
-    assert caplog.text.count("begins a run of its own") == 1
+    assert caplog.text.count("begins a separate run") == 1
     monkeypatch.setenv("RANK", "1")
     tensormeter.init(settings=settings, id="same").finish()
     tensormeter.init(settings=settings.replace(ranks="first")).finish()
-    assert caplog.text.count("begins a run of its own") == 1
+    assert caplog.text.count("begins a separate run") == 1
 
 
 def test_disabled_touches_nothing(settings):
