@@ -92,13 +92,13 @@ def test_a_provider_without_any_run_starts_one(delivering, monkeypatch):
     provider.get_meter("m").create_histogram("a")  # a conflict, at which settings are looked at
     assert tensormeter.run is None
     counter.add(1)
-    assert provider._began.project == "by-environment"
+    assert provider._own_run.project == "by-environment"
     assert provider.force_flush(timeout_millis=300_000)
-    assert list(spooled(delivering)[provider._began.id].values()) == [{"a": 1}]
+    assert list(spooled(delivering)[provider._own_run.id].values()) == [{"a": 1}]
     counter.add(1)
     assert provider.shutdown(timeout_millis=300_000)
-    assert list(spooled(delivering)[provider._began.id].values()) == [{"a": 2}]
-    assert provider._began._finished
+    assert list(spooled(delivering)[provider._own_run.id].values()) == [{"a": 2}]
+    assert provider._own_run._finished
 
 
 def test_settings_that_cannot_be_used_are_reported_once(monkeypatch, warnings_logged):

@@ -1,11 +1,10 @@
-"""OpenTelemetry's metrics API on top of the recorder: numbers and tensors in, rows of the ring out.
+"""OpenTelemetry's metrics API, implemented with the recorder: each measurement writes one row to the ring.
 
-`MeterProvider` implements `opentelemetry.metrics.MeterProvider` by the API's public names. Each measurement is one row of the
-ring; what it adds up to is worked out by the agent. Views given by the user are applied here, when an attribute set is seen
-for the first time; further metric readers given by the user are served by an SDK provider beside the ring.
+`MeterProvider` implements `opentelemetry.metrics.MeterProvider` with the API's public names only. The agent aggregates the
+measurements. Views are applied here, at the first measurement of an attribute set. An SDK provider next to the ring serves
+additional metric readers.
 
-Nothing here raises for what is measured, and no measurement waits: problems are warned about once, on the logger
-`tensormeter`, and counted.
+No measurement waits, or raises for its value. Each problem is counted, with one warning on the logger `tensormeter`.
 """
 
 from tensormeter.instruments.provider import MeterProvider, configure

@@ -1,4 +1,4 @@
-"""Attribute sets, as they are recorded."""
+"""Converts attributes to the attribute sets that are recorded."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -8,7 +8,7 @@ from tensormeter.instruments.registry import warn_once
 __all__ = ["OVERFLOW", "AttributeSet", "clean_attributes", "equals_by_content", "plain_text"]
 
 AttributeSet = tuple[tuple[str, Any], ...]
-"""(key, value) pairs in order of the keys; values are `str`, `bool`, `int`, `float`, or tuples of those."""
+"""Pairs of key and value, sorted by key. Values are `str`, `bool`, `int`, `float`, or tuples of those."""
 
 OVERFLOW: Final[AttributeSet] = (("otel.metric.overflow", True),)
 
@@ -19,27 +19,27 @@ _CONTENT: Final[tuple[tuple[type, Callable[[Any], Any]], ...]] = (
     (int, int.__int__),
     (float, float.__float__),
 )
-"""What a value of a subclass is, whatever the subclass makes of `str()` and its like: an enumeration's member is its value."""
+"""Base types, and functions that read a subclass's content past its own `__str__`. A member of an enumeration is its value."""
 
 
 def clean_attributes(attributes: Any) -> AttributeSet:
-    """Make an attribute set of a mapping. What cannot be recorded is left out, with one warning for each key."""
+    """Convert a mapping to an attribute set. Entries that cannot be recorded are left out, with one warning per key."""
     if attributes is None:
         return ()
     if not isinstance(attributes, Mapping):
         warn_once((AttributeSet, type(attributes)), "attributes: expected a mapping, got %s", type(attributes).__name__)
         return ()
-    found = {}
+    cleaned = {}
     for key, value in attributes.items():
         if not isinstance(key, str) or not str.__len__(key):
             warn_once((AttributeSet, repr(key)), "attributes: expected a key that is a non-empty str, got %r", key)
             continue
         name = str.__str__(key)
         try:
-            cleaned = _clean(value)
-        except Exception:  # the value's own code, or a sequence that contains itself
-            cleaned = None
-        if cleaned is None:
+            content = _clean(value)
+        except Exception:  # raised by the value's own code, or by a sequence that contains itself
+            content = None
+        if content is None:
             warn_once(
                 (AttributeSet, name),
                 "attribute %r is left out: expected a str, bool, int, float or a sequence of those, got %s",
@@ -47,20 +47,21 @@ def clean_attributes(attributes: Any) -> AttributeSet:
                 type(value).__name__,
             )
             continue
-        found[name] = cleaned
-    return tuple(sorted(found.items()))
+        cleaned[name] = content
+    return tuple(sorted(cleaned.items()))
 
 
 def plain_text(text: object) -> str:
-    """The content of a text, whatever its type makes of `str()`; "" if there is none; of anything else its `str()`."""
+    """Return the content of a text past its own `__str__`, "" for None, and `str()` of any other object."""
     if isinstance(text, str):
         return str.__str__(text)
     return "" if text is None else str(text)
 
 
 def equals_by_content(kind: type) -> bool:
-    """Whether equal values of a type have equal content: it is a plain type, or compares and hashes as one, as most
-    enumerations do.
+    """Return whether equal values of a type have equal content.
+
+    This holds for `str`, `bool`, `int` and `float`, and for types that compare and hash like them, as most enumerations do.
     """
     if kind in _SCALARS:
         return True
@@ -71,7 +72,7 @@ def equals_by_content(kind: type) -> bool:
 
 
 def _clean(value: Any) -> Any:
-    """The value of an attribute as a plain type; None if it cannot be one."""
+    """Convert an attribute's value to a recordable type, or return None if it has none."""
     if type(value) in _SCALARS:
         return value
     for kind, content in _CONTENT:

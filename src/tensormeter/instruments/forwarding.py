@@ -1,9 +1,8 @@
-"""Serving further metric readers (Prometheus, a periodic exporter): an SDK provider that gets every measurement as well.
+"""Forwards each measurement to additional metric readers (Prometheus, a periodic exporter) by an SDK provider.
 
-A device's value is passed on when the device has stored it in the ring, which is looked at when a reader collects: the SDK
-calls callbacks before it reads the aggregations. Nothing here synchronizes with a device. A value whose row has been
-delivered and overwritten by then, or will never be finished, is lost to those readers, and counted as the metric
-`tensormeter.forward.lost`.
+A device value is forwarded once the device has stored it in the ring. This is checked when a reader collects, because the SDK
+calls callbacks before it reads the aggregations. Nothing here synchronizes with a device. A value is lost to these readers if
+its row has been delivered and overwritten by then, or is never finished. The metric `tensormeter.forward.lost` counts those.
 """
 
 import struct
@@ -32,14 +31,16 @@ __all__ = ["Forward", "Forwarding"]
 
 logger: Final = get_logger()
 
-_MOST_WAITING: Final = 100_000
-"""Device values that wait to be passed on, at most."""
+_MAX_PENDING: Final = 100_000
+"""Maximum number of device values that wait to be forwarded."""
 
 Forward = Callable[[Any, Attributes, Context | None, tuple[memoryview, int] | None], None]
-"""Passes a measurement on: amount, attributes, context, and for a device's value where it will be."""
+"""Forwards a measurement: amount, attributes, context, and, for a device value, its place in the ring."""
 
 
-class _Waiting(NamedTuple):
+class _Pending(NamedTuple):
+    """A device value that waits to be forwarded, and the place in the ring where the device stores it."""
+
     measure: Callable[..., None]
     attributes: Attributes
     context: Context | None
@@ -49,7 +50,7 @@ class _Waiting(NamedTuple):
 
 
 class Forwarding:
-    """The SDK provider of a provider's further readers."""
+    """The SDK provider that serves a provider's additional readers."""
 
     def __init__(
         self,
@@ -61,14 +62,15 @@ class Forwarding:
         exemplar_filter: "ExemplarFilter | None" = None,
         shutdown_on_exit: bool = True,
     ) -> None:
-        """
+        """Create the SDK provider.
+
         Args:
-            readers: As for the SDK's provider, and so the others.
-            views: See there.
-            resource: Finds the attributes of the resource.
-            schema_url: Of the resource.
-            exemplar_filter: See there.
-            shutdown_on_exit: See there.
+            readers: Metric readers of the SDK.
+            views: Views of the SDK.
+            resource: Function that returns the attributes of the resource.
+            schema_url: Schema URL of the resource.
+            exemplar_filter: Exemplar filter of the SDK. Default: the one that `OTEL_METRICS_EXEMPLAR_FILTER` names.
+            shutdown_on_exit: Whether the exit of the interpreter shuts down the readers.
         """
         from opentelemetry.sdk.metrics import MeterProvider
 
@@ -81,18 +83,18 @@ class Forwarding:
             shutdown_on_exit,
             views,
         )
-        self._waiting: deque[_Waiting] = deque()
-        self._delivering = threading.Lock()
+        self._pending: deque[_Pending] = deque()
+        self._forwarding_lock = threading.Lock()
         self._lost = 0
         self._provider.get_meter("tensormeter").create_observable_counter(
             "tensormeter.forward.lost",
-            callbacks=[self._deliver],
+            callbacks=[self._forward_pending],
             unit="{value}",
             description="Device values that other metric readers did not get",
         )
 
     def synchronous(self, instrument: InstrumentIdentity) -> Forward | None:
-        """What passes the measurements of an instrument on; None if the SDK does not take the instrument."""
+        """Return a function that forwards an instrument's measurements, or None if the SDK refuses the instrument."""
         measure = measuring_method(instrument, self._create(instrument))
         if measure is None:
             return None
@@ -106,37 +108,37 @@ class Forwarding:
             try:
                 if place is not None:
                     words, word = place
-                    kept = dict(attributes) if attributes else None
-                    self._wait(_Waiting(measure, kept, context, words, word, words[word - _BEFORE_VALUE]))
+                    copied = dict(attributes) if attributes else None
+                    self._enqueue(_Pending(measure, copied, context, words, word, words[word - _BEFORE_VALUE]))
                     return
                 number = classify(amount)
-                if isinstance(number, (DeviceValue, Deferred)):  # and it could not be recorded
+                if isinstance(number, (DeviceValue, Deferred)):  # it could not be recorded either
                     self._lost += 1
                 else:
                     measure(number, attributes, context)
             except Refused:
-                return  # as the ring did, which has warned
-            except Exception as error:  # of a reader's or a view's code
-                warn_once((Forwarding, instrument), "%r is not passed on: %s", instrument.name, error, error=error)
+                return  # the ring refused it, too, and has warned
+            except Exception as error:  # raised by a reader's or a view's code
+                warn_once((Forwarding, instrument), "%r is not forwarded: %s", instrument.name, error, error=error)
 
         return forward
 
     def observable(
         self, instrument: InstrumentIdentity, observe: Callable[[CallbackOptions], Iterable[Observation]]
     ) -> None:
-        """Let the readers call an observable instrument's callbacks themselves."""
+        """Register an observable instrument with the SDK, so that the readers call its callbacks."""
 
         def callback(options: CallbackOptions) -> Iterator[Observation]:
             for observation in observe(options):
                 try:
                     number = classify(observation.value)
                     attributes = None if observation.attributes is None else {**observation.attributes}
-                except Refused:  # as the ring does, which warns
+                except Refused:  # the ring refuses it, too, and warns
                     continue
-                except Exception as error:  # of a value's or a mapping's own code
-                    warn_once((Forwarding, instrument), "%r is not passed on: %s", instrument.name, error, error=error)
+                except Exception as error:  # raised by the value's or the mapping's own code
+                    warn_once((Forwarding, instrument), "%r is not forwarded: %s", instrument.name, error, error=error)
                     continue
-                if isinstance(number, (DeviceValue, Deferred)):  # nobody knows it yet, and it is too late the next time
+                if isinstance(number, (DeviceValue, Deferred)):  # its value is not available in this collection
                     self._lost += 1
                 else:
                     yield Observation(number, attributes, getattr(observation, "context", None))
@@ -144,59 +146,59 @@ class Forwarding:
         self._create(instrument, callback)
 
     def force_flush(self, timeout: float) -> bool:
-        """Let the readers collect and export. Blocks for `timeout` seconds at most, if the readers keep to it."""
+        """Collect and export from all readers. Blocks for at most `timeout` seconds, if the readers respect it."""
         try:
             return self._provider.force_flush(timeout * 1000)
         except Exception as error:
-            logger.warning("a metric reader could not be flushed: %s", error)
+            logger.warning("cannot flush a metric reader: %s", error)
             return False
 
     def shutdown(self, timeout: float) -> None:
-        """End the readers."""
+        """Shut down the readers. Blocks for at most `timeout` seconds, if the readers respect it."""
         try:
             self._provider.shutdown(timeout * 1000)
         except Exception as error:
-            logger.warning("a metric reader could not be shut down: %s", error)
+            logger.warning("cannot shut down a metric reader: %s", error)
 
     def forget_after_fork(self) -> None:
-        """In a forked child: what waits is the parent's to pass on."""
-        self._waiting.clear()
-        self._delivering = threading.Lock()
+        """Reset a forked child: the parent forwards the pending values."""
+        self._pending.clear()
+        self._forwarding_lock = threading.Lock()
 
     def _create(
         self, instrument: InstrumentIdentity, *callbacks: Callable[[CallbackOptions], Iterable[Observation]]
     ) -> Any:
         try:
             return create_sdk_instrument(self._provider, instrument, callbacks)
-        except Exception as error:  # such as a unit that the SDK refuses
+        except Exception as error:  # for example, a unit that the SDK refuses
             warn_once((Forwarding, instrument), "metric readers do not get %r: %s", instrument.name, error)
             return None
 
-    def _wait(self, waiting: _Waiting) -> None:
-        self._waiting.append(waiting)
-        if len(self._waiting) > _MOST_WAITING:
+    def _enqueue(self, pending: _Pending) -> None:
+        self._pending.append(pending)
+        if len(self._pending) > _MAX_PENDING:
             with LOCK:
-                self._waiting.popleft()
+                self._pending.popleft()
                 self._lost += 1
 
-    def _deliver(self, options: CallbackOptions) -> Iterable[Observation]:
-        """Called by the SDK whenever a reader collects."""
-        with self._delivering:
-            for _ in range(len(self._waiting)):
-                waiting = self._waiting.popleft()
-                value = waiting.words[waiting.word]
-                if waiting.words[waiting.word - _BEFORE_VALUE] != waiting.mark or value == LOST:
+    def _forward_pending(self, options: CallbackOptions) -> Iterable[Observation]:
+        """Forward the available values; the SDK calls this whenever a reader collects."""
+        with self._forwarding_lock:
+            for _ in range(len(self._pending)):
+                pending = self._pending.popleft()
+                value = pending.words[pending.word]
+                if pending.words[pending.word - _BEFORE_VALUE] != pending.mark or value == LOST:
                     self._lost += 1
                 elif value == PENDING:
-                    self._waiting.append(waiting)
+                    self._pending.append(pending)
                 else:
                     (number,) = struct.unpack("<d", struct.pack("<q", value))
-                    waiting.measure(number, waiting.attributes, waiting.context)
+                    pending.measure(number, pending.attributes, pending.context)
         return [Observation(self._lost)] if self._lost else []
 
 
 def _exemplar_filter() -> "ExemplarFilter":
-    """The one that OpenTelemetry's variable names. The SDK itself would raise at an unknown name."""
+    """Return the filter that `OTEL_METRICS_EXEMPLAR_FILTER` names; the SDK would raise for an unknown name."""
     from opentelemetry.sdk import metrics
 
     filters: dict[str, type[Any]] = {

@@ -1,4 +1,4 @@
-"""Meters: they make instruments, and keep them, so that the same instrument asked for twice is the same object."""
+"""Meters, which create instruments, and return the same object for the same instrument."""
 
 import math
 import re
@@ -29,9 +29,10 @@ _O = TypeVar("_O", ObservableCounter, ObservableUpDownCounter, ObservableGauge)
 
 
 class Meter(metrics.Meter):
-    """Made by `MeterProvider.get_meter`. Any thread; no method raises for its arguments.
+    """A meter of one instrumentation scope, created by `MeterProvider.get_meter`.
 
-    An instrument whose name breaks the specification's rules is reported and measures nothing.
+    All methods are thread-safe, and none raises for its arguments. An instrument with an invalid name records nothing, with one
+    warning.
     """
 
     def __init__(
@@ -50,12 +51,12 @@ class Meter(metrics.Meter):
         self._instruments: dict[tuple[str, str, str, str], tuple[InstrumentIdentity, Any]] = {}
 
     def create_counter(self, name: str, unit: str = "", description: str = "") -> metrics.Counter:
-        wanted = self._identity("counter", name, unit, description)
-        return self._synchronous(Counter, metrics.NoOpCounter, wanted)
+        identity = self._identity("counter", name, unit, description)
+        return self._synchronous(Counter, metrics.NoOpCounter, identity)
 
     def create_up_down_counter(self, name: str, unit: str = "", description: str = "") -> metrics.UpDownCounter:
-        wanted = self._identity("up_down_counter", name, unit, description)
-        return self._synchronous(UpDownCounter, metrics.NoOpUpDownCounter, wanted)
+        identity = self._identity("up_down_counter", name, unit, description)
+        return self._synchronous(UpDownCounter, metrics.NoOpUpDownCounter, identity)
 
     def create_gauge(self, name: str, unit: str = "", description: str = "") -> metrics._Gauge:
         return self._synchronous(Gauge, _no_op_gauge, self._identity("gauge", name, unit, description))
@@ -68,9 +69,9 @@ class Meter(metrics.Meter):
         *,
         explicit_bucket_boundaries_advisory: Sequence[float] | None = None,
     ) -> metrics.Histogram:
-        wanted = self._identity("histogram", name, unit, description)
-        wanted = replace(wanted, bounds=_bounds(name, explicit_bucket_boundaries_advisory))
-        return self._synchronous(Histogram, metrics.NoOpHistogram, wanted)
+        identity = self._identity("histogram", name, unit, description)
+        identity = replace(identity, bounds=_bounds(name, explicit_bucket_boundaries_advisory))
+        return self._synchronous(Histogram, metrics.NoOpHistogram, identity)
 
     def create_observable_counter(
         self,
@@ -79,8 +80,8 @@ class Meter(metrics.Meter):
         unit: str = "",
         description: str = "",
     ) -> metrics.ObservableCounter:
-        wanted = self._identity("observable_counter", name, unit, description)
-        return self._observable(ObservableCounter, metrics.NoOpObservableCounter, wanted, callbacks)
+        identity = self._identity("observable_counter", name, unit, description)
+        return self._observable(ObservableCounter, metrics.NoOpObservableCounter, identity, callbacks)
 
     def create_observable_up_down_counter(
         self,
@@ -89,8 +90,8 @@ class Meter(metrics.Meter):
         unit: str = "",
         description: str = "",
     ) -> metrics.ObservableUpDownCounter:
-        wanted = self._identity("observable_up_down_counter", name, unit, description)
-        return self._observable(ObservableUpDownCounter, metrics.NoOpObservableUpDownCounter, wanted, callbacks)
+        identity = self._identity("observable_up_down_counter", name, unit, description)
+        return self._observable(ObservableUpDownCounter, metrics.NoOpObservableUpDownCounter, identity, callbacks)
 
     def create_observable_gauge(
         self,
@@ -99,82 +100,91 @@ class Meter(metrics.Meter):
         unit: str = "",
         description: str = "",
     ) -> metrics.ObservableGauge:
-        wanted = self._identity("observable_gauge", name, unit, description)
-        return self._observable(ObservableGauge, metrics.NoOpObservableGauge, wanted, callbacks)
+        identity = self._identity("observable_gauge", name, unit, description)
+        return self._observable(ObservableGauge, metrics.NoOpObservableGauge, identity, callbacks)
 
     def _identity(self, kind: str, name: Any, unit: Any, description: Any) -> InstrumentIdentity:
         if isinstance(name, str):
             name = plain_text(name)
             first = self._names.setdefault(name.lower(), name)
             if name != first:
-                warn_once((Meter, self._scope, name), "the instrument %r is called %r, as it was at first", name, first)
+                warn_once(
+                    (Meter, self._scope, name),
+                    "the instrument %r is recorded as %r, the spelling of its first use",
+                    name,
+                    first,
+                )
             name = first
         return InstrumentIdentity(kind, name, plain_text(unit), plain_text(description), self._scope)
 
-    def _synchronous(self, made: type[_S], no_op: Callable[..., _N], wanted: InstrumentIdentity) -> _S | _N:
-        if not _valid(wanted.name):
-            return no_op(str(wanted.name), wanted.unit, wanted.description)
+    def _synchronous(
+        self, instrument_type: type[_S], no_op: Callable[..., _N], identity: InstrumentIdentity
+    ) -> _S | _N:
+        if not _valid(identity.name):
+            return no_op(str(identity.name), identity.unit, identity.description)
         with LOCK:
-            found: _S | None = self._find(wanted)
-            if found is not None:
-                return found
-            forward = self._forwarding.synchronous(wanted) if self._forwarding else None
-            binder = Binder(wanted, self._streams)
-            instrument = made(wanted.name, wanted.unit, wanted.description, binder=binder, forward=forward)
-            self._instruments[_key(wanted)] = (wanted, instrument)
+            existing: _S | None = self._find(identity)
+            if existing is not None:
+                return existing
+            forward = self._forwarding.synchronous(identity) if self._forwarding else None
+            binder = Binder(identity, self._streams)
+            instrument = instrument_type(
+                identity.name, identity.unit, identity.description, binder=binder, forward=forward
+            )
+            self._instruments[_key(identity)] = (identity, instrument)
             return instrument
 
     def _observable(
         self,
-        made: type[_O],
+        instrument_type: type[_O],
         no_op: Callable[..., _N],
-        wanted: InstrumentIdentity,
+        identity: InstrumentIdentity,
         callbacks: Sequence[CallbackT] | None,
     ) -> _O | _N:
-        if not _valid(wanted.name):
-            return no_op(str(wanted.name), callbacks, wanted.unit, wanted.description)
+        if not _valid(identity.name):
+            return no_op(str(identity.name), callbacks, identity.unit, identity.description)
         with LOCK:
-            found: _O | None = self._find(wanted)
-            if found is not None:
-                found.add_callbacks(callbacks)
-                return found
-            binder = Binder(wanted, self._streams)
-            instrument = made(wanted.name, callbacks, wanted.unit, wanted.description, binder=binder)
-            self._instruments[_key(wanted)] = (wanted, instrument)
+            existing: _O | None = self._find(identity)
+            if existing is not None:
+                existing.add_callbacks(callbacks)
+                return existing
+            binder = Binder(identity, self._streams)
+            instrument = instrument_type(identity.name, callbacks, identity.unit, identity.description, binder=binder)
+            self._instruments[_key(identity)] = (identity, instrument)
             if self._forwarding:
-                self._forwarding.observable(wanted, instrument.observe)
+                self._forwarding.observable(identity, instrument.observe)
             self._observer.add(instrument)
             return instrument
 
-    def _find(self, wanted: InstrumentIdentity) -> Any:
-        """The instrument that is meant, if there is one; warns about others of the same name."""
-        found = self._instruments.get(_key(wanted))
-        if found is None:
+    def _find(self, identity: InstrumentIdentity) -> Any:
+        """Return the existing instrument, or None; warn about other instruments of the same name."""
+        entry = self._instruments.get(_key(identity))
+        if entry is None:
             for other, _ in self._instruments.values():
-                if other.name == wanted.name and self._streams.views.conflict(other, wanted):
+                if other.name == identity.name and self._streams.views.conflict(other, identity):
                     warn_once(
-                        (Meter, wanted),
-                        "the %s %r (unit %r, description %r) of the meter %r has the name of its %s (unit %r, description %r), "
-                        "and receivers will see a conflict: use one kind, unit and description, or rename one by a "
+                        (Meter, identity),
+                        "the %s %r (unit %r, description %r) of the meter %r has the same name as its %s (unit %r, description %r), "
+                        "which conflict for receivers; use one kind, unit and description, or rename one with "
                         "View(instrument_name=%r, instrument_type=..., instrument_unit=..., name=...)",
-                        wanted.kind, wanted.name, wanted.unit, wanted.description, self._scope.name,
-                        other.kind, other.unit, other.description, wanted.name,
+                        identity.kind, identity.name, identity.unit, identity.description, self._scope.name,
+                        other.kind, other.unit, other.description, identity.name,
                     )  # fmt: skip
             return None
-        identity, instrument = found
-        if wanted.bounds != identity.bounds:
+        existing, instrument = entry
+        if identity.bounds != existing.bounds:
             warn_once(
-                (Meter, wanted),
-                "the histogram %r has been created with the bucket boundaries %s already, which stay; %s are ignored",
-                wanted.name,
+                (Meter, identity),
+                "the histogram %r exists with the bucket boundaries %s, which stay in use; the boundaries %s are ignored",
+                identity.name,
+                existing.bounds,
                 identity.bounds,
-                wanted.bounds,
             )
         return instrument
 
 
 def _key(identity: InstrumentIdentity) -> tuple[str, str, str, str]:
-    """What the specification calls the identifying fields."""
+    """Return the identifying fields, as the specification defines them."""
     return identity.kind, identity.name, identity.unit, identity.description
 
 
@@ -187,7 +197,7 @@ def _valid(name: Any) -> bool:
         return True
     warn_once(
         (Meter, repr(name)),
-        "the instrument name %r is not valid, and nothing is recorded: use a letter, then at most 254 letters, digits, '_', "
+        "the instrument name %r is not valid, so nothing is recorded; use a letter, then at most 254 letters, digits, '_', "
         "'.', '-' or '/'",
         name,
     )
@@ -205,7 +215,7 @@ def _bounds(name: Any, advised: Any) -> tuple[float, ...] | None:
         return bounds
     warn_once(
         (Meter, repr(name), "bounds"),
-        "the histogram %r is advised bucket boundaries that are not increasing finite numbers, %r; the default ones are used",
+        "the histogram %r has advised bucket boundaries %r; pass increasing finite numbers (the default ones are used)",
         name,
         advised,
     )

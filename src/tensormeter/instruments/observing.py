@@ -19,27 +19,27 @@ __all__ = ["ObservableCounter", "ObservableGauge", "ObservableUpDownCounter", "O
 logger: Final = get_logger()
 
 _MOST_OBSERVATIONS: Final = 100_000
-"""Observations of one call of a callback, at most: a generator may have no end."""
+"""Maximum number of observations from one call of a callback, because a generator may be endless."""
 
 
 class _Callback:
-    """One of the user's callbacks: a function, or a generator that is sent the options."""
+    """A callback of the user: a function, or a generator that is sent the options."""
 
     def __init__(self, callback: CallbackT) -> None:
         self._callback = callback
         self._generator_begun = False
-        self.lock = threading.Lock()  # a generator cannot be entered twice; metric readers call on threads of their own
+        self.lock = threading.Lock()  # a generator cannot be entered twice, and metric readers use other threads
 
     def __call__(self, options: CallbackOptions, instrument: str) -> list[Observation]:
-        """Call it once. Everything that it gives before it fails counts; each kind of fault is warned about once.
+        """Call the callback once. Observations before a failure count; each kind of fault causes one warning.
 
         Raises:
-            BaseException: Ctrl-C, or what else ends the program, on the main thread.
+            BaseException: Ctrl-C, or another exception that ends the program, on the main thread.
         """
         observations: list[Observation] = []
         with self.lock:
             try:
-                self._collect(self._returned(options), instrument, observations)
+                self._collect(self._call(options), instrument, observations)
             except BaseException as error:
                 ends_program = not isinstance(error, Exception)
                 if ends_program and threading.current_thread() is threading.main_thread():
@@ -47,7 +47,7 @@ class _Callback:
                 warn_once((self, "failed"), "a callback of %r failed: %s", instrument, _describe(error), error=error)
         return observations
 
-    def _returned(self, options: CallbackOptions) -> Any:
+    def _call(self, options: CallbackOptions) -> Any:
         if not isinstance(self._callback, Generator):
             return self._callback(options)
         try:
@@ -58,19 +58,19 @@ class _Callback:
         except StopIteration:
             return ()
 
-    def _collect(self, returned: Any, instrument: str, observations: list[Observation]) -> None:
-        if isinstance(returned, Observation):
-            warn_once((self, "one"), "a callback of %r returns one Observation; return a list of them", instrument)
-            observations.append(returned)
+    def _collect(self, result: Any, instrument: str, observations: list[Observation]) -> None:
+        if isinstance(result, Observation):
+            warn_once((self, "one"), "a callback of %r returned one Observation; return a list of them", instrument)
+            observations.append(result)
             return
-        if returned is None:
-            warn_once((self, "none"), "a callback of %r returns None; return a list of Observation", instrument)
+        if result is None:
+            warn_once((self, "none"), "a callback of %r returned None; return a list of Observation", instrument)
             return
-        for number, item in enumerate(returned):
+        for number, item in enumerate(result):
             if number == _MOST_OBSERVATIONS:
                 warn_once(
                     (self, "endless"),
-                    "a callback of %r gives more than %d observations at once; the rest is left out",
+                    "a callback of %r returned more than %d observations; the rest is left out",
                     instrument,
                     _MOST_OBSERVATIONS,
                 )
@@ -80,7 +80,7 @@ class _Callback:
             else:
                 warn_once(
                     (self, "item"),
-                    "a callback of %r gives %r, which is left out; expected an Observation",
+                    "a callback of %r returned a %s, which is left out; expected an Observation",
                     instrument,
                     type(item).__name__,
                 )
@@ -89,7 +89,7 @@ class _Callback:
 def _is_observation(item: object) -> bool:
     if isinstance(item, Observation):
         return True
-    try:  # one of the user's own making, which OpenTelemetry's SDK takes as well
+    try:  # OpenTelemetry's SDK accepts a class of the user, too
         return hasattr(item, "value") and hasattr(item, "attributes")
     except Exception:
         return False
@@ -100,7 +100,7 @@ def _describe(error: BaseException) -> str:
 
 
 class _Observable:
-    """What the three have. Made by a meter."""
+    """The base of the observable instruments, which a meter creates."""
 
     def __init__(
         self,
@@ -119,36 +119,38 @@ class _Observable:
         self.add_callbacks(callbacks)
 
     def add_callbacks(self, callbacks: Sequence[CallbackT] | None) -> None:
-        """More to call, from those who asked for the same instrument."""
-        given: Any = callbacks or ()
-        if callable(given) or isinstance(given, Generator):
-            warn_once((_Observable, given), "%r: expected a list of callbacks, got one", self.name)
-            given = [given]
-        self.callbacks += map(_Callback, given)
+        """Add callbacks, for a further request of the same instrument."""
+        added: Any = callbacks or ()
+        if callable(added) or isinstance(added, Generator):
+            warn_once(
+                (_Observable, added), "%r: expected a list of callbacks, got one callback; pass a list", self.name
+            )
+            added = [added]
+        self.callbacks += map(_Callback, added)
 
     def observe(self, options: CallbackOptions) -> Iterator[Observation]:
-        """Call the callbacks. One that fails is warned about once, and stops neither the others nor what it gave before."""
+        """Call the callbacks. A failure causes one warning, and loses neither earlier nor other callbacks' observations."""
         for callback in list(self.callbacks):
             yield from callback(options, self.name)
 
     def measure(self, options: CallbackOptions) -> None:
-        """Call the callbacks and record what they observe. An observation that cannot be recorded is left out alone.
+        """Call the callbacks and record their observations. An observation that cannot be recorded is left out.
 
-        Where a view leaves attributes out, observations of one round that become the same stream are added up if they are
-        totals; of a gauge the last holds.
+        A view that removes attributes can map several observations of one round to the same stream. Totals are then added up,
+        and a gauge gets the last value.
         """
         numbers: dict[StreamWriter, float] = {}
         for observation in self.observe(options):
             try:
                 self._add(observation, numbers)
-            except Exception as error:  # of a value's or a mapping's own code
+            except Exception as error:  # raised by the value's or the mapping's own code
                 warn_once((self, "observation"), "an observation of %r is left out: %s", self.name, _describe(error))
         for stream, number in numbers.items():
             stream.record(number)
 
     def _add(self, observation: Observation, numbers: dict[StreamWriter, float]) -> None:
         attributes = observation.attributes
-        # Without its attributes it would count for another stream.
+        # An exception here leaves the observation out; without its attributes, it would go to another stream.
         bound = self._binder.bind(None if attributes is None else {**attributes})
         try:
             number = classify(observation.value)
@@ -173,49 +175,50 @@ def _streams(bound: Bound) -> tuple[StreamWriter, ...]:
 
 
 class ObservableCounter(_Observable, metrics.ObservableCounter):
-    """Totals that never go down, kept by somebody else."""
+    """An instrument for totals that never decrease, and that other code keeps."""
 
 
 class ObservableUpDownCounter(_Observable, metrics.ObservableUpDownCounter):
-    """Totals kept by somebody else."""
+    """An instrument for totals that other code keeps."""
 
 
 class ObservableGauge(_Observable, metrics.ObservableGauge):
-    """Values that can be looked at."""
+    """An instrument for values that can be read at any time."""
 
 
 class Observer:
-    """The thread `tensormeter-observer`, which calls all callbacks of a provider, one after the other.
+    """The thread `tensormeter-observer`, which calls all callbacks of a provider one after the other.
 
-    It begins with the first observable instrument, and in a forked child with the first measurement there.
+    It starts with the first observable instrument; in a forked child, with the first measurement there.
     """
 
     def __init__(self, interval: Callable[[], float]) -> None:
-        """
+        """Create the observer without starting its thread.
+
         Args:
-            interval: Tells the seconds between two rounds.
+            interval: Function that returns the seconds between two rounds.
         """
         self._interval = interval
         self._instruments: list[_Observable] = []
         self._wake = threading.Event()
-        self._wanted: deque[threading.Event] = deque()
+        self._flushes: deque[threading.Event] = deque()
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._forked = False
-        """Whether this is a forked child in which the thread has not begun."""
+        """Whether this is a forked child in which the thread has not started."""
 
     @property
     def is_current_thread(self) -> bool:
-        """Whether a callback is asking."""
+        """Whether the caller is a callback on this thread."""
         return self._thread is threading.current_thread()
 
     def add(self, instrument: _Observable) -> None:
-        """Call this instrument's callbacks too from now on."""
+        """Add an instrument, and call its callbacks from now on."""
         self._instruments.append(instrument)
         self.ensure_thread()
 
     def ensure_thread(self) -> None:
-        """Start the thread if there is something to call and no thread does."""
+        """Start the thread if there are instruments and no thread runs."""
         if not self._instruments:
             return
         with LOCK:
@@ -224,39 +227,41 @@ class Observer:
             thread = threading.Thread(target=self._run, name="tensormeter-observer", daemon=True)
             try:
                 thread.start()
-            except RuntimeError as error:  # the interpreter is ending, or the system has no more threads
-                warn_once(Observer, "observable instruments are not observed: %s", error)
+            except RuntimeError as error:  # the interpreter is exiting, or the system has no more threads
+                warn_once(
+                    Observer, "observable instruments are not observed, because no thread can be started: %s", error
+                )
                 return
             self._thread = thread
             self._forked = False
 
     def flush(self, timeout: float) -> bool:
-        """Have everything observed once now. Blocks for `timeout` seconds at most; returns whether it is done.
+        """Call all callbacks once now, and wait for at most `timeout` seconds. Returns whether they have returned.
 
-        In a forked child that has not measured there is nothing to observe.
+        A forked child that has not measured has nothing to observe.
         """
         if self._thread is None or self._stopped:
             return not self._instruments or self._forked
         if self.is_current_thread:
-            return False  # a callback that flushes
+            return False  # a callback called this
         done = threading.Event()
-        self._wanted.append(done)
+        self._flushes.append(done)
         self._wake.set()
         return done.wait(timeout)
 
     def stop(self, timeout: float) -> None:
-        """End the thread, which may be inside a callback for `timeout` seconds; it is left alone then."""
+        """Stop the thread; wait at most `timeout` seconds for a callback to return."""
         self._stopped = True
         self._wake.set()
         if self._thread is not None and not self.is_current_thread:
             self._thread.join(timeout)
 
     def forget_after_fork(self) -> None:
-        """In a forked child: the thread is not here, and may have held locks."""
+        """Reset a forked child: the thread is not here, and may have held locks."""
         self._thread = None
         self._forked = True
         self._wake = threading.Event()
-        self._wanted.clear()
+        self._flushes.clear()
         for instrument in self._instruments:
             for callback in instrument.callbacks:
                 callback.lock = threading.Lock()
@@ -266,13 +271,13 @@ class Observer:
             interval = self._interval()
             self._wake.wait(interval)
             self._wake.clear()
-            wanted = list(self._wanted)
+            flushes = list(self._flushes)
             options = CallbackOptions(timeout_millis=interval * 1000)
             for instrument in [] if self._stopped else list(self._instruments):
                 try:
                     instrument.measure(options)
-                except BaseException as error:  # the other instruments go on
+                except BaseException as error:  # the other instruments are observed all the same
                     warn_once((Observer, instrument), "%r is not observed: %s", instrument.name, error, error=error)
-            for done in wanted:
-                self._wanted.remove(done)
+            for done in flushes:
+                self._flushes.remove(done)
                 done.set()

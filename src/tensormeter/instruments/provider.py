@@ -1,4 +1,4 @@
-"""The meter provider: what a program installs once, and the run that its measurements go to."""
+"""The meter provider, which a program installs once, and its choice of the run to record into."""
 
 import math
 import os
@@ -33,27 +33,26 @@ if TYPE_CHECKING:
 
 __all__ = ["MeterProvider", "configure"]
 
-
 _CARDINALITY_LIMIT: Final = 2000
 _OBSERVE_INTERVAL: Final = 10.0
 _LONGEST_TIMEOUT: Final = 7 * 86400.0
-"""Seconds. What `threading` can wait is bounded."""
+"""Maximum seconds of a timeout, because `threading` limits waits."""
 _LAST_OBSERVATION: Final = 5.0
-"""Seconds that the end of a run waits for the callbacks."""
+"""Maximum seconds that the end of a run waits for callbacks."""
 
 
 class MeterProvider(metrics.MeterProvider):
-    """OpenTelemetry's meter provider, whose instruments record into a tensormeter run.
+    """An OpenTelemetry meter provider whose instruments record into a tensormeter run.
 
-    Its instruments take Python and NumPy numbers, and tensors and arrays with one element; a tensor on a device is copied in
-    stream order, without waiting for it. Gauges keep every value at its own time; counters and histograms are aggregated by
-    the agent. Exemplars are not recorded. Every method can be called from any thread; none raises once the provider is made.
+    Instruments accept Python and NumPy numbers, and tensors and arrays with one element. A device tensor is copied in stream
+    order, without waiting for the device. Gauges keep each value with its time; the agent aggregates counters and histograms.
+    Exemplars are not recorded. All methods are thread-safe, and only the constructor raises.
 
-    Without `run` the measurements go to the run that was begun last; if there is none, the first measurement begins one with
-    the settings of the environment, which `shutdown` (or the end of the program) finishes. When a run has ended, they go to
-    the next.
+    Without `run`, measurements go to the run that was begun last. If there is none, the first measurement begins a run with the
+    settings of the environment, and `shutdown` or the end of the program finishes it. After the end of a run, measurements go
+    to the next one.
 
-    A forked child that measures takes part in the run as one that logs does: see Settings' `after_fork`.
+    A forked child joins the run with its first measurement, as with its first call of `Run.log`; see the setting `after_fork`.
     """
 
     def __init__(
@@ -66,27 +65,27 @@ class MeterProvider(metrics.MeterProvider):
         *,
         run: Run | None = None,
     ) -> None:
-        """
+        """Create a provider. This begins no run; `configure` also installs the provider.
+
         Args:
-            metric_readers: Of the SDK, such as Prometheus's; they get every measurement as well, from an SDK provider in
-                this process, at the SDK's cost.
-            resource: Its attributes are added to the run's; they cannot change what identifies the run (`service.name` is
-                the project). `metric_readers` get the run's resource with these attributes over it.
-            exemplar_filter: For `metric_readers`; the run has no exemplars.
-            shutdown_on_exit: Whether `metric_readers` are shut down when the interpreter exits. The run is finished then in
-                any case.
-            views: Of the SDK; what they make of an instrument is found out when it first measures.
-            run: To record into.
+            metric_readers: Additional readers of the SDK, such as Prometheus's. An SDK provider in this process passes each
+                measurement to them, at the SDK's cost.
+            resource: Resource whose attributes are added to the run's. They cannot change the run's identity (`service.name`
+                is the project). For `metric_readers`, they replace the run's attributes of the same name.
+            exemplar_filter: Exemplar filter for `metric_readers`; the run has no exemplars.
+            shutdown_on_exit: Whether the exit of the interpreter shuts down `metric_readers`. It always finishes the run.
+            views: Views of the SDK, which are applied at the first measurement of an instrument.
+            run: Run to record into. Default: the run that was begun last.
 
         Raises:
-            UsageError: `run` is no run.
-            Exception: Whatever the SDK says of `metric_readers` that it refuses.
+            UsageError: `run` is not a `Run`.
+            Exception: The SDK refuses `metric_readers`.
         """
         if run is not None and not isinstance(run, Run):
             raise UsageError(f"MeterProvider: expected a tensormeter.Run as run, got {type(run).__name__}")
-        self._given = run
+        self._fixed_run = run
         self._run: Run | None = None
-        self._began: Run | None = None
+        self._own_run: Run | None = None
         self._resource = dict(clean_attributes(resource.attributes)) if resource is not None else {}
         self._ending = False
         self._ended = False
@@ -95,12 +94,12 @@ class MeterProvider(metrics.MeterProvider):
         self._observer = Observer(self._observe_interval)
         self._forwarding: Forwarding | None = None
         if metric_readers:
-            given = dict(resource.attributes) if resource is not None else {}
+            attributes = dict(resource.attributes) if resource is not None else {}
             schema_url = resource.schema_url if resource is not None else ""
             self._forwarding = Forwarding(
                 metric_readers,
                 views,
-                lambda: merge_resources(self._described(), given),
+                lambda: merge_resources(self._run_resource(), attributes),
                 schema_url=schema_url,
                 exemplar_filter=exemplar_filter,
                 shutdown_on_exit=shutdown_on_exit,
@@ -114,11 +113,9 @@ class MeterProvider(metrics.MeterProvider):
         schema_url: str | None = None,
         attributes: Attributes = None,
     ) -> metrics.Meter:
-        """The meter of an instrumentation scope; the same object for the same arguments."""
+        """Return the meter of an instrumentation scope, the same object for the same arguments."""
         if self._ended:
-            warn_once(
-                (MeterProvider, "meter", id(self)), "get_meter() after shutdown(): its instruments record nothing"
-            )
+            warn_once((MeterProvider, "meter", id(self)), "get_meter() after shutdown(): the meter records nothing")
             return metrics.NoOpMeter(name or "", version, schema_url)
         if not isinstance(name, str) or not name:
             warn_once((MeterProvider, repr(name)), "get_meter: expected a name that is a non-empty str, got %r", name)
@@ -135,16 +132,16 @@ class MeterProvider(metrics.MeterProvider):
             return self._meters[key]
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Observe everything once, and deliver what was measured so far now (in an offline run, write it to disk).
+        """Call the observable instruments' callbacks once, and deliver all measurements now.
 
-        Does not wait for `schedule_delay`; other threads measure on.
+        In an offline run, the measurements are written to disk instead. The flush does not wait for `schedule_delay`. Other
+        threads can measure in the meantime.
 
         Args:
-            timeout_millis: Milliseconds to wait for all of that, at most. With 0 or less the flush is only requested.
+            timeout_millis: Maximum milliseconds to wait. 0 or less only requests the flush.
 
         Returns:
-            Whether it is delivered, within the timeout. False as well after `shutdown`, and when there is nothing that
-            delivers.
+            Whether everything is delivered within the timeout. False after `shutdown`, and if no agent delivers the run.
         """
         if self._ended:
             warn_once((MeterProvider, "flush", id(self)), "force_flush() after shutdown() does nothing")
@@ -152,7 +149,7 @@ class MeterProvider(metrics.MeterProvider):
         deadline = _Deadline(timeout_millis, 10_000)
         process = self._run._joined() if self._run is not None else None
         if process is not None:
-            process.request_flush()  # so that a callback that hangs does not hold up what is there
+            process.request_flush()  # before the callbacks, which may hang
         observed = self._observer.flush(deadline.left)
         process = self._run._joined() if self._run is not None else None  # observing may have begun a run
         request = process.request_flush() if process is not None else None
@@ -161,22 +158,26 @@ class MeterProvider(metrics.MeterProvider):
         return observed and delivered and forwarded
 
     def shutdown(self, timeout_millis: float = 30_000) -> bool:
-        """Observe everything a last time, deliver, and end: later measurements are ignored, with one warning.
+        """Call the observable instruments' callbacks a last time, deliver all measurements, and shut the provider down.
 
-        A run that the provider has begun is finished; a run of the program's own goes on.
+        This finishes a run that the provider has begun, but not a run that the program has begun. Later measurements are
+        ignored, with one warning.
 
         Args:
-            timeout_millis: Milliseconds to wait for all of that, at most.
+            timeout_millis: Maximum milliseconds to wait.
 
         Returns:
-            Whether everything is delivered. If not, the agent goes on trying.
+            Whether everything is delivered. If not, the agent keeps trying.
         """
         with LOCK:
             if self._ending:
-                warn_once((MeterProvider, "shutdown", id(self)), "shutdown() can be called once only")
+                warn_once((MeterProvider, "shutdown", id(self)), "shutdown() can be called only once")
                 return False
             if self._observer.is_current_thread:
-                warn_once((MeterProvider, "callback", id(self)), "shutdown() in a callback is ignored")
+                warn_once(
+                    (MeterProvider, "callback", id(self)),
+                    "shutdown() in a callback of an observable instrument is ignored; call it elsewhere",
+                )
                 return False
             self._ending = True
         deadline = _Deadline(timeout_millis, 30_000)
@@ -186,21 +187,21 @@ class MeterProvider(metrics.MeterProvider):
         self._streams.reset()
         process = self._run._joined() if self._run is not None else None
         request = process.request_flush() if process is not None else None
-        if self._forwarding is not None:  # first, because the agent delivers meanwhile, and after us
+        if self._forwarding is not None:  # before waiting, because the agent delivers in the meantime
             self._forwarding.shutdown(deadline.left)
         delivered = None
         if process is not None and request is not None and process.parent is not None:
-            # A child's `finish` lets its ring go and waits for nothing, so what is delivered has to be seen before.
+            # A child's `finish` releases its ring without waiting, so wait for delivery before it.
             delivered = process.wait_for_flush(request, deadline.left)
-        if self._began is not None:
-            self._began.finish(timeout=deadline.left)
+        if self._own_run is not None:
+            self._own_run.finish(timeout=deadline.left)
         if delivered is None:
             delivered = process is None or request is None or process.wait_for_flush(request, deadline.left)
         return observed and delivered
 
-    def _described(self) -> Mapping[str, Any]:
-        """The resource of the run, or of the one that will begin."""
-        run = self._run or self._given or latest_run()
+    def _run_resource(self) -> Mapping[str, Any]:
+        """Return the resource of the current run, or of the one that would begin now."""
+        run = self._run or self._fixed_run or latest_run()
         process = run._process if run is not None else None
         if process is not None:
             return process.resource
@@ -208,7 +209,7 @@ class MeterProvider(metrics.MeterProvider):
         return {} if settings is None else {SERVICE_NAME: settings.project}
 
     def _recorder(self) -> Recorder | None:
-        """Return the recorder of this process. Called for a stream's first measurement, and whenever a fast path does not fit."""
+        """Return this process's recorder, at a stream's first measurement and whenever its fast path does not apply."""
         run = self._current_run()
         process = run._here() if run is not None else None
         if process is None:
@@ -224,8 +225,8 @@ class MeterProvider(metrics.MeterProvider):
             if self._ended:
                 warn_once((MeterProvider, "measure", id(self)), "measurements after shutdown() are not recorded")
                 return None
-            if self._given is not None:
-                run = self._given if not self._given._finished else None
+            if self._fixed_run is not None:
+                run = self._fixed_run if not self._fixed_run._finished else None
             else:
                 run = latest_run() or self._begin()
             if run is None:
@@ -238,34 +239,36 @@ class MeterProvider(metrics.MeterProvider):
 
     def _begin(self) -> Run | None:
         if self._run is not None:
-            return None  # one run has ended, and the program has not begun another
+            return None  # a run has ended, and the program has not begun another
         try:
-            self._began = init()
+            self._own_run = init()
         except (TensormeterError, OSError) as error:
             warn_once(
-                (MeterProvider, "begin", id(self)), "no run can be begun, measurements are not recorded: %s", error
+                (MeterProvider, "begin", id(self)),
+                "measurements are not recorded, because no run can be begun: %s",
+                error,
             )
-        return self._began
+        return self._own_run
 
     def _before_finish(self, run: Run) -> None:
-        """Observe a last time what goes to a run that is about to finish."""
-        goes_to = self._run or self._given or latest_run()
-        if run is goes_to and run._process is not None and run._process.is_this and not self._ended:
+        """Call the callbacks a last time, if their observations go to a run that is about to finish."""
+        target = self._run or self._fixed_run or latest_run()
+        if run is target and run._process is not None and run._process.is_this and not self._ended:
             self._observe_last(_LAST_OBSERVATION)
 
     def _observe_last(self, timeout: float) -> bool:
-        """Observe everything a last time, for `timeout` seconds at most. Returns whether it is done."""
+        """Call all callbacks a last time; return whether they have returned within `timeout` seconds."""
         observed = self._observer.flush(timeout)
         if not observed:
             warn_once(
                 (MeterProvider, "late", id(self)),
-                "a callback of an observable instrument has not returned within %g s; what it would observe last is not recorded",
+                "a callback of an observable instrument has not returned within %g s; its last observations are not recorded",
                 timeout,
             )
         return observed
 
     def _cardinality_limit(self) -> int:
-        run = self._current_run()  # before the first measurement is recorded, so that its settings hold for it
+        run = self._current_run()  # begins a run if there is none, so that its settings apply to the first measurement
         return run.settings.cardinality_limit if run is not None else _CARDINALITY_LIMIT
 
     def _exponential(self) -> bool:
@@ -277,13 +280,13 @@ class MeterProvider(metrics.MeterProvider):
         return _OBSERVE_INTERVAL if settings is None else settings.observe_interval
 
     def _settings(self) -> Settings | None:
-        """The run's, or if there is none yet, those that it will begin with."""
-        run = self._run or self._given or latest_run()
+        """Return the settings of the current run, or of the one that would begin now."""
+        run = self._run or self._fixed_run or latest_run()
         if run is not None:
             return run.settings
         try:
             return Settings()
-        except TensormeterError:  # beginning the run will say so
+        except TensormeterError:  # beginning the run reports this
             return None
 
     def _forget_after_fork(self) -> None:
@@ -301,19 +304,23 @@ def configure(
     views: Sequence["View"] = (),
     run: Run | None = None,
 ) -> MeterProvider:
-    """Make a `MeterProvider` and install it as OpenTelemetry's.
+    """Create a `MeterProvider` and install it as OpenTelemetry's global provider.
 
-    What was instrumented with `opentelemetry.metrics` is recorded from then on, also by instruments made before. To install
-    one without touching the program, set `OTEL_PYTHON_METER_PROVIDER=tensormeter`.
-    The global provider can be set once in a process: if there is one already, OpenTelemetry warns and keeps it.
+    All instruments of `opentelemetry.metrics` record into the run from then on, also those created before. To install a
+    provider without changing the program, set `OTEL_PYTHON_METER_PROVIDER=tensormeter`. A process can set its global provider
+    only once: if there is one already, OpenTelemetry warns and keeps it.
 
     Args:
-        metric_readers: As for `MeterProvider`.
-        resource: As for `MeterProvider`.
-        exemplar_filter: As for `MeterProvider`.
-        shutdown_on_exit: As for `MeterProvider`.
-        views: As for `MeterProvider`.
-        run: As for `MeterProvider`.
+        metric_readers: See `MeterProvider`.
+        resource: See `MeterProvider`.
+        exemplar_filter: See `MeterProvider`.
+        shutdown_on_exit: See `MeterProvider`.
+        views: See `MeterProvider`.
+        run: See `MeterProvider`.
+
+    Raises:
+        UsageError: `run` is not a `Run`.
+        Exception: The SDK refuses `metric_readers`.
     """
     provider = MeterProvider(metric_readers, resource, exemplar_filter, shutdown_on_exit, views, run=run)
     metrics.set_meter_provider(provider)
@@ -321,13 +328,14 @@ def configure(
 
 
 class _Deadline:
-    """What is left of a timeout that several share, from now on."""
+    """A timeout that several waits share."""
 
-    def __init__(self, timeout_millis: float, usual: float) -> None:
-        """
+    def __init__(self, timeout_millis: float, default: float) -> None:
+        """Start the timeout.
+
         Args:
-            timeout_millis: Any number. What is no number is warned about.
-            usual: Milliseconds, in place of what is no number.
+            timeout_millis: Milliseconds. A value that is not a number causes a warning.
+            default: Milliseconds to use in place of such a value.
         """
         now = time.monotonic()
         try:
@@ -339,14 +347,14 @@ class _Deadline:
                 (_Deadline, repr(timeout_millis)),
                 "timeout_millis: expected a number of milliseconds, got %r; using %g",
                 timeout_millis,
-                usual,
+                default,
             )
-            seconds = usual / 1000
+            seconds = default / 1000
         self._end = now + min(seconds, _LONGEST_TIMEOUT)
 
     @property
     def left(self) -> float:
-        """Seconds, not negative."""
+        """Seconds until the timeout; 0 after it."""
         return max(self._end - time.monotonic(), 0.0)
 
 

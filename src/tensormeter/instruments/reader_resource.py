@@ -1,4 +1,4 @@
-"""The resource that the SDK's metric readers get: that of the run."""
+"""The run's resource, as the SDK's metric readers get it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -10,17 +10,18 @@ from tensormeter.conventions.semconv import SERVICE_NAME
 __all__ = ["ReaderResource", "merge_resources"]
 
 _UNKNOWN_SERVICE: Final = "unknown_service"
-"""What the SDK calls a service whose name is not given, or the beginning of it."""
+"""Start of the name that the SDK gives to a service without one."""
 
 
 class ReaderResource(Resource):
-    """A resource whose attributes are looked up when they are read: the run may begin after the provider is made."""
+    """A resource that looks its attributes up when they are read, because the run may begin after the provider."""
 
     def __init__(self, find: Callable[[], Mapping[str, Any]], schema_url: str = "") -> None:
-        """
+        """Create a resource.
+
         Args:
-            find: Finds the attributes. Any thread.
-            schema_url: Of the attributes.
+            find: Thread-safe function that returns the attributes.
+            schema_url: Schema URL of the attributes.
         """
         super().__init__({}, schema_url)
         self._find = find
@@ -36,12 +37,12 @@ class ReaderResource(Resource):
         return id(self)
 
 
-def merge_resources(run: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that the program gives over those of the run, but for the SDK's words for what was not given."""
-    named = {
+def merge_resources(run: Mapping[str, Any], program: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the program's attributes over the run's, without the SDK's placeholders for missing ones."""
+    overrides = {
         name: value
-        for name, value in given.items()
+        for name, value in program.items()
         if not (name == SERVICE_NAME and str(value).startswith(_UNKNOWN_SERVICE))
         and not (name.startswith("telemetry.sdk.") and name in run)
     }
-    return {**run, **named}
+    return {**run, **overrides}

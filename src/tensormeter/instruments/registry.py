@@ -1,6 +1,6 @@
-"""The lock of everything that instruments do once and not each time, and the warnings that are given once.
+"""The lock for creating instruments and streams, and warnings that are logged once.
 
-One lock for all, taken over a fork, so that a child finds it free.
+There is one lock. It is acquired before a fork and released after it, so that it is free in a child.
 """
 
 import os
@@ -14,16 +14,16 @@ __all__ = ["LOCK", "warn_once"]
 logger: Final = get_logger()
 
 LOCK: Final = threading.RLock()  # re-entered by a signal handler that measures
-"""Never held while a user's code runs."""
+"""Lock that is never held while code of the user runs."""
 
 _MAX_WARNINGS: Final = 1000
 _warned: set[object] = set()
 
 
-def warn_once(about: object, message: str, *arguments: object, error: BaseException | None = None) -> None:
-    """Warn, unless it was done before about the same."""
-    if about not in _warned and len(_warned) < _MAX_WARNINGS:
-        _warned.add(about)
+def warn_once(key: object, message: str, *arguments: object, error: BaseException | None = None) -> None:
+    """Log a warning, unless one with the same key has been logged before."""
+    if key not in _warned and len(_warned) < _MAX_WARNINGS:
+        _warned.add(key)
         logger.warning(message, *arguments, exc_info=error)
 
 

@@ -1,4 +1,4 @@
-"""From an instrument and an attribute set to the streams that a measurement goes into. Interned; bounded in number."""
+"""Maps an instrument and an attribute set to the streams of its measurements. Streams are interned, and limited in number."""
 
 import json
 import math
@@ -15,14 +15,14 @@ from tensormeter.ring.layout import Stream
 __all__ = ["Binder", "Bound", "StreamGroup", "Streams"]
 
 _CACHED: Final = 4
-"""Attribute sets remembered as they were given, as a multiple of the cardinality limit."""
+"""Maximum number of cached attribute sets, in their original form, as a multiple of the cardinality limit."""
 
 _EXACT: Final = frozenset({str})
-"""Types whose values equal no value of another type (True equals 1 equals 1.0, as keys)."""
+"""Types whose values equal no value of another type (as keys, True, 1 and 1.0 are equal)."""
 
 
 class StreamGroup:
-    """The streams of several views, or of none, of one attribute set. Called like a `StreamWriter`."""
+    """The streams of an attribute set with several views or none, with the methods of a `StreamWriter`."""
 
     __slots__ = ("name", "streams")
 
@@ -51,14 +51,15 @@ Bound = StreamWriter | StreamGroup
 
 
 class Streams:
-    """All streams of one provider."""
+    """All streams of a provider."""
 
     def __init__(self, views: Views, find: Callable[[], MeasurementRecorder | None], limit: Callable[[], int]) -> None:
-        """
+        """Create an empty set of streams.
+
         Args:
-            views: The user's.
-            find: Finds this process's recorder.
-            limit: Tells how many attribute sets one instrument's stream may have.
+            views: Views of the user.
+            find: Function that returns this process's recorder.
+            limit: Function that returns the maximum number of attribute sets per stream of an instrument.
         """
         self.views = views
         self.find = find
@@ -66,14 +67,14 @@ class Streams:
         self._writers: dict[tuple[InstrumentIdentity, Template], dict[str, StreamWriter]] = {}
 
     def writer(self, instrument: InstrumentIdentity, template: Template, attributes: AttributeSet) -> StreamWriter:
-        """The stream of an attribute set, or the one of all attribute sets beyond the limit. Under the lock."""
+        """Return the stream of an attribute set, or the overflow stream beyond the limit. The caller holds the lock."""
         writers = self._writers.setdefault((instrument, template), {})
         key = json.dumps(attributes)
         if key not in writers and len(writers) >= self.limit():
             warn_once(
                 (Streams, instrument),
-                "%r has more than %d attribute sets; further ones are recorded as otel.metric.overflow "
-                "(TENSORMETER_CARDINALITY_LIMIT)",
+                "%r has more than %d attribute sets; further ones are recorded as otel.metric.overflow (use fewer, or raise "
+                "TENSORMETER_CARDINALITY_LIMIT)",
                 instrument.name,
                 self.limit(),
             )
@@ -91,12 +92,12 @@ class Streams:
                 template.bounds,
                 template.record_min_max,
             )
-            least = 0.0 if instrument.kind == "counter" else -math.inf
-            writers[key] = StreamWriter(stream, self.find, finite=template.kind != "gauge", minimum=least)
+            minimum = 0.0 if instrument.kind == "counter" else -math.inf
+            writers[key] = StreamWriter(stream, self.find, finite=template.kind != "gauge", minimum=minimum)
         return writers[key]
 
     def reset(self) -> None:
-        """Make every stream look for the recorder again."""
+        """Make each stream look up the recorder again at its next measurement."""
         with LOCK:
             for writers in self._writers.values():
                 for writer in writers.values():
@@ -107,7 +108,7 @@ class Binder:
     """Finds the streams of one instrument's measurements by their attributes.
 
     Attributes:
-        exact: By the items of attributes all of whose values are `str`: for the fast path.
+        exact: Streams by items of attributes, for attributes with `str` values only; used by the fast path.
     """
 
     def __init__(self, instrument: InstrumentIdentity, streams: Streams) -> None:
@@ -119,23 +120,25 @@ class Binder:
         self._templates: dict[frozenset[str], list[tuple[Template, frozenset[str]]]] = {}
 
     def bind(self, attributes: Any) -> Bound:
-        """The streams of an attribute set. Never raises."""
+        """Return the streams of an attribute set. Never raises."""
         try:
             items = tuple(attributes.items()) if attributes else ()
-            # By way of a list: a tuple made of an iterator grows, and the garbage collector counts it as one more object.
+            # A tuple made from an iterator grows, which the garbage collector counts as one more object; one made from a list does not.
             types = tuple([type(value) for value in attributes.values()]) if attributes else ()
             bound = self._typed.get((items, types))
             if bound is not None:
                 return bound
             cachable = all(type(key) is str for key in attributes or ()) and all(map(equals_by_content, types))
-        except Exception:  # no mapping, or values without a hash, or whatever they raise
+        except Exception:  # not a mapping, unhashable values, or exceptions of their own code
             cachable = False
         if not self._out_of_graphs:
             self._out_of_graphs = skip_own_files()
         try:
             bound = self._bind(clean_attributes(attributes))
-        except Exception as error:  # a mapping's own code
-            warn_once((Binder, self.instrument), "attributes of %r: %s", self.instrument.name, error, error=error)
+        except Exception as error:  # raised by the mapping's own code
+            warn_once(
+                (Binder, self.instrument), "attributes of %r are left out: %s", self.instrument.name, error, error=error
+            )
             bound = self._bind(())
         if cachable and len(self._typed) < _CACHED * self._streams.limit():
             self._typed[items, types] = bound
@@ -145,15 +148,15 @@ class Binder:
 
     def _bind(self, attributes: AttributeSet) -> Bound:
         with LOCK:
-            limit = self._streams.limit()  # which begins a run if there is none
+            limit = self._streams.limit()  # this begins a run if there is none
             keys = frozenset(key for key, _ in attributes)
             templates = self._templates.get(keys)
             if templates is None:
                 templates = self._streams.views.resolve(self.instrument, keys)
                 if len(self._templates) < limit:
                     self._templates[keys] = templates
-            found = tuple(
-                # Two views that make the same stream of the instrument do not count its measurements twice.
+            streams = tuple(
+                # If two views make the same stream of an instrument, its measurements count once.
                 dict.fromkeys(
                     self._streams.writer(
                         self.instrument, template, tuple(pair for pair in attributes if pair[0] in kept)
@@ -161,7 +164,7 @@ class Binder:
                     for template, kept in templates
                 )
             )
-        return found[0] if len(found) == 1 else StreamGroup(found)
+        return streams[0] if len(streams) == 1 else StreamGroup(streams)
 
 
 break_graph(Binder.bind)

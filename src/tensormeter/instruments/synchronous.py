@@ -1,10 +1,10 @@
 """Counters, up-down counters, gauges and histograms.
 
-Thread-safe, usable in signal handlers and after a fork. A measurement of an ordinary number with attributes seen before is
-two dictionary look-ups and one write to memory. A tensor on a device is copied in stream order, without waiting for it.
+They are thread-safe, and can be used in signal handlers and after a fork. Measuring a Python number with known attributes takes
+two dictionary look-ups and one write to memory. A device tensor is copied in stream order, without waiting for the device.
 
-No exemplars are recorded, as the API allows: to ask for the current span, and whether it is sampled, takes longer than the rest
-of the measurement. `context` goes to further metric readers only, whose SDK makes exemplars by itself.
+Exemplars are not recorded, as the API allows: looking up the current span and its sampling takes longer than the rest of a
+measurement. `context` is passed only to additional metric readers, whose SDK creates exemplars itself.
 """
 
 import sys
@@ -25,7 +25,7 @@ _MOST_INT: Final = (1 << 63) - 1
 
 
 class _Synchronous:
-    """What the four have. Made by a meter."""
+    """The base of the synchronous instruments, which a meter creates."""
 
     def __init__(
         self,
@@ -48,13 +48,13 @@ class _Synchronous:
 
 
 class Counter(_Synchronous, metrics.Counter):
-    """Adds up increments that are not negative. Others, NaN and infinities are refused: warned about once, and counted."""
+    """An instrument that adds up increments. Negative ones, NaN and infinities are counted as refused, with one warning."""
 
     def add(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
-        """Add a number, or a tensor or array with one element. See the module's text."""
+        """Add a number, or a tensor or array with one element. Does not wait, and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
-        except Exception:  # not seen before, or no mapping, or whatever a value raises
+        except Exception:  # unknown attributes, not a mapping, or an exception of a value's own code
             stream = self._bind(attributes)
         place = None
         if amount.__class__ is float and 0.0 <= amount <= _MOST:
@@ -68,10 +68,10 @@ class Counter(_Synchronous, metrics.Counter):
 
 
 class UpDownCounter(_Synchronous, metrics.UpDownCounter):
-    """Adds up increments and decrements. NaN and infinities are refused: warned about once, and counted."""
+    """An instrument that adds up increments and decrements. NaN and infinities are counted as refused, with one warning."""
 
     def add(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
-        """Add a number, or a tensor or array with one element. See the module's text."""
+        """Add a number, or a tensor or array with one element. Does not wait, and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
         except Exception:
@@ -88,10 +88,10 @@ class UpDownCounter(_Synchronous, metrics.UpDownCounter):
 
 
 class Gauge(_Synchronous, metrics._Gauge):
-    """Keeps every value, each at its own time. NaN and infinities are values."""
+    """An instrument that keeps each value with its time. NaN and infinities are valid values."""
 
     def set(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
-        """Record a number, or a tensor or array with one element. See the module's text."""
+        """Record a number, or a tensor or array with one element. Does not wait, and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
         except Exception:
@@ -108,10 +108,10 @@ class Gauge(_Synchronous, metrics._Gauge):
 
 
 class Histogram(_Synchronous, metrics.Histogram):
-    """Counts values by bucket. NaN and infinities are refused: warned about once, and counted. Negative ones are values."""
+    """An instrument that counts values by bucket. NaN and infinities are counted as refused, with one warning."""
 
     def record(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
-        """Record a number, or a tensor or array with one element. See the module's text."""
+        """Record a number, or a tensor or array with one element. Does not wait, and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
         except Exception:

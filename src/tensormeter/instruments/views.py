@@ -1,7 +1,7 @@
-"""What the user's views make of an instrument.
+"""Applies the user's views to an instrument.
 
-The SDK's `View` has no public attributes, so a view is asked by trying it: an SDK provider with these views is
-given one measurement, and what it collects tells name, unit, kind, buckets and the attributes kept.
+The SDK's `View` has no public attributes, so views are tried out. An SDK provider with the views gets one measurement. The
+metrics that it collects have the name, unit, kind, buckets and attributes that the views produce.
 """
 
 import math
@@ -29,21 +29,21 @@ __all__ = [
 ]
 
 _DEFAULT_BOUNDS: Final = (0, 5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000)
-"""Of the metrics SDK's specification, "Explicit Bucket Histogram Aggregation"."""
+"""Default of the metrics SDK's specification, "Explicit Bucket Histogram Aggregation"."""
 
-_NAMELESS: Final = "unnamed"
-"""Instead of an empty name, which makes the SDK's meters do nothing."""
+_UNNAMED: Final = "unnamed"
+"""Replacement for an empty name, with which the SDK's meters do nothing."""
 
 _MOST_BUCKETS: Final = 160
-"""The specification's default for each side of an exponential histogram, and ours at most."""
+"""The specification's default for each side of an exponential histogram, and our maximum."""
 
 _HIGHEST_SCALE: Final = 20
-"""The specification's default."""
+"""The specification's default for the scale of an exponential histogram."""
 
 
 @dataclass(frozen=True)
 class ScopeIdentity:
-    """What tells a meter from others: its instrumentation scope."""
+    """The identity of a meter: its instrumentation scope."""
 
     name: str
     version: str = ""
@@ -53,16 +53,16 @@ class ScopeIdentity:
 
 @dataclass(frozen=True)
 class InstrumentIdentity:
-    """What tells an instrument from others.
+    """The identity of an instrument.
 
     Attributes:
         kind: `counter`, `up_down_counter`, `gauge`, `histogram`, `observable_counter`, `observable_up_down_counter` or
-            `observable_gauge`: the end of the name of the meter's method that makes it.
-        name: As first seen.
-        unit: Or "".
-        description: Or "".
-        scope: Its meter's.
-        bounds: Of a histogram's buckets, as its author advises; None if he does not.
+            `observable_gauge`. The meter's method that creates it is named `create_` and the kind.
+        name: Name, in the spelling of its first use.
+        unit: Unit; "" for none.
+        description: Description; "" for none.
+        scope: Scope of the meter.
+        bounds: Bucket boundaries that the instrument's author advises for a histogram; None if there are none.
     """
 
     kind: str
@@ -75,15 +75,15 @@ class InstrumentIdentity:
 
 @dataclass(frozen=True)
 class Template:
-    """A stream less its attributes: what one view makes of an instrument.
+    """The stream that one view makes of an instrument, without attributes.
 
     Attributes:
-        name: The stream's.
-        kind: The stream's.
-        unit: The stream's.
-        description: The stream's.
-        bounds: The stream's.
-        record_min_max: The stream's.
+        name: Name of the stream.
+        kind: Kind of the stream.
+        unit: Unit of the stream; "" for none.
+        description: Description of the stream; "" for none.
+        bounds: Bucket boundaries of a histogram; maximum number of buckets and highest scale of an exponential one.
+        record_min_max: Whether minimum and maximum are recorded.
     """
 
     name: str
@@ -95,29 +95,30 @@ class Template:
 
 
 class Views:
-    """The user's views. Any thread."""
+    """The user's views. Thread-safe."""
 
     def __init__(self, views: Sequence["View"], exponential: Callable[[], bool] = lambda: False) -> None:
-        """
+        """Store the views.
+
         Args:
-            views: The user's.
-            exponential: Tells whether histograms have exponential buckets unless a view says otherwise.
+            views: Views of the user.
+            exponential: Function that returns whether histograms have exponential buckets by default.
         """
         self._views = views
         self._exponential = exponential
 
     def resolve(self, instrument: InstrumentIdentity, keys: frozenset[str]) -> list[tuple[Template, frozenset[str]]]:
-        """The streams of an instrument's measurements with attributes of these keys, and which keys each keeps."""
+        """Return the streams of measurements with these attribute keys, and the keys that each stream keeps."""
         exponential = self._exponential()
         if not self._views:
             return [(_default(instrument, exponential=exponential), keys)]
         try:
             trial = _Trial(self._views, instrument, exponential=exponential)
             return [
-                (_template(instrument, metric, at, trial), frozenset(metric.data.data_points[0].attributes or {}))
-                for at, metric in enumerate(trial.collect(dict.fromkeys(keys, ""), 1))
+                (_template(instrument, metric, index, trial), frozenset(metric.data.data_points[0].attributes or {}))
+                for index, metric in enumerate(trial.collect(dict.fromkeys(keys, ""), 1))
             ]
-        except Exception as error:  # a view, which is the user's code, or a unit that the SDK refuses
+        except Exception as error:  # raised by a view, or because the SDK refuses a unit
             warn_once(
                 (Views, instrument),
                 "views are not applied to the instrument %r: %s",
@@ -127,14 +128,14 @@ class Views:
             )
             return [(_default(instrument, exponential=exponential), keys)]
 
-    def conflict(self, one: InstrumentIdentity, other: InstrumentIdentity) -> bool:
-        """Whether two instruments have streams of the same name that differ otherwise."""
-        streams, others = ([stream for stream, _ in self.resolve(item, frozenset())] for item in (one, other))
-        return any(a.name.lower() == b.name.lower() and a != b for a in streams for b in others)
+    def conflict(self, a: InstrumentIdentity, b: InstrumentIdentity) -> bool:
+        """Return whether two instruments have different streams of the same name."""
+        streams_a, streams_b = ([stream for stream, _ in self.resolve(item, frozenset())] for item in (a, b))
+        return any(x.name.lower() == y.name.lower() and x != y for x in streams_a for y in streams_b)
 
 
 class _Trial:
-    """An SDK provider with one instrument."""
+    """An SDK provider with one instrument, to try views out."""
 
     def __init__(self, views: Sequence["View"], instrument: InstrumentIdentity, *, exponential: bool) -> None:
         import opentelemetry.sdk.metrics as sdk
@@ -146,7 +147,7 @@ class _Trial:
             sdk.Counter, sdk.UpDownCounter, sdk.Histogram, sdk.ObservableCounter, sdk.ObservableUpDownCounter,
             sdk.ObservableGauge, sdk._Gauge,
         )  # fmt: skip
-        # So that each collection tells of the last measurements only.
+        # Each collection covers only the latest measurements.
         self._reader = InMemoryMetricReader(
             dict.fromkeys(kinds, AggregationTemporality.DELTA),
             {sdk.Histogram: ExponentialBucketHistogramAggregation()} if exponential else None,
@@ -155,16 +156,16 @@ class _Trial:
             provider = sdk.MeterProvider(
                 [self._reader],
                 Resource.get_empty(),
-                exemplar_filter=sdk.AlwaysOffExemplarFilter(),  # without one, an unknown one in the environment raises
+                exemplar_filter=sdk.AlwaysOffExemplarFilter(),  # otherwise an unknown name in the environment would raise
                 shutdown_on_exit=False,
                 views=views,
             )
         self._observations: list[Observation] = []
-        instrument_made = create_sdk_instrument(provider, instrument, [lambda options: self._observations])
-        self._measure = measuring_method(instrument, instrument_made)
+        sdk_instrument = create_sdk_instrument(provider, instrument, [lambda options: self._observations])
+        self._measure = measuring_method(instrument, sdk_instrument)
 
     def collect(self, attributes: dict[str, str], *values: float) -> list["Metric"]:
-        """What comes of measurements."""
+        """Measure some values, and return the metrics that the provider collects."""
         if self._measure is None:
             self._observations = [Observation(value, attributes) for value in values]
         else:
@@ -178,21 +179,21 @@ class _Trial:
             for metric in scope_metrics.metrics
         ]
 
-    def most_buckets(self, at: int, scale: int) -> int:
-        """The largest number of neighbouring buckets that does not make an exponential histogram lower its scale.
+    def most_buckets(self, index: int, scale: int) -> int:
+        """Return the largest number of adjacent buckets with which an exponential histogram keeps its scale.
 
         Args:
-            at: Which of the metrics that are collected it is: several can have one name.
-            scale: Its highest scale.
+            index: Index of the histogram among the collected metrics, because several can have the same name.
+            scale: Highest scale of the histogram.
         """
         if scale <= 0:
-            return _MOST_BUCKETS  # there are not that many buckets to try
+            return _MOST_BUCKETS  # float64 may have fewer buckets than that
 
-        def middle(index: int) -> float:
-            return float(2 ** ((index + 0.5) / 2**scale))
+        def middle(bucket: int) -> float:
+            return float(2 ** ((bucket + 0.5) / 2**scale))
 
         def fits(count: int) -> bool:
-            metric = self.collect({}, middle(0), middle(count - 1))[at]
+            metric = self.collect({}, middle(0), middle(count - 1))[index]
             return bool(getattr(metric.data.data_points[0], "scale", scale) >= scale)
 
         low, high = 2, _MOST_BUCKETS
@@ -207,31 +208,31 @@ def create_sdk_instrument(
     instrument: InstrumentIdentity,
     callbacks: Sequence[Callable[[CallbackOptions], Iterable[Observation]]],
 ) -> Any:
-    """The SDK's instrument of this identity. It raises what the SDK raises."""
+    """Create the SDK's instrument with this identity. Raises the SDK's exceptions."""
     scope = instrument.scope
     meter = provider.get_meter(
-        scope.name or _NAMELESS, scope.version or None, scope.schema_url or None, dict(scope.attributes)
+        scope.name or _UNNAMED, scope.version or None, scope.schema_url or None, dict(scope.attributes)
     )
     create = getattr(meter, f"create_{instrument.kind}")
-    more: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if instrument.kind.startswith("observable_"):
-        more["callbacks"] = callbacks
+        options["callbacks"] = callbacks
     elif instrument.kind == "histogram":
-        more["explicit_bucket_boundaries_advisory"] = instrument.bounds
-    return create(instrument.name, unit=instrument.unit, description=instrument.description, **more)
+        options["explicit_bucket_boundaries_advisory"] = instrument.bounds
+    return create(instrument.name, unit=instrument.unit, description=instrument.description, **options)
 
 
-def measuring_method(instrument: InstrumentIdentity, made: Any) -> Callable[..., None] | None:
-    """The method of an SDK instrument that takes measurements; None if it observes, or is none."""
-    if made is None or instrument.kind.startswith("observable_"):
+def measuring_method(instrument: InstrumentIdentity, sdk_instrument: Any) -> Callable[..., None] | None:
+    """Return the measuring method of an SDK instrument, or None for an observable or missing one."""
+    if sdk_instrument is None or instrument.kind.startswith("observable_"):
         return None
     name = {"gauge": "set", "histogram": "record"}.get(instrument.kind, "add")
-    method: Callable[..., None] = getattr(made, name)
+    method: Callable[..., None] = getattr(sdk_instrument, name)
     return method
 
 
-def _template(instrument: InstrumentIdentity, metric: "Metric", at: int, trial: _Trial) -> Template:
-    """What a view makes of the instrument, from the metric that it made of one measurement of 1."""
+def _template(instrument: InstrumentIdentity, metric: "Metric", index: int, trial: _Trial) -> Template:
+    """Return the stream that a view makes of an instrument, from the metric that it made of one measurement of 1."""
     from opentelemetry.sdk.metrics.export import ExponentialHistogram, Gauge, Histogram, Sum
 
     bounds: tuple[float, ...] = ()
@@ -246,10 +247,10 @@ def _template(instrument: InstrumentIdentity, metric: "Metric", at: int, trial: 
         case Histogram(data_points=points):
             kind, bounds = "histogram", tuple(map(float, points[0].explicit_bounds))
         case ExponentialHistogram(data_points=points):
-            kind, bounds = "exponential", (trial.most_buckets(at, points[0].scale), points[0].scale)
+            kind, bounds = "exponential", (trial.most_buckets(index, points[0].scale), points[0].scale)
         case _:
-            raise TypeError(f"an aggregation that makes a {type(metric.data).__name__}")
-    # The SDK makes names lower case; the specification keeps an instrument's as it was given first.
+            raise TypeError(f"unknown aggregation: {type(metric.data).__name__}")
+    # The SDK lowers names; the specification keeps the spelling of the first use.
     name = instrument.name if metric.name == instrument.name.lower() else metric.name
     return Template(name, kind, metric.unit or "", metric.description or "", bounds, record_min_max)
 
