@@ -1,6 +1,6 @@
-"""Reading runs back from the experiment server: lists of runs, points as NumPy arrays or pandas frames, tables, images.
+"""Reads runs from an experiment server: lists of runs, points as NumPy arrays or pandas frames, tables, images.
 
-Imported only when `tensormeter.Client` is first used: a training process does not pay for it.
+The first use of `tensormeter.Client` imports this package, so a training process does not load it.
 """
 
 from tensormeter.client.client import Client

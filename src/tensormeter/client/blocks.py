@@ -1,4 +1,4 @@
-"""All that a metric has, piece by piece, so that neither side holds more than a piece."""
+"""Reads all data of a metric block by block, so that client and server hold only one block in memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
@@ -11,68 +11,68 @@ Block = TypeVar("Block")
 
 _TOO_MANY: Final = "too_many_points"
 
-_SHORTEST: Final = 1_000_000_000
-"""Nanoseconds: a stretch that is shorter is not halved."""
+_MIN_SPAN: Final = 1_000_000_000
+"""Nanoseconds below which a time span is not halved."""
 
 
 class BlockReader(Generic[Block]):
-    """Reads one metric of one run. For one thread."""
+    """Reads one metric of one run. Not thread-safe."""
 
-    def __init__(self, ask: Callable[[str | None, int, int, int], list[Block]], most: int, limit: int) -> None:
+    def __init__(self, request: Callable[[str | None, int, int, int], list[Block]], size: int, limit: int) -> None:
         """Create a reader.
 
         Args:
-            ask: Asks the server, for one process or all of them (None), from a time until before another, in nanoseconds
-                since the Unix epoch, and with what the server may look at, at most.
-            most: What one request looks at, at most.
-            limit: The server's own limit.
+            request: Function that requests blocks. Arguments: id of the process, or None for all; first time and end of the
+                times (exclusive), in nanoseconds since the Unix epoch; maximum number of points that the server reads.
+            size: Maximum number of points that the server reads per request.
+            limit: Maximum that the server allows.
         """
-        self._ask = ask
-        self._most = most
+        self._request = request
+        self._size = size
         self._limit = limit
 
     def read(self, processes: Callable[[], Sequence[str]], start: int, stop: int) -> Iterator[Block]:
-        """What has start <= time < stop: of all processes at once if that is little, else process by process.
+        """Read the blocks of all processes, with one request if the data is small, else process by process.
 
         Args:
-            processes: Gives the ids of all processes; called if it has to be.
-            start: Nanoseconds since the Unix epoch.
-            stop: The same.
+            processes: Function that returns the ids of all processes; called only if it is needed.
+            start: Lowest time, in nanoseconds since the Unix epoch.
+            stop: End of the times, exclusive.
 
         Raises:
-            TensormeterError: No answer, or an error.
+            TensormeterError: The server does not answer, or answers with an error.
         """
         try:
-            found = self._ask(None, start, stop, self._most)
+            blocks = self._request(None, start, stop, self._size)
         except ApiError as error:
             if error.code != _TOO_MANY:
                 raise
         else:
-            yield from found
+            yield from blocks
             return
         for process in processes():
             yield from self.read_process(process, start, stop)
 
     def read_process(self, process: str, start: int, stop: int) -> Iterator[Block]:
-        """What one process has; see `read`.
+        """Read the blocks of one process; see `read`.
 
-        A stretch of time with too much is halved. The server looks at points chunk by chunk: where no shorter stretch helps,
-        more are asked for.
+        A time span with too many points is halved. The server reads whole segments, so if a shorter span does not help, the
+        request allows more points.
         """
-        waiting = [(start, stop)]
-        while waiting:
-            first, last = waiting.pop()
+        spans = [(start, stop)]
+        while spans:
+            first, last = spans.pop()
             try:
-                found = self._ask(process, first, last, self._most)
+                blocks = self._request(process, first, last, self._size)
             except ApiError as error:
-                short = last - first < _SHORTEST
-                if error.code != _TOO_MANY or (short and self._most >= self._limit):
+                short = last - first < _MIN_SPAN
+                if error.code != _TOO_MANY or (short and self._size >= self._limit):
                     raise
                 if short:
-                    self._most = min(2 * self._most, self._limit)
-                    waiting.append((first, last))
+                    self._size = min(2 * self._size, self._limit)
+                    spans.append((first, last))
                 else:
                     middle = (first + last) // 2
-                    waiting += [(middle, last), (first, middle)]
+                    spans += [(middle, last), (first, middle)]
             else:
-                yield from found
+                yield from blocks

@@ -1,4 +1,4 @@
-"""The way into the experiment server for scripts and notebooks."""
+"""The client of the experiment server, for scripts and notebooks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -13,14 +13,15 @@ from tensormeter.errors import UsageError
 __all__ = ["Client"]
 
 _PAGE: Final = 500
+"""Number of runs per request."""
 
 
 class Client:
-    """Reads runs from an experiment server.
+    """A client that reads runs from an experiment server.
 
-    Every method blocks until the server has answered. None retries: a server that is away, or that answers with an error,
-    is a `TensormeterError` that says what to do. Threads: any number may use one client at once. After a fork each
-    process needs one of its own.
+    Each method blocks until the server has answered, and does not retry. If the server is unreachable or answers with an
+    error, it raises a `TensormeterError` whose message gives the remedy. The client is thread-safe. After a fork, create a new
+    client in the child.
 
     ```python
     client = tensormeter.Client()
@@ -31,15 +32,15 @@ class Client:
     """
 
     def __init__(self, url: str | None = None, *, token: str | None = None, timeout: float = 60.0) -> None:
-        """Create a client; it connects to nothing yet.
+        """Create a client. The first request opens the connection.
 
         Args:
-            url: Of the server; by default `TENSORMETER_ENDPOINT`, or this machine's.
-            token: By default `TENSORMETER_TOKEN`, or what is in `TENSORMETER_TOKEN_FILE`.
-            timeout: Seconds without a byte of the answer after which a call fails.
+            url: URL of the server. Default: `TENSORMETER_ENDPOINT`, or the server on this machine.
+            token: Access token. Default: `TENSORMETER_TOKEN`, or the content of the file `TENSORMETER_TOKEN_FILE`.
+            timeout: Maximum seconds to wait for the next byte of an answer.
 
         Raises:
-            SettingsError: The URL or the token cannot be used.
+            SettingsError: The URL or the token is invalid.
         """
         self._connection = Connection(url, token, timeout)
 
@@ -55,12 +56,12 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close idle connections. Runs and images that were read open others if they must."""
+        """Close idle connections. Runs and images that were read before can open new ones."""
         self._connection.close()
 
     def projects(self) -> list[str]:
-        """The names of all projects."""
-        return [one["name"] for one in self._connection.get("projects")["projects"]]
+        """Return the names of all projects."""
+        return [project["name"] for project in self._connection.get("projects")["projects"]]
 
     def runs(
         self,
@@ -71,25 +72,25 @@ class Client:
         limit: int | None = None,
         fields: Sequence[str] | None = None,
     ) -> Iterator[StoredRun]:
-        """Runs, read a page at a time while they are iterated over.
+        """Iterate over runs. The iterator reads them page by page.
 
         Args:
-            project: Only of this one.
-            filter: Such as `state = "running" and config.lr > 1e-4`; docs/api.md has the language. Archived runs are left
-                out unless it speaks of `archived`.
-            sort: Fields between commas, `-` for descending; the newest first by default.
-            limit: How many at most; None: all.
-            fields: Which parts of configuration and summary to read, such as `config.lr`; None: all. Few are faster.
+            project: Project of the runs. Default: all projects.
+            filter: Condition such as `state = "running" and config.lr > 1e-4`; docs/api.md describes the language. Archived
+                runs are left out unless the condition contains `archived`.
+            sort: Comma-separated fields, with `-` for descending order. Default: newest first.
+            limit: Maximum number of runs. Default: no limit.
+            fields: Parts of the configuration and summary to read, such as `config.lr`. Default: all. Fewer are faster.
 
         Raises:
-            TensormeterError: When iteration begins: filter or order cannot be understood; the server gives no answer.
+            TensormeterError: The filter or order is invalid, or the server does not answer. Raised during iteration.
         """
-        named = None if fields is None else ",".join(fields)
+        names = None if fields is None else ",".join(fields)
         offset = 0
         while limit is None or offset < limit:
             size = _PAGE if limit is None else min(_PAGE, limit - offset)
             page = self._connection.get(
-                "runs", project=project, filter=filter, sort=sort, limit=size, offset=offset, fields=named
+                "runs", project=project, filter=filter, sort=sort, limit=size, offset=offset, fields=names
             )
             for document in page["runs"]:
                 yield StoredRun(self._connection, document)
@@ -98,10 +99,15 @@ class Client:
                 return
 
     def run(self, selector: str, project: str | None = None) -> StoredRun:
-        """The run whose id is `selector`, or else whose name it is, or whose id begins with it.
+        """Return one run.
+
+        Args:
+            selector: Id of the run; or, if there is no such id, its name or the beginning of its id.
+            project: Project of the run. Default: all projects.
 
         Raises:
-            UsageError: No run is meant by it, or several are; the message names some.
+            UsageError: No run or several runs match; the message names some of them.
+            TensormeterError: The server does not answer, or answers with an error.
         """
         return StoredRun(self._connection, find_run(self._connection, selector, project))
 
@@ -120,7 +126,25 @@ class Client:
         scope: str | None = None,
         unit: str | None = None,
     ) -> SeriesList:
-        """Series of many runs at once; arguments as for `StoredRun.series`, but sampled unless `max_points` is 0."""
+        """Read series of several runs at once.
+
+        Args:
+            runs: Runs to read.
+            metrics: Names of gauges and sums.
+            x: See `StoredRun.series`, as for the following arguments.
+            start: Lowest x.
+            stop: End of the range of x, exclusive.
+            max_points: Maximum number of points per series, from 4, or 0 for all points.
+            process: Id of a process.
+            attempt: Number of an attempt, or "all".
+            attributes: Attributes that the series have.
+            scope: Name of an instrumentation scope.
+            unit: Unit.
+
+        Raises:
+            UsageError: `metrics` is not a list of names, or empty.
+            TensormeterError: The server does not answer, or answers with an error.
+        """
         if isinstance(metrics, str) or not metrics:
             raise UsageError(f"metrics: expected a list of names, got {metrics!r}")
         return query_series(

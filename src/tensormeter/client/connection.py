@@ -1,4 +1,4 @@
-"""HTTP to one experiment server."""
+"""HTTP requests to an experiment server."""
 
 import json
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from tensormeter.settings import Settings
 __all__ = ["COLUMNS", "ApiError", "Connection"]
 
 COLUMNS: Final = "application/vnd.tensormeter.columns"
-"""Media type of binary answers, see docs/api.md."""
+"""Media type of binary answers; see docs/api.md."""
 
 _MAX_CONNECTIONS: Final = 8
 
 
 class ApiError(TensormeterError):
-    """The server answered with an error.
+    """An error response of the server.
 
     Attributes:
         status: HTTP status.
-        code: For programs, such as "not_found"; "" if the server gave none.
+        code: Machine-readable code, such as "not_found"; "" if the server sent none.
     """
 
     def __init__(self, status: int, error: Mapping[str, Any]) -> None:
@@ -33,24 +33,25 @@ class ApiError(TensormeterError):
 
 
 class Connection:
-    """Asks one server. Every method blocks until the whole answer is there, or the timeout is over.
+    """A connection to one server.
 
-    Threads: any number may use it at once. After a fork each process needs one of its own.
+    Each method blocks until the whole answer has arrived, or until the timeout. The connection is thread-safe. After a fork,
+    create a new connection in the child.
     """
 
     def __init__(self, endpoint: str | None = None, token: str | None = None, timeout: float = 60.0) -> None:
-        """Create a connection; it connects to nothing yet.
+        """Create a connection. The first request opens it.
 
         Args:
-            endpoint: Base URL; by default as in `Settings`.
-            token: Bearer token; by default `TENSORMETER_TOKEN`, or what is in `TENSORMETER_TOKEN_FILE`.
-            timeout: Seconds without a byte of the answer after which a request fails.
+            endpoint: Base URL. Default: the setting `endpoint`.
+            token: Bearer token. Default: `TENSORMETER_TOKEN`, or the content of the file `TENSORMETER_TOKEN_FILE`.
+            timeout: Maximum seconds to wait for the next byte of an answer.
 
         Raises:
-            SettingsError: The endpoint is not a URL, or the token cannot be used.
+            SettingsError: The endpoint is not a URL, or the token is invalid.
         """
-        given = {"endpoint": endpoint, "token": token}
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        fields = {"endpoint": endpoint, "token": token}
+        settings = Settings(**{name: value for name, value in fields.items() if value is not None})  # type: ignore[arg-type]
         self._endpoint = settings.endpoint.rstrip("/")
         self._token = settings.current_token()
         self._pool = urllib3.PoolManager(
@@ -66,19 +67,20 @@ class Connection:
         return self._endpoint
 
     def get(self, *path: str, **query: str | float | None) -> dict[str, Any]:
-        """A document under /api/v1/.
+        """Return a JSON document under /api/v1/.
 
         Args:
-            path: Segments, not quoted yet.
-            query: Parameters; those that are None are left out.
+            path: Unquoted segments of the path.
+            query: Parameters; those with the value None are left out.
 
         Raises:
-            TensormeterError: No answer, or an error; the message says what to do.
+            ApiError: The server answers with an error.
+            TensormeterError: The server does not answer, or is not a tensormeter server. The message gives the remedy.
         """
         return self._document(self._request("GET", path, query=query))
 
     def send(self, method: str, *path: str, document: Mapping[str, Any] | None = None, **query: str | None) -> Any:
-        """The document that another method than GET answers with, or None if it answers with nothing; see `get`."""
+        """Send a request with another method than GET; return the JSON document, or None if there is none. See `get`."""
         body = None if document is None else json.dumps(document).encode()
         response = self._request(method, path, query=query, body=body)
         return None if response.status == 204 else self._document(response)
@@ -86,25 +88,25 @@ class Connection:
     def columns(
         self, *path: str, document: Mapping[str, Any] | None = None, **query: str | float | None
     ) -> tuple[dict[str, Any], memoryview]:
-        """The header of a binary answer, and the whole answer, which the header's offsets count in; see `get`."""
+        """Return the header of a binary answer, and the whole answer, to which the header's offsets refer. See `get`."""
         body = None if document is None else json.dumps(document).encode()
         headers = {"Accept": COLUMNS}
         response = self._request("GET" if body is None else "POST", path, query=query, body=body, headers=headers)
         if response.status != 200 or response.headers.get("Content-Type") != COLUMNS:
             self._document(response)
-            raise TensormeterError(f"{self._endpoint} has no binary answers for this; its version is too old")
+            raise TensormeterError(f"{self._endpoint} has no binary answers for this; upgrade the server")
         data = memoryview(response.data)
         return json.loads(bytes(data[4 : 4 + int.from_bytes(data[:4], "little")])), data
 
     def content(self, *path: str, **query: str | None) -> tuple[str, bytes]:
-        """Media type and bytes of an answer that is no document; see `get`."""
+        """Return the media type and bytes of an answer that is not a document. See `get`."""
         response = self._request("GET", path, query=query)
         if response.status != 200:
             self._document(response)
         return response.headers.get("Content-Type", ""), response.data
 
     def close(self) -> None:
-        """Close idle connections; a later request opens another."""
+        """Close idle connections. A later request opens a new one."""
         self._pool.clear()
 
     def _request(
@@ -120,16 +122,18 @@ class Connection:
             segments = "/".join(quote(segment, safe="") for segment in path)
             parameters = urlencode({name: value for name, value in query.items() if value is not None})
         except UnicodeEncodeError as error:
-            raise UsageError(f"expected Unicode text, got {error.object!r}: it has half of a surrogate pair") from None
+            raise UsageError(
+                f"expected Unicode text, got {error.object!r}, which has half of a surrogate pair; pass valid text"
+            ) from None
         url = f"{self._endpoint}/api/v1/{segments}" + (f"?{parameters}" if parameters else "")
-        named = dict(headers or {})
+        all_headers = dict(headers or {})
         if self._token is not None:
-            named["Authorization"] = f"Bearer {self._token}"
+            all_headers["Authorization"] = f"Bearer {self._token}"
         if body is not None:
-            named["Content-Type"] = "application/json"
+            all_headers["Content-Type"] = "application/json"
         try:
             # Redirects are not followed: they would carry the token elsewhere.
-            return self._pool.request(method, url, body=body, headers=named, redirect=False)
+            return self._pool.request(method, url, body=body, headers=all_headers, redirect=False)
         except urllib3.exceptions.HTTPError as error:
             raise TensormeterError(self._unreachable(error)) from None
 
@@ -148,7 +152,7 @@ class Connection:
 
     def _unreachable(self, error: Exception) -> str:
         if isinstance(error, urllib3.exceptions.NewConnectionError):
-            return f"no server at {self._endpoint}; start one with `tensormeter serve`, or give another endpoint"
+            return f"no server at {self._endpoint}; start one with `tensormeter serve`, or pass another endpoint"
         detail = f": {error}" if isinstance(error, urllib3.exceptions.SSLError) else ""
         return (
             f"no answer from {self._endpoint} ({type(error).__name__}{detail}); check the endpoint and the server's log"

@@ -1,4 +1,4 @@
-"""Every distribution of a metric, exactly as it was logged, piece by piece."""
+"""Reads all distributions of a metric, exactly as they were logged, block by block."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,40 +9,40 @@ from numpy.typing import NDArray
 
 from tensormeter.client.blocks import BlockReader
 from tensormeter.client.connection import Connection
-from tensormeter.client.histograms import number_of
+from tensormeter.client.histograms import parse_number
 
 __all__ = ["BLOCK_DISTRIBUTIONS", "DistributionBlock", "distribution_reader"]
 
 BLOCK_DISTRIBUTIONS: Final = 2048
-"""Distributions that one request looks at, at most: with 320 buckets each some 20 MB of JSON."""
+"""Default number of distributions that the server reads per request: with 320 buckets each, about 20 MB of JSON."""
 
-_MOST: Final = 20_000
-"""The server's own limit."""
+_MAX_BLOCK: Final = 20_000
+"""Maximum that the server allows."""
 
 
 @dataclass(frozen=True, eq=False)
 class DistributionBlock:
-    """Some of the distributions of one series, by ascending time. n of them; those that lack a number have NaN.
+    """A block of n distributions of one series, sorted by time. Missing numbers are NaN.
 
     Attributes:
         process: Id of the process.
-        attempt: Which attempt at the run it belongs to.
-        metric: Name.
+        attempt: Number of the attempt.
+        metric: Name of the metric.
         kind: "histogram", "exponential_histogram" or "summary".
-        temporality: "delta" or "cumulative", if that was said: of a cumulative one, each has all numbers since its start.
-        attributes: Of the metric.
-        scope: Name of the instrumentation scope that recorded it; "" for tensormeter itself, and if it has none.
-        unit: UCUM unit, or "".
-        time: int64, shape (n,): nanoseconds since the Unix epoch.
-        step: int64, shape (n,): the step that was logged at that time; 0 where there was none.
-        stepped: bool, shape (n,): where there was one.
-        count: uint64, shape (n,): numbers in each.
-        sum: float64, shape (n,).
-        min: float64, shape (n,).
-        max: float64, shape (n,).
-        bounds: For each, float64, shape (b,): bucket i is (bounds[i-1], bounds[i]]; the first and the last are open.
-        counts: For each, uint64, shape (b + 1,); none if there are no buckets, as in a summary.
-        quantiles: For each, the pairs (quantile, value) of a summary.
+        temporality: "delta" or "cumulative"; None if the sender gave none. A cumulative distribution counts all values since its start.
+        attributes: Attributes of the series.
+        scope: Name of the instrumentation scope; "" for tensormeter itself, and for none.
+        unit: UCUM unit; "" for none.
+        time: Times in nanoseconds since the Unix epoch: int64, shape (n,).
+        step: Steps; 0 for a missing step: int64, shape (n,).
+        stepped: Whether each has a step: bool, shape (n,).
+        count: Number of values of each: uint64, shape (n,).
+        sum: Sum of each: float64, shape (n,).
+        min: Lowest value of each: float64, shape (n,).
+        max: Highest value of each: float64, shape (n,).
+        bounds: Bucket boundaries of each: float64, shape (b,). Bucket i is (bounds[i-1], bounds[i]]; the first and the last are open.
+        counts: Bucket counts of each: uint64, shape (b + 1,); empty without buckets, as in a summary.
+        quantiles: Pairs (quantile, value) of each summary.
     """
 
     process: str
@@ -69,42 +69,42 @@ class DistributionBlock:
 
 
 def distribution_reader(
-    connection: Connection, run: tuple[str, str], metric: str, most: int = BLOCK_DISTRIBUTIONS
+    connection: Connection, run: tuple[str, str], metric: str, block: int = BLOCK_DISTRIBUTIONS
 ) -> BlockReader[DistributionBlock]:
-    """A reader of one metric of one run.
+    """Create a reader of one metric of one run.
 
     Args:
-        connection: To the server.
-        run: Project and id.
-        metric: Name.
-        most: Distributions that one request looks at, at most.
+        connection: Connection to the server.
+        run: Project and id of the run.
+        metric: Name of the metric.
+        block: Maximum number of distributions that the server reads per request.
     """
     project, run_id = run
 
-    def ask(process: str | None, start: int, stop: int, limit: int) -> list[DistributionBlock]:
+    def request(process: str | None, start: int, stop: int, limit: int) -> list[DistributionBlock]:
         document = connection.get(
             "runs", run_id, "distributions",
             project=project, metric=metric, process=process, start=start, stop=stop, limit=limit, attempt="all",
         )  # fmt: skip
-        return [_block(metric, one) for one in document["series"]]
+        return [_block(metric, series) for series in document["series"]]
 
-    return BlockReader(ask, most, _MOST)
+    return BlockReader(request, block, _MAX_BLOCK)
 
 
-def _block(metric: str, one: Mapping[str, Any]) -> DistributionBlock:
-    points = one["points"]
+def _block(metric: str, series: Mapping[str, Any]) -> DistributionBlock:
+    points = series["points"]
 
     def column(name: str) -> NDArray[np.float64]:
-        return np.array([number_of(point[name]) for point in points], np.float64)
+        return np.array([parse_number(point[name]) for point in points], np.float64)
 
     steps = [point["step"] for point in points]
     return DistributionBlock(
-        one["process"],
-        one["attempt"],
+        series["process"],
+        series["attempt"],
         metric,
-        one["kind"],
-        one["temporality"],
-        one["attributes"],
+        series["kind"],
+        series["temporality"],
+        series["attributes"],
         np.array([point["time"] for point in points], np.int64),
         np.array([0 if step is None else step for step in steps], np.int64),
         np.array([step is not None for step in steps], np.bool_),
@@ -112,9 +112,9 @@ def _block(metric: str, one: Mapping[str, Any]) -> DistributionBlock:
         column("sum"),
         column("min"),
         column("max"),
-        [np.array([number_of(bound) for bound in point["bounds"]], np.float64) for point in points],
+        [np.array([parse_number(bound) for bound in point["bounds"]], np.float64) for point in points],
         [np.array(point["counts"], np.uint64) for point in points],
-        [[(number_of(q), number_of(value)) for q, value in point.get("quantiles", ())] for point in points],
-        scope=one.get("scope", ""),
-        unit=one.get("unit", ""),
+        [[(parse_number(q), parse_number(value)) for q, value in point.get("quantiles", ())] for point in points],
+        scope=series.get("scope", ""),
+        unit=series.get("unit", ""),
     )

@@ -1,4 +1,7 @@
-"""A run as one long table in a file: a row a point or distribution, in bounded memory, and the file is there whole or not at all."""
+"""Exports a run to a file as one table with a row per point or distribution, in bounded memory.
+
+The file appears only when it is complete.
+"""
 
 import csv
 import importlib
@@ -26,10 +29,10 @@ Format = Literal["parquet", "csv", "jsonl"]
 COLUMNS: Final = ("project", "run", "process", "rank", "attempt", "metric", "attributes", "step", "time", "value")
 
 VARIANT_COLUMNS: Final = ("scope", "unit", "kind", "temporality")
-"""Further columns after `metric`, of a table in which metrics of one name differ in one of them."""
+"""Columns after `metric`, if metrics of the same name differ in one of them."""
 
 DISTRIBUTION_COLUMNS: Final = ("kind", "temporality", "count", "sum", "min", "max", "bounds", "counts", "quantiles")
-"""Further columns of a table that has distributions, which have no `value`; nothing stands there for numbers."""
+"""Columns of a table with distributions, which have no `value`. They are empty for numbers."""
 
 _FORMULA: Final = re.compile(r"[=+\-@\t\r]")
 
@@ -37,16 +40,18 @@ _MISSING: Final = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 class _Writer(Protocol):
+    """Writes the rows of a table in one format."""
+
     def write(self, about: Mapping[str, Any], block: PointBlock) -> None:
-        """Append rows that share the columns before `step`."""
+        """Append points, whose rows share the columns `about` before `step`."""
         ...
 
     def write_distributions(self, about: Mapping[str, Any], block: DistributionBlock) -> None:
-        """The same for distributions."""
+        """Append distributions, whose rows share the columns `about` before `step`."""
         ...
 
     def close(self) -> None:
-        """Write what the format wants at its end."""
+        """Write the end of the file."""
         ...
 
 
@@ -59,26 +64,26 @@ def export_run(
     block: int | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Write the points and distributions of a run, of all attempts, to a file, which appears under its name when all is in it.
+    """Write the points and distributions of all attempts at a run to a file, which appears only when it is complete.
 
-    Rows are in order of metric, then of process, then of time (of stretches of time, if a process has several attribute sets);
-    first those of numbers, then those of distributions.
+    Points come first, then distributions. Both are sorted by metric, process and time; if a process has several attribute sets,
+    their rows alternate in stretches of time.
 
     Args:
-        run: Whose points.
-        target: The file; it is replaced.
-        format: `csv` and `jsonl` (UTF-8), or `parquet`.
-        choose: Which metrics, by name.
-        block: Points, or distributions, in memory at once, at most; by default as many as is good for each.
-        on_rows: Told how many rows there are, now and then.
+        run: Run to export.
+        target: Path of the file. An existing file is replaced.
+        format: `csv` or `jsonl` (both UTF-8), or `parquet`.
+        choose: Function that returns whether to export a metric, by its name. Default: all metrics.
+        block: Maximum number of points or distributions in memory. Default: 500,000 points, or 2,048 distributions.
+        on_rows: Function that is called with the number of rows written so far, after each block.
 
     Returns:
-        How many rows there are.
+        The number of rows.
 
     Raises:
         UsageError: The format is unknown, or pyarrow is not installed.
-        TensormeterError: The server gives no answer, or an error. There is no file then, and an older one is untouched.
-        OSError: The file cannot be written; the same.
+        TensormeterError: The server does not answer, or answers with an error. An existing file is unchanged.
+        OSError: The file cannot be written. An existing file is unchanged.
     """
     with replacing(target) as file:
         return export_points(run, file, format, choose=choose, block=block, on_rows=on_rows)
@@ -93,7 +98,7 @@ def export_points(
     block: int | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """The same into a binary file that is open."""
+    """Write the points and distributions of a run to an open binary file. See `export_run` for the arguments."""
     writers: dict[str, Callable[[IO[bytes], _Header], _Writer]] = {
         "parquet": _Parquet,
         "csv": _Csv,
@@ -134,7 +139,7 @@ def export_points(
 
 
 def _stops(metrics: Iterable[Metric]) -> dict[str, int]:
-    """Each name once, as of a metric that was both a gauge and a sum, and the time before which it is to be read."""
+    """Return each name once, even if several metrics have it, with the end of its times (exclusive)."""
     stops: dict[str, int] = {}
     for metric in metrics:
         stops[metric.name] = max(stops.get(metric.name, 0), (metric.last_time or 0) + 1)
@@ -146,8 +151,8 @@ class _Header:
     """The columns of a table.
 
     Attributes:
-        variants: `VARIANT_COLUMNS`, or none.
-        distributions: Those of `DISTRIBUTION_COLUMNS` that are not among `variants`, or none.
+        variants: `VARIANT_COLUMNS` if the table needs them; else empty.
+        distributions: Columns of `DISTRIBUTION_COLUMNS` that are not among `variants`; empty without distributions.
     """
 
     variants: tuple[str, ...]
@@ -155,22 +160,24 @@ class _Header:
 
     @classmethod
     def of(cls, metrics: Sequence[Metric]) -> "_Header":
-        found = {(one.name, scope, one.unit, one.kind, one.temporality) for one in metrics for scope in one.scopes}
-        variants = VARIANT_COLUMNS if len(found) > len({one.name for one in metrics}) else ()
-        known = DISTRIBUTION_COLUMNS if any(not one.numeric for one in metrics) else ()
-        return cls(variants, tuple(name for name in known if name not in variants))
+        """Return the columns that these metrics need."""
+        identities = {(m.name, scope, m.unit, m.kind, m.temporality) for m in metrics for scope in m.scopes}
+        variants = VARIANT_COLUMNS if len(identities) > len({metric.name for metric in metrics}) else ()
+        columns = DISTRIBUTION_COLUMNS if any(not metric.numeric for metric in metrics) else ()
+        return cls(variants, tuple(name for name in columns if name not in variants))
 
     @property
     def common(self) -> tuple[str, ...]:
-        """The columns that every row has."""
-        place = COLUMNS.index("metric") + 1
-        return COLUMNS[:place] + self.variants + COLUMNS[place:]
+        """The columns that all rows have."""
+        end = COLUMNS.index("metric") + 1
+        return COLUMNS[:end] + self.variants + COLUMNS[end:]
 
 
 class _Csv:
-    """RFC 4180 with a header. No step, no such number, no temporality: empty. NaN and infinities: `NaN`, `Infinity`, `-Infinity`.
+    """Writes CSV (RFC 4180) with a header.
 
-    Attributes, and of distributions bounds, counts and quantiles: JSON. Text that a spreadsheet would run as a formula begins with `'`.
+    A missing step, number or temporality is an empty cell. NaN and the infinities are `NaN`, `Infinity` and `-Infinity`.
+    Attributes, bounds, counts and quantiles are JSON. Text that a spreadsheet would run as a formula gets the prefix `'`.
     """
 
     def __init__(self, file: IO[bytes], header: _Header) -> None:
@@ -183,13 +190,13 @@ class _Csv:
     def write(self, about: Mapping[str, Any], block: PointBlock) -> None:
         first = _cells(about)
         columns = zip(_steps(block, ""), block.time.tolist(), _values(block, str), strict=True)
-        self._rows.writerows([*first, *rest, *self._empty] for rest in columns)
+        self._rows.writerows([*first, *cells, *self._empty] for cells in columns)
 
     def write_distributions(self, about: Mapping[str, Any], block: DistributionBlock) -> None:
         first = _cells(about)
         for step, time, document in zip(_steps(block, ""), block.time.tolist(), _documents(block), strict=True):
-            found = (document[name] for name in self._header.distributions)
-            cells = [_json(cell) if isinstance(cell, list) else cell for cell in found]
+            values = (document[name] for name in self._header.distributions)
+            cells = [_json(value) if isinstance(value, list) else value for value in values]
             self._rows.writerow([*first, step, time, "", *cells])
 
     def close(self) -> None:
@@ -198,9 +205,10 @@ class _Csv:
 
 
 class _JsonLines:
-    """An object a line, valid JSON: NaN and infinities are texts. No step, no such number: null.
+    """Writes JSON Lines, one object per row.
 
-    Numbers have a `value`, distributions the columns of those instead.
+    NaN and the infinities are texts. A missing step or number is null. Points have a `value`; distributions have the columns of
+    distributions instead.
     """
 
     def __init__(self, file: IO[bytes], header: _Header) -> None:
@@ -224,9 +232,10 @@ class _JsonLines:
 
 
 class _Parquet:
-    """A row group a block, zstd. `integer` has the exact value where an integer was logged, else null.
+    """Writes Parquet with zstd compression, one row group per block.
 
-    Bounds and counts are lists, quantiles a list of structs.
+    `integer` is the exact value if an integer was logged, else null. Bounds and counts are lists; quantiles are a list of
+    structs.
     """
 
     def __init__(self, file: IO[bytes], header: _Header) -> None:
@@ -236,7 +245,9 @@ class _Parquet:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] != "pyarrow":
                 raise
-            raise UsageError("parquet needs pyarrow; pip install 'tensormeter[parquet]', or --format csv") from None
+            raise UsageError(
+                "parquet needs pyarrow; run pip install 'tensormeter[parquet]', or choose the format csv"
+            ) from None
         arrow = self._arrow
         text = arrow.dictionary(arrow.int32(), arrow.string())
         types = {"rank": arrow.int64(), "attempt": arrow.int64(), "step": arrow.int64(), "integer": arrow.int64()}
@@ -259,7 +270,7 @@ class _Parquet:
 
     def write_distributions(self, about: Mapping[str, Any], block: DistributionBlock) -> None:
         arrow = self._arrow
-        pairs = [[{"quantile": q, "value": value} for q, value in one] for one in block.quantiles]
+        pairs = [[{"quantile": q, "value": value} for q, value in quantiles] for quantiles in block.quantiles]
         columns = {
             "count": arrow.array(block.count),
             **{name: arrow.array(getattr(block, name), from_pandas=True) for name in ("sum", "min", "max")},
@@ -267,25 +278,27 @@ class _Parquet:
             "counts": arrow.array(block.counts, self._schema.field("counts").type),
             "quantiles": arrow.array(pairs, self._schema.field("quantiles").type),
         }
-        named = {"kind": block.kind, "temporality": block.temporality}
-        self._write({**about, **named}, block, columns)
+        variant = {"kind": block.kind, "temporality": block.temporality}
+        self._write({**about, **variant}, block, columns)
 
     def _write(
         self, about: Mapping[str, Any], block: PointBlock | DistributionBlock, columns: Mapping[str, Any]
     ) -> None:
-        """Append a block: `about` is the same for all of its rows, and what is nowhere is null."""
+        """Append a block. All its rows have the values `about`; missing columns are null."""
         arrow, n = self._arrow, len(block)
-        found = dict(columns)
-        found["step"] = arrow.array(block.step, mask=~block.stepped)
-        found["time"] = arrow.array(block.time).cast(arrow.timestamp("ns", "UTC"))
+        arrays = dict(columns)
+        arrays["step"] = arrow.array(block.step, mask=~block.stepped)
+        arrays["time"] = arrow.array(block.time).cast(arrow.timestamp("ns", "UTC"))
         for name, value in about.items():
             if name in ("rank", "attempt"):
                 number = value if isinstance(value, int) else None
-                found[name] = arrow.array([number], arrow.int64()).take(arrow.array(np.zeros(n, np.int64)))
+                arrays[name] = arrow.array([number], arrow.int64()).take(arrow.array(np.zeros(n, np.int64)))
             elif value is not None:
                 codes = arrow.array(np.zeros(n, np.int32))
-                found[name] = arrow.DictionaryArray.from_arrays(codes, arrow.array([value], arrow.string()))
-        ordered = [found[one.name] if one.name in found else arrow.nulls(n, one.type) for one in self._schema]
+                arrays[name] = arrow.DictionaryArray.from_arrays(codes, arrow.array([value], arrow.string()))
+        ordered = [
+            arrays[column.name] if column.name in arrays else arrow.nulls(n, column.type) for column in self._schema
+        ]
         self._writer.write_batch(arrow.record_batch(ordered, schema=self._schema))
 
     def close(self) -> None:
@@ -293,23 +306,23 @@ class _Parquet:
 
 
 def _cells(about: Mapping[str, Any]) -> list[Any]:
-    """The first cells of a row of CSV."""
+    """Return the first cells of a row of CSV."""
     return ["" if value is None else _no_formula(value) for value in about.values()]
 
 
 def _no_formula(cell: Any) -> Any:
-    """Text as a spreadsheet shows it and does not run it: names come from whoever sends. The web page's CSV follows the same rule."""
+    """Prefix text that a spreadsheet would run as a formula, because senders choose names. The web page's CSV does the same."""
     return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
 def _head(about: Mapping[str, Any]) -> str:
-    """The beginning of a line of JSON; attributes are JSON already."""
+    """Return the beginning of a line of JSON; attributes are JSON already."""
     first = _json({key: value for key, value in about.items() if key != "attributes"})[:-1]
     return f'{first},"attributes":{about["attributes"]}'
 
 
 def _documents(block: DistributionBlock) -> Iterator[dict[str, Any]]:
-    """Each distribution, by the names of `DISTRIBUTION_COLUMNS`, in values of JSON."""
+    """Iterate over distributions as JSON values by the names of `DISTRIBUTION_COLUMNS`."""
     for index, count in enumerate(block.count.tolist()):
         yield {
             "kind": block.kind,
@@ -338,7 +351,7 @@ def _steps(block: PointBlock | DistributionBlock, missing: str) -> Iterator[int 
 
 
 def _values(block: PointBlock, quote: Callable[[str], str]) -> list[Any]:
-    """Floats in the shortest form that is read back the same, integers exactly, NaN and infinities as texts."""
+    """Return floats (written in the shortest form that reads back the same), exact integers, and texts for NaN and the infinities."""
     values: list[Any] = block.value.tolist()
     for index in np.flatnonzero(block.is_integer).tolist():
         values[index] = int(block.integer[index])

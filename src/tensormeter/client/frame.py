@@ -1,4 +1,4 @@
-"""pandas, where somebody wants it."""
+"""Imports pandas, which is optional."""
 
 import importlib
 from typing import Any
@@ -9,14 +9,16 @@ __all__ = ["import_pandas"]
 
 
 def import_pandas() -> Any:
-    """The module.
+    """Return the module `pandas`.
 
     Raises:
-        UsageError: It is not installed.
+        UsageError: pandas is not installed.
     """
     try:
         return importlib.import_module("pandas")
     except ModuleNotFoundError as error:
         if error.name != "pandas":
             raise
-        raise UsageError("this needs pandas; pip install 'tensormeter[pandas]', or use the NumPy arrays") from None
+        raise UsageError(
+            "to_pandas needs pandas; run pip install 'tensormeter[pandas]', or use the NumPy arrays"
+        ) from None

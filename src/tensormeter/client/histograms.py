@@ -1,4 +1,4 @@
-"""Distributions over time."""
+"""Distributions of one series over an x axis."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,28 +7,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Histograms", "number_of"]
+__all__ = ["Histograms", "parse_number"]
 
 
 @dataclass(frozen=True, eq=False)
 class Histograms:
-    """Distributions of one series, by ascending x. n of them; those that lack a number have NaN.
+    """Distributions of one series (n of them), sorted by x. Missing numbers are NaN.
 
     Attributes:
         process: Id of the process; "" if there are no points.
         kind: "histogram", "exponential_histogram" or "summary"; "" if there are no points.
-        attributes: Of the metric.
-        scope: Name of the instrumentation scope that recorded it; "" for tensormeter itself, and if it has none.
-        unit: UCUM unit, or "".
-        total: How many there are in the range; more than n if evenly chosen ones were read.
-        x: float64, shape (n,): steps, seconds, or another metric's values.
-        count: int64, shape (n,): numbers in each.
-        sum: float64, shape (n,).
-        min: float64, shape (n,).
-        max: float64, shape (n,).
-        bounds: For each, float64, shape (b,): bucket i is (bounds[i-1], bounds[i]]; the first and the last are open.
-        counts: For each, int64, shape (b + 1,); of a summary none.
-        quantiles: For each, the pairs (quantile, value) of a summary.
+        attributes: Attributes of the series.
+        scope: Name of the instrumentation scope; "" for tensormeter itself, and for none.
+        unit: UCUM unit; "" for none.
+        total: Number of distributions in the range; more than n if they were sampled.
+        x: Steps, seconds, or another metric's values: float64, shape (n,).
+        count: Number of values of each: int64, shape (n,).
+        sum: Sum of each: float64, shape (n,).
+        min: Lowest value of each: float64, shape (n,).
+        max: Highest value of each: float64, shape (n,).
+        bounds: Bucket boundaries of each: float64, shape (b,). Bucket i is (bounds[i-1], bounds[i]]; the first and the last are open.
+        counts: Bucket counts of each: int64, shape (b + 1,); empty for a summary.
+        quantiles: Pairs (quantile, value) of each summary.
     """
 
     process: str
@@ -51,11 +51,11 @@ class Histograms:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "Histograms":
-        """From the answer of the API."""
+        """Create from an answer of the API."""
         points = document["points"]
 
         def column(name: str) -> NDArray[np.float64]:
-            return np.array([number_of(point[name]) for point in points], np.float64)
+            return np.array([parse_number(point[name]) for point in points], np.float64)
 
         return cls(
             document.get("process", ""),
@@ -67,14 +67,14 @@ class Histograms:
             column("sum"),
             column("min"),
             column("max"),
-            [np.array([number_of(bound) for bound in point["bounds"]], np.float64) for point in points],
+            [np.array([parse_number(bound) for bound in point["bounds"]], np.float64) for point in points],
             [np.array(point["counts"], np.int64) for point in points],
-            [[(number_of(q), number_of(value)) for q, value in point.get("quantiles", ())] for point in points],
+            [[(parse_number(q), parse_number(value)) for q, value in point.get("quantiles", ())] for point in points],
             scope=document.get("scope", ""),
             unit=document.get("unit", ""),
         )
 
 
-def number_of(value: object) -> float:
-    """A number of the API's JSON: NaN if it is missing."""
-    return float("nan") if value is None else float(value)  # type: ignore[arg-type]  # "NaN" and "Infinity" as well
+def parse_number(value: object) -> float:
+    """Convert a number of the API's JSON; NaN if it is missing."""
+    return float("nan") if value is None else float(value)  # type: ignore[arg-type]  # also "NaN" and "Infinity"

@@ -1,4 +1,4 @@
-"""Every point of a metric, exactly as it was logged, piece by piece."""
+"""Reads all points of a metric, exactly as they were logged, block by block."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,36 +9,36 @@ from numpy.typing import NDArray
 
 from tensormeter.client.blocks import BlockReader
 from tensormeter.client.connection import Connection
-from tensormeter.client.series import take
+from tensormeter.client.series import read_column
 
 __all__ = ["BLOCK_POINTS", "PointBlock", "point_reader"]
 
 BLOCK_POINTS: Final = 500_000
-"""Points that one request looks at, at most: some 12 MB on both sides."""
+"""Default number of points that the server reads per request: about 12 MB on both sides."""
 
-_MOST: Final = 20_000_000
-"""The server's own limit."""
+_MAX_BLOCK: Final = 20_000_000
+"""Maximum that the server allows."""
 
 
 @dataclass(frozen=True, eq=False)
 class PointBlock:
-    """Some of the points of one series, by ascending time.
+    """A block of n points of one series, sorted by time.
 
     Attributes:
         process: Id of the process.
-        attempt: Which attempt at the run it belongs to.
-        metric: Name.
+        attempt: Number of the attempt.
+        metric: Name of the metric.
         kind: "gauge" or "sum".
-        attributes: Of the metric.
-        scope: Name of the instrumentation scope that recorded it; "" for tensormeter itself, and if it has none.
-        unit: UCUM unit, or "".
-        temporality: "delta" or "cumulative" of a sum, if that was said; else None.
-        time: int64, shape (n,): nanoseconds since the Unix epoch.
-        step: int64, shape (n,): the step that was logged at that time; 0 where there was none.
-        stepped: bool, shape (n,): where there was one.
-        value: float64, shape (n,): bit for bit; integers outside ±2^53 are rounded.
-        integer: int64, shape (n,): the exact values where `is_integer`; elsewhere 0.
-        is_integer: bool, shape (n,): which values were logged as integers.
+        attributes: Attributes of the series.
+        scope: Name of the instrumentation scope; "" for tensormeter itself, and for none.
+        unit: UCUM unit; "" for none.
+        temporality: "delta" or "cumulative" for a sum; None for a gauge, and if the sender gave none.
+        time: Times in nanoseconds since the Unix epoch: int64, shape (n,).
+        step: Steps; 0 for a missing step: int64, shape (n,).
+        stepped: Whether each has a step: bool, shape (n,).
+        value: Values, exact to the bit, except that integers outside ±2^53 are rounded: float64, shape (n,).
+        integer: Exact values of integers; 0 for other values: int64, shape (n,).
+        is_integer: Whether each value was logged as an integer: bool, shape (n,).
     """
 
     process: str
@@ -61,52 +61,54 @@ class PointBlock:
 
 
 def point_reader(
-    connection: Connection, run: tuple[str, str], metric: str, most: int = BLOCK_POINTS
+    connection: Connection, run: tuple[str, str], metric: str, block: int = BLOCK_POINTS
 ) -> BlockReader[PointBlock]:
-    """A reader of one gauge or sum of one run.
+    """Create a reader of one gauge or sum of one run.
 
     Args:
-        connection: To the server.
-        run: Project and id.
-        metric: Name.
-        most: Points that one request looks at, at most, the steps at their times among them.
+        connection: Connection to the server.
+        run: Project and id of the run.
+        metric: Name of the metric.
+        block: Maximum number of points that the server reads per request, including the steps.
     """
     project, run_id = run
 
-    def ask(process: str | None, start: int, stop: int, limit: int) -> list[PointBlock]:
+    def request(process: str | None, start: int, stop: int, limit: int) -> list[PointBlock]:
         header, data = connection.columns(
             "runs", run_id, "series",
             project=project, metric=metric, x="time", process=process, start=start, stop=stop, limit=limit,
             attempt="all",
         )  # fmt: skip
-        return [_block(metric, one, data) for one in header["series"]]
+        return [_block(metric, series, data) for series in header["series"]]
 
-    return BlockReader(ask, most, _MOST)
+    return BlockReader(request, block, _MAX_BLOCK)
 
 
-def _block(metric: str, one: Mapping[str, Any], data: memoryview) -> PointBlock:
-    time, words = take(data, one["time"]), take(data, one["value"])
+def _block(metric: str, series: Mapping[str, Any], data: memoryview) -> PointBlock:
+    time, words = read_column(data, series["time"]), read_column(data, series["value"])
     n = len(time)
-    is_integer = take(data, one["integers"]).astype(np.bool_) if "integers" in one else np.zeros(n, np.bool_)
+    is_integer = (
+        read_column(data, series["integers"]).astype(np.bool_) if "integers" in series else np.zeros(n, np.bool_)
+    )
     integer = np.where(is_integer, words, 0)
     value = np.where(is_integer, words.astype(np.float64), words.view(np.float64))
     if not is_integer.any():
-        value = words.view(np.float64)  # every bit of every NaN
-    step = take(data, one["step"])
-    stepped = take(data, one["stepped"]).astype(np.bool_) if "stepped" in one else np.ones(n, np.bool_)
+        value = words.view(np.float64)  # keep all bits of NaNs
+    step = read_column(data, series["step"])
+    stepped = read_column(data, series["stepped"]).astype(np.bool_) if "stepped" in series else np.ones(n, np.bool_)
     return PointBlock(
-        one["process"],
-        one["attempt"],
+        series["process"],
+        series["attempt"],
         metric,
-        one["kind"],
-        one["attributes"],
+        series["kind"],
+        series["attributes"],
         time,
         step,
         stepped,
         value,
         integer,
         is_integer,
-        scope=one.get("scope", ""),
-        unit=one.get("unit", ""),
-        temporality=one.get("temporality"),
+        scope=series.get("scope", ""),
+        unit=series.get("unit", ""),
+        temporality=series.get("temporality"),
     )

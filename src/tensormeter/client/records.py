@@ -1,4 +1,4 @@
-"""Events of a run: tables, images, texts, alerts and whatever else came as a log record."""
+"""Events of a run: tables, images, texts, alerts and other log records."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,29 +13,28 @@ if TYPE_CHECKING:
 
 __all__ = ["Record", "RecordedImage", "RecordedTable"]
 
-
 _LOG_FIELDS: Final = ("severity_number", "severity_text", "trace_id", "span_id", "flags", "scope")
 
 
 @dataclass(frozen=True)
 class Record:
-    """An event.
+    """An event: one log record.
 
     Attributes:
-        name: Such as `tensormeter.alert`.
-        key: Under which it was logged; "" if under none.
-        step: Or None.
-        time: Nanoseconds since the Unix epoch.
+        name: Name, such as `tensormeter.alert`.
+        key: Key under which the event was logged; "" for none.
+        step: Step; None if there is none.
+        time: Time, in nanoseconds since the Unix epoch.
         process: Id of the process.
-        attributes: All of them.
-        body: JSON values; bytes are base64, or, if they are an image, their digest.
-        severity_number: OTLP's number, 1 (TRACE) to 24 (FATAL4); 0 if there is none.
-        severity_text: The sender's word for it, or "".
-        trace_id: Hexadecimal, or "".
-        span_id: The same.
+        attributes: Attributes.
+        body: Body as JSON values. Bytes are base64; those of an image are their digest.
+        severity_number: OTLP's severity number, 1 (TRACE) to 24 (FATAL4); 0 for none.
+        severity_text: The sender's name for the severity; "" for none.
+        trace_id: Hexadecimal id of the trace; "" for none.
+        span_id: Hexadecimal id of the span; "" for none.
         flags: OTLP's flags of a log record.
-        observed_time: When it was collected, in nanoseconds since the Unix epoch, where that differs from `time`; else None.
-        scope: `name`, `version` and `attributes` of the instrumentation scope, as far as it has them.
+        observed_time: Time of collection, in nanoseconds since the Unix epoch; None if it equals `time`.
+        scope: `name`, `version` and `attributes` of the instrumentation scope; missing ones are left out.
     """
 
     name: str
@@ -55,73 +54,73 @@ class Record:
 
     @staticmethod
     def fields_of(document: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of the constructor, from an event of the API."""
-        same = {name: document[name] for name in ("name", "step", "process", "attributes", "body")}
+        """Return the constructor's arguments for an event of the API."""
+        fields = {name: document[name] for name in ("name", "step", "process", "attributes", "body")}
         # Older servers do not send these.
-        same |= {name: document[name] for name in _LOG_FIELDS if name in document}
+        fields |= {name: document[name] for name in _LOG_FIELDS if name in document}
         observed = document.get("observed_time")
-        same["observed_time"] = None if observed is None else int(observed)
-        return same | {"key": document["attributes"].get(MEDIA_KEY, ""), "time": int(document["time"])}
+        fields["observed_time"] = None if observed is None else int(observed)
+        return fields | {"key": document["attributes"].get(MEDIA_KEY, ""), "time": int(document["time"])}
 
 
 @dataclass(frozen=True)
 class RecordedTable(Record):
-    """A table that was logged."""
+    """An event with a table."""
 
     @property
     def columns(self) -> Sequence[str]:
-        """Names."""
+        """Names of the columns."""
         return list(self.body["columns"])
 
     @property
     def rows(self) -> Sequence[Sequence[Any]]:
-        """Cells by row. NaN and the infinities are texts, as everywhere in the API's JSON."""
+        """Cells by row. NaN and the infinities are texts, as in all JSON of the API."""
         return list(self.body["rows"])
 
     def to_pandas(self) -> "pd.DataFrame":
-        """The table; columns of numbers have NaN and the infinities as numbers.
+        """Return the table as a frame. NaN and the infinities are numbers in columns of numbers.
 
         Raises:
             UsageError: pandas is not installed.
         """
         pandas = import_pandas()
-        named = [[row[i] for row in self.rows] for i in range(len(self.columns))]
-        # By position: two columns may have one name.
-        frame = pandas.DataFrame({i: _numbers(column) for i, column in enumerate(named)}, index=range(len(self.rows)))
+        columns = [[row[i] for row in self.rows] for i in range(len(self.columns))]
+        # By position, because two columns may have the same name.
+        frame = pandas.DataFrame({i: _numbers(column) for i, column in enumerate(columns)}, index=range(len(self.rows)))
         frame.columns = list(self.columns)
         return frame
 
 
 @dataclass(frozen=True)
 class RecordedImage(Record):
-    """An image that was logged."""
+    """An event with an image."""
 
     connection: Connection = field(repr=False, compare=False)
     run: tuple[str, str]
 
     @property
     def content_type(self) -> str:
-        """Such as "image/png"."""
+        """Media type, such as "image/png"."""
         return str(self.body["content_type"])
 
     @property
     def caption(self) -> str:
-        """What was said about it."""
+        """Caption; "" for none."""
         return str(self.body.get("caption", ""))
 
     def read(self) -> bytes:
-        """The encoded picture. Blocks until the server has sent it.
+        """Return the encoded image. Blocks until the server has sent it.
 
         Raises:
-            TensormeterError: No answer, or an error.
+            TensormeterError: The server does not answer, or answers with an error.
         """
         project, run_id = self.run
         return self.connection.content("runs", run_id, "media", self.body["digest"], project=project)[1]
 
 
 def _numbers(column: list[Any]) -> list[Any]:
-    """With numbers for the names of those that JSON lacks, if all else in the column is a number or nothing."""
+    """Convert the texts "NaN" and "Infinity" to numbers, if all other cells are numbers or None."""
     names = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
-    plain = [value for value in column if value not in names]
-    numeric = all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in plain)
+    others = [value for value in column if value not in names]
+    numeric = all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in others)
     return [names.get(value, value) if isinstance(value, str) else value for value in column] if numeric else column

@@ -1,4 +1,4 @@
-"""One run, as the server has it."""
+"""A run that is stored on the server."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +20,16 @@ __all__ = ["Metric", "Process", "StoredRun", "Summary"]
 
 @dataclass(frozen=True)
 class Summary:
-    """The numbers of one metric of a run, over its processes; `min`, `max` and `mean` are None if all are NaN.
+    """Summary of one metric of a run, over all its processes.
 
-    `last_time` is in nanoseconds since the Unix epoch; `last_step` is None if no step was logged at that time.
+    Attributes:
+        last: Latest value.
+        min: Lowest value; None if all are NaN.
+        max: Highest value; None if all are NaN.
+        mean: Mean; None if all are NaN.
+        count: Number of points.
+        last_step: Step of the latest value; None if it has none.
+        last_time: Time of the latest value, in nanoseconds since the Unix epoch.
     """
 
     last: int | float
@@ -36,9 +43,15 @@ class Summary:
 
 @dataclass(frozen=True)
 class Process:
-    """A process of a run, in one `attempt` at it.
+    """A process of a run, in one attempt.
 
-    `rank` and `host` are None where it did not say, `state` before it has started or ended.
+    Attributes:
+        id: Id of the process.
+        attempt: Number of the attempt, from 1.
+        rank: Rank; None if the process did not send one.
+        host: Host name; None if the process did not send one.
+        state: State, such as "running" or "finished"; None if the process has sent neither its start nor its end.
+        resource: Attributes of the OpenTelemetry resource.
     """
 
     id: str
@@ -51,10 +64,22 @@ class Process:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of a run, over its processes; `last*` are None where there is no such thing, as for distributions.
+    """A metric of a run, over all its processes. Metrics with the same name but another unit or kind are separate metrics.
 
-    Metrics of one name that differ in unit or kind are metrics of their own. `scopes` are the names of the libraries that record
-    it, "" for tensormeter itself. `kind` is "gauge", "sum", "histogram", "exponential_histogram" or "summary"; `points` counts those of all processes.
+    Attributes:
+        name: Name.
+        kind: "gauge", "sum", "histogram", "exponential_histogram" or "summary".
+        unit: UCUM unit; "" for none.
+        description: Description; "" for none.
+        temporality: "delta" or "cumulative"; None if the sender gave none.
+        monotonic: Whether a sum never decreases; None if it is not a sum.
+        attributes: Attribute sets of the series.
+        points: Number of points of all processes.
+        processes: Number of processes with the metric.
+        last: Latest value; None for distributions.
+        last_step: Step of the latest value; None if it has none.
+        last_time: Time of the latest value, in nanoseconds since the Unix epoch; None if there is none.
+        scopes: Names of the instrumentation scopes that record it; "" for tensormeter itself.
     """
 
     name: str
@@ -73,40 +98,41 @@ class Metric:
 
     @property
     def numeric(self) -> bool:
-        """Whether it has numbers, and not distributions."""
+        """Whether the values are numbers, not distributions."""
         return self.kind in ("gauge", "sum")
 
 
 class StoredRun:
-    """A run as it was when it was read; `refresh` reads it again. What its methods return is read when they are called.
+    """A run on the server.
 
-    Every method blocks until the server has answered, and raises `TensormeterError` if it does not, or answers with an
-    error. Times are nanoseconds since the Unix epoch.
+    The attributes are a snapshot; `refresh` updates them. Each method sends a request when it is called, and blocks until the
+    server has answered. It raises `TensormeterError` if the server does not answer, or answers with an error. Times are
+    nanoseconds since the Unix epoch.
 
     Attributes:
-        id: Unique in its project.
-        project: Name.
-        name: For people.
+        id: Id, unique in its project.
+        project: Name of the project.
+        name: Display name.
         state: "running", "finished", "failed", "crashed", "preempted" or "stalled".
-        attempt: From 1.
-        started: Of the earliest start, point or event.
-        ended: None while it goes on.
-        last_time: When something last arrived for it, by the server's clock.
-        group: "" for none.
-        tags: Texts.
-        notes: Text.
-        archived: Whether it is left out of lists.
-        points_stored: How many; `points` reads them.
-        config: JSON values; NaN and the infinities are the texts "NaN", "Infinity" and "-Infinity".
-        summary: By metric; only what was asked for.
+        attempt: Number of the latest attempt, from 1.
+        started: Time of the earliest start, point or event.
+        ended: Time of the end; None while the run continues.
+        last_time: Time at which data last arrived for the run, by the server's clock.
+        group: Name of the group; "" for none.
+        tags: Tags.
+        notes: Notes.
+        archived: Whether lists leave the run out.
+        points_stored: Number of stored points; `points` reads them.
+        config: Configuration as JSON values. NaN and the infinities are the texts "NaN", "Infinity" and "-Infinity".
+        summary: Summaries by metric, limited to the `fields` that were requested.
     """
 
     def __init__(self, connection: Connection, document: Mapping[str, Any]) -> None:
-        """Of a RUN of the API; `Client` makes them."""
+        """Create a run from the API's document; call `Client.run` or `Client.runs` instead."""
         self._connection = connection
-        self._take(document)
+        self._load(document)
 
-    def _take(self, document: Mapping[str, Any]) -> None:
+    def _load(self, document: Mapping[str, Any]) -> None:
         self.id: str = document["id"]
         self.project: str = document["project"]
         self.name: str = document["name"]
@@ -121,14 +147,14 @@ class StoredRun:
         self.archived: bool = document["archived"]
         self.points_stored: int = document["points"]
         self.config: Mapping[str, Any] = document["config"]
-        self.summary = {metric: _summary(one) for metric, one in document["summary"].items()}
+        self.summary = {metric: _summary(numbers) for metric, numbers in document["summary"].items()}
 
     def __repr__(self) -> str:
         return f"StoredRun({self.project!r}, {self.id!r}, name={self.name!r}, state={self.state!r})"
 
     def refresh(self) -> "StoredRun":
-        """Read it again, with all of its configuration and summary, and return it."""
-        self._take(self._connection.get("runs", self.id, project=self.project))
+        """Read the run again, with its whole configuration and summary, and return it."""
+        self._load(self._connection.get("runs", self.id, project=self.project))
         return self
 
     def update(
@@ -140,21 +166,29 @@ class StoredRun:
         group: str | None = None,
         archived: bool | None = None,
     ) -> "StoredRun":
-        """Change what people say about the run; None leaves it as it is. What a trainer sends does not overwrite it."""
-        given = {"name": name, "tags": tags, "notes": notes, "group": group, "archived": archived}
-        changes = {key: value for key, value in given.items() if value is not None}
-        self._take(self._connection.send("PATCH", "runs", self.id, document=changes, project=self.project))
+        """Change the run's labels, and return the run. Later data from a trainer does not overwrite them.
+
+        Args:
+            name: Display name. None changes nothing, as for the other arguments.
+            tags: Tags, which replace the current ones.
+            notes: Notes.
+            group: Name of the group; "" for none.
+            archived: Whether lists leave the run out.
+        """
+        fields = {"name": name, "tags": tags, "notes": notes, "group": group, "archived": archived}
+        changes = {key: value for key, value in fields.items() if value is not None}
+        self._load(self._connection.send("PATCH", "runs", self.id, document=changes, project=self.project))
         return self
 
     def processes(self) -> list[Process]:
-        """Its processes, in the order in which they were first seen."""
-        found = self._connection.get("runs", self.id, project=self.project)["processes"]
-        return [Process(**{key: one[key] for key in Process.__dataclass_fields__}) for one in found]
+        """Return the run's processes, in the order in which the server first received data from them."""
+        documents = self._connection.get("runs", self.id, project=self.project)["processes"]
+        return [Process(**{key: document[key] for key in Process.__dataclass_fields__}) for document in documents]
 
     def metrics(self) -> list[Metric]:
-        """Its metrics, by name; one that has several kinds or units is there several times."""
-        found = self._connection.get("runs", self.id, "metrics", project=self.project)["metrics"]
-        return [_metric(one) for one in found]
+        """Return the run's metrics, sorted by name. A name with several kinds or units has several entries."""
+        documents = self._connection.get("runs", self.id, "metrics", project=self.project)["metrics"]
+        return [_metric(document) for document in documents]
 
     def series(
         self,
@@ -169,22 +203,25 @@ class StoredRun:
         scope: str | None = None,
         unit: str | None = None,
     ) -> SeriesList:
-        """Points as arrays of float64, with start <= x < stop.
+        """Read points as float64 arrays.
 
         Args:
             metrics: Names of gauges and sums.
-            x: "step", "time" (seconds since the Unix epoch), "relative" (seconds since `started`), or "metric:NAME".
-            start: In units of x.
-            stop: In units of x.
-            max_points: Of one series; 0: all; from 4: samples, in which lowest and highest points are kept.
-            process: Only of this process.
-            attempt: Of a run that was resumed: this attempt, or "all"; by default what no later one has repeated.
-            attributes: Only series whose attributes include these.
-            scope: Only of this instrumentation scope.
-            unit: Only with this unit.
+            x: X axis: "step", "time" (seconds since the Unix epoch), "relative" (seconds since `started`), or "metric:NAME".
+            start: Lowest x, in units of x. Default: no limit.
+            stop: End of the range of x, exclusive, in units of x. Default: no limit.
+            max_points: Maximum number of points per series, from 4, or 0 for all. Sampling keeps the lowest and highest points.
+            process: Id of a process. Default: all processes.
+            attempt: Number of an attempt, or "all". Default: points that no later attempt has repeated.
+            attributes: Attributes that the series have, among others. Default: all series.
+            scope: Name of an instrumentation scope. Default: all scopes.
+            unit: Unit. Default: all units.
+
+        Raises:
+            UsageError: No metric is given.
         """
         if not metrics:
-            raise UsageError("series: expected the names of metrics; `metrics()` lists them")
+            raise UsageError("series: expected names of metrics, got none; `metrics()` lists them")
         return query_series(
             self._connection, [(self.project, self.id)], list(dict.fromkeys(metrics)),
             x=x, start=start, stop=stop, max_points=max_points, process=process, attempt=attempt,
@@ -200,17 +237,16 @@ class StoredRun:
         stop: int | None = None,
         block: int = BLOCK_POINTS,
     ) -> Iterator[PointBlock]:
-        """Every point of a gauge or sum exactly as it was logged, block by block, in bounded memory.
+        """Iterate over all points of a gauge or sum, exactly as they were logged, in bounded memory.
 
-        Of a run that was resumed, those of all attempts are there. A block has points of one series. Processes come one
-        after another, and so do the times of each.
+        Each block has points of one series. Blocks are ordered by process, then by time, and include all attempts.
 
         Args:
-            metric: Name.
-            process: Only of this process.
-            start: Only with time >= start.
-            stop: Only with time < stop; by default all that had arrived when the first block was asked for.
-            block: Points to look at for one request, at most, unless a single stretch of the store is larger.
+            metric: Name of the metric.
+            process: Id of a process. Default: all processes.
+            start: Lowest time, in nanoseconds since the Unix epoch. Default: no limit.
+            stop: End of the times, exclusive. Default: just after the latest point when iteration begins.
+            block: Maximum number of points that the server reads per request, unless one segment has more.
         """
         reader = point_reader(self._connection, (self.project, self.id), metric, block)
         yield from self._blocks(reader, metric, process, start, stop)
@@ -229,25 +265,25 @@ class StoredRun:
         scope: str | None = None,
         unit: str | None = None,
     ) -> Histograms:
-        """Distributions of one series of a metric: of its first one, or of the first that fits.
+        """Read the distributions of one series of a metric, the first that matches.
 
         Args:
-            metric: Name.
-            x: As for `series`.
-            start: In units of x.
-            stop: In units of x.
-            max_points: 2 to 2000; if there are more, evenly chosen ones, the first and the last among them.
-            process: Only of this process.
-            attempt: Of a run that was resumed: this attempt, or "all"; by default what no later one has repeated.
-            attributes: Only with these attributes.
-            scope: Only of this instrumentation scope.
-            unit: Only with this unit.
+            metric: Name of the metric.
+            x: X axis; see `series`.
+            start: Lowest x, in units of x. Default: no limit.
+            stop: End of the range of x, exclusive, in units of x. Default: no limit.
+            max_points: Maximum number of distributions, 2 to 2,000. From more, the first, the last and evenly spaced ones are read.
+            process: Id of a process. Default: any process.
+            attempt: Number of an attempt, or "all". Default: points that no later attempt has repeated.
+            attributes: Attributes of the series. Default: any attributes.
+            scope: Name of an instrumentation scope. Default: any scope.
+            unit: Unit. Default: any unit.
         """
-        asked = None if attributes is None else json.dumps(dict(attributes))
+        attributes_json = None if attributes is None else json.dumps(dict(attributes))
         document = self._connection.get(
             "runs", self.id, "histograms",
             project=self.project, metric=metric, x=x, start=start, stop=stop, max_points=max_points, process=process,
-            attempt=attempt, attributes=asked, scope=scope, unit=unit,
+            attempt=attempt, attributes=attributes_json, scope=scope, unit=unit,
         )  # fmt: skip
         return Histograms.of(document)
 
@@ -260,88 +296,87 @@ class StoredRun:
         stop: int | None = None,
         block: int = BLOCK_DISTRIBUTIONS,
     ) -> Iterator[DistributionBlock]:
-        """Every distribution of a metric exactly as it was logged, block by block, in bounded memory.
+        """Iterate over all distributions of a metric, exactly as they were logged, in bounded memory.
 
-        Order and attempts are as for `points`. Exponential histograms have bounds and counts as all others; of those with more
-        than 640 buckets neighbours are merged.
+        Blocks are ordered as in `points`, and include all attempts. Exponential histograms have bounds and counts like other
+        histograms; if they have more than 640 buckets, adjacent buckets are merged.
 
         Args:
-            metric: Name.
-            process: Only of this process.
-            start: Only with time >= start.
-            stop: Only with time < stop; by default all that had arrived when the first block was asked for.
-            block: Distributions to look at for one request, at most, unless a single stretch of the store is larger.
+            metric: Name of the metric.
+            process: Id of a process. Default: all processes.
+            start: Lowest time, in nanoseconds since the Unix epoch. Default: no limit.
+            stop: End of the times, exclusive. Default: just after the latest distribution when iteration begins.
+            block: Maximum number of distributions that the server reads per request, unless one segment has more.
         """
         reader = distribution_reader(self._connection, (self.project, self.id), metric, block)
         yield from self._blocks(reader, metric, process, start, stop)
 
     def events(self, name: str | None = None, key: str | None = None, limit: int = 1000) -> list[Record]:
-        """Events, the newest first.
+        """Read events (log records), newest first.
 
         Args:
-            name: Only of this name; a last `*` stands for anything.
-            key: Only those that were logged under this key.
-            limit: How many at most, up to 10,000.
+            name: Name of the events; a final `*` matches any ending. Default: all events.
+            key: Key under which they were logged. Default: all keys.
+            limit: Maximum number of events, up to 10,000.
         """
-        return [Record(**Record.fields_of(one)) for one in self._events(name, key, limit)]
+        return [Record(**Record.fields_of(event)) for event in self._events(name, key, limit)]
 
     def alerts(self, limit: int = 1000) -> list[Record]:
-        """What its trainer or the server found worth an alert, the newest first."""
+        """Read alerts of the trainer and the server, newest first. `limit` is at most 10,000."""
         return self.events(ALERT_EVENT, limit=limit)
 
     def texts(self, key: str | None = None, limit: int = 1000) -> list[Record]:
-        """Texts, the newest first; `body["text"]` is the text."""
+        """Read texts, newest first; `body["text"]` is the text. See `events` for the arguments."""
         return self.events(TEXT_EVENT, key, limit)
 
     def tables(self, key: str | None = None, limit: int = 1000) -> list[RecordedTable]:
-        """Tables, the newest first."""
-        return [RecordedTable(**Record.fields_of(one)) for one in self._events(TABLE_EVENT, key, limit)]
+        """Read tables, newest first. See `events` for the arguments."""
+        return [RecordedTable(**Record.fields_of(event)) for event in self._events(TABLE_EVENT, key, limit)]
 
     def images(self, key: str | None = None, limit: int = 1000) -> list[RecordedImage]:
-        """Images, the newest first; their bytes are read when `read` is called."""
+        """Read images, newest first, without their bytes; `RecordedImage.read` reads these. See `events` for the arguments."""
         run = self.project, self.id
-        found = self._events(IMAGE_EVENT, key, limit)
-        return [RecordedImage(**Record.fields_of(one), connection=self._connection, run=run) for one in found]
+        events = self._events(IMAGE_EVENT, key, limit)
+        return [RecordedImage(**Record.fields_of(event), connection=self._connection, run=run) for event in events]
 
     def _blocks(
         self, reader: BlockReader[Block], metric: str, process: str | None, start: int | None, stop: int | None
     ) -> Iterator[Block]:
         if stop is None:
-            times = [one.last_time for one in self.metrics() if one.name == metric and one.last_time is not None]
-            stop = max(times, default=0) + 1
+            stop = max((item.last_time or 0 for item in self.metrics() if item.name == metric), default=0) + 1
         first = 1 if start is None else start
         if process is None:
-            yield from reader.read(lambda: [one.id for one in self.processes()], first, stop)
+            yield from reader.read(lambda: [item.id for item in self.processes()], first, stop)
         else:
             yield from reader.read_process(process, first, stop)
 
     def _events(self, name: str | None, key: str | None, limit: int) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+        events: list[dict[str, Any]] = []
         before = None
-        while len(found) < limit:
+        while len(events) < limit:
             document = self._connection.get(
                 "runs", self.id, "events",
-                project=self.project, name=name, key=key, limit=limit - len(found), before=before,
+                project=self.project, name=name, key=key, limit=limit - len(events), before=before,
             )  # fmt: skip
-            found += document["events"]
+            events += document["events"]
             before = document.get("next")
             if not before:
                 break
-        return found
+        return events
 
 
 def _summary(document: Mapping[str, Any]) -> Summary:
     numbers = {name: _number(document[name]) for name in ("last", "min", "max", "mean")}
-    rest = {"count": document["count"], "last_step": document["last_step"], "last_time": int(document["last_time"])}
-    return Summary(**numbers, **rest)
+    others = {"count": document["count"], "last_step": document["last_step"], "last_time": int(document["last_time"])}
+    return Summary(**numbers, **others)
 
 
 def _metric(document: Mapping[str, Any]) -> Metric:
     values = {name: document[name] for name in Metric.__dataclass_fields__ if name in document}
-    moment = values["last_time"]
-    return Metric(**values | {"last": _number(values["last"]), "last_time": None if moment is None else int(moment)})
+    time = values["last_time"]
+    return Metric(**values | {"last": _number(values["last"]), "last_time": None if time is None else int(time)})
 
 
 def _number(value: Any) -> Any:
-    """A number of the API: NaN and the infinities are texts there."""
+    """Convert a number of the API, where NaN and the infinities are texts."""
     return float(value) if isinstance(value, str) else value

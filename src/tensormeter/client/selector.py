@@ -1,4 +1,4 @@
-"""Finding the run that a person means."""
+"""Finds a run by its id, its name or the beginning of its id."""
 
 from typing import Any, Final
 
@@ -8,30 +8,37 @@ from tensormeter.errors import UsageError
 __all__ = ["find_run"]
 
 _PAGE: Final = 1000
+"""Number of runs per request."""
 
 
 def find_run(connection: Connection, selector: str, project: str | None = None) -> dict[str, Any]:
-    """The run, as the API gives it, whose id is `selector`, or else whose name it is, or whose id begins with it.
+    """Return the API's document of a run.
+
+    Args:
+        connection: Connection to the server.
+        selector: Id of the run; or, if there is no such id, its name or the beginning of its id.
+        project: Project of the run. Default: all projects.
 
     Raises:
-        TensormeterError: No run, or several; the message names some.
+        UsageError: No run or several runs match; the message names some of them.
+        TensormeterError: The server does not answer, or answers with an error.
     """
     try:
         return connection.get("runs", selector, project=project)
     except ApiError as error:
         if error.status != 404:
             raise
-    found: list[dict[str, Any]] = []
+    matches: list[dict[str, Any]] = []
     offset, total = 0, 1
     while offset < total:
         page = connection.get("runs", project=project, limit=_PAGE, offset=offset, fields="")
-        found += [run for run in page["runs"] if run["name"] == selector or run["id"].startswith(selector)]
+        matches += [run for run in page["runs"] if run["name"] == selector or run["id"].startswith(selector)]
         offset, total = offset + _PAGE, page["total"]
-    named = [run for run in found if run["name"] == selector] or found
-    if len(named) == 1:
-        return connection.get("runs", named[0]["id"], project=named[0]["project"])
-    if not named:
+    matches = [run for run in matches if run["name"] == selector] or matches
+    if len(matches) == 1:
+        return connection.get("runs", matches[0]["id"], project=matches[0]["project"])
+    if not matches:
         raise UsageError(f"there is no run {selector!r}; see `tensormeter runs`")
-    # Quoted as Python does it, so that no name of a project can move the cursor of a terminal.
-    ids = ", ".join(repr(f"{run['project']}/{run['id']}")[1:-1] for run in named[:5])
-    raise UsageError(f"{len(named)} runs match {selector!r} ({ids}{', ...' if len(named) > 5 else ''}); give an id")
+    # Escaped like a Python literal, so that the name of a project cannot move the cursor of a terminal.
+    ids = ", ".join(repr(f"{run['project']}/{run['id']}")[1:-1] for run in matches[:5])
+    raise UsageError(f"{len(matches)} runs match {selector!r} ({ids}{', ...' if len(matches) > 5 else ''}); pass an id")

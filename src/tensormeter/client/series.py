@@ -13,31 +13,31 @@ from tensormeter.client.frame import import_pandas
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Series", "SeriesList", "query_series", "take"]
+__all__ = ["Series", "SeriesList", "query_series", "read_column"]
 
 _MAX_NAMES: Final = 200
-"""Runs, and metrics, that one request may name."""
+"""Maximum number of runs, and of metrics, in one request."""
 
 _TYPES: Final = {"f64": "<f8", "i64": "<i8", "u8": "|u1"}
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Points of one metric of one process with one attribute set, by ascending x.
+    """Points of one metric of one process with one attribute set, sorted by x.
 
     Attributes:
         run: Id of the run.
         process: Id of the process.
-        attempt: Which attempt at the run it belongs to; the latest, where it is a line made of several.
-        metric: Name.
+        attempt: Number of the attempt; the latest one if the series joins several.
+        metric: Name of the metric.
         kind: "gauge" or "sum".
-        attributes: Of the metric.
-        scope: Name of the instrumentation scope that recorded it; "" for tensormeter itself, and if it has none.
-        unit: UCUM unit, or "".
-        temporality: "delta" or "cumulative" for a sum, if that was said; else None.
-        x: float64, shape (n,): steps, seconds, or another metric's values.
-        y: float64, shape (n,). Integers outside ±2^53 are rounded; `StoredRun.points` has them exactly.
-        total: How many points there are in the range; more than n if they were sampled.
+        attributes: Attributes of the series.
+        scope: Name of the instrumentation scope; "" for tensormeter itself, and for none.
+        unit: UCUM unit; "" for none.
+        temporality: "delta" or "cumulative" for a sum; None for a gauge, and if the sender gave none.
+        x: Steps, seconds, or another metric's values: float64, shape (n,).
+        y: Values: float64, shape (n,). Integers outside ±2^53 are rounded; `StoredRun.points` returns them exactly.
+        total: Number of points in the range; more than n if they were sampled.
     """
 
     run: str
@@ -58,10 +58,10 @@ class Series:
 
 
 class SeriesList(Sequence[Series]):
-    """What was read, one entry a series that has points, in order of run, metric and process."""
+    """A sequence of series with points, sorted by run, metric and process."""
 
     def __init__(self, series: Sequence[Series], axis: str) -> None:
-        """Hold `series`; `axis` is what x is."""
+        """Create a list; `axis` is the argument `x` of the query."""
         self._series = tuple(series)
         self.axis = axis
 
@@ -86,38 +86,39 @@ class SeriesList(Sequence[Series]):
         return self._series[index]
 
     def to_pandas(self) -> "pd.DataFrame":
-        """One row a point: `run`, `process`, `metric`, `attributes.NAME` for each attribute, x under its name, `value`.
+        """Return a frame with one row per point.
 
-        Where series of one metric differ in it, there are also `scope`, `unit`, `kind` and `temporality`.
-        `metric:NAME` stands under `NAME`, unless a column has that name already. Texts are categorical.
+        The columns are `run`, `process`, `metric`, `attributes.NAME` for each attribute, the x axis under its name, and `value`.
+        If series of one metric differ in them, `scope`, `unit`, `kind` and `temporality` are added. The axis `metric:NAME` is
+        named `NAME`, unless another column has that name. Texts are categorical.
 
         Raises:
             UsageError: pandas is not installed.
         """
         pandas = import_pandas()
-        lengths = [len(one) for one in self._series]
+        lengths = [len(series) for series in self._series]
         texts: dict[str, list[Any]] = {
-            "run": [one.run for one in self._series],
-            "process": [one.process for one in self._series],
-            "metric": [one.metric for one in self._series],
+            "run": [series.run for series in self._series],
+            "process": [series.process for series in self._series],
+            "metric": [series.metric for series in self._series],
         }
         for name in ("scope", "unit", "kind", "temporality"):
-            if len({(one.metric, getattr(one, name)) for one in self._series}) > len(set(texts["metric"])):
-                texts[name] = [getattr(one, name) for one in self._series]
-        for name in sorted({name for one in self._series for name in one.attributes}):
-            values = [one.attributes.get(name) for one in self._series]
+            if len({(series.metric, getattr(series, name)) for series in self._series}) > len(set(texts["metric"])):
+                texts[name] = [getattr(series, name) for series in self._series]
+        for name in sorted({name for series in self._series for name in series.attributes}):
+            values = [series.attributes.get(name) for series in self._series]
             texts[f"attributes.{name}"] = [value if _is_scalar(value) else str(value) for value in values]
         columns: dict[str, Any] = {}
         for name, per_series in texts.items():
-            known = list(dict.fromkeys(value for value in per_series if value is not None))
-            number = {value: position for position, value in enumerate(known)}
-            codes = [-1 if value is None else number[value] for value in per_series]
-            columns[name] = pandas.Categorical.from_codes(np.repeat(np.array(codes, np.intp), lengths), known)
+            categories = list(dict.fromkeys(value for value in per_series if value is not None))
+            code_of = {value: code for code, value in enumerate(categories)}
+            codes = [-1 if value is None else code_of[value] for value in per_series]
+            columns[name] = pandas.Categorical.from_codes(np.repeat(np.array(codes, np.intp), lengths), categories)
         axis = self.axis.removeprefix("metric:")
-        columns[axis if axis not in columns and axis != "value" else self.axis] = _joined(
-            [one.x for one in self._series]
+        columns[axis if axis not in columns and axis != "value" else self.axis] = _concatenate(
+            [series.x for series in self._series]
         )
-        columns["value"] = _joined([one.y for one in self._series])
+        columns["value"] = _concatenate([series.y for series in self._series])
         return pandas.DataFrame(columns)
 
 
@@ -129,28 +130,31 @@ def query_series(
     x: str,
     **options: Any,
 ) -> SeriesList:
-    """Series of several runs and metrics, in as few requests as the API allows.
+    """Read series of several runs and metrics, with as few requests as the API allows.
 
     Args:
-        runs: (project, id).
-        options: Further fields of the API's query; those that are None are left out.
+        connection: Connection to the server.
+        runs: Project and id of each run.
+        metrics: Names of gauges and sums.
+        x: X axis; see `StoredRun.series`.
+        options: Additional fields of the API's query; those with the value None are left out.
     """
-    found: list[Series] = []
-    given = {name: value for name, value in options.items() if value is not None}
+    series: list[Series] = []
+    fields = {name: value for name, value in options.items() if value is not None}
     for run_names in _slices([f"{project}/{run}" for project, run in runs]):
         for metric_names in _slices(metrics):
-            document = {"runs": run_names, "metrics": metric_names, "x": x, **given}
+            document = {"runs": run_names, "metrics": metric_names, "x": x, **fields}
             header, data = connection.columns("query", document=document)
-            for one in header["series"]:
-                one["x"], one["y"] = take(data, one["x"]), take(data, one["y"])
-                found.append(Series(**{name: one[name] for name in Series.__dataclass_fields__ if name in one}))
-    return SeriesList(found, x)
+            for item in header["series"]:
+                item["x"], item["y"] = read_column(data, item["x"]), read_column(data, item["y"])
+                series.append(Series(**{name: item[name] for name in Series.__dataclass_fields__ if name in item}))
+    return SeriesList(series, x)
 
 
-def take(data: memoryview, where: Mapping[str, Any]) -> NDArray[Any]:
-    """An array of a binary answer: a copy in this machine's byte order, shape (length,)."""
-    dtype = np.dtype(_TYPES[where["type"]])
-    view: NDArray[Any] = np.frombuffer(data, dtype, where["length"], where["offset"])
+def read_column(data: memoryview, column: Mapping[str, Any]) -> NDArray[Any]:
+    """Copy a column of a binary answer to an array in this machine's byte order, shape (length,)."""
+    dtype = np.dtype(_TYPES[column["type"]])
+    view: NDArray[Any] = np.frombuffer(data, dtype, column["length"], column["offset"])
     return view.astype(dtype.newbyteorder("="))
 
 
@@ -159,7 +163,7 @@ def _slices(names: Sequence[str]) -> Iterator[list[str]]:
         yield list(names[first : first + _MAX_NAMES])
 
 
-def _joined(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+def _concatenate(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.concatenate(arrays) if arrays else np.empty(0)
 
 
