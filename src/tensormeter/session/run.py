@@ -530,7 +530,7 @@ def finish_all() -> None:
 
 
 def _on_sigterm(process_ends: bool) -> None:
-    """Finish all runs if the process ends afterwards; otherwise the script's handler decides how to go on."""
+    """Record the SIGTERM, and finish all runs if the process ends afterwards; otherwise the script continues."""
     for run in reversed(open_runs.copy()):
         if run.settings.sigterm_timeout and run._process is not None:
             run._process.record_sigterm()

@@ -86,22 +86,22 @@ class _Conversion:
                 )
                 continue
             name = as_unicode(text)
-            place = f"{above}{shown(name)}"
+            path = f"{above}{shown(name)}"
             if name != text:
-                self.faults.append(f"{above}{shown(text)} is recorded as {place}: it is not Unicode text")
+                self.faults.append(f"{above}{shown(text)} is recorded as {path}: it is not Unicode text")
             if name in keys:
                 self.faults.append(
-                    f"{above}{shown(keys[name])} is replaced by {shown(key)}: both are recorded as {place}"
+                    f"{above}{shown(keys[name])} is replaced by {shown(key)}: both are recorded as {path}"
                 )
             try:
-                values[name] = self._value(value, f"{place}.")
+                values[name] = self._value(value, f"{path}.")
                 keys[name] = key
             except _ValueError as fault:
-                self.faults.append(f"{place} is left out: {fault}")
+                self.faults.append(f"{path} is left out: {fault}")
             except Exception as error:  # raised by the value's own code
                 kind = type(value).__name__
                 self.faults.append(
-                    f"{place} is left out: cannot convert a {kind} ({type(error).__name__}); pass a number or text"
+                    f"{path} is left out: cannot convert a {kind} ({type(error).__name__}); pass a number or text"
                 )
         return values
 
