@@ -28,10 +28,7 @@ NOT_YET = {
     "benchmarks",
     "benchmarks/RESULTS.md",
     "docs/sensors.md",
-    "src/tensormeter",
     "src/tensormeter/cli",
-    "src/tensormeter/client",
-    "src/tensormeter/instruments",
     "src/tensormeter/otlp",
     "src/tensormeter/redaction",
     "src/tensormeter/resource",
@@ -43,8 +40,6 @@ NOT_YET = {
     "src/tensormeter/server/http",
     "src/tensormeter/server/limits",
     "src/tensormeter/server/receivers",
-    "src/tensormeter/session",
-    "src/tensormeter/session/exit_hooks",
 }
 
 WORDS = re.compile(
