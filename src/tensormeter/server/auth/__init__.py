@@ -1,1 +1,1 @@
-"""Authentication: tokens, the guard in front of every request, and the projects that a token may see."""
+"""Authentication and authorization: tokens, the guard in front of every request, and access to single projects."""

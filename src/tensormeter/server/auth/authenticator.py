@@ -1,4 +1,4 @@
-"""What a request may do: told by its token before anything else is looked at."""
+"""Authentication: the access that a request's bearer token gives."""
 
 import hmac
 import re
@@ -12,19 +12,19 @@ from tensormeter.server.http.errors import DURABLE_PATH, OTLP_PATHS
 
 __all__ = ["Access", "Authenticator", "needed_permissions"]
 
-_NUMBERING: Final = re.compile(r"/api/v1/runs/[^/]+/attempt")
-"""The path at which agents ask for the numbers of attempts. The answer holds two numbers, so a token that writes will do."""
+_ATTEMPT_PATH: Final = re.compile(r"/api/v1/runs/[^/]+/attempt")
+"""Path from which agents get the numbers of attempts. The response has only two numbers, so a token for writing may read it."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """What the holder of a token may do.
+    """The access of a token's holder.
 
     Attributes:
-        who: For logs: the token's name, "server token", or "anyone" where none is needed.
-        project: The only project there is for the holder; None: all there are.
-        allows: Whether a permission is given.
-        valid: Whether it still is: asked by what goes on for long. Blocks for the disk.
+        who: Name for logs: the token's name, "server token", or "anyone" if the server needs no token.
+        project: The only project that the holder can access; None: all projects.
+        allows: Function that returns whether the holder has a permission.
+        valid: Function that returns whether the access is still valid, for long requests. Blocks for the disk.
     """
 
     who: str
@@ -34,7 +34,7 @@ class Access:
 
 
 class Authenticator:
-    """Knows the server's token, that of its own process, and the file of tokens, as it was when `refresh` was last called."""
+    """Checks the server token, the token of the server's own process, and the tokens that the last `refresh` read."""
 
     def __init__(self, directory: Path, token: str | None, own_token: str, *, is_local: bool) -> None:
         """
@@ -50,49 +50,49 @@ class Authenticator:
         self._local = is_local
 
     def refresh(self) -> None:
-        """Look at the file of tokens. Blocks for the disk.
+        """Read the token file if it has changed. Blocks for the disk.
 
         Raises:
-            StoreError: It cannot be read.
+            StoreError: The file cannot be read.
         """
         self._tokens.tokens()
 
     def access(self, authorization: str, *, forwarded: bool = False) -> Access | None:
-        """What a request with this `Authorization` header may do; None: nothing. Does not block.
+        """Return the access that an `Authorization` header gives; None: no access. Does not block.
 
         Args:
-            authorization: The header.
-            forwarded: Whether it came through a proxy, so that somebody else than this machine may have sent it.
+            authorization: Value of the header.
+            forwarded: Whether a proxy forwarded the request, so that another machine may have sent it.
 
         Raises:
-            StoreError: The file of tokens cannot be read, so nobody is known.
+            StoreError: The token file cannot be read.
         """
-        known = self._tokens.latest()
+        tokens = self._tokens.latest()
         scheme, _, text = authorization.partition(" ")
-        given = text.strip() if scheme.lower() == "bearer" else ""
-        data = given.encode()
+        bearer = text.strip() if scheme.lower() == "bearer" else ""
+        data = bearer.encode()
         if self._server_token is not None and hmac.compare_digest(data, self._server_token):
             return Access("server token")
         if hmac.compare_digest(data, self._own_token):
             return Access("this server", allows=lambda permission: permission == "write")
-        token = self._tokens.find(given, latest=True) if known is not None else None
+        token = self._tokens.find(bearer, latest=True) if tokens is not None else None
         if token is not None:
-            return Access(token.name, token.project, token.allows, lambda: self._still(given, token))
-        # Where nothing but this machine can ask, and no token was ever made, none is needed.
-        if self._server_token is None and known is None and self._local and not forwarded:
+            return Access(token.name, token.project, token.allows, lambda: self._is_valid(bearer, token))
+        # A server that only this machine can reach needs no token until one is created.
+        if self._server_token is None and tokens is None and self._local and not forwarded:
             return Access("anyone", valid=lambda: self._tokens.tokens() is None)
         return None
 
-    def _still(self, text: str, token: Token) -> bool:
+    def _is_valid(self, text: str, token: Token) -> bool:
         return self._tokens.find(text) == token
 
 
 def needed_permissions(method: str, path: str) -> tuple[Permission, ...]:
-    """What a request must be allowed to do."""
-    if path.startswith(OTLP_PATHS) or path == DURABLE_PATH or _NUMBERING.fullmatch(path):
+    """Permissions that a request needs."""
+    if path.startswith(OTLP_PATHS) or path == DURABLE_PATH or _ATTEMPT_PATH.fullmatch(path):
         return ("write",)
     match method:
-        case "GET" | "HEAD" | "POST":  # POST /api/v1/query is a question
+        case "GET" | "HEAD" | "POST":  # POST /api/v1/query only reads
             return ("read",)
         case "PATCH":
             return ("read", "write")

@@ -1,4 +1,4 @@
-"""Looking something up on the disk for requests, without making the event loop wait for the disk."""
+"""Disk lookups for requests, on a thread, so that the event loop does not wait for the disk."""
 
 import asyncio
 import queue
@@ -11,56 +11,56 @@ from tensormeter.server.store.models.errors import StoreUnavailableError
 
 __all__ = ["Lookup"]
 
-_PATIENCE: Final = 5.0
-"""Seconds that a request waits for the disk."""
+_TIMEOUT: Final = 5.0
+"""Maximum seconds that a request waits for the disk."""
 
-_Waiting = asyncio.Future[None]
+_Future = asyncio.Future[None]
 
 
 class Lookup:
-    """One look for all requests that came while the last one was under way, on one daemon thread. For one event loop."""
+    """Runs lookups on a daemon thread. All requests that arrive during a lookup share the next one. For one event loop."""
 
     def __init__(self, look: Callable[[], object]) -> None:
         """Args:
-        look: Blocks for the disk. It keeps what it finds, and what it raises as a StoreError, for whoever asks.
+        look: Function that blocks for the disk. It stores its result, and any StoreError, for the callers.
         """
         self._look = look
-        self._next: _Waiting | None = None
+        self._next: _Future | None = None
         self._busy = False
-        self._asked: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, _Waiting]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, _Future]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="tensormeter-lookup", daemon=True)
 
     async def fresh(self) -> None:
-        """Wait for a look that begins after this call, so that changes take effect at once.
+        """Wait for a lookup that begins after this call, so that changes on disk take effect at once.
 
         Raises:
             StoreUnavailableError: The disk does not answer.
         """
         loop = asyncio.get_running_loop()
-        wanted = self._next = self._next or loop.create_future()
+        lookup = self._next = self._next or loop.create_future()
         if not self._busy:
             self._begin(loop)
-        done, _ = await asyncio.wait((wanted,), timeout=_PATIENCE)
+        done, _ = await asyncio.wait((lookup,), timeout=_TIMEOUT)
         if not done:
-            raise StoreUnavailableError("the disk does not answer; send the request again later")
+            raise StoreUnavailableError("the disk does not answer; retry the request later")
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._next is not None:
             if not self._thread.is_alive():
                 self._thread.start()
             self._busy = True
-            self._asked.put((loop, self._next))
+            self._queue.put((loop, self._next))
             self._next = None
 
     def _work(self) -> None:
         while True:
-            loop, waiting = self._asked.get()
-            with suppress(Exception):  # whoever asks for what was found gets it
+            loop, lookup = self._queue.get()
+            with suppress(Exception):  # `look` has stored it
                 self._look()
             with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._end, loop, waiting)
+                loop.call_soon_threadsafe(self._end, loop, lookup)
 
-    def _end(self, loop: asyncio.AbstractEventLoop, waiting: _Waiting) -> None:
-        waiting.set_result(None)
+    def _end(self, loop: asyncio.AbstractEventLoop, lookup: _Future) -> None:
+        lookup.set_result(None)
         self._busy = False
         self._begin(loop)

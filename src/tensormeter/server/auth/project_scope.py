@@ -1,6 +1,6 @@
-"""One project of a store, for requests that may see no other.
+"""Access to a single project of a store, for requests whose token allows no other.
 
-Handlers reach a store only through `Stores`, so that none can forget whose request it is.
+Handlers reach a store only through `Stores`, so each of them gets the store that its request may access.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,17 +40,17 @@ __all__ = ["ForbiddenError", "ProjectStore", "Stores"]
 
 
 class ForbiddenError(StoreError):
-    """The request's token does not allow this."""
+    """The request's token does not allow this operation."""
 
 
 class Stores:
-    """Gives each request the store as it may see it."""
+    """Gives each request the part of the store that it may access."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def stalled(self) -> str | None:
-        """Why the store would not answer now, or None. Does not block."""
+        """Why the store does not answer now, or None. Does not block."""
         return self._store.stalled()
 
     def of(self, request: Request) -> Store:
@@ -60,13 +60,13 @@ class Stores:
 
 
 class ProjectStore:
-    """A `Store` in which there is nothing but one project. What is of another is not found; what comes for another is refused.
+    """A `Store` that shows a single project. Runs of other projects are not found, and data for other projects is refused.
 
-    Its batch ids are its own: the same id of another project, or of a sender for all projects, names another batch.
+    Batch ids are scoped to the project: the same id of another project, or of a sender for all projects, is another batch.
     """
 
     def __init__(self, store: Store, project: str) -> None:
-        """Of `store`, which somebody else opens and closes."""
+        """Wrap `store`; the caller opens and closes it."""
         self._store = store
         self._project = project
 
@@ -83,7 +83,7 @@ class ProjectStore:
         batch_id: str | None = None,
         check: Check = no_check,
     ) -> Receipt:
-        """See `Store`. Raises ForbiddenError, and stores nothing, if anything is of another project."""
+        """See `Store`. Raises ForbiddenError, and stores nothing, if any batch belongs to another project."""
         for batch in batches:
             check()
             self._check(batch.resource)
@@ -98,7 +98,7 @@ class ProjectStore:
         batch_id: str | None = None,
         check: Check = no_check,
     ) -> Receipt:
-        """See `Store`. Raises ForbiddenError, and stores nothing, if anything is of another project."""
+        """See `Store`. Raises ForbiddenError, and stores nothing, if any resource belongs to another project."""
         for attributes, _ in resources:
             check()
             self._check(attributes)
@@ -107,7 +107,7 @@ class ProjectStore:
 
     def projects(self) -> list[ProjectSummary]:
         """See `Store`."""
-        return [one for one in self._store.projects() if one.project == self._project]
+        return [summary for summary in self._store.projects() if summary.project == self._project]
 
     def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
         """See `Store`."""
@@ -123,65 +123,65 @@ class ProjectStore:
 
     def run(self, ref: RunRef) -> RunSummary:
         """See `Store`."""
-        return self._store.run(self._ours(ref))
+        return self._store.run(self._scoped(ref))
 
     def processes(self, ref: RunRef) -> list[ProcessSummary]:
         """See `Store`."""
-        return self._store.processes(self._ours(ref))
+        return self._store.processes(self._scoped(ref))
 
     def losses(self, ref: RunRef) -> Mapping[str, int]:
         """See `Store`."""
-        return self._store.losses(self._ours(ref))
+        return self._store.losses(self._scoped(ref))
 
     def update(self, ref: RunRef, changes: RunChanges) -> None:
         """See `Store`."""
-        self._store.update(self._ours(ref), changes)
+        self._store.update(self._scoped(ref), changes)
 
     def delete(self, ref: RunRef) -> None:
         """See `Store`."""
-        self._store.delete(self._ours(ref))
+        self._store.delete(self._scoped(ref))
 
     def metrics(self, ref: RunRef) -> list[MetricSummary]:
         """See `Store`."""
-        return self._store.metrics(self._ours(ref))
+        return self._store.metrics(self._scoped(ref))
 
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
-        return self._store.read(self._ours(ref), selection)
+        return self._store.read(self._scoped(ref), selection)
 
     def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
         """See `Store`."""
-        return self._store.thin(self._ours(ref), selection, window, blocks)
+        return self._store.thin(self._scoped(ref), selection, window, blocks)
 
     def events(self, ref: RunRef, **options: Any) -> EventPage:
         """See `Store`."""
-        return self._store.events(self._ours(ref), **options)
+        return self._store.events(self._scoped(ref), **options)
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
         """See `Store`."""
-        return self._store.media(self._ours(ref), digest)
+        return self._store.media(self._scoped(ref), digest)
 
     def changes(self, after: str | None, runs: Sequence[RunRef] | None = None) -> Changes:
         """See `Store`."""
-        ours = None if runs is None else [RunRef(ref.run_id, self._project) for ref in runs if self._may(ref)]
-        found = self._store.changes(after, ours)
-        return Changes(found.cursor, [change for change in found.changes if change.run.project == self._project])
+        refs = None if runs is None else [RunRef(ref.run_id, self._project) for ref in runs if self._is_visible(ref)]
+        changes = self._store.changes(after, refs)
+        return Changes(changes.cursor, [change for change in changes.changes if change.run.project == self._project])
 
     def raise_alert(self, run: RunRef, event: Event) -> None:
-        """Not for requests."""
+        """Refuse: requests may not call this."""
         raise ForbiddenError("only the server itself raises alerts")
 
     def mark_stalled(self, run: RunRef, *, stalled: bool) -> None:
-        """Not for requests."""
-        raise ForbiddenError("only the server itself says that a run stalls")
+        """Refuse: requests may not call this."""
+        raise ForbiddenError("only the server itself marks runs as stalled")
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
-        """Not for requests: they ask for the events of a run."""
+        """Refuse: requests read the events of a run instead."""
         raise ForbiddenError("only the server itself reads the alerts of all runs")
 
     def mark(self, name: str, value: int | None = None) -> int:
-        """Not for requests."""
-        raise ForbiddenError("only the server itself has marks")
+        """Refuse: requests may not call this."""
+        raise ForbiddenError("only the server itself stores marks")
 
     def problem(self) -> str | None:
         """See `Store`."""
@@ -192,26 +192,26 @@ class ProjectStore:
         return self._store.stalled()
 
     def close(self) -> None:
-        """Not for requests."""
-        raise ForbiddenError("whoever opened the store closes it")
+        """Refuse: requests may not call this."""
+        raise ForbiddenError("only the server itself closes the store")
 
     @contextmanager
     def _batch(self, batch_id: str | None) -> Iterator[str | None]:
-        """Under which id a batch of this project is kept, so that nobody else's can be taken for it.
+        """Yield the id under which the store keeps a batch of this project, so that it matches no other project's batch.
 
-        Ids come from headers, where no line ends, so no two projects and ids have the same text.
+        Batch ids come from headers, which contain no line breaks, so each pair of id and project has a different text.
         """
         try:
             yield None if batch_id is None else f"{batch_id}\n{self._project}"
         except BatchConflictError:
             raise BatchConflictError(batch_id or "") from None
 
-    def _may(self, ref: RunRef) -> bool:
+    def _is_visible(self, ref: RunRef) -> bool:
         return ref.project in (None, self._project)
 
-    def _ours(self, ref: RunRef) -> RunRef:
-        if not self._may(ref):
-            # As for a run that does not exist: not even that it does is told.
+    def _scoped(self, ref: RunRef) -> RunRef:
+        if not self._is_visible(ref):
+            # The same message as for a run that does not exist, so that it does not reveal other projects' runs.
             raise NotFoundError(f"there is no run {ref.run_id!r} in project {ref.project!r}")
         return RunRef(ref.run_id, self._project)
 
@@ -219,6 +219,6 @@ class ProjectStore:
         source = identify(attributes)
         if not isinstance(source, str) and source.project != self._project:
             raise ForbiddenError(
-                f"the token is for project {self._project!r}, and the request has data of {source.project!r}; "
-                "nothing of it was stored"
+                f"the token is for project {self._project!r}, but the request contains data of project {source.project!r}; "
+                "nothing was stored"
             )

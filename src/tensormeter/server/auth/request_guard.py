@@ -1,8 +1,9 @@
-"""Who may talk to the server, decided on the headers alone, before any body is read.
+"""Access control by a request's headers alone, before the server reads its body.
 
-- `Host` must be a name of this server. Without that, a web page whose name is rebound to 127.0.0.1 could read it.
-- `Origin`, if a browser sends one, must be this server: no page of another site may read or write.
-- A bearer token that allows it, unless there are none on this machine, for everything but `/`, `/healthz`, `/readyz` and the web page's files, which show no data.
+- `Host` must be a name of this server. Otherwise a web page could rebind its name to 127.0.0.1 and read from the server.
+- `Origin`, if a browser sends it, must be this server, so pages of other sites can neither read nor write.
+- A bearer token must allow the request, unless the server needs no tokens. `/`, `/healthz`, `/readyz` and the web page's files show
+  no data and need no token.
 """
 
 import ipaddress
@@ -30,11 +31,11 @@ _PUBLIC: Final = frozenset({"/", "/healthz", "/readyz"})
 
 _log: Final = logging.getLogger(__name__)
 
-_QUIET: Final = 60.0
-"""Seconds in which the log says once that the tokens cannot be read."""
+_LOG_INTERVAL: Final = 60.0
+"""Seconds between two log lines with the same error of the token file."""
 
 _FORWARDED: Final = ("forwarded", "x-forwarded-", "x-real-ip")
-"""Beginnings of the headers that proxies add which pass requests of others on."""
+"""Prefixes of the headers that proxies add to forwarded requests."""
 
 _HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -46,7 +47,7 @@ _HEADERS: Final = {
 
 
 class RequestGuard:
-    """ASGI middleware around the whole application; also puts the security headers on every answer."""
+    """ASGI middleware around the whole application. It also adds the security headers to every response."""
 
     def __init__(
         self,
@@ -58,11 +59,11 @@ class RequestGuard:
     ) -> None:
         """
         Args:
-            app: Application to guard.
-            authenticator: Source of permissions.
+            app: Application to protect.
+            authenticator: Source of the access that tokens give.
             host: Address that the server is bound to.
-            allowed_hosts: Further values of `Host` that requests may carry.
-            stalled: Reason why the disk cannot be asked now, or None; does not block.
+            allowed_hosts: Additional values of `Host` that requests may have.
+            stalled: Function that returns why the disk does not answer, or None; it does not block.
         """
         self._app = app
         self._stalled = stalled
@@ -85,17 +86,17 @@ class RequestGuard:
                     headers.setdefault(name, value)
             await send(message)
 
-        refusal = self._foreign(scope)
+        refusal = self._wrong_origin(scope)
         if refusal is None and not self._is_public(scope["path"]):
-            refusal = await self._without_tokens(scope) or self._refusal(scope)
+            refusal = await self._refresh_tokens(scope) or self._refusal(scope)
         await (refusal or self._app)(scope, receive, send_with_headers)
 
     @staticmethod
     def _is_public(path: str) -> bool:
         return path in _PUBLIC or path.startswith(STATIC_PREFIX)
 
-    async def _without_tokens(self, scope: Scope) -> Response | None:
-        """Have the tokens looked up; the answer if the disk does not say them."""
+    async def _refresh_tokens(self, scope: Scope) -> Response | None:
+        """Have the token file read again. Returns the error response if the disk does not answer."""
         problem = self._stalled()
         if problem is None:
             try:
@@ -104,15 +105,15 @@ class RequestGuard:
                 problem = self._stalled() or str(error)
         return None if problem is None else error_response(scope, 503, "unavailable", problem, {"Retry-After": "5"})
 
-    def _foreign(self, scope: Scope) -> Response | None:
+    def _wrong_origin(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if not self._is_ours(_hostname(host)):
-            message = f"this server is not {host!r}; if it should be, start it with --allowed-host"
+        if not self._is_own_name(_hostname(host)):
+            message = f"unknown host {host!r}; if clients should use this name, start the server with --allowed-host"
             return error_response(scope, 421, "unknown_host", message)
         origin = headers.get("origin")
         if origin is not None and _origin_host(origin) != host.lower():
-            return error_response(scope, 403, "cross_origin", "requests from pages of other sites are refused")
+            return error_response(scope, 403, "cross_origin", "requests from web pages of other sites are refused")
         return None
 
     def _refusal(self, scope: Scope) -> Response | None:
@@ -122,34 +123,36 @@ class RequestGuard:
             access = self._authenticator.access(headers.get("authorization", ""), forwarded=forwarded)
         except StoreError as error:
             now = time.monotonic()
-            if self._reported is None or self._reported[0] != str(error) or now > self._reported[1] + _QUIET:
+            if self._reported is None or self._reported[0] != str(error) or now > self._reported[1] + _LOG_INTERVAL:
                 self._reported = str(error), now
                 _log.error("tensormeter: %s", error)
-            message = "the tokens cannot be read; the server's log says why"
+            message = "the server cannot read its token file; see the server's log"
             return error_response(scope, 503, "unavailable", message, {"Retry-After": "5"})
         if access is None:
-            message = "a valid bearer token is needed; set TENSORMETER_TOKEN to one of this server"
+            message = "access token required; set TENSORMETER_TOKEN, or create a token with `tensormeter token create` on the server"
             if forwarded and self._bound_to_loopback:
-                message += ", which needs one for whoever comes through a proxy"
+                message += " (requests through a proxy always need one)"
             return error_response(scope, 401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
-        missing = [one for one in needed_permissions(scope["method"], path) if not access.allows(one)]
+        missing = [
+            permission for permission in needed_permissions(scope["method"], path) if not access.allows(permission)
+        ]
         if missing:
-            message = f"the token {access.who!r} may not {' and '.join(missing)}; ask for one that may"
+            message = f"the token {access.who!r} lacks the permission {' and '.join(missing)}; use a token that has it"
             return error_response(scope, 403, "forbidden", message)
         scope.setdefault("state", {})["access"] = access
         return None
 
-    def _is_ours(self, host: str | None) -> bool:
+    def _is_own_name(self, host: str | None) -> bool:
         if host is None:
             return False
         if is_loopback(host) or host in self._hosts:
             return True
-        # A page can rebind a name, never an address; and off the loopback there is always a token.
+        # A page can rebind a name, but not an address; and a server that is not bound to loopback always needs a token.
         return not self._bound_to_loopback and _is_address(host)
 
 
 def _hostname(host: str) -> str | None:
-    """The name in a `Host` header, lowercase, without port and brackets; None if it is not one."""
+    """The name in a `Host` header, in lower case, without port and brackets; None if the header is invalid."""
     try:
         parts = urlsplit(f"//{host}")
         parts.port  # noqa: B018 - raises if it is not a number
@@ -159,7 +162,7 @@ def _hostname(host: str) -> str | None:
 
 
 def _origin_host(origin: str) -> str | None:
-    """The host and port in an `Origin` header, lowercase; None for "null" and anything odd."""
+    """Host and port in an `Origin` header, in lower case; None for "null" and invalid values."""
     try:
         return urlsplit(origin).netloc.lower() or None
     except ValueError:

@@ -1,7 +1,7 @@
-"""Tokens: who may do what. A file in the server's folder keeps them, but not what would let anyone use them.
+"""Access tokens and their permissions, stored as hashes in a file in the server's folder.
 
-A token is `tm_ID_SECRET`, with 192 random bits in the secret. That many cannot be guessed, so one SHA-256 is hash enough.
-The file is replaced as a whole, so whoever reads it sees it before or after a change, never in between.
+A token is `tm_ID_SECRET`, with 192 random bits in the secret. It cannot be guessed, so a single SHA-256 is a sufficient hash.
+A change replaces the whole file, so readers never see a partial change.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ __all__ = ["PERMISSIONS", "Permission", "Token", "TokenFile"]
 Permission = Literal["write", "read", "admin"]
 
 PERMISSIONS: Final[Sequence[Permission]] = get_args(Permission)
-"""`write`: send metrics and logs. `read`: see runs. Both: also change names, tags and notes. `admin`: all, also delete."""
+"""`write` sends metrics and logs. `read` reads runs. Both together also edit names, tags and notes. `admin` can do everything, and delete runs."""
 
 FILE_NAME: Final = "tokens.json"
 
 LOCK_SECONDS: Final = 10.0
-"""How long a change waits for another one, which takes milliseconds."""
+"""Maximum seconds that a change waits for another process's change, which takes milliseconds."""
 
 _TOKEN: Final = re.compile(r"tm_([0-9a-f]{8})_([0-9a-f]{48})")
 _VERSION: Final = 1
@@ -41,15 +41,15 @@ _MAX_NAME: Final = 128
 
 @dataclass(frozen=True)
 class Token:
-    """What is known of a token.
+    """The stored record of a token.
 
     Attributes:
-        id: Part of the token that is no secret.
-        name: Whose it is, for people; unique in a file.
-        permissions: What it allows.
-        project: Of whose runs; None: of all.
-        created: Seconds since the Unix epoch.
-        expires: The same, or None for never.
+        id: Public part of the token.
+        name: Name for people, such as the holder; unique in a file.
+        permissions: Permissions of the holder.
+        project: The only project that the token gives access to; None: all projects.
+        created: Time of creation, in seconds since the Unix epoch.
+        expires: Time of expiry, in seconds since the Unix epoch; None: never.
         digest: SHA-256 of the token, in hex.
     """
 
@@ -62,28 +62,28 @@ class Token:
     digest: str = field(repr=False)
 
     def allows(self, permission: Permission) -> bool:
-        """Whether it lets its holder do this."""
+        """Whether the token gives this permission."""
         return permission in self.permissions or "admin" in self.permissions
 
     def expired(self, now: float) -> bool:
-        """Whether its time is over."""
+        """Whether the token has expired at `now`, in seconds since the Unix epoch."""
         return self.expires is not None and now >= self.expires
 
 
 class TokenFile:
-    """The file of one server's folder. Processes: any number may read and change it at once. Threads: any number."""
+    """The token file in a server's folder. Any number of processes and threads may read and change it at once."""
 
     def __init__(self, directory: Path) -> None:
-        """Name the file; it is read when it is asked for something."""
+        """Set the folder. The file is first read when a method needs it."""
         self._path = directory / FILE_NAME
-        self._seen: tuple[tuple[int, ...], dict[str, Token]] | None = None
+        self._loaded: tuple[tuple[int, ...], dict[str, Token]] | None = None
         self._latest: dict[str, Token] | StoreError | None = None
 
     def latest(self) -> dict[str, Token] | None:
-        """What `tokens` returned last. Does not look at the disk.
+        """The last result of `tokens`, without access to the disk.
 
         Raises:
-            StoreError: `tokens` raised it last.
+            StoreError: The last call of `tokens` raised it.
         """
         latest = self._latest
         if isinstance(latest, StoreError):
@@ -91,19 +91,19 @@ class TokenFile:
         return latest
 
     def tokens(self) -> dict[str, Token] | None:
-        """The tokens by id, as the file has them now; None if there is no file. Reads it only when it has changed.
+        """The current tokens by id; None if there is no file. Reads the file only if it has changed.
 
         Raises:
-            StoreError: It is there and cannot be read.
+            StoreError: The file exists and cannot be read.
         """
         try:
-            self._latest = latest = self._look()
+            self._latest = latest = self._read_if_changed()
         except StoreError as error:
             self._latest = error
             raise
         return latest
 
-    def _look(self) -> dict[str, Token] | None:
+    def _read_if_changed(self) -> dict[str, Token] | None:
         try:
             status = self._path.stat()
         except FileNotFoundError:
@@ -111,24 +111,24 @@ class TokenFile:
         except OSError as error:
             raise StoreError(f"{self._path}: cannot be read ({error.strerror})") from None
         stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-        seen = self._seen
-        if seen is None or seen[0] != stamp:
-            seen = self._seen = (stamp, self._load())
-        return seen[1]
+        loaded = self._loaded
+        if loaded is None or loaded[0] != stamp:
+            loaded = self._loaded = (stamp, self._load())
+        return loaded[1]
 
     def find(self, text: str, *, latest: bool = False) -> Token | None:
-        """The token that this text is, if it is one and its time is not over. Takes as long for a wrong secret as for a right one.
+        """Find the token with this text, unless it has expired. The time does not depend on whether the secret is right.
 
         Args:
-            text: What a client sent.
-            latest: Look only at what `latest` knows, and not at the disk.
+            text: Text that a client sent.
+            latest: Whether to use the tokens of `latest`, without access to the disk.
 
         Raises:
             StoreError: As for `tokens`.
         """
         match = _TOKEN.fullmatch(text)
-        known = self.latest() if latest else self.tokens()
-        token = (known or {}).get(match[1]) if match else None
+        tokens = self.latest() if latest else self.tokens()
+        token = (tokens or {}).get(match[1]) if match else None
         digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
         equal = hmac.compare_digest(digest, token.digest if token else "0" * len(digest))
         return token if token is not None and equal and not token.expired(time.time()) else None
@@ -141,11 +141,11 @@ class TokenFile:
         project: str | None = None,
         days: float | None = None,
     ) -> tuple[Token, str]:
-        """Add a token. Returns it, and the text for its holder, which is kept nowhere.
+        """Add a token. Returns its record, and the text for its holder, which is not stored anywhere.
 
         Raises:
-            UsageError: There is one of this name.
-            SettingsError: Name or permissions cannot be used.
+            UsageError: A token with this name exists.
+            SettingsError: The name, the project or the permissions are invalid.
             StoreError: The file cannot be read or written.
         """
         if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
@@ -157,7 +157,7 @@ class TokenFile:
             raise SettingsError(f"permissions: expected some of {', '.join(PERMISSIONS)}")
         with self._changing() as tokens:
             if any(token.name == name for token in tokens.values()):
-                raise UsageError(f"there is a token {name!r}; revoke it first, or choose another name")
+                raise UsageError(f"there is a token {name!r} already; revoke it first, or choose another name")
             identity = secrets.token_hex(4)
             while identity in tokens:
                 identity = secrets.token_hex(4)
@@ -169,26 +169,26 @@ class TokenFile:
         return token, text
 
     def revoke(self, selector: str) -> Token:
-        """Take back the token of this name or id: a server that runs refuses it from now on.
+        """Revoke the token with this name or id. A running server refuses it from now on.
 
         Raises:
-            UsageError: There is none.
+            UsageError: No token has this name or id.
             StoreError: The file cannot be read or written.
         """
         with self._changing() as tokens:
-            found = [token for token in tokens.values() if selector in (token.name, token.id)]
-            if not found:
-                raise UsageError(f"there is no token {selector!r}; see `tensormeter token ls`")
-            chosen = next((token for token in found if token.name == selector), found[0])
-            del tokens[chosen.id]
-        return chosen
+            matches = [token for token in tokens.values() if selector in (token.name, token.id)]
+            if not matches:
+                raise UsageError(f"there is no token {selector!r}; list tokens with `tensormeter token ls`")
+            token = next((token for token in matches if token.name == selector), matches[0])
+            del tokens[token.id]
+        return token
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Token]]:
-        """The tokens, to be changed; they are written when the block ends well. One process at a time.
+        """Lock the file and yield its tokens; write them if the block succeeds. One process at a time.
 
         Raises:
-            StoreError: They cannot be read or written, or another process keeps its lock on them.
+            StoreError: The file cannot be read or written, or another process keeps it locked.
         """
         try:
             make_directory(self._path.parent)
@@ -197,7 +197,7 @@ class TokenFile:
             try:
                 if not wait_for_lock(descriptor, LOCK_SECONDS):
                     raise StoreError(
-                        f"{lock} is locked by {lock_holder(lock)}, for {LOCK_SECONDS:g} s by now; end it, or try again later"
+                        f"{lock}: locked by {lock_holder(lock)} for more than {LOCK_SECONDS:g} s; end that process, or try again later"
                     )
                 note_holder(descriptor)
                 tokens = self._load() if self._path.exists() else {}
@@ -212,11 +212,13 @@ class TokenFile:
         try:
             document = json.loads(self._path.read_bytes())
             if document["version"] != _VERSION:
-                raise StoreError(f"{self._path}: is of version {document['version']!r}; upgrade tensormeter")
-            return {one["id"]: _token(one) for one in document["tokens"]}
+                raise StoreError(
+                    f"{self._path}: has format version {document['version']!r}, which this release cannot read; upgrade tensormeter"
+                )
+            return {fields["id"]: _token(fields) for fields in document["tokens"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
-                f"{self._path}: is not a file of tokens ({type(error).__name__}); restore it, or remove it and create new ones"
+                f"{self._path}: not a valid token file ({type(error).__name__}); restore it, or remove it and create new tokens"
             ) from None
 
     def _write(self, tokens: Mapping[str, Token]) -> None:
