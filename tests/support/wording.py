@@ -36,8 +36,6 @@ NOT_YET = {
     "src/tensormeter/sensors/gpu",
     "src/tensormeter/sensors/host",
     "src/tensormeter/server",
-    "src/tensormeter/server/http",
-    "src/tensormeter/server/limits",
     "src/tensormeter/server/receivers",
 }
 

@@ -1,1 +1,1 @@
-"""HTTP as the server speaks it: errors, static files, hooks around requests, TLS, logs."""
+"""The server's HTTP layer: error responses, static files, request hooks, TLS and logs."""

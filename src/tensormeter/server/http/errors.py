@@ -1,4 +1,4 @@
-"""Errors as the protocols want them: `google.rpc.Status` for OTLP, one JSON shape everywhere else."""
+"""Error responses in each protocol's format: `google.rpc.Status` for OTLP, a JSON object for the API."""
 
 import json
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ JSON: Final = "application/json"
 PROTOBUF: Final = "application/x-protobuf"
 
 OTLP_PATHS: Final = ("/v1/", "/v1development/")
-"""How the paths of OTLP/HTTP begin."""
+"""Prefixes of the paths of OTLP/HTTP."""
 
 DURABLE_PATH: Final = "/api/v1/durable"
-"""Where senders ask what is durable: of the API, but for those who may send."""
+"""Path from which senders get the durability of their requests. It needs the permission to write, not to read."""
 
-# Codes of google.rpc.Code by HTTP status; anything else is UNKNOWN (2).
+# google.rpc.Code by HTTP status; other statuses are UNKNOWN (2).
 _RPC_CODES: Final = {
     400: 3,  # INVALID_ARGUMENT
     401: 16,  # UNAUTHENTICATED
@@ -44,14 +44,14 @@ def error_response(
     message: str,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An error answer to a request.
+    """Create the error response to a request.
 
     Args:
-        scope: Of the request: its path and content type decide the shape.
+        scope: ASGI scope of the request; its path and content type decide the format.
         status: HTTP status.
-        code: For programs, such as "not_found".
-        message: For people.
-        headers: Further headers.
+        code: Error code for programs, such as "not_found".
+        message: Message for people.
+        headers: Additional response headers.
     """
     if scope["path"].startswith(OTLP_PATHS):
         if Headers(scope=scope).get("content-type", "").lower().startswith(JSON):
@@ -63,7 +63,7 @@ def error_response(
 
 
 def _rpc_status(status: int, message: str) -> bytes:
-    """A `google.rpc.Status`: int32 code = 1, string message = 2 (no dependency has the class)."""
+    """Encode a `google.rpc.Status`: int32 code = 1, string message = 2. No dependency includes this class."""
     text = message.encode()[:4096].decode(errors="ignore").encode()
     code = bytes((1 << 3, _RPC_CODES.get(status, 2)))
     return code + bytes((2 << 3 | 2,)) + _varint(len(text)) + text

@@ -1,4 +1,4 @@
-"""The server's log on standard error: lines for people, or a JSON object a line for what collects them."""
+"""The server's log on standard error: lines for people, or one JSON object per line for log collectors."""
 
 import json
 import logging
@@ -7,12 +7,12 @@ import time
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-__all__ = ["ACCESS", "LogFormat", "Seldom", "configure_logs"]
+__all__ = ["ACCESS", "LogFormat", "RateLimitedLog", "configure_logs"]
 
 LogFormat = Literal["text", "json"]
 
 ACCESS: Final = logging.getLogger("tensormeter.server.access")
-"""One record a request, with its particulars under `fields`; at INFO, so only if it was asked for."""
+"""Logger with one INFO record per request, whose details are in the attribute `fields`. Off by default."""
 
 
 class _Text(logging.Formatter):
@@ -36,39 +36,41 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)
-        return json.dumps(document, default=str)  # ASCII: nothing that a client sent can move a cursor
+        return json.dumps(
+            document, default=str
+        )  # as ASCII, so text from a client contains no terminal control sequences
 
 
-class Seldom:
-    """Logs warnings of one kind, one at most in an interval, and says how many it left out. For one thread."""
+class RateLimitedLog:
+    """Logs at most one warning per interval, with the number of suppressed warnings. For one thread."""
 
     def __init__(self, logger: logging.Logger, seconds: float = 60.0) -> None:
         """Args:
-        logger: Where to.
-        seconds: The interval.
+        logger: Destination of the warnings.
+        seconds: Interval in seconds.
         """
         self._logger = logger
         self._seconds = seconds
         self._next = 0.0
-        self._left_out = 0
+        self._suppressed = 0
 
     def warning(self, message: str, *arguments: object) -> None:
-        """Log a warning, or count it."""
+        """Log a warning, or count it as suppressed."""
         now = time.monotonic()
         if now < self._next:
-            self._left_out += 1
+            self._suppressed += 1
             return
-        more = f" ({self._left_out} more since the last such line)" if self._left_out else ""
-        self._next, self._left_out = now + self._seconds, 0
+        more = f" ({self._suppressed} more since the previous such line)" if self._suppressed else ""
+        self._next, self._suppressed = now + self._seconds, 0
         self._logger.warning("%s%s", message % arguments, more)
 
 
 def configure_logs(form: LogFormat, *, access: bool) -> None:
-    """Send what the server logs to standard error. For the whole process; a second call takes the place of the first.
+    """Send the logs of the whole process to standard error. A second call replaces the configuration of the first.
 
     Args:
-        form: `text`, or `json`, which escapes everything that is not ASCII.
-        access: Whether each request is logged as well.
+        form: Format: `text`, or `json`, which escapes all non-ASCII characters.
+        access: Whether to log each request.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())
@@ -82,6 +84,6 @@ def configure_logs(form: LogFormat, *, access: bool) -> None:
 
 
 def _word(value: object) -> str:
-    """Without control characters and spaces."""
+    """Format a value without control characters, and in quotes if it contains spaces."""
     text = json.dumps(value, default=str)
     return text[1:-1] if isinstance(value, str) and " " not in text else text

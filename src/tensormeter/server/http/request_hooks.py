@@ -1,4 +1,4 @@
-"""What the server does, seen from outside: how each request ended, how long it took, and what came in."""
+"""Hooks that observe the server: the outcome and duration of each request, and the content of OTLP requests."""
 
 import time
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ _RUNS: Final = ["", "api", "v1", "runs"]
 
 @dataclass(frozen=True)
 class Observed:
-    """A request that is over.
+    """A finished request.
 
     Attributes:
         method: HTTP method.
-        route: Path with parameters in place of what was given; "" if there is no such path, so that nobody makes up many.
-        status: HTTP status; 0 if the client went away first.
-        seconds: From its headers to the last byte of the answer.
-        sent: Bytes of the answer's body.
+        route: Path with placeholders for its parameters; "" if no route matches, so that clients cannot create many values.
+        status: HTTP status; 0 if the client disconnected before the response.
+        seconds: Duration from the headers to the last byte of the response, in seconds.
+        sent: Bytes of the response's body.
     """
 
     method: str
@@ -34,14 +34,14 @@ class Observed:
 
 @dataclass(frozen=True)
 class Ingested:
-    """A request of OTLP that the store has answered.
+    """An OTLP request that the store has accepted.
 
     Attributes:
-        signal: "metrics" or "logs".
-        items: Points, or log records.
-        rejected: How many of them were refused for good.
-        duplicate: Whether the store had the request already.
-        received: Bytes of the body as it was sent.
+        signal: Signal: "metrics" or "logs".
+        items: Number of points or log records.
+        rejected: Number of items that were permanently rejected.
+        duplicate: Whether the store already had this request.
+        received: Bytes of the body as sent, before decompression.
     """
 
     signal: str
@@ -52,24 +52,24 @@ class Ingested:
 
 
 class Listener:
-    """Whoever wants to know what the server does; this one does not."""
+    """Base class of objects that observe the server. Its methods do nothing."""
 
     def request(self, observed: Observed) -> None:
-        """A request is over. Called on the event loop: return at once."""
+        """Handle the end of a request. Runs on the event loop, so it must return at once."""
 
     def ingested(self, ingested: Ingested) -> None:
-        """Something was stored. Called on worker threads."""
+        """Handle an OTLP request that was stored. Runs on worker threads."""
 
 
 class Observer:
-    """ASGI middleware around everything: logs each request, and tells a listener."""
+    """Outermost ASGI middleware, which logs each request and calls a listener."""
 
     def __init__(self, app: ASGIApp, listener: Listener) -> None:
         self._app = app
         self._listener = listener
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
+        """Pass the request on, and report it at its end."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -98,7 +98,7 @@ def _log(scope: Scope, observed: Observed) -> None:
     client, access = scope.get("client"), scope.get("state", {}).get("access")
     fields = {
         "method": observed.method,
-        # Without the query: filters may say more about runs than a log should keep.
+        # The query string is omitted: its filters could reveal private details of runs.
         "path": scope["path"],
         "status": observed.status,
         "milliseconds": round(observed.seconds * 1000, 3),

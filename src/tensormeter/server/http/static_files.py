@@ -1,4 +1,4 @@
-"""The web page's files, built from ui/ into static/: read once, served from memory, under a strict policy."""
+"""Files of the web page, built from ui/ into static/: loaded once, served from memory, with a strict security policy."""
 
 import gzip
 import hashlib
@@ -27,8 +27,8 @@ _MEDIA_TYPES: Final = {
 }
 
 _HEADERS: Final = {
-    # Nothing from elsewhere, nothing inline, and (Trusted Types) no markup made of strings: what a run calls itself
-    # stays text.
+    # Only this origin, no inline scripts or styles, and no markup from strings (Trusted Types), so the name of a run
+    # is never interpreted as markup.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -39,16 +39,16 @@ _HEADERS: Final = {
     "Vary": "Accept, Accept-Encoding",
 }
 
-# Asked for again each time, and answered by 304 unless the server was upgraded.
-_FRESH: Final = "no-cache"
+# Browsers revalidate each time, and get 304 unless the server was upgraded.
+_REVALIDATE: Final = "no-cache"
 
-# The build puts a hash of what is in a file into its name.
-_KEPT: Final = "public, max-age=31536000, immutable"
+# The build puts a hash of the content into the file's name.
+_IMMUTABLE: Final = "public, max-age=31536000, immutable"
 _HASHED: Final = re.compile(r"-[0-9A-Z]{8}\.\w+$")
 
 _NOT_BUILT: Final = b"""<!doctype html><html lang="en"><title>tensormeter</title>
 <h1>The web page is not built</h1>
-<p>The server works; its API is at <a href="/api/v1/runs">/api/v1/runs</a>.</p>
+<p>The server is running; its API is at <a href="/api/v1/runs">/api/v1/runs</a>.</p>
 <p>To build the page from a checkout: install Node 20 or later, unset TENSORMETER_SKIP_PAGE, and run
 <code>pip install -e .</code> again.</p></html>"""
 
@@ -56,14 +56,14 @@ _NOT_BUILT: Final = b"""<!doctype html><html lang="en"><title>tensormeter</title
 @dataclass(frozen=True)
 class _File:
     body: bytes
-    packed: bytes
+    compressed: bytes
     media_type: str
     etag: str
     caching: str
 
 
 class StaticFiles:
-    """Handlers of the page's files. Changes on disk are not seen before the next start."""
+    """Handlers of the page's files. Changes on disk take effect at the next start of the server."""
 
     def __init__(self, folder: Path = _STATIC) -> None:
         paths = folder.iterdir() if folder.is_dir() else ()
@@ -71,34 +71,34 @@ class StaticFiles:
         self._files.setdefault("index.html", _file(_NOT_BUILT, "index.html"))
 
     def routes(self) -> list[Route]:
-        """Where the handlers go, apart from `/`, which the page shares with programs."""
+        """Routes of the handlers, except `/`, which the page shares with API clients."""
         return [Route(STATIC_PREFIX + "{name}", self.asset)]
 
     def index(self, request: Request) -> Response:
-        """The page itself."""
+        """Respond with the page itself."""
         return _answer(request, self._files["index.html"])
 
     async def asset(self, request: Request) -> Response:
-        """A script, a style sheet or a drawing."""
+        """Respond with a script, a style sheet or an image."""
         file = self._files.get(request.path_params["name"])
         if file is None:
-            return error_response(request.scope, 404, "not_found", "the page has no such file")
+            return error_response(request.scope, 404, "not_found", "the web page has no such file")
         return _answer(request, file)
 
 
 def wants_page(request: Request) -> bool:
-    """Whether `/` is asked for by a browser; programs get JSON."""
+    """Whether the client of `/` is a browser; programs get JSON."""
     return "text/html" in request.headers.get("accept", "")
 
 
 def _answer(request: Request, file: _File) -> Response:
     headers = _HEADERS | {"ETag": file.etag, "Cache-Control": file.caching}
-    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    if file.etag in known:
+    client_etags = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    if file.etag in client_etags:
         return Response(status_code=304, headers=headers)
-    # A refusal by `gzip;q=0` is not something that browsers send; the others get the plain bytes.
+    # `gzip;q=0` refuses gzip. Browsers do not send it; clients that do get the uncompressed file.
     if "gzip" in request.headers.get("accept-encoding", "") and "gzip;q=0" not in request.headers["accept-encoding"]:
-        return Response(file.packed, headers=headers | {"Content-Encoding": "gzip"}, media_type=file.media_type)
+        return Response(file.compressed, headers=headers | {"Content-Encoding": "gzip"}, media_type=file.media_type)
     return Response(file.body, headers=headers, media_type=file.media_type)
 
 
@@ -108,5 +108,5 @@ def _load(path: Path) -> _File:
 
 def _file(body: bytes, name: str) -> _File:
     etag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
-    caching = _KEPT if _HASHED.search(name) else _FRESH
+    caching = _IMMUTABLE if _HASHED.search(name) else _REVALIDATE
     return _File(body, gzip.compress(body, mtime=0), _MEDIA_TYPES[Path(name).suffix], etag, caching)

@@ -1,4 +1,4 @@
-"""The certificate that the server shows, read again when its files change."""
+"""The server's TLS certificate, reloaded when its files change."""
 
 import logging
 import os
@@ -15,18 +15,18 @@ _State = tuple[tuple[int, int, int, int] | None, ...]
 
 
 def load_certificate(certificate: Path, key: Path) -> ssl.SSLContext:
-    """A context that shows the certificate.
+    """Create a TLS context with the certificate.
 
     Args:
-        certificate: File with it, and those between it and the authority, in PEM.
-        key: File with its private key, without a passphrase.
+        certificate: PEM file with the certificate and its intermediate certificates.
+        key: PEM file with the private key, without a passphrase.
 
     Raises:
-        SettingsError: They cannot be read, or do not belong together.
+        SettingsError: The files cannot be read, or the key does not match the certificate.
     """
 
     def no_passphrase() -> str:
-        raise SettingsError(f"tls_key: {key} has a passphrase, which nobody is there to type; store it without")
+        raise SettingsError(f"tls_key: {key} has a passphrase; store the key without one")
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
@@ -41,20 +41,20 @@ def load_certificate(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 class Certificate:
-    """Gives each new connection the certificate that is in the files by then; connections that are open keep theirs.
+    """Gives each new connection the certificate that the files contain now. Open connections keep theirs.
 
-    Two `stat` a handshake, as for tokens: nothing watches, and no state can be out of date. Files that cannot be used are
-    said in the log, once for each change of theirs, and the last ones that could be stay in use. For one thread.
+    Each handshake costs two calls of `stat`. If changed files are invalid, the last valid certificate stays in use, and one warning
+    is logged per change. For one thread.
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        """Of these files; see `load_certificate`."""
+        """Load the certificate; see `load_certificate` for the arguments and errors."""
         self._files = certificate, key
         self._seen = self._state()
         self._context = load_certificate(certificate, key)
 
     def attach(self, context: ssl.SSLContext) -> None:
-        """Let the handshakes of a context, which has a certificate already, show this one."""
+        """Make the handshakes of `context`, which must already have a certificate, use this one."""
 
         def choose(connection: ssl.SSLObject, name: str | None, of: ssl.SSLContext) -> None:
             connection.context = self._current()
@@ -62,13 +62,13 @@ class Certificate:
         context.sni_callback = choose  # also called for clients that name no host
 
     def _current(self) -> ssl.SSLContext:
-        state = self._state()  # before the files are read: what changes meanwhile is seen by the next handshake
+        state = self._state()  # before the files are read, so that the next handshake detects a change in between
         if state != self._seen:
             self._seen = state
             try:
                 self._context = load_certificate(*self._files)
             except SettingsError as error:
-                _log.warning("tensormeter: %s; the certificate from before stays in use", error)
+                _log.warning("tensormeter: %s; the previous certificate stays in use", error)
         return self._context
 
     def _state(self) -> _State:
@@ -77,7 +77,7 @@ class Certificate:
 
 def _identity(file: Path) -> tuple[int, int, int, int] | None:
     try:
-        found = os.stat(file)
+        status = os.stat(file)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

@@ -1,1 +1,1 @@
-"""Limits on what clients may cost: connections, memory for responses, processor time."""
+"""Limits on the resources that clients use: connections, memory for responses, processor time."""

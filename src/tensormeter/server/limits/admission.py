@@ -1,4 +1,4 @@
-"""Which connections are open, and which of them gives way when there are as many as may be."""
+"""Admission of connections up to a limit, and eviction of connections that wait for their client."""
 
 import ipaddress
 from collections.abc import Iterator
@@ -7,40 +7,40 @@ from typing import Final, Protocol
 
 __all__ = ["Admission", "Admitted", "Waiting", "client_group"]
 
-_PATIENCE: Final = 5.0
-"""Seconds that a body, or the reading of an answer, may take before it can be cut off for somebody else."""
+_MIN_SECONDS: Final = 5.0
+"""Seconds that a client may take to send a body or read a response before its connection can be evicted."""
 
 
 class Waiting(IntEnum):
-    """What a connection waits for its client to do. The lower the number, the sooner it gives way."""
+    """The client's action that a connection waits for. Lower values are evicted first."""
 
     HEAD = 0
-    """Send the rest of a request's headers, or the rest of a body that was refused."""
+    """The client must send the rest of the headers, or the rest of a refused body."""
 
     IDLE = 1
-    """Send a further request."""
+    """The client may send another request."""
 
     BODY = 2
-    """Send the rest of a body."""
+    """The client must send the rest of a body."""
 
     READING = 3
-    """Read the answer: nothing of it has been read for some time."""
+    """The client must read the response, and has not made progress for some time."""
 
 
 class Admitted(Protocol):
-    """A connection, as `Admission` sees it."""
+    """A connection, as `Admission` uses it."""
 
     def waits(self, waiting: Waiting) -> bool:
-        """Whether it still waits for this."""
+        """Whether the connection still waits for this action."""
         ...
 
     def give_way(self) -> None:
-        """Close: another connection takes the place."""
+        """Close the connection, because a new one takes its place."""
         ...
 
 
 class _Group:
-    """The connections of one address that wait for their client: by what for, and then by since when, the oldest first."""
+    """Waiting connections of one client address: the time since when each waits, by action, the oldest first."""
 
     def __init__(self) -> None:
         self.waiting: dict[Waiting, dict[Admitted, float]] = {waiting: {} for waiting in Waiting}
@@ -51,17 +51,17 @@ class _Group:
     def oldest(self, now: float) -> Iterator[Admitted]:
         for waiting, connections in self.waiting.items():
             for connection, since in connections.items():
-                if waiting >= Waiting.BODY and now - since < _PATIENCE:
+                if waiting >= Waiting.BODY and now - since < _MIN_SECONDS:
                     break
                 if connection.waits(waiting):
                     yield connection
 
 
 class Admission:
-    """Counts connections up to a limit. Beyond it the address with the most connections that wait for their client loses one.
+    """Counts connections up to a limit. Above it, evicts one of the address with the most waiting connections.
 
-    So a client that opens connections and does nothing with them, or does it slowly, only takes places from itself: a new
-    connection never takes the place of an address that has no more of them than its own. For one event loop.
+    A client that opens idle or slow connections can therefore only evict its own: a new connection never evicts one of an address
+    that has as few waiting connections as its own address. For one event loop.
     """
 
     def __init__(self, most: int) -> None:
@@ -77,16 +77,16 @@ class Admission:
         return len(self._open)
 
     def admit(self, connection: Admitted, address: str, now: float) -> bool:
-        """Count a new connection, which waits for a request; another one may have to give way. False: there is no place."""
-        own = client_group(address)
-        if len(self._open) >= self._most and not self._make_room(own, now):
+        """Admit a new connection, which waits for a request; another one may be evicted. Returns False if there is no place."""
+        group = client_group(address)
+        if len(self._open) >= self._most and not self._make_room(group, now):
             return False
-        self._open[connection] = own
+        self._open[connection] = group
         self.note(connection, Waiting.HEAD, now)
         return True
 
     def note(self, connection: Admitted, waiting: Waiting | None, now: float) -> None:
-        """Note what a connection waits for from now on; None: it does not wait for its client."""
+        """Record the action that a connection now waits for; None if it does not wait for its client."""
         if connection not in self._open or self._states.get(connection) is waiting:
             return
         self._forget(connection)
@@ -96,7 +96,7 @@ class Admission:
             self._states[connection] = waiting
 
     def discard(self, connection: Admitted) -> None:
-        """Count a connection no more."""
+        """Remove a connection from the count."""
         if connection in self._open:
             self._forget(connection)
             del self._open[connection]
@@ -110,10 +110,10 @@ class Admission:
             if not len(group):
                 del self._groups[address]
 
-    def _make_room(self, own: str, now: float) -> bool:
+    def _make_room(self, own_address: str, now: float) -> bool:
         waiting = {address: len(group) for address, group in self._groups.items()}
         for address in sorted(waiting, key=waiting.__getitem__, reverse=True):
-            if address != own and waiting[address] <= waiting.get(own, 0):
+            if address != own_address and waiting[address] <= waiting.get(own_address, 0):
                 continue
             for connection in self._groups[address].oldest(now):
                 self.discard(connection)
@@ -123,7 +123,7 @@ class Admission:
 
 
 def client_group(address: str) -> str:
-    """The address, or, for IPv6, its network of 64 bits: a host can have any number of addresses in it."""
+    """The address; for IPv6 its /64 network, because one host can use any number of addresses in it."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

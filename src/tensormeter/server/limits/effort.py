@@ -1,8 +1,8 @@
-"""Limits the processor time of one request, and ends its work when the client has gone.
+"""A limit on the processor time of a request, and cancellation when its client disconnects.
 
-What a request costs is bounded by counting what it holds. This is the second bound, for whatever the first one did not foresee:
-the loops of a request's work call `check`, which counts the processor time of the thread they run on. Waiting costs nothing, so
-a busy machine does not make requests fail.
+The first limit on a request's cost is the number of elements in it. This is the second one, for costs that the first does not cover:
+the loops of a request's work call `check`, which measures the processor time of their thread. Waiting costs nothing, so requests do
+not fail because the machine is busy.
 """
 
 import asyncio
@@ -22,28 +22,28 @@ __all__ = ["MAX_SECONDS", "Effort", "Stalls", "TookTooLongError", "run_while_con
 _T = TypeVar("_T")
 
 MAX_SECONDS: Final = 4.0
-"""Processor time of one request; what follows the last check, such as the answer, comes on top."""
+"""Maximum processor seconds of a request. Work after the last check, such as the response, is not included."""
 
 _CALLS: Final = 8
-"""Calls of `check` for each look at the clock, which is a system call."""
+"""Calls of `check` per reading of the clock, which is a system call."""
 
 
-_LOOK: Final = 1.0
-"""Seconds between two looks whether the disk answers."""
+_POLL_INTERVAL: Final = 1.0
+"""Seconds between two checks whether the disk answers."""
 
 
 def _never() -> None:
-    """For work that needs no disk."""
+    """Report no stall, for work that needs no disk."""
 
 
 class TookTooLongError(HTTPException):
-    """413: the request has used its processor time."""
+    """413: the request has used up its processor time."""
 
 
 class Effort:
-    """The work of one request: created on any thread, begun and checked on the one thread that does the work.
+    """The processor time of a request. Any thread may create it; the thread that does the work begins it and checks it.
 
-    Work may be done in several parts, one after another, each on a thread of its own; their times are added up.
+    The work may consist of successive parts on different threads; their times are added up.
     """
 
     def __init__(self, seconds: float = MAX_SECONDS) -> None:
@@ -54,40 +54,40 @@ class Effort:
         self._cancelled = False
 
     def begin(self) -> None:
-        """Count from now on the processor time of the calling thread.
+        """Start to count the processor time of the calling thread.
 
         Raises:
-            ClientDisconnect: The client has gone while the work waited for a thread.
+            ClientDisconnect: The client disconnected while the work waited for a thread.
         """
         self._begun = time.thread_time() - self._used
         self.look()
 
     def pause(self) -> None:
-        """Stop counting, on the same thread, until the work is begun again."""
+        """Stop counting until `begin` is called again. Call it on the thread that called `begin`."""
         self._used = time.thread_time() - self._begun
 
     def cancel(self) -> None:
-        """End the work at its next check. Any thread."""
+        """Stop the work at its next check. Any thread."""
         self._cancelled = True
 
     def check(self) -> None:
-        """Go on, or end the work. Cheap enough for inner loops.
+        """Return, or raise an error that stops the work. Cheap enough for inner loops.
 
         Raises:
-            TookTooLongError: The request has used its processor time.
-            ClientDisconnect: The client has gone.
+            TookTooLongError: The request has used up its processor time.
+            ClientDisconnect: The client has disconnected.
         """
         self._calls += 1
         if not self._calls % _CALLS:
             self.look()
 
     def look(self) -> None:
-        """As `check`, but always look at the clock: after something that takes long."""
+        """Check the clock now, for instance after a slow step. Raises as `check` does."""
         if self._cancelled:
             raise ClientDisconnect
         if time.thread_time() - self._begun > self._seconds:
             raise TookTooLongError(
-                413, f"the request took more than {self._seconds:g} s of processor time; send smaller ones"
+                413, f"the request needs more than {self._seconds:g} s of processor time; send smaller requests"
             )
 
 
@@ -96,19 +96,19 @@ class Stalls:
 
     def __init__(self, stalled: Callable[[], str | None] = _never) -> None:
         """Args:
-        stalled: Why the disk cannot be asked now, or None; does not block.
+        stalled: Function that returns why the disk does not answer, or None; it does not block.
         """
         self._stalled = stalled
         self._scopes: set[anyio.CancelScope] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, work: Callable[[], _T], limiter: anyio.CapacityLimiter) -> _T:
-        """Run work on a thread, and leave it behind if the disk does not answer.
+        """Run `work` on a thread, and abandon it if the disk does not answer.
 
-        The thread goes on when the disk answers again, so what it stores may be stored although the client was sent an error.
+        The thread continues when the disk answers again. The data may then be stored although the client got an error.
 
         Returns:
-            What `work` returned.
+            Result of `work`.
 
         Raises:
             StoreUnavailableError: The disk does not answer.
@@ -122,13 +122,11 @@ class Stalls:
                     return await anyio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
                 finally:
                     self._scopes.discard(scope)
-        raise StoreUnavailableError(
-            problem or self._stalled() or "the disk did not answer; send the request again later"
-        )
+        raise StoreUnavailableError(problem or self._stalled() or "the disk did not answer; retry the request later")
 
     def _watch(self) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
+            self._timer = asyncio.get_running_loop().call_later(_POLL_INTERVAL, self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -147,48 +145,48 @@ async def run_while_connected(
     *,
     stalls: Stalls | None = None,
 ) -> _T:
-    """Run the work of a request on a thread, and end it if the client goes away or it takes too long.
+    """Run the work of a request on a thread; end it if the client disconnects or it needs too much processor time.
 
     Args:
-        request: Its body has been read.
-        work: The work, given the effort that its loops check.
-        limiter: Threads that the work may use.
-        effort: That of the request's earlier work; by default a new one.
-        stalls: Ends the request if the disk does not answer; None: the work needs no disk.
+        request: Request whose body has been read.
+        work: Function that does the work and passes the effort to its loops for checks.
+        limiter: Limit of the threads that run such work.
+        effort: Effort of the request's earlier work; by default a new one.
+        stalls: Object that ends the request if the disk does not answer; None if the work needs no disk.
 
     Returns:
-        What `work` returned.
+        Result of `work`.
 
     Raises:
-        TookTooLongError: The work took too much processor time.
-        ClientDisconnect: The client went away before the work ended.
+        TookTooLongError: The work needs too much processor time.
+        ClientDisconnect: The client disconnected before the work ended.
         StoreUnavailableError: The disk does not answer.
     """
-    counted = Effort() if effort is None else effort
-    outcome: list[_T] = []
+    total = Effort() if effort is None else effort
+    results: list[_T] = []
     failure: list[Exception] = []
 
     def begin() -> _T:
-        counted.begin()
+        total.begin()
         try:
-            return work(counted)
+            return work(total)
         finally:
-            counted.pause()
+            total.pause()
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        counted.cancel()
+        total.cancel()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
         try:
-            outcome.append(await (stalls or Stalls()).run(begin, limiter))
+            results.append(await (stalls or Stalls()).run(begin, limiter))
         except Exception as error:
             failure.append(error)
         tasks.cancel_scope.cancel()
     if failure:
         if isinstance(failure[0], StoreUnavailableError):
-            counted.cancel()  # the work may still be on its thread
+            total.cancel()  # its thread may still be working
         raise failure[0]
-    return outcome[0]
+    return results[0]

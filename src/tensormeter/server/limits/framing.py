@@ -1,4 +1,4 @@
-"""Bodies in many small pieces: each piece costs the event loop some 40 microseconds, however few bytes it has."""
+"""A bound on bodies in many small pieces: each piece costs the event loop about 40 microseconds even if it is tiny."""
 
 from typing import Any, Final
 
@@ -7,14 +7,14 @@ import h11
 __all__ = ["BoundedConnection"]
 
 _PIECES: Final = 20_000
-"""Pieces of one body that are taken whatever their size."""
+"""Number of pieces of one body that may have any size."""
 
 _PIECE_BYTES: Final = 1024
-"""Average bytes of the pieces beyond those: a packet of any network has more."""
+"""Minimum average bytes of further pieces; network packets are larger."""
 
 
 class BoundedConnection(h11.Connection):
-    """h11's state machine with a bound on the pieces (chunks, or reads of the socket) in which a body may come."""
+    """h11's state machine with a bound on the number of pieces (chunks, or reads of the socket) of a body."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -22,13 +22,13 @@ class BoundedConnection(h11.Connection):
         self._bytes = 0
 
     def next_event(self) -> Any:
-        """See `h11.Connection.next_event`; a body in too many small pieces is an error of the client's."""
+        """See `h11.Connection.next_event`. A body in too many small pieces is a client error."""
         event = super().next_event()
         if isinstance(event, h11.Data):
             self._pieces += 1
             self._bytes += len(event.data)
             if self._pieces > _PIECES + self._bytes // _PIECE_BYTES:
-                raise h11.RemoteProtocolError("the body comes in too many small pieces")
+                raise h11.RemoteProtocolError("the body has too many small pieces")
         elif isinstance(event, h11.Request):
             self._pieces = self._bytes = 0
         return event

@@ -1,4 +1,4 @@
-"""TLS handshakes that count as connections: one that does not go on gives way, as half of a request does."""
+"""TLS handshakes that count as connections, so that an incomplete handshake can be evicted like an incomplete request."""
 
 import asyncio
 import contextlib
@@ -12,52 +12,52 @@ __all__ = ["Handshakes"]
 
 
 class Handshakes:
-    """Makes the protocol of each new connection: a handshake, and then what speaks over it. For one event loop.
+    """Creates the protocol of each new connection: first the handshake, then HTTP over TLS. For one event loop.
 
-    asyncio's own servers tell nobody of a connection before its handshake is over, so nobody could count them.
+    asyncio's own servers do not report a connection before its handshake is complete, so the server could not count it.
     """
 
     def __init__(
         self, context: ssl.SSLContext, admission: Admission, timeout: float, connected: Callable[..., asyncio.Protocol]
     ) -> None:
-        """Prepare.
+        """Create the factory.
 
         Args:
-            context: With the certificate.
-            admission: Counts connections.
-            timeout: Seconds that a handshake may take.
-            connected: Makes the protocol that speaks over it, from what the server gives to protocols.
+            context: TLS context with the certificate.
+            admission: Admission that counts connections.
+            timeout: Maximum seconds of a handshake.
+            connected: Factory of the protocol after the handshake; it gets the arguments that the server gives to protocols.
         """
         self._context = context
         self._admission = admission
         self._timeout = timeout
         self._connected = connected
-        self._going_on: set[_Handshake] = set()
+        self._pending: set[_Handshake] = set()
 
-    def __call__(self, **of_server: Any) -> asyncio.Protocol:
-        """The protocol of a new connection."""
-        return _Handshake(self, lambda: self._connected(**of_server))
+    def __call__(self, **options: Any) -> asyncio.Protocol:
+        """Create the protocol of a new connection."""
+        return _Handshake(self, lambda: self._connected(**options))
 
     def stop(self) -> None:
-        """Close connections whose handshakes go on."""
-        for handshake in [*self._going_on]:
+        """Close connections with an incomplete handshake."""
+        for handshake in [*self._pending]:
             handshake.give_way()
 
     def begin(self, handshake: "_Handshake", transport: asyncio.Transport, address: str) -> bool:
-        """Count a connection; False: there is no place for it."""
+        """Count a connection; returns False if there is no place for it."""
         now = asyncio.get_running_loop().time()
         if not self._admission.admit(handshake, address, now):
             return False
-        self._going_on.add(handshake)
+        self._pending.add(handshake)
         return True
 
     def end(self, handshake: "_Handshake") -> None:
-        """Count it no more: it is lost, or its protocol counts from now on."""
+        """Stop counting a connection that is lost, or that its next protocol counts from now on."""
         self._admission.discard(handshake)
-        self._going_on.discard(handshake)
+        self._pending.discard(handshake)
 
     async def shake(self, handshake: "_Handshake", transport: asyncio.Transport) -> asyncio.Transport | None:
-        """The encrypted transport; None if the client speaks no TLS, or did not go on."""
+        """Do the handshake. Returns the encrypted transport; None if the client does not use TLS, or did not finish."""
         loop = asyncio.get_running_loop()
         try:
             return await loop.start_tls(
@@ -68,7 +68,7 @@ class Handshakes:
 
 
 class _Handshake(asyncio.Protocol):
-    """One connection until its handshake is over."""
+    """A connection until its handshake is complete."""
 
     def __init__(self, handshakes: Handshakes, connected: Callable[[], asyncio.Protocol]) -> None:
         self._handshakes = handshakes

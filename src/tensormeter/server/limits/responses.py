@@ -1,4 +1,4 @@
-"""Answers that wait to be read: bounded in memory, for all clients together and for each."""
+"""Unread responses: their memory is bounded, for all clients together and for each client."""
 
 import asyncio
 import time
@@ -23,73 +23,73 @@ from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooMan
 __all__ = ["TOO_LONG", "Answers", "HeldResponse", "Pieces", "Reader", "client_of", "reader_of"]
 
 SHARE: Final = 48 << 20
-"""Bytes of large answers that one client leaves unread: while there are more, no further one is made for it. So for small ones."""
+"""Bytes of unread large responses per client, above which the client gets no further one. Small ones have the same limit."""
 
 TOTAL: Final = 96 << 20
-"""The same of all clients."""
+"""The same limit for all clients together."""
 
 SMALL_POINTS: Final = 100_000
-"""Points of an answer that is made at any time. Larger ones are made one at a time: each takes six times its size meanwhile."""
+"""Maximum points of a response that needs no turn. Larger ones are produced one at a time, using six times their size in memory."""
 
 _STALLED: Final = 3.0
-"""Seconds without progress after which an unread answer gives way to another one."""
+"""Seconds without progress after which an unread response can be aborted in favor of another one."""
 
 _LONG: Final = 60.0
-"""Seconds that an answer may take to be read, where other clients wait for the room that it takes."""
+"""Seconds after which a response can be aborted if another client waits for its memory."""
 
 _WAIT: Final = 30.0
-"""Seconds for which a large answer waits until it can be made."""
+"""Maximum seconds that a large response waits for its turn."""
 
-_LOOK: Final = 0.5
+_POLL_INTERVAL: Final = 0.5
 
 TOO_LONG: Final = (
-    f"this takes more than {MAX_SECONDS:g} s of processor time; ask for fewer metrics, for one process with `process`, "
+    f"this needs more than {MAX_SECONDS:g} s of processor time; ask for fewer metrics, for one process with `process`, "
     "or for a smaller range with `start` and `stop`"
 )
-"""What to ask instead of a read that takes too long."""
+"""Message for a read that needs too much processor time."""
 
-_BUSY: Final = "too many large answers wait to be read; read those that you have asked for, or ask again later"
+_BUSY: Final = "too many large responses wait to be read; read the pending ones, or retry later"
 
 
 class Reader(Protocol):
-    """The connection of a client that is to read an answer."""
+    """The connection of a client that reads a response."""
 
     @property
     def stalled(self) -> float:
-        """Seconds for which nothing has been read although something waits."""
+        """Seconds since the client last read anything while data waits to be sent."""
         ...
 
     @property
     def closing(self) -> bool:
-        """Whether nothing more can be sent."""
+        """Whether the connection is closing, so that no more data can be sent."""
         ...
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close the connection at once."""
         ...
 
 
 class HeldResponse(StreamingResponse):
-    """An answer that is made piece by piece as it is read, of something that is in memory until then.
+    """A response that is produced in pieces as the client reads it, from data that stays in memory until then.
 
     Attributes:
-        held: Bytes in memory.
-        is_large: Whether it was made in turn; see `Answers`.
+        held: Bytes of that data.
+        is_large: Whether the response had to wait for its turn; see `Answers`.
     """
 
     def __init__(self, pieces: Generator[bytes, None, None] | list[bytes], held: int, media_type: str) -> None:
-        """Create the answer.
+        """Create the response.
 
         Args:
-            pieces: Its body. A list is there already, and is emptied in the end; a generator is drawn on worker threads.
-            held: Bytes in memory until it is sent.
+            pieces: Pieces of the body: a list, which is emptied at the end, or a generator, which runs on worker threads.
+            held: Bytes in memory until the response is sent.
             media_type: Content type.
         """
         if isinstance(pieces, list):
             headers = {"Content-Length": str(sum(map(len, pieces)))}
             super().__init__(_one_after_another(pieces), headers=headers, media_type=media_type)
         else:
-            pieces = _gathered(pieces)
+            pieces = _batched(pieces)
             super().__init__(pieces, media_type=media_type)
         self.held = held
         self.is_large = False
@@ -99,15 +99,15 @@ class HeldResponse(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # Now, and not when the garbage collector comes by: a client that goes away leaves cycles of references.
+            # Free the memory now: a client that disconnects leaves reference cycles, which wait for the garbage collector.
             if isinstance(self._pieces, list):
                 self._pieces.clear()
             else:
                 self._pieces.close()
 
 
-def _gathered(pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
-    """The pieces, small ones together: drawing one on a worker thread costs about 0.1 ms."""
+def _batched(pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
+    """Join small pieces, because each step of the generator on a worker thread costs about 0.1 ms."""
     waiting: list[bytes] = []
     size = 0
     try:
@@ -137,7 +137,7 @@ class _Unread:
 
 
 class _Account:
-    """Unread answers of one kind: their bytes, for each client."""
+    """The bytes of unread responses of one kind, per client."""
 
     def __init__(self) -> None:
         self._unread: set[_Unread] = set()
@@ -154,28 +154,28 @@ class _Account:
             del self._bytes[unread.client]
 
     def of(self, client: str) -> int:
-        """Bytes that a client has not read."""
+        """Unread bytes of a client."""
         return self._bytes.get(client, 0)
 
     def has_room(self, client: str) -> bool:
-        """Whether another answer may be made for a client."""
+        """Whether the client may get another response."""
         return self.of(client) < SHARE and sum(self._bytes.values()) < TOTAL
 
     def cut_off(self, client: str) -> None:
-        """Give up an answer, so that there will be room for a client: one of its own if it has its share, else of the one with the most.
+        """Abort a response to free memory: one of `client` if it has used its share, else of the client with the most.
 
-        The one that has stalled for the longest; or, for the sake of another client, the oldest of those that take very long.
+        Aborts the response that has stalled longest, or, in favor of another client, the oldest one that takes very long.
         """
-        is_its_own = self.of(client) >= SHARE
-        whose = client if is_its_own else max(self._bytes, key=self.of, default=client)
+        is_own = self.of(client) >= SHARE
+        owner = client if is_own else max(self._bytes, key=self.of, default=client)
         now = time.monotonic()
         candidates = [
-            (one.reader.stalled, now - one.since, one.reader)
-            for one in self._unread
-            if one.client == whose and one.reader is not None and not one.reader.closing
+            (unread.reader.stalled, now - unread.since, unread.reader)
+            for unread in self._unread
+            if unread.client == owner and unread.reader is not None and not unread.reader.closing
         ]
-        stalled, age, reader = max(candidates, key=lambda one: one[:2], default=(0.0, 0.0, None))
-        if reader is not None and (stalled >= _STALLED or (age >= _LONG and not is_its_own)):
+        stalled, age, reader = max(candidates, key=lambda candidate: candidate[:2], default=(0.0, 0.0, None))
+        if reader is not None and (stalled >= _STALLED or (age >= _LONG and not is_own)):
             reader.abort()
 
 
@@ -188,9 +188,9 @@ class _Waiter:
 
 
 class Answers:
-    """Counts the bytes of answers until they are sent, and makes large ones in turn. For one event loop.
+    """Counts the bytes of responses until they are sent, and produces large ones one at a time. For one event loop.
 
-    Large ones have an account of their own: somebody who downloads everything goes on looking at charts meanwhile.
+    Large and small responses are counted separately, so a client that downloads everything can still load charts.
     """
 
     def __init__(self) -> None:
@@ -202,12 +202,12 @@ class Answers:
     def bounded(
         self, handler: Callable[[Request], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response | ASGIApp]]:
-        """A handler whose answers count; 503 if the client leaves too much unread."""
+        """Wrap a handler so that its responses are counted. It responds 503 if the client has too much unread data."""
 
         async def handle(request: Request) -> Response | ASGIApp:
             response = await handler(request)
             client, account = client_of(request), self._small
-            if isinstance(response, HeldResponse):  # it has looked for room before
+            if isinstance(response, HeldResponse):  # `points` has already checked for room
                 size, account = response.held, self._large if response.is_large else self._small
             else:
                 size = len(getattr(response, "body", b""))
@@ -229,25 +229,26 @@ class Answers:
         *,
         sampled: bool = False,
     ) -> HeldResponse:
-        """An answer of points: at once if few are read for it, else in turn, when there is room for it.
+        """Produce a response of points: at once if it reads few points, else when it is its turn and there is room.
 
         Args:
-            request: From the client.
-            run: Calls what it is given on a worker thread, and ends it with the request.
-            work: Makes the answer from at most so many points, or raises TooManyPointsError; checks the effort, which is one for all calls.
-            most: Points, at most.
-            sampled: Whether the answer is small, however many points are read for it.
+            request: Request of the client.
+            run: Function that runs its argument on a worker thread, and stops it with the request.
+            work: Function that produces the response from at most the given number of points, or raises TooManyPointsError. All
+                calls check the same effort.
+            most: Maximum number of points.
+            sampled: Whether the response is small even if it reads many points.
 
         Raises:
-            HTTPException: 503, too many large answers wait to be read.
-            TooManyPointsError: There are more than `most`, or reading them takes too much processor time.
+            HTTPException: 503 if too many large responses wait to be read.
+            TooManyPointsError: More than `most` points match, or reading them needs too much processor time.
         """
         try:
-            return await self._made(request, run, work, most, sampled=sampled)
+            return await self._produce(request, run, work, most, sampled=sampled)
         except TookTooLongError:
             raise TooManyPointsError(TOO_LONG) from None
 
-    async def _made(
+    async def _produce(
         self,
         request: Request,
         run: Callable[[Request, Callable[[Effort], HeldResponse], Effort], Awaitable[HeldResponse]],
@@ -266,7 +267,7 @@ class Answers:
         except TooManyPointsError as error:
             if few == most or isinstance(error, TooManySeriesError):
                 raise
-        response = None  # it is made again
+        response = None  # free its memory before it is produced again
         async with self._turn(request, self._small if sampled else self._large):
             response = await run(request, lambda effort: work(most, effort), effort)
             response.is_large = not sampled
@@ -274,24 +275,24 @@ class Answers:
 
     @asynccontextmanager
     async def _turn(self, request: Request, account: _Account) -> AsyncIterator[None]:
-        """Wait until no other large answer is being made, and there is room; those with the least unread go first."""
-        mine = _Waiter(client_of(request), account)
+        """Wait until no other large response is in production and there is room; clients with the least unread data go first."""
+        waiter = _Waiter(client_of(request), account)
         reader = reader_of(request)
-        self._waiting.append(mine)
+        self._waiting.append(waiter)
         try:
             with anyio.fail_after(_WAIT):
-                while self._busy or self._next() is not mine:
+                while self._busy or self._next() is not waiter:
                     if reader is not None and reader.closing:
                         raise ClientDisconnect
-                    if not account.has_room(mine.client):
-                        account.cut_off(mine.client)
-                    with anyio.move_on_after(_LOOK):
+                    if not account.has_room(waiter.client):
+                        account.cut_off(waiter.client)
+                    with anyio.move_on_after(_POLL_INTERVAL):
                         await self._changed.wait()
             self._busy = True
         except TimeoutError:
             raise HTTPException(503, _BUSY, {"Retry-After": "5"}) from None
         finally:
-            self._waiting.remove(mine)
+            self._waiting.remove(waiter)
         try:
             yield
         finally:
@@ -299,8 +300,8 @@ class Answers:
             self._notify()
 
     def _next(self) -> _Waiter | None:
-        able = (one for one in self._waiting if one.account.has_room(one.client))
-        return min(able, key=lambda one: one.account.of(one.client), default=None)
+        ready = (waiter for waiter in self._waiting if waiter.account.has_room(waiter.client))
+        return min(ready, key=lambda waiter: waiter.account.of(waiter.client), default=None)
 
     def _counted(self, response: Response, account: _Account, unread: _Unread) -> ASGIApp:
         async def send_counted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -319,7 +320,7 @@ class Answers:
 
 
 class Pieces:
-    """ASGI middleware that sends large bodies piece by piece, so that what is not read is not copied into a connection's buffer."""
+    """ASGI middleware that sends large bodies in pieces, so that unread data is not copied into a connection's buffer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -345,12 +346,12 @@ def _cut(body: bytes) -> Iterator[tuple[bytes, bool]]:
 
 
 def client_of(request: Request) -> str:
-    """Names a client: its token, and where it is."""
+    """Identifier of a client: its token's name and its address."""
     address = client_group(request.client.host) if request.client is not None else ""
     return f"{request.state.access.who}\n{address}"
 
 
 def reader_of(request: Request) -> Reader | None:
-    """The request's connection; None in tests without a server."""
+    """Connection of the request; None in tests without a server."""
     reader: Reader | None = getattr(request.state, "connection", None)
     return reader
