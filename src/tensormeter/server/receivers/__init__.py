@@ -1,1 +1,1 @@
-"""Receivers of OTLP."""
+"""Receivers of OTLP/HTTP requests: metrics, logs, and a clear answer to other signals."""

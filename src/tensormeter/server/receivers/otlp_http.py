@@ -1,4 +1,4 @@
-"""The OTLP/HTTP receiver: POST /v1/metrics and POST /v1/logs, protobuf and JSON (OTLP specification 1.x, OTLP/HTTP)."""
+"""The OTLP/HTTP receiver: POST /v1/metrics and POST /v1/logs, in protobuf and JSON (OTLP specification 1.x, OTLP/HTTP)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,43 +35,46 @@ BATCH_ID_HEADER: Final = "Tensormeter-Batch-Id"
 MAX_BATCH_ID: Final = 200
 
 THREADS: Final = 4
-"""Requests that are decoded at once: each may take several times the size limit in memory."""
+"""Maximum number of requests that are decoded at once. Each may use several times the size limit in memory."""
 
 WAITING_THREADS: Final = 16
-"""The same where most of them wait for a store on another machine, which takes them together."""
+"""The same maximum for a remote store: most threads wait for it, and it stores several requests together."""
 
 
-_Signal = Callable[[bytes], bytes]
+_ToProtobuf = Callable[[bytes], bytes]
 
 _Append = Callable[[Store, bytes, str | None, Check], tuple[Message, Receipt, int]]
-"""Stores a request; returns the answer, what became of it, and how many items it had."""
+"""Function that stores a request, and returns the response, the receipt, and the number of items."""
 
 
 @dataclass(frozen=True)
 class _Form:
-    """How a body is written: its media type, and its content encoding, "" for none."""
+    """Format of a body: its media type, and its content encoding ("" for none)."""
 
     media_type: str
     encoding: str
 
 
 class Receiver:
-    """Handlers of the two signals. Bodies are read on the event loop; everything else happens on worker threads."""
+    """Handlers of the two signals. They read bodies on the event loop, and do everything else on worker threads."""
 
     def __init__(self, stores: Stores, max_body_bytes: int, listener: Listener, threads: int = THREADS) -> None:
         """Args:
-        threads: Requests that are decoded and stored at once.
+        stores: Stores that requests may write to.
+        max_body_bytes: Maximum bytes of a body, before and after decompression.
+        listener: Listener that is called for each stored request.
+        threads: Maximum number of requests that are decoded and stored at once.
         """
         self._stores = stores
         self._listener = listener
         self._max_body_bytes = max_body_bytes
         self._bodies = BodyReader(max_body_bytes)
-        # Its own, so that slow queries cannot take every thread.
+        # A separate limit, so that slow queries cannot occupy all threads.
         self._threads = anyio.CapacityLimiter(threads)
         self._stalls = Stalls(stores.stalled)
 
     def routes(self) -> list[Route]:
-        """Where the handlers go."""
+        """Routes of the handlers."""
         return [
             Route("/v1/metrics", self.metrics, methods=["POST"]),
             Route("/v1/logs", self.logs, methods=["POST"]),
@@ -85,7 +88,7 @@ class Receiver:
         """Store an `ExportLogsServiceRequest`."""
         return await self._receive(request, _append_logs, events_from_json)
 
-    async def _receive(self, request: Request, append: _Append, signal: _Signal) -> Response:
+    async def _receive(self, request: Request, append: _Append, to_protobuf: _ToProtobuf) -> Response:
         form = _check_headers(request)
         batch_id = request.headers.get(BATCH_ID_HEADER) or None
         if batch_id is not None and len(batch_id) > MAX_BATCH_ID:
@@ -93,7 +96,7 @@ class Receiver:
         body = await self._bodies.read(request)
         size = len(body)
         bodies = [body]
-        del body  # the work drops it as soon as it is decompressed
+        del body  # so that `work` can free the body once it is decompressed
         store = self._stores.of(request)
 
         headers: dict[str, str] = {}
@@ -101,28 +104,28 @@ class Receiver:
         def work(effort: Effort) -> bytes:
             payload = decompress(bodies.pop(), form.encoding, self._max_body_bytes, effort.look)
             if form.media_type == JSON:
-                payload = signal(payload)
-            answer, receipt, items = append(store, payload, batch_id, effort.check)
-            about = request.url.path.rpartition("/")[2]
-            self._listener.ingested(Ingested(about, items, receipt.rejected, receipt.duplicate, size))
+                payload = to_protobuf(payload)
+            response, receipt, items = append(store, payload, batch_id, effort.check)
+            signal = request.url.path.rpartition("/")[2]
+            self._listener.ingested(Ingested(signal, items, receipt.rejected, receipt.duplicate, size))
             if batch_id is not None:
                 headers.update(durability_headers(store))
             if form.media_type == JSON:
-                return json_format.MessageToJson(answer, indent=None).encode()
-            return answer.SerializeToString()
+                return json_format.MessageToJson(response, indent=None).encode()
+            return response.SerializeToString()
 
         try:
-            answer = await run_while_connected(request, work, self._threads, stalls=self._stalls)
+            content = await run_while_connected(request, work, self._threads, stalls=self._stalls)
         finally:
             self._bodies.release(size)
-        return Response(answer, headers=headers, media_type=form.media_type)
+        return Response(content, headers=headers, media_type=form.media_type)
 
 
 def _append_metrics(store: Store, payload: bytes, batch_id: str | None, check: Check) -> tuple[Message, Receipt, int]:
     check_metrics(payload, check)
     decoded = [decode_metrics(payload, check)]
     points = sum(batch.points for batch in decoded[0])
-    # The store drops the batches when it has sorted their points: of many series they take as much memory as all that follows.
+    # `pop`, so that the store can free the batches once it has sorted their points: with many series they are large.
     receipt = store.append_metrics(decoded.pop(), payload=payload, batch_id=batch_id, check=check)
     response = ExportMetricsServiceResponse()
     if receipt.rejected:
@@ -145,10 +148,10 @@ def _append_logs(store: Store, payload: bytes, batch_id: str | None, check: Chec
 
 
 def _check_headers(request: Request) -> _Form:
-    """How the body is written.
+    """Format of the request's body, from its headers.
 
     Raises:
-        HTTPException: 415 the type or encoding is not one that is understood.
+        HTTPException: 415 for an unsupported content type or encoding.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in (PROTOBUF, JSON):

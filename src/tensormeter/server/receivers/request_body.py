@@ -1,4 +1,4 @@
-"""Request bodies: read and decompressed within limits of size, time and memory."""
+"""Request bodies: read and decompressed within limits on size, time and memory."""
 
 import io
 import zlib
@@ -16,33 +16,35 @@ __all__ = ["BodyReader", "decompress"]
 _ZSTD_WINDOW: Final = 8 << 20
 
 _MAX_MEMBERS: Final = 10_000
-"""Members or frames of a body: each costs some time, and nothing but an attack has as many."""
+"""Maximum number of gzip members or zstd frames of a body. Each costs time, and no ordinary sender uses as many."""
 
 _SLICE: Final = 1 << 16
 
 READ_TIMEOUT: Final = 60.0
-"""Seconds that sending one body may take, in all: a client that trickles bytes holds a connection no longer."""
+"""Maximum seconds to receive one body, so that a client that sends single bytes cannot keep a connection longer."""
 
 
 class BodyReader:
-    """Reads bodies; all that are being read at one time share a bound. For one event loop."""
+    """Reads bodies. All bodies in memory at one time share a limit. For one event loop."""
 
     def __init__(self, max_bytes: int) -> None:
         """Create a reader.
 
         Args:
-            max_bytes: Limit for one body as sent. All bodies being read or stored share four times as much.
+            max_bytes: Maximum bytes of one body as sent. All bodies that are being read or stored share four times as much.
         """
         self._max_bytes = max_bytes
         self._budget = 4 * max_bytes
         self._held = 0
 
     async def read(self, request: Request) -> bytes:
-        """The body as sent. It counts as held until `release`.
+        """Read the body as sent. It counts against the shared limit until `release`.
 
         Raises:
-            HTTPException: 413 too large, 408 too slow, 503 too much at once. Nothing is held then.
-            ClientDisconnect: The client went away. Nothing is held then.
+            HTTPException: 413 if it is too large, 408 if it is too slow, 503 if the shared limit is reached.
+            ClientDisconnect: The client disconnected.
+
+        After an error, the body no longer counts against the limit.
         """
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._max_bytes:
@@ -59,7 +61,7 @@ class BodyReader:
                     if size > self._max_bytes:
                         raise too_large(self._max_bytes)
                     if self._held > self._budget:
-                        raise HTTPException(503, "too many large requests at once; send it again", {"Retry-After": "1"})
+                        raise HTTPException(503, "too many large requests at once; retry later", {"Retry-After": "1"})
             complete = True
             return b"".join(parts)
         except TimeoutError:
@@ -70,26 +72,27 @@ class BodyReader:
                 self._held -= size
 
     def release(self, size: int) -> None:
-        """Let others use the memory of a body of this size, which `read` returned and which is not needed any more."""
+        """Release the memory of a body of this size that `read` returned, once the body is no longer needed."""
         self._held -= size
 
 
 def too_large(max_bytes: int) -> HTTPException:
-    """413, with what to do."""
+    """Create the error 413, with the limit and the remedy."""
     return HTTPException(413, f"the body is larger than {max_bytes} bytes after decompression; send smaller batches")
 
 
 def decompress(body: bytes, encoding: str, max_bytes: int, check: Check = no_check) -> bytes:
-    """Undo a content encoding, never producing more than `max_bytes`.
+    """Decompress a body to at most `max_bytes`.
 
     Args:
-        body: As sent.
-        encoding: "gzip" or "zstd", one to 10,000 members or frames; "": nothing is undone.
-        max_bytes: Limit.
-        check: Called for each piece; whatever it raises ends the work. A body can be made so that it takes long and yields little.
+        body: Body as sent.
+        encoding: "gzip" or "zstd", with 1 to 10,000 members or frames; "" for no compression.
+        max_bytes: Maximum bytes of the result.
+        check: Function that is called for each piece, and ends the work if it raises. A body can take long to decompress although
+            the result is small.
 
     Raises:
-        HTTPException: 413 more than `max_bytes`; 400 not what it says it is, or cut off.
+        HTTPException: 413 if the result exceeds `max_bytes`; 400 if the body is truncated or in another format.
     """
     match encoding:
         case "gzip":
@@ -107,10 +110,10 @@ def _gunzip(body: bytes, max_bytes: int, check: Check) -> bytes:
         member = zlib.decompressobj(wbits=31)
         while not member.eof:
             check()
-            # Slice by slice, because what follows a member is copied: with many of them all of it would be, each time.
+            # In slices, because zlib copies the data that follows a member: many members would copy the whole body each time.
             piece = body[at : at + _SLICE]
             if not piece:
-                raise HTTPException(400, "the gzip body is cut off")
+                raise HTTPException(400, "the gzip body is truncated")
             try:
                 part = member.decompress(piece, max_bytes - size + 1)
             except zlib.error as error:
@@ -126,7 +129,7 @@ def _gunzip(body: bytes, max_bytes: int, check: Check) -> bytes:
 
 
 class _Pieces(io.BytesIO):
-    """A file over bytes that calls a check before each piece is read."""
+    """A file over bytes that calls a check before each read."""
 
     def __init__(self, body: bytes, check: Check) -> None:
         super().__init__(body)
@@ -138,10 +141,10 @@ class _Pieces(io.BytesIO):
 
 
 def _unzstd(body: bytes, max_bytes: int, check: Check) -> bytes:
-    # 8 MiB of window is what RFC 9659 lets a sender of HTTP content use.
+    # RFC 9659 lets a sender of HTTP content use a window of 8 MiB.
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     try:
-        # First only to see how much comes out, in bounded memory: a frame need not say it, and can lie.
+        # First measure the result in bounded memory: a frame's declared size is optional, and can be wrong.
         with decompressor.stream_reader(_Pieces(body, check), read_size=_SLICE, read_across_frames=True) as reader:
             size = 0
             while part := reader.read(1 << 20):
@@ -156,7 +159,7 @@ def _unzstd(body: bytes, max_bytes: int, check: Check) -> bytes:
                 check()
                 piece = body[at : at + _SLICE]
                 if not piece:
-                    raise HTTPException(400, "the zstd body is cut off")
+                    raise HTTPException(400, "the zstd body is truncated")
                 parts.append(frame.decompress(piece))
                 at += len(piece) - len(frame.unused_data)
             if at == len(body):

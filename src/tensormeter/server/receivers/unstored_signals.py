@@ -1,4 +1,4 @@
-"""Signals of OTLP that the server does not store: senders are told so in their own terms, and the log says it once."""
+"""OTLP signals that the server does not store: senders get 404, and the log explains it once per signal."""
 
 import logging
 from typing import Final
@@ -17,27 +17,27 @@ _log: Final = logging.getLogger(__name__)
 
 
 class OtherSignals:
-    """Handlers of the signals besides metrics and logs."""
+    """Handlers of the signals other than metrics and logs."""
 
     def __init__(self) -> None:
         self._logged: set[str] = set()
 
     def routes(self) -> list[Route]:
-        """Where the handlers go."""
+        """Routes of the handlers."""
         return [Route(path, self.refuse, methods=["POST"]) for path in _PATHS]
 
     async def refuse(self, request: Request) -> Response:
-        """Answer 404, which no sender of OTLP tries again (OTLP specification, OTLP/HTTP: Failures)."""
+        """Respond 404, which OTLP senders do not retry (OTLP specification, OTLP/HTTP: Failures)."""
         signal = _PATHS[request.url.path]
         message = f"{signal} are not stored here; send metrics and logs only, to /v1/metrics and /v1/logs"
-        # An empty request, as probes send it, loses nothing.
+        # An empty request, which some health checks send, loses no data.
         is_empty = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
         if signal not in self._logged and not is_empty:
             self._logged.add(signal)
             client = request.client.host if request.client is not None else "a client"
             _log.warning(
                 "tensormeter: %s sent %s, which are not stored and are answered 404; "
-                "switch them off in the sender, or leave this server out of the Collector's pipeline of %s. Said once",
+                "disable them in the sender, or remove this server from the Collector's pipeline of %s. Logged once",
                 client,
                 signal,
                 signal,
