@@ -35,7 +35,6 @@ NOT_YET = {
     "src/tensormeter/sensors",
     "src/tensormeter/sensors/gpu",
     "src/tensormeter/sensors/host",
-    "src/tensormeter/server",
 }
 
 WORDS = re.compile(

@@ -1,6 +1,6 @@
-"""The experiment server: an OTLP/HTTP receiver, a store, and a JSON API to query it.
+"""The tensormeter server: OTLP/HTTP receivers, a store, alerts, and a JSON API to query the store.
 
-Needs the extra `server` (starlette, uvicorn, zstandard).
+It needs the extra `server` (starlette, uvicorn, zstandard).
 """
 
 from tensormeter.server.alerts import AlertConfig, load_alert_config

@@ -1,4 +1,4 @@
-"""The application: routes, errors, and the guard around them."""
+"""The ASGI application: routes, error responses, and the middleware around them."""
 
 from importlib.metadata import version
 
@@ -50,13 +50,13 @@ def create_app(
     shutdown: Shutdown | None = None,
     listener: Listener | None = None,
 ) -> ASGIApp:
-    """The ASGI application over `store`. Whoever opened the store closes it, after the server has stopped.
+    """Create the ASGI application over `store`. The caller closes the store after the server has stopped.
 
     Args:
-        store: What it reads and writes.
-        config: Limits, and who may talk to it.
-        shutdown: Tells streams that never end by themselves when to.
-        listener: Told of what the server does.
+        store: Store that requests read and write.
+        config: Limits and access rules.
+        shutdown: Signal that ends endless streams when the server stops.
+        listener: Listener that is called for each finished request and each stored OTLP request.
     """
     page = StaticFiles()
     stores = Stores(store)
@@ -75,7 +75,7 @@ def create_app(
         return await health(request)
 
     async def health(request: Request) -> Response:
-        # On the event loop: threads may all be waiting for the disk.
+        # This runs on the event loop, because all threads may be waiting for the disk.
         problem = store.problem()
         if problem is not None:
             return error_response(request.scope, 503, "unhealthy", problem)
@@ -115,7 +115,7 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _on_disconnect(request: Request, _: Exception) -> Response:
-    return error_response(request.scope, 400, "bad_request", "the client went away")
+    return error_response(request.scope, 400, "bad_request", "the client closed the connection")
 
 
 def _on_bad_request(request: Request, error: Exception) -> Response:
@@ -146,5 +146,5 @@ def _on_store_error(request: Request, error: Exception) -> Response:
 
 
 def _on_bug(request: Request, _: Exception) -> Response:
-    # Starlette raises the exception again after this answer, and uvicorn logs it with its traceback.
-    return error_response(request.scope, 500, "internal", "the server failed; its log says why")
+    # Starlette raises the exception again after this response, and uvicorn logs its traceback.
+    return error_response(request.scope, 500, "internal", "internal server error; the server's log has the traceback")

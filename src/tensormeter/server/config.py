@@ -1,4 +1,4 @@
-"""What a server is started with."""
+"""Settings of a server."""
 
 import ipaddress
 import os
@@ -25,7 +25,7 @@ __all__ = ["MAX_BODY_BYTES", "SelfMetrics", "ServerConfig"]
 SelfMetrics = Literal["store", "otlp"]
 
 MAX_BODY_BYTES: Final = 64 << 20
-"""OTLP's own limit for a request."""
+"""Maximum bytes of an OTLP request, as the OTLP specification recommends."""
 
 
 def _default_directory() -> Path:
@@ -35,7 +35,7 @@ def _default_directory() -> Path:
 
 def _data_folder(path: Path) -> Path:
     if NO_FOLDER in Path(path).parents:
-        raise SettingsError("this user has no home folder: give --data, or set TENSORMETER_SERVER_DIR or HOME")
+        raise SettingsError("directory: this user has no home folder; set --data, TENSORMETER_SERVER_DIR or HOME")
     try:
         return Path(path).expanduser().absolute()
     except (RuntimeError, OSError) as error:
@@ -47,39 +47,38 @@ class ServerConfig:
     """Settings of a server.
 
     Attributes:
-        host: Address to bind: a name or an IP address.
-        port: Port to bind; 0 takes any free one.
-        directory: Where the SQLite store and the file of tokens are; by default `TENSORMETER_SERVER_DIR`, else the user's data
-            folder.
-        clickhouse: Where a store in ClickHouse is, instead of the one in SQLite.
-        token: Bearer token that may do everything, beside those of the folder's `TokenFile`, or None. A server that others than
-            this machine can reach needs it, or a token in the file; see `is_local`.
-        own_token: Token with which the server's own process may send; made at random.
-        allowed_hosts: Further names, without port, by which clients may call this server. Any but those of loopback says that
-            others than this machine can reach it.
-        max_body_bytes: Limit on the body of a request, before and after decompression.
-        stall_after: Seconds of silence after which a run that has not ended counts as stalled.
-        retention_days: Age at which points, and runs that nothing was heard of, are deleted; None: never.
-        retention_bytes: Size of the store above which the oldest ended runs are deleted; None: never.
-        durability: When a request is answered: `group` at once, and its content is synced to disk together with others at the
-            latest two seconds later; `always` after the sync. Of the SQLite store.
-        alerts: What to look for in what arrives, and whom to tell.
-        alert_interval: Seconds between two looks.
-        tls_cert: File with the certificate, and those between it and the authority, in PEM; with `tls_key`. A new one in its
-            place is shown to new connections.
-        tls_key: File with its private key, without a passphrase.
-        forwarded_allow_ips: Addresses and networks, between commas, of proxies whose `X-Forwarded-For` and
-            `X-Forwarded-Proto` are believed; "" for none. Any says that others than this machine can reach the server.
-        self_metrics: Where metrics of the server itself go: `store`, its own one, as a project; `otlp`, as OpenTelemetry's
-            variables say.
-        max_connections: Open at once. Beyond that the oldest one that waits for its client gives way, of the address with the
-            most of them; if none waits, a new one is answered 503.
-        header_timeout: Seconds in which the headers of a request must have come.
-        send_timeout: Seconds without progress after which a client that does not read its answer is given up.
+        host: Name or IP address to bind.
+        port: Port to bind; 0 selects a free one.
+        directory: Folder of the SQLite store and the token file. Default: `TENSORMETER_SERVER_DIR`, else the user's data folder.
+        clickhouse: Address of a ClickHouse store, which replaces the SQLite store.
+        token: Bearer token with all permissions, in addition to those in the folder's `TokenFile`, or None. A server that other
+            machines can reach needs this token or one in the file; see `is_local`.
+        own_token: Random token with which the server's own process sends data.
+        allowed_hosts: Additional host names, without port, that clients may use for this server. A name that is not loopback
+            means that other machines can reach the server.
+        max_body_bytes: Maximum bytes of a request body, before and after decompression.
+        stall_after: Seconds without data after which a run that has not ended counts as stalled.
+        retention_days: Age in days at which points and inactive runs are deleted; None: never.
+        retention_bytes: Size of the store above which the oldest ended runs are deleted; None: no limit.
+        durability: Time of the response to a write, for the SQLite store: `group` responds at once and syncs to disk within two
+            seconds, together with other writes; `always` responds after the sync.
+        alerts: Alert rules and the destinations of notifications.
+        alert_interval: Seconds between two evaluations of the alert rules.
+        tls_cert: PEM file with the certificate and its intermediate certificates; requires `tls_key`. New connections use a
+            replaced file at once.
+        tls_key: PEM file with the private key, without a passphrase.
+        forwarded_allow_ips: Comma-separated addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` the
+            server trusts; "" for none. A proxy means that other machines can reach the server.
+        self_metrics: Destinations of the server's own metrics: `store` writes them to this server's store, as a project; `otlp`
+            sends them as OpenTelemetry's environment variables specify.
+        max_connections: Maximum number of open connections. Above it, the oldest connection that waits for its client is closed, of
+            the address with the most such connections. If none waits, a new connection gets status 503.
+        header_timeout: Maximum seconds until the headers of a request are complete.
+        send_timeout: Seconds without progress after which the server closes a connection whose client does not read its response.
 
     Raises:
-        SettingsError: A value cannot be used; the message says what to do.
-        StoreError: The file of tokens is needed and cannot be read.
+        SettingsError: A value is invalid; the message gives the remedy.
+        StoreError: The token file is needed and cannot be read.
     """
 
     host: str = "127.0.0.1"
@@ -109,12 +108,14 @@ class ServerConfig:
         object.__setattr__(self, "allowed_hosts", frozenset(map(_host_name, self.allowed_hosts)))
         object.__setattr__(self, "forwarded_allow_ips", _proxies(self.forwarded_allow_ips))
         if self.clickhouse is not None and self.retention_bytes is not None:
-            raise SettingsError("retention_bytes: ClickHouse does not bound a database; use retention_days, or TTLs")
+            raise SettingsError(
+                "retention_bytes: a ClickHouse store has no size limit; use retention_days, or TTLs in ClickHouse"
+            )
         if self.durability not in DURABILITIES:
             raise SettingsError(f"durability: expected {' or '.join(DURABILITIES)}, got {self.durability!r}")
         if self.clickhouse is not None and self.durability != "group":
             raise SettingsError(
-                "durability: ClickHouse decides when it syncs; put its settings into --store (docs/server.md names them)"
+                "durability: ClickHouse decides when it syncs; add its settings to --store (see docs/server.md)"
             )
         if not self.host:
             raise SettingsError("host: expected a name or an IP address, got ''")
@@ -123,82 +124,84 @@ class ServerConfig:
         if self.max_body_bytes < 1:
             raise SettingsError(f"max_body_bytes: expected 1 or more, got {self.max_body_bytes}")
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise SettingsError("tls_cert, tls_key: expected both or none; a certificate is of no use without its key")
+            raise SettingsError("tls_cert, tls_key: a certificate needs its key; set both or neither")
         if self.tls_cert is not None and self.tls_key is not None:
             load_certificate(self.tls_cert, self.tls_key)
         if self.max_connections < 1:
             raise SettingsError(f"max_connections: expected 1 or more, got {self.max_connections}")
         for name in ("header_timeout", "send_timeout"):
             if not 0 < getattr(self, name) < 3600:
-                raise SettingsError(f"{name}: expected seconds, up to an hour, got {getattr(self, name)}")
-        # Not shown: it is a secret, even when it is wrong.
+                raise SettingsError(
+                    f"{name}: expected seconds, more than 0 and less than 3600, got {getattr(self, name)}"
+                )
+        # The messages do not show the value: even a wrong token is a secret.
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.split()):
             raise SettingsError("token: expected printable ASCII characters; generate one with `openssl rand -hex 32`")
         if self.token is not None and " " in self.token:
-            raise SettingsError("token: expected no spaces inside; generate one with `openssl rand -hex 32`")
-        reason = self._open_by()
+            raise SettingsError("token: expected no spaces; generate one with `openssl rand -hex 32`")
+        reason = self._reachable_by()
         if self.token is None and reason is not None and not TokenFile(self.directory).tokens():
             raise SettingsError(
-                f"{reason}, so a token is needed; make one with `tensormeter token create`, set TENSORMETER_TOKEN or give "
-                "--token-file, or serve this machine alone: bind 127.0.0.1, without --allowed-host and --forwarded-allow-ips",
+                f"{reason}, so the server needs a token: create one with `tensormeter token create`, set TENSORMETER_TOKEN or use "
+                "--token-file. To serve only this machine, bind 127.0.0.1, without --allowed-host and --forwarded-allow-ips",
             )
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach the server, as far as its settings say; then it may do without tokens."""
-        return self._open_by() is None
+        """Whether only this machine can reach the server, according to the settings; then tokens are optional."""
+        return self._reachable_by() is None
 
-    def _open_by(self) -> str | None:
-        """The setting by which others than this machine can reach the server, in words; None: there is none."""
+    def _reachable_by(self) -> str | None:
+        """Describe the setting that lets other machines reach the server; None if there is none."""
         if not is_loopback(self.host):
-            return f"host: {self.host!r} can be reached from other machines"
+            return f"host: {self.host!r} is reachable from other machines"
         names = sorted(name for name in self.allowed_hosts if not is_loopback(name))
         if names:
-            return f"allowed_hosts: the server is reached by the name {names[0]!r}, from other machines too"
+            return f"allowed_hosts: other machines can reach the server as {names[0]!r}"
         if self.forwarded_allow_ips:
-            return f"forwarded_allow_ips: the server is reached through a proxy ({self.forwarded_allow_ips}), by others too"
+            return f"forwarded_allow_ips: others can reach the server through a proxy ({self.forwarded_allow_ips})"
         return None
 
 
 def _host_name(text: str) -> str:
-    """A name, or an address without brackets, as it is compared with what clients send.
+    """Normalize a host name, or an address without brackets, for comparison with the `Host` header.
 
     Raises:
-        SettingsError: It cannot be one.
+        SettingsError: The text is not a host name or address.
     """
     name = text.strip().lower()
     try:
         parts = urlsplit(f"//[{name}]" if name.count(":") > 1 and not name.startswith("[") else f"//{name}")
-        found = parts.hostname if parts.port is None and "@" not in name and parts.netloc and not parts.path else None
+        host = parts.hostname if parts.port is None and "@" not in name and parts.netloc and not parts.path else None
     except ValueError:
-        found = None
-    if not found or "*" in found or " " in found:
+        host = None
+    if not host or "*" in host or " " in host:
         raise SettingsError(
-            f"allowed_hosts: expected a name or an address, without port or wildcard, got {text!r}; give each name, and a token"
+            f"allowed_hosts: expected a name or an address, without port or wildcard, got {text!r}; list each name"
         )
-    return found
+    return host
 
 
 def _proxies(text: str) -> str:
-    """Addresses and networks between commas.
+    """Normalize a comma-separated list of addresses and networks.
 
     Raises:
-        SettingsError: One of them is none.
+        SettingsError: A part is not an address or network, or contains all addresses.
     """
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    for part in found:
+    networks = [part.strip() for part in text.split(",") if part.strip()]
+    for part in networks:
         if "*" in part:
             raise SettingsError(
-                f"forwarded_allow_ips: expected addresses of proxies, got {part!r}: anyone could claim to be one"
+                f"forwarded_allow_ips: expected addresses of proxies, got {part!r}, which would trust every client"
             )
         try:
             network = ipaddress.ip_network(part)
         except ValueError:
             raise SettingsError(
-                f"forwarded_allow_ips: expected addresses or networks of proxies between commas, got {part!r}"
+                f"forwarded_allow_ips: expected comma-separated addresses or networks of proxies, got {part!r}"
             ) from None
         if network.prefixlen == 0:
             raise SettingsError(
-                f"forwarded_allow_ips: expected addresses of proxies, got {part!r}: anyone could claim to be one"
+                f"forwarded_allow_ips: expected addresses of proxies, got {part!r}, which would trust every client"
             )
-    return ",".join(found)
+    return ",".join(networks)

@@ -1,4 +1,4 @@
-"""How long a server waits for a disk that does not answer: when it starts, for as long as it takes, and when it stops, some seconds."""
+"""Waiting for a disk that does not answer: without limit when the server starts, a few seconds when it stops."""
 
 import logging
 import os
@@ -8,22 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-__all__ = ["limited_stop", "said_wait"]
+__all__ = ["exit_if_stalled", "warn_if_slow"]
 
 _SLOW_START: Final = 10.0
-_LOOK: Final = 0.5
+_POLL_INTERVAL: Final = 0.5
 
 _log: Final = logging.getLogger(__name__)
 
 
 @contextmanager
-def said_wait(folder: Path) -> Iterator[None]:
-    """Say in the log that opening the store in `folder` takes long, if it does."""
+def warn_if_slow(folder: Path) -> Iterator[None]:
+    """Log a warning if opening the store in `folder` takes more than ten seconds."""
     warning = threading.Timer(
         _SLOW_START,
         _log.warning,
         (
-            "tensormeter: opening the store in %s takes more than %.0f s; the server waits for its disk",
+            "tensormeter: opening the store in %s takes more than %.0f s; the server is waiting for the disk",
             folder,
             _SLOW_START,
         ),
@@ -36,14 +36,14 @@ def said_wait(folder: Path) -> Iterator[None]:
         warning.cancel()
 
 
-def limited_stop(stalled: Callable[[], str | None], seconds: float) -> None:
-    """End the process if it should have stopped for so long and the disk does not answer. Returns at once.
+def exit_if_stalled(stalled: Callable[[], str | None], seconds: float) -> None:
+    """End the process if it is still running after `seconds` and the disk does not answer. Returns at once.
 
-    Nothing that was acknowledged is lost: it is in the write-ahead log.
+    No acknowledged data is lost: it is in the write-ahead log.
 
     Args:
-        stalled: Why the disk cannot be asked now, or None; does not block.
-        seconds: How long to wait at least.
+        stalled: Function that returns why the disk does not answer, or None; it does not block.
+        seconds: Seconds to wait before the first look at the disk.
     """
     threading.Thread(target=_watch, args=(stalled, seconds), name="tensormeter-stop", daemon=True).start()
 
@@ -52,6 +52,6 @@ def _watch(stalled: Callable[[], str | None], seconds: float) -> None:
     pause = threading.Event()
     pause.wait(seconds)
     while (problem := stalled()) is None:
-        pause.wait(_LOOK)
-    _log.warning("tensormeter: %s; the server stops without waiting for it, nothing acknowledged is lost", problem)
+        pause.wait(_POLL_INTERVAL)
+    _log.warning("tensormeter: %s; the server exits without waiting for the disk, acknowledged data is kept", problem)
     os._exit(0)

@@ -1,8 +1,8 @@
-"""What senders are told about loss of power: headers of answers, and GET /api/v1/durable.
+"""Durability that the server reports to senders: response headers, and GET /api/v1/durable.
 
-A sender that names its batches (`Tensormeter-Batch-Id`) gets with each acceptance the number of its commit and the number up to
-which everything is durable, each as ``EPOCH-NUMBER``. It keeps what is accepted until it is durable, and sends it again if the
-epoch has changed. Without these headers nothing is known, and a sender keeps nothing.
+A sender that sets `Tensormeter-Batch-Id` gets two values with each accepted request: the number of its commit, and the number up
+to which all commits are durable, each as ``EPOCH-NUMBER``. The sender keeps an accepted request until it is durable, and resends it if
+the epoch changes. Without these headers durability is unknown, and the sender keeps nothing.
 """
 
 from collections.abc import Mapping
@@ -25,11 +25,11 @@ DURABLE_HEADER: Final = "Tensormeter-Durable"
 
 _THREADS: Final = 16
 _LONGEST_SYNC: Final = 2.0
-"""Seconds for which an answer waits for the disk. A slower one is asked again."""
+"""Maximum seconds that a response waits for the disk. If the sync takes longer, the sender asks again."""
 
 
 def durability_headers(store: Store) -> Mapping[str, str]:
-    """Headers of the answer to a request whose content the store has just committed; none if the store does not know."""
+    """Headers of the response to a request that the store has just committed; empty if the store does not report durability."""
     progress = None if store.syncer is None else store.syncer.progress()
     if progress is None:
         return {}
@@ -40,18 +40,18 @@ def durability_headers(store: Store) -> Mapping[str, str]:
 
 
 class DurableApi:
-    """The handler of `DURABLE_PATH`: syncs now, and answers how far that went. Many requests at once share one sync."""
+    """Handler of `DURABLE_PATH`: syncs now and responds with the progress. Concurrent requests share one sync."""
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
         self._threads = anyio.CapacityLimiter(_THREADS)
 
     def routes(self) -> list[Route]:
-        """Where the handler goes."""
+        """Route of the handler."""
         return [Route(DURABLE_PATH, self.durable, methods=["GET"])]
 
     async def durable(self, request: Request) -> Response:
-        """Everything is null if the store does not know."""
+        """Sync, and respond with the progress. All values are null if the store does not report durability."""
         syncer = self._stores.of(request).syncer
         progress = None
         if syncer is not None:

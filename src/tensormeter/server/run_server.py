@@ -1,4 +1,4 @@
-"""Running the application with uvicorn, from binding the port to the last fold of the store."""
+"""The server's process: binds the port, serves the application with uvicorn, and closes the store."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from tensormeter.server.alerts import AlertService
 from tensormeter.server.api import Shutdown
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
-from tensormeter.server.disk_patience import limited_stop, said_wait
+from tensormeter.server.disk_patience import exit_if_stalled, warn_if_slow
 from tensormeter.server.http.tls import Certificate
 from tensormeter.server.limits.connections import limited_protocol
 from tensormeter.server.limits.handshakes import Handshakes
@@ -37,34 +37,34 @@ _log: Final = logging.getLogger(__name__)
 
 _SHUTDOWN_SECONDS: Final = 5
 _KEEP_ALIVE_SECONDS: Final = 75
-"""Longer than the minute of SDKs and of many proxies: else a request meets a connection that is closed at that moment."""
+"""Longer than the idle minute of SDKs and many proxies: otherwise a request can meet a connection that is just being closed."""
 
 _OTHER_FILES: Final = 512
 
 _M_MMAP_THRESHOLD: Final = -3
 _LARGE_BLOCK: Final = 1 << 20
 _GC_THRESHOLDS: Final = (50_000, 20, 100)
-"""A request allocates hundreds of thousands of objects, hardly any in a cycle: Python's own (700, 10, 10) take a third of its time."""
+"""A request allocates 100,000s of objects, hardly any in cycles. Python's default (700, 10, 10) would take a third of its time."""
 
 
 def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM, then finish requests under way, close the store and return. Main thread only.
+    """Serve until SIGINT or SIGTERM, then finish requests in progress, close the store and return. Main thread only.
 
     Args:
-        config: Where and how.
-        on_ready: Called once with the base URL when connections are accepted, on the thread of the event loop. It must
-            return at once; work that takes long, or that calls the server, belongs on a thread of its own.
+        config: Settings of the server.
+        on_ready: Function that gets the base URL once the server accepts connections. It runs on the thread of the event loop and
+            must return at once; use another thread for slow work or for calls of the server.
 
     Raises:
         SettingsError: The address cannot be bound.
-        StoreError: The store cannot be opened; another server has the folder, for instance.
+        StoreError: The store cannot be opened, for instance because another server uses the folder.
     """
     listener = _bind(config)
-    _give_memory_back()
+    _return_freed_memory()
     gc.set_threshold(*_GC_THRESHOLDS)
     connections = _raise_file_limit(config.max_connections)
     with listener:
-        with said_wait(config.directory):
+        with warn_if_slow(config.directory):
             protect_folder(config.directory)
             store = _open(config)
         alerts = AlertService(store, config.alerts, config.alert_interval)
@@ -95,7 +95,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
             if uvicorn_config.ssl is not None and config.tls_cert is not None and config.tls_key is not None:
                 Certificate(config.tls_cert, config.tls_key).attach(uvicorn_config.ssl)
                 handshakes = Handshakes(uvicorn_config.ssl, protocol.limits.admission, config.header_timeout, protocol)
-                # Instead of asyncio's own handshakes, which do not count.
+                # asyncio's own handshakes do not count against the limit of connections.
                 uvicorn_config.http_protocol_class, uvicorn_config.ssl = handshakes, None  # type: ignore[assignment]
             server = _Server(uvicorn_config, lambda: on_ready(url), shutdown, handshakes, store.stalled)
             asyncio.run(server.serve(sockets=[listener]))
@@ -148,14 +148,14 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._shutdown.begun = True
-        limited_stop(self._stalled, 2 * _SHUTDOWN_SECONDS)
+        exit_if_stalled(self._stalled, 2 * _SHUTDOWN_SECONDS)
         if self._handshakes is not None:
             self._handshakes.stop()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn does it, but the signal is not raised again at the end: a stop that was asked for is a success."""
+        """Handle signals as uvicorn does, but do not raise them again: a requested stop exits with status 0."""
         previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -173,13 +173,15 @@ def _bind(config: ServerConfig) -> socket.socket:
             flags=socket.AI_PASSIVE,
         )[0]
         if config.token is None and is_loopback(config.host) and not is_loopback(str(address[0])):
-            # A name is looked up, and the answer can be any address.
-            raise SettingsError(f"host: {config.host!r} is {address[0]} here, which is not loopback; bind 127.0.0.1")
+            # A name is looked up, and can resolve to any address.
+            raise SettingsError(
+                f"host: {config.host!r} resolves to {address[0]}, which is not loopback; bind 127.0.0.1"
+            )
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            # Listening now and not only in uvicorn: on Linux two sockets may bind, but only one may listen.
+            # Listen before uvicorn does: on Linux two sockets may bind the same port, but only one may listen.
             listener.listen(2048)
         except BaseException:
             listener.close()
@@ -187,27 +189,27 @@ def _bind(config: ServerConfig) -> socket.socket:
     except OSError as error:
         raise SettingsError(
             f"cannot listen on {config.host} port {config.port}: {error.strerror}; "
-            "stop what uses it, or choose another with --port",
+            "stop the process that uses it, or choose another port with --port",
         ) from error
     return listener
 
 
-def _give_memory_back() -> None:
-    """Let glibc return large blocks to the system when they are freed; on other C libraries nothing is done.
+def _return_freed_memory() -> None:
+    """Make glibc return large freed blocks to the system. Does nothing on other C libraries.
 
-    By default it raises its threshold up to 32 MiB as it goes, and keeps as much as the largest queries took, in each thread.
+    By default glibc raises this threshold up to 32 MiB at run time, and each thread keeps as much as its largest query needed.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def _raise_file_limit(connections: int) -> int:
-    """Let the process have descriptors for so many connections, as far as it may, and some for the store.
+    """Raise the process's limit of file descriptors for `connections` and the store, as far as the system allows.
 
-    Returns how many connections there is room for: without descriptors nobody could be told anything, and none could give way.
+    Returns the number of connections that fit. Without free descriptors the server could not answer a new client at all.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * connections + _OTHER_FILES  # those that give way are closed a moment later
+    wanted = 2 * connections + _OTHER_FILES  # twice: a connection that is evicted is closed a moment later
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -217,7 +219,7 @@ def _raise_file_limit(connections: int) -> int:
     if soft == resource.RLIM_INFINITY or connections <= room:
         return connections
     _log.warning(
-        "tensormeter: the system allows %d open files, so %d connections may be open, not %d; raise it with `ulimit -n`",
+        "tensormeter: the system allows %d open files; the server accepts %d connections instead of %d. Raise it with `ulimit -n`",
         soft,
         room,
         connections,

@@ -1,6 +1,6 @@
-"""What the server itself does, as metrics of OpenTelemetry's SDK: kept in its own store, or sent to another backend.
+"""Metrics of the server itself, made with OpenTelemetry's SDK: kept in its own store, or sent to another backend.
 
-Off unless it is asked for. Names are the semantic conventions' where there are any.
+They are off by default. Names follow the semantic conventions where those define one.
 """
 
 import importlib
@@ -40,10 +40,10 @@ with importing_sdk():
 __all__ = ["PROJECT", "ServerMetrics"]
 
 PROJECT: Final = "tensormeter-server"
-"""`service.name` of the server, and so the project in which its own metrics are."""
+"""`service.name` of the server, which is the project that has its metrics."""
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-"""Bounds that the semantic conventions give for http.server.request.duration."""
+"""Bucket bounds in seconds that the semantic conventions give for http.server.request.duration."""
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 
@@ -52,24 +52,24 @@ _log: Final = logging.getLogger(__name__)
 
 @runtime_checkable
 class _Buffering(Protocol):
-    """A store that takes points into memory first."""
+    """A store that buffers points in memory."""
 
     def pending_points(self) -> int: ...
 
 
 class ServerMetrics(Listener):
-    """Counts from construction until `stop`. Threads: any."""
+    """Records the server's metrics from construction until `stop`. Threads: any."""
 
     def __init__(self, store: Store, directory: Path, targets: Sequence[SelfMetrics]) -> None:
-        """Begin; `OTEL_METRIC_EXPORT_INTERVAL` sets how often what was counted is exported, a minute by default.
+        """Start; `OTEL_METRIC_EXPORT_INTERVAL` sets the export interval, by default a minute.
 
         Args:
-            store: Of the server; `store` among the targets is this one.
-            directory: Of the server: its metrics are those of one run, over restarts.
-            targets: Where to; with `otlp`, OpenTelemetry's variables say where and how.
+            store: Store of the server, and the destination of target `store`.
+            directory: Folder of the server. It identifies the run, so restarts of a server continue the same run.
+            targets: Destinations; OpenTelemetry's environment variables configure `otlp`.
 
         Raises:
-            SettingsError: OpenTelemetry's exporter is not installed.
+            SettingsError: OpenTelemetry's OTLP exporter is not installed.
         """
         self._store = store
         self._directory = directory
@@ -89,12 +89,12 @@ class ServerMetrics(Listener):
         readers: list[MetricReader] = []
         if self._stores:
             readers.append(_reader(_StoreExporter(store)))
-            self._say(RUN_START, {"config": {"version": version("tensormeter")}})
+            self._append_event(RUN_START, {"config": {"version": version("tensormeter")}})
         if "otlp" in targets:
             readers.append(_reader(_otlp_exporter()))
         self._provider = MeterProvider(
             readers, resource, exemplar_filter=AlwaysOffExemplarFilter(), shutdown_on_exit=False
-        )  # nothing here is traced, and an unknown filter in the environment raises
+        )  # the server has no traces, and an unknown exemplar filter in the environment raises
         meter = self._provider.get_meter("tensormeter.server", version("tensormeter"))
         self._requests = meter.create_histogram(
             "http.server.request.duration",
@@ -103,10 +103,10 @@ class ServerMetrics(Listener):
             explicit_bucket_boundaries_advisory=_SECONDS,
         )
         self._items = meter.create_counter(
-            "tensormeter.server.ingest.items", "{item}", "Points and log records that came, by what became of them."
+            "tensormeter.server.ingest.items", "{item}", "Received points and log records, by outcome."
         )
         self._bytes = meter.create_counter(
-            "tensormeter.server.ingest.io", "By", "Bytes that came, before decompression."
+            "tensormeter.server.ingest.io", "By", "Received bytes, before decompression."
         )
         meter.create_observable_gauge(
             "tensormeter.server.store.size", [self._observe_size], "By", "Size of the files in the server's folder."
@@ -116,7 +116,7 @@ class ServerMetrics(Listener):
                 "tensormeter.server.store.pending",
                 [self._observe_pending],
                 "{point}",
-                "Points in memory and in the journal that wait to be folded into chunks.",
+                "Points in memory and in the commit log that await compaction.",
             )
 
     def request(self, observed: Observed) -> None:
@@ -141,18 +141,18 @@ class ServerMetrics(Listener):
             self._items.add(ingested.rejected, signal | {"tensormeter.outcome": "rejected"})
 
     def stop(self) -> None:
-        """Export what was counted, for some seconds at most; before the store is closed."""
+        """Export the remaining values, in at most five seconds. Call it before the store is closed."""
         self._provider.shutdown(timeout_millis=5000)
         if self._stores:
-            self._say(RUN_END, {"state": "finished", "message": ""})
+            self._append_event(RUN_END, {"state": "finished", "message": ""})
 
     def _observe_size(self, _: CallbackOptions) -> Iterable[Observation]:
         size = 0
-        # With another store than SQLite's there may be no folder.
+        # Without a SQLite store there may be no folder.
         for path in self._directory.iterdir() if self._directory.is_dir() else ():
             try:
                 size += path.stat().st_size
-            except FileNotFoundError:  # a temporary file of SQLite's
+            except FileNotFoundError:  # SQLite has deleted a temporary file
                 continue
         return [Observation(size)]
 
@@ -160,16 +160,16 @@ class ServerMetrics(Listener):
         assert isinstance(self._store, _Buffering)
         return [Observation(self._store.pending_points())]
 
-    def _say(self, name: str, body: dict[str, Any]) -> None:
+    def _append_event(self, name: str, body: dict[str, Any]) -> None:
         events = [Event(name, time.time_ns(), body)]
         try:
             self._store.append_events([(self._attributes, events)], payload=encode_events(self._attributes, events))
         except StoreError as error:
-            _log.warning("tensormeter: the server's own events are lost: %s", error)
+            _log.warning("tensormeter: could not store the server's own event %s: %s", name, error)
 
 
 class _StoreExporter(MetricExporter):
-    """Into the store, as if it had come over the wire."""
+    """Writes metrics to the store, as if they had arrived as an OTLP request."""
 
     def __init__(self, store: Store) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class _StoreExporter(MetricExporter):
         try:
             self._store.append_metrics(decode_metrics(payload), payload=payload)
         except StoreError as error:
-            _log.warning("tensormeter: the server's own metrics are lost: %s", error)
+            _log.warning("tensormeter: could not store the server's own metrics: %s", error)
             return MetricExportResult.FAILURE
         return MetricExportResult.SUCCESS
 
@@ -192,7 +192,7 @@ class _StoreExporter(MetricExporter):
 
 
 def _reader(exporter: MetricExporter) -> MetricReader:
-    """The SDK's own reader raises at intervals that it cannot use, if it finds them in the environment."""
+    """A periodic reader that ignores invalid intervals in the environment, where the SDK's own defaults would raise."""
     interval = read_seconds("OTEL_METRIC_EXPORT_INTERVAL", 0.1, 86_400, "a minute")
     timeout = read_seconds("OTEL_METRIC_EXPORT_TIMEOUT", 0.1, 86_400, "half a minute", zero=86_400.0)
     return PeriodicExportingMetricReader(exporter, (interval or 60.0) * 1000, (timeout or 30.0) * 1000)

@@ -111,7 +111,7 @@ def test_a_lock_on_the_tokens_that_is_kept_is_named(tmp_path, monkeypatch):
     file.create("alice", ["read"])
     with open(tmp_path / "tokens.lock", "rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        said = rf"{tmp_path}/tokens\.lock is locked by process {os.getpid()}, for 0\.3 s by now"
+        said = rf"{tmp_path}/tokens\.lock: locked by process {os.getpid()} for more than 0\.3 s"
         with pytest.raises(StoreError, match=said):
             file.revoke("alice")
         monkeypatch.setattr(kernel_locks, "_LOCKS", tmp_path / "no such file")  # as on other systems than Linux
@@ -185,7 +185,7 @@ OPEN = [
 
 @pytest.mark.parametrize("settings", OPEN)
 def test_a_server_that_a_name_or_a_proxy_leads_to_needs_a_token(tmp_path, settings):
-    with pytest.raises(SettingsError, match="so a token is needed") as caught:
+    with pytest.raises(SettingsError, match="so the server needs a token") as caught:
         ServerConfig(directory=tmp_path, **settings)
     assert "TENSORMETER_TOKEN" in str(caught.value)
     assert not ServerConfig(directory=tmp_path, token=TOKEN, **settings).is_local
@@ -221,7 +221,7 @@ def test_names_and_proxies_that_are_none(tmp_path, settings):
 def test_serve_behind_a_proxy_without_a_token_ends_in_one_line(tmp_path, option):
     done = run("serve", "--port", 0, "--data", tmp_path / "x", *option)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "so a token is needed" in done.stderr
+    assert "so the server needs a token" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
