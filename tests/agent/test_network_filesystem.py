@@ -118,7 +118,7 @@ def unlockable(tmp_path, monkeypatch):
 def test_doctor_says_that_files_cannot_be_locked(unlockable):
     found = spool_check(Settings(directory=unlockable))
     assert found.state == "warning"
-    assert os.strerror(errno.ENOLCK) in found.found
+    assert os.strerror(errno.ENOLCK) in found.summary
     assert "TENSORMETER_DIR" in found.advice
 
 

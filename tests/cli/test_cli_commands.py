@@ -51,7 +51,7 @@ def test_runs_are_listed_without_control_characters(run_cli):
     done = run_cli("runs")
     assert (done.returncode, done.stderr) == (0, "")
     header, *lines = done.stdout.splitlines()
-    assert header.split() == ["project", "run", "name", "state", "points", "started", "last", "heard", "of"]
+    assert header.split() == ["project", "run", "name", "state", "points", "started", "last", "update"]
     assert len(lines) == 2
     (line,) = [line for line in lines if line.startswith("demo")]
     assert line.split()[1:6] == ["abc123", "first", "failed", "1,500", "2025-06-15"]

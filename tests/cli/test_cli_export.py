@@ -52,7 +52,7 @@ def rows_of_parquet(path):
 )
 def test_every_point_is_exported(run_cli, tmp_path, format, read):
     done = run_cli("export", "first", "--format", format)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"1,500 rows in abc123.{format}\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"wrote 1,500 rows to abc123.{format}\n", "")
     assert os.listdir(tmp_path) == [f"abc123.{format}"]
     rows = read(tmp_path / f"abc123.{format}")
     assert len(rows) == 1500
@@ -73,7 +73,7 @@ def test_every_point_is_exported(run_cli, tmp_path, format, read):
 def test_chosen_metrics_are_written_to_standard_output(run_cli, tmp_path):
     done = run_cli("export", "abc123", "--metric", "acc", "--metric", "zzz*", "-o", "-")
     assert done.returncode == 0
-    assert done.stderr == "500 rows\n"
+    assert done.stderr == "wrote 500 rows\n"
     header, *lines = done.stdout.splitlines()
     assert header == ",".join(COLUMNS)
     assert lines[0] == f'demo,abc123,abc123-0,,1,acc,"{{""split"":""train""}}",0,{T0},0.25'
@@ -148,7 +148,7 @@ def test_a_file_is_not_replaced_unless_asked(run_cli, tmp_path):
 def test_a_failed_export_leaves_no_file(run_cli, tmp_path):
     done = run_cli("export", "abc123", "-o", str(tmp_path / "no" / "such" / "folder.csv"))
     assert done.returncode == 1
-    assert "cannot be written (No such file or directory)" in done.stderr
+    assert "cannot write the file (No such file or directory)" in done.stderr
     assert "there is no run 'zzz'" in run_cli("export", "zzz").stderr
     assert os.listdir(tmp_path) == []
 

@@ -70,7 +70,7 @@ def test_spool_ls_and_show_list_waiting_requests(cli, new_run):
     assert "system" in done.stdout
     assert "rejected by experiment: 5 items, answered 400 �[2J[red]" in done.stdout
     assert "agent.log: a line" in done.stdout
-    assert "there is no run 'other' here" in cli("spool", "show", "other").stderr
+    assert "no run 'other' on this machine" in cli("spool", "show", "other").stderr
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -107,21 +107,21 @@ def test_spool_purge_removes_requests(cli, new_run, state):
     assert (spool.quarantined_items(), spool.pending_items()) == (0, 1)
     spool.close()
     lock = run.try_agent_lock()
-    assert "has an agent at work" in cli("spool", "purge", "first", "--yes").stderr
+    assert "has a running agent" in cli("spool", "purge", "first", "--yes").stderr
     os.close(lock)
     assert cli("spool", "purge", "first", "--yes").returncode == 0
     assert list_runs(state) == []
 
 
 def test_spool_retry_sends_requests_again(cli, new_run, url):
-    assert cli("spool", "retry").stdout == "nothing is set aside\n"
+    assert cli("spool", "retry").stdout == "no rejected data\n"
     first, second = new_run("first"), new_run("second")
     reject(first)
     reject(second)
     done = cli("spool", "retry", "first")
     assert (done.returncode, done.stdout) == (
         0,
-        f"{first.path.name}: 5 items (1 requests) wait again; `tensormeter sync` sends them\n",
+        f"{first.path.name}: queued 5 items (1 requests); deliver them with `tensormeter sync`\n",
     )
     assert "set aside" in cli("sync").stdout, "what is set aside of the second"
     assert not first.path.exists()
@@ -129,7 +129,7 @@ def test_spool_retry_sends_requests_again(cli, new_run, url):
     assert second.path.name in done.stdout
     assert cli("sync").returncode == 0
     assert not second.path.exists()
-    assert "there is no run 'other' here" in cli("spool", "retry", "other").stderr
+    assert "no run 'other' on this machine" in cli("spool", "retry", "other").stderr
 
 
 def test_a_damaged_spool_can_be_purged(cli, new_run):
@@ -145,7 +145,7 @@ def test_doctor_names_runs_whose_description_is_damaged(cli, new_run):
     run = new_run("first")
     (run.path / "run.json").write_text("{")
     done = cli("doctor")
-    assert f"the run.json of {run.path.name} cannot be used" in " ".join(done.stdout.split())
+    assert f"the run.json of {run.path.name} is unusable" in " ".join(done.stdout.split())
 
 
 def test_sync_delivers_runs_from_another_machine(cli, new_run, state, tmp_path):
@@ -229,5 +229,5 @@ def test_doctor_advises_on_each_fault(cli, tmp_path):
     assert f"others can write to {loose} (mode 0777)" in " ".join(done.stdout.split())
     wrong = cli("doctor", TENSORMETER_TOKEN="wrong")
     assert wrong.returncode == 1
-    assert "the token is refused" in wrong.stdout
+    assert "the server refuses the token" in wrong.stdout
     assert "wrong" not in wrong.stdout.replace("what is wrong", "")

@@ -132,7 +132,7 @@ def test_doctor_says_that_the_disk_hangs(disk, state, monkeypatch):
     monkeypatch.setattr(doctor_checks, "_TIMEOUT", 0.2)
     disk.behave(hang=True)
     finding = doctor_checks.spool(Settings(directory=state))
-    assert (finding.state, "does not answer" in finding.found) == ("failed", True)
+    assert (finding.state, "does not answer" in finding.summary) == ("failed", True)
 
 
 FAILURES = [

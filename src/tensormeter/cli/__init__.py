@@ -1,4 +1,4 @@
-"""The command line. Commands are imported when they run, so that `tensormeter --help` loads none of them."""
+"""The command line. Commands are imported when they run, so `tensormeter --help` is fast."""
 
 import importlib
 import sys
@@ -12,20 +12,20 @@ from tensormeter.errors import TensormeterError
 __all__ = ["main"]
 
 _COMMANDS: Final = {
-    "import": ("tensormeter.cli.import_", "Send OTLP files to a server."),
-    "backup": ("tensormeter.cli.maintain", "Copy a server's store while it runs."),
-    "check": ("tensormeter.cli.check", "Verify everything in a server's store."),
-    "compact": ("tensormeter.cli.maintain", "Make a server's store as small as it can be."),
-    "doctor": ("tensormeter.cli.doctor", "Check what a run on this machine needs."),
-    "export": ("tensormeter.cli.export", "Write every point of a run to a file."),
+    "serve": ("tensormeter.cli.serve", "Start a server."),
     "runs": ("tensormeter.cli.runs", "List runs."),
-    "serve": ("tensormeter.cli.serve", "Start an experiment server."),
     "show": ("tensormeter.cli.show", "Show a run: its configuration, last values and charts."),
-    "spool": ("tensormeter.cli.spool", "Look at what runs have left on this machine, and delete it."),
-    "sync": ("tensormeter.cli.sync", "Deliver what runs have left on this machine."),
-    "token": ("tensormeter.cli.token", "Make, list and revoke the tokens of a server."),
+    "export": ("tensormeter.cli.export", "Write all points of a run to a file."),
+    "import": ("tensormeter.cli.import_", "Send files in the OTLP file format to a server."),
+    "doctor": ("tensormeter.cli.doctor", "Check whether runs can be recorded on this machine."),
+    "sync": ("tensormeter.cli.sync", "Deliver data of earlier runs on this machine."),
+    "spool": ("tensormeter.cli.spool", "Show, retry or delete undelivered data on this machine."),
+    "token": ("tensormeter.cli.token", "Create, list and revoke access tokens of a server."),
+    "backup": ("tensormeter.cli.maintain", "Copy a server's store, even while it runs."),
+    "check": ("tensormeter.cli.check", "Verify all data in a server's store."),
+    "compact": ("tensormeter.cli.maintain", "Compact a stopped server's store to its minimum size."),
 }
-"""Module and one-line help of each command; the module has the command under its name (`import` cannot be one)."""
+"""Module and one-line help of each command. The module has the command under its name (`import_` for `import`)."""
 
 
 class _LazyGroup(click.Group):
@@ -48,11 +48,11 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup)
 @click.version_option(package_name="tensormeter")
 def tensormeter() -> None:
-    """Training telemetry on OpenTelemetry."""
+    """Record, deliver and show training metrics, on OpenTelemetry."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed (one line on stderr says why), 2 wrong usage."""
+    """Run the command line and exit. Status 0: success; 1: failure, with a line on stderr; 2: wrong usage."""
     try:
         tensormeter.main(arguments, prog_name="tensormeter")
     except TensormeterError as error:

@@ -1,4 +1,4 @@
-"""Line charts in a terminal."""
+"""Line charts in the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -16,36 +16,36 @@ MAX_WIDTH: Final = 100
 
 
 def draw_chart(metric: str, series: Sequence[Mapping[str, Any]], width: int, *, color: bool) -> str:
-    """Every series of a metric over its steps, or over seconds since its first point where there are no steps.
+    """Draw all series of a metric over their steps, or over seconds since the first point if they have no steps.
 
     Args:
-        metric: Title.
-        series: As the API returns them for x=step; what is not finite leaves no mark.
-        width: Of the terminal, in columns.
+        metric: Title of the chart.
+        series: Series from the API, requested with x=step. Points that are not finite are not drawn.
+        width: Width of the terminal, in columns.
         color: Whether to use ANSI colors.
 
     Returns:
-        Lines of text, with ANSI sequences only if `color`.
+        Lines of text, with ANSI sequences only if `color` is set.
     """
     width = min(width, MAX_WIDTH)
-    stepped = any(step is not None for one in series for step in one["step"])
-    origin = min((time for one in series for time in one["time"]), default=0)
+    stepped = any(step is not None for line in series for step in line["step"])
+    origin = min((time for line in series for time in line["time"]), default=0)
     figure = plotext.figure.clear()
     figure.theme("simple")
     figure.plot_size(width, HEIGHT)
     figure.title(plain(metric))
     figure.label("step" if stepped else "seconds", "x")
     drawn = 0
-    for one in series:
-        along = one["step"] if stepped else [(time - origin) / 1e9 for time in one["time"]]
-        positions = _gap_positions(one.get("gaps", ()), one["time"], along)
-        xs, values = _finite(along, one["value"])
+    for line in series:
+        along = line["step"] if stepped else [(time - origin) / 1e9 for time in line["time"]]
+        positions = _gap_positions(line.get("gaps", ()), line["time"], along)
+        xs, values = _finite(along, line["value"])
         if len(xs):
-            # Two points a column is finer than what a terminal shows.
+            # Two points per column exceed the resolution of a terminal.
             xs, values = _thin(xs, values, 2 * width)
             signal = figure.signal(xs.tolist(), values.tolist())
             signal.lines()
-            # No stroke from a to b if a <= position < b.
+            # Omit the stroke from a to b if a <= position < b.
             for index in np.unique(np.searchsorted(xs, positions, "right")).tolist():
                 signal.line(index, False)
             figure.draw(signal)
@@ -59,15 +59,15 @@ def _finite(
     xs: Sequence[float | None],
     values: Sequence[float | str],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points that can be drawn, by x."""
-    columns = np.array([xs, values], np.float64)  # None becomes NaN, and so does "NaN"; "Infinity" an infinity
+    """Points with a finite x and value, sorted by x."""
+    columns = np.array([xs, values], np.float64)  # None and "NaN" become NaN, "Infinity" becomes infinity
     columns = columns[:, np.isfinite(columns).all(axis=0)]
     columns = columns[:, np.argsort(columns[0], kind="stable")]
     return columns[0], columns[1]
 
 
 def _gap_positions(gaps: Sequence[int], times: Sequence[int], along: Sequence[float | None]) -> NDArray[np.float64]:
-    """The x of the last point before each gap, where it has one."""
+    """The x of the last point before each gap, for gaps that have such a point."""
     if not gaps or not times:
         return np.empty(0)
     xs = np.array(along, np.float64)
@@ -82,10 +82,10 @@ def _thin(
     values: NDArray[np.float64],
     buckets: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The lowest and the highest point of each of `buckets` runs of points, in order."""
+    """Reduce points to the lowest and the highest one of each of `buckets` sections, in order."""
     if len(xs) <= 2 * buckets:
         return xs, values
-    kept: list[int] = []
+    indices: list[int] = []
     for bucket in np.array_split(np.arange(len(xs)), buckets):
-        kept += sorted({int(bucket[values[bucket].argmin()]), int(bucket[values[bucket].argmax()])})
-    return xs[kept], values[kept]
+        indices += sorted({int(bucket[values[bucket].argmin()]), int(bucket[values[bucket].argmax()])})
+    return xs[indices], values[indices]

@@ -1,4 +1,4 @@
-"""`tensormeter check`."""
+"""The command `tensormeter check`."""
 
 import json
 from collections.abc import Iterable
@@ -16,14 +16,16 @@ __all__ = ["check"]
 
 @click.command()
 @data_option
-@click.option("--store", help="Check a ClickHouse database instead: clickhouse://HOST[:PORT]/DATABASE.")
-@click.option("--full", is_flag=True, help="Let SQLite check a file of more than 1 GiB as a whole: one long read.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+@click.option("--store", metavar="URL", help="Check a ClickHouse database instead: clickhouse://HOST[:PORT]/DATABASE.")
+@click.option(
+    "--full", is_flag=True, help="Run SQLite's own check even on a file of more than 1 GiB, in one long read."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 @click.pass_context
 def check(context: click.Context, directory: Path | None, store: str | None, *, full: bool, as_json: bool) -> None:
-    """Verify everything in a server's store, also while the server runs. Changes nothing.
+    """Verify all data in a server's store, even while the server runs.
 
-    Prints a line for each damage. The exit status is 1 if there is any.
+    Prints one line per damaged item and changes nothing. The exit status is 1 if anything is damaged.
     """
     need_server()
     if store is not None:
@@ -39,7 +41,7 @@ def check(context: click.Context, directory: Path | None, store: str | None, *, 
             damaged = _report([("", absent)], as_json=as_json)
             counts, summary = {}, "checked nothing"
         elif not file.is_file():
-            raise StoreError(f"there is no store in {file.parent}; give the server's data folder with --data")
+            raise StoreError(f"there is no store in {file.parent}; set --data to the server's data folder")
         else:
             damaged, counts, summary = _sqlite(file, full=full, as_json=as_json)
     if as_json:
@@ -51,17 +53,17 @@ def check(context: click.Context, directory: Path | None, store: str | None, *, 
 
 def _report(findings: Iterable[tuple[str, str]], *, as_json: bool) -> int:
     number = 0
-    for about, what in findings:
+    for item, problem in findings:
         number += 1
         if as_json:
-            click.echo(json.dumps({"about": about, "what": what}))
+            click.echo(json.dumps({"about": item, "what": problem}))
         else:
-            click.echo(f"damaged: {about}: {what}" if about else f"damaged: {what}")
+            click.echo(f"damaged: {item}: {problem}" if item else f"damaged: {problem}")
     return number
 
 
 def _sqlite(file: Path, *, full: bool, as_json: bool) -> tuple[int, dict[str, int], str]:
-    """Report what is damaged in a file. Returns how much is, rows that were checked by table, and a summary."""
+    """Report damage in a SQLite file. Returns the number of damaged items, the number of checked rows per table, and a summary."""
     from tensormeter.server.store.models.errors import DamagedError
     from tensormeter.server.store.sqlite.integrity.inspection import Inspection, open_read_only
     from tensormeter.server.store.sqlite.integrity.wal_check import lost_transactions
@@ -77,13 +79,14 @@ def _sqlite(file: Path, *, full: bool, as_json: bool) -> tuple[int, dict[str, in
     with closing(connection):
         inspection = Inspection(connection)
         damaged = _report((("", lost),) if lost else (), as_json=as_json)
-        damaged += _report(((one.about, one.what) for one in inspection.all(full=full)), as_json=as_json)
+        findings = ((finding.about, finding.what) for finding in inspection.all(full=full))
+        damaged += _report(findings, as_json=as_json)
     counts = dict(inspection.counts)
     empty = "no rows" if damaged else "an empty store"
     summary = f"checked {', '.join(f'{n:,} {table}' for table, n in counts.items() if n) or empty}"
     if inspection.unsealed:
         old = sum(inspection.unsealed.values())
-        summary += f"; {old:,} rows of an older version have no checksum yet, and get theirs when they are next written"
+        summary += f"; {old:,} rows of an older version have no checksum yet, and get one at their next write"
     return damaged, counts, summary
 
 

@@ -1,4 +1,4 @@
-"""What `tensormeter serve` does beside serving: it takes in what earlier runs on this machine have left for it."""
+"""Delivery of earlier runs when a server starts: `tensormeter serve` collects the data that they left for it."""
 
 import threading
 
@@ -11,9 +11,9 @@ __all__ = ["deliver_waiting_runs"]
 
 
 def deliver_waiting_runs(url: str, token: str | None) -> None:
-    """Start delivering, to the server that has just come up at `url`, the runs that want to go there. Returns at once.
+    """Start to deliver earlier runs whose endpoint is `url` to the server that has just started there. Returns at once.
 
-    The work is done on a daemon thread; whatever it has not done when the server stops stays in the spools.
+    A daemon thread does the work. Data that it has not delivered when the server stops stays in the spools.
     """
     threading.Thread(target=_deliver, args=(url, token), name="tensormeter-sync", daemon=True).start()
 
@@ -29,6 +29,6 @@ def _deliver(url: str, token: str | None) -> None:
             click.echo(f"tensormeter: skipped {plain(result.path)}: {plain(result.reason)}")
             continue
         if result.is_complete and result.leftover.keeps_folder and not result.cut:
-            continue  # nothing waits, and what is kept was reported before
+            continue  # nothing is left to deliver, and an earlier delivery has reported the rest
         outcome = "; ".join([result.outcome, *result.cut])
         click.echo(f"tensormeter: an earlier run, {plain(result.run.path.name)}: {plain(outcome)}")

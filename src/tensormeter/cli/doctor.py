@@ -1,4 +1,4 @@
-"""`tensormeter doctor`."""
+"""The command `tensormeter doctor`."""
 
 import logging
 
@@ -17,31 +17,33 @@ _STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 @click.command()
 @click.option(
-    "--endpoint", metavar="URL", help="Base URL to check.  [default: $TENSORMETER_ENDPOINT, or this machine's]"
+    "--endpoint",
+    metavar="URL",
+    help="Base URL to check.  [default: $TENSORMETER_ENDPOINT, or the server on this machine]",
 )
 def doctor(endpoint: str | None) -> None:
-    """Check what a run on this machine needs, and say what to do.
+    """Check whether runs can be recorded on this machine and delivered, and suggest remedies.
 
-    The exit status is 1 if something does not work.
+    The exit status is 1 if a check fails.
     """
     from tensormeter.cli.doctor_checks import CHECKS, Finding
 
     settings = Settings() if endpoint is None else Settings(endpoint=endpoint)
     table = Table(box=None, show_header=False, pad_edge=False)
     failed = False
-    logging.getLogger("tensormeter").setLevel(logging.CRITICAL)  # what the checks find is said below
+    logging.getLogger("tensormeter").setLevel(logging.CRITICAL)  # the table shows the findings
     with Console(stderr=True).status("") as status:
         for check in CHECKS:
             name = check.__name__.replace("_", " ")
             status.update(name)
             try:
                 finding = check(settings)
-            except Exception as error:  # whatever a broken machine raises is a finding
+            except Exception as error:  # the cause can be any fault of the machine
                 finding = Finding(
                     "failed", f"{type(error).__name__}: {error}", (check.__doc__ or "").partition("\n")[0]
                 )
             failed = failed or finding.state == "failed"
-            table.add_row(name, Text(finding.state, style=_STYLES[finding.state]), Text(plain(finding.found)))
+            table.add_row(name, Text(finding.state, style=_STYLES[finding.state]), Text(plain(finding.summary)))
             if finding.advice:
                 table.add_row("", "", Text(f"→ {plain(finding.advice)}"))
     Console().print(table)

@@ -1,4 +1,4 @@
-"""What `tensormeter doctor` looks at: a list of small functions, each of which finds out one thing and says what to do."""
+"""The checks of `tensormeter doctor`: functions that each examine one thing and suggest a remedy."""
 
 import gzip
 import os
@@ -36,21 +36,21 @@ __all__ = ["CHECKS", "Finding"]
 _TIMEOUT: Final = 5.0
 _CLOCK_TOLERANCE: Final = 5.0
 _ROOM: Final = 64 << 20
-"""Bytes that should be free for the rings of a node."""
+"""Bytes that should be free for the ring buffers of a node."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found.
+    """The result of a check.
 
     Attributes:
-        state: `ok`, `warning` (works, but not as it should) or `failed`.
-        found: What is there.
-        advice: What to do about it, or "".
+        state: `ok`, `warning` (works, with a drawback) or `failed`.
+        summary: Observed state, for people.
+        advice: Remedy, or "".
     """
 
     state: Literal["ok", "warning", "failed"]
-    found: str
+    summary: str
     advice: str = ""
 
 
@@ -58,48 +58,54 @@ Check = Callable[[Settings], Finding]
 
 
 def shared_memory(settings: Settings) -> Finding:
-    """Whether rings have a place in memory."""
+    """Check that shared memory has room for ring buffers."""
     folder = settings.buffer_directory
     if folder is None:
         return Finding(
-            "warning", "there is none: rings lie on disk, where a log call can wait for it", "mount /dev/shm"
+            "warning",
+            "there is no shared memory, so ring buffers are on disk, and log calls can wait for the disk",
+            "mount /dev/shm",
         )
     existing = _existing(folder)
     if not os.access(existing, os.W_OK):
-        return Finding("failed", f"{existing} cannot be written to", "set TENSORMETER_BUFFER_DIR to a folder that can")
+        return Finding(
+            "failed", f"{existing} is not writable", "set TENSORMETER_BUFFER_DIR to a folder that you can write to"
+        )
     if refused := memory_directories(settings)[1]:
         return Finding(
             "warning",
-            f"{refused[0][0]} is left alone, so rings may lie on disk: {refused[0][1]}",
-            "remove it, ask its owner to, or set TENSORMETER_BUFFER_DIR to another folder",
+            f"{refused[0][0]} is unusable, so ring buffers may be on disk: {refused[0][1]}",
+            "delete it, ask its owner to delete it, or set TENSORMETER_BUFFER_DIR to another folder",
         )
     free = shutil.disk_usage(existing).free
     if free < max(_ROOM, 2 * settings.buffer_bytes):
         return Finding(
             "warning",
-            f"{free >> 20} MiB free in {existing}",
-            "make it larger (docker run --shm-size=1g), or set TENSORMETER_BUFFER_BYTES lower",
+            f"only {free >> 20} MiB free in {existing}",
+            "enlarge it (docker run --shm-size=1g), or lower TENSORMETER_BUFFER_BYTES",
         )
     return Finding("ok", f"{free >> 20} MiB free in {existing}")
 
 
 def ring(settings: Settings) -> Finding:
-    """Whether a ring of the size in the settings can be made, locked and read."""
+    """Check that a ring buffer of the configured size can be created, locked and read."""
     parent = _existing(settings.buffer_directory or Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix="tensormeter-doctor-", dir=parent) as folder:
-        made = RingFile.create(Path(folder) / "doctor.ring", {"doctor": True}, buffer_bytes=settings.buffer_bytes)
+        ring_file = RingFile.create(Path(folder) / "doctor.ring", {"doctor": True}, buffer_bytes=settings.buffer_bytes)
         try:
-            alive = made.writer_alive()
-            entries = list(RingFile.open(made.path).entries())
+            alive = ring_file.writer_alive()
+            entries = list(RingFile.open(ring_file.path).entries())
         finally:
-            made.release()
+            ring_file.release()
     if not alive or len(entries) != 1:
-        return Finding("failed", f"a ring in {parent} does not work", "set TENSORMETER_BUFFER_DIR to another folder")
+        return Finding(
+            "failed", f"a ring buffer in {parent} does not work", "set TENSORMETER_BUFFER_DIR to another folder"
+        )
     return Finding("ok", f"{settings.buffer_bytes >> 20} MiB, reserved and locked")
 
 
 def agent(settings: Settings) -> Finding:
-    """Whether an agent starts, and puts a row on disk that a run has logged."""
+    """Check that an agent starts, and writes a logged row to disk."""
     with tempfile.TemporaryDirectory(prefix="tensormeter-doctor-") as folder:
         run = tensormeter.init(
             "doctor",
@@ -115,26 +121,26 @@ def agent(settings: Settings) -> Finding:
         began = time.monotonic()
         run.log({"doctor": 1.0}, 0)
         run.finish()
-        took = time.monotonic() - began
-        for left in list_runs(Path(folder)):
-            _wait_for_agent(left)  # which would put the folder back when it is deleted
-        for left in list_runs(Path(folder)):
-            spool = Spool(left.spool)
+        seconds = time.monotonic() - began
+        for directory in list_runs(Path(folder)):
+            _wait_for_agent(directory)  # an agent at work would recreate the folder after its deletion
+        for directory in list_runs(Path(folder)):
+            spool = Spool(directory.spool)
             try:
                 items = spool.pending_items()
             finally:
                 spool.close()
             if items >= 2:
-                return Finding("ok", f"started, and wrote a row to disk within {took:.1f} s")
+                return Finding("ok", f"an agent started, and wrote a row to disk within {seconds:.1f} s")
     return Finding(
         "failed",
-        "it did not put a row on disk within 30 s",
-        'read the agent.log of a run, see `tensormeter spool ls`; meanwhile settings={"agent": "thread"}',
+        "no agent wrote a row to disk within 30 s",
+        'read the agent.log of a run (see `tensormeter spool ls`); as a workaround, set {"agent": "thread"}',
     )
 
 
 def spool(settings: Settings) -> Finding:
-    """Whether there is a place for what is not delivered yet, and how much of that there is."""
+    """Check that undelivered data can be stored on disk, and count the runs that have some."""
     directory = settings.directory
     if not answers(directory, PATIENCE):
         return Finding(
@@ -146,8 +152,8 @@ def spool(settings: Settings) -> Finding:
     if not os.access(existing, os.W_OK):
         return Finding(
             "warning",
-            f"{existing} cannot be written to: spools are kept in memory, and do not survive a reboot",
-            "set TENSORMETER_DIR to a folder that can",
+            f"{existing} is not writable: spools are kept in memory, and do not survive a reboot",
+            "set TENSORMETER_DIR to a folder that you can write to",
         )
     kind = network_filesystem(existing)
     try:
@@ -156,57 +162,57 @@ def spool(settings: Settings) -> Finding:
     except OSError as error:
         return Finding(
             "warning",
-            f"{existing}: files cannot be locked there ({error}): spools are kept in memory, and do not survive a reboot",
+            f"files in {existing} cannot be locked ({error}): spools are kept in memory, and do not survive a reboot",
             "set TENSORMETER_DIR to a local disk",
         )
     if kind is not None:
         return Finding(
             "warning",
-            f"{existing} is on {kind}: slower than a local disk",
+            f"{existing} is on {kind}, which is slower than a local disk",
             "set TENSORMETER_DIR to a local disk",
         )
     if weak := weakness(directory / "runs"):
         return Finding(
             "warning",
-            f"other users can replace {directory}: {weak}; `tensormeter sync` ignores the settings that are stored there",
+            f"other users can replace {directory}: {weak}; `tensormeter sync` ignores the settings stored there",
             "set TENSORMETER_DIR to a private folder",
         )
-    found = [find_runs(place) for place in (directory, *memory_directories(settings)[0])]
-    runs = [run for some, _ in found for run in some]
-    unreadable = [str(path) for _, refused in found for path, _ in refused]
-    waiting = len(runs)
+    searches = [find_runs(folder) for folder in (directory, *memory_directories(settings)[0])]
+    runs = [run for runs, _ in searches for run in runs]
+    unreadable = [str(path) for _, refused in searches for path, _ in refused]
+    waiting = f"{len(runs)} runs are not delivered"
     free = shutil.disk_usage(existing).free
     if free < settings.spool_max_bytes:
         return Finding(
             "warning",
-            f"{free >> 20} MiB free in {existing}, less than a spool may take ({settings.spool_max_bytes >> 20} MiB)",
-            "free some, or set TENSORMETER_SPOOL_MAX_BYTES lower",
+            f"only {free >> 20} MiB free in {existing}, but a spool may use {settings.spool_max_bytes >> 20} MiB",
+            "free some space, or lower TENSORMETER_SPOOL_MAX_BYTES",
         )
     if damaged := [run.path.name for run in runs if run.damage]:
         return Finding(
             "warning",
-            f"{directory}: {waiting} runs wait; the run.json of {', '.join(damaged)} cannot be used",
-            "deliver them with `tensormeter sync`, which uses its own settings for these",
+            f"{directory}: {waiting}; the run.json of {', '.join(damaged)} is unusable",
+            "deliver them with `tensormeter sync`, which uses its own settings for such runs",
         )
     if unreadable:
         return Finding(
             "warning",
-            f"{directory}: {waiting} runs wait; {', '.join(unreadable)} cannot be looked into",
+            f"{directory}: {waiting}; {', '.join(unreadable)} cannot be read",
             "see `tensormeter spool ls`",
         )
-    if waiting:
-        return Finding("ok", f"{directory}: {waiting} runs wait", "deliver them with `tensormeter sync`")
-    return Finding("ok", f"{directory}: nothing waits")
+    if runs:
+        return Finding("ok", f"{directory}: {waiting}", "deliver them with `tensormeter sync`")
+    return Finding("ok", f"{directory}: nothing to deliver")
 
 
 def endpoint(settings: Settings) -> Finding:
-    """Whether OTLP is understood at the endpoint."""
+    """Check that the endpoint accepts OTLP."""
     outcome = _probe(settings.endpoint, _token(settings))
     match outcome:
         case Accepted():
-            return Finding("ok", f"{settings.endpoint} takes OTLP")
+            return Finding("ok", f"{settings.endpoint} accepts OTLP")
         case Unauthorized():
-            return Finding("ok", f"{settings.endpoint} is there")
+            return Finding("ok", f"{settings.endpoint} answers")
         case _:
             return Finding(
                 "failed", outcome.reason, "start a server with `tensormeter serve`, or set TENSORMETER_ENDPOINT"
@@ -214,61 +220,63 @@ def endpoint(settings: Settings) -> Finding:
 
 
 def token(settings: Settings) -> Finding:
-    """Whether the endpoint takes the token, and whether others can read it on its way."""
-    given = settings.current_token() is not None
+    """Check that the endpoint accepts the access token, and that the token is sent encrypted."""
+    has_token = settings.current_token() is not None
     outcome = _probe(settings.endpoint, _token(settings))
     if isinstance(outcome, Unauthorized):
-        what = "the token is refused" if given else "a token is needed"
-        return Finding("failed", what, "set TENSORMETER_TOKEN or TENSORMETER_TOKEN_FILE to a token of that server")
-    if given and settings.endpoint.startswith("http:") and not is_loopback(_host(settings)):
-        return Finding("warning", "the token travels unencrypted", "use an https:// endpoint")
+        problem = "the server refuses the token" if has_token else "the server needs a token"
+        return Finding("failed", problem, "set TENSORMETER_TOKEN or TENSORMETER_TOKEN_FILE to a token of that server")
+    if has_token and settings.endpoint.startswith("http:") and not is_loopback(_host(settings)):
+        return Finding("warning", "the token is sent unencrypted", "use an https:// endpoint")
     if not isinstance(outcome, Accepted):
-        return Finding("warning", "not known, because the endpoint does not answer")
-    return Finding("ok", "accepted" if given else "none, and none is needed")
+        return Finding("warning", "unknown, because the endpoint does not answer")
+    return Finding("ok", "accepted" if has_token else "no token; the server needs none")
 
 
 def clock(settings: Settings) -> Finding:
-    """Whether this machine and the endpoint agree about the time."""
+    """Check that the clocks of this machine and of the endpoint agree."""
     pool = urllib3.PoolManager(timeout=_TIMEOUT, retries=False)
     try:
-        answer = pool.request("GET", settings.endpoint, redirect=False)
-        there = parsedate_to_datetime(answer.headers["Date"]).timestamp()
+        response = pool.request("GET", settings.endpoint, redirect=False)
+        server_time = parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (urllib3.exceptions.HTTPError, KeyError, ValueError):
-        return Finding("warning", "not known, because the endpoint does not say what time it is")
-    apart = time.time() - there
-    if abs(apart) > _CLOCK_TOLERANCE:
-        which = "ahead of" if apart > 0 else "behind"
-        return Finding("warning", f"{abs(apart):.0f} s {which} the endpoint's", "synchronize the clocks (chrony, ntpd)")
-    return Finding("ok", "agrees with the endpoint's")
+        return Finding("warning", "unknown, because the endpoint does not report its time")
+    offset = time.time() - server_time
+    if abs(offset) > _CLOCK_TOLERANCE:
+        which = "ahead of" if offset > 0 else "behind"
+        return Finding(
+            "warning", f"{abs(offset):.0f} s {which} the endpoint's clock", "synchronize the clocks (chrony, ntpd)"
+        )
+    return Finding("ok", "agrees with the endpoint's clock")
 
 
 def writer(settings: Settings) -> Finding:
-    """Whether rows are written by C."""
+    """Check that log calls use the C extension."""
     if native_writers():
-        return Finding("ok", "rows are written in C")
+        return Finding("ok", "log calls use the C extension")
     return Finding(
         "warning",
-        "rows are written in Python: a log call takes three to four times as long",
-        "install a C compiler and Python's headers, and tensormeter again",
+        "log calls use Python code, which takes three to four times as long as the C extension",
+        "install a C compiler and Python's headers, then reinstall tensormeter",
     )
 
 
 def gpu(settings: Settings) -> Finding:
-    """Whether values of CUDA devices reach a ring, and on which path."""
+    """Check that values of CUDA devices reach the ring buffer, and on which path."""
     folder = settings.buffer_directory
     paths = device_path_report(folder and _existing(folder), one_launch=settings.device_path == "auto")
     if not paths:
-        return Finding("ok", "torch finds no CUDA device")
-    found = "; ".join(f"{path.device} ({path.name}): {path.path}" for path in paths)
+        return Finding("ok", "torch reports no CUDA device")
+    summary = "; ".join(f"{path.device} ({path.name}): {path.path}" for path in paths)
     if all(path.works and not path.synchronizes for path in paths):
-        detour = any(path.path.startswith("events") for path in paths)
-        return Finding("warning" if detour else "ok", found)
-    return Finding("failed", found, "log .item() of the values of these devices, and tell us what it says here")
+        slower = any(path.path.startswith("events") for path in paths)
+        return Finding("warning" if slower else "ok", summary)
+    return Finding("failed", summary, "log .item() of values on these devices, and report this output to us")
 
 
 CHECKS: Final[list[Check]] = [shared_memory, ring, writer, gpu, agent, spool, endpoint, token, clock]
-"""In the order in which they are made. Each is called with the settings, may raise what the machine raises, and has the
-name under which its finding is shown."""
+"""Checks in the order in which they run. Each gets the settings, and may raise any error of the machine. Its function's name is
+shown with its finding, and the first line of its docstring if it raises."""
 
 
 def _existing(path: Path) -> Path:
@@ -290,13 +298,13 @@ def _host(settings: Settings) -> str:
 def _token(settings: Settings) -> str | None:
     try:
         return settings.current_token()
-    except TensormeterError:  # which the check of the token reports
+    except TensormeterError:  # the check of the token reports it
         return None
 
 
 @cache
 def _probe(endpoint: str, token: str | None) -> Outcome:
-    """What the endpoint says to a request without anything in it."""
+    """Send an empty request to the endpoint, and return the outcome."""
     exporter = load_exporter("experiment")(ExporterConfig(endpoint=endpoint, token=token, timeout=_TIMEOUT))
     try:
         return exporter.export(Request(f"doctor-{uuid4().hex}", "metrics", gzip.compress(b""), 0))

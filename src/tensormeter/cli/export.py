@@ -1,4 +1,4 @@
-"""`tensormeter export`."""
+"""The command `tensormeter export`."""
 
 import os
 import sys
@@ -20,16 +20,24 @@ _STDOUT: Final = Path("-")
 
 @click.command()
 @click.argument("run")
-@click.option("--format", type=click.Choice(get_args(Format)), default="csv", show_default=True)
+@click.option(
+    "--format", type=click.Choice(get_args(Format)), default="csv", show_default=True, help="Format of the file."
+)
 @click.option(
     "--output",
     "-o",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The file; - is standard output.  [default: the run's id and the format, in this folder]",
+    help="File to write; - writes to standard output.  [default: RUN_ID.FORMAT in the current folder]",
 )
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
-@click.option("--metric", "patterns", multiple=True, metavar="GLOB", help="Only these; may be repeated.")
-@click.option("--project", help="Project of the run, where several have one of that name.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option(
+    "--metric",
+    "patterns",
+    multiple=True,
+    metavar="GLOB",
+    help="Export only metrics whose name matches; may be repeated.  [default: all]",
+)
+@click.option("--project", help="Project of the run, if several projects have a run with this id or name.")
 @endpoint_option
 def export(
     run: str,
@@ -41,31 +49,32 @@ def export(
     project: str | None,
     endpoint: str | None,
 ) -> None:
-    """Write every point and distribution of a run to a file: one long table, a row each.
+    """Write all points and distributions of a run to a file, as one long table.
 
-    RUN is an id, the beginning of one, or a name that only one run has. The columns are project, run, process, rank, attempt, metric,
-    attributes (JSON), step, time (nanoseconds since the Unix epoch; a timestamp in Parquet) and value; where there are
-    distributions, also kind, temporality, count, sum, min, max, bounds, counts and quantiles. The file appears when it is complete.
-    In CSV, a name that a spreadsheet would run as a formula has a ' before it.
+    RUN is an id, the beginning of an id, or a unique name. The columns are project, run, process, rank, attempt, metric, attributes
+    (JSON), step, time (nanoseconds since the Unix epoch; a timestamp in Parquet) and value. If the run has distributions, the table
+    also has kind, temporality, count, sum, min, max, bounds, counts and quantiles.
+
+    The file appears once it is complete. In CSV, a ' precedes each name that a spreadsheet would evaluate as a formula.
     """
     connection = Connection(endpoint)
-    found = StoredRun(connection, find_run(connection, run, project))
-    target = Path(f"{found.id}.{format}") if output is None else output
+    stored_run = StoredRun(connection, find_run(connection, run, project))
+    target = Path(f"{stored_run.id}.{format}") if output is None else output
     if target != _STDOUT and target.exists() and not force:
-        raise UsageError(f"{target} is there already; give another --output, or --force to replace it")
+        raise UsageError(f"{target} exists; choose another --output, or replace it with --force")
 
     def choose(name: str) -> bool:
         return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
     try:
         if target == _STDOUT:
-            rows = export_points(found, sys.stdout.buffer, format, choose=choose)
+            rows = export_points(stored_run, sys.stdout.buffer, format, choose=choose)
             sys.stdout.buffer.flush()
         else:
-            rows = export_run(found, target, format, choose=choose)
-    except BrokenPipeError:  # whoever read it has seen enough
+            rows = export_run(stored_run, target, format, choose=choose)
+    except BrokenPipeError:  # the reader of the pipe has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     except OSError as error:
-        raise TensormeterError(f"{target}: cannot be written ({error.strerror or error})") from None
-    click.echo(f"{rows:,} rows" + ("" if target == _STDOUT else f" in {target}"), err=target == _STDOUT)
+        raise TensormeterError(f"{target}: cannot write the file ({error.strerror or error})") from None
+    click.echo(f"wrote {rows:,} rows" + ("" if target == _STDOUT else f" to {target}"), err=target == _STDOUT)

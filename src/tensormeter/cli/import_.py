@@ -1,4 +1,4 @@
-"""`tensormeter import`: files in the OTLP file format, to a server."""
+"""The command `tensormeter import`, which sends files in the OTLP file format to a server."""
 
 import gzip
 import hashlib
@@ -29,10 +29,10 @@ _LONGEST_RETRY_AFTER: Final = 60.0
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @endpoint_option
 def import_(files: tuple[Path, ...], endpoint: str | None) -> None:
-    """Send FILES to a server: JSON lines, as the exporter `jsonl` and a Collector's `file` exporter write them.
+    """Send FILES to a server: JSON lines, as the exporter `jsonl` and the Collector's `file` exporter write them.
 
-    A file may be sent again: the server knows each line by its contents. A line that is not OTLP is named and left out.
-    The exit status is 1 if something was left out.
+    Re-importing a file is safe: the server recognizes each line by its contents, and skips duplicates. Lines that are not OTLP are
+    reported and skipped; the exit status is then 1.
     """
     settings = Settings() if endpoint is None else Settings(endpoint=endpoint)
     exporter = load_exporter("experiment")(
@@ -44,7 +44,7 @@ def import_(files: tuple[Path, ...], endpoint: str | None) -> None:
         ),
     )
     console = Console(highlight=False)
-    left_out = 0
+    skipped = 0
     try:
         for path in files:
             items = 0
@@ -53,13 +53,13 @@ def import_(files: tuple[Path, ...], endpoint: str | None) -> None:
                     try:
                         items += _send(exporter, line)
                     except EncodingError as error:
-                        left_out += 1
-                        console.print(f"{escape(str(path))}:{number}: left out, {escape(str(error))}")
+                        skipped += 1
+                        console.print(f"{escape(str(path))}:{number}: skipped, {escape(str(error))}")
                     status.update(f"{escape(str(path))}: {items:,} items")
             console.print(f"{escape(str(path))}: {items:,} items")
     finally:
         exporter.shutdown()
-    if left_out:
+    if skipped:
         raise SystemExit(1)
 
 
@@ -72,11 +72,11 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def _send(exporter: Exporter, line: bytes) -> int:
-    """Send one line, with some patience. Returns the items that the server has taken.
+    """Send one line, with retries. Returns the number of accepted items.
 
     Raises:
-        EncodingError: It is not OTLP.
-        TensormeterError: The server refuses it, or gives no answer.
+        EncodingError: The line is not OTLP, or the server refused some of its items.
+        TensormeterError: The server refused the request, or did not answer.
     """
     signal, body, items = decode_line(line)
     digest = hashlib.sha256(signal.encode() + body).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""`tensormeter compact` and `tensormeter backup`."""
+"""The commands `tensormeter compact` and `tensormeter backup`."""
 
 from pathlib import Path
 
@@ -12,25 +12,25 @@ data_option = click.option(
     "--data",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the store.  [default: $TENSORMETER_SERVER_DIR, or the user's data folder]",
+    help="Data folder of the server: store and tokens.  [default: $TENSORMETER_SERVER_DIR, or the user's data folder]",
 )
 
 
 @click.command()
 @data_option
 def compact(directory: Path | None) -> None:
-    """Make a server's store as small as it can be. The server must be stopped."""
+    """Compact a server's store to its minimum size. Stop the server first."""
     need_server()
     from tensormeter.server.store.sqlite.maintenance import compact as compact_store
 
-    done = compact_store(store_folder(directory))
+    result = compact_store(store_folder(directory))
     click.echo(
-        f"{done.segments_before:,} segments are {done.segments_after:,} now, "
-        f"{done.bytes_before:,} bytes are {done.bytes_after:,}"
+        f"compacted {result.segments_before:,} segments to {result.segments_after:,}, "
+        f"and {result.bytes_before:,} bytes to {result.bytes_after:,}"
     )
-    if done.damaged:
+    if result.damaged:
         raise StoreError(
-            f"{done.damaged:,} series are damaged and were left as they are; `tensormeter check` lists them"
+            f"{result.damaged:,} series are damaged and were not compacted; list them with `tensormeter check`"
         )
 
 
@@ -38,25 +38,27 @@ def compact(directory: Path | None) -> None:
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
 @data_option
 def backup(target: Path, directory: Path | None) -> None:
-    """Copy a server's store to the file TARGET, also while the server runs."""
+    """Copy a server's store to the file TARGET, even while the server runs."""
     need_server()
     from tensormeter.server.store.sqlite.maintenance import back_up
 
-    click.echo(f"{back_up(store_folder(directory), target):,} bytes in {target}")
+    click.echo(f"wrote {back_up(store_folder(directory), target):,} bytes to {target}")
 
 
 def store_folder(directory: Path | None) -> Path:
-    """The folder that was named, or the usual one."""
+    """The given folder, or the default data folder of a server."""
     from tensormeter.server import ServerConfig
 
     return ServerConfig().directory if directory is None else directory.expanduser().absolute()
 
 
 def need_server() -> None:
-    """Raises a UsageError that says what to install, if this installation has no server."""
+    """Raise a UsageError with the missing package, if the server is not installed."""
     try:
         import tensormeter.server  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("tensormeter"):
             raise
-        raise UsageError(f"this needs the package {error.name!r}; pip install 'tensormeter[server]'") from None
+        raise UsageError(
+            f"the package {error.name!r} is not installed; run pip install 'tensormeter[server]'"
+        ) from None

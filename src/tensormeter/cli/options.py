@@ -1,4 +1,4 @@
-"""The option of all commands that talk to a server."""
+"""The option `--endpoint` of all commands that connect to a server."""
 
 import click
 
@@ -7,5 +7,5 @@ __all__ = ["endpoint_option"]
 endpoint_option = click.option(
     "--endpoint",
     metavar="URL",
-    help="Base URL of the server.  [default: $TENSORMETER_ENDPOINT, or this machine's]",
+    help="Base URL of the server.  [default: $TENSORMETER_ENDPOINT, or the server on this machine]",
 )

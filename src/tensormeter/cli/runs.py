@@ -1,4 +1,4 @@
-"""`tensormeter runs`."""
+"""The command `tensormeter runs`."""
 
 import click
 from rich.console import Console
@@ -13,22 +13,24 @@ __all__ = ["runs"]
 
 
 @click.command()
-@click.option("--project", help="Only runs of this project.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000), help="How many, newest first.")
+@click.option("--project", help="List only runs of this project.")
+@click.option(
+    "--limit", default=100, show_default=True, type=click.IntRange(1, 1000), help="Maximum number of runs to list."
+)
 @endpoint_option
 def runs(project: str | None, limit: int, endpoint: str | None) -> None:
-    """List runs, newest first."""
+    """List runs, the newest first."""
     document = Connection(endpoint).get("runs", project=project, limit=limit, fields="")
-    listed = document["runs"]
-    if not listed:
+    runs = document["runs"]
+    if not runs:
         where = "" if project is None else f" in project {plain(project)}"
         click.echo(f"no runs{where} yet")
         return
     table = Table("project", "run", "name", "state", box=None, header_style="bold", pad_edge=False)
     table.add_column("points", justify="right")
     table.add_column("started")
-    table.add_column("last heard of")
-    for run in listed:
+    table.add_column("last update")
+    for run in runs:
         table.add_row(
             *(Text(plain(run[key])) for key in ("project", "id", "name", "state")),
             f"{run['points']:,}",
@@ -36,5 +38,5 @@ def runs(project: str | None, limit: int, endpoint: str | None) -> None:
             local_time(int(run["last_time"])),
         )
     Console().print(table)
-    if document["total"] > len(listed):
-        click.echo(f"{len(listed)} of {document['total']} runs; see more with --limit")
+    if document["total"] > len(runs):
+        click.echo(f"showing {len(runs)} of {document['total']} runs; raise --limit to list more")

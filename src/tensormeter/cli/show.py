@@ -1,4 +1,4 @@
-"""`tensormeter show`."""
+"""The command `tensormeter show`."""
 
 import json
 from fnmatch import fnmatchcase
@@ -21,47 +21,47 @@ MAX_CHARTS: Final = 8
 _PROCESSES_SHOWN: Final = 8
 
 _VARIANT: Final = ("scope", "unit", "kind", "temporality")
-"""What tells metrics of one name apart."""
+"""Fields that distinguish metrics with the same name."""
 
 STATISTICS: Final = ("system.", "process.", "hw.", "container.", "cpython.", "tensormeter.")
-"""Beginnings of the names of what nobody logged: there is too much of it for a list."""
+"""Prefixes of automatic metrics, which are too many for the list."""
 
 
 @click.command()
 @click.argument("run")
-@click.option("--project", help="Project of the run, where several have one of that name.")
+@click.option("--project", help="Project of the run, if several projects have a run with this id or name.")
 @click.option(
     "--metric",
     "patterns",
     multiple=True,
     metavar="GLOB",
-    help="Metrics to draw; may be repeated.  [default: one whose name has 'loss' in it, else the first]",
+    help="Draw the metrics whose name matches; may be repeated.  [default: one with 'loss' in its name, else the first]",
 )
 @endpoint_option
 def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str | None) -> None:
     """Show a run: its configuration, last values and charts.
 
-    RUN is an id, the beginning of one, or a name that only one run has.
+    RUN is an id, the beginning of an id, or a unique name.
     """
     client = Connection(endpoint)
-    found = find_run(client, run, project)
-    metrics = client.get("runs", found["id"], "metrics", project=found["project"])["metrics"]
+    summary = find_run(client, run, project)
+    metrics = client.get("runs", summary["id"], "metrics", project=summary["project"])["metrics"]
     console = Console()
-    _print_header(console, found)
+    _print_header(console, summary)
     logged = [metric for metric in metrics if not metric["name"].startswith(STATISTICS)]
     _print_values(console, logged)
     if any(metric["name"] != STEP_METRIC and metric not in logged for metric in metrics):
-        console.print(Text("and statistics of GPUs, host and processes: draw some with --metric 'system.cpu.*'"))
+        console.print(Text("and statistics of GPUs, host and processes; draw some with --metric 'system.cpu.*'"))
     names = list(dict.fromkeys(metric["name"] for metric in (metrics if patterns else logged)))
-    chosen = _choose(names, patterns)
-    for name in chosen[:MAX_CHARTS]:
-        document = client.get("runs", found["id"], "series", project=found["project"], metric=name, x="step")
+    matches = _matching(names, patterns)
+    for name in matches[:MAX_CHARTS]:
+        document = client.get("runs", summary["id"], "series", project=summary["project"], metric=name, x="step")
         for title, series in _by_variant(name, document["series"]):
             console.print()
             console.print(Text.from_ansi(draw_chart(title, series, console.width, color=console.is_terminal)))
-    if len(chosen) > MAX_CHARTS:
-        console.print(Text(f"{len(chosen) - MAX_CHARTS} more metrics match; narrow --metric to see them"))
-    if patterns and not chosen:
+    if len(matches) > MAX_CHARTS:
+        console.print(Text(f"{len(matches) - MAX_CHARTS} more metrics match; narrow --metric to draw them"))
+    if patterns and not matches:
         console.print(Text("no metric matches --metric"))
 
 
@@ -71,8 +71,8 @@ def _print_header(console: Console, run: dict[str, Any]) -> None:
     grid.add_row("run", Text(plain(run["id"])))
     grid.add_row("state", Text(plain(run["state"])))
     grid.add_row("started", local_time(int(run["started"])))
-    grid.add_row("last heard of", local_time(int(run["last_time"])))
-    grid.add_row("processes", _tell_processes(run["processes"]))
+    grid.add_row("last update", local_time(int(run["last_time"])))
+    grid.add_row("processes", _describe_processes(run["processes"]))
     grid.add_row("points", f"{run['points']:,}")
     for name, text in (("group", run["group"]), ("tags", ", ".join(run["tags"])), ("notes", run["notes"])):
         if text:
@@ -83,8 +83,8 @@ def _print_header(console: Console, run: dict[str, Any]) -> None:
     console.print(grid)
 
 
-def _tell_processes(processes: list[dict[str, Any]]) -> Text:
-    """Number of training processes, and their end states if these differ within the latest attempt.
+def _describe_processes(processes: list[dict[str, Any]]) -> Text:
+    """The number of training processes, and their states if these differ within the latest attempt.
 
     Processes without a state are agents.
     """
@@ -140,10 +140,10 @@ def _print_values(console: Console, metrics: list[dict[str, Any]]) -> None:
 
 
 def _by_variant(name: str, series: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Series that belong into one chart, and its title: those of another scope, unit or kind are something else."""
+    """Group the series into charts with a title each, because series with another scope, unit or kind need another chart."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for one in series:
-        groups.setdefault(tuple(one.get(part) or "" for part in _VARIANT), []).append(one)
+    for item in series:
+        groups.setdefault(tuple(item.get(field) or "" for field in _VARIANT), []).append(item)
     differing = [index for index in range(len(_VARIANT)) if len({variant[index] for variant in groups}) > 1]
     titles = {
         variant: ", ".join([name, *(variant[index] for index in differing if variant[index])]) for variant in groups
@@ -151,7 +151,7 @@ def _by_variant(name: str, series: list[dict[str, Any]]) -> list[tuple[str, list
     return [(titles[variant], group) for variant, group in groups.items()] or [(name, [])]
 
 
-def _choose(names: list[str], patterns: tuple[str, ...]) -> list[str]:
+def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
     if patterns:
         return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     return ([name for name in names if "loss" in name.lower()] or names)[:1]

@@ -1,4 +1,4 @@
-"""`tensormeter spool`: look at what is not delivered, send again what was set aside, and delete what never will be delivered."""
+"""The command `tensormeter spool`, which shows, retries or deletes undelivered data on this machine."""
 
 import os
 from collections.abc import Iterator
@@ -29,22 +29,22 @@ _directory_option = click.option(
     "--dir",
     "directory",
     type=StateFolder(),
-    help="Folder that holds the runs.  [default: $TENSORMETER_DIR, or the user's state directory]",
+    help="Folder that contains the runs.  [default: $TENSORMETER_DIR, else the user's state directory, and shared memory]",
 )
 
 
 @click.group()
 def spool() -> None:
-    """Look at what runs have left on this machine, send again what receivers have refused, and delete it."""
+    """Show, retry or delete undelivered data of runs on this machine."""
 
 
 @spool.command()
 @_directory_option
 def ls(directory: Path | None) -> None:
-    """List the runs that have something left here."""
-    runs, whole = _look(directory)
+    """List the runs that have data on this machine."""
+    runs, complete = _search(directory)
     if not runs:
-        if not whole:
+        if not complete:
             raise SystemExit(1)
         click.echo("nothing is waiting")
         return
@@ -58,16 +58,16 @@ def ls(directory: Path | None) -> None:
             local_time(run.run.get("created", 0)),
         ]
         try:
-            cells.append("at work" if _agent_lives(run) else "none")
+            cells.append("running" if _agent_is_alive(run) else "none")
         except OSError:  # the folder of another user
             cells.append("?")
         try:
-            with _opened(run) as found:
+            with _opened(run) as spool:
                 counts = (
-                    found.pending_items(),
-                    found.used_bytes(),
-                    found.quarantined_items(),
-                    sum(found.losses().values()),
+                    spool.pending_items(),
+                    spool.used_bytes(),
+                    spool.quarantined_items(),
+                    sum(spool.losses().values()),
                 )
             cells += [f"{count:,}" for count in counts]
         except SpoolError as error:
@@ -77,9 +77,9 @@ def ls(directory: Path | None) -> None:
     for run in runs:
         if run.damage:
             click.echo(
-                f"{plain(run.path.name)}: {plain(run.damage)}; `tensormeter sync` delivers it with its own settings"
+                f"{plain(run.path.name)}: {plain(run.damage)}; `tensormeter sync` uses its own settings to deliver it"
             )
-    if not whole:
+    if not complete:
         raise SystemExit(1)
 
 
@@ -87,65 +87,71 @@ def ls(directory: Path | None) -> None:
 @click.argument("run")
 @_directory_option
 def show(run: str, directory: Path | None) -> None:
-    """Show what a run has left: RUN is its id, or the name of its folder."""
-    found = _find(run, directory)
+    """Show the undelivered data, losses and rejections of a run.
+
+    RUN is the run's id, or the name of its folder.
+    """
+    selected = _find(run, directory)
     console = Console(highlight=False)
-    console.print(Text(plain(found.path)), soft_wrap=True)
-    with _opened(found) as opened:
-        contents = Table("destination", "signal", "what", box=None, header_style="bold", pad_edge=False)
+    console.print(Text(plain(selected.path)), soft_wrap=True)
+    with _opened(selected) as spool:
+        contents = Table("destination", "signal", "state", box=None, header_style="bold", pad_edge=False)
         for column in ("requests", "items", "bytes"):
             contents.add_column(column, justify="right")
-        for destination, signal, what, *counts in opened.contents():
-            contents.add_row(Text(plain(destination)), Text(plain(signal)), what, *(f"{count:,}" for count in counts))
+        for destination, signal, state, *counts in spool.contents():
+            contents.add_row(Text(plain(destination)), Text(plain(signal)), state, *(f"{count:,}" for count in counts))
         console.print(contents if contents.row_count else "nothing is waiting")
-        if kept := opened.kept():
-            console.print(Text(f"accepted, but not known to be on the receiver's disk: {kept:,} requests"))
-        for sentence in describe_losses(opened.losses()):
+        if kept := spool.kept():
+            console.print(Text(f"accepted, but perhaps not on the receiver's disk yet: {kept:,} requests"))
+        for sentence in describe_losses(spool.losses()):
             console.print(Text(f"lost: {plain(sentence)}"), soft_wrap=True)
-        for destination, reason, items in opened.rejections():
+        for destination, reason, items in spool.rejections():
             console.print(Text(f"rejected by {plain(destination)}: {items:,} items, {plain(reason)}"), soft_wrap=True)
-    if found.agent_log.is_file():
-        lines = found.agent_log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+    if selected.agent_log.is_file():
+        lines = selected.agent_log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
         for line in lines:
             console.print(Text(f"agent.log: {plain(line)}"), soft_wrap=True)
 
 
 @spool.command()
 @click.argument("run")
-@click.option("--rejected", is_flag=True, help="Only what a receiver has rejected.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--rejected", is_flag=True, help="Delete only data that a receiver has rejected.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @_directory_option
 def purge(run: str, rejected: bool, yes: bool, directory: Path | None) -> None:
-    """Delete what a run has left here, delivered or not. It cannot be brought back."""
-    found = _find(run, directory)
+    """Delete all data of a run on this machine, delivered or not. This cannot be undone.
+
+    RUN is the run's id, or the name of its folder.
+    """
+    selected = _find(run, directory)
     try:
-        with _opened(found) as opened:
-            items = opened.quarantined_items() if rejected else opened.pending_items() + opened.quarantined_items()
-            what = f"{items:,} items of {found.path.name}"
+        with _opened(selected) as spool:
+            items = spool.quarantined_items() if rejected else spool.pending_items() + spool.quarantined_items()
+            what = f"{items:,} items of {selected.path.name}"
             if not yes:
                 click.confirm(f"delete {plain(what)}?", abort=True)
             if rejected:
-                opened.forget_rejections()
+                spool.forget_rejections()
     except SpoolError as error:
         if rejected:
             raise
-        what = f"{found.path.name}, whose spool cannot be read"
+        what = f"{selected.path.name}, whose spool cannot be read"
         if not yes:
             click.confirm(f"{plain(error)}\ndelete {plain(what)}?", abort=True)
     if not rejected:
         try:
-            lock = found.try_agent_lock()
+            lock = selected.try_agent_lock()
         except OSError as error:
-            raise UsageError(f"{plain(found.path.name)} cannot be deleted: {error}") from None
+            raise UsageError(f"{plain(selected.path.name)} cannot be deleted: {error}") from None
         if lock is None:
-            raise UsageError(f"{found.path.name} has an agent at work; end the run first, or stop its agent")
+            raise UsageError(f"{selected.path.name} has a running agent; end the run first, or stop its agent")
         try:
-            with found.siblings_locked():
-                if any(_is_written(path) for path in found.ring_files()):
-                    raise UsageError(f"{found.path.name} is being recorded; end the run first")
-                found.remove()
+            with selected.siblings_locked():
+                if any(_is_written(path) for path in selected.ring_files()):
+                    raise UsageError(f"{selected.path.name} is being recorded; end the run first")
+                selected.remove()
         except OSError as error:
-            raise UsageError(f"{plain(found.path.name)} cannot be deleted: {error}") from None
+            raise UsageError(f"{plain(selected.path.name)} cannot be deleted: {error}") from None
         finally:
             os.close(lock)
     click.echo(f"deleted {plain(what)}")
@@ -155,50 +161,50 @@ def purge(run: str, rejected: bool, yes: bool, directory: Path | None) -> None:
 @click.argument("run", required=False)
 @_directory_option
 def retry(run: str | None, directory: Path | None) -> None:
-    """Put what receivers have refused, and the spool has set aside, back into the queue.
+    """Put rejected data back into the queue.
 
-    RUN is the run's id, or the name of its folder; without it, all runs. An agent that is at work on the run sends it at once, otherwise
-    the next `tensormeter sync` does. Requests keep their ids, so a server that has one already stores nothing twice.
+    RUN is the run's id, or the name of its folder; without it, all runs are retried. A running agent sends the data at once; otherwise
+    the next `tensormeter sync` does. Requests keep their ids, so a server does not store duplicates.
     """
     from tensormeter.agent.sync import wake_agent
 
     runs = _runs(directory) if run is None else [_find(run, directory)]
     failed = False
     items = 0
-    for found in runs:
-        name = plain(found.path.name)
+    for candidate in runs:
+        name = plain(candidate.path.name)
         try:
-            # Not while an agent that has nothing left decides to remove the folder.
-            with found.siblings_locked(), _opened(found) as opened:
-                retried = opened.retry()
+            # The lock prevents an agent without pending data from removing the folder meanwhile.
+            with candidate.siblings_locked(), _opened(candidate) as spool:
+                retried = spool.retry()
         except (SpoolError, OSError) as error:
             failed = True
             click.echo(f"{name}: {plain(error)}", err=True)
             continue
         items += retried.items
         if retried.requests:
-            works = _agent_lives(found)
-            if works:
-                wake_agent(found)
-            how = "its agent sends them now" if works else "`tensormeter sync` sends them"
-            click.echo(f"{name}: {retried.items:,} items ({retried.requests:,} requests) wait again; {how}")
+            has_agent = _agent_is_alive(candidate)
+            if has_agent:
+                wake_agent(candidate)
+            sender = "its agent sends them now" if has_agent else "deliver them with `tensormeter sync`"
+            click.echo(f"{name}: queued {retried.items:,} items ({retried.requests:,} requests); {sender}")
         if retried.damaged:
             failed = True
-            click.echo(f"{name}: {retried.damaged:,} items are damaged; they are lost, and counted", err=True)
+            click.echo(f"{name}: {retried.damaged:,} items are damaged, and counted as lost", err=True)
         if retried.given_up:
             failed = True
             click.echo(
-                f"{name}: {retried.given_up:,} items cannot be sent again: the spool was full, and their contents were deleted",
+                f"{name}: {retried.given_up:,} items cannot be sent again; their contents were deleted when the spool was full",
                 err=True,
             )
     if not items and not failed:
-        click.echo("nothing is set aside")
+        click.echo("no rejected data")
     if failed:
         raise SystemExit(1)
 
 
 def _is_written(ring: Path) -> bool:
-    """Whether the process that writes a ring lives; a ring that cannot be read has none that could be asked for."""
+    """Whether the process that writes a ring buffer is alive; False if the ring buffer cannot be read."""
     from tensormeter.ring.file import RingFile
 
     try:
@@ -208,44 +214,44 @@ def _is_written(ring: Path) -> bool:
 
 
 def _runs(directory: Path | None) -> "list[RunDirectory]":
-    return _look(directory)[0]
+    return _search(directory)[0]
 
 
-def _look(directory: Path | None) -> "tuple[list[RunDirectory], bool]":
-    """The runs, and whether every place where there may be some could be looked at."""
+def _search(directory: Path | None) -> "tuple[list[RunDirectory], bool]":
+    """Find the runs on this machine. Returns them, and whether all folders could be searched."""
     from tensormeter.agent.run_directory.directory import find_runs
     from tensormeter.agent.run_directory.shared_memory import memory_directories
     from tensormeter.disk.probe import PATIENCE, answers
 
     settings = Settings()
     skipped: list[tuple[Path, str]] = []
-    places = [] if directory is None else [directory]
+    folders = [] if directory is None else [directory]
     if directory is None:
         memory, skipped = memory_directories(settings)
-        places = [settings.directory, *memory]
+        folders = [settings.directory, *memory]
     runs: list[RunDirectory] = []
-    whole = True
-    for place in places:
-        if answers(place, PATIENCE):
-            found, left = find_runs(place, given=directory is not None)
-            runs += found
-            skipped += left
+    complete = True
+    for folder in folders:
+        if answers(folder, PATIENCE):
+            in_folder, refused = find_runs(folder, given=directory is not None)
+            runs += in_folder
+            skipped += refused
         else:
-            whole = False
-            skipped.append((place, describe_hang()))
+            complete = False
+            skipped.append((folder, describe_hang()))
     for path, reason in skipped:
         click.echo(f"skipped {plain(path)}: {plain(reason)}", err=True)
-    return runs, whole
+    return runs, complete
 
 
 def _find(selector: str, directory: Path | None) -> "RunDirectory":
-    found = [run for run in _runs(directory) if selector in (run.path.name, run.run.get("run_id"))]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise UsageError(f"there is no run {plain(selector)!r} here; see `tensormeter spool ls`")
-    names = ", ".join(plain(run.path.name) for run in found)
-    raise UsageError(f"several runs match {plain(selector)!r} ({names}); give the name of the folder")
+    matches = [run for run in _runs(directory) if selector in (run.path.name, run.run.get("run_id"))]
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        raise UsageError(f"no run {plain(selector)!r} on this machine; list runs with `tensormeter spool ls`")
+    names = ", ".join(plain(run.path.name) for run in matches)
+    raise UsageError(f"several runs match {plain(selector)!r}; give the name of a folder: {names}")
 
 
 @contextmanager
@@ -258,16 +264,16 @@ def _opened(run: "RunDirectory") -> "Iterator[Spool]":
     except OSError:  # the folder of another user
         lock = None
     try:
-        # Without an agent, nobody has looked yet whether SQLite's log is whole, and opening it makes SQLite forget that.
+        # Without an agent, SQLite's log has not been verified yet, and opening the file normally would discard a damaged log.
         opened = Spool(run.spool) if lock is None else open_left(run.spool)
     finally:
         if lock is not None:
             os.close(lock)
-    with closing(opened) as found:
-        yield found
+    with closing(opened) as spool:
+        yield spool
 
 
-def _agent_lives(run: "RunDirectory") -> bool:
+def _agent_is_alive(run: "RunDirectory") -> bool:
     lock = run.try_agent_lock()
     if lock is not None:
         os.close(lock)

@@ -1,4 +1,4 @@
-"""A folder that a command is given, and whose disk may hang."""
+"""Command-line arguments that are folders of runs, whose disk may not answer."""
 
 import os
 from pathlib import Path
@@ -12,17 +12,17 @@ __all__ = ["StateFolder", "describe_hang"]
 
 
 class StateFolder(click.Path):
-    """The type of an argument: an existing folder whose disk answers."""
+    """Parameter type: an existing folder whose disk answers."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path, file_okay=False, exists=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The folder, as a path.
+        """Convert the argument to a path.
 
         Raises:
             click.ClickException: The disk does not answer; the exit status is 1.
-            click.BadParameter: There is no such folder.
+            click.BadParameter: The folder does not exist.
         """
         from tensormeter.disk.probe import PATIENCE, answers
 
@@ -33,7 +33,7 @@ class StateFolder(click.Path):
 
 
 def describe_hang() -> str:
-    """What is wrong with a folder that does not answer, and what to do."""
+    """Describe a folder whose disk does not answer, with the remedy."""
     from tensormeter.disk.probe import PATIENCE
 
-    return f"it does not answer within {PATIENCE:.0f} s; see to its disk, and try again"
+    return f"it does not answer within {PATIENCE:.0f} s; check its disk, and try again"

@@ -1,4 +1,4 @@
-"""`tensormeter sync`: deliver what earlier runs have left on this machine."""
+"""The command `tensormeter sync`, which delivers data of earlier runs on this machine."""
 
 import itertools
 import threading
@@ -23,35 +23,40 @@ __all__ = ["sync"]
 
 @click.command()
 @click.argument("directory", required=False, type=StateFolder())
-@click.option("--endpoint", help="Where to deliver. Default: where each run wanted to go.")
-@click.option("--watch", is_flag=True, help="Go on looking for runs to deliver, until Ctrl-C.")
+@click.option("--endpoint", metavar="URL", help="Base URL of the destination.  [default: the endpoint of each run]")
+@click.option("--watch", is_flag=True, help="Keep looking for runs to deliver, until Ctrl-C.")
 @click.option(
-    "--interval", default=10.0, show_default=True, type=click.FloatRange(0.1), help="Seconds between two looks."
+    "--interval",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0.1),
+    help="With --watch: seconds between two searches.",
 )
 def sync(directory: Path | None, endpoint: str | None, watch: bool, interval: float) -> None:
-    """Deliver what earlier runs have left in their spools and rings.
+    """Deliver the data that earlier runs have left in their spools and ring buffers.
 
-    DIRECTORY holds the runs, or is the folder of one; it may come from another machine. The default is TENSORMETER_DIR, or
-    the user's state directory, and shared memory. The exit status is 1 if something is not delivered, or is accepted and not
-    known to be on the receiver's disk, or is lost and no earlier `sync` has reported it.
+    DIRECTORY contains runs, or is the folder of a single run; it may come from another machine. By default, the command searches
+    TENSORMETER_DIR (else the user's state directory) and shared memory.
 
-    Runs of DIRECTORY are delivered with the settings of this command (its options and TENSORMETER_* variables): endpoint,
-    token, exporters and all others. So are runs in a folder that others could replace. Folders of other users in shared
-    memory are skipped.
+    Runs in DIRECTORY are delivered with the settings of this command: its options and the TENSORMETER_* variables. So are runs in a
+    folder that other users could replace. Folders of other users in shared memory are skipped.
+
+    The exit status is 1 if data is undelivered, if accepted data may not be on the receiver's disk yet, or if data is lost and no
+    earlier `sync` has reported the loss.
     """
     settings = Settings() if endpoint is None else Settings(endpoint=endpoint)
     console = Console(highlight=False)
-    said: dict[Path, str] = {}
-    for look in itertools.count():
-        found, delivered = _sync_once(console, settings, directory, endpoint, said)
+    printed: dict[Path, str] = {}
+    for search in itertools.count():
+        runs, delivered = _sync_once(console, settings, directory, endpoint, printed)
         if not watch:
-            if not found:
+            if not runs:
                 console.print("nothing to deliver")
-            if delivered < found:
+            if delivered < runs:
                 raise SystemExit(1)
             return
-        if look == 0:
-            console.print("watching; Ctrl-C ends it")
+        if search == 0:
+            console.print("watching for runs; press Ctrl-C to stop")
         threading.Event().wait(interval)
 
 
@@ -60,31 +65,31 @@ def _sync_once(
     settings: Settings,
     directory: Path | None,
     endpoint: str | None,
-    said: dict[Path, str],
+    printed: dict[Path, str],
 ) -> tuple[int, int]:
-    """Returns how many runs there were, and how many of them are delivered. What was `said` before is not said again."""
+    """Deliver all runs once. Returns the numbers of runs and of delivered runs. Prints only lines that differ from `printed`."""
     from tensormeter.agent.run_directory.shared_memory import memory_directories
     from tensormeter.agent.sync import SkippedRun, sync_runs
     from tensormeter.disk.probe import PATIENCE, answers
 
-    found = delivered = 0
-    places = [] if directory is None else [directory]
+    runs = delivered = 0
+    folders = [] if directory is None else [directory]
     if directory is None:
         memory, refused = memory_directories(settings)
-        places = [settings.directory, *memory]
+        folders = [settings.directory, *memory]
         for path, reason in refused:
-            _say(console, said, path, f"{escape(plain(path))}: skipped, {escape(plain(reason))}")
+            _print_once(console, printed, path, f"{escape(plain(path))}: skipped, {escape(plain(reason))}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bars = _Bars(progress)
-        for place in places:
-            if not answers(place, PATIENCE):
-                found += 1
-                line = f"{escape(plain(place))}: skipped, {describe_hang()}"
-                _say(console, said, place, line)
+        for folder in folders:
+            if not answers(folder, PATIENCE):
+                runs += 1
+                line = f"{escape(plain(folder))}: skipped, {describe_hang()}"
+                _print_once(console, printed, folder, line)
                 continue
             results = sync_runs(
-                place,
+                folder,
                 endpoint=endpoint,
                 token=settings.token,
                 caller=settings,
@@ -93,22 +98,21 @@ def _sync_once(
                 on_status=bars.update,
             )
             for result in results:
+                runs += 1
                 if isinstance(result, SkippedRun):
-                    found += 1
                     line = f"{escape(plain(result.path))}: skipped, {escape(plain(result.reason))}"
-                    _say(console, said, result.path, line)
+                    _print_once(console, printed, result.path, line)
                 else:
-                    found += 1
                     delivered += result.is_complete
                     bars.remove(result.run)
-                    _say(console, said, result.run.path, f"{_name(result.run)}: {_outcome(result)}")
-    return found, delivered
+                    _print_once(console, printed, result.run.path, f"{_name(result.run)}: {_outcome(result)}")
+    return runs, delivered
 
 
-def _say(console: Console, said: dict[Path, str], path: Path, line: str) -> None:
-    if said.get(path) != line:
+def _print_once(console: Console, printed: dict[Path, str], path: Path, line: str) -> None:
+    if printed.get(path) != line:
         console.print(line, soft_wrap=True)
-    said[path] = line
+    printed[path] = line
 
 
 def _outcome(result: "SyncResult") -> str:
@@ -121,7 +125,7 @@ def _name(run: "RunDirectory") -> str:
 
 
 class _Bars:
-    """A progress bar for each run that is being delivered; its length is the most that was ever left to do."""
+    """A progress bar per run in delivery. Its length is the largest number of items that the run has had left."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

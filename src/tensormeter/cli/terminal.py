@@ -1,4 +1,4 @@
-"""What a server sent, as text that is safe to print and easy to read."""
+"""Formats data from a server as text that is safe to print and easy to read."""
 
 import math
 import unicodedata
@@ -8,7 +8,7 @@ __all__ = ["local_time", "number", "plain"]
 
 
 def plain(text: object) -> str:
-    """Text without control and other invisible characters: a metric's name must not move the cursor.
+    """Replace control and other invisible characters, so that a metric's name cannot move the cursor.
 
     Pass it to rich as `Text`, never as markup.
     """
@@ -16,14 +16,14 @@ def plain(text: object) -> str:
 
 
 def number(value: object) -> str:
-    """A value of the API for people; NaN and the infinities come as strings."""
+    """Format a value of the API for people. NaN and infinities arrive as strings, and stay as they are."""
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.6g}"
     return plain(value)
 
 
 def local_time(nanoseconds: int) -> str:
-    """A time in the time zone of this machine, to the second."""
+    """Format a time in this machine's time zone, to the second."""
     try:
         return datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, ValueError, OSError):

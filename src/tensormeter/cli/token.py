@@ -1,4 +1,4 @@
-"""`tensormeter token`: who may talk to a server, and what they may do."""
+"""The command `tensormeter token`, which manages a server's access tokens."""
 
 import time
 from datetime import UTC, datetime
@@ -21,9 +21,9 @@ __all__ = ["token"]
 
 @click.group()
 def token() -> None:
-    """Make, list and revoke the tokens of a server, also while it runs.
+    """Create, list and revoke access tokens of a server, even while it runs.
 
-    A server whose folder has tokens answers nobody without one. All take effect at once.
+    Once a server has tokens, every client needs one. Changes take effect at once.
     """
 
 
@@ -35,22 +35,24 @@ def token() -> None:
     multiple=True,
     required=True,
     type=click.Choice(("write", "read", "admin")),
-    help="write: send metrics and logs. read: see runs. Both: also change names, tags and notes. admin: all, also delete. "
-    "May be repeated.",
+    help="Permission; may be repeated. write: send metrics and logs. read: read runs. Both together: also edit names, tags and "
+    "notes. admin: everything, including deleting runs.",
 )
-@click.option("--project", help="The only project there is for its holder.  [default: all]")
-@click.option("--days", type=click.FloatRange(min=0, min_open=True), help="Until it expires.  [default: never]")
+@click.option("--project", help="Restrict the token to this project.  [default: all projects]")
+@click.option(
+    "--days", type=click.FloatRange(min=0, min_open=True), help="Days until the token expires.  [default: never]"
+)
 @data_option
 def create(
     name: str, *, permissions: tuple[str, ...], project: str | None, days: float | None, directory: Path | None
 ) -> None:
-    """Make a token for NAME, a person or a machine, and print it.
+    """Create a token for NAME, a person or a machine, and print it.
 
-    It is shown this once: the server keeps a hash.
+    The token is shown only once, because the server stores only its hash.
     """
-    made, text = _file(directory).create(name, permissions, project=project, days=days)  # type: ignore[arg-type]
-    where = "all projects" if made.project is None else f"project {plain(made.project)}"
-    click.echo(f"token {made.id} for {plain(name)}: may {' and '.join(made.permissions)} in {where}", err=True)
+    record, text = _file(directory).create(name, permissions, project=project, days=days)  # type: ignore[arg-type]
+    where = "all projects" if record.project is None else f"project {plain(record.project)}"
+    click.echo(f"token {record.id} for {plain(name)}: may {' and '.join(record.permissions)} in {where}", err=True)
     click.echo(text)
 
 
@@ -60,23 +62,25 @@ def list_tokens(directory: Path | None) -> None:
     """List the tokens, without their secrets."""
     tokens = _file(directory).tokens()
     if not tokens:
-        nobody = (
-            "no tokens: only this machine is answered, and needs none"
+        message = (
+            "no tokens; only this machine can use the server, without a token"
             if tokens is None
-            else "no tokens: nobody is let in"
+            else "no tokens; the server refuses all clients until you create one"
         )
-        click.echo(nobody)
+        click.echo(message)
         return
-    table = Table("id", "name", "may", "project", "created", "expires", box=None, header_style="bold", pad_edge=False)
-    for one in tokens.values():
-        expires = "never" if one.expires is None else _day(one.expires)
+    table = Table(
+        "id", "name", "permissions", "project", "created", "expires", box=None, header_style="bold", pad_edge=False
+    )
+    for record in tokens.values():
+        expires = "never" if record.expires is None else _minute(record.expires)
         table.add_row(
-            one.id,
-            Text(plain(one.name)),
-            " ".join(one.permissions),
-            Text("all" if one.project is None else plain(one.project)),
-            _day(one.created),
-            "expired" if one.expired(time.time()) else expires,
+            record.id,
+            Text(plain(record.name)),
+            " ".join(record.permissions),
+            Text("all" if record.project is None else plain(record.project)),
+            _minute(record.created),
+            "expired" if record.expired(time.time()) else expires,
         )
     Console().print(table)
 
@@ -85,9 +89,9 @@ def list_tokens(directory: Path | None) -> None:
 @click.argument("name_or_id")
 @data_option
 def revoke(name_or_id: str, directory: Path | None) -> None:
-    """Take a token back: a server that runs refuses it from now on."""
-    revoked = _file(directory).revoke(name_or_id)
-    click.echo(f"revoked {revoked.id} of {plain(revoked.name)}")
+    """Revoke a token by its name or id. A running server refuses it from now on."""
+    record = _file(directory).revoke(name_or_id)
+    click.echo(f"revoked {record.id} of {plain(record.name)}")
 
 
 def _file(directory: Path | None) -> "TokenFile":
@@ -97,5 +101,5 @@ def _file(directory: Path | None) -> "TokenFile":
     return TokenFile(store_folder(directory))
 
 
-def _day(seconds: float) -> str:
+def _minute(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M")

@@ -294,7 +294,7 @@ def test_many_at_once_lose_nothing(tmp_path):
 def test_names_that_cannot_be(tmp_path):
     file = TokenFile(tmp_path)
     file.create("one", ["read"])
-    with pytest.raises(UsageError, match="there is a token 'one'"):
+    with pytest.raises(UsageError, match="there is a token 'one' already"):
         file.create("one", ["write"])
     for name in ("", "x" * 129, "a\nb"):
         with pytest.raises(SettingsError, match="name"):
@@ -351,7 +351,7 @@ def cli(folder, *arguments):
 def test_the_command_line(start):
     server = start()
     folder = server.folder
-    assert cli(folder, "ls").stdout == "no tokens: only this machine is answered, and needs none\n"
+    assert cli(folder, "ls").stdout == "no tokens; only this machine can use the server, without a token\n"
     done = cli(folder, "create", "ci", "--allow", "write", "--allow", "read", "--project", "demo", "--days", "30")
     assert done.returncode == 0
     token = done.stdout.strip()
@@ -368,5 +368,5 @@ def test_the_command_line(start):
     assert cli(folder, "revoke", "ci").stdout.startswith(f"revoked {token.split('_')[1]} of ci")
     assert server.ask("/api/v1/projects", bearer(token))[0] == 401
     assert cli(folder, "revoke", "ci").returncode == 1
-    assert cli(folder, "ls").stdout == "no tokens: nobody is let in\n"
+    assert cli(folder, "ls").stdout == "no tokens; the server refuses all clients until you create one\n"
     assert cli(folder, "create", "x").returncode == 2
