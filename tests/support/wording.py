@@ -28,7 +28,6 @@ NOT_YET = {
     "benchmarks",
     "benchmarks/RESULTS.md",
     "docs/sensors.md",
-    "src/tensormeter/otlp",
     "src/tensormeter/redaction",
     "src/tensormeter/resource",
     "src/tensormeter/sensors",

@@ -1,4 +1,4 @@
-"""The OTLP codec: what the pipeline writes and the server reads.
+"""The OTLP codec, which the pipeline uses to write and the server to read.
 
-`Batch` and `Event` are the columns in memory; `encode` and `decode` turn them into the protocol's bytes and back.
+`Batch` and `Event` are the representation in memory. `encode` and `decode` convert them to and from the protocol's bytes.
 """

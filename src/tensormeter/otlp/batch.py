@@ -1,4 +1,4 @@
-"""Telemetry in columns: what travels between the ring and the wire, and between the wire and the store."""
+"""Telemetry in columns: the representation of points and events between the ring, the wire and the store."""
 
 import enum
 from collections.abc import Mapping, Sequence
@@ -33,11 +33,9 @@ __all__ = [
 Value = None | bool | int | float | str | bytes | Sequence["Value"] | Mapping[str, "Value"]
 Attribute = bool | int | float | str | Sequence[bool] | Sequence[int] | Sequence[float] | Sequence[str]
 
-"""The gauge that carries a row's step, at the row's exact time: a sibling of the row's values, never an attribute."""
-
 
 class Temporality(enum.IntEnum):
-    """Whether a point tells of the time since its series began or since the point before; OTLP's numbers."""
+    """The period that a point covers: since its series began, or since the previous point. The values are OTLP's."""
 
     UNSPECIFIED = 0
     DELTA = 1
@@ -46,7 +44,7 @@ class Temporality(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Scope:
-    """An instrumentation scope: who made the instruments."""
+    """An instrumentation scope: the library that created the instruments."""
 
     name: str = "tensormeter"
     version: str = ""
@@ -55,20 +53,20 @@ class Scope:
 
 
 SCOPE: Final = Scope(version=metadata.version("tensormeter"))
-"""The scope of what is logged by `Run.log`, and of everything tensormeter says itself."""
+"""Scope of values that `Run.log` records, and of all metrics and events of tensormeter itself."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one metric with one attribute set, in columns of equal length n. The base of the five kinds below.
+    """Points of one metric with one attribute set, in columns of equal length n. Base class of the five kinds below.
 
     Attributes:
-        name: The metric's name.
-        times: Nanoseconds since the Unix epoch, uint64, shape (n,).
+        name: Name of the metric.
+        times: Time of each point in nanoseconds since the Unix epoch, uint64, shape (n,).
         unit: UCUM unit, or "".
-        description: For people, or "".
-        attributes: The attribute set that tells this series from others of the same name.
-        scope: The instrumentation scope.
+        description: Description for people, or "".
+        attributes: Attribute set that distinguishes this series from others with the same name.
+        scope: Instrumentation scope.
     """
 
     name: str
@@ -81,10 +79,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Gauge(Series):
-    """Values as they were measured.
+    """Measured values.
 
     Attributes:
-        values: float64 or int64, shape (n,). NaN and infinities are values.
+        values: Value of each point, float64 or int64, shape (n,). NaN and infinities are values.
     """
 
     values: NDArray[np.float64] | NDArray[np.int64]
@@ -92,13 +90,13 @@ class Gauge(Series):
 
 @dataclass(frozen=True)
 class Sum(Series):
-    """Values that add up, over time or over series.
+    """Values that can be added, over time or over series.
 
     Attributes:
-        values: float64 or int64, shape (n,).
-        start_times: Since when each value counts, nanoseconds since the Unix epoch, uint64, shape (n,); 0 if unknown.
-        monotonic: Whether it never decreases: a counter, not an up-down counter.
-        temporality: Of all points.
+        values: Value of each point, float64 or int64, shape (n,).
+        start_times: Start of each value's period in nanoseconds since the Unix epoch, uint64, shape (n,); 0 if unknown.
+        monotonic: Whether the sum never decreases (a counter, not an up-down counter).
+        temporality: Temporality of all points.
     """
 
     values: NDArray[np.float64] | NDArray[np.int64]
@@ -109,15 +107,15 @@ class Sum(Series):
 
 @dataclass(frozen=True)
 class Distribution(Series):
-    """What both kinds of histogram have.
+    """Base class of both kinds of histogram.
 
     Attributes:
-        start_times: As for `Sum`.
-        counts: Values in each distribution, uint64, shape (n,).
-        sums: float64, shape (n,); NaN where there is none.
-        minima: float64, shape (n,); NaN where there is none.
-        maxima: float64, shape (n,); NaN where there is none.
-        temporality: Of all points.
+        start_times: Start of each point's period, as for `Sum`.
+        counts: Number of values in each distribution, uint64, shape (n,).
+        sums: Sum of each distribution, float64, shape (n,); NaN if unknown.
+        minima: Minimum of each distribution, float64, shape (n,); NaN if unknown.
+        maxima: Maximum of each distribution, float64, shape (n,); NaN if unknown.
+        temporality: Temporality of all points.
     """
 
     start_times: NDArray[np.uint64]
@@ -130,11 +128,11 @@ class Distribution(Series):
 
 @dataclass(frozen=True)
 class Histogram(Distribution):
-    """Distributions over explicit buckets. Points with other bounds belong into another `Histogram` of the same name.
+    """Distributions over explicit buckets. Points with other bounds are in another `Histogram` with the same name.
 
     Attributes:
-        bounds: Increasing, float64, shape (k,). Bucket i is ``(bounds[i - 1], bounds[i]]``; the first and the last are open.
-        buckets: Counts, uint64, shape (n, k + 1); or (n, 0) if there are none.
+        bounds: Increasing bounds, float64, shape (k,). Bucket i is ``(bounds[i - 1], bounds[i]]``; the outermost ones are open.
+        buckets: Count of each bucket, uint64, shape (n, k + 1); shape (n, 0) without buckets.
     """
 
     bounds: NDArray[np.float64]
@@ -143,11 +141,11 @@ class Histogram(Distribution):
 
 @dataclass(frozen=True)
 class Buckets:
-    """One side of exponential histograms.
+    """The positive or negative side of exponential histograms.
 
     Attributes:
         offsets: Index of each point's first bucket, int64, shape (n,).
-        counts: For each point its buckets' counts, uint64, of any length, from the offset on.
+        counts: Counts of each point's buckets from the offset on, uint64, of any length.
     """
 
     offsets: NDArray[np.int64]
@@ -158,12 +156,12 @@ class Buckets:
 class ExponentialHistogram(Distribution):
     """Distributions over buckets whose bounds are powers of ``2 ** 2 ** -scale``.
 
-    Bucket i of the positive side is ``(base ** i, base ** (i + 1)]``; the negative side is the same of the magnitudes.
+    Bucket i of the positive side is ``(base ** i, base ** (i + 1)]``. The negative side has the same buckets of magnitudes.
 
     Attributes:
-        scales: int64, shape (n,).
-        zero_counts: Values whose magnitude is at most the threshold, uint64, shape (n,).
-        zero_thresholds: float64, shape (n,).
+        scales: Scale of each point, int64, shape (n,).
+        zero_counts: Number of values whose magnitude is at most the threshold, uint64, shape (n,).
+        zero_thresholds: Zero threshold of each point, float64, shape (n,).
         positive: Buckets of positive values.
         negative: Buckets of negative values.
     """
@@ -177,14 +175,14 @@ class ExponentialHistogram(Distribution):
 
 @dataclass(frozen=True)
 class Summary(Series):
-    """Quantiles that somebody else computed. Nothing of ours makes them; old instrumentation does.
+    """Quantiles that another program computed. tensormeter only receives summaries, from old instrumentation.
 
     Attributes:
-        start_times: As for `Sum`.
-        counts: uint64, shape (n,).
-        sums: float64, shape (n,).
-        quantiles: From 0 to 1, float64, shape (k,).
-        values: At the quantiles, float64, shape (n, k).
+        start_times: Start of each point's period, as for `Sum`.
+        counts: Number of values of each point, uint64, shape (n,).
+        sums: Sum of each point's values, float64, shape (n,).
+        quantiles: Quantiles from 0 to 1, float64, shape (k,).
+        values: Values at the quantiles, float64, shape (n, k).
     """
 
     start_times: NDArray[np.uint64]
@@ -196,10 +194,12 @@ class Summary(Series):
 
 @dataclass(frozen=True)
 class Batch:
-    """Points of one resource (for us: one process of one run).
+    """Points of one resource, which in tensormeter is one process of one run.
 
     Attributes:
-        gaps: Points that say that their series has no value at their time; their values are NaN and mean nothing.
+        resource: Attributes of the resource.
+        series: Series of the resource.
+        gaps: Points that mark a time at which their series has no value. Their values are NaN and meaningless.
     """
 
     resource: Mapping[str, Attribute]
@@ -217,20 +217,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class Event:
-    """A log record with an event name: lifecycle, configuration, media.
+    """A log record with an event name, for lifecycle, configuration and media.
 
     Attributes:
-        name: Such as `tensormeter.run.start`.
-        time: Nanoseconds since the Unix epoch.
-        body: Any OTLP value; mappings and sequences may nest.
-        attributes: The record's attributes.
-        severity_number: OTLP's number, 1 (TRACE) to 24 (FATAL4); 0 if the record has none.
-        severity_text: The sender's word for it, or "".
-        trace_id: Lower-case hexadecimal, or "".
-        span_id: The same.
+        name: Event name, such as `tensormeter.run.start`.
+        time: Time in nanoseconds since the Unix epoch.
+        body: OTLP value; mappings and sequences may be nested.
+        attributes: Attributes of the record.
+        severity_number: OTLP's number from 1 (TRACE) to 24 (FATAL4); 0 for none.
+        severity_text: Severity in the sender's terms, or "".
+        trace_id: Trace id in lower-case hexadecimal, or "".
+        span_id: Span id in lower-case hexadecimal, or "".
         flags: OTLP's flags of a log record.
-        observed_time: When it was collected, in nanoseconds since the Unix epoch; 0 if unknown.
-        scope: The instrumentation scope.
+        observed_time: Time of collection in nanoseconds since the Unix epoch; 0 if unknown.
+        scope: Instrumentation scope.
     """
 
     name: str

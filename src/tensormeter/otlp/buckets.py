@@ -1,4 +1,4 @@
-"""Buckets of exponential histograms as explicit bounds (OpenTelemetry metrics data model, ExponentialHistogram)."""
+"""Conversion of exponential histograms to explicit buckets (OpenTelemetry metrics data model, ExponentialHistogram)."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 __all__ = ["Side", "explicit_buckets", "increasing"]
 
 Side = tuple[int, NDArray[np.uint64]]
-"""Buckets of one sign: the index of the first, and the counts from there on."""
+"""Buckets of one sign: the index of the first bucket, and the counts from there on."""
 
 _TINY: Final = float(np.nextafter(0.0, 1.0))
 _FAR: Final = 2000
@@ -23,27 +23,27 @@ def explicit_buckets(
     *,
     max_buckets: int | None = None,
 ) -> tuple[list[float], list[int]]:
-    """Bounds and counts of an exponential histogram.
+    """Convert an exponential histogram to explicit bounds and counts.
 
-    Zeros have a bucket of their own, from minus the zero threshold to the zero threshold. Without a threshold it holds 0 alone.
-    Where the threshold reaches into a bucket, that bucket begins at the threshold.
+    Zeros get a separate bucket between minus the zero threshold and the zero threshold. Without a threshold it contains only 0. A
+    bucket that overlaps the threshold begins at the threshold.
 
     Args:
-        scale: Bucket i of a side holds magnitudes in ``(base ** i, base ** (i + 1)]``, base being ``2 ** 2 ** -scale``.
-        zero_count: Values whose magnitude is at most the threshold.
-        zero_threshold: As sent; negative numbers and NaN count as 0.
+        scale: Bucket i of a side holds magnitudes in ``(base ** i, base ** (i + 1)]``, where base is ``2 ** 2 ** -scale``.
+        zero_count: Number of values whose magnitude is at most the threshold.
+        zero_threshold: Threshold as sent; negative numbers and NaN count as 0.
         positive: Buckets of positive values.
-        negative: The same of the magnitudes of negative values.
-        max_buckets: Above it, neighbours are merged, which is exact.
+        negative: Buckets of the magnitudes of negative values.
+        max_buckets: Number of buckets above which neighbors are merged, which is exact; None: no limit.
 
     Returns:
-        Finite, increasing bounds, and one count more: bucket i is ``(bounds[i - 1], bounds[i]]``, the first and the last are
+        Finite, increasing bounds, and one more count. Bucket i is ``(bounds[i - 1], bounds[i]]``; the first and the last bucket are
         open. Both lists are empty if there are no values.
     """
     while max_buckets is not None and len(positive[1]) + len(negative[1]) > max(max_buckets, 2):
         positive, negative, scale = _halve(*positive), _halve(*negative), scale - 1
     threshold = zero_threshold if zero_threshold > 0 else 0.0
-    # Bounds increase, so a bucket for 0 alone reaches from the number before it.
+    # Bounds must increase, so a bucket for 0 alone starts at the number below 0.
     zero_low, zero_high = (-threshold, threshold) if threshold else (-_TINY, 0.0)
     up, up_counts, up_zeros = _beyond(*positive, scale, zero_high)
     down, down_counts, down_zeros = _beyond(*negative, scale, -zero_low)
@@ -63,21 +63,21 @@ def explicit_buckets(
 
 
 def _beyond(first: int, counts: NDArray[np.uint64], scale: int, limit: float) -> tuple[list[float], list[int], int]:
-    """Edges and counts of the buckets beyond a limit, and the count of what lies within it."""
-    exponent = min(max(-scale, -_FAR), _FAR)  # what is further away is zero or infinite anyway
+    """Edges and counts of the buckets above a limit, and the count of all values up to it."""
+    exponent = min(max(-scale, -_FAR), _FAR)  # the bases of larger exponents are 0 or infinite anyway
     with np.errstate(over="ignore", under="ignore"):
         edges = np.exp2(np.ldexp(np.arange(first, first + len(counts) + 1, dtype=np.float64), exponent))
     beyond = edges[1:] > limit
     within = int(counts[~beyond].sum())
     if not beyond.any():
         return [], [], within
-    kept = edges[1:][beyond].tolist()
+    upper = edges[1:][beyond].tolist()
     lowest = max(float(edges[:-1][beyond][0]), limit)
-    return [lowest, *kept], counts[beyond].tolist(), within
+    return [lowest, *upper], counts[beyond].tolist(), within
 
 
 def _halve(offset: int, counts: NDArray[np.uint64]) -> Side:
-    """Buckets of the next lower scale: i goes into i // 2."""
+    """Merge buckets to the next lower scale: bucket i becomes part of bucket i // 2."""
     if not len(counts):
         return offset >> 1, counts
     padded = np.concatenate((np.zeros(offset % 2, np.uint64), counts))
@@ -86,13 +86,13 @@ def _halve(offset: int, counts: NDArray[np.uint64]) -> Side:
 
 
 def increasing(bounds: list[float], counts: list[int]) -> tuple[list[float], list[int]]:
-    """Drop bounds that are not above the one before, as where buckets are too fine or too far out for float64."""
-    kept_bounds: list[float] = []
-    kept_counts = [counts[0]]
+    """Drop bounds that do not exceed their predecessor, which occur if float64 cannot separate or represent them."""
+    new_bounds: list[float] = []
+    new_counts = [counts[0]]
     for bound, count in zip(bounds, counts[1:], strict=True):
-        if np.isfinite(bound) and (not kept_bounds or bound > kept_bounds[-1]):
-            kept_bounds.append(bound)
-            kept_counts.append(count)
+        if np.isfinite(bound) and (not new_bounds or bound > new_bounds[-1]):
+            new_bounds.append(bound)
+            new_counts.append(count)
         else:
-            kept_counts[-1] += count
-    return kept_bounds, kept_counts
+            new_counts[-1] += count
+    return new_bounds, new_counts

@@ -1,12 +1,12 @@
-"""The type of a check that the loops of a request's work call, so that the work can be ended, and its default."""
+"""Checks that interrupt the work of a request."""
 
 from collections.abc import Callable
 
 __all__ = ["Check", "no_check"]
 
 Check = Callable[[], None]
-"""Raises something if the work has to end: the request has used its time, or its client has gone."""
+"""Function that raises an error to stop the work, because the request has used its time or its client has disconnected."""
 
 
 def no_check() -> None:
-    """Let the work go on."""
+    """Never stop the work."""

@@ -1,6 +1,6 @@
-"""OTLP protobuf to columns.
+"""Decodes OTLP protobuf to columns.
 
-Blocks on nothing and keeps no state; safe on any thread.
+Does not block and keeps no state; safe on any thread.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -58,11 +58,11 @@ _SUM = 7
 _DATA = (5, 7, 9, 10, 11)
 _POINT_TAG = 1 << 3 | 2
 _FEW = 100
-"""Bytes of a metric that can hold so few points that protobuf is as quick."""
+"""Bytes of a metric up to which protobuf is as quick as NumPy."""
 _MIXED = 2000
-"""Bytes of points above which it is worth sorting them into series."""
+"""Bytes of points from which grouping them by series pays off."""
 _MANY_FIELDS = 1000
-"""Fields of a metric that is left to protobuf: a list of more would take more memory than the metric."""
+"""Maximum fields of a metric that NumPy reads. A list of more fields would need more memory than the metric."""
 _SUM_TEMPORALITY = 2 << 3
 _SUM_MONOTONIC = 3 << 3
 _NO_RECORDED_VALUE = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
@@ -72,15 +72,14 @@ _Shell = TypeVar("_Shell", ExportMetricsServiceRequest, ResourceMetrics, ScopeMe
 
 
 def decode_metrics(body: bytes, check: Check = no_check) -> list[Batch]:
-    """Decode an `ExportMetricsServiceRequest` into one batch a resource, with all five kinds of metrics.
+    """Decode an `ExportMetricsServiceRequest` to one batch per resource, with all five kinds of metrics.
 
-    Numbers that are flagged as having no recorded value are the batch's gaps. Distributions with this flag, numbers without
-    a value, and exemplars are left out.
-    Gauges and sums whose points all have one layout are read by NumPy, everything else by protobuf.
+    Numbers with the flag "no recorded value" become the batch's gaps. Distributions with this flag, numbers without a value, and
+    exemplars are ignored. NumPy reads gauges and sums whose points have one layout; protobuf reads the rest.
 
     Args:
-        body: The message.
-        check: Called for each metric; whatever it raises ends the work.
+        body: Encoded message.
+        check: Function that is called for each metric, and stops the work if it raises.
 
     Raises:
         EncodingError: The bytes are not such a message.
@@ -95,7 +94,7 @@ def decode_metrics(body: bytes, check: Check = no_check) -> list[Batch]:
 
 
 class _UnusualError(Exception):
-    """Fields that we cannot tell apart: groups, which nobody sends, or no message at all. protobuf knows which."""
+    """The fields cannot be separated, because of groups or invalid bytes. protobuf decides whether they are valid."""
 
 
 def _by_protobuf(body: bytes) -> list[Batch]:
@@ -123,13 +122,13 @@ def _resource_metrics(body: memoryview, message: Field, check: Check) -> Batch:
 
 
 def _scope_metrics(body: memoryview, message: Field, gaps: list[Gauge | Sum], check: Check) -> Iterator[Series]:
-    """Series of a scope; its gaps are added to `gaps`."""
+    """Series of a scope. Appends its gaps to `gaps`."""
     shell, metrics = _split(body, message, ScopeMetrics(), _METRICS)
     scope = _scope(shell)
     for field in metrics:
         check()
         fixed = _fixed_series(body, field, scope)
-        if fixed:  # no point of these has flags
+        if fixed:  # these points have no flags
             yield from fixed
         else:
             metric = _metric(body, field)
@@ -138,7 +137,7 @@ def _scope_metrics(body: memoryview, message: Field, gaps: list[Gauge | Sum], ch
 
 
 def _split(body: memoryview, message: Field, shell: _Shell, number: int) -> tuple[_Shell, list[Field]]:
-    """A message without its fields of one number, and those fields."""
+    """Parse a message without its fields of one number, and list those fields."""
     fields = _fields(body, message)
     parts = [field for field in fields if _is(field, number)]
     _parse(shell, b"".join(body[field.begin : field.end] for field in fields if not _is(field, number)))
@@ -163,7 +162,7 @@ def _metric(body: memoryview, field: Field) -> Metric:
 
 
 def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series]:
-    """A gauge or a sum whose points have one layout; empty if it is anything else."""
+    """A gauge or a sum whose points have one layout; empty for other metrics."""
     fixed = find_fixed_points(body, message)
     if fixed is None:
         return []
@@ -177,26 +176,26 @@ def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series
     _parse(total, rest)
     if total.data_points:
         return []
-    return [one for _, points in fixed.groups for one in _series_of(points, shell.name, inner, total, about)]
+    return [series for _, points in fixed.groups for series in _series_of(points, shell.name, inner, total, about)]
 
 
 def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, about: "_About") -> list[Series]:
-    """Series of points of one layout: one of floats and one of integers, where there are any."""
+    """Series of points of one layout: up to two, one of floats and one of integers."""
     template = NumberDataPoint()
     _parse(template, points.first)
-    found = attributes(template.attributes)
+    shared_attributes = attributes(template.attributes)
     series: list[Series] = []
     for integers in (False, True):
-        chosen = points.integers == integers
-        if chosen.all():
+        selected = points.integers == integers
+        if selected.all():
             times, start_times, words = points.times, points.start_times, points.words
-        elif chosen.any():
-            times, start_times, words = points.times[chosen], points.start_times[chosen], points.words[chosen]
+        elif selected.any():
+            times, start_times, words = points.times[selected], points.start_times[selected], points.words[selected]
         else:
             continue
         values = words if integers else words.view(np.float64)
         if data.number == _GAUGE:
-            series.append(Gauge(name, times, values, attributes=found, **about))
+            series.append(Gauge(name, times, values, attributes=shared_attributes, **about))
         else:
             series.append(
                 Sum(
@@ -206,7 +205,7 @@ def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, abo
                     start_times,
                     monotonic=total.is_monotonic,
                     temporality=_temporality(total.aggregation_temporality),
-                    attributes=found,
+                    attributes=shared_attributes,
                     **about,
                 )
             )
@@ -215,11 +214,11 @@ def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, abo
 
 @dataclass(frozen=True, eq=False)
 class FixedData:
-    """Points of a metric that are alike, series by series.
+    """Points of a metric with equal layouts, by series.
 
     Attributes:
-        data: The gauge or sum.
-        end: Offset where its points end.
+        data: Field of the gauge or sum.
+        end: Offset of the end of its points.
         groups: For each series the offset of its first point, and its points.
     """
 
@@ -229,7 +228,7 @@ class FixedData:
 
 
 def find_fixed_points(body: memoryview, message: Field) -> FixedData | None:
-    """The points of a metric if `decode_metrics` reads them in columns; None if protobuf reads them one by one."""
+    """The points of a metric if `decode_metrics` reads them in columns; None if protobuf reads them one at a time."""
     if message.end - message.content < _FEW:
         return None
     fields = iterate_fields(body, message.content, message.end, _MANY_FIELDS)
@@ -239,7 +238,7 @@ def find_fixed_points(body: memoryview, message: Field) -> FixedData | None:
     inner = data[0]
     if inner.content >= inner.end:
         return None
-    # Points come first, and what tells of all of them after that.
+    # The points come first, then the fields that apply to all of them.
     end = _end_of_points(body, inner) if inner.number == _SUM else inner.end
     points = read_fixed_points(body, inner.content, end, _POINT_TAG)
     if points is not None:
@@ -249,7 +248,7 @@ def find_fixed_points(body: memoryview, message: Field) -> FixedData | None:
 
 
 def _end_of_points(body: memoryview, data: Field) -> int:
-    """Where a sum's points end: temporality and monotonicity follow them in two bytes each, if they are not zero."""
+    """Offset of the end of a sum's points. Temporality and monotonicity follow in two bytes each, unless they are zero."""
     end = data.end
     for _ in range(2):
         if end - 2 >= data.content and body[end - 2] in (_SUM_TEMPORALITY, _SUM_MONOTONIC) and body[end - 1] < 0x80:
@@ -258,11 +257,11 @@ def _end_of_points(body: memoryview, data: Field) -> int:
 
 
 def decode_events(body: bytes, check: Check = no_check) -> list[tuple[dict[str, Attribute], list[Event]]]:
-    """Decode an `ExportLogsServiceRequest` into (resource, events) pairs.
+    """Decode an `ExportLogsServiceRequest` to (resource, events) pairs.
 
     Args:
-        body: The message.
-        check: Called for each resource and record; whatever it raises ends the work.
+        body: Encoded message.
+        check: Function that is called for each resource and record, and stops the work if it raises.
 
     Raises:
         EncodingError: The bytes are not such a message.
@@ -284,18 +283,18 @@ def decode_events(body: bytes, check: Check = no_check) -> list[tuple[dict[str, 
 
 
 def _checked(items: Iterable[_Item], check: Check) -> Iterator[_Item]:
-    """The items, with a call of `check` before each."""
+    """Yield the items, and call `check` before each."""
     for item in items:
         check()
         yield item
 
 
 def attributes(pairs: Iterable[KeyValue]) -> dict[str, Attribute]:
-    """Attributes as a dictionary; the first of equal keys wins."""
-    found: dict[str, Attribute] = {}
+    """Convert attributes to a dictionary. The first of several equal keys wins."""
+    mapping: dict[str, Attribute] = {}
     for pair in pairs:
-        found.setdefault(pair.key, cast("Attribute", _value(pair.value)))
-    return found
+        mapping.setdefault(pair.key, cast("Attribute", _value(pair.value)))
+    return mapping
 
 
 def _parse(message: Message, body: bytes) -> None:
@@ -380,7 +379,7 @@ def _sum(
 
 
 def _gaps(metric: Metric, scope: Scope) -> Iterator[Gauge | Sum]:
-    """The points of a gauge or a sum that are flagged as having no recorded value, series by series; their values are NaN."""
+    """Points of a gauge or a sum with the flag "no recorded value", by series. Their values are NaN."""
     kind = metric.WhichOneof("data")
     if kind not in ("gauge", "sum"):
         return
@@ -388,11 +387,11 @@ def _gaps(metric: Metric, scope: Scope) -> Iterator[Gauge | Sum]:
     points = metric.gauge.data_points if kind == "gauge" else metric.sum.data_points
     flagged = [point for point in points if point.flags & _NO_RECORDED_VALUE]
     for group in _groups(flagged):
-        found, values = attributes(group[0].attributes), np.full(len(group), np.nan)
+        shared_attributes, values = attributes(group[0].attributes), np.full(len(group), np.nan)
         if kind == "gauge":
-            yield Gauge(metric.name, _times(group), values, attributes=found, **about)
+            yield Gauge(metric.name, _times(group), values, attributes=shared_attributes, **about)
         else:
-            yield _sum(metric, group, values, found, about)
+            yield _sum(metric, group, values, shared_attributes, about)
 
 
 def _histograms(metric: Metric, about: "_About") -> Iterator[Series]:
@@ -470,7 +469,7 @@ _AnyPoint = TypeVar("_AnyPoint", bound=_Point)
 def _by_attributes(
     points: Iterable[_AnyPoint], shape: Callable[[_AnyPoint], Hashable] = lambda point: None
 ) -> Iterable[list[_AnyPoint]]:
-    """Points with a value, grouped by attribute set and by whatever else their columns must agree in, in order of arrival."""
+    """Group points with a value by their attribute set and `shape`, in order of arrival."""
     return _groups((point for point in points if not point.flags & _NO_RECORDED_VALUE), shape)
 
 
@@ -487,20 +486,20 @@ def _groups(
 def _number_columns(
     points: Iterable[NumberDataPoint],
 ) -> Iterator[tuple[list[NumberDataPoint], NDArray[np.float64] | NDArray[np.int64], dict[str, Attribute]]]:
-    """Points by attribute set and kind of number: (points, values, attributes)."""
+    """Group number points by attribute set and type of value. Yields points, values and attributes."""
 
     def kind(point: NumberDataPoint) -> str | None:
         return point.WhichOneof("value")
 
     for group in _by_attributes(points, kind):
-        found = attributes(group[0].attributes)
+        shared_attributes = attributes(group[0].attributes)
         match kind(group[0]):
             case "as_int":
-                yield group, np.array([point.as_int for point in group], np.int64), found
+                yield group, np.array([point.as_int for point in group], np.int64), shared_attributes
             case "as_double":
-                yield group, np.array([point.as_double for point in group], np.float64), found
+                yield group, np.array([point.as_double for point in group], np.float64), shared_attributes
             case _:
-                continue  # neither a value nor the flag
+                continue  # without a value and without the flag
 
 
 def _times(points: Sequence[_Point]) -> NDArray[np.uint64]:
@@ -514,7 +513,7 @@ def _start_times(points: Sequence[_Point]) -> NDArray[np.uint64]:
 def _distribution(
     points: Sequence[HistogramDataPoint] | Sequence[ExponentialHistogramDataPoint],
 ) -> tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Counts, sums, minima and maxima."""
+    """Counts, sums, minima and maxima of the points."""
 
     def optional(name: Literal["sum", "min", "max"]) -> NDArray[np.float64]:
         return np.array([getattr(point, name) if point.HasField(name) else np.nan for point in points], np.float64)

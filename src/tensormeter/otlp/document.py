@@ -1,7 +1,7 @@
-r"""JSON documents from outside: the one place where JSON text comes in.
+r"""The parser of all JSON documents from outside.
 
-JSON allows what no other part can keep: half of a surrogate pair ("\ud800"), which has no encoding in UTF-8. A document with one
-is refused here, so nothing behind has to expect it. Blocks on nothing; safe on any thread.
+JSON permits text that UTF-8 cannot encode: half of a surrogate pair ("\ud800"). The parser refuses such documents, so no other code
+has to handle them. Does not block; safe on any thread.
 """
 
 import json
@@ -20,12 +20,12 @@ def parse_document(data: bytes | str, object_hook: Callable[[dict[str, Any]], An
     """Parse JSON.
 
     Args:
-        data: The document; bytes are UTF-8, with or without a byte order mark.
-        object_hook: Called with each object; its result replaces the object.
+        data: Document; bytes must be UTF-8, with or without a byte order mark.
+        object_hook: Function that is called with each object, and returns a replacement.
 
     Raises:
-        EncodingError: The data is not JSON, or cannot be kept: invalid UTF-8, half of a surrogate pair, a number of more than
-            4300 digits, or too many levels.
+        EncodingError: The data is not JSON, or contains invalid UTF-8, half of a surrogate pair, a number of more than 4300 digits,
+            or too many levels.
     """
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
@@ -33,10 +33,10 @@ def parse_document(data: bytes | str, object_hook: Callable[[dict[str, Any]], An
         if isinstance(data, str):
             data.encode()
         if _SURROGATE.search(text):
-            # Whole pairs have become one character by now; writing the document finds the halves.
+            # The parser has joined complete pairs to one character, so encoding the document detects the halves.
             json.dumps(document, ensure_ascii=False).encode()
         return document
     except UnicodeEncodeError:
-        raise EncodingError("not Unicode text: it has half of a surrogate pair (\\ud800 to \\udfff)") from None
+        raise EncodingError("not Unicode text: contains half of a surrogate pair (\\ud800 to \\udfff)") from None
     except (ValueError, RecursionError) as error:
         raise EncodingError(f"not JSON: {type(error).__name__}: {str(error)[:500]}") from None

@@ -1,10 +1,10 @@
-"""Counts the elements of an OTLP request on the wire, before any message is built.
+"""Limits on the number of elements of an OTLP request, counted on the wire before any message is built.
 
-A request of a few kilobytes can hold millions of empty messages, each of which costs far more than its two bytes. This module
-walks the protobuf wire format and stops at the first bound that is exceeded, so its own cost is bounded as well.
-Points of one layout, which `decode` reads in columns, count as columns: NumPy reads a million of them in a fraction of a second.
+A request of a few kilobytes can contain millions of empty messages, and each costs far more than its two bytes. This module walks the
+protobuf wire format and stops at the first exceeded limit, so its own cost is bounded as well. Points of one layout, which
+`decode` reads in columns, count as columns, because NumPy reads a million of them in a fraction of a second.
 
-Blocks on nothing and keeps no state; safe on any thread.
+Does not block and keeps no state; safe on any thread.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,15 +37,15 @@ MAX_ELEMENTS: Final[Mapping[str, int]] = {
 }
 """Maximum number of elements of each kind in one request.
 
-Points that follow another one of the same series and layout are read in columns, and each column counts as `COLUMN` separate points;
-every other point and distribution is one. Attributes, values, exemplars, texts, numbers and unknown fields count as fields.
+Points after the first one of the same series and layout are read in columns, and each column counts as `COLUMN` separate points.
+Every other point and distribution counts as one. Attributes, values, exemplars, texts, numbers and unknown fields count as fields.
 """
 
 COLUMN: Final = 3
-"""Separate points that a column counts as: storing and folding one costs about three times as much."""
+"""Separate points that a column counts as, because storing and compacting it costs about three times as much."""
 
 MAX_QUANTILES: Final = 10_000
-"""Quantiles of one summary. The store takes 65,536 bytes, a third of that; what reads them takes far more memory for each."""
+"""Maximum quantiles of one summary. The store accepts 65,536 bytes, a third of that, but reading them needs much more memory."""
 
 _KINDS: Final = {
     "ResourceMetrics": "resources",
@@ -60,7 +60,7 @@ _KINDS: Final = {
     "ValueAtQuantile": "buckets and quantiles",
     "LogRecord": "log records",
 }
-"""Kinds of messages; those of others count as fields only."""
+"""Kinds of messages. Messages of other kinds count only as fields."""
 
 _LEN: Final = 2
 _PACKED_VARINTS: Final = frozenset({FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_INT64,
@@ -75,21 +75,21 @@ _FIXED_SIZES: Final = {
 }
 _NO_POINTS: Final[Sequence[tuple[int, int]]] = ()
 _CONTINUED: Final = bytes(range(0x80, 0x100))
-"""Bytes of a varint that another one follows."""
+"""Bytes of a varint that are not its last."""
 
 
 class TooManyElementsError(EncodingError):
-    """The request holds more elements of one kind than the server takes; the message names the kind and the bound."""
+    """The request exceeds the limit of one kind of element. The message contains the kind and the limit."""
 
 
 @dataclass(eq=False)
 class _Type:
-    """A field's type, as far as it is needed to count.
+    """The type of a field, as needed for counting.
 
     Attributes:
         kind: Index in `_NAMES`, or -1.
         fields: Types of message fields and packed fields, by their whole tag.
-        packed: Bytes of one packed number; 1 for varints, 0 if the type is a message, -1 if it is text or binary.
+        packed: Bytes of one packed number; 1 for varints, 0 for messages, -1 for text and binary values.
         divided: Whether `decode` lists the fields of the message.
     """
 
@@ -120,29 +120,29 @@ _DIVIDED: Final = frozenset(
 
 
 def check_metrics(body: bytes, check: Check = no_check) -> None:
-    """Refuse an `ExportMetricsServiceRequest` that holds too much.
+    """Refuse an `ExportMetricsServiceRequest` that exceeds a limit.
 
     Args:
-        body: The message.
-        check: Called now and then; whatever it raises ends the walk.
+        body: Encoded message.
+        check: Function that is called at intervals, and stops the walk if it raises.
 
     Raises:
-        TooManyElementsError: There is more of something than `MAX_ELEMENTS` says.
+        TooManyElementsError: A kind of element exceeds its limit in `MAX_ELEMENTS`.
         EncodingError: The bytes are not a protobuf message.
     """
     _walk(body, ExportMetricsServiceRequest.DESCRIPTOR, check)
 
 
 def check_logs(body: bytes, check: Check = no_check) -> None:
-    """Refuse an `ExportLogsServiceRequest` that holds too much; arguments and errors as for `check_metrics`."""
+    """Refuse an `ExportLogsServiceRequest` that exceeds a limit. Arguments and errors are those of `check_metrics`."""
     _walk(body, ExportLogsServiceRequest.DESCRIPTOR, check)
 
 
 @cache
 def _type_of(descriptor: Descriptor) -> _Type:
-    found = _message_type(descriptor)
-    _fill(found, descriptor, {descriptor.full_name: found})
-    return found
+    root = _message_type(descriptor)
+    _fill(root, descriptor, {descriptor.full_name: root})
+    return root
 
 
 def _message_type(descriptor: Descriptor) -> _Type:
@@ -175,11 +175,11 @@ def _walk(body: bytes, root: Descriptor, check: Check) -> None:
     try:
         _Walk(body, root, check).run()
     except IndexError:
-        raise EncodingError(f"not a protobuf {root.name}: it ends in the middle of a field") from None
+        raise EncodingError(f"not a protobuf {root.name}: it ends within a field") from None
 
 
 class _Walk:
-    """One walk over one request."""
+    """A walk over one request."""
 
     def __init__(self, body: bytes, root: Descriptor, check: Check) -> None:
         self._body = body
@@ -190,7 +190,7 @@ class _Walk:
         self._counts = [0] * len(_NAMES)
 
     def run(self) -> None:
-        """Walk; raises what `check_metrics` raises, or IndexError where the body ends early."""
+        """Count the elements. Raises as `check_metrics` does, and IndexError if the body ends within a field."""
         body, counts, metric = self._body, self._counts, self._metric
         most = [MAX_ELEMENTS[name] for name in _NAMES]
         most_fields = most[_FIELDS]
@@ -202,7 +202,7 @@ class _Walk:
         while True:
             if at >= end:
                 if at > end:
-                    raise self._malformed("a message ends in the middle of a field")
+                    raise self._malformed("a message ends within a field")
                 if not outer:
                     return
                 at, end, kind = outer.pop()
@@ -228,7 +228,7 @@ class _Walk:
                     size, at = self._long_varint(at - 1)
                 after = at + size
                 if after > end:
-                    raise self._malformed("a field is longer than what holds it")
+                    raise self._malformed("a field is longer than its message")
                 child = kind.fields.get(tag)
                 if child is None:
                     at = after
@@ -244,7 +244,7 @@ class _Walk:
                         quantiles += 1
                         if quantiles > MAX_QUANTILES:
                             raise TooManyElementsError(
-                                f"a summary holds more than {MAX_QUANTILES} quantiles; send fewer of them"
+                                f"a summary has more than {MAX_QUANTILES} quantiles; send fewer quantiles"
                             )
                 if index >= 0 and counts[index] > most[index]:
                     raise _too_many(index)
@@ -255,7 +255,7 @@ class _Walk:
                 kind, end = child, after
                 if child is metric:
                     column, firsts = self._columns(at, end)
-                elif at == column:  # of points that are alike the first one speaks for all
+                elif at == column:  # only the first of equal points is examined
                     outer += ((first, last, child) for first, last in firsts)
                     counts[_POINTS] += (COLUMN - 1) * len(firsts)
                     if counts[_POINTS] > most[_POINTS]:
@@ -270,11 +270,11 @@ class _Walk:
                 at += 8
             elif wire == 5:
                 at += 4
-            else:  # groups, which OTLP has none of
+            else:  # groups, which OTLP does not use
                 raise self._malformed(f"a field has the wire type {wire}")
 
     def _columns(self, begin: int, end: int) -> tuple[int, Sequence[tuple[int, int]]]:
-        """Where the points of a metric begin if `decode` reads them in columns, else -1, and where each column's first one is."""
+        """Offset of a metric's points if `decode` reads them in columns, else -1; and the offsets of each column's first point."""
         fixed = find_fixed_points(self._view, Field(0, _LEN, begin, begin, end))
         if fixed is None:
             return -1, _NO_POINTS
@@ -303,14 +303,14 @@ class _Walk:
 
 
 def _metric_type(root: Descriptor) -> _Type | None:
-    """The type of `Metric` below a root; None where there is none."""
+    """The type of `Metric` below a root; None if the root contains no metrics."""
     waiting = [_type_of(root)]
     seen: list[_Type] = []
     while waiting:
         kind = waiting.pop()
         if kind.kind == _NAMES.index("metrics"):
             return kind
-        if all(kind is not one for one in seen):
+        if all(kind is not other for other in seen):
             seen.append(kind)
             waiting += kind.fields.values()
     return None
@@ -322,4 +322,4 @@ def _length(number: int) -> bytes:
 
 def _too_many(index: int) -> TooManyElementsError:
     name = _NAMES[index]
-    return TooManyElementsError(f"the request holds more than {MAX_ELEMENTS[name]} {name}; send smaller batches")
+    return TooManyElementsError(f"the request has more than {MAX_ELEMENTS[name]} {name}; send smaller batches")

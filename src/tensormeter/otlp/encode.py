@@ -1,9 +1,8 @@
-"""Columns to OTLP protobuf.
+"""Encodes columns as OTLP protobuf.
 
-Number data points have a fixed layout, so NumPy writes them all at once: 15 ns a point, where message objects take 650 ns.
-Everything around them (resource, scope, metric headers), and histograms, of which there are few, go through
-`opentelemetry-proto`.
-The bytes are those that protobuf itself would write (protobuf encoding specification, fields in ascending order).
+Number data points have a fixed layout, so NumPy writes all of them at once: 15 ns per point, compared with 650 ns for message
+objects. `opentelemetry-proto` encodes the rest: resources, scopes, metric headers, and histograms, which are few. The bytes are
+the same as protobuf's (protobuf encoding specification, fields in ascending order).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -59,7 +58,7 @@ _METRIC_SUM = 7 << 3 | 2
 _METRIC_HISTOGRAM = 9 << 3 | 2
 _METRIC_EXPONENTIAL_HISTOGRAM = 10 << 3 | 2
 _METRIC_SUMMARY = 11 << 3 | 2
-_DATA_POINTS = 1 << 3 | 2  # in all five
+_DATA_POINTS = 1 << 3 | 2  # the same in all five kinds
 _DATA_TEMPORALITY = 2 << 3
 _POINT_START_TIME = 2 << 3 | 1
 _POINT_TIME = 3 << 3 | 1
@@ -70,14 +69,14 @@ _POINT_AS_INT = 6 << 3 | 1
 def encode_metrics(batches: Iterable[Batch]) -> bytes:
     """Encode batches as one `ExportMetricsServiceRequest`.
 
-    Series of one scope share a scope message, and those of one metric a metric message, where they are neighbours.
-    A time of 0 (1970, unset in OTLP) is not supported.
+    Adjacent series of one scope share a scope message, and adjacent series of one metric share a metric message. A time of 0 (1970,
+    "unset" in OTLP) is not supported.
     """
     return b"".join(_delimited(_REQUEST_RESOURCE_METRICS, _resource_metrics(batch)) for batch in batches)
 
 
 def encode_events(resource: Mapping[str, Attribute], events: Sequence[Event]) -> bytes:
-    """Encode events of one resource as one `ExportLogsServiceRequest`. Those of one scope share it where they are neighbours."""
+    """Encode events of one resource as one `ExportLogsServiceRequest`. Adjacent events of one scope share a scope message."""
     scope_logs = [
         ScopeLogs(scope=_scope(scope), log_records=map(_record, group), schema_url=_text(scope.schema_url))
         for scope, group in groupby(events, lambda event: event.scope)
@@ -87,12 +86,12 @@ def encode_events(resource: Mapping[str, Attribute], events: Sequence[Event]) ->
 
 
 def encode_points(series: Series) -> list[bytes]:
-    """The data points of histograms or a summary, each as a message of its own: `HistogramDataPoint` and its like."""
+    """Encode each data point of a histogram or summary as a separate message, such as `HistogramDataPoint`."""
     return [point.SerializeToString() for point in _distribution_points(series)]
 
 
 def any_value(value: Value) -> AnyValue:
-    """One OTLP value. Integers outside 64 bits become strings, as does anything OTLP has no type for."""
+    """Convert a value to OTLP. Integers outside 64 bits, and values of types that OTLP does not have, become strings."""
     match value:
         case None:
             return AnyValue()
@@ -119,7 +118,7 @@ def _key_values(attributes: Mapping[str, Value]) -> list[KeyValue]:
 
 
 def _text(text: str) -> str:
-    """Values that are not Unicode text (from file names and the environment) cannot be sent: `?` replaces what is not."""
+    """Replace characters that Unicode cannot encode by `?`. They occur in file names and in the environment."""
     return text.encode(errors="replace").decode()
 
 
@@ -166,7 +165,7 @@ def _scope_metrics(scope: Scope, series: Iterable[Series]) -> bytes:
 
 
 def _metric(series: Series) -> tuple[bytes, int, bytes]:
-    """What a metric's message has before its data, the tag of its data, and what follows the data's points."""
+    """Encode a metric without its points: its header, the tag of its data, and the fields after the points."""
     header = Metric(name=as_unicode(series.name), description=_text(series.description), unit=_text(series.unit))
     match series:
         case Gauge():

@@ -1,8 +1,7 @@
-"""Number data points of one fixed layout, read by NumPy all at once.
+"""Fast decoding of number data points with one fixed layout: NumPy reads all of them at once.
 
-A sender that writes many points of one series, as ours does, repeats the same bytes with other numbers in them. Whether it did
-is checked, not assumed: every byte but those of times and values must be the same in all points. What is not of this form is
-for protobuf itself.
+Senders that write many points of one series, as tensormeter does, repeat the same bytes with other numbers in them. The module
+verifies this: all bytes except those of times and values must be the same in all points. protobuf reads points of other layouts.
 """
 
 from collections.abc import Mapping
@@ -29,21 +28,21 @@ _TAG_DOUBLE: Final = _AS_DOUBLE << 3 | _I64
 _TAG_INT: Final = _AS_INT << 3 | _I64
 
 _MIN_POINTS: Final = 4
-"""Fewer are read as quickly by protobuf."""
+"""Minimum number of points; protobuf reads fewer points as quickly."""
 
 _MAX_POINT_BYTES: Final = 1 << 16
-"""Larger points have more attributes than a store takes, and an index of their bytes would take eight times their memory."""
+"""Maximum bytes of a point. An index of a larger one would need eight times its memory, and no store accepts as many attributes."""
 
 _MANY_FIELDS: Final = 1000
-"""Fields of one point that is left to protobuf."""
+"""Maximum fields of a point; protobuf reads points with more."""
 
 _BLOCK_BYTES: Final = 1 << 20
-"""Bytes that are compared at once."""
+"""Maximum bytes that are compared at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field of a message: its number, its wire type, and where its tag begins, its content begins, and it ends."""
+    """A field of a message: its number and wire type, and the offsets of its tag, its content and its end."""
 
     number: int
     wire: int
@@ -57,11 +56,11 @@ class FixedPoints:
     """Columns of n points.
 
     Attributes:
-        first: The first point, as a message: its attributes are those of all.
-        times: uint64, shape (n,).
-        start_times: uint64, shape (n,).
-        words: The values' bits, int64, shape (n,).
-        integers: bool, shape (n,).
+        first: Encoded first point, whose attributes apply to all points.
+        times: Time of each point, uint64, shape (n,).
+        start_times: Start time of each point, uint64, shape (n,).
+        words: Bits of each value, int64, shape (n,).
+        integers: Whether each value is an integer, bool, shape (n,).
     """
 
     first: bytes
@@ -72,10 +71,10 @@ class FixedPoints:
 
 
 def iterate_fields(body: memoryview, begin: int, end: int, most: int | None = None) -> list[Field] | None:
-    """The fields of a message that lies between two offsets.
+    """List the fields of a message between two offsets.
 
     Returns:
-        None if it is no message, or one that is better left to protobuf: there are groups in it, or more than `most` fields.
+        Fields in order; None if the bytes are not a message, or one that protobuf should read: with groups, or more than `most` fields.
     """
     fields: list[Field] = []
     at = begin
@@ -107,7 +106,7 @@ def iterate_fields(body: memoryview, begin: int, end: int, most: int | None = No
 
 
 def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> FixedPoints | None:
-    """Points that follow each other between two offsets, each under `tag` (of one byte); None if they are not alike."""
+    """Read consecutive points between two offsets, each under `tag` (of one byte); None if their layouts differ."""
     if begin >= end or body[begin] != tag:
         return None
     length, content = _varint(body, begin + 1, end)
@@ -138,19 +137,19 @@ def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> Fixed
 
 
 def changing_bytes(body: memoryview, begin: int, size: int) -> NDArray[np.bool_] | None:
-    """Which bytes of a point hold its times, its value, and the value's tag; None if it is one that protobuf must read.
+    """A mask of a point's bytes that hold its times, its value, and the value's tag; None if protobuf must read the point.
 
     Args:
-        body: What the point is in.
+        body: Bytes that contain the point.
         begin: Offset of the point's tag.
-        size: Bytes of the point, tag and length included.
+        size: Bytes of the point, including its tag and length.
     """
     offsets = _offsets(body, begin, size)
     return None if offsets is None else _changing(offsets, size)
 
 
 def _offsets(body: memoryview, begin: int, size: int) -> dict[int, int] | None:
-    """Offsets of times and value in a point by field number (`_AS_DOUBLE` for any value); None as for `changing_bytes`."""
+    """Offsets of a point's times and value by field number (`_AS_DOUBLE` for any value); None as for `changing_bytes`."""
     if size > _MAX_POINT_BYTES:
         return None
     _, content = _varint(body, begin + 1, begin + size)
@@ -164,7 +163,7 @@ def _offsets(body: memoryview, begin: int, size: int) -> dict[int, int] | None:
             if name in offsets or field.content - field.begin != 1:
                 return None
             offsets[name] = field.content - begin
-        elif field.number != _ATTRIBUTES:  # flags and exemplars differ between points where they matter
+        elif field.number != _ATTRIBUTES:  # flags and exemplars differ between points
             return None
     return offsets if _TIME in offsets and _AS_DOUBLE in offsets else None
 
@@ -182,7 +181,7 @@ def _words(table: NDArray[np.uint8], offset: int) -> NDArray[np.int64]:
 
 
 def _varint(body: memoryview, at: int, end: int) -> tuple[int, int]:
-    """(value, offset after it); the offset is -1 if there is none."""
+    """Decode a varint. Returns its value and the offset after it; the offset is -1 if there is no varint."""
     value = shift = 0
     while at < end and shift < 64:
         byte = body[at]

@@ -1,8 +1,7 @@
-"""OTLP in JSON, as in the OTLP file format: a line holds one export request.
+"""OTLP in JSON lines (the OTLP file format): one export request per line.
 
-protobuf's own JSON mapping does the work; OTLP differs from it in two things: trace and span ids are hexadecimal, and
-enumerations are numbers (OTLP specification, "JSON Protobuf Encoding").
-Blocks on nothing; safe on any thread.
+The module uses protobuf's JSON mapping. OTLP differs from it in two ways: trace and span ids are hexadecimal, and enumerations are
+numbers (OTLP specification, "JSON Protobuf Encoding"). Does not block; safe on any thread.
 """
 
 import base64
@@ -28,10 +27,10 @@ _IDS: Final = frozenset({"traceId", "spanId", "parentSpanId"})
 
 
 def encode_line(signal: Signal, body: bytes) -> bytes:
-    """An export request in protobuf as one line of JSON, with the line's end. The same bytes for the same request.
+    """Convert a protobuf export request to one line of JSON, including the line break. The result is deterministic.
 
     Raises:
-        EncodingError: The bytes are not such a request.
+        EncodingError: The bytes are not a request of this signal.
     """
     message = _MESSAGES[signal]()
     try:
@@ -44,13 +43,13 @@ def encode_line(signal: Signal, body: bytes) -> bytes:
 
 
 def decode_line(line: bytes) -> tuple[Signal, bytes, int]:
-    """One line of the OTLP file format as an export request.
+    """Convert one line of the OTLP file format to a protobuf export request.
 
     Returns:
-        Which request it is, its protobuf bytes, and how many data points or log records are in it.
+        Signal of the request, its protobuf bytes, and its number of data points or log records.
 
     Raises:
-        EncodingError: The line is not OTLP, or is of another signal.
+        EncodingError: The line is not OTLP, or has another signal.
     """
     document = parse_document(line)
     if not isinstance(document, dict) or (signal := _signal(document)) is None:
@@ -81,7 +80,7 @@ def _items(message: ExportMetricsServiceRequest | ExportLogsServiceRequest) -> i
 
 
 def _change_ids(document: Any, change: Callable[[str], str]) -> None:
-    """Change every id in place. Attributes are lists of keys and values, so no attribute's name is ever a key here."""
+    """Convert all ids in place. Attributes are lists of key-value pairs, so their names never occur as keys here."""
     if isinstance(document, dict):
         for key, value in document.items():
             if key in _IDS and isinstance(value, str):

@@ -1,16 +1,16 @@
-"""Tables, images, texts and alerts: what travels as OTLP log records beside the metrics.
+"""Tables, images, texts and alerts, which are sent as OTLP log records.
 
-A log record is not a time series, so here the step may be an attribute; on a metric it never is.
+A log record is not a time series, so its step may be an attribute. On a metric the step is never an attribute.
 
 | event name | body | attributes |
 |---|---|---|
 | `tensormeter.table` | `columns`: names; `rows`: lists of scalars and bodies of images | `tensormeter.key`, `tensormeter.step` |
-| `tensormeter.image` | `data`: bytes; `content_type`; `width`, `height` in pixels; `caption` | the same |
-| `tensormeter.text` | `text`; `content_type` | the same |
+| `tensormeter.image` | `data`: bytes; `content_type`; `width`, `height` in pixels; `caption` | as for tables |
+| `tensormeter.text` | `text`; `content_type` | as for tables |
 | `tensormeter.alert` | `title`; `text`; `level`: `INFO`, `WARN` or `ERROR` | `tensormeter.step` |
 
-`tensormeter.run.start` (`config`) and `tensormeter.run.end` (`state`) travel in the same way.
-`tensormeter.conventions.limits` says how large each may be.
+`tensormeter.run.start` (`config`) and `tensormeter.run.end` (`state`) are sent in the same way. `tensormeter.conventions.limits` has
+the size limits.
 """
 
 from collections.abc import Sequence
@@ -24,18 +24,16 @@ from tensormeter.otlp.batch import STEP_METRIC, Attribute, Event, Value
 
 __all__ = ["ALERT_LEVELS", "Alert", "Image", "Media", "Table", "Text", "TooLargeError", "media_of"]
 
-"""Attribute with the name under which something was logged."""
-
 ALERT_LEVELS: Final = ("INFO", "WARN", "ERROR")
 
 Scalar = None | bool | int | float | str
 
 
 class TooLargeError(EncodingError):
-    """The item is over its limit; the message names its key, size and limit.
+    """The item exceeds its limit. The message contains its key, size and limit.
 
     Attributes:
-        kind: What it is: `image`, `table`, `text` or `alert`.
+        kind: Kind of the item: `image`, `table`, `text` or `alert`.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -45,16 +43,16 @@ class TooLargeError(EncodingError):
 
 @dataclass(frozen=True)
 class _Media:
-    """What all four have in common: fields are the keys of the body, but for `key`."""
+    """Base class of the four kinds. All fields except `key` are keys of the record's body."""
 
     EVENT: ClassVar[str]
 
     def event(self, time: int, step: int | None) -> Event:
-        """The log record.
+        """Convert the item to a log record.
 
         Args:
             time: Nanoseconds since the Unix epoch.
-            step: Of the training loop, if there is one.
+            step: Step of the training loop, or None.
         """
         body = self._body()
         attributes: dict[str, Attribute] = {} if step is None else {STEP_METRIC: step}
@@ -63,16 +61,16 @@ class _Media:
         return Event(self.EVENT, time, body, attributes)
 
     def _body(self) -> dict[str, Value]:
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True)
 class Image(_Media):
-    """A picture in an encoded form, such as PNG. As text it is its caption.
+    """An encoded image, such as PNG. Its text representation is its caption.
 
     Raises:
-        TooLargeError: It is larger than `limits.IMAGE_BYTES`.
-        EncodingError: It is of no type of image.
+        TooLargeError: The image is larger than `limits.IMAGE_BYTES`.
+        EncodingError: The content type is not that of an image.
     """
 
     EVENT: ClassVar = IMAGE_EVENT
@@ -96,12 +94,12 @@ class Image(_Media):
 
 @dataclass(frozen=True)
 class Table(_Media):
-    """Rows under named columns. The images in its cells have no key of their own: theirs is "".
+    """Rows with named columns. Images in its cells have the key "".
 
     Raises:
-        TooLargeError: There are more cells and rows than `limits.TABLE_CELLS`, or its images are larger than
-            `limits.IMAGE_BYTES` together.
-        EncodingError: A row is of another length than the header.
+        TooLargeError: The number of cells and rows together exceeds `limits.TABLE_CELLS`, or the images together exceed
+            `limits.IMAGE_BYTES`.
+        EncodingError: A row and the header differ in length.
     """
 
     EVENT: ClassVar = TABLE_EVENT
@@ -113,17 +111,17 @@ class Table(_Media):
         for number, row in enumerate(self.rows):
             if len(row) != len(self.columns):
                 raise EncodingError(
-                    f"table {self.key!r}: expected {len(self.columns)} cells in each row, got {len(row)} in row {number}",
+                    f"table {self.key!r}: row {number} has {len(row)} cells; expected {len(self.columns)}, one per column",
                 )
         if len(self.rows) * (len(self.columns) + 1) > TABLE_CELLS:
             raise TooLargeError(
                 "table",
-                f"table {self.key!r}: expected at most {TABLE_CELLS} cells and rows together, got {len(self.rows)} rows of "
-                f"{len(self.columns)} cells: log it in parts",
+                f"table {self.key!r}: {len(self.rows)} rows of {len(self.columns)} cells exceed the limit of {TABLE_CELLS} cells and "
+                "rows together; log the table in parts",
             )
         size = sum(len(cell.data) for row in self.rows for cell in row if isinstance(cell, Image))
         _check_size(
-            "table", self.key, size, IMAGE_BYTES, "log it in parts, or smaller images", part="'s images together"
+            "table", self.key, size, IMAGE_BYTES, "log it in parts, or with smaller images", part="'s images together"
         )
 
     def _body(self) -> dict[str, Value]:
@@ -136,7 +134,7 @@ class Text(_Media):
     """A text, plain or in Markdown.
 
     Raises:
-        TooLargeError: It has more characters than `limits.TEXT_BYTES`.
+        TooLargeError: The text has more characters than `limits.TEXT_BYTES`.
     """
 
     EVENT: ClassVar = TEXT_EVENT
@@ -150,10 +148,10 @@ class Text(_Media):
 
 @dataclass(frozen=True)
 class Alert(_Media):
-    """Something a person should look at.
+    """A message that needs a person's attention.
 
     Raises:
-        TooLargeError: The text has more than `limits.ALERT_CHARACTERS`.
+        TooLargeError: The text has more characters than `limits.ALERT_CHARACTERS`.
         EncodingError: The level is unknown.
     """
 
@@ -165,7 +163,9 @@ class Alert(_Media):
     def __post_init__(self) -> None:
         if len(self.text) > ALERT_CHARACTERS:
             raise TooLargeError(
-                "alert", f"alert {self.title[:100]!r}: expected at most {ALERT_CHARACTERS} characters of text"
+                "alert",
+                f"alert {self.title[:100]!r}: the text has {len(self.text)} characters, but the limit is {ALERT_CHARACTERS}; "
+                "shorten it",
             )
         if self.level not in ALERT_LEVELS:
             raise EncodingError(
@@ -179,39 +179,39 @@ _KINDS: Final[dict[str, type[Media]]] = {kind.EVENT: kind for kind in (Table, Im
 
 
 def media_of(event: Event) -> tuple[Media, int | None] | None:
-    """What an event carries, and its step; None if it is another event.
+    """The item in an event, and its step; None if the event is not of these kinds.
 
     Raises:
-        EncodingError: It has such a name, and another shape.
+        EncodingError: The event has the name of such a kind, but an invalid body.
     """
     kind = _KINDS.get(event.name)
     if kind is None:
         return None
     body: dict[str, Any] = dict(cast("dict[str, Any]", event.body)) if isinstance(event.body, dict) else {}
-    known = {one.name for one in fields(kind)}
-    if MEDIA_KEY in event.attributes and "key" in known:
+    names = {field.name for field in fields(kind)}
+    if MEDIA_KEY in event.attributes and "key" in names:
         body["key"] = event.attributes[MEDIA_KEY]
     step = event.attributes.get(STEP_METRIC)
     try:
         if kind is Table:
             body["rows"] = [[_image_in(cell) for cell in row] for row in body.get("rows", ())]
-        media = kind(**{name: value for name, value in body.items() if name in known})
+        media = kind(**{name: value for name, value in body.items() if name in names})
     except (TypeError, AttributeError) as error:
         raise EncodingError(f"{event.name}: {error}") from None
     return media, step if isinstance(step, int) else None
 
 
 def _bare(image: Image) -> dict[str, Value]:
-    """An image in a cell, which has the table's key."""
+    """The body of an image in a cell, without a key, because it has the table's key."""
     return {name: value for name, value in image._body().items() if name != "key"}
 
 
 def _image_in(cell: Any) -> Any:
-    """The image that a cell holds, or the cell as it is."""
+    """Convert a cell to an image if it contains one; else return the cell as it is."""
     if not isinstance(cell, dict) or not isinstance(cell.get("data"), bytes):
         return cell
-    known = {one.name for one in fields(Image)} - {"key"}
-    return Image("", **{name: value for name, value in cell.items() if name in known})
+    names = {field.name for field in fields(Image)} - {"key"}
+    return Image("", **{name: value for name, value in cell.items() if name in names})
 
 
 def _check_size(kind: str, key: str, size: int, limit: int, advice: str, *, part: str = "") -> None:

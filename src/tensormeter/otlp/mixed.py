@@ -1,7 +1,7 @@
-"""Number data points of several series in one metric, sorted into series and read by NumPy.
+"""Fast decoding of number data points of several series in one metric: they are grouped by series, then read by NumPy.
 
-Points of one series differ in times and values only. Here they are found by the bytes that do not change, in whatever order the
-points come. `fixed` then reads the points of each series, and checks that they are alike, so nothing here has to be exact.
+Points of one series differ only in times and values. This module groups points by their unchanging bytes, in any order of
+arrival. `fixed` then reads each group, and verifies that its points have the same layout, so the grouping need not be exact.
 """
 
 import secrets
@@ -16,23 +16,23 @@ from tensormeter.otlp.fixed import FixedPoints, changing_bytes, read_fixed_point
 __all__ = ["read_mixed_points"]
 
 _SMALLEST: Final = 20
-"""Bytes of a point with a time and a value, its tag and length included."""
+"""Minimum bytes of a point with a time and a value, including its tag and length."""
 
 _SIZES: Final = 100
-"""Different sizes of points: what differs in more is no number in a few attributes."""
+"""Maximum number of different sizes of points. Number points of few series have fewer."""
 
 _BLOCK_NUMBERS: Final = 1 << 20
-"""Numbers in an index that gathers bytes: each takes eight bytes itself."""
+"""Maximum numbers in an index array, which takes eight bytes per number."""
 
 _MIXERS: Final = np.frombuffer(secrets.token_bytes(8 << 12), np.uint64) | np.uint64(1)
-"""Random odd factors, for a sum that nobody can make equal for different points; larger points are left to protobuf."""
+"""Random odd factors, so that senders cannot create different points with equal sums. protobuf reads larger points."""
 
 
 def read_mixed_points(body: memoryview, begin: int, end: int, tag: int) -> list[tuple[int, FixedPoints]] | None:
-    """Points that follow each other between two offsets, each under `tag` (of one byte).
+    """Read consecutive points between two offsets, each under `tag` (of one byte).
 
     Returns:
-        For each series the offset of its first point, and its points in order; None if they are better left to protobuf.
+        For each series the offset of its first point, and its points in order; None if protobuf should read the points.
     """
     starts = _starts(body, begin, end, tag)
     if starts is None:
@@ -41,7 +41,7 @@ def read_mixed_points(body: memoryview, begin: int, end: int, tag: int) -> list[
     different = np.unique(sizes)
     if len(different) > _SIZES or different[-1] > len(_MIXERS):
         return None
-    found: list[tuple[int, FixedPoints]] = []
+    groups: list[tuple[int, FixedPoints]] = []
     for size in different.tolist():
         rows = starts[sizes == size]
         changing = changing_bytes(body, int(rows[0]), size)
@@ -57,12 +57,12 @@ def read_mixed_points(body: memoryview, begin: int, end: int, tag: int) -> list[
             points = read_fixed_points(table, first * size, last * size, tag)
             if points is None:
                 return None
-            found.append((int(rows[order[first]]), points))
-    return sorted(found, key=lambda group: group[0])
+            groups.append((int(rows[order[first]]), points))
+    return sorted(groups, key=lambda group: group[0])
 
 
 def _starts(body: memoryview, begin: int, end: int, tag: int) -> NDArray[np.int64] | None:
-    """Where each point begins."""
+    """Offset of each point; None if a point is too small, too large or under another tag."""
     starts = array("q")
     at = begin
     while at < end:
@@ -82,22 +82,22 @@ def _starts(body: memoryview, begin: int, end: int, tag: int) -> NDArray[np.int6
 
 
 def _sums(body: memoryview, rows: NDArray[np.int64], columns: NDArray[np.intp]) -> NDArray[np.uint64]:
-    """A sum of the bytes of each row in these columns: equal where they are, and nearly always different where they are not."""
+    """A sum over these columns of each row: the same for equal bytes, and almost always different for different ones."""
     data = np.frombuffer(body, np.uint8)
     sums = np.empty(len(rows), np.uint64)
     step = max(_BLOCK_NUMBERS // max(len(columns), 1), 1)
     for row in range(0, len(rows), step):
-        # Products and sums wrap around, which does no harm.
+        # Products and sums wrap around, which is harmless.
         sums[row : row + step] = data[rows[row : row + step, None] + columns].astype(np.uint64) @ _MIXERS[columns]
     return sums
 
 
 def _table(body: memoryview, rows: NDArray[np.int64], size: int) -> bytearray:
-    """The rows, one after another."""
+    """Copy the rows to a contiguous table."""
     data = np.frombuffer(body, np.uint8)
-    gathered = bytearray(len(rows) * size)
-    table = np.frombuffer(gathered, np.uint8).reshape(-1, size)
+    buffer = bytearray(len(rows) * size)
+    table = np.frombuffer(buffer, np.uint8).reshape(-1, size)
     step = max(_BLOCK_NUMBERS // size, 1)
     for row in range(0, len(rows), step):
         table[row : row + step] = data[rows[row : row + step, None] + np.arange(size)]
-    return gathered
+    return buffer

@@ -1,4 +1,4 @@
-"""The severity with which tensormeter's own log records are sent: log stores sort and filter by it."""
+"""Severity of tensormeter's own log records, which log stores use to sort and filter."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -9,15 +9,15 @@ from tensormeter.otlp.batch import Event
 __all__ = ["severity_of"]
 
 _NUMBERS: Final = {"INFO": 9, "WARN": 13, "ERROR": 17}
-"""The first of each of OTLP's ranges."""
+"""The lowest number of each of OTLP's ranges."""
 
 _BAD_ENDS: Final = ("failed", "crashed")
 
 
 def severity_of(event: Event) -> tuple[int, str]:
-    """Number and text of an event's severity: its own, or else what its content implies.
+    """Number and text of an event's severity: the event's own, else one that follows from its content.
 
-    An alert has the severity of its level. A run that failed or crashed ends with ERROR. Everything else is INFO.
+    An alert has the severity of its level. The end of a run that failed or crashed is an ERROR. Everything else is INFO.
     """
     if event.severity_number or event.severity_text:
         return event.severity_number, event.severity_text
