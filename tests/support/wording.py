@@ -28,8 +28,6 @@ NOT_YET = {
     "benchmarks",
     "benchmarks/RESULTS.md",
     "docs/sensors.md",
-    "src/tensormeter/redaction",
-    "src/tensormeter/resource",
     "src/tensormeter/sensors",
     "src/tensormeter/sensors/gpu",
     "src/tensormeter/sensors/host",

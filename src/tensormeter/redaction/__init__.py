@@ -1,7 +1,7 @@
-"""Secrets in what is recorded: found by their names and by their form, and replaced by `***`.
+"""Redaction of secrets in recorded data: they are recognized by name and by form, and replaced by `***`.
 
-The rule applies to command lines, configurations, resource attributes and addresses. `names` judges names, `values` judges the form of
-a text. Numbers are left alone, except whole numbers that are named like a password.
+Redaction applies to command lines, configurations, resource attributes and addresses. `names` examines names, and `values` examines
+the form of a text. Numbers are kept, except integers whose name is that of a password.
 """
 
 from tensormeter.redaction.addresses import mask_address, mask_addresses, strip_address

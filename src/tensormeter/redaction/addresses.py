@@ -1,7 +1,7 @@
-"""Mask the secrets of an address: user and password, parameters, and the paths of webhooks.
+"""Redaction of addresses: user and password, parameters, and paths of webhooks.
 
-Addresses are URLs, connection strings (`postgresql://...`, `Server=...;Password=...` is text), and what git and ssh take
-(`user@host:path`). They need not be valid: passwords are often written with `@`, `/` or `#` in them.
+Addresses are URLs, connection strings such as `postgresql://...`, and the forms of git and ssh (`user@host:path`). Strings such as
+`Server=...;Password=...` are treated as text. Addresses need not be valid: passwords often contain `@`, `/` or `#`.
 """
 
 import re
@@ -18,7 +18,7 @@ _IN_TEXT: Final = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{0,40}:/
 _SHORT: Final = re.compile(
     r"(?P<user>[^\s/]+)@(?P<host>\[[0-9a-fA-F:.]{1,64}\]|[\w.-]{1,253})(?P<rest>(?:[:/].*)?)", re.DOTALL
 )
-"""`user@host:path`, as scp takes it, and connection strings without a scheme."""
+"""`user@host:path`, as for scp, and connection strings without a scheme."""
 
 _NO_USER: Final = re.compile(r"(?i:mailto|sips?|acct|xmpp|npm|sha\d+):.*|.*[(\[{=].*", re.DOTALL)
 _NO_HOST: Final = re.compile(r"sha\d+|md5|latest|main|master|HEAD|\d+(\.\d+){0,2}")
@@ -33,17 +33,17 @@ _PARAMETERS: Final = frozenset((
     *("session_id", "jsessionid", "phpsessid", "awsaccesskeyid", "googleaccessid", "subscription-key"),
     *("x-amz-signature", "x-amz-credential", "x-amz-security-token", "x-goog-signature", "x-goog-credential"),
 ))  # fmt: skip
-"""Names of parameters that hold secrets in an address, and not elsewhere."""
+"""Names of parameters that are secrets only in addresses."""
 
 _DEEPEST: Final = 3
-"""Levels of addresses within parameters of addresses that are searched; deeper ones are masked whole."""
+"""Maximum depth of addresses within parameters of addresses that are searched; deeper ones are masked completely."""
 
 _HOOK_HOST: Final = re.compile(r"(.*\.)?(web)?hooks?(-\w+)?\..*", re.IGNORECASE)
 _TOKEN_SCHEMES: Final = re.compile(
     r"(slack|discord|tgram|telegram|msteams|teams|pover|pushover|pbul|gotifys?|ntfys?|mmosts?|rockets?|pagerduty|ifttt|matrixs?)://",
     re.IGNORECASE,
 )
-"""Addresses of Apprise and shoutrrr, which are made of tokens."""
+"""Schemes of Apprise and shoutrrr, whose addresses consist of tokens."""
 
 _ORACLE: Final = re.compile(r"(?P<kept>jdbc:oracle:\w+:)[^/@\s]+/\S+@")
 _HOOK_PATH: Final = re.compile(
@@ -57,11 +57,11 @@ _PING_HOSTS: Final = frozenset((
     *("hc-ping.com", "nosnch.in", "api.day.app", "sctapi.ftqq.com", "sc.ftqq.com", "xizhi.qqoq.net", "cronitor.link"),
     "heartbeat.uptimerobot.com",
 ))  # fmt: skip
-"""Services of which a path is all that one needs to send a message."""
+"""Services whose path alone is enough to send a message."""
 
 
 def mask_addresses(text: str) -> str:
-    """Mask the secrets of every address in a text."""
+    """Mask the secrets of all addresses in a text."""
     stripped = text.strip()
     if stripped.startswith("?"):
         return _mask_parameters(text, 0)
@@ -71,14 +71,14 @@ def mask_addresses(text: str) -> str:
         and not re.search(r"\s\w+://", stripped)
     ):
         return text.replace(stripped, mask_address(stripped))
-    return _IN_TEXT.sub(lambda found: mask_address(found[0]), text)
+    return _IN_TEXT.sub(lambda match: mask_address(match[0]), text)
 
 
 def mask_address(address: str) -> str:
-    """Replace the secrets of an address by `***`; host, path and other parameters stay.
+    """Replace the secrets of an address by `***`, and keep its host, its path and other parameters.
 
     Args:
-        address: An address of any form. Other text is returned unchanged.
+        address: Address in any form. Other text is returned unchanged.
     """
     return _mask_address(address, 0)
 
@@ -94,21 +94,21 @@ def _mask_address(address: str, level: int) -> str:
     if _TOKEN_SCHEMES.fullmatch(scheme):
         return f"{scheme}{MASK}"
     user, host, rest = _split(parts["rest"])
-    shown = _mask_user(user, keep_name=not _BY_HTTP.fullmatch(scheme))
-    return f"{scheme}{shown}{host}{_mask_parameters(_mask_path(host, rest), level)}"
+    masked_user = _mask_user(user, keep_name=not _BY_HTTP.fullmatch(scheme))
+    return f"{scheme}{masked_user}{host}{_mask_parameters(_mask_path(host, rest), level)}"
 
 
 def strip_address(address: str) -> str:
-    """Remove everything from an address that can hold a secret: user and password, parameters and fragment.
+    """Remove all parts of an address that can be secret: user, password, parameters and fragment.
 
-    The user of ssh (`git@host:path`) stays where there is no password, as it belongs to the address.
+    An ssh user without a password (`git@host:path`) is kept, because it belongs to the address.
 
     Args:
-        address: Address of a repository, in any form that git takes.
+        address: Address of a repository, in any form that git accepts.
     """
     helper, colons, rest = address.partition("::")  # `hg::https://...`, `ext::command`
     if colons and re.fullmatch(r"[A-Za-z][\w+.-]*", helper):
-        return f"{helper}::{MASK if helper == 'ext' else strip_address(rest)}"  # a command is no address
+        return f"{helper}::{MASK if helper == 'ext' else strip_address(rest)}"  # `ext` is followed by a command
     parts = _URL.fullmatch(address)
     if parts is None:
         user, rest = _split_short(address)
@@ -125,7 +125,7 @@ def _split(rest: str) -> tuple[str, str, str]:
     before, at, host = authority.rpartition("@")
     if not at:
         authority = authority.partition(";")[0]  # `jdbc:sqlserver://host;password=...`
-        if ":" in authority and not _PORT.fullmatch(authority) and "@" in rest:  # a password with a slash in it
+        if ":" in authority and not _PORT.fullmatch(authority) and "@" in rest:  # a password that contains a slash
             cut = rest.rindex("@") + 1
             return rest[:cut], *_divide(rest[cut:])
         return "", authority, rest[len(authority) :]
@@ -143,17 +143,17 @@ def _divide(text: str) -> tuple[str, str]:
 
 
 def _split_short(address: str) -> tuple[str, str]:
-    """Split `user@host:path` into user (with its `@`) and the rest; the user is empty if it is something else."""
+    """Split `user@host:path` into the user (with its `@`) and the rest. The user is empty for other forms."""
     parts = _SHORT.fullmatch(address)
     if parts is None or _NO_USER.fullmatch(parts["user"]) or _NO_HOST.fullmatch(parts["host"]):
         return "", address
     if not parts["rest"] and (":" not in parts["user"] or not _HOST.fullmatch(parts["host"])):
-        return "", address  # an address for mail, or `name:tag@version`
+        return "", address  # an email address, or `name:tag@version`
     return f"{parts['user']}@", f"{parts['host']}{parts['rest']}"
 
 
 def _mask_user(user: str, *, keep_name: bool) -> str:
-    """Mask `user:password@`. A user alone can be a token over HTTP (`https://TOKEN@host`), and is a name elsewhere."""
+    """Mask `user:password@`. Over HTTP a user alone can be a token (`https://TOKEN@host`); elsewhere it is a name."""
     name = user.removesuffix("@")
     if not name or name.strip(":") == "":
         return user
@@ -175,12 +175,12 @@ def _mask_path(host: str, rest: str) -> str:
 
 
 def _mask_parameters(rest: str, level: int) -> str:
-    def mask(found: re.Match[str]) -> str:
-        name, value = unquote(found["name"]), unquote(found["value"])
+    def mask(match: re.Match[str]) -> str:
+        name, value = unquote(match["name"]), unquote(match["value"])
         suspicion = Suspicion.SECRET if name.lower() in _PARAMETERS else suspect(name)
         secret = is_secret(value, suspicion) or mask_tokens(value) != value
-        if not secret and "://" in value:  # an address in an address
+        if not secret and "://" in value:  # an address within an address
             secret = level >= _DEEPEST or _IN_TEXT.sub(lambda part: _mask_address(part[0], level + 1), value) != value
-        return f"{found['before']}{found['name']}={MASK if secret else found['value']}"
+        return f"{match['before']}{match['name']}={MASK if secret else match['value']}"
 
     return _PARAMETER.sub(mask, rest)

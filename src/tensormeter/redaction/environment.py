@@ -1,4 +1,4 @@
-"""Secrets that a process has in its environment: a script can record them under any name."""
+"""Secrets in the process's environment, which a script may record under any name."""
 
 import re
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from tensormeter.redaction.values import is_secret
 __all__ = ["environment_secrets"]
 
 _SHORTEST: Final = 6
-"""Characters of a value that is worth looking for: `1` is no secret."""
+"""Minimum characters of a secret; shorter values, such as `1`, occur in other texts."""
 
 _WORD: Final = re.compile(r"[a-z]{1,11}|[A-Z]{1,11}|[A-Z][a-z]{1,10}")
-"""Values that are no secrets, whatever the name: `github` in `CI_AUTH`."""
+"""Plain words, which are not secrets under any name: `github` in `CI_AUTH`."""
 
 _SHELL: Final = frozenset(("PWD", "OLDPWD"))
-"""The working folder, and the one before."""
+"""Variables with the current and the previous working folder."""
 
 
 def environment_secrets(environment: Mapping[str, str]) -> list[str]:
-    """Values of the variables whose names are those of secrets, the longest first."""
-    found = {
+    """List the values of variables whose names indicate a secret, the longest first."""
+    secrets = {
         value
         for name, value in environment.items()
         if len(value) >= _SHORTEST
@@ -29,4 +29,4 @@ def environment_secrets(environment: Mapping[str, str]) -> list[str]:
         and name not in _SHELL
         and (suspect(name) >= Suspicion.SECRET or is_secret(value, suspect(name)))
     }
-    return sorted(found, key=len, reverse=True)
+    return sorted(secrets, key=len, reverse=True)

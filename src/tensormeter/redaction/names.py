@@ -1,7 +1,7 @@
-"""Decide by its name how likely something is a secret.
+"""Recognition of secrets by name: how likely a name is that of a secret.
 
-Names are those of options, environment variables, configuration keys, HTTP headers and parameters of addresses. They are compared
-word by word, so that `tokenizer`, `max_tokens` and `monkey` are no secrets: `wandb-apiKey` has the words wandb, api, key.
+Names come from options, environment variables, configuration keys, HTTP headers and parameters of addresses. They are compared word by
+word, so `tokenizer`, `max_tokens` and `monkey` are not secrets: `wandb-apiKey` consists of wandb, api and key.
 """
 
 import re
@@ -13,14 +13,14 @@ __all__ = ["Suspicion", "passed_on", "suspect", "suspect_member"]
 
 
 class Suspicion(IntEnum):
-    """How likely a name is that of a secret.
+    """The degree to which a name indicates a secret.
 
     Attributes:
-        NONE: It is not.
-        RANDOM: Only if the value looks random: `--key`, `user_key`, `signature`.
-        PIN: Only if the value looks random, or is a text of four digits or more.
-        SECRET: Every text is one, but for words such as `true` and placeholders such as `<pad>`.
-        PASSWORD: Numbers, too.
+        NONE: The value is not a secret.
+        RANDOM: The value is a secret if it looks random, as for `--key`, `user_key` and `signature`.
+        PIN: The value is a secret if it looks random, or is a text of four or more digits.
+        SECRET: Every text is a secret, except words such as `true` and placeholders such as `<pad>`.
+        PASSWORD: Texts and integers are secrets.
     """
 
     NONE = 0
@@ -54,10 +54,10 @@ _ABOUT: Final = _set(
     level status stdin jar user username email date age retries attempts loss accuracy acc score metric dim ratio prob probability issuer audience
     realm tenant"""
 )
-"""Last words of names that describe a secret and hold none: `password_file`, `token_type`, `api_key_env`."""
+"""Last words of names that describe a secret without containing it: `password_file`, `token_type`, `api_key_env`."""
 
 _VALUE: Final = _set("value values string str raw plain plaintext pem")
-"""Last words that add nothing: `api_key_value`."""
+"""Last words that do not change the meaning of a name: `api_key_value`."""
 
 _ADDRESS: Final = _set("webhook webhooks url urls uri uris address endpoint link hook")
 
@@ -69,7 +69,7 @@ _PLAIN_TOKENS: Final = _set(
     decoder encoder continuation control reserved thinking think latent action state patch memory prompt completion response
     emotion speaker style delimiter dummy distill distillation cross attention nl lf cr tab space whitespace sentinel"""
 )
-"""Words before `token` that make it a part of a text and not a secret."""
+"""Words before `token` that indicate a token of a text, not a secret."""
 
 _SERVICES: Final = _set(
     """api access auth oauth hub hf huggingface wandb wb comet cometml neptune clearml mlflow tensormeter swanlab dagshub openai anthropic
@@ -86,12 +86,12 @@ _CRYPTIC: Final = _set(
     """secret private account encryption encrypt decryption decrypt crypto signing sign license licence subscription ssh rsa dsa ecdsa
     pgp gpg aes hmac master ingest ingestion instrumentation passphrase fernet vpn wifi jwt saml apikey"""
 )
-"""Words before `key` that are said of keys for ciphers and accounts only."""
+"""Words before `key` that indicate a key of a cipher or an account."""
 
 _KEYS: Final = _CRYPTIC | (
     _SERVICES - _set("id ray git linear registry redis gcs session refresh hub ci notion elastic")
 )
-"""Words before `key` that make every text a secret. Other keys (`root_key`, `app_key`, `redis_key`) are often names of entries."""
+"""Words before `key` that make every text a secret. Other keys (`root_key`, `app_key`, `redis_key`) often contain names of entries."""
 
 _PLAIN_KEYS: Final = _set(
     """sort primary public foreign cache metric metrics partition rng prng random group index lookup unique composite join dict hot
@@ -99,7 +99,7 @@ _PLAIN_KEYS: Final = _set(
     target targets input inputs output outputs loss feature features sample samples obs observation action state camera config
     experiment exp task weights weight checkpoint ckpt param params layer block batch reward answer prompt response column"""
 )
-"""Words before `key` that make it a name of an entry, whatever it looks like: `dataset_key: ImageNet21kW2B16`."""
+"""Words before `key` that indicate the name of an entry, even if it looks random: `dataset_key: ImageNet21kW2B16`."""
 
 _PASSES: Final = _set(
     """db database user admin root smtp ssh ftp sftp http https proxy mail email mysql postgres pg redis mongo mongodb rabbitmq ldap
@@ -117,7 +117,7 @@ _COUNTED: Final = _set("num n max min count total number")
 _PARTS: Final = _set(
     "shared consumer app service admin root integration storage token cookie webhook bot function functions deployment"
 )
-"""Words that are written together with `key`, as in `appkey`."""
+"""Words that may be joined with `key`, as in `appkey`."""
 
 _PERSONAL: Final = _set("github gitlab gh gl git azure azuredevops ado devops bitbucket")
 
@@ -132,19 +132,19 @@ def suspect(name: str, parent: str = "") -> Suspicion:
     """Judge a name.
 
     Args:
-        name: Of the value; leading dashes and the like do not matter.
-        parent: Of the mapping that it is in: `key` in `wandb` is another than in `cache`.
+        name: Name of the value; leading dashes and other signs are ignored.
+        parent: Name of the mapping that contains it: `key` in `wandb` differs from `key` in `cache`.
     """
     return _suspect(name[-_LONGEST_NAME:], parent[-_LONGEST_NAME:])
 
 
 def suspect_member(name: str, parent: str, inherited: Suspicion) -> Suspicion:
-    """Judge the name of a member of a mapping.
+    """Judge the name of a mapping's member.
 
     Args:
-        name: Of the member.
-        parent: Of the mapping.
-        inherited: Suspicion by the mapping's name, from `passed_on`.
+        name: Name of the member.
+        parent: Name of the mapping.
+        inherited: Suspicion that follows from the mapping's name; see `passed_on`.
     """
     words, above = _words(_WORD, name[-_LONGEST_NAME:]), _words(_WORD, parent[-_LONGEST_NAME:])
     if words and words[-1] in _ABOUT:
@@ -155,9 +155,9 @@ def suspect_member(name: str, parent: str, inherited: Suspicion) -> Suspicion:
 
 
 def passed_on(name: str, suspicion: Suspicion) -> Suspicion:
-    """Return how suspicious the members of a mapping are by its name.
+    """Return the suspicion that a mapping's name gives to its members.
 
-    `token` and `key` alone also name parts of models. Most members of `auth` are settings: `{"issuer": "https://..."}`.
+    `token` and `key` alone also name parts of models. Most members of `auth` are settings, such as `{"issuer": "https://..."}`.
     """
     words = _words(_WORD, name[-_LONGEST_NAME:])
     if words in (["token"], ["key"]) or suspicion is Suspicion.NONE:
@@ -171,23 +171,23 @@ def _suspect(name: str, parent: str) -> Suspicion:
     if above and last.lower() == "key":  # `wandb.key` is `key` in `wandb`
         name, parent = last, above
     name, parent = name.replace("@", " at "), parent.replace("@", " at ")
-    ways = ((_WORD, name, parent), (_FLAT_WORD, name.lower(), parent.lower()))  # `WandB` is one word or two
-    return max(_judge(_words(word, text), _words(word, outer)) for word, text, outer in ways)
+    splits = ((_WORD, name, parent), (_FLAT_WORD, name.lower(), parent.lower()))  # `WandB` as two words and as one
+    return max(_judge(_words(word, text), _words(word, outer)) for word, text, outer in splits)
 
 
 def _words(word: re.Pattern[str], name: str) -> list[str]:
-    found: list[str] = []
+    words: list[str] = []
     for match in word.finditer(name):
         text = match[0].lower()
         compound = _COMPOUND.fullmatch(text)
-        found += [compound[1], compound[2]] if compound else [text]
-    return found
+        words += [compound[1], compound[2]] if compound else [text]
+    return words
 
 
 def _judge(own: list[str], parent: list[str]) -> Suspicion:
     if own and own[0] in _DENIED:  # a switch: `--no-auth`
         return Suspicion.NONE
-    if own[-1:] == ["string"] and own[-2:-1] in (["connection"], ["conn"]):  # a database's, with the password in it
+    if own[-1:] == ["string"] and own[-2:-1] in (["connection"], ["conn"]):  # of a database, with the password
         return Suspicion.SECRET
     words = own.copy()
     while len(words) > 1 and words[-1] in _VALUE:
@@ -208,10 +208,10 @@ def _judge(own: list[str], parent: list[str]) -> Suspicion:
         return Suspicion.SECRET
     if any(_STRONG.fullmatch(word) and not _NO_COOKIE.fullmatch(word) for word in words):
         return Suspicion.SECRET
-    if words[-2:] == ["token", "id"]:  # a hosted service's, but not `pad_token_id`
+    if words[-2:] == ["token", "id"]:  # of a hosted service, but not `pad_token_id`
         owner = words[-3:-2] or parent[-1:]
         return Suspicion.RANDOM if owner and owner[0] in _TOKEN_IDS else Suspicion.NONE
-    if last == "id" and len(words) > 2 and words[-2] == "key":  # an AWS access key's
+    if last == "id" and len(words) > 2 and words[-2] == "key":  # of an AWS access key
         return Suspicion.SECRET if words[-3] in _KEYS else Suspicion.NONE
     if last == "id":
         return Suspicion.RANDOM if before in ("session", "sess") else Suspicion.NONE

@@ -1,4 +1,4 @@
-"""Mask secrets in lists and mappings: in command lines, and in configurations at every depth."""
+"""Redaction of lists and mappings: command lines, and configurations at every depth."""
 
 import json
 import re
@@ -17,28 +17,28 @@ _HEADER: Final = re.compile(r"(?P<name>[A-Za-z][\w-]*):")
 _SCHEME: Final = re.compile(r"(?i:bearer|basic|token|digest|apikey|negotiate)")
 _USER: Final = re.compile(r"-u|--?([\w.-]*[-_.])?(user|login)", re.IGNORECASE)
 _USER_PASSWORD: Final = re.compile(r"(?P<user>[^\s:/]+):(?!\d+$)[^\s/]\S*")
-"""`curl --user name:password`, but no numbers as in `docker run --user 1000:1000`."""
+"""`curl --user name:password`, but not numbers such as `docker run --user 1000:1000`."""
 
 _NAMING: Final = re.compile(
     r"(?i:k|(?:.*[_-])?(?:name|key|id|var|variable|param|parameter|option|setting|header|field|property|attribute))|.*Name|.*Key"
 )
 _NAMED: Final = re.compile(r"(?i:v|(?:.*[_-])?(?:value|val|values))|.*Value")
-"""`{"name": "HF_TOKEN", "value": "..."}`, as of Kubernetes; upper case or lower."""
+"""`{"name": "HF_TOKEN", "value": "..."}`, as in Kubernetes, in upper or lower case."""
 
 _SEVERAL: Final = re.compile(r"(?i:.*(keys|tokens|secrets|passwords|credentials|cookies|headers?))")
 
 
 def mask_config(config: Mapping[str, Any], known: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
-    """Replace secrets by `***`: texts whose names are those of secrets, and secrets within other texts.
+    """Replace secrets by `***`: texts whose names indicate a secret, and secrets within other texts.
 
-    Numbers, booleans and null stay, except whole numbers that are passwords by their names (`password`, `pwd`, `passphrase`).
+    Numbers, booleans and null are kept, except integers whose names are those of passwords (`password`, `pwd`, `passphrase`).
 
     Args:
-        config: JSON values, or attributes of a resource. It is not changed.
-        known: Texts that are secrets, wherever they are.
+        config: JSON values, or attributes of a resource. The mapping is not changed.
+        known: Known secrets, which are masked everywhere.
 
     Returns:
-        A copy, and the names of what was masked, with dots: `service.api_key`.
+        A copy, and the dotted names of masked values, such as `service.api_key`.
     """
     masking = _Masking(known)
     return masking.mapping(config, "", "", Suspicion.NONE), list(dict.fromkeys(masking.masked))
@@ -46,41 +46,41 @@ def mask_config(config: Mapping[str, Any], known: Collection[str] = ()) -> tuple
 
 def mask_arguments(arguments: Sequence[str]) -> list[str]:
     """Replace secrets in a command line by `***`: values of options and assignments by name, and secrets within other texts."""
-    shown = []
-    awaited, several = Suspicion.NONE, False  # of what follows an option
+    result = []
+    suspicion, several = Suspicion.NONE, False  # of the values after an option
     for before, argument in zip(["", *arguments], arguments, strict=False):
         user = _USER_PASSWORD.fullmatch(argument) if _USER.fullmatch(before) else None
         if user:
-            shown.append(f"{user['user']}:{MASK}")
+            result.append(f"{user['user']}:{MASK}")
             continue
-        if awaited and not argument.startswith("--") and not (several and argument.startswith("-")):
-            if _SCHEME.fullmatch(argument):  # the secret is the next: `--header Authorization: Bearer X`
-                shown.append(argument)
+        if suspicion and not argument.startswith("--") and not (several and argument.startswith("-")):
+            if _SCHEME.fullmatch(argument):  # the next argument is the secret: `--header Authorization: Bearer X`
+                result.append(argument)
                 continue
-            shown.append(MASK if is_secret(argument, awaited) else _mask_text(argument, ""))
+            result.append(MASK if is_secret(argument, suspicion) else _mask_text(argument, ""))
             if not several:
-                awaited = Suspicion.NONE
+                suspicion = Suspicion.NONE
             continue
-        awaited, several = Suspicion.NONE, False
+        suspicion, several = Suspicion.NONE, False
         assignment = _ASSIGNMENT.fullmatch(argument)
         if assignment:
             value = assignment["value"]
             secret = is_secret(value.strip("\"'"), suspect(assignment["name"]))
             user = _USER_PASSWORD.fullmatch(value) if _USER.fullmatch(assignment["name"]) else None
             masked = f"{user['user']}:{MASK}" if user else MASK if secret else _mask_text(value, assignment["name"])
-            shown.append(argument if masked == value else f"{assignment['name']}={masked}")
+            result.append(argument if masked == value else f"{assignment['name']}={masked}")
             continue
         if _OPTION.fullmatch(argument) or _HEADER.fullmatch(argument):
-            awaited, several = suspect(argument), bool(_SEVERAL.fullmatch(argument))
-        shown.append(_mask_text(argument, ""))
-    return shown
+            suspicion, several = suspect(argument), bool(_SEVERAL.fullmatch(argument))
+        result.append(_mask_text(argument, ""))
+    return result
 
 
 class _Masking:
-    """One pass over a configuration.
+    """A pass over a configuration.
 
     Attributes:
-        masked: Names of what was masked, with dots.
+        masked: Dotted names of masked values.
     """
 
     def __init__(self, known: Collection[str]) -> None:
@@ -88,7 +88,7 @@ class _Masking:
         self._known = known
 
     def mapping(self, mapping: Mapping[str, Any], path: str, parent: str, inherited: Suspicion) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         named = max(
             (
                 _judge(text, self._text(text, ""))
@@ -102,29 +102,29 @@ class _Masking:
             suspicion = _judge(key, name, parent, inherited)
             if named and _NAMED.fullmatch(key):
                 suspicion = max(suspicion, named)
-            while name != key and name in found:
+            while name != key and name in result:
                 name += "*"
-            found[name] = self.value(value, f"{path}.{name}" if path else name, name, suspicion)
-        return found
+            result[name] = self.value(value, f"{path}.{name}" if path else name, name, suspicion)
+        return result
 
     def value(self, value: Any, path: str, name: str, suspicion: Suspicion) -> Any:
-        """Mask one value.
+        """Mask the secrets in one value.
 
         Args:
-            value: Of JSON.
-            path: With dots.
-            name: Of the value, or of the list that it is in.
-            suspicion: By the name.
+            value: JSON value.
+            path: Dotted name of the value.
+            name: Name of the value, or of the list that contains it.
+            suspicion: Suspicion that follows from the name.
         """
         if isinstance(value, str):
-            shown: Any = MASK if is_secret(value, suspicion) else self._text(value, name)
+            masked: Any = MASK if is_secret(value, suspicion) else self._text(value, name)
         elif isinstance(value, Mapping):
             return self.mapping(value, path, name, passed_on(name, suspicion))
         elif isinstance(value, tuple):
             return tuple(self.value([*value], path, name, suspicion))
         elif isinstance(value, list):
             if suspicion is Suspicion.NONE and value and all(isinstance(item, str) for item in value):
-                shown = [self._replace_known(item) for item in mask_arguments(value)]
+                masked = [self._replace_known(item) for item in mask_arguments(value)]
             elif value and all(
                 isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) for item in value
             ):
@@ -132,12 +132,12 @@ class _Masking:
             else:
                 return [self.value(item, path, name, suspicion) for item in value]
         elif suspicion is Suspicion.PASSWORD and isinstance(value, int) and not isinstance(value, bool):
-            shown = MASK
+            masked = MASK
         else:
             return value
-        if shown != value:
+        if masked != value:
             self.masked.append(path)
-        return shown
+        return masked
 
     def _pair(self, key: str, value: Any, path: str, parent: str, inherited: Suspicion) -> list[Any]:
         name = self._text(key, "")
@@ -154,15 +154,15 @@ class _Masking:
         return text
 
 
-def _judge(name: str, shown: str, parent: str = "", inherited: Suspicion = Suspicion.NONE) -> Suspicion:
-    """Judge a name, and what is recorded of it, so that a masked configuration stays as it is if it is masked again."""
+def _judge(name: str, masked: str, parent: str = "", inherited: Suspicion = Suspicion.NONE) -> Suspicion:
+    """Judge a name and its masked form, so that masking a masked configuration again does not change it."""
     suspicion = suspect_member(name, parent, inherited)
-    return suspicion if shown == name else max(suspicion, suspect_member(shown, parent, inherited))
+    return suspicion if masked == name else max(suspicion, suspect_member(masked, parent, inherited))
 
 
 def _mask_text(text: str, parent: str) -> str:
-    """Mask a text, which may be JSON."""
-    if text.lstrip()[:1] in ("{", "[", '"'):  # a text within JSON may be JSON itself
+    """Mask the secrets in a text, which may contain JSON."""
+    if text.lstrip()[:1] in ("{", "[", '"'):  # a JSON text may contain JSON in turn
         try:
             document = json.loads(text)
             masked = _Masking(()).value(document, "", parent, Suspicion.NONE)

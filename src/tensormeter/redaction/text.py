@@ -1,4 +1,4 @@
-"""Mask secrets in a text of any kind: addresses, tokens, assignments, options, headers, JSON."""
+"""Redaction of texts of any kind: addresses, tokens, assignments, options, headers, JSON, XML."""
 
 import re
 from typing import Final
@@ -14,30 +14,30 @@ _QUOTED: Final = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
 _ASSIGNMENT: Final = re.compile(
     rf"(?<![\w.+-])(?P<name>[\w.+-]{{1,128}})(?P<sign>=)(?P<value>{_QUOTED}|(?:(?!,[\w.+-]{{1,128}}[=:])[^\s;&\"'])+)"
 )
-"""`name=value`, of the shell, Hydra, Python, ODBC, and connection strings."""
+"""`name=value`, in shells, Hydra, Python, ODBC and connection strings."""
 
 _MEMBER: Final = re.compile(
     rf"(?P<before>[\"'])(?P<name>[^\"'\\\n]{{1,128}})(?P<sign>[\"']\s{{0,64}}:\s{{0,64}})(?P<value>{_QUOTED}|[\w.+-]+)"
 )
-"""`"name": "value"`, of JSON and Python."""
+"""`"name": "value"`, in JSON and Python."""
 
 _STATEMENT: Final = re.compile(
     rf"(?<![\w.])(?P<name>[\w.]{{1,128}})(?P<sign>[\"']?\]?\s{{0,8}}[=:]\s{{0,8}})(?P<value>{_QUOTED})"
 )
-"""`name = "value"`, of Python and TOML; `os.environ["NAME"] = "value"`."""
+"""`name = "value"`, in Python and TOML, and `os.environ["NAME"] = "value"`."""
 
 _PAIR: Final = re.compile(
     r"(?P<name>[A-Za-z][\w.+-]{0,127})(?P<sign>[ \t]{0,8}:[ \t]*(?:(?i:bearer|basic|token|digest|apikey|negotiate)[ \t]+)?)"
     r"(?P<value>\S+)"
 )
-"""A text that is `name: value`, whatever characters the value has."""
+"""A text that consists of `name: value`, with any characters in the value."""
 
 _ENTRY: Final = re.compile(
     rf"(?P<before>^|[\n{{,(])(?P<sign_before>[ \t]{{0,64}}(?:-[ \t]+|-H[ \t]?)?)(?P<name>[A-Za-z][\w.+-]{{0,127}})"
     rf"(?P<sign>[ \t]{{0,8}}[:=][ \t]*(?:(?i:bearer|basic|token|digest|apikey|negotiate)[ \t]+)?)"
     rf"(?P<value>{_QUOTED}|[^\s,{{}}\[\]\"']+)(?=[ \t]*(?:$|[\n,}}\])]))"
 )
-"""`name: value` on a line, or in braces: headers of HTTP, YAML."""
+"""`name: value` on a line, or in braces, as in HTTP headers and YAML."""
 
 _WHOLE_LINE: Final = re.compile(
     r"(?P<name>(?i:authorization|proxy-authorization|cookie|set-cookie))(?P<sign>\s{0,8}:\s{0,8}(?:(?i:bearer|basic|token|digest|apikey)\s+)?)"
@@ -47,7 +47,7 @@ _WHOLE_LINE: Final = re.compile(
 _OPTION: Final = re.compile(
     rf"(?<!\S)(?P<name>-{{1,2}}[A-Za-z][\w.-]{{1,127}})(?P<sign>\s{{1,8}})(?P<value>{_QUOTED}|[^\s\"'-][^\s\"']*)"
 )
-"""`--name value`, in a text that is a command line."""
+"""`--name value`, in a text that contains a command line."""
 
 
 _ELEMENT: Final = re.compile(
@@ -60,22 +60,22 @@ _NAMED_ELEMENT: Final = re.compile(
 _LISTED_ELEMENT: Final = re.compile(
     r"<(?:key|name)>(?P<name>[^<>]{1,128})(?P<sign></(?:key|name)>\s{0,64}<(?:string|value)>)(?P<value>[^<>]+)"
 )
-"""Of XML: `<name>value</name>`, `<entry name="name" value="value"/>`, `<key>name</key><string>value</string>`."""
+"""XML: `<name>value</name>`, `<entry name="name" value="value"/>`, `<key>name</key><string>value</string>`."""
 
 _ESCAPED: Final = re.compile(
     r"\\{1,7}\"(?P<name>[^\"\\\n]{1,128})(?P<sign>\\{1,7}\"\s{0,64}:\s{0,64}\\{1,7}\")(?P<value>[^\"]+?)(?=\\{1,7}\")"
 )
-"""`\\"name\\": \\"value\\"`, of JSON in a text in quotes."""
+"""`\\"name\\": \\"value\\"`: JSON in a quoted text."""
 
 _NETRC: Final = re.compile(
     r"(?<![\w.-])(?:machine\s{1,64}\S{1,253}|default|login\s{1,64}\S{1,253}|account\s{1,64}\S{1,253})"
     r"\s{1,64}(?P<name>password)(?P<sign>\s{1,64})(?P<value>\S+)"
 )
-"""`machine host login name password value`, of `.netrc`."""
+"""`machine host login name password value`, in `.netrc`."""
 
 _SPOKEN: Final = re.compile(r"[Tt]okens?")
 _PLAIN_WORDS: Final = re.compile(r"\s{0,8}[A-Za-z][a-z]{0,15}[.,!?]?(?:\s{1,8}[A-Za-z][a-z]{0,15}[.,!?]?){0,64}\s{0,8}")
-"""`Token: hello` is a line of a prompt, and `<token> a word </token>` a part of one."""
+"""Plain words: `Token: hello` is a line of a prompt, and `<token> a word </token>` a part of one."""
 
 
 def mask_text(text: str) -> str:
@@ -103,12 +103,12 @@ def mask_text(text: str) -> str:
     return masked
 
 
-def _mask(found: re.Match[str]) -> str:
-    value = found["value"]
+def _mask(match: re.Match[str]) -> str:
+    value = match["value"]
     quote = value[0] if len(value) > 1 and value[0] in "\"'" and value[-1] == value[0] else ""
     inner = value[1:-1] if quote else value
-    if not is_secret(inner, suspect(found["name"])):
-        return found[0]
-    if not quote and "=" not in found["sign"] and _SPOKEN.fullmatch(found["name"]) and _PLAIN_WORDS.fullmatch(inner):
-        return found[0]
-    return f"{found[0][: found.start('value') - found.start()]}{quote}{MASK}{quote}"
+    if not is_secret(inner, suspect(match["name"])):
+        return match[0]
+    if not quote and "=" not in match["sign"] and _SPOKEN.fullmatch(match["name"]) and _PLAIN_WORDS.fullmatch(inner):
+        return match[0]
+    return f"{match[0][: match.start('value') - match.start()]}{quote}{MASK}{quote}"

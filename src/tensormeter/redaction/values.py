@@ -1,4 +1,4 @@
-"""Decide by its look whether a text is a secret: tokens of well-known form are, placeholders and words of YAML are not."""
+"""Recognition of secrets by form: tokens of known forms are secrets, placeholders and keywords of YAML are not."""
 
 import re
 from itertools import pairwise
@@ -26,7 +26,7 @@ _TOKEN: Final = re.compile(
     r"|(?i:bearer)\s{1,4}(?=[\w.~+/=-]{0,256}[\d.])[\w.~+/=-]{8,}|Basic\s{1,4}(?=[\w+/]{0,256}[\dA-Z=])[\w+/]{8,}={0,2}"
     r")",
 )
-"""Tokens that show by their form what they are, if they are long enough, and the schemes of HTTP's header `Authorization`."""
+"""Tokens with a characteristic form and sufficient length, and schemes of the HTTP header `Authorization`."""
 
 _SCHEME: Final = re.compile(r"(?i:bearer|basic)\s+")
 
@@ -44,12 +44,12 @@ _EXAMPLE: Final = re.compile(
     r"|<(?:[a-z]+[ _-]){0,4}(?:key|token|password|passphrase|secret|credentials?)>",
     re.IGNORECASE,
 )
-"""What stands for a secret in instructions and prompts: `your key`, `YOUR_API_KEY`, `insert-token-here`."""
+"""Examples of secrets in instructions and prompts: `your key`, `YOUR_API_KEY`, `insert-token-here`."""
 
 _PATTERN: Final = re.compile(
     r"\^?\(?(?:\?:|\?P<\w{1,40}>)?(?:\\[wdsWDS]|\.|\[[^\[\]\s]{1,40}\])(?:[*+]\??|\{\d{0,4},?\d{0,4}\})\)?\$?"
 )
-"""A regular expression that finds secrets, and is none."""
+"""A regular expression that matches secrets, and is not a secret itself."""
 
 _PART_OF_TEXT: Final = re.compile(r"<[^<>\s]{1,40}>|\[[A-Z0-9_ ]{1,20}\]|\W{0,3}|(?:\\[nrtfv])+")
 """Special tokens of language models, such as `</s>`, `[MASK]` and a line feed written as `\\n`."""
@@ -59,7 +59,7 @@ _ABSENT: Final = re.compile(r"true|false|none|null", re.IGNORECASE)
 _FILE: Final = re.compile(
     r"(?:~|\.{1,2})?(?:/[\w.@+ -]+)+\.(?:json|pem|key|pub|crt|txt|ya?ml|toml|cfg|ini|env|token)|(?:~|\.{1,2})/[\w./@+-]+"
 )
-"""The name of a file, which may have a secret in it."""
+"""The path of a file, which may contain a secret."""
 
 _PIN: Final = re.compile(r"\d{4,}")
 
@@ -67,16 +67,16 @@ _SHORTEST_RANDOM: Final = 10
 _LONG_RANDOM: Final = 20
 _RANDOM: Final = re.compile(r"[A-Za-z0-9_+/=%-]+")
 _SIZE: Final = re.compile(r"(?<![A-Za-z0-9])\d+x\d+[a-z]?(?![A-Za-z0-9])")
-"""A part of the name of a model: `ResNeXt101_32x8d`."""
+"""A part of a model's name: `ResNeXt101_32x8d`."""
 
 _HEXADECIMAL: Final = re.compile(r"(?=.*\d)(?=.*[a-f])[0-9a-f]{16,}")
 _RANDOM_SHARE: Final = 0.6
 _LONG_RANDOM_SHARE: Final = 0.45
-"""Share of neighbouring characters that differ in kind (upper case, lower case, digit): on average 0.6 of random ones."""
+"""Share of adjacent characters that differ in kind (upper case, lower case, digit). Random texts have 0.6 on average."""
 
 
 def is_secret(text: str, suspicion: Suspicion) -> bool:
-    """Whether a text whose name is suspicious is a secret."""
+    """Whether a text is a secret, given the suspicion that follows from its name."""
     if suspicion is Suspicion.NONE or any(form.fullmatch(text) for form in (_PLACEHOLDER, _EXAMPLE, _PATTERN)):
         return False
     if suspicion is Suspicion.PASSWORD:
@@ -89,8 +89,8 @@ def is_secret(text: str, suspicion: Suspicion) -> bool:
 
 
 def mask_tokens(text: str) -> str:
-    """Replace tokens of well-known form by `***`."""
-    return _TOKEN.sub(lambda found: f"{scheme[0]}{MASK}" if (scheme := _SCHEME.match(found[0])) else MASK, text)
+    """Replace tokens of known forms by `***`."""
+    return _TOKEN.sub(lambda match: f"{scheme[0]}{MASK}" if (scheme := _SCHEME.match(match[0])) else MASK, text)
 
 
 def _looks_random(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where a process stands in its job: rank and world size, and what the scheduler calls the job."""
+"""Attributes of a process in its job: rank, world size, and the scheduler's names of the job."""
 
 import contextlib
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ _RANK: Final = {
     WORLD_SIZE: ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"),
     LOCAL_WORLD_SIZE: ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
 }
-"""torchrun's names (which torch.distributed also reads), Open MPI's, MPICH's, Slurm's; the first that can be used holds."""
+"""Variables of torchrun (and torch.distributed), Open MPI, MPICH and Slurm. The first one with a valid value counts."""
 
 _LONGEST_TEXT: Final = 1024
-"""Characters of a name. Those of Slurm and Kubernetes are shorter."""
+"""Maximum characters of a name. Names of Slurm and Kubernetes are shorter."""
 
 _MOST_RANKS: Final = 1 << 31
 
@@ -44,12 +44,12 @@ _LAUNCHES: Final = {
     "lsf": ("LSB_JOBID",),
     "flux": ("FLUX_JOB_ID",),
 }
-"""Variables that are the same for all ranks of one launch and differ from those of other launches. Addresses of a master are not
-among them: ranks may name it differently, and its port is mostly the default.
+"""Variables with the same value in all ranks of a launch, and another value in other launches. They exclude the address of a master,
+because ranks may name it differently, and its port is mostly the default.
 """
 
 _NO_LAUNCH: Final = frozenset({"", "none", "default"})
-"""Ids that torchrun gives by itself."""
+"""Default ids of torchrun, which do not identify a launch."""
 
 _LONGEST_LAUNCH: Final = 256
 
@@ -61,29 +61,29 @@ _KUBERNETES: Final = {
     "k8s.container.name": ("K8S_CONTAINER_NAME", "CONTAINER_NAME"),
     "k8s.job.name": ("JOB_NAME",),
 }
-"""Names by which pods are usually told who they are (the downward API); only a pod's host name is always there."""
+"""Usual variables for the downward API of Kubernetes. Only a pod's host name is always set."""
 
 _NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 def describe_rank() -> dict[str, int]:
-    """Rank and world size of this process, over all and on the node, from the first variable of each that has a number."""
-    found = {}
+    """Rank and world size of this process, in the job and on the node. Each comes from the first variable with a valid number."""
+    attributes = {}
     for name, variables in _RANK.items():
         for variable in variables:
-            number = read_count(variable, _MOST_RANKS, "the next variable that tells it, or nothing,")
+            number = read_count(variable, _MOST_RANKS, "the next variable for it, or nothing,")
             if number is not None:
-                found[name] = number
+                attributes[name] = number
                 break
-    return found
+    return attributes
 
 
 def describe_cluster(environment: Mapping[str, str], namespace: Path = _NAMESPACE) -> dict[str, Any]:
-    """The job, as torchrun, Slurm and Kubernetes name it.
+    """Attributes of the job, from torchrun, Slurm and Kubernetes.
 
     Args:
-        environment: Of the process.
-        namespace: The file in which Kubernetes tells pods their namespace.
+        environment: Environment variables of the process.
+        namespace: File in which Kubernetes stores a pod's namespace.
     """
     attributes: dict[str, Any] = _lookup(environment, _TEXTS)
     if "KUBERNETES_SERVICE_HOST" in environment:
@@ -94,7 +94,7 @@ def describe_cluster(environment: Mapping[str, str], namespace: Path = _NAMESPAC
 
 
 def describe_launch(environment: Mapping[str, str]) -> str:
-    """What the ranks of this launch have in common and no other launch has; "" if no launcher names it."""
+    """Id that all ranks of this launch share, and that no other launch has; "" if no launcher sets one."""
     parts = []
     for launcher, (name, *counts) in _LAUNCHES.items():
         if (launch := environment.get(name, "").strip()).lower() not in _NO_LAUNCH:
@@ -105,5 +105,5 @@ def describe_launch(environment: Mapping[str, str]) -> str:
 
 
 def _lookup(environment: Mapping[str, str], table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    found = {name: next(filter(None, map(environment.get, variables)), "") for name, variables in table.items()}
-    return {name: text[:_LONGEST_TEXT] for name, text in found.items() if text}
+    texts = {name: next(filter(None, map(environment.get, variables)), "") for name, variables in table.items()}
+    return {name: text[:_LONGEST_TEXT] for name, text in texts.items() if text}

@@ -1,4 +1,4 @@
-"""A command line that can be shown: without what looks like a secret."""
+"""The process's command line, with secrets masked."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -9,27 +9,27 @@ __all__ = ["mask_secrets"]
 
 _MOST_ARGUMENTS: Final = 64
 _LONGEST_ARGUMENT: Final = 256
-"""Characters: a whole program can stand behind `python -c`, and a ring has little space for it."""
+"""Maximum characters of an argument. `python -c` may be followed by a whole program, and a ring has little space for it."""
 
 
 def mask_secrets(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
     """Replace secrets in a command line by `***`.
 
-    Masked is what `tensormeter.redaction` finds by name or form, and values of environment variables whose name is that of a
-    secret, wherever they are.
+    The function masks secrets that `tensormeter.redaction` recognizes by name or form, and all occurrences of values of
+    environment variables whose names indicate a secret.
 
     Args:
-        arguments: The command line.
-        environment: Of the process.
+        arguments: Command line.
+        environment: Environment variables of the process.
 
     Returns:
-        The arguments; long ones, and many, are cut off, which a last `...` shows.
+        Arguments with secrets masked. Long arguments and long lists are truncated, which `...` at the end shows.
     """
-    known = environment_secrets(environment)
-    shown = []
+    secrets = environment_secrets(environment)
+    result = []
     for argument in mask_arguments(arguments[: _MOST_ARGUMENTS + 1]):
         masked = argument
-        for secret in known:
+        for secret in secrets:
             masked = masked.replace(secret, MASK)
-        shown.append(masked if len(masked) <= _LONGEST_ARGUMENT else f"{masked[:_LONGEST_ARGUMENT]}...")
-    return shown if len(shown) <= _MOST_ARGUMENTS else [*shown[:_MOST_ARGUMENTS], "..."]
+        result.append(masked if len(masked) <= _LONGEST_ARGUMENT else f"{masked[:_LONGEST_ARGUMENT]}...")
+    return result if len(result) <= _MOST_ARGUMENTS else [*result[:_MOST_ARGUMENTS], "..."]

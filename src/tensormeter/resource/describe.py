@@ -1,7 +1,7 @@
-"""Who is speaking: the OpenTelemetry resources of a training process, and of the node that it runs on.
+"""The OpenTelemetry resources of a training process, and of the node that it runs on.
 
-Attributes have the semantic conventions' names where there are any.
-Nothing here imports torch, starts a process, or asks the network or a driver: files, environment and package metadata only.
+Attributes follow the semantic conventions where these define a name. This module reads only files, the environment and package
+metadata: it does not import torch, start a process, or use the network or a driver.
 """
 
 import logging
@@ -39,8 +39,8 @@ logger: Final = logging.getLogger("tensormeter")
 
 _NODE_NAMESPACE: Final = uuid.UUID("6f0d5c1e-6a0c-5d0f-9a51-2f5c3f0e7a4d")
 
-_OF_THE_NODE: Final = ("host.", "os.", "service.", "telemetry.", "tensormeter.slurm.job.", "k8s.")
-_ALSO_OF_THE_NODE: Final = (
+_NODE_PREFIXES: Final = ("host.", "os.", "service.", "telemetry.", "tensormeter.slurm.job.", "k8s.")
+_NODE_ATTRIBUTES: Final = (
     RUN_ID,
     RUN_NAME,
     GPU_MODELS,
@@ -48,10 +48,10 @@ _ALSO_OF_THE_NODE: Final = (
 )
 
 _MOST_ATTRIBUTE_BYTES: Final = 16_384
-"""Of attributes from the environment. Receivers refuse long resources: the experiment server, above 65,536 bytes of JSON."""
+"""Maximum bytes of attributes from the environment. Receivers refuse large resources; tensormeter's server accepts 65,536 bytes of JSON."""
 
 _IDENTITY: Final = (SERVICE_NAME, RUN_ID, "host.name", "host.id")
-"""Of a node. Containers may share `host.id`, machines without a network their `host.name`."""
+"""Attributes that identify a node. Containers may share `host.id`, and machines without a network their `host.name`."""
 
 _PACKAGES: Final = ("torch", "lightning", "transformers", "jax")
 _LONGEST_DEVICES: Final = 1024
@@ -68,20 +68,20 @@ def describe_process(
     given: Mapping[str, Any] | None = None,
     command: bool = True,
 ) -> Mapping[str, Any]:
-    """The resource of this process.
+    """Describe this process as a resource.
 
-    `OTEL_RESOURCE_ATTRIBUTES` adds to it and cannot change what identifies the run. A `service.instance.id` in it becomes
-    `tensormeter.service.instance.id`: all processes of a run inherit it, and points of processes with one id would replace
-    each other. What looks like a secret there is masked, as in the command line.
+    `OTEL_RESOURCE_ATTRIBUTES` adds attributes, but cannot change those that identify the run. A `service.instance.id` in it becomes
+    `tensormeter.service.instance.id`: all processes of a run inherit the variable, and points of processes with the same id would
+    replace each other. Secrets in added attributes are masked, as in the command line.
 
     Args:
-        project: Becomes `service.name`.
-        run_id: Becomes `tensormeter.run.id`.
-        run_name: Becomes `tensormeter.run.name`.
-        process: Becomes `service.instance.id`; unique in the world.
-        attempt: Becomes `tensormeter.run.attempt`.
-        given: Further attributes. They too cannot change what identifies the run.
-        command: Whether to tell the command line, with what looks like a secret masked.
+        project: Project, which becomes `service.name`.
+        run_id: Run id, which becomes `tensormeter.run.id`.
+        run_name: Run name, which becomes `tensormeter.run.name`.
+        process: Id that is unique in the world, which becomes `service.instance.id`.
+        attempt: Number of the attempt, which becomes `tensormeter.run.attempt`.
+        given: Additional attributes; they cannot change those that identify the run.
+        command: Whether to include the command line, with secrets masked.
     """
     detected = {
         **_described(_host),
@@ -110,26 +110,26 @@ def describe_process(
 
 
 def _described(describe: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What can be found out about one thing; nothing if that fails: a run is recorded in surroundings that cannot be described."""
+    """Attributes from `describe`; none if it fails, because a failed description must not prevent recording."""
     try:
         return describe()
     except Exception as error:
-        logger.debug("%r cannot be described", describe, exc_info=error)
+        logger.debug("%r failed; the resource lacks its attributes", describe, exc_info=error)
         return {}
 
 
 def _from_environment(detected: Mapping[str, Any]) -> dict[str, str]:
-    """The attributes of `OTEL_RESOURCE_ATTRIBUTES`, which are texts: what is detected as something else stays."""
+    """Attributes from `OTEL_RESOURCE_ATTRIBUTES`. They are texts, so they do not replace detected attributes of other types."""
     variable = "OTEL_RESOURCE_ATTRIBUTES"
     attributes: dict[str, str] = {}
     room = _MOST_ATTRIBUTE_BYTES
     for name, value in read_attributes(variable).items():
         room -= len(f"{name}{value}".encode("utf-8", "surrogatepass"))
         if room < 0:
-            warn_once(variable, f"longer than {_MOST_ATTRIBUTE_BYTES} bytes; attributes from {name!r} on are left out")
+            warn_once(variable, f"longer than {_MOST_ATTRIBUTE_BYTES} bytes; ignored the attributes from {name!r} on")
             break
         if not isinstance(detected.get(name, ""), str):
-            warn_once(variable, f"{name} is no text; what was detected is used instead")
+            warn_once(variable, f"ignored {name}, which is not text; the detected value is used")
         else:
             attributes[name] = value
     if instance := attributes.pop(SERVICE_INSTANCE_ID, ""):
@@ -138,17 +138,17 @@ def _from_environment(detected: Mapping[str, Any]) -> dict[str, str]:
 
 
 def describe_node(process: Mapping[str, Any]) -> dict[str, Any]:
-    """The resource of a node, as a process of the run, from that of any training process on it.
+    """Describe a node as a process of the run, from the resource of a training process on it.
 
     Args:
-        process: From `describe_process`.
+        process: Resource from `describe_process`.
 
     Returns:
-        What all processes of the run on this node have in common. `service.instance.id` is the same each time for the same
-        project, run and host, so that an agent that was started again goes on with the same series.
+        Attributes that all processes of the run on this node share. `service.instance.id` is always the same for the same project,
+        run and host, so a restarted agent continues the same series.
     """
     common = {
-        name: value for name, value in process.items() if name.startswith(_OF_THE_NODE) or name in _ALSO_OF_THE_NODE
+        name: value for name, value in process.items() if name.startswith(_NODE_PREFIXES) or name in _NODE_ATTRIBUTES
     }
     identity = "/".join(str(process.get(name, "")) for name in _IDENTITY)
     return {
@@ -198,7 +198,7 @@ def _python() -> Mapping[str, Any]:
 
 
 def _gpus() -> Mapping[str, Any]:
-    """From the driver's files: asking CUDA would initialize it."""
+    """Attributes of the GPUs, from the driver's files, because queries through CUDA would initialize it."""
     attributes: dict[str, Any] = {}
     for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
         if variable in os.environ:
@@ -221,7 +221,7 @@ def _gpus() -> Mapping[str, Any]:
 
 
 def _command() -> Mapping[str, Any]:
-    """The command line as it was given, with the interpreter and its options, and without secrets."""
+    """The original command line, including the interpreter and its options, with secrets masked."""
     return {"process.command_args": mask_secrets(list(sys.orig_argv) or list(getattr(sys, "argv", ())), os.environ)}
 
 

@@ -1,4 +1,4 @@
-"""Which commit runs: read from git's files, because `git` may not be there, is slow to start, and refuses folders of others."""
+"""The git commit that a process runs, read from git's files: `git` may be missing, is slow, and refuses other users' folders."""
 
 import configparser
 import os
@@ -15,13 +15,13 @@ _REVISION: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def describe_revision(folder: Path | None = None) -> dict[str, Any]:
-    """Commit, branch and remote of the repository that the running script is in, else of the working folder's.
+    """Describe the commit, branch and remote of the repository that contains the running script, else the working folder.
 
     Args:
-        folder: Look here only.
+        folder: The only folder to search, instead of these two.
 
     Returns:
-        Attributes; empty if there is no repository, or none that can be read.
+        Attributes; empty if there is no readable repository.
     """
     try:
         for start in [folder] if folder else _starts():
@@ -69,7 +69,7 @@ def _resolve(folder: Path, common: Path, reference: str) -> str:
 
 
 def _remote(config: Path) -> str:
-    """The address of `origin`, without user, password and parameters."""
+    """Address of the remote `origin`, without user, password and parameters."""
     parser = configparser.RawConfigParser(strict=False, allow_no_value=True)
     try:
         parser.read_string("\n".join(line.strip() for line in config.read_text().splitlines()))
