@@ -1,6 +1,6 @@
-"""Statistics of a node: its GPUs, the machine, the training processes. Sampled in the agent, once for all ranks.
+"""Metrics of a node's GPUs, host and processes. The agent samples them once for all ranks.
 
-A *sensor* names OpenTelemetry instruments and reads values for them; a *sampler* keeps one sensor on a thread and a
-MeterProvider of its own, so that a reading that hangs holds up no other sensor; a *node* has one sampler for each sensor and
-hands their points over in columns.
+A *sensor* defines OpenTelemetry instruments and reads their values. A *sampler* runs a sensor on a separate thread with a separate
+MeterProvider, so a reading that hangs does not delay other sensors. A *node* has one sampler per sensor, and returns their points in
+columns.
 """

@@ -1,4 +1,4 @@
-"""From the SDK's metrics data, one object a point, to columns: one series for each metric and attribute set."""
+"""Conversion of the SDK's metrics data, one object per point, to columns: one series per metric and attribute set."""
 
 import threading
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from tensormeter.otlp.batch import Attribute, Gauge, Scope, Sum, Temporality
 __all__ = ["Columns"]
 
 _MOST_POINTS: Final = 200_000
-"""Points held while nobody takes them: 10 MB or so."""
+"""Maximum points that wait to be taken, about 10 MB."""
 
 
 class _About(TypedDict):
@@ -35,7 +35,7 @@ class _Column:
 
 
 class Columns:
-    """Collects samples until they are taken. One thread adds, another takes."""
+    """Collects samples until they are taken. One thread adds them, another one takes them."""
 
     def __init__(self, most_points: int = _MOST_POINTS) -> None:
         self._lock = threading.Lock()
@@ -43,10 +43,10 @@ class Columns:
         self._most = most_points
         self.points = 0
         self.dropped = 0
-        """Points that came while too many were waiting."""
+        """Number of points that were dropped because too many were waiting."""
 
     def add(self, data: export.MetricsData) -> None:
-        """Append every point of a collection to its series."""
+        """Append all points of a collection to their series."""
         with self._lock:
             for resource in data.resource_metrics:
                 for scope_metrics in resource.scope_metrics:
@@ -57,7 +57,7 @@ class Columns:
                                 self._append(scope, metric, point)
 
     def take(self) -> list[Gauge | Sum]:
-        """All series since the last call, which are the caller's from now on."""
+        """Remove and return all series since the last call."""
         with self._lock:
             columns, self._columns, self.points = self._columns, {}, 0
         return [_series(column) for column in columns.values()]

@@ -1,4 +1,4 @@
-"""What a sensor is: instruments, and readings that give them values."""
+"""The interface of a sensor: instruments, and readings that give them values."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Instrument:
     """An observable instrument.
 
     Attributes:
-        name: The semantic conventions' name, or one beginning with `tensormeter.` where they have none.
-        kind: Which of OpenTelemetry's observable instruments.
+        name: Name in the semantic conventions, or one that begins with `tensormeter.` if they define none.
+        kind: Kind of OpenTelemetry's observable instrument.
         unit: UCUM unit.
-        description: For people; one sentence.
+        description: Description for people, one sentence.
         attributes: Names of the attributes that its points may have.
     """
 
@@ -34,47 +34,47 @@ class Instrument:
 
 
 Observed = tuple[Instrument, int | float, Mapping[str, Attribute]]
-"""One value of an instrument, with its attributes."""
+"""A value of an instrument, with its attributes."""
 
 Reading = tuple[str, Callable[[], Iterable[Observed]]]
-"""A name for people, and a function that asks the machine once. It may raise whatever it likes: see `observe`."""
+"""A name for people, and a function that reads values from the machine once. It may raise any error; see `observe`."""
 
 
 class AbsentError(Exception):
-    """The machine lacks the requested device or file. Omitted without being counted as a failure."""
+    """The machine lacks the requested device or file. The reading is omitted, and does not count as a failure."""
 
 
 class Sensor(Protocol):
-    """One part of the machine. Constructed, used and closed by one thread, which it may block; never shared."""
+    """A part of the machine. One thread constructs, uses and closes the sensor, which may block that thread."""
 
     @property
     def name(self) -> str:
-        """A word, such as `host`."""
+        """Name of the sensor, a single word such as `host`."""
         ...
 
     @property
     def instruments(self) -> tuple[Instrument, ...]:
-        """All that its readings can give values for; empty if there is nothing to read on this machine."""
+        """All instruments that its readings can give values; empty if there is nothing to read on this machine."""
         ...
 
     def readings(self) -> Iterable[Reading]:
-        """What to read for one sample. Each fails by itself."""
+        """Readings of one sample. If one fails, the others still count."""
         ...
 
     def close(self) -> None:
-        """Give back what the sensor holds."""
+        """Release the sensor's resources."""
         ...
 
 
 def observe(sensor: Sensor, failures: dict[str, int]) -> dict[str, list[Observed]]:
-    """Take all readings of a sensor, as far as they succeed.
+    """Run all readings of a sensor, and omit those that fail.
 
     Args:
-        sensor: Is read.
-        failures: Readings that have failed, by the name of the exception; added to. The first of each kind is logged.
+        sensor: Sensor to read.
+        failures: Number of failed readings by name of the exception, which the function updates. It logs the first of each kind.
 
     Returns:
-        What was observed, by instrument name.
+        Observed values by instrument name.
     """
     observed: dict[str, list[Observed]] = {}
     for name, read in sensor.readings():
@@ -83,9 +83,11 @@ def observe(sensor: Sensor, failures: dict[str, int]) -> dict[str, list[Observed
                 observed.setdefault(item[0].name, []).append(item)
         except AbsentError:
             continue
-        except Exception as error:  # drivers, file systems and dying processes fail in every way there is
+        except Exception as error:  # drivers, file systems and ending processes can raise any error
             kind = type(error).__name__
             if kind not in failures:
-                logger.warning("sensor %s: %s cannot be read (%s: %s)", sensor.name, name, kind, error)
+                logger.warning(
+                    "sensor %s: could not read %s (%s: %s); its values are missing", sensor.name, name, kind, error
+                )
             failures[kind] = failures.get(kind, 0) + 1
     return observed

@@ -1,4 +1,4 @@
-"""All sensors of a node."""
+"""The sensors of a node, sampled together."""
 
 import functools
 import time
@@ -19,23 +19,23 @@ __all__ = ["Node"]
 
 _SAMPLES_A_REQUEST: Final = 10
 _LONGEST_WAIT: Final = 30.0
-"""Seconds that points wait for others to share a request with, at most."""
+"""Maximum seconds that points wait for further ones to share their request."""
 
 _FIRST_WAIT: Final = 2.0
-"""Seconds to wait for the first sample of every sensor: a driver may need long to start."""
+"""Maximum seconds to wait for the first sample of all sensors, because a driver may need long to start."""
 
 
 class Node:
-    """Samples everything until it is stopped. Used by one thread, which it does not block."""
+    """Samples all sensors until it is stopped. One thread uses the node, which does not block it."""
 
     def __init__(self, resource: Mapping[str, Attribute], watch: Watch, *, interval: float, delay: float) -> None:
         """Start sampling.
 
         Args:
-            resource: Of the node.
-            watch: Kept up to date by the caller.
+            resource: Resource of the node.
+            watch: Processes and folders to observe, which the caller updates.
             interval: Seconds between two samples.
-            delay: Seconds between two batches, at least.
+            delay: Minimum seconds between two batches.
         """
         self.watch = watch
         self._resource = resource
@@ -52,11 +52,11 @@ class Node:
         ]
 
     def take(self, *, flush: bool, most_points: int) -> Batch | None:
-        """The points that have come together, if it is time for them.
+        """Return the collected points if a batch is due; else None.
 
         Args:
-            flush: It is.
-            most_points: So many points do not wait.
+            flush: Whether to return the points even if no batch is due.
+            most_points: Number of points from which a batch is due at once.
         """
         for sampler in self._samplers:
             sampler.report_if_stuck()
@@ -71,10 +71,10 @@ class Node:
         return Batch(self._resource, series) if series else None
 
     def stop(self, timeout: float = 0.0) -> None:
-        """Take no further samples; what is there can still be taken.
+        """Stop sampling. Points of completed samples can still be taken.
 
         Args:
-            timeout: Seconds to wait for those that are being taken, all together.
+            timeout: Maximum seconds to wait for samples in progress, for all sensors together.
         """
         deadline = time.monotonic() + timeout
         for sampler in self._samplers:

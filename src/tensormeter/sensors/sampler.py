@@ -1,4 +1,4 @@
-"""A sensor on a thread of its own, sampled at an interval through an OpenTelemetry MeterProvider."""
+"""A sensor on a separate thread, sampled at an interval through an OpenTelemetry MeterProvider."""
 
 import functools
 import math
@@ -27,47 +27,47 @@ SCOPE: Final = "tensormeter.sensors"
 """Name of the instrumentation scope."""
 
 _STUCK_AFTER: Final = 30.0
-"""Seconds after which a sample that is still being taken is reported."""
+"""Seconds after which a sample in progress is reported as stuck."""
 
 _DURATION: Final = Instrument(
     "tensormeter.sensor.sample.duration",
     "gauge",
     "s",
-    "How long it took to read a sensor once.",
+    "Duration of one sample of a sensor.",
     (SENSOR,),
 )
 _FAILURES: Final = Instrument(
     "tensormeter.sensor.failures",
     "counter",
     "{failure}",
-    "Readings that failed and were left out (`error.type` names the exception; `stuck`: the sensor hung; `overflow`: points "
-    "that nobody took in time).",
+    "Failed readings, whose values are missing. `error.type` is the exception, `stuck` (the sensor hung) or `overflow` (points were "
+    "dropped because too many were waiting).",
     (SENSOR, "error.type"),
 )
 SAMPLER_INSTRUMENTS: Final = (_DURATION, _FAILURES)
 
 
 class Sampler:
-    """Samples one sensor until it is stopped. The thread is a daemon: one that hangs in a driver is left behind.
+    """Samples a sensor until it is stopped. The thread is a daemon, so it is abandoned if it hangs in a driver.
 
     Attributes:
-        columns: Where the points go, to be taken by any other thread.
+        columns: Collected points, which any other thread may take.
     """
 
     def __init__(self, name: str, make: Callable[[], Sensor], interval: float) -> None:
         """Start the thread.
 
         Args:
-            name: The sensor's.
-            make: Constructs the sensor, on the thread.
+            name: Name of the sensor.
+            make: Function that constructs the sensor, on the thread.
             interval: Seconds between two samples.
         """
         self.name = name
         self.columns = Columns()
         self.samples = 0
-        """Samples taken so far."""
+        """Number of samples so far."""
         self.over = False
-        """Whether the thread has ended: it was stopped, or the sensor has nothing to read on this machine."""
+        """Whether the thread has ended, because it was stopped or the sensor has nothing to read on this machine."""
         self._make = make
         self._interval = interval
         self._stop = threading.Event()
@@ -81,12 +81,12 @@ class Sampler:
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Take no further sample. Waits for the one that is being taken, but no longer than `timeout` seconds."""
+        """Stop sampling. Waits for a sample in progress, for at most `timeout` seconds."""
         self._stop.set()
         self._thread.join(timeout)
 
     def report_if_stuck(self) -> None:
-        """Say it in the log, once, and count it, if a reading has not come back for long."""
+        """Log and count a reading that takes too long, once per reading."""
         since = self._busy_since
         if since is None:
             self._reported = False
@@ -94,14 +94,16 @@ class Sampler:
             self._reported = True
             self._failures["stuck"] = self._failures.get("stuck", 0) + 1
             logger.warning(
-                "sensor %s has not answered for %.0f s; the others go on", self.name, time.monotonic() - since
+                "sensor %s has not answered for %.0f s; the other sensors continue", self.name, time.monotonic() - since
             )
 
     def _run(self) -> None:
         try:
             sensor = self._make()
-        except Exception as error:  # as for readings: the sensor is left out, the others go on
-            logger.warning("sensor %s cannot be used (%s: %s)", self.name, type(error).__name__, error)
+        except Exception as error:  # any error; the other sensors continue
+            logger.warning(
+                "sensor %s could not start (%s: %s); its metrics are missing", self.name, type(error).__name__, error
+            )
             self.over = True
             return
         try:
@@ -109,7 +111,7 @@ class Sampler:
                 self._sample_until_stopped(sensor)
             sensor.close()
         except Exception:
-            logger.exception("sensor %s failed; it is left out from now on", self.name)
+            logger.exception("sensor %s failed; its metrics are missing from now on", self.name)
         finally:
             self._busy_since = None
             self.over = True
@@ -142,12 +144,15 @@ class Sampler:
     def _collect(self, reader: InMemoryMetricReader) -> None:
         try:
             data = reader.get_metrics_data()
-        except Exception as error:  # the SDK gives up when the wall clock was set forward by more than its time limit
+        except Exception as error:  # the SDK raises if the wall clock was set forward by more than its time limit
             kind = type(error).__name__
             if kind not in self._uncollected:
                 self._uncollected.add(kind)
                 logger.warning(
-                    "sensor %s: a sample was left out, as are others like it (%s: %s)", self.name, kind, error
+                    "sensor %s: could not collect a sample (%s: %s); further losses of this kind are only counted",
+                    self.name,
+                    kind,
+                    error,
                 )
             self._failures[kind] = self._failures.get(kind, 0) + 1
             return
@@ -160,11 +165,11 @@ class Sampler:
             "counter": meter.create_observable_counter,
             "updowncounter": meter.create_observable_up_down_counter,
         }[instrument.kind]
-        # The value was read before: one reading serves several instruments.
-        callback = functools.partial(self._hand_over, instrument.name)
+        # The callback does not read the sensor, because one reading serves several instruments.
+        callback = functools.partial(self._observations, instrument.name)
         create(instrument.name, [callback], instrument.unit, instrument.description)
 
-    def _hand_over(self, name: str, options: CallbackOptions) -> Iterable[Observation]:
+    def _observations(self, name: str, options: CallbackOptions) -> Iterable[Observation]:
         return [Observation(value, attributes) for _, value, attributes in self._observed.get(name, ())]
 
     def _observe_self(self) -> None:
@@ -178,8 +183,8 @@ class Sampler:
 
 
 def next_due(due: float, now: float, interval: float) -> float:
-    """When to take the sample after the one that was due at `due`.
+    """Time of the sample after the one that was due at `due`.
 
-    Late samples are skipped, not made up for: a slow driver must not be asked all the time.
+    Missed samples are skipped, not made up for, so that a slow driver is not read continuously.
     """
     return due + interval * max(1, math.ceil((now - due) / interval))

@@ -1,4 +1,4 @@
-"""What the sensors know of the run on their node."""
+"""The processes and folders of a run that sensors observe."""
 
 from dataclasses import dataclass, field
 
@@ -7,13 +7,13 @@ __all__ = ["TrainingProcess", "Watch"]
 
 @dataclass(frozen=True)
 class TrainingProcess:
-    """A process of the run on this node.
+    """A training process of the run on this node.
 
     Attributes:
-        id: Its `service.instance.id`.
-        pid: Its process id, as this process sees it.
-        began: Unix time when it was certainly running already, to tell it from a later process with the same id.
-        visible_gpus: Its `CUDA_VISIBLE_DEVICES` (or AMD's equivalent), or None where it has none.
+        id: The process's `service.instance.id`.
+        pid: Process id, as seen by the agent.
+        began: Unix time at which the process was already running, to distinguish it from a later process with the same pid.
+        visible_gpus: The process's `CUDA_VISIBLE_DEVICES` (or AMD's equivalent), or None if it is not set.
     """
 
     id: str
@@ -24,11 +24,11 @@ class TrainingProcess:
 
 @dataclass
 class Watch:
-    """What the agent tells the sensors. It replaces the tuples, they read them: no lock.
+    """The current targets of the sensors. The agent replaces the tuples and the sensors read them, so no lock is needed.
 
     Attributes:
-        processes: The training processes that run now.
-        folders: Where the run writes; the space on their file systems is watched.
+        processes: Running training processes.
+        folders: Folders that the run writes to, whose file systems are observed.
     """
 
     processes: tuple[TrainingProcess, ...] = ()

@@ -1,6 +1,6 @@
-"""AMD's GPUs, through AMD SMI (`amdsmi`, from ROCm or PyPI). Silent where there is no driver.
+"""The sensor of AMD GPUs, through AMD SMI (`amdsmi`, from ROCm or PyPI). It reads nothing if there is no driver.
 
-Not run on such a GPU yet; tested through amdsmi's own Python code, with the library below it replaced.
+It has not run on an AMD GPU yet. Tests use amdsmi's own Python code, with a replacement for the library below it.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ _DRIVER: Final = Path("/sys/module/amdgpu")
 
 
 class AmdSensor:
-    """See the module's text."""
+    """Reads all AMD GPUs of the machine."""
 
     name = "amd"
     instruments: tuple[Instrument, ...] = ()
@@ -27,8 +27,8 @@ class AmdSensor:
     def __init__(self, watch: "Watch", driver: Path = _DRIVER) -> None:
         """
         Args:
-            watch: The run's processes.
-            driver: A folder that is there if the driver is. Without one amdsmi is not imported: it prints if it finds none.
+            watch: Processes of the run.
+            driver: Folder that exists if the driver is loaded. Without it amdsmi is not imported, because it would print an error.
         """
         self._watch = watch
         self._smi: Any = None
@@ -37,7 +37,7 @@ class AmdSensor:
             return
         try:
             import amdsmi
-        except (ImportError, OSError, KeyError, AttributeError):  # it fails in various ways without its library
+        except (ImportError, OSError, KeyError, AttributeError):  # amdsmi fails in various ways without its library
             return
         amdsmi.amdsmi_init()
         self._smi = amdsmi
@@ -55,7 +55,7 @@ class AmdSensor:
 
 
 class _Gpu:
-    """One GPU; a reading that it does not have is given up."""
+    """A GPU. A reading that the GPU does not support is tried only once."""
 
     def __init__(self, smi: Any, handle: Any, number: int, watch: "Watch") -> None:
         self._smi = smi
@@ -81,18 +81,18 @@ class _Gpu:
         }
 
     def readings(self) -> Iterable[Reading]:
-        return [(f"{what} of GPU {self._number}", partial(self._read, what)) for what in self._table]
+        return [(f"{quantity} of GPU {self._number}", partial(self._read, quantity)) for quantity in self._table]
 
-    def _read(self, what: str) -> Iterable[Observed]:
+    def _read(self, quantity: str) -> Iterable[Observed]:
         try:
-            yield from self._table[what]()
+            yield from self._table[quantity]()
         except AbsentError:
-            del self._table[what]
+            del self._table[quantity]
             raise
         except self._smi.AmdSmiLibraryException as error:
             if error.get_error_code() not in self._absences():
                 raise
-            del self._table[what]
+            del self._table[quantity]
             raise AbsentError from None
 
     def _absences(self) -> tuple[int, ...]:
@@ -129,11 +129,11 @@ class _Gpu:
 
     def _power(self) -> Iterable[Observed]:
         power = self._smi.amdsmi_get_power_info(self._handle)
-        # Of MI300 the current power is there, of those before the average.
-        found = [power[name] for name in ("current_socket_power", "average_socket_power") if power[name] != "N/A"]
-        if not found:
+        # MI300 reports the current power, earlier GPUs the average.
+        watts = [power[name] for name in ("current_socket_power", "average_socket_power") if power[name] != "N/A"]
+        if not watts:
             raise AbsentError
-        yield self._value(gpu.POWER, found[0])
+        yield self._value(gpu.POWER, watts[0])
 
     def _power_limit(self) -> Iterable[Observed]:
         yield self._value(gpu.POWER_LIMIT, self._smi.amdsmi_get_power_cap_info(self._handle)["power_cap"] / 1e6)
@@ -178,7 +178,7 @@ class _Gpu:
 
 
 def _number(value: int | str) -> int:
-    """What amdsmi gives, which says `N/A` where there is no number."""
+    """Return a number from amdsmi, which returns `N/A` if it has none."""
     if isinstance(value, str):
         raise AbsentError
     return value

@@ -1,7 +1,7 @@
-"""NVIDIA's GPUs, through NVML (`nvidia-ml-py`, whose module is `pynvml`). Silent where there is no driver.
+"""The sensor of NVIDIA GPUs, through NVML (`nvidia-ml-py`, whose module is `pynvml`). It reads nothing if there is no driver.
 
-Each value is a reading of its own: what one model, driver or MIG device does not have does not stop the rest, and is not asked
-for again.
+Each value is a separate reading. If a model, driver or MIG device does not support a reading, the others still work, and the
+unsupported one is not tried again.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ __all__ = ["NvidiaSensor"]
 
 _ALL_LINKS: Final = 0xFFFFFFFF
 _VALUE_MEMBERS: Final = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
-"""Members of NVML's union of values, by its enumeration nvmlValueType_t."""
+"""Members of NVML's union of values, in the order of its enumeration nvmlValueType_t."""
 
 _THROTTLE_REASONS: Final = {
     "idle": 0x1,
@@ -31,11 +31,11 @@ _THROTTLE_REASONS: Final = {
     "power_brake": 0x80,
     "display_clock_setting": 0x100,
 }
-"""NVML's nvmlClocksEventReasons."""
+"""Bits of NVML's nvmlClocksEventReasons."""
 
 
 class NvidiaSensor:
-    """See the module's text."""
+    """Reads all NVIDIA GPUs of the machine, and their MIG devices."""
 
     name = "nvidia"
     instruments: tuple[Instrument, ...] = ()
@@ -113,8 +113,8 @@ class _Gpu(Device):
             ecc = (kind, nvml.NVML_VOLATILE_ECC)
             attributes = {"error__type": error}
             scalars.append((gpu.ERRORS, f"{error} errors", 1, "nvmlDeviceGetTotalEccErrors", ecc, attributes))
-        for instrument, what, scale, function, arguments, attributes in scalars:
-            self.add(what, partial(self._scalar, instrument, scale, function, arguments, attributes))
+        for instrument, quantity, scale, function, arguments, attributes in scalars:
+            self.add(quantity, partial(self._scalar, instrument, scale, function, arguments, attributes))
         self.add("utilization", self._utilization)
         self.add("encoder", partial(self._codec, "encoder"))
         self.add("decoder", partial(self._codec, "decoder"))
@@ -173,7 +173,7 @@ class _Gpu(Device):
         try:
             sent, received = self._totals(nvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, nvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES)
         except self.absences:
-            # Asking this way takes 20 ms for each direction.
+            # This method takes 20 ms per direction, so it is the second choice.
             self.add("PCIe", self._pcie_throughput)
             yield from self._pcie_throughput()
             return
@@ -238,13 +238,13 @@ class _Gpu(Device):
         ]
 
     def _fields(self, *fields: Any) -> list[float]:
-        """Values of NVML's numbered fields. Raises the first's error, if one cannot be read."""
-        found = []
+        """Values of NVML's numbered fields. Raises the first field's error if one cannot be read."""
+        values = []
         for item in self.nvml.nvmlDeviceGetFieldValues(self.handle, list(fields)):
             if item.nvmlReturn != self.nvml.NVML_SUCCESS:
                 raise self.nvml.NVMLError(item.nvmlReturn)
-            found.append(getattr(item.value, _VALUE_MEMBERS[item.valueType]))
-        return found
+            values.append(getattr(item.value, _VALUE_MEMBERS[item.valueType]))
+        return values
 
     def _mig_devices(self) -> "list[Device]":
         nvml = self.nvml
@@ -260,7 +260,7 @@ class _Gpu(Device):
             try:
                 handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(self.handle, index)
             except nvml.NVMLError_NotFound:
-                continue  # a place that is not taken
+                continue  # no MIG device has this index
             part = Device(nvml, handle, f"{self.name} MIG {index}", {"hw.parent": self.uuid})
             part.add("memory", part.memory)
             part.add("processes", partial(part.processes, self._watch))

@@ -1,4 +1,4 @@
-"""What a GPU and a part of one (MIG) have in common: a handle of NVML's, and readings that are given up where they are absent."""
+"""The common part of GPUs and MIG devices: an NVML handle, and readings that are dropped if the device does not support them."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -14,7 +14,7 @@ __all__ = ["Device"]
 
 
 class Device:
-    """A GPU or a MIG device: its handle, and readings of which each is given up when the device does not have it."""
+    """A GPU or a MIG device: its handle and its readings. A reading that the device does not support is tried only once."""
 
     def __init__(self, nvml: Any, handle: Any, name: str, attributes: dict[str, str]) -> None:
         self.nvml = nvml
@@ -30,28 +30,30 @@ class Device:
             nvml.NVMLError_NoPermission,
         )
 
-    def add(self, what: str, read: Callable[[], Iterable[Observed]]) -> None:
-        self._table[what] = read
+    def add(self, quantity: str, read: Callable[[], Iterable[Observed]]) -> None:
+        """Add a reading, or replace the one of the same quantity."""
+        self._table[quantity] = read
 
     def readings(self) -> Iterable[Reading]:
-        return [(f"{what} of {self.name}", partial(self._read, what)) for what in self._table]
+        """The readings that the device supports, as far as known."""
+        return [(f"{quantity} of {self.name}", partial(self._read, quantity)) for quantity in self._table]
 
-    def _read(self, what: str) -> Iterable[Observed]:
+    def _read(self, quantity: str) -> Iterable[Observed]:
         try:
-            yield from self._table[what]()
+            yield from self._table[quantity]()
         except (AbsentError, *self.absences):
-            del self._table[what]
+            del self._table[quantity]
             raise AbsentError from None
 
     def value(self, instrument: Instrument, value: float, **attributes: str | int) -> Observed:
-        """An observation of this device. Keywords are attribute names with `__` for `.`."""
+        """Create an observation of this device. Keywords are names of attributes, with `__` instead of `.`."""
         more = {name.replace("__", "."): value for name, value in attributes.items()}
         return instrument, value, {**self.attributes, **more}
 
     def memory(self) -> Iterable[Observed]:
         nvml = self.nvml
         try:
-            # Version 2 does not count what the driver keeps for itself as used.
+            # Version 2 does not count memory that the driver reserves for itself as used.
             info = nvml.nvmlDeviceGetMemoryInfo(self.handle, version=nvml.nvmlMemory_v2)
         except nvml.NVMLError_FunctionNotFound:
             info = nvml.nvmlDeviceGetMemoryInfo(self.handle)

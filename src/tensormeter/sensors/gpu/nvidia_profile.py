@@ -1,4 +1,4 @@
-"""What the multiprocessors did between two samples: NVML's GPU performance monitoring (GPM; Hopper and later)."""
+"""Activity of the multiprocessors between two samples, from NVML's GPU performance monitoring (GPM; Hopper and later)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -17,14 +17,14 @@ _METRICS: Final = {
 
 
 class Profile:
-    """Keeps the last sample of a device, to compare the next one with."""
+    """Compares each sample of a device with the previous one."""
 
     def __init__(self, nvml: Any, take: Callable[[Any], Any], handle: Any) -> None:
         """
         Args:
-            nvml: The module.
-            take: Fills an allocated sample.
-            handle: The GPU (for a MIG device: of which it is a part).
+            nvml: The module `pynvml`.
+            take: Function that fills an allocated sample.
+            handle: Handle of the GPU; for a MIG device, of the GPU that contains it.
         """
         self._nvml = nvml
         self._take = take
@@ -33,17 +33,17 @@ class Profile:
         self._begun = False
 
     def read(self) -> Iterable[tuple[Instrument, float]]:
-        """Averages since the last call; nothing the first time.
+        """Return averages since the last call; nothing at the first call.
 
         Raises:
-            AbsentError: The device does not have it.
-            NVMLError: It failed.
+            AbsentError: The device does not support GPM.
+            NVMLError: The query failed.
         """
         nvml = self._nvml
         if not self._samples:
             if not nvml.nvmlGpmQueryDeviceSupport(self._handle).isSupportedDevice:
                 raise AbsentError
-            # Allocated once: the library has no finalizer for them.
+            # Allocated only once, because the library has no finalizer for samples.
             self._samples = [nvml.nvmlGpmSampleAlloc(), nvml.nvmlGpmSampleAlloc()]
         before, now = self._samples
         self._take(now)

@@ -1,1 +1,1 @@
-"""Sensors of the host: processor, memory, processes, file systems, containers."""
+"""Sensors of the host: processors, memory, processes, file systems, containers."""

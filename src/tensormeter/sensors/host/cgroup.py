@@ -1,4 +1,4 @@
-"""Where a process stands in the kernel's control groups, version 1 and 2 (kernel documentation: admin-guide/cgroup-v1, -v2)."""
+"""The control groups of this process, versions 1 and 2 (kernel documentation: admin-guide/cgroup-v1, -v2)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ __all__ = ["Controller", "controllers", "flat_keyed", "number"]
 
 @dataclass(frozen=True)
 class Controller:
-    """One controller's folders for this process, innermost first, up to the mount point.
+    """The folders of one controller for this process, from the innermost one to the mount point.
 
     Attributes:
-        name: `memory`, `cpu` or `cpuacct`.
-        unified: Whether it is of version 2.
-        folders: A limit in any of them holds.
+        name: Name of the controller: `memory`, `cpu` or `cpuacct`.
+        unified: Whether the controller belongs to version 2.
+        folders: Folders of the groups; a limit in any of them applies.
     """
 
     name: str
@@ -22,36 +22,36 @@ class Controller:
     folders: tuple[Path, ...]
 
     def tightest(self, limit: Callable[[Path], float | None]) -> tuple[float, Path] | None:
-        """The lowest limit on the way up, and where it is set. None: there is none."""
-        found = [(value, folder) for folder in self.folders if (value := limit(folder)) is not None]
-        return min(found, key=lambda item: item[0], default=None)
+        """Return the lowest limit in the folders, and the folder that sets it; None if there is no limit."""
+        limits = [(value, folder) for folder in self.folders if (value := limit(folder)) is not None]
+        return min(limits, key=lambda item: item[0], default=None)
 
 
 def controllers(root: Path = Path("/")) -> Mapping[str, Controller]:
-    """The controllers of this process, by name. Empty where there are no control groups.
+    """Find the controllers of this process, by name. Empty if the system has no control groups.
 
     Args:
-        root: Where `proc` and `sys` are.
+        root: Folder that contains `proc` and `sys`.
     """
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
         mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text().splitlines()]
     except OSError:
         return {}
-    found: dict[str, Controller] = {}
+    result: dict[str, Controller] = {}
     for line in groups:
         _, names, path = line.split(":", 2)
         for name in names.split(",") if names else ["memory", "cpu"]:
             if name in ("memory", "cpu", "cpuacct"):
                 folders = tuple(_folders(root, mounts, name if names else None, path))
-                # A machine with both versions has each controller in one of them; version 1 is listed first.
-                if folders and name not in found:
-                    found[name] = Controller(name, not names, folders)
-    return found
+                # On a machine with both versions, each controller belongs to one of them; version 1 is listed first.
+                if folders and name not in result:
+                    result[name] = Controller(name, not names, folders)
+    return result
 
 
 def _folders(root: Path, mounts: list[list[str]], controller: str | None, path: str) -> Iterator[Path]:
-    """From the group's own folder up to the mount point, as far as this process can see them."""
+    """The folders from the group's own one up to the mount point, as far as this process can see them."""
     for fields in mounts:
         dash = fields.index("-")
         kind, options = fields[dash + 1], fields[dash + 3].split(",")
@@ -68,7 +68,7 @@ def _folders(root: Path, mounts: list[list[str]], controller: str | None, path: 
 
 
 def number(path: Path) -> int | None:
-    """A file's one number. None: there is no such file, or it says `max`."""
+    """Read the number in a file; None if the file does not exist, or contains `max`."""
     try:
         text = path.read_text().strip()
     except OSError:
@@ -77,7 +77,7 @@ def number(path: Path) -> int | None:
 
 
 def flat_keyed(path: Path) -> Mapping[str, int]:
-    """A file of lines `name number`. Empty where there is none."""
+    """Read a file with lines `name number`; empty if the file does not exist."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Limits that a container or job scheduler sets on the processes in it, where they are lower than what the machine has."""
+"""Limits of a container or job scheduler on its processes, if they are lower than the machine's resources."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,32 +12,40 @@ from tensormeter.sensors.instrument import Instrument, Observed, Reading
 __all__ = ["ContainerSensor"]
 
 _CPU_TIME: Final = Instrument(
-    "container.cpu.time", "counter", "s", "Processor time of everything in the container.", ("cpu.mode",)
+    "container.cpu.time", "counter", "s", "Processor time of all processes in the container.", ("cpu.mode",)
 )
 _MEMORY_USAGE: Final = Instrument(
-    "container.memory.usage", "updowncounter", "By", "Memory that counts against the limit, page cache included."
+    "container.memory.usage",
+    "updowncounter",
+    "By",
+    "Memory that counts against the limit, including the page cache.",
 )
 _WORKING_SET: Final = Instrument(
     "container.memory.working_set",
     "updowncounter",
     "By",
-    "Memory that counts against the limit, less page cache that can be dropped.",
+    "Memory that counts against the limit, without page cache that can be dropped.",
 )
-_MEMORY_LIMIT: Final = Instrument("tensormeter.container.memory.limit", "updowncounter", "By", "The limit on memory.")
+_MEMORY_LIMIT: Final = Instrument("tensormeter.container.memory.limit", "updowncounter", "By", "Memory limit.")
 _OOM_KILLS: Final = Instrument(
-    "tensormeter.container.memory.oom_kills", "counter", "{kill}", "Processes killed because the limit was reached."
+    "tensormeter.container.memory.oom_kills",
+    "counter",
+    "{kill}",
+    "Processes killed because the memory limit was reached.",
 )
-_CPU_LIMIT: Final = Instrument("tensormeter.container.cpu.limit", "gauge", "{cpu}", "The limit on processors.")
+_CPU_LIMIT: Final = Instrument(
+    "tensormeter.container.cpu.limit", "gauge", "{cpu}", "Limit on the number of processors."
+)
 _THROTTLED: Final = Instrument(
     "tensormeter.container.cpu.throttled_time",
     "counter",
     "s",
-    "Time for which runnable threads had to wait because of the limit on processors.",
+    "Time during which threads could not run because of the processor limit.",
 )
 
 
 class ContainerSensor:
-    """Reads control groups, version 1 and 2. Silent where no limit binds."""
+    """Reads control groups, versions 1 and 2. It reads nothing if no limit applies."""
 
     name = "container"
     instruments = (_CPU_TIME, _MEMORY_USAGE, _WORKING_SET, _MEMORY_LIMIT, _OOM_KILLS, _CPU_LIMIT, _THROTTLED)
@@ -45,7 +53,7 @@ class ContainerSensor:
     def __init__(self, root: Path = Path("/")) -> None:
         """
         Args:
-            root: Where `proc` and `sys` are.
+            root: Folder that contains `proc` and `sys`.
         """
         self._controllers = controllers(root)
         self._memory_size = psutil.virtual_memory().total
@@ -64,10 +72,11 @@ class ContainerSensor:
         memory = self._controllers["memory"]
         unified = memory.unified
         name = "memory.max" if unified else "memory.limit_in_bytes"
-        found = memory.tightest(lambda folder: number(folder / name))
-        if found is None or found[0] >= self._memory_size:  # version 1 says "none" by a number near 2**63
+        limit_and_folder = memory.tightest(lambda folder: number(folder / name))
+        # Version 1 uses a number near 2**63 for "no limit".
+        if limit_and_folder is None or limit_and_folder[0] >= self._memory_size:
             return
-        limit, folder = found
+        limit, folder = limit_and_folder
         yield _MEMORY_LIMIT, int(limit), {}
         usage = number(folder / ("memory.current" if unified else "memory.usage_in_bytes"))
         if usage is not None:
@@ -80,10 +89,10 @@ class ContainerSensor:
 
     def _cpu(self) -> Iterable[Observed]:
         cpu = self._controllers["cpu"]
-        found = cpu.tightest(_quota if cpu.unified else _quota_v1)
-        if found is None or found[0] >= self._processors:
+        limit_and_folder = cpu.tightest(_quota if cpu.unified else _quota_v1)
+        if limit_and_folder is None or limit_and_folder[0] >= self._processors:
             return
-        limit, folder = found
+        limit, folder = limit_and_folder
         yield _CPU_LIMIT, limit, {}
         stat = flat_keyed(folder / "cpu.stat")
         if cpu.unified:
@@ -96,11 +105,11 @@ class ContainerSensor:
 
 
 def _quota(folder: Path) -> float | None:
-    """Processors that `cpu.max` allows."""
+    """Number of processors that `cpu.max` allows; None: no limit."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
     except OSError:
-        return None  # the root group has none
+        return None  # the root group has no such file
     return None if quota == "max" else int(quota) / int(period)
 
 

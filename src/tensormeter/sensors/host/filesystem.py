@@ -1,4 +1,4 @@
-"""Space on the file systems that the run writes to. A sensor of its own: a dead network file system hangs whoever asks."""
+"""Space on the file systems of the run. It is a separate sensor, because a dead network file system hangs its readers."""
 
 import os
 import tempfile
@@ -18,7 +18,7 @@ _USAGE: Final = Instrument(
     "system.filesystem.usage",
     "updowncounter",
     "By",
-    "Space in each state (`reserved`: only root may use it).",
+    "Space in each state (`reserved`: only for root).",
     (*_WHERE, "system.filesystem.state"),
 )
 _LIMIT: Final = Instrument("system.filesystem.limit", "updowncounter", "By", "Size of the file system.", _WHERE)
@@ -26,13 +26,13 @@ _UTILIZATION: Final = Instrument(
     "system.filesystem.utilization",
     "gauge",
     "1",
-    "Share of the space that is used.",
+    "Share of the space in use.",
     (*_WHERE, "system.filesystem.state"),
 )
 
 
 class FilesystemSensor:
-    """The file systems of `/`, of temporary files, of shared memory, of the spool, and of the trainers' working folders."""
+    """Reads the file systems of `/`, temporary files, shared memory, the spool, and the working folders of the training processes."""
 
     name = "filesystem"
     instruments = (_USAGE, _LIMIT, _UTILIZATION)
@@ -41,7 +41,7 @@ class FilesystemSensor:
         self._watch = watch
 
     def readings(self) -> Iterable[Reading]:
-        folders = {"/", tempfile.gettempdir(), "/dev/shm", *self._watch.folders}  # noqa: S108 - looked at, not used
+        folders = {"/", tempfile.gettempdir(), "/dev/shm", *self._watch.folders}  # noqa: S108 - observed, not used
         for process in self._watch.processes:
             try:
                 folders.add(psutil.Process(process.pid).cwd())
@@ -57,17 +57,17 @@ class FilesystemSensor:
 
     def _space(self, part: Any) -> Iterable[Observed]:
         usage = psutil.disk_usage(part.mountpoint)
-        where = dict(zip(_WHERE, (part.mountpoint, part.fstype, part.device), strict=True))
+        attributes = dict(zip(_WHERE, (part.mountpoint, part.fstype, part.device), strict=True))
         reserved = usage.total - usage.used - usage.free
         for state, size in (("used", usage.used), ("free", usage.free), ("reserved", reserved)):
-            yield _USAGE, size, where | {"system.filesystem.state": state}
-        yield _LIMIT, usage.total, where
+            yield _USAGE, size, attributes | {"system.filesystem.state": state}
+        yield _LIMIT, usage.total, attributes
         if usage.total:
-            yield _UTILIZATION, usage.used / usage.total, where | {"system.filesystem.state": "used"}
+            yield _UTILIZATION, usage.used / usage.total, attributes | {"system.filesystem.state": "used"}
 
 
 def _mount_point(folder: str, mounts: Iterable[str]) -> str:
-    """The mount point above a folder, found by name, because asking the file system may hang."""
+    """The mount point of a folder, determined by name, because a query to the file system may hang."""
     while folder not in mounts and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
     return folder

@@ -1,4 +1,4 @@
-"""The machine: processors, memory, swap, disks, network. Semantic conventions `system.*`, read by psutil."""
+"""Metrics `system.*` of the machine, as in the semantic conventions: processors, memory, swap, disks and network. psutil reads them."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -12,13 +12,13 @@ from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Re
 __all__ = ["HostSensor"]
 
 _CPU_TIME: Final = Instrument(
-    "system.cpu.time", "counter", "s", "Seconds that the processors spent in each mode, all together.", ("cpu.mode",)
+    "system.cpu.time", "counter", "s", "Time that all processors together spent in each mode.", ("cpu.mode",)
 )
 _CPU_UTILIZATION: Final = Instrument(
     "system.cpu.utilization",
     "gauge",
     "1",
-    "Share of the processors' time since the last sample that went to each mode.",
+    "Share of the processors' time in each mode since the last sample.",
     ("cpu.mode",),
 )
 _CPU_COUNT: Final = Instrument(
@@ -27,18 +27,18 @@ _CPU_COUNT: Final = Instrument(
 _MEMORY_USAGE: Final = Instrument(
     "system.memory.usage", "updowncounter", "By", "Memory in each state.", ("system.memory.state",)
 )
-_MEMORY_LIMIT: Final = Instrument("system.memory.limit", "updowncounter", "By", "Memory of the machine.")
+_MEMORY_LIMIT: Final = Instrument("system.memory.limit", "updowncounter", "By", "Total memory of the machine.")
 _MEMORY_UTILIZATION: Final = Instrument(
     "system.memory.utilization", "gauge", "1", "Share of the memory in each state.", ("system.memory.state",)
 )
 _MEMORY_AVAILABLE: Final = Instrument(
-    "system.memory.linux.available", "updowncounter", "By", "Memory that can be had without swapping (Linux)."
+    "system.memory.linux.available", "updowncounter", "By", "Memory available without swapping (Linux)."
 )
 _PAGING_USAGE: Final = Instrument(
-    "system.paging.usage", "updowncounter", "By", "Swap space, used and free.", ("system.paging.state",)
+    "system.paging.usage", "updowncounter", "By", "Swap space in each state.", ("system.paging.state",)
 )
 _PAGING_UTILIZATION: Final = Instrument(
-    "system.paging.utilization", "gauge", "1", "Share of the swap space, used and free.", ("system.paging.state",)
+    "system.paging.utilization", "gauge", "1", "Share of the swap space in each state.", ("system.paging.state",)
 )
 _PAGING_OPERATIONS: Final = Instrument(
     "system.paging.operations",
@@ -54,11 +54,11 @@ _DISK_OPERATIONS: Final = Instrument(
     "system.disk.operations",
     "counter",
     "{operation}",
-    "Reads and writes.",
+    "Number of reads and writes.",
     ("system.device", "disk.io.direction"),
 )
 _DISK_IO_TIME: Final = Instrument(
-    "system.disk.io_time", "counter", "s", "Seconds in which the disk was busy (Linux).", ("system.device",)
+    "system.disk.io_time", "counter", "s", "Time during which the disk was busy (Linux).", ("system.device",)
 )
 _NETWORK_IO: Final = Instrument(
     "system.network.io",
@@ -78,7 +78,7 @@ _NETWORK_DROPPED: Final = Instrument(
     "system.network.packet.dropped",
     "counter",
     "{packet}",
-    "Packets that were dropped.",
+    "Dropped packets.",
     ("network.interface.name", "network.io.direction"),
 )
 _NETWORK_ERRORS: Final = Instrument(
@@ -90,21 +90,21 @@ _NETWORK_ERRORS: Final = Instrument(
 )
 
 _CPU_MODES: Final = {"irq": "interrupt", "softirq": "interrupt"}
-"""psutil's words that are not the conventions'."""
+"""Modes that psutil and the conventions name differently."""
 
-_CPU_LEFT_OUT: Final = frozenset({"guest", "guest_nice"})
-"""Linux counts these in user and nice already."""
+_EXCLUDED_CPU_MODES: Final = frozenset({"guest", "guest_nice"})
+"""Modes that Linux also counts as user and nice."""
 
 _SWAP_PAGE: Final = 4096
-"""psutil turns swapped pages into bytes by this constant."""
+"""Bytes per page by which psutil converts swapped pages."""
 
 _NO_DISKS: Final = ("loop", "ram", "zram", "fd", "sr")
 _NO_INTERFACES: Final = ("lo", "veth", "docker", "br-", "cali", "virbr", "tap", "ifb", "dummy")
-"""Those on which the packets of others are seen a second time; a node of Kubernetes has hundreds."""
+"""Prefixes of virtual interfaces, which see packets of other interfaces again; a Kubernetes node has hundreds."""
 
 
 class HostSensor:
-    """See the module's text. A sample costs about a millisecond."""
+    """Reads the machine's metrics. A sample takes about a millisecond."""
 
     name = "host"
     instruments = (
@@ -145,13 +145,13 @@ class HostSensor:
     def _processors(self) -> Iterable[Observed]:
         now: dict[str, float] = {}
         for field, seconds in psutil.cpu_times()._asdict().items():
-            if field not in _CPU_LEFT_OUT:
+            if field not in _EXCLUDED_CPU_MODES:
                 mode = _CPU_MODES.get(field, field)
                 now[mode] = now.get(mode, 0.0) + seconds
         before, self._cpu = self._cpu, now
         for mode, seconds in now.items():
             yield _CPU_TIME, seconds, {"cpu.mode": mode}
-        # Idle and iowait may go back by a tick (Linux: Documentation/filesystems/proc.rst).
+        # Idle and iowait may decrease by a tick (Linux: Documentation/filesystems/proc.rst).
         spent = {mode: max(0.0, seconds - before.get(mode, seconds)) for mode, seconds in now.items()}
         total = sum(spent.values())
         if total > 0:
@@ -212,6 +212,6 @@ class HostSensor:
 
 
 def _is_partition(name: str) -> bool:
-    """Linux lists disks and their partitions alike, but has a folder for disks only."""
+    """Whether a device is a partition. Linux lists disks and partitions alike, but only disks have a folder in /sys/block."""
     blocks = Path("/sys/block")
     return blocks.is_dir() and not (blocks / name.replace("/", "!")).exists()

@@ -1,4 +1,4 @@
-"""The training processes, and their children (DataLoader workers), and the agent itself. `process.*`, read by psutil."""
+"""Metrics `process.*` of the training processes, of their children such as DataLoader workers, and of the agent, read by psutil."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from tensormeter.sensors.targets import TrainingProcess, Watch
 __all__ = ["ProcessSensor"]
 
 _WHO: Final = ("process.pid", PROCESS_ID, PROCESS_ROLE)
-"""The pid; the process's `service.instance.id`; `trainer`, `children` (all of a trainer's, added up), or `agent`."""
+"""Pid; the process's `service.instance.id`; and its role: `trainer`, `children` (the sum of a trainer's), or `agent`."""
 
 _CPU_TIME: Final = Instrument(
     "process.cpu.time", "counter", "s", "Processor time, in user and system mode.", (*_WHO, "cpu.mode")
@@ -25,18 +25,18 @@ _CPU_UTILIZATION: Final = Instrument(
     "process.cpu.utilization",
     "gauge",
     "1",
-    "Processor time since the last sample, as a share of all processors' time.",
+    "Processor time since the last sample, as a share of the time of all processors.",
     (*_WHO, "cpu.mode"),
 )
 _MEMORY: Final = Instrument(
     "process.memory.usage",
     "updowncounter",
     "By",
-    "Resident memory. Of children, pages that they share are counted for each.",
+    "Resident memory. For `children`, memory that several of them share is counted several times.",
     _WHO,
 )
 _VIRTUAL: Final = Instrument("process.memory.virtual", "updowncounter", "By", "Virtual memory.", _WHO)
-_THREADS: Final = Instrument("process.thread.count", "updowncounter", "{thread}", "Threads.", _WHO)
+_THREADS: Final = Instrument("process.thread.count", "updowncounter", "{thread}", "Number of threads.", _WHO)
 _FILES: Final = Instrument(
     "process.unix.file_descriptor.count", "updowncounter", "{file_descriptor}", "Open file descriptors.", _WHO
 )
@@ -44,37 +44,37 @@ _DISK_IO: Final = Instrument(
     "process.disk.io",
     "counter",
     "By",
-    "Bytes that went to and came from disks (Linux).",
+    "Bytes written to and read from disks (Linux).",
     (*_WHO, "disk.io.direction"),
 )
 _SWITCHES: Final = Instrument(
     "process.context_switches",
     "counter",
     "{context_switch}",
-    "Context switches.",
+    "Number of context switches.",
     (*_WHO, "process.context_switch.type"),
 )
 _CHILDREN: Final = Instrument(
     "tensormeter.process.children",
     "updowncounter",
     "{process}",
-    "Living children of a trainer, and theirs.",
+    "Number of living descendants of a training process.",
     _WHO,
 )
 
 _LATE: Final = 1.0
-"""Seconds by which the start of a process may seem to lie after it began its run: clock ticks."""
+"""Seconds by which the start time of a process may exceed `began`, because start times are rounded to clock ticks."""
 
 
 _Child = tuple[int, float]
-"""A pid and when its process began, which together name a process."""
+"""Pid and start time, which together identify a process."""
 
 
 class ProcessSensor:
-    """See the module's text.
+    """Reads the agent, the training processes, and their children.
 
-    Children come and go, so their figures are added up for each trainer: a series for every worker of every epoch would never
-    end. What the dead ones have used stays in the sums of time, as far as it was seen.
+    The values of children are added up per training process, because a series for each worker of each epoch would be too many. Their
+    sums of time include processes that have ended, as far as samples have seen them.
     """
 
     name = "process"
@@ -96,7 +96,7 @@ class ProcessSensor:
         self._cpu_before: dict[tuple[object, ...], tuple[float, float]] = {}
         self._children_cpu: dict[str, _ChildrenTime] = {}
         self._family: dict[int, list[psutil.Process]] | None = None
-        """Descendants of the trainers by their parent, as of this sample; None before they are looked for."""
+        """Descendants of the training processes by their parent, for the current sample; None before they are searched."""
 
     def readings(self) -> Iterable[Reading]:
         processes = self._watch.processes
@@ -106,7 +106,7 @@ class ProcessSensor:
             process.id: self._children_cpu.get(process.id) or _ChildrenTime() for process in processes
         }
         self._family = None
-        if os.getpid() not in {process.pid for process in processes}:  # else the agent is a thread of the trainer
+        if os.getpid() not in {process.pid for process in processes}:  # otherwise the agent is a thread of the trainer
             yield "agent", self._agent
         for process in processes:
             yield f"process {process.pid}", partial(self._trainer, process)
@@ -175,27 +175,27 @@ class ProcessSensor:
                 yield _CPU_UTILIZATION, max(0.0, seconds - before[1]) / (now - before[0]) / processors, attributes
 
     def _descendants(self, pid: int) -> list[psutil.Process]:
-        """Children and theirs, without the agent, which the first trainer has started."""
+        """All descendants of a process, without the agent, which is a child of the first training process."""
         if self._family is None:
-            self._family = self._look_for_descendants()
-        found = []
+            self._family = self._find_descendants()
+        descendants = []
         generation = [pid]
         while generation:
             children = [
                 child for parent in generation for child in self._family.get(parent, ()) if child.pid != os.getpid()
             ]
-            found += children
+            descendants += children
             generation = [child.pid for child in children]
-        return found
+        return descendants
 
-    def _look_for_descendants(self) -> dict[int, list[psutil.Process]]:
+    def _find_descendants(self) -> dict[int, list[psutil.Process]]:
         roots = []
         for trainer in self._watch.processes:
             with contextlib.suppress(AbsentError):
                 roots.append(self._find_trainer(trainer))
         parents = {root.ppid() for root in roots}
         if len(roots) > 1 and len(parents) == 1 and not parents & {0, 1}:
-            # Each question for children looks at all processes of the machine: ask their launcher once, not all ranks.
+            # Each search for children reads all processes of the machine, so search once from the launcher, not once per rank.
             roots = [psutil.Process(parents.pop())]
         family: dict[int, list[psutil.Process]] = {}
         for child in {child.pid: child for root in roots for child in root.children(recursive=True)}.values():
@@ -210,7 +210,7 @@ class ProcessSensor:
         return process
 
     def _find_trainer(self, trainer: "TrainingProcess") -> psutil.Process:
-        """Absent: it is gone, or it is in another container, where its pid means another process."""
+        """Find a training process. Raises AbsentError if it has ended, or is in another container, where its pid differs."""
         try:
             process = self._find(trainer.pid)
             if process.create_time() <= trainer.began + _LATE:
@@ -221,14 +221,14 @@ class ProcessSensor:
 
 
 class _ChildrenTime:
-    """Processor time of all children that a trainer ever had, as far as they were seen."""
+    """Processor time of all children that a training process has had, as far as samples have seen them."""
 
     def __init__(self) -> None:
         self._living: dict[_Child, tuple[float, float]] = {}
         self._dead = (0.0, 0.0)
 
     def add(self, living: dict[_Child, tuple[float, float]]) -> tuple[float, float]:
-        """Take note of the living, and give the sum over all, in user and in system mode."""
+        """Update the living children, and return the sum over all children, in user and in system mode."""
         dead = [times for child, times in self._living.items() if child not in living]
         self._dead = _total([self._dead, *dead])
         self._living = living
