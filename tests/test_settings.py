@@ -47,6 +47,7 @@ def test_destinations_may_be_given_as_the_text_that_the_variable_takes():
         ("run_id", "x" * 129, "run_id: expected 1 to 128 letters"),
         ("endpoint", "server:4320", "endpoint: expected a URL"),
         ("endpoint", "ftp://server", "endpoint: expected a URL"),
+        ("endpoint", "http://[::1", "endpoint: expected a URL"),
         ("endpoint", "http://server:port", "endpoint: expected a URL"),
         ("endpoint", "http://me:secret@server", "endpoint: credentials in the URL"),
         ("buffer_bytes", 100, "buffer_bytes: expected an integer from 65536"),
@@ -94,6 +95,7 @@ def test_an_invalid_variable_is_named_with_what_is_valid(monkeypatch, variable, 
 def test_statistics_are_on_and_can_be_turned_off(monkeypatch):
     assert Settings().sample_interval == 10
     assert Settings(sample_interval=0).sample_interval == 0
+    assert Settings(sample_interval=False).sample_interval == 0
     monkeypatch.setenv("TENSORMETER_SAMPLE_INTERVAL", "0.1")
     monkeypatch.setenv("TENSORMETER_RECORD_COMMAND", "false")
     assert (Settings().sample_interval, Settings().record_command) == (0.1, False)

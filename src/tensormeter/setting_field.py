@@ -181,8 +181,9 @@ def number(low: float, high: float, *, zero: str = "") -> Check:
     alternative = f", or 0 for {zero}" if zero else ""
 
     def check(value: Any) -> Any:
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if not numeric or not (low <= value <= high or (zero and value == 0)):
+        if zero and value == 0:  # False as well
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise ValueError(f"expected a number from {low} to {high}{alternative}, got {value!r}")
         return value
 
@@ -283,10 +284,11 @@ def endpoint_url(example: str) -> Check:
     def check(value: Any) -> Any:
         if value is NOT_GIVEN:
             return value
+        parts = None
         try:
             parts = urlsplit(value) if isinstance(value, str) else None
             valid = parts and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # a port that is not a number
+        except ValueError:  # a port that is not a number, or a bracket that is not closed
             valid = False
         if not parts or not valid:
             shown = repr(mask(value) if isinstance(value, str) else value)
