@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Final
 
 from tensormeter.agent.attempts.numbering import Numbering
+from tensormeter.agent.delivery.earlier_progress import take_over_progress
 from tensormeter.agent.delivery.exporter_guard import ExporterGuard, describe_error, format_error
 from tensormeter.agent.delivery.request_pieces import RequestPieces
 from tensormeter.agent.delivery.upload_rate import UploadRate
@@ -257,6 +258,7 @@ class Delivery:
         while not self._stop.is_set():
             try:
                 with closing(Spool(self._spool, durability=self._settings.durability)) as spool:
+                    take_over_progress(spool, self.destination, self.signals, self._folder)
                     config = self._config()
                     exporter = self._make(config)
                     try:

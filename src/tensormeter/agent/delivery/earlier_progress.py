@@ -1,0 +1,73 @@
+"""Takes over the progress of a divided request from the file in which earlier versions stored it.
+
+They wrote `outgoing.json` into the destination's folder; now the spool stores this with the request (`request_pieces`).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.agent.spool.spool_queries import Head
+from tensormeter.disk.checked_json import unpack
+from tensormeter.environment.signals import SIGNALS, Signal
+from tensormeter.logger import get_logger
+
+__all__ = ["take_over_progress"]
+
+logger: Final = get_logger("tensormeter.agent")
+
+
+def take_over_progress(spool: Spool, destination: str, signals: Sequence[Signal], folder: Path) -> None:
+    """Move the progress of the oldest request from the file into the spool. Without a file, nothing happens.
+
+    Args:
+        spool: The spool.
+        destination: Name of the destination.
+        signals: Signals of the delivery.
+        folder: Folder of the destination.
+
+    Raises:
+        SpoolError: The spool cannot be written. The file stays.
+        OSError: The file cannot be removed.
+    """
+    file = folder / ("outgoing.json" if tuple(signals) == SIGNALS else f"outgoing-{signals[0]}.json")
+    try:
+        text = file.read_bytes()
+    except OSError:
+        return
+    head = spool.head(destination, signals)
+    try:
+        if head is not None and (sent := _translate(unpack(text), head, spool.sent_before(destination, head.sequence))):
+            spool.remember(destination, head.sequence, sent)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        logger.warning("%s: %s is damaged (%s); sending its request as a whole", destination, file, error)
+    file.unlink(missing_ok=True)
+
+
+def _translate(document: dict[str, Any], head: Head, sent: str | None) -> str:
+    """The progress of a request as the spool stores it; "" if the document is not about it, or it has none."""
+    before: dict[str, Any] = json.loads(sent) if sent else {}
+    done = [str(item) for item in document["delivered"]]
+    divisions = dict(document["divisions"])
+    is_put_back = head.retried and document.get("retrying") != head.id  # all of it is sent again
+    if list(document["members"]) != [head.id] or is_put_back or not (done or divisions):
+        return ""
+    if before.get("divisions") and not divisions:  # stored later than the file
+        return ""
+    halved: list[Any] = [[], False]
+    for part in done:  # requests over the limit of a destination were sent in halves without a note
+        for ancestor in _ancestors(part, head.id):
+            divisions.setdefault(ancestor, halved)
+    refused = int(before.get("refused", 0))
+    progress = {"delivered": done, "credit": refused, "commit": document.get("commit")}
+    aside = [str(item) for item in document.get("aside", [])]
+    return json.dumps({"members": [head.id], "divisions": divisions, "refused": 0, "aside": aside, **progress})
+
+
+def _ancestors(part: str, request: str) -> Iterator[str]:
+    """Ids of the pieces that a part was divided off from, up to the request."""
+    while part != request and part.startswith(f"{request}."):
+        part = part.rpartition(".")[0]
+        yield part
