@@ -1,5 +1,6 @@
 """The pieces that a destination is sent: whole requests, halves and parts, the same ones after a kill."""
 
+import contextlib
 import gzip
 from contextlib import closing
 
@@ -128,6 +129,65 @@ def test_items_that_a_receiver_left_out_are_counted_once_whichever_agent_sends_t
     second.next(spool)
     second.accepted(spool, 1)
     assert spool.losses() == {"refused": 3}
+
+
+class Killed(BaseException):
+    """A kill of the agent."""
+
+
+class LimitedSpool(Spool):
+    """A spool whose agent is killed before its next transaction after some."""
+
+    transactions = 1_000_000  # opening needs some
+
+    def transaction(self):
+        self.transactions -= 1
+        if self.transactions < 0:
+            raise Killed
+        return super().transaction()
+
+
+@pytest.mark.parametrize("answer", ["halved", "rejected"])
+def test_a_kill_before_any_transaction_loses_and_doubles_nothing(tmp_path, spool, put, answer):
+    """The receiver leaves one item out, and refuses `b` or large requests."""
+    put(3, 1)
+
+    def deliver(spool, accepted):
+        pieces = RequestPieces("jsonl")
+        while (request := pieces.next(spool)) is not None:
+            series = [series for batch in decode_metrics(gzip.decompress(request.body)) for series in batch.series]
+            items = [(each.name, step) for each in series for step in (each.times - 1).tolist()]
+            if answer == "halved" and request.items > 3:
+                pieces.halved(spool, "too large")
+            elif answer == "rejected" and "b" in {name for name, _ in items}:
+                pieces.rejected(spool, "no b", divide=True)
+            else:
+                accepted[request.id] = items
+                pieces.accepted(spool, int(("a", 0) in items))
+
+    def points(requests):
+        return sorted(item for items in requests.values() for item in items if item[0] in ("a", "b"))
+
+    spool.close()
+    whole = (tmp_path / "spool.sqlite").read_bytes()
+    everything = [(name, step) for name in ("a", "b") for step in range(4)]
+    for transactions in range(100):
+        path = tmp_path / f"{transactions}.sqlite"
+        path.write_bytes(whole)
+        accepted = {}
+        with closing(LimitedSpool(path)) as limited, contextlib.suppress(Killed):
+            limited.transactions = transactions
+            deliver(limited, accepted)
+        is_over = limited.transactions >= 0
+        with closing(Spool(path)) as after:
+            deliver(after, accepted)
+            set_aside = sum(items for _, _, items in after.rejections())
+            assert (after.pending(), after.losses()) == (0, {"refused": 1})
+        assert points(accepted) == (everything if answer == "halved" else everything[:4])
+        assert set_aside == (0 if answer == "halved" else 4)
+        if is_over:
+            return
+    pytest.fail("it is never over")
 
 
 def test_a_request_that_is_evicted_while_it_is_divided_damages_nothing(spool, put):

@@ -119,11 +119,10 @@ class RequestPieces:
         self._commit = durability
         self._refused += refused
         counted = max(0, self._refused - self._credit)
-        self._credit += counted
         if len(self._parts) > 1:
-            spool.count_loss("refused", counted)
-            self._finish_part(spool)
+            self._finish_part(spool, counted)
         else:
+            self._credit += counted
             self._finish_request(spool, counted, answered=True)
 
     def keeps(self, spool: Spool) -> bool:
@@ -286,9 +285,10 @@ class RequestPieces:
             )
             self._unlogged.clear()
 
-    def _finish_part(self, spool: Spool) -> None:
+    def _finish_part(self, spool: Spool, refused: int = 0) -> None:
         self._done.append(self._parts.pop(0).id)
-        self._save(spool)
+        self._save(spool, refused)
+        self._credit += refused
 
     def _finish_request(self, spool: Spool, refused: int = 0, *, answered: bool = False) -> None:
         """Mark the request as done. `answered`: whether its last part was accepted, so that `_commit` is up to date."""
@@ -319,16 +319,16 @@ class RequestPieces:
         self._refusals.request_is_over()
         self._retrying = ""
 
-    def _save(self, spool: Spool) -> None:
-        """Store how the request was divided and which pieces are done, for the next agent."""
+    def _save(self, spool: Spool, refused: int = 0) -> None:
+        """Store how the request was divided and which pieces are done, for the next agent, and count refused items."""
         assert self._head is not None
         progress = {
             "delivered": self._done,
-            "credit": self._credit,
+            "credit": self._credit + refused,
             "commit": None if self._commit is None else [self._commit.epoch, self._commit.number],
         }
         sent = self._describe_sending(self._head, progress)
-        spool.remember(self._destination, self._head.sequence, sent)
+        spool.remember(self._destination, self._head.sequence, sent, refused=refused)
 
     def _describe_sending(self, head: Head, progress: Mapping[str, Any] | None = None) -> str:
         """Describe how the request was sent, for `_restore`. `progress`: what has become of its pieces, if it is not done."""

@@ -250,9 +250,14 @@ class Spool(SpoolQueries):
             self._done = None
         return recalled
 
-    def remember(self, destination: str, sequence: int, sent: str) -> None:
-        """Store how a request that waits has been sent so far; see `retained.remember`."""
-        self._mark(lambda: remember(self._database, destination, sequence, sent))
+    def remember(self, destination: str, sequence: int, sent: str, *, refused: int = 0) -> None:
+        """Store how a request that waits has been sent so far; see `retained.remember`. `refused`: as for `done`."""
+
+        def write() -> None:
+            self._count_loss("refused", refused)
+            remember(self._database, destination, sequence, sent)
+
+        self._mark(write)
 
     def forget_kept(self, destinations: Sequence[str]) -> None:
         """Forget requests that other destinations than these have accepted: the disks of those are not asked about any more."""
