@@ -1,6 +1,7 @@
 """Disks that others fill, or we: fault 21."""
 
 import contextlib
+import gzip
 import itertools
 import os
 import resource
@@ -9,13 +10,18 @@ import signal
 import subprocess
 from contextlib import closing
 
+import numpy as np
 import pytest
 
+from tensormeter.agent.delivery.request_pieces import RequestPieces
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.agent.spool.errors import SpoolFullError
 from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.agent.spool.request import Encoded
 from tensormeter.agent.spool.spool import Spool
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
+from tensormeter.otlp.decode import decode_metrics
+from tensormeter.otlp.encode import encode_metrics
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import HeaderWord
 
@@ -139,6 +145,41 @@ def test_fault_21_we_leave_room_for_marking_ourselves(mount, state, disk, size):
                     fill_spool(spool, sizes(given))
                 assert sum(given) > shutil.disk_usage(state).total / (20 if size == 100 else 3)
                 assert deliver(spool) == len(given) - 1
+    finally:
+        subprocess.run(["umount", "-l", str(state)], check=True)
+
+
+@pytest.mark.parametrize("answer", ["halved", "rejected"])
+def test_fault_21_requests_are_divided_on_a_full_disk(mount, state, answer):
+    """The disk has no room for how they are divided, so the agent remembers it and goes on."""
+    mount(state, "size=4m")
+    try:
+        with closing(Spool(state / "spool.db")) as spool:
+            for number in range(3):
+                steps = np.arange(number * 400, number * 400 + 400)
+                times = (steps + 1).astype(np.uint64)
+                gauges = [
+                    Gauge(STEP_METRIC, times, steps),
+                    Gauge("a", times, steps * 0.37),
+                    Gauge("b", times, steps * 1.0),
+                ]
+                body = gzip.compress(encode_metrics([Batch({"service.instance.id": "p"}, gauges)]))
+                spool.put([Encoded("metrics", body, 1200)], ["jsonl"], "p", {}, started=True, ended=False)
+            assert spool.keep_room()
+            fill_disk(state)
+            pieces = RequestPieces("jsonl")
+            accepted = []
+            while (request := pieces.next(spool)) is not None:
+                series = [each for batch in decode_metrics(gzip.decompress(request.body)) for each in batch.series]
+                if answer == "halved" and request.items > 30:
+                    pieces.halved(spool, "too large")
+                elif answer == "rejected" and "b" in {each.name for each in series}:
+                    pieces.rejected(spool, "no b", divide=True)
+                else:
+                    accepted += [time for each in series if each.name == "a" for time in each.times.tolist()]
+                    pieces.accepted(spool, 0)
+            assert accepted == list(range(1, 1201))
+            assert spool.pending() == 0
     finally:
         subprocess.run(["umount", "-l", str(state)], check=True)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.agent.spool.errors import SpoolFullError
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.agent.spool.spool_queries import Head
 from tensormeter.disk.checked_json import unpack
@@ -29,7 +30,7 @@ def take_over_progress(spool: Spool, destination: str, signals: Sequence[Signal]
         folder: Folder of the destination.
 
     Raises:
-        SpoolError: The spool cannot be written. The file stays.
+        SpoolError: The spool cannot be written, although the disk has room. The file stays.
         OSError: The file cannot be removed.
     """
     file = folder / ("outgoing.json" if tuple(signals) == SIGNALS else f"outgoing-{signals[0]}.json")
@@ -43,6 +44,9 @@ def take_over_progress(spool: Spool, destination: str, signals: Sequence[Signal]
             spool.remember(destination, head.sequence, sent)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("%s: %s is damaged (%s); sending its request as a whole", destination, file, error)
+    except SpoolFullError as error:  # delivery makes room
+        logger.warning("%s: cannot use %s (%s); sending its request as a whole", destination, file, error)
+        return
     file.unlink(missing_ok=True)
 
 
@@ -54,7 +58,7 @@ def _translate(document: dict[str, Any], head: Head, sent: str | None) -> str:
     is_put_back = head.retried and document.get("retrying") != head.id  # all of it is sent again
     if list(document["members"]) != [head.id] or is_put_back or not (done or divisions):
         return ""
-    if before.get("divisions") and not divisions:  # stored later than the file
+    if before.get("divisions"):  # stored later than the file, or in the same way
         return ""
     halved: list[Any] = [[], False]
     for part in done:  # requests over the limit of a destination were sent in halves without a note

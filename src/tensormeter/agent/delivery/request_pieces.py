@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from tensormeter.agent.delivery.division import Division, Kind, Piece, divide, divide_off, halve, piece_of, resume
 from tensormeter.agent.delivery.refusals import Refusals
+from tensormeter.agent.spool.errors import SpoolFullError
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.agent.spool.spool_queries import Head
 from tensormeter.environment.signals import SIGNALS, Signal
@@ -63,6 +64,8 @@ class RequestPieces:
         self._refusals = Refusals()
         self._retrying = ""
         """Id of the request that `tensormeter spool retry` has put back and that is being sent; "" if none is."""
+        self._is_stored = True
+        """Whether the disk had room for the progress of the present request."""
         self._floor = 0
         """Sequence number up to which no request of these signals waits."""
         self._log_at = 0.0
@@ -288,7 +291,6 @@ class RequestPieces:
     def _finish_part(self, spool: Spool, refused: int = 0) -> None:
         self._done.append(self._parts.pop(0).id)
         self._save(spool, refused)
-        self._credit += refused
 
     def _finish_request(self, spool: Spool, refused: int = 0, *, answered: bool = False) -> None:
         """Mark the request as done. `answered`: whether its last part was accepted, so that `_commit` is up to date."""
@@ -309,8 +311,7 @@ class RequestPieces:
     def _start_again(self, spool: Spool) -> None:
         """Begin with the oldest request again: requests that were accepted wait again."""
         if self._parts and self._head is not None and self._divisions:
-            sent = self._describe_sending(self._head)
-            spool.remember(self._destination, self._head.sequence, sent)
+            self._store(spool, self._head, self._describe_sending(self._head))
         self._head, self._whole, self._parts = None, None, []
         self._floor = 0
 
@@ -327,8 +328,20 @@ class RequestPieces:
             "credit": self._credit + refused,
             "commit": None if self._commit is None else [self._commit.epoch, self._commit.number],
         }
-        sent = self._describe_sending(self._head, progress)
-        spool.remember(self._destination, self._head.sequence, sent, refused=refused)
+        if self._store(spool, self._head, self._describe_sending(self._head, progress), refused):
+            self._credit += refused
+
+    def _store(self, spool: Spool, head: Head, sent: str, refused: int = 0) -> bool:
+        """Returns whether the disk has room for it: a full disk must not hold up delivery, which makes room."""
+        try:
+            spool.remember(self._destination, head.sequence, sent, refused=refused)
+        except SpoolFullError as error:
+            if self._is_stored:
+                logger.warning("%s: cannot store how a request is divided: %s", self._destination, error)
+            self._is_stored = False
+        else:
+            self._is_stored = True
+        return self._is_stored
 
     def _describe_sending(self, head: Head, progress: Mapping[str, Any] | None = None) -> str:
         """Describe how the request was sent, for `_restore`. `progress`: what has become of its pieces, if it is not done."""

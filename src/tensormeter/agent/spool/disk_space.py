@@ -39,13 +39,13 @@ class DiskSpace:
         Raises:
             SpoolFullError: The disk has too little room.
         """
-        if self._has(size):
+        if self.has(size):
             return
         if self._has_log():
             self.shorten_log()
-        while not self._has(size) and make_room():
+        while not self.has(size) and make_room():
             pass
-        if not self._has(size):
+        if not self.has(size):
             raise SpoolFullError(
                 f"cannot write to the spool {self._file.path}: the disk is full, but for the room that delivery needs"
             )
@@ -55,7 +55,7 @@ class DiskSpace:
         self._reserve.give()
         self._file.carry_over()
 
-    def _has(self, size: int) -> bool:
+    def has(self, size: int) -> bool:
         """Whether the disk has room for so many bytes in SQLite's log, and then in the file, next to the reserve."""
         free, reserved = self._reserve.room()
         growth = self._growth() + size - self._file.bytes_of("freelist_count")

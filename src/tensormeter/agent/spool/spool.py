@@ -47,6 +47,9 @@ __all__ = ["Retried", "Spool"]
 
 logger: Final = get_logger("tensormeter.agent")
 
+_ROOM_FOR_PROGRESS: Final = 1 << 20
+"""Bytes that the disk must have for writing how a request was divided so far, which delivery can do without."""
+
 _PAGES: Final = 64 << 10
 """Maximum bytes that a transaction writes in addition to requests: pages of indexes and small tables."""
 
@@ -251,13 +254,17 @@ class Spool(SpoolQueries):
         return recalled
 
     def remember(self, destination: str, sequence: int, sent: str, *, refused: int = 0) -> None:
-        """Store how a request that waits has been sent so far; see `retained.remember`. `refused`: as for `done`."""
+        """Store how a request that waits has been sent so far; see `retained.remember`. `refused`: as for `done`.
 
-        def write() -> None:
+        Raises:
+            SpoolFullError: The disk has only the room that marking deliveries needs.
+            SpoolError: The disk refuses.
+        """
+        if not self._space.has(_ROOM_FOR_PROGRESS + len(sent)):
+            raise SpoolFullError(f"cannot write to the spool {self.path}: the disk is full")
+        with self.transaction():
             self._count_loss("refused", refused)
             remember(self._database, destination, sequence, sent)
-
-        self._mark(write)
 
     def forget_kept(self, destinations: Sequence[str]) -> None:
         """Forget requests that other destinations than these have accepted: the disks of those are not asked about any more."""
