@@ -34,12 +34,12 @@ class _Piece(NamedTuple):
 
 def distribution_series(stretches: Iterable[Rows]) -> list[Series]:
     """The series of all distributions in some rows, each in order of time."""
-    found: defaultdict[tuple[Stream, str, int], list[_Piece]] = defaultdict(list)
+    pieces_of: defaultdict[tuple[Stream, str, int], list[_Piece]] = defaultdict(list)
     for rows in stretches:
         for stream, code, piece in _pieces(rows):
-            found[stream, code, piece.words.shape[1]].append(piece)
+            pieces_of[stream, code, piece.words.shape[1]].append(piece)
     series: list[Series] = []
-    for (stream, code, _), pieces in found.items():
+    for (stream, code, _), pieces in pieces_of.items():
         times, words, statistics = map(np.concatenate, zip(*pieces, strict=True))
         order = np.argsort(times, kind="stable")
         piece = _Piece(times[order], words[order], statistics[order])

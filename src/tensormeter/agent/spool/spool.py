@@ -424,8 +424,8 @@ class Spool(SpoolQueries):
     def _count_loss(self, reason: str, items: int) -> None:
         if items:
             row = self._sealed("loss", "reason = ?", reason)
-            before, said = row[1:] if row else (0, 0)
-            self._write("loss", reason, before + items, said)
+            lost, reported = row[1:] if row else (0, 0)
+            self._write("loss", reason, lost + items, reported)
 
     def _retire(self, destination: str, sequence: int) -> None:
         for table in ("pending", "kept"):

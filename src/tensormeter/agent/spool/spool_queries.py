@@ -104,7 +104,7 @@ class SpoolQueries(SpoolFile):
     def unreported_losses(self) -> dict[str, int]:
         """Numbers of lost items that `mark_losses_reported` has not marked, by reason."""
         rows = self._all_sealed("loss", "items > said ORDER BY reason")
-        return {reason: items - said for reason, items, said in rows}
+        return {reason: items - reported for reason, items, reported in rows}
 
     @property
     def last_losses(self) -> dict[str, int]:

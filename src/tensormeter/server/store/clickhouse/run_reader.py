@@ -207,8 +207,8 @@ class Runs:
             part = ordered[i : i + _LOOKED_UP]
             pairs = ", ".join(f"({series}, fromUnixTimestamp64Nano({time}, 'UTC'))" for _, series, time in part)
             rows = self._connection.columns(
-                f"SELECT series, time, word, integer FROM points FINAL WHERE run IN ({numbers({one[0] for one in part})})"
-                f" AND series IN ({numbers({one[1] for one in part})}) AND (series, time) IN ({pairs})",
+                f"SELECT series, time, word, integer FROM points FINAL WHERE run IN ({numbers({key[0] for key in part})})"
+                f" AND series IN ({numbers({key[1] for key in part})}) AND (series, time) IN ({pairs})",
                 np.dtype([("series", "<u8"), ("time", "<i8"), ("word", "<i8"), ("integer", "u1")]),
             )
             for series, moment, word, integer in rows.tolist():
