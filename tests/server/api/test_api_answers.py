@@ -223,7 +223,7 @@ MISTAKES = [
     *(get(f"{RUN}/{part}", metric="loss", x=text) for part in ("series", "ranks", "histograms") for text in ("epoch", "", "metric:")),
     *(get(f"{RUN}/{part}", metric="loss", start=text) for part in ("ranks", "histograms") for text in ("", "nan", "inf", "1e30", "1_0", "x" * 60, "null", " 1")),
     get(f"{RUN}/histograms", metric="sizes", max_points=1),
-    *(get(f"{RUN}/histograms", metric="sizes", attributes=text) for text in ("x", "[]", '"x"', '{"\\ud800":1}')),
+    *(get(f"{RUN}/histograms", metric="sizes", attributes=text) for text in ("x", "null", "[]", '"x"', '{"\\ud800":1}')),
     *(query(**{name: value}) for name in ("runs", "metrics") for value in (None, [], "x", [1], ["x"] * 201, {"x": 1})),
     *(query(**{name: value}) for name in ("project", "process", "after", "x", "scope", "unit", "kind", "temporality") for value in (1, True, ["x"])),
     *(query(max_points=value) for value in (None, 3, -1, True, 12.5, "12", 10**9, 1e300)),

@@ -177,9 +177,17 @@ def _converter(kind: inspect.Type) -> Callable[[str], Any]:
         case [inspect.BoolType()]:
             return lambda text: _BOOLEANS.get(text, text)
         case [inspect.DictType()]:
-            return lambda text: parse_document(text) if text else None
+            return _parse_object
         case _:
             return lambda text: text
+
+
+def _parse_object(text: str) -> Any:
+    """Parse JSON; empty text is a missing value, but the text `null` is not, so it stays text."""
+    if not text:
+        return None
+    document = parse_document(text)
+    return text if document is None else document
 
 
 def _alternatives(kind: inspect.Type) -> list[inspect.Type]:
