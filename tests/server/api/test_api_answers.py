@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import tracemalloc
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
@@ -27,8 +28,9 @@ from tensormeter.otlp.batch import (
     Temporality,
 )
 from tensormeter.otlp.media import Image
-from tensormeter.server.api import schemas
+from tensormeter.server.api import request_schemas, schemas
 from tensormeter.server.api.openapi import openapi_document
+from tensormeter.server.api.params import invalid
 from tensormeter.server.api.responses import encode
 
 GOLDEN = Path(__file__).with_name("api_answers.json")
@@ -393,3 +395,15 @@ def test_deeply_nested_values_are_refused(filled):
             ("PATCH", "/api/v1/runs/stepless", b'{"tags":' + value + b"}"),
         ):
             assert ask(filled, method, path, {}, body).status == 400, depth
+
+
+def test_message_about_a_large_value_encodes_only_what_it_shows():
+    """The event loop makes the message, so a megabyte of invalid JSON must not hold up other requests."""
+    document = {"runs": list(range(200_000))}
+    invalid("runs", request_schemas.Query, document)  # fill caches
+    tracemalloc.start()
+    error = invalid("runs", request_schemas.Query, document)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert error.detail.endswith("got [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 1")
+    assert peak < 100_000

@@ -28,6 +28,8 @@ MAX_READING_JSON: Final = 64 << 20
 _SHOWN: Final = 40
 """Characters of an invalid value that an error message shows."""
 
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
+
 _INTEGER: Final = re.compile(r"-?\d{1,19}", re.ASCII)
 """An int64 has at most 19 digits. `int` takes long for more digits, and accepts other texts."""
 
@@ -95,7 +97,7 @@ async def read_body(request: Request, kind: type[_T]) -> _T:
     if not isinstance(document, dict):
         raise HTTPException(400, "expected a JSON object as the body")
     # JSON has one kind of numbers, so 12.0 is an integer.
-    return _validated({name: _whole(value) for name, value in document.items()}, kind)
+    return _validated({name: _whole(document[name]) for name in kind.__struct_fields__ if name in document}, kind)
 
 
 def unique(name: str, values: list[str], most: int) -> list[str]:
@@ -117,10 +119,13 @@ def invalid(name: str, kind: type[msgspec.Struct], document: Mapping[str, Any]) 
 
 
 def _shown(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False)[:_SHOWN]
-    except RecursionError:  # parsing had a little more of the stack
-        return "deeply nested values"
+    """The beginning of a value as JSON; the rest, which can be a megabyte or deeply nested, is not encoded."""
+    text = ""
+    for piece in _ENCODER.iterencode(value[:_SHOWN] if isinstance(value, str) else value):
+        text += piece
+        if len(text) >= _SHOWN:
+            break
+    return text[:_SHOWN]
 
 
 def _validated(document: Mapping[str, Any], kind: type[_T]) -> _T:
@@ -154,6 +159,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < MAX_INTEGER else value
 
 
+@cache
 def _fields(kind: type[msgspec.Struct]) -> tuple[inspect.Field, ...]:
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)
