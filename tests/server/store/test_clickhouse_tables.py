@@ -1,14 +1,17 @@
 """The address of a ClickHouse, and the tables that are made in it."""
 
+import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from support.otlp import Requests
 from tensormeter.errors import SettingsError, StoreError
-from tensormeter.otlp.batch import Batch, Gauge
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.store import RunRef, Selection, StoreUnavailableError
@@ -17,6 +20,8 @@ from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.schema import TABLES, statements
 
 T0 = 1_750_000_000_000_000_000
+INTENT = "number UInt64, run UInt64, over UInt64, first Int64, series Array(UInt64)"
+"""Columns of version 2's table `intent`, as far as an upgrade needs them."""
 
 
 def test_addresses():
@@ -116,7 +121,7 @@ def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, versi
         if version == 1:
             connection.execute("ALTER TABLE event DROP COLUMN record")
         else:
-            connection.execute("CREATE TABLE intent (number UInt64) ENGINE = MergeTree ORDER BY number")
+            connection.execute(f"CREATE TABLE intent ({INTENT}) ENGINE = MergeTree ORDER BY number")
             connection.execute("INSERT INTO series (run, series, count) VALUES (0, 1, 1)")
         connection.execute("TRUNCATE TABLE annotation")
         connection.execute(f"INSERT INTO annotation VALUES (0, 'schema', '{version}', {version})")
@@ -140,6 +145,48 @@ def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, versi
         connection.execute("OPTIMIZE TABLE series FINAL SETTINGS mutations_sync = 1")
     finally:
         connection.close()
+
+
+def test_points_that_version_2_had_not_counted_yet_are_in_the_summary(clickhouse, make, monkeypatch):
+    """A server of version 2 died after its points, and another answered the retry, which finds them stored: only intents name them."""
+    where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/unfinished", {})
+    store = ClickHouseStore(where)
+    connection = Connection(where, "unfinished")
+    insert = Connection.insert
+    try:
+        with monkeypatch.context() as patch:
+            for rows, shapes in (
+                ([(T0 + step, step, {"v": 1.0 + step}) for step in range(3)], [Requests.histogram("h", T0)]),
+                ([(T0 + 3, 3, {"v": 9.0}), (T0 + 4, 4, {"v": math.nan})], [Requests.histogram("h", T0 + 4)]),
+            ):
+                batch = make.rows("r", rows)
+                payload = encode_metrics([replace(batch, series=[*batch.series, *shapes])])
+                store.append_metrics(decode_metrics(payload), payload=payload)
+                patch.setattr(
+                    Connection, "insert", lambda self, table, *rest: table == "series" or insert(self, table, *rest)
+                )
+        store.close()
+        for name, kind in (("count", "UInt64"), ("numbers", "UInt64"), ("total", "Float64")):
+            connection.execute(f"ALTER TABLE series ADD COLUMN {name} SimpleAggregateFunction(sum, {kind})")
+        connection.execute("ALTER TABLE series MODIFY SETTING non_replicated_deduplication_window = 10000")
+        connection.execute("ALTER TABLE arrival RENAME COLUMN read_all TO anew")
+        connection.execute(f"CREATE TABLE intent ({INTENT}) ENGINE = MergeTree ORDER BY number")
+        connection.execute(
+            f"INSERT INTO intent SELECT 7, run, 0, {T0 + 3}, groupArray(series) FROM series GROUP BY run"
+        )
+        connection.execute("TRUNCATE TABLE annotation")
+        connection.execute("INSERT INTO annotation VALUES (0, 'schema', '2', 2)")
+        store = ClickHouseStore(where)
+        summary = store.run(RunRef("r")).summary["v"]
+        assert (summary.count, summary.min, summary.max, summary.mean) == (5, 1.0, 9.0, 3.75)
+        assert math.isnan(summary.last)
+        assert (summary.last_step, summary.last_time) == (4, T0 + 4)
+        assert {metric.metric: metric.last_time for metric in store.metrics(RunRef("r"))} == dict.fromkeys(
+            (STEP_METRIC, "v", "h"), T0 + 4
+        )
+    finally:
+        connection.close()
+        store.close()
 
 
 def test_tables_of_a_newer_version_are_refused(clickhouse):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tensormeter.errors import StoreError
+from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store.clickhouse.address import Address
 from tensormeter.server.store.clickhouse.connection import Connection
 
@@ -287,6 +288,9 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
                 "upgrade tensormeter, or choose another database"
             )
         if version < SCHEMA_VERSION:
+            if "intent" in names:
+                for statement in _complete():
+                    connection.execute(statement)
             for statement in _upgrade(address.cluster) if version else ():
                 connection.execute(statement)
             connection.execute(f"INSERT INTO annotation VALUES (0, 'schema', '{SCHEMA_VERSION}', {SCHEMA_VERSION})")
@@ -294,6 +298,30 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
         connection.close()
         raise
     return connection
+
+
+def _complete() -> Iterator[str]:
+    """The statements that write rows of `series` for points of commits that version 2 would have recounted: they have no such rows."""
+    unfinished = "FROM intent WHERE run != 0 AND number GLOBAL NOT IN (SELECT over FROM intent)"
+    series = f"run GLOBAL IN (SELECT run {unfinished}) AND series GLOBAL IN (SELECT arrayJoin(series) {unfinished})"
+    merged = ("process", "kind", "scope", "attributes", "unit", "description")
+    extremes = "min(if(isNaN(value), inf, value)) AS low, max(if(isNaN(value), -inf, value)) AS high"
+    for table, aggregates in (
+        ("points", f"{extremes}, max((toUnixTimestamp64Nano(time), word, toUInt8(integer))) AS latest"),
+        ("distributions", "inf AS low, -inf AS high, (max(toUnixTimestamp64Nano(time)), 0, 1) AS latest"),
+    ):
+        yield (
+            f"INSERT INTO series (run, series, metric, {', '.join(merged)}, minimum, maximum, last)"
+            f" SELECT run, series, metric, {', '.join(merged)}, low, high, (latest.1, latest.2, latest.3, 0, 0, steps) FROM"
+            f" (SELECT run, series, metric, {', '.join(f'anyLast({name}) AS {name}' for name in merged)}"
+            f" FROM series WHERE {series} GROUP BY run, series, metric) AS known"
+            f" GLOBAL ANY INNER JOIN (SELECT run, series, {aggregates} FROM {table} FINAL WHERE {series}"
+            f" AND time >= (SELECT fromUnixTimestamp64Nano(min(first), 'UTC') {unfinished})"
+            " GROUP BY run, series) AS written USING (run, series)"
+            " GLOBAL ANY LEFT JOIN (SELECT run, process, series AS steps FROM series"
+            f" WHERE metric = '{STEP_METRIC}' AND kind = 'gauge' AND scope = '' AND attributes = '{{}}') AS stepped"
+            " USING (run, process)"
+        )
 
 
 def _upgrade(cluster: str) -> Iterator[str]:
