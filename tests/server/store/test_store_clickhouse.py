@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Histogram
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.server.store import NotFoundError, RunRef, Selection, StoreUnavailableError
+from tensormeter.server.store import NotFoundError, RunRef, Selection, StoreUnavailableError, TooManyPointsError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
 from tensormeter.server.store.clickhouse.arrival_log import Log
 from tensormeter.server.store.clickhouse.connection import Connection
@@ -323,6 +323,26 @@ def test_counts_of_an_idle_run_are_cached_until_something_arrives(open_store, mo
     more = encode_metrics([Batch({"tensormeter.run.id": "idle", "service.instance.id": "p"}, [gauge])])
     store.append_metrics(decode_metrics(more), payload=more)
     assert counts() == (10, 4, 4, 3)
+
+
+def test_points_that_two_servers_stored_at_once_count_once_for_the_limit_of_a_read(open_store, monkeypatch):
+    first, second = open_store(), open_store()
+    payload = request_of_kinds("limit")
+    insert = Connection.insert
+
+    def overtaken(connection, table, columns, rows):
+        if table == "points":
+            patch.undo()
+            second.append_metrics(decode_metrics(payload), payload=payload)
+        insert(connection, table, columns, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "insert", overtaken)
+        first.append_metrics(decode_metrics(payload), payload=payload)
+    (series,) = second.read(RunRef("limit"), Selection(["v"], limit=3)).series
+    assert series.points.values() == [1.0, 2.0, 6.0]
+    with pytest.raises(TooManyPointsError, match="3 points here"):
+        second.read(RunRef("limit"), Selection(["v"], limit=2))
 
 
 def test_events_after_a_failure(open_store, monkeypatch):

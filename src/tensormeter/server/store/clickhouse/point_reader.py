@@ -67,8 +67,9 @@ class PointReader:
         start, stop = selection.start, selection.stop
         table = "points" if selection.numeric else "distributions"
         where = f"run = {run} AND series IN ({numbers([row[0] for row in rows])}){_range(start, stop)}"
-        # Not FINAL: an upper bound, in which a point that is written twice counts twice until ClickHouse merges its rows.
-        total = self._connection.rows(f"SELECT count() FROM {table} WHERE {where}")[0][0]
+        total = self._count(table, where)
+        if total > selection.limit:
+            total = self._count(f"{table} FINAL", where)
         gaps: Mapping[int, NDArray[np.int64]] = {}
         if selection.gaps:
             gaps = self._gaps(where, selection.limit - total)
@@ -76,6 +77,10 @@ class PointReader:
         check_limit(total, selection.limit, {row[2] for row in rows})
         tail = f"FROM {table} FINAL WHERE {where} ORDER BY series, time"
         return self._select(rows, tail, selection, gaps=gaps)
+
+    def _count(self, table: str, where: str) -> int:
+        """The number of rows. Without FINAL, which costs more, a point that is written twice counts twice until ClickHouse merges its rows."""
+        return int(self._connection.rows(f"SELECT count() FROM {table} WHERE {where}")[0][0])
 
     def _gaps(self, where: str, most: int) -> Mapping[int, NDArray[np.int64]]:
         """The newest gaps of each series, ascending: `most` in total, and one more if there are more."""
