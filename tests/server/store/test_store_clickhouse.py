@@ -325,6 +325,27 @@ def test_counts_of_an_idle_run_are_cached_until_something_arrives(open_store, mo
     assert counts() == (10, 4, 4, 3)
 
 
+def test_the_names_of_metrics_take_up_room_in_the_cache_of_counts(open_store, monkeypatch):
+    """Every set of metrics that somebody asks for has an entry of its own, with their names."""
+    store = open_store()
+    payload = request_of_kinds("named")
+    store.append_metrics(decode_metrics(payload), payload=payload)
+    monkeypatch.setattr("tensormeter.server.store.clickhouse.point_counts._IDLE", 0)
+    monkeypatch.setattr("tensormeter.server.store.clickhouse.point_counts._CACHED", 100)
+    (run,) = store._runs.existing([RunRef("named")])
+    asked, rows = [], Connection.rows
+
+    def recording_rows(connection, statement, **parameters):
+        if "FROM points FINAL" in statement and "metrics" in parameters:
+            asked.append(parameters["metrics"][0][0])
+        return rows(connection, statement, **parameters)
+
+    monkeypatch.setattr(Connection, "rows", recording_rows)
+    for number in (0, 0, 1, 2, 3, 0):
+        store.runs([run], [f"{number}-{index}".ljust(200, "x") for index in range(10)])
+    assert asked == ["0", "1", "2", "3", "0"]
+
+
 def test_points_that_two_servers_stored_at_once_count_once_for_the_limit_of_a_read(open_store, monkeypatch):
     first, second = open_store(), open_store()
     payload = request_of_kinds("limit")

@@ -24,6 +24,9 @@ _KEPT: Final = 3600 * 10**9
 _CACHED: Final = 200_000
 """Counts in the cache: 50 MB at most."""
 
+_NAME: Final = 64
+"""Characters of the metrics asked for that take the place of one count in the cache."""
+
 _NUMBERS: Final = (
     "SELECT run, series, count() AS points, countIf(NOT isNaN(value)) AS present, sumIf(value, NOT isNaN(value)) AS total"
     " FROM points FINAL PREWHERE {of_run}{of_series} GROUP BY run, series"
@@ -112,12 +115,14 @@ class PointCounts:
         for run, name, value in count(missing):
             read[run][name] = value
         counts |= {run: read[run] for run in missing}
+        names = len(str(kind)) // _NAME
         with self._lock:
             for run in missing:
                 if updated[run] < now - _IDLE:
-                    self._size += 1 + len(read[run])
+                    size = 1 + names + len(read[run])
+                    self._size += size
                     if self._size > _CACHED:
                         self._cached.clear()
-                        self._size = 1 + len(read[run])
+                        self._size = size
                     self._cached[keys[run]] = read[run]
         return counts
