@@ -1,4 +1,4 @@
-"""The check of wording finds what it should, and the documents and sources that are held to it pass."""
+"""The check of wording rejects bad sentences, and all documents and sources pass it."""
 
 import pytest
 
@@ -60,6 +60,6 @@ def test_a_fault_names_its_line():
     assert (in_docstring.line, in_docstring.sentence) == (7, "Nobody waits.")
 
 
-def test_files_that_are_held_to_the_rules_pass(monkeypatch, capsys):
+def test_all_documents_and_sources_pass(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["wording.py"])
     assert main() == 0, capsys.readouterr().out

@@ -22,11 +22,6 @@ CHECKED = (
     "*.py",
 )
 
-# Folders (without their subfolders) and files whose texts are not rewritten yet. Delete an entry once it passes.
-NOT_YET = {
-    "benchmarks/RESULTS.md",
-}
-
 WORDS = re.compile(
     r"\b(?:nobody|somebody|whoever|whatever|anew|beside|of which|of (?:its|their) own)\b",
     re.IGNORECASE,
@@ -141,25 +136,17 @@ def check(path: str, source: str) -> list[Fault]:
 
 
 def main() -> int:
-    """Print the faults of files that are held to the rules. With arguments: of these files and folders, held or not."""
+    """Print the faults of all checked files. With arguments: only of these files, and of files in these folders."""
     paths = sorted({path.relative_to(ROOT) for pattern in CHECKED for path in ROOT.glob(pattern)})
     paths = [path for path in paths if not {".venv", "node_modules"} & set(path.parts)]
     wanted = [Path(argument) for argument in sys.argv[1:]]
-    status, finished = 0, dict[str, bool]()
+    status = 0
     for path in paths:
         if wanted and not any(path.is_relative_to(folder) for folder in wanted):
             continue
-        faults = check(str(path), (ROOT / path).read_text())
-        entry = next((name for name in (str(path), str(path.parent)) if name in NOT_YET), None)
-        if entry and not wanted:
-            finished[entry] = finished.get(entry, True) and not faults
-            continue
-        for fault in faults:
+        for fault in check(str(path), (ROOT / path).read_text()):
             print(fault)
             status = 1
-    for entry, done in sorted(finished.items()):
-        if done:
-            print(f"wording: {entry} passes; delete it from NOT_YET in tests/support/wording.py")
     return status
 
 
