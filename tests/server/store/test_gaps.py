@@ -225,7 +225,7 @@ def test_lines_made_of_samples_break(open_store, monkeypatch):
         append(store, [(int(second), float(second)) for second in part if second != n // 2])
     append(store, [(n // 2, None)])
     store.flush()
-    blocks = [one.blocks for one in store.thin(RunRef("r"), Selection(["load"]), PointRange(), 50)]
+    blocks = [one.blocks for one in store.read_rollups(RunRef("r"), Selection(["load"]), PointRange(), 50)]
     assert all(one is not None for one in blocks)
     found = line(store, max_points=100)
     (gap,) = found.gaps

@@ -69,7 +69,7 @@ def chart(store, x="step", **more):
 
 def blocks_of(store, window=PointRange(by_step=True), **more):  # noqa: B008
     """The blocks of "v", or None if it was given in points."""
-    (found,) = store.thin(REF, Selection(["v"], **more), window, 100)
+    (found,) = store.read_rollups(REF, Selection(["v"], **more), window, 100)
     return found.blocks
 
 
@@ -122,13 +122,13 @@ def test_points_answer_where_samples_cannot(open_store, query):
     steps[N // 2 :] -= 1000  # it went back
     append(store, np.arange(1, N + 1), noise(), steps)
     store.flush()
-    assert store.thin(REF, Selection(["v"]), PointRange(by_step=True), 100) is None
+    assert store.read_rollups(REF, Selection(["v"]), PointRange(by_step=True), 100) is None
     assert chart(store).total == N
     assert np.all(np.diff(chart(store).x) >= 0)
     assert blocks_of(store, PointRange()).counts.sum() == N
     assert chart(store, "time").total == N
     with pytest.raises(TooManyPointsError):
-        store.thin(REF, Selection(["v"], limit=1000), PointRange(start=100), 100)
+        store.read_rollups(REF, Selection(["v"], limit=1000), PointRange(start=100), 100)
 
 
 def test_points_without_steps(open_store, query):

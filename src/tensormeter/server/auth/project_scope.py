@@ -29,9 +29,9 @@ from tensormeter.server.store import (
     RunSummary,
     RunTable,
     Selection,
+    SeriesRollup,
     Store,
     StoredEvent,
-    Thinned,
 )
 from tensormeter.server.store.models.durability import Syncer
 from tensormeter.server.store.rules.resource_identity import identify
@@ -149,9 +149,11 @@ class ProjectStore:
         """See `Store`."""
         return self._store.read(self._scoped(ref), selection)
 
-    def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
+    def read_rollups(
+        self, ref: RunRef, selection: Selection, window: PointRange, blocks: int
+    ) -> list[SeriesRollup] | None:
         """See `Store`."""
-        return self._store.thin(self._scoped(ref), selection, window, blocks)
+        return self._store.read_rollups(self._scoped(ref), selection, window, blocks)
 
     def events(self, ref: RunRef, **options: Any) -> EventPage:
         """See `Store`."""

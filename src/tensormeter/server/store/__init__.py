@@ -32,7 +32,14 @@ from tensormeter.server.store.models.runs import (
     StoredEvent,
     Summary,
 )
-from tensormeter.server.store.models.series import MAX_READ_POINTS, MetricSummary, Reading, Selection, Series, Thinned
+from tensormeter.server.store.models.series import (
+    MAX_READ_POINTS,
+    MetricSummary,
+    Reading,
+    Selection,
+    Series,
+    SeriesRollup,
+)
 from tensormeter.server.store.protocol import STALL_AFTER, Store
 
 __all__ = [
@@ -61,12 +68,12 @@ __all__ = [
     "RunTable",
     "Selection",
     "Series",
+    "SeriesRollup",
     "State",
     "Store",
     "StoreUnavailableError",
     "StoredEvent",
     "Summary",
-    "Thinned",
     "TooManyPointsError",
     "TooManySeriesError",
 ]

@@ -32,7 +32,7 @@ from tensormeter.server.store.models.runs import (
     RunTable,
     StoredEvent,
 )
-from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, Thinned
+from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, SeriesRollup
 
 __all__ = ["STALL_AFTER", "Store"]
 
@@ -152,7 +152,9 @@ class Store(Protocol):
         """
         ...
 
-    def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
+    def read_rollups(
+        self, ref: RunRef, selection: Selection, window: PointRange, blocks: int
+    ) -> list[SeriesRollup] | None:
         """Read series of numbers that are too long to read every point, by metric, process and attributes; none without points.
 
         Args:

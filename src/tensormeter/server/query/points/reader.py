@@ -105,7 +105,7 @@ class RunReader:
         """Read long series as rollups and short ones as points, in start <= x < stop.
 
         Args:
-            blocks: Minimum number of blocks of a series, see `Store.thin`.
+            blocks: Minimum number of blocks of a series, see `Store.read_rollups`.
             limit: Maximum number of points to look at.
             gaps: True to read gaps.
 
@@ -114,7 +114,7 @@ class RunReader:
             or there are no long series.
 
         Raises:
-            StoreError: See `Store.thin`.
+            StoreError: See `Store.read_rollups`.
         """
         query, axis = self._query, self._query.axis
         if not axis.is_time and not axis.is_step:
@@ -131,7 +131,7 @@ class RunReader:
         selection = Selection(
             query.metrics, query.process, limit=limit, gaps=gaps, check=self._check, damaged=self._damaged
         )
-        series = self._store.thin(self._ref, selection, window, blocks)
+        series = self._store.read_rollups(self._ref, selection, window, blocks)
         return None if series is None else Rollups(attempts.select(series), attempts, axis, origin, run.cursor)
 
     def raw(self, limit: int = MAX_READ_POINTS) -> list[RawSeries]:

@@ -7,7 +7,7 @@ from typing import Any
 from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.shadowing import AttemptChoice
 from tensormeter.server.query.points.variant import ANY, VariantFilter
-from tensormeter.server.store import Series, Thinned
+from tensormeter.server.store import Series, SeriesRollup
 
 __all__ = ["RunQuery"]
 
@@ -42,7 +42,7 @@ class RunQuery:
     max_points: int = 1000
     numeric: bool = True
 
-    def matches(self, series: Series | Thinned) -> bool:
+    def matches(self, series: Series | SeriesRollup) -> bool:
         """Return whether a series has the variant and the attributes of the query."""
         if not self.variant.matches(series):
             return False

@@ -11,7 +11,7 @@ from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.downsampling import sample, sample_blocks
 from tensormeter.server.query.points.lines import NO_POSITIONS, gap_positions
 from tensormeter.server.query.points.shadowing import Attempts
-from tensormeter.server.store import Thinned
+from tensormeter.server.store import SeriesRollup
 from tensormeter.server.store.models.rollup_blocks import FIRST, LAST, Blocks
 
 __all__ = ["RollupLine", "Rollups"]
@@ -31,7 +31,7 @@ class RollupLine:
         gaps: Positions of interruptions, see `gap_positions`.
     """
 
-    series: Thinned
+    series: SeriesRollup
     attempt: int
     x: NDArray[np.float64]
     y: NDArray[np.float64]
@@ -52,7 +52,7 @@ class Rollups:
         cursor: Cursor for a later read, see `Reading`.
     """
 
-    series: Sequence[Thinned]
+    series: Sequence[SeriesRollup]
     attempts: Attempts
     axis: Axis
     origin: float
@@ -81,7 +81,7 @@ class Rollups:
             lines.append(replace(line, attempt=self.attempts.number(line.series.process)))
         return lines
 
-    def _line(self, pieces: Sequence[Thinned], max_points: int) -> RollupLine | None:
+    def _line(self, pieces: Sequence[SeriesRollup], max_points: int) -> RollupLine | None:
         gaps = np.concatenate([self._gaps(piece) for piece in pieces])
         if all(piece.blocks is None for piece in pieces):
             times, values, steps = (np.concatenate(columns) for columns in zip(*map(_columns, pieces), strict=True))
@@ -98,7 +98,7 @@ class Rollups:
         total = int(blocks.counts.sum())
         return RollupLine(pieces[-1], 1, x, blocks.values[picks], total, blocks.values.size, gaps)
 
-    def _gaps(self, piece: Thinned) -> NDArray[np.float64]:
+    def _gaps(self, piece: SeriesRollup) -> NDArray[np.float64]:
         """Return the positions of gaps among the points that the piece contains."""
         if not len(piece.gaps):
             return NO_POSITIONS
@@ -109,7 +109,7 @@ class Rollups:
         return gap_positions(piece.gaps, times, self.x(times, steps))
 
 
-def _columns(piece: Thinned) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+def _columns(piece: SeriesRollup) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
     assert piece.points is not None
     assert piece.steps is not None
     return piece.points.times, piece.points.floats(), piece.steps

@@ -21,8 +21,8 @@ from tensormeter.server.store import (
     RunRef,
     Selection,
     Series,
+    SeriesRollup,
     Store,
-    Thinned,
     TooManyPointsError,
     TooManySeriesError,
 )
@@ -239,7 +239,7 @@ def _sample_rollups(ref: RunRef, reader: RunReader, query: RunQuery, budget: int
 
 def _sampled(
     ref: RunRef,
-    series: Series | Thinned,
+    series: Series | SeriesRollup,
     attempt: int,
     columns: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
     total: int,

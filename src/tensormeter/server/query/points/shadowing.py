@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeVar
 
 import numpy as np
 
-from tensormeter.server.store import Points, ProcessAttempt, Series, Thinned
+from tensormeter.server.store import Points, ProcessAttempt, Series, SeriesRollup
 from tensormeter.server.store.models.canonical_json import canonical_json
 from tensormeter.server.store.models.point_range import kept
 from tensormeter.server.store.models.points import steps_at
@@ -23,7 +23,7 @@ __all__ = ["AttemptChoice", "Attempts"]
 AttemptChoice = int | Literal["all"] | None
 """Number of one attempt; `all` for every attempt as a separate line; None for the effective line, without shadowed points."""
 
-_Piece = TypeVar("_Piece", Series, Thinned)
+_Piece = TypeVar("_Piece", Series, SeriesRollup)
 _T = TypeVar("_T")
 
 _FIRST: Final = ProcessAttempt(1, None, 0, None)

@@ -17,7 +17,7 @@ from tensormeter.server.query.points.shadowing import Attempts
 from tensormeter.server.query.points.variant import VariantSelector
 from tensormeter.server.query.ranks.grid import Aggregates, RankGrid
 from tensormeter.server.query.ranks.statistics import RankStatistics, rank_statistics, statistics_of
-from tensormeter.server.store import Points, RunRef, Selection, Store, Thinned
+from tensormeter.server.store import Points, RunRef, Selection, SeriesRollup, Store
 from tensormeter.server.store.models.rollup_blocks import FIRST, HIGHEST, LAST, LOWEST
 
 __all__ = ["RankReader"]
@@ -141,7 +141,7 @@ def _aggregate_points(x: NDArray[np.float64], values: NDArray[np.float64]) -> Ag
     return Aggregates(x, values, values, values, np.ones(len(x)))
 
 
-def _aggregate_rollup(rollups: Rollups, series: Thinned) -> Aggregates:
+def _aggregate_rollup(rollups: Rollups, series: SeriesRollup) -> Aggregates:
     if series.blocks is None:
         assert series.points is not None
         assert series.steps is not None

@@ -38,7 +38,7 @@ from tensormeter.server.store.models.runs import (
     RunTable,
     StoredEvent,
 )
-from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, Thinned
+from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, SeriesRollup
 from tensormeter.server.store.protocol import STALL_AFTER
 from tensormeter.server.store.rules.batch_digest import digest
 from tensormeter.server.store.rules.events import prepare_event
@@ -237,7 +237,9 @@ class ClickHouseStore:
         series = self._points.read(run, rows, selection)
         return Reading(series, cursor, complete=True, started=started, attempts=attempts)
 
-    def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
+    def read_rollups(
+        self, ref: RunRef, selection: Selection, window: PointRange, blocks: int
+    ) -> list[SeriesRollup] | None:
         """See `Store`."""
         self._check_open()
         return None

@@ -13,7 +13,7 @@ from tensormeter.server.store.models.points import Column, Points
 from tensormeter.server.store.models.rollup_blocks import Blocks
 from tensormeter.server.store.models.runs import ProcessAttempt
 
-__all__ = ["MAX_READ_POINTS", "NO_GAPS", "MetricSummary", "Reading", "Selection", "Series", "Thinned"]
+__all__ = ["MAX_READ_POINTS", "NO_GAPS", "MetricSummary", "Reading", "Selection", "Series", "SeriesRollup"]
 
 MAX_READ_POINTS: Final = 20_000_000
 """Maximum number of points that one read looks at."""
@@ -118,7 +118,7 @@ class Reading:
 
 
 @dataclass(frozen=True, eq=False)
-class Thinned:
+class SeriesRollup:
     """A series of numbers for drawing: blocks of points, or points with their steps.
 
     Attributes:

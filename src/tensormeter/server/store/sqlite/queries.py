@@ -32,13 +32,13 @@ from tensormeter.server.store.models.runs import (
     RunTable,
     StoredEvent,
 )
-from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, Thinned
+from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, SeriesRollup
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
 from tensormeter.server.store.sqlite.integrity.damage import Damage, name_damage, skip_damaged
 from tensormeter.server.store.sqlite.integrity.suspicion import DamageVerifier
 from tensormeter.server.store.sqlite.points.gaps import has_new_gaps, read_gaps
 from tensormeter.server.store.sqlite.points.memtable import Memtable, MemtableSnapshot
-from tensormeter.server.store.sqlite.points.rollups import read_thinned
+from tensormeter.server.store.sqlite.points.rollups import read_rollups
 from tensormeter.server.store.sqlite.points.series_reader import find_attempts, find_series, new_series, read_series
 from tensormeter.server.store.sqlite.read_priority import ReadPriority
 from tensormeter.server.store.sqlite.schema import connect
@@ -188,7 +188,9 @@ class SqliteQueries:
                 series = read_series(connection, snapshots, rows, selection)
             return Reading(series, cursor, True, started, attempts)
 
-    def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
+    def read_rollups(
+        self, ref: RunRef, selection: Selection, window: PointRange, blocks: int
+    ) -> list[SeriesRollup] | None:
         """See `Store`."""
         with self._snapshot(ref) as (connection, snapshots, run), self._recording_damage(selection.damaged):
             self._check_complete(connection, run, selection.damaged)
@@ -196,7 +198,7 @@ class SqliteQueries:
             gaps: Mapping[int, NDArray[np.int64]] = {}
             if selection.gaps:
                 gaps = read_gaps(connection, (row[0] for row in rows), window.start, window.stop, selection.limit)
-            return read_thinned(connection, snapshots, rows, window, selection, blocks=blocks, gaps=gaps)
+            return read_rollups(connection, snapshots, rows, window, selection, blocks=blocks, gaps=gaps)
 
     def events(
         self,

@@ -20,7 +20,7 @@ from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.points import Points, steps_at
 from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, FIRST, LAST, Blocks
-from tensormeter.server.store.models.series import NO_GAPS, Selection, Thinned
+from tensormeter.server.store.models.series import NO_GAPS, Selection, SeriesRollup
 from tensormeter.server.store.rules.limits import check_limit
 from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
 from tensormeter.server.store.sqlite.integrity.seals import checksum, verify
@@ -36,7 +36,7 @@ from tensormeter.server.store.sqlite.points.segment_rows import (
 from tensormeter.server.store.sqlite.points.segments import compress_words, decode_segment, decompress_words
 from tensormeter.server.store.sqlite.points.series_reader import SeriesRow
 
-__all__ = ["SegmentKey", "build_rollups", "find_missing_rollups", "read_thinned"]
+__all__ = ["SegmentKey", "build_rollups", "find_missing_rollups", "read_rollups"]
 
 _JOINED: Final = 8
 """Number of fine blocks in a coarse one."""
@@ -126,7 +126,7 @@ def insert_rollups(connection: sqlite3.Connection, rows: Sequence[tuple[object, 
     )
 
 
-def read_thinned(
+def read_rollups(
     connection: sqlite3.Connection,
     snapshots: Sequence[MemtableSnapshot],
     rows: Sequence[SeriesRow],
@@ -135,8 +135,8 @@ def read_thinned(
     *,
     blocks: int,
     gaps: Mapping[int, NDArray[np.int64]],
-) -> list[Thinned] | None:
-    """Read series as `Store.thin` does, with these gaps.
+) -> list[SeriesRollup] | None:
+    """Read series as `Store.read_rollups` does, with these gaps.
 
     Raises:
         TooManyPointsError: The read needs more points than the limit of the selection.
@@ -147,19 +147,19 @@ def read_thinned(
             break
     else:
         return None
-    thinner = _Thinner(connection, snapshots, window, blocks, selection.limit - sum(map(len, gaps.values())))
+    reader = _RollupReader(connection, snapshots, window, blocks, selection.limit - sum(map(len, gaps.values())))
     try:
-        thinned: list[Thinned] = []
+        rollups: list[SeriesRollup] = []
         for row in rows:
             selection.check()
             with skip_damaged(connection, selection.damaged):
-                thinned += [replace(piece, gaps=gaps.get(row[0], NO_GAPS)) for piece in thinner.series(row)]
-        return thinned
+                rollups += [replace(piece, gaps=gaps.get(row[0], NO_GAPS)) for piece in reader.series(row)]
+        return rollups
     except _UnorderedError:
         return None
 
 
-class _Thinner:
+class _RollupReader:
     """Reads series one after another, within one limit."""
 
     def __init__(
@@ -178,7 +178,7 @@ class _Thinner:
         self._read_points = 0
         self._steps: _Steps | None = None
 
-    def series(self, row: SeriesRow) -> Iterator[Thinned]:
+    def series(self, row: SeriesRow) -> Iterator[SeriesRollup]:
         """Read a series; yields nothing if no points are selected."""
         series, process, metric, kind, attributes, scope, unit = row
         steps = self._steps_of(series, process)
@@ -201,9 +201,9 @@ class _Thinner:
             if len(points):
                 if stepped is None:
                     stepped = np.zeros(len(points), np.int64)
-                yield Thinned(*identity, points, stepped, None, scope, unit)
+                yield SeriesRollup(*identity, points, stepped, None, scope, unit)
             return
-        yield Thinned(*identity, None, None, self._join(series, full_segments, points, stepped), scope, unit)
+        yield SeriesRollup(*identity, None, None, self._join(series, full_segments, points, stepped), scope, unit)
 
     def _steps_of(self, series: int, process: str) -> "_Steps | None":
         """Return the steps of a series' process, if they are needed and there are any."""
