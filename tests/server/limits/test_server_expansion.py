@@ -37,7 +37,7 @@ from tensormeter.otlp.json import MAX_JSON_ELEMENTS
 from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.authenticator import Access
 from tensormeter.server.limits.effort import MAX_SECONDS, Effort
-from tensormeter.server.limits.responses import Answers, HeldResponse
+from tensormeter.server.limits.responses import BufferedResponse, ResponseLimiter
 from tensormeter.server.store import TooManyPointsError
 from tensormeter.settings import Settings
 
@@ -279,7 +279,7 @@ def test_a_read_that_takes_too_long_says_what_to_ask():
     """An answer may be begun twice: the processor times of both are added up."""
     calls = []
 
-    def work(most: int, effort: Effort) -> HeldResponse:
+    def work(most: int, effort: Effort) -> BufferedResponse:
         calls.append(most)
         began = time.thread_time()
         while time.thread_time() - began < 0.6 * MAX_SECONDS:
@@ -289,7 +289,7 @@ def test_a_read_that_takes_too_long_says_what_to_ask():
     async def ask() -> None:
         request = Request({"type": "http", "client": None}, anyio.sleep_forever)
         request.state.access = Access("test")
-        await Answers().points(request, ApiThreads(lambda: None).run_checked, work)
+        await ResponseLimiter().points(request, ApiThreads(lambda: None).run_checked, work)
 
     with pytest.raises(TooManyPointsError, match=r"processor time; ask for fewer metrics, for one process"):
         anyio.run(ask)
@@ -297,7 +297,7 @@ def test_a_read_that_takes_too_long_says_what_to_ask():
 
 
 def test_a_read_ends_when_the_client_has_gone():
-    def work(most: int, effort: Effort) -> HeldResponse:
+    def work(most: int, effort: Effort) -> BufferedResponse:
         while True:
             effort.check()
 
@@ -307,7 +307,7 @@ def test_a_read_ends_when_the_client_has_gone():
     async def ask() -> None:
         request = Request({"type": "http", "client": None}, gone)
         request.state.access = Access("test")
-        await Answers().points(request, ApiThreads(lambda: None).run_checked, work)
+        await ResponseLimiter().points(request, ApiThreads(lambda: None).run_checked, work)
 
     with pytest.raises(ClientDisconnect):
         anyio.run(ask)

@@ -13,19 +13,19 @@ from tensormeter.server.api.stream import Shutdown, StreamApi
 from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.durability import DurableApi
-from tensormeter.server.limits.responses import Answers
+from tensormeter.server.limits.responses import ResponseLimiter
 
 __all__ = ["Shutdown", "api_routes"]
 
 
 def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
     """All routes of the API. They work on threads that ingest does not share."""
-    threads, answers = ApiThreads(stores.stalled), Answers()
+    threads, limiter = ApiThreads(stores.stalled), ResponseLimiter()
     routes = [
         Route("/api/v1/openapi.json", describe_api),
         *RunsApi(stores, threads).routes(),
         *AttemptsApi(stores, threads).routes(),
-        *PointsApi(stores, threads, answers).routes(),
+        *PointsApi(stores, threads, limiter).routes(),
     ]
-    bounded = [Route(route.path, answers.bounded(route.endpoint), methods=route.methods) for route in routes]
+    bounded = [Route(route.path, limiter.bounded(route.endpoint), methods=route.methods) for route in routes]
     return [*bounded, *DurableApi(stores).routes(), *StreamApi(stores, threads, shutdown).routes()]

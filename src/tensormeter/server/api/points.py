@@ -18,7 +18,7 @@ from tensormeter.server.api.responses import encode, json_response
 from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.limits.effort import Effort, TookTooLongError
-from tensormeter.server.limits.responses import TOO_LONG, Answers, HeldResponse
+from tensormeter.server.limits.responses import TOO_LONG, BufferedResponse, ResponseLimiter
 from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.downsampling import choose_evenly
 from tensormeter.server.query.points.histograms import Distribution, decode_distribution
@@ -59,10 +59,10 @@ _RUN: Final = "/api/v1/runs/{run_id}"
 class PointsApi:
     """Handlers that return points."""
 
-    def __init__(self, stores: Stores, threads: ApiThreads, answers: Answers) -> None:
+    def __init__(self, stores: Stores, threads: ApiThreads, limiter: ResponseLimiter) -> None:
         self._stores = stores
         self._threads = threads
-        self._answers = answers
+        self._response_limiter = limiter
         self._ranks = RankCache()
 
     def routes(self) -> list[Route]:
@@ -80,16 +80,18 @@ class PointsApi:
         refs, query = _query(await read_body(request, request_schemas.Query))
         binary = COLUMNS in request.headers.get("accept", "")
 
-        def work(most: int, effort: Effort) -> HeldResponse:
+        def work(most: int, effort: Effort) -> BufferedResponse:
             result = query_points(self._stores.of(request), refs, query, most, effort.check)
             reset = query.after is not None and result.complete
             size = sum(series.x.nbytes + series.y.nbytes + series.gaps.nbytes for series in result.series)
             if binary:
-                return HeldResponse(encode_columns(result, reset=reset, check=effort.check), size, COLUMNS)
+                return BufferedResponse(encode_columns(result, reset=reset, check=effort.check), size, COLUMNS)
             _check_json(sum(len(series.x) for series in result.series), len(result.series))
-            return HeldResponse(_encode_result(result, reset=reset), size, "application/json")
+            return BufferedResponse(_encode_result(result, reset=reset), size, "application/json")
 
-        return await self._answers.points(request, self._threads.run_checked, work, sampled=query.max_points > 0)
+        return await self._response_limiter.points(
+            request, self._threads.run_checked, work, sampled=query.max_points > 0
+        )
 
     async def series(self, request: Request) -> Response:
         """Every point of a metric."""
@@ -98,14 +100,14 @@ class PointsApi:
         query = _raw_query(parameters, Axis.parse(x))
         binary = COLUMNS in request.headers.get("accept", "")
 
-        def work(most: int, effort: Effort) -> HeldResponse:
+        def work(most: int, effort: Effort) -> BufferedResponse:
             series = RunReader(self._stores.of(request), ref, query, effort.check).raw(most)
             if binary:
-                return HeldResponse(encode_full_columns(metric, x, series, effort.check), _size(series), COLUMNS)
+                return BufferedResponse(encode_full_columns(metric, x, series, effort.check), _size(series), COLUMNS)
             _check_json(sum(len(line.points) for line in series), len(series))
-            return HeldResponse(_encode_full(metric, x, series), _size(series), "application/json")
+            return BufferedResponse(_encode_full(metric, x, series), _size(series), "application/json")
 
-        return await self._answers.points(request, self._threads.run_checked, work, parameters.limit)
+        return await self._response_limiter.points(request, self._threads.run_checked, work, parameters.limit)
 
     async def ranks(self, request: Request) -> Response:
         """Statistics of a metric over the processes of a run."""
@@ -166,11 +168,11 @@ class PointsApi:
         ref, parameters = run_ref(request), read_parameters(request, request_schemas.DistributionsParameters)
         query = _raw_query(parameters, Axis(None), numeric=False)
 
-        def work(most: int, effort: Effort) -> HeldResponse:
+        def work(most: int, effort: Effort) -> BufferedResponse:
             series = RunReader(self._stores.of(request), ref, query, effort.check).raw(most)
-            return HeldResponse(_encode_distributions(parameters.metric, series), _size(series), "application/json")
+            return BufferedResponse(_encode_distributions(parameters.metric, series), _size(series), "application/json")
 
-        return await self._answers.points(request, self._threads.run_checked, work, parameters.limit)
+        return await self._response_limiter.points(request, self._threads.run_checked, work, parameters.limit)
 
     async def _read(self, request: Request, work: Callable[[Effort], bytes]) -> bytes:
         """Run work on a thread.

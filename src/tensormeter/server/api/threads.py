@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 import anyio
 from starlette.requests import Request
 
-from tensormeter.server.limits.effort import Effort, Stalls, run_while_connected
+from tensormeter.server.limits.effort import Effort, StallWatchdog, run_while_connected
 
 __all__ = ["ApiThreads"]
 
@@ -23,12 +23,12 @@ class ApiThreads:
         stalled: Reason why the store does not answer now, or None; must not block.
         """
         self._limiter = anyio.CapacityLimiter(_THREADS)
-        self._stalls = Stalls(stalled)
+        self._watchdog = StallWatchdog(stalled)
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """Run work on a thread. Returns and raises what it does; errors as for `Stalls.run`."""
-        return await self._stalls.run(work, self._limiter)
+        """Run work on a thread. Returns and raises what it does; errors as for `StallWatchdog.run`."""
+        return await self._watchdog.run(work, self._limiter)
 
     async def run_checked(self, request: Request, work: Callable[[Effort], _T], effort: Effort | None = None) -> _T:
         """As `run`, for work that checks its effort: it ends if it takes too long or the client disconnects."""
-        return await run_while_connected(request, work, self._limiter, effort, stalls=self._stalls)
+        return await run_while_connected(request, work, self._limiter, effort, watchdog=self._watchdog)

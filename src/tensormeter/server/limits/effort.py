@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from tensormeter.server.store.models.errors import StoreUnavailableError
 
-__all__ = ["MAX_SECONDS", "Effort", "Stalls", "TookTooLongError", "run_while_connected"]
+__all__ = ["MAX_SECONDS", "Effort", "StallWatchdog", "TookTooLongError", "run_while_connected"]
 
 _T = TypeVar("_T")
 
@@ -91,7 +91,7 @@ class Effort:
             )
 
 
-class Stalls:
+class StallWatchdog:
     """Ends requests that wait for a disk that does not answer. For one event loop."""
 
     def __init__(self, stalled: Callable[[], str | None] = _never) -> None:
@@ -143,7 +143,7 @@ async def run_while_connected(
     limiter: anyio.CapacityLimiter,
     effort: Effort | None = None,
     *,
-    stalls: Stalls | None = None,
+    watchdog: StallWatchdog | None = None,
 ) -> _T:
     """Run the work of a request on a thread; end it if the client disconnects or it needs too much processor time.
 
@@ -152,7 +152,7 @@ async def run_while_connected(
         work: Function that does the work and passes the effort to its loops for checks.
         limiter: Limit of the threads that run such work.
         effort: Effort of the request's earlier work; by default a new one.
-        stalls: Object that ends the request if the disk does not answer; None if the work needs no disk.
+        watchdog: Object that ends the request if the disk does not answer; None if the work needs no disk.
 
     Returns:
         Result of `work`.
@@ -181,7 +181,7 @@ async def run_while_connected(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
         try:
-            results.append(await (stalls or Stalls()).run(begin, limiter))
+            results.append(await (watchdog or StallWatchdog()).run(begin, limiter))
         except Exception as error:
             failure.append(error)
         tasks.cancel_scope.cancel()

@@ -20,7 +20,7 @@ from tensormeter.server.limits.effort import MAX_SECONDS, Effort, TookTooLongErr
 from tensormeter.server.query.points.sampled import WHOLE_POINTS
 from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooManySeriesError
 
-__all__ = ["TOO_LONG", "Answers", "HeldResponse", "Pieces", "Reader", "client_of", "reader_of"]
+__all__ = ["TOO_LONG", "BufferedResponse", "Pieces", "Reader", "ResponseLimiter", "client_of", "reader_of"]
 
 SHARE: Final = 48 << 20
 """Bytes of unread large responses per client, above which the client gets no further one. Small ones have the same limit."""
@@ -69,20 +69,22 @@ class Reader(Protocol):
         ...
 
 
-class HeldResponse(StreamingResponse):
+class BufferedResponse(StreamingResponse):
     """A response that is produced in pieces as the client reads it, from data that stays in memory until then.
 
     Attributes:
-        held: Bytes of that data.
-        is_large: Whether the response had to wait for its turn; see `Answers`.
+        buffered_bytes: Size of that data.
+        is_large: Whether the response had to wait for its turn; see `ResponseLimiter`.
     """
 
-    def __init__(self, pieces: Generator[bytes, None, None] | list[bytes], held: int, media_type: str) -> None:
+    def __init__(
+        self, pieces: Generator[bytes, None, None] | list[bytes], buffered_bytes: int, media_type: str
+    ) -> None:
         """Create the response.
 
         Args:
             pieces: Pieces of the body: a list, which is emptied at the end, or a generator, which runs on worker threads.
-            held: Bytes in memory until the response is sent.
+            buffered_bytes: Size of the data in memory until the response is sent.
             media_type: Content type.
         """
         if isinstance(pieces, list):
@@ -91,7 +93,7 @@ class HeldResponse(StreamingResponse):
         else:
             pieces = _batched(pieces)
             super().__init__(pieces, media_type=media_type)
-        self.held = held
+        self.buffered_bytes = buffered_bytes
         self.is_large = False
         self._pieces = pieces
 
@@ -187,7 +189,7 @@ class _Waiter:
     account: _Account
 
 
-class Answers:
+class ResponseLimiter:
     """Counts the bytes of responses until they are sent, and produces large ones one at a time. For one event loop.
 
     Large and small responses are counted separately, so a client that downloads everything can still load charts.
@@ -207,8 +209,8 @@ class Answers:
         async def handle(request: Request) -> Response | ASGIApp:
             response = await handler(request)
             client, account = client_of(request), self._small
-            if isinstance(response, HeldResponse):  # `points` has already checked for room
-                size, account = response.held, self._large if response.is_large else self._small
+            if isinstance(response, BufferedResponse):  # `points` has already checked for room
+                size, account = response.buffered_bytes, self._large if response.is_large else self._small
             else:
                 size = len(getattr(response, "body", b""))
                 if size > PIECE and not account.has_room(client):
@@ -223,12 +225,12 @@ class Answers:
     async def points(
         self,
         request: Request,
-        run: Callable[[Request, Callable[[Effort], HeldResponse], Effort], Awaitable[HeldResponse]],
-        work: Callable[[int, Effort], HeldResponse],
+        run: Callable[[Request, Callable[[Effort], BufferedResponse], Effort], Awaitable[BufferedResponse]],
+        work: Callable[[int, Effort], BufferedResponse],
         most: int = MAX_READ_POINTS,
         *,
         sampled: bool = False,
-    ) -> HeldResponse:
+    ) -> BufferedResponse:
         """Produce a response of points: at once if it reads few points, else when it is its turn and there is room.
 
         Args:
@@ -251,18 +253,18 @@ class Answers:
     async def _produce(
         self,
         request: Request,
-        run: Callable[[Request, Callable[[Effort], HeldResponse], Effort], Awaitable[HeldResponse]],
-        work: Callable[[int, Effort], HeldResponse],
+        run: Callable[[Request, Callable[[Effort], BufferedResponse], Effort], Awaitable[BufferedResponse]],
+        work: Callable[[int, Effort], BufferedResponse],
         most: int,
         *,
         sampled: bool,
-    ) -> HeldResponse:
+    ) -> BufferedResponse:
         effort = Effort()
         few = min(most, WHOLE_POINTS if sampled else SMALL_POINTS)
-        response: HeldResponse | None
+        response: BufferedResponse | None
         try:
             response = await run(request, lambda effort: work(few, effort), effort)
-            if response.held <= PIECE or self._small.has_room(client_of(request)):
+            if response.buffered_bytes <= PIECE or self._small.has_room(client_of(request)):
                 return response
         except TooManyPointsError as error:
             if few == most or isinstance(error, TooManySeriesError):

@@ -25,7 +25,7 @@ from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.durability import durability_headers
 from tensormeter.server.http.errors import JSON, PROTOBUF
 from tensormeter.server.http.request_hooks import Ingested, Listener
-from tensormeter.server.limits.effort import Effort, Stalls, run_while_connected
+from tensormeter.server.limits.effort import Effort, StallWatchdog, run_while_connected
 from tensormeter.server.receivers.request_body import BodyReader, decompress
 from tensormeter.server.store import Receipt, Store
 
@@ -71,7 +71,7 @@ class Receiver:
         self._bodies = BodyReader(max_body_bytes)
         # A separate limit, so that slow queries cannot occupy all threads.
         self._threads = anyio.CapacityLimiter(threads)
-        self._stalls = Stalls(stores.stalled)
+        self._watchdog = StallWatchdog(stores.stalled)
 
     def routes(self) -> list[Route]:
         """Routes of the handlers."""
@@ -115,7 +115,7 @@ class Receiver:
             return response.SerializeToString()
 
         try:
-            content = await run_while_connected(request, work, self._threads, stalls=self._stalls)
+            content = await run_while_connected(request, work, self._threads, watchdog=self._watchdog)
         finally:
             self._bodies.release(size)
         return Response(content, headers=headers, media_type=form.media_type)
