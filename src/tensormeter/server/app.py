@@ -70,7 +70,7 @@ def create_app(
         return JSONResponse(document, headers={"Vary": "Accept, Accept-Encoding"})
 
     async def ready(request: Request) -> Response:
-        if shutdown is not None and shutdown.begun:
+        if shutdown is not None and shutdown.started:
             return error_response(request.scope, 503, "stopping", "the server is stopping")
         return await health(request)
 

@@ -147,7 +147,7 @@ class _Server(uvicorn.Server):
             self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._shutdown.begun = True
+        self._shutdown.started = True
         exit_if_stalled(self._stalled, 2 * _SHUTDOWN_SECONDS)
         if self._handshakes is not None:
             self._handshakes.stop()

@@ -35,7 +35,7 @@ class Shutdown:
     """Whether the server is stopping. Streams end within one poll after that."""
 
     def __init__(self) -> None:
-        self.begun = False
+        self.started = False
 
 
 class _Place:
@@ -43,12 +43,12 @@ class _Place:
 
     def __init__(self, client: str, reader: Reader | None) -> None:
         self.client = client
-        self.ended = False
+        self.evicted = False
         self._reader = reader
 
     def end(self) -> None:
         """End the stream within one poll, or at once if its client reads nothing."""
-        self.ended = True
+        self.evicted = True
         if self._reader is not None and self._reader.stalled:
             self._reader.abort()
 
@@ -131,7 +131,7 @@ class StreamApi:
         states: dict[RunRef, str] = {}
         last_event = time.monotonic()
         yield b"retry: 2000\n\n"
-        while not self._shutdown.begun and not place.ended:
+        while not self._shutdown.started and not place.evicted:
             known = cursor
 
             def look(known: str | None = known) -> Changes | None:

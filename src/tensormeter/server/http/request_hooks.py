@@ -73,7 +73,7 @@ class Observer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         status, sent = 0, 0
 
         async def counting(message: Message) -> None:
@@ -87,7 +87,7 @@ class Observer:
         try:
             await self._app(scope, receive, counting)
         finally:
-            observed = Observed(scope["method"], _route(scope), status, time.perf_counter() - begun, sent)
+            observed = Observed(scope["method"], _route(scope), status, time.perf_counter() - started_at, sent)
             self._listener.request(observed)
             _log(scope, observed)
 

@@ -49,7 +49,7 @@ class Effort:
     def __init__(self, seconds: float = MAX_SECONDS) -> None:
         self._seconds = seconds
         self._calls = 0
-        self._begun = 0.0
+        self._started_at = 0.0
         self._used = 0.0
         self._cancelled = False
 
@@ -59,12 +59,12 @@ class Effort:
         Raises:
             ClientDisconnect: The client disconnected while the work waited for a thread.
         """
-        self._begun = time.thread_time() - self._used
+        self._started_at = time.thread_time() - self._used
         self.look()
 
     def pause(self) -> None:
         """Stop counting until `begin` is called again. Call it on the thread that called `begin`."""
-        self._used = time.thread_time() - self._begun
+        self._used = time.thread_time() - self._started_at
 
     def cancel(self) -> None:
         """Stop the work at its next check. Any thread."""
@@ -85,7 +85,7 @@ class Effort:
         """Check the clock now, for instance after a slow step. Raises as `check` does."""
         if self._cancelled:
             raise ClientDisconnect
-        if time.thread_time() - self._begun > self._seconds:
+        if time.thread_time() - self._started_at > self._seconds:
             raise TookTooLongError(
                 413, f"the request needs more than {self._seconds:g} s of processor time; send smaller requests"
             )
