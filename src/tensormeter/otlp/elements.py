@@ -20,6 +20,7 @@ from tensormeter.errors import EncodingError
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.otlp.decode import find_fixed_points
 from tensormeter.otlp.fixed import Field
+from tensormeter.otlp.varint import encode_varint
 
 __all__ = ["COLUMN", "MAX_ELEMENTS", "MAX_QUANTILES", "TooManyElementsError", "check_logs", "check_metrics"]
 
@@ -279,7 +280,8 @@ class _Walk:
         if fixed is None:
             return -1, _NO_POINTS
         return fixed.data.content, [
-            (first, first + 1 + len(_length(len(points.first))) + len(points.first)) for first, points in fixed.groups
+            (first, first + 1 + len(encode_varint(len(points.first))) + len(points.first))
+            for first, points in fixed.groups
         ]
 
     def _packed(self, at: int, after: int, size: int) -> int:
@@ -314,10 +316,6 @@ def _metric_type(root: Descriptor) -> _Type | None:
             seen.append(kind)
             waiting += kind.fields.values()
     return None
-
-
-def _length(number: int) -> bytes:
-    return bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80,)) + _length(number >> 7)
 
 
 def _too_many(index: int) -> TooManyElementsError:

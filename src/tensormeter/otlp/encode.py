@@ -44,6 +44,7 @@ from tensormeter.otlp.batch import (
     Value,
 )
 from tensormeter.otlp.severity import severity_of
+from tensormeter.otlp.varint import encode_varint
 
 __all__ = ["encode_events", "encode_metrics", "encode_points"]
 
@@ -218,7 +219,7 @@ def _numbers(
     start_times: NDArray[np.uint64] | None,
 ) -> bytes:
     attributes = NumberDataPoint(attributes=_key_values(series.attributes)).SerializeToString()
-    size = _varint((18 if start_times is None else 27) + len(attributes))
+    size = encode_varint((18 if start_times is None else 27) + len(attributes))
     integers = values.dtype.kind == "i"
     start = [] if start_times is None else [("start_tag", "u1"), ("start", "<u8")]
     points: NDArray[np.void] = np.empty(
@@ -312,13 +313,4 @@ def _optional(value: np.float64) -> float | None:
 
 
 def _delimited(tag: int, body: bytes) -> bytes:
-    return bytes((tag,)) + _varint(len(body)) + body
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    return bytes((tag,)) + encode_varint(len(body)) + body

@@ -11,6 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.otlp.varint import decode_varint
+
 __all__ = ["Field", "FixedPoints", "changing_bytes", "iterate_fields", "read_fixed_points"]
 
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
@@ -79,19 +81,19 @@ def iterate_fields(body: memoryview, begin: int, end: int, most: int | None = No
     fields: list[Field] = []
     at = begin
     while at < end:
-        tag, content = _varint(body, at, end)
+        tag, content = decode_varint(body, at, end)
         if content < 0:
             return None
         wire = tag & 7
         if wire == _LEN:
-            length, content = _varint(body, content, end)
+            length, content = decode_varint(body, content, end)
             if content < 0:
                 return None
             after = content + length
         elif wire == _I64:
             after = content + 8
         elif wire == _VARINT:
-            _, after = _varint(body, content, end)
+            _, after = decode_varint(body, content, end)
         elif wire == _I32:
             after = content + 4
         else:
@@ -109,7 +111,7 @@ def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> Fixed
     """Read consecutive points between two offsets, each under `tag` (of one byte); None if their layouts differ."""
     if begin >= end or body[begin] != tag:
         return None
-    length, content = _varint(body, begin + 1, end)
+    length, content = decode_varint(body, begin + 1, end)
     size = content - begin + length
     if content < 0 or length <= 0 or (end - begin) % size or (end - begin) // size < _MIN_POINTS:
         return None
@@ -152,7 +154,7 @@ def _offsets(body: memoryview, begin: int, size: int) -> dict[int, int] | None:
     """Offsets of a point's times and value by field number (`_AS_DOUBLE` for any value); None as for `changing_bytes`."""
     if size > _MAX_POINT_BYTES:
         return None
-    _, content = _varint(body, begin + 1, begin + size)
+    _, content = decode_varint(body, begin + 1, begin + size)
     fields = iterate_fields(body, content, begin + size, _MANY_FIELDS)
     if fields is None:
         return None
@@ -178,16 +180,3 @@ def _changing(offsets: Mapping[int, int], size: int) -> NDArray[np.bool_]:
 
 def _words(table: NDArray[np.uint8], offset: int) -> NDArray[np.int64]:
     return np.ascontiguousarray(table[:, offset : offset + 8]).view("<i8").reshape(-1).astype(np.int64, copy=False)
-
-
-def _varint(body: memoryview, at: int, end: int) -> tuple[int, int]:
-    """Decode a varint. Returns its value and the offset after it; the offset is -1 if there is no varint."""
-    value = shift = 0
-    while at < end and shift < 64:
-        byte = body[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    return 0, -1

@@ -8,6 +8,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Scope
 
+from tensormeter.otlp.varint import encode_varint
+
 __all__ = ["DURABLE_PATH", "JSON", "OTLP_PATHS", "PROTOBUF", "error_response"]
 
 JSON: Final = "application/json"
@@ -66,8 +68,4 @@ def _rpc_status(status: int, message: str) -> bytes:
     """Encode a `google.rpc.Status`: int32 code = 1, string message = 2. No dependency includes this class."""
     text = message.encode()[:4096].decode(errors="ignore").encode()
     code = bytes((1 << 3, _RPC_CODES.get(status, 2)))
-    return code + bytes((2 << 3 | 2,)) + _varint(len(text)) + text
-
-
-def _varint(number: int) -> bytes:
-    return bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80,)) + _varint(number >> 7)
+    return code + bytes((2 << 3 | 2,)) + encode_varint(len(text)) + text

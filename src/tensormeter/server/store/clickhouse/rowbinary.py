@@ -4,29 +4,22 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from tensormeter.otlp.varint import encode_varint
+
 __all__ = ["encode_rows"]
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
 
 
 def _text(value: str) -> bytes:
     encoded = value.encode("utf-8", "replace")
-    return _varint(len(encoded)) + encoded
+    return encode_varint(len(encoded)) + encoded
 
 
 def _bytes(value: bytes) -> bytes:
-    return _varint(len(value)) + value
+    return encode_varint(len(value)) + value
 
 
 def _texts(values: Sequence[str]) -> bytes:
-    return _varint(len(values)) + b"".join(map(_text, values))
+    return encode_varint(len(values)) + b"".join(map(_text, values))
 
 
 _ENCODERS: Final[dict[str, Callable[[Any], bytes]]] = {

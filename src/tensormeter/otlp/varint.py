@@ -1,0 +1,26 @@
+"""Base-128 varints, in which protobuf and ClickHouse's RowBinary encode lengths and tags: seven bits per byte, lowest first."""
+
+__all__ = ["decode_varint", "encode_varint"]
+
+
+def encode_varint(number: int) -> bytes:
+    """Encode a number that is not negative."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def decode_varint(body: memoryview, offset: int, end: int) -> tuple[int, int]:
+    """Decode the varint at an offset. Returns its value and the offset after it; the offset is -1 if there is no varint."""
+    value = shift = 0
+    while offset < end and shift < 64:
+        byte = body[offset]
+        offset += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, offset
+        shift += 7
+    return 0, -1
