@@ -59,7 +59,7 @@ _DATA = (5, 7, 9, 10, 11)
 _POINT_TAG = 1 << 3 | 2
 _FEW = 100
 """Bytes of a metric up to which protobuf is as quick as NumPy."""
-_MIXED = 2000
+_MIN_MIXED_BYTES = 2000
 """Bytes of points from which grouping them by series pays off."""
 _MANY_FIELDS = 1000
 """Maximum fields of a metric that NumPy reads. A list of more fields would need more memory than the metric."""
@@ -243,7 +243,7 @@ def find_fixed_points(body: memoryview, message: Field) -> FixedData | None:
     points = read_fixed_points(body, inner.content, end, _POINT_TAG)
     if points is not None:
         return FixedData(inner, end, [(inner.content, points)])
-    groups = read_mixed_points(body, inner.content, end, _POINT_TAG) if end - inner.content > _MIXED else None
+    groups = read_mixed_points(body, inner.content, end, _POINT_TAG) if end - inner.content > _MIN_MIXED_BYTES else None
     return None if groups is None else FixedData(inner, end, groups)
 
 
