@@ -158,17 +158,17 @@ def _frames(log: bytes) -> tuple[int, int, int, bytes | None]:
         return 0, frame_count, frame_count, None
     whole = (len(log) - _HEADER) // (_FRAME_HEADER + size)
     frames = np.frombuffer(log, np.uint8, whole * (_FRAME_HEADER + size), _HEADER).reshape(whole, _FRAME_HEADER + size)
-    heads, pages = word_sums(frames[:, :8], big=big), word_sums(frames[:, _FRAME_HEADER:], big=big)
+    header_sums, page_sums = word_sums(frames[:, :8], big=big), word_sums(frames[:, _FRAME_HEADER:], big=big)
     good = total = last = 0
     intact = True
-    for number, (head, page) in enumerate(zip(heads, pages, strict=True)):
+    for number, (header_sum, page_sum) in enumerate(zip(header_sums, page_sums, strict=True)):
         frame = bytes(frames[number, :_FRAME_HEADER])
         if frame[8:16] != salts:
             intact = False  # a frame of an earlier log, or a damaged one
             continue
         last = number + 1
         if intact:
-            state = page.after(head.after(state))
+            state = page_sum.after(header_sum.after(state))
             # The last frame may be half of one that was being written; what is behind it was written before it.
             intact = state == struct.unpack_from(">II", frame, 16)
             if intact and struct.unpack_from(">I", frame, 4)[0]:
