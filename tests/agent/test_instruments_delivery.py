@@ -145,7 +145,7 @@ def test_a_batch_of_refused_values_moves_on_and_sends_nothing(source, tmp_path):
     stream.record(float("nan"))
     drain = RingDrainer(RingFile.open(source.path), spool, ("d",), Settings(schedule_delay=3600))
     drain.advance(flush=True)
-    assert source.ring.tails()[0] > 0
+    assert source.ring.tail_positions()[0] > 0
     assert [spool.next("d")[1].signal] == ["logs"]
     assert spool.pending() == 1
     again = RingDrainer(RingFile.open(source.path), spool, ("d",), Settings(schedule_delay=3600))

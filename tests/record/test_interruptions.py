@@ -246,7 +246,7 @@ def test_a_run_may_be_finished_while_threads_log(new_recording):
         steps = [row.step for row in rows if f"thread{who}" in row.values]
         assert steps == list(range(len(steps)))
     assert {"main": 1.0} in [row.values for row in rows]
-    assert [reader.cursor.position for reader in recording.reader.lanes] == recording.ring.heads()
+    assert [reader.cursor.position for reader in recording.reader.lanes] == recording.ring.head_positions()
     assert "ring_full" not in recording.ring.drops()
 
 

@@ -121,7 +121,7 @@ def test_nothing_is_recorded_after_the_end(recording, warnings_logged):
     recording.recorder.close(State.FINISHED)
     assert recording.values() == [{"a": 1.0}]
     assert recording.ring.state is State.FAILED
-    assert recording.ring.heads()[0] == recording.reader.lanes[0].cursor.position
+    assert recording.ring.head_positions()[0] == recording.reader.lanes[0].cursor.position
     assert len(warnings_logged()) == 1
     assert recording.ring.drops() == {}
 

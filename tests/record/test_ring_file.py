@@ -34,7 +34,7 @@ def test_a_created_file_can_be_opened(small, path):
     assert opened.words[HeaderWord.WRITER_PID] == os.getpid()
     assert opened.lanes == small.lanes
     assert opened.drops() == {}
-    assert opened.heads() == [0, 0, 0]
+    assert opened.head_positions() == [0, 0, 0]
 
 
 def test_lanes_and_dictionary_do_not_overlap(small):

@@ -286,11 +286,11 @@ class RingFile:
         total, *counts = self.words[start : start + 1 + DURATION_BUCKETS]
         return total, counts
 
-    def heads(self) -> list[int]:
+    def head_positions(self) -> list[int]:
         """Position after the last row of each lane. It is only meaningful once the writer has finished."""
         return [self.words[(start >> 3) + LaneWord.HEAD] for start, _ in self.lanes]
 
-    def tails(self) -> list[int]:
+    def tail_positions(self) -> list[int]:
         """Position up to which rows are in the spool, for each lane."""
         return [self.words[(start >> 3) + LaneWord.TAIL] for start, _ in self.lanes]
 

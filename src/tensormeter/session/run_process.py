@@ -200,7 +200,9 @@ class RunProcess:
         wait = threading.Event().wait
         deadline = time.monotonic() + timeout
         while not self._is_flushed(request):
-            spooled = all(tail >= position for tail, position in zip(self.ring.tails(), request.positions, strict=True))
+            spooled = all(
+                tail >= position for tail, position in zip(self.ring.tail_positions(), request.positions, strict=True)
+            )
             left = deadline - time.monotonic()
             if self._detached or (spooled and words[HeaderWord.STALLED]) or left <= 0:
                 return False

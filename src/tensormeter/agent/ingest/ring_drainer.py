@@ -193,7 +193,9 @@ class RingDrainer:
             self._take_media()
             if self._health.due() and not self._ended:
                 self._report_health()
-            if wanted and all(tail >= position for tail, position in zip(self.ring.tails(), wanted, strict=True)):
+            if wanted and all(
+                tail >= position for tail, position in zip(self.ring.tail_positions(), wanted, strict=True)
+            ):
                 self._spooled_flush = requested, self._spool.last_sequence()
         except SpoolDamagedError:
             raise
@@ -362,7 +364,8 @@ class RingDrainer:
     def _read_everything(self) -> bool:
         """Whether all rows of a writer that has finished but still runs are read."""
         return all(
-            cursor.position >= head for cursor, head in zip(self._processor.cursors(), self.ring.heads(), strict=True)
+            cursor.position >= head
+            for cursor, head in zip(self._processor.cursors(), self.ring.head_positions(), strict=True)
         )
 
     def _start_events(self) -> list[Event]:
@@ -423,7 +426,7 @@ def _cursors(ring: RingFile, spool: Spool) -> dict[int, Cursor]:
     """
     cursors = {}
     missing = False
-    for lane, tail in enumerate(ring.tails()):
+    for lane, tail in enumerate(ring.tail_positions()):
         cursor = spool.cursor(ring.process, lane)
         if cursor.position < tail:
             missing = True
