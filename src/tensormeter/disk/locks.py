@@ -131,9 +131,11 @@ def lock_holder(path: Path, kinds: Collection[str] = ("FLOCK",)) -> str:
     pid = max(candidates)[1] if candidates else None
     if pid is None and "FLOCK" in kinds:
         with contextlib.suppress(OSError, ValueError):
-            noted = int(path.read_text(encoding="ascii").split()[0]) if 0 < path.stat().st_size < _LONGEST_ID else 0
-            os.kill(noted, 0) if noted > 0 else None
-            pid = noted or None
+            stored_pid = (
+                int(path.read_text(encoding="ascii").split()[0]) if 0 < path.stat().st_size < _LONGEST_ID else 0
+            )
+            os.kill(stored_pid, 0) if stored_pid > 0 else None
+            pid = stored_pid or None
     return "a process of unknown id" if pid is None else f"process {pid}"
 
 
