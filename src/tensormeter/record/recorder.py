@@ -116,7 +116,7 @@ class Recorder:
     @property
     def lost_names(self) -> dict[str, list[str]]:
         """Some quoted names of values that could not be recorded, by reason."""
-        return self._notices.noted
+        return self._notices.lost_names
 
     @property
     def device_paths(self) -> dict[str, str]:
@@ -235,7 +235,7 @@ class Recorder:
         if not self._closed and self._pid == os.getpid():
             self._device.pending.look()
 
-    def log_beside(self, values: Mapping[str, Any]) -> None:
+    def log_at_next_step(self, values: Mapping[str, Any]) -> None:
         """Record a row at the step of the next row, without advancing the step.
 
         A slow call causes no warning, because distributions of a whole model take long on a CPU.

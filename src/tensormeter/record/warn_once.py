@@ -51,7 +51,7 @@ class WarnOnce:
             names.append(name)
 
     @property
-    def noted(self) -> dict[str, list[str]]:
+    def lost_names(self) -> dict[str, list[str]]:
         """Names of lost values, by reason."""
         return {reason.name.lower(): list(names) for reason, names in self._lost_names.items()}
 

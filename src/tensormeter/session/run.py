@@ -199,7 +199,7 @@ class Run:
         Raises:
             UsageError: An argument is invalid.
         """
-        watch = Watch(model, self._log_beside, log=log, every=every, norms=norms, histograms=histograms)
+        watch = Watch(model, self._log_at_next_step, log=log, every=every, norms=norms, histograms=histograms)
         self.unwatch(model)
         if not self._finished and self._process is not None:
             watch.start()
@@ -426,10 +426,10 @@ class Run:
         # An attribute of the instance: a method that forwards to the writer would add a fifth to the time of a call.
         self.__dict__["log"] = writer
 
-    def _log_beside(self, values: Mapping[str, Any]) -> None:
+    def _log_at_next_step(self, values: Mapping[str, Any]) -> None:
         """Record a row with the step of the next row."""
         if self._process is not None:
-            self._process.recorder.log_beside(values)
+            self._process.recorder.log_at_next_step(values)
 
     def _after_fork(self) -> None:
         """Reset a forked child before anything else runs in it: threads that are not here may hold the locks."""
