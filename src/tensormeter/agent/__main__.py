@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     # The process id is published only now: until these signals are handled, they would end the process.
     deaths, standby, notice = map(int, arguments[2:5])
     os.set_inheritable(notice, False)
-    agent.be_process((deaths, standby, notice))
+    agent.become_agent((deaths, standby, notice))
     with contextlib.suppress(OSError):
         os.nice(max(0, _NICE - os.nice(0)))  # the training process comes first
     return 0 if agent.run() else 1

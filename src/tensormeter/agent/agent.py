@@ -156,14 +156,14 @@ class Agent:
         finally:
             self._end()
 
-    def be_process(self, begun: tuple[int, int, int]) -> None:
+    def become_agent(self, standby_state: tuple[int, int, int]) -> None:
         """Let this process be the agent: keep a standby that replaces it, and write its id into the lock. Before `run`.
 
         Args:
-            begun: State of the present standby, as for `Standby`.
+            standby_state: State of the present standby, as for `Standby`.
         """
         path = os.fspath(self._directory.path)
-        self._standby = Standby(path, agent_command(path), lambda: self._lock.descriptors, begun)
+        self._standby = Standby(path, agent_command(path), lambda: self._lock.descriptors, standby_state)
         self._lock.write(os.getpid())
 
     def _begin(self) -> bool:

@@ -38,24 +38,24 @@ class Standby:
     """The agent's side: starts the process, and ensures that there is one. Any thread; never waits for a disk."""
 
     def __init__(
-        self, name: str, command: Sequence[str], locks: Callable[[], list[int]], begun: "tuple[int, int, int]"
+        self, name: str, command: Sequence[str], locks: Callable[[], list[int]], state: "tuple[int, int, int]"
     ) -> None:
         """
         Args:
             name: Name in the list of processes, such as the path of the run's directory.
             command: Command line of an agent; `main` adds arguments to it.
             locks: Function that returns the descriptors that hold the agent's locks.
-            begun: State that this agent was started with: the number of agents in a row that have died before they had worked, the
+            state: State that this agent was started with: the number of agents in a row that have died before they had worked, the
                 process id of its standby, and the descriptor that the standby reads from.
         """
         self._name = name
         self._command = list(command)
         self._locks = locks
-        self._deaths, pid, notice = begun
+        self._deaths, pid, notice = state
         self._changing = threading.Lock()
         self._pid: int | None = pid
         self._notice: int | None = notice
-        self._held: list[int] = locks()
+        self._lock_descriptors: list[int] = locks()
         self._worked = False
         self._dismissed = False
         self._retry_at = 0.0
@@ -73,7 +73,7 @@ class Standby:
             locks = self._locks()
             if self._has_ended():
                 self._end()
-            if locks and (self._pid is None or locks != self._held):
+            if locks and (self._pid is None or locks != self._lock_descriptors):
                 before = self._pid, self._notice
                 try:
                     self._start(locks)
@@ -118,7 +118,7 @@ class Standby:
         finally:
             os.close(read)
         self._notice = write
-        self._held = locks
+        self._lock_descriptors = locks
         if self._worked:
             _tell(write, _WORKED)
 
