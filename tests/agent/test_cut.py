@@ -81,7 +81,7 @@ def test_a_process_that_is_gone_has_crashed(spool, begin, dead):
     ((name, body, resource),) = ends(spool)
     assert (name, body["state"], resource) == ("tensormeter.run.end", "crashed", RESOURCE)
     assert "may be missing" in body["message"]
-    assert spool.life("p1") == (True, True)
+    assert spool.lifecycle("p1") == (True, True)
     assert end_cut(spool) == []
     assert len(ends(spool)) == 1
 
@@ -98,7 +98,7 @@ def test_a_process_that_lives_is_not_ended(spool, begin):
     begin(Origin.of(os.getpid(), RESOURCE, child=False))
     assert len(end_cut(spool)) == 1
     assert ends(spool) == []
-    assert spool.life("p1") == (True, False)
+    assert spool.lifecycle("p1") == (True, False)
 
 
 def test_a_process_of_another_machine_is_not_ended(spool, begin, dead):
@@ -118,14 +118,14 @@ def test_a_resource_that_is_none_holds_up_nothing(spool, begin, dead, resource):
     text = json.dumps(dataclasses.asdict(dataclasses.replace(dead, resource=resource)), default=str)
     begin(text)
     assert len(end_cut(spool)) == 1
-    assert spool.life("p1") == (True, True)
+    assert spool.lifecycle("p1") == (True, True)
 
 
 def test_a_child_ends_no_run(spool, begin, dead):
     begin(dataclasses.replace(dead, child=True))
     assert len(end_cut(spool)) == 1
     assert ends(spool) == []
-    assert spool.life("p1") == (True, True)
+    assert spool.lifecycle("p1") == (True, True)
 
 
 def test_a_process_that_has_ended_is_not_mentioned(spool, begin, dead):

@@ -9,7 +9,7 @@ from tensormeter import Settings
 from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
 from tensormeter.agent.spool import memory_spool as module
 from tensormeter.agent.spool.lane_cursor import Cursor
-from tensormeter.agent.spool.memory_spool import Refuge, works
+from tensormeter.agent.spool.memory_spool import MemorySpool, works
 from tensormeter.agent.spool.request import Encoded
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.errors import SpoolError
@@ -30,7 +30,7 @@ def disk(directory):
 
 @pytest.fixture
 def refuge(directory):
-    return Refuge(directory)
+    return MemorySpool(directory)
 
 
 def put(spool, *bodies, position=0):
@@ -54,7 +54,7 @@ def test_what_waits_moves_and_comes_back_with_its_ids_in_its_order(disk, refuge)
     with closing(refuge.open(disk, 1 << 30)) as memory:
         assert {name: waiting(memory, name) for name in ("a", "b")} == before
         assert memory.cursor("p", 0).position == 24
-        assert memory.life("p") == (True, False)
+        assert memory.lifecycle("p") == (True, False)
         put(memory, b"4", position=32)
         memory.done("a", 2)
         memory.done("b", 1)

@@ -101,7 +101,7 @@ def test_ids_of_two_spools_differ(tmp_path):
 
 def test_cursors_and_lives_are_kept(spool, path):
     assert spool.cursor("p", 0) == Cursor(0, 0)
-    assert spool.life("p") == (False, False)
+    assert spool.lifecycle("p") == (False, False)
     put(spool, cursors={0: Cursor(8, 100), 3: Cursor(1 << 50, (1 << 62) + 1)}, started=True)
     put(spool, cursors={0: Cursor(16, 200)}, process="q", started=True, ended=True)
     again = Spool(path)
@@ -109,7 +109,7 @@ def test_cursors_and_lives_are_kept(spool, path):
     assert again.cursor("p", 3) == Cursor(1 << 50, (1 << 62) + 1)
     assert again.cursor("q", 0) == Cursor(16, 200)
     assert again.cursor("q", 3) == Cursor()
-    assert (again.life("p"), again.life("q")) == ((True, False), (True, True))
+    assert (again.lifecycle("p"), again.lifecycle("q")) == ((True, False), (True, True))
     again.close()
 
 
@@ -118,7 +118,7 @@ def test_a_put_that_fails_stores_nothing(spool):
     with pytest.raises(SpoolError, match="cannot write to the spool"):
         put(spool, b"2", destinations=("a", "a"), cursors={0: Cursor(16, 2)}, ended=True)
     assert spool.cursor("p", 0) == Cursor(8, 1)
-    assert spool.life("p") == (True, False)
+    assert spool.lifecycle("p") == (True, False)
     assert drain(spool) == [b"1"]
 
 
@@ -236,7 +236,11 @@ def test_a_spool_of_version_2_is_brought_up_to_date(path):
     database.close()
     spool = Spool(path)
     spool.check()
-    assert (spool.cursor("p", 0), spool.life("p"), spool.losses()) == (Cursor(64, 5), (True, False), {"refused": 3})
+    assert (spool.cursor("p", 0), spool.lifecycle("p"), spool.losses()) == (
+        Cursor(64, 5),
+        (True, False),
+        {"refused": 3},
+    )
     assert (spool.aggregates("p"), spool.pending_items(), spool.quarantined_items()) == ({"m": "{}"}, 4, 1)
     assert spool.retry()[:2] == (1, 1)
     assert drain(spool) == [body, b"\0"]

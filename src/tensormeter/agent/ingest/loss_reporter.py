@@ -39,7 +39,7 @@ class LossReporter:
         if report is None:
             return False
         self._reports += 1
-        started, ended = spool.life(report.process)
+        started, ended = spool.lifecycle(report.process)
         takers = self._settings.takers("logs", self._settings.exporters)
         spool.put([encode_report(report)], takers, report.process, {}, started=started, ended=ended, report=report)
         return True

@@ -85,7 +85,7 @@ class RingDrainer:
         self.child = metadata.get("parent") is not None
         if numbering is not None:
             numbering.register(metadata)
-        self._started, self._ended = spool.life(ring.process)
+        self._started, self._ended = spool.lifecycle(ring.process)
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
         self.refusal: tuple[float, Exception] | None = None
@@ -435,6 +435,6 @@ def _cursors(ring: RingFile, spool: Spool) -> dict[int, Cursor]:
     if missing:
         logger.error("the spool has lost rows of %s that were already read; they count as lost (damaged)", ring.path)
         spool.count_loss("damaged", 1)
-        started, ended = spool.life(ring.process)
+        started, ended = spool.lifecycle(ring.process)
         spool.put((), (), ring.process, cursors, started=started, ended=ended)  # so that they are counted once
     return cursors

@@ -23,7 +23,7 @@ from tensormeter.disk.private import fault
 from tensormeter.errors import SpoolError
 from tensormeter.logger import get_logger
 
-__all__ = ["MAX_BYTES", "Refuge", "works"]
+__all__ = ["MAX_BYTES", "MemorySpool", "works"]
 
 logger: Final = get_logger("tensormeter.agent")
 
@@ -42,8 +42,8 @@ _TRIAL_BYTES: Final = 64 << 10
 _REQUEST: Final = "id, signal, items, priority, thinned, checksum, body"
 
 
-class Refuge:
-    """The place in shared memory for one run. Used by the agent's main thread."""
+class MemorySpool:
+    """The place of a run's spool in shared memory. Used by the agent's main thread."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
@@ -205,14 +205,14 @@ def _move(memory: Spool, disk: Spool, note: dict[str, Any]) -> None:
             _insert(disk, "ABORT", table, [(name, inserted, *rest) for name, at, *rest in rows if at == row[0]])
     positions = {row[:2]: row[2] for row in _rows(disk, "cursor")}
     _insert(disk, "REPLACE", "cursor", [row for row in _rows(memory, "cursor") if row[2] > positions.get(row[:2], -1)])
-    lives = {process: (started, ended) for process, started, ended in _rows(disk, "process")}
+    lifecycles = {process: (started, ended) for process, started, ended in _rows(disk, "process")}
     for process, started, ended in _rows(memory, "process"):
-        before = lives.get(process, (0, 0))
-        _insert(disk, "REPLACE", "process", [(process, max(started, before[0]), max(ended, before[1]))])
-    losses = {reason: (items, said) for reason, items, said in _rows(disk, "loss")}
-    for reason, items, said in _rows(memory, "loss"):
+        stored = lifecycles.get(process, (0, 0))
+        _insert(disk, "REPLACE", "process", [(process, max(started, stored[0]), max(ended, stored[1]))])
+    losses = {reason: (items, reported) for reason, items, reported in _rows(disk, "loss")}
+    for reason, items, reported in _rows(memory, "loss"):
         known = losses.get(reason, (0, 0))
-        _insert(disk, "REPLACE", "loss", [(reason, max(items, known[0]), max(said, known[1]))])
+        _insert(disk, "REPLACE", "loss", [(reason, max(items, known[0]), max(reported, known[1]))])
     for table in ("aggregate", "report", "origin"):  # the note, too
         _insert(disk, "REPLACE", table, _rows(memory, table))
     columns = "destination, id, reason, signal, items, priority, checksum, body"

@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 from tensormeter.agent.run_directory.agent_lock import AgentLock
 from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
 from tensormeter.agent.spool.errors import SpoolDamagedError, SpoolVersionError
-from tensormeter.agent.spool.memory_spool import Refuge, works
+from tensormeter.agent.spool.memory_spool import MemorySpool, works
 from tensormeter.agent.spool.recovery import open_repaired
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.errors import SpoolError
@@ -87,7 +87,7 @@ class SpoolLocation:
         self._one_shot = one_shot
         self._is_stopping = is_stopping
         self._wait = wait
-        self._refuge = Refuge(directory)
+        self._memory = MemorySpool(directory)
         self.in_memory = False
         self.report = ""
         self._returning = False
@@ -111,7 +111,7 @@ class SpoolLocation:
         while True:
             if self.in_memory and not self._returning:
                 with contextlib.suppress(OSError, SpoolError):
-                    return self._refuge.open(None, self._settings.spool_max_bytes)
+                    return self._memory.open(None, self._settings.spool_max_bytes)
             try:
                 return self._open_on_disk(damage)
             except (SpoolDamagedError, SpoolVersionError):
@@ -138,7 +138,7 @@ class SpoolLocation:
             error: Error of the disk.
         """
         try:
-            self._refuge.open(spool, self._settings.spool_max_bytes).close()
+            self._memory.open(spool, self._settings.spool_max_bytes).close()
         except (OSError, SpoolError) as failure:
             logger.error("%s; and the spool cannot be moved to memory: %s", error, failure)
             self._not_before = time.monotonic() + _MEMORY_DELAY
@@ -206,7 +206,7 @@ class SpoolLocation:
             damage=damage,
         )
         try:
-            self._refuge.give_back(spool)
+            self._memory.give_back(spool)
         except BaseException:
             spool.close()
             raise

@@ -34,7 +34,7 @@ class SpoolQueries(SpoolFile):
         row = self._sealed("cursor", "process = ? AND lane = ?", process, lane)
         return Cursor(row[2], row[3]) if row else Cursor()
 
-    def life(self, process: str) -> tuple[bool, bool]:
+    def lifecycle(self, process: str) -> tuple[bool, bool]:
         """Whether the start and the end of a process have been put into the spool."""
         row = self._sealed("process", "process = ?", process)
         return (bool(row[1]), bool(row[2])) if row else (False, False)
