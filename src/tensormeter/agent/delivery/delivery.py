@@ -82,8 +82,8 @@ _ASK_AGAIN: Final = 0.5
 _HANGING: Final = 15.0
 """Minimum seconds after which an attempt counts as hanging; else three times `export_timeout`, within which it should end."""
 
-_HANGING_MAKING: Final = 120.0
-"""Seconds after which making an exporter counts as hanging: it imports packages, and some connect."""
+_HANGING_CREATION: Final = 120.0
+"""Seconds after which creating an exporter counts as hanging: it imports packages, and some connect."""
 
 
 def deliveries(
@@ -191,14 +191,14 @@ class Delivery:
         self._pieces = RequestPieces(destination, self.signals)
         self._rate = rate or UploadRate(settings.upload_rate_of(destination))
         self._urgent = False
-        self._news = 0
-        self._seen = -1
-        """Value of `_news` when the queue was empty; -1 while it is not."""
+        self._arrivals = 0
+        self._seen_arrivals = -1
+        """Value of `_arrivals` when the queue was empty; -1 while it is not."""
         self._position: int | None = None
         self._answered_at = self._asked_at = 0.0
         """Times at which the receiver last accepted a request, and was last asked what is durable."""
-        self._making_since: float | None = None
-        """Time since which an exporter is being made."""
+        self._creating_since: float | None = None
+        """Time since which an exporter is being created."""
         self._recalled: float | None = None
         """Time at which a sibling that had failed too was successful, until this delivery has made its next attempt."""
 
@@ -208,14 +208,14 @@ class Delivery:
     @property
     def idle(self) -> bool:
         """Whether the queue was empty when it was last read, after the last `arrived`."""
-        return self._seen == self._news
+        return self._seen_arrivals == self._arrivals
 
     @property
     def hangs(self) -> bool:
-        """Whether an attempt takes much longer than `export_timeout`, or making the exporter takes minutes."""
+        """Whether an attempt takes much longer than `export_timeout`, or creating the exporter takes minutes."""
         limits = (
             (self._guard.began, max(_HANGING, 3 * self._settings.export_timeout)),
-            (self._making_since, _HANGING_MAKING),
+            (self._creating_since, _HANGING_CREATION),
         )
         now = time.monotonic()
         return any(since is not None and now - since > limit for since, limit in limits)
@@ -236,16 +236,16 @@ class Delivery:
         self._wake.set()
 
     def arrived(self) -> None:
-        """Note that requests have come into the spool. While attempts fail, they wait for the next one. The agent's thread."""
-        self._news += 1
+        """Record that requests have come into the spool. While attempts fail, they wait for the next one. The agent's thread."""
+        self._arrivals += 1
         if not self.failures:
             self._wake.set()
 
     def set_urgent(self, urgent: bool) -> None:
         """Set whether a process waits for everything to be durable, so that the receiver is asked at once. Any thread."""
-        is_news = urgent and not self._urgent
+        is_new = urgent and not self._urgent
         self._urgent = urgent
-        if is_news and not self.failures:
+        if is_new and not self.failures:
             self._wake.set()
 
     def stop(self, timeout: float) -> None:
@@ -280,11 +280,11 @@ class Delivery:
                 self._stop.wait(_TROUBLE_DELAY)
 
     def _make(self, config: ExporterConfig) -> Exporter:
-        self._making_since = time.monotonic()
+        self._creating_since = time.monotonic()
         try:
             return self._exporter_type(config)
         finally:
-            self._making_since = None
+            self._creating_since = None
 
     def _config(self) -> ExporterConfig:
         settings = self._settings
@@ -348,7 +348,7 @@ class Delivery:
         Returns:
             None to go on at once, 0 to wait for new requests, or the seconds to wait before the next attempt.
         """
-        news = self._news
+        arrivals = self._arrivals
         request = self._pieces.next(spool)
         self._position = self._pieces.position
         if request is None:
@@ -356,11 +356,11 @@ class Delivery:
             if self.failures and not keeps:
                 # The request was given up since; the next one must not wait for another attempt at it.
                 self._works()
-            if self._seen != news:
-                self._seen = news
+            if self._seen_arrivals != arrivals:
+                self._seen_arrivals = arrivals
                 self._call_siblings()
             return self._ask(spool, exporter, delays) if keeps else 0.0
-        self._seen = -1
+        self._seen_arrivals = -1
         if self._waits_its_turn():
             return _TURN_LOOK
         self._stop.wait(self._rate.reserve(len(request.body)))
@@ -414,7 +414,10 @@ class Delivery:
         if isinstance(answer, Retry):
             return self._retry(answer.reason, answer.after, delays)
         recovered = self.failures > 0
-        seen, self._seen = self._seen, -1  # requests that wait again must never be seen together with `idle`
+        seen, self._seen_arrivals = (
+            self._seen_arrivals,
+            -1,
+        )  # requests that wait again must never be seen together with `idle`
         recalled = self._pieces.settle(spool, answer)
         self._works()
         self._answered_at = time.monotonic()
@@ -423,7 +426,7 @@ class Delivery:
         self._on_progress()
         if recalled or not self._pieces.keeps(spool):
             return None
-        self._seen = seen
+        self._seen_arrivals = seen
         return _ASK_AGAIN if self._urgent else _ASK_AFTER
 
     def _waits_its_turn(self) -> bool:

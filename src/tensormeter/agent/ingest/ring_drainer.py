@@ -39,7 +39,7 @@ _GZIP_LEVEL: Final = 1
 
 _SPOOL_TROUBLE_DELAY: Final = 1.0
 
-_COMPLAINT_INTERVAL: Final = 60.0
+_WARNING_INTERVAL: Final = 60.0
 """Seconds between two log lines about a spool that refuses now and then, as on a disk that is almost full."""
 
 _DURABLE_DELAY: Final = 1.0
@@ -90,7 +90,7 @@ class RingDrainer:
         self._retry_at = 0.0
         self.refusal: tuple[float, Exception] | None = None
         """Time since which the spool refuses, and its error; None if it does not."""
-        self._complain_at = 0.0
+        self._warn_at = 0.0
         self._fresh = False
         self._sent_at = self._counted_at = time.monotonic()
         self._sent_counts: Mapping[str, int] = {}
@@ -201,8 +201,8 @@ class RingDrainer:
             raise
         except SpoolError as error:
             now = time.monotonic()
-            if now >= self._complain_at:
-                self._complain_at = now + _COMPLAINT_INTERVAL
+            if now >= self._warn_at:
+                self._warn_at = now + _WARNING_INTERVAL
                 logger.error("%s; rows stay in the ring until the spool can be written", error)
             self._retry_at = now + _SPOOL_TROUBLE_DELAY
             self.refusal = (self.refusal[0] if self.refusal else now), error
