@@ -171,15 +171,15 @@ def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series
     rest = bytes(body[fixed.end : inner.end])
     shell = Metric()
     _parse(shell, b"".join(body[field.begin : field.end] for field in fields if field.begin != inner.begin))
-    about: _About = {"unit": shell.unit, "description": shell.description, "scope": scope}
+    metadata: _Metadata = {"unit": shell.unit, "description": shell.description, "scope": scope}
     total = ProtoSum()
     _parse(total, rest)
     if total.data_points:
         return []
-    return [series for _, points in fixed.groups for series in _series_of(points, shell.name, inner, total, about)]
+    return [series for _, points in fixed.groups for series in _series_of(points, shell.name, inner, total, metadata)]
 
 
-def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, about: "_About") -> list[Series]:
+def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, metadata: "_Metadata") -> list[Series]:
     """Series of points of one layout: up to two, one of floats and one of integers."""
     template = NumberDataPoint()
     _parse(template, points.first)
@@ -195,7 +195,7 @@ def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, abo
             continue
         values = words if integers else words.view(np.float64)
         if data.number == _GAUGE:
-            series.append(Gauge(name, times, values, attributes=shared_attributes, **about))
+            series.append(Gauge(name, times, values, attributes=shared_attributes, **metadata))
         else:
             series.append(
                 Sum(
@@ -206,7 +206,7 @@ def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, abo
                     monotonic=total.is_monotonic,
                     temporality=_temporality(total.aggregation_temporality),
                     attributes=shared_attributes,
-                    **about,
+                    **metadata,
                 )
             )
     return series
@@ -337,7 +337,7 @@ def _event(record: LogRecord, scope: Scope) -> Event:
 
 
 def _series(metric: Metric, scope: Scope) -> Iterator[Series]:
-    about: _About = {
+    metadata: _Metadata = {
         "unit": metric.unit,
         "description": metric.description,
         "scope": scope,
@@ -345,16 +345,16 @@ def _series(metric: Metric, scope: Scope) -> Iterator[Series]:
     match metric.WhichOneof("data"):
         case "gauge":
             for points, numbers, attributes_ in _number_columns(metric.gauge.data_points):
-                yield Gauge(metric.name, _times(points), numbers, attributes=attributes_, **about)
+                yield Gauge(metric.name, _times(points), numbers, attributes=attributes_, **metadata)
         case "sum":
             for points, numbers, attributes_ in _number_columns(metric.sum.data_points):
-                yield _sum(metric, points, numbers, attributes_, about)
+                yield _sum(metric, points, numbers, attributes_, metadata)
         case "histogram":
-            yield from _histograms(metric, about)
+            yield from _histograms(metric, metadata)
         case "exponential_histogram":
-            yield from _exponential_histograms(metric, about)
+            yield from _exponential_histograms(metric, metadata)
         case "summary":
-            yield from _summaries(metric, about)
+            yield from _summaries(metric, metadata)
         case _:
             return
 
@@ -364,7 +364,7 @@ def _sum(
     points: Sequence[NumberDataPoint],
     values: NDArray[np.float64] | NDArray[np.int64],
     attributes: Mapping[str, Attribute],
-    about: "_About",
+    metadata: "_Metadata",
 ) -> Sum:
     return Sum(
         metric.name,
@@ -374,7 +374,7 @@ def _sum(
         monotonic=metric.sum.is_monotonic,
         temporality=_temporality(metric.sum.aggregation_temporality),
         attributes=attributes,
-        **about,
+        **metadata,
     )
 
 
@@ -383,18 +383,18 @@ def _gaps(metric: Metric, scope: Scope) -> Iterator[Gauge | Sum]:
     kind = metric.WhichOneof("data")
     if kind not in ("gauge", "sum"):
         return
-    about: _About = {"unit": metric.unit, "description": metric.description, "scope": scope}
+    metadata: _Metadata = {"unit": metric.unit, "description": metric.description, "scope": scope}
     points = metric.gauge.data_points if kind == "gauge" else metric.sum.data_points
     flagged = [point for point in points if point.flags & _NO_RECORDED_VALUE]
     for group in _groups(flagged):
         shared_attributes, values = attributes(group[0].attributes), np.full(len(group), np.nan)
         if kind == "gauge":
-            yield Gauge(metric.name, _times(group), values, attributes=shared_attributes, **about)
+            yield Gauge(metric.name, _times(group), values, attributes=shared_attributes, **metadata)
         else:
-            yield _sum(metric, group, values, shared_attributes, about)
+            yield _sum(metric, group, values, shared_attributes, metadata)
 
 
-def _histograms(metric: Metric, about: "_About") -> Iterator[Series]:
+def _histograms(metric: Metric, metadata: "_Metadata") -> Iterator[Series]:
     def shape(point: HistogramDataPoint) -> Hashable:
         return tuple(point.explicit_bounds), len(point.bucket_counts)
 
@@ -408,11 +408,11 @@ def _histograms(metric: Metric, about: "_About") -> Iterator[Series]:
             buckets=np.array([point.bucket_counts for point in points], np.uint64),
             temporality=_temporality(metric.histogram.aggregation_temporality),
             attributes=attributes(points[0].attributes),
-            **about,
+            **metadata,
         )
 
 
-def _exponential_histograms(metric: Metric, about: "_About") -> Iterator[Series]:
+def _exponential_histograms(metric: Metric, metadata: "_Metadata") -> Iterator[Series]:
     for points in _by_attributes(metric.exponential_histogram.data_points):
         yield ExponentialHistogram(
             metric.name,
@@ -426,11 +426,11 @@ def _exponential_histograms(metric: Metric, about: "_About") -> Iterator[Series]
             negative=_buckets([point.negative for point in points]),
             temporality=_temporality(metric.exponential_histogram.aggregation_temporality),
             attributes=attributes(points[0].attributes),
-            **about,
+            **metadata,
         )
 
 
-def _summaries(metric: Metric, about: "_About") -> Iterator[Series]:
+def _summaries(metric: Metric, metadata: "_Metadata") -> Iterator[Series]:
     def shape(point: SummaryDataPoint) -> Hashable:
         return tuple(value.quantile for value in point.quantile_values)
 
@@ -444,11 +444,11 @@ def _summaries(metric: Metric, about: "_About") -> Iterator[Series]:
             quantiles=np.array([value.quantile for value in points[0].quantile_values], np.float64),
             values=np.array([[value.value for value in point.quantile_values] for point in points], np.float64),
             attributes=attributes(points[0].attributes),
-            **about,
+            **metadata,
         )
 
 
-class _About(TypedDict):
+class _Metadata(TypedDict):
     unit: str
     description: str
     scope: Scope

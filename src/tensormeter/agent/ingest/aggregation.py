@@ -331,14 +331,14 @@ class _Columns(TypedDict):
     maxima: NDArray[np.float64]
 
 
-class _About(TypedDict):
+class _Metadata(TypedDict):
     unit: str
     description: str
     attributes: Mapping[str, Attribute]
     scope: Scope
 
 
-def describe(stream: Stream) -> _About:
+def describe(stream: Stream) -> _Metadata:
     """Description of a stream in its series."""
     name, version, schema_url, attributes = stream.scope or (SCOPE.name, SCOPE.version, SCOPE.schema_url, ())
     return {
