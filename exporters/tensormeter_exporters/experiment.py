@@ -71,7 +71,7 @@ class ExperimentExporter:
         self._targets = {signal: target for signal, target in _targets(config).items() if signal in config.signals}
         self._unanswered = 0
         self._routes = {signal: _route(target) for signal, target in self._targets.items()}
-        self._asked_in_vain = False
+        self._has_no_durability = False
 
     def export(self, request: Request, timeout: float | None = None) -> Outcome:
         """Implement the contract; `timeout` shortens this attempt."""
@@ -113,12 +113,12 @@ class ExperimentExporter:
         if not answer.ok and answer.status not in _NOT_THERE:
             return Retry(answer.reason, answer.retry_after)
         durability = _read_document(answer.body) if answer.ok else None
-        self._asked_in_vain = durability is None
+        self._has_no_durability = durability is None
         return durability
 
     def _asks(self, signal: Signal) -> bool:
         """Whether the server of a signal can be asked what is durable. Its headers are of use only then."""
-        return not self._asked_in_vain and self._targets[signal].endpoint.endswith(_path(signal))
+        return not self._has_no_durability and self._targets[signal].endpoint.endswith(_path(signal))
 
     def ask_attempt(self, question: AttemptQuestion) -> AttemptNumber | Retry | Unauthorized | None:
         """Implement the contract. Other receivers of OTLP do not answer the question, and assign no numbers."""
