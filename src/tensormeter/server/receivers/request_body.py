@@ -35,7 +35,7 @@ class BodyReader:
         """
         self._max_bytes = max_bytes
         self._budget = 4 * max_bytes
-        self._held = 0
+        self._buffered_bytes = 0
 
     async def read(self, request: Request) -> bytes:
         """Read the body as sent. It counts against the shared limit until `release`.
@@ -56,11 +56,11 @@ class BodyReader:
             with anyio.fail_after(READ_TIMEOUT):
                 async for part in request.stream():
                     size += len(part)
-                    self._held += len(part)
+                    self._buffered_bytes += len(part)
                     parts.append(part)
                     if size > self._max_bytes:
                         raise too_large(self._max_bytes)
-                    if self._held > self._budget:
+                    if self._buffered_bytes > self._budget:
                         raise HTTPException(503, "too many large requests at once; retry later", {"Retry-After": "1"})
             complete = True
             return b"".join(parts)
@@ -69,11 +69,11 @@ class BodyReader:
             raise HTTPException(408, message) from None
         finally:
             if not complete:
-                self._held -= size
+                self._buffered_bytes -= size
 
     def release(self, size: int) -> None:
         """Release the memory of a body of this size that `read` returned, once the body is no longer needed."""
-        self._held -= size
+        self._buffered_bytes -= size
 
 
 def too_large(max_bytes: int) -> HTTPException:

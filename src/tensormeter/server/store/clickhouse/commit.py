@@ -211,7 +211,7 @@ class Commit:
         number = self._last_number
         process = self._process(run, source)
         process.add_times(moment, 0)
-        process.add_news(lifecycle_update(event), moment, number)
+        process.add_lifecycle(lifecycle_update(event), moment, number)
         if event.name == RUN_HEARTBEAT:
             return
         self._eventful.add(run)
@@ -250,7 +250,7 @@ class Commit:
         received = self._received // 10**9
         all_series = self._series.values()
         if self._processes:
-            rows = [process.row(named=self._cache.is_news(process)) for process in self._processes.values()]
+            rows = [process.row(named=self._cache.is_changed(process)) for process in self._processes.values()]
             connection.insert("process", process_updates.COLUMNS, encode_rows(process_updates.COLUMNS, rows))
         # Before the points: if this server dies in between, a retry looks up every point that may be stored.
         series = encode_rows(SERIES_COLUMNS, series_rows(all_series))

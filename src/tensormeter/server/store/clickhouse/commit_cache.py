@@ -35,7 +35,7 @@ class CommitCache:
             )
         return key
 
-    def is_news(self, process: ProcessUpdate) -> bool:
+    def is_changed(self, process: ProcessUpdate) -> bool:
         """Whether name or resource of a process differ from those written last."""
         return self._names.get((process.run, process.source.process)) != (process.source.name, process.source.resource)
 

@@ -73,25 +73,25 @@ class ProcessUpdate:
         if start is not None:
             self.first_step, self.began = min(self.first_step, start[0]), min(self.began, start[1])
 
-    def add_news(self, news: LifecycleUpdate, time: int, number: int) -> None:
-        """Add the news of an event."""
-        if news.losses is not None:
-            self.losses = number, news.losses
-        if news.starts:
+    def add_lifecycle(self, update: LifecycleUpdate, time: int, number: int) -> None:
+        """Add the update that an event contains."""
+        if update.losses is not None:
+            self.losses = number, update.losses
+        if update.starts:
             self.first_start = min(self.first_start, time)
             self.started = max(self.started, time)
             self.turned = number
-        if news.end_state is not None:
-            self.ended = max(self.ended, (time, number, news.end_state))
+        if update.end_state is not None:
+            self.ended = max(self.ended, (time, number, update.end_state))
             self.turned = number
-        if news.config is not None:
-            self.config = max(self.config, (time, number, news.config))
-        if news.tags is not None:
-            self.tags = min(self.tags, (number, news.tags))
-        if news.group is not None:
-            self.group = min(self.group, (number, news.group))
-        if news.notes is not None:
-            self.notes = min(self.notes, (number, news.notes))
+        if update.config is not None:
+            self.config = max(self.config, (time, number, update.config))
+        if update.tags is not None:
+            self.tags = min(self.tags, (number, update.tags))
+        if update.group is not None:
+            self.group = min(self.group, (number, update.group))
+        if update.notes is not None:
+            self.notes = min(self.notes, (number, update.notes))
 
     def row(self, *, named: bool) -> list[Any]:
         """The values of `COLUMNS`, without name and resource unless `named`."""

@@ -241,9 +241,9 @@ class Runs:
 
     def _run(self, row: Sequence[Any], annotations: Mapping[str, tuple[Any, int]], now: int) -> RunSummary:
         _, project, run_id, name, created, first_start, updated, newest, turned, config, *rest = row
-        tags, group, notes, lives, losses = rest
+        tags, group, notes, lifecycles, losses = rest
         state, attempt, ended = run_lifecycle(
-            [ProcessLifecycle(a, s or None, e or None, how or None, bool(n)) for a, s, e, how, n in lives]
+            [ProcessLifecycle(a, s or None, e or None, how or None, bool(n)) for a, s, e, how, n in lifecycles]
         )
         stalled, since = annotations.get("stalled", (False, 0))
         present = present_state(
@@ -270,7 +270,7 @@ class Runs:
             archived=chosen("archived", False),
             config=json.loads(config or "{}"),
             points=0,
-            processes=len(lives),
+            processes=len(lifecycles),
             lost=sum(sum(json.loads(text).values()) for text in losses),
             summary={},
         )
