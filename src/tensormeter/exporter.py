@@ -18,8 +18,9 @@ accepted.
 
 Outcomes are values, not exceptions. An exporter that cannot write some items writes the others, and returns `Accepted` with the number
 of refused items in `rejected`. If `export` raises, nothing of the request should remain. An outage (`outages.is_outage`: network, disk,
-a missing package) is treated as `Retry`. After any other exception delivery tries the request three times, the last time with a new
-exporter, and then treats the exception as `Rejected` with `divide`: the item that causes it is set aside.
+a missing package) is treated as `Retry`. After any other exception, delivery tries the request three times, the last time with a new
+exporter. It then treats the exception as `Rejected` with `divide`: it splits the request and quarantines the item that causes the
+exception.
 """
 
 import re

@@ -403,7 +403,7 @@ def test_a_run_that_a_receiver_rejects_is_kept_for_people(start, state, receiver
     assert "receivers refused" in trainer.end()
     (run,) = list_runs(state)
     wait_for(lambda: not agent_lives(run), "the agent ends")
-    assert "set aside" in run.agent_log.read_text()
+    assert "quarantined" in run.agent_log.read_text()
     assert run.spool.exists()
 
 

@@ -134,7 +134,7 @@ def test_a_rejected_request_is_set_aside_and_the_next_ones_flow(
     assert bodies(receiver) == [b"1", b"2", b"3"]
     assert spool.quarantined_items() == 2
     assert (delivery.failures, delivery.delays) == (0, [])
-    assert ["set aside" in message and "400" in message for message in said()] == [True]
+    assert ["quarantined" in message and "400" in message for message in said()] == [True]
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -290,7 +290,7 @@ def test_one_bad_destination_never_holds_another(deliver, put, spool, receiver, 
     down = deliver("down", endpoint="http://127.0.0.1:1")
     raising, unmakeable = deliver("raising"), deliver("unmakeable")
     wait_for(lambda: all(d.failures for d in (down, unmakeable)), "the bad ones fail")
-    wait_for(lambda: spool.next("raising") is None, "what the exporter raises at is set aside")
+    wait_for(lambda: spool.next("raising") is None, "the item at which the exporter raises is quarantined")
     deliver("good")
     wait_for(lambda: spool.next("good") is None, "the good one has everything")
     assert bodies(receiver) == [b"%d" % number for number in range(20)]

@@ -1,4 +1,4 @@
-"""Exporters that raise exceptions: the item that causes one is set aside, and everything around it is delivered."""
+"""Exporters that raise exceptions: the item that causes one is quarantined, and everything around it is delivered."""
 
 import asyncio
 import errno

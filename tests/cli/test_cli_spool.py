@@ -123,7 +123,7 @@ def test_spool_retry_sends_requests_again(cli, new_run, url):
         0,
         f"{first.path.name}: queued 5 items (1 requests); deliver them with `tensormeter sync`\n",
     )
-    assert "set aside" in cli("sync").stdout, "what is set aside of the second"
+    assert "quarantined" in cli("sync").stdout, "the items of the second"
     assert not first.path.exists()
     done = cli("spool", "retry")
     assert second.path.name in done.stdout

@@ -91,14 +91,14 @@ def test_prometheus_gets_every_value_and_distributions_as_histograms(prometheus,
     (weights,) = query(prometheus, "weights[1h]")
     assert [int(float(histogram["count"])) for _, histogram in weights["histograms"]] == [3, 6, 9, 12]
     assert "not delivered" not in said
-    assert "set aside" not in said
+    assert "quarantined" not in said
 
 
 @needs("PROMETHEUS")
 def test_prometheus_refuses_distributions_of_delta_temporality_alone(prometheus, train):
     said = train(OTEL_EXPORTER_OTLP_ENDPOINT=f"{prometheus}/api/v1/otlp", OTEL_LOGS_EXPORTER="none")
     assert losses(prometheus) == [LOSSES]
-    (line,) = [line for line in said.splitlines() if "set aside" in line]
+    (line,) = [line for line in said.splitlines() if "quarantined" in line]
     assert "weights (delta exponential histogram)" in line
     assert "400" in line
 
@@ -136,7 +136,7 @@ def test_victoria_gets_metrics_and_log_records_each_at_its_own_address(
         OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"{urls['LOGS']}/insert/opentelemetry/v1/logs",
     )
     assert "not delivered" not in said
-    assert "set aside" not in said
+    assert "quarantined" not in said
 
     def stored():
         get(f"{urls['METRICS']}/internal/force_flush")

@@ -380,13 +380,13 @@ class WandbExporter(DecodingExporter):
 
 
 def _open_journal(folder: Path | None) -> Journal:
-    """Open the journal. A damaged one is set aside; otherwise it would block delivery for ever."""
+    """Open the journal. A damaged one is renamed, so that it does not block delivery for ever."""
     try:
         return Journal(folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         aside = Journal.set_aside(folder)
         logger.warning(
-            "the journal of W&B cannot be read (%s: %s) and is set aside as %s; the last rows may be missing or duplicated",
+            "cannot read the journal of W&B (%s: %s), so it is renamed to %s; the last rows may be missing or duplicated",
             *(type(error).__name__, error, aside),
         )
         return Journal(folder)

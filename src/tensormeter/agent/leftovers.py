@@ -21,7 +21,7 @@ class Leftover:
         waiting: Number of waiting items, by destination.
         losses: Number of lost items, by reason.
         unreported: Number of lost items that no command has reported yet, by reason.
-        rejected: Items that receivers have rejected and the spool has set aside: destination, reason, items.
+        rejected: Items that receivers have rejected and the spool has quarantined: destination, reason, items.
         damaged: Files that could not be read.
     """
 

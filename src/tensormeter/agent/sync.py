@@ -66,11 +66,11 @@ class SyncResult:
             else:
                 words = [f"not delivered, {self.message or 'see its agent.log'}"]
             if left.rejected:
-                aside = (
-                    f"{describe_rejections(left.rejected)}, which are set aside; `tensormeter spool retry {run.name}` puts them back "
+                quarantined = (
+                    f"{describe_rejections(left.rejected)}, which are quarantined; `tensormeter spool retry {run.name}` puts them back "
                     f"into the queue, `tensormeter spool purge --rejected {run.name}` deletes them"
                 )
-                words.append(aside if words else f"not delivered, {aside}")
+                words.append(quarantined if words else f"not delivered, {quarantined}")
             return "; ".join([*words, *([lost] if lost else [])])
         if left.unreported:
             return f"delivered, but {lost}" + (f"; {kept}" if left.keeps_folder else "")

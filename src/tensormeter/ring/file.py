@@ -265,7 +265,7 @@ class RingFile:
         self.words[HeaderWord.DISK_REPORTS] += 1
 
     def _agent_words(self) -> list[str]:
-        """The agent's three reports: trouble, set aside, lost."""
+        """Return the agent's three reports: `trouble`, `set_aside` and `lost`."""
         parts = self._agent_bytes().decode(errors="replace").split(_SEPARATOR, 2)
         return parts + [""] * (3 - len(parts))
 

@@ -1,4 +1,4 @@
-"""Dividing a request that its receiver refuses, until what is refused stands alone.
+"""Dividing a request that its receiver refuses, until the refused items are alone.
 
 A receiver answers for a whole request, even if it refuses only one metric in it. The agent finds that metric by sending parts. The order
 of the attempts matters, because parts that are accepted on the way stay, and many receivers refuse points that are older than those
@@ -10,7 +10,7 @@ that they have. Prometheus, for example, stores the time of each resource, and a
 4. the metrics of a single row are separated, those that the receiver names first, and then the points of a single metric.
 
 If all points of a kind are refused, trying each of them would take two requests a point. So where that seems to be the case, the latest
-item is tried alone (`divide_off`): if it is refused as well, the rest is set aside.
+item is tried alone (`divide_off`): if it is refused as well, the rest is quarantined.
 
 A destination that is not OTLP finds the step of a value in the same request. For it the steps of a row are in each of its parts, and
 do not count as items.
@@ -161,7 +161,7 @@ def resume(piece: Piece, done: Collection[str], divisions: Mapping[str, Division
 
     Args:
         piece: The request.
-        done: Ids of the pieces that were accepted or set aside.
+        done: Ids of the pieces that were accepted or quarantined.
         divisions: How pieces were divided, by their ids.
 
     Raises:

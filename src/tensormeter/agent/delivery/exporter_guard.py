@@ -2,7 +2,7 @@
 
 An exporter that raises an exception would block the queue for ever, because one item may be the cause. An outage (`outages`) is
 retried without a limit. After any other exception the request is tried three times, the last time with a new exporter, and then
-divided until the item that causes the exception stands alone, which is set aside.
+divided until the item that causes the exception is alone. That item is quarantined.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ _TRIES: Final = 3
 """Attempts at a request whose exporter raises, before the request is divided."""
 
 _TRIES_OF_ITEM: Final = 2
-"""Attempts at a single item of such a request, before the item is set aside. A part with several items is divided at once."""
+"""Attempts at a single item of such a request, before the item is quarantined. A part with several items is divided at once."""
 
 _LEAST: Final = 2
 """Points of a request that cannot be divided: a value and its step."""

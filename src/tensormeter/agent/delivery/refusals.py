@@ -9,18 +9,18 @@ from tensormeter.agent.delivery.division import Kind
 __all__ = ["Refusals"]
 
 _SUSPECT: Final = 3
-"""Pieces of a kind that were set aside in a row, after which it is separated from the others."""
+"""Number of quarantined pieces of a kind in a row, after which the kind is separated from the others."""
 
 _LOST: Final = 16
-"""Pieces of a kind that were set aside in a row, after which only its latest item is tried before everything is set aside."""
+"""Number of quarantined pieces of a kind in a row, after which only its latest item is tried before everything is quarantined."""
 
 _LOST_KINDS: Final = 8
-"""Kinds of one type that were refused while nothing of the type was ever accepted, after which all kinds of it are lost."""
+"""Number of refused kinds of a never accepted type, after which all kinds of that type count as refused."""
 
 _BARREN: Final = 3
-"""Requests in a row with something of a kind and nothing of it accepted, after which it is set aside without trying an item."""
+"""Number of requests in a row with refused items of a kind and no accepted ones, after which the kind is quarantined untried."""
 
-Advice = Literal["divide", "try one", "set aside"]
+Advice = Literal["divide", "try one", "quarantine"]
 
 
 class Refusals:
@@ -46,7 +46,7 @@ class Refusals:
             self._taken_types.add(kind.type)
 
     def refused(self, kinds: Iterable[Kind]) -> None:
-        """Note that a piece with these kinds was set aside."""
+        """Note that a piece with these kinds was quarantined."""
         for kind in kinds:
             self._strikes[kind] += 1
             self._refused.add(kind)
@@ -65,12 +65,12 @@ class Refusals:
         """Advice for a refused piece of these kinds.
 
         Returns:
-            `set aside` if all of them are refused for good; now and then they are tried again nevertheless, in case the receiver has
-            changed. `try one` if it seems that they are: then a single item decides. Else `divide`.
+            `quarantine` if all of them have been refused several times; they are tried again at growing intervals, in case the
+            receiver has changed. `try one` if all of them are probably refused; then a single item decides. Else `divide`.
         """
         barren = min((self._barren[kind] for kind in kinds), default=0)
         if barren >= _BARREN and barren & (barren - 1):
-            return "set aside"
+            return "quarantine"
         return "try one" if all(map(self._is_lost, kinds)) else "divide"
 
     def _is_lost(self, kind: Kind) -> bool:

@@ -1,8 +1,8 @@
 """The piece of the queue that a destination is sent next: a request of the spool, or a part of one that was divided.
 
 A request that its receiver finds too large is sent in halves. A request that the receiver refuses for its content is divided until
-the refused items stand alone (`division`); those are set aside in the spool. Kinds that are refused throughout are set aside in
-larger pieces (`refusals`).
+the refused items are alone (`division`); the spool quarantines them. Kinds that are always refused are quarantined in larger
+pieces (`refusals`).
 
 A receiver recognises a request that is sent again by its id, so the next agent must make the same pieces as this one. The spool
 stores with the request how it was divided and which pieces are done, before the next piece is sent.
@@ -60,7 +60,7 @@ class RequestPieces:
         self._pieces: dict[str, Piece] = {}
         """Contents of the parts of a divided request, by id."""
         self._rests: dict[str, str] = {}
-        """Id of each item that was divided off, and the id of the piece that is set aside together with it."""
+        """Id of each item that was divided off, and the id of the piece that is quarantined together with it."""
         self._refusals = Refusals()
         self._retrying = ""
         """Id of the request that `tensormeter spool retry` has put back and that is being sent; "" if none is."""
@@ -78,9 +78,9 @@ class RequestPieces:
         self._divisions: dict[str, Division] = {}
         """Division of each divided part, by id."""
         self._done: list[str] = []
-        """Ids of the pieces that were accepted or set aside."""
+        """Ids of the pieces that were accepted or quarantined."""
         self._aside: list[str] = []
-        """Ids of the pieces that were set aside. They are not sent again when the receiver has lost the others."""
+        """Ids of the quarantined pieces. They are not sent again when the receiver has lost the others."""
         self._commit: Durability | None = None
         """Durability reported with the last accepted piece; its `durable` is not used."""
         self._refused = 0
@@ -144,12 +144,12 @@ class RequestPieces:
         return recalled
 
     def rejected(self, spool: Spool, reason: str, *, divide: bool = False) -> None:
-        """Set the piece aside: the receiver will never accept it.
+        """Quarantine the piece, because the receiver will never accept it.
 
         Args:
             spool: The spool.
             reason: Reason given by the receiver.
-            divide: Whether parts of it may be accepted. Then the piece is divided, and only single items are set aside.
+            divide: Whether parts of it may be accepted. Then the piece is divided, and only single items are quarantined.
         """
         part = self._parts[0]
         if divide and (pieces := self._divide(spool, part, reason)):
@@ -157,9 +157,9 @@ class RequestPieces:
             self._parts[:1] = [piece.request for piece in pieces]
             return
         rest = self._rests.pop(part.id, None)
-        self._set_aside(spool, reason, counts=divide)
+        self._quarantine(spool, reason, counts=divide)
         if self._parts and self._parts[0].id == rest:
-            self._set_aside(spool, reason, counts=divide)
+            self._quarantine(spool, reason, counts=divide)
 
     def halved(self, spool: Spool, reason: str) -> None:
         """Replace the piece, which is too large for its receiver, by its halves."""
@@ -213,12 +213,12 @@ class RequestPieces:
         return [piece.request for piece in pieces] or [request]
 
     def _divide(self, spool: Spool, part: Request, reason: str) -> list[Piece] | None:
-        """Smaller pieces of a piece that was refused; None to set it aside as it is."""
+        """Divide a refused piece. Returns the smaller pieces, or None to quarantine the piece as it is."""
         piece = self._read(part)
         if piece is None:
             return None
         advice = self._refusals.advice(piece.items.keys())
-        if advice == "set aside":
+        if advice == "quarantine":
             return None
         try:
             off = (
@@ -226,7 +226,7 @@ class RequestPieces:
             )
             parts = off or divide(piece, self._refusals.suspects, reason)
         except Exception as error:  # a damaged body must not block the queue
-            logger.warning("%s: cannot divide %r (%s); setting it aside", self._destination, part, error)
+            logger.warning("%s: cannot divide %r (%s), so it is quarantined", self._destination, part, error)
             return None
         if parts is None:
             return None
@@ -241,8 +241,8 @@ class RequestPieces:
         self._divisions[part.id] = division
         self._save(spool)
 
-    def _set_aside(self, spool: Spool, reason: str, *, counts: bool) -> None:
-        """Set the next part aside. `counts`: whether the refusal is about its kinds."""
+    def _quarantine(self, spool: Spool, reason: str, *, counts: bool) -> None:
+        """Quarantine the next part. `counts`: whether the refusal is about its kinds."""
         part = self._parts[0]
         piece = self._read(part)
         self._pieces.pop(part.id, None)
@@ -274,13 +274,13 @@ class RequestPieces:
         return self._pieces[part.id]
 
     def _report(self, items: Mapping[str, int], reason: str) -> None:
-        """Log the items that are set aside, at most once a minute."""
+        """Log the quarantined items, at most once a minute."""
         self._unlogged.update(items)
         now = time.monotonic()
         if now >= self._log_at:
             self._log_at = now + _LOG_INTERVAL
             logger.error(
-                "%s refused %d items of %s, which are set aside in the spool: %s",
+                "%s refused %d items of %s, which are quarantined in the spool: %s",
                 self._destination,
                 self._unlogged.total(),
                 _list(list(self._unlogged)),

@@ -14,7 +14,7 @@ _SUFFIX: Final = ".damaged"
 
 
 def find_damaged_rings(folders: Iterable[Path]) -> list[Path]:
-    """Rings in some folders that were put aside."""
+    """Return the damaged rings in some folders that `put_ring_aside` has renamed."""
     return [path for folder in folders for path in folder.glob(f"*{_SUFFIX}")]
 
 

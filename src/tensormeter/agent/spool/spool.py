@@ -61,7 +61,7 @@ class Retried(NamedTuple):
         requests: Number of requests, or parts of requests, that wait for their destination again.
         items: Number of their data points and log records.
         damaged: Number of items that can no longer be read; they count as lost.
-        given_up: Number of items whose contents a full spool has deleted; they stay set aside.
+        given_up: Number of items whose contents a full spool has deleted; they stay quarantined.
     """
 
     requests: int
@@ -272,7 +272,7 @@ class Spool(SpoolQueries):
             forget_kept(self._database, f"destination NOT IN ({', '.join('?' * len(destinations))})", *destinations)
 
     def quarantine(self, destination: str, sequence: int, reason: str) -> None:
-        """Set a request aside that the destination will never accept, so that people can look at it."""
+        """Quarantine a request that the destination will never accept, so that users can inspect or resend it."""
 
         def write() -> None:
             self._database.execute(
@@ -285,7 +285,7 @@ class Spool(SpoolQueries):
         self._mark(write)
 
     def quarantine_part(self, destination: str, part: Request, reason: str) -> None:
-        """Set a part of a request aside that the destination will never accept."""
+        """Quarantine a part of a request that the destination will never accept."""
         priority = Priority.SCALARS if part.signal == "metrics" else Priority.ESSENTIAL
         expected = checksum(part.id, part.signal, part.items, part.body)
 

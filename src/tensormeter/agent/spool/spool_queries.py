@@ -18,7 +18,7 @@ class Head(NamedTuple):
     """The oldest request that waits for a destination: see `Request` for its id.
 
     Attributes:
-        retried: Whether it was set aside, and `tensormeter spool retry` has put it back into the queue.
+        retried: Whether it was quarantined, and `tensormeter spool retry` has put it back into the queue.
     """
 
     sequence: int
