@@ -99,7 +99,7 @@ def compact(folder: Path) -> CompactionResult:
 
 
 def back_up(folder: Path, target: Path) -> int:
-    """Copy the store in a folder to a new file, also while a server uses it; return the copy's size in bytes.
+    """Copy the store in a folder to a new file, even while a server uses it; return the copy's size in bytes.
 
     The copy is the state of one moment, including the commit log. To use it, put it into an empty folder as `tensormeter.db`.
 
