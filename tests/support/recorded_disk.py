@@ -1,7 +1,7 @@
 """A disk that remembers everything in order, and what it may hold after its power has failed.
 
 `RecordedDisk` mounts a file system (FUSE) that passes everything through to a folder, in a process of its own, and records each
-operation that a loss of power could undo: writes, changes of size, names, syncs. A program that writes text into the file `.mark`
+operation that a power failure could undo: writes, changes of size, names, syncs. A program that writes text into the file `.mark`
 at its top records what it has been promised, in order with the rest. `states` reads such a record; `State.make` makes a folder
 with what the disk may hold if power fails after a number of operations.
 
@@ -33,7 +33,7 @@ from support.fuse_disk import HIDDEN, MountedDisk, pass_through
 
 PAGE = 4096
 LONG_AGO = 1_000_000_000
-"""When files were written last that a loss of power has left: before the machine was started again."""
+"""When files were written last that a power failure has left: before the machine was started again."""
 
 MARK = "/.mark"
 MARK_HANDLE = 1 << 30

@@ -1,4 +1,4 @@
-"""What the server says survives a loss of power: numbers of commits, synced in groups or one by one."""
+"""What the server says survives a power failure: numbers of commits, synced in groups or one by one."""
 
 import errno
 import os

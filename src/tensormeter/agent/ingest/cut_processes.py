@@ -1,6 +1,6 @@
 """Processes that were cut off: their rings are gone, and the spool does not have their end.
 
-This happens after a loss of power, and when a container or a person has deleted the memory in which rings are. The contents of the
+This happens after a power failure, and when a container or a person has deleted the memory in which rings are. The contents of the
 spool are right, but the last values may be missing. If a process is certainly gone, the agent puts its end into the spool, as a crash,
 so that the run does not stay "running" for ever.
 """
@@ -25,7 +25,7 @@ logger: Final = get_logger("tensormeter.agent")
 _GZIP_LEVEL: Final = 1
 
 _NOTHING_STORED: Final = (
-    "nothing of it had reached the disk when it was cut off, by a loss of power or because its files were deleted; its values "
+    "nothing of it had reached the disk when it was cut off, by a power failure or because its files were deleted; its values "
     "are lost"
 )
 
@@ -55,7 +55,7 @@ def end_cut_processes(
         present: Ids of the processes that have a ring.
         destinations: Destinations that are sent log records.
         losses: Losses of the spool so far, for the events.
-        synced: Whether the spool is synced. If not, any of its contents may be missing after a loss of power.
+        synced: Whether the spool is synced. If not, any of its contents may be missing after a power failure.
 
     Returns:
         Descriptions for people, without repetitions.

@@ -43,7 +43,7 @@ _WARNING_INTERVAL: Final = 60.0
 """Seconds between two log lines about a spool that refuses now and then, as on a disk that is almost full."""
 
 _DURABLE_DELAY: Final = 1.0
-"""Maximum seconds for which rows wait for others with durability `fsync`: the ring does not survive a loss of power."""
+"""Maximum seconds for which rows wait for others with durability `fsync`: the ring does not survive a power failure."""
 
 _MOST_BATCHES: Final = 16
 """Maximum number of batches of one process before the others have their turn."""

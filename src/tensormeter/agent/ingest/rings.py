@@ -186,13 +186,13 @@ class Rings:
         logger.error("the ring %s is damaged, and kept; at least %d items in it count as lost (damaged)", path, lost)
 
     def _sync_names(self) -> None:
-        """Sync what describes the run and the folders that lead to it, so that it is found after a loss of power."""
+        """Sync what describes the run and the folders that lead to it, so that it is found after a power failure."""
         try:
             fsync_file(self._directory.path / "run.json")
             fsync_names(self._directory.path)
         except OSError as error:
             if not self._is_unsynced:
                 logger.warning(
-                    "cannot sync %s (%s): a loss of power may delete the whole run", self._directory.path, error
+                    "cannot sync %s (%s): a power failure may delete the whole run", self._directory.path, error
                 )
             self._is_unsynced = True

@@ -1,6 +1,6 @@
 """The place where a process runs, stored in the spool, so that its end can be detected and sent when its ring is gone.
 
-Rings are in memory. After a loss of power only the spool is left, which does not contain the end of the process.
+Rings are in memory. After a power failure only the spool is left, which does not contain the end of the process.
 """
 
 import json

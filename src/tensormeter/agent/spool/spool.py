@@ -11,7 +11,7 @@ tables have checksums, too. A row that does not match makes the spool count as d
 
 The size is bounded: `tensormeter.agent.spool.eviction` decides what is evicted. Losses are counted by reason in `loss`.
 
-Durability: no process that is killed, whichever it is, costs anything. After a loss of power, `fsync` has everything that was put,
+Durability: killing any process loses nothing. After a power failure, `fsync` has everything that was put,
 `flush` may miss the last transactions, and `none` may have to be repaired (`tensormeter.agent.spool.recovery`). With each of them the
 tables are durable when they are made, and a process is durable when the `put` that introduces it returns. The journal is a write-ahead
 log, which needs memory shared by all processes that have the file open. On network file systems, where that cannot be relied on, it

@@ -41,7 +41,7 @@ class LogState(NamedTuple):
 
     Attributes:
         lost: Whether transactions are lost.
-        torn: Whether there are frames after its last whole transaction. SQLite writes before them, so a later check could mistake
+        torn: Whether frames follow the log's last whole transaction. SQLite writes before them, so a later check could mistake
             them for a part of the log: checkpoint the log and empty it.
     """
 
@@ -65,7 +65,7 @@ def mend_log(database: Path) -> "LogState":
 
     A damaged log whose frames are all in the database is removed: what SQLite would take of it is older than what is there.
 
-    After a loss of power the end of a log and its index may be anything, so SQLite's rule is the right one: what is missing is known by the
+    After a power failure the end of a log and its index may be anything, so SQLite's rule is the right one: what is missing is known by the
     processes that have no end (`cut_processes`).
 
     Args:

@@ -28,7 +28,7 @@ def openapi_document() -> dict[str, Any]:
     document = _Document()
     add = document.add
     add("/api/v1/openapi.json", "Describe the API", {_JSON: {"type": "object"}})
-    add(DURABLE_PATH, "Sync to disk, and report the commits that survive a loss of power", schemas.Durable)
+    add(DURABLE_PATH, "Sync to disk, and report the commits that survive a power failure", schemas.Durable)
     add("/api/v1/projects", "List all projects", schemas.Projects)
     add("/api/v1/runs", "List runs", schemas.Runs, request_schemas.RunsParameters)
     add(_RUN, "Get a run", schemas.RunDetails, request_schemas.RunParameters)

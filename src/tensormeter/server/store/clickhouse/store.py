@@ -64,7 +64,7 @@ class ClickHouseStore:
     """
 
     syncer: Final = None
-    """ClickHouse's settings decide what survives a loss of power; see docs/server.md."""
+    """ClickHouse's settings decide what survives a power failure; see docs/server.md."""
 
     def __init__(
         self,

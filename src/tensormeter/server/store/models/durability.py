@@ -1,4 +1,4 @@
-"""Durability of commits: when a request is answered, and how far commits survive a loss of power."""
+"""Durability of commits: when a request is answered, and how far commits survive a power failure."""
 
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, get_args
@@ -19,7 +19,7 @@ class Progress:
     Attributes:
         epoch: Random name of this opening of the store.
         committed: Number of the last commit.
-        durable: Number of the last commit that survives a loss of power, as do all before it.
+        durable: Number of the last commit that survives a power failure, as do all before it.
     """
 
     epoch: str

@@ -1,4 +1,4 @@
-"""Durability: how far commits of a SQLite store survive a loss of power.
+"""Durability: how far commits of a SQLite store survive a power failure.
 
 SQLite writes a commit into its log and does not wait for the disk (`synchronous=NORMAL`). A thread syncs that log in groups, at
 the latest `GROUP_INTERVAL` seconds after a commit, so many commits share one sync. After a sync of the log, every earlier commit
@@ -101,7 +101,7 @@ class LogSyncer:
                 ) from error
             if not self._supported:
                 _log.warning(
-                    "tensormeter: the file system of %s cannot sync files (%s): a loss of power may lose data stored in "
+                    "tensormeter: the file system of %s cannot sync files (%s): a power failure may lose data stored in "
                     "the last minutes, and senders get no information about durability; use a local disk",
                     self._database.parent,
                     error.strerror,
@@ -223,7 +223,7 @@ class LogSyncer:
             is_new, self._problem = not self._problem, reason
         if is_new:
             _log.error(
-                "tensormeter: the store in %s cannot be synced (%s): a loss of power would lose data stored since; "
+                "tensormeter: the store in %s cannot be synced (%s): a power failure would lose data stored since; "
                 "agents keep that data and send it again",
                 self._database.parent,
                 reason,

@@ -91,7 +91,7 @@ class FileSystem:
             )
         if not self.syncs:
             _log.warning(
-                "tensormeter: the file system of %s cannot sync files, so a loss of power may damage the store; a local disk is better",
+                "tensormeter: the file system of %s cannot sync files, so a power failure may damage the store; a local disk is better",
                 folder,
             )
 
