@@ -85,7 +85,7 @@ class Agent:
             settings: Settings of the run.
             lock: Descriptors that hold the agent's lock, in the run's directory or in shared memory; closed when `run` ends.
             one_shot: Whether to end without waiting for processes that still run or a receiver that keeps failing.
-            on_status: Callback that is given the number of undelivered items now and then.
+            on_status: Callback that receives the number of undelivered items from time to time.
         """
         self._directory = directory
         self._settings = settings

@@ -25,7 +25,7 @@ class StatusPublisher:
         Args:
             rings: Rings of the run.
             deliveries: Deliveries of the run.
-            on_status: Callback that is given the number of undelivered items now and then.
+            on_status: Callback that receives the number of undelivered items from time to time.
         """
         self._rings = rings
         self._deliveries = deliveries

@@ -118,7 +118,7 @@ def sync_runs(
         foreign: Whether to deliver runs in doubt.
         marks: Whether the caller shows losses to a person, so that the next call does not count them as new.
         choose: Function that returns whether to deliver a run.
-        on_status: Callback that is given a run and the number of its undelivered items now and then.
+        on_status: Callback that receives a run and the number of its undelivered items from time to time.
     """
     runs, refused = find_runs(directory, given=given, foreign=foreign)
     yield from (SkippedRun(path, reason) for path, reason in refused)

@@ -16,14 +16,14 @@ def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Cal
 
     Args:
         seconds: Maximum seconds to wait.
-        work: The function. Its argument is set when the deadline is over; it should then have no visible effect.
+        work: The function. Its argument is set when the deadline has passed; it should then have no visible effect.
         undo: Function to call with a late result, on the temporary thread.
 
     Returns:
         The result of `work`.
 
     Raises:
-        TimeoutError: The deadline is over.
+        TimeoutError: The deadline has passed.
         BaseException: An exception of `work`, or of a signal handler of this thread.
     """
     late = threading.Event()

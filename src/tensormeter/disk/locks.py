@@ -66,7 +66,7 @@ def locked(path: Path, patience: float = _PATIENCE) -> Iterator[None]:
     second agent, which finds the first one's lock and leaves.
 
     Raises:
-        OSError: The file cannot be made, or files cannot be locked there.
+        OSError: The file cannot be created, or files cannot be locked there.
     """
     descriptor = _open(path)
     try:
@@ -85,7 +85,7 @@ def try_lock(path: Path) -> int | None:
         A descriptor that holds the lock, also over exec in a child that inherits it; or None.
 
     Raises:
-        OSError: The file cannot be made, or files cannot be locked there.
+        OSError: The file cannot be created, or files cannot be locked there.
     """
     while True:
         descriptor = _open(path)

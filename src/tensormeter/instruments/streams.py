@@ -22,7 +22,7 @@ _EXACT: Final = frozenset({str})
 
 
 class StreamGroup:
-    """The streams of an attribute set with several views or none, with the methods of a `StreamWriter`."""
+    """Writes each value to all streams of an attribute set. Replaces a `StreamWriter` if views make several streams or none."""
 
     __slots__ = ("name", "streams")
 

@@ -261,7 +261,7 @@ class RunProcess:
             reap_agents()
 
     def _tend(self) -> None:
-        """Check the agent and sample the runtime's metrics; log calls do this now and then."""
+        """Check the agent and sample the runtime's metrics; log calls do this regularly."""
         self._monitor.look()
         self._runtime_metrics.beat()
 

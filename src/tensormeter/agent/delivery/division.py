@@ -78,7 +78,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Division:
-    """How a piece was divided.
+    """Describes how a piece was divided.
 
     Attributes:
         kinds: The kinds that went into the second part; none if it was divided in halves. If `off`, the one whose latest item is the first

@@ -79,7 +79,7 @@ class RunDirectory:
         """Make the directories, or find those that another rank made. Call it while holding `runs_locked`.
 
         Raises:
-            OSError: They cannot be made, or are another user's.
+            OSError: They cannot be created, or belong to another user.
         """
         host = socket.gethostname().replace("/", "-")
         path = settings.directory / "runs" / f"{run_id}@{host}"
@@ -152,7 +152,7 @@ class RunDirectory:
         """Make the directory, and its description, if they are not there. Call it while holding `runs_locked`.
 
         Raises:
-            OSError: They cannot be made, or are another user's.
+            OSError: They cannot be created, or belong to another user.
         """
         make_directory(self.path)
         tighten_directory(self.path)
@@ -199,7 +199,7 @@ class RunDirectory:
         """`runs_locked` for the place where this run directory is.
 
         Raises:
-            OSError: The file of the lock cannot be made.
+            OSError: The lock file cannot be created.
         """
         return locked(self.path.parent / ".lock")
 
@@ -251,7 +251,7 @@ class RunDirectory:
         """Make one of `ring_folders`; None for the one in shared memory.
 
         Raises:
-            OSError: It cannot be made, or others can write to it.
+            OSError: It cannot be created, or other users can write to it.
         """
         folder = folder or self.rings
         if folder == self.rings_on_disk:
@@ -297,7 +297,7 @@ class RunDirectory:
 
     @property
     def memory_lock(self) -> Path | None:
-        """The agent's second lock, in shared memory, where no disk can make it wait; None where there is none."""
+        """The agent's second lock, in shared memory, so that no disk delays it; None without shared memory."""
         return None if self.rings == self.rings_on_disk else self.rings / "agent.lock"
 
     def try_agent_lock(self) -> int | None:
@@ -309,10 +309,10 @@ class RunDirectory:
         return try_lock(self.agent_lock)
 
     def try_memory_lock(self) -> int | None:
-        """As `try_agent_lock`, for the lock in shared memory.
+        """Take the lock in shared memory, like `try_agent_lock`.
 
         Raises:
-            OSError: There is no such place, or others can write to it.
+            OSError: There is no shared memory, or other users can write to the folder.
         """
         if self.memory_lock is None:
             raise FileNotFoundError("there is no shared memory")
@@ -394,7 +394,7 @@ def runs_locked(directory: Path, patience: float = 5.0) -> Iterator[None]:
         patience: Seconds to wait for the lock, as for `locked`.
 
     Raises:
-        OSError: The directory cannot be made, or files cannot be locked there.
+        OSError: The directory cannot be created, or files cannot be locked there.
     """
     _make_runs_directory(directory)
     with locked(directory / "runs" / ".lock", patience):

@@ -38,7 +38,7 @@ def make_memory_directory(settings: Settings) -> Path:
     If another user has made the usual one, its name has an ending that cannot be predicted.
 
     Raises:
-        OSError: The folder cannot be made.
+        OSError: The folder cannot be created.
     """
     parent = _parent(settings)
     for top in _tops(parent):
@@ -54,7 +54,7 @@ def make_private_directory(path: Path) -> None:
 
     Raises:
         PermissionError: Another user has made it or can write to it.
-        OSError: The folder cannot be made.
+        OSError: The folder cannot be created.
     """
     make_directory(path)
     if reason := fault(path):

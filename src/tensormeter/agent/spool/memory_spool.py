@@ -66,7 +66,7 @@ class MemorySpool:
             max_bytes: Maximum size, as for `Spool`; at most `MAX_BYTES` are used.
 
         Raises:
-            OSError: The folder cannot be made.
+            OSError: The folder cannot be created.
             SpoolError: The spool cannot be opened.
         """
         self._directory.make_ring_directory(self._folder)

@@ -29,13 +29,13 @@ __all__ = ["open_left", "open_repaired"]
 logger: Final = get_logger("tensormeter.agent")
 
 _MOST_FAILURES: Final = 5000
-"""Numbers that are tried, one after the other, behind a place that cannot be read."""
+"""Maximum number of sequence numbers to try, one by one, after an unreadable place."""
 
 _SMALLEST: Final = 100
-"""Bytes of SQLite's header; a shorter file is as good as none."""
+"""Bytes of SQLite's header; a shorter file contains nothing."""
 
 _HEADER: Final = (
-    # What stands at these places of every spool: file format of SQLite, section 1.3.
+    # Bytes that every spool has at these offsets: file format of SQLite, section 1.3.
     (0, b"SQLite format 3\0\x10\x00"),
     (20, b"\x00\x40\x20\x20"),
     (44, b"\x00\x00\x00\x04"),
@@ -261,7 +261,7 @@ def _salvage_requests(
 
 
 class _Tables:
-    """The small tables of a damaged spool, of this version or of version 2."""
+    """Reads the tables of a damaged spool other than its requests. The spool may have the schema of version 2."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
@@ -274,7 +274,7 @@ class _Tables:
             self._columns = {}
 
     def read(self, table: str) -> tuple[list[tuple[Any, ...]], bool]:
-        """The rows that can be read and match their checksums, and whether those are all."""
+        """Return the readable rows that match their checksums, and whether these are all rows."""
         columns = self._columns.get(table)
         if columns == set():  # version 2 had no such table
             return [], True
@@ -295,7 +295,7 @@ class _Tables:
         )
 
     def rejected(self) -> list[tuple[Any, ...]]:
-        """The rows of `quarantine` that can be read, without their numbers."""
+        """Return the readable rows of `quarantine`, without their numbers."""
         if "checksum" in self._columns.get("quarantine", {"checksum"}):
             columns = "number, destination, id, reason, signal, items, priority, checksum, body"
             return [row[1:] for row in _readable(self._database, columns, "quarantine", key="number")]

@@ -104,7 +104,7 @@ class Store(Protocol):
             project: Name of the project; None for all projects.
             fields: Names of `RunSummary`'s attributes (except `config` and `summary`), `config.KEY` with dots that lead into
                 nested objects, and `summary.METRIC.PART` with the parts of `Summary`.
-            check: Callable for each field, and now and then within one; an exception of it ends the work.
+            check: Callable to call for each field, and repeatedly within long ones. Its exceptions end the work.
         """
         ...
 

@@ -52,11 +52,11 @@ class LineReading(NamedTuple):
 
 
 def line_along(series: Series, x_series: Sequence[Series]) -> Line:
-    """Place points at another metric's value at the same time; points without one are left out.
+    """Return a line whose x is the value of another metric at the same time. Points without such a value are omitted.
 
     Args:
-        series: Series to place.
-        x_series: Series of the metric that is x, of any processes.
+        series: Series with the values of y.
+        x_series: Series of the x-axis metric, from any process.
     """
     candidates = [candidate for candidate in x_series if candidate.process == series.process]
     if len(candidates) > 1:

@@ -49,7 +49,7 @@ class Column(ABC):
         return type(self)(*(array[index] for array in self.arrays()))
 
     def distinct(self) -> Self:
-        """Return the points by ascending time; of points with the same time, the first."""
+        """Return the points in order of time, without those whose time equals that of an earlier one."""
         if len(self.times) < 2 or np.all(self.times[1:] > self.times[:-1]):
             return self
         ordered = self[np.argsort(self.times, kind="stable")]
