@@ -127,7 +127,7 @@ def test_other_versions_and_other_files_are_refused(spool, path, tmp_path):
     database.execute("PRAGMA user_version = 4")
     database.execute(f"PRAGMA application_id = {0x746D7300 | 4}")  # with one of them only it is damaged
     database.close()
-    with pytest.raises(SpoolError, match="has spool version 4, this tensormeter reads 3"):
+    with pytest.raises(SpoolError, match="has spool version 4, but this tensormeter reads version 3"):
         Spool(path)
     text = tmp_path / "text"
     text.write_text("not a database, but long enough to be taken for one" * 20)

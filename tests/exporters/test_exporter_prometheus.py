@@ -367,7 +367,9 @@ def test_series_that_cannot_be_told_apart_are_refused_and_counted(make, exporter
     assert list(families(exporter)["m"][1].values()) == [1.0]
     assert scrape(exporter)["tensormeter_prometheus_refused_total", None, None] == 2
     (record,) = caplog.records
-    assert record.getMessage().startswith("prometheus: refusing series of 'm' that have the labels of another series")
+    assert record.getMessage().startswith(
+        "prometheus: refusing series of 'm' whose labels equal those of another series"
+    )
 
 
 def test_memory_is_bounded_and_refused_series_are_counted(make, config):

@@ -105,7 +105,7 @@ def test_truncated_files_are_refused(small, path, tmp_path):
     [
         (HeaderWord.MAGIC, 0, "not a ring file"),
         (HeaderWord.MAGIC, 0x474E4952, "not a ring file"),
-        (HeaderWord.VERSION, 1, "has ring version 1, this tensormeter reads 2"),
+        (HeaderWord.VERSION, 1, "has ring version 1, but this tensormeter reads version 2"),
         (HeaderWord.VERSION, 0, "ring version 0"),
         (HeaderWord.FILE_BYTES, 4096, "not a ring file"),
         (HeaderWord.LANES, 0, "not a ring file"),

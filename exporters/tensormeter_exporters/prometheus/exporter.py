@@ -192,7 +192,7 @@ class _LastValues(Collector):
         if not family.warned:
             family.warned = True
             logger.warning(
-                "%s: refusing series of %r that have the labels of another series: %s",
+                "%s: refusing series of %r whose labels equal those of another series: %s; give the series different attributes",
                 *(self._destination, family.name, dict(labels)),
             )
         return None

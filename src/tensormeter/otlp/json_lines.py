@@ -59,7 +59,7 @@ def decode_line(line: bytes) -> tuple[Signal, bytes, int]:
         _change_ids(document, lambda text: base64.b64encode(bytes.fromhex(text)).decode())
         ParseDict(document, message, ignore_unknown_fields=True)
     except (ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise EncodingError(f"not OTLP {signal}: {error}") from None
+        raise EncodingError(f"invalid OTLP {signal}: {error}") from None
     return signal, message.SerializeToString(), _items(message)
 
 

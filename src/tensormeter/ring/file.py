@@ -148,8 +148,8 @@ class RingFile:
             raise RingError(f"{path} is not a ring file; move it out of the way")
         if head[HeaderWord.VERSION] != VERSION:
             raise RingError(
-                f"{path} has ring version {head[HeaderWord.VERSION]}, this tensormeter reads {VERSION}; "
-                "deliver it with the version that wrote it",
+                f"{path} has ring version {head[HeaderWord.VERSION]}, but this tensormeter reads version {VERSION}; "
+                "deliver the run with the tensormeter that recorded it",
             )
         ring = cls(path, mapping)
         ends = [ring._dictionary_end, *(start + size + LANE_HEADER_BYTES for start, size in ring.lanes)]

@@ -695,7 +695,7 @@ def test_a_flipped_bit_in_the_first_page_is_damage_and_starts_no_migration(tmp_p
 def test_an_image_that_an_event_names_and_that_is_gone_is_damage(damaged_copy, statement):
     digest = hashlib.sha256(PNG).hexdigest()
     store = SqliteStore(damaged_copy(f"{statement} WHERE run = (SELECT id FROM run WHERE run_id = 'long')"))
-    with pytest.raises(DamagedError, match=f"media {digest} of run 'long': an event refers to it"):
+    with pytest.raises(DamagedError, match=f"media {digest} of run 'long' is missing, although an event refers to it"):
         store.media(RunRef("long"), digest)
     for other in ("0" * 64, "x", digest[1:], "%"):
         with pytest.raises(NotFoundError):

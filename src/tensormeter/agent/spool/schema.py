@@ -154,8 +154,8 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
         if known in (0, _APPLICATION_ID, 0x746D7302):
             raise SpoolDamagedError(f"the spool {path} is damaged: version {version}")
         raise SpoolVersionError(
-            f"{path} has spool version {version}, this tensormeter reads {_VERSION}; "
-            "deliver it with the version that wrote it"
+            f"{path} has spool version {version}, but this tensormeter reads version {_VERSION}; "
+            "deliver the run with the tensormeter that recorded it"
         )
 
 

@@ -169,7 +169,7 @@ class SpoolLocation:
         if not works(self._directory.spool):
             return False
         if not self._lock.complete():
-            raise SpoolError(f"{self._directory.path} has another agent now")
+            raise SpoolError(f"another agent uses {self._directory.path} now")
         self._returning = True
         return True
 
@@ -226,10 +226,10 @@ class SpoolLocation:
             with runs_locked(path.parents[1]):
                 self._directory.restore()
                 if not self._lock.complete():
-                    raise SpoolError(f"{path} was deleted, and has another agent now")
+                    raise SpoolError(f"{path} was deleted and created again, and another agent uses it")
                 spool.save_to(self._directory.spool)
         except OSError as error:
-            raise SpoolError(f"{path} was deleted, and cannot be made again: {error}") from error
+            raise SpoolError(f"{path} was deleted, and cannot be created again: {error}") from error
         raise RestoredError(f"{path} was deleted; it was restored with the contents of the spool")
 
 

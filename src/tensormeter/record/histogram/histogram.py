@@ -174,13 +174,15 @@ def _explicit(counts: Any, edges: Any) -> HostDistribution:
     counts, edges = np.asarray(counts), np.asarray(edges)
     if counts.ndim != 1 or not 0 < len(counts) <= _MOST_BUCKETS or edges.shape != (len(counts) + 1,):
         raise Refused(
-            f"np_histogram with counts of shape {counts.shape} and edges of shape {edges.shape}; expected (k,) and (k + 1,), "
-            f"k from 1 to {_MOST_BUCKETS}"
+            f"np_histogram: expected counts of shape (k,) and edges of shape (k + 1,), k from 1 to {_MOST_BUCKETS}; "
+            f"got {counts.shape} and {edges.shape}"
         )
     if edges.dtype.kind not in "fiu" or not np.isfinite(edges).all() or not (edges[1:] > edges[:-1]).all():
-        raise Refused("np_histogram whose edges are not finite and increasing; pass increasing edges")
+        raise Refused("the edges of np_histogram must be finite and increasing")
     integers = counts.astype(np.int64, casting="unsafe") if counts.dtype.kind in "fiu" else None
     if integers is None or (integers != counts).any() or (integers < 0).any():
-        raise Refused("np_histogram whose counts are not whole numbers; call np.histogram without density=True")
+        raise Refused(
+            "the counts of np_histogram must be whole numbers of 0 or more; call np.histogram without weights and density=True"
+        )
     words = struct.pack(f"<{len(edges)}d{len(counts)}q", *edges.tolist(), *integers.tolist())
     return HostDistribution(EXPLICIT, words, None)

@@ -237,8 +237,8 @@ class SqliteQueries:
             is_named = image is None and names_media(connection, run, digest)
         if is_named:  # not recorded as damage: the reference may come from the sender
             raise DamagedError(
-                f"damaged: media {digest} of run {ref.run_id!r}: an event refers to it, but it cannot be found; "
-                "`tensormeter check` lists what is damaged, a backup of the data folder may have it",
+                f"damaged: media {digest} of run {ref.run_id!r} is missing, although an event refers to it; "
+                "`tensormeter check` lists all damage; a backup of the data folder may contain it",
                 named=True,
             )
         if image is None:

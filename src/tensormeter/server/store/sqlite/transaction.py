@@ -73,7 +73,7 @@ def mapped_errors(verb: str) -> Iterator[None]:
                 f"cannot {verb} the store: {describe(error)}; the server checks whether the file is damaged"
             ) from error
         raise DamagedError(
-            f"cannot {verb} the store: {type(error).__name__}: {error}; `tensormeter check` lists what is damaged",
+            f"cannot {verb} the store: {type(error).__name__}: {error}; `tensormeter check` lists all damage",
             named=True,
         ) from error
 

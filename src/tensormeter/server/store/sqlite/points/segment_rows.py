@@ -75,7 +75,8 @@ def find_segments(connection: sqlite3.Connection, series: int, selected: Sequenc
         segment = next(segments, None)
         if segment is None or (segment.n, segment.t_min, segment.t_max) != (span.n, span.t_min, span.t_max):
             raise DamagedError(
-                f"segment {span.seq} of series {series}: its row does not match the index", series=series
+                f"segment {span.seq} of series {series} is missing, or its count and times do not match the index",
+                series=series,
             )
         yield segment
 
