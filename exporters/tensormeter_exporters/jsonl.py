@@ -56,7 +56,7 @@ class JsonLinesExporter(FileExporter):
         return Accepted()
 
     def _path(self, request: Request, length: int) -> Path:
-        """The newest file of this signal and this spool, or the next one if it is full.
+        """Return the newest file of this signal and this spool, or the next one if it is full.
 
         No two spools share a file, and so no two agents.
         """

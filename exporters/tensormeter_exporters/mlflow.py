@@ -152,7 +152,7 @@ class MlflowExporter(DecodingExporter):
         return refused.outcome(stored)
 
     def _temporary(self, request: str, sender: ProcessRef | None) -> Callable[[Exception], bool]:
-        """The function that recognizes exceptions with a cause other than an item of the request."""
+        """Return the function that recognizes exceptions with a cause other than an item of the request."""
         item_may_be_the_cause = (
             sender is not None
             and request == self._failing
@@ -259,7 +259,7 @@ class MlflowExporter(DecodingExporter):
                 self._client.set_terminated(run, status, end_time=run_event.event.time // 1_000_000)
 
     def _path(self, key: str, run_event: RunEvent) -> str:
-        """Path of an artifact by key and step. Another artifact with the same kind, key and step gets its time as a suffix."""
+        """Return the path of an artifact by key and step. Another artifact with the same kind, key and step gets its time as a suffix."""
         time = run_event.event.time
         path = f"{self._paths(key)}-{time if run_event.step is None else run_event.step}"
         owner = self._media.setdefault(
@@ -362,7 +362,7 @@ class MlflowExporter(DecodingExporter):
 
 
 def _clean(name: str) -> str:
-    """A name of valid characters, without path parts that MLflow would change."""
+    """Return a name of valid characters, without path parts that MLflow would change."""
     path = "/".join(part for part in _UNSAFE.sub("_", name).split("/") if part.strip("."))
     return (path.lstrip(".") if path.startswith("..") else path) or "_"
 
@@ -372,12 +372,12 @@ def _clean_tag(tag: str) -> str:
 
 
 def _clean_part(text: str) -> str:
-    """Text that may follow a valid name."""
+    """Return text that may follow a valid name."""
     return _UNSAFE.sub("_", text)
 
 
 def _clean_path(key: str) -> str:
-    """A relative path below the folder of its kind."""
+    """Return a relative path below the folder of its kind."""
     return "/".join(part.strip() for part in _UNSAFE.sub("_", key).split("/") if part.strip(". ")) or "_"
 
 

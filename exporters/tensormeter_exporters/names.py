@@ -20,7 +20,7 @@ _LONGEST_SHOWN: Final = 100
 
 
 def suffix_of(original: str) -> str:
-    """An underscore and eight hexadecimal digits of a hash of the text, with at least one letter and one numeral."""
+    """Return an underscore and eight hexadecimal digits of a hash of the text, with at least one letter and one numeral."""
     text = original.encode("utf-8", "surrogatepass")
     while True:
         digest = hashlib.sha256(text).hexdigest()
@@ -65,7 +65,7 @@ class ChangedNames:
         self._warnings = 0
 
     def __call__(self, original: str) -> str:
-        """The name to store."""
+        """Return the name to store."""
         name = self._known.get(original)
         if name is None:
             name = self._known[original] = self._choose(original)

@@ -164,7 +164,7 @@ class Scalars:
 
 
 def read_metrics(request: Request) -> list[SteppedSeries]:
-    """All series of a metrics request, without the steps themselves.
+    """Return all series of a metrics request, without the steps themselves.
 
     Raises:
         EncodingError: The body cannot be decoded. Nothing else is raised.
@@ -183,7 +183,7 @@ def read_metrics(request: Request) -> list[SteppedSeries]:
 
 
 def read_events(request: Request) -> list[RunEvent]:
-    """All events of a logs request.
+    """Return all events of a logs request.
 
     Raises:
         EncodingError: The body cannot be decoded. Nothing else is raised.
@@ -203,7 +203,7 @@ def read_events(request: Request) -> list[RunEvent]:
 
 
 def scalars(stepped: SteppedSeries) -> Iterator[Scalars]:
-    """A series as plain numbers: the series itself, or statistics if its points are not numbers."""
+    """Yield a series as plain numbers: the series itself, or statistics if its points are not numbers."""
     series, name = stepped.series, stepped.name
     if isinstance(series, Gauge | Sum):
         yield Scalars(name, series.values)

@@ -44,7 +44,7 @@ class RefusedItems:
             self._more = True
 
     def readable(self, events: Iterable[RunEvent]) -> Iterator[RunEvent]:
-        """The events that can be read; the others are refused."""
+        """Yield the events that can be read; the others are refused."""
         for run_event in events:
             if run_event.error:
                 self.add(run_event.error)
@@ -74,7 +74,7 @@ class RefusedItems:
         return "; ".join(self._reasons) + ("; and more" if self._more else "")
 
     def outcome(self, stored: int) -> Outcome:
-        """The outcome of the request: `Accepted` without the refused items.
+        """Return the outcome of the request: `Accepted` without the refused items.
 
         If many items were refused and none was stored, the items are hardly the cause. The outcome is then `Rejected`, so that the
         request is kept and can be sent again.

@@ -16,7 +16,7 @@ _LARGEST: Final = 1 << 30
 
 
 def decompress(request: Request) -> bytes:
-    """The OTLP message of a request.
+    """Return the OTLP message of a request.
 
     Raises:
         EncodingError: The body is not gzip, is truncated or damaged, or has more than 1 GiB when decompressed.

@@ -60,7 +60,7 @@ class SeriesNames:
                 self.of(stepped)
 
     def of(self, stepped: SteppedSeries, part: str = "") -> str:
-        """The name of a series, or of a part of it such as `/mean`. `save` stores the choice."""
+        """Return the name of a series, or of a part of it such as `/mean`. `save` stores the choice."""
         process, identity = stepped.sender.process, f"{stepped.identity}\0{part}"
         name = self._names.get((process, identity))
         if name is None:
@@ -97,7 +97,7 @@ class SeriesNames:
         return name
 
     def _fit(self, name: str, identity: str, suffix: str = "") -> str:
-        """A name with a suffix, within the limit of length."""
+        """Return a name with a suffix, within the limit of length."""
         if self._longest and len(name) + len(suffix) > self._longest:
             suffix = suffix or suffix_of(identity)
             name = name[: self._longest - len(suffix)].rstrip("/. ")

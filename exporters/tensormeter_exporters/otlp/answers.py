@@ -64,7 +64,7 @@ class Answer:
         return f"{answered}: {explained}" if explained else answered
 
     def accepted(self, signal: Signal, items: int) -> Outcome:
-        """The outcome of a 2xx: accepted, perhaps in part; `Retry` if the response does not come from a receiver.
+        """Return the outcome of a 2xx: accepted, perhaps in part; `Retry` if the response does not come from a receiver.
 
         Args:
             signal: Signal of the request.
@@ -134,7 +134,7 @@ def _is_text(body: bytes) -> bool:
 
 
 def _explanation(kind: str, body: bytes) -> str:
-    """The receiver's message about an error, if it is meant for people."""
+    """Return the receiver's message about an error, if it is meant for people."""
     if kind in _PROTOBUF_TYPES:
         try:
             # google.rpc.Status has its code and its message in the same fields; its package is not needed otherwise.

@@ -15,7 +15,7 @@ _PREFERENCE: Final = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
 
 def read_targets(config: ExporterConfig) -> dict[Signal, OtlpTarget]:
-    """The target of each signal that the exporter is given.
+    """Return the target of each signal that the exporter is given.
 
     Raises:
         SettingsError: An option is invalid. An invalid variable is ignored with a warning.
@@ -41,7 +41,7 @@ def wants_cumulative(config: ExporterConfig) -> bool:
 
 
 def how_to_leave_out(signal: Signal) -> str:
-    """A hint for users of a receiver that does not accept a signal."""
+    """Return a hint for users of a receiver that does not accept a signal."""
     return f"If this receiver does not accept {signal}, set OTEL_{signal.upper()}_EXPORTER=none"
 
 

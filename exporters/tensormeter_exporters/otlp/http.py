@@ -59,7 +59,7 @@ class OtlpHttpSender(DecodingExporter):
 
 
 def tls_context(target: OtlpTarget) -> ssl.SSLContext | None:
-    """The TLS context for connections to a target; None for plain connections.
+    """Return the TLS context for connections to a target; None for plain connections.
 
     Raises:
         SettingsError: A certificate or key cannot be read.

@@ -209,7 +209,7 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _describe(error: BaseException) -> str:
-    """The innermost cause, which people can act on (`Connection refused`), without the pool's repr."""
+    """Return the innermost cause, which people can act on (`Connection refused`), without the pool's repr."""
     while True:
         inner = getattr(error, "reason", None) or error.__cause__
         if not isinstance(inner, BaseException):

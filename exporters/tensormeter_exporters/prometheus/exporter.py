@@ -170,7 +170,7 @@ class _LastValues(Collector):
         return family
 
     def _labels(self, family: _Family, key: _SeriesKey) -> _Labels | None:
-        """The unique labels of a series; None if another series of the family has the same ones."""
+        """Return the unique labels of a series; None if another series of the family has the same ones."""
         if key in family.points:
             return family.points[key][0]
         names = family.names.find(name for name, _ in key.texts)
@@ -219,7 +219,7 @@ class _LastValues(Collector):
 
 
 def _host() -> str:
-    """The address in OpenTelemetry's variable, if this machine has it."""
+    """Return the address in OpenTelemetry's variable, if this machine has it."""
     variable = "OTEL_EXPORTER_PROMETHEUS_HOST"
     host = variables.read(variable)
     if not host:

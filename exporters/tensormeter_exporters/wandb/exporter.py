@@ -221,7 +221,7 @@ class WandbExporter(DecodingExporter):
                 self._journal.go_on(sender.process, max((file.last_step for file in files), default=-1))
 
     def _contents(self, request: Request, refused: RefusedItems) -> tuple[list[RunEvent], list[_Row], dict[str, int]]:
-        """The events and rows of a request, and the number of rows of each process in it.
+        """Return the events and rows of a request, and the number of rows of each process in it.
 
         Raises:
             EncodingError: The body cannot be decoded.
@@ -236,7 +236,7 @@ class WandbExporter(DecodingExporter):
         return run_events, rows, dict.fromkeys((run_event.sender.process for run_event in run_events), 0) | dict(counts)
 
     def _rows(self, series: list[SteppedSeries], refused: RefusedItems) -> list[_Row]:
-        """The rows of a metrics request, ordered by time."""
+        """Return the rows of a metrics request, ordered by time."""
         rows: dict[tuple[ProcessRef, int], dict[str, Any]] = {}
         self._series.begin(series)
         for stepped in series:
@@ -256,7 +256,7 @@ class WandbExporter(DecodingExporter):
         return [(sender, "a row", partial(dict, row)) for (sender, _), row in in_order]
 
     def _media(self, events: list[RunEvent], refused: RefusedItems) -> Iterator[_Row]:
-        """The rows of a logs request: images, tables and texts."""
+        """Yield the rows of a logs request: images, tables and texts."""
         for run_event in events:
             if isinstance(run_event.media, Table | Image | Text):
                 names = self._media_names(run_event.sender)
@@ -264,7 +264,7 @@ class WandbExporter(DecodingExporter):
                 yield run_event.sender, what, partial(_media_row, run_event, run_event.media, names, refused, what)
 
     def _media_names(self, sender: ProcessRef) -> ChangedNames:
-        """Names of media. W&B combines the run's id and the key to the name of an artifact."""
+        """Return the names of media. W&B combines the run's id and the key to the name of an artifact."""
         room = _MAX_ARTIFACT - _CHECKSUM - len(f"run-{_run_id(sender)}-")
         if room not in self._media_keys:
             rule = f"W&B uses keys as paths, here of up to {room} bytes"
@@ -336,7 +336,7 @@ class WandbExporter(DecodingExporter):
         self._journal.forget({process: self._written(process) for process in self._files}, finished)
 
     def _run(self, sender: ProcessRef) -> Any:
-        """The W&B run of a process."""
+        """Return the W&B run of a process."""
         if sender.process not in self._runs:
             try:
                 self._begin(sender)
@@ -435,7 +435,7 @@ def _clean_tag(tag: str) -> str:
 
 
 def _clean_media(key: str) -> str:
-    """A path without empty parts, ".", "..", control characters and backslashes."""
+    """Return a path without empty parts, ".", "..", control characters and backslashes."""
     key = _DRIVE.sub(r"\1_", _UNSAFE.sub("_", _clean_key(key)))
     parts = [part for part in key.split("/") if part.strip(". ")]
     return "/".join(parts) or "_"
@@ -455,7 +455,7 @@ def _media_row(
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], refused: RefusedItems, what: str) -> wandb.Table:
-    """A table with one type for each column, or with mixed types if a column has several."""
+    """Return a table with one type for each column, or with mixed types if a column has several."""
     if len(rows) > _MAX_ROWS:
         refused.add(f"{what} has {len(rows)} rows, W&B's limit is {_MAX_ROWS}; the rest is left out")
     cells = [
@@ -479,7 +479,7 @@ def _cell(cell: Any, refused: RefusedItems, what: str) -> Any:
 
 
 def _distinct(columns: Sequence[str]) -> list[str | int]:
-    """Names of columns; duplicates get a number."""
+    """Return the names of columns; duplicates get a number."""
     seen: Counter[str] = Counter()
     names: list[str | int] = []
     for column in map(str, columns):
@@ -493,7 +493,7 @@ def _distinct(columns: Sequence[str]) -> list[str | int]:
 
 
 def _writer_of(path: Path) -> int | None:
-    """Id of a process that has this file open, if it is visible."""
+    """Return the id of a process that has this file open, if it is visible."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if any(file.path == os.fspath(path) for file in process.open_files()):
@@ -502,7 +502,7 @@ def _writer_of(path: Path) -> int | None:
 
 
 def _histogram(series: Distribution, index: int) -> wandb.Histogram:
-    """A histogram within W&B's limit of bins: neighbours are merged, which keeps the counts exact."""
+    """Return a histogram within W&B's limit of bins: neighbours are merged, which keeps the counts exact."""
     edges, counts = bucket_edges(series, index)
     merge = -(-len(counts) // _MAX_BINS)
     starts = np.arange(0, len(counts), merge)
