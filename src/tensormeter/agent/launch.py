@@ -153,7 +153,7 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
 
 
 def _output(path: Path | None) -> int:
-    """The file of an agent's output: its log, or /dev/null if that cannot be opened; then the agent opens it."""
+    """Return the file of an agent's output: its log, or /dev/null if that cannot be opened; then the agent opens it."""
     if path is not None:
         with contextlib.suppress(OSError):
             log = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -169,7 +169,7 @@ def _output(path: Path | None) -> int:
 
 
 def _description(directory: RunDirectory, settings: Settings) -> int:
-    """The run and its settings, as a file for the agent's standard input: others might replace `run.json` in the meantime."""
+    """Return the run and its settings, as a file for the agent's standard input: others might replace `run.json` in the meantime."""
     document = json.dumps({"directory": directory.to_json(), "settings": settings.to_json()}).encode()
     with tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else open(os.memfd_create("run"), "w+b") as file:
         file.write(document)

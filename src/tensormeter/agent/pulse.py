@@ -82,7 +82,7 @@ class Pulse:
 
 
 def _header(path: Path) -> memoryview | None:
-    """The words of a ring's header; None if the file is not a ring of this version."""
+    """Return the words of a ring's header; None if the file is not a ring of this version."""
     with open(open_file(path, os.O_RDWR), "r+b") as file:
         if os.fstat(file.fileno()).st_size < HEADER_BYTES:
             return None

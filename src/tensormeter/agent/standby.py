@@ -135,12 +135,12 @@ class Standby:
 
 
 def begin_command(name: str, locks: str, command: Sequence[str], *, notice: int = -1, deaths: int = 0) -> list[str]:
-    """The command line of a process that becomes an agent: at once, or once the agent is gone that has the other end of `notice`."""
+    """Return the command line of a process that becomes an agent: at once, or once the agent is gone that has the other end of `notice`."""
     return [sys.executable, "-I", "-S", __file__, name, str(notice), str(deaths), locks, *command]
 
 
 def agent_command(path: str) -> list[str]:
-    """The command line of an agent for the run directory at `path`; `main` adds the rest."""
+    """Return the command line of an agent for the run directory at `path`; `main` adds the rest."""
     return [sys.executable, "-P", "-m", "tensormeter.agent", path]
 
 

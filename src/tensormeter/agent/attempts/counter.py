@@ -286,6 +286,6 @@ def _number(value: Any) -> int | None:
 
 
 def _read_settled(document: Any) -> dict[str, int]:
-    """The valid numbers in a record."""
+    """Return the valid numbers in a record."""
     items = document.items() if isinstance(document, dict) else ()
     return {process: number for process, number in items if type(number) is int and 1 <= number <= MAX_ATTEMPT}

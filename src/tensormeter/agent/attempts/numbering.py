@@ -106,7 +106,7 @@ class Settled:
         return step - AUTOMATIC_STEPS + self.first_step if AUTOMATIC_STEPS <= step < AUTOMATIC_STEPS_END else step
 
     def event(self, event: Event) -> Event:
-        """An event with its delivered step."""
+        """Return an event with its delivered step."""
         step = event.attributes.get(STEP_METRIC)
         if not isinstance(step, int):
             return event
@@ -210,7 +210,7 @@ class Numbering:
             record.write()
 
     def of(self, resource: Mapping[str, Any]) -> Settled | None:
-        """The settled attempt of the process with these attributes; None if it is open, or there is nothing to settle."""
+        """Return the settled attempt of the process with these attributes; None if it is open, or there is nothing to settle."""
         local = resource.get(RUN_ATTEMPT) if RUN_ATTEMPT_UNSETTLED in resource else None
         settled = self._attempts.get(local) if isinstance(local, int) else None
         return settled if settled is not None and settled.number is not None else None
@@ -258,7 +258,7 @@ class Numbering:
                     self._settle(local, None)
 
     def rewrite(self, request: Request) -> Request:
-        """A request with settled numbers and steps, under the same id."""
+        """Return a request with settled numbers and steps, under the same id."""
         if self._settings.run_id is None:
             return request
         try:
@@ -316,7 +316,7 @@ class Numbering:
         return sorted(local for local, settled in list(self._attempts.items()) if settled.number is None)
 
     def _settled_elsewhere(self, local: int) -> int | None:
-        """The number that a server gave another host that shares the directory; None if a scheduler gave one."""
+        """Return the number that a server gave another host that shares the directory; None if a scheduler gave one."""
         settled = self._attempts[local]
         if self._directory.doubt or settled.basis == "given":
             return None
@@ -361,7 +361,7 @@ class Numbering:
             logger.info("this is attempt %d at the run, not %d: other machines have made attempts", number, local)
 
     def _first_step(self, local: int) -> int:
-        """The step after the last one of earlier attempts in the record of this machine."""
+        """Return the step after the last one of earlier attempts in the record of this machine."""
         last = AttemptRecord.read(self._directory, self._settings.project).last_step(local)
         return 0 if last is None else last + 1
 

@@ -146,7 +146,7 @@ def halve(piece: Piece) -> list[Piece] | None:
 
 
 def divide_off(piece: Piece, kind: Kind) -> tuple[list[Piece], Division] | None:
-    """The latest item of a kind, and everything else; None if there is nothing else.
+    """Return the latest item of a kind, and everything else; None if there is nothing else.
 
     Raises:
         DecodeError, OSError: The body is not what it claims to be.
@@ -157,7 +157,7 @@ def divide_off(piece: Piece, kind: Kind) -> tuple[list[Piece], Division] | None:
 
 
 def resume(piece: Piece, done: Collection[str], divisions: Mapping[str, Division]) -> list[Piece]:
-    """The pieces of a request that are left, after another agent has sent some.
+    """Return the pieces of a request that are left, after another agent has sent some.
 
     Args:
         piece: The request.
@@ -197,7 +197,7 @@ def _parts(piece: Piece, division: Division) -> list[Piece] | None:
 
 
 def _with_steps(part: Piece, steps: Any) -> Piece:
-    """A part with the steps of its rows."""
+    """Return a part with the steps of its rows."""
     message = ExportMetricsServiceRequest.FromString(gzip.decompress(part.request.body))
     times = {
         point.time_unix_nano
@@ -212,7 +212,7 @@ def _with_steps(part: Piece, steps: Any) -> Piece:
 
 
 def _by_kind(piece: Piece, second: Collection[Kind]) -> list[Piece]:
-    """The items of other kinds than the given ones, and those of the given kinds."""
+    """Return the items of other kinds than the given ones, and those of the given kinds."""
     body = gzip.decompress(piece.request.body)
     pieces = []
     for number, kinds in enumerate((piece.items.keys() - set(second), piece.items.keys() & set(second))):
@@ -252,7 +252,7 @@ def _piece(piece: Piece, name: str, message: Any, items: int) -> Piece:
 
 
 def _second(piece: Piece, suspects: Collection[Kind], reason: str) -> list[Kind]:
-    """The kinds that go into a separate piece; none if kinds are not to be separated."""
+    """Return the kinds that go into a separate piece; none if kinds are not to be separated."""
     kinds = list(piece.items)
     choices = [
         [kind for kind in kinds if kind in suspects],

@@ -51,7 +51,7 @@ def take_over_progress(spool: Spool, destination: str, signals: Sequence[Signal]
 
 
 def _translate(document: dict[str, Any], head: Head, sent: str | None) -> str:
-    """The progress of a request as the spool stores it; "" if the document is not about it, or it has none."""
+    """Return the progress of a request as the spool stores it; "" if the document is not about it, or it has none."""
     before: dict[str, Any] = json.loads(sent) if sent else {}
     done = [str(item) for item in document["delivered"]]
     divisions = dict(document["divisions"])
@@ -71,7 +71,7 @@ def _translate(document: dict[str, Any], head: Head, sent: str | None) -> str:
 
 
 def _ancestors(part: str, request: str) -> Iterator[str]:
-    """Ids of the pieces that a part was divided off from, up to the request."""
+    """Yield the ids of the pieces that a part was divided off from, up to the request."""
     while part != request and part.startswith(f"{request}."):
         part = part.rpartition(".")[0]
         yield part

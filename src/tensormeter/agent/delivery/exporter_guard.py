@@ -137,7 +137,7 @@ def format_error(error: BaseException) -> str:
 
 
 def _checked(outcome: object, items: int) -> Outcome:
-    """An outcome with fields of the right types, converted as far as possible.
+    """Return an outcome with fields of the right types, converted as far as possible.
 
     Raises:
         TypeError, ValueError: The exporter returned something else.
@@ -157,6 +157,6 @@ def _checked(outcome: object, items: int) -> Outcome:
 
 
 def _plain(text: object) -> str:
-    """A text that every file and database can store, shortened: it may quote the data."""
+    """Return a text that every file and database can store, shortened: it may quote the data."""
     plain = str(text).encode(errors="replace").decode()
     return plain if len(plain) <= _LONGEST_REASON else f"{plain[:_LONGEST_REASON]}..."

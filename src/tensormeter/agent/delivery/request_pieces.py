@@ -265,7 +265,7 @@ class RequestPieces:
             self._finish_request(spool)
 
     def _read(self, part: Request) -> Piece | None:
-        """Contents of a part; None if its body cannot be read."""
+        """Return the contents of a part; None if its body cannot be read."""
         if part.id not in self._pieces:
             try:
                 self._pieces[part.id] = piece_of(part, keeps_steps=self._keeps_steps)

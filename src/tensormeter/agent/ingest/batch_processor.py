@@ -140,7 +140,7 @@ class BatchMeasurementProcessor:
         resource: Mapping[str, Attribute],
         settle: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lambda steps: steps,
     ) -> tuple[Batch, dict[int, Cursor]] | None:
-        """The buffered rows as columns, and the cursors after them. They stay buffered until `release`.
+        """Return the buffered rows as columns, and the cursors after them. They stay buffered until `release`.
 
         Put `aggregates` into the spool together with both.
 
@@ -197,7 +197,7 @@ class BatchMeasurementProcessor:
         return self._aggregator.refused
 
     def take_unreadable(self) -> int:
-        """Number of points that could not be read since the last call."""
+        """Return the number of points that could not be read since the last call."""
         points = sum(lane.unreadable for lane in self._lanes)
         for lane in self._lanes:
             lane.unreadable = 0
@@ -224,7 +224,7 @@ class BatchMeasurementProcessor:
 
 
 def _neighbours(series: list[Series]) -> list[Series]:
-    """Series of one scope, and in it of one metric, next to each other, so that they share a message."""
+    """Return series of one scope, and in it of one metric, next to each other, so that they share a message."""
     order: dict[tuple[str, str], tuple[int, int]] = {}
     scopes: dict[str, int] = {}
     keys = [(repr(item.scope), item.name) for item in series]

@@ -81,7 +81,7 @@ def end_cut_processes(
 
 
 def _end(origin: Origin, fate: str, last_time: int, losses: Mapping[str, int]) -> list[Encoded]:
-    """The request that ends a process; none if its resource, which may have come from anywhere, is invalid."""
+    """Return the request that ends a process; none if its resource, which may have come from anywhere, is invalid."""
     message = f"{fate}; the last values may be missing"
     body: dict[str, Value] = {"state": "crashed", "message": message, "dropped": dict(losses)}
     try:

@@ -43,7 +43,7 @@ class Buckets:
 
 
 def fold(buckets: Buckets, values: NDArray[np.float64], *, most: int) -> Buckets:
-    """The buckets with further finite values in them, at the highest scale at which no side has more than `most`."""
+    """Return the buckets with further finite values in them, at the highest scale at which no side has more than `most`."""
     scale = buckets.scale
     sides = [(buckets.positive, values[values > 0]), (buckets.negative, -values[values < 0])]
     while not all(_span(counts, buckets.scale - scale, magnitudes, scale) <= most for counts, magnitudes in sides):
@@ -53,7 +53,7 @@ def fold(buckets: Buckets, values: NDArray[np.float64], *, most: int) -> Buckets
 
 
 def bucket_indices(magnitudes: NDArray[np.float64], scale: int) -> NDArray[np.int64]:
-    """The buckets of positive finite values."""
+    """Return the buckets of positive finite values."""
     fractions, exponents = np.frexp(magnitudes)
     exponents = exponents.astype(np.int64) - 1
     powers_of_two = fractions == 0.5

@@ -33,7 +33,7 @@ class _Piece(NamedTuple):
 
 
 def distribution_series(stretches: Iterable[Rows]) -> list[Series]:
-    """The series of all distributions in some rows, each in order of time."""
+    """Return the series of all distributions in some rows, each in order of time."""
     pieces_of: defaultdict[tuple[Stream, str, int], list[_Piece]] = defaultdict(list)
     for rows in stretches:
         for stream, code, piece in _pieces(rows):
@@ -92,7 +92,7 @@ def _exponential(stream: Stream, table: Table, piece: _Piece) -> Iterator[Series
 def _merge(
     sides: tuple[NDArray[np.int64], NDArray[np.int64]], table: Table
 ) -> tuple[int, tuple[int, NDArray[np.int64]], tuple[int, NDArray[np.int64]]]:
-    """The finest scale at which both sides have at most MAX_BUCKETS, and (index of the first, counts) of each.
+    """Return the finest scale at which both sides have at most MAX_BUCKETS, and (index of the first, counts) of each.
 
     Exact: bucket i of a scale lies in bucket ``i >> d`` of a scale that is less by d.
     """
@@ -121,7 +121,7 @@ def _side(
 
 
 def _index(position: int, table: Table, coarser: int) -> int:
-    """The index of the bucket that a table's bucket is merged into."""
+    """Return the index of the bucket that a table's bucket is merged into."""
     return position + table.first_index >> coarser
 
 

@@ -94,7 +94,7 @@ class Layouts:
                 self._known[layout.id] = (layout, np.dtype([*fields, ("end", "<i8")]))
 
     def find(self, number: int) -> tuple[Layout, np.dtype[np.void]] | None:
-        """A layout by its id; None if the ring has not published it."""
+        """Return a layout by its id; None if the ring has not published it."""
         if number not in self._known:
             self.refresh()
         return self._known.get(number)
@@ -143,7 +143,7 @@ class LaneReader:
         return batch
 
     def _following(self, position: int) -> int | None:
-        """The next position after one without a whole row from which reading can go on; None if nothing was written after it."""
+        """Return the next position after one without a whole row from which reading can go on; None if nothing was written after it."""
         head = self._words[self._head_word]
         if position == head and self._words[HeaderWord.STATE] != State.OPEN:
             return None
@@ -216,7 +216,7 @@ class LaneReader:
     def _stretch(
         self, position: int, offset: int, layout: Layout, dtype: np.dtype[np.void], most: int
     ) -> NDArray[np.void]:
-        """A copy of the whole rows of one layout at a position.
+        """Return a copy of the whole rows of one layout at a position.
 
         Checks more rows at each step, so that a mixture of layouts costs little and a long stretch takes few steps.
         """
@@ -239,7 +239,7 @@ class LaneReader:
         return np.frombuffer(self._buffer, dtype, count, offset).copy()
 
     def _measurements(self, position: int, offset: int, most: int, abandon_pending: bool) -> list[Rows]:
-        """The whole measurements at a position, by layout. Checks more of them at each step, as `_stretch` does."""
+        """Return the whole measurements at a position, by layout. Checks more of them at each step, as `_stretch` does."""
         room = min(most, (self._start + self._size - offset) // _MEASUREMENT_BYTES)
         count, look = 0, 16
         while count < room:
@@ -282,7 +282,7 @@ class LaneReader:
         return groups
 
     def _words_of(self, offset: int, count: int) -> NDArray[np.int64]:
-        """A number of measurements as words, one a line."""
+        """Return a number of measurements as words, one a line."""
         line = _MEASUREMENT_BYTES >> 3
         return np.frombuffer(self._buffer, np.int64, count * line, offset).reshape(count, line)
 

@@ -45,7 +45,7 @@ class LossReporter:
         return True
 
     def _describe_run(self, spool: Spool) -> Report | None:
-        """An empty report for a spool without any; None if nothing identifies the run."""
+        """Return an empty report for a spool without any; None if nothing identifies the run."""
         run = self._directory.run
         project = run["settings"].get("project")
         is_valid = isinstance(project, str) and IDENTIFIER.fullmatch(project)

@@ -33,7 +33,7 @@ class Piece:
     path: Path
 
     def event(self) -> Event:
-        """Contents of the file, as a log record.
+        """Return the contents of the file, as a log record.
 
         Raises:
             TooLargeError: The contents are over their limit.

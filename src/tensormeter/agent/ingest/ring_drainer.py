@@ -139,7 +139,7 @@ class RingDrainer:
         return self.ring.words[HeaderWord.FLUSH_REQUESTS] > self.ring.words[HeaderWord.FLUSHED]
 
     def complete_flush(self, signals: Sequence[Signal] = SIGNALS) -> int | None:
-        """Number of the last flush request if everything recorded before it is delivered now; else None.
+        """Return the number of the last flush request if everything recorded before it is delivered now; else None.
 
         Args:
             signals: Signals that have to be delivered.
@@ -315,7 +315,7 @@ class RingDrainer:
             self._publish()
 
     def _settle(self, event: Event) -> tuple[Mapping[str, Attribute], Event]:
-        """The resource of the process and an event, with the attempt's number and the step as they are settled by now."""
+        """Return the resource of the process and an event, with the attempt's number and the step as they are settled by now."""
         resource = self._unsettled
         settled = self._numbering.of(resource) if self._numbering is not None else None
         return (resource, event) if settled is None else (settled.resource(resource), settled.event(event))
@@ -369,7 +369,7 @@ class RingDrainer:
         )
 
     def _start_events(self) -> list[Event]:
-        """The event that starts the run; none for a child process."""
+        """Return the event that starts the run; none for a child process."""
         if self.child:
             return []
         metadata = cast("dict[str, Value]", self._processor.metadata)

@@ -50,7 +50,7 @@ class SelfMetrics:
         return self._interval > 0 and time.monotonic() >= self._next
 
     def report(self, pending_requests: int) -> list[Series]:
-        """The present values, one point each; nothing if reports are off.
+        """Return the present values, one point each; nothing if reports are off.
 
         Args:
             pending_requests: Number of requests in the spool.

@@ -26,7 +26,7 @@ class RefusedRunError(SpoolError):
 
 
 def encode_description(run: dict[str, Any]) -> str:
-    """The text of a `run.json`, with a checksum."""
+    """Return the text of a `run.json`, with a checksum."""
     return pack(run, indent=1)
 
 
@@ -44,7 +44,7 @@ def describe_folder(path: Path) -> dict[str, Any]:
 
 
 def read_description(path: Path) -> tuple[dict[str, Any], int, bool]:
-    """The contents of `run.json`, its owner, and whether it matches its checksum (those of earlier versions have none).
+    """Return the contents of `run.json`, its owner, and whether it matches its checksum (those of earlier versions have none).
 
     Raises:
         OSError, ValueError, KeyError, TypeError: The file cannot be read, or is not a description.

@@ -160,7 +160,7 @@ class RunDirectory:
         write_file(self.path / "run.json", encode_description(self.run))
 
     def settings(self, caller: Settings | None = None) -> Settings:
-        """The settings to deliver with. `directory` is the present one: the run may have been moved, or copied from another machine.
+        """Return the settings to deliver with. `directory` is the present one: the run may have been moved, or copied from another machine.
 
         Args:
             caller: Settings of this process; None for those of its environment. They are used if the directory is in doubt; otherwise
@@ -212,7 +212,7 @@ class RunDirectory:
         return self.path / "agent.log"
 
     def ring_files(self) -> list[Path]:
-        """The rings that are there now, whole ones only, without those in a place that others can write to."""
+        """Return the rings that are there now, whole ones only, without those in a place that others can write to."""
         paths: list[Path] = []
         for folder in dict.fromkeys(self.ring_folders):
             if folder != self.rings_on_disk and (fault(folder.parent) or fault(folder)):
@@ -402,7 +402,7 @@ def runs_locked(directory: Path, patience: float = 5.0) -> Iterator[None]:
 
 
 def _folders(directory: Path, refused: list[tuple[Path, str]]) -> list[Path]:
-    """The folders in a directory that may be runs. One that cannot be read is `refused`."""
+    """Return the folders in a directory that may be runs. One that cannot be read is `refused`."""
     try:
         with os.scandir(directory) as entries:
             return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())

@@ -13,12 +13,12 @@ __all__ = ["holds_data", "path_when_made", "ring_directory", "ring_name", "run_p
 
 
 def run_path(directory: Path, run: dict[str, Any]) -> Path:
-    """Path of a run's directory below `settings.directory`."""
+    """Return the path of a run's directory below `settings.directory`."""
     return directory / "runs" / f"{run['run_id']}@{run['host']}"
 
 
 def path_when_made(path: Path, run: dict[str, Any]) -> Path:
-    """Path that a run's ring directory is named after: as the run spelled it, unless that is another folder now."""
+    """Return the path that a run's ring directory is named after: as the run spelled it, unless that is another folder now."""
     written = run["settings"].get("directory")
     made = run_path(Path(written), run) if isinstance(written, str) else path
     with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ __all__ = ["make_memory_directory", "make_private_directory", "memory_directorie
 
 
 def memory_directories(settings: Settings) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The folders that hold runs of this user, as `settings.directory` does.
+    """Return the folders that hold runs of this user, as `settings.directory` does.
 
     Returns:
         The existing folders; and the path of each folder that is refused, with the reason.
@@ -73,7 +73,7 @@ def _parent(settings: Settings) -> Path:
 
 
 def _tops(parent: Path) -> list[Path]:
-    """The usual folder, which need not exist, and those that were made because it belonged to another user."""
+    """Return the usual folder, which need not exist, and those that were made because it belonged to another user."""
     return [parent / _name(), *sorted(parent.glob(f"{_name()}-*"))]
 
 

@@ -109,6 +109,6 @@ def _replace(database: sqlite3.Connection, sequence: int, body: bytes, items: in
 
 
 def _items(database: sqlite3.Connection, sequence: int) -> int:
-    """Number of items in a damaged request."""
+    """Return the number of items in a damaged request."""
     items = database.execute("SELECT max(items) FROM pending WHERE sequence = ?", (sequence,)).fetchone()[0]
     return items if isinstance(items, int) and items > 0 else 1

@@ -76,7 +76,7 @@ def unreported(process: str, reports: Sequence[Report], losses: Mapping[str, int
 
 
 def due(reports: Sequence[Report], losses: Mapping[str, int]) -> Report | None:
-    """The report of the last process that is due, because receivers do not have all losses; None if they do.
+    """Return the report of the last process that is due, because receivers do not have all losses; None if they do.
 
     Args:
         reports: Reports so far, the last one last; not empty.
@@ -88,7 +88,7 @@ def due(reports: Sequence[Report], losses: Mapping[str, int]) -> Report | None:
 
 
 def anonymous(project: str, run_id: str, name: str, host: str) -> Report:
-    """An empty report for a run whose spool has no processes any more. Its process id is the same each time."""
+    """Return an empty report for a run whose spool has no processes any more. Its process id is the same each time."""
     process = uuid.uuid5(_NAMESPACE, as_unicode(f"{project}/{run_id}/{host}")).hex
     resource = {
         "host.name": host,
@@ -102,7 +102,7 @@ def anonymous(project: str, run_id: str, name: str, host: str) -> Report:
 
 
 def described_in(request: Request, host: str) -> Report | None:
-    """An empty report for the run that a request belongs to; None if its body cannot be read."""
+    """Return an empty report for the run that a request belongs to; None if its body cannot be read."""
     try:
         body = gzip.decompress(request.body)
         if request.signal == "logs":
@@ -118,7 +118,7 @@ def described_in(request: Request, host: str) -> Report | None:
 
 
 def encode_report(report: Report) -> Encoded:
-    """The event: a heartbeat, which changes nothing about the run's state, of a process that has ended."""
+    """Return the event: a heartbeat, which changes nothing about the run's state, of a process that has ended."""
     event = Event(RUN_HEARTBEAT, time.time_ns(), {"state": "ended", "dropped": report.counts})
     body = gzip.compress(encode_events(report.resource, [event]), 1, mtime=0)
     return Encoded("logs", body, 1, Priority.ESSENTIAL)

@@ -224,7 +224,7 @@ def _move(memory: Spool, disk: Spool, note: dict[str, Any]) -> None:
 
 
 def _rows(spool: Spool, table: str) -> list[tuple[Any, ...]]:
-    """The rows of a small table, without their checksums. Raises SpoolDamagedError if one does not match its own."""
+    """Return the rows of a small table, without their checksums. Raises SpoolDamagedError if one does not match its own."""
     return spool._all_sealed(table, "1")
 
 

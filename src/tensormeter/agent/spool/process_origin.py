@@ -52,7 +52,7 @@ class Origin:
         return origin if all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)) else None
 
     def to_json(self) -> str:
-        """A text for `from_json`."""
+        """Return a text for `from_json`."""
         return json.dumps(asdict(self))
 
     @property

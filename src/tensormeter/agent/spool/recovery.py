@@ -338,7 +338,7 @@ def _readable(
 
 
 def _rows(database: sqlite3.Connection, query: str) -> tuple[list[tuple[Any, ...]], bool]:
-    """The rows up to the first place that cannot be read, and whether there was none."""
+    """Return the rows up to the first place that cannot be read, and whether there was none."""
     rows: list[tuple[Any, ...]] = []
     try:
         rows.extend(database.execute(query))

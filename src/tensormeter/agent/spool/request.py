@@ -55,5 +55,5 @@ def intact(batch: object, signal: object, items: object, body: object, expected:
 
 
 def seal(*values: str | int) -> int:
-    """The checksum of a row in the spool's small tables, over all its other columns."""
+    """Return the checksum of a row in the spool's small tables, over all its other columns."""
     return zlib.crc32(repr(values).encode("utf-8", "surrogatepass"))

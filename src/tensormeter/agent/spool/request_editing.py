@@ -54,7 +54,7 @@ def thinned(body: bytes) -> tuple[bytes, int, int]:
 
 
 def condensed(bodies: Sequence[bytes]) -> tuple[bytes, int, int]:
-    """The last point of each series of several metrics requests; what `thinned` keeps is kept here, too.
+    """Return the last point of each series of several metrics requests; what `thinned` keeps is kept here, too.
 
     Returns:
         As `thinned`.
@@ -66,7 +66,7 @@ def condensed(bodies: Sequence[bytes]) -> tuple[bytes, int, int]:
 
 
 def pack(message: Any) -> bytes:
-    """A message as the body of a request: the same bytes for the same message."""
+    """Return a message as the body of a request: the same bytes for the same message."""
     return gzip.compress(message.SerializeToString(), _GZIP_LEVEL, mtime=0)
 
 

@@ -200,7 +200,7 @@ def is_sealed(row: Sequence[Any]) -> bool:
 
 
 def of_version_2(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A row of `quarantine` (destination, id, reason, signal, items, body) with the columns that version 2 lacked."""
+    """Return a row of `quarantine` (destination, id, reason, signal, items, body) with the columns that version 2 lacked."""
     destination, batch, reason, signal, items, body = row
     priority = Priority.SCALARS if signal == "metrics" else Priority.ESSENTIAL
     return destination, batch, reason, signal, items, priority, checksum(batch, signal, items, body), body

@@ -151,7 +151,7 @@ class Spool(SpoolQueries):
             self._make_room(self._max_bytes)
 
     def next(self, destination: str) -> tuple[int, Request] | None:
-        """The oldest request that a destination has neither accepted nor rejected, with its sequence number."""
+        """Return the oldest request that a destination has neither accepted nor rejected, with its sequence number."""
         last_sequence = None
         while True:
             row = self._fetch(
@@ -354,7 +354,7 @@ class Spool(SpoolQueries):
                 self._write("loss", reason, items, items)
 
     def pending(self) -> int:
-        """Number of requests that wait, counted once for each destination."""
+        """Return the number of requests that wait, counted once for each destination."""
         count = self._count("SELECT count(*) FROM pending")
         if not count:
             self.recent.clear()

@@ -125,7 +125,7 @@ class SpoolFile:
             raise named(error, f"cannot read the spool {self.path}", self.path) from error
 
     def transaction(self) -> Transaction:
-        """A context whose statements are executed together or not at all."""
+        """Return a context whose statements are executed together or not at all."""
         return Transaction(self._database, self.path)
 
     @contextlib.contextmanager
@@ -151,7 +151,7 @@ class SpoolFile:
         )
 
     def _sealed(self, table: str, condition: str, *arguments: str | int) -> tuple[Any, ...] | None:
-        """The row of a small table, without its checksum.
+        """Return the row of a small table, without its checksum.
 
         Raises:
             SpoolDamagedError: It does not match that.

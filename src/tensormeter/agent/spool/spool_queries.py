@@ -56,14 +56,14 @@ class SpoolQueries(SpoolFile):
         return row[0] if row and isinstance(row[0], int) else 0
 
     def oldest(self) -> Request | None:
-        """The oldest request that waits for any destination and is intact; None if there is none. Nothing is counted."""
+        """Return the oldest request that waits for any destination and is intact; None if there is none. Nothing is counted."""
         for row in self._fetch_all("SELECT id, signal, body, items, checksum FROM request ORDER BY sequence LIMIT 10"):
             if intact(row[0], row[1], row[3], row[2], row[4]):
                 return Request(*row[:4])
         return None
 
     def head(self, destination: str, signals: Sequence[Signal] = SIGNALS, *, after: int = 0) -> Head | None:
-        """The oldest request of some signals that a destination has neither accepted nor rejected, unchecked.
+        """Return the oldest request of some signals that a destination has neither accepted nor rejected, unchecked.
 
         A request whose signal is damaged counts as one of any signal; `read` detects the damage.
 
@@ -86,7 +86,7 @@ class SpoolQueries(SpoolFile):
         return None if row is None else str(row[0])
 
     def kept(self) -> int:
-        """Number of accepted requests that are not known to be on the receiver's disk, counted once for each destination."""
+        """Return the number of accepted requests that are not known to be on the receiver's disk, counted once for each destination."""
         return self._count("SELECT count(*) FROM kept WHERE epoch != ''")
 
     def keeps(self, destination: str, signals: Sequence[Signal] = SIGNALS) -> bool:
@@ -95,14 +95,14 @@ class SpoolQueries(SpoolFile):
         return self._fetch(f"{query} {of_signals(signals)} LIMIT 1", destination) is not None
 
     def losses(self) -> dict[str, int]:
-        """Numbers of lost items by reason, without those in quarantine."""
+        """Return the numbers of lost items by reason, without those in quarantine."""
         losses: dict[str, int] = self._cached(
             "losses", lambda: {reason: items for reason, items, _ in self._all_sealed("loss", "1 ORDER BY reason")}
         )
         return losses
 
     def unreported_losses(self) -> dict[str, int]:
-        """Numbers of lost items that `mark_losses_reported` has not marked, by reason."""
+        """Return the numbers of lost items that `mark_losses_reported` has not marked, by reason."""
         rows = self._all_sealed("loss", "items > said ORDER BY reason")
         return {reason: items - reported for reason, items, reported in rows}
 
@@ -119,7 +119,7 @@ class SpoolQueries(SpoolFile):
         ]
 
     def pending_through(self, sequence: int, signals: Sequence[Signal] = SIGNALS) -> int:
-        """Number of waiting requests of some signals up to a sequence number, counted once for each destination."""
+        """Return the number of waiting requests of some signals up to a sequence number, counted once for each destination."""
         row = self._fetch(
             f"SELECT count(*) FROM pending JOIN request USING (sequence) WHERE sequence <= ? AND {of_signals(signals)}",
             sequence,
@@ -132,19 +132,19 @@ class SpoolQueries(SpoolFile):
         return int(row[0]) if row else 0
 
     def abandoned(self, destinations: Iterable[str]) -> set[str]:
-        """Names of other destinations than these for which requests wait."""
+        """Return the names of other destinations than these for which requests wait."""
         return self.waiting_items().keys() - {*destinations}
 
     def waiting_items(self) -> dict[str, int]:
-        """Number of waiting data points and log records, by destination."""
+        """Return the number of waiting data points and log records, by destination."""
         return dict(self._rows("SELECT destination, sum(items) FROM pending GROUP BY destination ORDER BY destination"))
 
     def pending_items(self) -> int:
-        """Number of waiting data points and log records, counted once for each destination."""
+        """Return the number of waiting data points and log records, counted once for each destination."""
         return self._count("SELECT coalesce(sum(items), 0) FROM pending")
 
     def quarantined_items(self) -> int:
-        """Number of rejected data points and log records."""
+        """Return the number of rejected data points and log records."""
         return self._count("SELECT coalesce(sum(items), 0) FROM quarantine")
 
     def contents(self) -> list[tuple[str, str, str, int, int, int]]:
@@ -167,6 +167,6 @@ class SpoolQueries(SpoolFile):
 
 
 def of_signals(signals: Sequence[Signal]) -> str:
-    """A condition on the column `signal`: one of these, or damaged."""
+    """Return a condition on the column `signal`: one of these, or damaged."""
     others = ", ".join(f"'{signal}'" for signal in SIGNALS if signal not in signals)
     return f"signal NOT IN ({others})" if others else "1"
