@@ -192,7 +192,7 @@ class _StoreExporter(MetricExporter):
 
 
 def _reader(exporter: MetricExporter) -> MetricReader:
-    """A periodic reader that ignores invalid intervals in the environment, where the SDK's own defaults would raise."""
+    """Return a periodic reader that ignores invalid intervals in the environment, where the SDK's own defaults would raise."""
     interval = read_seconds("OTEL_METRIC_EXPORT_INTERVAL", 0.1, 86_400, "a minute")
     timeout = read_seconds("OTEL_METRIC_EXPORT_TIMEOUT", 0.1, 86_400, "half a minute", zero=86_400.0)
     return PeriodicExportingMetricReader(exporter, (interval or 60.0) * 1000, (timeout or 30.0) * 1000)

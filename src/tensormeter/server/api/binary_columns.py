@@ -50,7 +50,7 @@ class _Arrays:
         return place
 
     def encode(self, document: QueryColumns | MetricColumns) -> list[bytes]:
-        """The whole response, in parts; offsets count from its start."""
+        """Return the whole response, in parts; offsets count from its start."""
         # The length of the header depends on the digits of the offsets, so it is measured with very large offsets first.
         self._move(1 << 40)
         start = -(-(4 + len(encode(document))) // 8) * 8
@@ -65,7 +65,7 @@ class _Arrays:
 
 
 def encode_columns(result: PointsResult, *, reset: bool, check: Check = no_check) -> list[bytes]:
-    """The binary response to a query, in parts."""
+    """Return the binary response to a query, in parts."""
     arrays = _Arrays()
     documents = []
     for series in result.series:
@@ -91,7 +91,7 @@ def encode_columns(result: PointsResult, *, reset: bool, check: Check = no_check
 def encode_full_columns(
     metric: str, x: Literal["step", "time"], all_series: Sequence[RawSeries], check: Check = no_check
 ) -> list[bytes]:
-    """The binary response with every point of a metric, in parts."""
+    """Return the binary response with every point of a metric, in parts."""
     arrays = _Arrays()
     documents = []
     for series in all_series:

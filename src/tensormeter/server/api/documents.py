@@ -27,13 +27,13 @@ _OWN_SCOPE: Final = frozenset({""})
 
 
 def run_document(run: RunSummary, config: Mapping[str, Any] | None = None) -> schemas.Run:
-    """A run of a list; with a trimmed configuration, if given."""
+    """Return a run of a list; with a trimmed configuration, if given."""
     fields = _run_fields(run)
     return schemas.Run(**(fields if config is None else fields | {"config": config}), processes=run.processes)
 
 
 def run_details(run: RunSummary, processes: Sequence[ProcessSummary], losses: Mapping[str, int]) -> schemas.RunDetails:
-    """A run with its processes."""
+    """Return a run with its processes."""
     documents = [_process(process) for process in processes]
     return schemas.RunDetails(
         **_run_fields(run), processes=documents, environment=_environment(processes), losses=losses
@@ -41,7 +41,7 @@ def run_details(run: RunSummary, processes: Sequence[ProcessSummary], losses: Ma
 
 
 def variant_fields(series: Varying) -> dict[str, Any]:
-    """The fields that distinguish series of one metric, process and attribute set."""
+    """Return the fields that distinguish series of one metric, process and attribute set."""
     return _kind_fields(series.kind) | {"scope": series.scope, "unit": series.unit}
 
 
@@ -54,7 +54,7 @@ def metric_documents(series: Sequence[MetricSummary]) -> list[schemas.Metric]:
 
 
 def join_metrics(runs: Sequence[Sequence[schemas.Metric]]) -> list[schemas.Metric]:
-    """The metrics of several runs as one list. `processes` is the number of the run with the most processes."""
+    """Return the metrics of several runs as one list. `processes` is the number of the run with the most processes."""
     joined: dict[tuple[object, ...], schemas.Metric] = {}
     seen: dict[tuple[object, ...], set[str]] = {}
     for metrics in runs:
@@ -83,7 +83,7 @@ def join_metrics(runs: Sequence[Sequence[schemas.Metric]]) -> list[schemas.Metri
 
 
 def event_document(event: StoredEvent) -> schemas.Event:
-    """An event. Fields that its log record does not have are 0, empty or null."""
+    """Return an event. Fields that its log record does not have are 0, empty or null."""
     record = event.record
     observed = record.get("observed_time")
     return schemas.Event(
@@ -106,7 +106,7 @@ def event_document(event: StoredEvent) -> schemas.Event:
 
 
 def trim_config(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """The named parts of a configuration; dots in a name separate nested objects."""
+    """Return the named parts of a configuration; dots in a name separate nested objects."""
     trimmed: dict[str, Any] = {}
     for key in keys:
         if key in config:
@@ -171,7 +171,7 @@ def _process(process: ProcessSummary) -> schemas.Process:
 
 
 def _environment(processes: Sequence[ProcessSummary]) -> Mapping[str, Any]:
-    """The resource of the lowest rank of the latest attempt.
+    """Return the resource of the lowest rank of the latest attempt.
 
     The resource of a node has neither a command line nor a revision, so it is used only if no process trains.
     """
@@ -214,7 +214,7 @@ def _kind_fields(kind: Kind) -> dict[str, Any]:
 
 
 def _rare_fields(scopes: Collection[str], *, stepped: bool) -> dict[str, Any]:
-    """The fields that few metrics have: scopes of other libraries, and steps although the latest point has none."""
+    """Return the fields that few metrics have: scopes of other libraries, and steps although the latest point has none."""
     return {"scopes": UNSET if set(scopes) == _OWN_SCOPE else sorted(scopes), "stepped": True if stepped else UNSET}
 
 

@@ -24,7 +24,7 @@ _IN_PATH: Final[Mapping[str, str]] = {"run_id": "Id of the run.", "digest": "Dig
 
 
 def openapi_document() -> dict[str, Any]:
-    """The document. Its paths are those of the routes, which a test compares."""
+    """Return the document. Its paths are those of the routes, which a test compares."""
     document = _Document()
     add = document.add
     add("/api/v1/openapi.json", "Describe the API", {_JSON: {"type": "object"}})
@@ -70,7 +70,7 @@ def openapi_document() -> dict[str, Any]:
 
 
 async def describe_api(_: Request) -> Response:
-    """The OpenAPI document."""
+    """Return the OpenAPI document."""
     return json_response(encode(openapi_document()))
 
 
@@ -91,12 +91,12 @@ class _Document:
         }
 
     def schema(self, kind: type[msgspec.Struct]) -> _Schema:
-        """A reference to the schema of a class, which becomes a component."""
+        """Return a reference to the schema of a class, which becomes a component."""
         self._types.append(kind)
         return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
     def binary(self, header: type[msgspec.Struct]) -> _Schema:
-        """The schema of a binary response with this header."""
+        """Return the schema of a binary response with this header."""
         return {**_BINARY, "x-header": self.schema(header)}
 
     def add(
@@ -137,7 +137,7 @@ class _Document:
         self.paths.setdefault(path, {})[method] = operation
 
     def components(self) -> dict[str, Any]:
-        """The schemas of all classes that operations refer to."""
+        """Return the schemas of all classes that operations refer to."""
         components = _components(self._types)
         _name_types(components)
         return components

@@ -47,18 +47,18 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 def run_ref(request: Request) -> RunRef:
-    """The run in the path of a request."""
+    """Return the run in the path of a request."""
     return RunRef(request.path_params["run_id"], request.query_params.get("project"))
 
 
 def parse_run_ref(text: str, project: str | None = None) -> RunRef:
-    """A run in a list: `id` or `project/id`."""
+    """Return a run in a list: `id` or `project/id`."""
     before, slash, run_id = text.rpartition("/")
     return RunRef(run_id, before if slash else project)
 
 
 def run_refs(parameters: RunListParameters) -> list[RunRef]:
-    """The runs in the parameter `runs`.
+    """Return the runs in the parameter `runs`.
 
     Raises:
         HTTPException: 400, there are none, or more than `MAX_RUNS`.
@@ -70,7 +70,7 @@ def run_refs(parameters: RunListParameters) -> list[RunRef]:
 
 
 def read_parameters(request: Request, kind: type[_T]) -> _T:
-    """The parameters of a request; unknown ones are ignored, so that newer clients work with older servers.
+    """Return the parameters of a request; unknown ones are ignored, so that newer clients work with older servers.
 
     Raises:
         HTTPException: 400, a parameter is missing or invalid.
@@ -87,7 +87,7 @@ def read_parameters(request: Request, kind: type[_T]) -> _T:
 
 
 async def read_body(request: Request, kind: type[_T]) -> _T:
-    """The JSON object in the body of a request; unknown fields are ignored.
+    """Return the JSON object in the body of a request; unknown fields are ignored.
 
     Raises:
         HTTPException: 413 too large, 400 invalid, 408 too slow, 503 too many at once.
@@ -101,7 +101,7 @@ async def read_body(request: Request, kind: type[_T]) -> _T:
 
 
 def unique(name: str, values: list[str], most: int) -> list[str]:
-    """The values of a field without repetitions.
+    """Return the values of a field without repetitions.
 
     Raises:
         HTTPException: 413, there are more than `most`, repetitions included.
@@ -112,14 +112,14 @@ def unique(name: str, values: list[str], most: int) -> list[str]:
 
 
 def invalid(name: str, kind: type[msgspec.Struct], document: Mapping[str, Any]) -> HTTPException:
-    """The error for an invalid field: its name, the expected value and the actual value."""
+    """Return the error for an invalid field: its name, the expected value and the actual value."""
     field = next(field for field in _fields(kind) if field.name == name)
     value = _shown(document[name]) if name in document else "nothing"
     return HTTPException(400, f"{name}: expected {_expected(field.type)}, got {value}")
 
 
 def _shown(value: Any) -> str:
-    """The beginning of a value as JSON; the rest, which can be a megabyte or deeply nested, is not encoded."""
+    """Return the beginning of a value as JSON; the rest, which can be a megabyte or deeply nested, is not encoded."""
     text = ""
     for piece in _ENCODER.iterencode(value[:_SHOWN] if isinstance(value, str) else value):
         text += piece
@@ -197,7 +197,7 @@ def _parse_object(text: str) -> Any:
 
 
 def _alternatives(kind: inspect.Type) -> list[inspect.Type]:
-    """The types of a value other than null."""
+    """Return the types of a value other than null."""
     if isinstance(kind, inspect.Metadata):
         return _alternatives(kind.type)
     if isinstance(kind, inspect.UnionType):
@@ -206,7 +206,7 @@ def _alternatives(kind: inspect.Type) -> list[inspect.Type]:
 
 
 def _expected(kind: inspect.Type) -> str:
-    """A description of the valid values of a type."""
+    """Return a description of the valid values of a type."""
     if isinstance(kind, inspect.Metadata) and kind.extra is not None:
         return str(kind.extra["expected"])
     return ", or ".join(map(_described, _alternatives(kind)))

@@ -66,7 +66,7 @@ class PointsApi:
         self._ranks = RankCache()
 
     def routes(self) -> list[Route]:
-        """The routes of the handlers."""
+        """Return the routes of the handlers."""
         return [
             Route("/api/v1/query", self.query, methods=["POST"]),
             Route(f"{_RUN}/series", self.series),
@@ -328,7 +328,7 @@ def _size(all_series: Sequence[RawSeries]) -> int:
 def _encode_full(
     metric: str, x: Literal["step", "time"], all_series: Sequence[RawSeries]
 ) -> Generator[bytes, None, None]:
-    """The document piece by piece; Starlette draws each piece on a worker thread."""
+    """Yield the document piece by piece; Starlette draws each piece on a worker thread."""
     yield encode(schemas.MetricSeriesHeader(metric, x))[:-1] + b',"series":['
     ambiguous = len({(series.kind, series.scope, series.unit) for series in all_series}) > 1
     for position, series in enumerate(all_series):
@@ -366,7 +366,7 @@ def _column(series: RawSeries, name: str, part: slice) -> list[Any]:
 
 
 def _encode_distributions(metric: str, all_series: Sequence[RawSeries]) -> Generator[bytes, None, None]:
-    """The document piece by piece, as `_encode_full`."""
+    """Yield the document piece by piece, as `_encode_full`."""
     yield encode({"metric": metric})[:-1] + b',"series":['
     for position, series in enumerate(all_series):
         header = schemas.DistributionHeader(

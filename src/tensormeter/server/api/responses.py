@@ -16,5 +16,5 @@ def encode(document: Any) -> bytes:
 
 
 def json_response(body: bytes) -> Response:
-    """A response with an encoded document."""
+    """Return a response with an encoded document."""
     return Response(body, media_type="application/json")

@@ -51,7 +51,7 @@ class RunsApi:
         self._threads = threads
 
     def routes(self) -> list[Route]:
-        """The routes of the handlers."""
+        """Return the routes of the handlers."""
         return [
             Route("/api/v1/projects", self.projects),
             Route("/api/v1/runs", self.runs),
@@ -64,13 +64,13 @@ class RunsApi:
         ]
 
     async def projects(self, request: Request) -> Response:
-        """All projects."""
+        """Return all projects."""
         projects = await self._threads.run(self._stores.of(request).projects)
         documents = [Project(project.project, project.runs, str(project.updated)) for project in projects]
         return json_response(encode(Projects(documents)))
 
     async def runs(self, request: Request) -> Response:
-        """A page of runs."""
+        """Return a page of runs."""
         parameters = read_parameters(request, RunsParameters)
         fields = None if parameters.fields is None else [name for name in parameters.fields.split(",") if name]
         if fields is not None and (len(fields) > MAX_FIELDS or any(name.count(".") > MAX_LEVELS for name in fields)):
@@ -137,7 +137,7 @@ class RunsApi:
         return Response(status_code=204)
 
     async def metrics(self, request: Request) -> Response:
-        """All metrics of a run."""
+        """Return all metrics of a run."""
         ref = run_ref(request)
 
         def work() -> bytes:
@@ -146,7 +146,7 @@ class RunsApi:
         return json_response(await self._threads.run(work))
 
     async def metrics_of_runs(self, request: Request) -> Response:
-        """All metrics of several runs."""
+        """Return all metrics of several runs."""
         refs = run_refs(read_parameters(request, RunListParameters))
 
         def work(effort: Effort) -> bytes:
@@ -181,7 +181,7 @@ class RunsApi:
         return json_response(await self._threads.run(work))
 
     async def media(self, request: Request) -> Response:
-        """An image."""
+        """Return an image."""
         ref = run_ref(request)
         digest = request.path_params["digest"]
         content_type, data = await self._threads.run(lambda: self._stores.of(request).media(ref, digest))

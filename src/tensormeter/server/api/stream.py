@@ -106,7 +106,7 @@ class StreamApi:
         self._places = _Places(MAX_STREAMS)
 
     def routes(self) -> list[Route]:
-        """The route of the handler."""
+        """Return the route of the handler."""
         return [Route("/api/v1/stream", self.stream)]
 
     async def stream(self, request: Request) -> Response:

@@ -54,7 +54,7 @@ class Stores:
         return self._store.stalled()
 
     def of(self, request: Request) -> Store:
-        """The whole store, or the project that the request's token is for."""
+        """Return the whole store, or the project that the request's token is for."""
         access: Access = request.state.access
         return self._store if access.project is None else ProjectStore(self._store, access.project)
 

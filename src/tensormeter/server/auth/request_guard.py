@@ -152,7 +152,7 @@ class RequestGuard:
 
 
 def _hostname(host: str) -> str | None:
-    """The name in a `Host` header, in lower case, without port and brackets; None if the header is invalid."""
+    """Return the name in a `Host` header, in lower case, without port and brackets; None if the header is invalid."""
     try:
         parts = urlsplit(f"//{host}")
         parts.port  # noqa: B018 - raises if it is not a number

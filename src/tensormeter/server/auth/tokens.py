@@ -80,7 +80,7 @@ class TokenFile:
         self._latest: dict[str, Token] | StoreError | None = None
 
     def latest(self) -> dict[str, Token] | None:
-        """The last result of `tokens`, without access to the disk.
+        """Return the last result of `tokens`, without access to the disk.
 
         Raises:
             StoreError: The last call of `tokens` raised it.
@@ -91,7 +91,7 @@ class TokenFile:
         return latest
 
     def tokens(self) -> dict[str, Token] | None:
-        """The current tokens by id; None if there is no file. Reads the file only if it has changed.
+        """Return the current tokens by id; None if there is no file. Reads the file only if it has changed.
 
         Raises:
             StoreError: The file exists and cannot be read.

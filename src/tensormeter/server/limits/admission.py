@@ -123,7 +123,7 @@ class Admission:
 
 
 def client_group(address: str) -> str:
-    """The address; for IPv6 its /64 network, because one host can use any number of addresses in it."""
+    """Return the address; for IPv6 its /64 network, because one host can use any number of addresses in it."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -82,14 +82,14 @@ class Log:
         self._written = time.monotonic()
 
     def cursor(self) -> str:
-        """A cursor with the present last number of each server."""
+        """Return a cursor with the present last number of each server."""
         rows = self._connection.rows(
             f"SELECT server, max(number) FROM arrival WHERE received > {_since()} GROUP BY server"
         )
         return f"{int(time.time())}" + "".join(f"-{server:x}.{number}" for server, number in sorted(rows))
 
     def since(self, cursor: str, run: int | None = None) -> list[Arrived] | None:
-        """The entries after a cursor, of one run or of all; None if the cursor is not valid."""
+        """Return the entries after a cursor, of one run or of all; None if the cursor is not valid."""
         known = _parse(cursor)
         if known is None:
             return None

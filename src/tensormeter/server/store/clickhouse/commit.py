@@ -139,7 +139,7 @@ class Commit:
         return again
 
     def _new_batches(self) -> tuple[list[Request], list[Request]]:
-        """The requests to store, and those whose batch id is in one of these; settles all others."""
+        """Return the requests to store, and those whose batch id is in one of these; settles all others."""
         ids = sorted({request.batch_id for request in self._requests if request.batch_id is not None})
         rows = []
         if ids:
@@ -318,7 +318,7 @@ class Commit:
 
 
 def event_row(run: int, process: str, event: Event, prepared: PreparedEvent, *, time: int, number: int) -> list[object]:
-    """A row of the table `event`."""
+    """Return a row of the table `event`."""
     key, step = key_and_step(event)
     return [
         *(run, time, process, event.name, prepared.digest, number),

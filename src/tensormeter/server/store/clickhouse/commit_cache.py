@@ -24,7 +24,7 @@ class CommitCache:
         self._keys: dict[tuple[int, str, str, str, str, str], int] = {}
 
     def key(self, run: int, arrival: Arrival) -> int:
-        """The key of a series."""
+        """Return the key of a series."""
         about = (run, arrival.source.process, arrival.metric, arrival.kind, arrival.scope, arrival.attributes)
         key = self._keys.get(about)
         if key is None:

@@ -99,16 +99,16 @@ class Connection:
             raise self._error(error) from None
 
     def rows(self, statement: str, **parameters: Any) -> list[list[Any]]:
-        """The rows of a SELECT as JSON values. Integers are exact; floats must not be NaN or infinite."""
+        """Return the rows of a SELECT as JSON values. Integers are exact; floats must not be NaN or infinite."""
         answer = self._ask(statement, "JSONCompactEachRow", parameters)
         return [json.loads(line) for line in answer.splitlines()] if answer else []
 
     def columns(self, statement: str, dtype: np.dtype[Any], **parameters: Any) -> NDArray[Any]:
-        """The rows of a SELECT of columns of fixed size, as an array of `dtype`, which has these columns without padding."""
+        """Return the rows of a SELECT of columns of fixed size, as an array of `dtype`, which has these columns without padding."""
         return np.frombuffer(self._ask(statement, "RowBinary", parameters), dtype)
 
     def raw(self, statement: str, **parameters: Any) -> bytes:
-        """The rows of a SELECT as RowBinary."""
+        """Return the rows of a SELECT as RowBinary."""
         return self._ask(statement, "RowBinary", parameters)
 
     def insert(self, table: str, columns: Iterable[str], rows: bytes) -> None:

@@ -19,18 +19,18 @@ _CACHED: Final = 10_000
 
 @lru_cache(_CACHED)
 def run_key(project: str, run_id: str, generation: int) -> int:
-    """The key of a run. `generation` is the time at which the previous run of this name was deleted, or 0."""
+    """Return the key of a run. `generation` is the time at which the previous run of this name was deleted, or 0."""
     return _hash([project, run_id, generation])
 
 
 def series_key(run: int, process: str, metric: str, *, kind: str, scope: str, attributes: str) -> int:
-    """The key of a series of a run."""
+    """Return the key of a series of a run."""
     return _hash([run, process, metric, kind, scope, attributes])
 
 
 @lru_cache(_CACHED)
 def steps_key(run: int, process: str) -> int:
-    """The key of the series of steps that a process of tensormeter writes."""
+    """Return the key of the series of steps that a process of tensormeter writes."""
     return series_key(run, process, STEP_METRIC, kind="gauge", scope="", attributes="{}")
 
 

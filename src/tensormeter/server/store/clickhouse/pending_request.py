@@ -45,7 +45,7 @@ class Request:
         self.done.set()
 
     def answer(self) -> Receipt:
-        """The receipt; raises the error."""
+        """Return the receipt, or raise the error."""
         if self.error is not None:
             raise self.error
         assert self.receipt is not None

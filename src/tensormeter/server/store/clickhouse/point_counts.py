@@ -55,18 +55,18 @@ class PointCounts:
         self._size = 0
 
     def of_runs(self, updated: Mapping[int, int]) -> dict[int, int]:
-        """Points of each run, distributions among them."""
+        """Return the points of each run, distributions among them."""
         counts = self._counts("runs", updated, lambda runs: self._of_tables(runs, "run, ''"))
         return {run: sum(of_run.values()) for run, of_run in counts.items()}
 
     def of_series(self, run: int, updated: int) -> dict[int, int]:
-        """Points of each series of a run."""
+        """Return the points of each series of a run."""
         return self._counts("series", {run: updated}, lambda runs: self._of_tables(runs, "run, series"))[run]
 
     def of_metrics(
         self, updated: Mapping[int, int], metrics: Collection[str] | None
     ) -> dict[int, dict[str, MetricCounts]]:
-        """Numbers of each run by metric: of these metrics, or of all."""
+        """Return the numbers of each run by metric: of these metrics, or of all."""
         names = None if metrics is None else sorted(metrics)
 
         def count(runs: Collection[int]) -> Iterable[tuple[int, str, MetricCounts]]:

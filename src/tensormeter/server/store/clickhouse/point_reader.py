@@ -48,7 +48,7 @@ class PointReader:
         return [_metric(row, counts.get(row[0], 0), steps, attempts) for row in rows]
 
     def series(self, run: int, selection: Selection) -> list[Sequence[Any]]:
-        """The selected series, by metric, process and attributes: key, process, metric, kind, attributes, scope, unit."""
+        """Return the selected series, by metric, process and attributes: key, process, metric, kind, attributes, scope, unit."""
         only = "" if selection.process is None else " HAVING p = {process:String}"
         rows = self._connection.rows(
             "SELECT series, anyLast(process) AS p, metric, anyLast(kind) AS k, anyLast(attributes) AS a, anyLast(scope) AS s,"
@@ -61,7 +61,7 @@ class PointReader:
         return [row for row in rows if parse_kind(row[3]).numeric == selection.numeric]
 
     def read(self, run: int, rows: Sequence[Sequence[Any]], selection: Selection) -> list[Series]:
-        """The selected points of these series, whenever they arrived; errors as for `check_limit`."""
+        """Return the selected points of these series, whenever they arrived; errors as for `check_limit`."""
         if not rows:
             return []
         start, stop = selection.start, selection.stop
@@ -79,11 +79,11 @@ class PointReader:
         return self._select(rows, tail, selection, gaps=gaps)
 
     def _count(self, table: str, where: str) -> int:
-        """The number of rows. Without FINAL, which costs more, a point that is written twice counts twice until ClickHouse merges its rows."""
+        """Return the number of rows. FINAL would cost more, so a point that is written twice counts twice until its rows are merged."""
         return int(self._connection.rows(f"SELECT count() FROM {table} WHERE {where}")[0][0])
 
     def _gaps(self, where: str, most: int) -> Mapping[int, NDArray[np.int64]]:
-        """The newest gaps of each series, ascending: `most` in total, and one more if there are more."""
+        """Return the newest gaps of each series, ascending: `most` in total, and one more if there are more."""
         gaps = self._connection.columns(
             f"SELECT DISTINCT series, time FROM gap WHERE {where} ORDER BY series, time DESC"
             f" LIMIT {MAX_GAPS} BY series LIMIT {max(most, 0) + 1}",
@@ -96,7 +96,7 @@ class PointReader:
     def read_new(
         self, run: int, rows: Sequence[Sequence[Any]], arrived: Collection[Arrived], selection: Selection
     ) -> list[Series]:
-        """The points of some commits."""
+        """Return the points of some commits."""
         metrics = {metric for commit in arrived for metric in commit.metrics}
         rows = [row for row in rows if row[2] in metrics]
         if not rows:

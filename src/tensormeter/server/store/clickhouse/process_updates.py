@@ -94,7 +94,7 @@ class ProcessUpdate:
             self.notes = min(self.notes, (number, update.notes))
 
     def row(self, *, named: bool) -> list[Any]:
-        """The values of `COLUMNS`, without name and resource unless `named`."""
+        """Return the values of `COLUMNS`, without name and resource unless `named`."""
         source, number = self.source, self.number
         name = (number, source.name) if named else (0, "")
         resource = (number, source.attempt, source.resource) if named else (0, 0, "")

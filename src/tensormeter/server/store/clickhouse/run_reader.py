@@ -51,7 +51,7 @@ class Runs:
         self._stall_after = stall_after
 
     def find(self, ref: RunRef) -> int:
-        """The key of a run; errors as for `Store`."""
+        """Return the key of a run; errors as for `Store`."""
         only = "" if ref.project is None else " AND project = {project:String}"
         rows = self._connection.rows(
             "SELECT run, any(project) AS p FROM process WHERE run_id = {run_id:String}"
@@ -70,7 +70,7 @@ class Runs:
         raise NotFoundError(f"there is no run {ref.run_id!r}{where}; list the runs to see their ids")
 
     def existing(self, refs: Sequence[RunRef]) -> set[int]:
-        """The keys of the runs that exist."""
+        """Return the keys of the runs that exist."""
         ids = sorted({ref.run_id for ref in refs})
         rows = self._connection.rows(
             f"SELECT DISTINCT run, run_id, project FROM process WHERE run_id IN {{ids:Array(String)}} AND {_NOT_DELETED}",
@@ -80,17 +80,17 @@ class Runs:
         return {run for run, run_id, project in rows if wanted & {(run_id, project), (run_id, None)}}
 
     def recent(self, since: int) -> set[int]:
-        """Runs with an arrival since a time."""
+        """Return runs with an arrival since a time."""
         rows = self._connection.rows(f"SELECT DISTINCT run FROM process WHERE updated > {since} AND {_NOT_DELETED}")
         return {row[0] for row in rows}
 
     def states(self, runs: Collection[int]) -> dict[int, tuple[RunRef, State]]:
-        """Names and present states of runs, by key."""
+        """Return names and present states of runs, by key."""
         loaded = self._load(f"run IN ({numbers(runs)})", runs) if runs else {}
         return {key: (RunRef(run.run_id, run.project), run.state) for key, run in loaded.items()}
 
     def names(self, runs: Collection[int]) -> dict[int, RunRef]:
-        """Names of the runs that are not deleted, by key."""
+        """Return the names of the runs that are not deleted, by key."""
         if not runs:
             return {}
         rows = self._connection.rows(
@@ -99,7 +99,7 @@ class Runs:
         return {row[0]: RunRef(row[1], row[2]) for row in rows}
 
     def projects(self) -> list[ProjectSummary]:
-        """All projects, by name."""
+        """Return all projects, by name."""
         rows = self._connection.rows(
             "SELECT project, uniqExact(run), max(updated) FROM"
             f" (SELECT run, any(project) AS project, max(updated) AS updated FROM process WHERE {_NOT_DELETED} GROUP BY run)"
@@ -108,7 +108,7 @@ class Runs:
         return [ProjectSummary(*row) for row in rows]
 
     def attempts(self, run: int) -> dict[str, ProcessAttempt]:
-        """The attempts of a run's processes; none if all are of attempt 1."""
+        """Return the attempts of a run's processes; none if all are of attempt 1."""
         rows = self._connection.rows(
             "SELECT process, max(resource), min(first_step), min(began) FROM process"
             f" WHERE run = {run} GROUP BY process"
@@ -128,17 +128,17 @@ class Runs:
         return attempts
 
     def started(self, run: int) -> int:
-        """The time at which a run started."""
+        """Return the time at which a run started."""
         rows = self._connection.rows(f"SELECT min(first_start), min(created) FROM process WHERE run = {run}")
         first_start, created = rows[0]
         return int(created if first_start == NEVER else first_start)
 
     def updated(self, run: int) -> int:
-        """The time of the last arrival for a run."""
+        """Return the time of the last arrival for a run."""
         return int(self._connection.rows(f"SELECT max(updated) FROM process WHERE run = {run}")[0][0])
 
     def load(self, runs: Sequence[int], metrics: Collection[str] | None) -> list[RunSummary]:
-        """Runs in the given order, without those that do not exist, with summaries of `metrics`, or of all metrics."""
+        """Return runs in the given order, without those that do not exist, with summaries of `metrics`, or of all metrics."""
         if not runs:
             return []
         loaded = self._load(f"run IN ({numbers(runs)})", runs, config=True)
@@ -221,7 +221,7 @@ class Runs:
     def _load(
         self, condition: str, runs: Collection[int] | None, *, config: bool = False, **parameters: Any
     ) -> dict[int, RunSummary]:
-        """Runs by key, without `points`, `summary` and, unless `config` is set, their configuration."""
+        """Return runs by key, without `points`, `summary` and, unless `config` is set, their configuration."""
         inner = _PROCESS.format(condition=f"{condition} AND {_NOT_DELETED}", numbered=NUMBERED)
         rows = self._connection.rows(
             _RUN.format(inner=inner, config="tupleElement(max(config), 3)" if config else "''"), **parameters

@@ -243,7 +243,7 @@ TABLES: Final = (
 
 
 def statements(database: str, cluster: str = "", retention_days: float | None = None) -> list[str]:
-    """The statements that make the tables; each may be repeated.
+    """Return the statements that make the tables; each may be repeated.
 
     Args:
         database: Name of the database.
@@ -301,7 +301,7 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
 
 
 def _complete() -> Iterator[str]:
-    """The statements that write rows of `series` for points of commits that version 2 would have recounted: they have no such rows."""
+    """Yield the statements that write the rows of `series` for points of commits that version 2 would have recounted later."""
     unfinished = "FROM intent WHERE run != 0 AND number GLOBAL NOT IN (SELECT over FROM intent)"
     series = f"run GLOBAL IN (SELECT run {unfinished}) AND series GLOBAL IN (SELECT arrayJoin(series) {unfinished})"
     merged = ("process", "kind", "scope", "attributes", "unit", "description")
@@ -325,7 +325,7 @@ def _complete() -> Iterator[str]:
 
 
 def _upgrade(cluster: str) -> Iterator[str]:
-    """The statements that upgrade the tables of versions 1 and 2; each may be repeated."""
+    """Yield the statements that upgrade the tables of versions 1 and 2; each may be repeated."""
     on = f" ON CLUSTER '{cluster}'" if cluster else ""
     local = "_local" if cluster else ""
     for suffix in dict.fromkeys((local, "")):

@@ -92,7 +92,7 @@ class SeriesBatch:
 
 
 def known_series(connection: Connection, keys: Collection[tuple[int, int]]) -> dict[int, int]:
-    """The time of the newest point of each series that exists, of these pairs of run and series."""
+    """Return the time of the newest point of each series that exists, of these pairs of run and series."""
     if not keys:
         return {}
     rows = connection.rows(
@@ -103,7 +103,7 @@ def known_series(connection: Connection, keys: Collection[tuple[int, int]]) -> d
 
 
 def encode_gaps(gaps: Mapping[tuple[int, int], NDArray[np.int64]], number: int, received: int) -> bytes:
-    """Rows of the table `gap`: times by (run, series); `received` in seconds."""
+    """Return the rows of the table `gap`: times by (run, series); `received` in seconds."""
     rows = ((run, key, time, invert(number), received) for (run, key), times in gaps.items() for time in times.tolist())
     return encode_rows(GAP_COLUMNS, rows)
 
@@ -134,7 +134,7 @@ def leave_out_known(connection: Connection, all_series: Iterable[SeriesBatch], n
 
 
 def encode_points(all_series: Iterable[SeriesBatch], number: int, received: int) -> Iterator[bytes]:
-    """Rows of the table `points`, split into inserts of a bounded size; `received` in seconds."""
+    """Yield the rows of the table `points`, split into inserts of a bounded size; `received` in seconds."""
     rows = np.empty(_ROWS, _POINT)
     filled = 0
     for series in all_series:
@@ -157,7 +157,7 @@ def encode_points(all_series: Iterable[SeriesBatch], number: int, received: int)
 
 
 def encode_blobs(all_series: Iterable[SeriesBatch], number: int, received: int) -> bytes:
-    """Rows of the table `distributions`; `received` in seconds."""
+    """Return the rows of the table `distributions`; `received` in seconds."""
     rows = (
         (series.run, series.key, time, blob, invert(number), received)
         for series in all_series
@@ -168,7 +168,7 @@ def encode_blobs(all_series: Iterable[SeriesBatch], number: int, received: int) 
 
 
 def series_rows(all_series: Collection[SeriesBatch]) -> list[list[Any]]:
-    """Rows of the table `series` for these points. A repeated row changes nothing."""
+    """Return the rows of the table `series` for these points. A repeated row changes nothing."""
     steps: dict[tuple[int, str], list[Points]] = defaultdict(list)
     for series in all_series:
         if series.arrival.metric == STEP_METRIC and series.arrival.kind == "gauge":

@@ -33,13 +33,13 @@ class Tombstones:
             self._alive = {row[0] for row in alive}
 
     def current(self, source: Source) -> int | None:
-        """The key of a source's run, or None if the run is deleted. Does not revive the run."""
+        """Return the key of a source's run, or None if the run is deleted. Does not revive the run."""
         deleted = self._times.get((source.project, source.run_id), 0)
         run = run_key(source.project, source.run_id, deleted)
         return run if not deleted or run in self._alive else None
 
     def run(self, source: Source, time: int, *, starts: bool = False) -> int | None:
-        """The key of a source's run, or None if the run is deleted. A later start revives it, or a sender that sends no starts."""
+        """Return the key of a source's run, or None if the run is deleted. A later start revives it, or a sender that sends no starts."""
         deleted = self._times.get((source.project, source.run_id), 0)
         run = run_key(source.project, source.run_id, deleted)
         if deleted and run not in self._alive:
