@@ -93,7 +93,7 @@ class ExporterConfig:
         return self.destination.partition(":")[2]
 
     def options_or(self, **defaults: str) -> dict[str, str]:
-        """All options of an exporter, with their values in the settings or their defaults.
+        """Return all options of an exporter, with their values in the settings or their defaults.
 
         Raises:
             SettingsError: The settings have an option that the exporter does not have.
@@ -293,7 +293,7 @@ def load_exporter(destination: str) -> type[Exporter]:
 
 
 def _unavailable(reason: str) -> type[Exporter]:
-    """An exporter whose constructor raises, which blocks only this destination."""
+    """Return an exporter whose constructor raises, which blocks only this destination."""
 
     class Unavailable:
         def __init__(self, config: ExporterConfig) -> None:

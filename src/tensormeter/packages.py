@@ -20,7 +20,7 @@ PACKAGES: Final = {
 
 
 def problem_with(package: str) -> str:
-    """The reason why the import of one of `PACKAGES` will probably fail, or "".
+    """Return the reason why the import of one of `PACKAGES` will probably fail, or "".
 
     A folder of that name is not the package: W&B writes into a folder `wandb` in the working directory. Blocks for the disk, some
     milliseconds.

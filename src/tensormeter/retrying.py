@@ -17,7 +17,7 @@ _random = random.SystemRandom()
 
 
 def full_jitter(delay: float) -> float:
-    """A random time between 0 and `delay`, in the unit of `delay`. Any thread, and after a fork."""
+    """Return a random time between 0 and `delay`, in the unit of `delay`. Any thread, and after a fork."""
     return _random.uniform(0, delay)
 
 

@@ -105,7 +105,7 @@ def setting(
 
 
 def checked(name: str, check: Check | None, value: Any) -> Any:
-    """The value of a setting in the form in which it is stored.
+    """Return the value of a setting in the form in which it is stored.
 
     Raises:
         SettingsError: The value is invalid; the message names the setting.
@@ -126,7 +126,7 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_int(text: str) -> int | str:
-    """An integer, or the text if it is not one."""
+    """Return an integer, or the text if it is not one."""
     try:
         return int(text)
     except ValueError:
@@ -134,7 +134,7 @@ def parse_int(text: str) -> int | str:
 
 
 def parse_float(text: str) -> float | str:
-    """A number, or the text if it is not one."""
+    """Return a number, or the text if it is not one."""
     try:
         return float(text)
     except ValueError:

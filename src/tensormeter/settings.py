@@ -83,7 +83,7 @@ _DAY: Final = 86_400
 
 
 def default_endpoint() -> str:
-    """The URL of an experiment server on this machine, on its default port."""
+    """Return the URL of an experiment server on this machine, on its default port."""
     return f"http://127.0.0.1:{DEFAULT_PORT}"
 
 
@@ -419,11 +419,11 @@ class Settings:
 
     @classmethod
     def names(cls) -> frozenset[str]:
-        """The names of all settings."""
+        """Return the names of all settings."""
         return frozenset(field.name for field in dataclasses.fields(cls))
 
     def replace(self, **changes: Any) -> "Settings":
-        """A copy with some settings changed.
+        """Return a copy with some settings changed.
 
         Raises:
             SettingsError: A value is invalid.
@@ -431,16 +431,16 @@ class Settings:
         return dataclasses.replace(self, **changes)
 
     def options_of(self, destination: str) -> dict[str, str]:
-        """The options of one destination's exporter."""
+        """Return the options of one destination's exporter."""
         own = (_RATE_OPTION, SIGNALS_OPTION)
         return {name: value for name, value in self._all_options_of(destination).items() if name not in own}
 
     def signals_left_out(self, destination: str) -> tuple[LeftOut, ...]:
-        """The signals that are not sent to a destination, with the reasons: see `tensormeter.environment.signals`."""
+        """Return the signals that are not sent to a destination, with the reasons: see `tensormeter.environment.signals`."""
         return signals_left_out(destination, self._all_options_of(destination))
 
     def takers(self, signal: Signal, destinations: Sequence[str]) -> tuple[str, ...]:
-        """The destinations to which a signal is sent, of the given ones."""
+        """Return the destinations to which a signal is sent, of the given ones."""
         return tuple(
             destination
             for destination in destinations
@@ -468,7 +468,7 @@ class Settings:
         return int(rate)
 
     def current_token(self) -> str | None:
-        """The token, or the current content of the token file.
+        """Return the token, or the current content of the token file.
 
         Raises:
             SettingsError: The file cannot be read, or contains no token.
@@ -482,7 +482,7 @@ class Settings:
         return str(checked(f"token_file {self.token_file}", token_text, token))
 
     def to_json(self) -> dict[str, Any]:
-        """The settings without secrets, as JSON values. They are stored with the run, so that another process can deliver it."""
+        """Return the settings without secrets, as JSON values. They are stored with the run, so that another process can deliver it."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
@@ -530,7 +530,7 @@ def is_loopback(host: str) -> bool:
 
 
 def describe_settings() -> list[tuple[str, tuple[str, ...], str, str]]:
-    """The table: (name, environment variables, default in words, help) for each setting, in order."""
+    """Return the table: (name, environment variables, default in words, help) for each setting, in order."""
     return [
         (field.name, field.metadata["variables"], field.metadata["default"], field.metadata["help"])
         for field in dataclasses.fields(Settings)

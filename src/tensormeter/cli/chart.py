@@ -59,7 +59,7 @@ def _finite(
     xs: Sequence[float | None],
     values: Sequence[float | str],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points with a finite x and value, sorted by x."""
+    """Return the points with a finite x and value, sorted by x."""
     columns = np.array([xs, values], np.float64)  # None and "NaN" become NaN, "Infinity" becomes infinity
     columns = columns[:, np.isfinite(columns).all(axis=0)]
     columns = columns[:, np.argsort(columns[0], kind="stable")]
@@ -67,7 +67,7 @@ def _finite(
 
 
 def _gap_positions(gaps: Sequence[int], times: Sequence[int], along: Sequence[float | None]) -> NDArray[np.float64]:
-    """The x of the last point before each gap, for gaps that have such a point."""
+    """Return the x of the last point before each gap, for gaps that have such a point."""
     if not gaps or not times:
         return np.empty(0)
     xs = np.array(along, np.float64)

@@ -46,7 +46,7 @@ def backup(target: Path, directory: Path | None) -> None:
 
 
 def store_folder(directory: Path | None) -> Path:
-    """The given folder, or the default data folder of a server."""
+    """Return the given folder, or the default data folder of a server."""
     from tensormeter.server import ServerConfig
 
     return ServerConfig().directory if directory is None else directory.expanduser().absolute()

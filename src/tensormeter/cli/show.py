@@ -84,7 +84,7 @@ def _print_header(console: Console, run: dict[str, Any]) -> None:
 
 
 def _describe_processes(processes: list[dict[str, Any]]) -> Text:
-    """The number of training processes, and their states if these differ within the latest attempt.
+    """Return the number of training processes, and their states if these differ within the latest attempt.
 
     Processes without a state are agents.
     """

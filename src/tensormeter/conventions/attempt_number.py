@@ -67,7 +67,7 @@ class KnownMember(Member):
 
 
 def choose_attempt(member: Member, known: Iterable[KnownMember], *, resume: bool = False, least: int = 1) -> int:
-    """The number of the attempt that a process belongs to.
+    """Return the number of the attempt that a process belongs to.
 
     A process joins the latest attempt if it belongs to the same launch, if its rank is still missing there, or if a process of the
     attempt is alive. A rank that starts again after its process has ended begins another attempt.

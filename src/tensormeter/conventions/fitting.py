@@ -68,7 +68,7 @@ def _copy(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(document: Mapping[str, Any], above: tuple[str, ...]) -> list[tuple[int, tuple[str, ...]]]:
-    """All values but non-empty objects: (size with key, colon and comma; path)."""
+    """Return all values but non-empty objects: (size with key, colon and comma; path)."""
     leaves: list[tuple[int, tuple[str, ...]]] = []
     for key, value in document.items():
         path = (*above, key)

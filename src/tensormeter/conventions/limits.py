@@ -47,7 +47,7 @@ ENVELOPE_BYTES: Final = 64 << 10
 
 
 def too_large(size: int, limit: int, what: str, advice: str) -> str:
-    """The message for an item that is too large.
+    """Return the message for an item that is too large.
 
     Args:
         size: Size of the item in bytes.

@@ -111,7 +111,7 @@ def note_holder(descriptor: int) -> None:
 
 
 def holder(*paths: Path) -> str:
-    """The other processes that hold locks of any kind on these files, as " by process 123"; "" if the system does not list them.
+    """Return the other processes that hold locks of any kind on these files, as " by process 123"; "" if the system does not list them.
 
     Processes of other machines and of other containers are not listed.
     """
@@ -120,7 +120,7 @@ def holder(*paths: Path) -> str:
 
 
 def lock_holder(path: Path, kinds: Collection[str] = ("FLOCK",)) -> str:
-    """The process that holds a lock on a file: "process 4711", or "a process of unknown id".
+    """Return the process that holds a lock on a file: "process 4711", or "a process of unknown id".
 
     Args:
         path: The file.
@@ -140,7 +140,7 @@ def lock_holder(path: Path, kinds: Collection[str] = ("FLOCK",)) -> str:
 
 
 def _listed(path: Path, kinds: Collection[str] | None = None) -> list[tuple[bool, int]]:
-    """The holders of locks on a file, as the kernel lists them: whether the device is the file's too, and the process id."""
+    """Return the holders of locks on a file, as the kernel lists them: whether the device is the file's too, and the process id."""
     try:
         status = path.stat()
     except OSError:

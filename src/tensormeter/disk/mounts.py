@@ -23,7 +23,7 @@ _LOCAL_FUSE: Final = frozenset({"fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.merge
 
 
 def network_filesystem(path: Path) -> str | None:
-    """The kind of network file system that contains a folder, such as `nfs4`; None if it is local or unknown."""
+    """Return the kind of network file system that contains a folder, such as `nfs4`; None if it is local or unknown."""
     real = os.path.realpath(path)
     try:
         mounts = psutil.disk_partitions(all=True)
@@ -38,7 +38,7 @@ def network_filesystem(path: Path) -> str | None:
 
 
 def missing_features(folder: Path) -> set[str]:
-    """The features that the file system of a folder lacks, of `maps` (shared memory) and `fsync`, tried with a small file.
+    """Return the features that the file system of a folder lacks, of `maps` (shared memory) and `fsync`, tried with a small file.
 
     Errors of a failing disk do not count as missing features. Blocks for the disk.
     """

@@ -37,7 +37,7 @@ _MOST_LINKS: Final = 40
 
 
 def fault(path: Path) -> str:
-    """The reason why a folder is not private to this user, without a look at its parents.
+    """Return the reason why a folder is not private to this user, without a look at its parents.
 
     Only this user can create a folder of this user, so a folder without a fault contains only this user's files.
 
@@ -53,7 +53,7 @@ def fault(path: Path) -> str:
 
 
 def weakness(path: Path) -> str:
-    """The reason why other users could have created a folder, or could change its content.
+    """Return the reason why other users could have created a folder, or could change its content.
 
     The folder and its parents must belong to this user or root and be writable for no other user. Parents may be sticky (like
     /dev/shm and /tmp), unreachable for others, or writable for a group without other members. Links in the path must belong to this
@@ -218,7 +218,7 @@ def _warn_once(message: str) -> None:
 
 
 def _faults(path: Path) -> Iterator[str]:
-    """The faults of a folder and its parents, from the root on.
+    """Yield the faults of a folder and its parents, from the root on.
 
     Raises:
         OSError: A folder is missing or cannot be examined.
@@ -303,7 +303,7 @@ def _is_alone_in(gid: int) -> bool:
 
 @functools.cache
 def _unmapped_uid() -> int | None:
-    """The owner that files appear to have if their owner has no id in this user namespace; None if all owners have one.
+    """Return the owner that files appear to have if their owner has no id in this user namespace; None if all owners have one.
 
     In rootless containers the host's root is such an owner.
     """

@@ -16,17 +16,17 @@ NO_FOLDER: Final = Path("/dev/null/tensormeter")
 
 
 def user_state_folder() -> Path:
-    """The user's folder for state; `NO_FOLDER` if it is unknown. Never raises, and creates nothing."""
+    """Return the user's folder for state; `NO_FOLDER` if it is unknown. Never raises, and creates nothing."""
     return _absolute(lambda: platformdirs.user_state_path("tensormeter"))
 
 
 def user_data_folder() -> Path:
-    """The user's folder for data; `NO_FOLDER` if it is unknown. Never raises, and creates nothing."""
+    """Return the user's folder for data; `NO_FOLDER` if it is unknown. Never raises, and creates nothing."""
     return _absolute(lambda: platformdirs.user_data_path("tensormeter"))
 
 
 def _absolute(find: Callable[[], Path]) -> Path:
-    """A folder if it is absolute: the specification of base directories requires to ignore relative ones."""
+    """Return a folder if it is absolute: the specification of base directories requires to ignore relative ones."""
     try:
         path = find().expanduser()
     except (RuntimeError, OSError, ValueError):

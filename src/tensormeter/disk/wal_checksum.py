@@ -26,7 +26,7 @@ class WordSum:
     power: tuple[int, int, int]
 
     def after(self, state: tuple[int, int]) -> tuple[int, int]:
-        """The checksum after these words, from the checksum `state` before them."""
+        """Return the checksum after these words, from the checksum `state` before them."""
         first, other, second = self.power
         return (
             (first * state[0] + other * state[1] + self.words[0]) & _WORD,
@@ -35,7 +35,7 @@ class WordSum:
 
 
 def word_sums(rows: NDArray[np.uint8], *, big: bool) -> list[WordSum]:
-    """The contribution of each row.
+    """Return the contribution of each row.
 
     A pair of words (a, b) turns (first, second) into first' = first + second + a and second' = second + first' + b. Over many
     pairs this is a sum of words times Fibonacci numbers.
@@ -56,14 +56,14 @@ def word_sums(rows: NDArray[np.uint8], *, big: bool) -> list[WordSum]:
 
 
 def checksum(data: bytes, *, big: bool) -> tuple[int, int]:
-    """The checksum of bytes whose number is a multiple of 8."""
+    """Return the checksum of bytes whose number is a multiple of 8."""
     (sums,) = word_sums(np.frombuffer(data, np.uint8).reshape(1, -1), big=big)
     return sums.words
 
 
 @lru_cache(maxsize=16)
 def _fibonacci(count: int) -> NDArray[np.uint32]:
-    """The first Fibonacci numbers, modulo 2**32."""
+    """Return the first Fibonacci numbers, modulo 2**32."""
     numbers = [0, 1]
     while len(numbers) < count:
         numbers.append((numbers[-1] + numbers[-2]) & _WORD)

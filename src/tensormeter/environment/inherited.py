@@ -25,12 +25,12 @@ _MOST_RESTARTS: Final = 1_000_000
 
 
 def read_disabled(variable: str) -> Literal["disabled"] | None:
-    """The mode `disabled` if the variable is true."""
+    """Return the mode `disabled` if the variable is true."""
     return "disabled" if variables.read_flag(variable) else None
 
 
 def read_restarts(variable: str) -> int | None:
-    """The attempt, from the number of restarts. 0 is ignored: torchrun starts counting again after a requeue."""
+    """Return the attempt, from the number of restarts. 0 is ignored: torchrun starts counting again after a requeue."""
     restarts = variables.read_count(variable, _MOST_RESTARTS, "a count of attempts on this machine")
     return restarts + 1 if restarts else None
 
@@ -41,22 +41,22 @@ def read_export_interval(variable: str) -> float | None:
 
 
 def read_service_name(variable: str) -> str | None:
-    """The project, from the name of the service."""
+    """Return the project, from the name of the service."""
     return _as_project(variable, variables.read(variable))
 
 
 def read_service_attribute(variable: str) -> str | None:
-    """The project, from the resource attribute `service.name`."""
+    """Return the project, from the resource attribute `service.name`."""
     return _as_project(variable, variables.read_attributes(variable).get(SERVICE_NAME, ""))
 
 
 def read_temporality(variable: str) -> str | None:
-    """The temporality of sums and histograms."""
+    """Return the temporality of sums and histograms."""
     return variables.read_word(variable, ("cumulative", "delta", "lowmemory"), "cumulative")
 
 
 def read_histogram_aggregation(variable: str) -> str | None:
-    """The aggregation of histogram instruments."""
+    """Return the aggregation of histogram instruments."""
     words = ("explicit_bucket_histogram", "base2_exponential_bucket_histogram")
     return variables.read_word(variable, words, "explicit_bucket_histogram")
 

@@ -80,7 +80,7 @@ class _Address:
 
 
 def opentelemetry_endpoint(default: str, *, warn: bool) -> str | None:
-    """The base URL in `OTEL_EXPORTER_OTLP_ENDPOINT`, without credentials.
+    """Return the base URL in `OTEL_EXPORTER_OTLP_ENDPOINT`, without credentials.
 
     Args:
         default: The endpoint that is used instead of an invalid one, for the warning.
@@ -120,14 +120,14 @@ def belongs_to_opentelemetry(endpoint: str) -> bool:
 
 
 def opentelemetry_timeout(variable: str = f"{_PREFIX}TIMEOUT") -> float | None:
-    """The timeout in seconds. 0 in the variable means no limit; it becomes the longest timeout, an hour."""
+    """Return the timeout in seconds. 0 in the variable means no limit; it becomes the longest timeout, an hour."""
     return environment.read_seconds(variable, 0.1, 3600, f"{DEFAULT_TIMEOUT:g} s", zero=3600.0)
 
 
 def read_targets(
     destination: str, options: Mapping[str, str], timeout: float, *, default_endpoint: str | None = None
 ) -> dict[Signal, OtlpTarget]:
-    """The target of each signal.
+    """Return the target of each signal.
 
     Args:
         destination: Name of the destination, for messages.
@@ -143,7 +143,7 @@ def read_targets(
 
 
 def signal_url(base: str, signal: Signal) -> str:
-    """The URL of a signal, from the base URL of an endpoint. The signal's path is inserted before a query."""
+    """Return the URL of a signal, from the base URL of an endpoint. The signal's path is inserted before a query."""
     parts = urlsplit(base)
     return parts._replace(path=f"{parts.path.rstrip('/')}/v1/{signal}").geturl()
 
@@ -207,7 +207,7 @@ class _Reader:
         return opentelemetry_timeout(f"{_PREFIX}{self._signal.upper()}_TIMEOUT") or given
 
     def _address(self, protocol: Protocol) -> tuple[_Address, bool]:
-        """The endpoint, and whether it is complete; otherwise it is a base to which HTTP adds the signal's path."""
+        """Return the endpoint, and whether it is complete; otherwise it is a base to which HTTP adds the signal's path."""
 
         def parse(text: str) -> _Address | None:
             return _parse_grpc(text, insecure=self._insecure()) if protocol == "grpc" else _parse_http(text)
@@ -269,7 +269,7 @@ class _Reader:
 
 
 def _names(signal: Signal, name: str) -> tuple[str, str]:
-    """The names of the signal's own variable and of the general one."""
+    """Return the names of the signal's own variable and of the general one."""
     return f"{_PREFIX}{signal.upper()}_{name}", f"{_PREFIX}{name}"
 
 
@@ -351,7 +351,7 @@ def _parse_url(text: str) -> _Address | None:
 
 
 def _grpc_metadata(variable: str, headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers that gRPC can send. Values of keys that end in `-bin` would have to be bytes."""
+    """Return the headers that gRPC can send. Values of keys that end in `-bin` would have to be bytes."""
     sendable = {name: value for name, value in headers.items() if _GRPC_KEY.fullmatch(name)}
     for name in headers.keys() - sendable.keys():
         environment.warn_once(variable, f"gRPC has no header {name!r}; it is left out", secret=True)

@@ -32,7 +32,7 @@ class LeftOut:
 
 
 def signals_left_out(destination: str, options: Mapping[str, str]) -> tuple[LeftOut, ...]:
-    """The signals not to send to a destination: by its option, or else by `OTEL_METRICS_EXPORTER` and `OTEL_LOGS_EXPORTER`.
+    """Return the signals not to send to a destination: by its option, or else by `OTEL_METRICS_EXPORTER` and `OTEL_LOGS_EXPORTER`.
 
     Only `otlp` destinations can leave a signal out. The others need both: a run consists of events and values.
 

@@ -77,7 +77,7 @@ _warned: set[tuple[str, str]] = set()
 
 
 def read(variable: str) -> str:
-    """The stripped value of a variable; "" if it is unset or empty."""
+    """Return the stripped value of a variable; "" if it is unset or empty."""
     return os.environ.get(variable, "").strip()
 
 
@@ -121,7 +121,7 @@ def read_flag(variable: str) -> bool:
 
 
 def read_word(variable: str, words: Sequence[str], instead: str) -> str | None:
-    """The value of an enumeration in lower case; None if it is unset or not in `words`."""
+    """Return the value of an enumeration in lower case; None if it is unset or not in `words`."""
     text = read(variable).lower()
     if not text or text in words:
         return text or None

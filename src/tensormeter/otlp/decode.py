@@ -122,7 +122,7 @@ def _resource_metrics(body: memoryview, message: Field, check: Check) -> Batch:
 
 
 def _scope_metrics(body: memoryview, message: Field, gaps: list[Gauge | Sum], check: Check) -> Iterator[Series]:
-    """Series of a scope. Appends its gaps to `gaps`."""
+    """Yield series of a scope. Appends its gaps to `gaps`."""
     shell, metrics = _split(body, message, ScopeMetrics(), _METRICS)
     scope = _scope(shell)
     for field in metrics:
@@ -162,7 +162,7 @@ def _metric(body: memoryview, field: Field) -> Metric:
 
 
 def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series]:
-    """A gauge or a sum whose points have one layout; empty for other metrics."""
+    """Return a gauge or a sum whose points have one layout; empty for other metrics."""
     fixed = find_fixed_points(body, message)
     if fixed is None:
         return []
@@ -228,7 +228,7 @@ class FixedData:
 
 
 def find_fixed_points(body: memoryview, message: Field) -> FixedData | None:
-    """The points of a metric if `decode_metrics` reads them in columns; None if protobuf reads them one at a time."""
+    """Return the points of a metric if `decode_metrics` reads them in columns; None if protobuf reads them one at a time."""
     if message.end - message.content < _FEW:
         return None
     fields = iterate_fields(body, message.content, message.end, _MANY_FIELDS)
@@ -379,7 +379,7 @@ def _sum(
 
 
 def _gaps(metric: Metric, scope: Scope) -> Iterator[Gauge | Sum]:
-    """Points of a gauge or a sum with the flag "no recorded value", by series. Their values are NaN."""
+    """Yield the points of a gauge or a sum with the flag "no recorded value", by series. Their values are NaN."""
     kind = metric.WhichOneof("data")
     if kind not in ("gauge", "sum"):
         return

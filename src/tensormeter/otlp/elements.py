@@ -305,7 +305,7 @@ class _Walk:
 
 
 def _metric_type(root: Descriptor) -> _Type | None:
-    """The type of `Metric` below a root; None if the root contains no metrics."""
+    """Return the type of `Metric` below a root; None if the root contains no metrics."""
     waiting = [_type_of(root)]
     seen: list[_Type] = []
     while waiting:

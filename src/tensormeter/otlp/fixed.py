@@ -139,7 +139,7 @@ def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> Fixed
 
 
 def changing_bytes(body: memoryview, begin: int, size: int) -> NDArray[np.bool_] | None:
-    """A mask of a point's bytes that hold its times, its value, and the value's tag; None if protobuf must read the point.
+    """Return a mask of a point's bytes that hold its times, its value, and the value's tag; None if protobuf must read the point.
 
     Args:
         body: Bytes that contain the point.

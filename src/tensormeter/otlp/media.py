@@ -179,7 +179,7 @@ _KINDS: Final[dict[str, type[Media]]] = {kind.EVENT: kind for kind in (Table, Im
 
 
 def media_of(event: Event) -> tuple[Media, int | None] | None:
-    """The item in an event, and its step; None if the event is not of these kinds.
+    """Return the item in an event, and its step; None if the event is not of these kinds.
 
     Raises:
         EncodingError: The event has the name of such a kind, but an invalid body.
@@ -202,7 +202,7 @@ def media_of(event: Event) -> tuple[Media, int | None] | None:
 
 
 def _bare(image: Image) -> dict[str, Value]:
-    """The body of an image in a cell, without a key, because it has the table's key."""
+    """Return the body of an image in a cell, without a key, because it has the table's key."""
     return {name: value for name, value in image._body().items() if name != "key"}
 
 

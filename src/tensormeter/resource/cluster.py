@@ -94,7 +94,7 @@ def describe_cluster(environment: Mapping[str, str], namespace: Path = _NAMESPAC
 
 
 def describe_launch(environment: Mapping[str, str]) -> str:
-    """Id that all ranks of this launch share, and that no other launch has; "" if no launcher sets one."""
+    """Return the id that all ranks of this launch share, and that no other launch has; "" if no launcher sets one."""
     parts = []
     for launcher, (name, *counts) in _LAUNCHES.items():
         if (launch := environment.get(name, "").strip()).lower() not in _NO_LAUNCH:

@@ -221,7 +221,7 @@ def _gpus() -> Mapping[str, Any]:
 
 
 def _command() -> Mapping[str, Any]:
-    """The original command line, including the interpreter and its options, with secrets masked."""
+    """Return the original command line, including the interpreter and its options, with secrets masked."""
     return {"process.command_args": mask_secrets(list(sys.orig_argv) or list(getattr(sys, "argv", ())), os.environ)}
 
 

@@ -207,7 +207,7 @@ class RingFile:
                 yield EntryKind(kind), json.loads(self.buffer[start : start + length])
 
     def drops(self) -> dict[str, int]:
-        """Numbers of points that could not be recorded, by reason, over all lanes. Reasons with the count 0 are left out."""
+        """Return the numbers of points that could not be recorded, by reason, over all lanes. Reasons with the count 0 are left out."""
         counts = {
             reason.name.lower(): sum(self.words[(start >> 3) + LaneWord.DROPS + reason] for start, _ in self.lanes)
             for reason in Drop
@@ -215,7 +215,7 @@ class RingFile:
         return {reason: count for reason, count in counts.items() if count}
 
     def spool_losses(self) -> dict[str, int]:
-        """Numbers of recorded items that will not arrive, by reason. Reasons with the count 0 are left out."""
+        """Return the numbers of recorded items that will not arrive, by reason. Reasons with the count 0 are left out."""
         counts = {reason.name.lower(): self.words[HeaderWord.SPOOL_LOSSES + reason] for reason in SpoolLoss}
         return {reason: count for reason, count in counts.items() if count}
 

@@ -220,7 +220,7 @@ class RunProcess:
         return words[HeaderWord.FLUSHED] >= request.number
 
     def _rejected(self) -> tuple[int, int]:
-        """Numbers of items that receivers have refused so far: quarantined ones, and lost ones."""
+        """Return the numbers of items that receivers have refused so far: quarantined ones, and lost ones."""
         words = self.ring.words
         return words[HeaderWord.QUARANTINED_ITEMS], words[HeaderWord.SPOOL_LOSSES + SpoolLoss.REFUSED]
 

@@ -58,7 +58,7 @@ class Table(Media):
         self._rows.append([self._keep_image(value) if isinstance(value, Image) else _cell(value) for value in row])
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self._rows) + self._excess_rows
 
     def _keep_image(self, image: "Image") -> dict[str, int]:

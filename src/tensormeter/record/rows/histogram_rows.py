@@ -161,7 +161,7 @@ _Run = Mapping[str, DeviceDistribution | CountedOnDevice]
 
 
 def _words_of(distribution: Distribution) -> int:
-    """Number of words of a distribution in a row."""
+    """Return the number of words of a distribution in a row."""
     if not isinstance(distribution, HostDistribution):
         return distribution.table.words + STATISTICS_WORDS
     return len(distribution.words) // 8 + (0 if distribution.code == EXPLICIT else STATISTICS_WORDS)

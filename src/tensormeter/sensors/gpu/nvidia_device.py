@@ -35,7 +35,7 @@ class Device:
         self._table[quantity] = read
 
     def readings(self) -> Iterable[Reading]:
-        """The readings that the device supports, as far as known."""
+        """Return the readings that the device supports, as far as known."""
         return [(f"{quantity} of {self.name}", partial(self._read, quantity)) for quantity in self._table]
 
     def _read(self, quantity: str) -> Iterable[Observed]:

@@ -51,7 +51,7 @@ def controllers(root: Path = Path("/")) -> Mapping[str, Controller]:
 
 
 def _folders(root: Path, mounts: list[list[str]], controller: str | None, path: str) -> Iterator[Path]:
-    """The folders from the group's own one up to the mount point, as far as this process can see them."""
+    """Yield the folders from the group's own one up to the mount point, as far as this process can see them."""
     for fields in mounts:
         dash = fields.index("-")
         kind, options = fields[dash + 1], fields[dash + 3].split(",")

@@ -105,7 +105,7 @@ class ContainerSensor:
 
 
 def _quota(folder: Path) -> float | None:
-    """Number of processors that `cpu.max` allows; None: no limit."""
+    """Return the number of processors that `cpu.max` allows; None: no limit."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
     except OSError:

@@ -67,7 +67,7 @@ class FilesystemSensor:
 
 
 def _mount_point(folder: str, mounts: Iterable[str]) -> str:
-    """The mount point of a folder, determined by name, because a query to the file system may hang."""
+    """Return the mount point of a folder, determined by name, because a query to the file system may hang."""
     while folder not in mounts and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
     return folder

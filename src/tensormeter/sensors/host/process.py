@@ -175,7 +175,7 @@ class ProcessSensor:
                 yield _CPU_UTILIZATION, max(0.0, seconds - before[1]) / (now - before[0]) / processors, attributes
 
     def _descendants(self, pid: int) -> list[psutil.Process]:
-        """All descendants of a process, without the agent, which is a child of the first training process."""
+        """Return all descendants of a process, without the agent, which is a child of the first training process."""
         if self._family is None:
             self._family = self._find_descendants()
         descendants = []
