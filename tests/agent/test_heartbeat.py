@@ -49,7 +49,7 @@ def test_a_destination_that_fails_takes_no_heartbeat_from_others(settings, recei
 
 
 def test_what_was_dropped_is_told_while_the_run_goes_on(settings, receiver, wait_for):
-    """Also while rows keep coming, which say by themselves that the process lives."""
+    """Even while rows keep coming, which show by themselves that the process lives."""
     run = tensormeter.init("beats", settings=settings)
     steps = itertools.count()
     run.log({"no_number": object()}, 0)

@@ -1,4 +1,4 @@
-"""`sync` always ends, and says for each destination what is left and why; what was set aside can be sent again."""
+"""`sync` always ends and reports undelivered data and the reason per destination; quarantined items can be resent."""
 
 import gzip
 import os

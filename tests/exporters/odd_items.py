@@ -1,6 +1,6 @@
 """Every kind of item under odd keys and with odd contents, and what delivers them to one destination.
 
-As a script: `odd_items.py DESTINATION FOLDER OPTIONS`, with options in JSON; prints what was lost and what was set aside.
+As a script: `odd_items.py DESTINATION FOLDER OPTIONS`, with options in JSON; prints the lost and the quarantined items.
 """
 
 import gzip
@@ -205,7 +205,7 @@ class Log(logging.Handler):
 
 
 def deliver(destination, folder, options, *, before_it_ends=lambda delivery: None, **settings):
-    """Deliver everything as the agent does. Returns what was lost, what was set aside, and the agent's log."""
+    """Deliver everything as the agent does. Returns the lost items, the quarantined items, and the agent's log."""
     folder.mkdir(parents=True, exist_ok=True)
     log, logger = Log(), logging.getLogger("tensormeter.agent")
     logger.addHandler(log)

@@ -68,7 +68,7 @@ def test_events_carry_media_and_report_faults(make):
     assert [run_event.media for run_event in found[:4]] == [table, *[run_event.media for run_event in found[1:4]]]
     assert [type(run_event.media) for run_event in found[:4]] == [Table, Image, Text, Alert]
     assert [run_event.step for run_event in found] == [3, None, 4, 5, None, None]
-    assert "expected 1 cells" in found[4].error
+    assert "row 0 has 2 cells; expected 1" in found[4].error
     assert found[5].media is None
     assert not found[5].error
 
