@@ -1,8 +1,9 @@
 """Appends requests to files, each request exactly once.
 
 A small state file is written first: the id of the request, and the length of each file before and after it. If the request is
-retried (the writer was killed before the request was acknowledged), what was written of it is removed first. Half a request at
-the end of a file is detected and cut off.
+retried (the writer was killed before the request was acknowledged), the part that was written before is removed first. An
+incomplete request at the end of a file is detected and cut off.
+
 A killed process loses nothing; a power failure can lose the last requests.
 
 The state file may come from another machine or another user. It can therefore name only files in the folder that this process

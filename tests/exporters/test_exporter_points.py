@@ -74,7 +74,7 @@ def test_events_carry_media_and_report_faults(make):
 
 
 def test_media_are_bounded():
-    with pytest.raises(ValueError, match="log it in parts"):
+    with pytest.raises(ValueError, match="log the table in parts"):
         Table("t", ["a"] * 1001, [[0] * 1001] * 1000)
     with pytest.raises(ValueError, match="the limit is 4 MiB"):
         Text("t", "x" * (4 << 20 | 1))

@@ -60,11 +60,11 @@ class _MovedError(Exception):
 
 
 class Agent:
-    """Drains and delivers one run. `run` does it all, on the calling thread and one for each destination.
+    """Drains and delivers one run. `run` uses the calling thread and one thread for each destination.
 
     Attributes:
         error: Reason why requests are not delivered, after `run`.
-        accepted: Whether everything was accepted, though not all of it is known to be on the receivers' disks, after `run`.
+        accepted: Whether receivers accepted everything, after `run`. Some of it may not be on their disks yet.
         cut: Descriptions of how processes of the run were cut off, so that their last values may be missing.
         leftover: Data that is left of the run, after `run`.
         unreachable: Destinations that could not be reached, after `run`.

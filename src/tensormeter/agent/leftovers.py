@@ -38,7 +38,7 @@ class Leftover:
 
 
 def look_at(spool: Spool, rings: Iterable[Path]) -> Leftover:
-    """Read what is left from an open spool.
+    """Read the remaining data from an open spool.
 
     Args:
         spool: The spool.

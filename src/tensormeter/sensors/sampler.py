@@ -183,7 +183,7 @@ class Sampler:
 
 
 def next_due(due: float, now: float, interval: float) -> float:
-    """Time of the sample after the one that was due at `due`.
+    """Return the time of the next sample, given that the last one was due at `due`.
 
     Missed samples are skipped, not made up for, so that a slow driver is not read continuously.
     """

@@ -67,7 +67,7 @@ class Settled:
     """State of one attempt at this run on this host.
 
     Attributes:
-        member: One of its processes, which stands for all of them here.
+        member: One of its processes, which represents all of them.
         basis: Basis of the number: see `tensormeter.attempt.Basis`.
         resume: Whether there was an attempt before.
         number: Settled number; None as long as it is open.

@@ -8,11 +8,11 @@ sent them while its log records wait. As long as both signals arrive, they are s
 begins before its first value and ends after its last one.
 
 The delay between attempts doubles from 1 to 60 seconds with full jitter (`retrying`). A `Retry-After` of up to an hour is a lower
-limit. Attempts are not limited while the agent lives; what it leaves stays in the spool. See `exporter_guard` for exceptions of
+limit. Attempts are not limited while the agent lives. Undelivered requests stay in the spool. See `exporter_guard` for exceptions of
 exporters.
 
 A receiver that reports what is on its disk (`Accepted.durability`) is asked for that when the queue is empty: at once if a process
-waits for the end of delivery, else after some seconds without an answer.
+waits for the end of delivery, otherwise after some seconds without an answer.
 
 A destination whose token is refused is parked: it is sent nothing until there is another token, `tensormeter sync` asks the agent
 to retry, or a quarter of an hour has passed.
@@ -270,7 +270,7 @@ class Delivery:
                 self.damaged = True
                 self._on_progress()
                 return
-            except BaseException as error:  # the exporter cannot be made, or the disk refuses
+            except BaseException as error:  # the exporter cannot be created, or the disk refuses
                 if not self.failures:
                     logger.error("delivery to %s failed\n%s", self.destination, format_error(error))
                 if isinstance(error, SpoolError):

@@ -98,7 +98,7 @@ def piece_of(request: Request, *, keeps_steps: bool = False) -> Piece:
         keeps_steps: Whether steps stay with the values, and do not count as items.
 
     Raises:
-        DecodeError, OSError: The body is not what it claims to be.
+        DecodeError, OSError: The body cannot be decompressed or decoded.
     """
     body = gzip.decompress(request.body)
     items: Counter[Kind] = Counter()
@@ -129,7 +129,7 @@ def divide(piece: Piece, suspects: Collection[Kind] = (), reason: str = "") -> t
         reason: Reason given by the receiver.
 
     Raises:
-        DecodeError, OSError: The body is not what it claims to be.
+        DecodeError, OSError: The body cannot be decompressed or decoded.
     """
     division = Division(tuple(_second(piece, suspects, reason))) if piece.request.signal == "metrics" else Division()
     pieces = _parts(piece, division)
@@ -140,7 +140,7 @@ def halve(piece: Piece) -> list[Piece] | None:
     """Divide a piece in two, by rows if it has several; None if it is a single item.
 
     Raises:
-        DecodeError, OSError: The body is not what it claims to be.
+        DecodeError, OSError: The body cannot be decompressed or decoded.
     """
     return _parts(piece, Division())
 
@@ -149,7 +149,7 @@ def divide_off(piece: Piece, kind: Kind) -> tuple[list[Piece], Division] | None:
     """Return the latest item of a kind, and everything else; None if there is nothing else.
 
     Raises:
-        DecodeError, OSError: The body is not what it claims to be.
+        DecodeError, OSError: The body cannot be decompressed or decoded.
     """
     division = Division((kind,), off=True)
     pieces = _parts(piece, division)
@@ -165,7 +165,7 @@ def resume(piece: Piece, done: Collection[str], divisions: Mapping[str, Division
         divisions: How pieces were divided, by their ids.
 
     Raises:
-        DecodeError, OSError: The body is not what it claims to be.
+        DecodeError, OSError: The body cannot be decompressed or decoded.
     """
     name = piece.request.id
     if name in done:

@@ -1,8 +1,8 @@
 """Conversion of distributions, from the columns of rows to OpenTelemetry's histograms.
 
-Each row's distribution is one point of delta temporality. The values were there at one instant, that of the row, so the
-point's interval begins and ends there: intervals of a series must not overlap, which they cannot if they are empty, and a
-start of 0 would say that it is not known.
+Each row's distribution is one point of delta temporality. Its values belong to the time of the row, so the point's interval
+begins and ends at that time. Empty intervals of a series never overlap, as OTLP requires. A start of 0 would mean that the start
+is unknown.
 """
 
 from collections import defaultdict

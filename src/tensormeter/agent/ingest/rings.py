@@ -122,7 +122,7 @@ class Rings:
                 self._sync_names()
 
     def drain(self, spool: Spool, working: Sequence[str], *, stopping: bool) -> bool:
-        """Move what is in the rings into the spool, and delete the rings of processes that have ended.
+        """Move the contents of the rings into the spool, and delete the rings of processes that have ended.
 
         Args:
             spool: The spool.
@@ -173,7 +173,7 @@ class Rings:
         return descriptions
 
     def _set_aside(self, spool: Spool, path: Path, error: Exception) -> None:
-        """Leave a ring that cannot be drained to the next agent; one that is damaged for good counts as lost."""
+        """Leave a ring that cannot be drained to the next agent. A permanently damaged ring counts as lost."""
         if isinstance(error, RingError):
             logger.error("%s", error)
         else:

@@ -341,9 +341,9 @@ class RunDirectory:
 
 
 def list_runs(directory: Path) -> list[RunDirectory]:
-    """Every run directory below `settings.directory`, the oldest first; what is not one is left out.
+    """Return every run directory below `settings.directory`, the oldest first. Other folders are omitted.
 
-    A folder that holds run directories, and a run directory itself, will do as well.
+    The argument may also be a folder that contains run directories, or a single run directory.
     """
     return find_runs(directory)[0]
 

@@ -26,7 +26,7 @@ def halves(request: Request) -> tuple[Request, Request] | None:
     """Two requests with the items of one, each under an id made from its id; None if it has only one item.
 
     Raises:
-        DecodeError, OSError: The body is not what it claims to be.
+        DecodeError, OSError: The body cannot be decompressed or decoded.
     """
     body = gzip.decompress(request.body)
     split = _halve_logs(body) if request.signal == "logs" else _halve_metrics(body)

@@ -63,10 +63,10 @@ class _Index:
 def mend_log(database: Path) -> "LogState":
     """Check the log that a killed process has left, and keep a copy if it is damaged.
 
-    A damaged log whose frames are all in the database is removed: what SQLite would take of it is older than what is there.
+    A damaged log whose frames are all in the database is removed, because SQLite would replay older contents from it.
 
-    After a power failure the end of a log and its index may be anything, so SQLite's rule is the right one: what is missing is known by the
-    processes that have no end (`cut_processes`).
+    After a power failure, the end of a log and its index may have any contents, so SQLite's rule applies. Lost data is then detected by
+    the processes without an end event (`cut_processes`).
 
     Args:
         database: Path of the spool. This process must not have it open.

@@ -1,4 +1,4 @@
-"""The log of arrivals: the recent commits of each server, so that readers can ask for what is new.
+"""The log of arrivals: the recent commits of each server, so that readers can request only new data.
 
 A cursor contains the last number of each server. It is valid while these servers, and no others, write without a failure. A server that
 fails, or finds a part of a request stored already, continues under another name, and readers with a cursor read everything again.

@@ -15,7 +15,7 @@ _CACHED: Final = 200_000
 class CommitCache:
     """Caches names, starts of attempts and keys, so that commits do not write or compute them again. For one commit at a time.
 
-    Nothing depends on it: other servers commit as well, and a commit writes again what is not in the cache.
+    Correctness does not depend on it. Other servers commit as well, and a commit rewrites rows that are not in the cache.
     """
 
     def __init__(self) -> None:
@@ -56,6 +56,6 @@ class CommitCache:
                 self._began[key] = min(known[0], process.first_step), min(known[1], process.began)
 
     def forget(self) -> None:
-        """Clear the cache, after a failure: it is unknown what was written."""
+        """Clear the cache after a failure, because it is unknown which rows were written."""
         self._names.clear()
         self._began.clear()

@@ -30,7 +30,7 @@ class Receipt:
     """The result of storing a batch.
 
     Attributes:
-        rejected: Number of points or events that the store refused for good; all others are stored.
+        rejected: Number of points or events that the store refused permanently; all others are stored.
         message: Reasons, for people; "" if nothing was refused.
         duplicate: Whether the batch had been stored before. Nothing is stored again; the other fields are those of the first time.
     """

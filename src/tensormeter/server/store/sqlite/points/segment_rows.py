@@ -96,10 +96,10 @@ def spans(connection: sqlite3.Connection, series: int, *, strict: bool = True) -
     Args:
         connection: Connection to read with.
         series: Row of the series.
-        strict: Whether to verify that the list is the one that was written.
+        strict: Whether to verify that the list has not changed since it was written.
 
     Raises:
-        DamagedError: The list is not the one that was written.
+        DamagedError: The list has changed since it was written.
     """
     rows = connection.execute(
         "SELECT seq, n, t_min, t_max FROM chunk WHERE series = ? ORDER BY seq", (series,)

@@ -1,6 +1,6 @@
 """The commit log (table `journal`): accepted requests with points, and the ids of stored batches (table `batch`).
 
-A request stays here, compressed, until its points are in segments. Its id stays for good.
+A request stays here, compressed, until its points are in segments. Its id stays permanently.
 """
 
 import sqlite3
@@ -48,7 +48,7 @@ def find_batch(connection: sqlite3.Connection, batch_id: str, content: bytes) ->
 
 
 def record_batch(connection: sqlite3.Connection, batch_id: str, content: bytes, receipt: Receipt) -> None:
-    """Store the id and the receipt of a batch for good."""
+    """Store the id and the receipt of a batch permanently."""
     connection.execute(
         "INSERT OR REPLACE INTO batch (id, digest, received, rejected, message, seal) VALUES (?, ?, ?, ?, ?, ?)",
         (
