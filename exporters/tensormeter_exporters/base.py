@@ -28,7 +28,7 @@ class DecodingExporter(abc.ABC):
         """
 
     def shutdown(self) -> None:  # noqa: B027 - most destinations keep nothing open
-        """Release what the exporter keeps open; nothing, if a subclass does not say otherwise."""
+        """Release the open resources of the exporter. Does nothing unless a subclass overrides it."""
 
 
 class FileExporter(DecodingExporter):

@@ -1,8 +1,9 @@
 """The `experiment` destination: the experiment server, over OTLP/HTTP with protobuf and gzip.
 
 Any OTLP/HTTP receiver understands these requests. The experiment server deduplicates them by the header `Tensormeter-Batch-Id`.
-It answers with `Tensormeter-Commit`, the number of the request, and `Tensormeter-Durable`, the number up to which its disk has all
-requests. Other servers answer without these headers; then nothing is known about their disks.
+It answers with `Tensormeter-Commit`, the number of the request, and `Tensormeter-Durable`, the number of the last
+request that is synced to its disk together with all earlier ones. Other servers answer without these headers, and do not report
+durability.
 
 If the endpoint is OpenTelemetry's (`OTEL_EXPORTER_OTLP_ENDPOINT`), the other variables of OTLP exporters apply too: headers,
 endpoints of the signals, compression, timeouts, certificates, and the protocol, which may be gRPC.

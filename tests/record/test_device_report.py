@@ -72,7 +72,7 @@ def test_a_device_that_cannot_store_into_the_ring_is_reported_with_the_reason(di
 def test_the_report_follows_the_setting_of_the_device_path(disguised, tmp_path):
     (path,) = device_path_report(tmp_path, one_launch=False)
     assert path.works
-    assert path.path == "two launches (trial: none, as device_path says)"
+    assert path.path == "two launches (trial: none, as set by device_path)"
 
 
 def test_values_that_do_not_come_are_reported(disguised, tmp_path, monkeypatch):

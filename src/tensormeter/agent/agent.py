@@ -452,7 +452,7 @@ class Agent:
 def _describe_kept(kept: int, trouble: str) -> str:
     requests = "1 request is" if kept == 1 else f"{kept} requests are"
     why = f" ({trouble})" if trouble else ""
-    return f"{requests} accepted, but the receiver does not say that its disk has them{why}; they are kept, to be sent again if it loses them"
+    return f"{requests} accepted, but the receiver has not reported them as durable{why}; they are kept, and resent if it loses them"
 
 
 def _asks(settings: Settings) -> bool:

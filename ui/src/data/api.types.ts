@@ -18,7 +18,7 @@ export interface components {
             /** @description Explanation for people. */
             message: string;
         };
-        /** @description The commits that survive a power failure; all fields are null if the store cannot tell. */
+        /** @description The commits that survive a power failure; all fields are null if the store does not report them. */
         Durable: {
             /** @description Id of the count; a new one starts when commits may be missing. */
             epoch: string | null;

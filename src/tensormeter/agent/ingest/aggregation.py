@@ -41,7 +41,7 @@ _DELTA_KINDS: Final = {
     "delta": frozenset({"counter", "observable_counter", "histogram", "exponential"}),
     "lowmemory": frozenset({"counter", "histogram", "exponential"}),
 }
-"""By preference, the kinds whose points tell of the time since the point before (OTLP exporter specification)."""
+"""Kinds of streams with delta temporality, by preference (OTLP exporter specification)."""
 
 
 class Aggregator:

@@ -29,7 +29,7 @@ _NOTHING_STORED: Final = (
     "are lost"
 )
 
-_NOTHING_KNOWN: Final = "its spool was damaged and does not know its processes any more; its last values may be missing"
+_NOTHING_KNOWN: Final = "its spool was damaged and no longer lists its processes; its last values may be missing"
 
 
 _NEVER_SYNCED: Final = "the machine lost power or was restarted, and durability is none, so the spool was not synced: any of its values may be missing"

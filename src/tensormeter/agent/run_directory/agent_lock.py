@@ -1,4 +1,4 @@
-"""The lock that says that a run has an agent.
+"""The lock that an agent holds on its run.
 
 It is a file in the run's directory and one in shared memory, next to the rings. An agent holds both; where one of them cannot be
 locked (a disk that fails, or has no locks; a machine without shared memory), it holds the other one. It runs only if no other

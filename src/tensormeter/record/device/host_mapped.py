@@ -50,7 +50,7 @@ class MappedRing:
         """
         self.view: torch.Tensor | None = None
         self._locked: torch.Tensor | None = None
-        self.verdict = "running" if try_it else "none, as device_path says"
+        self.verdict = "running" if try_it else "none, as set by device_path"
         if not try_it:
             return
         # Shared anonymous memory is the same kind of memory as a file in /dev/shm.

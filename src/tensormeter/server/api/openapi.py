@@ -151,7 +151,7 @@ def _components(kinds: list[type[msgspec.Struct]]) -> dict[str, Any]:
 
 
 def _name_types(schema: Any) -> None:
-    """Add the type to enumerations of texts, which msgspec leaves out; generators of clients want it."""
+    """Add the type to enumerations of texts, which msgspec omits; client generators need it."""
     if isinstance(schema, dict):
         if all(isinstance(value, str) for value in schema.get("enum", [None])):
             schema["type"] = "string"

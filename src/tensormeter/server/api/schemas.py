@@ -131,7 +131,7 @@ class Attempt(Struct):
 
 
 class Durable(Struct):
-    """The commits that survive a power failure; all fields are null if the store cannot tell."""
+    """The commits that survive a power failure; all fields are null if the store does not report them."""
 
     epoch: Annotated[str | None, Meta(description="Id of the count; a new one starts when commits may be missing.")]
     committed: Annotated[int | None, Meta(description="Number of the latest commit.")]

@@ -64,7 +64,7 @@ class Runs:
         if rows:
             names = ", ".join(repr(row[1]) for row in rows[:10])
             raise AmbiguousRunError(
-                f"run {ref.run_id!r} is in {len(rows)} projects ({names}); say which with `project`"
+                f"run {ref.run_id!r} is in {len(rows)} projects ({names}); choose one with `project`"
             )
         where = "" if ref.project is None else f" in project {ref.project!r}"
         raise NotFoundError(f"there is no run {ref.run_id!r}{where}; list the runs to see their ids")
