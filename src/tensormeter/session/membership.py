@@ -141,7 +141,7 @@ class Joining:
             membership = self._join_in_memory(error)
             homeless = run.settings.directory == NO_FOLDER
             logger.warning(
-                "run %s is kept in memory (%s), because %s cannot be used (%s); a reboot deletes what is not delivered by then",
+                "run %s is kept in memory (%s), because %s cannot be used (%s); a reboot deletes undelivered data",
                 run.id,
                 membership.settings.directory,
                 run.settings.directory,

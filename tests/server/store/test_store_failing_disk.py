@@ -100,7 +100,7 @@ def test_a_disk_that_fails_during_the_check_at_the_start_is_no_damage(
     disk.behave(**manners)
     check = StartCheck(file, FileSystem(maps=False), damage, suspicion.read)
     if "rate" not in manners:
-        eventually(lambda: "begins again later" in caplog.text)
+        eventually(lambda: "will be repeated later" in caplog.text)
     disk.behave()
     check.wait()
     suspicion.close()

@@ -532,7 +532,7 @@ def test_a_damaged_write_ahead_log_is_said_at_the_start(start, make):
 
 
 def test_a_log_that_a_loss_of_power_has_left_is_no_damage(start, make):
-    """Its end may be anything: what was not synced is lost, and agents send it again."""
+    """The end of the log may have any contents: unsynced data is lost, and agents resend it."""
     server = start()
     log = server.folder / "tensormeter.db-wal"
     for number in range(30):

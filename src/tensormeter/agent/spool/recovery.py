@@ -126,9 +126,7 @@ def _open_behind(log: LogState, path: Path, *, durability: Durability, max_bytes
         if log.torn:
             spool.carry_over()
         if gone:
-            logger.error(
-                "the spool %s was there, and is missing or empty; what was in it counts as lost (damaged)", path
-            )
+            logger.error("the spool %s is missing or empty; its contents count as lost (damaged)", path)
         if log.lost or gone:
             spool.count_loss("damaged", 1)
     except BaseException:

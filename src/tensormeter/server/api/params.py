@@ -146,7 +146,7 @@ async def _read(request: Request) -> bytes:
                 if size > MAX_JSON:
                     raise HTTPException(413, f"the body is larger than {MAX_JSON} bytes")
                 if _reading_json[0] > MAX_READING_JSON:
-                    raise HTTPException(503, "too many large requests at once; send it again", {"Retry-After": "1"})
+                    raise HTTPException(503, "too many large requests at once; retry later", {"Retry-After": "1"})
                 parts.append(part)
     finally:
         _reading_json[0] -= size

@@ -265,7 +265,9 @@ class ClickHouseStore:
         """See `Store`."""
         media = self._events.media(self._find(ref), digest)
         if media is None:
-            raise NotFoundError(f"run {ref.run_id!r} has no media {digest[:80]!r}; its events name what it has")
+            raise NotFoundError(
+                f"run {ref.run_id!r} has no media {digest[:80]!r}; its events have the digests of its media"
+            )
         return media
 
     def changes(self, after: str | None, runs: Sequence[RunRef] | None = None) -> Changes:

@@ -36,7 +36,7 @@ class FolderLock:
             make_directory(folder)
             self._descriptor = open_file(path)
         except OSError as error:
-            advice = "choose another one" if error.errno in _NO_FOLDER else "see its disk"
+            advice = "choose another one" if error.errno in _NO_FOLDER else "check its disk"
             raise StoreError(f"cannot use the data folder {folder}: {error.strerror}; {advice}") from error
         try:
             taken = wait_for_lock(self._descriptor)

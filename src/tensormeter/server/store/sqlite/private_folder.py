@@ -39,7 +39,7 @@ def tighten_files(folder: Path) -> None:
         except OSError as error:
             _log.warning(
                 "tensormeter: %s can be read or changed by other users, and its mode cannot be changed (%s); "
-                "its owner must do so: chmod 600",
+                "its owner must run chmod 600",
                 path,
                 error.strerror,
             )

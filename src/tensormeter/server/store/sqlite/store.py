@@ -136,7 +136,7 @@ class SqliteStore(SqliteQueries):
             lost = lost_transactions(file)
             if lost is not None and written_before_boot(file.with_name(f"{file.name}-wal")):
                 _log.warning(
-                    "tensormeter: %s. The machine has restarted since, so data that was not synced is lost; agents send it again",
+                    "tensormeter: %s. The machine has restarted since, so data that was not synced is lost; agents resend it",
                     lost,
                 )
                 lost = None

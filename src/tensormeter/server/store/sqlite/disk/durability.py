@@ -224,7 +224,7 @@ class LogSyncer:
         if is_new:
             _log.error(
                 "tensormeter: the store in %s cannot be synced (%s): a power failure would lose data stored since; "
-                "agents keep that data and send it again",
+                "agents keep that data and resend it",
                 self._database.parent,
                 reason,
             )

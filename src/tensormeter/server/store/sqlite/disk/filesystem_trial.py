@@ -63,7 +63,7 @@ class FileSystem:
                 raise StoreFullError(
                     f"the disk of {folder} is full ({error.strerror}); make room there, then start the server again"
                 ) from error
-            raise StoreError(f"cannot write to the data folder {folder}: {error.strerror}; see its disk") from error
+            raise StoreError(f"cannot write to the data folder {folder}: {error.strerror}; check its disk") from error
         filesystem._warn(folder)
         return filesystem
 

@@ -121,7 +121,7 @@ def decode_blobs(segment: Segment) -> Blobs:
         lengths = np.frombuffer(packed[: 4 * segment.n], "<u4")
         ends = np.cumsum(lengths, dtype=np.int64) + 4 * segment.n
         if len(lengths) != segment.n or ends[-1] != len(packed):
-            raise DamagedError("a segment: lengths")
+            raise DamagedError("a segment: the lengths of its values do not match its size")
         starts = ends - lengths
         pairs = zip(starts.tolist(), ends.tolist(), strict=True)
         return Blobs.of(_times(segment), [packed[start:end] for start, end in pairs])
@@ -130,7 +130,7 @@ def decode_blobs(segment: Segment) -> Blobs:
 def _times(segment: Segment) -> NDArray[np.int64]:
     times: NDArray[np.int64] = np.cumsum(_decompress(segment.times, segment.n)) + segment.t_min
     if len(times) and times[-1] != segment.t_max:
-        raise DamagedError("a segment: its last time")
+        raise DamagedError("a segment: its last time does not match")
     return times
 
 
