@@ -118,7 +118,7 @@ class ExperimentExporter:
         return durability
 
     def _asks(self, signal: Signal) -> bool:
-        """Whether the server of a signal can be asked what is durable. Its headers are of use only then."""
+        """Whether the server of a signal reports durability. Only then are the durability headers of its answers used."""
         return not self._has_no_durability and self._targets[signal].endpoint.endswith(_path(signal))
 
     def ask_attempt(self, question: AttemptQuestion) -> AttemptNumber | Retry | Unauthorized | None:

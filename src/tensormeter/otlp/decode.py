@@ -180,7 +180,7 @@ def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series
 
 
 def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, metadata: "_Metadata") -> list[Series]:
-    """Series of points of one layout: up to two, one of floats and one of integers."""
+    """Return the series of points of one layout: up to two, one of floats and one of integers."""
     template = NumberDataPoint()
     _parse(template, points.first)
     shared_attributes = attributes(template.attributes)

@@ -82,7 +82,7 @@ def _point_offsets(body: memoryview, begin: int, end: int, tag: int) -> NDArray[
 
 
 def _row_hashes(body: memoryview, rows: NDArray[np.int64], columns: NDArray[np.intp]) -> NDArray[np.uint64]:
-    """Hash of these columns of each row: the same for equal bytes, and almost always different for different ones."""
+    """Return a hash of these columns of each row: the same for equal bytes, and almost always different for different ones."""
     data = np.frombuffer(body, np.uint8)
     hashes = np.empty(len(rows), np.uint64)
     step = max(_MAX_INDEXES // max(len(columns), 1), 1)

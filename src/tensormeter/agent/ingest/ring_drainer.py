@@ -40,7 +40,7 @@ _GZIP_LEVEL: Final = 1
 _SPOOL_TROUBLE_DELAY: Final = 1.0
 
 _WARNING_INTERVAL: Final = 60.0
-"""Seconds between two log lines about a spool that refuses now and then, as on a disk that is almost full."""
+"""Seconds between two log lines about a spool that refuses some writes, as on a disk that is almost full."""
 
 _DURABLE_DELAY: Final = 1.0
 """Maximum seconds for which rows wait for others with durability `fsync`: the ring does not survive a power failure."""

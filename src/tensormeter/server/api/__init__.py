@@ -19,7 +19,7 @@ __all__ = ["Shutdown", "api_routes"]
 
 
 def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
-    """All routes of the API. They work on threads that ingest does not share."""
+    """Return all routes of the API. They work on threads that ingest does not share."""
     threads, limiter = ApiThreads(stores.stalled), ResponseLimiter()
     routes = [
         Route("/api/v1/openapi.json", describe_api),

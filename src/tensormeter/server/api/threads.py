@@ -30,5 +30,5 @@ class ApiThreads:
         return await self._watchdog.run(work, self._limiter)
 
     async def run_checked(self, request: Request, work: Callable[[Effort], _T], effort: Effort | None = None) -> _T:
-        """As `run`, for work that checks its effort: it ends if it takes too long or the client disconnects."""
+        """Run work that checks its effort, like `run`. The work ends if it takes too long or the client disconnects."""
         return await run_while_connected(request, work, self._limiter, effort, watchdog=self._watchdog)
