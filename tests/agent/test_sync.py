@@ -152,7 +152,7 @@ def test_there_is_no_such_exporter(left, exported, monkeypatch):
 @pytest.mark.parametrize("where", ["export", "constructor"])
 def test_an_exporter_that_hangs_is_given_up(left, outcomes, exported, monkeypatch, where):
     monkeypatch.setattr(delivery, "_HANGING", 0.3)
-    monkeypatch.setattr(delivery, "_HANGING_MAKING", 0.3)
+    monkeypatch.setattr(delivery, "_HANGING_CREATION", 0.3)
     monkeypatch.setattr("tensormeter.agent.delivery.deliveries._STOP_TIMEOUT", 0.1)
     over = threading.Event()
     if where == "export":

@@ -66,7 +66,7 @@ def test_a_body_that_comes_too_slowly(monkeypatch):
     with ThreadPoolExecutor(1) as executor, pytest.raises(HTTPException) as caught:
         executor.submit(anyio.run, bodies.read, Request()).result(300)
     assert caught.value.status_code == 408
-    assert bodies._held == 0
+    assert bodies._buffered_bytes == 0
 
 
 def test_a_name_of_a_megabyte_is_refused_and_counted(server_on_each, make):

@@ -145,7 +145,7 @@ def test_a_new_certificate_is_for_new_connections(start, tmp_path):
 
 def test_tls_files_that_cannot_be_used(tls, tmp_path):
     certificate, key, locked = tls
-    with pytest.raises(SettingsError, match="expected both or none"):
+    with pytest.raises(SettingsError, match="set both or neither"):
         ServerConfig(directory=tmp_path, tls_cert=certificate)
     for pair in [(key, key), (certificate, certificate), (tmp_path / "none", key), (certificate, tmp_path / "none")]:
         with pytest.raises(SettingsError, match="are not a certificate and its key"):

@@ -302,7 +302,7 @@ class RunProcess:
         rejected = self.ring.words[HeaderWord.QUARANTINED_ITEMS]
         if rejected:
             logger.warning(
-                "run %s: receivers refused %d items, which are kept in %s: %s",
+                "run %s: receivers refused %d items, which are quarantined in %s: %s",
                 self._run.id,
                 rejected,
                 self._directory.path,

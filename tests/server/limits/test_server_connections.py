@@ -95,7 +95,7 @@ def test_more_bodies_at_once_than_memory_says_when_to_come_again(monkeypatch):
     from starlette.exceptions import HTTPException
 
     bodies = BodyReader(100)
-    bodies._held = 399
+    bodies._buffered_bytes = 399
 
     class Request:
         headers = {}  # noqa: RUF012
@@ -109,7 +109,7 @@ def test_more_bodies_at_once_than_memory_says_when_to_come_again(monkeypatch):
         pool.submit(anyio.run, bodies.read, Request()).result(300)
     assert caught.value.status_code == 503
     assert re.fullmatch(r"\d+", caught.value.headers["Retry-After"])
-    assert bodies._held == 399
+    assert bodies._buffered_bytes == 399
 
 
 def test_a_connection_on_which_no_request_comes_is_closed(start):

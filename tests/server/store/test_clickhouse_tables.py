@@ -72,7 +72,7 @@ def test_the_statements_can_be_printed():
     done = subprocess.run([*command, *address], capture_output=True, text=True, timeout=300, check=True)
     assert [part.strip() for part in done.stdout.split(";\n")[:-1]] == statements("db", "main", 30)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert (done.returncode, "SQLite's tables make themselves" in done.stderr) == (1, True)
+    assert (done.returncode, "SQLite creates its tables itself" in done.stderr) == (1, True)
 
 
 def test_points_take_ten_bytes_and_old_ones_go(clickhouse):
