@@ -181,7 +181,8 @@ class MediaCard {
   }
 
   close(): void {
-    for (const url of this.urls.values()) url.then(URL.revokeObjectURL, () => {});
+    // Later, because a picture may still be loading its address.
+    for (const url of this.urls.values()) url.then((address) => setTimeout(() => URL.revokeObjectURL(address), 10_000), () => {});
   }
 
   private async draw(): Promise<void> {
