@@ -28,7 +28,7 @@ def retry_delay(
     at_most: float = math.inf,
     jitter: Callable[[float], float] = full_jitter,
 ) -> float:
-    """Seconds to wait before a retry: a random time up to `longest`, but no less than the receiver requested.
+    """Return the seconds to wait before a retry: a random time up to `longest`, but no less than the receiver requested.
 
     Args:
         longest: Present delay of the exponential backoff, in seconds.

@@ -71,7 +71,7 @@ def bucket_indices(magnitudes: NDArray[np.float64], scale: int) -> NDArray[np.in
 
 
 def _span(counts: Counts, shift: int, magnitudes: NDArray[np.float64], scale: int) -> int:
-    """How many buckets one side takes, from the first to the last."""
+    """Return the number of buckets of one side, from the first to the last."""
     ends = [index >> shift for index in (min(counts), max(counts))] if counts else []
     if len(magnitudes):
         ends += bucket_indices(np.array([magnitudes.min(), magnitudes.max()]), scale).tolist()

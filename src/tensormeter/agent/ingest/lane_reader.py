@@ -308,7 +308,7 @@ def _values_of(rows: Rows) -> int:
 
 
 def _finished(rows: NDArray[np.void], layout: Layout) -> int:
-    """How many of the first rows have all their device values."""
+    """Return the number of leading rows that have all their device values."""
     waiting = np.zeros(len(rows), np.bool_)
     for i, code in enumerate(layout.codes):
         if code == "D":

@@ -1,4 +1,4 @@
-"""How far a lane of a ring has been read."""
+"""The position up to which a lane of a ring has been read."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ __all__ = ["Cursor"]
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a lane has been read.
+    """Position up to which a lane has been read.
 
     Attributes:
         position: Bytes, over all laps.

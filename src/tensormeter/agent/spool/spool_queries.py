@@ -81,7 +81,7 @@ class SpoolQueries(SpoolFile):
         return None if row is None else Head(row[0], str(row[1]), bool(row[2]))
 
     def sent_before(self, destination: str, sequence: int) -> str | None:
-        """How a request that waits has been sent so far; None if it has not, "" if it was not divided."""
+        """Return the progress of a waiting request; None if it was not sent, "" if it was not divided."""
         row = self._fetch("SELECT sent FROM kept WHERE destination = ? AND sequence = ?", destination, sequence)
         return None if row is None else str(row[0])
 
