@@ -74,7 +74,7 @@ class UpDownCounter(_Synchronous, metrics.UpDownCounter):
         """Add a number, or a tensor or array with one element. Does not wait, and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
-        except Exception:
+        except Exception:  # a new attribute set, no mapping, or an error in the code of a value: `_bind` sorts it out
             stream = self._bind(attributes)
         place = None
         if amount.__class__ is float and -_MOST <= amount <= _MOST:
@@ -94,7 +94,7 @@ class Gauge(_Synchronous, metrics._Gauge):
         """Record a number, or a tensor or array with one element. Does not wait, and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
-        except Exception:
+        except Exception:  # a new attribute set, no mapping, or an error in the code of a value: `_bind` sorts it out
             stream = self._bind(attributes)
         place = None
         if amount.__class__ is float:
@@ -114,7 +114,7 @@ class Histogram(_Synchronous, metrics.Histogram):
         """Record a number, or a tensor or array with one element. Does not wait, and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
-        except Exception:
+        except Exception:  # a new attribute set, no mapping, or an error in the code of a value: `_bind` sorts it out
             stream = self._bind(attributes)
         place = None
         if amount.__class__ is float and -_MOST <= amount <= _MOST:
