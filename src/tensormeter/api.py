@@ -243,7 +243,7 @@ def _warn_of_signals(settings: Settings) -> None:
     if settings.mode == "disabled" or describe_rank().get(RANK):  # one warning, not hundreds
         return
     for destination in settings.exporters:
-        for omission in settings.signals_left_out(destination):
+        for omission in settings.excluded_signals(destination):
             logger.warning("%s: no %s are sent, because %s", destination, omission.signal, omission.reason)
 
 

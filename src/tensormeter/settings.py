@@ -17,7 +17,7 @@ from tensormeter.conventions.attempt_number import MAX_ATTEMPT
 from tensormeter.disk.user_folders import user_state_folder
 from tensormeter.environment import inherited
 from tensormeter.environment.otlp import opentelemetry_endpoint, opentelemetry_timeout
-from tensormeter.environment.signals import SIGNALS_OPTION, LeftOut, Signal, signals_left_out
+from tensormeter.environment.signals import SIGNALS_OPTION, ExcludedSignal, Signal, excluded_signals
 from tensormeter.errors import SettingsError
 from tensormeter.setting_field import (
     IDENTIFIER,
@@ -402,7 +402,7 @@ class Settings:
             self._set("endpoint", checked("endpoint", _endpoint, self._default_endpoint()))
         for destination in {name.rpartition(".")[0] for name in self.exporter_options}:
             self.upload_rate_of(destination)
-            self.signals_left_out(destination)
+            self.excluded_signals(destination)
 
     @classmethod
     def small(cls, **changes: Any) -> "Settings":
@@ -435,16 +435,16 @@ class Settings:
         own = (_RATE_OPTION, SIGNALS_OPTION)
         return {name: value for name, value in self._all_options_of(destination).items() if name not in own}
 
-    def signals_left_out(self, destination: str) -> tuple[LeftOut, ...]:
+    def excluded_signals(self, destination: str) -> tuple[ExcludedSignal, ...]:
         """Return the signals that are not sent to a destination, with the reasons: see `tensormeter.environment.signals`."""
-        return signals_left_out(destination, self._all_options_of(destination))
+        return excluded_signals(destination, self._all_options_of(destination))
 
     def takers(self, signal: Signal, destinations: Sequence[str]) -> tuple[str, ...]:
         """Return the destinations to which a signal is sent, of the given ones."""
         return tuple(
             destination
             for destination in destinations
-            if all(left.signal != signal for left in self.signals_left_out(destination))
+            if all(left.signal != signal for left in self.excluded_signals(destination))
         )
 
     def upload_rate_of(self, destination: str) -> int | None:

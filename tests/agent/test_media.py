@@ -15,7 +15,7 @@ from tensormeter.agent.ingest.ring_drainer import RingDrainer
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.decode import decode_events
 from tensormeter.otlp.media import media_of
-from tensormeter.record.media.parcel import Parcel
+from tensormeter.record.media.item import EventContent
 from tensormeter.ring.file import RingFile, media_directory
 from tensormeter.ring.format import State
 from tensormeter.settings import Settings
@@ -57,7 +57,7 @@ def test_tables_texts_and_alerts(source, spool):
     source.log({"samples": table, "loss": 1.5}, 7)
     table.add("later", 0, False, None)  # what was logged does not change
     source.log({"note": Text("# Title", markdown=True)})
-    source.recorder.alert(Parcel("tensormeter.alert", {"title": "NaN", "text": "in layer 3", "level": "WARN"}))
+    source.recorder.alert(EventContent("tensormeter.alert", {"title": "NaN", "text": "in layer 3", "level": "WARN"}))
     drain.advance(flush=True)
     (logged, step), (note, note_step), (alert, alert_step) = media_in(spool)
     assert (logged.key, logged.columns) == ("samples", ["text", "loss", "ok", "nothing"])

@@ -30,25 +30,25 @@ class Machine:
         self.started.append(self.now)
         return True
 
-    def look(self):
+    def check(self):
         self.now += 0.25
-        self.monitor.look()
+        self.monitor.check()
         self.wait_for(lambda: not self.monitor._busy, "the monitor has looked")
 
     def pulse_for(self, seconds, *, after):
         """An agent starts, takes `after` seconds for that, pulses for so long, and is killed."""
         end = self.now + after
         while self.now < end:
-            self.look()
+            self.check()
         end = self.now + seconds
         while self.now < end:
             self.ring.words[HeaderWord.PULSE] = int(self.now * 1e9)
-            self.look()
+            self.check()
 
     def seconds_to_the_next(self):
         killed, number = self.now, len(self.started)
         while len(self.started) == number:
-            self.look()
+            self.check()
         return self.now - killed
 
 

@@ -8,7 +8,7 @@ class Proven:
         self.view = view
         self.verdict = "passed"
 
-    def look(self):
+    def poll(self):
         pass
 
     def retire(self):

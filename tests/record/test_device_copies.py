@@ -210,7 +210,7 @@ class TestTrial:
     def test_passes_when_every_value_has_come_and_is_right(self, memory):
         ring = MappedRing(memory, CPU)
         assert (ring.view, ring.verdict) == (None, "running")
-        ring.look()
+        ring.poll()
         assert ring.view is memory
         assert ring.verdict == "passed"
 
@@ -220,17 +220,17 @@ class TestTrial:
         ring = MappedRing(memory, CPU)
         ((sources, words),) = held
         for index, source in enumerate(sources):
-            ring.look()
+            ring.poll()
             assert ring.verdict == "running"
             words[index] = source
-        ring.look()
+        ring.poll()
         assert ring.verdict == "passed"
 
     def test_fails_when_a_value_is_wrong(self, memory, monkeypatch):
         monkeypatch.setattr(host_mapped, "gather", lambda sources, words: words.fill_(0.1))
         ring = MappedRing(memory, CPU)
         for _ in range(2):
-            ring.look()
+            ring.poll()
         assert ring.view is None
         assert ring.verdict.startswith("the trial stored wrong values for float32, ")
 
@@ -241,7 +241,7 @@ class TestTrial:
 
         monkeypatch.setattr(host_mapped, "view_on_device", refuse)
         ring = MappedRing(memory, CPU)
-        ring.look()
+        ring.poll()
         assert ring.view is None
         assert str(error) in ring.verdict
 

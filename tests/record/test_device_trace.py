@@ -120,7 +120,7 @@ class Proven:
     def __init__(self):
         self.view = torch.empty(4096, dtype=torch.float64, device=CUDA)
 
-    def look(self):
+    def poll(self):
         pass
 
 

@@ -309,7 +309,7 @@ class Agent:
     def _withdraw_signals(self, spool: Spool) -> None:
         """Delete waiting requests of signals that destinations are no longer sent."""
         for destination in self._settings.exporters:
-            for left_out in self._settings.signals_left_out(destination):
+            for left_out in self._settings.excluded_signals(destination):
                 items = spool.withdraw(destination, left_out.signal)
                 if items:
                     logger.warning(
@@ -331,7 +331,7 @@ class Agent:
         self._discover(spool)
         self._end_cut_processes(spool)
         self._drain(spool)
-        self._numbering.look(unread=self._rings.has_unread_rows)
+        self._numbering.poll(unread=self._rings.has_unread_rows)
         if self._settings.run_id is not None:
             self._alive.write(self._rings.living)
         self._status.publish(spool, self._location.report)

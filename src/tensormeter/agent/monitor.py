@@ -41,7 +41,7 @@ _LONGEST_DELAY: Final = 60.0
 
 
 class AgentMonitor:
-    """Ensures that a run has an agent. `look` may be called on any thread, also from a signal handler."""
+    """Ensures that a run has an agent. `check` may be called on any thread, also from a signal handler."""
 
     def __init__(self, run_id: str, directory: RunDirectory, settings: Settings, ring: RingFile) -> None:
         """
@@ -67,7 +67,7 @@ class AgentMonitor:
         self._warned: set[str] = set()
         self._busy = False
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Ensure that there is an agent, without waiting for it. Only compares words if there is one."""
         now = time.monotonic()
         if now < self._next or self._busy or self._settings.agent == "off":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
-from tensormeter.cli.deliver_waiting import deliver_waiting_runs
+from tensormeter.cli.earlier_runs import deliver_waiting_runs
 from tensormeter.cli.maintain import data_option, need_server
 from tensormeter.errors import SettingsError, UsageError
 from tensormeter.settings import DEFAULT_PORT

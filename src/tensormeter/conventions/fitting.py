@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-__all__ = ["LeftOut", "fit", "json_bytes", "json_text"]
+__all__ = ["OmittedValue", "fit", "json_bytes", "json_text"]
 
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
-class LeftOut(NamedTuple):
+class OmittedValue(NamedTuple):
     """A value that was left out.
 
     Attributes:
@@ -38,7 +38,7 @@ def json_bytes(value: Any, text: str | None = None) -> int:
     return (len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))) + quotes
 
 
-def fit(document: Mapping[str, Any], limit: int) -> tuple[dict[str, Any], list[LeftOut]]:
+def fit(document: Mapping[str, Any], limit: int) -> tuple[dict[str, Any], list[OmittedValue]]:
     """Leave out the largest values of a document until the rest fits. Equal documents lose the same values.
 
     Values in nested objects are left out one by one, lists as a whole.
@@ -52,13 +52,13 @@ def fit(document: Mapping[str, Any], limit: int) -> tuple[dict[str, Any], list[L
     """
     kept = _copy(document)
     excess = json_bytes(kept) - limit
-    left_out: list[LeftOut] = []
+    left_out: list[OmittedValue] = []
     leaves = sorted(_leaves(kept, ()), key=lambda leaf: (-leaf[0], leaf[1])) if excess > 0 else []
     for size, path in leaves:
         if excess <= 0:
             break
         excess -= size + _remove(kept, path)
-        left_out.append(LeftOut(".".join(path), size))
+        left_out.append(OmittedValue(".".join(path), size))
     return kept, left_out
 
 

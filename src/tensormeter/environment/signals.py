@@ -7,7 +7,7 @@ from typing import Final, Literal, get_args
 from tensormeter.environment import variables as environment
 from tensormeter.errors import SettingsError
 
-__all__ = ["SIGNALS", "SIGNALS_OPTION", "LeftOut", "Signal", "signals_left_out"]
+__all__ = ["SIGNALS", "SIGNALS_OPTION", "ExcludedSignal", "Signal", "excluded_signals"]
 
 Signal = Literal["metrics", "logs"]
 SIGNALS: Final[tuple[Signal, ...]] = get_args(Signal)
@@ -19,7 +19,7 @@ _KIND: Final = "otlp"
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class ExcludedSignal:
     """A signal that is not sent to a destination.
 
     Attributes:
@@ -31,7 +31,7 @@ class LeftOut:
     reason: str
 
 
-def signals_left_out(destination: str, options: Mapping[str, str]) -> tuple[LeftOut, ...]:
+def excluded_signals(destination: str, options: Mapping[str, str]) -> tuple[ExcludedSignal, ...]:
     """Return the signals not to send to a destination: by its option, or else by `OTEL_METRICS_EXPORTER` and `OTEL_LOGS_EXPORTER`.
 
     Only `otlp` destinations can leave a signal out. The others need both: a run consists of events and values.
@@ -57,13 +57,13 @@ def signals_left_out(destination: str, options: Mapping[str, str]) -> tuple[Left
                 f"{destination}.{SIGNALS_OPTION}: expected metrics, logs or metrics+logs, got {chosen!r}"
             )
         return tuple(
-            LeftOut(signal, f"the option {destination}.{SIGNALS_OPTION} is {chosen}")
+            ExcludedSignal(signal, f"the option {destination}.{SIGNALS_OPTION} is {chosen}")
             for signal in SIGNALS
             if signal not in names
         )
     variables = {signal: f"OTEL_{signal.upper()}_EXPORTER" for signal in SIGNALS}
     return tuple(
-        LeftOut(signal, f"{variable}=none")
+        ExcludedSignal(signal, f"{variable}=none")
         for signal, variable in variables.items()
         if environment.read(variable).lower() == "none"
     )

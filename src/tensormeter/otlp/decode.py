@@ -43,8 +43,8 @@ from tensormeter.otlp.batch import (
     Value,
 )
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.otlp.fixed import Field, FixedPoints, iterate_fields, read_fixed_points
-from tensormeter.otlp.mixed import read_mixed_points
+from tensormeter.otlp.fixed_layout import Field, FixedPoints, iterate_fields, read_fixed_points
+from tensormeter.otlp.interleaved_series import read_mixed_points
 
 __all__ = ["FixedData", "decode_events", "decode_metrics", "find_fixed_points"]
 

@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from tensormeter.errors import EncodingError
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.otlp.decode import find_fixed_points
-from tensormeter.otlp.fixed import Field
+from tensormeter.otlp.fixed_layout import Field
 from tensormeter.otlp.varint import encode_varint
 
 __all__ = ["COLUMN", "MAX_ELEMENTS", "MAX_QUANTILES", "TooManyElementsError", "check_logs", "check_metrics"]

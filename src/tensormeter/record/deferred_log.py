@@ -91,7 +91,7 @@ class DeferredLog:
             torch._dynamo.mark_static_address(tensor)
         self._copies = _copies(self._rows, self._count)
         if recorder is not None:
-            recorder.attend(self._collect_if_due, at_close=self._finish)
+            recorder.add_periodic_task(self._collect_if_due, at_close=self._finish)
 
     def write(self, values: "Mapping[str, torch.Tensor]") -> None:
         """Record one row. A compiled function, or code that is captured in a CUDA graph, may call it.

@@ -24,8 +24,8 @@ from tensormeter.record.histogram.counting import DeviceTables
 from tensormeter.record.histogram.histogram import DeviceDistribution, Histogram, HostDistribution
 from tensormeter.record.histogram.pooling import POOLED
 from tensormeter.record.log_timing import LogTiming, Stopwatch
+from tensormeter.record.media.item import EventContent, Media
 from tensormeter.record.media.outbox import Outbox
-from tensormeter.record.media.parcel import Media, Parcel
 from tensormeter.record.reduction.reduction import Reduce, Rule
 from tensormeter.record.reduction.rules import Rules
 from tensormeter.record.rows.histogram_rows import Distributions
@@ -40,7 +40,7 @@ from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import AUTOMATIC_STEPS, Drop, HeaderWord, State
 from tensormeter.ring.layout import Column, Layout, Stream
 
-__all__ = ["Chore", "Recorder"]
+__all__ = ["PeriodicTask", "Recorder"]
 
 _LAST_STEP: Final = (1 << 63) - 1
 
@@ -48,7 +48,7 @@ _SETTLE_TIMEOUT: Final = 5.0
 """Maximum number of seconds that `close` waits for pending values, which this process stores itself."""
 
 
-class Chore(Protocol):
+class PeriodicTask(Protocol):
     """A small task that log calls run before their row. Any thread that logs may run it. It never blocks or raises."""
 
     def __call__(self) -> None: ...
@@ -96,8 +96,8 @@ class Recorder:
         self._rows = Rows(
             ring, self._layouts, self._device, tables, self._notices, fallback=self.log, last_step=self._last_step
         )
-        self._chores: list[Chore] = []
-        self._last_chores: list[Chore] = []
+        self._periodic_tasks: list[PeriodicTask] = []
+        self._closing_tasks: list[PeriodicTask] = []
         self._pid = os.getpid()
         self._closed = False
         self._out_of_graphs = skip_own_files()
@@ -123,16 +123,16 @@ class Recorder:
         """Path of the values of each CUDA device in use to the ring: see `DeviceCopies.paths`."""
         return self._device.paths
 
-    def attend(self, chore: Chore, *, at_close: Chore) -> None:
+    def add_periodic_task(self, task: PeriodicTask, *, at_close: PeriodicTask) -> None:
         """Run a task in every log call from now on. Log calls then take a few microseconds instead of less than one.
 
         Args:
-            chore: Task that each `log` runs on its thread before its row.
+            task: Task that each `log` runs on its thread before its row.
             at_close: Task that `close` runs once, before it closes the lanes. It may wait for a few seconds.
         """
-        self._last_chores.append(at_close)
-        self._chores.append(chore)
-        self._on_writer(self.log)  # a generated writer would not run the chore
+        self._closing_tasks.append(at_close)
+        self._periodic_tasks.append(task)
+        self._on_writer(self.log)  # a generated writer would not run the task
 
     def count_lost(
         self, reason: Drop, number: int, message: str, *arguments: object, names: Iterable[str] = ()
@@ -198,8 +198,8 @@ class Recorder:
         lane = self._lanes.mine()
         if not self._out_of_graphs:
             self._out_of_graphs = skip_own_files()
-        for chore in self._chores:
-            chore()
+        for task in self._periodic_tasks:
+            task()
         rule = None if every is None else self._call_rule(lane, every, reduce)
         if lane.owner is None:
             with self._lanes.shared:
@@ -233,7 +233,7 @@ class Recorder:
     def look_for_pending(self) -> None:
         """Store pending values that have become available. Log calls do the same. Never blocks."""
         if not self._closed and self._pid == os.getpid():
-            self._device.pending.look()
+            self._device.pending.poll()
 
     def log_at_next_step(self, values: Mapping[str, Any]) -> None:
         """Record a row at the step of the next row, without advancing the step.
@@ -284,8 +284,8 @@ class Recorder:
             return
         try:
             self._flush_reductions()
-            for chore in self._last_chores:
-                chore()
+            for task in self._closing_tasks:
+                task()
         except Exception as error:  # a device error: earlier rows are safe, and the run must still end
             self._warn_of_lost_value(error)
         self._closed = True
@@ -363,7 +363,7 @@ class Recorder:
             writer = self._rows.write(lane, numbers, devices, step)
             if devices and len(numbers) + len(devices) == len(values):
                 writer = self._rows.make_device_writer(lane, values, numbers, devices)
-            if writer is not None and lane is self._lanes.first and not self._closed and not self._chores:
+            if writer is not None and lane is self._lanes.first and not self._closed and not self._periodic_tasks:
                 self._on_writer(writer)
         # Warn last: the recordable values are safe then, even if a logging handler fails.
         self._warn_of_changed_names()
@@ -384,13 +384,13 @@ class Recorder:
         else:
             self._rows.write(lane, numbers, devices, step)
 
-    def alert(self, parcel: Parcel) -> None:
+    def alert(self, content: EventContent) -> None:
         """Record an alert at the last row's step, or without a step before the first row. Never raises, like `log`."""
         if self._closed or self._pid != os.getpid():
             return
         step = self._last_step[0]
         is_known = step >= 0 and step != AUTOMATIC_STEPS - 1
-        self._send(self._lanes.mine(), parcel, None, step if is_known else None)
+        self._send(self._lanes.mine(), content, None, step if is_known else None)
 
     def send_config(self, config: Mapping[str, Any]) -> bool:
         """Record the run's configuration as a media file, because it is too large for the ring's dictionary.
@@ -401,14 +401,14 @@ class Recorder:
             False if the media directory has no space for it.
         """
         try:
-            return self._outbox.replace(Parcel(RUN_CONFIG, {"config": config}))
+            return self._outbox.replace(EventContent(RUN_CONFIG, {"config": config}))
         except OSError:
             return False
 
     def _log_media(self, lane: Lane, key: object, media: Media, step: int) -> None:
         try:
             check_name(key)
-            parcel = media.pack()
+            content = media.pack()
         except Refused as refusal:
             self._refuse(lane, key, refusal)
             return
@@ -419,12 +419,12 @@ class Recorder:
         name = as_unicode(given)
         if name != given:
             self._warn_of_changed_name(given, name)
-        self._send(lane, parcel, name, step)
+        self._send(lane, content, name, step)
         self._last_step[0] = step
 
-    def _send(self, lane: Lane, parcel: Parcel, key: str | None, step: int | None) -> None:
+    def _send(self, lane: Lane, content: EventContent, key: str | None, step: int | None) -> None:
         try:
-            if self._outbox.put(parcel, key, step):
+            if self._outbox.put(content, key, step):
                 self._warn_of_agent_losses()
                 return
             reason = (
@@ -434,7 +434,7 @@ class Recorder:
         except OSError as error:
             reason = f"cannot write it next to the ring ({error.strerror})"
         lane.count(Drop.MEDIA_FULL)
-        name = shown(key or parcel.event)
+        name = shown(key or content.event)
         self._notices.note(Drop.MEDIA_FULL, name)
         self._notices.once(Drop.MEDIA_FULL, "%s is not recorded: %s", name, reason)
 
@@ -548,8 +548,8 @@ class Recorder:
         return None
 
     def _attend_pending(self) -> None:
-        if self._device.pending.look not in self._chores:
-            self.attend(self._device.pending.look, at_close=self._settle)
+        if self._device.pending.poll not in self._periodic_tasks:
+            self.add_periodic_task(self._device.pending.poll, at_close=self._settle)
 
     def _settle(self) -> None:
         self._device.pending.settle(_SETTLE_TIMEOUT)

@@ -18,10 +18,10 @@ from tensormeter.server.alerts import AlertService
 from tensormeter.server.api import Shutdown
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
-from tensormeter.server.disk_patience import exit_if_stalled, warn_if_slow
 from tensormeter.server.http.tls import Certificate
 from tensormeter.server.limits.connections import limited_protocol
 from tensormeter.server.limits.handshakes import Handshakes
+from tensormeter.server.slow_disk import exit_if_stalled, warn_if_slow
 from tensormeter.server.store import Store
 from tensormeter.server.store.sqlite.private_folder import protect_folder
 from tensormeter.server.store.sqlite.retention import Retention

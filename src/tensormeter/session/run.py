@@ -14,13 +14,13 @@ from dataclasses import fields, replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Self, cast
 
-from tensormeter.conventions.fitting import LeftOut, fit
+from tensormeter.conventions.fitting import OmittedValue, fit
 from tensormeter.conventions.limits import ALERT_CHARACTERS, CONFIG_BYTES, TITLE_CHARACTERS
 from tensormeter.conventions.semconv import ALERT_EVENT, RANK
 from tensormeter.errors import RingError, UsageError
 from tensormeter.logger import get_logger
 from tensormeter.record.dynamo import break_graph
-from tensormeter.record.media.parcel import Parcel
+from tensormeter.record.media.item import EventContent
 from tensormeter.record.model_watch import Watch, Watched
 from tensormeter.record.phases.phases import Phases
 from tensormeter.record.reduction.reduction import Reduce, Rule
@@ -68,7 +68,7 @@ class Run:
         self.settings = identity.settings
         self._masked: set[str] = set()
         self._config_faults: set[str] = set()
-        self._left_out: list[LeftOut] = []
+        self._omitted: list[OmittedValue] = []
         self._identity = replace(identity, config=self._fitting(self._without_secrets(identity.config)))
         self._parent = parent
         self._process: RunProcess | None = None
@@ -228,7 +228,7 @@ class Run:
                 "text": _cut(text_of(text), ALERT_CHARACTERS),
                 "level": level,
             }
-            self._process.recorder.alert(Parcel(ALERT_EVENT, body))
+            self._process.recorder.alert(EventContent(ALERT_EVENT, body))
 
     def unwatch(self, model: Any = None) -> None:
         """Stop watching a model, or all models if None."""
@@ -394,11 +394,11 @@ class Run:
     def _fitting(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Remove the largest values of a configuration that exceeds the limit."""
         kept, left_out = fit(config, CONFIG_BYTES)
-        self._left_out += left_out
+        self._omitted += left_out
         return kept if left_out else config
 
     def _report_left_out(self, process: RunProcess) -> None:
-        left_out, self._left_out = self._left_out, []
+        left_out, self._omitted = self._omitted, []
         # A child has its parent's configuration, and the other ranks have the same one.
         if left_out and self._parent is None and not describe_rank().get(RANK):
             process.leave_out_of_config(left_out)

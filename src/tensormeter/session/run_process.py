@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from tensormeter.agent.launch import reap_agents
 from tensormeter.agent.monitor import AgentMonitor
-from tensormeter.conventions.fitting import LeftOut
+from tensormeter.conventions.fitting import OmittedValue
 from tensormeter.conventions.limits import CONFIG_BYTES
 from tensormeter.conventions.losses import describe_losses
 from tensormeter.conventions.unicode_names import printable
@@ -158,7 +158,7 @@ class RunProcess:
                 run.id,
             )
 
-    def leave_out_of_config(self, values: Sequence[LeftOut]) -> None:
+    def leave_out_of_config(self, values: Sequence[OmittedValue]) -> None:
         """Count values that did not fit in the configuration, and name the largest in one warning per name, for the first names."""
         new = {value.name for value in values} - self._left_out
         warns = bool(new) and len(self._left_out) < _MOST_LEFT_OUT
@@ -206,7 +206,7 @@ class RunProcess:
             left = deadline - time.monotonic()
             if self._detached or (spooled and words[HeaderWord.STALLED]) or left <= 0:
                 return False
-            self._monitor.look()
+            self._monitor.check()
             if threading.current_thread() is threading.main_thread():
                 # A query by another thread may disturb the capture of a CUDA graph.
                 self.recorder.look_for_pending()
@@ -262,7 +262,7 @@ class RunProcess:
 
     def _tend(self) -> None:
         """Check the agent and sample the runtime's metrics; log calls do this regularly."""
-        self._monitor.look()
+        self._monitor.check()
         self._runtime_metrics.beat()
 
     def _wait_for_delivery(self, timeout: float) -> None:
@@ -279,7 +279,7 @@ class RunProcess:
                 return
             if words[HeaderWord.ENDED] and words[HeaderWord.STALLED]:
                 break
-            self._monitor.look()
+            self._monitor.check()
             wait(_POLL_INTERVAL)
         logger.warning(
             "run %s is not delivered to %s yet%s; the agent keeps trying for %.0f s, then deliver the rest with "

@@ -36,7 +36,7 @@ from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.json import MAX_JSON_ELEMENTS
 from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.authenticator import Access
-from tensormeter.server.limits.effort import MAX_SECONDS, Effort
+from tensormeter.server.limits.cpu_budget import MAX_SECONDS, CpuBudget
 from tensormeter.server.limits.responses import BufferedResponse, ResponseLimiter
 from tensormeter.server.store import TooManyPointsError
 from tensormeter.settings import Settings
@@ -279,11 +279,11 @@ def test_a_read_that_takes_too_long_says_what_to_ask():
     """An answer may be begun twice: the processor times of both are added up."""
     calls = []
 
-    def work(most: int, effort: Effort) -> BufferedResponse:
+    def work(most: int, budget: CpuBudget) -> BufferedResponse:
         calls.append(most)
         began = time.thread_time()
         while time.thread_time() - began < 0.6 * MAX_SECONDS:
-            effort.look()
+            budget.check_now()
         raise TooManyPointsError("more")
 
     async def ask() -> None:
@@ -297,9 +297,9 @@ def test_a_read_that_takes_too_long_says_what_to_ask():
 
 
 def test_a_read_ends_when_the_client_has_gone():
-    def work(most: int, effort: Effort) -> BufferedResponse:
+    def work(most: int, budget: CpuBudget) -> BufferedResponse:
         while True:
-            effort.check()
+            budget.check()
 
     async def gone() -> dict[str, str]:
         return {"type": "http.disconnect"}

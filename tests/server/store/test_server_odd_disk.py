@@ -119,7 +119,7 @@ def test_a_disk_that_hangs(mounted, start, make, eventually):
 def test_a_stop_does_not_wait_for_a_disk_that_hangs():
     program = (
         "import sys, threading\n"
-        "from tensormeter.server.disk_patience import exit_if_stalled\n"
+        "from tensormeter.server.slow_disk import exit_if_stalled\n"
         "exit_if_stalled(lambda: 'the disk of /data has not answered for 9 s', 0.01)\n"
         "threading.Event().wait()\n"
     )

@@ -163,7 +163,7 @@ class Numbering:
             self._ready.set()
 
     def register(self, metadata: Mapping[str, Any]) -> None:
-        """Register a process whose ring was found. Its number stays open until `look`. The agent's main thread."""
+        """Register a process whose ring was found. Its number stays open until `poll`. The agent's main thread."""
         resource = metadata.get("resource", {})
         local, basis = resource.get(RUN_ATTEMPT), resource.get(RUN_ATTEMPT_UNSETTLED)
         if not basis or not isinstance(local, int) or local in self._attempts:
@@ -177,7 +177,7 @@ class Numbering:
         self._ready.clear()
         self._keep(local, Settled(member, str(basis), bool(metadata.get("resume"))))
 
-    def look(self, *, unread: bool) -> None:
+    def poll(self, *, unread: bool) -> None:
         """Let delivery go on, unless rows of processes that have ended are still `unread`. The agent's main thread."""
         if self._ready.is_set() or unread:
             return

@@ -108,7 +108,7 @@ def deliveries(
     all_deliveries = []
     for destination in destinations:
         independent = getattr(load_exporter(destination), "independent_signals", False)
-        left_out = {left.signal for left in settings.signals_left_out(destination)}
+        left_out = {left.signal for left in settings.excluded_signals(destination)}
         groups: list[tuple[Signal, ...]] = (
             [(signal,) for signal in SIGNALS if signal not in left_out] if independent else [SIGNALS]
         )

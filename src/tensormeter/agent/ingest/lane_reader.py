@@ -222,18 +222,18 @@ class LaneReader:
         """
         size = layout.row_bytes
         room = min(most, (self._start + self._size - offset) // size)
-        count, look = 0, 16
+        count, step = 0, 16
         base = position << POSITION_SHIFT | layout.id
         while count < room:
-            look = min(look, room - count)
-            rows = np.frombuffer(self._buffer, dtype, look, offset + count * size)
-            expected = base + (np.arange(count, count + look, dtype=np.int64) * (size << POSITION_SHIFT))
+            step = min(step, room - count)
+            rows = np.frombuffer(self._buffer, dtype, step, offset + count * size)
+            expected = base + (np.arange(count, count + step, dtype=np.int64) * (size << POSITION_SHIFT))
             whole = (rows["mark"] == expected) & (rows["end"] == expected)
             if not whole.all():
                 count += int(whole.argmin())
                 break
-            count += look
-            look *= 4
+            count += step
+            step *= 4
         if count and not _STORES_IN_ORDER:
             Event().wait(_SETTLE)
         return np.frombuffer(self._buffer, dtype, count, offset).copy()
@@ -241,20 +241,20 @@ class LaneReader:
     def _measurements(self, position: int, offset: int, most: int, abandon_pending: bool) -> list[Rows]:
         """Return the whole measurements at a position, by layout. Checks more of them at each step, as `_stretch` does."""
         room = min(most, (self._start + self._size - offset) // _MEASUREMENT_BYTES)
-        count, look = 0, 16
+        count, step = 0, 16
         while count < room:
-            look = min(look, room - count)
-            rows = self._words_of(offset + count * _MEASUREMENT_BYTES, look)
+            step = min(step, room - count)
+            rows = self._words_of(offset + count * _MEASUREMENT_BYTES, step)
             marks, ends = rows[:, 0], rows[:, -1]
-            expected = (position + np.arange(count, count + look) * _MEASUREMENT_BYTES) >> 3
+            expected = (position + np.arange(count, count + step) * _MEASUREMENT_BYTES) >> 3
             whole = (
                 (marks >> LAYOUT_BITS == expected) & (marks == ends) & self._layouts.measurements[marks & _LAYOUT_MASK]
             )
             if not whole.all():
                 count += int(whole.argmin())
                 break
-            count += look
-            look *= 4
+            count += step
+            step *= 4
         if count and not _STORES_IN_ORDER:
             Event().wait(_SETTLE)
         rows = self._words_of(offset, count).copy()

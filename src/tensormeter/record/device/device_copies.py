@@ -210,7 +210,7 @@ class DeviceCopies:
                 self._events.copy(word, tensors)
                 return
             if mapped is not None:
-                mapped.look()
+                mapped.poll()
                 if mapped.view is not None:
                     gather(tensors, mapped.view, word)
                     return

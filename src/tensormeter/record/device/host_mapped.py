@@ -63,7 +63,7 @@ class MappedRing:
         except Exception as error:  # the slower path remains
             self.verdict = f"{error}" if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Check whether the trial has ended. It takes a microsecond while the trial runs, and nothing afterwards."""
         if self.verdict != "running" or not self._has_arrived():
             return

@@ -108,7 +108,7 @@ def _try(copies: DeviceCopies, ring: RingFile, device: "torch.device", timeout: 
 
 
 def _have_arrived(copies: DeviceCopies, ring: RingFile, word: int, number: int) -> bool:
-    copies.pending.look()
+    copies.pending.poll()
     return all(ring.words[word + i] != PENDING for i in range(number))
 
 

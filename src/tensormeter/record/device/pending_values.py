@@ -36,7 +36,7 @@ class PendingValues:
         Args:
             ring: Ring that this process has created.
             on_failure: Function that receives the error of a value that will never arrive. The reader counts it as lost.
-            on_add: Function that is called for each added value, so that `look` is called later.
+            on_add: Function that is called for each added value, so that `poll` is called later.
         """
         self._words = ring.words
         # Assigning to this view is one store of 8 bytes, so no reader gets half a value.
@@ -71,7 +71,7 @@ class PendingValues:
         """
         self._bytes[8 * word : 8 * word + len(content)] = content
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Store the values that are available. Never waits: if another thread is doing the same, this returns at once."""
         if not self._entries or not self._busy.acquire(blocking=False):
             return
@@ -94,10 +94,10 @@ class PendingValues:
             timeout: Maximum number of seconds to wait.
         """
         deadline, pause = time.monotonic() + timeout, threading.Event()
-        self.look()
+        self.poll()
         while self._entries and time.monotonic() < deadline:
             pause.wait(0.001)
-            self.look()
+            self.poll()
         for entry in self._entries:
             self._give_up(entry)
         self._entries.clear()

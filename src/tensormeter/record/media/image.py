@@ -7,7 +7,7 @@ from typing import Any, Final
 from tensormeter.conventions.limits import CAPTION_CHARACTERS, IMAGE_BYTES, PIXEL_BYTES, too_large
 from tensormeter.conventions.semconv import IMAGE_EVENT
 from tensormeter.errors import UsageError
-from tensormeter.record.media.parcel import Media, Parcel
+from tensormeter.record.media.item import EventContent, Media
 from tensormeter.record.values.classify import Refused
 from tensormeter.record.warn_once import text_of
 from tensormeter.ring.format import Drop
@@ -69,14 +69,14 @@ class Image(Media):
         """Size of the encoded image in bytes; 0 for pixels."""
         return len(self.data) if "content_type" in self.body else 0
 
-    def pack(self) -> Parcel:
+    def pack(self) -> EventContent:
         for size, limit, what, advice in (
             (self.encoded_size, IMAGE_BYTES, "the image", "log a smaller one, or a JPEG"),
             (len(self.data), PIXEL_BYTES, "the image, as pixels,", "log a smaller one, or pass uint8 or encoded bytes"),
         ):
             if size > limit:
                 raise Refused(too_large(size, limit, what, advice), Drop.IMAGE_TOO_LARGE)
-        return Parcel(IMAGE_EVENT, self.body, self.data)
+        return EventContent(IMAGE_EVENT, self.body, self.data)
 
 
 def _encoded(data: bytes) -> dict[str, Any]:

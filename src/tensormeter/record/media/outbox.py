@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tensormeter.disk.atomic import write_file
-from tensormeter.record.media.parcel import Parcel, to_line
+from tensormeter.record.media.item import EventContent, to_line
 from tensormeter.ring.file import RingFile, media_directory
 
 __all__ = ["Outbox"]
@@ -36,8 +36,8 @@ class Outbox:
         self._newest: Path | None = None
         self._replaceable: Path | None = None
 
-    def replace(self, parcel: Parcel) -> bool:
-        """Write a parcel, and delete the parcel of the previous `replace` if it still waits. Blocks and raises as `put` does.
+    def replace(self, content: EventContent) -> bool:
+        """Write an event, and delete the event of the previous `replace` if it still waits. Blocks and raises as `put` does.
 
         Returns:
             False if too many bytes wait already.
@@ -46,12 +46,12 @@ class Outbox:
             if self._replaceable is not None:
                 self._replaceable.unlink(missing_ok=True)
             before = self._newest
-            written = self.put(parcel, None, None)
+            written = self.put(content, None, None)
             self._replaceable = self._newest if self._newest != before else None
             return written
 
-    def put(self, parcel: Parcel, key: str | None, step: int | None) -> bool:
-        """Write a parcel. Blocks for as long as copying it into memory takes.
+    def put(self, content: EventContent, key: str | None, step: int | None) -> bool:
+        """Write an event. Blocks for as long as copying it into memory takes.
 
         Returns:
             False if too many bytes wait already.
@@ -59,14 +59,14 @@ class Outbox:
         Raises:
             OSError: The file cannot be written.
         """
-        line = to_line(parcel, key=key, step=step, time=time.time_ns())
+        line = to_line(content, key=key, step=step, time=time.time_ns())
         with self._lock:
             self._folder.mkdir(mode=_PRIVATE, exist_ok=True)
-            if self._waiting() + len(line) + len(parcel.data) > self._max_bytes:
+            if self._waiting() + len(line) + len(content.data) > self._max_bytes:
                 return False
             number = next(self._numbers)
             path = self._folder / f"{number:012}"
-            write_file(path, line, parcel.data)
+            write_file(path, line, content.data)
             self._newest = path
         return True
 

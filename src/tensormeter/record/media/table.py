@@ -8,7 +8,7 @@ from tensormeter.conventions.limits import IMAGE_BYTES, PIXEL_BYTES, TABLE_BYTES
 from tensormeter.conventions.semconv import TABLE_EVENT
 from tensormeter.errors import UsageError
 from tensormeter.record.media.image import Image
-from tensormeter.record.media.parcel import Media, Parcel
+from tensormeter.record.media.item import EventContent, Media
 from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, classify
 from tensormeter.record.warn_once import text_of
 from tensormeter.ring.format import Drop
@@ -66,7 +66,7 @@ class Table(Media):
         self._images.append(image)
         return {"image": len(self._images) - 1}
 
-    def pack(self) -> Parcel:
+    def pack(self) -> EventContent:
         if self._max_rows < 0:
             raise _too_large_table(
                 f"it has {len(self.columns)} columns, the limit is {TABLE_CELLS // 2}: log it in parts"
@@ -96,7 +96,7 @@ class Table(Media):
         if self._images:
             images = [{**image.body, "size": len(image.data)} for image in self._images]
             text = json_text({**body, "images": images})
-        return Parcel(TABLE_EVENT, text, data)
+        return EventContent(TABLE_EVENT, text, data)
 
 
 def _too_large_table(reason: str) -> Refused:

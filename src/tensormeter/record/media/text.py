@@ -3,7 +3,7 @@
 from tensormeter.conventions.fitting import json_bytes, json_text
 from tensormeter.conventions.limits import TEXT_BYTES, too_large
 from tensormeter.conventions.semconv import TEXT_EVENT
-from tensormeter.record.media.parcel import Media, Parcel
+from tensormeter.record.media.item import EventContent, Media
 from tensormeter.record.values.classify import Refused
 from tensormeter.record.warn_once import text_of
 from tensormeter.ring.format import Drop
@@ -24,7 +24,7 @@ class Text(Media):
         self._text = text_of(text)
         self._type = "text/markdown" if markdown else "text/plain"
 
-    def pack(self) -> Parcel:
+    def pack(self) -> EventContent:
         body = {"text": self._text, "content_type": self._type}
         size, text = len(self._text), ""
         if size <= TEXT_BYTES:
@@ -32,4 +32,4 @@ class Text(Media):
             size = json_bytes(body, text)
         if size > TEXT_BYTES:
             raise Refused(too_large(size, TEXT_BYTES, "the text", "log it in parts"), Drop.TEXT_TOO_LARGE)
-        return Parcel(TEXT_EVENT, text)
+        return EventContent(TEXT_EVENT, text)

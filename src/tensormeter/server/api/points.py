@@ -17,7 +17,7 @@ from tensormeter.server.api.params import invalid, parse_run_ref, read_body, rea
 from tensormeter.server.api.responses import encode, json_response
 from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.project_scope import Stores
-from tensormeter.server.limits.effort import Effort, TookTooLongError
+from tensormeter.server.limits.cpu_budget import CpuBudget, TookTooLongError
 from tensormeter.server.limits.responses import TOO_LONG, BufferedResponse, ResponseLimiter
 from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.downsampling import choose_evenly
@@ -80,12 +80,12 @@ class PointsApi:
         refs, query = _query(await read_body(request, request_schemas.Query))
         binary = COLUMNS in request.headers.get("accept", "")
 
-        def work(most: int, effort: Effort) -> BufferedResponse:
-            result = query_points(self._stores.of(request), refs, query, most, effort.check)
+        def work(most: int, budget: CpuBudget) -> BufferedResponse:
+            result = query_points(self._stores.of(request), refs, query, most, budget.check)
             reset = query.after is not None and result.complete
             size = sum(series.x.nbytes + series.y.nbytes + series.gaps.nbytes for series in result.series)
             if binary:
-                return BufferedResponse(encode_columns(result, reset=reset, check=effort.check), size, COLUMNS)
+                return BufferedResponse(encode_columns(result, reset=reset, check=budget.check), size, COLUMNS)
             _check_json(sum(len(series.x) for series in result.series), len(result.series))
             return BufferedResponse(_encode_result(result, reset=reset), size, "application/json")
 
@@ -100,10 +100,10 @@ class PointsApi:
         query = _raw_query(parameters, Axis.parse(x))
         binary = COLUMNS in request.headers.get("accept", "")
 
-        def work(most: int, effort: Effort) -> BufferedResponse:
-            series = RunReader(self._stores.of(request), ref, query, effort.check).raw(most)
+        def work(most: int, budget: CpuBudget) -> BufferedResponse:
+            series = RunReader(self._stores.of(request), ref, query, budget.check).raw(most)
             if binary:
-                return BufferedResponse(encode_full_columns(metric, x, series, effort.check), _size(series), COLUMNS)
+                return BufferedResponse(encode_full_columns(metric, x, series, budget.check), _size(series), COLUMNS)
             _check_json(sum(len(line.points) for line in series), len(series))
             return BufferedResponse(_encode_full(metric, x, series), _size(series), "application/json")
 
@@ -122,9 +122,9 @@ class PointsApi:
             max_points=parameters.max_points,
         )
 
-        def work(effort: Effort) -> bytes:
+        def work(budget: CpuBudget) -> bytes:
             project = request.state.access.project
-            statistics = self._ranks.query(self._stores.of(request), ref, query, project=project, check=effort.check)
+            statistics = self._ranks.query(self._stores.of(request), ref, query, project=project, check=budget.check)
             return encode(
                 schemas.Ranks(
                     x=_numbers(statistics.x),
@@ -157,8 +157,8 @@ class PointsApi:
             numeric=False,
         )
 
-        def work(effort: Effort) -> bytes:
-            lines = RunReader(self._stores.of(request), ref, query, effort.check).lines().lines
+        def work(budget: CpuBudget) -> bytes:
+            lines = RunReader(self._stores.of(request), ref, query, budget.check).lines().lines
             return encode(_histograms(lines, query))
 
         return json_response(await self._read(request, work))
@@ -168,13 +168,13 @@ class PointsApi:
         ref, parameters = run_ref(request), read_parameters(request, request_schemas.DistributionsParameters)
         query = _raw_query(parameters, Axis(None), numeric=False)
 
-        def work(most: int, effort: Effort) -> BufferedResponse:
-            series = RunReader(self._stores.of(request), ref, query, effort.check).raw(most)
+        def work(most: int, budget: CpuBudget) -> BufferedResponse:
+            series = RunReader(self._stores.of(request), ref, query, budget.check).raw(most)
             return BufferedResponse(_encode_distributions(parameters.metric, series), _size(series), "application/json")
 
         return await self._response_limiter.points(request, self._threads.run_checked, work, parameters.limit)
 
-    async def _read(self, request: Request, work: Callable[[Effort], bytes]) -> bytes:
+    async def _read(self, request: Request, work: Callable[[CpuBudget], bytes]) -> bytes:
         """Run work on a thread.
 
         Raises:

@@ -22,7 +22,7 @@ from tensormeter.server.api.responses import encode, json_response
 from tensormeter.server.api.schemas import Events, Metrics, Project, Projects, Runs
 from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.project_scope import Stores
-from tensormeter.server.limits.effort import Effort
+from tensormeter.server.limits.cpu_budget import CpuBudget
 from tensormeter.server.query.runs.search import RunSearch, find_runs
 from tensormeter.server.store import RunChanges as StoreChanges
 
@@ -78,7 +78,7 @@ class RunsApi:
         metrics = None if fields is None else _under("summary.", fields)
         keys = None if fields is None or "config" in fields else _under("config.", fields)
 
-        def work(effort: Effort) -> bytes:
+        def work(budget: CpuBudget) -> bytes:
             damaged: list[str] = []
             search = RunSearch(
                 parameters.limit,
@@ -88,7 +88,7 @@ class RunsApi:
                 parameters.sort,
                 metrics,
             )
-            runs, total = find_runs(self._stores.of(request), search, effort.look, damaged)
+            runs, total = find_runs(self._stores.of(request), search, budget.check_now, damaged)
             documents = [run_document(run, None if keys is None else trim_config(run.config, keys)) for run in runs]
             return encode(Runs(runs=documents, total=total, damaged=damaged or UNSET))
 
@@ -149,11 +149,11 @@ class RunsApi:
         """Return all metrics of several runs."""
         refs = run_refs(read_parameters(request, RunListParameters))
 
-        def work(effort: Effort) -> bytes:
+        def work(budget: CpuBudget) -> bytes:
             store = self._stores.of(request)
             metrics = []
             for ref in refs:
-                effort.look()
+                budget.check_now()
                 metrics.append(metric_documents(store.metrics(ref)))
             return encode(Metrics(join_metrics(metrics)))
 

@@ -134,11 +134,11 @@ class StreamApi:
         while not self._shutdown.started and not place.evicted:
             known = cursor
 
-            def look(known: str | None = known) -> Changes | None:
+            def read_changes(known: str | None = known) -> Changes | None:
                 return store.changes(known, refs) if access.valid() else None
 
             try:
-                changes = await self._threads.run(look)
+                changes = await self._threads.run(read_changes)
             except StoreUnavailableError:
                 return
             if changes is None:

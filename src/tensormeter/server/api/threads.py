@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 import anyio
 from starlette.requests import Request
 
-from tensormeter.server.limits.effort import Effort, StallWatchdog, run_while_connected
+from tensormeter.server.limits.cpu_budget import CpuBudget, StallWatchdog, run_while_connected
 
 __all__ = ["ApiThreads"]
 
@@ -29,6 +29,8 @@ class ApiThreads:
         """Run work on a thread. Returns and raises what it does; errors as for `StallWatchdog.run`."""
         return await self._watchdog.run(work, self._limiter)
 
-    async def run_checked(self, request: Request, work: Callable[[Effort], _T], effort: Effort | None = None) -> _T:
-        """Run work that checks its effort, like `run`. The work ends if it takes too long or the client disconnects."""
-        return await run_while_connected(request, work, self._limiter, effort, watchdog=self._watchdog)
+    async def run_checked(
+        self, request: Request, work: Callable[[CpuBudget], _T], budget: CpuBudget | None = None
+    ) -> _T:
+        """Run work that checks its budget, like `run`. The work ends if it takes too long or the client disconnects."""
+        return await run_while_connected(request, work, self._limiter, budget, watchdog=self._watchdog)

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tensormeter.errors import StoreError
 from tensormeter.server.auth.authenticator import Authenticator, needed_permissions
-from tensormeter.server.auth.disk_lookup import Lookup
+from tensormeter.server.auth.disk_read import Lookup
 from tensormeter.server.http.errors import error_response
 from tensormeter.server.http.static_files import STATIC_PREFIX
 from tensormeter.server.store.models.errors import StoreUnavailableError

@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from tensormeter.server.http.logs import RateLimitedLog
 from tensormeter.server.limits.admission import Admission, Waiting
-from tensormeter.server.limits.framing import BoundedConnection
+from tensormeter.server.limits.body_pieces import BoundedConnection
 
 __all__ = ["PIECE", "LimitedProtocol", "limited_protocol"]
 
@@ -134,14 +134,14 @@ class _Limits:
         """Check all connections periodically while there are any."""
         if not self._is_scheduled:
             self._is_scheduled = True
-            loop.call_later(_POLL_INTERVAL, self._look, loop)
+            loop.call_later(_POLL_INTERVAL, self._check_connections, loop)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _check_connections(self, loop: asyncio.AbstractEventLoop) -> None:
         self._is_scheduled = False
         now = loop.time()
         for connection in self.admission:
             if isinstance(connection, LimitedProtocol):  # and not a handshake
-                connection.look(now)
+                connection.check_progress(now)
         if len(self.admission):
             self.watch(loop)
 
@@ -254,7 +254,7 @@ class LimitedProtocol(H11Protocol):
             self.transport.write(_response(status, text or f"invalid HTTP request: {self.conn.problem}\n"))
         self._close()
 
-    def look(self, now: float) -> None:
+    def check_progress(self, now: float) -> None:
         """Check whether the client has read anything since the last check; close the connection if it is too slow."""
         waiting = self.transport.get_write_buffer_size() + _unacknowledged(self.transport.get_extra_info("socket"))
         acknowledged = self.conn.written - waiting

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tensormeter.server.limits.admission import client_group
 from tensormeter.server.limits.connections import PIECE
-from tensormeter.server.limits.effort import MAX_SECONDS, Effort, TookTooLongError
+from tensormeter.server.limits.cpu_budget import MAX_SECONDS, CpuBudget, TookTooLongError
 from tensormeter.server.query.points.sampled import WHOLE_POINTS
 from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooManySeriesError
 
@@ -225,8 +225,8 @@ class ResponseLimiter:
     async def points(
         self,
         request: Request,
-        run: Callable[[Request, Callable[[Effort], BufferedResponse], Effort], Awaitable[BufferedResponse]],
-        work: Callable[[int, Effort], BufferedResponse],
+        run: Callable[[Request, Callable[[CpuBudget], BufferedResponse], CpuBudget], Awaitable[BufferedResponse]],
+        work: Callable[[int, CpuBudget], BufferedResponse],
         most: int = MAX_READ_POINTS,
         *,
         sampled: bool = False,
@@ -237,7 +237,7 @@ class ResponseLimiter:
             request: Request of the client.
             run: Function that runs its argument on a worker thread, and stops it with the request.
             work: Function that produces the response from at most the given number of points, or raises TooManyPointsError. All
-                calls check the same effort.
+                calls check the same budget.
             most: Maximum number of points.
             sampled: Whether the response is small even if it reads many points.
 
@@ -253,17 +253,17 @@ class ResponseLimiter:
     async def _produce(
         self,
         request: Request,
-        run: Callable[[Request, Callable[[Effort], BufferedResponse], Effort], Awaitable[BufferedResponse]],
-        work: Callable[[int, Effort], BufferedResponse],
+        run: Callable[[Request, Callable[[CpuBudget], BufferedResponse], CpuBudget], Awaitable[BufferedResponse]],
+        work: Callable[[int, CpuBudget], BufferedResponse],
         most: int,
         *,
         sampled: bool,
     ) -> BufferedResponse:
-        effort = Effort()
+        budget = CpuBudget()
         few = min(most, WHOLE_POINTS if sampled else SMALL_POINTS)
         response: BufferedResponse | None
         try:
-            response = await run(request, lambda effort: work(few, effort), effort)
+            response = await run(request, lambda budget: work(few, budget), budget)
             if response.buffered_bytes <= PIECE or self._small.has_room(client_of(request)):
                 return response
         except TooManyPointsError as error:
@@ -271,7 +271,7 @@ class ResponseLimiter:
                 raise
         response = None  # free its memory before it is produced again
         async with self._turn(request, self._small if sampled else self._large):
-            response = await run(request, lambda effort: work(most, effort), effort)
+            response = await run(request, lambda budget: work(most, budget), budget)
             response.is_large = not sampled
             return response
 

@@ -25,7 +25,7 @@ from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.durability import durability_headers
 from tensormeter.server.http.errors import JSON, PROTOBUF
 from tensormeter.server.http.request_hooks import Ingested, Listener
-from tensormeter.server.limits.effort import Effort, StallWatchdog, run_while_connected
+from tensormeter.server.limits.cpu_budget import CpuBudget, StallWatchdog, run_while_connected
 from tensormeter.server.receivers.request_body import BodyReader, decompress
 from tensormeter.server.store import Receipt, Store
 
@@ -101,11 +101,11 @@ class Receiver:
 
         headers: dict[str, str] = {}
 
-        def work(effort: Effort) -> bytes:
-            payload = decompress(bodies.pop(), form.encoding, self._max_body_bytes, effort.look)
+        def work(budget: CpuBudget) -> bytes:
+            payload = decompress(bodies.pop(), form.encoding, self._max_body_bytes, budget.check_now)
             if form.media_type == JSON:
                 payload = to_protobuf(payload)
-            response, receipt, items = append(store, payload, batch_id, effort.check)
+            response, receipt, items = append(store, payload, batch_id, budget.check)
             signal = request.url.path.rpartition("/")[2]
             self._listener.ingested(Ingested(signal, items, receipt.rejected, receipt.duplicate, size))
             if batch_id is not None:

@@ -71,7 +71,7 @@ class DiskMonitor:
         self._on_change = on_change
         self._thread.start()
         # Report on another thread, because the first one may be waiting for the disk.
-        self._reporter = Background("tensormeter-disk-report", _Report(self.problem, self._folder).look, _BUSY)
+        self._reporter = Background("tensormeter-disk-report", _Report(self.problem, self._folder).refresh, _BUSY)
 
     def worked(self) -> None:
         """Report that the store has committed."""
@@ -122,7 +122,7 @@ class DiskMonitor:
         was_wrong = self._error is not None or self._failure is not None
         self._waiting_since = time.monotonic()
         try:
-            regained = self._space.look()
+            regained = self._space.refresh()
             if not worked or was_wrong:
                 self._write()
             self._error, self._full = None, False
@@ -170,7 +170,7 @@ class _Report:
         self._since: float | None = None
         self._well_since = 0.0
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         now = time.monotonic()
         problem = self._problem()
         if problem is not None:

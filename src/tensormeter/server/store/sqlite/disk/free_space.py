@@ -49,7 +49,7 @@ class FreeSpace:
         self._share = _LOG_BYTES
         self._free = float("inf")
         self._lacking = 0
-        self.look()
+        self.refresh()
 
     @property
     def log_bytes(self) -> int:
@@ -65,7 +65,7 @@ class FreeSpace:
         """Return the number of points in memory that makes a flush due, `most` if there is enough space. Does not block."""
         return min(most, 2 * self._share // _FLUSH_BYTES) if self.tight else most
 
-    def look(self) -> bool:
+    def refresh(self) -> bool:
         """Measure the free space; return whether the disk was full and is not any more."""
         was_full = self._full
         free, reserved = self._reserve.room()
@@ -121,7 +121,7 @@ class FreeSpace:
 
     def hint(self) -> str:
         """Return a suffix for an error's message if the disk is full, or "". Blocks on the disk."""
-        self.look()
+        self.refresh()
         return f" ({self._describe()})" if self._full else ""
 
     def problem(self) -> str | None:

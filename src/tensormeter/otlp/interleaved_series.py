@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.otlp.fixed import FixedPoints, changing_bytes, read_fixed_points
+from tensormeter.otlp.fixed_layout import FixedPoints, changing_bytes, read_fixed_points
 
 __all__ = ["read_mixed_points"]
 

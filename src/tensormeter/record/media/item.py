@@ -9,14 +9,14 @@ from typing import Any
 
 from tensormeter.conventions.fitting import json_text
 
-__all__ = ["Media", "Parcel", "to_line"]
+__all__ = ["EventContent", "Media", "to_line"]
 
 
-class Parcel:
+class EventContent:
     """Content of one media file: a JSON body and binary data.
 
     Attributes:
-        event: Event name of the log record that the agent makes of the parcel.
+        event: Event name of the log record that the agent makes of it.
         body: Body of the record, as JSON in one line.
         data: Bytes of an image or of a table's images. An image is encoded if its body has a `content_type`; otherwise the data
             are rows of pixels, and the body has their `shape` and `dtype`. The images of a table follow one another; `images`
@@ -34,7 +34,7 @@ class Parcel:
 class Media:
     """A loggable item that is not a number. It copies its values, so the caller may change the originals afterwards."""
 
-    def pack(self) -> Parcel:
+    def pack(self) -> EventContent:
         """Return a snapshot of the item.
 
         Raises:
@@ -43,7 +43,7 @@ class Media:
         raise NotImplementedError
 
 
-def to_line(parcel: Parcel, **about: Any) -> bytes:
-    """Return the first line of a media file: the parcel's event and body, and the entries of `about`."""
-    prefix = json_text({"event": parcel.event, **about}).removesuffix("}")
-    return f'{prefix},"body":{parcel.body}}}\n'.encode("utf-8", "surrogatepass")
+def to_line(content: EventContent, **about: Any) -> bytes:
+    """Return the first line of a media file: the event name and body, and the entries of `about`."""
+    prefix = json_text({"event": content.event, **about}).removesuffix("}")
+    return f'{prefix},"body":{content.body}}}\n'.encode("utf-8", "surrogatepass")

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from tensormeter.server.store.models.errors import StoreUnavailableError
 
-__all__ = ["MAX_SECONDS", "Effort", "StallWatchdog", "TookTooLongError", "run_while_connected"]
+__all__ = ["MAX_SECONDS", "CpuBudget", "StallWatchdog", "TookTooLongError", "run_while_connected"]
 
 _T = TypeVar("_T")
 
@@ -40,7 +40,7 @@ class TookTooLongError(HTTPException):
     """413: the request has used up its processor time."""
 
 
-class Effort:
+class CpuBudget:
     """The processor time of a request. Any thread may create it; the thread that does the work begins it and checks it.
 
     The work may consist of successive parts on different threads; their times are added up.
@@ -60,7 +60,7 @@ class Effort:
             ClientDisconnect: The client disconnected while the work waited for a thread.
         """
         self._started_at = time.thread_time() - self._used
-        self.look()
+        self.check_now()
 
     def pause(self) -> None:
         """Stop counting until `begin` is called again. Call it on the thread that called `begin`."""
@@ -79,9 +79,9 @@ class Effort:
         """
         self._calls += 1
         if not self._calls % _CALLS:
-            self.look()
+            self.check_now()
 
-    def look(self) -> None:
+    def check_now(self) -> None:
         """Check the clock now, for instance after a slow step. Raises as `check` does."""
         if self._cancelled:
             raise ClientDisconnect
@@ -139,9 +139,9 @@ class StallWatchdog:
 
 async def run_while_connected(
     request: Request,
-    work: Callable[[Effort], _T],
+    work: Callable[[CpuBudget], _T],
     limiter: anyio.CapacityLimiter,
-    effort: Effort | None = None,
+    budget: CpuBudget | None = None,
     *,
     watchdog: StallWatchdog | None = None,
 ) -> _T:
@@ -149,9 +149,9 @@ async def run_while_connected(
 
     Args:
         request: Request whose body has been read.
-        work: Function that does the work and passes the effort to its loops for checks.
+        work: Function that does the work and passes the budget to its loops for checks.
         limiter: Limit of the threads that run such work.
-        effort: Effort of the request's earlier work; by default a new one.
+        budget: CpuBudget of the request's earlier work; by default a new one.
         watchdog: Object that ends the request if the disk does not answer; None if the work needs no disk.
 
     Returns:
@@ -162,7 +162,7 @@ async def run_while_connected(
         ClientDisconnect: The client disconnected before the work ended.
         StoreUnavailableError: The disk does not answer.
     """
-    total = Effort() if effort is None else effort
+    total = CpuBudget() if budget is None else budget
     results: list[_T] = []
     failure: list[Exception] = []
 
