@@ -17,6 +17,7 @@ from tensormeter.server.alerts.config import AlertConfig, Rule, load_alert_confi
 from tensormeter.server.alerts.detectors import make_detector
 from tensormeter.server.alerts.watcher import Watcher
 from tensormeter.server.store import RunRef
+from tensormeter.server.store.models.event_query import EventQuery
 from tensormeter.server.store.sqlite.store import SqliteStore
 
 T0 = 1_750_000_000_000_000_000
@@ -68,7 +69,7 @@ def watched(tmp_path):
             self.store.append_metrics(decode_metrics(payload), payload=payload)
 
         def alerts(self, run="r"):
-            events = self.store.events(RunRef(run), name="tensormeter.alert")
+            events = self.store.events(RunRef(run), EventQuery(name="tensormeter.alert"))
             return [(event.attributes["tensormeter.alert.kind"], event.step) for event in reversed(events)]
 
     watched = Watched()
@@ -87,7 +88,7 @@ def test_the_watcher_raises_alerts_once(watched):
     for _ in range(2):
         watched.watcher.check()
         assert watched.alerts() == [("spike", 30), ("nan", 32)]
-    (nan, spike) = watched.store.events(RunRef("r"), name="tensormeter.alert")
+    (nan, spike) = watched.store.events(RunRef("r"), EventQuery(name="tensormeter.alert"))
     assert nan.body["message"] == "train/loss: the value is nan"
     assert (spike.body["value"], spike.body["process"], spike.time) == (9.0, "p", T0 + 30 * SECOND)
     watched.now += 61
@@ -133,7 +134,7 @@ def test_a_process_that_drops_something_is_told_once(watched):
         watched.store.append_metrics(decode_metrics(payload), payload=payload)
         watched.watcher.check()
         watched.now += 61
-    (alert,) = watched.store.events(RunRef("r"), name="tensormeter.alert")
+    (alert,) = watched.store.events(RunRef("r"), EventQuery(name="tensormeter.alert"))
     assert alert.body["message"] == "tensormeter.dropped: 3 is above 0"
     assert alert.attributes["tensormeter.key"] == "tensormeter.dropped"
 

@@ -27,6 +27,7 @@ from tensormeter.server.store import (
     TooManyPointsError,
 )
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
+from tensormeter.server.store.models.event_query import EventQuery
 from tensormeter.server.store.sqlite.store import SqliteStore
 
 SECOND = 10**9
@@ -418,10 +419,10 @@ def test_events_are_found_again(client):
     assert len({event.id for event in found}) == 3
     assert (found[2].step, found[2].body["text"], found[1].step) == (3, "日本\x00", None)
     assert found[1].body == {"n": 2**60 + 1, "nan": "NaN"}
-    assert [event.name for event in client.store.events(client.ref, name="a.*", limit=1)] == ["a.y"]
-    assert [event.name for event in client.store.events(client.ref, key="k")] == ["a.x"]
-    assert [event.name for event in client.store.events(client.ref, key="")] == ["b"]
-    assert [event.name for event in client.store.events(client.ref, start=T0 + 2, stop=T0 + 3)] == ["a.y"]
+    assert [event.name for event in client.store.events(client.ref, EventQuery(name="a.*", limit=1))] == ["a.y"]
+    assert [event.name for event in client.store.events(client.ref, EventQuery(key="k"))] == ["a.x"]
+    assert [event.name for event in client.store.events(client.ref, EventQuery(key=""))] == ["b"]
+    assert [event.name for event in client.store.events(client.ref, EventQuery(start=T0 + 2, stop=T0 + 3))] == ["a.y"]
     digest = found[2].body["image"]["digest"]
     assert client.store.media(client.ref, digest) == ("image/png", png)
     for unknown in ("0" * 64, "x", "é" * 64):

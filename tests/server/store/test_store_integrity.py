@@ -22,6 +22,7 @@ from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.query.points import sampled as points_query
 from tensormeter.server.store import DamagedError, NotFoundError, RunRef, Selection
+from tensormeter.server.store.models.event_query import EventQuery
 from tensormeter.server.store.sqlite.integrity.inspection import _MANY, Inspection, open_read_only
 from tensormeter.server.store.sqlite.points import segments
 from tensormeter.server.store.sqlite.store import SqliteStore
@@ -267,7 +268,7 @@ def test_damage_at_rest_is_an_error_or_changes_no_answer(tmp_path, image, small_
     whole.mkdir()
     shutil.copy(image, whole / "tensormeter.db")
     store = SqliteStore(whole, flush_interval=3600)
-    digest = store.events(RunRef("long"), name="tensormeter.media")[0].body["x"]["digest"]
+    digest = store.events(RunRef("long"), EventQuery(name="tensormeter.media"))[0].body["x"]["digest"]
     expected = answers(store, digest)
     assert {status for status, _ in expected.values()} == {200, 404}  # one run has no picture
     store.close()

@@ -25,6 +25,7 @@ from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.limits.cpu_budget import CpuBudget
 from tensormeter.server.query.runs.search import RunSearch, find_runs
 from tensormeter.server.store import RunChanges as StoreChanges
+from tensormeter.server.store.models.event_query import EventQuery
 
 __all__ = ["RunsApi"]
 
@@ -162,19 +163,18 @@ class RunsApi:
     async def events(self, request: Request) -> Response:
         """Events of a run, newest first."""
         ref, parameters = run_ref(request), read_parameters(request, EventsParameters)
-        before = _position(parameters.before)
+        query = EventQuery(
+            name=parameters.name or None,
+            key=parameters.key or None,
+            start=parameters.start,
+            stop=parameters.stop,
+            limit=parameters.limit,
+            before=_position(parameters.before),
+            max_body=parameters.max_body,
+        )
 
         def work() -> bytes:
-            events = self._stores.of(request).events(
-                ref,
-                name=parameters.name or None,
-                key=parameters.key or None,
-                start=parameters.start,
-                stop=parameters.stop,
-                limit=parameters.limit,
-                before=before,
-                max_body=parameters.max_body,
-            )
+            events = self._stores.of(request).events(ref, query)
             following = f"{events[-1].time}-{events[-1].id}" if events.more else None
             return encode(Events([event_document(event) for event in events], following))
 

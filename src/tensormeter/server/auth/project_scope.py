@@ -5,7 +5,6 @@ Handlers reach a store only through `Stores`, so each of them gets the store tha
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from starlette.requests import Request
 
@@ -34,6 +33,7 @@ from tensormeter.server.store import (
     StoredEvent,
 )
 from tensormeter.server.store.models.durability import Syncer
+from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
 from tensormeter.server.store.rules.resource_identity import identify
 
 __all__ = ["ForbiddenError", "ProjectStore", "Stores"]
@@ -155,9 +155,9 @@ class ProjectStore:
         """See `Store`."""
         return self._store.read_rollups(self._scoped(ref), selection, window, blocks)
 
-    def events(self, ref: RunRef, **options: Any) -> EventPage:
+    def events(self, ref: RunRef, query: EventQuery = ALL_EVENTS) -> EventPage:
         """See `Store`."""
-        return self._store.events(self._scoped(ref), **options)
+        return self._store.events(self._scoped(ref), query)
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
         """See `Store`."""

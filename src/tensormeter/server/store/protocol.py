@@ -19,6 +19,7 @@ from typing import Final, Protocol
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.models.durability import Syncer
+from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.runs import (
     Changes,
@@ -171,30 +172,8 @@ class Store(Protocol):
         """
         ...
 
-    def events(
-        self,
-        ref: RunRef,
-        *,
-        name: str | None = None,
-        key: str | None = None,
-        start: int | None = None,
-        stop: int | None = None,
-        limit: int = 1000,
-        before: tuple[int, int] | None = None,
-        max_body: int | None = None,
-    ) -> EventPage:
-        """Return events of a run, the newest first.
-
-        Args:
-            ref: Run to read.
-            name: Name of the events; a `*` at its end stands for any text.
-            key: Value of the events' attribute `tensormeter.key`.
-            start: Earliest time, in nanoseconds since the Unix epoch.
-            stop: End of the range of times, exclusive.
-            limit: Maximum number of events. There are fewer if their bodies together would exceed `MAX_ANSWER_TEXT`.
-            before: Time and id of an event; only later entries of the list are returned.
-            max_body: Maximum number of characters of a body as JSON; longer bodies are None. None for no limit.
-        """
+    def events(self, ref: RunRef, query: EventQuery = ALL_EVENTS) -> EventPage:
+        """Return events of a run, the newest first. There are fewer if their bodies together would exceed `MAX_ANSWER_TEXT`."""
         ...
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:

@@ -6,6 +6,7 @@ from tensormeter.conventions.semconv import ALERT_EVENT
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.run_reader import Runs
 from tensormeter.server.store.models.errors import MAX_ANSWER_TEXT
+from tensormeter.server.store.models.event_query import EventQuery
 from tensormeter.server.store.models.runs import EventPage, RunRef, StoredEvent
 from tensormeter.server.store.rules.events import stored_event
 
@@ -21,43 +22,32 @@ class EventReader:
         self._connection = connection
         self._runs = runs
 
-    def events(
-        self,
-        run: int,
-        *,
-        name: str | None,
-        key: str | None,
-        start: int | None,
-        stop: int | None,
-        limit: int,
-        before: tuple[int, int] | None,
-        max_body: int | None,
-    ) -> EventPage:
+    def events(self, run: int, query: EventQuery) -> EventPage:
         """Events of a run; see `Store.events`."""
         conditions = [f"run = {run}"]
-        if name is not None:
-            conditions.append("startsWith(name, {name:String})" if name.endswith("*") else "name = {name:String}")
-        if key is not None:
+        if query.name is not None:
+            conditions.append("startsWith(name, {name:String})" if query.name.endswith("*") else "name = {name:String}")
+        if query.key is not None:
             conditions.append("has_key AND key = {key:String}")
-        if start is not None:
-            conditions.append(f"time >= {int(start)}")
-        if stop is not None:
-            conditions.append(f"time < {int(stop)}")
-        texts = {"name": (name or "").removesuffix("*"), "key": key or ""}
-        if before is not None:
-            conditions.append(f"(time, id) < ({int(before[0])}, {int(before[1])})")
+        if query.start is not None:
+            conditions.append(f"time >= {int(query.start)}")
+        if query.stop is not None:
+            conditions.append(f"time < {int(query.stop)}")
+        texts = {"name": (query.name or "").removesuffix("*"), "key": query.key or ""}
+        if query.before is not None:
+            conditions.append(f"(time, id) < ({int(query.before[0])}, {int(query.before[1])})")
         wanted = f"FROM event FINAL WHERE {' AND '.join(conditions)} ORDER BY time DESC, id DESC"
         sizes = self._connection.rows(
-            f"SELECT lengthUTF8(attributes), lengthUTF8(body) {wanted} LIMIT {int(limit) + 1}", **texts
+            f"SELECT lengthUTF8(attributes), lengthUTF8(body) {wanted} LIMIT {int(query.limit) + 1}", **texts
         )
         total = number = 0
-        for attributes, body in sizes[: int(limit)]:
-            total += attributes + (body if max_body is None or body <= max_body else 0)
+        for attributes, body in sizes[: int(query.limit)]:
+            total += attributes + (body if query.max_body is None or body <= query.max_body else 0)
             if number and total > MAX_ANSWER_TEXT:
                 break
             number += 1
         rows = self._connection.rows(f"SELECT {_COLUMNS} {wanted} LIMIT {number}", **texts) if number else []
-        return EventPage([stored_event(row, max_body) for row in rows], more=number < len(sizes))
+        return EventPage([stored_event(row, query.max_body) for row in rows], more=number < len(sizes))
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
         """Alerts of all runs with ids greater than `after`, the oldest first."""

@@ -24,6 +24,7 @@ from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 from tensormeter.server.store.clickhouse.run_reader import Runs
 from tensormeter.server.store.clickhouse.schema import TABLES, prepare
 from tensormeter.server.store.models.errors import NotFoundError, StoreUnavailableError
+from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.runs import (
     Change,
@@ -244,22 +245,9 @@ class ClickHouseStore:
         self._check_open()
         return None
 
-    def events(
-        self,
-        ref: RunRef,
-        *,
-        name: str | None = None,
-        key: str | None = None,
-        start: int | None = None,
-        stop: int | None = None,
-        limit: int = 1000,
-        before: tuple[int, int] | None = None,
-        max_body: int | None = None,
-    ) -> EventPage:
+    def events(self, ref: RunRef, query: EventQuery = ALL_EVENTS) -> EventPage:
         """See `Store`."""
-        return self._events.events(
-            self._find(ref), name=name, key=key, start=start, stop=stop, limit=limit, before=before, max_body=max_body
-        )
+        return self._events.events(self._find(ref), query)
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
         """See `Store`."""

@@ -20,6 +20,7 @@ from tensormeter.server.store.models.errors import (
     StoreUnavailableError,
     SuspectedDamageError,
 )
+from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.runs import (
     Change,
@@ -200,34 +201,13 @@ class SqliteQueries:
                 gaps = read_gaps(connection, (row[0] for row in rows), window.start, window.stop, selection.limit)
             return read_rollups(connection, snapshots, rows, window, selection, blocks=blocks, gaps=gaps)
 
-    def events(
-        self,
-        ref: RunRef,
-        *,
-        name: str | None = None,
-        key: str | None = None,
-        start: int | None = None,
-        stop: int | None = None,
-        limit: int = 1000,
-        before: tuple[int, int] | None = None,
-        max_body: int | None = None,
-    ) -> EventPage:
+    def events(self, ref: RunRef, query: EventQuery = ALL_EVENTS) -> EventPage:
         """See `Store`."""
         with self._reader() as connection, reading(connection):
             run = find_run(connection, *_names(ref))
             if self._damage.structure is not None:
                 raise DamagedError(f"damaged: {self._damage.structure}; events may be missing", named=True)
-            return read_events(
-                connection,
-                run,
-                name=name,
-                key=key,
-                start=start,
-                stop=stop,
-                limit=limit,
-                before=before,
-                max_body=max_body,
-            )
+            return read_events(connection, run, query)
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
         """See `Store`."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 from tensormeter.conventions.semconv import ALERT_EVENT, RUN_HEARTBEAT
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store.models.errors import MAX_ANSWER_TEXT, DamagedError
+from tensormeter.server.store.models.event_query import EventQuery
 from tensormeter.server.store.models.runs import EventPage, RunRef, StoredEvent
 from tensormeter.server.store.rules.events import DIGEST, key_and_step, prepare_event, stored_event
 from tensormeter.server.store.rules.media import is_of_type
@@ -57,46 +58,35 @@ def insert_event(
     return None
 
 
-def read_events(
-    connection: sqlite3.Connection,
-    run: int,
-    *,
-    name: str | None,
-    key: str | None,
-    start: int | None,
-    stop: int | None,
-    limit: int,
-    before: tuple[int, int] | None,
-    max_body: int | None,
-) -> EventPage:
+def read_events(connection: sqlite3.Connection, run: int, query: EventQuery) -> EventPage:
     """Read events of a run, see `Store.events`."""
     condition = "event.run = ?"
     parameters: list[Any] = [run]
-    if name is not None and name.endswith("*"):
+    if query.name is not None and query.name.endswith("*"):
         condition += " AND substr(name, 1, ?) = ?"
-        parameters += [len(name) - 1, name[:-1]]
-    elif name is not None:
+        parameters += [len(query.name) - 1, query.name[:-1]]
+    elif query.name is not None:
         condition += " AND name = ?"
-        parameters.append(name)
-    for column, operator, value in (("key", "=", key), ("time", ">=", start), ("time", "<", stop)):
+        parameters.append(query.name)
+    for column, operator, value in (("key", "=", query.key), ("time", ">=", query.start), ("time", "<", query.stop)):
         if value is not None:
             condition += f" AND {column} {operator} ?"
             parameters.append(value)
-    if before is not None:
+    if query.before is not None:
         condition += " AND (time, event.id) < (?, ?)"
-        parameters += before
+        parameters += query.before
     rows = connection.execute(
         f"SELECT {_READ} FROM event LEFT JOIN process ON process.id = event.process WHERE {condition}"
         " ORDER BY time DESC, event.id DESC LIMIT ?",
-        (*parameters, limit + 1),
+        (*parameters, query.limit + 1),
     )
     events: list[StoredEvent] = []
     processes: set[int] = set()
     size, more = 0, False
     for row in rows:
-        event = _sealed_event(row, max_body)
+        event = _sealed_event(row, query.max_body)
         size += len(row[9]) + (event.size if event.body is not None else 0)
-        if len(events) == limit or (events and size > MAX_ANSWER_TEXT):
+        if len(events) == query.limit or (events and size > MAX_ANSWER_TEXT):
             more = True
             break
         processes.add(row[2])
