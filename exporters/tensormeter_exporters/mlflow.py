@@ -165,9 +165,7 @@ class MlflowExporter(DecodingExporter):
                 if error.error_code == _INTERNAL:
                     return not (item_may_be_the_cause or _is_about_a_file(error)) or is_outage(error)
                 return not isinstance(_outcome(error), Rejected)
-            return (
-                isinstance(error, _Deleted) or is_outage(error) or _ACCESS.search(f"{type(error)} {error}") is not None
-            )
+            return isinstance(error, _Deleted) or is_outage(error) or _is_refused_user(error)
 
         return is_temporary
 

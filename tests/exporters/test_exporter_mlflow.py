@@ -285,6 +285,40 @@ def test_an_internal_error_costs_its_item_only_if_mlflow_works(make, exporter_of
     assert [value for _, value, _ in history(client, the_run(client, "internal"), "loss")] == [1.0]
 
 
+@pytest.mark.parametrize(
+    ("error", "is_temporary"),
+    [
+        (ValueError("texts/authentication-1.txt: not a valid name"), False),
+        (RuntimeError("An error occurred (AccessDenied) when calling the PutObject operation"), True),
+        (type("NoCredentialsError", (Exception,), {})("unable to locate them"), True),
+        (ConnectionResetError("connection reset by peer"), True),
+    ],
+)
+def test_an_artifact_is_refused_alone_unless_its_store_refuses_the_user(
+    make, exporter_of, client, monkeypatch, error, is_temporary
+):
+    exporter = exporter_of()
+    log_artifact = exporter._client.log_artifact
+
+    def fail(run, file, folder):
+        if "authentication" in file:
+            raise error
+        return log_artifact(run, file, folder)
+
+    monkeypatch.setattr(exporter._client, "log_artifact", fail)
+    texts = [Text(key, "hello").event(make.T0, 1) for key in ("authentication", "note")]
+    project = f"artifact store {type(error).__name__}"
+    if is_temporary:
+        with pytest.raises(type(error)):  # the agent retries the request after an exception
+            exporter.export(make.logs(1, *texts, project=project))
+    else:
+        outcome = exporter.export(make.logs(1, *texts, project=project))
+        assert isinstance(outcome, Accepted)
+        assert outcome.rejected == 1
+        run = the_run(client, project).info.run_id
+        assert [item.path for item in client.list_artifacts(run, "texts")] == ["texts/note-1.txt"]
+
+
 def test_names_that_mlflow_cannot_tell_apart_stay_apart(make, exporter_of, client):
     rows = {step: {"mAP@50": 1.0, "mAP#50": 2.0, "mAP_50": 3.0, "n" * 249 + "/tail": 4.0} for step in range(3)}
     assert exporter_of().export(make.logged(1, make.rows(rows), project="apart")) == Accepted()

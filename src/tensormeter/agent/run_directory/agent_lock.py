@@ -38,11 +38,6 @@ class AgentLock:
         """The descriptors that hold the locks."""
         return self._descriptors.copy()
 
-    @property
-    def is_on_disk(self) -> bool:
-        """Whether the lock in the run's directory is held. Blocks for the disk."""
-        return self._holds(self._directory.agent_lock)
-
     def complete(self) -> bool:
         """Take the locks that are not held yet, as far as they can be taken.
 
