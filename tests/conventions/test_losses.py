@@ -34,7 +34,7 @@ def test_sentences():
 
 
 def test_the_documentation_names_the_limits():
-    table = (ROOT / "docs/server.md").read_text().partition("## Limits of one item")[2].partition("## States")[0]
+    table = (ROOT / "docs/server.md").read_text().partition("## Item limits")[2].partition("## States")[0]
     rows = {cells[1].strip(): cells[2] for line in table.splitlines() if len(cells := line.split("|")) == 5}
     mib = {name: f"{getattr(limits, name) >> 20} MiB" for name in limits.__all__ if name.endswith("_BYTES")}
     assert mib["TEXT_BYTES"] in rows["text"]
