@@ -1,1 +1,1 @@
-"""The recorder: the code that a log call runs in the training process."""
+"""The recorder: the code that runs in the training process on every log call."""

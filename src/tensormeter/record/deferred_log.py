@@ -1,9 +1,10 @@
 """Records rows from inside compiled functions and CUDA graphs.
 
-No Python runs there, so the graph itself must write the rows. The device therefore holds a small ring of rows, and the count of
-rows written to it, which is also the ring's cursor. A write consists of plain tensor operations on the two. `torch.compile` puts
-them into its graph, and a captured CUDA graph repeats them with each replay. Every quarter of a second, a log call outside of
-the graph copies ring and count to the host, in stream order and without waiting, and records the new rows.
+No Python code runs there, so the graph itself must write the rows. The device therefore holds a small ring buffer of rows and a
+counter of the rows written so far, which doubles as the ring's cursor. A write consists of plain tensor operations on these two
+tensors: `torch.compile` includes them in its graph, and a captured CUDA graph repeats them on each replay. Every quarter of a
+second, a log call outside the graph copies the ring and the counter to the host, in stream order and without waiting, and
+records the new rows.
 """
 
 import mmap
@@ -28,21 +29,21 @@ if TYPE_CHECKING:
 __all__ = ["DeferredLog"]
 
 _INTERVAL: Final = 0.25
-"""Minimum number of seconds between two copies that log calls begin."""
+"""Minimum seconds between two copies that log calls start."""
 
 _TIMEOUT: Final = 5.0
-"""Maximum number of seconds that the end of the run waits for the last copy."""
+"""Maximum seconds to wait for the last copy at the end of the run."""
 
 _NOT_COPIED: Final = -1
-"""Count in host memory until the copy of the device's count has arrived."""
+"""Placeholder for the count in host memory until the device's count has been copied."""
 
 
 class DeferredLog:
-    """Records rows of fixed metrics inside compiled functions and CUDA graphs. `tensormeter.deferred_log` makes it.
+    """Records rows of a fixed set of metrics inside compiled functions and CUDA graphs.
 
-    Call `write` inside the graph, and the other methods outside of it. Only the thread that made the object may use it.
-    The copies run on that thread's current stream. The writes must precede them in the stream's order, as for any other use of a
-    graph's results.
+    `tensormeter.deferred_log` creates it, and only the thread that created it may use it. Call `write` inside the graph and the
+    other methods outside it. Copies to the host run on the thread's current stream. The writes must precede them in stream
+    order, as for any other use of a graph's results.
     """
 
     def __init__(
@@ -57,13 +58,13 @@ class DeferredLog:
         """
         Args:
             recorder: Recorder of this process, or None to record nothing.
-            names: Different names of metrics.
+            names: Metric names, without duplicates.
             capacity: Number of rows in the device's ring, at least 1.
-            device: Device of the values; CUDA if None and available, else the CPU.
+            device: Device of the values. The default, None, means CUDA if available and otherwise the CPU.
             first_step: Step of the first row.
 
         Raises:
-            UsageError: Names or capacity have a wrong type or value.
+            UsageError: `names` or `capacity` has an invalid type or value.
         """
         import torch
         import torch._dynamo
@@ -80,7 +81,7 @@ class DeferredLog:
         self._first_step = first_step
         self._owner = threading.get_ident()
         self._collecting = threading.Lock()
-        self._recorded = 0  # rows of the device's count that have been recorded or counted as lost
+        self._recorded = 0  # rows that have been recorded or counted as lost
         self._copying: _Copy | None = None
         self._next_copy = 0.0
         with torch.inference_mode(mode=False):
@@ -94,15 +95,15 @@ class DeferredLog:
             recorder.add_periodic_task(self._collect_if_due, at_close=self._finish)
 
     def write(self, values: "Mapping[str, torch.Tensor]") -> None:
-        """Record one row. A compiled function, or code that is captured in a CUDA graph, may call it.
+        """Record one row. May be called from a compiled function, or while a CUDA graph is captured.
 
-        The write reads nothing on the host and does not wait. A captured graph repeats it with each replay.
+        The write reads nothing back to the host and does not wait. A captured graph repeats it on each replay.
 
         Args:
-            values: One-element tensors on the device, by name. Each name of the constructor has one.
+            values: One-element tensors on the device by name, one for each name passed to the constructor.
 
         Raises:
-            UsageError: The names differ from the constructor's, or a value is not a tensor.
+            UsageError: The names differ from those passed to the constructor, or a value is not a tensor.
         """
         import torch
 
@@ -118,10 +119,10 @@ class DeferredLog:
         self._count.add_(1)
 
     def flush(self) -> None:
-        """Begin to copy the rows written so far, and record rows that have been copied. Never waits.
+        """Start copying the rows written so far, and record the rows that have already been copied. Never waits.
 
-        Log calls do the same four times a second, and the end of the run does it one last time.
-        Nothing happens while a CUDA graph is captured.
+        Log calls do the same four times a second, and the end of the run does so one last time.
+        Does nothing while a CUDA graph is being captured.
         """
         self._collect(at_once=True)
 
@@ -141,7 +142,7 @@ class DeferredLog:
                 self._next_copy = time.monotonic() + _INTERVAL
                 self._copying = self._copies.begin()
                 self._record_copied_rows()
-        except Exception as error:  # a device error, which the program's own calls will raise again
+        except Exception as error:  # a device error, which the program's own calls will also raise
             self._copying = None
             self._recorder.count_lost(
                 Drop.DEVICE_UNFINISHED, 1, "deferred_log: cannot copy rows from the device: %s", error
@@ -150,10 +151,10 @@ class DeferredLog:
             self._collecting.release()
 
     def _finish(self) -> None:
-        """Copy the remaining rows at the end of the run, waiting for at most 5 seconds. No copy begins afterwards."""
+        """Copy the remaining rows at the end of the run, waiting up to 5 seconds. No copy starts afterwards."""
         deadline, pause = time.monotonic() + _TIMEOUT, threading.Event()
         self._owner = threading.get_ident()
-        for _ in range(2):  # the copy that has begun, and one of all rows
+        for _ in range(2):  # the copy in progress, then a copy of all remaining rows
             self._collect(at_once=True)
             while self._copying is not None and time.monotonic() < deadline:
                 pause.wait(0.001)
@@ -198,10 +199,11 @@ trace_into(DeferredLog.write)
 
 
 class _Copy(NamedTuple):
-    """A copy that has begun.
+    """A copy in progress.
 
     Attributes:
-        read: Function that returns the count, and a function from a row's index to its values; None until the copy has ended.
+        read: Function that returns None until the copy is complete, then the count and a function that maps a row's index to
+            its values.
     """
 
     read: Callable[[], "tuple[int, Callable[[int], list[float]]] | None"]
@@ -215,7 +217,7 @@ def _copies(rows: "torch.Tensor", count: "torch.Tensor") -> "_Copies":
 
 
 class _Copies:
-    """Copies a device's ring to the host, and detects the end of a copy by an event. There is one copy at a time."""
+    """Copies a device's ring to the host, one copy at a time. An event signals that a copy is complete."""
 
     def __init__(self, rows: "torch.Tensor", count: "torch.Tensor") -> None:
         self._device = (rows, count)
@@ -236,9 +238,9 @@ class _Copies:
 
 
 class _Locked(_Copies):
-    """Copies a device's ring into page-locked memory, and detects the end of a copy by the count, which is copied last.
+    """Copies a device's ring into page-locked memory. A copy is complete when the count, which is copied last, has arrived.
 
-    It needs no event. An event would disturb a CUDA graph's capture in another thread.
+    This needs no event, which would disturb a CUDA graph capture in another thread.
     """
 
     def __init__(self, rows: "torch.Tensor", count: "torch.Tensor") -> None:
@@ -269,7 +271,7 @@ class _Locked(_Copies):
 
         def read() -> tuple[int, Callable[[int], list[float]]] | None:
             nonlocal has_arrived
-            # The call after the one that detects the count reads the rows. In one call, arm64 could reorder the reads.
+            # One call detects the count and the next call reads the rows. Within one call, arm64 could reorder the reads.
             if not has_arrived:
                 has_arrived = self._words[-1] != _NOT_COPIED
                 return None

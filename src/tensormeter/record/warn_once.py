@@ -1,6 +1,6 @@
-"""Warnings of the recorder, on the logger `tensormeter`: one for each cause.
+"""The recorder's warnings, logged once per cause to the `tensormeter` logger.
 
-Nothing in this module raises, even if converting a script's keys or exceptions to text does.
+Nothing in this module raises, even if converting a script's keys or exceptions to text fails.
 """
 
 import itertools
@@ -17,35 +17,35 @@ __all__ = ["WarnOnce", "describe", "shown", "text_of"]
 logger: Final = get_logger()
 
 _MAX_WARNINGS: Final = 1000
-"""Maximum number of warnings. Later drops are only counted."""
+"""Maximum number of warnings. After that, drops are counted without a warning."""
 
 _NAMES_SHOWN: Final = 5
 
 _LONGEST_SHOWN: Final = 200
-"""Maximum number of characters of a key, or of an exception's message, in one warning."""
+"""Maximum length in characters of a key or an exception's message in a warning."""
 
 
 class WarnOnce:
-    """Warns once for each cause. Any thread may call it; two threads at once may give the same warning twice."""
+    """Warns once for each cause. Thread-safe, but two threads at the same time may log the same warning twice."""
 
     def __init__(self) -> None:
         self._warned: set[object] = set()
         self._lost_names: dict[Drop, list[str]] = {}
 
     def once(self, about: object, message: str, *arguments: object) -> None:
-        """Log a warning, unless there was one about the same cause.
+        """Log a warning, unless one was logged for the same cause before.
 
         Args:
-            about: Cause of the warning, as a hashable object.
+            about: Hashable object that identifies the cause.
             message: Format string for `logging`.
-            arguments: Arguments of the format string.
+            arguments: Arguments for the format string.
         """
         if about not in self._warned and len(self._warned) < _MAX_WARNINGS:
             self._warned.add(about)
             logger.warning(message, *arguments)
 
     def note(self, reason: Drop, name: str) -> None:
-        """Remember the name of a lost value, for the first few names of each reason."""
+        """Remember the name of a lost value. Only the first few names for each reason are kept."""
         names = self._lost_names.setdefault(reason, [])
         if len(names) < _NAMES_SHOWN and name not in names:
             names.append(name)
@@ -56,7 +56,7 @@ class WarnOnce:
         return {reason.name.lower(): list(names) for reason, names in self._lost_names.items()}
 
     def slow(self, values: Mapping[str, Any], watch: Stopwatch) -> None:
-        """Warn that a log call was slow, once for each reason. Not for the first call of its kind."""
+        """Warn that a log call was slow, once for each reason. Not meant for the first call of its kind."""
         if watch.waited:
             reason = "its thread waited for other Python threads or for a processor"
         else:
@@ -70,7 +70,7 @@ class WarnOnce:
 
 
 def shown(key: object) -> str:
-    """Format a key for messages: quoted, and cut to 200 characters."""
+    """Format a key for a message: quoted and truncated to 200 characters."""
     try:
         text = repr(key) if isinstance(key, str) else reprlib.repr(key)
     except Exception:  # the key's own code may raise anything
@@ -79,7 +79,7 @@ def shown(key: object) -> str:
 
 
 def text_of(value: object) -> str:
-    """Convert a value with `str`. If its own code raises, the text is the value's type."""
+    """Convert a value with `str`. If that raises, return a text that names the value's type."""
     try:
         return str.__str__(str(value))
     except Exception:  # the value's own code may raise anything
@@ -87,7 +87,7 @@ def text_of(value: object) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Format an exception: its type, and its message cut to 200 characters."""
+    """Format an exception as its type and its message, truncated to 200 characters."""
     try:
         message = str(error)
     except Exception:  # the exception's own code may raise anything

@@ -1,1 +1,1 @@
-"""Metrics of the training process: garbage collection and torch's memory."""
+"""Metrics of the training process: garbage collection and torch memory."""

@@ -13,11 +13,11 @@ GARBAGE: Final[Mapping[str, tuple[str, str, str]]] = {
     "cpython.gc.collected_objects": ("collected", "{object}", "Objects that were collected."),
     "cpython.gc.uncollectable_objects": ("uncollectable", "{object}", "Objects that could not be collected."),
 }
-"""Metrics by name: key of the value in `gc.get_stats`, unit, description."""
+"""Metrics by name, each with its key in `gc.get_stats`, unit and description."""
 
 
 def garbage() -> Iterator[tuple[Stream, int]]:
-    """Read the collector's totals for each generation. It takes a few microseconds. Any thread may call it."""
+    """Read the collector's totals for each generation. Takes a few microseconds. Thread-safe."""
     for generation, statistics in enumerate(gc.get_stats()):
         attributes = (("cpython.gc.generation", generation),)
         for name, (key, unit, description) in GARBAGE.items():

@@ -1,4 +1,4 @@
-"""Periodic samples that only the training process can take: torch's allocator and Python's garbage collector."""
+"""Periodic samples that only the training process can take, of torch's allocator and Python's garbage collector."""
 
 import time
 from itertools import chain
@@ -17,13 +17,16 @@ logger: Final = get_logger()
 
 
 class RuntimeMetrics:
-    """Records samples as rows without a step. Any thread that logs may call it; two threads at once may record two samples."""
+    """Records samples as rows without a step.
+
+    Any thread that logs may call the methods. Two threads that call them at the same time may record two samples.
+    """
 
     def __init__(self, recorder: Recorder, interval: float) -> None:
         """
         Args:
             recorder: Recorder of this process.
-            interval: Minimum number of seconds between two samples; 0 for no samples.
+            interval: Minimum seconds between two samples. 0 disables sampling.
         """
         self._recorder = recorder
         self._interval = interval
@@ -31,7 +34,7 @@ class RuntimeMetrics:
         self._writers: dict[Stream, StreamWriter] = {}
 
     def beat(self) -> None:
-        """Record a sample if one is due. It takes about 100 microseconds then, and 50 ns otherwise. Never raises."""
+        """Record a sample if one is due. Never raises. Takes about 100 microseconds if a sample is due, otherwise 50 ns."""
         if self._interval and time.monotonic() >= self._next:
             self.sample()
 
@@ -39,7 +42,7 @@ class RuntimeMetrics:
         """Record a sample now, unless the interval is 0."""
         if not self._interval:
             return
-        self._next = time.monotonic() + self._interval  # before a row is written, which may call `beat` again
+        self._next = time.monotonic() + self._interval  # set first, because writing a row may call `beat` again
         try:
             for stream, value in chain(torch_memory(), garbage()):
                 if stream not in self._writers:

@@ -1,4 +1,4 @@
-"""Metrics of torch's allocator, which only the training process can read."""
+"""Metrics of torch's memory allocator, which only the training process can read."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -52,14 +52,15 @@ TORCH_MEMORY: Final[Mapping[str, tuple[tuple[str, ...], str, str, str]]] = {
         "Allocations that failed.",
     ),
 }
-"""Metrics by name: path of the value in torch's statistics, kind, unit, description."""
+"""Metrics by name, each with its path in torch's statistics, kind, unit and description."""
 
 
 def torch_memory() -> Iterator[tuple[Stream, int]]:
     """Read the allocator's statistics for each GPU that this process uses.
 
-    The allocator keeps them in host memory: reading does not wait for the GPU, launch anything, import torch or initialize CUDA.
-    It takes about 30 microseconds for each GPU, so call it every few seconds, not in every log call. Any thread may call it.
+    The allocator keeps the statistics in host memory. Reading them does not wait for the GPU, launch kernels, import torch or
+    initialize CUDA. It takes about 30 microseconds per GPU, so call it every few seconds rather than in every log call.
+    Thread-safe.
     """
     torch: Any = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)  # None while torch is still being imported
@@ -77,7 +78,7 @@ def torch_memory() -> Iterator[tuple[Stream, int]]:
 
 
 def _value(statistics: Any, path: tuple[str, ...]) -> int | None:
-    """Look up a value. None if this version of torch, or this allocator, does not have it."""
+    """Look up a value. Return None if this version of torch or this allocator does not provide it."""
     for key in path:
         statistics = statistics.get(key) if isinstance(statistics, Mapping) else None
     return statistics if isinstance(statistics, int) else None
