@@ -56,7 +56,7 @@ class WarnOnce:
         return {reason.name.lower(): list(names) for reason, names in self._lost_names.items()}
 
     def slow(self, values: Mapping[str, Any], watch: Stopwatch) -> None:
-        """Warn that a log call was slow, once for each reason. Not meant for the first call of its kind."""
+        """Warn that a log call was slow, once for each reason. Do not call it for the first call of a kind, which is slower."""
         if watch.waited:
             reason = "its thread waited for other Python threads or for a processor"
         else:

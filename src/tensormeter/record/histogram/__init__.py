@@ -1,1 +1,1 @@
-"""Histograms, counted on the host or on a device."""
+"""Histograms that are counted on the host or on a device."""

@@ -1,8 +1,8 @@
-"""Counts many values into the buckets of `tensormeter.ring.histogram_buckets`, on the host or on the device that holds them.
+"""Counts values into the buckets of `tensormeter.ring.histogram_buckets`, on the host or on the device that holds them.
 
-On a device, all shapes are static and no value is read back, so nothing synchronizes: there is no `bincount`, no boolean index
-and no `.item()`. The device even computes the bounds itself, so there is no upload.
-On the host, NumPy counts in the calling thread. A large array takes less time than with `np.histogram`.
+On a device, all shapes are static and no value is read back, so nothing synchronizes: the code avoids `bincount`, boolean
+indexing and `.item()`. The device also computes the bounds itself, so nothing is uploaded.
+On the host, NumPy counts in the calling thread. For large arrays this is faster than `np.histogram`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,21 +29,21 @@ __all__ = [
 ]
 
 MOST_ON_DEVICE: Final = (1 << 31) - 1
-"""Maximum number of elements of one tensor, because a bin's count has 32 bits."""
+"""Maximum number of elements in one tensor, because a bin's count has 32 bits."""
 
 _DEVICE_PIECE: Final = 1 << 23
-"""Number of elements that a device counts at a time. Each needs 12 bytes of temporary device memory."""
+"""Number of elements that a device counts at a time. Each element needs 12 bytes of temporary device memory."""
 
 _HOST_PIECE: Final = 1 << 17
-"""Number of elements that the host counts at a time, so that they stay in the cache."""
+"""Number of elements that the host counts at a time. They are few enough to stay in the CPU cache."""
 
 
 class Counted(NamedTuple):
     """A distribution counted on the host.
 
     Attributes:
-        counts: Counts as bytes of int32, in the order of the table's bins.
-        statistics: Sum, minimum and maximum; NaN if there is none.
+        counts: Bytes of the int32 counts, in the order of the table's bins.
+        statistics: Sum, minimum and maximum; NaN for a statistic that is not available.
     """
 
     counts: bytes
@@ -51,7 +51,7 @@ class Counted(NamedTuple):
 
 
 def count_on_host(pieces: Iterable["NDArray[Any]"], table: Table) -> Counted:
-    """Count the elements of arrays in the table's format. Blocks while it counts.
+    """Count the elements of arrays in the table's format. Blocks until all elements are counted.
 
     Args:
         pieces: Contiguous, non-empty arrays of shape (n,) in native byte order.
@@ -74,7 +74,7 @@ def count_on_host(pieces: Iterable["NDArray[Any]"], table: Table) -> Counted:
 
 
 def add_exponential(first: bytes, second: bytes) -> bytes | None:
-    """Add the counts of two distributions in the same table. None if a bin would overflow."""
+    """Add the counts of two distributions with the same table. Return None if a bin would overflow."""
     import numpy as np
 
     counts = np.frombuffer(first, np.int32) + np.frombuffer(second, np.int32).astype(np.int64)
@@ -82,10 +82,10 @@ def add_exponential(first: bytes, second: bytes) -> bytes | None:
 
 
 def add_explicit(first: bytes, second: bytes) -> bytes | None:
-    """Add two ready-made histograms, given as the words of edges and counts.
+    """Add two precomputed histograms, each given as the words of its edges followed by those of its counts.
 
     Returns:
-        Words of the sum; None if the edges differ, or a count would overflow.
+        Words of the sum; None if the edges differ or a count would overflow.
     """
     import numpy as np
 
@@ -99,7 +99,7 @@ def add_explicit(first: bytes, second: bytes) -> bytes | None:
 
 
 def array_pieces(array: "NDArray[Any]", table: Table) -> Iterator["NDArray[Any]"]:
-    """Iterate over pieces of an array in the table's format. Elements that already have the format are not copied."""
+    """Iterate over pieces of an array, converted to the table's format. Elements already in that format are not copied."""
     import numpy as np
 
     flat, dtype = array.reshape(-1), np.float32 if table.fraction_bits == 23 else np.float64
@@ -108,7 +108,7 @@ def array_pieces(array: "NDArray[Any]", table: Table) -> Iterator["NDArray[Any]"
 
 
 def tensor_pieces(tensor: "torch.Tensor", table: Table) -> Iterator["NDArray[Any]"]:
-    """Iterate over pieces of a tensor on the CPU in the table's format."""
+    """Iterate over pieces of a CPU tensor, converted to the table's format."""
     import torch
 
     for piece in torch.split(tensor.detach().reshape(-1), _DEVICE_PIECE):
@@ -116,9 +116,9 @@ def tensor_pieces(tensor: "torch.Tensor", table: Table) -> Iterator["NDArray[Any
 
 
 class DeviceTables:
-    """Counts tensors on devices, and keeps the tables' bounds there: 12 or 68 KiB for each device and table.
+    """Counts tensors on devices, and keeps the tables' bounds there. The bounds take 12 or 68 KiB per device and table.
 
-    Thread-safe. A forked child must not use it.
+    Thread-safe. A forked child process must not use it.
     """
 
     def __init__(self) -> None:
@@ -128,12 +128,13 @@ class DeviceTables:
         """Launch the counting on the current stream. Never waits.
 
         Args:
-            tensors: Non-empty tensors on one device, each of at most `MOST_ON_DEVICE` elements. The table can hold their dtypes.
+            tensors: Non-empty tensors on one device, each with up to `MOST_ON_DEVICE` elements and a dtype that the table can
+                hold.
             table: Table for all of the tensors.
 
         Returns:
-            Counts as int32 of shape (tensors * bins,); and sum, minimum and maximum as float64 of shape (tensors, 3). The
-            latter are float32 on Apple's devices, which have no float64.
+            Counts as int32 of shape (tensors * bins,), and sums, minima and maxima as float64 of shape (tensors, 3). The latter
+            are float32 on Apple devices, which lack float64.
         """
         import torch
 
@@ -141,7 +142,7 @@ class DeviceTables:
         grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
-            with torch.inference_mode(mode=False):  # the kept bounds are used outside of inference mode, too
+            with torch.inference_mode(mode=False):  # the cached bounds are also used outside inference mode
                 bounds = self._bounds_on(tensors[0].device, table)
             for tensor in tensors:
                 count, total, low, high = _count(tensor.detach().reshape(-1), table, bounds)
@@ -171,7 +172,7 @@ class DeviceTables:
 
 
 class _Bounds(NamedTuple):
-    """Bounds on a device, the stream that computes them, and an event after the computation."""
+    """Bounds on a device, the stream that computes them, and an event recorded after the computation."""
 
     tensor: "torch.Tensor"
     stream: "torch.cuda.Stream | None"
@@ -185,7 +186,7 @@ def _has_cuda() -> bool:
 
 
 def bounds_on_device(device: "torch.device", table: Table) -> "torch.Tensor":
-    """Compute the bounds between a table's bins on a device, from scalars that are arguments of kernels."""
+    """Compute the bounds between a table's bins on a device, from scalars that are passed as kernel arguments."""
     import torch
 
     single = table.fraction_bits == 23
@@ -202,7 +203,7 @@ def bounds_on_device(device: "torch.device", table: Table) -> "torch.Tensor":
 def _count(
     flat: "torch.Tensor", table: Table, bounds: "torch.Tensor"
 ) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"]:
-    """Compute counts (int32), sum (`accumulator_dtype`), minimum and maximum (in the table's format) of a tensor's elements."""
+    """Compute a tensor's counts (int32), sum (`accumulator_dtype`), minimum and maximum (both in the table's format)."""
     import torch
 
     summary, wide = None, accumulator_dtype(flat.device)
@@ -227,7 +228,7 @@ def _count(
 def _count_bins(bins: "torch.Tensor", number: int) -> "torch.Tensor":
     import torch
 
-    if bins.is_cuda:  # in shared memory, and in integers throughout: exact, and deterministic
+    if bins.is_cuda:  # integer arithmetic in shared memory: exact and deterministic
         return torch.histc(bins, bins=number, min=0, max=number - 1)
     ones = torch.ones((), dtype=torch.int32, device=bins.device).expand(len(bins))
     return torch.zeros(number, dtype=torch.int32, device=bins.device).index_add_(0, bins, ones)
@@ -238,11 +239,13 @@ def _as_format(values: "torch.Tensor", table: Table) -> "torch.Tensor":
 
 
 class _Cells:
-    """A faster search for bins on the host. A cell is all numbers with the same 16 highest bits; it has at most one bound.
+    """A lookup table that finds bins on the host faster than a search.
+
+    A cell consists of all numbers with the same 16 highest bits. It contains at most one bound.
 
     Attributes:
-        split: Bound in each cell, or any number if there is none.
-        bins: Two bins for each cell, one after the other: the bin of its numbers above the bound, and of those up to the bound.
+        split: Bound in each cell, or an arbitrary number if the cell has none.
+        bins: Two consecutive bins for each cell: the bin of its numbers above the bound, then the bin of all others.
     """
 
     def __init__(self, table: Table) -> None:
@@ -275,7 +278,7 @@ def _cells(table: Table) -> _Cells:
 
 @cache
 def _bounds(table: Table) -> "NDArray[Any]":
-    """Compute the bounds of `bounds_on_device` with NumPy."""
+    """Compute the same bounds as `bounds_on_device`, with NumPy."""
     import numpy as np
 
     exponents = (np.arange(table.lowest, table.highest, dtype=np.int64) + table.bias) << table.fraction_bits

@@ -1,4 +1,4 @@
-"""`Histogram`: many values that are logged under one name, as a distribution."""
+"""`Histogram`, which logs many values as a distribution under one name."""
 
 import array
 import struct
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["CountedOnDevice", "DeviceDistribution", "Histogram", "HostDistribution"]
 
 _MOST_BUCKETS: Final = 4096
-"""Maximum number of buckets of a ready-made histogram, because every point contains their bounds."""
+"""Maximum number of buckets in a precomputed histogram, because every point contains their bounds."""
 
 
 class HostDistribution(NamedTuple):
-    """Columns of a counted distribution in a row.
+    """A counted distribution, as the columns of a row.
 
     Attributes:
-        code: Code of the column of counts.
-        words: Words of the column of counts, as bytes.
+        code: Code of the counts column.
+        words: Bytes of the words in the counts column.
         statistics: Sum, minimum and maximum; None if the row has no column for them.
     """
 
@@ -36,7 +36,7 @@ class HostDistribution(NamedTuple):
 
 
 class DeviceDistribution(NamedTuple):
-    """A tensor on a device, whose elements are still to be counted.
+    """A tensor on a device whose elements have not been counted yet.
 
     Attributes:
         tensor: Tensor to count.
@@ -62,24 +62,26 @@ class CountedOnDevice(NamedTuple):
 
 
 class Histogram:
-    """The distribution of many values, to be logged under one name: ``run.log({"gradients": Histogram(tensor)})``.
+    """The distribution of many values under one name: ``run.log({"gradients": Histogram(tensor)})``.
 
-    The log call counts the values where they are, and only the counts are copied. A CUDA tensor needs a handful of asynchronous
-    launches on the current stream: nothing waits, and the tensor may change afterwards. The calling thread counts a tensor or
-    array in host memory, which takes about 7 ns for each value. MPS and XPU devices count, too, and later log calls fetch the
-    counts. MPS sums in float32, and cannot count integers of 32 and 64 bits.
+    The log call counts the values where they are stored, and copies only the counts. A CUDA tensor takes a handful of
+    asynchronous launches on the current stream. Nothing waits, and the tensor may change after the call. The calling thread
+    counts tensors and arrays in host memory, which takes about 7 ns per value. MPS and XPU tensors are also counted on their
+    device, and later log calls fetch the counts. MPS sums in float32 and cannot count 32-bit and 64-bit integers.
 
-    The result is an OpenTelemetry exponential histogram with at most 160 buckets on each side and exact bucket boundaries.
-    float32, and formats that float32 holds exactly (8 and 16 bits, bool), get buckets of scale 3 or less. float64, and integers
-    of 32 and 64 bits (as the nearest float64), get buckets of scale 2 or less. Magnitudes up to 2**-64 (5.4e-20) count as zero.
-    NaN and infinities are not in the histogram; the gauge `tensormeter.histogram.nonfinite` counts them. The histogram then has
-    no sum, minimum and maximum.
+    The result is an OpenTelemetry exponential histogram with up to 160 buckets on each side and exact bucket boundaries.
+    float32, and formats that float32 represents exactly (8 and 16 bits, bool), get a scale of 3 or less. float64, and 32-bit
+    and 64-bit integers (as the nearest float64), get a scale of 2 or less. Magnitudes up to 2**-64 (5.4e-20) count as zero.
+    NaN and infinities are not in the histogram; the gauge `tensormeter.histogram.nonfinite` counts them. A histogram of values
+    that include them has no sum, minimum or maximum.
 
-    Over steps (`every=`, `define_metric`), `mean` and `sum` make one distribution of all values, and `last` keeps the last one.
-    `min` and `max` are refused. Ready-made histograms are added as long as their edges stay the same.
+    When reduced over several calls (`every=`, `define_metric`), `mean` and `sum` merge all values into one distribution, and
+    `last` keeps the last distribution. `min` and `max` are refused. Precomputed histograms are merged while their edges stay
+    the same.
 
-    A ready-made pair of counts and edges becomes a histogram with explicit buckets, without sum, minimum and maximum. NumPy's
-    buckets include their lower edge and OpenTelemetry's their upper edge, so values exactly on an edge appear one bucket off.
+    A precomputed pair of counts and edges becomes a histogram with explicit buckets and no sum, minimum or maximum. NumPy's
+    buckets include their lower edge, but OpenTelemetry's include their upper edge, so values exactly on an edge appear one
+    bucket off.
     """
 
     __slots__ = ("_np_histogram", "_values")
@@ -87,11 +89,11 @@ class Histogram:
     def __init__(self, values: Any = None, *, np_histogram: tuple[Any, Any] | None = None) -> None:
         """
         Args:
-            values: Tensor or NumPy array of real numbers, of any shape, or a sequence of numbers. It is not copied.
-            np_histogram: Result of `numpy.histogram` instead of values: integer counts of shape (k,) and edges of shape (k + 1,).
+            values: Tensor or NumPy array of real numbers, of any shape, or a sequence of numbers. The values are not copied.
+            np_histogram: Result of `numpy.histogram`, instead of values: integer counts of shape (k,), edges of shape (k + 1,).
 
         Raises:
-            UsageError: Both arguments or none are given, or `np_histogram` is not a pair.
+            UsageError: Both arguments or neither are given, or `np_histogram` is not a pair.
         """
         if (values is None) == (np_histogram is None):
             raise UsageError("Histogram: expected either values or np_histogram=(counts, edges)")
@@ -101,7 +103,7 @@ class Histogram:
         self._np_histogram = np_histogram
 
     def reduce(self) -> HostDistribution | DeviceDistribution:
-        """Count values on the host, and check values on a device. Blocks only while it counts on the host.
+        """Count values that are on the host, and check values that are on a device. Blocks only to count on the host.
 
         Raises:
             Refused: The values cannot be counted.
@@ -168,7 +170,7 @@ def _exponential(counted: Counted, table: Table) -> HostDistribution:
 
 
 def _explicit(counts: Any, edges: Any) -> HostDistribution:
-    """Check the counts and edges of a ready-made histogram, and pack the edges and then the counts."""
+    """Check the counts and edges of a precomputed histogram, and pack the edges followed by the counts."""
     import numpy as np
 
     counts, edges = np.asarray(counts), np.asarray(edges)

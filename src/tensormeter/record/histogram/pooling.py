@@ -1,7 +1,7 @@
-"""Pools distributions over steps: the values of many `Histogram`s become one distribution.
+"""Pools distributions over several log calls: merges the values of many `Histogram`s into one distribution.
 
-Counts and sums are added, the least minimum and the greatest maximum are kept. The result is the distribution of all values,
-both for `mean` and for `sum`. `last` keeps the last distribution. Distributions on a device are pooled there, without waiting.
+Counts and sums are added; the smallest minimum and the largest maximum are kept. For both `mean` and `sum`, the result is the
+distribution of all values. `last` keeps the last distribution. Distributions on a device are pooled there without waiting.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,8 @@ Ready = dict[str, HostDistribution | CountedOnDevice]
 class Pools:
     """Incomplete pools of the distributions that one thread has logged. Not thread-safe.
 
-    Each combination of name, place of counting (host or device) and buckets has its own pool. If the edges of ready-made
-    histograms change or a bin would overflow, the partial pool is written early.
+    Each combination of name, rule, buckets, and place of counting (host or device) has its own pool. If the edges of
+    precomputed histograms change, or if a bin would overflow, the incomplete pool is written early.
     """
 
     def __init__(self, tables: DeviceTables) -> None:
@@ -44,13 +44,13 @@ class Pools:
     def add(
         self, rules: Mapping[str, Rule], distributions: Mapping[str, HostDistribution | DeviceDistribution], step: int
     ) -> Ready:
-        """Add the distributions of a row. The current stream counts those on a device, and nothing waits for it.
+        """Add the distributions of a row. Tensors on a device are counted on the current stream, without waiting.
 
         Returns:
-            Distributions of the pools that are ready now. They are not written to afterwards.
+            Distributions of the pools that are now complete. They do not change afterwards.
 
         Raises:
-            Exception: An error of a device.
+            Exception: A device reported an error.
         """
         ready: Ready = {}
         devices: dict[str, DeviceDistribution] = {}
@@ -67,7 +67,7 @@ class Pools:
         """Remove the incomplete pools.
 
         Returns:
-            Rows of the results so far, each with the step of the last distribution: (step, distributions by name).
+            Rows with the results so far: pairs of the last distribution's step and the distributions by name.
         """
         rows: list[tuple[int, Ready]] = [(pool.step, {key[0]: pool.result()}) for key, pool in self._host.items()]
         rows += [(pool.step, {key[0]: pool.result()}) for key, pool in self._device.items()]
@@ -98,7 +98,7 @@ class Pools:
         def place(item: tuple[str, DeviceDistribution]) -> tuple[str, str]:
             return str(item[1].tensor.device), item[1].table.code
 
-        # Tensors made in inference mode could not be changed outside of it.
+        # Tensors created in inference mode could not be changed outside it.
         with torch.inference_mode(mode=False), NoGradients():
             for _, group in groupby(sorted(distributions.items(), key=place), place):
                 members = dict(group)
@@ -138,7 +138,7 @@ class _HostPool:
         self._pooled = distribution
 
     def add(self, distribution: HostDistribution) -> bool:
-        """Add a distribution. False if its edges differ or a bin would overflow."""
+        """Add a distribution. Return False if its edges differ or a bin would overflow."""
         add = add_explicit if distribution.code == EXPLICIT else add_exponential
         words = add(self._pooled.words, distribution.words)
         if words is None:
@@ -168,11 +168,11 @@ class _DevicePool:
         self.step = 0
 
     def has_room(self, elements: int) -> bool:
-        """Whether no bin can overflow if a number of elements is added."""
+        """Return whether this many elements can be added without the risk that a bin overflows."""
         return self.elements + elements <= MOST_ON_DEVICE
 
     def join_stream(self) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Return counts and statistics for use on the current stream. It waits for the previous stream; the host does not."""
+        """Return counts and statistics for use on the current stream, which waits for the previous one. The host does not."""
         current = _current_stream(self._counts)
         if current is not None and current != self._stream:
             current.wait_stream(self._stream)  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ class _DevicePool:
 
 
 def _add_counted(adding: Sequence[tuple[_DevicePool, "torch.Tensor", "torch.Tensor"]]) -> None:
-    """Add new counts and statistics to their pools. It takes four launches for any number of pools."""
+    """Add new counts and statistics to their pools, in four launches for any number of pools."""
     import torch
 
     if not adding:
@@ -203,7 +203,7 @@ def _add_counted(adding: Sequence[tuple[_DevicePool, "torch.Tensor", "torch.Tens
 def _combine(
     first: tuple[float, float, float] | None, second: tuple[float, float, float] | None
 ) -> tuple[float, float, float] | None:
-    """Combine two statistics. If the sum is NaN, so are the extremes; statistics of no values have no extremes."""
+    """Combine two sets of statistics. A NaN sum makes the extremes NaN. Statistics of no values have NaN extremes."""
     if first is None or second is None:
         return None
     total, low, high = first[0] + second[0], *first[1:]

@@ -1,8 +1,8 @@
 """Measures the phases of training steps: their time on the host, their time on the device, and the lag between the two.
 
-At both ends of a phase, this reads the host's clock. If the process uses CUDA, it also records a timing event on the current
-stream. The thread that recorded the events queries them once two more steps have ended. It uses only events that the device has
-reached by then, so nothing waits. While a thread captures a CUDA graph, it neither records nor queries events.
+At the start and end of a phase, this module reads the host's clock. If the process uses CUDA, it also records a timing event on
+the current stream. The thread that recorded the events queries them after two more steps have ended. It uses only events that
+the device has reached by then, so nothing waits. While a thread captures a CUDA graph, it neither records nor queries events.
 """
 
 import threading
@@ -23,18 +23,18 @@ __all__ = ["DATA_LOADING", "Phase", "Phases", "Step"]
 logger: Final = get_logger()
 
 DATA_LOADING: Final = "data_loading"
-"""The phase that counts as waiting for data. NVIDIA's one-logger uses this name, and `model_forward`, `model_backward`,
-`optimizer_update` and `checkpoint_save`."""
+"""Name of the phase that counts as waiting for data. NVIDIA's one-logger uses this name too, as well as `model_forward`,
+`model_backward`, `optimizer_update` and `checkpoint_save`."""
 
 _STEPS_BEFORE_QUERY: Final = 2
 """Number of later steps that must have ended before a step's events are queried."""
 
 _MAX_WAITING: Final = 64
-"""Maximum number of periods that wait for their events. If there are more, the oldest is recorded with host times only."""
+"""Maximum number of periods that wait for their events. Beyond that, the oldest period is recorded with host times only."""
 
 _MAX_EVENTS: Final = 1000
-"""Maximum number of events of one step; later phases have host times only. Also the maximum number of phases outside of steps in
-one row."""
+"""Maximum number of events in one step; later phases have host times only. Also the maximum number of phases in a row that is
+not part of a step."""
 
 _PHASE: Final = "tensormeter.phase.duration"
 _STEP: Final = "tensormeter.step.duration"
@@ -43,7 +43,7 @@ _SHARE: Final = "tensormeter.step.data_loading.share"
 _UNITS: Final = {_PHASE: "s", _STEP: "s", _THROUGHPUT: "{item}/s", _SHARE: "1"}
 
 _Key = tuple[str, str, str]
-"""Metric, phase and clock. Phase and clock are "" if the metric has none."""
+"""Metric, phase and clock. Phase and clock are empty strings if the metric has none."""
 
 
 class _Span:
@@ -63,7 +63,7 @@ class _Span:
 
 
 class _Period:
-    """A step, or phases outside of steps, which become one row."""
+    """A step, or a group of phases outside steps, that becomes one row."""
 
     __slots__ = ("index", "marks", "spans", "step", "values")
 
@@ -78,7 +78,7 @@ class _Period:
 
 
 class _Thread:
-    """Phases and steps of one thread."""
+    """State of one thread's phases and steps."""
 
     def __init__(self, events: Events) -> None:
         self.thread = threading.current_thread()
@@ -91,19 +91,19 @@ class _Thread:
         self.index = -1
         self.depth = 0
         self.loading = 0.0
-        """Seconds in phases of data loading: within the current step, or since the last step."""
+        """Seconds spent in data loading phases within the current step, or since the last step ended."""
         self.other_phases = 0.0
-        """Seconds in other phases since the last step ended."""
+        """Seconds spent in other phases since the last step ended."""
         self.spans: list[_Span] = []
         self.marks: list[Mark] = []
 
     def mark(self) -> Mark:
-        """Mark the current moment, with an event if the device's times are recorded."""
+        """Mark the current moment. If device times are recorded, the mark has an event."""
         event = None
         if self.on_device and len(self.marks) < _MAX_EVENTS:
             try:
                 event = self.events.record()
-            except Exception as error:  # a CUDA error, which the program's own calls will raise again
+            except Exception as error:  # a CUDA error, which the program's own calls will also raise
                 self.on_device = False
                 logger.warning("phases have host times only from now on: cannot record a CUDA event: %s", error)
         mark = Mark(event)
@@ -112,14 +112,14 @@ class _Thread:
         return mark
 
     def close_period(self, index: int, step: _Span | None, values: dict[_Key, float]) -> _Period:
-        """Return the spans and marks since the last period as a period, and begin a new one."""
+        """Return a period with the spans and marks since the last one, and begin a new period."""
         period = _Period(index, self.spans, self.marks, step, values)
         self.spans, self.marks = [], []
         return period
 
 
 class Phase:
-    """A phase as a context manager, for one use. It does not catch exceptions."""
+    """A single-use context manager that measures a phase. It does not catch exceptions."""
 
     __slots__ = ("_name", "_phases", "_start", "_thread")
 
@@ -139,7 +139,7 @@ class Phase:
 
 
 class Step:
-    """A training step as a context manager, for one use. It does not catch exceptions."""
+    """A single-use context manager that measures a training step. It does not catch exceptions."""
 
     __slots__ = ("_phases", "_thread", "given", "items", "loading", "next_before", "start")
 
@@ -156,7 +156,7 @@ class Step:
         thread.depth += 1
         self.next_before = self._phases.next_step()
         self.start = start = thread.mark()
-        # The time since the last step, without other phases, counts as waiting for data.
+        # The time since the last step, minus the time in other phases, counts as waiting for data.
         if thread.last_end is None:
             self.loading = thread.loading
         else:
@@ -170,7 +170,7 @@ class Step:
 
 
 class Phases:
-    """Phases and steps of one process of a run. Each thread has its own, and no thread waits for another."""
+    """Phases and steps of one process of a run. Each thread has its own, and threads do not wait for each other."""
 
     def __init__(
         self,
@@ -181,10 +181,10 @@ class Phases:
     ) -> None:
         """
         Args:
-            find_row: Function that returns the layout of a row of gauges, or None if there are too many layouts.
-            write_row: Function that records a row of a layout at a step.
-            next_step: Function that returns the step of the next row that is logged without one.
-            new_events: Factory of a thread's events.
+            find_row: Function that returns the layout for a row of gauges, or None if there are too many layouts.
+            write_row: Function that records a row with a given layout at a step.
+            next_step: Function that returns the step that the next row gets if it is logged without one.
+            new_events: Factory for a thread's events.
         """
         self._find_row = find_row
         self._write_row = write_row
@@ -196,24 +196,25 @@ class Phases:
         self._warned = False
 
     def phase(self, name: str) -> Phase:
-        """Return a phase to enter.
+        """Return a context manager for a phase.
 
         Raises:
-            UsageError: The name is not a text, or is empty.
+            UsageError: The name is empty or is not a str.
         """
         if not issubclass(type(name), str) or not name:
             raise UsageError(f"run.phase: expected a name, got {shown(name)}")
         return Phase(self, name)
 
     def step(self, index: int | None, items: float | None) -> Step:
-        """Return a step to enter.
+        """Return a context manager for a training step.
 
         Args:
-            index: Number of the step, an int of 64 bits; None for the step of the row that is logged in it, or the next one.
-            items: Number of items that the step processes, for the throughput; None for no throughput.
+            index: Number of the step, a 64-bit int. None means the step of the last row that is logged within it, or else the
+                next step.
+            items: Number of items that the step processes, to compute the throughput. None means no throughput.
 
         Raises:
-            UsageError: An argument has another type. A tensor is refused because reading it would wait for its device.
+            UsageError: An argument has an invalid type. Tensors are refused because reading one would wait for its device.
         """
         if index is not None and (type(index) is not int or not -(1 << 63) <= index < 1 << 63):
             raise UsageError(f"run.step: step: expected an int of 64 bits, got a {type(index).__name__}")
@@ -222,7 +223,7 @@ class Phases:
         return Step(self, index, items)
 
     def flush(self) -> None:
-        """Record the waiting periods of all threads, with the device's times that are available. Never waits."""
+        """Record the waiting periods of all threads, with the device times that are available. Never waits."""
         own = getattr(self._local, "thread", None)
         for thread in self._threads.copy():
             if thread.spans:
@@ -231,7 +232,7 @@ class Phases:
             self._record_waiting(thread, keep=0, ask=thread is own)
 
     def this_thread(self) -> _Thread:
-        """Return the phases of the current thread. For a new thread, record and forget those of threads that have ended."""
+        """Return the state of the current thread. For a new thread, first record and remove the state of threads that ended."""
         try:
             thread: _Thread = self._local.thread
         except AttributeError:
@@ -253,7 +254,7 @@ class Phases:
         elif outermost:
             thread.other_phases += span.host
         # Phases between steps, and data loading before the first step, belong to the next step's row. Without steps, each
-        # outermost phase has a row.
+        # outermost phase gets its own row.
         in_next_step = name == DATA_LOADING or thread.last_end is not None
         if outermost and (not in_next_step or len(thread.spans) >= _MAX_EVENTS):
             self._end_period(thread, self.next_step(), None)
@@ -277,8 +278,8 @@ class Phases:
     def _index(self, thread: _Thread, step: Step) -> int:
         """Choose the number of a step.
 
-        It is the given number. Without one, it is the step of the last row that was logged meanwhile. Without such a row, it is
-        one after the previous step's number, or the next row's step if that is larger.
+        Use the given number if there is one, or else the step of the last row that was logged during the step. If no row was
+        logged, use the larger of the previous step's number plus one and the next row's step.
         """
         if step.given is not None:
             return step.given
@@ -297,12 +298,12 @@ class Phases:
             self._record_waiting(thread, keep=_STEPS_BEFORE_QUERY, ask=True)
 
     def _record_waiting(self, thread: _Thread, *, keep: int, ask: bool) -> None:
-        """Record the oldest periods whose events have ended.
+        """Record the oldest periods whose events the device has reached.
 
         Args:
             thread: Thread of the periods.
-            keep: Number of the latest periods that stay. With 0, all are recorded, if need be with host times only.
-            ask: Whether the events may be queried, which only their own thread may do.
+            keep: Number of the latest periods to keep. 0 records all of them, with host times only where necessary.
+            ask: Whether the events may be queried. Only the thread that recorded them may do so.
         """
         waiting, timeline = thread.waiting, thread.timeline
         while len(waiting) > keep:
@@ -347,7 +348,7 @@ class Phases:
 
 
 def _add(values: dict[_Key, float], metric: str, phase: str, span: _Span, timeline: Timeline | None) -> None:
-    """Add a span to the values of a row. A phase that occurs several times has the sum of its durations and the largest lag."""
+    """Add a span to the values of a row. If a phase occurs several times, add up its durations and keep the largest lag."""
     key = (metric, phase, "host")
     values[key] = values.get(key, 0.0) + span.host
     if timeline is not None and span.start.device is not None and span.end.device is not None:

@@ -1,8 +1,9 @@
-"""Timing events of a device, and their times on the host's clock.
+"""Timing events of a device, and the lag between host and device.
 
-Device times are sums of the differences of consecutive events, in float64, because CUDA returns each difference as float32
-milliseconds. They share no origin with the host's clock. The lag of a launch is therefore estimated as the distance of the
-device's time from the host's, less the smallest distance so far. The estimate is right if the device has been idle once.
+CUDA returns the time between two events as float32 milliseconds. Device times are therefore float64 sums of the differences
+between consecutive events. They have a different origin than the host's clock. The lag of a launch is estimated as the
+difference between the device time and the host time, minus the smallest such difference so far. The estimate is right if the
+device has been idle at least once.
 """
 
 import sys
@@ -16,30 +17,30 @@ from tensormeter.record.device.cuda_runtime import unseen_by_captures
 __all__ = ["CudaEvents", "Events", "Mark", "Timeline"]
 
 _DRIFT: Final = 20e-6
-"""Maximum drift between the clocks of host and device, in seconds per second."""
+"""Maximum drift between the clocks of the host and the device, in seconds per second."""
 
 
 class Events(Protocol):
     """Timing events of one thread. Only that thread calls the methods."""
 
     def record(self) -> Any:
-        """Record a new event at the end of the current stream. None if that is impossible now."""
+        """Record a new event at the end of the current stream. Return None if that is impossible at the moment."""
 
     def asking(self) -> AbstractContextManager[None]:
-        """Return a context for calls of `are_over` and `seconds`."""
+        """Return a context manager within which `are_over` and `seconds` may be called."""
 
     def are_over(self, events: Sequence[Any]) -> bool:
-        """Whether the device has reached all events. Must not wait. False if events cannot be queried now."""
+        """Return whether the device has reached all events, or False if they cannot be queried now. Must not wait."""
 
     def seconds(self, first: Any, second: Any) -> float:
-        """Return the seconds between two events that the device has reached."""
+        """Return the time in seconds between two events that the device has reached."""
 
     def free(self, event: Any) -> None:
-        """Take back an event that is not needed any more."""
+        """Release an event that is no longer needed."""
 
 
 class CudaEvents:
-    """Pooled events of one CUDA device: the current device at the first event."""
+    """Pooled events of one CUDA device, which is the current device when the first event is recorded."""
 
     def __init__(self) -> None:
         self._pool: list[Any] = []
@@ -61,7 +62,7 @@ class CudaEvents:
         return event
 
     def asking(self) -> AbstractContextManager[None]:
-        return unseen_by_captures()  # `elapsed_time` queries as well
+        return unseen_by_captures()  # `elapsed_time` also queries
 
     def are_over(self, events: Sequence[Any]) -> bool:
         import torch
@@ -77,7 +78,7 @@ class CudaEvents:
 
 
 def _has_context(device: int) -> bool:
-    """Whether the process has a CUDA context on a device. True if this version of torch cannot check it."""
+    """Return whether the process has a CUDA context on a device, or True if this version of torch cannot tell."""
     import torch
 
     has_context = getattr(torch._C, "_cuda_hasPrimaryContext", None)
@@ -88,8 +89,8 @@ class Mark:
     """A moment on the host and on the device.
 
     Attributes:
-        host: Time of the host in nanoseconds of `time.perf_counter_ns`.
-        device: Time of the device in seconds; None until `Timeline.place` has set it.
+        host: Host time in nanoseconds, from `time.perf_counter_ns`.
+        device: Device time in seconds; None until `Timeline.place` has set it.
         event: Timing event, or None.
     """
 
@@ -102,7 +103,7 @@ class Mark:
 
 
 class Timeline:
-    """Computes the device's times of marks, and the smallest distance between the two clocks."""
+    """Computes the device times of marks, and the smallest difference between the two clocks."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
@@ -110,7 +111,7 @@ class Timeline:
         self._floor = 0.0
 
     def place(self, marks: Sequence[Mark]) -> None:
-        """Set the device's times of marks whose events the device has reached. All their events but the last are freed."""
+        """Set the device times of marks whose events the device has reached, and free all of these events but the last."""
         for mark in marks:
             host, last = mark.host / 1e9, self._last
             if last is None or last.device is None:
@@ -123,12 +124,12 @@ class Timeline:
             self._last = mark
 
     def lag(self, mark: Mark) -> float:
-        """Return the seconds from the host's call until the device reached the mark."""
+        """Return the time in seconds from the host's call until the device reached the mark."""
         assert mark.device is not None
         return max(0.0, mark.device - mark.host / 1e9 - self._floor)
 
     def interrupt(self, marks: Sequence[Mark]) -> None:
-        """Skip marks that have no device's time. The next mark starts a new sequence of differences."""
+        """Skip marks that have no device time. The next mark starts a new sequence of differences."""
         for mark in marks if self._last is None else (self._last, *marks):
             self._events.free(mark.event)
         self._last = None

@@ -1,6 +1,6 @@
-"""Classifies logged values: host numbers, device values, later values, and refusals.
+"""Classifies logged values as host numbers, device values, deferred values or refused values.
 
-Nothing here synchronizes with a device: the type and device of a tensor are checked before its value is read.
+Nothing here synchronizes with a device, because the type and device of a tensor are checked before its value is read.
 """
 
 import numbers
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 EXACT_INT: Final = 1 << 53
-"""Integers up to this magnitude are exact as float64."""
+"""Magnitude up to which every integer is exact as float64."""
 
 LONGEST_NAME: Final = 1024
-"""Maximum number of characters of a metric's name. The server rejects longer names."""
+"""Maximum length of a metric name in characters. The server rejects longer names."""
 
 _INT64: Final = 1 << 63
 
@@ -43,10 +43,10 @@ _PROTOCOL: Final = "__tensormeter_snapshot__"
 
 
 def check_name(key: object) -> None:
-    """Check whether a key can be the name of a metric.
+    """Check that a key is a valid metric name.
 
     Raises:
-        Refused: The key cannot be a name.
+        Refused: The key is not a valid name.
     """
     if type(key) is not str:
         raise Refused(f"the key is a {type(key).__name__}; use a str")
@@ -59,13 +59,13 @@ def check_name(key: object) -> None:
 
 
 def classify(value: Any) -> float | int | DeviceValue | Deferred:
-    """Convert a logged value to a float, an int of 64 bits, a device value or a deferred value. Never blocks.
+    """Convert a logged value to a float, a 64-bit int, a device value or a deferred value. Never blocks.
 
-    Integers with a magnitude above 2**63 become the nearest float64. Booleans become 0.0 or 1.0.
-    Objects of other types may have a method `__tensormeter_snapshot__`: see `_snapshot`.
+    Integers that do not fit into 64 bits become the nearest float64. Booleans become 0.0 or 1.0.
+    Objects of other types may have a method `__tensormeter_snapshot__`; see `_snapshot`.
 
     Raises:
-        Refused: The value has another type, or is not a single real number.
+        Refused: The value has an unsupported type, or is not a single real number.
     """
     kind = type(value)
     if kind is float:
@@ -98,10 +98,10 @@ def classify(value: Any) -> float | int | DeviceValue | Deferred:
 
 
 def classify_step(step: Any) -> int:
-    """Convert a step to an int of 64 bits. Never blocks.
+    """Convert a step to a 64-bit int. Never blocks.
 
     Raises:
-        Refused: The step is not a whole number of 64 bits, or is still being computed.
+        Refused: The step is not a whole number, does not fit into 64 bits, or is still being computed.
     """
     if type(step) is not int:
         try:
@@ -135,7 +135,7 @@ def _real(value: Any) -> float | int:
 
 
 def _array(value: Any) -> float | int:
-    """Convert a NumPy scalar, or an array with one element."""
+    """Convert a NumPy scalar or an array with one element."""
     if value.size != 1:
         raise Refused(f"an array of shape {value.shape}; log one element, its mean, or a tensormeter.Histogram of it")
     if value.dtype.kind not in "fiub":
@@ -149,11 +149,11 @@ def _array(value: Any) -> float | int:
 def _snapshot(value: Any) -> float | int | DeviceValue | Deferred:
     """Convert the snapshot of an object.
 
-    The object's method `__tensormeter_snapshot__()` takes no argument and returns one of these, without waiting:
+    The object's method `__tensormeter_snapshot__()` takes no arguments. It must not wait, and returns one of these:
 
-    - a number, or an array or tensor with one element, which is recorded as if it had been logged;
-    - a callable without arguments. Log calls and `finish` call it on their threads until it returns the number.
-      It returns None until the number is available. It never waits, and raises if there will be no number.
+    - a number, or an array or tensor with one element, which is recorded as if it had been logged itself;
+    - a callable without arguments, which log calls and `finish` call on their threads until it returns the number.
+      It must return None until the number is available, must never wait, and must raise if there will be no number.
     """
     snapshot = value.__tensormeter_snapshot__()
     if hasattr(type(snapshot), _PROTOCOL):
@@ -165,7 +165,7 @@ def _snapshot(value: Any) -> float | int | DeviceValue | Deferred:
 
 
 def _tensor(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
-    """Read a tensor on the CPU. A tensor on a device becomes a device value, which is copied in stream order."""
+    """Read a CPU tensor. A tensor on a device becomes a device value, which is copied in stream order."""
     import torch
 
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
@@ -185,7 +185,7 @@ def check_plain(value: "torch.Tensor") -> None:
     """Check that a tensor is plain and dense, and that its elements are real numbers.
 
     Raises:
-        Refused: The tensor is not plain, or has no real elements.
+        Refused: The tensor is not plain or dense, or its elements are not real numbers.
     """
     import torch
 
@@ -202,16 +202,16 @@ def check_plain(value: "torch.Tensor") -> None:
 
 
 def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
-    """Convert a tensor of a subclass: a DTensor that is replicated on every rank, or an object with a snapshot."""
+    """Convert an instance of a tensor subclass: a DTensor that is replicated on every rank, or an object with a snapshot."""
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is not None and isinstance(value, distributed.DTensor):
         import torch
 
         if all(placement.is_replicate() for placement in value.placements):
-            with torch.no_grad():  # to_local() does not communicate, and without a gradient is just an attribute
+            with torch.no_grad():  # to_local() does not communicate, and without gradients only reads an attribute
                 return classify(value.to_local())
-        # full_tensor() is a collective: it would hang where only one rank logs. item() would give the local part as if it
-        # were the value.
+        # full_tensor() is a collective and would hang if only one rank logs. item() would return the local part as if it
+        # were the whole value.
         raise Refused(
             f"a DTensor with placements {tuple(value.placements)}, whose value is spread over ranks; "
             "log .full_tensor() on every rank, or .to_local() for the local part"
@@ -223,7 +223,7 @@ def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | 
 
 @cache
 def _numeric_dtypes() -> "frozenset[torch.dtype]":
-    """Dtypes whose elements are real numbers; not quantized numbers, bits or packed pairs."""
+    """Return the dtypes whose elements are real numbers. Excludes quantized numbers, bits and packed pairs."""
     import torch
 
     names = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz",
@@ -233,13 +233,13 @@ def _numeric_dtypes() -> "frozenset[torch.dtype]":
 
 
 def kind_of(value: float) -> str:
-    """Return the kind of a classified host value for `Lane.make_writer`."""
+    """Return the kind of a classified host value, as used by `Lane.make_writer`."""
     if type(value) is float:
         return "d"
     return "i" if -EXACT_INT <= value <= EXACT_INT else "q"
 
 
 def _name(value: Any) -> str:
-    """Qualified name of a value's type."""
+    """Return the qualified name of a value's type."""
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -1,6 +1,7 @@
-"""JAX arrays. They are immutable, so a reference is a snapshot; later log calls poll them, because JAX computes asynchronously.
+"""Classification of JAX arrays.
 
-This module never imports JAX. A program that logs a JAX array has imported it already.
+JAX arrays are immutable, so a reference to one is a snapshot. JAX computes them asynchronously, so later log calls poll them.
+This module never imports JAX, because a program that logs a JAX array has already imported it.
 """
 
 from types import ModuleType
@@ -16,10 +17,10 @@ def classify_jax(value: Any, jax: ModuleType) -> float | int | Deferred:
 
     Args:
         value: Array with one element.
-        jax: The module `jax`.
+        jax: The `jax` module.
 
     Raises:
-        Refused: The array is a tracer, has been donated, has more than one element or elements on other hosts, or is not real.
+        Refused: The array is a tracer, has been donated, has more than one element, is partly on other hosts, or is not real.
     """
     if isinstance(value, jax.core.Tracer):
         raise Refused("a JAX tracer has no value yet; inside jit, log through jax.debug.callback")
@@ -32,8 +33,8 @@ def classify_jax(value: Any, jax: ModuleType) -> float | int | Deferred:
     if not value.is_fully_addressable:
         raise Refused("a JAX array that is partly on other hosts; log one that is replicated or local")
     value.copy_to_host_async()
-    # A ready array has been computed, but the copy to the host that began above ends a few microseconds later.
-    # So the poll after the first that finds the array ready reads the value.
+    # When an array becomes ready, the copy to the host that was started above still takes a few microseconds.
+    # So the value is read by the next poll after the one that finds the array ready.
     was_ready = False
 
     def poll() -> float | None:

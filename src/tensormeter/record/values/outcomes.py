@@ -1,4 +1,4 @@
-"""Outcomes of classifying a logged value, other than a number."""
+"""Outcomes of classifying a logged value that is not a number on the host."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ __all__ = ["Deferred", "DeviceValue", "Refused"]
 
 
 class Refused(Exception):  # noqa: N818 - an outcome of `classify`, not an error that leaves this package
-    """The value cannot be recorded. The message gives the reason and the remedy.
+    """Raised when a value cannot be recorded. The message gives the reason and the remedy.
 
     Attributes:
-        reason: Reason under which the loss is counted.
+        reason: Drop reason under which the loss is counted.
     """
 
     def __init__(self, message: str, reason: Drop = Drop.UNSUPPORTED_VALUE) -> None:
@@ -24,10 +24,10 @@ class Refused(Exception):  # noqa: N818 - an outcome of `classify`, not an error
 
 
 class DeviceValue:
-    """A one-element tensor whose device may still be computing the value.
+    """A one-element tensor whose device may still be computing its value.
 
     Attributes:
-        tensor: The tensor.
+        tensor: One-element tensor on a device.
     """
 
     __slots__ = ("tensor",)
@@ -40,8 +40,8 @@ class Deferred:
     """A value that becomes available later.
 
     Attributes:
-        poll: Function that returns the value, or None until it is available. It never blocks, and raises if there will be no
-            value.
+        poll: Function that returns None until the value is available, then the value. It never blocks, and raises if there
+            will be no value.
     """
 
     __slots__ = ("poll",)
