@@ -1,7 +1,7 @@
 """Keeps `torch.compile` out of the recorder.
 
 A log call inside a compiled function is a graph break: the graph ends before the call, the call runs as usual, and another
-graph begins after it. By default, dynamo would trace the call, break somewhere inside, and compile the pieces.
+graph begins after it. Without this module, dynamo would trace into the call, break somewhere inside, and compile the pieces.
 """
 
 import sys
@@ -16,24 +16,24 @@ _PACKAGE: Final = str(Path(__file__).parents[1])
 
 
 def break_graph(function: Callable[..., Any]) -> None:
-    """Mark a function as one that dynamo does not trace. `torch.compiler.disable` does the same, but adds a wrapper."""
+    """Mark a function so that dynamo does not trace it. `torch.compiler.disable` does the same, but adds a wrapper."""
     function._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def trace_into(function: Callable[..., Any]) -> None:
-    """Let dynamo trace a function of this package. Dynamo decides by the name of the file, which this replaces."""
+    """Let dynamo trace a function of this package. Dynamo decides by file name, so this replaces the function's file name."""
     assert isinstance(function, FunctionType)
     function.__code__ = function.__code__.replace(co_filename=f"<{function.__module__}>")
 
 
 def skip_own_files() -> bool:
-    """Make dynamo run this package's functions without tracing them, if it is loaded.
+    """Make dynamo, if it is loaded, run this package's functions without tracing them.
 
-    If dynamo is loaded during the run and the next log call is inside a compiled function, dynamo traces that one call. It then
-    logs warnings, but the values are right.
+    If dynamo is loaded during the run and the next log call is inside a compiled function, dynamo traces that one call. It logs
+    warnings, but the recorded values are correct.
 
     Returns:
-        Whether dynamo is loaded. If not, call this again later.
+        Whether dynamo is loaded. If it is not, call this function again later.
     """
     rules = sys.modules.get("torch._dynamo.trace_rules")
     if rules is None:

@@ -9,20 +9,20 @@ from tensormeter.ring.format import DURATION_BUCKETS, SHORTEST_DURATION_BITS, Lo
 __all__ = ["LogTiming", "Stopwatch"]
 
 _SLOW: Final = 1_000_000
-"""Duration in nanoseconds above which a log call causes a warning."""
+"""Duration in nanoseconds above which a log call is slow and causes a warning."""
 
 
 class LogTiming:
-    """Counts the durations of calls of `Recorder.log` and of writers generated in Python. The C writer counts its own calls.
+    """Counts the durations of calls to `Recorder.log` and to writers generated in Python. The C writer counts its own calls.
 
-    Any thread may call it. If threads count at the same time, a count can be missing.
+    Any thread may use it. If several threads count at the same time, a count may be lost.
     """
 
     def __init__(self, ring: RingFile, path: LogPath = LogPath.GENERAL) -> None:
         """
         Args:
             ring: Ring that stores the counts.
-            path: Path of the calls.
+            path: Path that the calls take through the recorder.
         """
         self._words = ring.words
         self._start = ring.log_durations_offset(path) >> 3
@@ -31,7 +31,7 @@ class LogTiming:
         """Count a call.
 
         Args:
-            duration: Duration in nanoseconds. A negative one, after the clock was set back, counts as 0.
+            duration: Duration in nanoseconds. A negative duration, which occurs if the clock is set back, counts as 0.
         """
         duration = max(duration, 0)
         bucket = max(0, max(duration - 1, 0).bit_length() - SHORTEST_DURATION_BITS)
@@ -40,11 +40,11 @@ class LogTiming:
 
 
 class Stopwatch:
-    """Times one log call from construction to `stop`.
+    """A stopwatch that times one log call, from its construction to `stop`.
 
     Attributes:
         duration: Duration of the call in nanoseconds.
-        running: Processor time of the thread during a slow call, in nanoseconds.
+        running: CPU time of the thread during a slow call, in nanoseconds.
     """
 
     __slots__ = ("_cpu", "_wall", "duration", "running")
@@ -56,7 +56,7 @@ class Stopwatch:
         self._wall = time.perf_counter_ns()
 
     def stop(self) -> None:
-        """Stop at the end of the call."""
+        """Stop the stopwatch at the end of the call."""
         self.duration = time.perf_counter_ns() - self._wall
         if self.duration > _SLOW:
             self.running = time.thread_time_ns() - self._cpu
@@ -68,5 +68,5 @@ class Stopwatch:
 
     @property
     def waited(self) -> bool:
-        """Whether the thread of a slow call waited for most of the duration."""
+        """Whether the thread spent more than half of a slow call waiting."""
         return 2 * self.running < self.duration

@@ -1,4 +1,4 @@
-"""Images made of arrays, tensors, PIL images, files or encoded bytes."""
+"""Images from arrays, tensors, PIL images, files or encoded bytes."""
 
 import importlib.util
 from pathlib import Path
@@ -25,22 +25,22 @@ _SIGNATURES: Final = {
 class Image(Media):
     """An image from an array, a tensor on the CPU, a PIL image, a file, or the bytes of a PNG, JPEG, GIF or WebP.
 
-    Arrays have the shape (height, width) or (height, width, c); tensors may also have torch's shape (c, height, width). c is 1, 3
-    or 4. Elements are uint8, bool, or floats from 0 to 1. The agent encodes arrays as PNG, for which Pillow must be installed.
+    Arrays have the shape (height, width) or (height, width, c), where c is 1, 3 or 4. Tensors may also have torch's shape
+    (c, height, width). Elements are uint8, bool, or floats from 0 to 1. The agent encodes arrays as PNG, which requires Pillow.
 
-    The limits are 16 MiB for the encoded image and 60 MiB of pixels. A larger image is counted as a loss instead of recorded,
-    with a warning when it is logged or once it has been encoded.
+    The limits are 16 MiB for the encoded image and 60 MiB for pixels. A larger image is not recorded but counted as a loss,
+    with a warning when it is logged or after it has been encoded.
 
     Attributes:
-        body: JSON values that describe `data`.
-        data: Encoded bytes, or rows of pixels.
+        body: JSON object that describes `data`.
+        data: Encoded bytes or rows of pixels.
     """
 
     def __init__(self, data: Any, caption: str = "") -> None:
         """
         Args:
-            data: Array, tensor, PIL image, path or encoded bytes, as described above. The constructor copies it.
-            caption: Text that is shown with the image. It is cut to 65,536 characters.
+            data: Array, tensor, PIL image, path or encoded bytes, as described above. The constructor copies the data.
+            caption: Text to show with the image, truncated to 65,536 characters.
 
         Raises:
             UsageError: `data` is not an image.
@@ -66,7 +66,7 @@ class Image(Media):
 
     @property
     def encoded_size(self) -> int:
-        """Size of the encoded image in bytes; 0 for pixels."""
+        """Size of the encoded image in bytes, or 0 if `data` holds pixels."""
         return len(self.data) if "content_type" in self.body else 0
 
     def pack(self) -> EventContent:
@@ -88,7 +88,7 @@ def _encoded(data: bytes) -> dict[str, Any]:
 
 
 def _pixels(data: Any) -> tuple[dict[str, Any], bytes]:
-    """Return the shape and dtype of pixels, and their bytes row by row."""
+    """Return the shape and dtype of an image's pixels, and their bytes row by row."""
     if hasattr(data, "convert") and hasattr(data, "tobytes"):  # PIL
         mode = data.mode if data.mode in ("L", "RGB", "RGBA") else "RGB"
         image = data.convert(mode)

@@ -1,7 +1,7 @@
 """The common form of tables, images and texts, which scripts log in addition to numbers.
 
-They do not use the hot path. A log call copies the item to a file next to the ring, and the agent reads the file.
-The agent also does slower work, such as compressing an image.
+Media items do not use the hot path. A log call copies the item to a file next to the ring, and the agent reads the file.
+The agent also does the slower work, such as compressing an image.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ class EventContent:
     """Content of one media file: a JSON body and binary data.
 
     Attributes:
-        event: Event name of the log record that the agent makes of it.
-        body: Body of the record, as JSON in one line.
-        data: Bytes of an image or of a table's images. An image is encoded if its body has a `content_type`; otherwise the data
-            are rows of pixels, and the body has their `shape` and `dtype`. The images of a table follow one another; `images`
-            in the table's body has the same keys for each of them, and its `size`.
+        event: Event name of the log record that the agent creates from the file.
+        body: Body of the record, as JSON on one line.
+        data: Bytes of an image or of a table's images. If the body has a `content_type`, the image is encoded. Otherwise, the
+            data holds rows of pixels, and the body has their `shape` and `dtype`. A table's images are concatenated. For each
+            image, `images` in the table's body has an entry with the same keys and the image's `size`.
     """
 
     __slots__ = ("body", "data", "event")
@@ -32,7 +32,7 @@ class EventContent:
 
 
 class Media:
-    """A loggable item that is not a number. It copies its values, so the caller may change the originals afterwards."""
+    """A loggable item that is not a number. The item copies its values, so the caller may change the originals afterwards."""
 
     def pack(self) -> EventContent:
         """Return a snapshot of the item.
@@ -44,6 +44,6 @@ class Media:
 
 
 def to_line(content: EventContent, **about: Any) -> bytes:
-    """Return the first line of a media file: the event name and body, and the entries of `about`."""
+    """Return the first line of a media file, which contains the event name, the body and the entries of `about`."""
     prefix = json_text({"event": content.event, **about}).removesuffix("}")
     return f'{prefix},"body":{content.body}}}\n'.encode("utf-8", "surrogatepass")

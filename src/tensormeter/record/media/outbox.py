@@ -1,4 +1,4 @@
-"""Queue of media for the agent: one file next to the ring for each item."""
+"""Queue of media items for the agent, with one file per item next to the ring."""
 
 import contextlib
 import itertools
@@ -20,14 +20,14 @@ _PRIVATE: Final = 0o700
 class Outbox:
     """Writes files into the ring's media directory, which is in memory like the ring.
 
-    Any thread may call it. A file appears under its number once it is complete, so a killed process leaves complete files.
+    Thread-safe. A file appears under its number only when it is complete, so a killed process leaves no partial files.
     """
 
     def __init__(self, ring: RingFile, max_bytes: int) -> None:
         """
         Args:
             ring: Ring of this process.
-            max_bytes: Maximum total size in bytes of the files that wait for the agent.
+            max_bytes: Maximum total size in bytes of files that wait for the agent.
         """
         self._folder = media_directory(ring.path)
         self._max_bytes = max_bytes
@@ -37,10 +37,10 @@ class Outbox:
         self._replaceable: Path | None = None
 
     def replace(self, content: EventContent) -> bool:
-        """Write an event, and delete the event of the previous `replace` if it still waits. Blocks and raises as `put` does.
+        """Write an event, and delete the event of the previous `replace` if it still waits. Blocks and raises like `put`.
 
         Returns:
-            False if too many bytes wait already.
+            False if the waiting files leave too little space for it.
         """
         with self._lock:
             if self._replaceable is not None:
@@ -51,10 +51,10 @@ class Outbox:
             return written
 
     def put(self, content: EventContent, key: str | None, step: int | None) -> bool:
-        """Write an event. Blocks for as long as copying it into memory takes.
+        """Write an event. Blocks while the event is copied into memory.
 
         Returns:
-            False if too many bytes wait already.
+            False if the waiting files leave too little space for it.
 
         Raises:
             OSError: The file cannot be written.

@@ -19,26 +19,26 @@ __all__ = ["Table"]
 class Table(Media):
     """A table with named columns: ``run.log({"samples": Table(["text", "loss"], [["a", 0.1], ["b", 0.2]])})``.
 
-    Cells are numbers, strings, booleans, None or an `Image`. NumPy scalars and CPU tensors with one element count as numbers.
+    A cell is a number, a string, a boolean, None or an `Image`. NumPy scalars and one-element CPU tensors count as numbers.
     Other objects are converted with `str`.
 
-    The limits are 12 MiB as JSON, 700,000 cells (each row counts as one more), and 256 images of 16 MiB in total. A larger table
-    is counted as a loss instead of recorded, with a warning when it is logged.
+    The limits are 12 MiB as JSON, 700,000 cells (each row counts as one extra cell), and 256 images with a total of 16 MiB. A
+    larger table is not recorded but counted as a loss, with a warning when it is logged.
     """
 
     def __init__(self, columns: Sequence[str], data: Iterable[Sequence[Any]] = ()) -> None:
         """
         Args:
             columns: Names of the columns.
-            data: Rows of cells, one cell for each column.
+            data: Rows of cells, with one cell per column.
 
         Raises:
-            UsageError: A row has more or fewer cells than there are columns.
+            UsageError: The number of cells in a row differs from the number of columns.
         """
         self.columns = [text_of(column) for column in columns]
         self._images: list[Image] = []
         self._rows: list[list[Any]] = []
-        self._excess_rows = 0  # not kept, because the table is too large to be recorded
+        self._excess_rows = 0  # not stored, because the table is too large to record
         self._max_rows = TABLE_CELLS // (len(self.columns) + 1) - 1  # the heading counts as a row
         for row in data:
             self.add(*row)
@@ -47,7 +47,7 @@ class Table(Media):
         """Add a row.
 
         Raises:
-            UsageError: The row has more or fewer cells than there are columns.
+            UsageError: The number of cells differs from the number of columns.
         """
         if len(row) != len(self.columns):
             raise UsageError(f"Table: expected {len(self.columns)} cells ({', '.join(self.columns)}), got {len(row)}")
@@ -62,7 +62,7 @@ class Table(Media):
         return len(self._rows) + self._excess_rows
 
     def _keep_image(self, image: "Image") -> dict[str, int]:
-        """Keep an image, and return a cell with its index."""
+        """Store an image, and return a cell that refers to it by index."""
         self._images.append(image)
         return {"image": len(self._images) - 1}
 
@@ -104,7 +104,7 @@ def _too_large_table(reason: str) -> Refused:
 
 
 def _cell(value: Any) -> Any:
-    """Convert a value to the JSON value of its cell."""
+    """Convert a value to a JSON value for its cell."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     try:

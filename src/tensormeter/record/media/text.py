@@ -1,4 +1,4 @@
-"""Texts, plain or in Markdown."""
+"""Texts, either plain or in Markdown."""
 
 from tensormeter.conventions.fitting import json_bytes, json_text
 from tensormeter.conventions.limits import TEXT_BYTES, too_large
@@ -12,12 +12,12 @@ __all__ = ["Text"]
 
 
 class Text(Media):
-    """A text, plain or in Markdown."""
+    """A text, either plain or in Markdown."""
 
     def __init__(self, text: str, *, markdown: bool = False) -> None:
         """
         Args:
-            text: Text of up to 4 MiB as JSON. A longer one is counted as a loss instead of recorded, with a warning when it is
+            text: Text of up to 4 MiB as JSON. A longer text is not recorded but counted as a loss, with a warning when it is
                 logged.
             markdown: Whether the text is Markdown.
         """

@@ -1,7 +1,7 @@
-"""A fast path for rows with values of a device, whose keys and types have been logged before.
+"""A fast path for rows with device values whose keys and types have been logged before.
 
-The general path classifies every value. A writer only checks that the values have the expected types, claims the row and launches
-the copies. For other values it does nothing, and the general path handles them.
+The general path classifies every value. A writer on the fast path only checks that the values have the expected types, claims
+the row and launches the copies. For other values it does nothing, and the general path handles them.
 """
 
 import struct
@@ -31,8 +31,8 @@ class DeviceWriter(NamedTuple):
     """A writer in two forms.
 
     Attributes:
-        write: Function that writes a row of values at a step of 64 bits. The calling thread must be allowed to write to the lane.
-            Returns False, without any effect, for unexpected values.
+        write: Function that writes a row of values at a 64-bit step. The calling thread must be allowed to write to the lane.
+            For unexpected values, it returns False and has no effect.
         log: Function that replaces `Recorder.log`.
     """
 
@@ -52,18 +52,18 @@ def make_device_writer(
     cost: LogTiming,
     notices: WarnOnce,
 ) -> DeviceWriter:
-    """Make a writer for rows with values of one device.
+    """Make a writer for rows with values from one device.
 
     Args:
         lane: Lane of the rows.
-        layout: Layout of the rows: first the columns of numbers, then `D` columns.
+        layout: Layout of the rows, with the number columns first and the `D` columns last.
         kinds: Kinds of the numbers, as for `Lane.make_writer`.
-        tensors: Example tensors for the `D` columns, on one device. Equal dtypes are neighbours.
-        copy: Function that gets the row's first pending word and the tensors. It does not raise errors of the device.
-        fallback: Function that `log` calls for other values.
-        last_step: One int64 that holds the step of the last row.
-        cost: Durations of calls of `log`.
-        notices: Warnings of slow calls of `log`.
+        tensors: Example tensors for the `D` columns, on one device. Tensors of the same dtype must be adjacent.
+        copy: Function that receives the index of the first pending word and the tensors. It does not raise device errors.
+        fallback: Function that `log` calls for unexpected values.
+        last_step: Array with a single int64, the step of the last row.
+        cost: Counter of the durations of `log` calls.
+        notices: Warnings about slow `log` calls.
     """
     import torch
 
@@ -104,7 +104,7 @@ def make_device_writer(
             row = fetch(values)
             if not is_expected(row):
                 return False
-        except Exception:  # other keys, or an error of CUDA, which the general path reports
+        except Exception:  # other keys, or a CUDA error, which the general path reports
             return False
         word = write_words(layout, pack(*row[:hosts], *pending) if hosts else all_pending, step)
         if word is None:
@@ -132,5 +132,5 @@ def make_device_writer(
 
 
 def _only(name: str) -> Callable[[Any], tuple[Any]]:
-    """Make an `itemgetter` for a single name that returns a tuple."""
+    """Make an `itemgetter` for a single name that returns a tuple, as for several names."""
     return lambda values: (values[name],)

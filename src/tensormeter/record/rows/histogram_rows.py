@@ -1,11 +1,11 @@
-"""Writes rows with distributions, which may also have plain numbers.
+"""Writes rows with distributions. Such rows may also contain plain numbers.
 
-Such rows are rare and large, so they use a slower path: the row's words are assembled first, and then written by one call.
+These rows are rare and large, so they use a slower path: the row's words are assembled first and then written in one call.
 
-Counts on a CUDA device arrive in two steps. First the row is written, with its statistics `PENDING`. Then the stream that
-counted launches two copies: the counts of all distributions, and then the statistics.
-Copies on one stream complete in order, and a device's stores become visible on the host in order. So once the statistics have
-arrived, the counts have, too. The counts need no sentinel, and could have none, because every bit pattern is a valid count.
+Counts from a CUDA device arrive in two steps. First, the row is written with its statistics set to `PENDING`. Then two copies
+are launched on the stream that counted: first the counts of all distributions, then their statistics. Copies on one stream
+complete in order, and a device's stores become visible on the host in order, so the counts have arrived once the statistics
+have. The counts need no sentinel, and could not have one, because every bit pattern is a valid count.
 MPS and XPU devices copy both to the host, and the log call that detects their arrival stores them in the same order.
 """
 
@@ -34,11 +34,12 @@ Distributions = Mapping[str, Distribution]
 _PENDING: Final = struct.pack("<q", PENDING)
 
 _LARGEST_SHARE: Final = 4
-"""Divisor of a lane's size for the largest row, so that a lane has room for the next row once some rows have been read."""
+"""Divisor of a lane's size that gives the maximum size of a row with several distributions. A row of that size fits as soon as
+some of the earlier rows have been read."""
 
 
 class HistogramRows:
-    """Writes rows with distributions to one ring. As thread-safe as the lanes."""
+    """Writes rows with distributions into one ring. As thread-safe as the ring's lanes."""
 
     def __init__(
         self,
@@ -50,9 +51,9 @@ class HistogramRows:
         """
         Args:
             device: Copies of device values.
-            tables: Tables that count on devices.
-            find_layout: Function that returns the layout of columns, or None if there are too many.
-            lose: Function that gets the lane, the error of a device, and the number of values that are lost.
+            tables: Tables that count distributions on devices.
+            find_layout: Function that returns the layout for columns, or None if there are too many layouts.
+            lose: Function that receives the lane, a device error and the number of lost values.
         """
         self._device = device
         self._find_layout = find_layout
@@ -60,7 +61,7 @@ class HistogramRows:
         self._tables = tables
 
     def split(self, lane: Lane, numbers: int, distributions: Distributions) -> Iterator[dict[str, Distribution]]:
-        """Split distributions into groups that each fit into a row.
+        """Split distributions into groups that each fit into one row.
 
         Args:
             lane: Lane of the rows.
@@ -89,7 +90,7 @@ class HistogramRows:
         """Write one row, and launch the copies that complete it.
 
         Returns:
-            False if the lane has no room; None if the row is larger than the lane, or there are too many layouts.
+            False if the lane has no room; None if the row exceeds the lane or there are too many layouts; otherwise True.
         """
         columns: list[Column] = []
         words = bytearray()
@@ -124,7 +125,7 @@ class HistogramRows:
         layout = self._find_layout(columns)
         if layout is None:
             return None
-        try:  # count before the row is written, because the device may lack memory for it
+        try:  # count before writing the row, because the device may lack memory to count
             counted = [self._counts(run, table) for table, run in counting]
         except Exception as error:
             rest = {name: d for name, d in distributions.items() if isinstance(d, HostDistribution)}
@@ -145,7 +146,7 @@ class HistogramRows:
         return True
 
     def _counts(self, run: "_Run", table: Table) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Return the concatenated counts and statistics of a run. Tensors that have not been counted are counted now."""
+        """Return the concatenated counts and statistics of a run. Tensors that have not been counted yet are counted now."""
         import torch
 
         tensors = [value.tensor for value in run.values() if isinstance(value, DeviceDistribution)]
@@ -157,18 +158,18 @@ class HistogramRows:
 
 
 _Run = Mapping[str, DeviceDistribution | CountedOnDevice]
-"""Distributions of one kind on one device with one table. They are counted and copied together."""
+"""Distributions of the same kind, on the same device and with the same table. They are counted and copied together."""
 
 
 def _words_of(distribution: Distribution) -> int:
-    """Return the number of words of a distribution in a row."""
+    """Return the number of words that a distribution takes in a row."""
     if not isinstance(distribution, HostDistribution):
         return distribution.table.words + STATISTICS_WORDS
     return len(distribution.words) // 8 + (0 if distribution.code == EXPLICIT else STATISTICS_WORDS)
 
 
 def _runs(distributions: "_Run") -> list[tuple[Table, "_Run"]]:
-    """Group distributions on devices into runs, each with its table."""
+    """Group distributions on devices into runs, and return each run with its table."""
 
     def key(item: tuple[str, DeviceDistribution | CountedOnDevice]) -> tuple[bool, str, str]:
         value = item[1]

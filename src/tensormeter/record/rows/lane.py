@@ -1,14 +1,14 @@
 """One thread's part of the ring, and the writers that fill it.
 
-A writer is a function ``write(values, step)`` for one set of keys and types, because nanoseconds count here. C code
-(`_writer.c`) provides it. If that could not be compiled, the writer is generated in Python: names and offsets are constants in
-its code, and a row takes one `struct` call.
-For unexpected calls (other keys, other types, no room, another thread), a writer calls `fallback`.
+A writer is a function ``write(values, step)`` that is specialized for one set of keys and types, because nanoseconds matter
+here. C code (`_writer.c`) provides it. If that code could not be compiled, the writer is generated in Python: names and offsets
+are constants in its code, and writing a row takes one `struct` call.
+A writer calls `fallback` if the keys or types differ, if the lane has no room, or if another thread calls it.
 
-A lane belongs to one thread (except the last, see `Recorder`), so nothing here takes a lock.
-A signal handler that logs may re-enter a lane. A writer claims the space of a row before it writes the row. Between the claim and
-the end of the write, CPython runs no handler, because that path has no call and no backward jump before the C function that does
-the write. `Lane.make_room` follows the same rule.
+A lane belongs to one thread (except the last lane, see `Recorder`), so nothing here takes a lock.
+A signal handler that logs may re-enter a lane. A writer claims the space for a row before it writes the row. CPython runs no
+handler between the claim and the end of the write, because that path contains no call and no backward jump before the C
+function that writes. `Lane.make_room` follows the same rule.
 """
 
 import struct
@@ -49,17 +49,19 @@ except ImportError:
 __all__ = ["ABANDONED", "Lane", "Writer", "native_writers"]
 
 ABANDONED: Final = -1
-"""Limit of a lane whose writers must not write: in a forked child, and after `finish`."""
+"""Limit of a lane whose writers must not write: in a forked child process, or after `finish`."""
 
 _STRIDE: Final = 1 << 12
-"""Maximum number of bytes between two checks of the reader's position and of `on_stride`: about seventy rows of four floats."""
+"""Maximum number of bytes between two checks of the reader's position, and between two calls of `on_stride`: about seventy rows
+of four floats."""
 
 _OFTEN: Final = 0.05
-"""Seconds between two checks. If they come sooner, more rows go between them. Rows at longer intervals check each time."""
+"""Target interval between two checks in seconds. If checks happen sooner, more rows are written between them. Rows at longer
+intervals check every time."""
 
 
 class Writer(Protocol):
-    """Writes one row. Never blocks, and never raises because of `values`."""
+    """A function that writes one row. It never blocks, and never raises because of `values`."""
 
     def __call__(
         self,
@@ -75,11 +77,11 @@ class Lane:
     """The writer's side of a lane.
 
     Attributes:
-        cursor: ``[offset, limit, mark]``, which the writers share: the offset of the next row in the file, the end of the space
-            that rows may use without `make_room`, and the mark of the next row less its layout.
-        size: Bytes for rows. A row of up to half of them always fits once all rows have been read.
+        cursor: ``[offset, limit, mark]``, shared by the writers: the offset of the next row in the file, the end of the space
+            that rows may use without `make_room`, and the mark of the next row without its layout.
+        size: Space for rows in bytes. A row of up to half this size always fits once all rows have been read.
         writers: Writers by names (or an instrument's stream) and kinds.
-        device_writers: Writers of rows with device values, by names in the order of logging (see `device_rows`).
+        device_writers: Writers for rows with device values, by names in the order of logging (see `device_rows`).
         owner: Identifier of the only thread that may write; None for the shared lane.
         reductions: Incomplete reductions of the lane's thread.
         pools: Incomplete pools of distributions of the lane's thread.
@@ -93,8 +95,8 @@ class Lane:
             ring: Ring that this process has created.
             index: Index of the lane, from 0.
             owner: Identifier of the only thread that may write, or None if callers hold a lock while they write.
-            on_stride: Function that is called by each row if rows are at least 50 ms apart, and less often if they are more
-                frequent, but at least once for 4 KiB of rows.
+            on_stride: Function to call for each row if rows are at least 50 ms apart. If rows are more frequent, it is called
+                less often, but at least once per 4 KiB of rows.
             tables: Tables that count distributions on devices.
         """
         header, self.size = ring.lanes[index]
@@ -120,26 +122,26 @@ class Lane:
     def lend(self, owner: int) -> None:
         """Assign the lane of a thread that has ended to another thread."""
         self.owner = owner
-        self.writers.clear()  # they check for the previous thread
+        self.writers.clear()  # they accept only the previous thread
 
     @property
     def position(self) -> int:
-        """Number of bytes written to the lane so far, over all laps."""
+        """Total number of bytes written to the lane so far, over all laps."""
         return self._lap + self.cursor[0] - self._start
 
     @property
     def is_closed(self) -> bool:
-        """Whether the lane accepts no more rows."""
+        """Whether the lane no longer accepts rows."""
         return self.cursor[1] == ABANDONED
 
     def make_room(self, size: int) -> bool:
         """Raise the cursor's limit so that it covers a row of `size` bytes.
 
         Returns:
-            False if the lane is full because the reader is behind, or closed.
+            False if the lane is closed, or full because the reader is behind.
         """
         now = monotonic()
-        # A signal handler that logs in between only changes how soon the next check comes.
+        # A signal handler that logs in between only changes when the next check happens.
         if now - self._looked >= _OFTEN:
             self._stride = 0
         elif self._stride < _STRIDE:
@@ -147,18 +149,18 @@ class Lane:
             self._stride = min(self._stride, _STRIDE)
         self._looked = now
         extended = self._extend(size)
-        self._on_stride()  # also if the lane is full, because there may be no reader
+        self._on_stride()  # even if the lane is full, because there may be no reader
         return extended
 
     def _extend(self, size: int) -> bool:
-        # There is no call and no loop here, so a signal handler (which may log, or raise) runs before or after all of it.
+        # This code contains no call and no loop, so a signal handler (which may log or raise) runs before or after all of it.
         cursor, words = self.cursor, self._words
         if cursor[1] == ABANDONED:
             return False
         offset = cursor[0]
         free = self.size - (self._lap + offset - self._start - words[self._tail])
         room = self._end - offset
-        if room < size <= self.size and room <= free:  # the row may still not fit until more has been read
+        if room < size <= self.size and room <= free:  # the row may still not fit until the reader advances
             if room:
                 words[offset >> 3] = cursor[2] | WRAP
             self._lap += self.size
@@ -179,19 +181,19 @@ class Lane:
         self._words[self._header + LaneWord.DROPS + reason] += number
 
     def close(self) -> None:
-        """Stop writing, and store the position after the last row."""
+        """Stop writing, and store the position of the end of the last row."""
         self.cursor[1] = ABANDONED
         self._words[self._header + LaneWord.HEAD] = self.position
 
     def abandon(self) -> None:
-        """In a forked child, make all existing writers call their fallback. The lane belongs to the parent."""
+        """Make all existing writers call their fallback, in a forked child process. The lane belongs to the parent."""
         self.cursor[1] = ABANDONED
 
     def write_pending(self, layout: Layout, values: list[float], step: int) -> int | None:
-        """Write a row whose `D` columns, which must be the last, are PENDING.
+        """Write a row whose `D` columns are PENDING. They must be the last columns.
 
         Returns:
-            Word index of the first of them, or None if the lane has no room.
+            Word index of the first `D` column, or None if the lane has no room.
         """
         pending = [PENDING] * (len(layout.names) - len(values))
         words = struct.pack(f"<{layout.codes.replace('D', 'q')}", *values, *pending)
@@ -199,7 +201,7 @@ class Lane:
         return None if word is None else word + len(values)
 
     def write_words(self, layout: Layout, words: bytes, step: int) -> int | None:
-        """Write a row whose values are given as the bytes of its words.
+        """Write a row from the bytes of its words.
 
         Returns:
             Word index of the first value, or None if the lane has no room.
@@ -216,18 +218,18 @@ class Lane:
         try:
             row.pack_into(self._buffer, offset, mark, now, step, words, mark)
         except BaseException:
-            self._cover(offset, size, mark)  # even if the row is complete: its pending values would never arrive
+            self._cover(offset, size, mark)  # even if the row is complete: its pending values would not arrive
             raise
         return (offset >> 3) + 3
 
     def make_writer(self, layout: Layout, kinds: str, fallback: Writer, last_step: "array[int]") -> Writer:
-        """Make the function that writes rows of a layout.
+        """Make a function that writes rows of a layout.
 
         Args:
             layout: Layout without `D` columns.
-            kinds: Kind of each column: `d` (a float), `i` (an int that is exact as float64) or `q` (an int of 64 bits).
-            fallback: Function that gets the arguments of each call with other keys, types or arguments.
-            last_step: One int64 that holds the step of the last row.
+            kinds: Kind of each column: `d` (a float), `i` (an int that is exact as float64) or `q` (a 64-bit int).
+            fallback: Function that receives all arguments of a call with unexpected keys, types or arguments.
+            last_step: Array with a single int64, the step of the last row.
         """
         if not native_writers():
             return self._generate_writer(layout, kinds, fallback, last_step)
@@ -284,7 +286,7 @@ class Lane:
         return writer
 
     def _skip(self, offset: int, size: int, mark: int) -> None:
-        """Cover a claimed row that could not be written, unless the row was complete before the failure."""
+        """Cover a claimed row whose write failed, unless the row is complete."""
         if self._words[(offset + size >> 3) - 1] != mark:
             self._cover(offset, size, mark)
 
@@ -295,19 +297,19 @@ class Lane:
 
 
 def native_writers() -> bool:
-    """Whether writers are C code: it has been compiled, and the machine is little-endian like the ring."""
+    """Return whether writers use the C code: it was compiled, and the machine is little-endian like the ring."""
     return _writer is not None and sys.byteorder == "little"
 
 
 @lru_cache(maxsize=1024)
 def _row(content: int) -> struct.Struct:
-    """Format of a row with a number of bytes of values."""
+    """Return the format of a row whose values take `content` bytes."""
     return struct.Struct(f"<qqq{content}sq")
 
 
 @lru_cache(maxsize=1024)
 def _compiled(source: str) -> CodeType:
-    """Compile the source of a writer, which takes half a millisecond. Attribute sets of an instrument, and lanes, share it."""
+    """Compile a writer's source, which takes half a millisecond. Lanes and an instrument's attribute sets share the result."""
     return compile(source, __file__, "exec")
 
 
@@ -319,8 +321,8 @@ _CHECKS: Final = {
 
 # Writes one row. The order matters: read the time, claim the space, write the row. The module's docstring explains why. (Leaving
 # the loop is not a backward jump.)
-# The last bits of the time select about one call in 64, which is timed. The row is complete by then, so a handler may run.
-# Only a plain dict is accepted: `values[key]` of a defaultdict would create a value.
+# The last bits of the time select about one call in 64 to be timed. The row is complete by then, so a handler may run.
+# Only a plain dict is accepted, because `values[key]` would create a value in a defaultdict.
 _WRITER: Final = """\
 def log(values, step=None, *, every=None, reduce=None):
     now = time_ns()

@@ -1,7 +1,8 @@
 """Assigns the lanes of a ring to threads.
 
-The first lane always belongs to the thread that makes the recorder, because its writers are passed on. The last lane is for all
-threads beyond the number of lanes, under a lock. Each of the other lanes belongs to one thread until that thread ends.
+The first lane always belongs to the thread that creates the recorder, because its writers are passed on to the caller. The last
+lane is shared, under a lock, by all threads for which no separate lane is left. Each of the other lanes belongs to one thread
+until that thread ends.
 """
 
 import threading
@@ -18,7 +19,7 @@ class Lanes:
     """The writers' side of a ring's lanes, in order.
 
     Attributes:
-        first: Lane of the thread that has constructed this object.
+        first: Lane of the thread that constructed this object.
         shared: Lock to hold while writing to the last lane, which has no owner.
     """
 
@@ -26,8 +27,8 @@ class Lanes:
         """
         Args:
             ring: Ring that this process has created.
-            on_stride: Function for slower checks (see `Lane`).
-            tables: Tables that count on devices (see `Lane`).
+            on_stride: Function that performs slower checks (see `Lane`).
+            tables: Tables that count distributions on devices (see `Lane`).
         """
         last = len(ring.lanes) - 1
         owner = threading.get_ident()
@@ -44,7 +45,7 @@ class Lanes:
         return iter(self._lanes)
 
     def mine(self) -> Lane:
-        """Return the lane of this thread, and assign one at its first call."""
+        """Return the lane of the current thread. A thread's first call assigns one."""
         try:
             lease: _Lease = self._local.lease
         except AttributeError:
@@ -61,7 +62,7 @@ class Lanes:
 
 
 class _Lease:
-    """The assignment of a lane to a thread. It ends with the thread, because Python then clears its `threading.local`."""
+    """The assignment of a lane to a thread. It ends with the thread, because Python then clears the thread's local data."""
 
     __slots__ = ("_free", "lane")
 

@@ -1,4 +1,4 @@
-"""Layouts of the rows that a process has logged. The ring's dictionary publishes each of them once to the reader."""
+"""Layouts of the rows that a process has logged. Each is published once to the reader, in the ring's dictionary."""
 
 import itertools
 import threading
@@ -14,24 +14,24 @@ from tensormeter.ring.layout import Column, Layout, Stream
 __all__ = ["Layouts"]
 
 _MAX_KEY_SETS: Final = 4096
-"""Maximum number of key sets. A row of another key set is written as one row for each key, so programs need not limit them."""
+"""Maximum number of key sets. Beyond that, a row with a new key set is written as one row per key, so nothing is lost."""
 
 _MAX_WIDE_SETS: Final = 64
-"""Maximum number of key sets with distributions, whose layouts have hundreds of bytes for each distribution. For example, each row
-of a model with experts may have gradients of different experts."""
+"""Maximum number of key sets with several distributions. Their layouts take hundreds of bytes per distribution, and there may
+be many: for example, each row of a mixture-of-experts model may have the gradients of different experts."""
 
 _NOT_FOR_STREAMS: Final = 1 / 4
-"""Share of the ring's dictionary that is reserved for rows. Streams of instruments do not use it."""
+"""Share of the ring's dictionary that is reserved for rows and not available to instruments' streams."""
 
 
 class Layouts:
     """Layouts by their contents. Any thread and any signal handler may call the methods.
 
-    The methods return None if there can be no more such layouts: there are too many, or the dictionary is full.
+    The methods return None if no more layouts can be added because there are too many, or because the dictionary is full.
 
     Attributes:
         rows: Layouts of rows of plain gauges, by names and codes. Read-only for callers.
-        changed: Replacements of names and attributes that are not Unicode text, since the caller last cleared it.
+        changed: Replacements for names and attributes that are not Unicode text. Callers remove the entries they have handled.
     """
 
     def __init__(self, ring: RingFile) -> None:
@@ -44,7 +44,7 @@ class Layouts:
         self._claims = threading.RLock()  # re-entered by a signal handler that logs
 
     def names(self) -> Iterator[str]:
-        """Iterate over the names in rows of plain gauges so far."""
+        """Iterate over the names that rows of plain gauges have used so far."""
         for names, _ in list(self.rows):
             yield from names
 
@@ -62,13 +62,13 @@ class Layouts:
         return layout
 
     def of_distributions(self, columns: Sequence[Column]) -> Layout | None:
-        """Return the layout of a row with distributions. A single distribution has two columns."""
+        """Return the layout of a row with distributions. A lower limit applies to rows with more than one distribution."""
         if len(columns) > 2 and len(self._wide) >= _MAX_WIDE_SETS and tuple(columns) not in self._wide:
             return None
         return self.of_columns(columns)
 
     def of_columns(self, columns: Sequence[Column]) -> Layout | None:
-        """Return the layout of a row of any columns."""
+        """Return the layout of a row with arbitrary columns."""
         key = tuple(columns)
         layout = self._wide.get(key)
         if layout is None:
@@ -83,7 +83,7 @@ class Layouts:
     def of_stream(self, writer: Hashable, stream: Stream, code: str) -> Layout | None:
         """Return the layout of an instrument's measurement, which has no step.
 
-        `writer` identifies the stream, because streams whose attributes compare equal (1, 1.0 and True) are different.
+        `writer` identifies the stream, because different streams may have attributes that compare equal (1, 1.0 and True).
         """
         layout = self._streams.get((writer, code))
         if layout is None and self._ring.dictionary_left > _NOT_FOR_STREAMS:
@@ -102,7 +102,7 @@ class Layouts:
             return layout if self._ring.add_layout(written) else None
 
     def _as_unicode(self, layout: Layout) -> Layout:
-        """Return the layout for the reader, whose names are Unicode text. Writers use the names that the caller gave."""
+        """Return the layout for the reader, in which all names are Unicode text. Writers use the caller's original names."""
         if all(column.stream.name.isascii() and _is_plain(column.stream) for column in layout.columns):
             return layout
         written = [replace(column, stream=self._stream_as_unicode(column.stream)) for column in layout.columns]
@@ -118,7 +118,7 @@ class Layouts:
         return stream if written == stream else written
 
     def _written(self, given: Any) -> Any:
-        """Convert a name, or the attributes and scope of a stream, to Unicode text."""
+        """Convert a stream's name, attributes or scope to Unicode text."""
         if isinstance(given, tuple):
             return tuple(map(self._written, given))
         if not isinstance(given, str):

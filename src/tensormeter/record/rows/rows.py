@@ -1,7 +1,7 @@
-"""Writes rows of classified values: numbers, device values, distributions, measurements.
+"""Writes rows of classified values: numbers, device values, distributions and measurements.
 
-The lane's writer for its names and kinds writes a row of numbers; the first such row makes the writer. Values of devices are
-copied into a row that has been written before. `HistogramRows` writes rows with distributions.
+A row of numbers is written by the lane's writer for its names and kinds, which is created for the first such row. Device values
+are copied into a row after the row has been written. `HistogramRows` writes rows with distributions.
 Values that cannot be written are counted, and cause one warning.
 """
 
@@ -33,11 +33,11 @@ Devices = Mapping[str, DeviceValue | Deferred]
 _NO_STEP: Final = 0
 
 _MOST_DEVICE_WRITERS: Final = 256
-"""Maximum number of key sets with values of devices for which a lane keeps writers."""
+"""Maximum number of key sets with device values for which a lane keeps writers."""
 
 
 class Rows:
-    """Writes rows of one ring. The calling thread must be allowed to write to the lane of the call."""
+    """Writes rows into one ring. The calling thread must be allowed to write to the lane that it passes."""
 
     def __init__(
         self,
@@ -55,10 +55,10 @@ class Rows:
             ring: Ring that this process has created.
             layouts: Layouts of the ring's rows.
             device: Copies of device values.
-            tables: Tables that count on devices.
-            notices: Warnings of values that cannot be written.
+            tables: Tables that count distributions on devices.
+            notices: Warnings about values that cannot be written.
             fallback: Function that writers call for unexpected arguments.
-            last_step: One int64 that holds the step of the last row.
+            last_step: Array with a single int64, the step of the last row.
         """
         self._ring_bytes = len(ring.buffer)
         self._layouts = layouts
@@ -70,10 +70,10 @@ class Rows:
         self._wide = HistogramRows(device, tables, layouts.of_distributions, self.lose)
 
     def write(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> Writer | None:
-        """Write a row, or no row if there are no values.
+        """Write a row, unless there are no values.
 
         Returns:
-            Writer for further rows with these names and kinds, or None.
+            Writer for further rows with the same names and kinds, or None.
         """
         if devices:
             self.write_devices(lane, numbers, devices, step)
@@ -81,7 +81,7 @@ class Rows:
         return self._write_numbers(lane, numbers, step) if numbers else None
 
     def write_devices(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> None:
-        """Write a row with values that devices store later."""
+        """Write a row in which devices store values later."""
         ordered, kinds, layout = self._order_devices(lane, numbers, devices)
         if layout is None:
             self.refuse(lane, next(iter(ordered)), len(kinds) + len(ordered))
@@ -92,7 +92,7 @@ class Rows:
     def make_device_writer(
         self, lane: Lane, values: Mapping[str, object], numbers: Numbers, devices: Devices
     ) -> Writer | None:
-        """Make a writer for further rows like a row with values of devices that has just been written.
+        """Make a writer for further rows like the row with device values that has just been written.
 
         Args:
             lane: Lane of the row, which keeps the writer.
@@ -101,7 +101,7 @@ class Rows:
             devices: Device values among them.
 
         Returns:
-            None if there can be no writer for such rows.
+            Writer that replaces `Recorder.log`, or None if such rows cannot have a writer.
         """
         if not self._device.is_settled(values[name] for name in devices) or any(
             type(values[name]) is not type(number) for name, number in numbers.items()
@@ -133,7 +133,7 @@ class Rows:
     def write_distributions(
         self, lane: Lane, numbers: Numbers, devices: Devices, distributions: Distributions, step: int
     ) -> None:
-        """Write distributions as one row, or as several if the lane is small. The first row holds the other values."""
+        """Write distributions as one row, or as several rows if the lane is small. The first row includes the other values."""
         for group in self._wide.split(lane, len(numbers) + len(devices), distributions):
             written = self._wide.write(lane, numbers, devices, group, step)
             if written is None and (len(group) > 1 or numbers or devices):
@@ -155,15 +155,15 @@ class Rows:
         self._last_step[0] = step
 
     def write_words(self, lane: Lane, layout: Layout, words: bytes, step: int) -> None:
-        """Write a row, given as the bytes of its values, without advancing the step."""
+        """Write a row from the bytes of its values, without advancing the step."""
         if lane.write_words(layout, words, step) is None:
             self._count_full(lane, len(layout.names))
 
     def write_measurement(self, lane: Lane, stream: "StreamWriter", number: float) -> Writer | None:
-        """Write the measurement of an instrument.
+        """Write an instrument's measurement.
 
         Returns:
-            Writer for further numbers of the same type; None if the measurement is not recorded.
+            Writer for further numbers of the same type, or None if the measurement was not recorded.
         """
         code = "d" if type(number) is float else "q"
         layout = self._layouts.of_stream(stream, stream.stream, code)
@@ -182,10 +182,10 @@ class Rows:
         return writer
 
     def write_device_measurement(self, lane: Lane, stream: "StreamWriter", value: DeviceValue | Deferred) -> int | None:
-        """Write the measurement of an instrument whose value becomes available later.
+        """Write an instrument's measurement whose value becomes available later.
 
         Returns:
-            Index of the ring's word for the value; None if the measurement is not recorded.
+            Index of the ring's word for the value, or None if the measurement was not recorded.
         """
         layout = self._layouts.of_stream(stream, stream.stream, "D")
         if layout is None:
@@ -194,11 +194,11 @@ class Rows:
         return self._write_copies(lane, layout, [], [value], _NO_STEP)
 
     def layout(self, lane: Lane, names: tuple[str, ...], codes: str) -> Layout | None:
-        """Return the layout of a row of plain gauges; None if there are too many, or the row is larger than the lane."""
+        """Return the layout of a row of plain gauges, or None if there are too many layouts or the row exceeds the lane."""
         return self._layouts.of_row(names, codes) if row_bytes(len(names)) <= lane.size else None
 
     def refuse(self, lane: Lane, name: str, number: int = 1) -> None:
-        """Count values without a layout, and warn once."""
+        """Count values that cannot be written for lack of a layout, and warn once."""
         lane.count(Drop.TOO_MANY_LAYOUTS, number)
         self._notices.note(Drop.TOO_MANY_LAYOUTS, repr(name))
         self._notices.once(
@@ -208,7 +208,7 @@ class Rows:
         )
 
     def lose(self, lane: Lane, error: Exception, number: int) -> None:
-        """Count device values that are in no row, and warn once. The program's own calls will raise the device's error again."""
+        """Count device values that are in no row, and warn once. The program's own calls will also raise the device's error."""
         if number:
             lane.count(Drop.DEVICE_UNFINISHED, number)
         self._notices.once(DeviceCopies, "device values are lost: %s", error)
@@ -231,7 +231,7 @@ class Rows:
         return writer
 
     def _write_separately(self, lane: Lane, numbers: Numbers, step: int) -> Writer | None:
-        """Write one row for each value, if the row is larger than its lane or there are too many key sets."""
+        """Write one row per value, because the whole row exceeds its lane or there are too many key sets."""
         writer = None
         if len(numbers) > 1:
             for name, number in numbers.items():
@@ -243,7 +243,7 @@ class Rows:
     def _order_devices(
         self, lane: Lane, numbers: Numbers, devices: Devices
     ) -> tuple[dict[str, DeviceValue | Deferred], str, Layout | None]:
-        """Return the device values in the order of their columns, the kinds of the numbers, and the layout or None."""
+        """Return the device values in column order, the kinds of the numbers, and the layout (or None)."""
         ordered = dict(sorted(devices.items(), key=lambda item: place(item[1])))
         kinds = "".join(map(kind_of, numbers.values()))
         return ordered, kinds, self.layout(lane, (*numbers, *ordered), kinds.replace("i", "d") + "D" * len(ordered))
@@ -256,7 +256,7 @@ class Rows:
         devices: Sequence[DeviceValue | Deferred],
         step: int,
     ) -> int | None:
-        """Write a row whose last values come from devices, and return the word of the first of them."""
+        """Write a row whose last values come from devices, and return the word index of the first such value."""
         word = lane.write_pending(layout, values, step)
         if word is None:
             self._count_full(lane, len(layout.names))
@@ -265,7 +265,7 @@ class Rows:
         return word
 
     def _copy(self, lane: Lane, word: int, number: int, launch: Callable[[], None]) -> None:
-        """Launch copies into words of a row. If that fails, mark the values as lost."""
+        """Launch copies into a row's words. If that fails, mark the values as lost."""
         try:
             launch()
         except BaseException as error:
@@ -275,8 +275,8 @@ class Rows:
             self.lose(lane, error, 0)  # the reader counts them
 
     def _count_full(self, lane: Lane, points: int) -> None:
-        """Count points for which the lane has no room, and warn once."""
-        if lane.is_closed:  # another thread or a signal handler has closed it meanwhile
+        """Count points that do not fit into the lane, and warn once."""
+        if lane.is_closed:  # another thread or a signal handler has closed it in the meantime
             return
         lane.count(Drop.RING_FULL, points)
         self._notices.once(

@@ -1,7 +1,7 @@
-"""Writers for measurements of instruments.
+"""Writers for the measurements of instruments.
 
 An instrument keeps a `StreamWriter` for each attribute set, and calls its `write_float` and `write_int` for ordinary numbers. A
-lane makes these functions for the thread that made the recorder. `record` handles other values and threads.
+lane provides these functions for the thread that created the recorder. `record` handles other values and threads.
 """
 
 import math
@@ -22,23 +22,23 @@ class MeasurementRecorder(Protocol):
     """The methods of a recorder that a `StreamWriter` needs."""
 
     def record(self, stream: "StreamWriter", value: Any) -> int | None:
-        """Record a value. Returns the index of the ring's word for a device's value, or None for other values."""
+        """Record a value. Return the index of the ring's word for a device value, or None for other values."""
         ...
 
     @property
     def words(self) -> memoryview:
-        """Words of the ring that the recorder writes into."""
+        """Words of the ring that the recorder writes to."""
         ...
 
 
 class StreamWriter:
-    """Writes the measurements of one stream. Any thread may call it. Hashed by identity.
+    """Writes the measurements of one stream. Thread-safe, and hashed by identity.
 
     Attributes:
         stream: Stream of the measurements.
         name: Name of the stream.
         write_float: Function to call as ``write_float({name: value}, 0)``, with a finite float that `check` would accept.
-        write_int: Function to call in the same way with an int of 64 bits.
+        write_int: Function to call in the same way, with a 64-bit int.
     """
 
     __slots__ = ("_find", "_finite", "_minimum", "name", "stream", "write_float", "write_int")
@@ -70,7 +70,7 @@ class StreamWriter:
         """Record any value. Never blocks, and never raises because of the value.
 
         Returns:
-            Words of the ring and the index of a device's value in them; None for other values.
+            For a device value, the ring's words and the index of the value in them; None for other values.
         """
         recorder = self._find()
         word = None if recorder is None else recorder.record(self, value)
@@ -80,7 +80,7 @@ class StreamWriter:
         """Check that the stream accepts a number.
 
         Raises:
-            Refused: The number is below the minimum, or not finite.
+            Refused: The number is below the minimum, or is not finite where the stream requires it.
         """
         if self._finite and not math.isfinite(number):
             raise Refused(f"{number} cannot be aggregated; check for it, or use a gauge, which records it")
@@ -88,14 +88,14 @@ class StreamWriter:
             raise Refused(f"{number} is less than {self._minimum:g}; use an up-down counter or a gauge")
 
     def use(self, code: str, writer: "Writer") -> None:
-        """Use a writer for further numbers of the column's code, `d` or `q`."""
+        """Use a writer for further numbers with a column code, `d` or `q`."""
         if code == "d":
             self.write_float = writer
         else:
             self.write_int = writer
 
     def reset(self) -> None:
-        """Forget the writers, so that the next measurement finds the recorder again."""
+        """Discard the writers, so that the next measurement looks up the recorder again."""
         self.write_float = self.write_int = self.fall_back
 
     def fall_back(
