@@ -1,8 +1,8 @@
 """Watches a model: logs norms and distributions of its gradients and parameters every few optimizer steps.
 
-torch calls one hook before each step of any optimizer, on the thread that makes the step. Nothing is attached to the model or
-its parameters, so the model can still be pickled, compiled, wrapped and deleted, and the backward pass costs nothing extra.
-Gradients are complete at that moment, on any thread: accumulated, reduced over ranks, clipped, unscaled.
+torch calls a global hook before each optimizer step, on the thread that takes the step. Nothing is attached to the model or its
+parameters, so the model can still be pickled, compiled, wrapped and deleted, and the backward pass has no extra cost. When the
+hook runs, on any thread, the gradients are complete: accumulated, reduced over ranks, clipped and unscaled.
 """
 
 import weakref
@@ -25,13 +25,13 @@ logger: Final = get_logger()
 Watched = Literal["gradients", "parameters", "all"]
 
 _WRAPPERS: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""Prefixes that torch.compile, FSDP and activation checkpointing add to the names of parameters."""
+"""Prefixes that torch.compile, FSDP and activation checkpointing add to parameter names."""
 
 
 class Watch:
-    """Watches a model from `start` until `stop`, and does not keep the model alive.
+    """Watches a model from `start` to `stop`, without keeping the model alive.
 
-    Any thread may call the methods. They never wait for a device, and errors in the model's code become warnings.
+    Any thread may call the methods. They never wait for a device, and turn errors in the model's code into warnings.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class Watch:
             model: Model to watch.
             record: Function that records a row, like `run.log`.
             log: Tensors to log: "gradients", "parameters" or "all".
-            every: Number of optimizer steps from one row to the next, at least 1. The first step has a row.
-            norms: Whether to log Euclidean norms, in total and by parameter.
-            histograms: Whether to log distributions by parameter.
+            every: Number of optimizer steps from one row to the next, at least 1. The first step gets a row.
+            norms: Whether to log Euclidean norms, in total and per parameter.
+            histograms: Whether to log distributions per parameter.
 
         Raises:
-            UsageError: An argument has a wrong type or value.
+            UsageError: An argument has an invalid type or value.
         """
         if not callable(getattr(model, "named_parameters", None)):
             raise UsageError(f"watch: expected a torch.nn.Module, got a {type(model).__name__}")
@@ -78,7 +78,7 @@ class Watch:
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     def is_of(self, model: object) -> bool:
-        """Whether this watches a given model, or one that has been deleted."""
+        """Return whether this object watches the given model, or a model that has been deleted."""
         watched = self._model()
         return watched is model or watched is None
 
@@ -89,7 +89,10 @@ class Watch:
         self._handle = register_optimizer_step_pre_hook(self._before_step)
 
     def log(self) -> None:
-        """Record a row now. For training loops without a `torch.optim.Optimizer`, or with a step that is a CUDA graph."""
+        """Record a row now.
+
+        Use this in training loops that have no `torch.optim.Optimizer`, or whose optimizer step is part of a CUDA graph.
+        """
         model = self._model()
         if model is None:
             return
@@ -114,7 +117,7 @@ class Watch:
             )
 
     def _before_step(self, optimizer: "torch.optim.Optimizer", arguments: object, options: object) -> None:
-        """Hook of torch. The first optimizer that has a parameter of the model determines the steps from then on."""
+        """Run as torch's hook. The first optimizer with a parameter of the model determines the steps from then on."""
         if self._handle is None:
             return
         self._in_hook = True
@@ -184,10 +187,10 @@ break_graph(Watch._before_step)
 def _euclidean_norms(
     tensors: Mapping[str, "torch.Tensor"],
 ) -> tuple["torch.Tensor | None", dict[str, "torch.Tensor"]]:
-    """Compute the norm of all tensors together and of each tensor. It takes a few launches for each device and dtype.
+    """Compute the norm of all tensors together and the norm of each tensor. Takes a few launches per device and dtype.
 
     Returns:
-        Norm of all tensors, or None if there are none; and norms by name. They stay on their devices.
+        Norm of all tensors, or None if there are none, and norms by name. The norms stay on their devices.
     """
     import torch
 
@@ -207,7 +210,7 @@ def _euclidean_norms(
             norms.update(zip(group, stacked.unbind(), strict=True))
         if not squares:
             return None, norms
-        first = squares[0]  # the dtypes of sums differ between devices, too
+        first = squares[0]  # the sums' dtypes may also differ between devices
         return torch.stack([square.to(first, non_blocking=True) for square in squares]).sum().sqrt(), norms
     finally:
         torch._C._set_grad_enabled(grad)
@@ -218,7 +221,7 @@ def _foreach_norm(tensors: Sequence["torch.Tensor"], dtype: "torch.dtype") -> li
 
     if dtype.itemsize == 1:  # torch has no kernel for norms of 8-bit floats
         tensors, dtype = [tensor.float() for tensor in tensors], torch.float32
-    if dtype.itemsize < 4:  # a norm in 16 bits could overflow, or would have two or three digits only
+    if dtype.itemsize < 4:  # a 16-bit norm could overflow, or would have only two or three digits
         return list(torch._foreach_norm(list(tensors), 2, dtype=torch.float32))
     return list(torch._foreach_norm(list(tensors), 2))
 
@@ -230,9 +233,9 @@ def _plain_name(name: str) -> str:
 
 
 def _local(tensor: "torch.Tensor") -> "torch.Tensor":
-    """Return this rank's part of a tensor that is sharded over ranks. The whole tensor would need a collective.
+    """Return this rank's part of a tensor that is sharded over ranks, because the whole tensor would require a collective.
 
-    Partial sums are returned as they are, and refused later.
+    Partial sums are returned unchanged, and are refused later.
     """
     placements = getattr(tensor, "placements", None)
     if placements is None or any(placement.is_partial() for placement in placements):

@@ -1,11 +1,11 @@
-"""The recorder routes each log call to the writer for its keys and types.
+"""The recorder, which routes each log call to the writer for its keys and types.
 
-Threads: any thread may log. Each thread gets its own lane of the ring. Threads beyond the number of lanes share the last lane,
-under a lock that is held only while a row is written.
-Fork: in a child, the recorder records nothing and calls `on_fork`. It never touches the parent's ring.
+Threads: any thread may log. Each thread gets its own lane of the ring. If there are more threads than lanes, the remaining
+threads share the last lane, under a lock that is held only while a row is written.
+Fork: in a child process, the recorder records nothing and calls `on_fork`. It never touches the parent's ring.
 Signals: a handler may log.
-Nothing here waits for the agent, a disk, a network or a device, and logged values never cause an exception. A value that cannot
-be recorded is counted, and the first one of each key causes a warning on the logger `tensormeter`.
+Nothing here waits for the agent, a disk, a network or a device, and logged values never cause an exception. Values that cannot
+be recorded are counted, and the first such value of each key causes a warning on the `tensormeter` logger.
 """
 
 import os
@@ -45,11 +45,11 @@ __all__ = ["PeriodicTask", "Recorder"]
 _LAST_STEP: Final = (1 << 63) - 1
 
 _SETTLE_TIMEOUT: Final = 5.0
-"""Maximum number of seconds that `close` waits for pending values, which this process stores itself."""
+"""Maximum seconds that `close` waits for pending values, which this process stores itself."""
 
 
 class PeriodicTask(Protocol):
-    """A small task that log calls run before their row. Any thread that logs may run it. It never blocks or raises."""
+    """A small task that each log call runs before it writes its row, on any thread that logs. It never blocks or raises."""
 
     def __call__(self) -> None: ...
 
@@ -71,13 +71,13 @@ class Recorder:
         """
         Args:
             ring: Ring that this process has created.
-            on_writer: Function that receives the writer for the next call, whenever the writer changes. The thread that owns the
-                first lane calls it.
+            on_writer: Function that receives the writer for the next call whenever the writer changes. It is called on the
+                thread that owns the first lane.
             on_stride: Function for slower checks, which must not block. Lanes call it every few rows (see `Lane`).
-            media_buffer_bytes: Maximum total size in bytes of tables, images and texts that wait for the agent.
+            media_buffer_bytes: Maximum total size in bytes of the tables, images and texts that wait for the agent.
             one_launch: Whether devices may store values directly in the ring (see `DeviceCopies`).
-            first_step: Step of the first row if its call gives none.
-            on_fork: Function that a forked child calls with the arguments of `log`, instead of recording.
+            first_step: Step of the first row if its call does not specify one.
+            on_fork: Function that a forked child process calls with the arguments of `log`, instead of recording.
         """
         self._ring = ring
         self._on_writer = on_writer
@@ -105,29 +105,29 @@ class Recorder:
 
     @property
     def next_step(self) -> int:
-        """Step of the next row if its call gives none: one after the last row's step, up to 2**63 - 1."""
+        """Step of the next row if its call does not specify one: the last row's step plus one, up to 2**63 - 1."""
         return min(self._last_step[0] + 1, _LAST_STEP)
 
     @property
     def words(self) -> memoryview:
-        """Words of the ring that this recorder writes into."""
+        """Words of the ring that this recorder writes to."""
         return self._ring.words
 
     @property
     def lost_names(self) -> dict[str, list[str]]:
-        """Some quoted names of values that could not be recorded, by reason."""
+        """Quoted names of some of the values that could not be recorded, by reason."""
         return self._notices.lost_names
 
     @property
     def device_paths(self) -> dict[str, str]:
-        """Path of the values of each CUDA device in use to the ring: see `DeviceCopies.paths`."""
+        """Path that values take to the ring, by CUDA device in use. See `DeviceCopies.paths`."""
         return self._device.paths
 
     def add_periodic_task(self, task: PeriodicTask, *, at_close: PeriodicTask) -> None:
-        """Run a task in every log call from now on. Log calls then take a few microseconds instead of less than one.
+        """Run a task in every log call from now on. This slows log calls from less than one microsecond to a few microseconds.
 
         Args:
-            task: Task that each `log` runs on its thread before its row.
+            task: Task that each `log` call runs on its thread before it writes its row.
             at_close: Task that `close` runs once, before it closes the lanes. It may wait for a few seconds.
         """
         self._closing_tasks.append(at_close)
@@ -137,14 +137,14 @@ class Recorder:
     def count_lost(
         self, reason: Drop, number: int, message: str, *arguments: object, names: Iterable[str] = ()
     ) -> None:
-        """Count values that could not be recorded, and warn once for each message. A forked child only warns.
+        """Count values that could not be recorded, and warn once for each message. A forked child process only warns.
 
         Args:
             reason: Reason for the loss.
             number: Number of lost points.
-            message: Format string of the warning, for `logging`; "" for no warning.
-            arguments: Arguments of the format string.
-            names: Names of the lost values. The end of the run reports some of them.
+            message: Format string of the warning, for `logging`. An empty string means no warning.
+            arguments: Arguments for the format string.
+            names: Names of the lost values. Some of them are reported at the end of the run.
         """
         if self._pid == os.getpid():
             self._lanes.mine().count(reason, number)
@@ -154,14 +154,14 @@ class Recorder:
             self._notices.once(message, message, *arguments)
 
     def define(self, pattern: str, rule: Rule) -> None:
-        """Reduce the values of metrics from now on.
+        """Reduce the values of matching metrics from now on.
 
         Args:
-            pattern: Pattern of metric names, with `*`, `?` and `[...]` as in `fnmatch`. The latest matching pattern applies.
+            pattern: Pattern for metric names, with `*`, `?` and `[...]` as in `fnmatch`. The last pattern that matches applies.
             rule: Rule for the metrics that match.
 
         Raises:
-            UsageError: A matching metric has been logged already. A writer that the caller has kept would ignore the rule.
+            UsageError: A matching metric has already been logged. The caller may hold a writer that would ignore the rule.
         """
         self._rules.define(pattern, rule, self._layouts.names())
 
@@ -176,9 +176,9 @@ class Recorder:
         """Record one row. Never blocks, and never raises because of `values`.
 
         Args:
-            values: Numbers, tensors or arrays with one element, histograms and media, by name.
-            step: Step of the row, any integer of 64 bits in any order. None means one after the last row's step.
-            every: Number of calls whose values are reduced to one. None means the rule of `define`, or no reduction.
+            values: Numbers, one-element tensors or arrays, histograms and media items, by name.
+            step: Step of the row, any 64-bit integer. Steps may be in any order. None means the last row's step plus one.
+            every: Number of calls whose values are reduced to one. None means the rule from `define`, or no reduction.
             reduce: Reduction, "mean" by default.
         """
         if self._pid != os.getpid():
@@ -210,10 +210,10 @@ class Recorder:
     def record(self, stream: StreamWriter, value: Any) -> int | None:
         """Record one measurement of an instrument as a separate row. Never blocks, and never raises because of the value.
 
-        A forked child, and calls after `close`, record nothing; the stream then finds another recorder.
+        Records nothing in a forked child process or after `close`; the stream then looks up another recorder.
 
         Returns:
-            Index of the ring's word in which a device will store the value; None for host values and refused values.
+            Index of the ring's word in which a device will store the value, or None for host values and refused values.
         """
         if self._closed or self._pid != os.getpid():
             return None
@@ -227,18 +227,18 @@ class Recorder:
 
     @property
     def positions(self) -> list[int]:
-        """Number of bytes written to each lane, over all laps. A reader's TAIL words reach it once all rows are read."""
+        """Total number of bytes written to each lane, over all laps. The reader's TAIL words reach it when all are read."""
         return [lane.position for lane in self._lanes]
 
     def look_for_pending(self) -> None:
-        """Store pending values that have become available. Log calls do the same. Never blocks."""
+        """Store the pending values that have become available. Never blocks. Log calls do the same."""
         if not self._closed and self._pid == os.getpid():
             self._device.pending.poll()
 
     def log_at_next_step(self, values: Mapping[str, Any]) -> None:
-        """Record a row at the step of the next row, without advancing the step.
+        """Record a row at the next row's step, without advancing the step.
 
-        A slow call causes no warning, because distributions of a whole model take long on a CPU.
+        A slow call causes no warning, because counting the distributions of a whole model takes long on a CPU.
         """
         if self._pid != os.getpid():
             self._on_fork(values)
@@ -253,7 +253,8 @@ class Recorder:
         """Return the layout of a row of gauges with attributes and units.
 
         Returns:
-            None if there are too many layouts, which counts the values as lost; also in a forked child and after `close`.
+            The layout, or None if there are too many layouts (which counts the values as lost), in a forked child process, or
+            after `close`.
         """
         if self._pid != os.getpid() or self._closed:
             return None
@@ -264,7 +265,7 @@ class Recorder:
         return layout
 
     def write_gauges(self, layout: Layout, values: Sequence[float], step: int) -> None:
-        """Record a row of floats without advancing the step. Never blocks or raises, like `log`."""
+        """Record a row of floats without advancing the step. Like `log`, never blocks or raises."""
         if self._pid != os.getpid() or self._closed:
             return
         lane = self._lanes.mine()
@@ -276,9 +277,9 @@ class Recorder:
             self._rows.write_words(lane, layout, words, step)
 
     def close(self, state: State) -> None:
-        """Stop recording, and store the end of each lane for the reader. Idempotent. Rows logged meanwhile may be lost.
+        """Stop recording, and store the end of each lane for the reader. Idempotent.
 
-        Blocks for at most a few seconds, for pending values.
+        Blocks for up to a few seconds to wait for pending values. Rows that are logged in the meantime may be lost.
         """
         if self._closed or self._pid != os.getpid():
             return
@@ -295,7 +296,7 @@ class Recorder:
         self._device.close()
 
     def _flush_reductions(self) -> None:
-        """Write the incomplete reductions of all threads from this one."""
+        """Write the incomplete reductions of all threads, from the current thread."""
         own = self._lanes.mine()
         with self._lanes.shared:
             for lane in self._lanes:
@@ -305,7 +306,7 @@ class Recorder:
                     self._rows.write_distributions(own, {}, {}, distributions, step)
 
     def abandon_after_fork(self) -> None:
-        """In a forked child, make all existing writers fall back to `log`, which records nothing there."""
+        """Make all existing writers fall back to `log`, which records nothing in a forked child process."""
         for lane in self._lanes:
             lane.abandon()
 
@@ -334,7 +335,7 @@ class Recorder:
         media: list[tuple[object, Media]] = []
         refusals: list[tuple[object, Refused]] = []
         for key, value in _pairs(values, refusals):
-            # isinstance would read `__class__` of an unknown object, which may raise.
+            # isinstance would read the `__class__` of an unknown object, which may raise.
             if issubclass(type(value), Media):
                 media.append((key, value))
                 continue
@@ -365,7 +366,7 @@ class Recorder:
                 writer = self._rows.make_device_writer(lane, values, numbers, devices)
             if writer is not None and lane is self._lanes.first and not self._closed and not self._periodic_tasks:
                 self._on_writer(writer)
-        # Warn last: the recordable values are safe then, even if a logging handler fails.
+        # Warn last, so that the recordable values are safe even if a logging handler fails.
         self._warn_of_changed_names()
         for key, refused in refusals:
             self._refuse(lane, key, refused)
@@ -385,7 +386,7 @@ class Recorder:
             self._rows.write(lane, numbers, devices, step)
 
     def alert(self, content: EventContent) -> None:
-        """Record an alert at the last row's step, or without a step before the first row. Never raises, like `log`."""
+        """Record an alert at the last row's step, or without a step if there is no row yet. Like `log`, never raises."""
         if self._closed or self._pid != os.getpid():
             return
         step = self._last_step[0]
@@ -393,12 +394,12 @@ class Recorder:
         self._send(self._lanes.mine(), content, None, step if is_known else None)
 
     def send_config(self, config: Mapping[str, Any]) -> bool:
-        """Record the run's configuration as a media file, because it is too large for the ring's dictionary.
+        """Record the run's config as a media file, because it is too large for the ring's dictionary.
 
-        It replaces an earlier configuration that still waits for the agent.
+        The new config replaces an earlier one that still waits for the agent.
 
         Returns:
-            False if the media directory has no space for it.
+            False if the media directory has no space for it, or if writing it fails.
         """
         try:
             return self._outbox.replace(EventContent(RUN_CONFIG, {"config": config}))
@@ -412,7 +413,7 @@ class Recorder:
         except Refused as refusal:
             self._refuse(lane, key, refusal)
             return
-        except Exception as error:  # the code of its values may raise anything
+        except Exception as error:  # the item's values may run code that raises anything
             self._refuse(lane, key, Refused(f"cannot copy it ({describe(error)})"))
             return
         given = cast("str", key)
@@ -439,7 +440,7 @@ class Recorder:
         self._notices.once(Drop.MEDIA_FULL, "%s is not recorded: %s", name, reason)
 
     def _warn_of_agent_losses(self) -> None:
-        """Warn of media that were too large once encoded. The next media item, or the end of the run, causes the warning."""
+        """Warn about items that the agent or a receiver dropped, such as images that were too large once encoded."""
         if lost := self._ring.lost:
             self._notices.once(lost, "not delivered: %s", lost)
 
@@ -451,7 +452,7 @@ class Recorder:
         devices: dict[str, DeviceValue | Deferred],
         step: int,
     ) -> tuple[dict[str, float | int], dict[str, DeviceValue | Deferred]]:
-        """Return the values of a row to write now: values without a rule, and complete reductions."""
+        """Return the values of a row to write now, which are values without a rule and completed reductions."""
         rules = self._rules.of((*numbers, *devices), rule)
         self._last_step[0] = step
         reduced: dict[str, DeviceValue] = {}
@@ -468,7 +469,7 @@ class Recorder:
         ready_numbers, ready_devices = lane.reductions.add(rules, host, {}, step)
         try:
             ready_devices = lane.reductions.add(rules, {}, reduced, step)[1]
-        except Exception as error:  # a device error, which the program's own calls will raise again
+        except Exception as error:  # a device error, which the program's own calls will also raise
             lane.count(Drop.DEVICE_UNFINISHED, len(reduced))
             self._notices.once(Rule, "device values are lost: %s", error)
         return numbers | ready_numbers, devices | ready_devices
@@ -480,7 +481,7 @@ class Recorder:
         distributions: dict[str, HostDistribution | DeviceDistribution],
         step: int,
     ) -> Distributions:
-        """Return the distributions of a row to write now: those without a rule, and complete pools."""
+        """Return the distributions of a row to write now, which are those without a rule and those of complete pools."""
         rules = self._rules.of(distributions, rule)
         pooled = {name: distributions.pop(name) for name in rules}
         host = {name: value for name, value in pooled.items() if isinstance(value, HostDistribution)}
@@ -515,7 +516,7 @@ class Recorder:
         return number
 
     def _step(self, lane: Lane, step: Any) -> int:
-        """Return the row's step as an int of 64 bits. An unusable step is replaced by the next one, with a warning."""
+        """Return the row's step as a 64-bit int. An invalid step is replaced with the next step, with a warning."""
         if step is None:
             return self.next_step
         try:
@@ -555,12 +556,15 @@ class Recorder:
         self._device.pending.settle(_SETTLE_TIMEOUT)
 
     def _warn_of_changed_names(self) -> None:
-        """Warn of names that are not Unicode text. Call it without locks: a program's logging handler may do anything."""
+        """Warn about names that are not Unicode text.
+
+        The caller must not hold a lock, because a program's logging handler may do anything.
+        """
         changed = self._layouts.changed
         while changed:
             try:
                 given, written = changed.popitem()
-            except KeyError:  # another thread warns of it
+            except KeyError:  # another thread has logged the warning
                 return
             self._warn_of_changed_name(given, written)
 
@@ -585,11 +589,11 @@ def _is_mapping(values: object) -> bool:
 
 
 def _pairs(values: Mapping[str, Any], refusals: list[tuple[object, Refused]]) -> list[tuple[Any, Any]]:
-    """Return the readable keys and values, and append the others to `refusals`."""
+    """Return the keys and values that can be read, and append a refusal for each of the others to `refusals`."""
     pairs: list[tuple[Any, Any]] = []
     try:
         if isinstance(values, dict):
-            return list(values.items())  # at once: another thread may change it
+            return list(values.items())  # in one call, because another thread may change it
         for key in values:
             try:
                 pairs.append((key, values[key]))

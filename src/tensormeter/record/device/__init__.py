@@ -1,1 +1,1 @@
-"""Copies of device values to the host, without waiting for the device."""
+"""Copies device values to the host without waiting for the device."""

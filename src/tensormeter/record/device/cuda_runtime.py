@@ -1,6 +1,6 @@
-"""Calls of the CUDA runtime that torch has loaded but does not offer itself.
+"""Functions of the CUDA runtime that torch does not expose.
 
-If the runtime cannot be found (a static build, ROCm), the callers work without it.
+The callers also work without the runtime, which cannot be found in a static build or on ROCm.
 """
 
 import ctypes
@@ -13,12 +13,12 @@ from typing import Final
 __all__ = ["clear_error", "cuda_runtime", "unseen_by_captures"]
 
 _CAPTURE_RELAXED: Final = 2
-"""cudaStreamCaptureModeRelaxed."""
+"""Value of `cudaStreamCaptureModeRelaxed`."""
 
 
 @cache
 def cuda_runtime() -> ctypes.CDLL | None:
-    """Find the library that torch has loaded; None if there is none. Another copy of it would have a separate state."""
+    """Return the runtime library that torch has loaded, or None. Another copy of the library would have separate state."""
     import torch
 
     major = (torch.version.cuda or "").partition(".")[0]
@@ -34,7 +34,7 @@ def cuda_runtime() -> ctypes.CDLL | None:
 def unseen_by_captures() -> Iterator[None]:
     """Let this thread register memory or query events while another thread captures a CUDA graph.
 
-    Without this context, such a call fails and invalidates the other thread's capture. It takes about 2 microseconds.
+    Without this context manager, such a call fails and invalidates the other thread's capture. It takes about 2 microseconds.
     """
     runtime, mode = cuda_runtime(), ctypes.c_int(_CAPTURE_RELAXED)
     if runtime is None:
@@ -48,7 +48,7 @@ def unseen_by_captures() -> Iterator[None]:
 
 
 def clear_error() -> None:
-    """Clear the error of a failed call. Otherwise the next kernel launch, though unrelated, would report it."""
+    """Clear the error of a failed call. Otherwise, the next kernel launch would report it, even if the launch is unrelated."""
     runtime = cuda_runtime()
     if runtime is not None:
         runtime.cudaGetLastError()

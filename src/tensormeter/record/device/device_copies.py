@@ -1,18 +1,18 @@
 """Copies device values asynchronously, in stream order, into the page-locked ring.
 
-The ring's pages are registered with CUDA once, so that a device can store into them while the processor continues.
-Logging values of one CUDA device then takes one of these paths, on the caller's current stream:
+The ring's pages are registered with CUDA once, so that a device can store into them while the CPU continues.
+Values from a CUDA device then take one of these paths, on the caller's current stream:
 
-- One launch: a kernel for each dtype (and 64 values, see `gather`) gathers the values as float64 directly into the row. This
-  needs a trial at the device's first use, which shows that it works (see `MappedRing`).
-- Two launches: the same kernels gather the values into memory of the device, and one copy moves them into the row.
+- One launch: one kernel per dtype (and per 64 values, see `gather`) gathers the values as float64 directly into the row. This
+  path is used only if a trial at the device's first use has shown that it works (see `MappedRing`).
+- Two launches: the same kernels gather the values into device memory, and one copy moves them into the row.
 
-The stream's order makes the row a snapshot: later changes of the tensors happen after the copy.
-The reader of the row detects completion in memory: the words hold `PENDING` until the device has stored values over them.
+Stream order makes the row a snapshot, because later changes to the tensors happen after the copy.
+The reader detects in memory that a row is complete: its words hold `PENDING` until the device has overwritten them with values.
 No event is recorded or polled, and nothing waits.
 
-Apple's and Intel's devices are read by means of events (`EventCopies`). So are CUDA devices if the ring cannot be page-locked,
-for example because it is on a disk. Other values that become available later are polled (`PendingValues`).
+Apple and Intel devices are read with the help of events (`EventCopies`), and so are CUDA devices if the ring cannot be
+page-locked, for example because it is on a disk. Other values that become available later are polled (`PendingValues`).
 """
 
 import threading
@@ -36,17 +36,17 @@ __all__ = ["DeviceCopies", "place"]
 
 
 def place(value: DeviceValue | Deferred) -> tuple[int, int]:
-    """Sort key of a row's values for `DeviceCopies.copy`: the device, then the dtype."""
+    """Return the sort key that orders a row's values for `DeviceCopies.copy`: first by device, then by dtype."""
     if isinstance(value, Deferred):
         return -2, 0
-    return value.tensor.get_device(), dtype_order(value.tensor)  # a process has devices of one kind
+    return value.tensor.get_device(), dtype_order(value.tensor)  # a process uses only one type of device
 
 
 class DeviceCopies:
     """Copies device values into one ring.
 
-    As thread-safe as the ring's lanes: each call changes only its own row.
-    A forked child must not use it; it cannot use CUDA either.
+    As thread-safe as the ring's lanes, because each call changes only its own row.
+    A forked child process must not use it. Such a process cannot use CUDA either.
 
     Attributes:
         pending: Pending values, which log calls must poll because no device stores them.
@@ -66,8 +66,8 @@ class DeviceCopies:
             ring: Ring that this process has created.
             on_failure: Function that receives the error of a polled value that will never arrive.
             on_pending: Function that is called whenever a value is added to `pending`.
-            on_detour: Function that receives the reason for reading values of CUDA devices by means of events.
-            one_launch: Whether devices store directly into the ring if a trial shows that this works.
+            on_detour: Function that receives the reason why CUDA devices are read with the help of events.
+            one_launch: Whether devices may store directly into the ring if a trial shows that this works.
         """
         self.pending = PendingValues(ring, on_failure, on_pending)
         self._events = EventCopies(self.pending)
@@ -85,7 +85,7 @@ class DeviceCopies:
 
     @property
     def paths(self) -> dict[str, str]:
-        """Path of the values of each CUDA device in use: `one launch`, `two launches` or `events`, with the reason."""
+        """Path that values take, by CUDA device in use: `one launch`, `two launches (REASON)` or `events (REASON)`."""
         detours = {str(device): f"events ({self._failure})" for device in self._detours.copy()}
         return detours | {
             str(device): "one launch" if mapped.view is not None else f"two launches (trial: {mapped.verdict})"
@@ -96,7 +96,7 @@ class DeviceCopies:
         """Check that a tensor's value can be copied, and prepare its device at the first use.
 
         Raises:
-            Refused: Values of this device cannot be copied, or a CUDA graph is being captured.
+            Refused: Values cannot be copied from this device, or a CUDA graph is being captured.
         """
         import torch
 
@@ -120,11 +120,11 @@ class DeviceCopies:
         """Launch the copies of values into consecutive words of the ring. Never waits.
 
         Args:
-            word: Index of the first word, which holds PENDING, as do the following.
-            values: Tensors of prepared devices, and deferred values; sorted by `place`.
+            word: Index of the first word. All of the words hold PENDING.
+            values: Tensors on prepared devices and deferred values, sorted by `place`.
 
         Raises:
-            Exception: An error of CUDA. Call `give_up` then.
+            Exception: CUDA reported an error. The caller must then call `give_up`.
         """
         for device, group in groupby(values, key=_device):
             members = list(group)
@@ -142,12 +142,12 @@ class DeviceCopies:
         """Launch the copies of distributions on the current streams: first all counts, then all statistics. Never waits.
 
         Args:
-            counts_at: Index of the first word of the counts.
-            statistics_at: Index of the first word of the statistics, which holds PENDING, as do the following.
+            counts_at: Index of the first word for counts.
+            statistics_at: Index of the first word for statistics. All of these words hold PENDING.
             counted: Counts and statistics on prepared devices. Each tensor is contiguous and has a multiple of 8 bytes.
 
         Raises:
-            Exception: An error of a device.
+            Exception: A device reported an error.
         """
         statistics_to_copy = []
         for counts, statistics in counted:
@@ -162,7 +162,7 @@ class DeviceCopies:
             self.copy_words(word, statistics)
 
     def copy_words(self, word: int, words: "torch.Tensor") -> None:
-        """Launch the copy of a whole tensor of a CUDA device. Never waits."""
+        """Launch the copy of a whole tensor from a CUDA device. Never waits."""
         import torch
 
         assert self._host is not None
@@ -170,28 +170,28 @@ class DeviceCopies:
         self._host[word : word + len(flat)].copy_(flat, non_blocking=True)
 
     def give_up(self, word: int, number: int) -> None:
-        """Mark the values of `copy` that have not arrived as lost."""
+        """Mark the values of a failed `copy` that have not arrived as lost."""
         self._gave_up = True
         for index in range(word, word + number):
             if self._words[index] == PENDING:
                 self._words[index] = LOST
 
     def close(self) -> None:
-        """Stop copying. Copies that have been launched still arrive; then the memory can be released (`page_locking.retire`)."""
+        """Stop copying. Copies that have been launched still arrive; the memory can be released afterwards (`unlock_retired`)."""
         if self._host is not None:
             retire(self._host, self._is_quiet)
         for mapped in self._mapped.values():
             mapped.retire()
 
     def _is_quiet(self) -> bool:
-        """Whether all launched copies have been stored in the ring."""
+        """Return whether all launched copies have been stored in the ring."""
         import torch
 
         assert self._host is not None
         return not self._gave_up and not bool((self._host.view(torch.int64) == PENDING).any())
 
     def is_settled(self, values: Iterable[object]) -> bool:
-        """Whether values are plain tensors on one CUDA device whose trial has ended."""
+        """Return whether the values are plain tensors on one CUDA device whose trial has ended."""
         if not self._mapped:  # torch may not be installed
             return False
         import torch
@@ -201,7 +201,7 @@ class DeviceCopies:
         return mapped is not None and mapped.verdict != "running"
 
     def copy_tensors(self, word: int, device: "torch.device", tensors: Sequence["torch.Tensor"]) -> None:
-        """Launch the copies of tensors of one device, like `copy`. Tensors of equal dtypes must be neighbours."""
+        """Launch the copies of tensors on one device, like `copy`. Tensors of the same dtype must be adjacent."""
         import torch
 
         with NoGradients():  # a loss that requires grad must not add the ring to its graph
@@ -225,7 +225,7 @@ class DeviceCopies:
         return device not in self._mapped and (device.type in EVENT_DEVICES or self._host is None)
 
     def _begin(self, device: "torch.device") -> None:
-        """Page-lock the ring at the first use of any CUDA device, and begin the trial of this device."""
+        """Page-lock the ring at the first use of any CUDA device, and start this device's trial."""
         if self._host is None and self._failure is None:
             self._page_lock(device)
         if self._failure is not None:

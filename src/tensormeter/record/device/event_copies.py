@@ -1,8 +1,7 @@
-"""Copies from devices that cannot store into the ring: Apple's (mps) and Intel's (xpu), and CUDA's if the ring cannot be
-page-locked.
+"""Copies from devices that cannot store into the ring: Apple (mps), Intel (xpu), and CUDA if the ring cannot be page-locked.
 
-Each dtype needs two launches: `torch.stack`, and a copy to the host that does not block. Then an event is recorded, and later
-log calls query it. The row is not delivered before the next log call, or `finish`.
+Each dtype needs two launches: `torch.stack` and a non-blocking copy to the host. Then an event is recorded, and later log calls
+query it. The row is therefore not delivered until a later log call or `finish`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["EVENT_DEVICES", "Event", "EventCopies", "copy_to_host", "record_event"]
 
 EVENT_DEVICES: Final = ("mps", "xpu")
-"""Types of the devices that are always read by means of events."""
+"""Types of devices that are always read with the help of events."""
 
 
 class Event(Protocol):
     """A point in a device's stream."""
 
     def query(self) -> bool:
-        """Whether the device has reached the point. Does not wait."""
+        """Return whether the device has reached the point. Does not wait."""
         ...
 
 
@@ -46,7 +45,7 @@ def record_event(device: "torch.device") -> Event:
 
 
 class _CaptureSafeEvent:
-    """An event that any thread may query, even while a CUDA graph is captured."""
+    """An event that any thread may query, even during a CUDA graph capture."""
 
     def __init__(self, event: Event) -> None:
         self._event = event
@@ -60,11 +59,11 @@ def copy_to_host(tensor: "torch.Tensor") -> "torch.Tensor":
     """Launch the copy of a tensor to the host. Never waits.
 
     Returns:
-        Tensor on the host. It holds the values once an event after the copy has been reached.
+        Tensor on the host. It holds the values once the device has reached an event that was recorded after the copy.
     """
     import torch
 
-    # Only a copy to page-locked memory is asynchronous, except on Apple's devices, which share the host's memory.
+    # Only copies to page-locked memory are asynchronous, except on Apple devices, which share the host's memory.
     pin = tensor.device.type in ("cuda", "xpu")
     with unseen_by_captures() if tensor.is_cuda else nullcontext():  # torch may have to allocate page-locked memory
         host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pin)
@@ -72,7 +71,7 @@ def copy_to_host(tensor: "torch.Tensor") -> "torch.Tensor":
 
 
 class EventCopies:
-    """Copies values into words of the ring, through host tensors. Any thread may call it."""
+    """Copies values into words of the ring by way of host tensors. Thread-safe."""
 
     def __init__(self, pending: PendingValues, record: Callable[["torch.device"], Event] = record_event) -> None:
         """
@@ -84,11 +83,11 @@ class EventCopies:
         self._record = record
 
     def copy(self, word: int, tensors: Sequence["torch.Tensor"]) -> None:
-        """Launch the copies of one-element tensors of one device. Never waits. Call it with grad mode off.
+        """Launch the copies of one-element tensors on one device. Never waits. Call it with grad mode off.
 
         Args:
-            word: Index of the first word, which holds PENDING, as do the following.
-            tensors: One-element tensors. Equal dtypes are neighbours.
+            word: Index of the first word. All of the words hold PENDING.
+            tensors: One-element tensors. Tensors of the same dtype must be adjacent.
         """
         import torch
 
@@ -119,9 +118,9 @@ class EventCopies:
         """Launch the copies of distributions that one device has counted, like `copy`.
 
         Args:
-            counts_at: Index of the first word of the counts. No reader uses them before the statistics are there.
-            counts: Contiguous tensor of int32, with an even number of elements.
-            statistics_at: Index of the first word of the statistics, which holds PENDING, as do the following.
+            counts_at: Index of the first word for counts. No reader uses the counts before the statistics have arrived.
+            counts: Contiguous int32 tensor with an even number of elements.
+            statistics_at: Index of the first word for statistics. All of these words hold PENDING.
             statistics: Contiguous tensor of floats.
         """
         host_counts, host_statistics = copy_to_host(counts), copy_to_host(statistics)

@@ -1,13 +1,13 @@
-"""Gathers one-element tensors of a device into consecutive words, in as few launches as torch's kernels allow.
+"""Gathers one-element tensors on a device into consecutive words, in as few launches as torch's kernels allow.
 
-`torch._foreach_copy_` is one kernel that also converts, if all sources have one dtype and all tensors are dense, of equal shape
-and on one device. Otherwise it makes a copy for each tensor, without a warning. Sources are therefore gathered in runs of one
-dtype, as tensors of shape (). The kernel's arguments hold the addresses: 64 pairs in a launch, or 448 if torch was built with
-CUDA 13. n values of one dtype therefore need these launches:
+`torch._foreach_copy_` runs as one kernel, which also converts, if all sources have the same dtype and all tensors are dense, of
+the same shape and on one device. Otherwise, it silently makes a separate copy for each tensor. Sources are therefore gathered
+in runs of one dtype, as tensors of shape (). The kernel's arguments hold the addresses: 64 pairs per launch, or 448 if torch
+was built with CUDA 13. The number of launches for n values of one dtype is:
 
-- float64, float32, float16, bfloat16, int64, int32, int16, int8, uint8, bool: n / 64 (or 448), rounded up.
-- Other real dtypes, such as 8-bit floats and uint16: one more. Not every version has kernels for them, so their bits are
-  gathered as integers of the same size, and then converted in one launch.
+- float64, float32, float16, bfloat16, int64, int32, int16, int8, uint8, bool: n / 64 (or n / 448), rounded up.
+- Other real dtypes, such as 8-bit floats and uint16: one more. Not every torch version has kernels for them, so their bits are
+  gathered as integers of the same size and then converted in one launch.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ __all__ = ["NoGradients", "accumulator_dtype", "dtype_order", "gather", "scalar"
 
 
 class NoGradients:
-    """A context without autograd: no operation becomes part of a graph or has a forward-mode gradient.
+    """A context manager that disables autograd: no operation becomes part of a graph or gets a forward-mode gradient.
 
     It takes a third of the time of torch's own context managers, which take 2 microseconds each.
     """
@@ -44,30 +44,30 @@ class NoGradients:
 
 
 def scalar(tensor: "torch.Tensor") -> "torch.Tensor":
-    """Reshape a one-element tensor to the shape ()."""
+    """Reshape a one-element tensor to shape ()."""
     return tensor if tensor.dim() == 0 else tensor.reshape(())
 
 
 def dtype_order(tensor: "torch.Tensor") -> int:
-    """Sort key of tensors for `gather`, which makes equal dtypes neighbours."""
+    """Return a sort key that makes tensors of the same dtype adjacent, for `gather`."""
     return id(tensor.dtype)
 
 
 def accumulator_dtype(device: "torch.device") -> "torch.dtype":
-    """Dtype of sums and gathered values on a device: float64, or float32 on Apple's GPUs, which have no float64."""
+    """Return the dtype of sums and gathered values on a device: float64, or float32 on Apple GPUs, which lack float64."""
     import torch
 
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def gather(sources: Sequence["torch.Tensor"], words: "torch.Tensor", start: int = 0) -> None:
-    """Copy values into consecutive words of the same device, on its current stream. Never waits.
+    """Copy values into consecutive words on the same device, on its current stream. Never waits.
 
-    Call it under `NoGradients`.
+    Call it within `NoGradients`.
 
     Args:
-        sources: One-element tensors. Equal dtypes are neighbours (see `dtype_order`).
-        words: Contiguous tensor of floats of shape (n,).
+        sources: One-element tensors. Tensors of the same dtype must be adjacent (see `dtype_order`).
+        words: Contiguous tensor of floats, of shape (n,).
         start: Index of the first word to write.
     """
     import torch
@@ -86,10 +86,10 @@ def gather(sources: Sequence["torch.Tensor"], words: "torch.Tensor", start: int 
 
 @lru_cache(maxsize=1024)
 def _runs(dtypes: "tuple[torch.dtype, ...]") -> "tuple[tuple[int, int, torch.dtype | None], ...]":
-    """Split dtypes into runs of equal ones.
+    """Split a sequence of dtypes into runs of equal dtypes.
 
     Returns:
-        Begin and end of each run, and the integer dtype for gathering its bits; None if its values can be gathered directly.
+        Start and end of each run, and the integer dtype for gathering its bits, or None to gather its values directly.
     """
     runs, begin = [], 0
     for dtype, group in groupby(dtypes):
@@ -101,7 +101,7 @@ def _runs(dtypes: "tuple[torch.dtype, ...]") -> "tuple[tuple[int, int, torch.dty
 
 @cache
 def _with_kernels() -> "frozenset[torch.dtype]":
-    """Dtypes that the foreach kernels of every torch version can read."""
+    """Return the dtypes that the foreach kernels of every torch version can read."""
     import torch
 
     return frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,

@@ -1,8 +1,8 @@
-"""Tries out whether a device can store directly into the page-locked ring, before relying on it.
+"""A trial that shows whether a device can store directly into the page-locked ring.
 
-The first use of a device launches the trial, and later log calls check it. Nothing waits for it. The trial stores a known value
-of each dtype into a page of shared memory like the ring's. Devices store into the ring only after all values have arrived there
-and are right.
+The first use of a device launches the trial, and later log calls check its result, so nothing waits for it. The device stores a
+known value of each dtype into a page of shared memory like the ring's. Only after all values have arrived there correctly does
+the device store into the ring.
 """
 
 import mmap
@@ -36,24 +36,24 @@ class MappedRing:
     """The ring in the address space of one device.
 
     Attributes:
-        view: Words of the ring as a tensor on the device, once the trial has passed; otherwise None.
-        verdict: `passed`, `running`, or the reason for no trial or a failed one.
+        view: Words of the ring as a tensor on the device, or None unless the trial has passed.
+        verdict: `passed`, `running`, or the reason why the trial failed or was not run.
     """
 
     def __init__(self, ring: "torch.Tensor", device: "torch.device", *, try_it: bool = True) -> None:
-        """Launch the trial. Never raises, never waits.
+        """Launch the trial. Never raises or waits.
 
         Args:
-            ring: Page-locked words of the ring, float64.
-            device: Device, with its index.
-            try_it: Whether to run the trial. Without it, the device never stores directly into the ring.
+            ring: Page-locked words of the ring, as float64.
+            device: CUDA device, including its index.
+            try_it: Whether to run the trial. Without the trial, the device never stores directly into the ring.
         """
         self.view: torch.Tensor | None = None
         self._locked: torch.Tensor | None = None
         self.verdict = "running" if try_it else "none, as set by device_path"
         if not try_it:
             return
-        # Shared anonymous memory is the same kind of memory as a file in /dev/shm.
+        # Shared anonymous memory behaves like a file in /dev/shm.
         self._page = mmap.mmap(-1, mmap.PAGESIZE)
         self._words = memoryview(self._page).cast("q")
         self._values = memoryview(self._page).cast("d")
@@ -64,7 +64,7 @@ class MappedRing:
             self.verdict = f"{error}" if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
 
     def poll(self) -> None:
-        """Check whether the trial has ended. It takes a microsecond while the trial runs, and nothing afterwards."""
+        """Check whether the trial has ended. Takes about a microsecond while the trial runs, and almost no time afterwards."""
         if self.verdict != "running" or not self._has_arrived():
             return
         wrong = [name for i, (name, value) in enumerate(_TRIAL.items()) if self._values[i] != value]
@@ -75,7 +75,7 @@ class MappedRing:
             self.view = self._ring_view
 
     def retire(self) -> None:
-        """Release the trial's page (see `page_locking.retire`). Do not store through `view` afterwards."""
+        """Release the trial's page (see `page_locking.retire`). Do not use `view` afterwards."""
         if self._locked is not None:
             retire(self._locked, self._has_arrived)
 

@@ -1,7 +1,7 @@
-"""Page-locks memory with CUDA, so that devices can store into it while the processor continues.
+"""Page-locks memory with CUDA, so that devices can store into it while the CPU continues.
 
-Page-locked memory must stay mapped, because CUDA does not notice when it is unmapped. Devices would continue to store into the
-old pages. Memory that is mapped at the same addresses later, such as the next run's ring, would count as page-locked and never
+Page-locked memory must stay mapped, because CUDA does not detect that it is unmapped. Devices would continue to store into the
+old pages. Memory that is later mapped at the same addresses, such as the next run's ring, would count as page-locked and never
 receive a value.
 """
 
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
 __all__ = ["is_in_memory", "page_lock", "retire", "unlock_retired", "view_on_device"]
 
 _PORTABLE: Final = 1
-"""cudaHostRegisterPortable: page-locks the memory for every CUDA context, hence for every GPU of the process."""
+"""Flag `cudaHostRegisterPortable`: page-locks the memory for every CUDA context, and so for every GPU of the process."""
 
 _MAPPED: Final = 2
-"""cudaHostRegisterMapped: maps the memory into the devices' address space. Unified addressing always does."""
+"""Flag `cudaHostRegisterMapped`: maps the memory into the devices' address space, as unified addressing always does."""
 
 _ALREADY_REGISTERED: Final = 712
-"""cudaErrorHostMemoryAlreadyRegistered."""
+"""Error code `cudaErrorHostMemoryAlreadyRegistered`."""
 
 _HOST_POINTERS_WORK: Final = 91
-"""cudaDevAttrCanUseHostPointerForRegisteredMem."""
+"""Device attribute `cudaDevAttrCanUseHostPointerForRegisteredMem`."""
 
 _locked: Final[dict[int, "torch.Tensor"]] = {}
-"""Page-locked memory by its address. The reference keeps it mapped."""
+"""Page-locked memory by address. The reference keeps the memory mapped."""
 
 _retired: Final[dict[int, Callable[[], bool]]] = {}
-"""Addresses of page-locked memory that is no longer used. The function returns whether all stores of devices have arrived."""
+"""Addresses of page-locked memory that is no longer used. Each function returns whether all device stores have arrived."""
 
 
 def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
-    """Page-lock a host tensor's memory, and keep it mapped. A large tensor takes milliseconds.
+    """Page-lock a host tensor's memory, and keep it mapped. Takes milliseconds for a large tensor.
 
     The memory stays page-locked until the process ends, or until `unlock_retired` is called after `retire`.
-    Captures of CUDA graphs in other threads are not disturbed.
+    CUDA graph captures in other threads are not disturbed.
 
     Args:
         memory: Tensor on the host.
         device: CUDA device that the process already uses. An unused device would get a context, which takes hundreds of
-            megabytes of its memory. The memory is page-locked for all devices.
+            megabytes of device memory. The memory is page-locked for all devices.
 
     Raises:
         Refused: CUDA cannot page-lock the memory.
@@ -63,7 +63,7 @@ def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
     if code:
         clear_error()
     if code == _ALREADY_REGISTERED and (was_locked or _locked.get(address) is not memory):
-        return  # a signal handler, or the call that it interrupted, has done it
+        return  # a signal handler, or the call that it interrupted, has locked it
     if code:
         _locked.pop(address, None)
         raise Refused(f"memory could not be page-locked (cudaHostRegister: error {code})")
@@ -71,20 +71,20 @@ def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
 
 
 def retire(memory: "torch.Tensor", is_quiet: Callable[[], bool]) -> None:
-    """Mark memory as unused. It stays page-locked until a later `unlock_retired`.
+    """Mark memory as unused. It stays page-locked until a later call of `unlock_retired`.
 
     Args:
-        memory: Tensor that was given to `page_lock`. Memory that is not page-locked is ignored.
-        is_quiet: Function that returns whether all stores of devices have arrived. Until then, the memory stays page-locked.
+        memory: Tensor that was passed to `page_lock`. Memory that is not page-locked is ignored.
+        is_quiet: Function that returns whether all device stores have arrived. Until then, the memory stays page-locked.
     """
     if memory.data_ptr() in _locked:
         _retired[memory.data_ptr()] = is_quiet
 
 
 def unlock_retired() -> None:
-    """Release retired memory. CUDA may wait for devices here, so call it at the beginning of a run.
+    """Release retired memory. Call this at the start of a run, because CUDA may wait for devices here.
 
-    At the end of a run, a device may hang; that is often the reason for the end.
+    At the end of a run, a device may hang, which is often the reason why the run ends.
     """
     for address, is_quiet in list(_retired.items()):
         if not is_quiet() or _retired.pop(address, None) is None:  # another thread releases it
@@ -101,11 +101,11 @@ def unlock_retired() -> None:
 
 
 def view_on_device(memory: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """Make a tensor on a device whose storage is page-locked host memory. Kernels that write to the tensor write to the host.
+    """Create a device tensor whose storage is page-locked host memory. Kernels that write to the tensor write to host memory.
 
     Args:
-        memory: Page-locked, contiguous tensor of float64.
-        device: CUDA device, with its index.
+        memory: Page-locked, contiguous float64 tensor.
+        device: CUDA device, including its index.
 
     Raises:
         Refused: The device cannot address the memory, addresses it differently, or the address is unknown.
@@ -125,7 +125,7 @@ def view_on_device(memory: "torch.Tensor", device: "torch.device") -> "torch.Ten
         if code:
             clear_error()
             raise Refused(f"the device cannot address the memory (CUDA error {code})")
-        if not same.value or device_pointer.value != pointer:  # a kernel that stored there would end the process
+        if not same.value or device_pointer.value != pointer:  # a kernel that stores there would crash the process
             raise Refused("the device addresses host memory differently from the host")
         with torch.inference_mode(mode=False):
             view = torch.as_tensor(_CudaArray(pointer, memory.numel()), device=device)
@@ -135,9 +135,9 @@ def view_on_device(memory: "torch.Tensor", device: "torch.device") -> "torch.Ten
 
 
 def is_in_memory(path: Path) -> bool:
-    """Whether a file is on a file system in memory.
+    """Return whether a file is on an in-memory file system.
 
-    Pages of ext4 or xfs must not be page-locked for devices, because writeback would corrupt them.
+    Pages of ext4 or xfs files must not be page-locked for devices, because writeback would corrupt them.
     """
     import psutil
 
@@ -147,7 +147,7 @@ def is_in_memory(path: Path) -> bool:
 
 
 class _CudaArray:
-    """The CUDA array interface, version 2, of float64 words at an address."""
+    """The CUDA array interface, version 2, for float64 words at an address."""
 
     def __init__(self, pointer: int, words: int) -> None:
         self.__cuda_array_interface__ = {
@@ -159,7 +159,7 @@ class _CudaArray:
 
 
 def _forget_after_fork() -> None:
-    """Forget retired memory in a forked child. The child cannot use CUDA, and only its parent may unlock the memory."""
+    """Forget retired memory in a forked child process. The child cannot use CUDA, and only its parent may unlock the memory."""
     _retired.clear()
 
 

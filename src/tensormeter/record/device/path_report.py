@@ -29,10 +29,10 @@ class DevicePath:
 
     Attributes:
         device: Name of the device, such as `cuda:0`.
-        name: Name of the product.
-        path: Path of the values as in `DeviceCopies.paths`, or the failure if `works` is False.
-        works: Whether values of every dtype arrived and were right.
-        synchronizes: Whether a copy made the host wait for the device; None if that is unknown.
+        name: Product name of the device.
+        path: Path that values take, as in `DeviceCopies.paths`, or the failure if `works` is False.
+        works: Whether the correct values of every dtype arrived.
+        synchronizes: Whether a copy made the host wait for the device, or None if that is unknown.
     """
 
     device: str
@@ -45,15 +45,15 @@ class DevicePath:
 def device_path_report(
     directory: Path | None = None, timeout: float = 10.0, *, one_launch: bool = True
 ) -> list[DevicePath]:
-    """Check on each CUDA device whether its values reach a ring, and how. It waits for the devices: do not call it in training.
+    """Check for each CUDA device whether and how its values reach a ring. Waits for the devices, so do not call it in training.
 
     Args:
-        directory: Folder for a temporary ring. None means `/dev/shm`, or the default folder of `tempfile` without it.
-        timeout: Maximum number of seconds to wait for a value.
+        directory: Directory for a temporary ring. None means `/dev/shm` if it exists, otherwise the default of `tempfile`.
+        timeout: Maximum seconds to wait for a value.
         one_launch: Whether devices may store directly into the ring, as for `DeviceCopies`.
 
     Returns:
-        One result for each device. The list is empty if torch is not installed or finds no device.
+        One result per device. The list is empty if torch is not installed or finds no device.
     """
     try:
         import torch
@@ -91,7 +91,7 @@ def _try(copies: DeviceCopies, ring: RingFile, device: "torch.device", timeout: 
         expected = [value.tensor.double().item() for value in values]
         word = ring.lanes[0][0] // 8 + 64
         synchronizes = False
-        for _ in range(2):  # the second time on the path that the trial has chosen
+        for _ in range(2):  # the second copy uses the path that the trial has selected
             for index in range(len(values)):
                 ring.words[word + index] = PENDING
             synchronizes |= _synchronizes(lambda: copies.copy(word, values))
@@ -103,7 +103,7 @@ def _try(copies: DeviceCopies, ring: RingFile, device: "torch.device", timeout: 
         return DevicePath(
             str(device), torch.cuda.get_device_name(device), copies.paths[str(device)], True, synchronizes
         )
-    except Exception as error:  # an error of CUDA is the result
+    except Exception as error:  # a CUDA error is the result
         return _failed(device, f"{type(error).__name__}: {error}")
 
 
@@ -113,13 +113,13 @@ def _have_arrived(copies: DeviceCopies, ring: RingFile, word: int, number: int) 
 
 
 def _synchronizes(action: Callable[[], None]) -> bool:
-    """Whether torch reports a call of an action that waits for the device."""
+    """Return whether torch reports that an action waits for the device."""
     import torch
 
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")  # warns that torch does not report every synchronizing call
+        torch.cuda.set_sync_debug_mode("warn")  # itself warns that torch does not report every synchronizing call
         caught.clear()
         try:
             action()

@@ -1,7 +1,7 @@
-"""Words of the ring that this process stores later, when their values are available.
+"""Words of the ring that this process stores later, when their values become available.
 
-They are for devices that cannot store into the ring, for JAX arrays, and for objects with a later value.
-Log calls poll the values on their threads. There is no separate thread, and no call waits.
+They are used for devices that cannot store into the ring, for JAX arrays, and for objects whose value arrives later.
+Log calls poll the values on their own threads. There is no separate thread, and no call waits.
 """
 
 import threading
@@ -15,7 +15,7 @@ from tensormeter.ring.format import LOST, PENDING
 __all__ = ["PendingValues"]
 
 _MAX_UNAVAILABLE: Final = 32
-"""Maximum number of unavailable entries that one call polls, so that many entries do not slow down a log call."""
+"""Number of unavailable entries after which a call stops polling, so that many entries do not slow down a log call."""
 
 
 class _Entry(NamedTuple):
@@ -27,7 +27,7 @@ class _Entry(NamedTuple):
 
 
 class PendingValues:
-    """Pending values of one ring. Any thread and any signal handler may call it."""
+    """Pending values of one ring. Any thread and any signal handler may use it."""
 
     def __init__(
         self, ring: RingFile, on_failure: Callable[[Exception], None], on_add: Callable[[], None] = lambda: None
@@ -35,11 +35,11 @@ class PendingValues:
         """
         Args:
             ring: Ring that this process has created.
-            on_failure: Function that receives the error of a value that will never arrive. The reader counts it as lost.
-            on_add: Function that is called for each added value, so that `poll` is called later.
+            on_failure: Function that receives the error of a value that will never arrive. The reader counts the value as lost.
+            on_add: Function to call whenever an entry is added. It must arrange for later calls of `poll`.
         """
         self._words = ring.words
-        # Assigning to this view is one store of 8 bytes, so no reader gets half a value.
+        # An assignment to this view is a single 8-byte store, so no reader sees half a value.
         self._values = memoryview(ring.buffer).cast("d")
         self._bytes = memoryview(ring.buffer).cast("B")
         self._on_failure = on_failure
@@ -54,16 +54,16 @@ class PendingValues:
         """Store words once `poll` returns their values.
 
         Args:
-            word: Index of the first word, which holds PENDING, as do the following.
+            word: Index of the first word. All of the words hold PENDING.
             count: Number of words.
-            poll: Function that returns the values, or None until they are available. It never blocks, and raises if there will
-                be no values.
+            poll: Function that returns None until the values are available, then the values. It never blocks, and raises if
+                there will be no values.
         """
         self._entries.append(_Entry(word, count, poll))
         self._on_add()
 
     def store(self, word: int, content: bytes) -> None:
-        """Store words that no reader uses while other words of their row are pending. For a `poll` function.
+        """Store words that no reader uses while other words of their row are pending. Meant for use in a `poll` function.
 
         Args:
             word: Index of the first word.
@@ -72,7 +72,7 @@ class PendingValues:
         self._bytes[8 * word : 8 * word + len(content)] = content
 
     def poll(self) -> None:
-        """Store the values that are available. Never waits: if another thread is doing the same, this returns at once."""
+        """Store the values that are available. Never waits. If another thread is polling, returns at once."""
         if not self._entries or not self._busy.acquire(blocking=False):
             return
         try:
@@ -88,10 +88,10 @@ class PendingValues:
             self._busy.release()
 
     def settle(self, timeout: float) -> None:
-        """Wait for the pending values, and mark those that do not arrive in time as lost. For the end of a run.
+        """Wait for the pending values at the end of a run, and mark values that do not arrive in time as lost.
 
         Args:
-            timeout: Maximum number of seconds to wait.
+            timeout: Maximum seconds to wait.
         """
         deadline, pause = time.monotonic() + timeout, threading.Event()
         self.poll()
@@ -103,14 +103,14 @@ class PendingValues:
         self._entries.clear()
 
     def _resolve(self, entry: _Entry) -> bool:
-        """Poll an entry, and store its values. True if the entry is finished: its values are stored or lost."""
+        """Poll an entry and store its values. Return whether the entry is finished, with its values either stored or lost."""
         try:
             values = entry.poll()
             if values is None:
                 return False
             for word, value in zip(range(entry.word, entry.word + entry.number), values, strict=True):
                 number = float(value)
-                # Every NaN becomes the usual one: another payload could look like PENDING.
+                # Every NaN becomes the default NaN, because another payload could look like PENDING.
                 self._values[word] = number if number == number else float("nan")  # noqa: PLR0124
         except Exception as error:  # errors of the value's own code must not stop the program
             self._give_up(entry)

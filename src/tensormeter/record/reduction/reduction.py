@@ -1,6 +1,6 @@
-"""Reduces logged values over steps. Device values are reduced on their device, without waiting for it.
+"""Reduces the values of several log calls to one. Device values are reduced on their device, without waiting for it.
 
-A NaN makes the mean, sum, minimum or maximum NaN, so that it stays visible.
+If one of the values is NaN, the mean, sum, minimum or maximum is NaN, so that the NaN stays visible.
 """
 
 import math
@@ -25,10 +25,10 @@ Devices = dict[str, DeviceValue]
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule that reduces a number of logged values to one.
+    """A rule that reduces a fixed number of logged values to one.
 
     Attributes:
-        every: Number of values, at least 1.
+        every: Number of values to reduce to one, at least 1.
         reduce: Reduction: "mean", "min", "max", "sum" or "last".
 
     Raises:
@@ -59,7 +59,7 @@ class Reductions:
         """Add the values of a row.
 
         Returns:
-            Values of the reductions that are complete now. Tensors among them are not written to afterwards.
+            Values of the reductions that are now complete. Their tensors do not change afterwards.
         """
         ready: Numbers = {}
         for name, number in numbers.items():
@@ -74,7 +74,7 @@ class Reductions:
         """Remove the incomplete reductions.
 
         Returns:
-            Rows of the results so far, each with the step of the last value: (step, host values, device values).
+            Rows with the results so far: tuples of the last value's step, host values by name, and device values by name.
         """
         rows: list[tuple[int, Numbers, Devices]] = []
         for (name, rule), values in self._host.items():
@@ -93,7 +93,7 @@ class Reductions:
         groups: dict[tuple[torch.device, Rule], list[str]] = {}
         for name, value in devices.items():
             groups.setdefault((value.tensor.device, rules[name]), []).append(name)
-        # Tensors made in inference mode could not be changed outside of it.
+        # Tensors created in inference mode could not be changed outside it.
         with torch.inference_mode(mode=False), NoGradients():
             for (device, rule), names in groups.items():
                 names.sort(key=lambda name: dtype_order(devices[name].tensor))
@@ -155,7 +155,7 @@ class _HostValues:
 
 
 class _DeviceValues:
-    """The reduction of device values: a tensor of shape () and the accumulator's dtype, and the stream that computes it."""
+    """An incomplete reduction of device values: a tensor of shape () in `accumulator_dtype`, and its stream."""
 
     __slots__ = ("count", "step", "stream", "tensor")
 
@@ -169,7 +169,7 @@ class _DeviceValues:
         self.stream = _current_stream(tensor)
 
     def join_stream(self) -> "torch.Tensor":
-        """Return the tensor for use on the current stream. That stream waits for the previous one; the host does not."""
+        """Return the tensor for use on the current stream, which waits for the previous one. The host does not."""
         current = _current_stream(self.tensor)
         if current is not None and current != self.stream:
             current.wait_stream(self.stream)  # type: ignore[arg-type]
@@ -179,7 +179,7 @@ class _DeviceValues:
 
 
 def _gather(tensors: Sequence["torch.Tensor"], device: "torch.device") -> list["torch.Tensor"]:
-    """Copy tensors, sorted by dtype, to float tensors of shape () (see `gather`)."""
+    """Copy tensors that are sorted by dtype to float tensors of shape () (see `gather`)."""
     import torch
 
     gathered = torch.empty(len(tensors), dtype=accumulator_dtype(device), device=device)

@@ -1,4 +1,4 @@
-"""Rules for metrics that are reduced over steps."""
+"""Rules for metrics whose values are reduced."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -10,23 +10,23 @@ __all__ = ["Rules"]
 
 
 class Rules:
-    """Rules by patterns of metric names. Any thread may use it."""
+    """Rules by metric name pattern. Any thread may use it."""
 
     def __init__(self) -> None:
         self._patterns: list[tuple[str, Rule]] = []
         self._rules: dict[str, Rule | None] = {}
 
     def __bool__(self) -> bool:
-        """Whether there are rules."""
+        """Return whether there are any rules."""
         return bool(self._patterns)
 
     def define(self, pattern: str, rule: Rule, logged: Iterable[str]) -> None:
         """Add a rule, which takes precedence over earlier rules.
 
         Args:
-            pattern: Pattern of metric names, as in `fnmatch`.
+            pattern: Pattern for metric names, as in `fnmatch`.
             rule: Rule for the metrics whose names match.
-            logged: Names of metrics that have been logged already.
+            logged: Names of metrics that have already been logged.
 
         Raises:
             UsageError: The pattern matches one of those names.
@@ -38,11 +38,11 @@ class Rules:
         self._rules.clear()
 
     def of(self, names: Iterable[str], rule: Rule | None) -> Mapping[str, Rule]:
-        """Return the rules of a row's metrics. Metrics without a rule are left out.
+        """Return the rules for a row's metrics. Metrics without a rule are omitted.
 
         Args:
             names: Names of the metrics.
-            rule: Rule of the log call, which applies to all of the metrics; None to look up each metric's rule.
+            rule: Rule of the log call, which applies to all metrics. None looks up each metric's rule.
         """
         if rule is not None:
             return dict.fromkeys(names, rule)
