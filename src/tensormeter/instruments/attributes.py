@@ -1,4 +1,4 @@
-"""Converts attributes to the attribute sets that are recorded."""
+"""Converts attributes to attribute sets that can be recorded."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -8,7 +8,7 @@ from tensormeter.instruments.registry import warn_once
 __all__ = ["OVERFLOW", "AttributeSet", "clean_attributes", "equals_by_content", "plain_text"]
 
 AttributeSet = tuple[tuple[str, Any], ...]
-"""Pairs of key and value, sorted by key. Values are `str`, `bool`, `int`, `float`, or tuples of those."""
+"""Key-value pairs, sorted by key. A value is a `str`, `bool`, `int` or `float`, or a tuple of those."""
 
 OVERFLOW: Final[AttributeSet] = (("otel.metric.overflow", True),)
 
@@ -19,11 +19,12 @@ _CONTENT: Final[tuple[tuple[type, Callable[[Any], Any]], ...]] = (
     (int, int.__int__),
     (float, float.__float__),
 )
-"""Base types, and functions that read a subclass's content past its own `__str__`. A member of an enumeration is its value."""
+"""Base types, each with a function that reads a subclass's content without calling its `__str__`. An enum member is read as its
+value."""
 
 
 def clean_attributes(attributes: Any) -> AttributeSet:
-    """Convert a mapping to an attribute set. Entries that cannot be recorded are left out, with one warning per key."""
+    """Convert a mapping to an attribute set. Omit entries that cannot be recorded, with one warning per key."""
     if attributes is None:
         return ()
     if not isinstance(attributes, Mapping):
@@ -52,7 +53,7 @@ def clean_attributes(attributes: Any) -> AttributeSet:
 
 
 def plain_text(text: object) -> str:
-    """Return the content of a text past its own `__str__`, "" for None, and `str()` of any other object."""
+    """Return a text without calling its `__str__`, "" for None, and `str()` of any other object."""
     if isinstance(text, str):
         return str.__str__(text)
     return "" if text is None else str(text)
@@ -61,7 +62,7 @@ def plain_text(text: object) -> str:
 def equals_by_content(kind: type) -> bool:
     """Return whether equal values of a type have equal content.
 
-    This holds for `str`, `bool`, `int` and `float`, and for types that compare and hash like them, as most enumerations do.
+    This is true for `str`, `bool`, `int` and `float`, and for types that compare and hash like them, such as most enums.
     """
     if kind in _SCALARS:
         return True
@@ -72,7 +73,7 @@ def equals_by_content(kind: type) -> bool:
 
 
 def _clean(value: Any) -> Any:
-    """Convert an attribute's value to a recordable type, or return None if it has none."""
+    """Convert an attribute's value to a type that can be recorded, or return None if that is impossible."""
     if type(value) in _SCALARS:
         return value
     for kind, content in _CONTENT:
@@ -82,6 +83,6 @@ def _clean(value: Any) -> Any:
         items = tuple(map(_clean, value))
         return None if None in items else items
     if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
-        # A long double has no Python type, and its `item` gives a long double.
+        # Python has no type for a long double, and `item` would return a long double again.
         return _clean(float(value) if value.dtype.kind == "f" else value.item())
     return None

@@ -1,8 +1,9 @@
-"""Forwards each measurement to additional metric readers (Prometheus, a periodic exporter) by an SDK provider.
+"""Forwards each measurement to additional metric readers (Prometheus, a periodic exporter) through an SDK provider.
 
-A device value is forwarded once the device has stored it in the ring. This is checked when a reader collects, because the SDK
-calls callbacks before it reads the aggregations. Nothing here synchronizes with a device. A value is lost to these readers if
-its row has been delivered and overwritten by then, or is never finished. The metric `tensormeter.forward.lost` counts those.
+A device value is forwarded after the device has stored it in the ring. This is checked whenever a reader collects, because the
+SDK calls callbacks before it reads the aggregations. Nothing here synchronizes with a device. The readers miss a value if its
+row has been delivered and overwritten by then, or if the value never arrives. The metric `tensormeter.forward.lost` counts the
+missed values.
 """
 
 import struct
@@ -35,7 +36,7 @@ _MAX_PENDING: Final = 100_000
 """Maximum number of device values that wait to be forwarded."""
 
 Forward = Callable[[Any, Attributes, Context | None, tuple[memoryview, int] | None], None]
-"""Forwards a measurement: amount, attributes, context, and, for a device value, its place in the ring."""
+"""Function that forwards a measurement: amount, attributes, context and, for a device value, its place in the ring."""
 
 
 class _Pending(NamedTuple):
@@ -50,7 +51,7 @@ class _Pending(NamedTuple):
 
 
 class Forwarding:
-    """The SDK provider that serves a provider's additional readers."""
+    """The SDK provider that serves the additional readers of a provider."""
 
     def __init__(
         self,
@@ -65,12 +66,12 @@ class Forwarding:
         """Create the SDK provider.
 
         Args:
-            readers: Metric readers of the SDK.
-            views: Views of the SDK.
-            resource: Function that returns the attributes of the resource.
+            readers: SDK metric readers.
+            views: SDK views.
+            resource: Function that returns the resource attributes.
             schema_url: Schema URL of the resource.
-            exemplar_filter: Exemplar filter of the SDK. Default: the one that `OTEL_METRICS_EXEMPLAR_FILTER` names.
-            shutdown_on_exit: Whether the exit of the interpreter shuts down the readers.
+            exemplar_filter: SDK exemplar filter. Default: the filter named by `OTEL_METRICS_EXEMPLAR_FILTER`.
+            shutdown_on_exit: Whether to shut down the readers when the interpreter exits.
         """
         from opentelemetry.sdk.metrics import MeterProvider
 
@@ -94,7 +95,7 @@ class Forwarding:
         )
 
     def synchronous(self, instrument: InstrumentIdentity) -> Forward | None:
-        """Return a function that forwards an instrument's measurements, or None if the SDK refuses the instrument."""
+        """Return a function that forwards an instrument's measurements, or None if the SDK rejects the instrument."""
         measure = measuring_method(instrument, self._create(instrument))
         if measure is None:
             return None
@@ -117,7 +118,7 @@ class Forwarding:
                 else:
                     measure(number, attributes, context)
             except Refused:
-                return  # the ring refused it, too, and has warned
+                return  # the ring also refused it and has warned
             except Exception as error:  # raised by a reader's or a view's code
                 warn_once((Forwarding, instrument), "%r is not forwarded: %s", instrument.name, error, error=error)
 
@@ -133,7 +134,7 @@ class Forwarding:
                 try:
                     number = classify(observation.value)
                     attributes = None if observation.attributes is None else {**observation.attributes}
-                except Refused:  # the ring refuses it, too, and warns
+                except Refused:  # the ring also refuses it and warns
                     continue
                 except Exception as error:  # raised by the value's or the mapping's own code
                     warn_once((Forwarding, instrument), "%r is not forwarded: %s", instrument.name, error, error=error)
@@ -146,7 +147,7 @@ class Forwarding:
         self._create(instrument, callback)
 
     def force_flush(self, timeout: float) -> bool:
-        """Collect and export from all readers. Blocks for at most `timeout` seconds, if the readers respect it."""
+        """Make all readers collect and export. Blocks for up to `timeout` seconds, if the readers respect the timeout."""
         try:
             return self._provider.force_flush(timeout * 1000)
         except Exception as error:
@@ -154,14 +155,14 @@ class Forwarding:
             return False
 
     def shutdown(self, timeout: float) -> None:
-        """Shut down the readers. Blocks for at most `timeout` seconds, if the readers respect it."""
+        """Shut down the readers. Blocks for up to `timeout` seconds, if the readers respect the timeout."""
         try:
             self._provider.shutdown(timeout * 1000)
         except Exception as error:
             logger.warning("cannot shut down a metric reader: %s", error)
 
     def forget_after_fork(self) -> None:
-        """Reset a forked child: the parent forwards the pending values."""
+        """Discard the pending values in a forked child process, because the parent forwards them."""
         self._pending.clear()
         self._forwarding_lock = threading.Lock()
 
@@ -170,7 +171,7 @@ class Forwarding:
     ) -> Any:
         try:
             return create_sdk_instrument(self._provider, instrument, callbacks)
-        except Exception as error:  # for example, a unit that the SDK refuses
+        except Exception as error:  # for example, a unit that the SDK rejects
             warn_once((Forwarding, instrument), "metric readers do not get %r: %s", instrument.name, error)
             return None
 
@@ -182,7 +183,7 @@ class Forwarding:
                 self._lost += 1
 
     def _forward_pending(self, options: CallbackOptions) -> Iterable[Observation]:
-        """Forward the available values; the SDK calls this whenever a reader collects."""
+        """Forward the values that are available. The SDK calls this whenever a reader collects."""
         with self._forwarding_lock:
             for _ in range(len(self._pending)):
                 pending = self._pending.popleft()
@@ -198,7 +199,7 @@ class Forwarding:
 
 
 def _exemplar_filter() -> "ExemplarFilter":
-    """Return the filter that `OTEL_METRICS_EXEMPLAR_FILTER` names; the SDK would raise for an unknown name."""
+    """Return the filter named by `OTEL_METRICS_EXEMPLAR_FILTER`. Unlike the SDK, do not raise for an unknown name."""
     from opentelemetry.sdk import metrics
 
     filters: dict[str, type[Any]] = {
@@ -211,4 +212,4 @@ def _exemplar_filter() -> "ExemplarFilter":
 
 
 _BEFORE_VALUE: Final = 3
-"""Words from a row's mark to its first value."""
+"""Number of words from a row's mark to its first value."""

@@ -1,4 +1,4 @@
-"""Meters, which create instruments, and return the same object for the same instrument."""
+"""Meters, which create instruments and return the same object for the same instrument."""
 
 import math
 import re
@@ -21,7 +21,7 @@ from tensormeter.instruments.views import InstrumentIdentity, ScopeIdentity
 __all__ = ["Meter"]
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.\-/]{0,254}")
-"""The specification's "Instrument name syntax"."""
+"""Instrument name syntax, as defined by the specification."""
 
 _S = TypeVar("_S", Counter, UpDownCounter, Gauge, Histogram)
 _N = TypeVar("_N")
@@ -29,10 +29,10 @@ _O = TypeVar("_O", ObservableCounter, ObservableUpDownCounter, ObservableGauge)
 
 
 class Meter(metrics.Meter):
-    """A meter of one instrumentation scope, created by `MeterProvider.get_meter`.
+    """The meter of one instrumentation scope, created by `MeterProvider.get_meter`.
 
-    All methods are thread-safe, and none raises for its arguments. An instrument with an invalid name records nothing, with one
-    warning.
+    All methods are thread-safe, and none raises because of its arguments. An instrument with an invalid name causes one warning
+    and records nothing.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Meter(metrics.Meter):
             return instrument
 
     def _find(self, identity: InstrumentIdentity) -> Any:
-        """Return the existing instrument, or None; warn about other instruments of the same name."""
+        """Return the existing instrument, or None. Warn about other instruments with the same name."""
         entry = self._instruments.get(_key(identity))
         if entry is None:
             for other, _ in self._instruments.values():
@@ -184,7 +184,7 @@ class Meter(metrics.Meter):
 
 
 def _key(identity: InstrumentIdentity) -> tuple[str, str, str, str]:
-    """Return the identifying fields, as the specification defines them."""
+    """Return the fields that identify an instrument, as defined by the specification."""
     return identity.kind, identity.name, identity.unit, identity.description
 
 

@@ -1,4 +1,4 @@
-"""Observable instruments, and the thread that calls their callbacks."""
+"""Observable instruments and the thread that calls their callbacks."""
 
 import threading
 from collections import deque
@@ -19,11 +19,11 @@ __all__ = ["ObservableCounter", "ObservableGauge", "ObservableUpDownCounter", "O
 logger: Final = get_logger()
 
 _MOST_OBSERVATIONS: Final = 100_000
-"""Maximum number of observations from one call of a callback, because a generator may be endless."""
+"""Maximum number of observations from one callback call, because a generator may be endless."""
 
 
 class _Callback:
-    """A callback of the user: a function, or a generator that is sent the options."""
+    """A user's callback: a function, or a generator that receives the options through `send`."""
 
     def __init__(self, callback: CallbackT) -> None:
         self._callback = callback
@@ -31,10 +31,10 @@ class _Callback:
         self.lock = threading.Lock()  # a generator cannot be entered twice, and metric readers use other threads
 
     def __call__(self, options: CallbackOptions, instrument: str) -> list[Observation]:
-        """Call the callback once. Observations before a failure count; each kind of fault causes one warning.
+        """Call the callback once. Observations before a failure are kept, and each kind of failure causes one warning.
 
         Raises:
-            BaseException: Ctrl-C, or another exception that ends the program, on the main thread.
+            BaseException: On the main thread, Ctrl-C or another exception that ends the program.
         """
         observations: list[Observation] = []
         with self.lock:
@@ -89,7 +89,7 @@ class _Callback:
 def _is_observation(item: object) -> bool:
     if isinstance(item, Observation):
         return True
-    try:  # OpenTelemetry's SDK accepts a class of the user, too
+    try:  # OpenTelemetry's SDK also accepts a user-defined class
         return hasattr(item, "value") and hasattr(item, "attributes")
     except Exception:
         return False
@@ -100,7 +100,7 @@ def _describe(error: BaseException) -> str:
 
 
 class _Observable:
-    """The base of the observable instruments, which a meter creates."""
+    """Base class of the observable instruments, which a meter creates."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _Observable:
         self.add_callbacks(callbacks)
 
     def add_callbacks(self, callbacks: Sequence[CallbackT] | None) -> None:
-        """Add callbacks, for a further request of the same instrument."""
+        """Add callbacks when the same instrument is requested again."""
         added: Any = callbacks or ()
         if callable(added) or isinstance(added, Generator):
             warn_once(
@@ -129,15 +129,15 @@ class _Observable:
         self.callbacks += map(_Callback, added)
 
     def observe(self, options: CallbackOptions) -> Iterator[Observation]:
-        """Call the callbacks. A failure causes one warning, and loses neither earlier nor other callbacks' observations."""
+        """Call the callbacks. A failure causes one warning, and loses neither earlier observations nor other callbacks'."""
         for callback in list(self.callbacks):
             yield from callback(options, self.name)
 
     def measure(self, options: CallbackOptions) -> None:
-        """Call the callbacks and record their observations. An observation that cannot be recorded is left out.
+        """Call the callbacks and record their observations. Observations that cannot be recorded are left out.
 
         A view that removes attributes can map several observations of one round to the same stream. Totals are then added up,
-        and a gauge gets the last value.
+        and a gauge receives the last value.
         """
         numbers: dict[StreamWriter, float] = {}
         for observation in self.observe(options):
@@ -150,7 +150,7 @@ class _Observable:
 
     def _add(self, observation: Observation, numbers: dict[StreamWriter, float]) -> None:
         attributes = observation.attributes
-        # An exception here leaves the observation out; without its attributes, it would go to another stream.
+        # An exception here drops the observation, because without its attributes it would go to another stream.
         bound = self._binder.bind(None if attributes is None else {**attributes})
         try:
             number = classify(observation.value)
@@ -175,11 +175,11 @@ def _streams(bound: Bound) -> tuple[StreamWriter, ...]:
 
 
 class ObservableCounter(_Observable, metrics.ObservableCounter):
-    """An instrument for totals that never decrease, and that other code keeps."""
+    """An instrument for totals that other code maintains and that never decrease."""
 
 
 class ObservableUpDownCounter(_Observable, metrics.ObservableUpDownCounter):
-    """An instrument for totals that other code keeps."""
+    """An instrument for totals that other code maintains."""
 
 
 class ObservableGauge(_Observable, metrics.ObservableGauge):
@@ -187,9 +187,9 @@ class ObservableGauge(_Observable, metrics.ObservableGauge):
 
 
 class Observer:
-    """The thread `tensormeter-observer`, which calls all callbacks of a provider one after the other.
+    """The `tensormeter-observer` thread, which calls all callbacks of a provider one after another.
 
-    It starts with the first observable instrument; in a forked child, with the first measurement there.
+    It starts with the first observable instrument or, in a forked child process, with the first measurement.
     """
 
     def __init__(self, interval: Callable[[], float]) -> None:
@@ -205,20 +205,20 @@ class Observer:
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._forked = False
-        """Whether this is a forked child in which the thread has not started."""
+        """Whether this is a forked child process in which the thread has not been started."""
 
     @property
     def is_current_thread(self) -> bool:
-        """Whether the caller is a callback on this thread."""
+        """Whether the calling code runs in a callback on this thread."""
         return self._thread is threading.current_thread()
 
     def add(self, instrument: _Observable) -> None:
-        """Add an instrument, and call its callbacks from now on."""
+        """Add an instrument whose callbacks are called from now on."""
         self._instruments.append(instrument)
         self.ensure_thread()
 
     def ensure_thread(self) -> None:
-        """Start the thread if there are instruments and no thread runs."""
+        """Start the thread if there are instruments and it is not running."""
         if not self._instruments:
             return
         with LOCK:
@@ -236,9 +236,9 @@ class Observer:
             self._forked = False
 
     def flush(self, timeout: float) -> bool:
-        """Call all callbacks once now, and wait for at most `timeout` seconds. Returns whether they have returned.
+        """Call all callbacks once now, and wait up to `timeout` seconds. Return whether all of them returned in time.
 
-        A forked child that has not measured has nothing to observe.
+        In a forked child process that has not measured anything, there is nothing to observe.
         """
         if self._thread is None or self._stopped:
             return not self._instruments or self._forked
@@ -250,14 +250,14 @@ class Observer:
         return done.wait(timeout)
 
     def stop(self, timeout: float) -> None:
-        """Stop the thread; wait at most `timeout` seconds for a callback to return."""
+        """Stop the thread, and wait up to `timeout` seconds for a running callback to return."""
         self._stopped = True
         self._wake.set()
         if self._thread is not None and not self.is_current_thread:
             self._thread.join(timeout)
 
     def forget_after_fork(self) -> None:
-        """Reset a forked child: the thread is not here, and may have held locks."""
+        """Reset a forked child process, in which the thread does not exist. The thread may have held locks."""
         self._thread = None
         self._forked = True
         self._wake = threading.Event()
@@ -276,7 +276,7 @@ class Observer:
             for instrument in [] if self._stopped else list(self._instruments):
                 try:
                     instrument.measure(options)
-                except BaseException as error:  # the other instruments are observed all the same
+                except BaseException as error:  # the other instruments must still be observed
                     warn_once((Observer, instrument), "%r is not observed: %s", instrument.name, error, error=error)
             for done in flushes:
                 self._flushes.remove(done)

@@ -1,4 +1,4 @@
-"""The meter provider, which a program installs once, and its choice of the run to record into."""
+"""The meter provider, which a program installs once, and the selection of the run that it records into."""
 
 import math
 import os
@@ -36,23 +36,23 @@ __all__ = ["MeterProvider", "configure"]
 _CARDINALITY_LIMIT: Final = 2000
 _OBSERVE_INTERVAL: Final = 10.0
 _LONGEST_TIMEOUT: Final = 7 * 86400.0
-"""Maximum seconds of a timeout, because `threading` limits waits."""
+"""Maximum timeout in seconds, because `threading` limits the duration of waits."""
 _LAST_OBSERVATION: Final = 5.0
-"""Maximum seconds that the end of a run waits for callbacks."""
+"""Maximum seconds to wait for callbacks at the end of a run."""
 
 
 class MeterProvider(metrics.MeterProvider):
     """An OpenTelemetry meter provider whose instruments record into a tensormeter run.
 
     Instruments accept Python and NumPy numbers, and tensors and arrays with one element. A device tensor is copied in stream
-    order, without waiting for the device. Gauges keep each value with its time; the agent aggregates counters and histograms.
-    Exemplars are not recorded. All methods are thread-safe, and only the constructor raises.
+    order, without waiting for the device. Gauges keep each value and its time, while the agent aggregates counters and
+    histograms. Exemplars are not recorded. All methods are thread-safe, and only the constructor raises.
 
-    Without `run`, measurements go to the run that was begun last. If there is none, the first measurement begins a run with the
-    settings of the environment, and `shutdown` or the end of the program finishes it. After the end of a run, measurements go
-    to the next one.
+    Without `run`, measurements go to the most recently started run. If there is none, the first measurement starts a run with
+    the settings from the environment, and `shutdown` or the end of the program finishes it. After a run has ended, measurements
+    go to the next run.
 
-    A forked child joins the run with its first measurement, as with its first call of `Run.log`; see the setting `after_fork`.
+    A forked child process joins the run on its first measurement or its first call of `Run.log`; see the `after_fork` setting.
     """
 
     def __init__(
@@ -65,21 +65,21 @@ class MeterProvider(metrics.MeterProvider):
         *,
         run: Run | None = None,
     ) -> None:
-        """Create a provider. This begins no run; `configure` also installs the provider.
+        """Create a provider. This does not start a run. Use `configure` to also install the provider.
 
         Args:
-            metric_readers: Additional readers of the SDK, such as Prometheus's. An SDK provider in this process passes each
-                measurement to them, at the SDK's cost.
+            metric_readers: Additional SDK readers, such as the Prometheus reader. An SDK provider in this process passes each
+                measurement to them, which takes as long as in the SDK.
             resource: Resource whose attributes are added to the run's. They cannot change the run's identity (`service.name`
-                is the project). For `metric_readers`, they replace the run's attributes of the same name.
-            exemplar_filter: Exemplar filter for `metric_readers`; the run has no exemplars.
-            shutdown_on_exit: Whether the exit of the interpreter shuts down `metric_readers`. It always finishes the run.
-            views: Views of the SDK, which are applied at the first measurement of an instrument.
-            run: Run to record into. Default: the run that was begun last.
+                is the project). For `metric_readers`, they replace the run's attributes with the same name.
+            exemplar_filter: Exemplar filter for `metric_readers`. The run itself has no exemplars.
+            shutdown_on_exit: Whether to shut down `metric_readers` when the interpreter exits. The run is always finished then.
+            views: SDK views, which are applied on the first measurement of an instrument.
+            run: Run to record into. Default: the most recently started run.
 
         Raises:
             UsageError: `run` is not a `Run`.
-            Exception: The SDK refuses `metric_readers`.
+            Exception: The SDK rejected `metric_readers`.
         """
         if run is not None and not isinstance(run, Run):
             raise UsageError(f"MeterProvider: expected a tensormeter.Run as run, got {type(run).__name__}")
@@ -113,7 +113,7 @@ class MeterProvider(metrics.MeterProvider):
         schema_url: str | None = None,
         attributes: Attributes = None,
     ) -> metrics.Meter:
-        """Return the meter of an instrumentation scope, the same object for the same arguments."""
+        """Return the meter of an instrumentation scope. The same arguments return the same object."""
         if self._ended:
             warn_once((MeterProvider, "meter", id(self)), "get_meter() after shutdown(): the meter records nothing")
             return metrics.NoOpMeter(name or "", version, schema_url)
@@ -138,10 +138,10 @@ class MeterProvider(metrics.MeterProvider):
         threads can measure in the meantime.
 
         Args:
-            timeout_millis: Maximum milliseconds to wait. 0 or less only requests the flush.
+            timeout_millis: Maximum time to wait in milliseconds. A value of 0 or less only requests the flush.
 
         Returns:
-            Whether everything is delivered within the timeout. False after `shutdown`, and if no agent delivers the run.
+            Whether everything was delivered within the timeout. False after `shutdown`, or if no agent delivers the run.
         """
         if self._ended:
             warn_once((MeterProvider, "flush", id(self)), "force_flush() after shutdown() does nothing")
@@ -158,16 +158,16 @@ class MeterProvider(metrics.MeterProvider):
         return observed and delivered and forwarded
 
     def shutdown(self, timeout_millis: float = 30_000) -> bool:
-        """Call the observable instruments' callbacks a last time, deliver all measurements, and shut the provider down.
+        """Call the observable instruments' callbacks one last time, deliver all measurements, and shut down the provider.
 
-        This finishes a run that the provider has begun, but not a run that the program has begun. Later measurements are
-        ignored, with one warning.
+        This finishes a run that the provider started, but not a run that the program started. Later measurements are ignored,
+        with one warning.
 
         Args:
-            timeout_millis: Maximum milliseconds to wait.
+            timeout_millis: Maximum time to wait in milliseconds.
 
         Returns:
-            Whether everything is delivered. If not, the agent keeps trying.
+            Whether everything was delivered. If not, the agent keeps trying.
         """
         with LOCK:
             if self._ending:
@@ -191,7 +191,7 @@ class MeterProvider(metrics.MeterProvider):
             self._forwarding.shutdown(deadline.left)
         delivered = None
         if process is not None and request is not None and process.parent is not None:
-            # A child's `finish` releases its ring without waiting, so wait for delivery before it.
+            # In a forked child, `finish` releases the ring without waiting, so wait for delivery first.
             delivered = process.wait_for_flush(request, deadline.left)
         if self._own_run is not None:
             self._own_run.finish(timeout=deadline.left)
@@ -200,7 +200,7 @@ class MeterProvider(metrics.MeterProvider):
         return observed and delivered
 
     def _run_resource(self) -> Mapping[str, Any]:
-        """Return the resource of the current run, or of the one that would begin now."""
+        """Return the resource of the current run, or of the run that would start now."""
         run = self._run or self._fixed_run or latest_run()
         process = run._process if run is not None else None
         if process is not None:
@@ -209,7 +209,7 @@ class MeterProvider(metrics.MeterProvider):
         return {} if settings is None else {SERVICE_NAME: settings.project}
 
     def _recorder(self) -> Recorder | None:
-        """Return this process's recorder, at a stream's first measurement and whenever its fast path does not apply."""
+        """Return this process's recorder, or None. Called whenever a stream cannot use its fast path, such as at first."""
         run = self._current_run()
         process = run._here() if run is not None else None
         if process is None:
@@ -239,7 +239,7 @@ class MeterProvider(metrics.MeterProvider):
 
     def _begin(self) -> Run | None:
         if self._run is not None:
-            return None  # a run has ended, and the program has not begun another
+            return None  # a run has ended, and the program has not started another
         try:
             self._own_run = init()
         except (TensormeterError, OSError) as error:
@@ -251,13 +251,13 @@ class MeterProvider(metrics.MeterProvider):
         return self._own_run
 
     def _before_finish(self, run: Run) -> None:
-        """Call the callbacks a last time, if their observations go to a run that is about to finish."""
+        """Call the callbacks one last time if their observations go to the run that is about to finish."""
         target = self._run or self._fixed_run or latest_run()
         if run is target and run._process is not None and run._process.is_this and not self._ended:
             self._observe_last(_LAST_OBSERVATION)
 
     def _observe_last(self, timeout: float) -> bool:
-        """Call all callbacks a last time; return whether they have returned within `timeout` seconds."""
+        """Call all callbacks one last time. Return whether they returned within `timeout` seconds."""
         observed = self._observer.flush(timeout)
         if not observed:
             warn_once(
@@ -268,7 +268,7 @@ class MeterProvider(metrics.MeterProvider):
         return observed
 
     def _cardinality_limit(self) -> int:
-        run = self._current_run()  # begins a run if there is none, so that its settings apply to the first measurement
+        run = self._current_run()  # starts a run if there is none, so that its settings apply to the first measurement
         return run.settings.cardinality_limit if run is not None else _CARDINALITY_LIMIT
 
     def _exponential(self) -> bool:
@@ -280,13 +280,13 @@ class MeterProvider(metrics.MeterProvider):
         return _OBSERVE_INTERVAL if settings is None else settings.observe_interval
 
     def _settings(self) -> Settings | None:
-        """Return the settings of the current run, or of the one that would begin now."""
+        """Return the settings of the current run, or of the run that would start now."""
         run = self._run or self._fixed_run or latest_run()
         if run is not None:
             return run.settings
         try:
             return Settings()
-        except TensormeterError:  # beginning the run reports this
+        except TensormeterError:  # starting the run reports this
             return None
 
     def _forget_after_fork(self) -> None:
@@ -306,9 +306,9 @@ def configure(
 ) -> MeterProvider:
     """Create a `MeterProvider` and install it as OpenTelemetry's global provider.
 
-    All instruments of `opentelemetry.metrics` record into the run from then on, also those created before. To install a
+    From then on, all `opentelemetry.metrics` instruments record into the run, including those created earlier. To install a
     provider without changing the program, set `OTEL_PYTHON_METER_PROVIDER=tensormeter`. A process can set its global provider
-    only once: if there is one already, OpenTelemetry warns and keeps it.
+    only once. If there already is one, OpenTelemetry keeps it and logs a warning.
 
     Args:
         metric_readers: See `MeterProvider`.
@@ -320,7 +320,7 @@ def configure(
 
     Raises:
         UsageError: `run` is not a `Run`.
-        Exception: The SDK refuses `metric_readers`.
+        Exception: The SDK rejected `metric_readers`.
     """
     provider = MeterProvider(metric_readers, resource, exemplar_filter, shutdown_on_exit, views, run=run)
     metrics.set_meter_provider(provider)
@@ -328,14 +328,14 @@ def configure(
 
 
 class _Deadline:
-    """A timeout that several waits share."""
+    """A timeout that is shared by several waits."""
 
     def __init__(self, timeout_millis: float, default: float) -> None:
         """Start the timeout.
 
         Args:
-            timeout_millis: Milliseconds. A value that is not a number causes a warning.
-            default: Milliseconds to use in place of such a value.
+            timeout_millis: Timeout in milliseconds. A value that is not a number causes a warning.
+            default: Timeout in milliseconds to use instead of such a value.
         """
         now = time.monotonic()
         try:
@@ -354,7 +354,7 @@ class _Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds until the timeout; 0 after it."""
+        """Remaining time in seconds, or 0 after the timeout."""
         return max(self._end - time.monotonic(), 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The run's resource, as the SDK's metric readers get it."""
+"""The run's resource for the SDK's metric readers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -10,11 +10,11 @@ from tensormeter.conventions.semconv import SERVICE_NAME
 __all__ = ["ReaderResource", "merge_resources"]
 
 _UNKNOWN_SERVICE: Final = "unknown_service"
-"""Start of the name that the SDK gives to a service without one."""
+"""Start of the name that the SDK gives to an unnamed service."""
 
 
 class ReaderResource(Resource):
-    """A resource that looks its attributes up when they are read, because the run may begin after the provider."""
+    """A resource that looks up its attributes when they are read, because the run may start after the provider is created."""
 
     def __init__(self, find: Callable[[], Mapping[str, Any]], schema_url: str = "") -> None:
         """Create a resource.
@@ -38,7 +38,7 @@ class ReaderResource(Resource):
 
 
 def merge_resources(run: Mapping[str, Any], program: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge the program's attributes over the run's, without the SDK's placeholders for missing ones."""
+    """Merge the program's attributes over the run's, omitting the SDK's placeholders for missing attributes."""
     overrides = {
         name: value
         for name, value in program.items()

@@ -1,6 +1,6 @@
 """The lock for creating instruments and streams, and warnings that are logged once.
 
-There is one lock. It is acquired before a fork and released after it, so that it is free in a child.
+The single lock is acquired before a fork and released afterwards, so that it is free in the child process.
 """
 
 import os
@@ -14,14 +14,14 @@ __all__ = ["LOCK", "warn_once"]
 logger: Final = get_logger()
 
 LOCK: Final = threading.RLock()  # re-entered by a signal handler that measures
-"""Lock that is never held while code of the user runs."""
+"""Lock that is never held while user code runs."""
 
 _MAX_WARNINGS: Final = 1000
 _warned: set[object] = set()
 
 
 def warn_once(key: object, message: str, *arguments: object, error: BaseException | None = None) -> None:
-    """Log a warning, unless one with the same key has been logged before."""
+    """Log a warning, unless a warning with the same key has been logged before."""
     if key not in _warned and len(_warned) < _MAX_WARNINGS:
         _warned.add(key)
         logger.warning(message, *arguments, exc_info=error)

@@ -1,4 +1,4 @@
-"""Maps an instrument and an attribute set to the streams of its measurements. Streams are interned, and limited in number."""
+"""Maps an instrument and an attribute set to streams of measurements. Streams are interned, and their number is limited."""
 
 import json
 import math
@@ -15,14 +15,14 @@ from tensormeter.ring.layout import Stream
 __all__ = ["Binder", "Bound", "StreamGroup", "Streams"]
 
 _CACHED: Final = 4
-"""Maximum number of cached attribute sets, in their original form, as a multiple of the cardinality limit."""
+"""Maximum number of cached original attribute sets, as a multiple of the cardinality limit."""
 
 _EXACT: Final = frozenset({str})
-"""Types whose values equal no value of another type (as keys, True, 1 and 1.0 are equal)."""
+"""Types whose values never equal a value of another type, unlike True, 1 and 1.0, which are equal as keys."""
 
 
 class StreamGroup:
-    """Writes each value to all streams of an attribute set. Replaces a `StreamWriter` if views make several streams or none."""
+    """Writes each value to all streams of an attribute set. Replaces a `StreamWriter` if views define several or no streams."""
 
     __slots__ = ("name", "streams")
 
@@ -57,7 +57,7 @@ class Streams:
         """Create an empty set of streams.
 
         Args:
-            views: Views of the user.
+            views: The user's views.
             find: Function that returns this process's recorder.
             limit: Function that returns the maximum number of attribute sets per stream of an instrument.
         """
@@ -67,7 +67,7 @@ class Streams:
         self._writers: dict[tuple[InstrumentIdentity, Template], dict[str, StreamWriter]] = {}
 
     def writer(self, instrument: InstrumentIdentity, template: Template, attributes: AttributeSet) -> StreamWriter:
-        """Return the stream of an attribute set, or the overflow stream beyond the limit. The caller holds the lock."""
+        """Return the stream of an attribute set, or the overflow stream beyond the limit. The caller must hold the lock."""
         writers = self._writers.setdefault((instrument, template), {})
         key = json.dumps(attributes)
         if key not in writers and len(writers) >= self.limit():
@@ -97,7 +97,7 @@ class Streams:
         return writers[key]
 
     def reset(self) -> None:
-        """Make each stream look up the recorder again at its next measurement."""
+        """Make each stream look up the recorder again on its next measurement."""
         with LOCK:
             for writers in self._writers.values():
                 for writer in writers.values():
@@ -108,7 +108,7 @@ class Binder:
     """Finds the streams of one instrument's measurements by their attributes.
 
     Attributes:
-        exact: Streams by items of attributes, for attributes with `str` values only; used by the fast path.
+        exact: Streams by attribute items, for attributes with only `str` values. The fast path uses it.
     """
 
     def __init__(self, instrument: InstrumentIdentity, streams: Streams) -> None:
@@ -123,7 +123,7 @@ class Binder:
         """Return the streams of an attribute set. Never raises."""
         try:
             items = tuple(attributes.items()) if attributes else ()
-            # A tuple made from an iterator grows, which the garbage collector counts as one more object; one made from a list does not.
+            # A tuple made from an iterator grows, which the garbage collector counts as an extra object. A list avoids that.
             types = tuple([type(value) for value in attributes.values()]) if attributes else ()
             bound = self._typed.get((items, types))
             if bound is not None:
@@ -156,7 +156,7 @@ class Binder:
                 if len(self._templates) < limit:
                     self._templates[keys] = templates
             streams = tuple(
-                # If two views make the same stream of an instrument, its measurements count once.
+                # If two views define the same stream for an instrument, its measurements count once.
                 dict.fromkeys(
                     self._streams.writer(
                         self.instrument, template, tuple(pair for pair in attributes if pair[0] in kept)

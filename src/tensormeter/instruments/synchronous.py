@@ -1,10 +1,11 @@
 """Counters, up-down counters, gauges and histograms.
 
-They are thread-safe, and can be used in signal handlers and after a fork. Measuring a Python number with known attributes takes
-two dictionary look-ups and one write to memory. A device tensor is copied in stream order, without waiting for the device.
+The instruments are thread-safe and can be used in signal handlers and after a fork. Measuring a Python number with known
+attributes takes two dictionary lookups and one write to memory. A device tensor is copied in stream order, without waiting for
+the device.
 
-Exemplars are not recorded, as the API allows: looking up the current span and its sampling takes longer than the rest of a
-measurement. `context` is passed only to additional metric readers, whose SDK creates exemplars itself.
+Exemplars are not recorded, which the API allows: looking up the current span and its sampling decision takes longer than the
+rest of a measurement. `context` is passed only to additional metric readers, whose SDK creates exemplars itself.
 """
 
 import sys
@@ -25,7 +26,7 @@ _MOST_INT: Final = (1 << 63) - 1
 
 
 class _Synchronous:
-    """The base of the synchronous instruments, which a meter creates."""
+    """Base class of the synchronous instruments, which a meter creates."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class _Synchronous:
 
 
 class Counter(_Synchronous, metrics.Counter):
-    """An instrument that adds up increments. Negative ones, NaN and infinities are counted as refused, with one warning."""
+    """An instrument that sums increments. Negative increments, NaN and infinities are counted as refused, with one warning."""
 
     def add(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
         """Add a number, or a tensor or array with one element. Does not wait, and never raises."""
@@ -68,7 +69,7 @@ class Counter(_Synchronous, metrics.Counter):
 
 
 class UpDownCounter(_Synchronous, metrics.UpDownCounter):
-    """An instrument that adds up increments and decrements. NaN and infinities are counted as refused, with one warning."""
+    """An instrument that sums increments and decrements. NaN and infinities are counted as refused, with one warning."""
 
     def add(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
         """Add a number, or a tensor or array with one element. Does not wait, and never raises."""
@@ -88,7 +89,7 @@ class UpDownCounter(_Synchronous, metrics.UpDownCounter):
 
 
 class Gauge(_Synchronous, metrics._Gauge):
-    """An instrument that keeps each value with its time. NaN and infinities are valid values."""
+    """An instrument that keeps each value and its time. NaN and infinities are valid values."""
 
     def set(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
         """Record a number, or a tensor or array with one element. Does not wait, and never raises."""

@@ -1,7 +1,7 @@
 """Applies the user's views to an instrument.
 
-The SDK's `View` has no public attributes, so views are tried out. An SDK provider with the views gets one measurement. The
-metrics that it collects have the name, unit, kind, buckets and attributes that the views produce.
+The SDK's `View` has no public attributes, so views are tried out: an SDK provider with the views receives one measurement. The
+metrics that it then collects have the name, unit, kind, buckets and attributes that the views produce.
 """
 
 import math
@@ -29,21 +29,21 @@ __all__ = [
 ]
 
 _DEFAULT_BOUNDS: Final = (0, 5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000)
-"""Default of the metrics SDK's specification, "Explicit Bucket Histogram Aggregation"."""
+"""Default bucket boundaries from the metrics SDK specification, "Explicit Bucket Histogram Aggregation"."""
 
 _UNNAMED: Final = "unnamed"
-"""Replacement for an empty name, with which the SDK's meters do nothing."""
+"""Replacement for an empty meter name, because the SDK's meters do nothing without a name."""
 
 _MOST_BUCKETS: Final = 160
-"""The specification's default for each side of an exponential histogram, and our maximum."""
+"""Maximum number of buckets on each side of an exponential histogram, which is also the specification's default."""
 
 _HIGHEST_SCALE: Final = 20
-"""The specification's default for the scale of an exponential histogram."""
+"""Default maximum scale of an exponential histogram, from the specification."""
 
 
 @dataclass(frozen=True)
 class ScopeIdentity:
-    """The identity of a meter: its instrumentation scope."""
+    """The identity of a meter, which is its instrumentation scope."""
 
     name: str
     version: str = ""
@@ -57,12 +57,12 @@ class InstrumentIdentity:
 
     Attributes:
         kind: `counter`, `up_down_counter`, `gauge`, `histogram`, `observable_counter`, `observable_up_down_counter` or
-            `observable_gauge`. The meter's method that creates it is named `create_` and the kind.
+            `observable_gauge`. The meter's method that creates the instrument is called `create_` followed by the kind.
         name: Name, in the spelling of its first use.
-        unit: Unit; "" for none.
-        description: Description; "" for none.
+        unit: Unit, or "".
+        description: Description, or "".
         scope: Scope of the meter.
-        bounds: Bucket boundaries that the instrument's author advises for a histogram; None if there are none.
+        bounds: Bucket boundaries that the instrument's author recommends for a histogram, or None.
     """
 
     kind: str
@@ -75,15 +75,15 @@ class InstrumentIdentity:
 
 @dataclass(frozen=True)
 class Template:
-    """The stream that one view makes of an instrument, without attributes.
+    """The stream that one view produces from an instrument, without attributes.
 
     Attributes:
         name: Name of the stream.
         kind: Kind of the stream.
-        unit: Unit of the stream; "" for none.
-        description: Description of the stream; "" for none.
-        bounds: Bucket boundaries of a histogram; maximum number of buckets and highest scale of an exponential one.
-        record_min_max: Whether minimum and maximum are recorded.
+        unit: Unit of the stream, or "".
+        description: Description of the stream, or "".
+        bounds: Bucket boundaries of a histogram, or the maximum number of buckets and the maximum scale of an exponential one.
+        record_min_max: Whether the minimum and maximum are recorded.
     """
 
     name: str
@@ -101,14 +101,14 @@ class Views:
         """Store the views.
 
         Args:
-            views: Views of the user.
+            views: The user's views.
             exponential: Function that returns whether histograms have exponential buckets by default.
         """
         self._views = views
         self._exponential = exponential
 
     def resolve(self, instrument: InstrumentIdentity, keys: frozenset[str]) -> list[tuple[Template, frozenset[str]]]:
-        """Return the streams of measurements with these attribute keys, and the keys that each stream keeps."""
+        """Return the streams for measurements with the given attribute keys, and the keys that each stream keeps."""
         exponential = self._exponential()
         if not self._views:
             return [(_default(instrument, exponential=exponential), keys)]
@@ -129,13 +129,13 @@ class Views:
             return [(_default(instrument, exponential=exponential), keys)]
 
     def conflict(self, a: InstrumentIdentity, b: InstrumentIdentity) -> bool:
-        """Return whether two instruments have different streams of the same name."""
+        """Return whether two instruments have different streams with the same name."""
         streams_a, streams_b = ([stream for stream, _ in self.resolve(item, frozenset())] for item in (a, b))
         return any(x.name.lower() == y.name.lower() and x != y for x in streams_a for y in streams_b)
 
 
 class _Trial:
-    """An SDK provider with one instrument, to try views out."""
+    """An SDK provider with one instrument, for trying out views."""
 
     def __init__(self, views: Sequence["View"], instrument: InstrumentIdentity, *, exponential: bool) -> None:
         import opentelemetry.sdk.metrics as sdk
@@ -156,7 +156,7 @@ class _Trial:
             provider = sdk.MeterProvider(
                 [self._reader],
                 Resource.get_empty(),
-                exemplar_filter=sdk.AlwaysOffExemplarFilter(),  # otherwise an unknown name in the environment would raise
+                exemplar_filter=sdk.AlwaysOffExemplarFilter(),  # the environment may name an unknown filter, which would raise
                 shutdown_on_exit=False,
                 views=views,
             )
@@ -165,7 +165,7 @@ class _Trial:
         self._measure = measuring_method(instrument, sdk_instrument)
 
     def collect(self, attributes: dict[str, str], *values: float) -> list["Metric"]:
-        """Measure some values, and return the metrics that the provider collects."""
+        """Measure the values, and return the metrics that the provider collects."""
         if self._measure is None:
             self._observations = [Observation(value, attributes) for value in values]
         else:
@@ -180,14 +180,14 @@ class _Trial:
         ]
 
     def most_buckets(self, index: int, scale: int) -> int:
-        """Return the largest number of adjacent buckets with which an exponential histogram keeps its scale.
+        """Return the largest number of adjacent buckets that an exponential histogram can fill without reducing its scale.
 
         Args:
             index: Index of the histogram among the collected metrics, because several can have the same name.
-            scale: Highest scale of the histogram.
+            scale: Maximum scale of the histogram.
         """
         if scale <= 0:
-            return _MOST_BUCKETS  # float64 may have fewer buckets than that
+            return _MOST_BUCKETS  # at such scales, float64 may have fewer buckets than this
 
         def middle(bucket: int) -> float:
             return float(2 ** ((bucket + 0.5) / 2**scale))
@@ -208,7 +208,7 @@ def create_sdk_instrument(
     instrument: InstrumentIdentity,
     callbacks: Sequence[Callable[[CallbackOptions], Iterable[Observation]]],
 ) -> Any:
-    """Create the SDK's instrument with this identity. Raises the SDK's exceptions."""
+    """Create an SDK instrument with the given identity. Raises the SDK's exceptions."""
     scope = instrument.scope
     meter = provider.get_meter(
         scope.name or _UNNAMED, scope.version or None, scope.schema_url or None, dict(scope.attributes)
@@ -223,7 +223,7 @@ def create_sdk_instrument(
 
 
 def measuring_method(instrument: InstrumentIdentity, sdk_instrument: Any) -> Callable[..., None] | None:
-    """Return the measuring method of an SDK instrument, or None for an observable or missing one."""
+    """Return the measuring method of an SDK instrument, or None if the instrument is observable or missing."""
     if sdk_instrument is None or instrument.kind.startswith("observable_"):
         return None
     name = {"gauge": "set", "histogram": "record"}.get(instrument.kind, "add")
@@ -232,11 +232,11 @@ def measuring_method(instrument: InstrumentIdentity, sdk_instrument: Any) -> Cal
 
 
 def _template(instrument: InstrumentIdentity, metric: "Metric", index: int, trial: _Trial) -> Template:
-    """Return the stream that a view makes of an instrument, from the metric that it made of one measurement of 1."""
+    """Return the stream that a view produces from an instrument, given the metric that it produced from a measurement of 1."""
     from opentelemetry.sdk.metrics.export import ExponentialHistogram, Gauge, Histogram, Sum
 
     bounds: tuple[float, ...] = ()
-    # Without minimum and maximum the SDK leaves them at infinity.
+    # If the minimum and maximum are not recorded, the SDK leaves them at infinity.
     record_min_max = math.isfinite(getattr(metric.data.data_points[0], "min", 1))
     match metric.data:
         case Sum(is_monotonic=monotonic):
@@ -250,7 +250,7 @@ def _template(instrument: InstrumentIdentity, metric: "Metric", index: int, tria
             kind, bounds = "exponential", (trial.most_buckets(index, points[0].scale), points[0].scale)
         case _:
             raise TypeError(f"unknown aggregation: {type(metric.data).__name__}")
-    # The SDK lowers names; the specification keeps the spelling of the first use.
+    # The SDK converts names to lower case, but the specification keeps the spelling of the first use.
     name = instrument.name if metric.name == instrument.name.lower() else metric.name
     return Template(name, kind, metric.unit or "", metric.description or "", bounds, record_min_max)
 
