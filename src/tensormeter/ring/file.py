@@ -1,4 +1,4 @@
-"""Creates, opens and changes ring files, for the writer and the reader."""
+"""Creates, opens and updates ring files, for both the writer and the reader."""
 
 import fcntl
 import json
@@ -40,19 +40,19 @@ from tensormeter.ring.layout import Layout
 __all__ = ["RingFile", "is_of_another_version", "is_written", "media_directory"]
 
 _SEPARATOR: Final = "\x1e"
-"""ASCII's record separator, between the agent's three reports."""
+"""ASCII record separator, which separates the agent's three reports."""
 
 
 def media_directory(ring_path: Path) -> Path:
-    """Folder in which a process's tables, images and texts wait for the agent. Its files are named by the order of logging."""
+    """Return the directory in which a process's tables, images and texts wait for the agent. Files are numbered as logged."""
     return ring_path.with_suffix(".media")
 
 
 class RingFile:
     """A mapped ring file.
 
-    The writer constructs it with `create`, a reader with `open`.
-    Any thread may call every method. The hot path uses `buffer` and `words` directly.
+    The writer calls `create`, and a reader calls `open`.
+    Any thread may call the methods. The hot path uses `buffer` and `words` directly.
     """
 
     def __init__(self, path: Path, mapping: mmap.mmap) -> None:
@@ -62,7 +62,7 @@ class RingFile:
         lanes = self.words[HeaderWord.LANES]
         self.lanes = [
             (self.words[LANE_TABLE + 2 * i], self.words[LANE_TABLE + 2 * i + 1]) for i in range(lanes)
-        ]  # (offset of the lane's header, bytes for rows)
+        ]  # (offset of the lane's header, size of its space for rows)
         self._dictionary_end = HEADER_BYTES + self.words[HeaderWord.DICTIONARY_BYTES]
         self._next_entry = HEADER_BYTES
         self._append = threading.RLock()  # re-entered by a signal handler that logs
@@ -78,12 +78,12 @@ class RingFile:
         lanes: int = 8,
         dictionary_bytes: int = 1 << 20,
     ) -> "RingFile":
-        """Create, reserve and lock a ring file. The file appears under `path` once it is complete.
+        """Create, reserve and lock a ring file. The file appears at `path` when it is complete.
 
-        The first lane belongs to the thread that logs first and gets half of `buffer_bytes`. The other lanes share the rest.
+        The first lane gets half of `buffer_bytes`, for the thread that creates the recorder. The other lanes share the rest.
 
         Raises:
-            RingError: The file system refused, for example because it is full.
+            RingError: The file system reported an error, for example because it is full.
         """
         payload = json.dumps(metadata).encode()
         dictionary = _align(dictionary_bytes + len(payload), mmap.PAGESIZE)
@@ -113,7 +113,7 @@ class RingFile:
             if not ring._append_entry(EntryKind.METADATA, payload):
                 raise RingError(f"ring file {path}: the run's metadata ({len(payload)} bytes) does not fit; shorten it")
             words[HeaderWord.MAGIC] = MAGIC
-            # First, so that an agent thread of this process that finds the file never considers its writer dead.
+            # Done first, so that an agent thread of this process that finds the file never considers its writer dead.
             _owned.add(ring.path)
             temporary.rename(path)
         except BaseException as error:
@@ -128,10 +128,10 @@ class RingFile:
 
     @classmethod
     def open(cls, path: Path) -> "RingFile":
-        """Map an existing ring file, to read rows and to write the agent's words.
+        """Map an existing ring file to read its rows and write the agent's words.
 
         Raises:
-            RingError: The file is not a ring file, or has another version.
+            RingError: The file cannot be mapped, is not a complete ring file, or has another version.
         """
         try:
             with open(open_file(path, os.O_RDWR), "r+b") as file:
@@ -159,20 +159,20 @@ class RingFile:
 
     @property
     def process(self) -> str:
-        """Unique id of the writing process. It is the file's name."""
+        """Unique id of the writing process, which is also the file's name."""
         return self.path.stem
 
     @property
     def state(self) -> State:
-        """State that the writer has stored last."""
+        """State that the writer stored last."""
         return State(self.words[HeaderWord.STATE])
 
     def writer_alive(self) -> bool:
-        """Whether the process that created the file still runs and has not released it."""
+        """Return whether the process that created the file is still running and has not released it."""
         return is_written(self.path)
 
     def add_layout(self, layout: Layout) -> bool:
-        """Publish a layout. Call it before writing the first row of the layout.
+        """Publish a layout. Call this before writing the first row with the layout.
 
         Returns:
             False if the dictionary is full.
@@ -182,11 +182,11 @@ class RingFile:
 
     @property
     def dictionary_left(self) -> float:
-        """Free share of the dictionary, from 0 to 1. It is only meaningful in the writer."""
+        """Free share of the dictionary, from 0 to 1. Only meaningful in the writer."""
         return (self._dictionary_end - self._next_entry) / self.words[HeaderWord.DICTIONARY_BYTES]
 
     def add_metadata(self, metadata: Mapping[str, Any]) -> bool:
-        """Publish metadata. It replaces earlier values of the same names; the other values stay.
+        """Publish metadata. New values replace earlier values with the same names, and all other values stay.
 
         Returns:
             False if the dictionary is full.
@@ -194,7 +194,7 @@ class RingFile:
         return self._append_entry(EntryKind.METADATA, json.dumps(metadata).encode())
 
     def entries(self) -> Iterator[tuple[EntryKind, dict[str, Any]]]:
-        """Iterate over the dictionary entries that were published since the last call."""
+        """Iterate over the dictionary entries that have been published since the last call."""
         while self._next_entry + 16 <= self._dictionary_end:
             index = self._next_entry >> 3
             length = self.words[index]
@@ -207,7 +207,7 @@ class RingFile:
                 yield EntryKind(kind), json.loads(self.buffer[start : start + length])
 
     def drops(self) -> dict[str, int]:
-        """Return the numbers of points that could not be recorded, by reason, over all lanes. Reasons with the count 0 are left out."""
+        """Return the number of points that could not be recorded in any lane, by reason. Reasons without points are omitted."""
         counts = {
             reason.name.lower(): sum(self.words[(start >> 3) + LaneWord.DROPS + reason] for start, _ in self.lanes)
             for reason in Drop
@@ -215,27 +215,27 @@ class RingFile:
         return {reason: count for reason, count in counts.items() if count}
 
     def spool_losses(self) -> dict[str, int]:
-        """Return the numbers of recorded items that will not arrive, by reason. Reasons with the count 0 are left out."""
+        """Return the number of recorded items that will not arrive, by reason. Reasons without items are omitted."""
         counts = {reason.name.lower(): self.words[HeaderWord.SPOOL_LOSSES + reason] for reason in SpoolLoss}
         return {reason: count for reason, count in counts.items() if count}
 
     @property
     def trouble(self) -> str:
-        """The agent's latest report on failing deliveries; "" if none fails."""
+        """The agent's latest report on failing deliveries, or "" if no delivery fails."""
         return printable(self._agent_words()[0])
 
     @property
     def set_aside(self) -> str:
-        """The agent's latest report on quarantined requests, which receivers rejected; "" if there are none."""
+        """The agent's latest report on quarantined requests, which receivers rejected, or "" if there are none."""
         return printable(self._agent_words()[1])
 
     @property
     def lost(self) -> str:
-        """The agent's latest report on items that it or a receiver left out; "" if there are none."""
+        """The agent's latest report on items that the agent or a receiver dropped, or "" if there are none."""
         return printable(self._agent_words()[2])
 
     def report(self, trouble: str, set_aside: str, lost: str = "") -> None:
-        """Write `trouble`, `set_aside` and `lost`, each cut to the space reserved for it. For the agent."""
+        """Write `trouble`, `set_aside` and `lost`, each truncated to its reserved space. For the agent."""
         parts = [
             text.replace(_SEPARATOR, " ").encode(errors="replace")[: TROUBLE_BYTES // 3 - 1]
             for text in (trouble, set_aside, lost)
@@ -249,13 +249,13 @@ class RingFile:
 
     @property
     def disk_report(self) -> str:
-        """The agent's latest report on disk problems; "" if there are none."""
+        """The agent's latest report on disk problems, or "" if there are none."""
         length = self.words[DISK_REPORT >> 3]
         content = self.buffer[DISK_REPORT + 8 : DISK_REPORT + 8 + min(max(length, 0), DISK_REPORT_BYTES)]
         return bytes(content).decode(errors="replace")
 
     def report_disk(self, text: str) -> None:
-        """Write `disk_report`, cut to the space reserved for it. For the agent."""
+        """Write `disk_report`, truncated to its reserved space. For the agent."""
         encoded = text.encode(errors="replace")[:DISK_REPORT_BYTES]
         if text == self.disk_report or encoded.decode(errors="replace") == self.disk_report:
             return
@@ -274,31 +274,33 @@ class RingFile:
         return bytes(self.buffer[TROUBLE + 8 : TROUBLE + 8 + min(max(length, 0), TROUBLE_BYTES)])
 
     def log_durations_offset(self, path: LogPath) -> int:
-        """Byte offset of the durations of a path's log calls."""
+        """Return the byte offset of the durations of log calls on a path."""
         return LOG_DURATIONS + path * (1 + DURATION_BUCKETS) * 8
 
     def log_durations(self, path: LogPath) -> tuple[int, list[int]]:
-        """Durations of a path's log calls: (sum in nanoseconds, counts by bucket).
+        """Return the durations of log calls on a path: their sum in nanoseconds, and their counts by bucket.
 
-        Threads write them without a lock, so a count can be missing if several threads log.
+        Threads write the counts without a lock, so a count may be lost if several threads log.
         """
         start = self.log_durations_offset(path) >> 3
         total, *counts = self.words[start : start + 1 + DURATION_BUCKETS]
         return total, counts
 
     def head_positions(self) -> list[int]:
-        """Position after the last row of each lane. It is only meaningful once the writer has finished."""
+        """Return the position after the last row of each lane. Only meaningful after the writer has finished."""
         return [self.words[(start >> 3) + LaneWord.HEAD] for start, _ in self.lanes]
 
     def tail_positions(self) -> list[int]:
-        """Position up to which rows are in the spool, for each lane."""
+        """Return for each lane the position up to which its rows are in the spool."""
         return [self.words[(start >> 3) + LaneWord.TAIL] for start, _ in self.lanes]
 
     def request_flush(self, positions: Sequence[int]) -> int:
-        """Ask the agent to deliver all rows up to a position of each lane. One thread of the writer may call it at a time.
+        """Ask the agent to deliver all rows up to the given position in each lane.
+
+        Only one thread of the writer may call this at a time.
 
         Returns:
-            Number of the flush request. The request is complete when `HeaderWord.FLUSHED` has reached its number.
+            Number of the flush request. The request is complete when `HeaderWord.FLUSHED` has reached this number.
         """
         for (start, _), position in zip(self.lanes, positions, strict=True):
             self.words[(start >> 3) + LaneWord.FLUSH] = position
@@ -307,18 +309,18 @@ class RingFile:
         return number
 
     def flush_positions(self) -> list[int]:
-        """Position up to which the last flush request asks for delivery, for each lane."""
+        """Return for each lane the position up to which the last flush request asks for delivery."""
         return [self.words[(start >> 3) + LaneWord.FLUSH] for start, _ in self.lanes]
 
     def release(self) -> None:
-        """Release the writer's lock, so that the writer counts as ended. The mapping stays valid."""
+        """Release the writer's lock, so that the writer is considered to have ended. The mapping stays valid."""
         if self._lock_file is not None:
             _owned.discard(self.path)
             os.close(self._lock_file)
             self._lock_file = None
 
     def remove(self) -> None:
-        """Delete the file, its lock and its media. Mappings stay valid until their processes end."""
+        """Delete the file, its lock file and its media. Existing mappings stay valid until their processes end."""
         self.path.unlink(missing_ok=True)
         self.path.with_suffix(".lock").unlink(missing_ok=True)
         shutil.rmtree(media_directory(self.path), ignore_errors=True)  # follows no links
@@ -331,11 +333,11 @@ class RingFile:
             if start + size + 8 > self._dictionary_end:
                 return False
             try:
-                self._next_entry = start + size  # no call since it was read, so a signal handler gets another place
+                self._next_entry = start + size  # no call since the read, so a signal handler gets another place
                 self.buffer[start + 16 : start + 16 + length] = payload
                 self.words[(start >> 3) + 1] = kind
                 self.words[start >> 3] = length
-            except BaseException:  # for example Ctrl-C: readers must find the entries that follow
+            except BaseException:  # such as Ctrl-C: readers must still find the entries that follow
                 if self.words[start >> 3] == 0:
                     self.words[(start >> 3) + 1] = EntryKind.VOID
                     self.words[start >> 3] = length
@@ -344,7 +346,7 @@ class RingFile:
 
 
 def is_written(path: Path) -> bool:
-    """Whether the process that created a ring file still runs and has not released it. The file's content does not matter.
+    """Return whether the process that created a ring file is still running and has not released it. Does not read the file.
 
     Raises:
         RingError: The lock file cannot be opened, so the answer is unknown.
@@ -369,11 +371,11 @@ def is_written(path: Path) -> bool:
 
 
 def is_of_another_version(path: Path) -> bool:
-    """Whether a file is a ring of another version of tensormeter."""
+    """Return whether a file is a ring file with another format version."""
     try:
         with open(open_file(path, os.O_RDONLY), "rb") as file:
             head = memoryview(file.read(HEADER_BYTES)).cast("q")
-    except (OSError, TypeError):  # TypeError: the file ends within a word
+    except (OSError, TypeError):  # TypeError: the file ends in the middle of a word
         return False
     return len(head) > HeaderWord.VERSION and head[HeaderWord.MAGIC] == MAGIC and head[HeaderWord.VERSION] != VERSION
 
@@ -384,7 +386,7 @@ file would release the lock. `is_written` therefore checks this set first, for a
 
 
 def disown_after_fork() -> None:
-    """Forget the parent's ring files in a forked child. The locks stay with the parent."""
+    """Forget the parent's ring files in a forked child process. The parent keeps the locks."""
     _owned.clear()
 
 
@@ -408,7 +410,7 @@ def _lock(path: Path) -> int:
 
 
 def _map_new(path: Path, size: int) -> mmap.mmap:
-    """Create a file and map it, reserved and prefaulted. A full file system then fails here instead of as SIGBUS in `log`."""
+    """Create and map a file, and reserve its space. A full file system then raises here, instead of SIGBUS in `log`."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         if hasattr(os, "posix_fallocate"):

@@ -1,13 +1,13 @@
 """Distributions in the ring: their buckets, and the order of the counts in a row.
 
-A distribution is two columns of one stream. The first column holds the counts of all bins of a table as int32, two to a word,
-in the order ``-Inf | negative buckets, largest magnitude first | zero | positive buckets | +Inf | NaN``. The second column
-holds three float64 words: sum, minimum and maximum. They are NaN if any value is NaN or infinite.
-The buckets are OpenTelemetry's exponential buckets. Bucket i of scale s is ``(2 ** (i / 2**s), 2 ** ((i + 1) / 2**s)]``. The
-buckets of the negative side hold the magnitudes of negative values.
+A distribution consists of two columns of one stream. The first column holds the counts of all bins of a table as int32, two per
+word, in the order ``-Inf | negative buckets, largest magnitude first | zero | positive buckets | +Inf | NaN``. The second
+column holds three float64 words: sum, minimum and maximum. They are NaN if any value is NaN or infinite.
+The buckets are OpenTelemetry's exponential buckets. Bucket i at scale s is ``(2 ** (i / 2**s), 2 ** ((i + 1) / 2**s)]``. The
+negative buckets count the magnitudes of negative values.
 
-A ready-made histogram over k explicit buckets is one column, `EXPLICIT`, of 2k + 1 words: k + 1 edges as float64, then k
-counts as int64. The edges are part of the row because they may change with every call.
+A precomputed histogram with k explicit buckets is a single column with the code `EXPLICIT`. It has 2k + 1 words: k + 1 edges as
+float64, then k counts as int64. The edges are part of the row because they may change with every call.
 """
 
 import math
@@ -18,28 +18,28 @@ from typing import Final
 __all__ = ["DOUBLE", "EXPLICIT", "KIND", "MAX_BUCKETS", "SINGLE", "STATISTICS_WORDS", "TABLES", "Table"]
 
 KIND: Final = "distribution"
-"""Kind of the streams that hold distributions."""
+"""Kind of streams that hold distributions."""
 
 EXPLICIT: Final = "B"
-"""Code of a column of edges and counts."""
+"""Code of a column that holds edges and counts."""
 
 STATISTICS_WORDS: Final = 3
 
 MAX_BUCKETS: Final = 160
-"""Maximum number of buckets on each side of a delivered histogram. It is the default of the OpenTelemetry SDK."""
+"""Maximum number of buckets on each side of a delivered histogram, which is the OpenTelemetry SDK's default."""
 
 
 @dataclass(frozen=True)
 class Table:
     """The bins that count the values of a floating-point format.
 
-    A bound is the largest number of the format that is not above the power of two that it represents. So for every number x
-    of the format, ``x > bound`` exactly if ``x > 2 ** (i / 2**scale)``, and counting is exact.
+    A bound is the largest number of the format that does not exceed the power of two that it represents. Counting is exact: for
+    every number x of the format, ``x > bound`` if and only if ``x > 2 ** (i / 2**scale)``.
 
     Attributes:
-        code: Code of the column of counts.
+        code: Code of the counts column.
         scale: Scale of the buckets.
-        lowest: Exponent of the zero threshold. Values with a magnitude of at most ``2 ** lowest`` count as zero.
+        lowest: Exponent of the zero threshold. Values with a magnitude up to ``2 ** lowest`` count as zero.
         highest: Exponent of the smallest power of two above the format's largest finite number.
         fraction_bits: Number of fraction bits of the format.
     """
@@ -57,12 +57,12 @@ class Table:
 
     @property
     def bins(self) -> int:
-        """Number of bins: both sides, zero, the infinities and NaN."""
+        """Number of bins for both sides, zero, the two infinities and NaN."""
         return 2 * self.buckets + 4
 
     @property
     def words(self) -> int:
-        """Number of words of the column of counts. The number of bins is even."""
+        """Number of words in the counts column. The number of bins is even."""
         return self.bins // 2
 
     @property
@@ -82,20 +82,20 @@ class Table:
 
     @property
     def largest(self) -> int:
-        """Bits of the largest finite number. Adding 1 gives the bits of infinity."""
+        """Bit pattern of the largest finite number. Adding 1 gives the bit pattern of infinity."""
         return ((2 * self.highest - 1) << self.fraction_bits) - 1
 
     @cached_property
     def fractions(self) -> tuple[int, ...]:
-        """Fraction bits of the bounds in each octave: the bits of ``2 ** (r / 2**scale)``, rounded down, for each r."""
+        """Fraction bits of the bounds in each octave, which are those of ``2 ** (r / 2**scale)``, rounded down, for each r."""
         return tuple(_root(r, self.scale, self.fraction_bits) for r in range(1 << self.scale))
 
 
 SINGLE: Final = Table("E", scale=3, lowest=-64, highest=128, fraction_bits=23)
-"""Table for float32 and for formats that float32 holds exactly: 3,076 bins, 12 KiB."""
+"""Table for float32 and formats that float32 represents exactly: 3,076 bins, 12 KiB."""
 
 DOUBLE: Final = Table("F", scale=2, lowest=-64, highest=1024, fraction_bits=52)
-"""Table for float64 and for integers of 32 and 64 bits: 8,708 bins, 34 KiB."""
+"""Table for float64 and for 32-bit and 64-bit integers: 8,708 bins, 34 KiB."""
 
 TABLES: Final = {table.code: table for table in (SINGLE, DOUBLE)}
 
@@ -103,7 +103,7 @@ TABLES: Final = {table.code: table for table in (SINGLE, DOUBLE)}
 def _root(r: int, scale: int, fraction_bits: int) -> int:
     """Compute the fraction bits of ``2 ** (r / 2**scale)``, rounded down, in exact arithmetic.
 
-    `scale` nested integer square roots are the integer root of degree ``2**scale``.
+    Taking the integer square root `scale` times gives the integer root of degree ``2**scale``.
     """
     significand = 1 << (r + (fraction_bits << scale))
     for _ in range(scale):

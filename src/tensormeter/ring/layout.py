@@ -1,4 +1,4 @@
-"""Streams, columns and layouts, which give the words of a row their meaning. The ring's dictionary holds them as JSON."""
+"""Streams, columns and layouts, which define the meaning of a row's words. The ring's dictionary stores them as JSON."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -10,18 +10,18 @@ __all__ = ["Column", "Layout", "Stream", "row_bytes"]
 
 @dataclass(frozen=True)
 class Stream:
-    """A metric with one attribute set; OpenTelemetry's data model calls this a metric stream.
+    """A metric with one attribute set, which OpenTelemetry's data model calls a metric stream.
 
     Attributes:
         name: Name of the metric.
         kind: Kind of the stream. Each value of a `gauge` is a point. The agent aggregates the values of `counter`,
-            `up_down_counter`, `histogram` and `exponential`. The values of `observable_counter` and
-            `observable_up_down_counter` are totals already.
+            `up_down_counter`, `histogram` and `exponential` streams. The values of `observable_counter` and
+            `observable_up_down_counter` streams are already totals.
         unit: UCUM unit, or "".
         description: Description of the metric, or "".
         attributes: Attributes as (key, value) pairs; the values are JSON values.
-        scope: Instrumentation scope as (name, version, schema URL, attributes as pairs), or () for tensormeter's own.
-        bounds: Bucket bounds of a `histogram`, or (maximum number of buckets on a side, maximum scale) of an `exponential` one.
+        scope: Instrumentation scope as (name, version, schema URL, attributes as pairs), or () for tensormeter's own scope.
+        bounds: Bucket bounds of a `histogram`, or (maximum number of buckets per side, maximum scale) of an `exponential` one.
         record_min_max: Whether the points of a histogram have a minimum and a maximum.
     """
 
@@ -35,7 +35,7 @@ class Stream:
     record_min_max: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """Return the stream as a JSON object, without the fields that have their defaults."""
+        """Return the stream as a JSON object, without fields that have their default values."""
         return {"name": self.name} | {
             field.name: value
             for field in fields(self)
@@ -44,18 +44,18 @@ class Stream:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Stream":
-        """Construct a stream from the JSON object of `to_json`."""
+        """Construct a stream from the JSON object that `to_json` returned."""
         return cls(**{key: _tuples(value) for key, value in entry.items()})
 
 
 @dataclass(frozen=True)
 class Column:
-    """One value of a row.
+    """A column of a row, which holds one value or one part of a distribution.
 
     Attributes:
-        stream: Stream that the value belongs to.
+        stream: Stream that the column belongs to.
         code: Code of the storage format (see `tensormeter.ring`).
-        words: Number of words.
+        words: Number of words in the column.
     """
 
     stream: Stream
@@ -68,9 +68,9 @@ class Layout:
     """The columns of a row.
 
     Attributes:
-        id: Number of the layout, from 1 to MAX_LAYOUT. The low 16 bits of the mark hold it.
+        id: Number of the layout, from 1 to MAX_LAYOUT, stored in the low 16 bits of the mark.
         columns: Columns in the order of their words.
-        stepped: Whether the row has a step. Rows of instruments have none.
+        stepped: Whether rows have a step. Rows from instruments do not.
     """
 
     id: int
@@ -79,7 +79,7 @@ class Layout:
 
     @classmethod
     def of_gauges(cls, id: int, names: Iterable[str], codes: str) -> "Layout":
-        """Construct the layout of a row of plain gauges."""
+        """Construct the layout for a row of plain gauges."""
         return cls(id, tuple(Column(Stream(name), code) for name, code in zip(names, codes, strict=True)))
 
     @cached_property
@@ -89,7 +89,7 @@ class Layout:
 
     @cached_property
     def codes(self) -> str:
-        """Storage codes of the columns, one character each."""
+        """Storage codes of the columns, one character per column."""
         return "".join(column.code for column in self.columns)
 
     @cached_property
@@ -98,7 +98,7 @@ class Layout:
         return row_bytes(sum(column.words for column in self.columns))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the layout as a compact JSON object, because the dictionary is small. A plain gauge is just its name."""
+        """Return the layout as a JSON object. It is compact because the dictionary is small: a plain gauge is just its name."""
         streams = [column.stream.to_json() for column in self.columns]
         entry: dict[str, Any] = {
             "id": self.id,
@@ -111,7 +111,7 @@ class Layout:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Layout":
-        """Construct a layout from the JSON object of `to_json`."""
+        """Construct a layout from the JSON object that `to_json` returned."""
         streams = [
             Stream(stream) if isinstance(stream, str) else Stream.from_json(stream) for stream in entry["streams"]
         ]
@@ -121,7 +121,7 @@ class Layout:
 
 
 def row_bytes(words: int) -> int:
-    """Size in bytes of a row with a number of words of values."""
+    """Return the size in bytes of a row whose values take `words` words."""
     return 8 * (words + 4)
 
 
