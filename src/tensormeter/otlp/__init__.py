@@ -1,4 +1,4 @@
-"""The OTLP codec, which the pipeline uses to write and the server to read.
+"""The OTLP codec. The delivery pipeline writes with it, and the server reads with it.
 
-`Batch` and `Event` are the representation in memory. `encode` and `decode` convert them to and from the protocol's bytes.
+`Batch` and `Event` are the in-memory representation. `encode` and `decode` convert them to and from OTLP bytes.
 """

@@ -1,4 +1,4 @@
-"""Telemetry in columns: the representation of points and events between the ring, the wire and the store."""
+"""Columnar telemetry: the representation of points and events between the ring, the wire and the store."""
 
 import enum
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ Attribute = bool | int | float | str | Sequence[bool] | Sequence[int] | Sequence
 
 
 class Temporality(enum.IntEnum):
-    """The period that a point covers: since its series began, or since the previous point. The values are OTLP's."""
+    """The period that a point covers: since its series began, or since the previous point. The numbers are OTLP's."""
 
     UNSPECIFIED = 0
     DELTA = 1
@@ -53,18 +53,18 @@ class Scope:
 
 
 SCOPE: Final = Scope(version=metadata.version("tensormeter"))
-"""Scope of values that `Run.log` records, and of all metrics and events of tensormeter itself."""
+"""Scope of the values that `Run.log` records, and of tensormeter's own metrics and events."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one metric with one attribute set, in columns of equal length n. Base class of the five kinds below.
+    """Points of one metric with one attribute set, as columns of equal length n. Base class of the five kinds below.
 
     Attributes:
         name: Name of the metric.
         times: Time of each point in nanoseconds since the Unix epoch, uint64, shape (n,).
         unit: UCUM unit, or "".
-        description: Description for people, or "".
+        description: Human-readable description, or "".
         attributes: Attribute set that distinguishes this series from others with the same name.
         scope: Instrumentation scope.
     """
@@ -82,7 +82,7 @@ class Gauge(Series):
     """Measured values.
 
     Attributes:
-        values: Value of each point, float64 or int64, shape (n,). NaN and infinities are values.
+        values: Value of each point, float64 or int64, shape (n,). NaN and infinities are valid values.
     """
 
     values: NDArray[np.float64] | NDArray[np.int64]
@@ -90,12 +90,12 @@ class Gauge(Series):
 
 @dataclass(frozen=True)
 class Sum(Series):
-    """Values that can be added, over time or over series.
+    """Values that can be added up, over time or across series.
 
     Attributes:
         values: Value of each point, float64 or int64, shape (n,).
         start_times: Start of each value's period in nanoseconds since the Unix epoch, uint64, shape (n,); 0 if unknown.
-        monotonic: Whether the sum never decreases (a counter, not an up-down counter).
+        monotonic: Whether the sum never decreases (a counter rather than an up-down counter).
         temporality: Temporality of all points.
     """
 
@@ -131,8 +131,8 @@ class Histogram(Distribution):
     """Distributions over explicit buckets. Points with other bounds are in another `Histogram` with the same name.
 
     Attributes:
-        bounds: Increasing bounds, float64, shape (k,). Bucket i is ``(bounds[i - 1], bounds[i]]``; the outermost ones are open.
-        buckets: Count of each bucket, uint64, shape (n, k + 1); shape (n, 0) without buckets.
+        bounds: Increasing bounds, float64, shape (k,). Bucket i is ``(bounds[i - 1], bounds[i]]``. The first and last are open.
+        buckets: Count of each bucket, uint64, shape (n, k + 1), or shape (n, 0) without buckets.
     """
 
     bounds: NDArray[np.float64]
@@ -145,7 +145,7 @@ class Buckets:
 
     Attributes:
         offsets: Index of each point's first bucket, int64, shape (n,).
-        counts: Counts of each point's buckets from the offset on, uint64, of any length.
+        counts: Counts of each point's buckets, starting at the offset, uint64, of any length.
     """
 
     offsets: NDArray[np.int64]
@@ -156,11 +156,11 @@ class Buckets:
 class ExponentialHistogram(Distribution):
     """Distributions over buckets whose bounds are powers of ``2 ** 2 ** -scale``.
 
-    Bucket i of the positive side is ``(base ** i, base ** (i + 1)]``. The negative side has the same buckets of magnitudes.
+    Bucket i of the positive side is ``(base ** i, base ** (i + 1)]``. The negative side has the same buckets for magnitudes.
 
     Attributes:
         scales: Scale of each point, int64, shape (n,).
-        zero_counts: Number of values whose magnitude is at most the threshold, uint64, shape (n,).
+        zero_counts: Number of values whose magnitude does not exceed the zero threshold, uint64, shape (n,).
         zero_thresholds: Zero threshold of each point, float64, shape (n,).
         positive: Buckets of positive values.
         negative: Buckets of negative values.
@@ -175,11 +175,11 @@ class ExponentialHistogram(Distribution):
 
 @dataclass(frozen=True)
 class Summary(Series):
-    """Quantiles that another program computed. tensormeter only receives summaries, from old instrumentation.
+    """Quantiles that another program has computed. tensormeter only receives summaries, from old instrumentation.
 
     Attributes:
         start_times: Start of each point's period, as for `Sum`.
-        counts: Number of values of each point, uint64, shape (n,).
+        counts: Number of values in each point, uint64, shape (n,).
         sums: Sum of each point's values, float64, shape (n,).
         quantiles: Quantiles from 0 to 1, float64, shape (k,).
         values: Values at the quantiles, float64, shape (n, k).
@@ -194,12 +194,12 @@ class Summary(Series):
 
 @dataclass(frozen=True)
 class Batch:
-    """Points of one resource, which in tensormeter is one process of one run.
+    """Points of one resource, which in tensormeter is one process of a run.
 
     Attributes:
         resource: Attributes of the resource.
         series: Series of the resource.
-        gaps: Points that mark a time at which their series has no value. Their values are NaN and meaningless.
+        gaps: Points that mark a time at which their series has no value. Their NaN values are meaningless.
     """
 
     resource: Mapping[str, Attribute]
@@ -217,19 +217,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class Event:
-    """A log record with an event name, for lifecycle, configuration and media.
+    """A log record with an event name, used for lifecycle, config and media.
 
     Attributes:
         name: Event name, such as `tensormeter.run.start`.
         time: Time in nanoseconds since the Unix epoch.
-        body: OTLP value; mappings and sequences may be nested.
+        body: OTLP value, in which mappings and sequences may be nested.
         attributes: Attributes of the record.
-        severity_number: OTLP's number from 1 (TRACE) to 24 (FATAL4); 0 for none.
+        severity_number: OTLP severity number from 1 (TRACE) to 24 (FATAL4), or 0 for none.
         severity_text: Severity in the sender's terms, or "".
         trace_id: Trace id in lower-case hexadecimal, or "".
         span_id: Span id in lower-case hexadecimal, or "".
-        flags: OTLP's flags of a log record.
-        observed_time: Time of collection in nanoseconds since the Unix epoch; 0 if unknown.
+        flags: OTLP log record flags.
+        observed_time: Time of collection in nanoseconds since the Unix epoch, or 0 if unknown.
         scope: Instrumentation scope.
     """
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 __all__ = ["Side", "explicit_buckets", "increasing"]
 
 Side = tuple[int, NDArray[np.uint64]]
-"""Buckets of one sign: the index of the first bucket, and the counts from there on."""
+"""Buckets of one sign: the index of the first bucket, and the counts starting there."""
 
 _TINY: Final = float(np.nextafter(0.0, 1.0))
 _FAR: Final = 2000
@@ -25,25 +25,26 @@ def explicit_buckets(
 ) -> tuple[list[float], list[int]]:
     """Convert an exponential histogram to explicit bounds and counts.
 
-    Zeros get a separate bucket between minus the zero threshold and the zero threshold. Without a threshold it contains only 0. A
-    bucket that overlaps the threshold begins at the threshold.
+    Zeros get a separate bucket from minus the zero threshold to the zero threshold. Without a threshold, this bucket contains
+    only 0. A bucket that overlaps the threshold begins at the threshold.
 
     Args:
-        scale: Bucket i of a side holds magnitudes in ``(base ** i, base ** (i + 1)]``, where base is ``2 ** 2 ** -scale``.
-        zero_count: Number of values whose magnitude is at most the threshold.
-        zero_threshold: Threshold as sent; negative numbers and NaN count as 0.
+        scale: Scale of the histogram. Bucket i of a side holds magnitudes in ``(base ** i, base ** (i + 1)]``, where base is
+            ``2 ** 2 ** -scale``.
+        zero_count: Number of values whose magnitude does not exceed the threshold.
+        zero_threshold: Threshold as sent. Negative numbers and NaN count as 0.
         positive: Buckets of positive values.
         negative: Buckets of the magnitudes of negative values.
-        max_buckets: Number of buckets above which neighbors are merged, which is exact; None: no limit.
+        max_buckets: Number of buckets above which adjacent buckets are merged, which is exact. None means no limit.
 
     Returns:
-        Finite, increasing bounds, and one more count. Bucket i is ``(bounds[i - 1], bounds[i]]``; the first and the last bucket are
-        open. Both lists are empty if there are no values.
+        Finite, increasing bounds, and the counts. There is one more count than bounds. Bucket i is
+        ``(bounds[i - 1], bounds[i]]``, and the first and last buckets are open. Both lists are empty if there are no values.
     """
     while max_buckets is not None and len(positive[1]) + len(negative[1]) > max(max_buckets, 2):
         positive, negative, scale = _halve(*positive), _halve(*negative), scale - 1
     threshold = zero_threshold if zero_threshold > 0 else 0.0
-    # Bounds must increase, so a bucket for 0 alone starts at the number below 0.
+    # Bounds must increase, so a bucket for 0 alone starts at the next number below 0.
     zero_low, zero_high = (-threshold, threshold) if threshold else (-_TINY, 0.0)
     up, up_counts, up_zeros = _beyond(*positive, scale, zero_high)
     down, down_counts, down_zeros = _beyond(*negative, scale, -zero_low)
@@ -63,7 +64,7 @@ def explicit_buckets(
 
 
 def _beyond(first: int, counts: NDArray[np.uint64], scale: int, limit: float) -> tuple[list[float], list[int], int]:
-    """Edges and counts of the buckets above a limit, and the count of all values up to it."""
+    """Return the edges and counts of the buckets above a limit, and the count of all values up to the limit."""
     exponent = min(max(-scale, -_FAR), _FAR)  # the bases of larger exponents are 0 or infinite anyway
     with np.errstate(over="ignore", under="ignore"):
         edges = np.exp2(np.ldexp(np.arange(first, first + len(counts) + 1, dtype=np.float64), exponent))
@@ -77,7 +78,7 @@ def _beyond(first: int, counts: NDArray[np.uint64], scale: int, limit: float) ->
 
 
 def _halve(offset: int, counts: NDArray[np.uint64]) -> Side:
-    """Merge buckets to the next lower scale: bucket i becomes part of bucket i // 2."""
+    """Merge buckets to reduce the scale by one: bucket i becomes part of bucket i // 2."""
     if not len(counts):
         return offset >> 1, counts
     padded = np.concatenate((np.zeros(offset % 2, np.uint64), counts))
@@ -86,7 +87,7 @@ def _halve(offset: int, counts: NDArray[np.uint64]) -> Side:
 
 
 def increasing(bounds: list[float], counts: list[int]) -> tuple[list[float], list[int]]:
-    """Drop bounds that do not exceed their predecessor, which occur if float64 cannot separate or represent them."""
+    """Drop bounds that do not exceed their predecessor. They occur if float64 cannot distinguish or represent the bounds."""
     new_bounds: list[float] = []
     new_counts = [counts[0]]
     for bound, count in zip(bounds, counts[1:], strict=True):

@@ -1,12 +1,12 @@
-"""Checks that interrupt the work of a request."""
+"""Checks that interrupt the processing of a request."""
 
 from collections.abc import Callable
 
 __all__ = ["Check", "no_check"]
 
 Check = Callable[[], None]
-"""Function that raises an error to stop the work, because the request has used its time or its client has disconnected."""
+"""Function that raises an error to stop processing a request that has run out of time or whose client has disconnected."""
 
 
 def no_check() -> None:
-    """Never stop the work."""
+    """Do nothing, so that processing is never stopped."""

@@ -1,6 +1,6 @@
 """Decodes OTLP protobuf to columns.
 
-Does not block and keeps no state; safe on any thread.
+Thread-safe; does not block and keeps no state.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -58,11 +58,11 @@ _SUM = 7
 _DATA = (5, 7, 9, 10, 11)
 _POINT_TAG = 1 << 3 | 2
 _FEW = 100
-"""Bytes of a metric up to which protobuf is as quick as NumPy."""
+"""Size of a metric in bytes below which protobuf is as fast as NumPy."""
 _MIN_MIXED_BYTES = 2000
-"""Bytes of points from which grouping them by series pays off."""
+"""Total size of points in bytes above which grouping them by series pays off."""
 _MANY_FIELDS = 1000
-"""Maximum fields of a metric that NumPy reads. A list of more fields would need more memory than the metric."""
+"""Maximum number of fields in a metric that NumPy reads. A list of more fields would take more memory than the metric."""
 _SUM_TEMPORALITY = 2 << 3
 _SUM_MONOTONIC = 3 << 3
 _NO_RECORDED_VALUE = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
@@ -72,17 +72,17 @@ _Shell = TypeVar("_Shell", ExportMetricsServiceRequest, ResourceMetrics, ScopeMe
 
 
 def decode_metrics(body: bytes, check: Check = no_check) -> list[Batch]:
-    """Decode an `ExportMetricsServiceRequest` to one batch per resource, with all five kinds of metrics.
+    """Decode an `ExportMetricsServiceRequest` to one batch per resource. All five kinds of metrics are supported.
 
-    Numbers with the flag "no recorded value" become the batch's gaps. Distributions with this flag, numbers without a value, and
-    exemplars are ignored. NumPy reads gauges and sums whose points have one layout; protobuf reads the rest.
+    Number points with the flag "no recorded value" become the batch's gaps. Distributions with this flag, number points without
+    a value, and exemplars are ignored. NumPy reads gauges and sums whose points have a common layout; protobuf reads the rest.
 
     Args:
         body: Encoded message.
-        check: Function that is called for each metric, and stops the work if it raises.
+        check: Function that is called for each metric. It stops decoding by raising an error.
 
     Raises:
-        EncodingError: The bytes are not such a message.
+        EncodingError: The bytes are not an `ExportMetricsServiceRequest`.
     """
     view = memoryview(body)
     whole = Field(0, _LEN, 0, 0, len(view))
@@ -94,7 +94,7 @@ def decode_metrics(body: bytes, check: Check = no_check) -> list[Batch]:
 
 
 class _UnusualError(Exception):
-    """The fields cannot be separated, because of groups or invalid bytes. protobuf decides whether they are valid."""
+    """Raised when fields cannot be separated because of groups or invalid bytes. protobuf then decides about their validity."""
 
 
 def _by_protobuf(body: bytes) -> list[Batch]:
@@ -122,7 +122,7 @@ def _resource_metrics(body: memoryview, message: Field, check: Check) -> Batch:
 
 
 def _scope_metrics(body: memoryview, message: Field, gaps: list[Gauge | Sum], check: Check) -> Iterator[Series]:
-    """Yield series of a scope. Appends its gaps to `gaps`."""
+    """Yield the series of a scope, and append its gaps to `gaps`."""
     shell, metrics = _split(body, message, ScopeMetrics(), _METRICS)
     scope = _scope(shell)
     for field in metrics:
@@ -137,7 +137,7 @@ def _scope_metrics(body: memoryview, message: Field, gaps: list[Gauge | Sum], ch
 
 
 def _split(body: memoryview, message: Field, shell: _Shell, number: int) -> tuple[_Shell, list[Field]]:
-    """Parse a message without its fields of one number, and list those fields."""
+    """Parse a message without the fields that have a given number, and list those fields."""
     fields = _fields(body, message)
     parts = [field for field in fields if _is(field, number)]
     _parse(shell, b"".join(body[field.begin : field.end] for field in fields if not _is(field, number)))
@@ -162,7 +162,7 @@ def _metric(body: memoryview, field: Field) -> Metric:
 
 
 def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series]:
-    """Return a gauge or a sum whose points have one layout; empty for other metrics."""
+    """Return the series of a gauge or a sum whose points have a common layout. The list is empty for other metrics."""
     fixed = find_fixed_points(body, message)
     if fixed is None:
         return []
@@ -180,7 +180,7 @@ def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series
 
 
 def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, metadata: "_Metadata") -> list[Series]:
-    """Return the series of points of one layout: up to two, one of floats and one of integers."""
+    """Return up to two series from points with a common layout: one of floats and one of integers."""
     template = NumberDataPoint()
     _parse(template, points.first)
     shared_attributes = attributes(template.attributes)
@@ -214,12 +214,12 @@ def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, met
 
 @dataclass(frozen=True, eq=False)
 class FixedData:
-    """Points of a metric with equal layouts, by series.
+    """Points of a metric, grouped by series. The points of a series have a common layout.
 
     Attributes:
         data: Field of the gauge or sum.
         end: Offset of the end of its points.
-        groups: For each series the offset of its first point, and its points.
+        groups: For each series, the offset of its first point and its points.
     """
 
     data: Field
@@ -228,7 +228,7 @@ class FixedData:
 
 
 def find_fixed_points(body: memoryview, message: Field) -> FixedData | None:
-    """Return the points of a metric if `decode_metrics` reads them in columns; None if protobuf reads them one at a time."""
+    """Return the points of a metric if `decode_metrics` reads them in columns, or None if protobuf reads them one at a time."""
     if message.end - message.content < _FEW:
         return None
     fields = iterate_fields(body, message.content, message.end, _MANY_FIELDS)
@@ -248,7 +248,7 @@ def find_fixed_points(body: memoryview, message: Field) -> FixedData | None:
 
 
 def _end_of_points(body: memoryview, data: Field) -> int:
-    """Offset of the end of a sum's points. Temporality and monotonicity follow in two bytes each, unless they are zero."""
+    """Return the offset of the end of a sum's points. Temporality and monotonicity follow, in two bytes each unless zero."""
     end = data.end
     for _ in range(2):
         if end - 2 >= data.content and body[end - 2] in (_SUM_TEMPORALITY, _SUM_MONOTONIC) and body[end - 1] < 0x80:
@@ -261,10 +261,10 @@ def decode_events(body: bytes, check: Check = no_check) -> list[tuple[dict[str, 
 
     Args:
         body: Encoded message.
-        check: Function that is called for each resource and record, and stops the work if it raises.
+        check: Function that is called for each resource and record. It stops decoding by raising an error.
 
     Raises:
-        EncodingError: The bytes are not such a message.
+        EncodingError: The bytes are not an `ExportLogsServiceRequest`.
     """
     request = ExportLogsServiceRequest()
     _parse(request, body)
@@ -283,14 +283,14 @@ def decode_events(body: bytes, check: Check = no_check) -> list[tuple[dict[str, 
 
 
 def _checked(items: Iterable[_Item], check: Check) -> Iterator[_Item]:
-    """Yield the items, and call `check` before each."""
+    """Yield the items, calling `check` before each item."""
     for item in items:
         check()
         yield item
 
 
 def attributes(pairs: Iterable[KeyValue]) -> dict[str, Attribute]:
-    """Convert attributes to a dictionary. The first of several equal keys wins."""
+    """Convert attributes to a dictionary. If a key occurs several times, the first value wins."""
     mapping: dict[str, Attribute] = {}
     for pair in pairs:
         mapping.setdefault(pair.key, cast("Attribute", _value(pair.value)))
@@ -379,7 +379,7 @@ def _sum(
 
 
 def _gaps(metric: Metric, scope: Scope) -> Iterator[Gauge | Sum]:
-    """Yield the points of a gauge or a sum with the flag "no recorded value", by series. Their values are NaN."""
+    """Yield the points of a gauge or sum that have the flag "no recorded value", by series. Their values are NaN."""
     kind = metric.WhichOneof("data")
     if kind not in ("gauge", "sum"):
         return
@@ -469,7 +469,7 @@ _AnyPoint = TypeVar("_AnyPoint", bound=_Point)
 def _by_attributes(
     points: Iterable[_AnyPoint], shape: Callable[[_AnyPoint], Hashable] = lambda point: None
 ) -> Iterable[list[_AnyPoint]]:
-    """Group points with a value by their attribute set and `shape`, in order of arrival."""
+    """Group points by attribute set and `shape`, in order of arrival. Skip points with the flag "no recorded value"."""
     return _groups((point for point in points if not point.flags & _NO_RECORDED_VALUE), shape)
 
 
@@ -486,7 +486,7 @@ def _groups(
 def _number_columns(
     points: Iterable[NumberDataPoint],
 ) -> Iterator[tuple[list[NumberDataPoint], NDArray[np.float64] | NDArray[np.int64], dict[str, Attribute]]]:
-    """Group number points by attribute set and type of value. Yields points, values and attributes."""
+    """Group number points by attribute set and value type. Yield the points, values and attributes of each group."""
 
     def kind(point: NumberDataPoint) -> str | None:
         return point.WhichOneof("value")
@@ -499,7 +499,7 @@ def _number_columns(
             case "as_double":
                 yield group, np.array([point.as_double for point in group], np.float64), shared_attributes
             case _:
-                continue  # without a value and without the flag
+                continue  # neither a value nor the flag
 
 
 def _times(points: Sequence[_Point]) -> NDArray[np.uint64]:
@@ -513,7 +513,7 @@ def _start_times(points: Sequence[_Point]) -> NDArray[np.uint64]:
 def _distribution(
     points: Sequence[HistogramDataPoint] | Sequence[ExponentialHistogramDataPoint],
 ) -> tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Counts, sums, minima and maxima of the points."""
+    """Return the counts, sums, minima and maxima of the points."""
 
     def optional(name: Literal["sum", "min", "max"]) -> NDArray[np.float64]:
         return np.array([getattr(point, name) if point.HasField(name) else np.nan for point in points], np.float64)

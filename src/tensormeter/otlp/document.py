@@ -1,7 +1,7 @@
-r"""The parser of all JSON documents from outside.
+r"""The parser for all JSON documents from outside.
 
-JSON permits text that UTF-8 cannot encode: half of a surrogate pair ("\ud800"). The parser refuses such documents, so no other code
-has to handle them. Does not block; safe on any thread.
+JSON permits text that UTF-8 cannot encode, namely half of a surrogate pair ("\ud800"). The parser rejects such documents, so no
+other code has to handle them. Thread-safe; does not block.
 """
 
 import json
@@ -20,12 +20,12 @@ def parse_document(data: bytes | str, object_hook: Callable[[dict[str, Any]], An
     """Parse JSON.
 
     Args:
-        data: Document; bytes must be UTF-8, with or without a byte order mark.
-        object_hook: Function that is called with each object, and returns a replacement.
+        data: JSON document. Bytes must be UTF-8, with or without a byte order mark.
+        object_hook: Function that receives each object and returns its replacement.
 
     Raises:
-        EncodingError: The data is not JSON, or contains invalid UTF-8, half of a surrogate pair, a number of more than 4300 digits,
-            or too many levels.
+        EncodingError: The data is not JSON, or contains invalid UTF-8, half of a surrogate pair, a number with more than 4300
+            digits, or too many levels of nesting.
     """
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
@@ -33,7 +33,7 @@ def parse_document(data: bytes | str, object_hook: Callable[[dict[str, Any]], An
         if isinstance(data, str):
             data.encode()
         if _SURROGATE.search(text):
-            # The parser has joined complete pairs to one character, so encoding the document detects the halves.
+            # The parser has joined complete pairs into one character, so encoding the document detects lone halves.
             json.dumps(document, ensure_ascii=False).encode()
         return document
     except UnicodeEncodeError:

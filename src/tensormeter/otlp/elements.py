@@ -1,10 +1,10 @@
-"""Limits on the number of elements of an OTLP request, counted on the wire before any message is built.
+"""Limits on the number of elements in an OTLP request, which are counted on the wire before any message is built.
 
-A request of a few kilobytes can contain millions of empty messages, and each costs far more than its two bytes. This module walks the
-protobuf wire format and stops at the first exceeded limit, so its own cost is bounded as well. Points of one layout, which
-`decode` reads in columns, count as columns, because NumPy reads a million of them in a fraction of a second.
+A compressed request of a few kilobytes can contain millions of empty messages, and each costs far more than its two bytes. This
+module walks the protobuf wire format and stops at the first exceeded limit, so its own cost is also bounded. Points with the
+same layout, which `decode` reads in columns, count as columns, because NumPy reads a million of them in a fraction of a second.
 
-Does not block and keeps no state; safe on any thread.
+Thread-safe; does not block and keeps no state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,15 +38,16 @@ MAX_ELEMENTS: Final[Mapping[str, int]] = {
 }
 """Maximum number of elements of each kind in one request.
 
-Points after the first one of the same series and layout are read in columns, and each column counts as `COLUMN` separate points.
-Every other point and distribution counts as one. Attributes, values, exemplars, texts, numbers and unknown fields count as fields.
+Points with the same series and layout are read as one column, which counts as `COLUMN` separate points. Any other point or
+distribution counts as one separate point. Attributes, values, exemplars, texts, numbers and unknown fields count as fields.
 """
 
 COLUMN: Final = 3
-"""Separate points that a column counts as, because storing and compacting it costs about three times as much."""
+"""Number of separate points that a column counts as, because storing and compacting it costs about as much as three points."""
 
 MAX_QUANTILES: Final = 10_000
-"""Maximum quantiles of one summary. The store accepts 65,536 bytes, a third of that, but reading them needs much more memory."""
+"""Maximum number of quantiles in one summary. The store accepts only 65,536 bytes, a third of that, but merely reading the
+quantiles takes much more memory."""
 
 _KINDS: Final = {
     "ResourceMetrics": "resources",
@@ -61,7 +62,7 @@ _KINDS: Final = {
     "ValueAtQuantile": "buckets and quantiles",
     "LogRecord": "log records",
 }
-"""Kinds of messages. Messages of other kinds count only as fields."""
+"""Kind of element, by message name. All other messages count only as fields."""
 
 _LEN: Final = 2
 _PACKED_VARINTS: Final = frozenset({FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_INT64,
@@ -76,11 +77,11 @@ _FIXED_SIZES: Final = {
 }
 _NO_POINTS: Final[Sequence[tuple[int, int]]] = ()
 _CONTINUED: Final = bytes(range(0x80, 0x100))
-"""Bytes of a varint that are not its last."""
+"""All byte values that a varint's bytes before the last can have."""
 
 
 class TooManyElementsError(EncodingError):
-    """The request exceeds the limit of one kind of element. The message contains the kind and the limit."""
+    """Raised when a request exceeds the limit for one kind of element. The message contains the kind and the limit."""
 
 
 @dataclass(eq=False)
@@ -89,9 +90,9 @@ class _Type:
 
     Attributes:
         kind: Index in `_NAMES`, or -1.
-        fields: Types of message fields and packed fields, by their whole tag.
-        packed: Bytes of one packed number; 1 for varints, 0 for messages, -1 for text and binary values.
-        divided: Whether `decode` lists the fields of the message.
+        fields: Types of message fields and packed fields, by complete tag.
+        packed: Size of one packed number in bytes; 1 for varints, 0 for messages, -1 for text and binary values.
+        divided: Whether `decode` lists the message's fields.
     """
 
     kind: int
@@ -121,11 +122,11 @@ _DIVIDED: Final = frozenset(
 
 
 def check_metrics(body: bytes, check: Check = no_check) -> None:
-    """Refuse an `ExportMetricsServiceRequest` that exceeds a limit.
+    """Reject an `ExportMetricsServiceRequest` that exceeds a limit.
 
     Args:
         body: Encoded message.
-        check: Function that is called at intervals, and stops the walk if it raises.
+        check: Function that is called at intervals. It stops the walk by raising an error.
 
     Raises:
         TooManyElementsError: A kind of element exceeds its limit in `MAX_ELEMENTS`.
@@ -135,7 +136,7 @@ def check_metrics(body: bytes, check: Check = no_check) -> None:
 
 
 def check_logs(body: bytes, check: Check = no_check) -> None:
-    """Refuse an `ExportLogsServiceRequest` that exceeds a limit. Arguments and errors are those of `check_metrics`."""
+    """Reject an `ExportLogsServiceRequest` that exceeds a limit. Arguments and errors are the same as for `check_metrics`."""
     _walk(body, ExportLogsServiceRequest.DESCRIPTOR, check)
 
 
@@ -191,7 +192,7 @@ class _Walk:
         self._counts = [0] * len(_NAMES)
 
     def run(self) -> None:
-        """Count the elements. Raises as `check_metrics` does, and IndexError if the body ends within a field."""
+        """Count the elements. Raises the same errors as `check_metrics`, or IndexError if the body ends within a field."""
         body, counts, metric = self._body, self._counts, self._metric
         most = [MAX_ELEMENTS[name] for name in _NAMES]
         most_fields = most[_FIELDS]
@@ -275,7 +276,10 @@ class _Walk:
                 raise self._malformed(f"a field has the wire type {wire}")
 
     def _columns(self, begin: int, end: int) -> tuple[int, Sequence[tuple[int, int]]]:
-        """Offset of a metric's points if `decode` reads them in columns, else -1; and the offsets of each column's first point."""
+        """Return the offset of a metric's points and the offsets of the start and end of each column's first point.
+
+        The offset is -1 if `decode` does not read the points in columns.
+        """
         fixed = find_fixed_points(self._view, Field(0, _LEN, begin, begin, end))
         if fixed is None:
             return -1, _NO_POINTS
@@ -305,7 +309,7 @@ class _Walk:
 
 
 def _metric_type(root: Descriptor) -> _Type | None:
-    """Return the type of `Metric` below a root; None if the root contains no metrics."""
+    """Return the type of `Metric` below a root, or None if the root contains no metrics."""
     waiting = [_type_of(root)]
     seen: list[_Type] = []
     while waiting:

@@ -1,7 +1,7 @@
 """Fast decoding of number data points with one fixed layout: NumPy reads all of them at once.
 
-Senders that write many points of one series, as tensormeter does, repeat the same bytes with other numbers in them. The module
-verifies this: all bytes except those of times and values must be the same in all points. protobuf reads points of other layouts.
+Senders that write many points of one series, as tensormeter does, repeat the same bytes with different numbers in them. This
+module verifies that all bytes except those of times and values are the same in all points. protobuf reads all other points.
 """
 
 from collections.abc import Mapping
@@ -30,21 +30,22 @@ _TAG_DOUBLE: Final = _AS_DOUBLE << 3 | _I64
 _TAG_INT: Final = _AS_INT << 3 | _I64
 
 _MIN_POINTS: Final = 4
-"""Minimum number of points; protobuf reads fewer points as quickly."""
+"""Minimum number of points. protobuf reads fewer points just as quickly."""
 
 _MAX_POINT_BYTES: Final = 1 << 16
-"""Maximum bytes of a point. An index of a larger one would need eight times its memory, and no store accepts as many attributes."""
+"""Maximum size of a point in bytes. Indexing a larger point would take eight times its size, and no store accepts that many
+attributes."""
 
 _MANY_FIELDS: Final = 1000
-"""Maximum fields of a point; protobuf reads points with more."""
+"""Maximum number of fields in a point. protobuf reads points with more fields."""
 
 _BLOCK_BYTES: Final = 1 << 20
-"""Maximum bytes that are compared at once."""
+"""Maximum number of bytes to compare at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field of a message: its number and wire type, and the offsets of its tag, its content and its end."""
+    """A message field: its number and wire type, and the offsets of its tag, its content and its end."""
 
     number: int
     wire: int
@@ -58,10 +59,10 @@ class FixedPoints:
     """Columns of n points.
 
     Attributes:
-        first: Encoded first point, whose attributes apply to all points.
+        first: Encoded first point. Its attributes apply to all points.
         times: Time of each point, uint64, shape (n,).
         start_times: Start time of each point, uint64, shape (n,).
-        words: Bits of each value, int64, shape (n,).
+        words: Bit pattern of each value, int64, shape (n,).
         integers: Whether each value is an integer, bool, shape (n,).
     """
 
@@ -76,7 +77,8 @@ def iterate_fields(body: memoryview, begin: int, end: int, most: int | None = No
     """List the fields of a message between two offsets.
 
     Returns:
-        Fields in order; None if the bytes are not a message, or one that protobuf should read: with groups, or more than `most` fields.
+        Fields in order. None if the bytes are not a message, or if protobuf should read them because the message has groups or
+        more than `most` fields.
     """
     fields: list[Field] = []
     at = begin
@@ -108,7 +110,7 @@ def iterate_fields(body: memoryview, begin: int, end: int, most: int | None = No
 
 
 def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> FixedPoints | None:
-    """Read consecutive points between two offsets, each under `tag` (of one byte); None if their layouts differ."""
+    """Read consecutive points between two offsets, each preceded by the one-byte `tag`. Return None if their layouts differ."""
     if begin >= end or body[begin] != tag:
         return None
     length, content = decode_varint(body, begin + 1, end)
@@ -139,19 +141,22 @@ def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> Fixed
 
 
 def changing_bytes(body: memoryview, begin: int, size: int) -> NDArray[np.bool_] | None:
-    """Return a mask of a point's bytes that hold its times, its value, and the value's tag; None if protobuf must read the point.
+    """Return a mask of the bytes that hold a point's times, value and value tag, or None if protobuf must read the point.
 
     Args:
         body: Bytes that contain the point.
         begin: Offset of the point's tag.
-        size: Bytes of the point, including its tag and length.
+        size: Size of the point in bytes, including its tag and length.
     """
     offsets = _offsets(body, begin, size)
     return None if offsets is None else _changing(offsets, size)
 
 
 def _offsets(body: memoryview, begin: int, size: int) -> dict[int, int] | None:
-    """Offsets of a point's times and value by field number (`_AS_DOUBLE` for any value); None as for `changing_bytes`."""
+    """Return the offsets of a point's times and value by field number, or None if protobuf must read the point.
+
+    The field number of a value is always `_AS_DOUBLE`.
+    """
     if size > _MAX_POINT_BYTES:
         return None
     _, content = decode_varint(body, begin + 1, begin + size)

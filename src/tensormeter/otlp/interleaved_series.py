@@ -1,7 +1,8 @@
-"""Fast decoding of number data points of several series in one metric: they are grouped by series, then read by NumPy.
+"""Fast decoding of a metric's number data points from several series: group the points by series, then read them with NumPy.
 
-Points of one series differ only in times and values. This module groups points by their unchanging bytes, in any order of
-arrival. `fixed` then reads each group, and verifies that its points have the same layout, so the grouping need not be exact.
+Points of one series differ only in their times and values. This module groups points by their unchanging bytes, in any order of
+arrival. `fixed_layout` then reads each group and verifies that its points have the same layout, so the grouping need not be
+exact.
 """
 
 import secrets
@@ -16,23 +17,24 @@ from tensormeter.otlp.fixed_layout import FixedPoints, changing_bytes, read_fixe
 __all__ = ["read_mixed_points"]
 
 _MIN_POINT_BYTES: Final = 20
-"""Minimum bytes of a point with a time and a value, including its tag and length."""
+"""Minimum size in bytes of a point with a time and a value, including its tag and length."""
 
 _MAX_SIZES: Final = 100
-"""Maximum number of different sizes of points. Number points of few series have fewer."""
+"""Maximum number of different point sizes. The number points of a few series have fewer."""
 
 _MAX_INDEXES: Final = 1 << 20
-"""Maximum numbers in an index array, which takes eight bytes per number."""
+"""Maximum number of elements in an index array. Each element takes eight bytes."""
 
 _HASH_FACTORS: Final = np.frombuffer(secrets.token_bytes(8 << 12), np.uint64) | np.uint64(1)
-"""Random odd factors, so that senders cannot create different points with equal hashes. protobuf reads larger points."""
+"""Random odd factors, one per byte of a point, so that senders cannot create different points with equal hashes. protobuf reads
+larger points."""
 
 
 def read_mixed_points(body: memoryview, begin: int, end: int, tag: int) -> list[tuple[int, FixedPoints]] | None:
-    """Read consecutive points between two offsets, each under `tag` (of one byte).
+    """Read consecutive points between two offsets, each preceded by the one-byte `tag`.
 
     Returns:
-        For each series the offset of its first point, and its points in order; None if protobuf should read the points.
+        For each series, the offset of its first point and its points in order; None if protobuf should read the points.
     """
     offsets = _point_offsets(body, begin, end, tag)
     if offsets is None:
@@ -62,7 +64,7 @@ def read_mixed_points(body: memoryview, begin: int, end: int, tag: int) -> list[
 
 
 def _point_offsets(body: memoryview, begin: int, end: int, tag: int) -> NDArray[np.int64] | None:
-    """Offset of each point; None if a point is too small, too large or under another tag."""
+    """Return the offset of each point, or None if a point is too small, is too large or has another tag."""
     offsets = array("q")
     offset = begin
     while offset < end:
@@ -82,7 +84,7 @@ def _point_offsets(body: memoryview, begin: int, end: int, tag: int) -> NDArray[
 
 
 def _row_hashes(body: memoryview, rows: NDArray[np.int64], columns: NDArray[np.intp]) -> NDArray[np.uint64]:
-    """Return a hash of these columns of each row: the same for equal bytes, and almost always different for different ones."""
+    """Return a hash of the given columns for each row. Equal bytes have equal hashes, and different bytes almost never do."""
     data = np.frombuffer(body, np.uint8)
     hashes = np.empty(len(rows), np.uint64)
     step = max(_MAX_INDEXES // max(len(columns), 1), 1)
@@ -95,7 +97,7 @@ def _row_hashes(body: memoryview, rows: NDArray[np.int64], columns: NDArray[np.i
 
 
 def _copy_rows(body: memoryview, rows: NDArray[np.int64], size: int) -> bytearray:
-    """Copy the rows to a contiguous table."""
+    """Copy the rows into a contiguous table."""
     data = np.frombuffer(body, np.uint8)
     buffer = bytearray(len(rows) * size)
     table = np.frombuffer(buffer, np.uint8).reshape(-1, size)

@@ -1,6 +1,7 @@
 """Conversion of OTLP requests from JSON to protobuf (OTLP specification, "JSON Protobuf Encoding").
 
-OTLP differs from protobuf's JSON mapping in that ids are hexadecimal, not base64. Both are accepted; invalid ids are dropped.
+OTLP differs from protobuf's JSON mapping in that ids are hexadecimal instead of base64. Both encodings are accepted, and
+invalid ids are dropped.
 """
 
 import base64
@@ -17,27 +18,27 @@ from tensormeter.otlp.elements import TooManyElementsError
 __all__ = ["MAX_JSON_BYTES", "MAX_JSON_ELEMENTS", "events_from_json", "metrics_from_json"]
 
 MAX_JSON_BYTES: Final = 16 << 20
-"""Maximum bytes of a request in JSON."""
+"""Maximum size of a JSON request in bytes."""
 
 MAX_JSON_ELEMENTS: Final = 500_000
-"""Maximum number of opening braces, opening brackets and commas of a request in JSON, including those in texts."""
+"""Maximum number of opening braces, opening brackets and commas in a JSON request, including those in texts."""
 
 _IDS: Final = {"traceId": 16, "spanId": 8, "trace_id": 16, "span_id": 8}
-"""Names of ids, and their sizes in bytes."""
+"""Names of ids with their sizes in bytes."""
 
 
 def metrics_from_json(body: bytes) -> bytes:
     """Convert an `ExportMetricsServiceRequest` to protobuf.
 
     Raises:
-        TooManyElementsError: The body has more than `MAX_JSON_BYTES` or `MAX_JSON_ELEMENTS`.
-        EncodingError: The body is not this message in JSON.
+        TooManyElementsError: The body exceeds `MAX_JSON_BYTES` or `MAX_JSON_ELEMENTS`.
+        EncodingError: The body is not a JSON encoding of this message.
     """
     return _transcode(body, ExportMetricsServiceRequest())
 
 
 def events_from_json(body: bytes) -> bytes:
-    """Convert an `ExportLogsServiceRequest` to protobuf. Raises as `metrics_from_json` does."""
+    """Convert an `ExportLogsServiceRequest` to protobuf. Raises the same errors as `metrics_from_json`."""
     return _transcode(body, ExportLogsServiceRequest())
 
 
@@ -50,13 +51,13 @@ def _transcode(body: bytes, request: ExportMetricsServiceRequest | ExportLogsSer
             raise EncodingError("expected an object")
         json_format.ParseDict(document, request, ignore_unknown_fields=True)
         return request.SerializeToString()
-    # Besides its own error, the parser raises various others for values of the wrong type.
+    # Besides its own error, the parser raises various other errors for values of the wrong type.
     except (json_format.ParseError, EncodingError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise EncodingError(f"not a JSON {name}: {str(error)[:500]}") from None
 
 
 def _check_size(body: bytes) -> None:
-    """Refuse a body whose parsing would take long, because the parser does not let other threads run."""
+    """Reject a body that would take long to parse, because the parser does not let other threads run."""
     if len(body) > MAX_JSON_BYTES:
         raise TooManyElementsError(
             f"the request has more than {MAX_JSON_BYTES} bytes of JSON; send smaller batches, or protobuf"
@@ -77,7 +78,7 @@ def _with_base64_ids(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _id(text: object, size: int) -> bytes | None:
-    """Decode an id; None if it is invalid. The length distinguishes hexadecimal from base64."""
+    """Decode an id, or return None if it is invalid. The length distinguishes hexadecimal from base64."""
     if not isinstance(text, str):
         return None
     try:

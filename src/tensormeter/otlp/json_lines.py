@@ -1,7 +1,7 @@
-"""OTLP in JSON lines (the OTLP file format): one export request per line.
+"""OTLP as JSON lines (the OTLP file format), with one export request per line.
 
-The module uses protobuf's JSON mapping. OTLP differs from it in two ways: trace and span ids are hexadecimal, and enumerations are
-numbers (OTLP specification, "JSON Protobuf Encoding"). Does not block; safe on any thread.
+The module uses protobuf's JSON mapping. OTLP differs from that mapping in two ways: trace and span ids are hexadecimal, and
+enums are numbers (OTLP specification, "JSON Protobuf Encoding"). Thread-safe; does not block.
 """
 
 import base64
@@ -30,7 +30,7 @@ def encode_line(signal: Signal, body: bytes) -> bytes:
     """Convert a protobuf export request to one line of JSON, including the line break. The result is deterministic.
 
     Raises:
-        EncodingError: The bytes are not a request of this signal.
+        EncodingError: The bytes are not an export request for this signal.
     """
     message = _MESSAGES[signal]()
     try:
@@ -49,7 +49,7 @@ def decode_line(line: bytes) -> tuple[Signal, bytes, int]:
         Signal of the request, its protobuf bytes, and its number of data points or log records.
 
     Raises:
-        EncodingError: The line is not OTLP, or has another signal.
+        EncodingError: The line is not OTLP, or contains neither metrics nor logs.
     """
     document = parse_document(line)
     if not isinstance(document, dict) or (signal := _signal(document)) is None:
@@ -80,7 +80,7 @@ def _items(message: ExportMetricsServiceRequest | ExportLogsServiceRequest) -> i
 
 
 def _change_ids(document: Any, change: Callable[[str], str]) -> None:
-    """Convert all ids in place. Attributes are lists of key-value pairs, so their names never occur as keys here."""
+    """Convert all ids in place. Attributes are lists of key-value pairs, so attribute names never occur as JSON keys."""
     if isinstance(document, dict):
         for key, value in document.items():
             if key in _IDS and isinstance(value, str):

@@ -1,6 +1,6 @@
 """Tables, images, texts and alerts, which are sent as OTLP log records.
 
-A log record is not a time series, so its step may be an attribute. On a metric the step is never an attribute.
+A log record is not a time series, so its step may be an attribute. On metrics, the step is never an attribute.
 
 | event name | body | attributes |
 |---|---|---|
@@ -9,8 +9,8 @@ A log record is not a time series, so its step may be an attribute. On a metric 
 | `tensormeter.text` | `text`; `content_type` | as for tables |
 | `tensormeter.alert` | `title`; `text`; `level`: `INFO`, `WARN` or `ERROR` | `tensormeter.step` |
 
-`tensormeter.run.start` (`config`) and `tensormeter.run.end` (`state`) are sent in the same way. `tensormeter.conventions.limits` has
-the size limits.
+`tensormeter.run.start` (`config`) and `tensormeter.run.end` (`state`) are sent in the same way. The size limits are defined in
+`tensormeter.conventions.limits`.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ Scalar = None | bool | int | float | str
 
 
 class TooLargeError(EncodingError):
-    """The item exceeds its limit. The message contains its key, size and limit.
+    """Raised when an item exceeds its limit. The message contains the item's key, size and limit.
 
     Attributes:
         kind: Kind of the item: `image`, `table`, `text` or `alert`.
@@ -43,7 +43,7 @@ class TooLargeError(EncodingError):
 
 @dataclass(frozen=True)
 class _Media:
-    """Base class of the four kinds. All fields except `key` are keys of the record's body."""
+    """Base class of the four kinds. All fields except `key` become keys of the record's body."""
 
     EVENT: ClassVar[str]
 
@@ -51,8 +51,8 @@ class _Media:
         """Convert the item to a log record.
 
         Args:
-            time: Nanoseconds since the Unix epoch.
-            step: Step of the training loop, or None.
+            time: Time in nanoseconds since the Unix epoch.
+            step: Training step, or None.
         """
         body = self._body()
         attributes: dict[str, Attribute] = {} if step is None else {STEP_METRIC: step}
@@ -70,7 +70,7 @@ class Image(_Media):
 
     Raises:
         TooLargeError: The image is larger than `limits.IMAGE_BYTES`.
-        EncodingError: The content type is not that of an image.
+        EncodingError: The content type is not an image type.
     """
 
     EVENT: ClassVar = IMAGE_EVENT
@@ -94,12 +94,12 @@ class Image(_Media):
 
 @dataclass(frozen=True)
 class Table(_Media):
-    """Rows with named columns. Images in its cells have the key "".
+    """Rows with named columns. Images in cells have an empty key.
 
     Raises:
-        TooLargeError: The number of cells and rows together exceeds `limits.TABLE_CELLS`, or the images together exceed
+        TooLargeError: The total number of cells and rows exceeds `limits.TABLE_CELLS`, or the total size of the images exceeds
             `limits.IMAGE_BYTES`.
-        EncodingError: A row and the header differ in length.
+        EncodingError: The length of a row differs from the number of columns.
     """
 
     EVENT: ClassVar = TABLE_EVENT
@@ -131,7 +131,7 @@ class Table(_Media):
 
 @dataclass(frozen=True)
 class Text(_Media):
-    """A text, plain or in Markdown.
+    """A text, either plain or in Markdown.
 
     Raises:
         TooLargeError: The text has more characters than `limits.TEXT_BYTES`.
@@ -179,10 +179,10 @@ _KINDS: Final[dict[str, type[Media]]] = {kind.EVENT: kind for kind in (Table, Im
 
 
 def media_of(event: Event) -> tuple[Media, int | None] | None:
-    """Return the item in an event, and its step; None if the event is not of these kinds.
+    """Return the item in an event and its step, or None if the event is of none of the four kinds.
 
     Raises:
-        EncodingError: The event has the name of such a kind, but an invalid body.
+        EncodingError: The event is of one of the four kinds, but has an invalid body.
     """
     kind = _KINDS.get(event.name)
     if kind is None:
@@ -202,12 +202,12 @@ def media_of(event: Event) -> tuple[Media, int | None] | None:
 
 
 def _bare(image: Image) -> dict[str, Value]:
-    """Return the body of an image in a cell, without a key, because it has the table's key."""
+    """Return the body of an image in a table cell. It has no key, because the table's key applies to it."""
     return {name: value for name, value in image._body().items() if name != "key"}
 
 
 def _image_in(cell: Any) -> Any:
-    """Convert a cell to an image if it contains one; else return the cell as it is."""
+    """Convert a cell to an image if it contains one. Otherwise, return the cell unchanged."""
     if not isinstance(cell, dict) or not isinstance(cell.get("data"), bytes):
         return cell
     names = {field.name for field in fields(Image)} - {"key"}

@@ -9,13 +9,13 @@ from tensormeter.otlp.batch import Event
 __all__ = ["severity_of"]
 
 _NUMBERS: Final = {"INFO": 9, "WARN": 13, "ERROR": 17}
-"""The lowest number of each of OTLP's ranges."""
+"""Lowest number of each OTLP severity range."""
 
 _BAD_ENDS: Final = ("failed", "crashed")
 
 
 def severity_of(event: Event) -> tuple[int, str]:
-    """Number and text of an event's severity: the event's own, else one that follows from its content.
+    """Return the number and text of an event's severity. If the event has none, derive it from the event's content.
 
     An alert has the severity of its level. The end of a run that failed or crashed is an ERROR. Everything else is INFO.
     """

@@ -1,10 +1,10 @@
-"""Base-128 varints, in which protobuf and ClickHouse's RowBinary encode lengths and tags: seven bits per byte, lowest first."""
+"""Base-128 varints, which encode lengths and tags in protobuf and ClickHouse's RowBinary: seven bits per byte, lowest first."""
 
 __all__ = ["decode_varint", "encode_varint"]
 
 
 def encode_varint(number: int) -> bytes:
-    """Encode a number that is not negative."""
+    """Encode a non-negative number."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -14,7 +14,7 @@ def encode_varint(number: int) -> bytes:
 
 
 def decode_varint(body: memoryview, offset: int, end: int) -> tuple[int, int]:
-    """Decode the varint at an offset. Returns its value and the offset after it; the offset is -1 if there is no varint."""
+    """Decode the varint at an offset. Return its value and the offset after it, or an offset of -1 if there is no varint."""
     value = shift = 0
     while offset < end and shift < 64:
         byte = body[offset]
