@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["DeferredLog"]
 
 _INTERVAL: Final = 0.25
-"""Minimum seconds between two copies that log calls start."""
+"""Minimum seconds between two copies that are started by log calls."""
 
 _TIMEOUT: Final = 5.0
 """Maximum seconds to wait for the last copy at the end of the run."""
@@ -60,7 +60,7 @@ class DeferredLog:
             recorder: Recorder of this process, or None to record nothing.
             names: Metric names, without duplicates.
             capacity: Number of rows in the device's ring, at least 1.
-            device: Device of the values. The default, None, means CUDA if available and otherwise the CPU.
+            device: Device of the values. None means CUDA if available, otherwise the CPU.
             first_step: Step of the first row.
 
         Raises:
@@ -121,7 +121,7 @@ class DeferredLog:
     def flush(self) -> None:
         """Start copying the rows written so far, and record the rows that have already been copied. Never waits.
 
-        Log calls do the same four times a second, and the end of the run does so one last time.
+        Log calls do the same four times a second. It also happens one last time at the end of the run.
         Does nothing while a CUDA graph is being captured.
         """
         self._collect(at_once=True)

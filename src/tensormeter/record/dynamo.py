@@ -21,13 +21,13 @@ def break_graph(function: Callable[..., Any]) -> None:
 
 
 def trace_into(function: Callable[..., Any]) -> None:
-    """Let dynamo trace a function of this package. Dynamo decides by file name, so this replaces the function's file name."""
+    """Let dynamo trace a function of this package. Dynamo decides by file name, so the function gets a different one."""
     assert isinstance(function, FunctionType)
     function.__code__ = function.__code__.replace(co_filename=f"<{function.__module__}>")
 
 
 def skip_own_files() -> bool:
-    """Make dynamo, if it is loaded, run this package's functions without tracing them.
+    """Make dynamo run this package's functions without tracing them, if dynamo is loaded.
 
     If dynamo is loaded during the run and the next log call is inside a compiled function, dynamo traces that one call. It logs
     warnings, but the recorded values are correct.

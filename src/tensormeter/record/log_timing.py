@@ -1,4 +1,4 @@
-"""Durations of log calls: histograms in the ring, which the agent reads, and a stopwatch that detects slow calls."""
+"""Timing of log calls: histograms in the ring, which the agent reads, and a stopwatch that detects slow calls."""
 
 import time
 from typing import Final

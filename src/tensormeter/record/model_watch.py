@@ -117,7 +117,7 @@ class Watch:
             )
 
     def _before_step(self, optimizer: "torch.optim.Optimizer", arguments: object, options: object) -> None:
-        """Run as torch's hook. The first optimizer with a parameter of the model determines the steps from then on."""
+        """Handle an optimizer step. The first optimizer with a parameter of the model determines the steps from then on."""
         if self._handle is None:
             return
         self._in_hook = True

@@ -120,7 +120,7 @@ class Recorder:
 
     @property
     def device_paths(self) -> dict[str, str]:
-        """Path that values take to the ring, by CUDA device in use. See `DeviceCopies.paths`."""
+        """Path that values take to the ring from each CUDA device in use. See `DeviceCopies.paths`."""
         return self._device.paths
 
     def add_periodic_task(self, task: PeriodicTask, *, at_close: PeriodicTask) -> None:
@@ -157,7 +157,7 @@ class Recorder:
         """Reduce the values of matching metrics from now on.
 
         Args:
-            pattern: Pattern for metric names, with `*`, `?` and `[...]` as in `fnmatch`. The last pattern that matches applies.
+            pattern: Pattern for metric names, with `*`, `?` and `[...]` as in `fnmatch`. If several match, the latest applies.
             rule: Rule for the metrics that match.
 
         Raises:
@@ -238,7 +238,7 @@ class Recorder:
     def log_at_next_step(self, values: Mapping[str, Any]) -> None:
         """Record a row at the next row's step, without advancing the step.
 
-        A slow call causes no warning, because counting the distributions of a whole model takes long on a CPU.
+        A slow call causes no warning, because counting the distributions of a whole model takes a long time on a CPU.
         """
         if self._pid != os.getpid():
             self._on_fork(values)
@@ -279,7 +279,7 @@ class Recorder:
     def close(self, state: State) -> None:
         """Stop recording, and store the end of each lane for the reader. Idempotent.
 
-        Blocks for up to a few seconds to wait for pending values. Rows that are logged in the meantime may be lost.
+        Waits up to a few seconds for pending values. Rows that are logged in the meantime may be lost.
         """
         if self._closed or self._pid != os.getpid():
             return
@@ -296,7 +296,7 @@ class Recorder:
         self._device.close()
 
     def _flush_reductions(self) -> None:
-        """Write the incomplete reductions of all threads, from the current thread."""
+        """Write the incomplete reductions of all threads to the current thread's lane."""
         own = self._lanes.mine()
         with self._lanes.shared:
             for lane in self._lanes:
@@ -452,7 +452,7 @@ class Recorder:
         devices: dict[str, DeviceValue | Deferred],
         step: int,
     ) -> tuple[dict[str, float | int], dict[str, DeviceValue | Deferred]]:
-        """Return the values of a row to write now, which are values without a rule and completed reductions."""
+        """Return the values to write now: a row's values without a rule, and completed reductions."""
         rules = self._rules.of((*numbers, *devices), rule)
         self._last_step[0] = step
         reduced: dict[str, DeviceValue] = {}
@@ -481,7 +481,7 @@ class Recorder:
         distributions: dict[str, HostDistribution | DeviceDistribution],
         step: int,
     ) -> Distributions:
-        """Return the distributions of a row to write now, which are those without a rule and those of complete pools."""
+        """Return the distributions to write now: a row's distributions without a rule, and completed pools."""
         rules = self._rules.of(distributions, rule)
         pooled = {name: distributions.pop(name) for name in rules}
         host = {name: value for name, value in pooled.items() if isinstance(value, HostDistribution)}

@@ -17,7 +17,7 @@ __all__ = ["WarnOnce", "describe", "shown", "text_of"]
 logger: Final = get_logger()
 
 _MAX_WARNINGS: Final = 1000
-"""Maximum number of warnings. After that, drops are counted without a warning."""
+"""Maximum number of warnings. Beyond that, drops are counted without a warning."""
 
 _NAMES_SHOWN: Final = 5
 
@@ -26,7 +26,7 @@ _LONGEST_SHOWN: Final = 200
 
 
 class WarnOnce:
-    """Warns once for each cause. Thread-safe, but two threads at the same time may log the same warning twice."""
+    """Warns once for each cause. Thread-safe, although two threads may occasionally log the same warning twice."""
 
     def __init__(self) -> None:
         self._warned: set[object] = set()
@@ -56,7 +56,7 @@ class WarnOnce:
         return {reason.name.lower(): list(names) for reason, names in self._lost_names.items()}
 
     def slow(self, values: Mapping[str, Any], watch: Stopwatch) -> None:
-        """Warn that a log call was slow, once for each reason. Do not call it for the first call of a kind, which is slower."""
+        """Warn that a log call was slow, once for each reason. Not meant for the first call of a kind, which is slower."""
         if watch.waited:
             reason = "its thread waited for other Python threads or for a processor"
         else:

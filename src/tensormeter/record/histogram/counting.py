@@ -128,9 +128,8 @@ class DeviceTables:
         """Launch the counting on the current stream. Never waits.
 
         Args:
-            tensors: Non-empty tensors on one device, each with up to `MOST_ON_DEVICE` elements and a dtype that the table can
-                hold.
-            table: Table for all of the tensors.
+            tensors: Non-empty tensors on one device, each with up to `MOST_ON_DEVICE` elements.
+            table: Table that suits the dtypes of all tensors.
 
         Returns:
             Counts as int32 of shape (tensors * bins,), and sums, minima and maxima as float64 of shape (tensors, 3). The latter

@@ -26,7 +26,7 @@ class HostDistribution(NamedTuple):
 
     Attributes:
         code: Code of the counts column.
-        words: Bytes of the words in the counts column.
+        words: Contents of the counts column, as bytes.
         statistics: Sum, minimum and maximum; None if the row has no column for them.
     """
 
@@ -67,7 +67,7 @@ class Histogram:
     The log call counts the values where they are stored, and copies only the counts. A CUDA tensor takes a handful of
     asynchronous launches on the current stream. Nothing waits, and the tensor may change after the call. The calling thread
     counts tensors and arrays in host memory, which takes about 7 ns per value. MPS and XPU tensors are also counted on their
-    device, and later log calls fetch the counts. MPS sums in float32 and cannot count 32-bit and 64-bit integers.
+    device, and later log calls fetch the counts. MPS sums in float32 and cannot count 32-bit or 64-bit integers.
 
     The result is an OpenTelemetry exponential histogram with up to 160 buckets on each side and exact bucket boundaries.
     float32, and formats that float32 represents exactly (8 and 16 bits, bool), get a scale of 3 or less. float64, and 32-bit
@@ -103,7 +103,7 @@ class Histogram:
         self._np_histogram = np_histogram
 
     def reduce(self) -> HostDistribution | DeviceDistribution:
-        """Count values that are on the host, and check values that are on a device. Blocks only to count on the host.
+        """Count values that are on the host, and check values that are on a device. Blocks only while counting on the host.
 
         Raises:
             Refused: The values cannot be counted.

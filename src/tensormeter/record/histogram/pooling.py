@@ -168,11 +168,11 @@ class _DevicePool:
         self.step = 0
 
     def has_room(self, elements: int) -> bool:
-        """Return whether this many elements can be added without the risk that a bin overflows."""
+        """Return whether this many elements can be added without overflowing a bin."""
         return self.elements + elements <= MOST_ON_DEVICE
 
     def join_stream(self) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Return counts and statistics for use on the current stream, which waits for the previous one. The host does not."""
+        """Return counts and statistics for use on the current stream. It waits for the previous stream; the host does not."""
         current = _current_stream(self._counts)
         if current is not None and current != self._stream:
             current.wait_stream(self._stream)  # type: ignore[arg-type]
@@ -203,7 +203,7 @@ def _add_counted(adding: Sequence[tuple[_DevicePool, "torch.Tensor", "torch.Tens
 def _combine(
     first: tuple[float, float, float] | None, second: tuple[float, float, float] | None
 ) -> tuple[float, float, float] | None:
-    """Combine two sets of statistics. A NaN sum makes the extremes NaN. Statistics of no values have NaN extremes."""
+    """Combine two sets of statistics. A NaN sum makes the extremes NaN. Statistics without values have NaN extremes."""
     if first is None or second is None:
         return None
     total, low, high = first[0] + second[0], *first[1:]

@@ -43,7 +43,7 @@ class Image(Media):
             caption: Text to show with the image, truncated to 65,536 characters.
 
         Raises:
-            UsageError: `data` is not an image.
+            UsageError: `data` cannot be read as an image, or Pillow is missing.
         """
         self._caption = text_of(caption)
         if len(self._caption) > CAPTION_CHARACTERS:

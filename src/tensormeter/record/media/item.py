@@ -1,4 +1,4 @@
-"""The common form of tables, images and texts, which scripts log in addition to numbers.
+"""The common representation of tables, images and texts, which scripts log in addition to numbers.
 
 Media items do not use the hot path. A log call copies the item to a file next to the ring, and the agent reads the file.
 The agent also does the slower work, such as compressing an image.

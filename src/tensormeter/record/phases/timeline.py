@@ -1,7 +1,7 @@
 """Timing events of a device, and the lag between host and device.
 
 CUDA returns the time between two events as float32 milliseconds. Device times are therefore float64 sums of the differences
-between consecutive events. They have a different origin than the host's clock. The lag of a launch is estimated as the
+between consecutive events. Their origin differs from that of the host's clock. The lag of a launch is estimated as the
 difference between the device time and the host time, minus the smallest such difference so far. The estimate is right if the
 device has been idle at least once.
 """
@@ -78,7 +78,7 @@ class CudaEvents:
 
 
 def _has_context(device: int) -> bool:
-    """Return whether the process has a CUDA context on a device, or True if this version of torch cannot tell."""
+    """Return whether the process has a CUDA context on a device, or True if this version of torch cannot check."""
     import torch
 
     has_context = getattr(torch._C, "_cuda_hasPrimaryContext", None)

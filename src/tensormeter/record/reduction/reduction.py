@@ -169,7 +169,7 @@ class _DeviceValues:
         self.stream = _current_stream(tensor)
 
     def join_stream(self) -> "torch.Tensor":
-        """Return the tensor for use on the current stream, which waits for the previous one. The host does not."""
+        """Return the tensor for use on the current stream. It waits for the previous stream; the host does not."""
         current = _current_stream(self.tensor)
         if current is not None and current != self.stream:
             current.wait_stream(self.stream)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ _INT64: Final = 1 << 63
 
 
 class DeviceWriter(NamedTuple):
-    """A writer in two forms.
+    """A writer for rows with device values, in two forms.
 
     Attributes:
         write: Function that writes a row of values at a 64-bit step. The calling thread must be allowed to write to the lane.

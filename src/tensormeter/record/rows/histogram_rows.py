@@ -4,8 +4,8 @@ These rows are rare and large, so they use a slower path: the row's words are as
 
 Counts from a CUDA device arrive in two steps. First, the row is written with its statistics set to `PENDING`. Then two copies
 are launched on the stream that counted: first the counts of all distributions, then their statistics. Copies on one stream
-complete in order, and a device's stores become visible on the host in order, so the counts have arrived once the statistics
-have. The counts need no sentinel, and could not have one, because every bit pattern is a valid count.
+complete in order, and a device's stores become visible on the host in order. Once the statistics have arrived, so have the
+counts. The counts need no sentinel, and could not have one, because every bit pattern is a valid count.
 MPS and XPU devices copy both to the host, and the log call that detects their arrival stores them in the same order.
 """
 
@@ -50,7 +50,7 @@ class HistogramRows:
     ) -> None:
         """
         Args:
-            device: Copies of device values.
+            device: Copier for device values.
             tables: Tables that count distributions on devices.
             find_layout: Function that returns the layout for columns, or None if there are too many layouts.
             lose: Function that receives the lane, a device error and the number of lost values.

@@ -49,14 +49,14 @@ except ImportError:
 __all__ = ["ABANDONED", "Lane", "Writer", "native_writers"]
 
 ABANDONED: Final = -1
-"""Limit of a lane whose writers must not write: in a forked child process, or after `finish`."""
+"""Cursor limit of a lane whose writers must not write, in a forked child process or after `finish`."""
 
 _STRIDE: Final = 1 << 12
 """Maximum number of bytes between two checks of the reader's position, and between two calls of `on_stride`: about seventy rows
 of four floats."""
 
 _OFTEN: Final = 0.05
-"""Target interval between two checks in seconds. If checks happen sooner, more rows are written between them. Rows at longer
+"""Target interval between two checks in seconds. If checks happen more often, more rows are written between them. Rows at longer
 intervals check every time."""
 
 
@@ -286,7 +286,7 @@ class Lane:
         return writer
 
     def _skip(self, offset: int, size: int, mark: int) -> None:
-        """Cover a claimed row whose write failed, unless the row is complete."""
+        """Write a SKIP mark over a claimed row whose write failed, unless the row is complete."""
         if self._words[(offset + size >> 3) - 1] != mark:
             self._cover(offset, size, mark)
 

@@ -14,7 +14,8 @@ from tensormeter.ring.layout import Column, Layout, Stream
 __all__ = ["Layouts"]
 
 _MAX_KEY_SETS: Final = 4096
-"""Maximum number of key sets. Beyond that, a row with a new key set is written as one row per key, so nothing is lost."""
+"""Maximum number of key sets. Beyond that, a row with a new key set is written as one row per key, so programs need not limit
+their key sets."""
 
 _MAX_WIDE_SETS: Final = 64
 """Maximum number of key sets with several distributions. Their layouts take hundreds of bytes per distribution, and there may

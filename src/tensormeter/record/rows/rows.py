@@ -54,7 +54,7 @@ class Rows:
         Args:
             ring: Ring that this process has created.
             layouts: Layouts of the ring's rows.
-            device: Copies of device values.
+            device: Copier for device values.
             tables: Tables that count distributions on devices.
             notices: Warnings about values that cannot be written.
             fallback: Function that writers call for unexpected arguments.

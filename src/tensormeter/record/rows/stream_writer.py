@@ -80,7 +80,7 @@ class StreamWriter:
         """Check that the stream accepts a number.
 
         Raises:
-            Refused: The number is below the minimum, or is not finite where the stream requires it.
+            Refused: The number is below the minimum, or is not finite although the stream requires it.
         """
         if self._finite and not math.isfinite(number):
             raise Refused(f"{number} cannot be aggregated; check for it, or use a gauge, which records it")
@@ -88,7 +88,7 @@ class StreamWriter:
             raise Refused(f"{number} is less than {self._minimum:g}; use an up-down counter or a gauge")
 
     def use(self, code: str, writer: "Writer") -> None:
-        """Use a writer for further numbers with a column code, `d` or `q`."""
+        """Use a writer for further numbers with the column code `d` (floats) or `q` (ints)."""
         if code == "d":
             self.write_float = writer
         else:

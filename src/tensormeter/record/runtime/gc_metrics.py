@@ -1,4 +1,4 @@
-"""Metrics of Python's garbage collector: `cpython.gc.*` of OpenTelemetry's semantic conventions."""
+"""Metrics of Python's garbage collector: `cpython.gc.*` from OpenTelemetry's semantic conventions."""
 
 import gc
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ GARBAGE: Final[Mapping[str, tuple[str, str, str]]] = {
 
 
 def garbage() -> Iterator[tuple[Stream, int]]:
-    """Read the collector's totals for each generation. Takes a few microseconds. Thread-safe."""
+    """Yield the collector's totals for each generation. Takes a few microseconds. Thread-safe."""
     for generation, statistics in enumerate(gc.get_stats()):
         attributes = (("cpython.gc.generation", generation),)
         for name, (key, unit, description) in GARBAGE.items():

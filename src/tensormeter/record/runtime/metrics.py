@@ -1,4 +1,4 @@
-"""Periodic samples that only the training process can take, of torch's allocator and Python's garbage collector."""
+"""Periodic samples of torch's allocator and Python's garbage collector, which only the training process can take."""
 
 import time
 from itertools import chain

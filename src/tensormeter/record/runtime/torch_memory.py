@@ -56,7 +56,7 @@ TORCH_MEMORY: Final[Mapping[str, tuple[tuple[str, ...], str, str, str]]] = {
 
 
 def torch_memory() -> Iterator[tuple[Stream, int]]:
-    """Read the allocator's statistics for each GPU that this process uses.
+    """Yield the allocator's statistics for each GPU that this process uses.
 
     The allocator keeps the statistics in host memory. Reading them does not wait for the GPU, launch kernels, import torch or
     initialize CUDA. It takes about 30 microseconds per GPU, so call it every few seconds rather than in every log call.
