@@ -53,7 +53,7 @@ def clean_attributes(attributes: Any) -> AttributeSet:
 
 
 def plain_text(text: object) -> str:
-    """Return a text without calling its `__str__`, "" for None, and `str()` of any other object."""
+    """Return the content of a str without calling its `__str__`, "" for None, or `str()` of any other object."""
     if isinstance(text, str):
         return str.__str__(text)
     return "" if text is None else str(text)

@@ -36,7 +36,7 @@ _MAX_PENDING: Final = 100_000
 """Maximum number of device values that wait to be forwarded."""
 
 Forward = Callable[[Any, Attributes, Context | None, tuple[memoryview, int] | None], None]
-"""Function that forwards a measurement: amount, attributes, context and, for a device value, its place in the ring."""
+"""Function that forwards a measurement, given its amount, attributes, context and (for a device value) place in the ring."""
 
 
 class _Pending(NamedTuple):

@@ -69,7 +69,7 @@ class MeterProvider(metrics.MeterProvider):
 
         Args:
             metric_readers: Additional SDK readers, such as the Prometheus reader. An SDK provider in this process passes each
-                measurement to them, which takes as long as in the SDK.
+                measurement to them, at the SDK's usual cost.
             resource: Resource whose attributes are added to the run's. They cannot change the run's identity (`service.name`
                 is the project). For `metric_readers`, they replace the run's attributes with the same name.
             exemplar_filter: Exemplar filter for `metric_readers`. The run itself has no exemplars.
@@ -209,7 +209,7 @@ class MeterProvider(metrics.MeterProvider):
         return {} if settings is None else {SERVICE_NAME: settings.project}
 
     def _recorder(self) -> Recorder | None:
-        """Return this process's recorder, or None. Called whenever a stream cannot use its fast path, such as at first."""
+        """Return this process's recorder, or None. Streams call this whenever they cannot use their fast path."""
         run = self._current_run()
         process = run._here() if run is not None else None
         if process is None:

@@ -148,7 +148,7 @@ class Binder:
 
     def _bind(self, attributes: AttributeSet) -> Bound:
         with LOCK:
-            limit = self._streams.limit()  # this begins a run if there is none
+            limit = self._streams.limit()  # this starts a run if there is none
             keys = frozenset(key for key, _ in attributes)
             templates = self._templates.get(keys)
             if templates is None:

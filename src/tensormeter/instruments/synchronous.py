@@ -75,7 +75,7 @@ class UpDownCounter(_Synchronous, metrics.UpDownCounter):
         """Add a number, or a tensor or array with one element. Does not wait, and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
-        except Exception:  # a new attribute set, no mapping, or an error in the code of a value: `_bind` sorts it out
+        except Exception:  # unknown attributes, not a mapping, or an exception of a value's own code
             stream = self._bind(attributes)
         place = None
         if amount.__class__ is float and -_MOST <= amount <= _MOST:
@@ -95,7 +95,7 @@ class Gauge(_Synchronous, metrics._Gauge):
         """Record a number, or a tensor or array with one element. Does not wait, and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
-        except Exception:  # a new attribute set, no mapping, or an error in the code of a value: `_bind` sorts it out
+        except Exception:  # unknown attributes, not a mapping, or an exception of a value's own code
             stream = self._bind(attributes)
         place = None
         if amount.__class__ is float:
@@ -115,7 +115,7 @@ class Histogram(_Synchronous, metrics.Histogram):
         """Record a number, or a tensor or array with one element. Does not wait, and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
-        except Exception:  # a new attribute set, no mapping, or an error in the code of a value: `_bind` sorts it out
+        except Exception:  # unknown attributes, not a mapping, or an exception of a value's own code
             stream = self._bind(attributes)
         place = None
         if amount.__class__ is float and -_MOST <= amount <= _MOST:

@@ -118,7 +118,7 @@ class Views:
                 (_template(instrument, metric, index, trial), frozenset(metric.data.data_points[0].attributes or {}))
                 for index, metric in enumerate(trial.collect(dict.fromkeys(keys, ""), 1))
             ]
-        except Exception as error:  # raised by a view, or because the SDK refuses a unit
+        except Exception as error:  # raised by a view, or because the SDK rejects a unit
             warn_once(
                 (Views, instrument),
                 "views are not applied to the instrument %r: %s",

@@ -35,7 +35,7 @@ Attribute = bool | int | float | str | Sequence[bool] | Sequence[int] | Sequence
 
 
 class Temporality(enum.IntEnum):
-    """The period that a point covers: since its series began, or since the previous point. The numbers are OTLP's."""
+    """The period that a point covers: since its series began, or since the previous point. The values match OTLP's."""
 
     UNSPECIFIED = 0
     DELTA = 1

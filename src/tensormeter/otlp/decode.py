@@ -94,7 +94,7 @@ def decode_metrics(body: bytes, check: Check = no_check) -> list[Batch]:
 
 
 class _UnusualError(Exception):
-    """Raised when fields cannot be separated because of groups or invalid bytes. protobuf then decides about their validity."""
+    """Raised when fields cannot be separated because of groups or invalid bytes. protobuf then decides if they are valid."""
 
 
 def _by_protobuf(body: bytes) -> list[Batch]:

@@ -1,4 +1,4 @@
-r"""The parser for all JSON documents from outside.
+r"""The parser for all JSON documents from external sources.
 
 JSON permits text that UTF-8 cannot encode, namely half of a surrogate pair ("\ud800"). The parser rejects such documents, so no
 other code has to handle them. Thread-safe; does not block.

@@ -1,4 +1,4 @@
-"""Limits on the number of elements in an OTLP request, which are counted on the wire before any message is built.
+"""Limits on the number of elements in an OTLP request. Elements are counted on the wire, before any message is built.
 
 A compressed request of a few kilobytes can contain millions of empty messages, and each costs far more than its two bytes. This
 module walks the protobuf wire format and stops at the first exceeded limit, so its own cost is also bounded. Points with the
@@ -46,8 +46,8 @@ COLUMN: Final = 3
 """Number of separate points that a column counts as, because storing and compacting it costs about as much as three points."""
 
 MAX_QUANTILES: Final = 10_000
-"""Maximum number of quantiles in one summary. The store accepts only 65,536 bytes, a third of that, but merely reading the
-quantiles takes much more memory."""
+"""Maximum number of quantiles in one summary. The store accepts only 65,536 bytes of quantiles, a third of that, but merely
+reading them takes much more memory."""
 
 _KINDS: Final = {
     "ResourceMetrics": "resources",
@@ -77,7 +77,7 @@ _FIXED_SIZES: Final = {
 }
 _NO_POINTS: Final[Sequence[tuple[int, int]]] = ()
 _CONTINUED: Final = bytes(range(0x80, 0x100))
-"""All byte values that a varint's bytes before the last can have."""
+"""Possible values of the bytes that precede a varint's last byte."""
 
 
 class TooManyElementsError(EncodingError):

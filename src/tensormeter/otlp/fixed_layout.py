@@ -33,8 +33,8 @@ _MIN_POINTS: Final = 4
 """Minimum number of points. protobuf reads fewer points just as quickly."""
 
 _MAX_POINT_BYTES: Final = 1 << 16
-"""Maximum size of a point in bytes. Indexing a larger point would take eight times its size, and no store accepts that many
-attributes."""
+"""Maximum size of a point in bytes. An index of a larger point would take eight times the point's memory, and no store accepts
+that many attributes."""
 
 _MANY_FIELDS: Final = 1000
 """Maximum number of fields in a point. protobuf reads points with more fields."""

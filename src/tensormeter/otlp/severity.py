@@ -1,4 +1,4 @@
-"""Severity of tensormeter's own log records, which log stores use to sort and filter."""
+"""Severity of tensormeter's own log records, for sorting and filtering in log stores."""
 
 from collections.abc import Mapping
 from typing import Final

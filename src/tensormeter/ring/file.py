@@ -44,7 +44,7 @@ _SEPARATOR: Final = "\x1e"
 
 
 def media_directory(ring_path: Path) -> Path:
-    """Return the directory in which a process's tables, images and texts wait for the agent. Files are numbered as logged."""
+    """Return the directory in which a process's tables, images and texts wait for the agent, numbered in logging order."""
     return ring_path.with_suffix(".media")
 
 
@@ -235,7 +235,7 @@ class RingFile:
         return printable(self._agent_words()[2])
 
     def report(self, trouble: str, set_aside: str, lost: str = "") -> None:
-        """Write `trouble`, `set_aside` and `lost`, each truncated to its reserved space. For the agent."""
+        """Write `trouble`, `set_aside` and `lost`, each truncated to its reserved space. Only the agent calls this."""
         parts = [
             text.replace(_SEPARATOR, " ").encode(errors="replace")[: TROUBLE_BYTES // 3 - 1]
             for text in (trouble, set_aside, lost)
@@ -255,7 +255,7 @@ class RingFile:
         return bytes(content).decode(errors="replace")
 
     def report_disk(self, text: str) -> None:
-        """Write `disk_report`, truncated to its reserved space. For the agent."""
+        """Write `disk_report`, truncated to its reserved space. Only the agent calls this."""
         encoded = text.encode(errors="replace")[:DISK_REPORT_BYTES]
         if text == self.disk_report or encoded.decode(errors="replace") == self.disk_report:
             return
@@ -410,7 +410,10 @@ def _lock(path: Path) -> int:
 
 
 def _map_new(path: Path, size: int) -> mmap.mmap:
-    """Create and map a file, and reserve its space. A full file system then raises here, instead of SIGBUS in `log`."""
+    """Create and map a file, and reserve its space.
+
+    A full file system therefore raises an error here, instead of causing a SIGBUS in `log`.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         if hasattr(os, "posix_fallocate"):

@@ -87,7 +87,7 @@ class Table:
 
     @cached_property
     def fractions(self) -> tuple[int, ...]:
-        """Fraction bits of the bounds in each octave, which are those of ``2 ** (r / 2**scale)``, rounded down, for each r."""
+        """Fraction bits of the bounds in each octave: for each r, those of ``2 ** (r / 2**scale)``, rounded down."""
         return tuple(_root(r, self.scale, self.fraction_bits) for r in range(1 << self.scale))
 
 

@@ -1,6 +1,6 @@
 """Functions of the CUDA runtime that torch does not expose.
 
-The callers also work without the runtime, which cannot be found in a static build or on ROCm.
+Callers also work if the runtime cannot be found, as with static builds or ROCm.
 """
 
 import ctypes

@@ -11,7 +11,7 @@ Stream order makes the row a snapshot, because later changes to the tensors happ
 The reader detects in memory that a row is complete: its words hold `PENDING` until the device has overwritten them with values.
 No event is recorded or polled, and nothing waits.
 
-Apple and Intel devices are read with the help of events (`EventCopies`), and so are CUDA devices if the ring cannot be
+Apple and Intel devices are read using events (`EventCopies`), and so are CUDA devices if the ring cannot be
 page-locked, for example because it is on a disk. Other values that become available later are polled (`PendingValues`).
 """
 
@@ -66,7 +66,7 @@ class DeviceCopies:
             ring: Ring that this process has created.
             on_failure: Function that receives the error of a polled value that will never arrive.
             on_pending: Function that is called whenever a value is added to `pending`.
-            on_detour: Function that receives the reason why CUDA devices are read with the help of events.
+            on_detour: Function that receives the reason why CUDA devices are read using events.
             one_launch: Whether devices may store directly into the ring if a trial shows that this works.
         """
         self.pending = PendingValues(ring, on_failure, on_pending)
@@ -85,7 +85,7 @@ class DeviceCopies:
 
     @property
     def paths(self) -> dict[str, str]:
-        """Path that values take, by CUDA device in use: `one launch`, `two launches (REASON)` or `events (REASON)`."""
+        """Path of values from each CUDA device in use: `one launch`, `two launches (REASON)` or `events (REASON)`."""
         detours = {str(device): f"events ({self._failure})" for device in self._detours.copy()}
         return detours | {
             str(device): "one launch" if mapped.view is not None else f"two launches (trial: {mapped.verdict})"
@@ -177,7 +177,7 @@ class DeviceCopies:
                 self._words[index] = LOST
 
     def close(self) -> None:
-        """Stop copying. Copies that have been launched still arrive; the memory can be released afterwards (`unlock_retired`)."""
+        """Stop copying. Copies that have been launched still arrive. Afterwards, `unlock_retired` may release the memory."""
         if self._host is not None:
             retire(self._host, self._is_quiet)
         for mapped in self._mapped.values():

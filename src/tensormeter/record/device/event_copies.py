@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["EVENT_DEVICES", "Event", "EventCopies", "copy_to_host", "record_event"]
 
 EVENT_DEVICES: Final = ("mps", "xpu")
-"""Types of devices that are always read with the help of events."""
+"""Types of devices that are always read using events."""
 
 
 class Event(Protocol):

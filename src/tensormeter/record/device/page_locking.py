@@ -1,6 +1,6 @@
 """Page-locks memory with CUDA, so that devices can store into it while the CPU continues.
 
-Page-locked memory must stay mapped, because CUDA does not detect that it is unmapped. Devices would continue to store into the
+Page-locked memory must stay mapped, because CUDA does not detect when it is unmapped. Devices would continue to store into the
 old pages. Memory that is later mapped at the same addresses, such as the next run's ring, would count as page-locked and never
 receive a value.
 """
@@ -35,7 +35,7 @@ _locked: Final[dict[int, "torch.Tensor"]] = {}
 """Page-locked memory by address. The reference keeps the memory mapped."""
 
 _retired: Final[dict[int, Callable[[], bool]]] = {}
-"""Addresses of page-locked memory that is no longer used. Each function returns whether all device stores have arrived."""
+"""Page-locked memory that is no longer used, by address. Each function returns whether all device stores have arrived."""
 
 
 def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
@@ -71,7 +71,7 @@ def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
 
 
 def retire(memory: "torch.Tensor", is_quiet: Callable[[], bool]) -> None:
-    """Mark memory as unused. It stays page-locked until a later call of `unlock_retired`.
+    """Mark memory as unused. It stays page-locked until a later call to `unlock_retired`.
 
     Args:
         memory: Tensor that was passed to `page_lock`. Memory that is not page-locked is ignored.

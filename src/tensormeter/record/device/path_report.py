@@ -31,7 +31,7 @@ class DevicePath:
         device: Name of the device, such as `cuda:0`.
         name: Product name of the device.
         path: Path that values take, as in `DeviceCopies.paths`, or the failure if `works` is False.
-        works: Whether the correct values of every dtype arrived.
+        works: Whether values of every dtype arrived and were correct.
         synchronizes: Whether a copy made the host wait for the device, or None if that is unknown.
     """
 

@@ -36,7 +36,7 @@ class PendingValues:
         Args:
             ring: Ring that this process has created.
             on_failure: Function that receives the error of a value that will never arrive. The reader counts the value as lost.
-            on_add: Function to call whenever an entry is added. It must arrange for later calls of `poll`.
+            on_add: Function to call whenever an entry is added. It must arrange for `poll` to be called later.
         """
         self._words = ring.words
         # An assignment to this view is a single 8-byte store, so no reader sees half a value.

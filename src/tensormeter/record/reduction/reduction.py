@@ -48,7 +48,7 @@ class Rule:
 class Reductions:
     """Incomplete reductions of the values that one thread has logged. Not thread-safe.
 
-    Host values and device values of the same name are reduced separately.
+    Host values and device values with the same name are reduced separately.
     """
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ __all__ = ["Rules"]
 
 
 class Rules:
-    """Rules by metric name pattern. Any thread may use it."""
+    """Reduction rules by metric name pattern. Thread-safe."""
 
     def __init__(self) -> None:
         self._patterns: list[tuple[str, Rule]] = []
