@@ -17,7 +17,7 @@ _BAD_ENDS: Final = ("failed", "crashed")
 def severity_of(event: Event) -> tuple[int, str]:
     """Return the number and text of an event's severity. If the event has none, derive it from the event's content.
 
-    An alert has the severity of its level. The end of a run that failed or crashed is an ERROR. Everything else is INFO.
+    An alert's level determines its severity. The end of a run that failed or crashed is an ERROR. Everything else is INFO.
     """
     if event.severity_number or event.severity_text:
         return event.severity_number, event.severity_text

@@ -287,7 +287,7 @@ class RingFile:
         return total, counts
 
     def head_positions(self) -> list[int]:
-        """Return the position after the last row of each lane. Only meaningful after the writer has finished."""
+        """Return the position after each lane's last row. Only meaningful after the writer has finished."""
         return [self.words[(start >> 3) + LaneWord.HEAD] for start, _ in self.lanes]
 
     def tail_positions(self) -> list[int]:

@@ -53,7 +53,7 @@ class MappedRing:
         self.verdict = "running" if try_it else "none, as set by device_path"
         if not try_it:
             return
-        # Shared anonymous memory behaves like a file in /dev/shm.
+        # Shared anonymous memory is the same kind of memory as a file in /dev/shm.
         self._page = mmap.mmap(-1, mmap.PAGESIZE)
         self._words = memoryview(self._page).cast("q")
         self._values = memoryview(self._page).cast("d")

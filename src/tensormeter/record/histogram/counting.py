@@ -244,7 +244,7 @@ class _Cells:
 
     Attributes:
         split: Bound in each cell, or an arbitrary number if the cell has none.
-        bins: Two consecutive bins for each cell: the bin of its numbers above the bound, then the bin of all others.
+        bins: Two consecutive bins for each cell: the bin of its numbers above the bound, then the bin of those up to the bound.
     """
 
     def __init__(self, table: Table) -> None:

@@ -26,7 +26,7 @@ _NOT_FOR_STREAMS: Final = 1 / 4
 
 
 class Layouts:
-    """Layouts by their contents. Any thread and any signal handler may call the methods.
+    """Layouts, indexed by their contents. Any thread and any signal handler may call the methods.
 
     The methods return None if no more layouts can be added because there are too many, or because the dictionary is full.
 

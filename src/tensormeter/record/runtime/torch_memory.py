@@ -59,7 +59,7 @@ def torch_memory() -> Iterator[tuple[Stream, int]]:
     """Yield the allocator's statistics for each GPU that this process uses.
 
     The allocator keeps the statistics in host memory. Reading them does not wait for the GPU, launch kernels, import torch or
-    initialize CUDA. It takes about 30 microseconds per GPU, so call it every few seconds rather than in every log call.
+    initialize CUDA. Each GPU takes about 30 microseconds, so call this every few seconds rather than in every log call.
     Thread-safe.
     """
     torch: Any = sys.modules.get("torch")
