@@ -42,7 +42,7 @@ def test_there_are_examples() -> None:
 
 
 def test_settings_table() -> None:
-    rows = ["| setting | environment | default | |", "|---|---|---|---|"]
+    rows = ["| setting | environment variable | default | description |", "|---|---|---|---|"]
     for name, variables, default, text in describe_settings():
         rows.append(f"| `{name}` | {', '.join(f'`{variable}`' for variable in variables)} | {default} | {text} |")
     shown = README.partition("<!-- settings -->\n")[2].partition("\n<!-- /settings -->")[0]

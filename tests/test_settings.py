@@ -58,9 +58,9 @@ def test_destinations_may_be_given_as_the_text_that_the_variable_takes():
         ("sample_interval", "often", "sample_interval: expected a number from 0.1"),
         ("record_command", "no", "record_command: expected True or False, got 'no'"),
         ("mask_config", "no", "mask_config: expected True or False, got 'no'"),
-        ("exporters", "experiment,experiment", "exporters: expected a list of different names"),
-        ("exporters", 7, "exporters: expected a list of different names"),
-        ("exporters", [], "exporters: expected a list of different names"),
+        ("exporters", "experiment,experiment", "exporters: expected a list of distinct names"),
+        ("exporters", 7, "exporters: expected a list of distinct names"),
+        ("exporters", [], "exporters: expected a list of distinct names"),
         ("max_export_batch_size", True, "max_export_batch_size: expected an integer from 1"),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_bad_argument_is_named(field, value, words):
         ("MODE", "dry", "expected one of online, offline, disabled, got 'dry'"),
         ("MASK_CONFIG", "perhaps", "expected true or false, got 'perhaps'"),
         ("EXPORTER_OPTIONS", "jsonl", "expected DESTINATION.OPTION=VALUE, got 'jsonl'"),
-        ("TAGS", "x" * 129, "expected texts of 1 to 128 characters, got 'xxxxxxxxxxxx...xxxxxxxxxxxxx'"),
+        ("TAGS", "x" * 129, "expected strings of 1 to 128 characters, got 'xxxxxxxxxxxx...xxxxxxxxxxxxx'"),
     ],
 )
 def test_an_invalid_variable_is_named_with_what_is_valid(monkeypatch, variable, text, message):

@@ -1,4 +1,4 @@
-"""Rows of the settings table: where a value comes from, and which values are valid."""
+"""Parsers and checks for settings, and the dataclass field that uses them."""
 
 import dataclasses
 import os
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 Check = Callable[[Any], Any]
-"""Returns the value, in the form in which `Settings` stores it. Raises ValueError with what was expected and what was given."""
+"""Return the value in the form that `Settings` stores. Raise ValueError with the expected and the actual value."""
 
 _Parse = Callable[[str], Any]
 _Read = Callable[[str], Any]
@@ -65,19 +65,19 @@ def setting(
     shown: str | None = None,
     secret: bool = False,
 ) -> Any:
-    """One row of the table: a dataclass field whose default is the environment's value, or else `default`.
+    """Return a dataclass field whose default comes from the environment, or else from `default`.
 
     Args:
-        default: The default, or a function that returns it.
-        variable: Our own environment variable.
-        others: Variables of other software, and the functions that read them. A function returns None if its variable is unset
-            or unusable, and never raises.
-        parse: Converts the text of our own variable. Raises ValueError. Text that is not a number may be returned as it is, for
-            `check` to refuse.
-        check: Validates and normalizes the value.
-        help: Purpose of the setting, for people.
-        shown: Default in words, if it depends on the machine.
-        secret: Whether to hide the value.
+        default: Default value, or a function that returns it.
+        variable: The setting's `TENSORMETER_*` environment variable.
+        others: Environment variables of other software, with the functions that read them. A function returns None if its
+            variable is unset or invalid, and never raises.
+        parse: Function that converts the text of `variable`, or raises ValueError. It may return text that is not a number
+            unchanged, so that `check` rejects it.
+        check: Function that validates and normalizes the value.
+        help: Description of the setting in the documentation.
+        shown: Default in the documentation, if it depends on the machine.
+        secret: Whether the value is a secret, which is neither shown nor stored.
     """
 
     def resolve() -> Any:
@@ -105,10 +105,10 @@ def setting(
 
 
 def checked(name: str, check: Check | None, value: Any) -> Any:
-    """Return the value of a setting in the form in which it is stored.
+    """Validate the value of a setting, and return it in the form that `Settings` stores.
 
     Raises:
-        SettingsError: The value is invalid; the message names the setting.
+        SettingsError: The value is invalid. The message names the setting.
     """
     try:
         return value if check is None else check(value)
@@ -126,7 +126,7 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_int(text: str) -> int | str:
-    """Return an integer, or the text if it is not one."""
+    """Return the text as an integer, or unchanged if it is not an integer."""
     try:
         return int(text)
     except ValueError:
@@ -134,7 +134,7 @@ def parse_int(text: str) -> int | str:
 
 
 def parse_float(text: str) -> float | str:
-    """Return a number, or the text if it is not one."""
+    """Return the text as a float, or unchanged if it is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -176,7 +176,7 @@ def number(low: float, high: float, *, zero: str = "") -> Check:
     Args:
         low: Smallest number.
         high: Largest number.
-        zero: Meaning of 0, for the message, if it is valid although it is below `low`.
+        zero: Meaning of 0 in the error message, if 0 is valid although it is below `low`.
     """
     alternative = f", or 0 for {zero}" if zero else ""
 
@@ -191,7 +191,7 @@ def number(low: float, high: float, *, zero: str = "") -> Check:
 
 
 def choice(literal: Any) -> Check:
-    """Accept the texts of a `Literal`."""
+    """Accept the values of a `Literal`."""
     choices = get_args(literal)
 
     def check(value: Any) -> Any:
@@ -203,16 +203,16 @@ def choice(literal: Any) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """Accept None, and what `check` accepts."""
+    """Accept None and all values that `check` accepts."""
     return lambda value: None if value is None else check(value)
 
 
 def longest_text(longest: int) -> Check:
-    """Accept texts of at most this many characters."""
+    """Accept strings of up to `longest` characters."""
 
     def check(value: Any) -> Any:
         if not isinstance(value, str) or len(value) > longest:
-            raise ValueError(f"expected a text of at most {longest} characters, got {reprlib.repr(value)}")
+            raise ValueError(f"expected a string of at most {longest} characters, got {reprlib.repr(value)}")
         return value
 
     return check
@@ -233,7 +233,7 @@ def identifier(value: Any) -> Any:
 
 
 def path(value: Any) -> Path:
-    """Make a path absolute."""
+    """Convert a path to an absolute path."""
     try:
         return Path(value).expanduser().absolute()
     except (RuntimeError, TypeError, OSError) as error:
@@ -241,36 +241,36 @@ def path(value: Any) -> Path:
 
 
 def unique_names(value: Any) -> tuple[str, ...]:
-    """Accept a list of different names, or the text of the environment variable."""
+    """Accept a list of distinct names, or the same list as comma-separated text."""
     names = parse_names(value) if isinstance(value, str) else value if isinstance(value, list | tuple) else ()
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise ValueError(f"expected a list of different names, got {value!r}")
+        raise ValueError(f"expected a list of distinct names, got {value!r}")
     return tuple(names)
 
 
 def tag_list(value: Any) -> tuple[str, ...]:
-    """Accept a list of short texts; duplicates are removed."""
+    """Accept a list of short strings, and remove duplicates."""
     if not isinstance(value, list | tuple) or len(value) > _MOST_TAGS:
-        raise ValueError(f"expected a list of at most {_MOST_TAGS} texts, got {reprlib.repr(value)}")
+        raise ValueError(f"expected a list of at most {_MOST_TAGS} strings, got {reprlib.repr(value)}")
     for tag in value:
         if not isinstance(tag, str) or not 0 < len(tag) <= _LONGEST_TAG:
-            raise ValueError(f"expected texts of 1 to {_LONGEST_TAG} characters, got {reprlib.repr(tag)}")
+            raise ValueError(f"expected strings of 1 to {_LONGEST_TAG} characters, got {reprlib.repr(tag)}")
     return tuple(dict.fromkeys(value))
 
 
 def option_texts(value: Any) -> dict[str, str]:
-    """Accept texts by `DESTINATION.OPTION`."""
+    """Accept a mapping from `DESTINATION.OPTION` to text."""
     if not isinstance(value, Mapping) or not all(
         isinstance(key, str) and isinstance(text, str) and _OPTION.fullmatch(key) for key, text in value.items()
     ):
-        raise ValueError(f"expected texts by DESTINATION.OPTION, got {value!r}")
+        raise ValueError(f"expected a mapping from DESTINATION.OPTION to text, got {value!r}")
     return dict(value)
 
 
 def token_text(value: Any) -> str:
-    """Accept a token; the message never shows it."""
+    """Accept a token. Error messages never contain it."""
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
-        raise ValueError("expected printable ASCII characters without spaces or line ends")
+        raise ValueError("expected printable ASCII characters without spaces or line breaks")
     return value
 
 
@@ -278,7 +278,7 @@ def endpoint_url(example: str) -> Check:
     """Accept an HTTP or HTTPS URL without credentials.
 
     Args:
-        example: Valid URL, for the message.
+        example: Valid URL to show in the error message.
     """
 
     def check(value: Any) -> Any:
@@ -288,7 +288,7 @@ def endpoint_url(example: str) -> Check:
         try:
             parts = urlsplit(value) if isinstance(value, str) else None
             valid = parts and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # a port that is not a number, or a bracket that is not closed
+        except ValueError:  # the port is not a number, or a bracket is unclosed
             valid = False
         if not parts or not valid:
             shown = repr(mask(value) if isinstance(value, str) else value)

@@ -1,9 +1,9 @@
-"""The table of settings of a run.
+"""The settings of a run, with their environment variables, defaults and help texts.
 
-Each setting is resolved on its own: first the argument, then the environment (variables in the order listed), then the default.
-`Settings()` reads the environment once, when it is constructed, and is immutable. An invalid argument or variable of ours
-(`TENSORMETER_*`) raises; an invalid variable of other software is ignored with a warning (see `environment`).
-`setting_field` has the parsers and checks that the rows name.
+Each setting is resolved independently: first the argument, then the environment variables in the listed order, then the default.
+`Settings()` reads the environment once, when it is constructed, and is immutable. An invalid argument or `TENSORMETER_*`
+variable raises an error. An invalid variable of other software is ignored with a warning (see `environment`).
+The parsers and checks of the settings are in `setting_field`.
 """
 
 import dataclasses
@@ -69,14 +69,14 @@ DEFAULT_PORT: Final = 4320
 _WITHOUT_ENDPOINT: Final = frozenset(
     {"console", "jsonl", "mlflow", "otel", "otlp", "prometheus", "tensorboard", "wandb"}
 )
-"""Destinations that do not send to the setting `endpoint`."""
+"""Destinations that do not send data to the `endpoint` setting."""
 
 
 _RATE_OPTION: Final = "max_upload_bytes_per_second"
-"""Option that every destination has. Exporters do not see it."""
+"""Option of every destination. It is not passed to the exporter."""
 
 _OPTIONS_OF_THE_RUN: Final = ("max_export_batch_size", "schedule_delay")
-"""Settings of the run that no destination can have."""
+"""Settings that apply to the whole run and cannot be set per destination."""
 
 _LONGEST_NOTES: Final = 65_536
 _DAY: Final = 86_400
@@ -91,20 +91,20 @@ _endpoint: Final = endpoint_url(default_endpoint())
 
 
 def _read_later(variable: str) -> None:
-    """Leave the variable to `Settings._default_endpoint`: it counts only if a destination sends to the endpoint."""
+    """Return None. `Settings._default_endpoint` reads the variable, which matters only if a destination uses the endpoint."""
 
 
 def _default_buffer_directory() -> Path | None:
-    shared_memory = Path("/dev/shm")  # noqa: S108 - the ring belongs in shared memory; its folder is private (0700)
+    shared_memory = Path("/dev/shm")  # noqa: S108 - rings are in private folders (mode 0700)
     return shared_memory if os.access(shared_memory, os.W_OK) else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings of a run. The README's table is tested against this one.
+    """All settings of a run. A test compares the README's settings table with this class.
 
     Raises:
-        SettingsError: An argument or a variable of ours is invalid; the message names it.
+        SettingsError: An argument or a `TENSORMETER_*` variable is invalid. The message names it.
     """
 
     project: str = setting(
@@ -113,14 +113,14 @@ class Settings:
         ("OTEL_SERVICE_NAME", inherited.read_service_name),
         ("OTEL_RESOURCE_ATTRIBUTES", inherited.read_service_attribute),
         check=identifier,
-        help="Project that the run belongs to; `service.name` of the resource.",
+        help="Project of the run. It is recorded as the resource attribute `service.name`.",
     )
     run_id: str | None = setting(
         None,
         "TENSORMETER_RUN_ID",
         shown="random",
         check=optional(identifier),
-        help="Id of the run; the same on every rank.",
+        help="Run id. It must be the same on every rank.",
     )
     attempt: int | None = setting(
         None,
@@ -130,15 +130,15 @@ class Settings:
         parse=parse_int,
         shown="counted on this machine",
         check=optional(integer(1, MAX_ATTEMPT)),
-        help="Number of the run's attempt, from 1. A later attempt shadows the steps that it repeats.",
+        help="Attempt number, from 1. A later attempt shadows the steps that it repeats.",
     )
-    name: str | None = setting(None, "TENSORMETER_NAME", shown="the id", help="Name of the run, for people.")
+    name: str | None = setting(None, "TENSORMETER_NAME", shown="the run id", help="Display name of the run.")
     group: str = setting(
         "",
         "TENSORMETER_GROUP",
         shown="none",
         check=longest_text(_LONGEST_NOTES),
-        help="Name of the group that the run belongs to (for example, a sweep); a column of the table of runs.",
+        help="Group of the run, such as a sweep. The runs table has a column for it.",
     )
     tags: tuple[str, ...] = setting(
         (),
@@ -146,25 +146,25 @@ class Settings:
         parse=parse_names,
         shown="none",
         check=tag_list,
-        help="Tags to find the run by, separated by commas.",
+        help="Comma-separated tags for finding the run.",
     )
     notes: str = setting(
-        "", "TENSORMETER_NOTES", shown="none", check=longest_text(_LONGEST_NOTES), help="Notes on the run, for people."
+        "", "TENSORMETER_NOTES", shown="none", check=longest_text(_LONGEST_NOTES), help="Free-form notes about the run."
     )
     mode: Mode = setting(
         "online",
         "TENSORMETER_MODE",
         ("OTEL_SDK_DISABLED", inherited.read_disabled),
         check=choice(Mode),
-        help="`online` delivers; `offline` only writes to the spool, for `tensormeter sync`; `disabled` records "
+        help="`online` delivers data; `offline` only writes it to the spool, for `tensormeter sync`; `disabled` records "
         "nothing.",
     )
     ranks: Ranks = setting(
         "all",
         "TENSORMETER_RANKS",
         check=choice(Ranks),
-        help="Ranks that record: `all`, the first of each `node`, or only the `first`. On other ranks the run is "
-        "disabled.",
+        help="Ranks that record data: `all`, the first rank of each `node`, or only the `first` rank. On the other "
+        "ranks, the run is disabled.",
     )
     endpoint: str = setting(
         lambda: NOT_GIVEN,
@@ -172,7 +172,7 @@ class Settings:
         ("OTEL_EXPORTER_OTLP_ENDPOINT", _read_later),
         shown=f"`{default_endpoint()}`",
         check=_endpoint,
-        help="Base URL to send OTLP to: an experiment server or an OTLP/HTTP Collector.",
+        help="Base URL of the experiment server or OTLP/HTTP Collector that receives the data.",
     )
     token: str | None = setting(
         None,
@@ -186,15 +186,15 @@ class Settings:
         None,
         "TENSORMETER_TOKEN_FILE",
         check=optional(path),
-        help="File with the bearer token, used if `token` is not set. It is read again when the endpoint refuses "
-        "the token.",
+        help="File that contains the bearer token, used if `token` is not set. The file is read again if the endpoint "
+        "rejects the token.",
     )
     exporters: tuple[str, ...] = setting(
         ("experiment",),
         "TENSORMETER_EXPORTERS",
         parse=parse_names,
         check=unique_names,
-        help="Destinations, by entry-point name, separated by commas; `NAME:LABEL` for several of the same kind.",
+        help="Comma-separated names of destinations. Use `NAME:LABEL` for several destinations of the same kind.",
     )
     exporter_options: Mapping[str, str] = setting(
         dict,
@@ -202,80 +202,82 @@ class Settings:
         parse=parse_options,
         shown="none",
         check=option_texts,
-        help="Options of destinations, as `DESTINATION.OPTION=VALUE`, separated by commas (`%2C` for a comma in "
-        "a value). They are stored with the run: do not put secrets here.",
+        help="Comma-separated options of destinations, as `DESTINATION.OPTION=VALUE`. Write `%2C` for a comma in a "
+        "value. Options are stored with the run, so do not put secrets here.",
     )
     agent: AgentKind = setting(
         "process",
         "TENSORMETER_AGENT",
         check=choice(AgentKind),
-        help="`process` delivers from a separate process, `thread` from a thread of the training process; `off` "
-        "only records, for `tensormeter sync`.",
+        help="`process` delivers from a separate process, `thread` from a thread of the training process. `off` "
+        "only records data, for `tensormeter sync`.",
     )
     directory: Path = setting(
         user_state_folder,
         "TENSORMETER_DIR",
         shown="`tensormeter` in the user's state directory",
         check=path,
-        help="Directory for the spools of runs until everything is delivered.",
+        help="Directory for the spools of runs. Data stays there until it is delivered.",
     )
     buffer_directory: Path | None = setting(
         _default_buffer_directory,
         "TENSORMETER_BUFFER_DIR",
         shown="`/dev/shm`",
         check=optional(path),
-        help="Directory for ring buffers: shared memory if available, otherwise next to the spool.",
+        help="Directory for ring buffers. If shared memory is not available, they are stored next to the spool.",
     )
     buffer_bytes: int = setting(
         16 << 20,
         "TENSORMETER_BUFFER_BYTES",
         parse=parse_int,
         check=integer(1 << 16, 1 << 40),
-        help="Size of a process's ring buffer in bytes, reserved at start. If it is full, new rows are dropped "
-        "and counted.",
+        help="Size of each process's ring buffer in bytes, reserved when the run starts. While the buffer is full, new "
+        "rows are dropped and counted.",
     )
     media_buffer_bytes: int = setting(
         64 << 20,
         "TENSORMETER_MEDIA_BUFFER_BYTES",
         parse=parse_int,
         check=integer(0, 1 << 40),
-        help="Maximum bytes of tables, images and texts of a process that wait for the agent, next to the ring "
-        "buffer. Any more are dropped and counted.",
+        help="Maximum total size in bytes of the tables, images and text that wait for the agent, per process. They "
+        "are stored next to the ring buffer. Items beyond the limit are dropped and counted.",
     )
     device_path: DevicePath = setting(
         "auto",
         "TENSORMETER_DEVICE_PATH",
         check=choice(DevicePath),
-        help="How values of CUDA devices reach the ring buffer: `auto` stores them with one kernel launch if a "
-        "trial succeeds; `two_launches` skips the trial and copies them.",
+        help="How CUDA values reach the ring buffer. `auto` stores them with one kernel launch if a trial launch "
+        "succeeds, and otherwise copies them. `two_launches` skips the trial and always copies them.",
     )
     after_fork: AfterFork = setting(
         "record",
         "TENSORMETER_AFTER_FORK",
         check=choice(AfterFork),
-        help="Behavior of `log` in a forked child: `record` as a separate process, or `ignore` with one warning.",
+        help="Behavior of `log` in a forked child: `record` the values as a separate process, or `ignore` them with one "
+        "warning.",
     )
     sample_interval: float = setting(
         10.0,
         "TENSORMETER_SAMPLE_INTERVAL",
         parse=parse_float,
         check=number(0.1, 3600, zero="none"),
-        help="Interval in seconds at which GPU, host and process statistics are sampled; at least 0.1, or 0 for none.",
+        help="Interval in seconds between samples of GPU, host and process metrics. The minimum is 0.1; 0 turns "
+        "sampling off.",
     )
     record_command: bool = setting(
         True,
         "TENSORMETER_RECORD_COMMAND",
         parse=parse_bool,
         check=boolean,
-        help="Whether to record the command line as part of the resource, with secrets masked.",
+        help="Whether to record the command line in the resource, with secrets masked.",
     )
     mask_config: bool = setting(
         True,
         "TENSORMETER_MASK_CONFIG",
         parse=parse_bool,
         check=boolean,
-        help="Whether to replace apparent secrets in the configuration by `***`, as in the command line. `False` "
-        "records the configuration unchanged.",
+        help="Whether to replace likely secrets in the config with `***`, as in the command line. `False` records the "
+        "config unchanged.",
     )
     schedule_delay: float = setting(
         1.0,
@@ -283,22 +285,22 @@ class Settings:
         ("OTEL_METRIC_EXPORT_INTERVAL", inherited.read_export_interval),
         parse=parse_float,
         check=number(0.01, 3600),
-        help="Interval in seconds between two batches.",
+        help="Interval in seconds between batches.",
     )
     max_export_batch_size: int = setting(
         50_000,
         "TENSORMETER_MAX_EXPORT_BATCH_SIZE",
         parse=parse_int,
         check=integer(1, 2_000_000),
-        help="Maximum number of data points in a request (a row is never split).",
+        help="Maximum number of data points in a request. A row is never split.",
     )
     self_metrics_interval: float = setting(
         10.0,
         "TENSORMETER_SELF_METRICS_INTERVAL",
         parse=parse_float,
         check=number(0, _DAY),
-        help="Interval in seconds at which the cost of logging, drop counts and the agent's backlog are reported "
-        "as metrics of the run; 0 for none.",
+        help="Interval in seconds at which the run reports its logging cost, drop counts and agent backlog as metrics. "
+        "0 turns these metrics off.",
     )
     temporality: TemporalityPreference = setting(
         "cumulative",
@@ -306,7 +308,7 @@ class Settings:
         ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", inherited.read_temporality),
         parse=parse_lower,
         check=choice(TemporalityPreference),
-        help="Temporality of sums and histograms of OpenTelemetry instruments: `cumulative`, `delta` or `lowmemory`.",
+        help="Temporality of sums and histograms from OpenTelemetry instruments: `cumulative`, `delta` or `lowmemory`.",
     )
     histogram_aggregation: HistogramAggregation = setting(
         "explicit_bucket_histogram",
@@ -323,14 +325,15 @@ class Settings:
         ("OTEL_METRIC_EXPORT_INTERVAL", inherited.read_export_interval),
         parse=parse_float,
         check=number(0.01, _DAY),
-        help="Interval in seconds between two calls of the callbacks of observable instruments.",
+        help="Interval in seconds at which the callbacks of observable instruments are called.",
     )
     cardinality_limit: int = setting(
         2000,
         "TENSORMETER_CARDINALITY_LIMIT",
         parse=parse_int,
         check=integer(1, 60_000),
-        help="Maximum number of attribute sets of an instrument; any more are recorded as `otel.metric.overflow`.",
+        help="Maximum number of attribute sets per instrument. Measurements with further attribute sets are combined "
+        "under `otel.metric.overflow`.",
     )
     export_timeout: float = setting(
         10.0,
@@ -338,61 +341,61 @@ class Settings:
         ("OTEL_EXPORTER_OTLP_TIMEOUT", opentelemetry_timeout),
         parse=parse_float,
         check=number(0.1, 3600),
-        help="Maximum seconds to send one request.",
+        help="Timeout in seconds for sending one request.",
     )
     finish_timeout: float = setting(
         60.0,
         "TENSORMETER_FINISH_TIMEOUT",
         parse=parse_float,
         check=number(0, _DAY),
-        help="Maximum seconds that `finish` waits for delivery. The agent delivers the rest afterwards.",
+        help="Maximum time in seconds that `finish` waits for delivery. The agent delivers the rest afterwards.",
     )
     linger_timeout: float = setting(
         300.0,
         "TENSORMETER_LINGER_TIMEOUT",
         parse=parse_float,
         check=number(0, 7 * _DAY),
-        help="Maximum seconds that the agent retries after the last training process has ended. Undelivered data "
-        "stays in the spool.",
+        help="Maximum time in seconds that the agent keeps retrying after the last training process has ended. Data "
+        "that is still undelivered stays in the spool.",
     )
     heartbeat_interval: float = setting(
         30.0,
         "TENSORMETER_HEARTBEAT_INTERVAL",
         parse=parse_float,
         check=number(0, _DAY),
-        help="Interval in seconds at which an idle process sends a heartbeat and reports its drop counts. 0 for "
-        "never: the server then shows a run that logs nothing for minutes as stalled.",
+        help="Interval in seconds at which an idle process sends a heartbeat with its drop counts. 0 turns heartbeats "
+        "off; the server then shows a run that logs nothing for minutes as stalled.",
     )
     sigterm_timeout: float = setting(
         10.0,
         "TENSORMETER_SIGTERM_TIMEOUT",
         parse=parse_float,
         check=number(0, 3600),
-        help="Maximum seconds to deliver pending data on SIGTERM before the previous handler runs. 0 leaves "
-        "SIGTERM alone: a run that it ends then counts as crashed.",
+        help="Maximum time in seconds to deliver pending data on SIGTERM before the previous handler runs. With 0, "
+        "tensormeter does not handle SIGTERM, and a run that SIGTERM ends counts as crashed.",
     )
     durability: Durability = setting(
         "flush",
         "TENSORMETER_DURABILITY",
         check=choice(Durability),
-        help="Durability of the spool on power failure: `fsync` each batch, `flush` it to the operating system, "
-        "or `none`. A killed process loses nothing with any of them.",
+        help="Durability of the spool in a power failure: `fsync` each batch, `flush` it to the operating system, or "
+        "`none`. With any of these, killing the process loses no data.",
     )
     spool_max_bytes: int = setting(
         1 << 30,
         "TENSORMETER_SPOOL_MAX_BYTES",
         parse=parse_int,
         check=integer(1 << 16, 1 << 50),
-        help="Maximum size of a run's spool in bytes. If it is full, system metrics are evicted first, then "
-        "media, then scalars are thinned; the configuration and last values stay.",
+        help="Maximum size of a run's spool in bytes. When the spool is full, system metrics are evicted first, then "
+        "media; then scalars are thinned out. The config and the last values are kept.",
     )
     max_upload_bytes_per_second: int | None = setting(
         None,
         "TENSORMETER_MAX_UPLOAD_BYTES_PER_SECOND",
         parse=parse_int,
         check=optional(integer(1, 1 << 40)),
-        help="Maximum average upload rate to each destination in bytes per second. A destination can have its "
-        "own value: `DESTINATION.max_upload_bytes_per_second` in `exporter_options`.",
+        help="Maximum average upload rate to each destination in bytes per second. To set another rate for one "
+        "destination, use `DESTINATION.max_upload_bytes_per_second` in `exporter_options`.",
     )
 
     def __post_init__(self) -> None:
@@ -406,10 +409,10 @@ class Settings:
 
     @classmethod
     def small(cls, **changes: Any) -> "Settings":
-        """Settings for machines with little memory: a ring buffer of 1 MiB, batches of at most 10,000 points, and no statistics.
+        """Return settings for machines with little memory: a 1 MiB ring buffer, batches of up to 10,000 points, and no sampling.
 
         Args:
-            changes: Further settings, which take precedence.
+            changes: Additional settings, which take precedence.
 
         Raises:
             SettingsError: A value is invalid.
@@ -436,11 +439,11 @@ class Settings:
         return {name: value for name, value in self._all_options_of(destination).items() if name not in own}
 
     def excluded_signals(self, destination: str) -> tuple[ExcludedSignal, ...]:
-        """Return the signals that are not sent to a destination, with the reasons: see `tensormeter.environment.signals`."""
+        """Return the signals that are not sent to a destination, with reasons (see `tensormeter.environment.signals`)."""
         return excluded_signals(destination, self._all_options_of(destination))
 
     def takers(self, signal: Signal, destinations: Sequence[str]) -> tuple[str, ...]:
-        """Return the destinations to which a signal is sent, of the given ones."""
+        """Return the subset of the given destinations to which a signal is sent."""
         return tuple(
             destination
             for destination in destinations
@@ -448,7 +451,7 @@ class Settings:
         )
 
     def upload_rate_of(self, destination: str) -> int | None:
-        """Bytes a second sent to one destination, on average; None for no limit.
+        """Return the maximum average upload rate to a destination in bytes per second; None for no limit.
 
         Raises:
             SettingsError: An option of the destination is invalid.
@@ -457,18 +460,18 @@ class Settings:
         for name in _OPTIONS_OF_THE_RUN:
             if name in options:
                 raise SettingsError(
-                    f"{destination}.{name}: cannot be set for one destination; set {name} (TENSORMETER_{name.upper()}) "
-                    "for the run"
+                    f"{destination}.{name}: cannot be set for a single destination; set {name} (TENSORMETER_{name.upper()}) "
+                    "for the whole run"
                 )
         rate = options.get(_RATE_OPTION)
         if rate is None:
             return self.max_upload_bytes_per_second
         if not (rate.isascii() and rate.isdecimal() and 1 <= int(rate) <= 1 << 40):
-            raise SettingsError(f"{destination}.{_RATE_OPTION}: expected a number of bytes from 1, got {rate!r}")
+            raise SettingsError(f"{destination}.{_RATE_OPTION}: expected a positive number of bytes, got {rate!r}")
         return int(rate)
 
     def current_token(self) -> str | None:
-        """Return the token, or the current content of the token file.
+        """Return the token, or the current contents of the token file.
 
         Raises:
             SettingsError: The file cannot be read, or contains no token.
@@ -478,16 +481,16 @@ class Settings:
         try:
             token = self.token_file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"token_file {self.token_file}: cannot be read ({error})") from None
+            raise SettingsError(f"token_file {self.token_file}: could not read the file ({error})") from None
         return str(checked(f"token_file {self.token_file}", token_text, token))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings without secrets, as JSON values. They are stored with the run, so that another process can deliver it."""
+        """Return the settings as JSON values, without secrets. They are stored with the run for the process that delivers it."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     def _default_endpoint(self) -> str:
-        """OpenTelemetry's endpoint, or the experiment server's. It warns only if a destination sends there."""
+        """Return the endpoint of the OpenTelemetry variables or the default. Warn only if a destination uses it."""
         used = self.mode != "disabled" and any(
             name.partition(":")[0] not in _WITHOUT_ENDPOINT for name in self.exporters
         )
@@ -504,9 +507,9 @@ class Settings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":
-        """The inverse of `to_json`; secrets come from this process's environment.
+        """Restore settings from the result of `to_json`. Secrets come from the environment of this process.
 
-        Unknown names are ignored, and so are options that destinations no longer have.
+        Unknown names and options that destinations no longer support are ignored.
         """
         known = {name: value for name, value in values.items() if name in cls.names()}
         options = known.get("exporter_options")
@@ -520,7 +523,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is reachable from this machine only."""
+    """Return whether a host name or address can be reached only from this machine."""
     if host == "localhost":
         return True
     try:
@@ -530,7 +533,7 @@ def is_loopback(host: str) -> bool:
 
 
 def describe_settings() -> list[tuple[str, tuple[str, ...], str, str]]:
-    """Return the table: (name, environment variables, default in words, help) for each setting, in order."""
+    """Return (name, environment variables, displayed default, help text) for each setting, in order."""
     return [
         (field.name, field.metadata["variables"], field.metadata["default"], field.metadata["help"])
         for field in dataclasses.fields(Settings)

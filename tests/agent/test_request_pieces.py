@@ -221,7 +221,7 @@ def test_a_damaged_request_is_counted_and_the_others_go(spool, put):
 @pytest.mark.parametrize("value", ["-1", "0", "many", "1.5"])
 def test_an_upload_rate_that_cannot_be_kept_is_refused_at_once(value):
     with pytest.raises(
-        SettingsError, match=rf"max_upload_bytes_per_second: expected a number .* from 1, got '{value}'"
+        SettingsError, match=rf"max_upload_bytes_per_second: expected a positive number .*, got '{value}'"
     ):
         Settings(exporter_options={"jsonl.max_upload_bytes_per_second": value})
 
@@ -238,7 +238,7 @@ def test_each_destination_has_its_own_upload_rate():
 
 @pytest.mark.parametrize("option", ["schedule_delay", "max_export_batch_size"])
 def test_size_and_delay_belong_to_the_run(option):
-    words = rf"otlp:eu\.{option}: cannot be set for one destination; set {option} \(TENSORMETER_{option.upper()}\) for the run"
+    words = rf"otlp:eu\.{option}: cannot be set for a single destination; set {option} \(TENSORMETER_{option.upper()}\) for the whole run"
     with pytest.raises(SettingsError, match=words):
         Settings(exporter_options={f"otlp:eu.{option}": "30"})
 
