@@ -31,7 +31,7 @@ def options_of(module):
 
 
 def test_every_destination_is_documented():
-    table = DOCUMENT[DOCUMENT.index("| destination | needs") :].partition("\n\n")[0]
+    table = DOCUMENT[DOCUMENT.index("| destination | requires") :].partition("\n\n")[0]
     listed = re.findall(r"^\| `(\w+)(?::NAME)?` \|", table, re.MULTILINE)
     assert sorted(listed) == sorted(ENTRIES.names)
 
