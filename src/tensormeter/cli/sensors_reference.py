@@ -1,4 +1,4 @@
-"""Generates the reference of all automatic metrics: ``python -m tensormeter.cli.sensors_reference > docs/sensors.md``."""
+"""Generates the reference of all system metrics: ``python -m tensormeter.cli.sensors_reference > docs/sensors.md``."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -23,52 +23,52 @@ _PARTS: Final = (
         GPU_INSTRUMENTS,
         (
             f"Sensors: `{NvidiaSensor.name}` (NVML, extra `gpu`) and `{AmdSensor.name}` (AMD SMI, extra `amd`). Each GPU or MIG device "
-            "reports the metrics that it supports. `tensormeter.gpu.sm.*`, `.tensor.activity` and `.dram.activity` need an NVIDIA GPU "
-            "of the Hopper generation or later."
+            "reports only the metrics that it supports. `tensormeter.gpu.sm.*`, `.tensor.activity` and `.dram.activity` require an NVIDIA "
+            "GPU of the Hopper generation or later."
         ),
     ),
-    ("Machine", HostSensor.instruments, f"Sensor: `{HostSensor.name}`. CPU metrics cover all processors together."),
+    ("Machine", HostSensor.instruments, f"Sensor: `{HostSensor.name}`. CPU metrics are totals over all processors."),
     (
         "File systems",
         FilesystemSensor.instruments,
         (
-            f"Sensor: `{FilesystemSensor.name}`. It covers the file systems of `/`, temporary files, shared memory, tensormeter's own "
-            "folder, and the working folders of the training processes."
+            f"Sensor: `{FilesystemSensor.name}`. It covers the file systems that contain `/`, temporary files, shared memory, "
+            "tensormeter's state directory, and the working directories of the training processes."
         ),
     ),
     (
         "Processes",
         ProcessSensor.instruments,
         (
-            f"Sensor: `{ProcessSensor.name}`. It covers each training process (role `trainer`), the sum of its children such as "
-            "DataLoader workers (`children`), and the agent itself (`agent`)."
+            f"Sensor: `{ProcessSensor.name}`. It covers each training process (role `trainer`), the total of its child processes "
+            "such as DataLoader workers (`children`), and the agent itself (`agent`)."
         ),
     ),
     (
         "Container",
         ContainerSensor.instruments,
         (
-            f"Sensor: `{ContainerSensor.name}`. It covers control groups of version 1 and 2 whose limits are lower than the machine's "
-            "resources; otherwise it reports nothing."
+            f"Sensor: `{ContainerSensor.name}`. It covers version 1 and 2 control groups whose limits are lower than the machine's "
+            "resources. If there are none, it reports nothing."
         ),
     ),
-    ("Sensors", SAMPLER_INSTRUMENTS, "These metrics report the cost and the failures of sampling itself."),
+    ("Sensors", SAMPLER_INSTRUMENTS, "These metrics report the cost and failures of the sampling itself."),
 )
 
 ALL_INSTRUMENTS: Final = tuple(instrument for _, instruments, _ in _PARTS for instrument in instruments)
 
 _HEAD: Final = """\
-# Metrics of GPUs, host and processes
+# GPU, host and process metrics
 
-The agent samples these metrics once per run and node, not per rank. The training process does no work for them, and
-a stopped or hung training process still has them. The setting `sample_interval` is the interval (default: 10 seconds; 0 turns the
-metrics off). A request contains several samples.
+The agent samples these metrics once per run and node, not once per rank. Sampling adds no work to the training process, and it
+continues if the training process is stopped or hangs. The `sample_interval` setting is the interval in seconds (default 10; 0 turns
+the metrics off). A request contains several samples.
 
-The metrics belong to a process of the run with `tensormeter.process.kind=node`. Its `service.instance.id` stays the same for the same
-project, run and host. Names, units and attributes follow OpenTelemetry's semantic conventions; all other names begin with
-`tensormeter.`. Counters and up-down counters are cumulative sums. If a reading fails, its points are missing, and
-`tensormeter.sensor.failures` counts it. A sensor that hangs does not affect the others. Apple's GPUs are not supported: no
-maintained library reads them without root.
+The metrics belong to a separate process of the run, with `tensormeter.process.kind=node`. Its `service.instance.id` is always the
+same for the same project, run and host. Names, units and attributes follow OpenTelemetry's semantic conventions. Names that the
+conventions do not define begin with `tensormeter.`. Counters and up-down counters are cumulative sums. If a reading fails, its
+points are missing, and `tensormeter.sensor.failures` is incremented. A sensor that hangs does not affect the others. Apple GPUs are
+not supported, because no maintained library can read their metrics without root access.
 
 This page is generated: `python -m tensormeter.cli.sensors_reference > docs/sensors.md`.
 """
@@ -76,8 +76,8 @@ This page is generated: `python -m tensormeter.cli.sensors_reference > docs/sens
 _TRAINING_PROCESS: Final = """
 ## Training process
 
-The training process itself records the metrics of torch's allocator and of Python's garbage collector. It records them with the first
-log call after each `sample_interval`, and when it finishes. Reading them does not wait for the GPU.
+The training process itself records metrics of the torch allocator and of Python's garbage collector. It records them in the first
+log call after each `sample_interval` and when the run finishes. Reading them does not wait for the GPU.
 
 """
 

@@ -33,15 +33,15 @@ _DURATION: Final = Instrument(
     "tensormeter.sensor.sample.duration",
     "gauge",
     "s",
-    "Duration of one sample of a sensor.",
+    "Time that a sensor takes for one sample.",
     (SENSOR,),
 )
 _FAILURES: Final = Instrument(
     "tensormeter.sensor.failures",
     "counter",
     "{failure}",
-    "Failed readings, whose values are missing. `error.type` is the exception, `stuck` (the sensor hung) or `overflow` (points were "
-    "dropped because too many were waiting).",
+    "Number of failed readings. Their values are missing. `error.type` is the exception, `stuck` (the sensor hung) or "
+    "`overflow` (points were dropped because too many were waiting).",
     (SENSOR, "error.type"),
 )
 SAMPLER_INSTRUMENTS: Final = (_DURATION, _FAILURES)

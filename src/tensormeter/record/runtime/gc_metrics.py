@@ -9,9 +9,9 @@ from tensormeter.ring.layout import Stream
 __all__ = ["GARBAGE", "garbage"]
 
 GARBAGE: Final[Mapping[str, tuple[str, str, str]]] = {
-    "cpython.gc.collections": ("collections", "{collection}", "Collections of a generation."),
-    "cpython.gc.collected_objects": ("collected", "{object}", "Objects that were collected."),
-    "cpython.gc.uncollectable_objects": ("uncollectable", "{object}", "Objects that could not be collected."),
+    "cpython.gc.collections": ("collections", "{collection}", "Number of collections of a generation."),
+    "cpython.gc.collected_objects": ("collected", "{object}", "Number of collected objects."),
+    "cpython.gc.uncollectable_objects": ("uncollectable", "{object}", "Number of objects that could not be collected."),
 }
 """Metrics by name, each with its key in `gc.get_stats`, unit and description."""
 

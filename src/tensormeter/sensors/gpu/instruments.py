@@ -19,10 +19,10 @@ UTILIZATION: Final = _gpu(
     "hw.gpu.utilization",
     "gauge",
     "1",
-    "Share of time during which a kernel or the codec was running.",
+    "Fraction of time during which a kernel or the codec was running.",
     "hw.gpu.task",
 )
-MEMORY_USAGE: Final = _gpu("hw.gpu.memory.usage", "updowncounter", "By", "Memory in use by all processes.")
+MEMORY_USAGE: Final = _gpu("hw.gpu.memory.usage", "updowncounter", "By", "Memory used by all processes.")
 MEMORY_LIMIT: Final = _gpu(
     "hw.gpu.memory.limit",
     "updowncounter",
@@ -32,7 +32,7 @@ MEMORY_LIMIT: Final = _gpu(
     "hw.vendor",
     "hw.driver_version",
 )
-MEMORY_UTILIZATION: Final = _gpu("hw.gpu.memory.utilization", "gauge", "1", "Share of the memory in use.")
+MEMORY_UTILIZATION: Final = _gpu("hw.gpu.memory.utilization", "gauge", "1", "Fraction of GPU memory in use.")
 IO: Final = _gpu("hw.gpu.io", "counter", "By", "Bytes transferred over PCIe.", "network.io.direction")
 ERRORS: Final = _gpu(
     "hw.errors",
@@ -47,18 +47,18 @@ TEMPERATURE: Final = _gpu(
     "hw.temperature",
     "gauge",
     "Cel",
-    "Temperature of the chip (`gpu`) and of its memory (`memory`).",
+    "Temperature of the GPU chip (`gpu`) and the GPU memory (`memory`).",
     "hw.sensor_location",
 )
 FAN_SPEED: Final = _gpu(
-    "hw.fan.speed_ratio", "gauge", "1", "Speed of a fan, as a share of its maximum.", "hw.sensor_location"
+    "hw.fan.speed_ratio", "gauge", "1", "Fan speed as a fraction of the maximum.", "hw.sensor_location"
 )
 
 CLOCK: Final = _gpu(
     "tensormeter.gpu.clock.frequency",
     "gauge",
     "Hz",
-    "Clock frequency, by clock (`graphics`, `sm`, `memory`, `video`).",
+    "Frequency of each clock (`graphics`, `sm`, `memory`, `video`).",
     "tensormeter.gpu.clock",
 )
 POWER_LIMIT: Final = _gpu("tensormeter.gpu.power.limit", "gauge", "W", "Maximum power consumption of the GPU.")
@@ -66,44 +66,44 @@ THROTTLED: Final = _gpu(
     "tensormeter.gpu.throttled",
     "gauge",
     "1",
-    "1 while this reason reduces the clock frequencies, else 0.",
+    "1 if the clock frequencies are reduced for this reason, otherwise 0.",
     "tensormeter.gpu.throttle.reason",
 )
 MEMORY_ACTIVITY: Final = _gpu(
-    "tensormeter.gpu.memory.activity", "gauge", "1", "Share of time during which memory was read or written."
+    "tensormeter.gpu.memory.activity", "gauge", "1", "Fraction of time during which memory was being read or written."
 )
-SM_ACTIVITY: Final = _gpu("tensormeter.gpu.sm.activity", "gauge", "1", "Share of multiprocessors that were busy.")
-SM_OCCUPANCY: Final = _gpu("tensormeter.gpu.sm.occupancy", "gauge", "1", "Resident warps, as a share of their maximum.")
+SM_ACTIVITY: Final = _gpu("tensormeter.gpu.sm.activity", "gauge", "1", "Fraction of multiprocessors that were busy.")
+SM_OCCUPANCY: Final = _gpu("tensormeter.gpu.sm.occupancy", "gauge", "1", "Resident warps as a fraction of the maximum.")
 TENSOR_ACTIVITY: Final = _gpu(
-    "tensormeter.gpu.tensor.activity", "gauge", "1", "Share of time during which the tensor cores were active."
+    "tensormeter.gpu.tensor.activity", "gauge", "1", "Fraction of time during which the tensor cores were active."
 )
-DRAM_ACTIVITY: Final = _gpu("tensormeter.gpu.dram.activity", "gauge", "1", "Share of the memory bandwidth in use.")
+DRAM_ACTIVITY: Final = _gpu("tensormeter.gpu.dram.activity", "gauge", "1", "Fraction of the memory bandwidth in use.")
 PCIE_THROUGHPUT: Final = _gpu(
     "tensormeter.gpu.pcie.throughput",
     "gauge",
     "By/s",
-    "Bytes per second over PCIe in the last 20 ms, if the driver has no byte counters.",
+    "PCIe transfer rate over the last 20 ms, for drivers without byte counters.",
     "network.io.direction",
 )
 NVLINK_IO: Final = _gpu(
     "tensormeter.gpu.nvlink.io",
     "counter",
     "By",
-    "Bytes transferred over all links to other GPUs.",
+    "Bytes transferred over all NVLink connections.",
     "network.io.direction",
 )
 XID_ERRORS: Final = _gpu(
     "tensormeter.gpu.xid.errors",
     "counter",
     "{error}",
-    "Errors that the driver has reported since sampling began, by number (NVIDIA: XID).",
+    "Errors reported by the driver since sampling began, by error number (NVIDIA: XID).",
     "tensormeter.gpu.xid",
 )
 PROCESS_MEMORY: Final = _gpu(
     "tensormeter.gpu.process.memory.usage",
     "updowncounter",
     "By",
-    "GPU memory that a process uses; the role is `trainer` for processes of the run, else `other`.",
+    "GPU memory used by a process. The role is `trainer` for processes of the run, otherwise `other`.",
     "process.pid",
     PROCESS_ROLE,
 )
@@ -111,7 +111,7 @@ VISIBLE: Final = _gpu(
     "tensormeter.gpu.visible",
     "gauge",
     "1",
-    "1 if a process of the run may use the GPU (`CUDA_VISIBLE_DEVICES`), else 0.",
+    "1 if a process of the run may use the GPU (`CUDA_VISIBLE_DEVICES`), otherwise 0.",
 )
 
 GPU_INSTRUMENTS: Final = (

@@ -12,35 +12,37 @@ from tensormeter.sensors.instrument import Instrument, Observed, Reading
 __all__ = ["ContainerSensor"]
 
 _CPU_TIME: Final = Instrument(
-    "container.cpu.time", "counter", "s", "Processor time of all processes in the container.", ("cpu.mode",)
+    "container.cpu.time", "counter", "s", "CPU time used by all processes in the container.", ("cpu.mode",)
 )
 _MEMORY_USAGE: Final = Instrument(
     "container.memory.usage",
     "updowncounter",
     "By",
-    "Memory that counts against the limit, including the page cache.",
+    "Memory that counts toward the limit, including the page cache.",
 )
 _WORKING_SET: Final = Instrument(
     "container.memory.working_set",
     "updowncounter",
     "By",
-    "Memory that counts against the limit, without page cache that can be dropped.",
+    "Memory that counts toward the limit, excluding page cache that can be dropped.",
 )
-_MEMORY_LIMIT: Final = Instrument("tensormeter.container.memory.limit", "updowncounter", "By", "Memory limit.")
+_MEMORY_LIMIT: Final = Instrument(
+    "tensormeter.container.memory.limit", "updowncounter", "By", "Memory limit of the container."
+)
 _OOM_KILLS: Final = Instrument(
     "tensormeter.container.memory.oom_kills",
     "counter",
     "{kill}",
-    "Processes killed because the memory limit was reached.",
+    "Number of processes killed because the memory limit was reached.",
 )
 _CPU_LIMIT: Final = Instrument(
-    "tensormeter.container.cpu.limit", "gauge", "{cpu}", "Limit on the number of processors."
+    "tensormeter.container.cpu.limit", "gauge", "{cpu}", "CPU limit of the container, in processors."
 )
 _THROTTLED: Final = Instrument(
     "tensormeter.container.cpu.throttled_time",
     "counter",
     "s",
-    "Time during which threads could not run because of the processor limit.",
+    "Time during which threads could not run because of the CPU limit.",
 )
 
 

@@ -18,7 +18,7 @@ _USAGE: Final = Instrument(
     "system.filesystem.usage",
     "updowncounter",
     "By",
-    "Space in each state (`reserved`: only for root).",
+    "Disk space in each state (`reserved` is available only to root).",
     (*_WHERE, "system.filesystem.state"),
 )
 _LIMIT: Final = Instrument("system.filesystem.limit", "updowncounter", "By", "Size of the file system.", _WHERE)
@@ -26,7 +26,7 @@ _UTILIZATION: Final = Instrument(
     "system.filesystem.utilization",
     "gauge",
     "1",
-    "Share of the space in use.",
+    "Fraction of the disk space in use.",
     (*_WHERE, "system.filesystem.state"),
 )
 

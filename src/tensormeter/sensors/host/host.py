@@ -12,24 +12,22 @@ from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Re
 __all__ = ["HostSensor"]
 
 _CPU_TIME: Final = Instrument(
-    "system.cpu.time", "counter", "s", "Time that all processors together spent in each mode.", ("cpu.mode",)
+    "system.cpu.time", "counter", "s", "Total time that all processors spent in each mode.", ("cpu.mode",)
 )
 _CPU_UTILIZATION: Final = Instrument(
     "system.cpu.utilization",
     "gauge",
     "1",
-    "Share of the processors' time in each mode since the last sample.",
+    "Fraction of CPU time in each mode since the last sample.",
     ("cpu.mode",),
 )
-_CPU_COUNT: Final = Instrument(
-    "system.cpu.logical.count", "updowncounter", "{cpu}", "Logical processors of the machine."
-)
+_CPU_COUNT: Final = Instrument("system.cpu.logical.count", "updowncounter", "{cpu}", "Number of logical processors.")
 _MEMORY_USAGE: Final = Instrument(
     "system.memory.usage", "updowncounter", "By", "Memory in each state.", ("system.memory.state",)
 )
 _MEMORY_LIMIT: Final = Instrument("system.memory.limit", "updowncounter", "By", "Total memory of the machine.")
 _MEMORY_UTILIZATION: Final = Instrument(
-    "system.memory.utilization", "gauge", "1", "Share of the memory in each state.", ("system.memory.state",)
+    "system.memory.utilization", "gauge", "1", "Fraction of memory in each state.", ("system.memory.state",)
 )
 _MEMORY_AVAILABLE: Final = Instrument(
     "system.memory.linux.available", "updowncounter", "By", "Memory available without swapping (Linux)."
@@ -38,13 +36,13 @@ _PAGING_USAGE: Final = Instrument(
     "system.paging.usage", "updowncounter", "By", "Swap space in each state.", ("system.paging.state",)
 )
 _PAGING_UTILIZATION: Final = Instrument(
-    "system.paging.utilization", "gauge", "1", "Share of the swap space in each state.", ("system.paging.state",)
+    "system.paging.utilization", "gauge", "1", "Fraction of swap space in each state.", ("system.paging.state",)
 )
 _PAGING_OPERATIONS: Final = Instrument(
     "system.paging.operations",
     "counter",
     "{operation}",
-    "Pages swapped in and out (Linux).",
+    "Number of pages swapped in and out (Linux).",
     ("system.paging.direction",),
 )
 _DISK_IO: Final = Instrument(
@@ -71,21 +69,21 @@ _NETWORK_PACKETS: Final = Instrument(
     "system.network.packet.count",
     "counter",
     "{packet}",
-    "Packets sent and received.",
+    "Number of packets sent and received.",
     ("system.device", "network.io.direction"),
 )
 _NETWORK_DROPPED: Final = Instrument(
     "system.network.packet.dropped",
     "counter",
     "{packet}",
-    "Dropped packets.",
+    "Number of dropped packets.",
     ("network.interface.name", "network.io.direction"),
 )
 _NETWORK_ERRORS: Final = Instrument(
     "system.network.errors",
     "counter",
     "{error}",
-    "Errors of the network interfaces.",
+    "Number of network interface errors.",
     ("network.interface.name", "network.io.direction"),
 )
 

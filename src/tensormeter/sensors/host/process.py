@@ -19,26 +19,26 @@ _WHO: Final = ("process.pid", PROCESS_ID, PROCESS_ROLE)
 """Pid; the process's `service.instance.id`; and its role: `trainer`, `children` (the sum of a trainer's), or `agent`."""
 
 _CPU_TIME: Final = Instrument(
-    "process.cpu.time", "counter", "s", "Processor time, in user and system mode.", (*_WHO, "cpu.mode")
+    "process.cpu.time", "counter", "s", "CPU time in user and system mode.", (*_WHO, "cpu.mode")
 )
 _CPU_UTILIZATION: Final = Instrument(
     "process.cpu.utilization",
     "gauge",
     "1",
-    "Processor time since the last sample, as a share of the time of all processors.",
+    "CPU time since the last sample, as a fraction of the time of all processors.",
     (*_WHO, "cpu.mode"),
 )
 _MEMORY: Final = Instrument(
     "process.memory.usage",
     "updowncounter",
     "By",
-    "Resident memory. For `children`, memory that several of them share is counted several times.",
+    "Resident memory. For `children`, shared memory is counted once per process that uses it.",
     _WHO,
 )
 _VIRTUAL: Final = Instrument("process.memory.virtual", "updowncounter", "By", "Virtual memory.", _WHO)
 _THREADS: Final = Instrument("process.thread.count", "updowncounter", "{thread}", "Number of threads.", _WHO)
 _FILES: Final = Instrument(
-    "process.unix.file_descriptor.count", "updowncounter", "{file_descriptor}", "Open file descriptors.", _WHO
+    "process.unix.file_descriptor.count", "updowncounter", "{file_descriptor}", "Number of open file descriptors.", _WHO
 )
 _DISK_IO: Final = Instrument(
     "process.disk.io",
@@ -58,7 +58,7 @@ _CHILDREN: Final = Instrument(
     "tensormeter.process.children",
     "updowncounter",
     "{process}",
-    "Number of living descendants of a training process.",
+    "Number of running descendants of a training process.",
     _WHO,
 )
 
