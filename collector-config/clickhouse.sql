@@ -1,12 +1,12 @@
--- Tables for the Collector's `clickhouse` exporter with `create_schema: false` (gateway.yaml).
+-- Tables for the Collector's `clickhouse` exporter with `create_schema: false` (see gateway.yaml).
 --
--- The names and types of columns are the exporter's; the rest is ours:
---   * times are DateTime64(9), because a training step is shorter than a second;
---   * ReplacingMergeTree with the series and the time as its key: a point that arrives twice is one row after merging
---     (and at once in a query with FINAL);
---   * sorted by run first, so that one run's series lie together.
--- Run once:  clickhouse-client --multiquery < clickhouse.sql
--- On a cluster, add `ON CLUSTER ...` and take ReplicatedReplacingMergeTree.
+-- Column names and types are those of the exporter, with these differences:
+--   * Times are DateTime64(9), because a training step can be shorter than a second.
+--   * The engine is ReplacingMergeTree, with the series and the time as its key. Duplicate points become one row when parts are
+--     merged, and immediately in queries with FINAL.
+--   * Rows are sorted by run, so that the series of a run are stored together.
+-- Run this file once:  clickhouse-client --multiquery < clickhouse.sql
+-- On a cluster, add `ON CLUSTER ...` and use ReplicatedReplacingMergeTree.
 
 CREATE DATABASE IF NOT EXISTS tensormeter;
 
@@ -184,7 +184,7 @@ ENGINE = ReplacingMergeTree
 PARTITION BY toYYYYMM(Timestamp)
 ORDER BY (ServiceName, RunId, EventName, Process, Timestamp, cityHash64(LogAttributes));
 
--- A metric by step: the step is the gauge `tensormeter.step` of the same process at the same time.
+-- Example: a metric by step. The step is the gauge `tensormeter.step` of the same process at the same time.
 --
 --   SELECT step.Value AS step, loss.Value AS loss
 --   FROM tensormeter.otel_metrics_gauge AS loss FINAL

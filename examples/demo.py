@@ -1,4 +1,4 @@
-"""The demo: start the experiment server, train a model and show its run."""
+"""Start the experiment server, train a model, and show its run."""
 
 import argparse
 import os
@@ -13,10 +13,12 @@ EXAMPLES = Path(__file__).parent
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--once", action="store_true", help="stop the server at the end instead of leaving it up")
-    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="folder for the data of the demo")
-    parser.add_argument("--port", type=int, default=4320, help="0 for any free one")
-    parser.add_argument("training", nargs="*", help="arguments for examples/digits.py, after --")
+    parser.add_argument(
+        "--once", action="store_true", help="stop the server after training instead of leaving it running"
+    )
+    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="folder for the demo's data")
+    parser.add_argument("--port", type=int, default=4320, help="port of the server; 0 selects a free one")
+    parser.add_argument("training", nargs="*", help="arguments for examples/digits.py; put them after --")
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
     environment = dict(os.environ, TENSORMETER_DIR=str(folder / "runs"))
@@ -28,17 +30,19 @@ def main() -> int:
         environment["TENSORMETER_ENDPOINT"] = url
         run_id = environment["TENSORMETER_RUN_ID"] = f"digits-{secrets.token_hex(3)}"
         page = f"{url}/#/p/digits/runs/{run_id}"
-        print(f"The experiment server is up at {url}. Training on handwritten digits; watch it at", flush=True)
+        print(
+            f"The experiment server is running at {url}. Training on handwritten digits; follow the run at", flush=True
+        )
         print(f"  {page}\n", flush=True)
         if not train(environment, arguments.training):
             return 1
         print(flush=True)
         show = [sys.executable, "-m", "tensormeter", "show", run_id, "--endpoint", url]
         subprocess.run([*show, "--metric", "train/loss"], env=environment, check=True)
-        print(f"\nThe run's page: {page}", flush=True)
-        print(f"In a terminal: tensormeter show {run_id} --endpoint {url}", flush=True)
+        print(f"\nWeb page of the run: {page}", flush=True)
+        print(f"To show the run in a terminal: tensormeter show {run_id} --endpoint {url}", flush=True)
         if not arguments.once:
-            print("The server stays up until Ctrl-C.", flush=True)
+            print("The server keeps running; press Ctrl-C to stop it.", flush=True)
             process.wait()
     except KeyboardInterrupt:
         pass
@@ -53,7 +57,10 @@ def start_server(
     port: int,
     environment: dict[str, str],
 ) -> tuple[subprocess.Popen[str], str] | None:
-    """The server's process and address, once it is ready; None, after its own message, if it cannot start."""
+    """Start the server and return its process and address when it is ready.
+
+    Return None if the server could not start; it has then printed the reason.
+    """
     command = [sys.executable, "-m", "tensormeter", "serve", "--port", str(port), "--data", str(folder / "server")]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, process_group=0)
     assert process.stdout is not None
@@ -65,7 +72,7 @@ def start_server(
 
 
 def train(environment: dict[str, str], arguments: list[str]) -> bool:
-    """Run the training script on this terminal, so that its progress is seen. False if it failed."""
+    """Run the training script in this terminal, so that its progress is visible. Return False if it failed."""
     command = [sys.executable, str(EXAMPLES / "digits.py"), *arguments]
     return subprocess.run(command, env=environment, check=False).returncode == 0
 

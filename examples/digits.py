@@ -1,7 +1,7 @@
-"""Train a small convolutional network on scikit-learn's handwritten digits, and log all of it with tensormeter.
+"""Train a small convolutional network on scikit-learn's handwritten digits, and log the training with tensormeter.
 
-Real data, a real model, and everything that real training logs: tensors and floats at every step, the phases of a step,
-distributions of gradients, evaluations now and then with a table of mistakes, results that arrive late for earlier steps, an
+The example uses real data and a real model, and logs everything that a real training script logs: tensors and floats at every
+step, step phases, gradient distributions, periodic evaluations with a table of mistakes, late results for earlier steps, an
 infinity and a NaN.
 """
 
@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="name of the run")
-    parser.add_argument("--record", type=Path, help="also write every value here, to compare: metric, step, float64")
+    parser.add_argument(
+        "--record", type=Path, help="file to which every value is also written, for comparison: metric, step, float64"
+    )
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     config = {key: value for key, value in vars(arguments).items() if key not in ("name", "record")}
@@ -48,12 +50,12 @@ def main() -> None:
 
 
 def train(run: tensormeter.Run, record: TextIO | None, progress: Progress, arguments: argparse.Namespace) -> None:
-    """The training loop."""
+    """Train the model and log each step."""
 
     def log(values: dict[str, Any], step: int) -> None:
         run.log(values, step)
         if record is not None:
-            # Kept apart from tensormeter, as exact hexadecimal floats.
+            # Written independently of tensormeter, as exact hexadecimal floats.
             for name, value in values.items():
                 number = value.item() if isinstance(value, torch.Tensor) else float(value)
                 record.write(f"{name}\t{step}\t{number.hex()}\n")
@@ -93,7 +95,7 @@ def train(run: tensormeter.Run, record: TextIO | None, progress: Progress, argum
                         "train/loss": loss,
                         "train/accuracy": (logits.argmax(1) == labels[indices]).float().mean(),
                         "train/gradient_norm": gradient.norm(),
-                        # 0/0 at the first step, where there is no previous gradient: a NaN that should be seen.
+                        # 0/0 at the first step, which has no previous gradient: a NaN that the charts should show.
                         "train/gradient_cosine": gradient @ previous / (gradient.norm() * previous.norm()),
                         "train/learning_rate": schedule.get_last_lr()[0],
                         "train/epoch": epoch,
@@ -104,7 +106,7 @@ def train(run: tensormeter.Run, record: TextIO | None, progress: Progress, argum
             schedule.step()
             averaged.update_parameters(model)
             if step % EVALUATE_EVERY == 0:
-                # The best loss so far, before this evaluation: infinite at first.
+                # Best loss of all previous evaluations; infinite at first.
                 log({"eval/best_loss": best}, step)
                 test_loss, test_accuracy = evaluate(model, test_images, test_labels)
                 log({"eval/loss": test_loss, "eval/accuracy": test_accuracy}, step)
@@ -112,14 +114,14 @@ def train(run: tensormeter.Run, record: TextIO | None, progress: Progress, argum
             if step % MISTAKES_EVERY == 0 or step == steps - 1:
                 run.log({"eval/mistakes": mistakes(model, test_images, test_labels)}, step)
             if step % EVALUATE_EVERY == LATE_BY:
-                # A result that arrives late, for a step that has long passed.
+                # A late result for an earlier step.
                 log({"eval/averaged_accuracy": evaluate(averaged, test_images, test_labels)[1]}, step - LATE_BY)
             progress.update(task, advance=1, description=f"loss {loss.item():.4f}")
             step += 1
 
 
 def load_data() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """(images, labels) to train and to test with: 8 x 8 pixels from 0 to 1, 1,437 and 360 of them."""
+    """Load (images, labels) for training and testing: 1,437 and 360 images of 8 x 8 pixels with values from 0 to 1."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(digits.target)
@@ -130,14 +132,14 @@ def load_data() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-    """(loss, accuracy)."""
+    """Return the loss and accuracy of a model."""
     logits = model(images)
     return nn.functional.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
 
 
 @torch.no_grad()
 def mistakes(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tensormeter.Table:
-    """Table of misclassified digits, most confident first, with pictures if Pillow is installed."""
+    """Return a table of misclassified digits, most confident first, with pictures if Pillow is installed."""
     confidence, predicted = model(images).softmax(1).max(1)
     table = tensormeter.Table(["picture", "label", "predicted", "confidence"])
     for i in confidence.argsort(descending=True).tolist():

@@ -184,7 +184,7 @@ def test_the_queue_of_the_readme_is_the_queue_of_the_file():
     assert f"is {size >> 30} GiB" in readme
     assert all(path.name in readme for path in FILES)
     rows = re.findall(
-        r"^\| (\d+) ranks, (\d+) metrics a step, (\d+) steps a second \| ([\d,]+) \| ([\d.]+) (MB|GB)",
+        r"^\| (\d+) ranks, (\d+) metrics per step, (\d+) steps per second \| ([\d,]+) \| ([\d.]+) (MB|GB)",
         readme,
         re.MULTILINE,
     )

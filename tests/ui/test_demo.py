@@ -45,7 +45,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         address = next(line.strip() for line in lines if "/#/p/" in line)
         yield address
         rest = process.stdout
-        assert any(f"The run's page: {address}" in line for line in iter(rest.readline, ""))
+        assert any(f"Web page of the run: {address}" in line for line in iter(rest.readline, ""))
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=300)
