@@ -194,7 +194,7 @@ class Settings:
         "TENSORMETER_EXPORTERS",
         parse=parse_names,
         check=unique_names,
-        help="Comma-separated names of destinations. Use `NAME:LABEL` for several destinations of the same kind.",
+        help="Comma-separated destinations. Use `NAME:LABEL` for several destinations of the same kind.",
     )
     exporter_options: Mapping[str, str] = setting(
         dict,
@@ -202,7 +202,7 @@ class Settings:
         parse=parse_options,
         shown="none",
         check=option_texts,
-        help="Comma-separated options of destinations, as `DESTINATION.OPTION=VALUE`. Write `%2C` for a comma in a "
+        help="Comma-separated destination options, as `DESTINATION.OPTION=VALUE`. Write `%2C` for a comma in a "
         "value. Options are stored with the run, so do not put secrets here.",
     )
     agent: AgentKind = setting(
@@ -217,14 +217,14 @@ class Settings:
         "TENSORMETER_DIR",
         shown="`tensormeter` in the user's state directory",
         check=path,
-        help="Directory for the spools of runs. Data stays there until it is delivered.",
+        help="Directory for run spools. Data stays there until it is delivered.",
     )
     buffer_directory: Path | None = setting(
         _default_buffer_directory,
         "TENSORMETER_BUFFER_DIR",
         shown="`/dev/shm`",
         check=optional(path),
-        help="Directory for ring buffers. If shared memory is not available, they are stored next to the spool.",
+        help="Directory for ring buffers. By default, they are in shared memory if available, otherwise next to the spool.",
     )
     buffer_bytes: int = setting(
         16 << 20,
@@ -379,7 +379,7 @@ class Settings:
         "TENSORMETER_DURABILITY",
         check=choice(Durability),
         help="Durability of the spool in a power failure: `fsync` each batch, `flush` it to the operating system, or "
-        "`none`. With any of these, killing the process loses no data.",
+        "`none`. With each of these values, a killed process loses no data.",
     )
     spool_max_bytes: int = setting(
         1 << 30,
