@@ -40,14 +40,14 @@ __all__ = [
 ]
 
 Check = Callable[[Any], Any]
-"""Return the value in the form that `Settings` stores. Raise ValueError with the expected and the actual value."""
+"""Function that returns a value in the form that `Settings` stores, or raises ValueError if the value is invalid."""
 
 _Parse = Callable[[str], Any]
 _Read = Callable[[str], Any]
 
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 NOT_GIVEN: Final[Any] = object()
-"""Value of a setting whose default depends on other settings, until these are known."""
+"""Placeholder for the value of a setting whose default depends on other settings, until these are known."""
 
 _OPTION: Final = re.compile(r"[^.=,]+\.[a-z_]+")
 _TOKEN: Final = re.compile(r"[!-~]+")
@@ -160,7 +160,7 @@ def parse_options(text: str) -> dict[str, str]:
 
 
 def integer(low: int, high: int) -> Check:
-    """Accept integers in a range."""
+    """Return a check that accepts integers in a range."""
 
     def check(value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -171,11 +171,11 @@ def integer(low: int, high: int) -> Check:
 
 
 def number(low: float, high: float, *, zero: str = "") -> Check:
-    """Accept numbers in a range.
+    """Return a check that accepts numbers in a range.
 
     Args:
-        low: Smallest number.
-        high: Largest number.
+        low: Smallest valid number.
+        high: Largest valid number.
         zero: Meaning of 0 in the error message, if 0 is valid although it is below `low`.
     """
     alternative = f", or 0 for {zero}" if zero else ""
@@ -191,7 +191,7 @@ def number(low: float, high: float, *, zero: str = "") -> Check:
 
 
 def choice(literal: Any) -> Check:
-    """Accept the values of a `Literal`."""
+    """Return a check that accepts the values of a `Literal`."""
     choices = get_args(literal)
 
     def check(value: Any) -> Any:
@@ -203,12 +203,12 @@ def choice(literal: Any) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """Accept None and all values that `check` accepts."""
+    """Return a check that accepts None and all values that `check` accepts."""
     return lambda value: None if value is None else check(value)
 
 
 def longest_text(longest: int) -> Check:
-    """Accept strings of up to `longest` characters."""
+    """Return a check that accepts strings of up to `longest` characters."""
 
     def check(value: Any) -> Any:
         if not isinstance(value, str) or len(value) > longest:
@@ -233,7 +233,7 @@ def identifier(value: Any) -> Any:
 
 
 def path(value: Any) -> Path:
-    """Convert a path to an absolute path."""
+    """Check a path, and make it absolute."""
     try:
         return Path(value).expanduser().absolute()
     except (RuntimeError, TypeError, OSError) as error:
@@ -241,7 +241,7 @@ def path(value: Any) -> Path:
 
 
 def unique_names(value: Any) -> tuple[str, ...]:
-    """Accept a list of distinct names, or the same list as comma-separated text."""
+    """Check a list of distinct names, which may also be given as comma-separated text."""
     names = parse_names(value) if isinstance(value, str) else value if isinstance(value, list | tuple) else ()
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"expected a list of distinct names, got {value!r}")
@@ -249,7 +249,7 @@ def unique_names(value: Any) -> tuple[str, ...]:
 
 
 def tag_list(value: Any) -> tuple[str, ...]:
-    """Accept a list of short strings, and remove duplicates."""
+    """Check a list of short strings, and remove duplicates."""
     if not isinstance(value, list | tuple) or len(value) > _MOST_TAGS:
         raise ValueError(f"expected a list of at most {_MOST_TAGS} strings, got {reprlib.repr(value)}")
     for tag in value:
@@ -259,7 +259,7 @@ def tag_list(value: Any) -> tuple[str, ...]:
 
 
 def option_texts(value: Any) -> dict[str, str]:
-    """Accept a mapping from `DESTINATION.OPTION` to text."""
+    """Check a mapping from `DESTINATION.OPTION` to text."""
     if not isinstance(value, Mapping) or not all(
         isinstance(key, str) and isinstance(text, str) and _OPTION.fullmatch(key) for key, text in value.items()
     ):
@@ -268,14 +268,14 @@ def option_texts(value: Any) -> dict[str, str]:
 
 
 def token_text(value: Any) -> str:
-    """Accept a token. Error messages never contain it."""
+    """Check a token. Error messages never contain it."""
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
         raise ValueError("expected printable ASCII characters without spaces or line breaks")
     return value
 
 
 def endpoint_url(example: str) -> Check:
-    """Accept an HTTP or HTTPS URL without credentials.
+    """Return a check that accepts HTTP and HTTPS URLs without credentials.
 
     Args:
         example: Valid URL to show in the error message.

@@ -60,14 +60,14 @@ ALL_INSTRUMENTS: Final = tuple(instrument for _, instruments, _ in _PARTS for in
 _HEAD: Final = """\
 # GPU, host and process metrics
 
-The agent samples these metrics once per run and node, not once per rank. Sampling adds no work to the training process, and it
-continues if the training process is stopped or hangs. The `sample_interval` setting is the interval in seconds (default 10; 0 turns
+The agent samples these metrics once per run and node, not once per rank. Sampling adds no work to the training process, and
+continues even if that process is stopped or hangs. The `sample_interval` setting is the interval in seconds (default 10; 0 turns
 the metrics off). A request contains several samples.
 
-The metrics belong to a separate process of the run, with `tensormeter.process.kind=node`. Its `service.instance.id` is always the
-same for the same project, run and host. Names, units and attributes follow OpenTelemetry's semantic conventions. Names that the
-conventions do not define begin with `tensormeter.`. Counters and up-down counters are cumulative sums. If a reading fails, its
-points are missing, and `tensormeter.sensor.failures` is incremented. A sensor that hangs does not affect the others. Apple GPUs are
+The metrics belong to a separate process of the run, with `tensormeter.process.kind=node`. Its `service.instance.id` depends only
+on the project, run and host. Names, units and attributes follow OpenTelemetry's semantic conventions. Names that the conventions
+do not define begin with `tensormeter.`. Counters and up-down counters are cumulative sums. If a reading fails, its points are
+missing, and `tensormeter.sensor.failures` is incremented. A sensor that hangs does not affect the others. Apple GPUs are
 not supported, because no maintained library can read their metrics without root access.
 
 This page is generated: `python -m tensormeter.cli.sensors_reference > docs/sensors.md`.
