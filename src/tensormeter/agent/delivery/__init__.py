@@ -1,1 +1,1 @@
-"""From the spool to the destinations: retries with backoff, and division of refused requests."""
+"""Delivery from the spool to the destinations, with retries, backoff and division of refused requests."""

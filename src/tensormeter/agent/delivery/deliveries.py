@@ -1,4 +1,4 @@
-"""The deliveries of one agent to all destinations of its run."""
+"""All deliveries of one agent, to each destination of its run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,33 +18,33 @@ __all__ = ["Deliveries"]
 logger: Final = get_logger("tensormeter.agent")
 
 _STOP_TIMEOUT: Final = 15.0
-"""Maximum seconds to wait for the thread of a delivery, which ends after its present attempt."""
+"""Maximum seconds to wait for a delivery's thread, which ends after its current attempt."""
 
 
 class Deliveries:
-    """Starts and stops the deliveries and sums up their states. Used by the agent's main thread."""
+    """Starts and stops the deliveries and summarizes their states. Only the agent's main thread may use it."""
 
     def __init__(self, settings: Settings, on_progress: Callable[[], None]) -> None:
         """
         Args:
             settings: Settings of the run.
-            on_progress: Callback after each attempt, on the thread of the delivery.
+            on_progress: Callback that runs after each attempt, on the delivery's thread.
         """
         self._settings = settings
         self._on_progress = on_progress
         self._deliveries: list[Delivery] = []
         self._without_exporter: dict[str, str] = {}
-        """Reasons why destinations have no exporter, by name."""
+        """Reasons why destinations have no exporter, by destination."""
 
     def start(self, spool: Spool, numbering: Numbering) -> None:
-        """Deliver from a spool; offline runs are not delivered."""
+        """Start delivering from a spool, unless the run is offline."""
         if self._settings.mode != "online":
             return
         self._deliveries = []
         for destination in self._settings.exporters:
             try:
                 self._deliveries += deliveries((destination,), spool.path, self._settings, self._on_progress, numbering)
-            except SettingsError as error:  # the other destinations go on
+            except SettingsError as error:  # the other destinations continue
                 logger.error("%s", error)
                 self._without_exporter[destination] = str(error)
         for delivery in self._deliveries:
@@ -55,7 +55,7 @@ class Deliveries:
             delivery.stop(_STOP_TIMEOUT)
 
     def check(self) -> None:
-        """Raise what a delivery has detected about the spool.
+        """Raise an error if a delivery has found the spool to be damaged.
 
         Raises:
             SpoolDamagedError: The spool is damaged.
@@ -65,22 +65,22 @@ class Deliveries:
                 raise SpoolDamagedError(delivery.error)
 
     def wake(self) -> None:
-        """Retry at once."""
+        """Retry all deliveries at once."""
         for delivery in self._deliveries:
             delivery.wake()
 
     def arrived(self) -> None:
-        """Note that requests have come into the spool."""
+        """Notify all deliveries that the spool has new requests."""
         for delivery in self._deliveries:
             delivery.arrived()
 
     def set_urgent(self, urgent: bool) -> None:
-        """Set whether a process waits for everything to be durable."""
+        """Set whether a process is waiting for everything to become durable."""
         for delivery in self._deliveries:
             delivery.set_urgent(urgent)
 
     def working(self, signal: Signal) -> list[str]:
-        """Destinations to which delivery of a signal works."""
+        """Return the destinations to which delivery of a signal works."""
         return [
             delivery.destination
             for delivery in self._deliveries
@@ -94,32 +94,32 @@ class Deliveries:
 
     @property
     def are_idle_or_parked(self) -> bool:
-        """Whether nothing can be delivered before there is another token."""
+        """Whether nothing can be delivered until the token changes."""
         return all(delivery.parked or delivery.idle for delivery in self._deliveries)
 
     @property
     def rest(self) -> bool:
-        """Whether each delivery has nothing to do, or nothing that can be done now."""
+        """Whether each delivery has nothing to do, or nothing that it can do now."""
         return all(delivery.idle or delivery.stalled or delivery.hangs for delivery in self._deliveries)
 
     @property
     def stalled(self) -> bool:
-        """Whether waiting makes no sense: all requests that are left are for destinations that cannot be reached."""
+        """Whether waiting is pointless, because all remaining requests are for unreachable destinations."""
         return any(delivery.stalled or delivery.hangs for delivery in self._deliveries) and self.rest
 
     @property
     def logs_fail(self) -> bool:
-        """Whether a destination accepts metrics alone, because delivery of log records fails."""
+        """Whether a destination receives only metrics, because delivery of its log records fails."""
         return any(delivery.failures and delivery.signals == ("logs",) for delivery in self._deliveries)
 
     @property
     def refusals(self) -> list[tuple[float, Exception]]:
-        """Times since which the spool refuses deliveries, and its errors."""
+        """Start times and errors of the spool's current refusals to deliveries."""
         return [delivery.refusal for delivery in self._deliveries if delivery.refusal]
 
     @property
     def refused(self) -> list[str]:
-        """Messages about items that receivers have left out."""
+        """Messages about items that receivers refused."""
         return [f"{delivery} refused {delivery.refused}" for delivery in self._deliveries if delivery.refused]
 
     @property
@@ -129,16 +129,16 @@ class Deliveries:
 
     @property
     def trouble(self) -> str:
-        """Reasons why destinations do not get their requests; "" if there are none."""
+        """Reasons why destinations are not receiving their requests; empty if there are none."""
         reasons = [f"{delivery}: {delivery.trouble}" for delivery in self._deliveries if delivery.trouble]
         return "; ".join([*reasons, *(f"{name}: {reason}" for name, reason in self._without_exporter.items())])
 
     def explain(self, spool: Spool, path: Path) -> str:
-        """Reasons why requests wait, for each destination.
+        """Return the reasons why requests are waiting, for each destination.
 
         Args:
-            spool: The spool.
-            path: The run's directory, for commands to run.
+            spool: Spool of the run.
+            path: Directory of the run, for the commands that the text suggests.
         """
         words = []
         for name, items in spool.waiting_items().items():

@@ -1,24 +1,25 @@
-"""Delivery from the spool to the receivers, on one thread for each destination.
+"""Delivery from the spool to the receivers, with one thread per destination.
 
-Each destination has its own thread, its own backoff and its own place in the spool, so one that fails does not hold up the others.
-Requests are sent in order, one at a time.
+Each destination has its own thread, backoff and position in the spool, so a failing destination does not hold up the
+others. Requests are sent in order, one at a time.
 
-A destination whose exporter has `independent_signals` has all of that for each signal. So a receiver that accepts metrics alone is
-sent them while its log records wait. As long as both signals arrive, they are sent in the order in which they were recorded: a run
-begins before its first value and ends after its last one.
+If an exporter has `independent_signals`, each signal of its destination has its own thread, backoff and position. A
+receiver that accepts only metrics still gets them while its log records wait. While both signals get through, they are
+sent in the order in which they were recorded: a run begins before its first value and ends after its last one.
 
-The delay between attempts doubles from 1 to 60 seconds with full jitter (`retrying`). A `Retry-After` of up to an hour is a lower
-limit. Attempts are not limited while the agent lives. Undelivered requests stay in the spool. See `exporter_guard` for exceptions of
-exporters.
+The delay between attempts doubles from 1 to 60 seconds with full jitter (`retrying`). A `Retry-After` header sets a
+minimum delay of up to an hour. The number of attempts is unlimited while the agent runs. Undelivered requests stay in
+the spool. See `exporter_guard` for how exceptions in exporters are handled.
 
-A receiver that reports what is on its disk (`Accepted.durability`) is asked for that when the queue is empty: at once if a process
-waits for the end of delivery, otherwise after some seconds without an answer.
+Some receivers report what is on their disk (`Accepted.durability`). When the queue is empty, the agent asks such a
+receiver what is durable. It asks at once if a process is waiting for delivery to finish, and otherwise after some
+seconds without a response.
 
-A destination whose token is refused is parked: it is sent nothing until there is another token, `tensormeter sync` asks the agent
-to retry, or a quarter of an hour has passed.
+A destination whose token is refused is parked. Nothing is sent to it until the token changes, `tensormeter sync` asks
+the agent to retry, or 15 minutes have passed.
 
-A request that is too large is sent in halves, and those in halves again. The halves and their ids follow from the request, so a new
-agent sends the same ones.
+A request that is too large is sent in halves, which can be halved again. The halves and their ids are derived from the
+request, so a new agent sends the same ones.
 """
 
 import threading
@@ -62,28 +63,28 @@ _TROUBLE_DELAY: Final = 1.0
 _STALLED_FAILURES: Final = 3
 _STALLED_DELAY: Final = 10.0
 _PARKED: Final = 900.0
-"""Seconds until a parked destination is tried again: the server's token may have changed."""
+"""Seconds until a parked destination is tried again, because the server's token may have changed."""
 
 _TOKEN_LOOK: Final = 0.5
-"""Seconds between two reads of the token while parked."""
+"""Seconds between two reads of the token while a destination is parked."""
 
 _PATIENCE: Final = 1.0
-"""Seconds that an attempt of one signal may take before the other signal stops waiting for its turn."""
+"""Maximum seconds that one signal waits for an attempt of the other signal to finish."""
 
 _TURN_LOOK: Final = 0.1
-"""Seconds between two checks whether it is a signal's turn."""
+"""Seconds between two checks of whether it is a signal's turn."""
 
 _ASK_AFTER: Final = 10.0
-"""Seconds without an answer after which the receiver is asked what is durable. While rows are logged, their answers report it."""
+"""Seconds without a response before asking the receiver what is durable. Responses to requests report this too."""
 
 _ASK_AGAIN: Final = 0.5
-"""Seconds between two such questions. The receiver syncs when it is asked, so one is usually enough."""
+"""Seconds between two such questions. The receiver syncs when it is asked, so one question is usually enough."""
 
 _HANGING: Final = 15.0
-"""Minimum seconds after which an attempt counts as hanging; else three times `export_timeout`, within which it should end."""
+"""Minimum seconds after which an attempt counts as hanging; three times `export_timeout` if that is longer."""
 
 _HANGING_CREATION: Final = 120.0
-"""Seconds after which creating an exporter counts as hanging: it imports packages, and some connect."""
+"""Seconds after which creating an exporter counts as hanging. Exporters import packages, and some open connections."""
 
 
 def deliveries(
@@ -93,17 +94,18 @@ def deliveries(
     on_progress: Callable[[], None],
     numbering: Numbering | None = None,
 ) -> "list[Delivery]":
-    """Make the deliveries of some destinations: one `Delivery` for each, or one for each of its signals.
+    """Create the deliveries to some destinations: one `Delivery` per destination, or one per signal.
 
     Args:
-        destinations: Entry-point names of exporters, each with a label after a colon if there are several of a kind.
+        destinations: Entry-point names of exporters, each followed by a colon and a label if there are several of a
+            kind.
         spool: Path of the spool.
         settings: Settings of the run.
         on_progress: Callback, as for `Delivery`.
         numbering: Attempt numbers, as for `Delivery`.
 
     Raises:
-        SettingsError: There is no such exporter.
+        SettingsError: No exporter has this name.
     """
     all_deliveries = []
     for destination in destinations:
@@ -124,19 +126,20 @@ def deliveries(
 
 
 class Delivery:
-    """Delivers the requests of one destination, or those of one signal.
+    """Delivers all requests for one destination, or those with one signal.
 
     Attributes:
         destination: Name of the destination.
-        signals: Signals that it delivers.
+        signals: Signals to deliver.
         siblings: Deliveries of the other signals to the same destination.
         failures: Number of failed attempts since the last success.
         error: Error of the last failed attempt.
-        refused: Message of the receiver about items that it left out of an accepted request; "" if it accepted all.
-        stalled: Whether waiting for this destination makes no sense: several attempts have failed, or the next one is far away.
-        parked: Whether its token was refused, so that it waits for another one.
+        refused: Receiver's message about items that it left out of an accepted request; empty if it accepted all items.
+        stalled: Whether waiting for this destination is pointless: several attempts have failed, or the next one is far
+            off.
+        parked: Whether the token was refused, so that the delivery is waiting for another one.
         damaged: Whether the spool is damaged, so that the agent has to repair it.
-        refusal: Time since which the spool refuses, and its error; None if it does not.
+        refusal: Time since which the spool has been refusing writes, and its error; None if it accepts them.
     """
 
     def __init__(
@@ -153,17 +156,19 @@ class Delivery:
     ) -> None:
         """
         Args:
-            destination: Entry-point name of the exporter, with a label after a colon if there are several of a kind.
+            destination: Entry-point name of the exporter, followed by a colon and a label if there are several of a
+                kind.
             spool: Path of the spool.
             settings: Settings of the run.
-            on_progress: Callback after each attempt, on this thread. Must not block.
-            jitter: Function from a delay to the seconds to wait.
+            on_progress: Callback that runs after each attempt, on this delivery's thread. It must not block.
+            jitter: Function that takes a delay and returns the seconds to wait.
             signals: Signals to deliver.
-            rate: Limit on bytes a second that siblings share; by default one for this delivery alone.
-            numbering: Settles the numbers of attempts before requests are exported.
+            rate: Rate limit that siblings share. By default, the limit applies to this delivery alone.
+            numbering: Object that settles attempt numbers before requests are exported. By default, they are sent
+                unchanged.
 
         Raises:
-            SettingsError: There is no such exporter.
+            SettingsError: No exporter has this name.
         """
         self.destination = destination
         self.signals = tuple(signals)
@@ -176,7 +181,7 @@ class Delivery:
         self._guard = ExporterGuard(destination, numbering)
         self._wake = threading.Event()
         self._again = False
-        """Whether it was woken for another attempt, and not only for new requests, which wait while attempts fail."""
+        """Whether `wake` asked for another attempt. New requests alone do not end a backoff."""
         self._stop = threading.Event()
         name = "-".join(["tensormeter-deliver", destination, *(self.signals if len(self.signals) == 1 else ())])
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -193,26 +198,26 @@ class Delivery:
         self._urgent = False
         self._arrivals = 0
         self._seen_arrivals = -1
-        """Value of `_arrivals` when the queue was empty; -1 while it is not."""
+        """Value of `_arrivals` when the queue was last found empty; -1 while it is not empty."""
         self._position: int | None = None
         self._answered_at = self._asked_at = 0.0
-        """Times at which the receiver last accepted a request, and was last asked what is durable."""
+        """Times at which the receiver last accepted a request and was last asked what is durable."""
         self._creating_since: float | None = None
-        """Time since which an exporter is being created."""
+        """Time at which creation of an exporter began; None if no exporter is being created."""
         self._recalled: float | None = None
-        """Time at which a sibling that had failed too was successful, until this delivery has made its next attempt."""
+        """Time at which a sibling that was also failing recovered; None after this delivery's next attempt."""
 
     def __str__(self) -> str:
         return f"{self.destination} ({self.signals[0]})" if len(self.signals) == 1 else self.destination
 
     @property
     def idle(self) -> bool:
-        """Whether the queue was empty when it was last read, after the last `arrived`."""
+        """Whether the queue was empty when it was last read, with no call to `arrived` since."""
         return self._seen_arrivals == self._arrivals
 
     @property
     def hangs(self) -> bool:
-        """Whether an attempt takes much longer than `export_timeout`, or creating the exporter takes minutes."""
+        """Whether an attempt is taking much longer than `export_timeout`, or creating the exporter takes minutes."""
         limits = (
             (self._guard.began, max(_HANGING, 3 * self._settings.export_timeout)),
             (self._creating_since, _HANGING_CREATION),
@@ -222,7 +227,7 @@ class Delivery:
 
     @property
     def trouble(self) -> str:
-        """Reason why it does not deliver; "" if there is none."""
+        """Reason why nothing is delivered; empty if there is none."""
         if self.hangs:
             return "the exporter does not return" + (f"; before that, {self.error}" if self.error else "")
         return self.error
@@ -231,25 +236,31 @@ class Delivery:
         self._thread.start()
 
     def wake(self) -> None:
-        """Retry at once. Any thread, any number of times."""
+        """Retry at once. Any thread may call this, any number of times."""
         self._again = True
         self._wake.set()
 
     def arrived(self) -> None:
-        """Record that requests have come into the spool. While attempts fail, they wait for the next one. The agent's thread."""
+        """Record that the spool has new requests, which wait for the next attempt while attempts fail.
+
+        Only the agent's main thread may call this.
+        """
         self._arrivals += 1
         if not self.failures:
             self._wake.set()
 
     def set_urgent(self, urgent: bool) -> None:
-        """Set whether a process waits for everything to be durable, so that the receiver is asked at once. Any thread."""
+        """Set whether a process is waiting for everything to become durable, so that the receiver is asked at once.
+
+        Any thread may call this.
+        """
         is_new = urgent and not self._urgent
         self._urgent = urgent
         if is_new and not self.failures:
             self._wake.set()
 
     def stop(self, timeout: float) -> None:
-        """End the thread after the present attempt. Blocks up to `timeout` seconds."""
+        """End the thread after its current attempt. Blocks for up to `timeout` seconds."""
         self._stop.set()
         self._wake.set()
         self._thread.join(timeout)
@@ -270,7 +281,7 @@ class Delivery:
                 self.damaged = True
                 self._on_progress()
                 return
-            except BaseException as error:  # the exporter cannot be created, or the disk refuses
+            except BaseException as error:  # the exporter could not be created, or the disk refused
                 if not self.failures:
                     logger.error("delivery to %s failed\n%s", self.destination, format_error(error))
                 if isinstance(error, SpoolError):
@@ -299,7 +310,7 @@ class Delivery:
         )
 
     def _deliver(self, spool: Spool, exporter: Exporter, token: str | None) -> None:
-        """Deliver until `stop` is called, there is another token, or a new exporter is needed."""
+        """Deliver until `stop` is called, the token changes or a new exporter is needed."""
         delays = exponential_delays(_FIRST_DELAY, _LONGEST_DELAY)
         while not self._stop.is_set():
             if self._guard.needs_renewal:
@@ -317,16 +328,16 @@ class Delivery:
             self._pause(delay)
 
     def _pause(self, delay: float) -> None:
-        """Wait until there is something to do, at most for so many seconds; 0 for no limit."""
+        """Wait until there is something to do, for up to `delay` seconds; 0 means no limit."""
         if self.failures:
-            self._wake.clear()  # set by requests that came during the failed attempt
+            self._wake.clear()  # set by requests that arrived during the failed attempt
         if not (self._again or self._stop.is_set()):
             self._wake.wait(delay or None)
         self._wake.clear()
         self._again = False
 
     def _wait_for_token(self, refused: str | None) -> bool:
-        """Wait while parked. Returns whether there is another token than the refused one."""
+        """Wait while parked, and return whether the token differs from the refused one."""
         deadline = time.monotonic() + _PARKED
         while not self._stop.is_set() and time.monotonic() < deadline:
             woken = self._wake.wait(_TOKEN_LOOK)
@@ -343,10 +354,10 @@ class Delivery:
         return False
 
     def _deliver_next(self, spool: Spool, exporter: Exporter, delays: Generator[float, None, None]) -> float | None:
-        """Make one attempt.
+        """Make one attempt to deliver the next request.
 
         Returns:
-            None to go on at once, 0 to wait for new requests, or the seconds to wait before the next attempt.
+            None to continue at once, 0 to wait for new requests, or the seconds to wait before the next attempt.
         """
         arrivals = self._arrivals
         request = self._pieces.next(spool)
@@ -354,7 +365,7 @@ class Delivery:
         if request is None:
             keeps = self._pieces.keeps(spool)
             if self.failures and not keeps:
-                # The request was given up since; the next one must not wait for another attempt at it.
+                # The failing request has left the spool; the next one must not wait for another attempt at it.
                 self._works()
             if self._seen_arrivals != arrivals:
                 self._seen_arrivals = arrivals
@@ -389,7 +400,7 @@ class Delivery:
                 return self._retry(reason, after, delays)
         recovered = self.failures > 0
         self._works()
-        self._position = None  # the next request is not read yet
+        self._position = None  # the next request has not been read yet
         self._call_siblings(recovered=recovered)
         self._on_progress()
         return None
@@ -403,7 +414,7 @@ class Delivery:
         return delay
 
     def _ask(self, spool: Spool, exporter: Exporter, delays: Generator[float, None, None]) -> float | None:
-        """Ask the receiver what is durable, if it is time to. Returns as `_deliver_next`."""
+        """Ask the receiver what is durable, if it is time to. Return a delay, as `_deliver_next` does."""
         again = self._asked_at + _ASK_AGAIN
         due = again if self._urgent else max(self._answered_at + _ASK_AFTER, again)
         wait = due - time.monotonic()
@@ -417,7 +428,7 @@ class Delivery:
         seen, self._seen_arrivals = (
             self._seen_arrivals,
             -1,
-        )  # requests that wait again must never be seen together with `idle`
+        )  # `idle` must be false while recalled requests wait
         recalled = self._pieces.settle(spool, answer)
         self._works()
         self._answered_at = time.monotonic()
@@ -430,7 +441,7 @@ class Delivery:
         return _ASK_AGAIN if self._urgent else _ASK_AFTER
 
     def _waits_its_turn(self) -> bool:
-        """Whether a sibling that works is about to deliver a request that was recorded earlier."""
+        """Return whether a working sibling is about to deliver a request that was recorded earlier."""
         position = self._position
         return position is not None and any(sibling._goes_before(position) for sibling in self.siblings)
 
@@ -443,7 +454,7 @@ class Delivery:
         return self._position is None or self._position < position
 
     def _call_siblings(self, *, recovered: bool = False) -> None:
-        """Wake the siblings that wait for their turn. `recovered`: the receiver has just come back, so wake failing ones too."""
+        """Wake siblings that are waiting for their turn; if the receiver has `recovered`, wake failing siblings too."""
         for sibling in self.siblings:
             if recovered and sibling.failures:
                 sibling._recalled = time.monotonic()

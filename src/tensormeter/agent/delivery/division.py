@@ -1,22 +1,24 @@
-"""Dividing a request that its receiver refuses, until the refused items are alone.
+"""Divides a request that its receiver refuses, until each refused item is alone.
 
-A receiver answers for a whole request, even if it refuses only one metric in it. The agent finds that metric by sending parts. The order
-of the attempts matters, because parts that are accepted on the way stay, and many receivers refuse points that are older than those
-that they have. Prometheus, for example, stores the time of each resource, and accepts no earlier point of any of its metrics. So
+A receiver responds to a whole request, even if it refuses only one metric in it. The agent finds that metric by sending
+parts. The order of the attempts matters: parts that were accepted stay accepted, and many receivers refuse points that
+are older than those that they have. Prometheus, for example, stores the time of each resource and accepts no earlier
+point of any of its metrics. Therefore:
 
 1. kinds that were refused before go last;
-2. then delta temporality is separated from the rest, and then gauges from other types, since receivers refuse types;
-3. then earlier rows go before later ones;
-4. the metrics of a single row are separated, those that the receiver names first, and then the points of a single metric.
+2. next, delta temporality is separated from the rest, then gauges from other types, since receivers refuse types;
+3. next, earlier rows go before later ones;
+4. finally, the metrics of a single row are separated, starting with those that the receiver names, and then the
+   points of a single metric.
 
-If all points of a kind are refused, trying each of them would take two requests a point. So where that seems to be the case, the latest
-item is tried alone (`divide_off`): if it is refused as well, the rest is quarantined.
+If all points of a kind are refused, trying each of them would take two requests per point. When this seems to be the
+case, the latest item is tried alone (`divide_off`). If it is refused as well, the rest is quarantined.
 
-A destination that is not OTLP finds the step of a value in the same request. For it the steps of a row are in each of its parts, and
-do not count as items.
+Destinations other than OTLP find a value's step in the same request. For these, each part contains the steps of its
+rows, and steps do not count as items.
 
-The ids of the parts begin with that of the request. The sender remembers how a part was divided, since the suspects change. The parts
-follow from that and the request, so another agent makes the same ones.
+The ids of the parts begin with the request's id. The sender stores how each part was divided, because the suspects
+change. The parts are derived from that and the request, so another agent creates the same ones.
 """
 
 import dataclasses
@@ -45,8 +47,8 @@ class Kind:
     """Kind of item that receivers accept or refuse.
 
     Attributes:
-        name: Name of a metric, or of an event.
-        type: Temporality and type of the metric, for people; "" for events.
+        name: Name of a metric or an event.
+        type: Temporality and type of the metric, in readable form; empty for events.
     """
 
     name: str
@@ -64,10 +66,10 @@ class Piece:
     """A request, or a part of one.
 
     Attributes:
-        request: The part, under an id that begins with that of the request.
-        items: Number of its points or records of each kind.
-        rows: Number of different times of its points; 0 for log records.
-        keeps_steps: Whether steps stay with the values, and do not count as items.
+        request: Request to send. The id of a part begins with the id of the original request.
+        items: Number of points or records of each kind.
+        rows: Number of different times of the points; 0 for log records.
+        keeps_steps: Whether steps stay with their values and do not count as items.
     """
 
     request: Request
@@ -78,12 +80,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Division:
-    """Describes how a piece was divided.
+    """Record of how a piece was divided.
 
     Attributes:
-        kinds: The kinds that went into the second part; none if it was divided in halves. If `off`, the one whose latest item is the first
-            part.
-        off: Whether a single item was divided off.
+        kinds: Kinds in the second part; empty if the piece was halved. If `off`, the kind whose latest item is the
+            first part.
+        off: Whether a single item was split off.
     """
 
     kinds: tuple[Kind, ...] = ()
@@ -91,11 +93,11 @@ class Division:
 
 
 def piece_of(request: Request, *, keeps_steps: bool = False) -> Piece:
-    """Count the contents of a request.
+    """Return a request as a piece, and count its contents.
 
     Args:
-        request: The request.
-        keeps_steps: Whether steps stay with the values, and do not count as items.
+        request: Request to count.
+        keeps_steps: Whether steps stay with their values and do not count as items.
 
     Raises:
         DecodeError, OSError: The body cannot be decompressed or decoded.
@@ -121,12 +123,12 @@ def piece_of(request: Request, *, keeps_steps: bool = False) -> Piece:
 
 
 def divide(piece: Piece, suspects: Collection[Kind] = (), reason: str = "") -> tuple[list[Piece], Division] | None:
-    """Divide a piece in two, in the order in which they should be sent; None if it is a single item.
+    """Divide a piece in two, in the order in which the parts should be sent; return None for a single item.
 
     Args:
-        piece: The piece.
+        piece: Piece to divide.
         suspects: Kinds that the receiver has refused before.
-        reason: Reason given by the receiver.
+        reason: Reason that the receiver gave.
 
     Raises:
         DecodeError, OSError: The body cannot be decompressed or decoded.
@@ -137,7 +139,7 @@ def divide(piece: Piece, suspects: Collection[Kind] = (), reason: str = "") -> t
 
 
 def halve(piece: Piece) -> list[Piece] | None:
-    """Divide a piece in two, by rows if it has several; None if it is a single item.
+    """Divide a piece in two, by rows if it has several; return None for a single item.
 
     Raises:
         DecodeError, OSError: The body cannot be decompressed or decoded.
@@ -146,7 +148,7 @@ def halve(piece: Piece) -> list[Piece] | None:
 
 
 def divide_off(piece: Piece, kind: Kind) -> tuple[list[Piece], Division] | None:
-    """Return the latest item of a kind, and everything else; None if there is nothing else.
+    """Split off the latest item of a kind from everything else; return None if there is nothing else.
 
     Raises:
         DecodeError, OSError: The body cannot be decompressed or decoded.
@@ -157,12 +159,12 @@ def divide_off(piece: Piece, kind: Kind) -> tuple[list[Piece], Division] | None:
 
 
 def resume(piece: Piece, done: Collection[str], divisions: Mapping[str, Division]) -> list[Piece]:
-    """Return the pieces of a request that are left, after another agent has sent some.
+    """Return the remaining pieces of a request after another agent has sent some.
 
     Args:
-        piece: The request.
+        piece: Whole request.
         done: Ids of the pieces that were accepted or quarantined.
-        divisions: How pieces were divided, by their ids.
+        divisions: Record of how pieces were divided, by piece id.
 
     Raises:
         DecodeError, OSError: The body cannot be decompressed or decoded.
@@ -197,7 +199,7 @@ def _parts(piece: Piece, division: Division) -> list[Piece] | None:
 
 
 def _with_steps(part: Piece, steps: Any) -> Piece:
-    """Return a part with the steps of its rows."""
+    """Return a part together with the steps of its rows."""
     message = ExportMetricsServiceRequest.FromString(gzip.decompress(part.request.body))
     times = {
         point.time_unix_nano
@@ -212,7 +214,7 @@ def _with_steps(part: Piece, steps: Any) -> Piece:
 
 
 def _by_kind(piece: Piece, second: Collection[Kind]) -> list[Piece]:
-    """Return the items of other kinds than the given ones, and those of the given kinds."""
+    """Return the items of all other kinds, and then the items of the given kinds."""
     body = gzip.decompress(piece.request.body)
     pieces = []
     for number, kinds in enumerate((piece.items.keys() - set(second), piece.items.keys() & set(second))):
@@ -252,7 +254,7 @@ def _piece(piece: Piece, name: str, message: Any, items: int) -> Piece:
 
 
 def _second(piece: Piece, suspects: Collection[Kind], reason: str) -> list[Kind]:
-    """Return the kinds that go into a separate piece; none if kinds are not to be separated."""
+    """Return the kinds to move into a separate piece; empty if kinds should stay together."""
     kinds = list(piece.items)
     choices = [
         [kind for kind in kinds if kind in suspects],

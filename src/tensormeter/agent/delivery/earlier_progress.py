@@ -1,6 +1,7 @@
-"""Takes over the progress of a divided request from the file in which earlier versions stored it.
+"""Import of a divided request's progress from the file in which earlier versions stored it.
 
-They wrote `outgoing.json` into the destination's folder; now the spool stores this with the request (`request_pieces`).
+Earlier versions wrote `outgoing.json` into the destination's folder. The spool now stores the progress with the request
+(`request_pieces`).
 """
 
 import json
@@ -21,16 +22,16 @@ logger: Final = get_logger("tensormeter.agent")
 
 
 def take_over_progress(spool: Spool, destination: str, signals: Sequence[Signal], folder: Path) -> None:
-    """Move the progress of the oldest request from the file into the spool. Without a file, nothing happens.
+    """Move the progress of the oldest request from the file into the spool; do nothing without a file.
 
     Args:
-        spool: The spool.
+        spool: Spool to write to.
         destination: Name of the destination.
         signals: Signals of the delivery.
         folder: Folder of the destination.
 
     Raises:
-        SpoolError: The spool cannot be written, although the disk has room. The file stays.
+        SpoolError: The spool cannot be written although the disk has room. The file is kept.
         OSError: The file cannot be removed.
     """
     file = folder / ("outgoing.json" if tuple(signals) == SIGNALS else f"outgoing-{signals[0]}.json")
@@ -44,24 +45,24 @@ def take_over_progress(spool: Spool, destination: str, signals: Sequence[Signal]
             spool.remember(destination, head.sequence, sent)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("%s: %s is damaged (%s); sending its request as a whole", destination, file, error)
-    except SpoolFullError as error:  # delivery makes room
+    except SpoolFullError as error:  # delivery will free space
         logger.warning("%s: cannot use %s (%s); sending its request as a whole", destination, file, error)
         return
     file.unlink(missing_ok=True)
 
 
 def _translate(document: dict[str, Any], head: Head, sent: str | None) -> str:
-    """Return the progress of a request as the spool stores it; "" if the document is not about it, or it has none."""
+    """Return a request's progress in the spool's format; "" if the document describes none for this request."""
     before: dict[str, Any] = json.loads(sent) if sent else {}
     done = [str(item) for item in document["delivered"]]
     divisions = dict(document["divisions"])
-    is_put_back = head.retried and document.get("retrying") != head.id  # all of it is sent again
+    is_put_back = head.retried and document.get("retrying") != head.id  # the whole request is sent again
     if list(document["members"]) != [head.id] or is_put_back or not (done or divisions):
         return ""
-    if before.get("divisions"):  # stored later than the file, or in the same way
+    if before.get("divisions"):  # stored after the file was written, or taken over from it
         return ""
     halved: list[Any] = [[], False]
-    for part in done:  # requests over the limit of a destination were sent in halves without a note
+    for part in done:  # requests over a destination's limit were halved without recording it
         for ancestor in _ancestors(part, head.id):
             divisions.setdefault(ancestor, halved)
     refused = int(before.get("refused", 0))
@@ -71,7 +72,7 @@ def _translate(document: dict[str, Any], head: Head, sent: str | None) -> str:
 
 
 def _ancestors(part: str, request: str) -> Iterator[str]:
-    """Yield the ids of the pieces that a part was divided off from, up to the request."""
+    """Yield the ids of the pieces that a part was split off from, up to the request."""
     while part != request and part.startswith(f"{request}."):
         part = part.rpartition(".")[0]
         yield part

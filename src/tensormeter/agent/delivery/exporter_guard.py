@@ -1,8 +1,8 @@
-"""Calls of exporters, whose exceptions and unexpected answers become outcomes.
+"""Calls to exporters, with exceptions and unexpected results converted to outcomes.
 
-An exporter that raises an exception would block the queue for ever, because one item may be the cause. An outage (`outages`) is
-retried without a limit. After any other exception the request is tried three times, the last time with a new exporter, and then
-divided until the item that causes the exception is alone. That item is quarantined.
+An exporter that raises an exception would block the queue forever, because a single item may be the cause. Outages
+(`outages`) are retried without limit. After any other exception, the request is tried three times, the last time with a
+new exporter. It is then divided until the item that causes the exception is alone, and that item is quarantined.
 """
 
 import dataclasses
@@ -32,48 +32,49 @@ __all__ = ["ExporterGuard", "describe_error", "format_error"]
 logger: Final = get_logger("tensormeter.agent")
 
 _TRIES: Final = 3
-"""Attempts at a request whose exporter raises, before the request is divided."""
+"""Number of attempts at a request whose exporter raises an exception, before the request is divided."""
 
 _TRIES_OF_ITEM: Final = 2
-"""Attempts at a single item of such a request, before the item is quarantined. A part with several items is divided at once."""
+"""Number of attempts at a single item of such a request before it is quarantined. Larger parts are divided at once."""
 
 _LEAST: Final = 2
-"""Points of a request that cannot be divided: a value and its step."""
+"""Number of points in a request that cannot be divided: a value and its step."""
 
 _LONGEST_REASON: Final = 500
 
 
 class ExporterGuard:
-    """Calls the exporters of one destination. Used by one thread; the attributes may be read by any.
+    """Calls the exporters of one destination. Only one thread may call it; any thread may read the attributes.
 
     Attributes:
-        began: Time at which the present attempt began; None if none is under way.
-        needs_renewal: Whether the next attempt needs a new exporter: the present one may have been left in a broken state.
+        began: Time at which the current attempt began; None between attempts.
+        needs_renewal: Whether the next attempt needs a new exporter, because the current one may be in a broken state.
     """
 
     def __init__(self, destination: str, numbering: Numbering | None) -> None:
         """
         Args:
             destination: Name of the destination, for messages.
-            numbering: Settles the numbers of attempts before requests are exported.
+            numbering: Object that settles attempt numbers before requests are exported; None to send requests
+                unchanged.
         """
         self._destination = destination
         self._numbering = numbering
         self.began: float | None = None
         self.needs_renewal = False
         self._raising = ""
-        """Id of the request at which the exporter last raised an exception."""
+        """Id of the request for which the exporter last raised an exception."""
         self._raises = 0
         self._divided = ""
         """Id of the last request that was divided because the exporter raised an exception."""
 
     def export(self, exporter: Exporter, request: Request, *, retrying: bool) -> Outcome:
-        """Make one attempt.
+        """Make one attempt to export a request.
 
         Args:
-            exporter: The exporter.
-            request: The request, or a part of one.
-            retrying: Whether the last attempt failed, so that a traceback is already in the log.
+            exporter: Exporter to call.
+            request: Request, or a part of one.
+            retrying: Whether the last attempt failed, so that the log already contains a traceback.
         """
         self.began = time.monotonic()
         try:
@@ -84,7 +85,7 @@ class ExporterGuard:
             outcome = _checked(exporter.export(request), request.items)
             if self._numbering is not None and isinstance(outcome, Accepted):
                 self._numbering.accepted()
-        except BaseException as error:  # libraries raise anything, `SystemExit` too; the queue must go on
+        except BaseException as error:  # libraries raise anything, even `SystemExit`; the queue must continue
             return self._outcome_of(error, request, retrying=retrying)
         finally:
             self.began = None
@@ -92,7 +93,7 @@ class ExporterGuard:
         return outcome
 
     def ask_durability(self, exporter: Exporter) -> Durability | Retry | None:
-        """Ask the receiver what is durable; None if it does not report that."""
+        """Ask the receiver what is durable; return None if it does not report durability."""
         ask: Callable[[], Durability | Retry | None] | None = getattr(exporter, "durability", None)
         try:
             return ask() if ask is not None else None
@@ -101,7 +102,7 @@ class ExporterGuard:
             return Retry(f"{type(error).__name__}: {error}")
 
     def _outcome_of(self, error: BaseException, request: Request, *, retrying: bool) -> Outcome:
-        """Outcome of an attempt that raised an exception: retry, or divide the request."""
+        """Return the outcome of an attempt that raised an exception: retry the request, or divide it."""
         reason = describe_error(error)
         if is_outage(error):
             logger.warning("exporter %s failed\n%s", self._destination, reason if retrying else format_error(error))
@@ -122,7 +123,7 @@ class ExporterGuard:
 
 
 def describe_error(error: BaseException) -> str:
-    """Type and text of an exception."""
+    """Return the type and text of an exception."""
     try:
         text = str(error)
     except Exception:  # the exception's own `__str__` is broken
@@ -132,15 +133,15 @@ def describe_error(error: BaseException) -> str:
 
 
 def format_error(error: BaseException) -> str:
-    """Traceback of an exception for the log. Its text is shortened as in `describe_error`, because it may quote the data."""
+    """Return a traceback for the log. The exception's text is shortened, because it may quote the data."""
     return "".join([*traceback.format_tb(error.__traceback__), describe_error(error)])
 
 
 def _checked(outcome: object, items: int) -> Outcome:
-    """Return an outcome with fields of the right types, converted as far as possible.
+    """Return an outcome whose fields have the right types, converted if possible.
 
     Raises:
-        TypeError, ValueError: The exporter returned something else.
+        TypeError, ValueError: The exporter returned something that cannot be converted.
     """
     match outcome:
         case Accepted():
@@ -157,6 +158,6 @@ def _checked(outcome: object, items: int) -> Outcome:
 
 
 def _plain(text: object) -> str:
-    """Return a text that every file and database can store, shortened: it may quote the data."""
+    """Return a text that every file and database can store, shortened because it may quote the data."""
     plain = str(text).encode(errors="replace").decode()
     return plain if len(plain) <= _LONGEST_REASON else f"{plain[:_LONGEST_REASON]}..."

@@ -1,4 +1,4 @@
-"""Memory of the kinds that one receiver refuses, so that a refused request is divided with few attempts."""
+"""Memory of the kinds that one receiver refuses, so that dividing a refused request takes few attempts."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -9,22 +9,22 @@ from tensormeter.agent.delivery.division import Kind
 __all__ = ["Refusals"]
 
 _SUSPECT: Final = 3
-"""Number of quarantined pieces of a kind in a row, after which the kind is separated from the others."""
+"""Number of consecutive quarantined pieces of a kind after which the kind is separated from the others."""
 
 _LOST: Final = 16
-"""Number of quarantined pieces of a kind in a row, after which only its latest item is tried before everything is quarantined."""
+"""Number of consecutive quarantined pieces of a kind after which only its latest item decides about all others."""
 
 _LOST_KINDS: Final = 8
-"""Number of refused kinds of a never accepted type, after which all kinds of that type count as refused."""
+"""Number of refused kinds of a never accepted type after which all kinds of that type count as refused."""
 
 _BARREN: Final = 3
-"""Number of requests in a row with refused items of a kind and no accepted ones, after which the kind is quarantined untried."""
+"""Number of consecutive requests with only refused items of a kind after which the kind is quarantined untried."""
 
 Advice = Literal["divide", "try one", "quarantine"]
 
 
 class Refusals:
-    """Counts of what one receiver has refused. Used by one thread."""
+    """Counts of what one receiver has refused. Only one thread may use it."""
 
     def __init__(self) -> None:
         self._strikes: Counter[Kind] = Counter()
@@ -34,11 +34,11 @@ class Refusals:
 
     @property
     def doubts(self) -> bool:
-        """Whether there are kinds that were refused, so that an acceptance would change the advice."""
+        """Whether any kinds were refused, so that an acceptance would change the advice."""
         return bool(self._strikes)
 
     def accepted(self, kinds: Iterable[Kind]) -> None:
-        """Note that the receiver has accepted a piece with these kinds."""
+        """Record that the receiver accepted a piece with these kinds."""
         for kind in kinds:
             self._strikes.pop(kind, None)
             self._barren.pop(kind, None)
@@ -46,27 +46,28 @@ class Refusals:
             self._taken_types.add(kind.type)
 
     def refused(self, kinds: Iterable[Kind]) -> None:
-        """Note that a piece with these kinds was quarantined."""
+        """Record that a piece with these kinds was quarantined."""
         for kind in kinds:
             self._strikes[kind] += 1
             self._refused.add(kind)
 
     def request_is_over(self) -> None:
-        """Note that the request of the last pieces is done."""
+        """Record that the current request is done."""
         self._barren.update(self._refused)
         self._refused.clear()
 
     @property
     def suspects(self) -> set[Kind]:
-        """Kinds that are better separated from the others."""
+        """Kinds that should be separated from the others."""
         return {kind for kind, strikes in self._strikes.items() if strikes >= _SUSPECT or self._is_lost(kind)}
 
     def advice(self, kinds: Collection[Kind]) -> Advice:
-        """Advice for a refused piece of these kinds.
+        """Return advice on a refused piece with these kinds.
 
         Returns:
-            `quarantine` if all of them have been refused several times; they are tried again at growing intervals, in case the
-            receiver has changed. `try one` if all of them are probably refused; then a single item decides. Else `divide`.
+            `quarantine` if all kinds have been refused several times; they are retried at growing intervals, in case
+            the receiver has changed. `try one` if all kinds are probably refused, so that a single item decides.
+            Otherwise `divide`.
         """
         barren = min((self._barren[kind] for kind in kinds), default=0)
         if barren >= _BARREN and barren & (barren - 1):

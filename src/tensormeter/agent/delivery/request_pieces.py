@@ -1,11 +1,11 @@
-"""The piece of the queue that a destination is sent next: a request of the spool, or a part of one that was divided.
+"""The next piece to send to a destination: a request from the spool, or a part of a divided one.
 
-A request that its receiver finds too large is sent in halves. A request that the receiver refuses for its content is divided until
-the refused items are alone (`division`); the spool quarantines them. Kinds that are always refused are quarantined in larger
-pieces (`refusals`).
+A request that is too large for its receiver is sent in halves. A request whose content the receiver refuses is divided
+until each refused item is alone (`division`), and the spool quarantines those items. Kinds that are always refused are
+quarantined in larger pieces (`refusals`).
 
-A receiver recognises a request that is sent again by its id, so the next agent must make the same pieces as this one. The spool
-stores with the request how it was divided and which pieces are done, before the next piece is sent.
+A receiver identifies a resent request by its id, so the next agent must create the same pieces as this one. Before the
+next piece is sent, the spool stores how the request was divided and which pieces are done.
 """
 
 import json
@@ -35,7 +35,7 @@ _UNREADABLE: Final = "a body that cannot be read"
 
 
 class RequestPieces:
-    """The pieces of the oldest request for one destination. Used by one thread; blocks for the disk.
+    """The pieces of the oldest request for one destination. Only one thread may use it. Methods block on the disk.
 
     Attributes:
         position: Sequence number of the first waiting request after `next`; None if none waits.
@@ -49,7 +49,7 @@ class RequestPieces:
         """
         self._destination = destination
         self._signals = tuple(signals)
-        # Destinations with one queue for each signal are sent OTLP, and their receivers join steps and values themselves.
+        # Destinations with one queue per signal are sent OTLP, and their receivers join steps and values themselves.
         self._keeps_steps = self._signals == SIGNALS
         self.position: int | None = None
         self._head: Head | None = None
@@ -58,38 +58,41 @@ class RequestPieces:
         self._parts: list[Request] = []
         """Pieces that are still to be sent."""
         self._pieces: dict[str, Piece] = {}
-        """Contents of the parts of a divided request, by id."""
+        """Contents of a divided request's parts, by id."""
         self._rests: dict[str, str] = {}
-        """Id of each item that was divided off, and the id of the piece that is quarantined together with it."""
+        """Id of the piece that is quarantined together with a split-off item, by the item's id."""
         self._refusals = Refusals()
         self._retrying = ""
-        """Id of the request that `tensormeter spool retry` has put back and that is being sent; "" if none is."""
+        """Id of the request that `tensormeter spool retry` put back and that is being sent; empty if there is none."""
         self._is_stored = True
-        """Whether the disk had room for the progress of the present request."""
+        """Whether the disk had room for the current request's progress."""
         self._floor = 0
-        """Sequence number up to which no request of these signals waits."""
+        """Sequence number up to which no request with these signals is waiting."""
         self._log_at = 0.0
         self._unlogged: Counter[str] = Counter()
         self._reset()
 
     def _reset(self) -> None:
-        """Forget how the present request was divided and what has become of its pieces."""
+        """Forget how the current request was divided and which of its pieces are done."""
         self._pieces, self._rests = {}, {}
         self._divisions: dict[str, Division] = {}
         """Division of each divided part, by id."""
         self._done: list[str] = []
         """Ids of the pieces that were accepted or quarantined."""
         self._aside: list[str] = []
-        """Ids of the quarantined pieces. They are not sent again when the receiver has lost the others."""
+        """Ids of the quarantined pieces. They are not resent when the receiver has lost the others."""
         self._commit: Durability | None = None
-        """Durability reported with the last accepted piece; its `durable` is not used."""
+        """Durability reported with the last accepted piece. Its `durable` field is not used."""
         self._refused = 0
-        """Refused items of the present request."""
+        """Number of refused items in the current request."""
         self._credit = 0
-        """Number of refused items that were counted when the request was sent before."""
+        """Number of refused items that were already counted when the request was sent before."""
 
     def next(self, spool: Spool) -> Request | None:
-        """Return the piece to send: the same one until it is `accepted`, `rejected` or `halved`, or has left the spool."""
+        """Return the piece to send.
+
+        It stays the same until it is `accepted`, `rejected` or `halved`, or leaves the spool.
+        """
         head = self._find_head(spool)
         if not self._parts or head != self._head:
             self._head, self._whole, self._parts = None, None, []
@@ -101,12 +104,12 @@ class RequestPieces:
         return self._parts[0] if self._parts else None
 
     def accepted(self, spool: Spool, refused: int, durability: Durability | None = None) -> None:
-        """Note that the receiver has accepted the piece.
+        """Record that the receiver accepted the piece.
 
         Args:
-            spool: The spool.
+            spool: Spool that contains the request.
             refused: Number of items that the receiver left out.
-            durability: State of the receiver's disk.
+            durability: State of the receiver's disk; None if it does not report durability.
         """
         part = self._parts[0]
         if part.id in self._pieces or self._refusals.doubts:
@@ -115,7 +118,7 @@ class RequestPieces:
         self._pieces.pop(part.id, None)
         self._rests.pop(part.id, None)
         if len(self._done) > len(self._aside) and _epoch(self._commit) != _epoch(durability):
-            # The receiver may have lost the parts that went before.
+            # The receiver may have lost the earlier parts.
             spool.settle(self._destination, durability, self._signals)
             self._start_again(spool)
             return
@@ -129,14 +132,14 @@ class RequestPieces:
             self._finish_request(spool, counted, answered=True)
 
     def keeps(self, spool: Spool) -> bool:
-        """Whether the receiver has accepted requests that are not known to be on its disk."""
+        """Return whether the receiver has accepted requests that are not known to be on its disk."""
         return spool.keeps(self._destination, self._signals)
 
     def settle(self, spool: Spool, durability: Durability | None) -> bool:
-        """Process the receiver's answer to a question about its disk; None if it no longer reports durability.
+        """Process the receiver's answer about durability; None if it no longer reports durability.
 
         Returns:
-            Whether requests wait again.
+            Whether accepted requests are waiting again.
         """
         recalled = spool.settle(self._destination, durability, self._signals)
         if recalled:
@@ -144,12 +147,12 @@ class RequestPieces:
         return recalled
 
     def rejected(self, spool: Spool, reason: str, *, divide: bool = False) -> None:
-        """Quarantine the piece, because the receiver will never accept it.
+        """Quarantine a piece that the receiver will never accept, or divide it.
 
         Args:
-            spool: The spool.
-            reason: Reason given by the receiver.
-            divide: Whether parts of it may be accepted. Then the piece is divided, and only single items are quarantined.
+            spool: Spool that contains the request.
+            reason: Reason that the receiver gave.
+            divide: Whether the receiver may accept parts of the piece. If so, only single items are quarantined.
         """
         part = self._parts[0]
         if divide and (pieces := self._divide(spool, part, reason)):
@@ -162,7 +165,7 @@ class RequestPieces:
             self._quarantine(spool, reason, counts=divide)
 
     def halved(self, spool: Spool, reason: str) -> None:
-        """Replace the piece, which is too large for its receiver, by its halves."""
+        """Replace the piece, which is too large for its receiver, with its halves."""
         part = self._parts[0]
         try:
             pieces = halve(piece_of(part, keeps_steps=self._keeps_steps))
@@ -177,7 +180,7 @@ class RequestPieces:
         self._parts[:1] = [piece.request for piece in pieces]
 
     def _find_head(self, spool: Spool) -> Head | None:
-        # Read before the query: requests that are put later have higher numbers.
+        # Read this before the query, because requests that are put later have higher numbers.
         newest = spool.last_sequence() if self._signals != SIGNALS else 0
         head = spool.head(self._destination, self._signals, after=self._floor)
         if head is None:
@@ -186,12 +189,12 @@ class RequestPieces:
         return head
 
     def _take(self, spool: Spool, head: Head) -> None:
-        """Make the pieces of a request. A damaged request leaves the spool and has none."""
+        """Create the pieces of a request. A damaged request leaves the spool and has no pieces."""
         request = spool.read(head.sequence)
         if request is None:
             return
         self._reset()
-        if head.retried and self._retrying != head.id:  # a person has asked for it, so all of its kinds are tried again
+        if head.retried and self._retrying != head.id:  # a user asked for it, so all of its kinds are tried again
             self._refusals = Refusals()
             self._retrying = head.id
         self._restore(request.id, spool.sent_before(self._destination, head.sequence))
@@ -199,12 +202,12 @@ class RequestPieces:
         self._parts = self._left_of(request)
 
     def _left_of(self, request: Request) -> list[Request]:
-        """Pieces of a request that are not done; at least one."""
+        """Return the pieces of a request that are not done; at least one."""
         if not self._divisions:
             return [request]
         try:
             pieces = resume(piece_of(request, keeps_steps=self._keeps_steps), self._done, self._divisions)
-        except Exception as error:  # the receiver will judge the whole request
+        except Exception as error:  # let the receiver judge the whole request
             logger.warning(
                 "%s: cannot divide %r as before (%s); sending it as a whole", self._destination, request, error
             )
@@ -213,7 +216,7 @@ class RequestPieces:
         return [piece.request for piece in pieces] or [request]
 
     def _divide(self, spool: Spool, part: Request, reason: str) -> list[Piece] | None:
-        """Divide a refused piece. Returns the smaller pieces, or None to quarantine the piece as it is."""
+        """Divide a refused piece into smaller ones; return None to quarantine the piece as it is."""
         piece = self._read(part)
         if piece is None:
             return None
@@ -242,7 +245,7 @@ class RequestPieces:
         self._save(spool)
 
     def _quarantine(self, spool: Spool, reason: str, *, counts: bool) -> None:
-        """Quarantine the next part. `counts`: whether the refusal is about its kinds."""
+        """Quarantine the next part. If `counts`, count it as a refusal of its kinds."""
         part = self._parts[0]
         piece = self._read(part)
         self._pieces.pop(part.id, None)
@@ -274,7 +277,7 @@ class RequestPieces:
         return self._pieces[part.id]
 
     def _report(self, items: Mapping[str, int], reason: str) -> None:
-        """Log the quarantined items, at most once a minute."""
+        """Log the quarantined items, at most once per minute."""
         self._unlogged.update(items)
         now = time.monotonic()
         if now >= self._log_at:
@@ -293,7 +296,7 @@ class RequestPieces:
         self._save(spool, refused)
 
     def _finish_request(self, spool: Spool, refused: int = 0, *, answered: bool = False) -> None:
-        """Mark the request as done. `answered`: whether its last part was accepted, so that `_commit` is up to date."""
+        """Mark the request as done. If `answered`, its last part was accepted and `_commit` is up to date."""
         assert self._head is not None
         recalled = spool.done(
             self._destination,
@@ -309,19 +312,19 @@ class RequestPieces:
             self._start_again(spool)
 
     def _start_again(self, spool: Spool) -> None:
-        """Begin with the oldest request again: requests that were accepted wait again."""
+        """Start again at the oldest request, because accepted requests are waiting again."""
         if self._parts and self._head is not None and self._divisions:
             self._store(spool, self._head, self._describe_sending(self._head))
         self._head, self._whole, self._parts = None, None, []
         self._floor = 0
 
     def _forget_request(self) -> None:
-        """Remember only what the request has taught about the receiver."""
+        """Forget the request, but keep what its refusals show about the receiver."""
         self._refusals.request_is_over()
         self._retrying = ""
 
     def _save(self, spool: Spool, refused: int = 0) -> None:
-        """Store how the request was divided and which pieces are done, for the next agent, and count refused items."""
+        """Store the request's divisions and finished pieces for the next agent, and count refused items."""
         assert self._head is not None
         progress = {
             "delivered": self._done,
@@ -332,7 +335,7 @@ class RequestPieces:
             self._credit += refused
 
     def _store(self, spool: Spool, head: Head, sent: str, refused: int = 0) -> bool:
-        """Returns whether the disk has room for it: a full disk must not hold up delivery, which makes room."""
+        """Store progress, and return whether there was room. A full disk must not block delivery, which frees space."""
         try:
             spool.remember(self._destination, head.sequence, sent, refused=refused)
         except SpoolFullError as error:
@@ -344,7 +347,7 @@ class RequestPieces:
         return self._is_stored
 
     def _describe_sending(self, head: Head, progress: Mapping[str, Any] | None = None) -> str:
-        """Describe how the request was sent, for `_restore`. `progress`: what has become of its pieces, if it is not done."""
+        """Describe how the request was sent, for `_restore`. `progress` is the state of its pieces until it is done."""
         if not self._divisions and not self._refused:
             return ""
         document = {
@@ -359,7 +362,7 @@ class RequestPieces:
         return json.dumps({**document, **(progress or {})})
 
     def _restore(self, name: str, sent: str | None) -> None:
-        """Go on as `sent` describes, so that the receiver is sent pieces with the ids that it may have accepted before."""
+        """Restore the state in `sent`, so that pieces keep the ids that the receiver may have accepted before."""
         if not sent:
             return
         try:

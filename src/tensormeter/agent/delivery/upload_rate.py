@@ -1,4 +1,4 @@
-"""The limit on the bytes that one destination is sent in a second."""
+"""Limit on the bytes per second that are sent to one destination."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ __all__ = ["UploadRate"]
 
 
 class UploadRate:
-    """Limits the average rate at which bytes are sent to one destination. Any thread."""
+    """Limits the average rate at which bytes are sent to one destination. Any thread may use it."""
 
     def __init__(self, bytes_per_second: int | None) -> None:
         self._bytes_per_second = bytes_per_second
@@ -15,7 +15,7 @@ class UploadRate:
         self._free_at = 0.0
 
     def reserve(self, size: int) -> float:
-        """Count bytes that are about to be sent, and return the seconds to wait before that. Does not block."""
+        """Reserve bytes to send, and return the seconds to wait before sending them. Does not block."""
         if self._bytes_per_second is None:
             return 0.0
         with self._lock:
