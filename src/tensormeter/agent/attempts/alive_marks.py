@@ -1,4 +1,4 @@
-"""Marks with which an agent shows to other hosts which processes of the run live here."""
+"""Marks that show other hosts which of the run's processes are alive on this host."""
 
 import contextlib
 import time
@@ -10,7 +10,7 @@ __all__ = ["AliveMarks"]
 
 
 class AliveMarks:
-    """Writes the marks in a run's directory. Blocks for the disk."""
+    """Writes the marks into a run's directory. Blocks on the disk."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
@@ -18,7 +18,7 @@ class AliveMarks:
         self._marked_at = 0.0
 
     def write(self, living: set[str]) -> None:
-        """Write which processes live, if that has changed or was written long ago."""
+        """Write which processes are alive, if that has changed or the last mark is old."""
         now = time.monotonic()
         if living != self._living:
             with contextlib.suppress(OSError), self._directory.siblings_locked():

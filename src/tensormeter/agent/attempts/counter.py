@@ -1,13 +1,14 @@
-"""Attempts at runs, as the state directory records them.
+"""Record of the attempts at runs, stored in the state directory.
 
 ::
 
     <settings.directory>/runs/
-        .attempts/<hash>.json     for each run with a chosen id: its latest attempt, the processes of it, the last steps
-        <run id>@<host>/alive     ids of the run's processes that live on this host; touched by its agent while there are any
+        .attempts/<hash>.json     for each run with a chosen id: its latest attempt, that attempt's processes, the last
+        steps
+        <run id>@<host>/alive     ids of the run's processes that are alive on this host; its agent touches the file
 
-Hosts may share the directory. A process lives on another host if that host's file names it and was touched lately. Ages are
-differences of times that the file server gave, because clocks of hosts differ.
+Several hosts may share the directory. A process is alive on another host if that host's file lists it and was touched
+recently. Ages are differences between times from the file server, because the hosts' clocks differ.
 """
 
 import contextlib
@@ -33,30 +34,30 @@ ALIVE_INTERVAL: Final = 2.0
 """Seconds between two touches of a host's file."""
 
 _EXPIRES: Final = 4 * ALIVE_INTERVAL
-"""Seconds without a touch after which a host counts as gone. Clients of a network file system see times some seconds late."""
+"""Seconds without a touch after which a host counts as gone. Network file systems show touches some seconds late."""
 
 _FOLDER: Final = ".attempts"
 _ALIVE: Final = "alive"
 _MOST_RUNS: Final = 1000
-"""Maximum number of runs that are remembered, the latest ones."""
+"""Maximum number of runs to remember. The oldest are forgotten."""
 _MOST_PROCESSES: Final = 10_000
 _MOST_SETTLED: Final = 1000
 _MOST_STEPS: Final = 100
-"""Maximum number of attempts of a run whose last steps are remembered."""
+"""Maximum number of attempts per run whose last steps are remembered."""
 _MOST_BYTES: Final = 4 << 20
 
 
 @dataclass
 class AttemptRecord:
-    """Record of the attempts at one run. Read and write it while holding `runs_locked`.
+    """Record of the attempts at one run. Hold `runs_locked` to read and write it.
 
     Attributes:
         path: Path of the file.
         attempt: Number of the latest attempt; 0 if none is recorded.
-        provisional: Whether earlier attempts on other machines are possible: no server has confirmed the number.
-        processes: Processes of the latest attempt by id: rank, world size, launch, host, start time.
-        steps: Highest step that a process of each attempt had logged when it ended, by attempt.
-        settled: Number that a server gave the attempt of each process, by process id. The first host that asked has stored it.
+        provisional: Whether other machines may have made earlier attempts, because no server has confirmed the number.
+        processes: Rank, world size, launch, host and start time of the latest attempt's processes, by process id.
+        steps: Highest step that any ended process of the attempt logged, by attempt.
+        settled: Number that a server gave the process's attempt, by process id. The first host that asked stored it.
     """
 
     path: Path
@@ -68,7 +69,7 @@ class AttemptRecord:
 
     @classmethod
     def read(cls, directory: RunDirectory, project: str) -> "AttemptRecord":
-        """Read the record of a run. Without one that can be read, it has no attempt."""
+        """Read the record of a run; return a record without attempts if none can be read."""
         run = f"{project}/{directory.run['run_id']}"
         name = hashlib.sha256(run.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         record = cls(directory.path.parent / _FOLDER / f"{name}.json")
@@ -84,7 +85,7 @@ class AttemptRecord:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             record = cls(record.path)
         record.settled = _read_settled(document.get("settled"))
-        if not record.attempt:  # earlier versions counted in one file
+        if not record.attempt:  # earlier versions counted all runs in one file
             before = _read_json(directory.path.parent / ".attempts.json").get(run)
             if isinstance(before, int) and before > 0:
                 record.attempt, record.provisional = before, False
@@ -94,7 +95,7 @@ class AttemptRecord:
         """Write the record.
 
         Raises:
-            OSError: The disk refuses.
+            OSError: The file cannot be written.
         """
         new = not self.path.exists()
         make_directory(self.path.parent)
@@ -111,7 +112,7 @@ class AttemptRecord:
             _forget_oldest(self.path.parent)
 
     def add(self, member: Member, attempt: int, host: str, now: float) -> None:
-        """Add a process to the latest attempt. A process of an earlier attempt is ignored."""
+        """Add a process to the latest attempt or a new one. Ignore processes of earlier attempts."""
         if attempt > self.attempt:
             self.attempt, self.processes = attempt, {}
         if attempt == self.attempt:
@@ -123,9 +124,9 @@ class AttemptRecord:
         """Replace the provisional number of an attempt.
 
         Args:
-            attempt: The provisional number.
-            number: The new number.
-            last_step: Highest step of its processes that have ended, if any have.
+            attempt: Provisional number.
+            number: New number.
+            last_step: Highest step of the attempt's ended processes; None if there is none.
             confirmed: Whether a server gave the number.
         """
         if confirmed and self.attempt == attempt:
@@ -138,30 +139,31 @@ class AttemptRecord:
             self.provisional = self.provisional and not confirmed
 
     def note_step(self, attempt: int, step: int) -> None:
-        """Store that a process of an attempt has logged steps up to this one."""
+        """Record that a process of an attempt logged steps up to the given one."""
         self.steps[attempt] = max(self.steps.get(attempt, step), step)
 
     def last_step(self, attempt: int) -> int | None:
-        """Highest known step of attempts before this one."""
+        """Return the highest known step of earlier attempts."""
         return max((step for number, step in self.steps.items() if number < attempt), default=None)
 
 
 def count_attempt(
     directory: RunDirectory, project: str, member: Member, *, resume: bool, number: int | None = None
 ) -> tuple[int, bool]:
-    """Number and store the attempt that a process of this host belongs to.
+    """Choose and store the number of the attempt that a process on this host belongs to.
 
-    Call it while holding `runs_locked`, before the process has a ring. Does not use the network, but for a directory that is on it.
+    Call this while holding `runs_locked`, before the process has a ring. It does not use the network, unless the
+    directory is on a network file system.
 
     Args:
         directory: Directory of the run.
         project: Project of the run.
-        member: The process.
-        resume: Whether there was an attempt before, perhaps on another machine.
-        number: Number of the attempt if it is known; then it is only stored.
+        member: Process to number.
+        resume: Whether the run had an earlier attempt, possibly on another machine.
+        number: Attempt number to store, if it is already known.
 
     Returns:
-        The number, from 1, and whether it is provisional.
+        Attempt number, starting at 1, and whether it is provisional.
 
     Raises:
         OSError: The record cannot be written.
@@ -173,7 +175,7 @@ def count_attempt(
         least = 2 if resume else 1
         known = _members(record, directory, {host: here}, now, resume=resume)
         number = choose_attempt(member, known, resume=resume, least=least)
-        if number > record.attempt > 0:  # unless something lives on another host
+        if number > record.attempt > 0:  # unless a process is alive on another host
             living = {host: here, **_living_elsewhere(record, directory, now)}
             known = _members(record, directory, living, now, resume=resume)
             number = choose_attempt(member, known, resume=resume, least=least)
@@ -188,11 +190,11 @@ def count_attempt(
 
 
 def mark_alive(directory: RunDirectory, processes: Iterable[str] | None) -> None:
-    """Mark processes of the run as living on this host. Call it with a list while holding `runs_locked`.
+    """Mark processes of the run as alive on this host. Hold `runs_locked` when passing a list.
 
     Args:
         directory: Directory of the run.
-        processes: Ids of the living processes; None for the same as before, so that the file is only touched.
+        processes: Ids of the living processes; None to touch the file because they have not changed.
     """
     path = directory.path / _ALIVE
     with contextlib.suppress(OSError):
@@ -208,7 +210,7 @@ def mark_alive(directory: RunDirectory, processes: Iterable[str] | None) -> None
 def _members(
     record: AttemptRecord, directory: RunDirectory, living: Mapping[str, set[str]], now: float, *, resume: bool
 ) -> list[KnownMember]:
-    """Processes that have a number, with whether they live, as far as this host can detect that."""
+    """Return the numbered processes, and whether each one is alive as far as this host can detect."""
     here = directory.run["host"]
     if not record.attempt:
         return [KnownMember(process, attempt=1, alive=True) for process in living[here]]
@@ -217,21 +219,21 @@ def _members(
         age = max(0.0, now - began)
         alive = process in living.get(host, ()) and (host == here or not resume or age < DOUBTFUL)
         members.append(KnownMember(process, rank, world_size, launch, record.attempt, alive, age))
-    # Child processes, and processes that are not in the record.
+    # Child processes, and other processes that are not in the record.
     others = living[here] - record.processes.keys()
     members += [KnownMember(process, attempt=record.attempt, alive=True) for process in others]
     return members or [KnownMember("", attempt=record.attempt)]
 
 
 def _living_elsewhere(record: AttemptRecord, directory: RunDirectory, now: float) -> dict[str, set[str]]:
-    """Living processes of the run by host, for each other host with processes of the latest attempt."""
+    """Return the run's living processes on other hosts that have processes of the latest attempt, by host."""
     hosts = {host for *_, host, _ in record.processes.values()} - {directory.run["host"]}
     run = directory.run["run_id"]
     return {host: _living_at(directory.path.parent / f"{run}@{host}", now) for host in hosts if "/" not in host}
 
 
 def _living_here(directory: RunDirectory) -> set[str]:
-    """Living processes of the run on this host."""
+    """Return the run's living processes on this host."""
     processes = set()
     for path in directory.ring_files():
         with contextlib.suppress(RingError, OSError):
@@ -242,9 +244,9 @@ def _living_here(directory: RunDirectory) -> set[str]:
 
 
 def _living_at(path: Path, now: float) -> set[str]:
-    """Living processes of the run on another host, read from that host's folder."""
+    """Return the run's living processes on another host, read from that host's folder."""
     try:
-        # Opened, so that its time does not come from a cache.
+        # Open the file, so that its modification time does not come from a cache.
         with open(open_file(path / _ALIVE, os.O_RDONLY), "rb") as file:
             if now - os.fstat(file.fileno()).st_mtime > _EXPIRES:
                 return set()
@@ -255,7 +257,7 @@ def _living_at(path: Path, now: float) -> set[str]:
 
 
 def _server_time(runs: Path) -> float:
-    """Present time of the file server."""
+    """Return the file server's current time."""
     path = runs / ".lock"
     with contextlib.suppress(OSError):
         os.utime(path, follow_symlinks=False)
@@ -286,6 +288,6 @@ def _number(value: Any) -> int | None:
 
 
 def _read_settled(document: Any) -> dict[str, int]:
-    """Return the valid numbers in a record."""
+    """Return the valid settled numbers in a record."""
     items = document.items() if isinstance(document, dict) else ()
     return {process: number for process, number in items if type(number) is int and 1 <= number <= MAX_ATTEMPT}

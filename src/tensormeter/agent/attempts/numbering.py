@@ -1,12 +1,13 @@
-"""Settling the attempt that a process belongs to, and its first step, before any of its data is delivered.
+"""Settles a process's attempt number and first step before any of its data is delivered.
 
-A trainer takes the number from the record of its machine, and its agent encodes rows with that number and marks them as unsettled
-(`RUN_ATTEMPT_UNSETTLED`). The first delivery to a destination whose receiver stores attempts asks it. From then on the agent encodes rows with the
-settled number, and corrects requests that were encoded before when they are sent. Requests keep their ids.
+A training process takes its attempt number from the record on its machine. The agent encodes rows with that number and
+marks them as unsettled (`RUN_ATTEMPT_UNSETTLED`). If a destination's receiver stores attempts, the first delivery asks
+it for the number. The agent then encodes new rows with the settled number, and corrects earlier requests when they are
+sent. Request ids do not change.
 
-A receiver that gives no numbers, or a destination that cannot ask, is sent the number of this machine. If there is no record of the run
-on this machine, the number is marked as provisional. Settled numbers are stored with the run, so another agent, or `tensormeter sync`,
-uses the same ones.
+If the receiver gives no numbers, or the destination cannot ask, data is sent with this machine's number. If this
+machine has no record of the run, that number is marked as provisional. Settled numbers are stored with the run, so
+another agent and `tensormeter sync` use the same ones.
 """
 
 import contextlib
@@ -59,20 +60,20 @@ _MOST_BYTES: Final = 4 << 20
 _MOST_ATTEMPTS: Final = 1000
 _MOST_STEPS: Final = 1 << 62
 _LATEST_READY: Final = 5.0
-"""Maximum seconds that delivery waits until the rows of earlier attempts are read, which contain their last steps."""
+"""Maximum seconds that delivery waits for the rows of earlier attempts to be read, to learn their last steps."""
 
 
 @dataclass(frozen=True)
 class Settled:
-    """State of one attempt at this run on this host.
+    """State of one attempt at the run on this host.
 
     Attributes:
-        member: One of its processes, which represents all of them.
-        basis: Basis of the number: see `tensormeter.attempt.Basis`.
-        resume: Whether there was an attempt before.
-        number: Settled number; None as long as it is open.
-        first_step: Step of the first row without an explicit one; provisional as long as the number is open.
-        confirmed: Whether a server has given the number.
+        member: One of the attempt's processes, which represents all of them.
+        basis: Basis of the number; see `tensormeter.conventions.attempt_number.Basis`.
+        resume: Whether the run had an earlier attempt.
+        number: Settled number; None while it is open.
+        first_step: Step of the first row without an explicit one; provisional while the number is open.
+        confirmed: Whether a server gave the number.
         ended: Highest `HeaderWord.LAST_STEP` and `LAST_AUTOMATIC` of processes that ended while the number was open.
     """
 
@@ -85,7 +86,7 @@ class Settled:
     ended: tuple[int, int] = (0, 0)
 
     def last_step(self, ended: tuple[int, int]) -> int | None:
-        """Highest delivered step, from the words of a ring; None if no row had one."""
+        """Return the highest delivered step, given the header words of a ring; None if no row had a step."""
         explicit, automatic = ended
         steps = [explicit - 1] if explicit else []
         if automatic:
@@ -93,7 +94,7 @@ class Settled:
         return max(steps, default=None)
 
     def resource(self, resource: Mapping[str, Attribute]) -> dict[str, Attribute]:
-        """Delivered attributes of a process of the attempt."""
+        """Return the attributes to deliver for a process of the attempt."""
         settled = {name: value for name, value in resource.items() if name != RUN_ATTEMPT_UNSETTLED}
         if self.number is not None:
             settled[RUN_ATTEMPT] = self.number
@@ -102,11 +103,11 @@ class Settled:
         return settled
 
     def step(self, step: int) -> int:
-        """Delivered step for a recorded one."""
+        """Return the step to deliver for a recorded step."""
         return step - AUTOMATIC_STEPS + self.first_step if AUTOMATIC_STEPS <= step < AUTOMATIC_STEPS_END else step
 
     def event(self, event: Event) -> Event:
-        """Return an event with its delivered step."""
+        """Return an event with the step to deliver."""
         step = event.attributes.get(STEP_METRIC)
         if not isinstance(step, int):
             return event
@@ -114,18 +115,18 @@ class Settled:
         return replace(event, attributes=others if _is_none(step) else {**others, STEP_METRIC: self.step(step)})
 
     def steps(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Delivered steps for recorded ones, of shape (n,)."""
+        """Return the steps to deliver for recorded steps of shape (n,)."""
         automatic = (steps >= AUTOMATIC_STEPS) & (steps < AUTOMATIC_STEPS_END)
         return np.where(automatic, steps - AUTOMATIC_STEPS + self.first_step, steps) if automatic.any() else steps
 
 
 def _is_none(step: int) -> bool:
-    """Whether an event has no step, because a resumed process sent it before its first row."""
+    """Return whether an event has no step, because a resumed process sent it before its first row."""
     return step == AUTOMATIC_STEPS - 1
 
 
 def _rewrite_step(record: LogRecord, settled: Settled) -> None:
-    """Settle the step of an event."""
+    """Replace an event's recorded step with the step to deliver."""
     kept: list[KeyValue] = []
     for attribute in record.attributes:
         if attribute.key == STEP_METRIC:
@@ -140,14 +141,14 @@ def _rewrite_step(record: LogRecord, settled: Settled) -> None:
 
 
 class Numbering:
-    """The attempts of one run on this host. The agent's main thread registers processes; delivery threads ask."""
+    """The attempts at one run on this host. The agent's main thread registers processes; delivery threads ask."""
 
     def __init__(self, directory: RunDirectory, settings: Settings, *, asks: bool) -> None:
         """
         Args:
             directory: Directory of the run.
             settings: Settings of the run.
-            asks: Whether a destination can ask its receiver. If not, the numbers of this machine are settled at once.
+            asks: Whether any destination can ask its receiver. If not, this machine's numbers are settled at once.
         """
         self._directory = directory
         self._settings = settings
@@ -157,13 +158,16 @@ class Numbering:
         self._refused = False
         self._ready = threading.Event()
         self._failures: list[Retry] = []
-        """Answer to the last question if it has to be repeated: one or none."""
+        """Answer to the last question if it must be repeated; otherwise empty."""
         self._load()
         if not self._open():
             self._ready.set()
 
     def register(self, metadata: Mapping[str, Any]) -> None:
-        """Register a process whose ring was found. Its number stays open until `poll`. The agent's main thread."""
+        """Register a process whose ring was found, and hold delivery until `poll`.
+
+        Only the agent's main thread may call this.
+        """
         resource = metadata.get("resource", {})
         local, basis = resource.get(RUN_ATTEMPT), resource.get(RUN_ATTEMPT_UNSETTLED)
         if not basis or not isinstance(local, int) or local in self._attempts:
@@ -178,7 +182,10 @@ class Numbering:
         self._keep(local, Settled(member, str(basis), bool(metadata.get("resume"))))
 
     def poll(self, *, unread: bool) -> None:
-        """Let delivery go on, unless rows of processes that have ended are still `unread`. The agent's main thread."""
+        """Let delivery continue, unless rows of ended processes are still `unread`.
+
+        Only the agent's main thread may call this.
+        """
         if self._ready.is_set() or unread:
             return
         for local in self._open():
@@ -189,7 +196,7 @@ class Numbering:
         self._ready.set()
 
     def note_end(self, ring: RingFile, resource: Mapping[str, Any]) -> None:
-        """Store the last step of a process that has ended and whose rows are all read, for the attempts that follow."""
+        """Store the last step of a process that has ended, for later attempts. All of its rows must have been read."""
         local = resource.get(RUN_ATTEMPT)
         if self._settings.run_id is None or not isinstance(local, int):
             return
@@ -210,16 +217,18 @@ class Numbering:
             record.write()
 
     def of(self, resource: Mapping[str, Any]) -> Settled | None:
-        """Return the settled attempt of the process with these attributes; None if it is open, or there is nothing to settle."""
+        """Return the settled attempt of a process; None if it is open or there is nothing to settle."""
         local = resource.get(RUN_ATTEMPT) if RUN_ATTEMPT_UNSETTLED in resource else None
         settled = self._attempts.get(local) if isinstance(local, int) else None
         return settled if settled is not None and settled.number is not None else None
 
     def ask(self, exporter: object) -> Retry | None:
-        """Settle open numbers, if the exporter can ask its receiver. Delivery threads; blocks for the exporter's timeout.
+        """Settle open numbers if the exporter can ask its receiver.
+
+        Delivery threads call this. It blocks for up to the exporter's timeout.
 
         Returns:
-            `Retry` if the receiver has to be asked again before requests are exported.
+            `Retry` if the receiver must be asked again before requests are exported.
         """
         if not self._open():
             return None
@@ -229,7 +238,7 @@ class Numbering:
             return None
         failures = self._failures
         with self._lock:
-            if self._failures is not failures and self._failures:  # another signal has just asked
+            if self._failures is not failures and self._failures:  # the delivery of another signal has just asked
                 return self._failures[0]
             for local in self._open():
                 answer = self._ask(ask, local)
@@ -243,14 +252,20 @@ class Numbering:
         return None
 
     def _ask(self, ask: _Ask, local: int) -> AttemptNumber | Retry | Unauthorized | None:
-        """Ask for the number of an attempt; if hosts that share the directory have got another one, ask for its last step instead."""
+        """Ask for the number of an attempt.
+
+        If a host that shares the directory got a different number, ask for the last step before that number instead.
+        """
         answer = ask(self._question(local))
         if isinstance(answer, AttemptNumber) and (first := self._settled_elsewhere(local)) not in (None, answer.number):
             return ask(replace(self._question(local), number=first))
         return answer
 
     def accepted(self) -> None:
-        """Settle open numbers after a receiver that refused the question has accepted a request. Delivery threads."""
+        """Settle open numbers once a receiver that refused the question accepts a request.
+
+        Delivery threads call this.
+        """
         if self._refused:
             with self._lock:
                 self._refused = False
@@ -258,12 +273,12 @@ class Numbering:
                     self._settle(local, None)
 
     def rewrite(self, request: Request) -> Request:
-        """Return a request with settled numbers and steps, under the same id."""
+        """Return a request with settled numbers and steps and the same id."""
         if self._settings.run_id is None:
             return request
         try:
             return self._rewritten(request)
-        except Exception as error:  # the receiver will judge the body
+        except Exception as error:  # let the receiver judge the body
             logger.warning("cannot settle the attempt number in %r (%s); sending it unchanged", request, error)
             return request
 
@@ -290,7 +305,7 @@ class Numbering:
         return replace(request, body=gzip.compress(message.SerializeToString(), _GZIP_LEVEL, mtime=0))
 
     def _rewrite_resource(self, resource: Resource) -> Settled | None:
-        """Settle the attributes of a resource, if they are unsettled. Returns the attempt, which settles the steps below it."""
+        """Settle a resource's attributes, and return the attempt that settles its steps; None if already settled."""
         values = {item.key: item.value for item in resource.attributes}
         mark = values.pop(RUN_ATTEMPT_UNSETTLED, None)
         if mark is None:
@@ -316,7 +331,7 @@ class Numbering:
         return sorted(local for local, settled in list(self._attempts.items()) if settled.number is None)
 
     def _settled_elsewhere(self, local: int) -> int | None:
-        """Return the number that a server gave another host that shares the directory; None if a scheduler gave one."""
+        """Return the number that a server gave a host sharing the directory; None if a scheduler set the number."""
         settled = self._attempts[local]
         if self._directory.doubt or settled.basis == "given":
             return None
@@ -325,7 +340,7 @@ class Numbering:
     def _question(self, local: int) -> AttemptQuestion:
         settled = self._attempts[local]
         least = local
-        if settled.basis == "unknown":  # counted from an earlier attempt here, if from any
+        if settled.basis == "unknown":  # counted from an earlier attempt on this host, if there is one
             numbers = {key: attempt.number for key, attempt in self._attempts.items() if attempt.number is not None}
             before = max((earlier for earlier in numbers if earlier < local), default=None)
             least = 1 if before is None else numbers[before] + local - before
@@ -347,7 +362,7 @@ class Numbering:
         settled = replace(settled, number=number, first_step=first, confirmed=answer is not None)
         self._keep(local, settled)
         last = settled.last_step(settled.ended)
-        if last is not None:  # attempts that followed while this one was open go on behind it
+        if last is not None:  # later attempts, started while this one was open, continue after its last step
             for later in self._open():
                 if later > local and (attempt := self._attempts[later]).first_step <= last:
                     self._keep(later, replace(attempt, first_step=last + 1))
@@ -361,7 +376,7 @@ class Numbering:
             logger.info("this is attempt %d at the run, not %d: other machines have made attempts", number, local)
 
     def _first_step(self, local: int) -> int:
-        """Return the step after the last one of earlier attempts in the record of this machine."""
+        """Return the step after the last step of earlier attempts in this machine's record."""
         last = AttemptRecord.read(self._directory, self._settings.project).last_step(local)
         return 0 if last is None else last + 1
 
