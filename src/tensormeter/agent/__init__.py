@@ -1,4 +1,4 @@
-"""The agent: a separate process that moves data from the rings of a run to its destinations.
+"""The agent: a separate process that moves data from a run's rings to its destinations.
 
-Importing this package imports nothing else, because the training process imports `directory` and `launch` from it.
+This file imports nothing, because the training process imports `run_directory.directory` and `launch` from the package.
 """

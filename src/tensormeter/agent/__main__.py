@@ -1,6 +1,7 @@
-"""The agent as a process.
+"""Entry point of the agent process.
 
-SIGTERM and SIGINT make it put what the rings contain into the spool and end. SIGUSR1 makes it retry delivery at once.
+On SIGTERM or SIGINT, the agent moves the contents of the rings into the spool and exits. On SIGUSR1, it retries
+delivery at once.
 """
 
 import contextlib
@@ -23,16 +24,16 @@ _NICE: Final = 5
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m tensormeter.agent RUN_DIRECTORY LOCKS DEATHS STANDBY NOTICE``.
+    """Run the agent: ``python -m tensormeter.agent RUN_DIRECTORY LOCKS DEATHS STANDBY NOTICE``.
 
-    The standard input contains the run and its settings as JSON. LOCKS are the descriptors that hold the lock, separated by commas.
-    The rest is for `Standby`.
+    Standard input contains the run and its settings as JSON. LOCKS is a comma-separated list of the descriptors that
+    hold the lock. The last three arguments are for `Standby`.
     """
     locks = [int(descriptor) for descriptor in arguments[1].split(",")]
     for lock in locks:
         os.set_inheritable(lock, False)
     _allow_open_files()
-    description = json.load(open(0, "rb", closefd=False))  # noqa: SIM115 - the next agent reads it again
+    description = json.load(open(0, "rb", closefd=False))  # noqa: SIM115 - the next agent rereads standard input
     directory = RunDirectory.from_json(description["directory"])
     _open_log(directory)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -40,24 +41,24 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     signal.signal(signal.SIGUSR1, lambda *_: agent.retry_now())
-    # The process id is published only now: until these signals are handled, they would end the process.
+    # Publish the process id only now: before the handlers are installed, these signals would end the process.
     deaths, standby, notice = map(int, arguments[2:5])
     os.set_inheritable(notice, False)
     agent.become_agent((deaths, standby, notice))
     with contextlib.suppress(OSError):
-        os.nice(max(0, _NICE - os.nice(0)))  # the training process comes first
+        os.nice(max(0, _NICE - os.nice(0)))  # give the training process priority
     return 0 if agent.run() else 1
 
 
 def _allow_open_files() -> None:
-    """Raise this process's own limit on open files as far as it may be: the training process may have a low one."""
+    """Raise the soft limit on open files to the hard limit, because the training process may have a low limit."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _open_log(directory: RunDirectory) -> None:
-    """Write the output to the log in the run's directory, unless it goes there already or the disk refuses."""
+    """Redirect output to the log in the run's directory, unless it goes elsewhere or the log cannot be opened."""
     if not os.path.samestat(os.fstat(1), os.stat(os.devnull)):
         return
     with contextlib.suppress(OSError):

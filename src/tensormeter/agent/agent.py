@@ -1,9 +1,9 @@
-"""The agent: drains and delivers one run on one node.
+"""The agent, which drains and delivers one run on one node.
 
-It runs as a separate process (`tensormeter.agent.__main__`) or, for notebooks and tests, on a thread. It finds the run's rings,
-drains them into the spool and delivers the spool. It ends when the last process of the run is gone and everything is delivered, or
-when it has lingered long enough; the spool keeps the rest for `tensormeter sync`. It holds the run's agent lock from its start to its
-end.
+It runs as a separate process (`tensormeter.agent.__main__`) or, for notebooks and tests, on a thread. It finds the
+run's rings, drains them into the spool and delivers from the spool. It ends when the run's last process is gone and
+everything is delivered, or when the linger timeout expires. The spool keeps the rest for `tensormeter sync`. The agent
+holds the run's agent lock from start to end.
 """
 
 import contextlib
@@ -47,27 +47,28 @@ __all__ = ["Agent"]
 logger: Final = get_logger("tensormeter.agent")
 
 _POLL: Final = 0.05
-"""Seconds between two rounds: a lane of 8 MiB takes 140 ms to fill at a million rows a second."""
+"""Seconds between two rounds. A lane of 8 MiB takes 140 ms to fill at a million rows per second."""
 
 _MOST_REPAIRS: Final = 3
 
 _DURABLE_WAIT: Final = 5.0
-"""Seconds for which a one-shot agent waits for a receiver's disk. A receiver that is asked syncs at once."""
+"""Maximum seconds that a one-shot agent waits for a receiver's disk. A receiver syncs as soon as it is asked."""
 
 
 class _MovedError(Exception):
-    """The spool was moved between disk and memory, and has to be opened there."""
+    """The spool was moved between disk and memory and must be reopened."""
 
 
 class Agent:
-    """Drains and delivers one run. `run` uses the calling thread and one thread for each destination.
+    """Drains and delivers one run. `run` uses the calling thread, plus one thread for each delivery.
 
     Attributes:
-        error: Reason why requests are not delivered, after `run`.
-        accepted: Whether receivers accepted everything, after `run`. Some of it may not be on their disks yet.
-        cut: Descriptions of how processes of the run were cut off, so that their last values may be missing.
-        leftover: Data that is left of the run, after `run`.
-        unreachable: Destinations that could not be reached, after `run`.
+        error: Reason why requests were not delivered. Set by `run`.
+        accepted: Whether receivers accepted everything, although some of it may not be on their disks yet. Set by
+            `run`.
+        cut: Descriptions of how processes of the run were cut off. The last values of these processes may be missing.
+        leftover: Data that is left of the run. Set by `run`.
+        unreachable: Destinations that could not be reached. Set by `run`.
     """
 
     def __init__(
@@ -83,15 +84,17 @@ class Agent:
         Args:
             directory: Directory of the run.
             settings: Settings of the run.
-            lock: Descriptors that hold the agent's lock, in the run's directory or in shared memory; closed when `run` ends.
-            one_shot: Whether to end without waiting for processes that still run or a receiver that keeps failing.
-            on_status: Callback that receives the number of undelivered items from time to time.
+            lock: Descriptors that hold the agent's lock, in the run's directory or in shared memory. `run` closes them
+                when it ends.
+            one_shot: Whether to end without waiting for processes that are still running or for a receiver that keeps
+                failing.
+            on_status: Callback that periodically receives the number of undelivered items.
         """
         self._directory = directory
         self._settings = settings
         self._lock = AgentLock(directory, [lock] if isinstance(lock, int) else lock)
         self._one_shot = one_shot
-        self._wake = threading.Event()  # never set by a signal handler: the thread that it interrupts may hold its lock
+        self._wake = threading.Event()  # never set by a signal handler: the interrupted thread may hold its lock
         self._stopping = False
         self._retrying = False
         self._pulse: Pulse | None = None
@@ -113,9 +116,9 @@ class Agent:
         self._losses = LossReporter(directory, settings)
         self._alive = AliveMarks(directory)
         self._overflow = 0
-        """Value of `Rings.overflow` before the spool began to refuse."""
+        """Value of `Rings.overflow` before the spool began to refuse writes."""
         self._accepted_at: float | None = None
-        """Time at which everything had been accepted."""
+        """Time at which everything was first found to be accepted; None while requests are pending."""
         self.error = ""
         self.accepted = False
         self.cut: list[str] = []
@@ -125,20 +128,24 @@ class Agent:
     def close_lock(self) -> None:
         """Close the descriptors of the lock, for an agent that does not run.
 
-        That is an agent whose thread could not be started, or, in a forked child, the parent's, which keeps the lock.
+        This is an agent whose thread could not be started, or a forked child's copy of an agent whose lock the parent
+        keeps.
         """
         self._lock.close()
 
     def stop(self) -> None:
-        """Move what the rings contain into the spool, and end, from the next round on. Any thread, and signal handlers."""
+        """Move the contents of the rings into the spool in the next round, then end.
+
+        Any thread or signal handler may call this.
+        """
         self._stopping = True
 
     def retry_now(self) -> None:
-        """Retry delivery without waiting for the backoff, from the next round on. Any thread, and signal handlers."""
+        """Retry delivery in the next round without any backoff. Any thread or signal handler may call this."""
         self._retrying = True
 
     def run(self) -> bool:
-        """Work until there is nothing left to do.
+        """Drain and deliver until there is nothing left to do.
 
         Returns:
             Whether everything was delivered. If not, `error` contains the reason.
@@ -149,7 +156,7 @@ class Agent:
             self.error = str(error)
             logger.error("%s", error)
             return False
-        except Exception as error:  # the log is the only place where it can be seen
+        except Exception as error:  # the error is visible only in the log
             self.error = f"{type(error).__name__}: {error}"
             logger.exception("the agent failed")
             return False
@@ -157,20 +164,22 @@ class Agent:
             self._end()
 
     def become_agent(self, standby_state: tuple[int, int, int]) -> None:
-        """Let this process be the agent: keep a standby that replaces it, and write its id into the lock. Before `run`.
+        """Make this process the agent: keep a standby to replace it, and write the process id into the lock.
+
+        Call this before `run`.
 
         Args:
-            standby_state: State of the present standby, as for `Standby`.
+            standby_state: State of the current standby, in the form that `Standby` takes.
         """
         path = os.fspath(self._directory.path)
         self._standby = Standby(path, agent_command(path), lambda: self._lock.descriptors, standby_state)
         self._lock.write(os.getpid())
 
     def _begin(self) -> bool:
-        """Take the rest of the lock, and show the run's processes that they have an agent.
+        """Acquire the rest of the lock, and signal to the run's processes that they have an agent.
 
         Returns:
-            False if there is another agent.
+            False if another agent holds the lock.
         """
         if not self._one_shot and not os.path.lexists(self._directory.path):
             with contextlib.suppress(OSError), runs_locked(self._directory.path.parents[1]):
@@ -180,12 +189,12 @@ class Agent:
             return False
         self._pulse = Pulse(self._directory, self._standby.keep if self._standby else lambda: None)
         self._pulse.start()
-        # Exporters are loaded after the first pulse: some take longer than a new agent may take to it.
+        # Load exporters only after the first pulse: loading some takes longer than processes wait for that pulse.
         self._numbering = Numbering(self._directory, self._settings, asks=_asks(self._settings))
         return True
 
     def _end(self) -> None:
-        """Let another agent come."""
+        """Stop the pulse, dismiss the standby and release the lock, so that another agent can start."""
         if self._pulse:
             self._pulse.stop()
         if self._standby:
@@ -201,7 +210,7 @@ class Agent:
             self._pulse.remove(ring)
 
     def _work(self) -> bool:
-        """Work with one spool after the other: one that was repaired, restored or moved is opened again."""
+        """Work until done, and reopen the spool whenever it was repaired, restored or moved."""
         damage = ""
         repairs = 0
         while True:
@@ -254,7 +263,7 @@ class Agent:
                 if is_over and (delivered := self._leave(spool)) is not None:
                     return delivered
             except (SpoolError, OSError) as error:
-                # A disk that fails may look like damage to those that have the spool open.
+                # A failing disk may look like damage to code that has the spool open.
                 if isinstance(error, SpoolDamagedError) and (
                     is_over or self._location.in_memory or not disk_fails(self._directory.path)
                 ):
@@ -279,10 +288,10 @@ class Agent:
             self._wake.clear()
 
     def _move_if_refused(self, spool: Spool, refusal: tuple[float, Exception] | None) -> None:
-        """Go on in memory if the disk has refused for too long, and on the disk when it works again.
+        """Switch to a spool in memory if the disk has refused writes for too long, and back when it works again.
 
         Raises:
-            _MovedError: The agent has to go on with another spool.
+            _MovedError: The agent must continue with another spool.
         """
         if refusal is None:
             self._overflow = self._rings.overflow
@@ -291,14 +300,14 @@ class Agent:
                 raise _MovedError
         elif refusal is not None and self._location.must_leave(refusal[0]):
             if isinstance(refusal[1], SpoolFullError) and self._location.is_full() and not self._is_urgent():
-                return  # deliveries make room
+                return  # deliveries will free space
             self._deliveries.stop()
             if self._location.leave_disk(spool, refusal[1]):
                 raise _MovedError
             self._deliveries.start(spool, self._numbering)
 
     def _is_urgent(self) -> bool:
-        """Whether rows are lost because the spool refuses them, or a process waits for them."""
+        """Return whether rows are being lost because the spool refuses them, or a process is waiting for them."""
         return (
             self._stopping
             or self._rings.has_finished_process
@@ -307,7 +316,7 @@ class Agent:
         )
 
     def _withdraw_signals(self, spool: Spool) -> None:
-        """Delete waiting requests of signals that destinations are no longer sent."""
+        """Delete waiting requests with signals that their destination no longer receives."""
         for destination in self._settings.exporters:
             for left_out in self._settings.excluded_signals(destination):
                 items = spool.withdraw(destination, left_out.signal)
@@ -321,7 +330,7 @@ class Agent:
                     )
 
     def _do_round(self, spool: Spool) -> bool:
-        """Do one round. Returns whether there is no reason to go on."""
+        """Do one round, and return whether there is no reason to continue."""
         self._deliveries.check()
         if self._retrying:
             self._retrying = False
@@ -347,7 +356,7 @@ class Agent:
         if descriptions is None:
             return
         self.cut = descriptions
-        self._deliveries.arrived()  # they may have read the queue before the ends were in it
+        self._deliveries.arrived()  # deliveries may have read the queue before it contained the end events
         for description in descriptions:
             logger.warning("%s: %s", self._directory.path.name, description)
 
@@ -361,14 +370,14 @@ class Agent:
             self._deliveries.arrived()
 
     def _has_nothing_left(self, spool: Spool) -> bool:
-        """Whether there is no reason to go on."""
+        """Return whether there is no reason to continue."""
         if self._stopping:
             return True
         if self._rings and not self._one_shot:
             return False
         linger_timeout = self._settings.linger_timeout
         if self._location.in_memory and time.monotonic() - self._rings.left_at < linger_timeout:
-            return False  # the spool goes back to the disk, or the disk gets to know that it is delivered
+            return False  # the spool can return to the disk, or the disk can record that it was delivered
         if self._settings.mode == "offline":
             return True
         if spool.pending() == 0:
@@ -377,11 +386,11 @@ class Agent:
         if self._one_shot:
             return self._deliveries.rest
         if self._deliveries.are_idle_or_parked and self._settings.token_file is None:
-            return True  # this process will not see another token, and the next agent may have one
+            return True  # this process will not see another token, but the next agent may have one
         return time.monotonic() - self._rings.left_at > linger_timeout
 
     def _is_durable_or_in_vain(self, spool: Spool) -> bool:
-        """Whether everything that was accepted is durable, or waiting for that makes no sense."""
+        """Return whether everything accepted is durable, or waiting for durability is pointless."""
         if spool.kept() == 0:
             return True
         if self._accepted_at is None:
@@ -391,19 +400,20 @@ class Agent:
         return time.monotonic() - max(self._rings.left_at, self._accepted_at) > self._settings.linger_timeout
 
     def _report_losses(self, spool: Spool) -> bool:
-        """Report losses that no event contains. Returns whether there was a report, which has to be delivered."""
+        """Report losses that no event contains, and return whether there is a report to deliver."""
         if self._stopping or self._rings or not self._losses.report(spool):
             return False
         self._deliveries.arrived()
         return True
 
     def _leave(self, spool: Spool) -> bool | None:
-        """End, unless a new process of the run has just come: `init` and the agent check that under the same lock.
+        """End, unless a new process of the run has just started. `init` and the agent check for that under the same
+        lock.
 
         Returns:
-            Whether everything was delivered; None to stay.
+            Whether everything was delivered; None if the agent must continue.
         """
-        if self._location.in_memory:  # the run's directory and the spool in memory stay for the next agent
+        if self._location.in_memory:  # the run's directory and the spool in memory remain for the next agent
             self.error = self._location.report
             self._end()
             return False
@@ -411,11 +421,11 @@ class Agent:
         self.accepted = spool.pending() == 0
         delivered = self.accepted and not kept
         if delivered:
-            self._deliveries.stop()  # before the lock is taken: exporters may take long to shut down, and `init` would wait
+            self._deliveries.stop()  # before taking the lock, because `init` would wait for slow exporters to shut down
         with self._directory.siblings_locked():
             rings = [path for path in self._directory.ring_files() if path not in self._rings.unreadable]
             has_new_process = rings and not self._stopping and not self._one_shot
-            if has_new_process or (delivered and spool.pending()):  # `spool retry` may have put requests back meanwhile
+            if has_new_process or (delivered and spool.pending()):  # `spool retry` may have put requests back
                 if delivered:
                     self._deliveries.start(spool, self._numbering)
                 return None
@@ -434,7 +444,7 @@ class Agent:
             return delivered
 
     def _sum_up(self, spool: Spool, kept: int, *, delivered: bool) -> bool:
-        """Set `error` and `unreachable`. Returns whether everything was delivered, rings included."""
+        """Set `error` and `unreachable`, and return whether everything was delivered, including the rings."""
         self.unreachable = self._deliveries.unreachable
         if delivered and self._rings.unreadable:
             self.error = "; ".join(self._rings.unreadable.values())
@@ -456,7 +466,7 @@ def _describe_kept(kept: int, trouble: str) -> str:
 
 
 def _asks(settings: Settings) -> bool:
-    """Whether a destination may store the attempts at the run."""
+    """Return whether any destination's exporter can ask its receiver for attempt numbers."""
     if settings.run_id is None:
         return False
     for destination in settings.exporters:
