@@ -1,1 +1,1 @@
-"""From rings to the spool: rows become batches, batches become encoded requests."""
+"""From rings to the spool: rows are grouped into batches, and batches are encoded as requests."""

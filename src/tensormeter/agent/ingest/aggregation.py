@@ -1,8 +1,8 @@
-"""Aggregating measurements of instruments: counters, up-down counters, histograms, and observed totals.
+"""Aggregation of instrument measurements: counters, up-down counters, histograms and observed totals.
 
-A batch gives one point for every stream with a measurement in it, at the time of the last one. Observed totals give a point for each
-observation. The states of the streams are stored in the spool together with the batch, so a killed agent counts nothing twice and
-forgets nothing.
+Each batch produces one point for every stream measured in it, at the time of the stream's last measurement. Observed
+totals produce a point for each observation. The spool stores the states of the streams together with the batch, so a
+killed agent neither counts a measurement twice nor loses one.
 """
 
 import json
@@ -41,11 +41,11 @@ _DELTA_KINDS: Final = {
     "delta": frozenset({"counter", "observable_counter", "histogram", "exponential"}),
     "lowmemory": frozenset({"counter", "histogram", "exponential"}),
 }
-"""Kinds of streams with delta temporality, by preference (OTLP exporter specification)."""
+"""Kinds of streams with delta temporality, by temporality preference (OTLP exporter specification)."""
 
 
 class Aggregator:
-    """The aggregated streams of one process. `fold` is tried until the spool has taken its result; then comes `commit`."""
+    """The aggregated streams of one process. Call `fold`, again if the spool refuses the result, and then `commit`."""
 
     def __init__(self, states: Mapping[str, str], temporality: str) -> None:
         """
@@ -62,7 +62,7 @@ class Aggregator:
 
     @property
     def states(self) -> dict[str, str]:
-        """States that the last `fold` has changed."""
+        """States that the last calls of `fold` have changed."""
         return {key: json.dumps(aggregate.to_json()) for key, aggregate in self._changed.items()}
 
     @property
@@ -79,7 +79,7 @@ class Aggregator:
             pieces: Times and values, in any order.
 
         Returns:
-            The series to send; None if no value could be aggregated.
+            Series to send; None if no value could be aggregated.
         """
         before = self._aggregates.get(key) or _CLASSES[stream.kind]()
         least = 0.0 if stream.kind == "counter" else -math.inf
@@ -95,24 +95,24 @@ class Aggregator:
         first = min(int(times.min()) for times, _ in accepted)
         last = max(before.time + 1, *(int(times.max()) for times, _ in accepted))
         delta = stream.kind in self._delta
-        # A series covers the time after its start, up to and including its point's.
+        # A series covers the time from after its start up to and including its point's time.
         start = first - 1 if before.time == 0 else before.time if delta else before.start
         self._changed[key], series = before.add(stream, accepted, start, last, delta=delta)
         return series
 
     def commit(self) -> None:
-        """Keep the changes of the last calls of `fold`, which are in the spool."""
+        """Keep the changes of the last calls of `fold`, whose results are now in the spool."""
         self._aggregates.update(self._changed)
         self._changed.clear()
 
     def discard(self) -> None:
-        """Discard the changes, which are not in the spool: the same values will be folded again."""
+        """Discard the changes, which are not in the spool. The same values will be folded again."""
         self._changed.clear()
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """State of one stream. The base of the four below.
+    """State of one stream; base class of the four states below.
 
     Attributes:
         start: Start time of the points, in nanoseconds.
@@ -127,14 +127,14 @@ class Aggregate:
     def add(
         self, stream: Stream, pieces: Sequence[Piece], start: int, time: int, *, delta: bool
     ) -> "tuple[Aggregate, Series]":
-        """Add values. Returns the new state and the series to send.
+        """Add values, and return the new state and the series to send.
 
         Args:
             stream: Stream of the values.
-            pieces: Times and values; neither the list nor any piece is empty.
+            pieces: Times and values. Neither the list nor any piece may be empty.
             start: Start time of the point.
             time: Time of the point.
-            delta: Whether the point is of these values only.
+            delta: Whether the point covers only these values.
         """
         raise NotImplementedError
 
@@ -148,7 +148,7 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class Total(Aggregate):
-    """State of a counter or up-down counter. An `int` until the first float."""
+    """State of a counter or up-down counter. The value is an `int` until the first float arrives."""
 
     value: float = 0
 
@@ -170,7 +170,7 @@ class Total(Aggregate):
 
 @dataclass(frozen=True)
 class Observed(Aggregate):
-    """State of an observable counter or up-down counter, whose totals the program counts."""
+    """State of an observable counter or up-down counter. The program itself keeps the total."""
 
     value: float = 0
 
@@ -187,7 +187,7 @@ class Observed(Aggregate):
         previous, last = self.value, self.time or start
         for observed_at, value in points:
             at = max(observed_at, last + 1)
-            reset = monotonic and value < previous  # the program has begun again
+            reset = monotonic and value < previous  # the program has started counting again
             start = last if delta or reset else start
             starts.append(start)
             sent.append(value if not delta or reset else value - previous)
@@ -207,7 +207,7 @@ class Observed(Aggregate):
 
 @dataclass(frozen=True)
 class Distribution(Aggregate):
-    """State that both kinds of histogram have."""
+    """State that both kinds of histogram share."""
 
     count: int = 0
     sum: float = 0.0
@@ -226,9 +226,10 @@ class Distribution(Aggregate):
         )
 
     def _columns(self, stream: Stream) -> "_Columns":
-        """One point. It has no sum if a value was negative: receivers take a histogram's sum for a counter.
+        """Return the columns of one point. The sum is omitted if any value was negative, as metrics.proto requires.
 
-        Source: metrics.proto, `HistogramDataPoint.sum`: "sum should not be filled out when" negative events are recorded.
+        Source: metrics.proto, `HistogramDataPoint.sum`: "sum should not be filled out when" negative events are
+        recorded.
         """
         return {
             "times": np.array([self.time], np.uint64),
@@ -319,7 +320,7 @@ _CLASSES: Final[Mapping[str, type[Aggregate]]] = {
 
 
 AGGREGATED: Final = frozenset(_CLASSES)
-"""The kinds of streams whose values are aggregated here."""
+"""Kinds of streams whose values this module aggregates."""
 
 
 class _Columns(TypedDict):
@@ -339,7 +340,7 @@ class _Metadata(TypedDict):
 
 
 def describe(stream: Stream) -> _Metadata:
-    """Description of a stream in its series."""
+    """Return the metadata of a stream for its series."""
     name, version, schema_url, attributes = stream.scope or (SCOPE.name, SCOPE.version, SCOPE.schema_url, ())
     return {
         "unit": stream.unit,
@@ -359,7 +360,7 @@ def _aggregable(values: NDArray[np.float64] | NDArray[np.int64], least: float) -
 
 
 def _sum(values: NDArray[np.float64] | NDArray[np.int64]) -> float:
-    """Exact for integers, which may add up to more than 64 bits."""
+    """Return the sum. It is exact for integers, which may add up to more than 64 bits."""
     if values.dtype.kind == "i":
         return sum(map(int, values.tolist()))
     with np.errstate(over="ignore"):
@@ -367,7 +368,7 @@ def _sum(values: NDArray[np.float64] | NDArray[np.int64]) -> float:
 
 
 def _numbers(values: list[float]) -> NDArray[np.float64] | NDArray[np.int64]:
-    """int64 if all are integers that fit."""
+    """Return an int64 array if all values are integers that fit; otherwise float64."""
     if all(type(value) is int and -(1 << 63) <= value < 1 << 63 for value in values):
         return np.array(values, np.int64)
     return np.array(values, np.float64)

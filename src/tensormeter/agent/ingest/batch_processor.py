@@ -1,8 +1,8 @@
-"""The batching processor: rows of one process become batches of columns.
+"""The batching processor, which groups the rows of one process into batches of columns.
 
-Rows are read as they come and buffered until there are enough of them, until the delay is over, or until the ring needs the
-space. They keep their space in the ring until the caller calls `release` after they were put into the spool, so a killed agent loses
-none.
+Rows are read as they arrive. They are buffered until there are enough of them, the delay has passed, or the ring needs
+the space. Their space in the ring is freed only when the caller calls `release` after storing them in the spool, so a
+killed agent loses no rows.
 """
 
 import json
@@ -33,11 +33,11 @@ _STEPS_KEY: Final = json.dumps(_STEPS.to_json())
 _LARGEST: Final = (1 << 63) - 1
 
 _FULL_ENOUGH: Final = 1 / 8
-"""Share of a lane that may be buffered before a batch is due at any delay."""
+"""Share of a lane, when buffered, at which a batch is due regardless of the delay."""
 
 
 class BatchMeasurementProcessor:
-    """Groups the rows of one ring. Used by one thread; does not block."""
+    """Groups the rows of one ring. Only one thread may use it. It does not block."""
 
     def __init__(
         self,
@@ -52,13 +52,14 @@ class BatchMeasurementProcessor:
     ) -> None:
         """
         Args:
-            ring: The ring to read.
-            cursors: Positions up to which lanes have been read before, by lane.
+            ring: Ring to read.
+            cursors: Positions up to which lanes have already been read, by lane.
             aggregates: States of the aggregated streams at these cursors.
             temporality: Temporality, as for `Aggregator`.
-            schedule_delay: Seconds after its first row when a batch is due.
-            max_export_batch_size: Maximum number of points in a batch (a row is never split, so one row may exceed it).
-            on_skip: Callback that is given the cursors before space without rows is released.
+            schedule_delay: Seconds after its first row at which a batch is due.
+            max_export_batch_size: Maximum number of points in a batch. Rows are never split, so a single row may exceed
+                it.
+            on_skip: Callback that receives the cursors before space without rows is released.
         """
         self._layouts = Layouts(ring)
         self._layouts.refresh()
@@ -76,25 +77,25 @@ class BatchMeasurementProcessor:
         self.rows = 0
         """Number of rows read so far."""
         self.lost = 0
-        """Number of device values lost so far because their process died before the device had finished them."""
+        """Number of device values lost so far because the process died before the device finished them."""
 
     @property
     def metadata(self) -> Mapping[str, object]:
-        """Metadata of the writer: `resource`, `config`, and so on."""
+        """Metadata of the writer, such as `resource` and `config`."""
         return self._layouts.metadata
 
     def refresh(self) -> None:
-        """Read new metadata."""
+        """Read new metadata from the ring."""
         self._layouts.refresh()
 
     def poll(self, *, abandon_pending: bool) -> bool:
-        """Read the available rows, as far as they fit the batch.
+        """Read available rows until the batch is full.
 
         Returns:
-            Whether there may be more.
+            Whether more rows may be available.
         """
         before = self._points
-        self._lanes_in_turn.rotate(1)  # so that a busy lane that fills every batch does not keep out the others
+        self._lanes_in_turn.rotate(1)  # so that a busy lane cannot fill every batch by itself
         for lane in self._lanes_in_turn:
             if self._points >= self._most:
                 break
@@ -105,13 +106,13 @@ class BatchMeasurementProcessor:
         if self._points == 0:
             if any(lane.unreleased for lane in self._lanes):
                 self._on_skip(dict(enumerate(self.cursors())))
-            self.release()  # there was no row: laps, and rows whose writing failed
+            self.release()  # no rows were read: only wrap-arounds and rows whose writing failed
         elif before == 0:
             self._since = time.monotonic()
         return self._points > before or self._points >= self._most
 
     def due(self) -> bool:
-        """Whether the buffered rows should become a batch now."""
+        """Return whether the buffered rows should become a batch now."""
         return self._points > 0 and (
             self._points >= self._most
             or time.monotonic() - self._since >= self._delay
@@ -119,7 +120,7 @@ class BatchMeasurementProcessor:
         )
 
     def holds_any_before(self, positions: Sequence[int]) -> bool:
-        """Whether a buffered row is before the position of its lane."""
+        """Return whether a buffered row lies before the given position of its lane."""
         return any(
             lane.released < min(position, lane.cursor.position)
             for lane, position in zip(self._lanes, positions, strict=True)
@@ -132,7 +133,7 @@ class BatchMeasurementProcessor:
 
     @property
     def lag(self) -> float:
-        """Seconds since the oldest of the buffered rows was read; 0 if there is none."""
+        """Seconds since the oldest buffered row was read; 0 if none is buffered."""
         return time.monotonic() - self._since if self._points else 0.0
 
     def batch(
@@ -140,13 +141,13 @@ class BatchMeasurementProcessor:
         resource: Mapping[str, Attribute],
         settle: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lambda steps: steps,
     ) -> tuple[Batch, dict[int, Cursor]] | None:
-        """Return the buffered rows as columns, and the cursors after them. They stay buffered until `release`.
+        """Return the buffered rows as columns, and the cursors after them; None if none are buffered.
 
-        Put `aggregates` into the spool together with both.
+        The rows stay buffered until `release`. Put the batch and the cursors into the spool together with `aggregates`.
 
         Args:
             resource: Attributes of the process.
-            settle: Function from recorded to delivered steps, both of shape (n,).
+            settle: Function that converts recorded steps to delivered steps, both of shape (n,).
         """
         if not self._rows:
             return None
@@ -176,7 +177,7 @@ class BatchMeasurementProcessor:
 
     @property
     def last_steps(self) -> tuple[int, int]:
-        """Values for `HeaderWord.LAST_STEP` and `LAST_AUTOMATIC` after all batches so far."""
+        """Values for `HeaderWord.LAST_STEP` and `HeaderWord.LAST_AUTOMATIC` after all batches so far."""
         return self._last_steps[0], self._last_steps[1]
 
     def _note_steps(self, steps: NDArray[np.int64]) -> None:
@@ -188,7 +189,7 @@ class BatchMeasurementProcessor:
 
     @property
     def aggregates(self) -> dict[str, str]:
-        """States of the aggregated streams that the last `batch` has changed."""
+        """States of the aggregated streams that the last `batch` changed."""
         return self._aggregator.states
 
     @property
@@ -197,18 +198,18 @@ class BatchMeasurementProcessor:
         return self._aggregator.refused
 
     def take_unreadable(self) -> int:
-        """Return the number of points that could not be read since the last call."""
+        """Return the number of unreadable points since the last call."""
         points = sum(lane.unreadable for lane in self._lanes)
         for lane in self._lanes:
             lane.unreadable = 0
         return points
 
     def cursors(self) -> Iterable[Cursor]:
-        """Positions up to which lanes have been read."""
+        """Return the positions up to which the lanes have been read."""
         return [lane.cursor for lane in self._lanes]
 
     def release(self) -> None:
-        """Forget the buffered rows, which are in the spool, and release their space."""
+        """Forget the buffered rows, which are in the spool, and free their space in the ring."""
         self.lost += sum(int(missing.sum()) for rows in self._rows for missing in rows.lost if missing is not None)
         self._aggregator.commit()
         self._rows.clear()
@@ -217,14 +218,14 @@ class BatchMeasurementProcessor:
             lane.release()
 
     def _stream_keys(self, layout: Layout) -> list[str]:
-        """Return the streams of a layout as JSON, usable as keys: streams themselves are not, because True equals 1."""
+        """Return a layout's streams as JSON, for use as keys. Streams are no good keys: True equals 1."""
         if layout.id not in self._keys:
             self._keys[layout.id] = [json.dumps(column.stream.to_json()) for column in layout.columns]
         return self._keys[layout.id]
 
 
 def _neighbours(series: list[Series]) -> list[Series]:
-    """Return series of one scope, and in it of one metric, next to each other, so that they share a message."""
+    """Return the series ordered by scope and metric, so that series of a metric share one message."""
     order: dict[tuple[str, str], tuple[int, int]] = {}
     scopes: dict[str, int] = {}
     keys = [(repr(item.scope), item.name) for item in series]
@@ -234,7 +235,7 @@ def _neighbours(series: list[Series]) -> list[Series]:
 
 
 def _gauge(stream: Stream, pieces: list[Piece]) -> Gauge:
-    """One column, in order of time: some receivers (Prometheus remote write) refuse points that go back."""
+    """Return one column in time order, because receivers such as Prometheus remote write refuse out-of-order points."""
     times = np.concatenate([piece for piece, _ in pieces])
     values = np.concatenate([piece for _, piece in pieces])
     if np.any(times[1:] < times[:-1]):

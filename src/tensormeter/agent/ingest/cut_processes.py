@@ -1,8 +1,8 @@
-"""Processes that were cut off: their rings are gone, and the spool does not have their end.
+"""Handling of cut-off processes: their rings are gone, and the spool does not contain their end events.
 
-This happens after a power failure, and when a container or a person has deleted the memory in which rings are. The contents of the
-spool are right, but the last values may be missing. If a process is certainly gone, the agent puts its end into the spool, as a crash,
-so that the run does not stay "running" for ever.
+This happens after a power failure, or when a container or a person deletes the memory that contains the rings. The
+contents of the spool are correct, but the last values may be missing. If a process is certainly gone, the agent adds
+its end event to the spool, with the state "crashed". Otherwise, the run would stay "running" forever.
 """
 
 import gzip
@@ -36,7 +36,7 @@ _NEVER_SYNCED: Final = "the machine lost power or was restarted, and durability 
 
 
 def describe_unknown(losses: Mapping[str, int]) -> str:
-    """Describe the end of a run that has no ring and no process in its spool. `losses`: losses of the spool."""
+    """Describe the end of a run without rings or recorded processes. `losses` are the spool's losses."""
     return _NOTHING_KNOWN if losses else _NOTHING_STORED
 
 
@@ -48,20 +48,20 @@ def end_cut_processes(
     *,
     synced: bool = True,
 ) -> list[str]:
-    """Put the ends of cut-off processes into the spool.
+    """Put the end events of cut-off processes into the spool.
 
     Args:
         spool: Spool of the run.
         present: Ids of the processes that have a ring.
-        destinations: Destinations that are sent log records.
+        destinations: Destinations that receive log records.
         losses: Losses of the spool so far, for the events.
-        synced: Whether the spool is synced. If not, any of its contents may be missing after a power failure.
+        synced: Whether the spool is synced. If not, a power failure may have removed any of its contents.
 
     Returns:
-        Descriptions for people, without repetitions.
+        Distinct descriptions for users.
 
     Raises:
-        SpoolError: The disk refuses.
+        SpoolError: The disk refuses the write.
     """
     descriptions: dict[str, None] = {}
     for process, ended, description in spool.processes():
@@ -81,7 +81,7 @@ def end_cut_processes(
 
 
 def _end(origin: Origin, fate: str, last_time: int, losses: Mapping[str, int]) -> list[Encoded]:
-    """Return the request that ends a process; none if its resource, which may have come from anywhere, is invalid."""
+    """Return the request that ends a process; empty if its resource, which comes from outside, is invalid."""
     message = f"{fate}; the last values may be missing"
     body: dict[str, Value] = {"state": "crashed", "message": message, "dropped": dict(losses)}
     try:

@@ -1,4 +1,4 @@
-"""Rings that cannot be read: renamed, so that no agent tries them again."""
+"""Unreadable rings, which are renamed so that no agent tries to read them again."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,23 +10,24 @@ from tensormeter.ring.file import is_of_another_version, is_written, media_direc
 __all__ = ["find_damaged_rings", "put_ring_aside"]
 
 _SUFFIX: Final = ".damaged"
-"""Suffix of the name of a ring that cannot be read, and whose process is gone."""
+"""Suffix for the name of an unreadable ring whose process is gone."""
 
 
 def find_damaged_rings(folders: Iterable[Path]) -> list[Path]:
-    """Return the damaged rings in some folders that `put_ring_aside` has renamed."""
+    """Return the damaged rings in some folders that `put_ring_aside` renamed."""
     return [path for folder in folders for path in folder.glob(f"*{_SUFFIX}")]
 
 
 def put_ring_aside(path: Path, error: Exception) -> int:
-    """Rename a ring that is damaged, if its process is gone.
+    """Rename a damaged ring if its process is gone.
 
     Args:
         path: Path of the ring.
         error: Error of the attempt to read it.
 
     Returns:
-        Number of items that are known to be lost with it; 0 if it stays, because another agent may be able to read it.
+        Number of items known to be lost with the ring; 0 if it keeps its name because another agent may be able to read
+        it.
     """
     is_transient = isinstance(error, OSError | MemoryError | SpoolError) or isinstance(error.__cause__, OSError)
     if is_transient or is_of_another_version(path) or is_written(path.resolve()):

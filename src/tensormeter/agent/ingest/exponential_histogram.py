@@ -1,9 +1,9 @@
-"""Exponential histograms of numbers: which bucket a value falls into, and how many buckets there are.
+"""Exponential histograms of numbers: mapping values to buckets, and limiting the number of buckets.
 
-Bucket i at a scale is ``(base ** i, base ** (i + 1)]`` with ``base = 2 ** 2 ** -scale``. When the values of one sign span more
-buckets than there may be, the scale goes down, and neighbours merge in pairs.
+At a given scale, bucket i is ``(base ** i, base ** (i + 1)]`` with ``base = 2 ** 2 ** -scale``. When the values of one
+sign span more buckets than allowed, the scale decreases and neighboring buckets merge in pairs.
 
-Source: OpenTelemetry's metrics data model, "ExponentialHistogram"; the mapping is bit for bit the Python SDK's.
+Source: OpenTelemetry's metrics data model, "ExponentialHistogram". The mapping is bit-for-bit that of the Python SDK.
 """
 
 import math
@@ -22,18 +22,18 @@ _MIN_EXPONENT: Final = -1022
 _MAX_EXPONENT: Final = 1023
 
 Counts = Mapping[int, int]
-"""By bucket index."""
+"""Counts by bucket index."""
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """Both sides at one scale.
+    """Buckets for both signs at one scale.
 
     Attributes:
-        scale: Scale of both sides.
+        scale: Scale for both signs.
         zeros: Number of values that are 0.
-        positive: Counts of the positive values by bucket.
-        negative: Counts of the magnitudes of the negative values by bucket.
+        positive: Counts of positive values, by bucket.
+        negative: Counts of the magnitudes of negative values, by bucket.
     """
 
     scale: int
@@ -43,7 +43,7 @@ class Buckets:
 
 
 def fold(buckets: Buckets, values: NDArray[np.float64], *, most: int) -> Buckets:
-    """Return the buckets with further finite values in them, at the highest scale at which no side has more than `most`."""
+    """Add finite values to the buckets, at the highest scale where neither side spans more than `most` buckets."""
     scale = buckets.scale
     sides = [(buckets.positive, values[values > 0]), (buckets.negative, -values[values < 0])]
     while not all(_span(counts, buckets.scale - scale, magnitudes, scale) <= most for counts, magnitudes in sides):
@@ -53,7 +53,7 @@ def fold(buckets: Buckets, values: NDArray[np.float64], *, most: int) -> Buckets
 
 
 def bucket_indices(magnitudes: NDArray[np.float64], scale: int) -> NDArray[np.int64]:
-    """Return the buckets of positive finite values."""
+    """Return the bucket index of each positive finite value."""
     fractions, exponents = np.frexp(magnitudes)
     exponents = exponents.astype(np.int64) - 1
     powers_of_two = fractions == 0.5
@@ -61,7 +61,7 @@ def bucket_indices(magnitudes: NDArray[np.float64], scale: int) -> NDArray[np.in
         indices: NDArray[np.int64] = exponents - powers_of_two
         indices[magnitudes < _MIN_NORMAL] = _MIN_EXPONENT - 1
         return np.right_shift(indices, -scale)
-    # Not NumPy's logarithm, which may differ in the last bit from one processor to the next.
+    # NumPy's logarithm may differ in the last bit between processors.
     logarithms = np.fromiter(map(math.log, magnitudes.tolist()), np.float64, len(magnitudes))
     indices = np.floor(logarithms * math.ldexp(1 / math.log(2), scale)).astype(np.int64)
     indices = np.minimum(indices, ((_MAX_EXPONENT + 1) << scale) - 1)
@@ -71,7 +71,7 @@ def bucket_indices(magnitudes: NDArray[np.float64], scale: int) -> NDArray[np.in
 
 
 def _span(counts: Counts, shift: int, magnitudes: NDArray[np.float64], scale: int) -> int:
-    """Return the number of buckets of one side, from the first to the last."""
+    """Return the number of buckets that one side spans, from the first to the last."""
     ends = [index >> shift for index in (min(counts), max(counts))] if counts else []
     if len(magnitudes):
         ends += bucket_indices(np.array([magnitudes.min(), magnitudes.max()]), scale).tolist()

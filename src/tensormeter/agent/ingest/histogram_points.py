@@ -1,8 +1,8 @@
-"""Conversion of distributions, from the columns of rows to OpenTelemetry's histograms.
+"""Conversion of distributions in columns of rows to OpenTelemetry histograms.
 
-Each row's distribution is one point of delta temporality. Its values belong to the time of the row, so the point's interval
-begins and ends at that time. Empty intervals of a series never overlap, as OTLP requires. A start of 0 would mean that the start
-is unknown.
+Each row's distribution becomes one point with delta temporality. The point's interval begins and ends at the time of
+the row. Such empty intervals never overlap within a series, as OTLP requires. A start time of 0 would mean that the
+start is unknown.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ from tensormeter.ring.layout import Stream
 __all__ = ["NONFINITE_METRIC", "distribution_series"]
 
 NONFINITE_METRIC: Final = "tensormeter.histogram.nonfinite"
-"""The gauge of values that are in no bucket, at the time of their distribution, where there are any."""
+"""Gauge that counts a distribution's values that are in no bucket. It has points only where there are such values."""
 
 _NONFINITE_BINS: Final = {"-Inf": 0, "+Inf": -2, "NaN": -1}
 
@@ -33,7 +33,7 @@ class _Piece(NamedTuple):
 
 
 def distribution_series(stretches: Iterable[Rows]) -> list[Series]:
-    """Return the series of all distributions in some rows, each in order of time."""
+    """Return the series of all distributions in some rows, each in time order."""
     pieces_of: defaultdict[tuple[Stream, str, int], list[_Piece]] = defaultdict(list)
     for rows in stretches:
         for stream, code, piece in _pieces(rows):
@@ -48,7 +48,7 @@ def distribution_series(stretches: Iterable[Rows]) -> list[Series]:
 
 
 def _pieces(rows: Rows) -> Iterator[tuple[Stream, str, _Piece]]:
-    """Counts and statistics of each distribution, put together; less what its device never finished."""
+    """Yield the counts and statistics of each distribution, without those that the device never finished."""
     columns = [
         (column, values, missing)
         for column, values, missing in zip(rows.layout.columns, rows.columns, rows.lost, strict=True)
@@ -92,9 +92,9 @@ def _exponential(stream: Stream, table: Table, piece: _Piece) -> Iterator[Series
 def _merge(
     sides: tuple[NDArray[np.int64], NDArray[np.int64]], table: Table
 ) -> tuple[int, tuple[int, NDArray[np.int64]], tuple[int, NDArray[np.int64]]]:
-    """Return the finest scale at which both sides have at most MAX_BUCKETS, and (index of the first, counts) of each.
+    """Return the finest scale at which each side has at most MAX_BUCKETS, then (first index, counts) for each side.
 
-    Exact: bucket i of a scale lies in bucket ``i >> d`` of a scale that is less by d.
+    The merge is exact: bucket i of a scale lies in bucket ``i >> d`` of a scale that is lower by d.
     """
     spans = []
     for counts in sides:
@@ -131,9 +131,9 @@ def _buckets(sides: Iterable[tuple[int, NDArray[np.int64]]]) -> Buckets:
 
 
 def _explicit(stream: Stream, piece: _Piece) -> Iterator[Series]:
-    """One series for each stretch of points with the same edges.
+    """Yield one series for each stretch of points with the same edges.
 
-    Outside of the edges nothing was counted, so the open buckets below and above are empty.
+    Values outside the edges are not counted, so the open buckets below and above are empty.
     """
     buckets = piece.words.shape[1] // 2
     bounds, counts = piece.words[:, : buckets + 1].view(np.float64), piece.words[:, buckets + 1 :].astype(np.uint64)

@@ -1,7 +1,8 @@
-"""Reading rows out of a ring's lane.
+"""Reader for the rows in a lane of a ring.
 
-NumPy finds and copies consecutive rows of one layout, a stretch at a time. It does the same for measurements of instruments, whose
-rows have one size, in any order of the instruments. The reader uses only the file, so the writer may be dead.
+NumPy finds and copies consecutive rows with the same layout, one stretch at a time. Rows of instrument measurements all
+have the same size, so they form one stretch even if the instruments alternate. The reader uses only the file, so the
+writer may be dead.
 """
 
 import platform
@@ -34,27 +35,27 @@ __all__ = ["LaneReader", "Layouts", "Rows"]
 
 _STORES_IN_ORDER: Final = platform.machine() in ("x86_64", "AMD64", "i686")
 _SETTLE: Final = 0.002
-"""Seconds after which another core's stores are visible for certain; they take well under a microsecond."""
+"""Seconds after which another core's stores are certainly visible. This usually takes well under a microsecond."""
 
 _MEASUREMENT_BYTES: Final = row_bytes(1)
 
 _LAYOUT_MASK: Final = (1 << LAYOUT_BITS) - 1
 
 _ROW_WORDS: Final = 4
-"""Number of words in a row that are not values: two marks, time and step."""
+"""Number of words in a row that are not values: two marks, the time and the step."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Consecutive rows of one layout.
+    """Consecutive rows with the same layout.
 
     Attributes:
-        layout: Their layout.
-        times: uint64, shape (n,); unique in the process: a multiple of 64 ns plus the lane's index.
+        layout: Layout of the rows.
+        times: uint64, shape (n,). Each time is unique in the process: a multiple of 64 ns plus the lane's index.
         steps: int64, shape (n,).
-        columns: One array for each of the layout's columns: float64 or int64, of shape (n,), or (n, words) if wider.
-            Columns of distributions are int64 for any contents of their words.
-        lost: For each column the boolean mask of values that their device never finished, or None.
+        columns: One float64 or int64 array per column, of shape (n,), or (n, words) for wider columns. Columns of
+            distributions are always int64.
+        lost: For each column, a boolean mask of values that the device never finished, or None.
     """
 
     layout: Layout
@@ -66,18 +67,18 @@ class Rows:
 
 @dataclass
 class Layouts:
-    """The layouts that a ring has published so far."""
+    """Layouts that a ring has published so far."""
 
     ring: RingFile
     metadata: dict[str, object] = field(default_factory=dict)
     measurements: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1 << LAYOUT_BITS, np.bool_))
-    """Whether the rows of each layout id are measurements of instruments: one value of one word, without a step."""
+    """Whether the rows of each layout id are instrument measurements: a single value of one word, without a step."""
     deferred: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1 << LAYOUT_BITS, np.bool_))
-    """Whether the rows of each layout id are measurements of a device."""
+    """Whether the rows of each layout id are device measurements."""
     _known: dict[int, tuple[Layout, np.dtype[np.void]]] = field(default_factory=dict)
 
     def refresh(self) -> None:
-        """Read new entries."""
+        """Read new entries from the ring."""
         for kind, entry in self.ring.entries():
             if kind is EntryKind.METADATA:
                 self.metadata = {**self.metadata, **entry}
@@ -94,14 +95,14 @@ class Layouts:
                 self._known[layout.id] = (layout, np.dtype([*fields, ("end", "<i8")]))
 
     def find(self, number: int) -> tuple[Layout, np.dtype[np.void]] | None:
-        """Return a layout by its id; None if the ring has not published it."""
+        """Return the layout with an id; None if the ring has not published it."""
         if number not in self._known:
             self.refresh()
         return self._known.get(number)
 
 
 class LaneReader:
-    """Reads one lane from a cursor on."""
+    """Reads one lane, starting at a cursor."""
 
     def __init__(self, layouts: Layouts, index: int, cursor: Cursor) -> None:
         ring = layouts.ring
@@ -114,19 +115,19 @@ class LaneReader:
         self._words = ring.words
         self._head_word = (header >> 3) + LaneWord.HEAD
         self.unreadable = 0
-        """Number of points that were skipped because their layout is unknown, estimated from their words."""
-        # Past the cursor there may be space that was given back because no row was in it.
+        """Number of points skipped because their layout is unknown, estimated from their number of words."""
+        # The space just after the cursor may have been freed already because it contained no rows.
         self.cursor = Cursor(max(cursor.position, self._words[self._tail_word]), cursor.last_time)
 
     def read(self, most: int, *, abandon_pending: bool) -> list[Rows]:
         """Copy whole rows, up to about `most` values, and move the cursor past them.
 
-        Their space is not free until `release`.
+        Their space is not freed until `release`.
 
         Args:
-            most: Number of values after which to stop at the next row.
-            abandon_pending: Whether the writer is gone. Then rows with values that a device has not finished are read as well,
-                because it never will finish them, and unreadable rows are skipped.
+            most: Number of values after which reading stops at the next row.
+            abandon_pending: Whether the writer is gone. If so, rows with unfinished device values are read as well,
+                because the device will never finish them, and unreadable rows are skipped.
         """
         batch: list[Rows] = []
         position = self.cursor.position
@@ -143,7 +144,7 @@ class LaneReader:
         return batch
 
     def _following(self, position: int) -> int | None:
-        """Return the next position after one without a whole row from which reading can go on; None if nothing was written after it."""
+        """Return the next readable position after an incomplete row; None if nothing was written after it."""
         head = self._words[self._head_word]
         if position == head and self._words[HeaderWord.STATE] != State.OPEN:
             return None
@@ -161,7 +162,7 @@ class LaneReader:
         return head if position < head <= position + self._size else None
 
     def _read_from(self, position: int, most: int, batch: list[Rows], abandon_pending: bool) -> int:
-        """Read whole rows from a position on; returns the position behind them."""
+        """Read whole rows from a position, and return the position after them."""
         values = sum(_values_of(rows) for rows in batch)
         while values < most:
             offset = self._start + position % self._size
@@ -200,12 +201,12 @@ class LaneReader:
         return position
 
     def release(self) -> None:
-        """Give the space of everything read so far back to the writer. Call it once the rows are in the spool."""
+        """Free the space of everything read so far. Call this once the rows are in the spool."""
         self._words[self._tail_word] = self.cursor.position
 
     @property
     def released(self) -> int:
-        """Position up to which the space has been given back."""
+        """Position up to which the space has been freed."""
         return self._words[self._tail_word]
 
     @property
@@ -216,9 +217,9 @@ class LaneReader:
     def _stretch(
         self, position: int, offset: int, layout: Layout, dtype: np.dtype[np.void], most: int
     ) -> NDArray[np.void]:
-        """Return a copy of the whole rows of one layout at a position.
+        """Return a copy of consecutive whole rows of one layout, starting at a position.
 
-        Checks more rows at each step, so that a mixture of layouts costs little and a long stretch takes few steps.
+        Each pass checks more rows, so that mixed layouts cost little and long stretches take few passes.
         """
         size = layout.row_bytes
         room = min(most, (self._start + self._size - offset) // size)
@@ -239,7 +240,7 @@ class LaneReader:
         return np.frombuffer(self._buffer, dtype, count, offset).copy()
 
     def _measurements(self, position: int, offset: int, most: int, abandon_pending: bool) -> list[Rows]:
-        """Return the whole measurements at a position, by layout. Checks more of them at each step, as `_stretch` does."""
+        """Return the whole measurements at a position, by layout. Each pass checks more of them, as in `_stretch`."""
         room = min(most, (self._start + self._size - offset) // _MEASUREMENT_BYTES)
         count, step = 0, 16
         while count < room:
@@ -282,7 +283,7 @@ class LaneReader:
         return groups
 
     def _words_of(self, offset: int, count: int) -> NDArray[np.int64]:
-        """Return a number of measurements as words, one a line."""
+        """Return the words of some measurements, one measurement per line."""
         line = _MEASUREMENT_BYTES >> 3
         return np.frombuffer(self._buffer, np.int64, count * line, offset).reshape(count, line)
 
@@ -308,7 +309,7 @@ def _values_of(rows: Rows) -> int:
 
 
 def _finished(rows: NDArray[np.void], layout: Layout) -> int:
-    """Return the number of leading rows that have all their device values."""
+    """Return the number of leading rows whose device values are all finished."""
     waiting = np.zeros(len(rows), np.bool_)
     for i, code in enumerate(layout.codes):
         if code == "D":
@@ -317,15 +318,15 @@ def _finished(rows: NDArray[np.void], layout: Layout) -> int:
 
 
 def _in_any_word(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """From shape (n,) or (n, words) to (n,)."""
+    """Reduce a mask of shape (n,) or (n, words) to shape (n,)."""
     whole: NDArray[np.bool_] = mask if mask.ndim == 1 else np.logical_or.reduce(mask, axis=1)
     return whole
 
 
 def _unique_times(times: NDArray[np.int64], last: int, lane: int) -> NDArray[np.uint64]:
-    """Make times unique in the process: ticks of 64 ns, strictly increasing in a lane, with the lane's index in the low bits.
+    """Make times unique in the process: 64 ns ticks, strictly increasing within a lane, with its index in the low bits.
 
-    A clock that was set back makes them advance by one tick a row until it has caught up.
+    If the clock was set back, times advance by one tick per row until the clock has caught up.
     """
     ticks = times // MAX_LANES
     index = np.arange(len(ticks), dtype=np.int64)

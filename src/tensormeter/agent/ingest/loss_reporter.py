@@ -1,4 +1,4 @@
-"""Reports of what the spool has lost since the last process of a run ended."""
+"""Reports of items that the spool lost after the last process of a run ended."""
 
 from typing import Final
 
@@ -10,27 +10,27 @@ from tensormeter.settings import IDENTIFIER, Settings
 __all__ = ["LossReporter"]
 
 _MOST_REPORTS: Final = 3
-"""Maximum number of reports that one agent adds: the delivery of a report may itself lose items."""
+"""Maximum number of reports per agent, because delivering a report may itself lose items."""
 
 
 class LossReporter:
-    """Adds events about losses to a run's spool. Used by the agent's main thread."""
+    """Adds loss events to a run's spool. Only the agent's main thread may use it."""
 
     def __init__(self, directory: RunDirectory, settings: Settings) -> None:
         self._directory = directory
         self._settings = settings
         self._reports = 0
         self._spare: Report | None = None
-        """Report for a spool that has none of any process."""
+        """Report to use if the spool contains no report of any process."""
 
     def prepare(self, spool: Spool) -> None:
-        """Find out which run the spool is of, before requests that contain that are delivered."""
+        """Determine which run the spool belongs to, before the requests that identify the run are delivered."""
         self._spare = None if spool.reports() else self._describe_run(spool)
 
     def report(self, spool: Spool) -> bool:
-        """Report losses to all destinations, unless their last event contains them. Returns whether there was a report.
+        """Report losses to all destinations unless the last event contains them. Return whether a report was added.
 
-        The event that ended the last process was encoded when the process ended; items may have been lost since.
+        The end event of the last process was encoded when the process ended; items may have been lost since.
         """
         if self._settings.mode == "offline" or self._reports == _MOST_REPORTS:
             return False
@@ -45,11 +45,11 @@ class LossReporter:
         return True
 
     def _describe_run(self, spool: Spool) -> Report | None:
-        """Return an empty report for a spool without any; None if nothing identifies the run."""
+        """Return an empty report for a spool without reports; None if nothing identifies the run."""
         run = self._directory.run
         project = run["settings"].get("project")
         is_valid = isinstance(project, str) and IDENTIFIER.fullmatch(project)
-        if self._directory.damage or not is_valid:  # a request has a checksum that matches
+        if self._directory.damage or not is_valid:  # a request's checksum shows that its contents are right
             request = spool.oldest()
             report = None if request is None else described_in(request, run["host"])
             if report is not None or not is_valid:

@@ -1,4 +1,4 @@
-"""Media, from files next to a ring to log records."""
+"""Inbox for media, which turns the files next to a ring into log records."""
 
 import io
 import json
@@ -22,10 +22,10 @@ __all__ = ["Inbox", "Piece"]
 
 @dataclass(frozen=True)
 class Piece:
-    """One file.
+    """A media file.
 
     Attributes:
-        number: Position in the order of logging, from 1.
+        number: Position in the order of logging, starting at 1.
         path: Path of the file.
     """
 
@@ -33,10 +33,10 @@ class Piece:
     path: Path
 
     def event(self) -> Event:
-        """Return the contents of the file, as a log record.
+        """Return the contents of the file as a log record.
 
         Raises:
-            TooLargeError: The contents are over their limit.
+            TooLargeError: The contents exceed their limit.
             EncodingError: The file is damaged.
         """
         line, _, data = self._read().partition(b"\n")
@@ -59,13 +59,13 @@ class Piece:
 
 
 class Inbox:
-    """The files of one process. Used by the agent's main thread."""
+    """The media files of one process. Only the agent's main thread may use it."""
 
     def __init__(self, ring_path: Path, taken: int) -> None:
         """
         Args:
             ring_path: Path of the process's ring.
-            taken: Number of the last piece that is in the spool. A killed agent has left the files up to that one.
+            taken: Number of the last piece in the spool. Files up to this number, left by a killed agent, are deleted.
         """
         self._folder = media_directory(ring_path)
         for piece in self.pieces():
@@ -73,7 +73,7 @@ class Inbox:
                 piece.path.unlink(missing_ok=True)
 
     def pieces(self) -> Iterator[Piece]:
-        """Waiting files, in order."""
+        """Yield the waiting files in order."""
         try:
             names = os.listdir(self._folder)
         except FileNotFoundError:
@@ -107,7 +107,7 @@ def _table(key: str, body: dict[str, Any], data: bytes) -> Table:
 
 
 def _size(data: bytes) -> tuple[int, int]:
-    """Width and height of an encoded image; 0 if they are not known."""
+    """Return the width and height of an encoded image; 0 if they are unknown."""
     try:
         import PIL.Image
 
@@ -118,7 +118,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _image(key: str, body: dict[str, Any], data: bytes) -> Image:
-    """Encode pixels as PNG; an encoded image stays as it is."""
+    """Encode pixels as PNG; keep an encoded image as it is."""
     if "content_type" in body:
         return Image(key, data, body["content_type"], *_size(data), body["caption"])
     import PIL.Image

@@ -1,4 +1,4 @@
-"""Draining the ring of one process into the spool, from its first row to the event of its end."""
+"""Drains one process's ring into the spool, from its first row to its end event."""
 
 import gzip
 import time
@@ -32,25 +32,25 @@ __all__ = ["RingDrainer"]
 logger: Final = get_logger("tensormeter.agent")
 
 _MEDIA: Final = MAX_LANES
-"""Number in place of a lane's for the position in the files of tables, images and texts."""
+"""Number, used in place of a lane index, of the cursor for files with tables, images and texts."""
 
 _GZIP_LEVEL: Final = 1
-"""Times and doubles compress little; level 6 costs four times the processor time for 3 % fewer bytes."""
+"""Compression level. Times and doubles compress little: level 6 takes four times the CPU time to save 3 %."""
 
 _SPOOL_TROUBLE_DELAY: Final = 1.0
 
 _WARNING_INTERVAL: Final = 60.0
-"""Seconds between two log lines about a spool that refuses some writes, as on a disk that is almost full."""
+"""Minimum seconds between two log lines about a spool that refuses some writes, as on an almost full disk."""
 
 _DURABLE_DELAY: Final = 1.0
-"""Maximum seconds for which rows wait for others with durability `fsync`: the ring does not survive a power failure."""
+"""Maximum seconds that rows wait in the ring with `fsync` durability. The ring does not survive a power failure."""
 
 _MOST_BATCHES: Final = 16
-"""Maximum number of batches of one process before the others have their turn."""
+"""Maximum number of batches of one process before other processes get their turn."""
 
 
 class RingDrainer:
-    """Moves the rows of one ring into the spool. Used by the agent's main thread; blocks only for the disk."""
+    """Moves one ring's rows into the spool. Only the agent's main thread may use it. It blocks only on the disk."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class RingDrainer:
     ) -> None:
         self.ring = ring
         self.alive = True
-        """Whether the process lived at the last `advance`."""
+        """Whether the process was alive at the last `advance`."""
         self._numbering = numbering
         self._spool = spool
         self._metrics_to = settings.takers("metrics", destinations)
@@ -89,22 +89,22 @@ class RingDrainer:
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
         self.refusal: tuple[float, Exception] | None = None
-        """Time since which the spool refuses, and its error; None if it does not."""
+        """Time since which the spool has been refusing writes, and its error; None if it accepts them."""
         self._warn_at = 0.0
         self._fresh = False
         self._sent_at = self._counted_at = time.monotonic()
         self._sent_counts: Mapping[str, int] = {}
         self.lost = ""
-        """Description of the item of this process that could not be delivered last, for people."""
+        """Description, for users, of this process's last item that could not be delivered."""
         self._heartbeat_interval = settings.heartbeat_interval
         self._offline = settings.mode == "offline"
         self._spooled_flush = (0, 0)
-        """The last flush request whose rows are all in the spool, and the sequence number of the spool's last request then."""
+        """Last flush request whose rows are all in the spool, and the spool's last sequence number at that time."""
         ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
         ring.words[HeaderWord.ENDED] = self._ended
 
     def use(self, spool: Spool) -> None:
-        """Go on with another spool, which contains everything of the process that is not delivered, or is empty."""
+        """Continue with another spool, which contains all undelivered data of the process or is empty."""
         self._spool = spool
         self._retry_at = 0.0
         self.refusal = None
@@ -113,36 +113,36 @@ class RingDrainer:
 
     @property
     def resource(self) -> Mapping[str, Attribute]:
-        """Attributes of the process. An OpenTelemetry program may add to them later."""
+        """Attributes of the process. An OpenTelemetry program may add more later."""
         resource = self._unsettled
         settled = self._numbering.of(resource) if self._numbering is not None else None
         return resource if settled is None else settled.resource(resource)
 
     @property
     def _unsettled(self) -> Mapping[str, Attribute]:
-        """Attributes of the process with the attempt's number that the process was given."""
+        """Attributes of the process, with the attempt number that the process was given."""
         return cast("Mapping[str, Attribute]", self._processor.metadata.get("resource", {}))
 
     def note_end(self) -> None:
-        """Store the last step of the process, which is gone and has all of its rows in the spool."""
+        """Store the last step of the process, which is gone and whose rows are all in the spool."""
         if self._numbering is not None:
             self._numbering.note_end(self.ring, self._unsettled)
 
     @property
     def ended(self) -> bool:
-        """Whether the event of its end is in the spool."""
+        """Whether the process's end event is in the spool."""
         return self._ended
 
     @property
     def flushing(self) -> bool:
-        """Whether the process has requested a flush that is not complete."""
+        """Whether the process has requested a flush that is not yet complete."""
         return self.ring.words[HeaderWord.FLUSH_REQUESTS] > self.ring.words[HeaderWord.FLUSHED]
 
     def complete_flush(self, signals: Sequence[Signal] = SIGNALS) -> int | None:
-        """Return the number of the last flush request if everything recorded before it is delivered now; else None.
+        """Return the number of the last flush request if all data recorded before it is delivered; otherwise None.
 
         Args:
-            signals: Signals that have to be delivered.
+            signals: Signals that must be delivered.
         """
         number, through = self._spooled_flush
         if number <= self.ring.words[HeaderWord.FLUSHED]:
@@ -150,19 +150,19 @@ class RingDrainer:
         return number if self._offline or self._spool.pending_through(through, signals) == 0 else None
 
     def advance(self, *, flush: bool, last: bool = True) -> bool:
-        """Move available rows, media and events towards the spool.
+        """Move available rows, media and events to the spool.
 
         Args:
-            flush: Whether to move everything now, without waiting until a batch is due.
-            last: Whether all other processes of the run have ended here. Losses of the spool are shared by all of them, and the
-                end of the last one reports them.
+            flush: Whether to move everything now instead of waiting until a batch is due.
+            last: Whether all other processes of the run on this node have ended. Processes share the spool's losses,
+                and the end event of the last one reports them.
 
         Returns:
-            Whether the process is gone and everything of it is in the spool, so that the ring may be removed.
+            Whether the process is gone and all of its data is in the spool, so that the ring may be removed.
         """
         if time.monotonic() < self._retry_at:
             return False
-        # Checked before reading: everything that a dead writer wrote can be read then.
+        # Check this before reading, so that everything a dead writer wrote can then be read.
         alive = self.alive = self.ring.writer_alive()
         over = not alive or self.ring.state is not State.OPEN
         requested = self.ring.words[HeaderWord.FLUSH_REQUESTS] if self.flushing else 0
@@ -176,7 +176,8 @@ class RingDrainer:
                 more = self._processor.poll(abandon_pending=not alive)
                 if not alive:
                     self._count_unreadable()
-                # Rows after the flush request are not flushed, so a flush that is delayed makes no small batches.
+                # A flush does not include rows logged after its request, so a delayed flush does not cause small
+                # batches.
                 hurry = bool(wanted) and self._processor.holds_any_before(wanted)
                 if not (over or flush or hurry or self._processor.due()):
                     break
@@ -212,11 +213,11 @@ class RingDrainer:
         return self._ended and not alive
 
     def beat(self, destinations: Sequence[str], *, speaks: bool = True) -> None:
-        """Send a heartbeat if the process has sent nothing for a while, or if its drop counts have changed.
+        """Send a heartbeat if the process has been silent for a while or its drop counts have changed.
 
         Args:
-            destinations: Destinations to which delivery of log records works; heartbeats are not stored for the others.
-            speaks: Whether this process reports the losses of the spool.
+            destinations: Destinations to which delivery of log records works. No heartbeats are stored for others.
+            speaks: Whether this process reports the spool's losses.
         """
         interval, now = self._heartbeat_interval, time.monotonic()
         quiet = now - self._sent_at >= interval
@@ -242,7 +243,7 @@ class RingDrainer:
             self._sent_counts = dropped
 
     def take_fresh(self) -> bool:
-        """Whether requests have come into the spool since the last call."""
+        """Return whether requests were added to the spool since the last call."""
         fresh, self._fresh = self._fresh, False
         return fresh
 
@@ -250,7 +251,7 @@ class RingDrainer:
         self._spool.put((), (), self.ring.process, cursors, started=self._started, ended=self._ended)
 
     def _flush(self) -> None:
-        """Put the buffered rows into the spool, then free their space."""
+        """Put the buffered rows into the spool, then free their space in the ring."""
         resource = self._unsettled
         settled = self._numbering.of(resource) if self._numbering is not None else None
         if settled is None:
@@ -259,7 +260,7 @@ class RingDrainer:
             result = self._processor.batch(settled.resource(resource), settled.steps)
         if result is None:
             return
-        # Before the rows are in the spool: another agent would not read them again.
+        # Do this before the rows are in the spool, because another agent would not read them again.
         words, (explicit, automatic) = self.ring.words, self._processor.last_steps
         words[HeaderWord.LAST_STEP] = max(words[HeaderWord.LAST_STEP], explicit)
         words[HeaderWord.LAST_AUTOMATIC] = max(words[HeaderWord.LAST_AUTOMATIC], automatic)
@@ -277,7 +278,7 @@ class RingDrainer:
             ended=self._ended,
             aggregates=self._processor.aggregates,
         )
-        # Before the space is freed: a process that sees everything read must also see that it is not delivered.
+        # Publish before freeing the space: a process that sees everything read must also see that it is undelivered.
         self._publish()
         self._processor.release()
 
@@ -300,8 +301,9 @@ class RingDrainer:
                 if isinstance(error, TooLargeError):
                     reason = SpoolLoss[f"{error.kind}_too_large".upper()]
                 self._spool.count_loss(reason.name.lower(), 1)
-            # The request and the position in the files, in one transaction: if the agent is killed before it has deleted the file,
-            # the next one does.
+            # Store the request and the file position in one transaction. If the agent is killed before it deletes the
+            # file,
+            # the next agent deletes it.
             cursors = {_MEDIA: Cursor(piece.number)}
             self._spool.put(
                 encoded,
@@ -315,7 +317,7 @@ class RingDrainer:
             self._publish()
 
     def _settle(self, event: Event) -> tuple[Mapping[str, Attribute], Event]:
-        """Return the resource of the process and an event, with the attempt's number and the step as they are settled by now."""
+        """Return the process's resource and an event, with the attempt number and step as currently settled."""
         resource = self._unsettled
         settled = self._numbering.of(resource) if self._numbering is not None else None
         return (resource, event) if settled is None else (settled.resource(resource), settled.event(event))
@@ -355,21 +357,21 @@ class RingDrainer:
         self._publish()
 
     def _publish(self) -> None:
-        """Publish that requests have come into the spool to the writer, which may be waiting in `finish`."""
+        """Tell the writer, which may be waiting in `finish`, that the spool has new requests."""
         self._fresh = True
         self._sent_at = time.monotonic()
         self.ring.words[HeaderWord.PENDING_REQUESTS] = self._spool.pending()
         self.ring.words[HeaderWord.ENDED] = self._ended
 
     def _read_everything(self) -> bool:
-        """Whether all rows of a writer that has finished but still runs are read."""
+        """Return whether all rows of a writer that has finished but is still running have been read."""
         return all(
             cursor.position >= head
             for cursor, head in zip(self._processor.cursors(), self.ring.head_positions(), strict=True)
         )
 
     def _start_events(self) -> list[Event]:
-        """Return the event that starts the run; none for a child process."""
+        """Return the event that starts the run; empty for a child process."""
         if self.child:
             return []
         metadata = cast("dict[str, Value]", self._processor.metadata)
@@ -379,7 +381,7 @@ class RingDrainer:
         return [Event(RUN_START, self.ring.words[HeaderWord.CREATED], body)]
 
     def _send_configuration(self) -> None:
-        """Send a changed configuration. Another agent may have sent it before; the event is the same."""
+        """Send a changed configuration. If another agent has already sent it, this event is identical."""
         self._processor.refresh()
         changed_at = cast("int", self._processor.metadata.get("reconfigured", 0))
         if changed_at != self._reconfigured and not self._ended:
@@ -388,7 +390,7 @@ class RingDrainer:
             self._reconfigured = changed_at
 
     def _dropped(self, speaks: bool) -> dict[str, int]:
-        """Drop counts so far, by reason; with the losses of the spool if this process reports them."""
+        """Return the drop counts so far, by reason, including the spool's losses if this process reports them."""
         return self._report(speaks).counts
 
     def _report(self, speaks: bool) -> Report:
@@ -409,9 +411,9 @@ class RingDrainer:
         return [Event(RUN_END, time.time_ns(), body)]
 
     def _end(self) -> tuple[str, str]:
-        """State of the process at its end, and the cause in words."""
+        """Return the process's final state and the cause as text."""
         if self.ring.state is not State.OPEN:
-            self._processor.refresh()  # the writer's last entry is about its end
+            self._processor.refresh()  # the writer's last entry describes its end
             return self.ring.state.name.lower(), str(self._processor.metadata.get("end", ""))
         if self.ring.words[HeaderWord.SIGTERM]:
             return "preempted", "the process was asked to end (SIGTERM) and is gone"
@@ -419,10 +421,10 @@ class RingDrainer:
 
 
 def _cursors(ring: RingFile, spool: Spool) -> dict[int, Cursor]:
-    """Positions up to which lanes have been read: those of the spool, or those of the ring if the spool has lost transactions.
+    """Return the positions up to which lanes have been read, from the spool or, if it lost transactions, from the ring.
 
-    Space in the ring is freed only after its rows are in the spool. So a cursor before the freed space means that the spool's last
-    transactions are gone.
+    Space in the ring is freed only after its rows are in the spool. A cursor that lies before the freed space therefore
+    means that the spool's last transactions are gone.
     """
     cursors = {}
     missing = False
@@ -436,5 +438,5 @@ def _cursors(ring: RingFile, spool: Spool) -> dict[int, Cursor]:
         logger.error("the spool has lost rows of %s that were already read; they count as lost (damaged)", ring.path)
         spool.count_loss("damaged", 1)
         started, ended = spool.lifecycle(ring.process)
-        spool.put((), (), ring.process, cursors, started=started, ended=ended)  # so that they are counted once
+        spool.put((), (), ring.process, cursors, started=started, ended=ended)  # count the loss only once
     return cursors

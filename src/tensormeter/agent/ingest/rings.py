@@ -1,4 +1,4 @@
-"""The rings of a run on this node, each with the drain that moves its rows into the spool."""
+"""A run's rings on this node, each with a drainer that moves its rows into the spool."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,11 +25,11 @@ logger: Final = get_logger("tensormeter.agent")
 
 
 class Rings:
-    """Finds rings and drains them. Used by the agent's main thread.
+    """Finds and drains rings. Only the agent's main thread may use it.
 
     Attributes:
-        unreadable: Errors of rings that are left to the next agent, by path.
-        left_at: Time at which the last process ended, or the agent began.
+        unreadable: Errors of rings that are left for the next agent, by path.
+        left_at: Time at which the last process ended, or at which the agent started.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Rings:
         Args:
             directory: Directory of the run.
             settings: Settings of the run.
-            one_shot: Whether to drain without waiting for processes that still run.
+            one_shot: Whether to drain without waiting for processes that are still running.
             on_found: Callback for each ring that is found.
             on_gone: Callback for each ring that is about to be deleted.
         """
@@ -67,45 +67,45 @@ class Rings:
 
     @property
     def flushing(self) -> bool:
-        """Whether a process has requested a flush that is not complete."""
+        """Whether a process has requested a flush that is not yet complete."""
         return any(drain.flushing for drain in self)
 
     @property
     def has_finished_process(self) -> bool:
-        """Whether a process has finished and may wait for delivery, or none is left."""
+        """Whether a process has finished and may be waiting for delivery, or no process is left."""
         return not self._drains or any(drain.ring.state is not State.OPEN for drain in self)
 
     @property
     def overflow(self) -> int:
-        """Number of rows that found no room in their ring."""
+        """Number of rows dropped because their ring was full."""
         return sum(drain.ring.drops().get("ring_full", 0) for drain in self)
 
     @property
     def refusals(self) -> list[tuple[float, Exception]]:
-        """Times since which the spool refuses rows, and its errors."""
+        """Start times and errors of the spool's current refusals of rows."""
         return [drain.refusal for drain in self if drain.refusal]
 
     @property
     def has_unread_rows(self) -> bool:
-        """Whether a process has died and its rows are not all read."""
+        """Whether a process has died and its rows have not all been read."""
         return any(not drain.alive for drain in self)
 
     @property
     def living(self) -> set[str]:
-        """Ids of the processes that live."""
+        """Ids of the living processes."""
         return {drain.ring.process for drain in self if drain.alive}
 
     def use(self, spool: Spool) -> None:
-        """Go on with another spool, which contains everything of the processes that is not delivered, or is empty."""
+        """Continue with another spool, which contains all undelivered data of the processes or is empty."""
         for drain in self:
             drain.use(spool)
 
     def forget(self) -> None:
-        """Open all rings again: the next drains continue where a repaired spool ends."""
+        """Forget all rings, so that they are reopened and draining continues where a repaired spool ends."""
         self._drains.clear()
 
     def discover(self, spool: Spool, numbering: Numbering, *, sync: bool) -> None:
-        """Open new rings. `sync`: whether to sync the run's description, which their processes have written again."""
+        """Open new rings. If `sync`, also sync the run's description, which their processes have rewritten."""
         for path in self._directory.ring_files():
             if path in self._drains or path in self.unreadable:
                 continue
@@ -114,7 +114,7 @@ class Rings:
                 self._drains[path] = RingDrainer(ring, spool, self._settings.exporters, self._settings, numbering)
             except SpoolError:
                 raise
-            except Exception as error:  # whatever is wrong with it, the other processes must be delivered
+            except Exception as error:  # whatever is wrong with this ring, the other processes must be delivered
                 self._set_aside(spool, path, error)
                 continue
             self._on_found(ring)
@@ -125,12 +125,12 @@ class Rings:
         """Move the contents of the rings into the spool, and delete the rings of processes that have ended.
 
         Args:
-            spool: The spool.
+            spool: Spool to write to.
             working: Destinations to which delivery of log records works, for heartbeats.
             stopping: Whether to move everything at once.
 
         Returns:
-            Whether requests have come into the spool.
+            Whether requests were added to the spool.
         """
         is_fresh = False
         for path, drain in list(self._drains.items()):
@@ -155,10 +155,10 @@ class Rings:
         return is_fresh
 
     def end_cut_processes(self, spool: Spool) -> list[str] | None:
-        """End the processes that have no ring any more: once, and only if all rings can be read.
+        """End the processes that no longer have a ring. This happens once, and only if all rings can be read.
 
         Returns:
-            Descriptions of how they were cut off; None if there was nothing to do.
+            Descriptions of how the processes were cut off; None if there was nothing to do.
         """
         if self._has_ended_cut or self.unreadable or self._directory.rings_weakness or self._directory.unread_rings:
             return None
@@ -173,7 +173,7 @@ class Rings:
         return descriptions
 
     def _set_aside(self, spool: Spool, path: Path, error: Exception) -> None:
-        """Leave a ring that cannot be drained to the next agent. A permanently damaged ring counts as lost."""
+        """Leave a ring that cannot be drained to the next agent, or count it as lost if it is permanently damaged."""
         if isinstance(error, RingError):
             logger.error("%s", error)
         else:
@@ -186,7 +186,7 @@ class Rings:
         logger.error("the ring %s is damaged, and kept; at least %d items in it count as lost (damaged)", path, lost)
 
     def _sync_names(self) -> None:
-        """Sync what describes the run and the folders that lead to it, so that it is found after a power failure."""
+        """Sync the run's description and the folders that lead to it, so that a power failure does not hide the run."""
         try:
             fsync_file(self._directory.path / "run.json")
             fsync_names(self._directory.path)

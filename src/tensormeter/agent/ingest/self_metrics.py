@@ -1,4 +1,4 @@
-"""Self metrics of tensormeter: the cost of log calls, drop counts, and the lag of the agent."""
+"""Self-metrics of tensormeter: the cost of log calls, drop counts and the agent's lag."""
 
 import time
 from typing import Final
@@ -20,23 +20,23 @@ _BOUNDS: Final[NDArray[np.float64]] = np.array(
 
 
 class SelfMetrics:
-    """The self-metrics of one process. Used by the agent's main thread; blocks on nothing.
+    """Self-metrics of one process. Only the agent's main thread may use it. It never blocks.
 
-    `tensormeter.log.duration`: histogram of seconds, by `tensormeter.log.path`: of `direct` calls (a known row of plain
-    numbers) one in 64 is timed, of `general` ones each.
-    `tensormeter.rows`: rows that this agent has read.
-    `tensormeter.dropped`: what could not be recorded, by `tensormeter.reason`.
-    `tensormeter.ring.utilization`: largest share of a lane that waits for the spool.
-    `tensormeter.agent.lag`: seconds since the oldest row that waits for the spool was read.
-    `tensormeter.spool.requests`: requests that wait for a receiver.
+    `tensormeter.log.duration`: histogram of call durations in seconds, by `tensormeter.log.path`. One in 64 `direct`
+    calls (with a known row of plain numbers) and every `general` call is timed.
+    `tensormeter.rows`: number of rows that this agent has read.
+    `tensormeter.dropped`: number of values that could not be recorded, by `tensormeter.reason`.
+    `tensormeter.ring.utilization`: largest share of a lane that is waiting to be spooled.
+    `tensormeter.agent.lag`: seconds since the oldest row that is waiting to be spooled was read.
+    `tensormeter.spool.requests`: number of requests that are waiting for a receiver.
     """
 
     def __init__(self, ring: RingFile, processor: BatchMeasurementProcessor, interval: float) -> None:
         """
         Args:
-            ring: The process's ring.
-            processor: Reads it.
-            interval: Seconds between two reports; 0 for none.
+            ring: Ring of the process.
+            processor: Processor that reads the ring.
+            interval: Seconds between two reports; 0 to disable reports.
         """
         self._ring = ring
         self._processor = processor
@@ -46,11 +46,11 @@ class SelfMetrics:
         self._next = time.monotonic() + interval
 
     def due(self) -> bool:
-        """Whether it is time for a report."""
+        """Return whether a report is due."""
         return self._interval > 0 and time.monotonic() >= self._next
 
     def report(self, pending_requests: int) -> list[Series]:
-        """Return the present values, one point each; nothing if reports are off.
+        """Return the current values, one point each; empty if reports are disabled.
 
         Args:
             pending_requests: Number of requests in the spool.
