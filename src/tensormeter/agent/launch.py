@@ -1,4 +1,4 @@
-"""Starting the agent, from the training process."""
+"""Starts the agent from the training process."""
 
 import contextlib
 import fcntl
@@ -27,26 +27,27 @@ logger: Final = get_logger("tensormeter")
 _INHERITED_LOCK: Final = 3
 _children: set[int] = set()
 _handed_over: set[int] = set()
-"""Descriptors of locks that are being handed to an agent. A child that is forked meanwhile closes them."""
+"""Descriptors of locks that are being handed over to an agent. A child that is forked meanwhile closes them."""
 
 _warned: list[object] = []
-"""Value of `sys.executable` that was warned about, once."""
+"""Value of `sys.executable` that was warned about; empty before the warning."""
 
 _thread_agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()
 
 
 def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
-    """Start an agent for the run unless one holds the lock.
+    """Start an agent for the run unless an agent holds the lock.
 
-    The lock is taken here and handed to the new process, so that two agents are never started at once.
-    The agent gets its own session (Ctrl-C in the trainer's terminal does not reach it) and a fresh interpreter; it inherits nothing of
-    the trainer's memory, threads or CUDA context. Takes a few milliseconds; does not wait for the agent.
+    This process acquires the lock and hands it to the new process, so two agents are never started at once. The agent
+    runs in its own session, so Ctrl-C in the trainer's terminal does not reach it. It runs in a new interpreter and
+    inherits none of the trainer's memory, threads or CUDA context. Starting it takes a few milliseconds, and this
+    function does not wait for the agent.
 
     Returns:
-        Whether one was started.
+        Whether an agent was started.
 
     Raises:
-        OSError: It could not be started.
+        OSError: The agent could not be started.
     """
     lock = directory.try_agent_lock()
     if lock is None:
@@ -56,16 +57,17 @@ def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
 
 
 def replace_agent(directory: RunDirectory, settings: Settings) -> bool:
-    """Start an agent for a run whose agent seems to be gone, unless one holds the lock.
+    """Start an agent for a run whose agent seems to be gone, unless an agent holds the lock.
 
-    Only the lock in shared memory is checked and handed over, so this does not wait for a disk that hangs. The agent takes the other
-    lock, restores the run's directory if that was deleted, and opens its log. Without shared memory, this blocks for the disk.
+    Only the lock in shared memory is checked and handed over, so a hanging disk does not block this. The agent acquires
+    the other lock, restores the run's directory if it was deleted, and opens its log. Without shared memory, this
+    blocks on the disk.
 
     Returns:
-        Whether one was started.
+        Whether an agent was started.
 
     Raises:
-        OSError, RuntimeError: It could not be started.
+        OSError, RuntimeError: The agent could not be started.
     """
     try:
         lock = directory.try_memory_lock()
@@ -81,7 +83,7 @@ def replace_agent(directory: RunDirectory, settings: Settings) -> bool:
 
 
 def _start(directory: RunDirectory, settings: Settings, lock: int, *, log: bool) -> None:
-    """Hand the lock over to a new agent. `log`: whether its log can be opened here."""
+    """Hand the lock over to a new agent. If `log`, this process opens the agent's log."""
     _handed_over.add(lock)
     try:
         if settings.agent == "thread" or not _can_start_python():
@@ -94,7 +96,7 @@ def _start(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
 
 
 def _can_start_python() -> bool:
-    """Whether `sys.executable` is a Python. In embedded and frozen programs it is empty, or the program itself."""
+    """Return whether `sys.executable` is Python. In embedded or frozen programs, it is empty or the program itself."""
     executable: object = sys.executable
     if isinstance(executable, str) and not getattr(sys, "frozen", False) and os.access(executable, os.X_OK):
         return True
@@ -105,11 +107,11 @@ def _can_start_python() -> bool:
 
 
 def reap_agents(adopted: int = 0) -> None:
-    """Collect the exit status of agents that have ended, so that they do not stay zombies.
+    """Collect the exit statuses of ended agents, so that they do not remain zombies.
 
     Args:
-        adopted: Process id of an agent that this process has not started, or 0. It is checked if this is the first process of a
-            container, which adopts all processes whose parent is gone.
+        adopted: Process id of an agent that this process did not start, or 0. It is checked only in the first process
+            of a container, which adopts all orphaned processes.
     """
     if adopted and os.getpid() == 1:
         with contextlib.suppress(ChildProcessError):
@@ -127,7 +129,7 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
     environment = dict(os.environ)
     environment.pop("TENSORMETER_TOKEN", None)
     if settings.token:
-        environment["TENSORMETER_TOKEN"] = settings.token  # through the environment: arguments can be seen by everyone
+        environment["TENSORMETER_TOKEN"] = settings.token  # through the environment, because everyone can see arguments
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[variable] = "1"
     path = os.fspath(directory.path)
@@ -136,7 +138,7 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
     try:
         return os.posix_spawn(
             sys.executable,
-            # The path is for people who look at the list of processes.
+            # The path identifies the run for people who look at the process list.
             begin_command(path, str(_INHERITED_LOCK), agent_command(path)),
             environment,
             file_actions=[
@@ -153,7 +155,7 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
 
 
 def _output(path: Path | None) -> int:
-    """Return the file of an agent's output: its log, or /dev/null if that cannot be opened; then the agent opens it."""
+    """Return the file for an agent's output: its log, or /dev/null if `path` is None or cannot be opened."""
     if path is not None:
         with contextlib.suppress(OSError):
             log = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -169,7 +171,7 @@ def _output(path: Path | None) -> int:
 
 
 def _description(directory: RunDirectory, settings: Settings) -> int:
-    """Return the run and its settings, as a file for the agent's standard input: others might replace `run.json` in the meantime."""
+    """Return the run and its settings as a file for the agent's standard input, since `run.json` may be replaced."""
     document = json.dumps({"directory": directory.to_json(), "settings": settings.to_json()}).encode()
     with tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else open(os.memfd_create("run"), "w+b") as file:
         file.write(document)
@@ -178,7 +180,7 @@ def _description(directory: RunDirectory, settings: Settings) -> int:
 
 
 def _start_thread(directory: RunDirectory, settings: Settings, lock: int) -> None:
-    from tensormeter.agent.agent import Agent  # NumPy, SQLite and HTTP: only where the thread is wanted
+    from tensormeter.agent.agent import Agent  # needs NumPy, SQLite and HTTP, so import it only for a thread
 
     agent = Agent(directory, settings, os.dup(lock))
     _thread_agents.add(agent)

@@ -1,4 +1,4 @@
-"""The data that a run leaves on this machine when its agent ends: waiting, rejected and lost items, and damaged files."""
+"""Data that a run leaves on this machine when its agent ends: waiting, rejected and lost items, and damaged files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class Leftover:
         waiting: Number of waiting items, by destination.
         losses: Number of lost items, by reason.
         unreported: Number of lost items that no command has reported yet, by reason.
-        rejected: Items that receivers have rejected and the spool has quarantined: destination, reason, items.
+        rejected: Items that receivers rejected and the spool quarantined, as (destination, reason, number of items).
         damaged: Files that could not be read.
     """
 
@@ -33,16 +33,16 @@ class Leftover:
 
     @property
     def keeps_folder(self) -> bool:
-        """Whether the run's folder stays although nothing waits."""
+        """Whether the run's folder is kept although nothing is waiting."""
         return bool(self.rejected or self.damaged or self.losses.get("damaged"))
 
 
 def look_at(spool: Spool, rings: Iterable[Path]) -> Leftover:
-    """Read the remaining data from an open spool.
+    """Return the data that is left in an open spool and next to it.
 
     Args:
-        spool: The spool.
-        rings: Folders of the run's rings.
+        spool: Open spool of the run.
+        rings: Folders that contain the run's rings.
 
     Raises:
         SpoolError: The spool cannot be read.
@@ -57,12 +57,12 @@ def look_at(spool: Spool, rings: Iterable[Path]) -> Leftover:
 
 
 def damaged_files(spool: Path, rings: Iterable[Path]) -> list[Path]:
-    """Files of a run that were renamed because they are damaged."""
+    """Return the files of a run that were renamed because they are damaged."""
     return sorted([*spool.parent.glob(f"{spool.name}.damaged-*"), *find_damaged_rings(rings)])
 
 
 def describe_rejections(rejections: Sequence[tuple[str, str, int]]) -> str:
-    """Description of rejected items, for people."""
+    """Return a description of rejected items for users."""
     words = [f"{destination}: {items} items of {reason}" for destination, reason, items in rejections]
     more = f"; and {len(words) - _MOST_WORDS} more" if len(words) > _MOST_WORDS else ""
     return "; ".join(words[:_MOST_WORDS]) + more

@@ -1,8 +1,9 @@
-"""Monitoring of the agent, in a process that records.
+"""Monitoring of the agent from a process that records.
 
-A thread that records only compares words in memory. If the agent's pulse has stopped, or there is something to report, a thread is
-started that handles it and ends. So the process has no thread of ours as long as nothing is wrong, and forks safely. That thread checks
-the lock in shared memory, and accesses the disk only where there is no shared memory.
+A recording thread only compares words in memory. If the agent's pulse has stopped, or there is something to report, it
+starts a thread that handles this and then ends. While nothing is wrong, the process therefore has no extra thread and
+forks safely. The started thread checks the lock in shared memory, and accesses the disk only if there is no shared
+memory.
 """
 
 import threading
@@ -22,33 +23,33 @@ logger: Final = get_logger("tensormeter")
 
 _INTERVAL: Final = 0.25
 _LONGEST_INTERVAL: Final = 4.0
-"""Seconds between two checks while the pulse has stopped and the lock is held: the agent is suspended, or just starting."""
+"""Maximum seconds between two checks while the pulse has stopped but a suspended or new agent holds the lock."""
 
 _STOPPED: Final = 0.75
-"""Seconds after which a pulse has stopped; an agent makes four a second."""
+"""Seconds without a pulse after which it counts as stopped. An agent writes four pulses per second."""
 
 _START: Final = 5.0
-"""Seconds that an agent may take to its first pulse."""
+"""Seconds that an agent may take to write its first pulse."""
 
 _LONG: Final = 5.0
-"""Seconds from its start to its last pulse after which an agent has lived long enough to be replaced at once."""
+"""Minimum seconds from an agent's start to its last pulse for it to be replaced without delay."""
 
 _WORKED: Final = 1.0
-"""The same from its first pulse, so without the time that it took to start."""
+"""The same minimum, measured from the first pulse, which excludes the time that the start took."""
 
 _FIRST_DELAY: Final = 1.0
 _LONGEST_DELAY: Final = 60.0
 
 
 class AgentMonitor:
-    """Ensures that a run has an agent. `check` may be called on any thread, also from a signal handler."""
+    """Ensures that a run has an agent. Any thread or signal handler may call `check`."""
 
     def __init__(self, run_id: str, directory: RunDirectory, settings: Settings, ring: RingFile) -> None:
         """
         Args:
             run_id: Id of the run, for messages.
             directory: Directory of the run.
-            settings: Settings for another agent.
+            settings: Settings for a new agent.
             ring: Ring of this process, whose header contains the pulse.
         """
         self._run_id = run_id
@@ -68,7 +69,7 @@ class AgentMonitor:
         self._busy = False
 
     def check(self) -> None:
-        """Ensure that there is an agent, without waiting for it. Only compares words if there is one."""
+        """Ensure that there is an agent, without waiting for it. If there is one, this only compares words."""
         now = time.monotonic()
         if now < self._next or self._busy or self._settings.agent == "off":
             return
@@ -87,13 +88,13 @@ class AgentMonitor:
         self._busy = True
         try:
             threading.Thread(target=self._tend, args=(stopped,), name="tensormeter-tend", daemon=True).start()
-        except RuntimeError:  # no thread can be started: not now, or not any more, because the interpreter ends
+        except RuntimeError:  # no thread can be started, perhaps because the interpreter is shutting down
             self._busy = False
             if threading.current_thread() is threading.main_thread() and not threading.main_thread().is_alive():
                 self._tend(stopped)
 
     def report(self) -> None:
-        """Warn of an agent that was replaced, and of problems with the disk, once each. For a thread that may wait."""
+        """Warn about a replaced agent and about disk problems, once each. Call this on a thread that may block."""
         self._note_successor()
         number = self._words[HeaderWord.DISK_REPORTS]
         if number != self._reported:
@@ -106,7 +107,7 @@ class AgentMonitor:
             self.report()
             if stopped:
                 self._start()
-        except Exception:  # a thread of ours must not write a traceback to stderr
+        except Exception:  # a background thread must not write a traceback to stderr
             logger.warning("run %s: its agent cannot be monitored", self._run_id, exc_info=True)
         finally:
             self._busy = False
@@ -139,7 +140,7 @@ class AgentMonitor:
         if not started:
             self._interval = min(2 * self._interval, _LONGEST_INTERVAL)
             return
-        # Wait before the next one only if this one did not live for long.
+        # Delay the next start only if this agent did not live for long.
         worked = pulse - self._started > _LONG or (self._first_pulse and pulse - self._first_pulse > _WORKED)
         self._delay = 0.0 if worked else min(max(2 * self._delay, _FIRST_DELAY), _LONGEST_DELAY)
         self._started = now

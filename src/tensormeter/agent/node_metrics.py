@@ -1,4 +1,4 @@
-"""Metrics of the node, from the sensors into the spool: one set for each run and node at any number of ranks."""
+"""Node metrics, from the sensors to the spool: one set per run and node, for any number of ranks."""
 
 import gzip
 import time
@@ -25,14 +25,14 @@ __all__ = ["NodeMetrics"]
 logger: Final = get_logger("tensormeter.agent")
 
 _GZIP_LEVEL: Final = 6
-"""Names and attributes are repeated in every point: these bodies shrink to a twentieth."""
+"""Compression level. Names and attributes repeat in every point, so these bodies shrink to a twentieth."""
 
 _RETRY_DELAY: Final = 1.0
 _STOP_TIMEOUT: Final = 0.5
 
 
 class NodeMetrics:
-    """Samples while a training process of the run is open on this node. Used by the agent's main thread."""
+    """Samples while a training process of the run is open on this node. Only the agent's main thread may use it."""
 
     def __init__(self, spool: Spool, settings: Settings) -> None:
         self._spool = spool
@@ -45,16 +45,16 @@ class NodeMetrics:
         self._retry_at = 0.0
 
     def advance(self, drains: Collection[RingDrainer], *, flush: bool) -> bool:
-        """Follow the run's processes, and move samples towards the spool.
+        """Follow the run's processes, and move samples to the spool.
 
-        Call it before the drains are advanced: then the last metrics are in the spool before the event of the run's end.
+        Call this before advancing the drains, so that the last metrics enter the spool before the run's end event.
 
         Args:
             drains: Drains of all processes of the run.
             flush: Whether to move samples before there are enough for a request.
 
         Returns:
-            Whether requests have come into the spool.
+            Whether requests were added to the spool.
         """
         running = [drain for drain in drains if _is_training(drain)]
         self._watch.processes = tuple(_describe(drain) for drain in running)
@@ -69,7 +69,7 @@ class NodeMetrics:
         return self._waiting is not None and self._put(self._waiting)
 
     def stop(self) -> None:
-        """Stop sampling. Samples that are not in the spool yet are lost."""
+        """Stop sampling. Samples that are not yet in the spool are lost."""
         if self._node is not None:
             self._node.stop(_STOP_TIMEOUT)
             self._node = None
@@ -102,7 +102,7 @@ class NodeMetrics:
 
 
 def _is_training(drain: RingDrainer) -> bool:
-    """Whether it is a process that the run was begun in, and not over."""
+    """Return whether a process is the one that began the run, and is still open and alive."""
     return not drain.child and drain.ring.state is State.OPEN and drain.ring.writer_alive()
 
 

@@ -1,7 +1,7 @@
-"""The agent's pulse: a time in the header of each ring, by which the processes that record detect that they have an agent.
+"""The agent's pulse: a time in each ring's header that shows recording processes that they have an agent.
 
-They compare two words in memory, which costs next to nothing and never waits for a disk. A separate thread writes the pulse: an agent
-that waits for a disk is alive, and must not be replaced.
+Recording processes compare two words in memory, which costs almost nothing and never waits for a disk. The agent writes
+the pulse on a separate thread, because an agent that is waiting for a disk is alive and must not be replaced.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ _PATIENCE: Final = 5.0
 
 
 class Pulse:
-    """Writes the time into the rings of a run until `stop`. Rings in shared memory are found by the thread itself."""
+    """Writes the time into a run's rings until `stop`. Its thread finds the rings in shared memory by itself."""
 
     def __init__(self, directory: RunDirectory, on_beat: Callable[[], None] = lambda: None) -> None:
         """
         Args:
             directory: Directory of the run.
-            on_beat: Callback on the thread with each beat. Must not wait for a disk.
+            on_beat: Callback that runs on the pulse's thread with each beat. It must not wait for a disk.
         """
         self._directory = directory
         self._on_beat = on_beat
@@ -48,12 +48,12 @@ class Pulse:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread. Blocks for a moment, or some seconds if a process cannot be started."""
+        """End the thread. Blocks for a moment, or for some seconds if a process cannot be started."""
         self._stopped.set()
         self._thread.join(_PATIENCE)
 
     def add(self, ring: RingFile) -> None:
-        """Write into this ring as well, which may be elsewhere than in shared memory."""
+        """Also write into this ring, which need not be in shared memory."""
         self._headers.setdefault(ring.path, ring.words)
 
     def remove(self, ring: RingFile) -> None:
@@ -75,14 +75,14 @@ class Pulse:
         if self._directory.rings == self._directory.rings_on_disk or self._directory.rings_weakness:
             return
         for name in self._directory.rings.glob("*.ring"):
-            with contextlib.suppress(OSError):  # it is deleted meanwhile
+            with contextlib.suppress(OSError):  # it was deleted meanwhile
                 path = name.resolve()
                 if path not in self._headers and (words := _header(path)) is not None:
                     self._headers.setdefault(path, words)
 
 
 def _header(path: Path) -> memoryview | None:
-    """Return the words of a ring's header; None if the file is not a ring of this version."""
+    """Return the header words of a ring; None if the file is not a ring of this version."""
     with open(open_file(path, os.O_RDWR), "r+b") as file:
         if os.fstat(file.fileno()).st_size < HEADER_BYTES:
             return None

@@ -1,11 +1,11 @@
-"""A process that waits for the agent to be killed, and becomes the next agent.
+"""A standby process that waits until the agent is killed and then becomes the next agent.
 
-It is a bare interpreter without packages (some 10 MB, half of them shared), and sleeps in the kernel until the agent's end of a pipe
-is closed. It has inherited the agent's locks, its description of the run and its log, so it opens no file. Before it becomes the
-agent it forks the next standby, so there is one from the first moment of each agent on; the first agent is started in the same way. An
-agent that ends by itself notifies its standby, which ends, too. An agent whose standby is gone starts another one.
+The standby is a bare interpreter without packages. It needs some 10 MB, half of it shared, and sleeps in the kernel
+until the agent's end of a pipe closes. It opens no files, because it inherits the agent's locks, log and description of
+the run. Before it becomes the agent, it forks the next standby, so each agent has a standby from its first moment. The first agent is started in the same way. An agent that ends by itself notifies its standby, which then
+ends too. If the standby is gone, the agent starts another one.
 
-This file is run by its path, without `tensormeter` being importable: it uses the standard library alone.
+This file is run by its path, without `tensormeter` being importable, so it uses only the standard library.
 """
 
 import contextlib
@@ -25,28 +25,28 @@ _WORKED = b"w"
 _NOTICE = 3
 _FIRST_LOCK = 4
 _ABOVE = 16
-"""Descriptors of the standby are below this number while it is started."""
+"""Upper bound (exclusive) on the standby's descriptors while it is being started."""
 
 _PATIENT = 20
-"""Agents in a row that die before they have worked and are replaced without delay."""
+"""Number of consecutive agents that may die before doing any work and still be replaced without delay."""
 
 _LONGEST_DELAY = 30.0
 _RETRY = 5.0
 
 
 class Standby:
-    """The agent's side: starts the process, and ensures that there is one. Any thread; never waits for a disk."""
+    """The agent's side, which keeps a standby process running. Any thread may use it. It never waits for a disk."""
 
     def __init__(
         self, name: str, command: Sequence[str], locks: Callable[[], list[int]], state: "tuple[int, int, int]"
     ) -> None:
         """
         Args:
-            name: Name in the list of processes, such as the path of the run's directory.
-            command: Command line of an agent; `main` adds arguments to it.
+            name: Name in the process list, such as the path of the run's directory.
+            command: Command line of an agent, to which `main` adds arguments.
             locks: Function that returns the descriptors that hold the agent's locks.
-            state: State that this agent was started with: the number of agents in a row that have died before they had worked, the
-                process id of its standby, and the descriptor that the standby reads from.
+            state: State that this agent was started with: the number of consecutive agents that died before doing any
+                work, the process id of the standby, and the descriptor that wakes it.
         """
         self._name = name
         self._command = list(command)
@@ -62,11 +62,11 @@ class Standby:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the standby, if there is one."""
+        """Process id of the standby; None if there is none."""
         return self._pid
 
     def keep(self) -> None:
-        """Start the process, unless there is one that has the present locks."""
+        """Start a standby unless one with the current locks is running."""
         with self._changing:
             if self._dismissed or time.monotonic() < self._retry_at:
                 return
@@ -77,13 +77,13 @@ class Standby:
                 before = self._pid, self._notice
                 try:
                     self._start(locks)
-                except OSError:  # no more processes, or no memory
+                except OSError:  # no process or memory is available
                     self._retry_at = time.monotonic() + _RETRY
                 else:
-                    _end(*before)  # not earlier: there is one at any time
+                    _end(*before)  # only now, so that there is always a standby
 
     def worked(self) -> None:
-        """Notify the standby that the agent works, so that it replaces the agent without delay."""
+        """Notify the standby that the agent has done some work, so that it replaces the agent without delay."""
         if not self._worked:
             with self._changing:
                 self._worked = True
@@ -91,7 +91,7 @@ class Standby:
                     _tell(self._notice, _WORKED)
 
     def dismiss(self) -> None:
-        """Notify the standby that the agent ends by itself, so that it does not replace the agent."""
+        """Notify the standby that the agent is ending by itself and must not be replaced."""
         with self._changing:
             self._dismissed = True
             self._end()
@@ -129,18 +129,21 @@ class Standby:
             return True
 
     def _end(self) -> None:
-        """Let the process end, and forget it."""
+        """End the standby process and forget it."""
         _end(self._pid, self._notice)
         self._pid = self._notice = None
 
 
 def begin_command(name: str, locks: str, command: Sequence[str], *, notice: int = -1, deaths: int = 0) -> list[str]:
-    """Return the command line of a process that becomes an agent: at once, or once the agent is gone that has the other end of `notice`."""
+    """Return the command line of a process that becomes an agent.
+
+    It does so at once, or when the agent that holds the other end of `notice` is gone.
+    """
     return [sys.executable, "-I", "-S", __file__, name, str(notice), str(deaths), locks, *command]
 
 
 def agent_command(path: str) -> list[str]:
-    """Return the command line of an agent for the run directory at `path`; `main` adds the rest."""
+    """Return the command line of an agent for the run directory `path`, to which `main` adds arguments."""
     return [sys.executable, "-P", "-m", "tensormeter.agent", path]
 
 
@@ -150,19 +153,20 @@ def _end(pid: int | None, notice: int | None) -> None:
         os.close(notice)
     if pid is not None:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(pid, signal.SIGKILL)  # it may be suspended
+            os.kill(pid, signal.SIGKILL)  # it may be suspended and unable to end by itself
             os.waitpid(pid, 0)
 
 
 def _tell(notice: int, word: bytes) -> None:
-    with contextlib.suppress(OSError):  # the standby is gone, too
+    with contextlib.suppress(OSError):  # the standby is gone too
         os.write(notice, word)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -I -S standby.py NAME NOTICE DEATHS LOCKS COMMAND...``: wait, and then be the agent, or end.
+    """Wait, then become the agent or end: ``python -I -S standby.py NAME NOTICE DEATHS LOCKS COMMAND...``.
 
-    The agent is COMMAND with LOCKS, and what is for `Standby`: DEATHS, the process id of its standby, and a descriptor.
+    The agent is COMMAND with LOCKS and three arguments for `Standby`: DEATHS, the process id of the agent's standby,
+    and a descriptor.
     """
     notice, deaths, locks, command = int(arguments[1]), int(arguments[2]), arguments[3], [*arguments[4:]]
     while True:
@@ -180,7 +184,7 @@ def main(arguments: Sequence[str]) -> None:
         if standby := os.fork():
             os.close(notice)
             os.set_inheritable(other_end, True)
-            os.lseek(0, 0, os.SEEK_SET)  # the description of the run, which the last agent has read
+            os.lseek(0, 0, os.SEEK_SET)  # rewind the description of the run, which the last agent has read
             os.execv(command[0], [*command, locks, str(deaths), str(standby), str(other_end)])  # noqa: S606
         os.setsid()
         os.close(other_end)

@@ -1,4 +1,4 @@
-"""The state of delivery, which the agent writes into the rings for the run's processes."""
+"""Delivery status, which the agent writes into the rings for the run's processes."""
 
 import time
 from collections.abc import Callable
@@ -18,34 +18,36 @@ _INTERVAL: Final = 0.25
 
 
 class StatusPublisher:
-    """Publishes the state of delivery. Used by the agent's main thread."""
+    """Publishes the delivery status. Only the agent's main thread may use it."""
 
     def __init__(self, rings: Rings, deliveries: Deliveries, on_status: Callable[[int], None] | None) -> None:
         """
         Args:
             rings: Rings of the run.
             deliveries: Deliveries of the run.
-            on_status: Callback that receives the number of undelivered items from time to time.
+            on_status: Callback that periodically receives the number of undelivered items.
         """
         self._rings = rings
         self._deliveries = deliveries
         self._on_status = on_status
         self._rejections = 0, ""
-        """Number of rejected items, and their description."""
+        """Number of rejected items and their description."""
         self._status_at = 0.0
 
     def publish(self, spool: Spool, disk_report: str) -> None:
-        """Write the present state.
+        """Write the current status.
 
         Args:
-            spool: The spool.
-            disk_report: Problem with the disk, for people; "" if there was none.
+            spool: Spool of the run.
+            disk_report: Description of a disk problem for users; empty if there is none.
         """
         pending = spool.pending()
-        # A flush is about metrics first: it does not fail because a receiver of metrics alone refuses log records.
+        # A flush is mainly about metrics, so it does not fail if a receiver accepts only metrics and refuses log
+        # records.
         signals: tuple[Signal, ...] = ("metrics",) if self._deliveries.logs_fail else SIGNALS
         flushed = {drain: number for drain in self._rings if (number := drain.complete_flush(signals)) is not None}
-        # Read after `pending` and published before it: 0 pending requests are never seen without their rejected items.
+        # Read after `pending` but published before it, so that 0 pending requests never appear without their rejected
+        # items.
         rejected = spool.quarantined_items()
         losses = spool.losses()
         stalled = self._deliveries.stalled or 0 < pending == spool.elsewhere

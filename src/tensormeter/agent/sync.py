@@ -1,4 +1,4 @@
-"""Delivering the data that earlier runs have left on this machine."""
+"""Delivery of the data that earlier runs have left on this machine."""
 
 import contextlib
 import json
@@ -29,13 +29,13 @@ class SyncResult:
     """Result for one run.
 
     Attributes:
-        run: Directory of the run, which is gone if everything was delivered and nothing is kept.
-        delivered: Whether everything that could still be delivered was.
-        message: Reason why not.
-        note: Settings of the caller that replaced the run's, and the reason; "" if none did.
-        cut: Descriptions of how processes of the run were cut off, so that their last values may be missing.
-        accepted: Whether everything was accepted, though not everything is known to be on the receiver's disk.
-        leftover: Data that is left of the run, and losses.
+        run: Directory of the run. It is gone if everything was delivered and nothing is kept.
+        delivered: Whether everything that could still be delivered was delivered.
+        message: Reason for an incomplete delivery; empty if there is none.
+        note: Settings of the caller that replaced the run's settings, and the reason; empty if none did.
+        cut: Descriptions of how processes of the run were cut off. The last values of these processes may be missing.
+        accepted: Whether everything was accepted, although some of it may not be on the receiver's disk yet.
+        leftover: Data that is left of the run, and its losses.
     """
 
     run: RunDirectory
@@ -48,12 +48,12 @@ class SyncResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything is delivered, and all losses were reported by a command before."""
+        """Whether everything is delivered, and a command has already reported all losses."""
         return self.delivered and not self.leftover.unreported and not self.leftover.rejected
 
     @property
     def outcome(self) -> str:
-        """Description of the result, for people."""
+        """Description of the result for users."""
         run, left = self.run.path, self.leftover
         losses = left.unreported or left.losses
         lost = f"{sum(losses.values()):,} points were lost: {_list(losses)}" if losses else ""
@@ -85,7 +85,7 @@ class SkippedRun:
 
     Attributes:
         path: Path of the folder.
-        reason: Reason for skipping it.
+        reason: Reason for skipping the folder.
     """
 
     path: Path
@@ -104,21 +104,21 @@ def sync_runs(
     choose: Callable[[RunDirectory], bool] = lambda run: True,
     on_status: Callable[[RunDirectory, int], None] = lambda run, items: None,
 ) -> Iterator[SyncResult | SkippedRun]:
-    """Deliver every run below a directory, one after the other. A run that fails does not stop the others.
+    """Deliver every run below a directory, one after the other. A failing run does not stop the others.
 
-    A run whose agent is alive is left to it, and the agent is asked to retry at once.
-    Blocks while it delivers; stops with a run as soon as its receiver fails three times in a row.
+    A run with a living agent is left to that agent, which is asked to retry at once. This blocks during delivery, and
+    gives up on a run when its receiver fails three times in a row.
 
     Args:
         directory: `Settings.directory` of the runs.
-        endpoint: Endpoint to deliver to; None for that of each run.
-        token: Bearer token; None for the one of the environment.
-        caller: Settings for runs whose own are in doubt; None for those of the environment.
+        endpoint: Endpoint to deliver to; None to use each run's endpoint.
+        token: Bearer token; None to use the token from the environment.
+        caller: Settings for runs whose own settings are in doubt; None to use those from the environment.
         given: Whether the directory was given by its path, so that all of its runs are in doubt.
         foreign: Whether to deliver runs in doubt.
-        marks: Whether the caller shows losses to a person, so that the next call does not count them as new.
+        marks: Whether the caller shows losses to a user, so that the next call does not count them as new.
         choose: Function that returns whether to deliver a run.
-        on_status: Callback that receives a run and the number of its undelivered items from time to time.
+        on_status: Callback that periodically receives a run and the number of its undelivered items.
     """
     runs, refused = find_runs(directory, given=given, foreign=foreign)
     yield from (SkippedRun(path, reason) for path, reason in refused)
@@ -132,9 +132,9 @@ def sync_runs(
 
 
 def belongs_to(run: RunDirectory, url: str) -> bool:
-    """Whether a run is for a server that has just started at `url`.
+    """Return whether a run is for a server that has just started at `url`.
 
-    It is if the run's endpoint is that address, or if the run was offline and no endpoint had been chosen for it.
+    It is if the run's endpoint has that address, or if the run was offline and no endpoint was chosen for it.
     """
     settings = run.settings()
     wanted, server = urlsplit(settings.endpoint), urlsplit(url)
@@ -187,7 +187,7 @@ def _list(losses: Mapping[str, int]) -> str:
 
 
 def _note(run: RunDirectory, used: Settings) -> str:
-    """Description of the settings of `run.json` that were not used."""
+    """Return a description of the settings in `run.json` that were not used."""
     if not run.doubt:
         return ""
     ours: dict[str, Any] = json.loads(json.dumps(used.to_json()))
@@ -207,9 +207,9 @@ def _shorten(value: Any) -> str:
 
 
 def wake_agent(run: RunDirectory) -> str:
-    """Ask the agent that is at work on a run to retry at once. Returns a description of the result, for people."""
+    """Ask the agent that is working on a run to retry at once. Return a description of the result for users."""
     if run.doubt:
-        return "its agent is at work"  # the process id in the folder cannot be trusted
+        return "its agent is at work"  # the process id in the folder is not trustworthy
     pid = run.agent_pid()
     if pid is None or not _is_agent(pid):
         return "its agent is at work"
@@ -221,7 +221,7 @@ def wake_agent(run: RunDirectory) -> str:
 
 
 def _is_agent(pid: int) -> bool:
-    """Whether a process may be an agent: `agent.lock` is a file like others, and the signal ends most processes."""
+    """Return whether a process may be an agent: anyone can write `agent.lock`, and the signal ends most processes."""
     try:
         return b"tensormeter" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except FileNotFoundError:
