@@ -1,1 +1,1 @@
-"""The spool: encoded requests on disk until every destination has acknowledged them."""
+"""The spool, which stores encoded requests on disk until every destination has acknowledged them."""

@@ -1,4 +1,4 @@
-"""Disk space for a spool: a reserve in which deliveries can be marked when the disk is full."""
+"""Disk space for a spool, including a reserve for marking deliveries when the disk is full."""
 
 import contextlib
 from collections.abc import Callable
@@ -11,33 +11,33 @@ from tensormeter.disk.reserve import Reserve
 __all__ = ["DiskSpace"]
 
 _MARKING: Final = 256 << 10
-"""Bytes for transactions that mark requests. SQLite's log is checkpointed each time that these are used up."""
+"""Bytes for transactions that mark requests. SQLite's log is checkpointed whenever they are used up."""
 
 
 class DiskSpace:
-    """The room that one spool has on its disk. Blocks for the disk."""
+    """The disk space that one spool has. Blocks on the disk."""
 
     def __init__(self, file: SpoolFile) -> None:
         self._file = file
         self._reserve = Reserve(file.path)
 
     def give(self) -> bool:
-        """Give the reserve back to the file system. Returns whether there was one."""
+        """Give the reserve back to the file system, and return whether there was one."""
         return self._reserve.give()
 
     def keep(self) -> bool:
-        """Reserve the room that marking deliveries needs. Returns whether it is reserved. To be called often."""
+        """Reserve the space that marking deliveries needs, and return whether it is reserved. Call this often."""
         return self._reserve.keep(self._growth() + _MARKING)
 
     def leave(self, size: int, make_room: Callable[[], bool]) -> None:
-        """Refuse a write that would use the reserve: without it, delivered requests would be resent for ever.
+        """Refuse a write that would use the reserve. Without the reserve, delivered requests would be resent forever.
 
         Args:
-            size: Bytes to write.
-            make_room: Deletes something from the spool that is not needed; returns whether there was anything.
+            size: Number of bytes to write.
+            make_room: Function that deletes something unneeded from the spool and returns whether there was anything.
 
         Raises:
-            SpoolFullError: The disk has too little room.
+            SpoolFullError: The disk has too little space.
         """
         if self.has(size):
             return
@@ -51,12 +51,12 @@ class DiskSpace:
             )
 
     def shorten_log(self) -> None:
-        """Checkpoint and empty SQLite's log as far as possible, with the help of the reserve."""
+        """Checkpoint and empty SQLite's log as far as possible, using the space of the reserve."""
         self._reserve.give()
         self._file.carry_over()
 
     def has(self, size: int) -> bool:
-        """Whether the disk has room for so many bytes in SQLite's log, and then in the file, next to the reserve."""
+        """Return whether `size` bytes fit on the disk, first in SQLite's log and then in the file, without using the reserve."""
         free, reserved = self._reserve.room()
         growth = self._growth() + size - self._file.bytes_of("freelist_count")
         return free >= size and free + reserved >= max(0, growth) + _MARKING
@@ -68,7 +68,7 @@ class DiskSpace:
         return False
 
     def _growth(self) -> int:
-        """Bytes by which the file will grow when SQLite's log is checkpointed."""
+        """Return the bytes by which the file will grow when SQLite's log is checkpointed."""
         with contextlib.suppress(OSError):
             return max(0, self._file.bytes_of("page_count") - self._file.path.stat().st_size)
         return 0

@@ -1,10 +1,15 @@
 """Eviction from a full spool.
 
-Requests that receivers have accepted and only their disks do not have yet are evicted first, which is no loss. Rejected requests, which
-are kept for people, come next, then system metrics, then media, the oldest of each first.
-Then scalars are thinned: the history loses every second row, evenly, again and again.
-When only the last value of each series is left, old requests are joined into one with the latest of those values.
-The configuration, the start and end of the run, and the last value of every series stay, even if they exceed the limit.
+Requests are evicted in this order, each group oldest first:
+
+- requests that receivers have accepted but that are not yet on their disks, which is no loss;
+- rejected requests, which are kept for users;
+- system metrics;
+- media.
+
+Then scalars are thinned: every second row is dropped from the history, repeatedly and evenly. When only the last value
+of each series is left, old requests are joined into one with the latest of those values. The run's configuration, its
+start and end, and the last value of every series are kept, even if they exceed the limit.
 """
 
 import gzip
@@ -22,26 +27,26 @@ from tensormeter.agent.spool.retained import give_up_kept
 __all__ = ["sacrifice"]
 
 _AT_THE_FLOOR: Final = 1000
-"""Value of `thinned` when there is nothing left to thin."""
+"""Value of `thinned` for a request that cannot be thinned any further."""
 
 _JOINED: Final = 64
-"""Requests that are joined into one at a time."""
+"""Number of requests that are joined into one at a time."""
 
 _UNREADABLE: Final = (OSError, EOFError, zlib.error, DecodeError, gzip.BadGzipFile)
 
 
 def sacrifice(database: sqlite3.Connection) -> tuple[str, int] | None:
-    """Evict one request, or thin one. To be called in a transaction.
+    """Evict or thin one request. Call this in a transaction.
 
     Returns:
-        Reason and number of lost items; None if nothing is left that may be evicted.
+        Reason and number of lost items; None if nothing is left to evict.
     """
     if give_up_kept(database):
-        return "accepted", 0  # nothing is lost, unless the receiver loses its power now
+        return "accepted", 0  # nothing is lost, unless the receiver loses power now
     if database.execute(
         "UPDATE quarantine SET body = x'' WHERE number = (SELECT min(number) FROM quarantine WHERE length(body) > 0)"
     ).rowcount:
-        return "rejected", 0  # counted before
+        return "rejected", 0  # already counted
     for priority, reason in ((Priority.SYSTEM, "spool_full_system"), (Priority.MEDIA, "spool_full_media")):
         row = database.execute(
             "DELETE FROM request WHERE sequence = (SELECT min(sequence) FROM request WHERE priority = ?) RETURNING items",
@@ -71,7 +76,7 @@ def _thin(database: sqlite3.Connection) -> tuple[str, int] | None:
 
 
 def _join(database: sqlite3.Connection) -> tuple[str, int] | None:
-    """Join the oldest requests that are pending for the same destinations."""
+    """Join the oldest requests that wait for the same destinations."""
     rows = database.execute(
         "SELECT sequence, body, (SELECT group_concat(destination) FROM pending WHERE pending.sequence = request.sequence) "
         "FROM request WHERE priority = ? ORDER BY sequence LIMIT ?",
@@ -95,7 +100,8 @@ def _join(database: sqlite3.Connection) -> tuple[str, int] | None:
 
 
 def _replace(database: sqlite3.Connection, sequence: int, body: bytes, items: int, times: int) -> None:
-    # Another id: a receiver that has accepted the whole request, and whose answer was lost, must not mistake this one for it.
+    # Use a new id: if a receiver accepted the whole request but its response was lost, it must not take this one for
+    # it.
     batch = uuid.uuid4().hex
     database.execute(
         "UPDATE request SET id = ?, items = ?, thinned = ?, checksum = ?, body = ? WHERE sequence = ?",
@@ -109,6 +115,6 @@ def _replace(database: sqlite3.Connection, sequence: int, body: bytes, items: in
 
 
 def _items(database: sqlite3.Connection, sequence: int) -> int:
-    """Return the number of items in a damaged request."""
+    """Return the number of items in a damaged request, as far as it is known."""
     items = database.execute("SELECT max(items) FROM pending WHERE sequence = ?", (sequence,)).fetchone()[0]
     return items if isinstance(items, int) and items > 0 else 1

@@ -1,4 +1,4 @@
-"""The position up to which a lane of a ring has been read."""
+"""Position up to which a lane of a ring has been read."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ class Cursor:
     """Position up to which a lane has been read.
 
     Attributes:
-        position: Bytes, over all laps.
-        last_time: Time of the last row, in nanoseconds, after times were made unique.
+        position: Bytes read so far, counted over all laps.
+        last_time: Time of the last row in nanoseconds, after times were made unique.
     """
 
     position: int = 0

@@ -1,8 +1,8 @@
-"""Reports of losses: the counts of lost items in the events that receivers are sent.
+"""Reports of losses: the counts of lost items in the events that are sent to receivers.
 
-The event that ends a process is encoded when the process ends. Items that the spool loses afterwards (to damage, or because a receiver
-leaves them out) are reported by one more event of that process, once everything else is delivered. Each event replaces the
-counts of the one before, so reports of one process never add up.
+A process's end event is encoded when the process ends. Items that the spool loses afterwards (through damage, or
+because a receiver leaves them out) are reported in another event of that process, once everything else is delivered.
+Each event replaces the counts of the previous one, so reports of one process are never added up.
 """
 
 import gzip
@@ -40,9 +40,9 @@ class Report:
 
     Attributes:
         process: Id of the process.
-        resource: Resource of the process: the source of its events.
-        dropped: Counts of rows that the process itself could not record, by reason.
-        reported: Counts of items that the spool has lost and this process reports, by reason.
+        resource: Resource of the process, which is the source of its events.
+        dropped: Number of rows that the process itself could not record, by reason.
+        reported: Number of items that the spool lost and this process reports, by reason.
     """
 
     process: str
@@ -52,7 +52,7 @@ class Report:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Sums of both, for an event."""
+        """Sums of `dropped` and `reported` by reason, for an event."""
         counts = dict(self.dropped)
         for reason, count in self.reported.items():
             counts[reason] = counts.get(reason, 0) + count
@@ -60,12 +60,12 @@ class Report:
 
 
 def unreported(process: str, reports: Sequence[Report], losses: Mapping[str, int]) -> dict[str, int]:
-    """Losses of the spool, by reason, that no other process has reported: those that this one reports.
+    """Return the spool's losses that no other process has reported, so that this process reports them, by reason.
 
     Args:
         process: Id of the process.
         reports: Reports of all processes.
-        losses: Losses of the spool.
+        losses: Losses of the spool, by reason.
     """
     left = dict(losses)
     for report in reports:
@@ -76,11 +76,11 @@ def unreported(process: str, reports: Sequence[Report], losses: Mapping[str, int
 
 
 def due(reports: Sequence[Report], losses: Mapping[str, int]) -> Report | None:
-    """Return the report of the last process that is due, because receivers do not have all losses; None if they do.
+    """Return the report of the last process if receivers do not have all losses; otherwise None.
 
     Args:
-        reports: Reports so far, the last one last; not empty.
-        losses: Losses of the spool.
+        reports: Reports so far, in order; not empty.
+        losses: Losses of the spool, by reason.
     """
     last = reports[-1]
     counts = unreported(last.process, reports, losses)
@@ -88,7 +88,7 @@ def due(reports: Sequence[Report], losses: Mapping[str, int]) -> Report | None:
 
 
 def anonymous(project: str, run_id: str, name: str, host: str) -> Report:
-    """Return an empty report for a run whose spool has no processes any more. Its process id is the same each time."""
+    """Return an empty report for a run whose spool no longer lists processes. Its process id is always the same."""
     process = uuid.uuid5(_NAMESPACE, as_unicode(f"{project}/{run_id}/{host}")).hex
     resource = {
         "host.name": host,
@@ -102,7 +102,7 @@ def anonymous(project: str, run_id: str, name: str, host: str) -> Report:
 
 
 def described_in(request: Request, host: str) -> Report | None:
-    """Return an empty report for the run that a request belongs to; None if its body cannot be read."""
+    """Return an empty report for the run that a request belongs to; None if the request's body cannot be read."""
     try:
         body = gzip.decompress(request.body)
         if request.signal == "logs":
@@ -118,7 +118,7 @@ def described_in(request: Request, host: str) -> Report | None:
 
 
 def encode_report(report: Report) -> Encoded:
-    """Return the event: a heartbeat, which changes nothing about the run's state, of a process that has ended."""
+    """Return a report as a heartbeat of an ended process. Heartbeats do not change the run's state."""
     event = Event(RUN_HEARTBEAT, time.time_ns(), {"state": "ended", "dropped": report.counts})
     body = gzip.compress(encode_events(report.resource, [event]), 1, mtime=0)
     return Encoded("logs", body, 1, Priority.ESSENTIAL)

@@ -1,8 +1,9 @@
-"""A spool in shared memory, while the disk fails.
+"""A spool in shared memory, used while the disk fails.
 
-When the disk refuses for some seconds, the agent copies the waiting requests into a spool in shared memory and works with that one. When
-the disk works again, the rest is moved into the spool on the disk in one transaction. Both spools may exist when an agent is killed; the
-next agent reads both. Requests keep their ids all the way, so none is stored twice.
+When the disk has refused writes for some seconds, the agent copies the waiting requests into a spool in shared memory
+and works with that. When the disk works again, the contents are moved to the spool on the disk in one transaction. If
+the agent is killed, both spools may exist, and the next agent reads both. Requests keep their ids throughout, so none
+is stored twice.
 """
 
 import contextlib
@@ -28,13 +29,13 @@ __all__ = ["MAX_BYTES", "MemorySpool", "works"]
 logger: Final = get_logger("tensormeter.agent")
 
 MAX_BYTES: Final = 64 << 20
-"""Maximum size of a spool in memory."""
+"""Maximum size of a spool in memory, in bytes."""
 
 _MOST_COPIED: Final = MAX_BYTES // 2
-"""Maximum bytes of waiting requests that are copied from the disk; the others wait there until it works again."""
+"""Maximum bytes of waiting requests to copy from the disk. The others wait there until the disk works again."""
 
 _NOTE: Final = ("", "refuge")
-"""Key of the note in the table `aggregate`, where no process has an empty name. The note lists the requests that were copied."""
+"""Key of a note in the table `aggregate`, where no process has an empty name. The note lists the copied requests."""
 
 _TRIAL: Final = ("", "trial")
 _TRIAL_BYTES: Final = 64 << 10
@@ -43,7 +44,7 @@ _REQUEST: Final = "id, signal, items, priority, thinned, checksum, body"
 
 
 class MemorySpool:
-    """The place of a run's spool in shared memory. Used by the agent's main thread."""
+    """The location of a run's spool in shared memory. Only the agent's main thread may use it."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
@@ -55,15 +56,15 @@ class MemorySpool:
         return self._folder / "spool.sqlite"
 
     def exists(self) -> bool:
-        """Whether there is a spool of this user."""
+        """Return whether there is a spool that belongs to this user."""
         return not fault(self._folder.parent) and not fault(self._folder) and os.path.lexists(self.spool)
 
     def open(self, disk: Spool | None, max_bytes: int) -> Spool:
-        """Open the spool in memory. A new one gets copies of the requests that wait on the disk, as far as they can be read.
+        """Open the spool in memory. If it is new, copy the readable requests that are waiting on the disk into it.
 
         Args:
-            disk: Spool on the disk, if it is open.
-            max_bytes: Maximum size, as for `Spool`; at most `MAX_BYTES` are used.
+            disk: Spool on the disk; None if it is not open.
+            max_bytes: Maximum size in bytes, as for `Spool`, limited to `MAX_BYTES`.
 
         Raises:
             OSError: The folder cannot be created.
@@ -82,10 +83,10 @@ class MemorySpool:
         return spool
 
     def give_back(self, disk: Spool) -> None:
-        """Move the contents into the spool on the disk, and delete the spool in memory, if there is one.
+        """Move the contents of the spool in memory, if there is one, into the spool on the disk, and delete it.
 
         Raises:
-            SpoolError: The disk refuses.
+            SpoolError: The disk refuses the write.
         """
         if not self.exists():
             return
@@ -103,11 +104,11 @@ class MemorySpool:
         self.remove()
 
     def remove(self) -> None:
-        """Delete the spool in memory and the states of destinations next to it."""
+        """Delete the spool in memory and the destinations' state next to it."""
         for path in self._folder.glob("spool.sqlite*"):
             path.unlink(missing_ok=True)
         (self._folder / "reserve").unlink(missing_ok=True)
-        shutil.rmtree(self._folder / "exporters", ignore_errors=True)  # follows no links
+        shutil.rmtree(self._folder / "exporters", ignore_errors=True)  # this follows no links
 
     def _fill(self, spool: Spool, disk: Spool | None) -> None:
         note: dict[str, Any] = {"id": uuid.uuid4().hex, "copied": [], "left": 0}
@@ -135,13 +136,13 @@ class MemorySpool:
         return {}
 
     def _copy_states(self, source: Path, target: Path) -> None:
-        """Copy the state of destinations, such as how far they have written to their files."""
+        """Copy the destinations' state, such as how far they have written their files."""
         with contextlib.suppress(OSError, shutil.Error):
             shutil.copytree(source / "exporters", target / "exporters", symlinks=True, dirs_exist_ok=True)
 
 
 def works(path: Path) -> bool:
-    """Whether a spool can be opened and written to. Blocks for the disk."""
+    """Return whether a spool can be opened and written to. Blocks on the disk."""
     try:
         spool = Spool(path)
         try:
@@ -157,8 +158,8 @@ def works(path: Path) -> bool:
 
 
 def _copy(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
-    """Copy positions, states, and the oldest requests that wait."""
-    # Everything is read before anything is written: the disk may fail in between.
+    """Copy positions, states and the oldest waiting requests."""
+    # Read everything before writing anything, because the disk may fail in between.
     tables = {table: _rows(disk, table) for table in ("cursor", "process", "aggregate", "loss", "report", "origin")}
     requests, size = [], 0
     for (sequence,) in disk._fetch_all("SELECT DISTINCT sequence FROM pending ORDER BY sequence"):
@@ -181,7 +182,7 @@ def _copy(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
 
 
 def _copy_recent(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
-    """Copy the requests that may wait and are still in memory: nothing can be read from the disk."""
+    """Copy possibly waiting requests that are still in memory, because nothing can be read from the disk."""
     for recent in disk.recent:
         batch, signal, items, priority, check, body = recent.row
         row = (recent.sequence, batch, signal, items, priority, 0, check, body)
@@ -192,7 +193,7 @@ def _copy_recent(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
 
 
 def _move(memory: Spool, disk: Spool, note: dict[str, Any]) -> None:
-    """Merge the spool in memory into the one on the disk, in a transaction of the latter."""
+    """Merge the spool in memory into the spool on the disk, in a transaction of the latter."""
     copied = [number for number in note.get("copied", ()) if isinstance(number, int)]
     _execute(disk, "DELETE FROM request WHERE sequence = ?", [(number,) for number in copied])
     pending, kept = _rows(memory, "pending"), _rows(memory, "kept")
@@ -213,7 +214,7 @@ def _move(memory: Spool, disk: Spool, note: dict[str, Any]) -> None:
     for reason, items, reported in _rows(memory, "loss"):
         known = losses.get(reason, (0, 0))
         _insert(disk, "REPLACE", "loss", [(reason, max(items, known[0]), max(reported, known[1]))])
-    for table in ("aggregate", "report", "origin"):  # the note, too
+    for table in ("aggregate", "report", "origin"):  # including the note
         _insert(disk, "REPLACE", table, _rows(memory, table))
     columns = "destination, id, reason, signal, items, priority, checksum, body"
     _execute(
@@ -224,7 +225,7 @@ def _move(memory: Spool, disk: Spool, note: dict[str, Any]) -> None:
 
 
 def _rows(spool: Spool, table: str) -> list[tuple[Any, ...]]:
-    """Return the rows of a small table, without their checksums. Raises SpoolDamagedError if one does not match its own."""
+    """Return a small table's rows, without checksums. Raise SpoolDamagedError if a row does not match its checksum."""
     return spool._all_sealed(table, "1")
 
 

@@ -1,6 +1,6 @@
-"""The place where a process runs, stored in the spool, so that its end can be detected and sent when its ring is gone.
+"""Origin of a process, stored in the spool so that its end can be detected and sent when its ring is gone.
 
-Rings are in memory. After a power failure only the spool is left, which does not contain the end of the process.
+Rings are in memory. After a power failure, only the spool is left, and it does not contain the process's end event.
 """
 
 import json
@@ -21,11 +21,11 @@ class Origin:
 
     Attributes:
         host: Name of the machine.
-        boot: Id of the machine's boot; "" if it has none.
+        boot: Id of the machine's boot; empty if it has none.
         pid: Process id.
-        began: Start of the process, in the kernel's ticks since boot; "" if not known.
-        child: Whether another process has started it, so that it does not end the run.
-        resource: Attributes of its resource.
+        began: Start time of the process, in kernel ticks since boot; empty if unknown.
+        child: Whether another process started this one, so that it does not end the run.
+        resource: Attributes of the process's resource.
     """
 
     host: str
@@ -37,12 +37,12 @@ class Origin:
 
     @classmethod
     def of(cls, pid: int, resource: Mapping[str, Attribute], *, child: bool) -> "Origin":
-        """Origin of a process of this machine."""
+        """Return the origin of a process on this machine."""
         return cls(socket.gethostname(), _boot(), pid, _began(pid), child, resource)
 
     @classmethod
     def from_json(cls, text: str) -> "Origin | None":
-        """The inverse of `to_json`; None for other texts."""
+        """Return the origin that `to_json` encoded; None if the text is not an origin."""
         try:
             origin = cls(**json.loads(text))
         except (ValueError, TypeError, RecursionError):
@@ -52,7 +52,7 @@ class Origin:
         return origin if all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)) else None
 
     def to_json(self) -> str:
-        """Return a text for `from_json`."""
+        """Return the origin as text for `from_json`."""
         return json.dumps(asdict(self))
 
     @property
@@ -62,7 +62,7 @@ class Origin:
         return self.host == socket.gethostname() and bool(self.boot and here) and self.boot != here
 
     def fate(self) -> str:
-        """Description of how a process whose ring is gone has ended, for people; "" if it may live."""
+        """Return how a process without a ring ended, described for users; empty if it may be alive."""
         if self.host != socket.gethostname():
             return ""
         if self.rebooted:
@@ -82,7 +82,7 @@ def _boot() -> str:
 
 def _began(pid: int) -> str:
     try:
-        # The name of the program, in parentheses, may contain anything.
+        # The program's name, in parentheses, may contain anything.
         fields = Path(f"/proc/{pid:d}/stat").read_bytes().rpartition(b")")[2].split()
         return os.fsdecode(fields[19])
     except (OSError, IndexError, ValueError):

@@ -1,4 +1,4 @@
-"""The requests that were put into the spool last, in memory in case the disk can no longer be read."""
+"""The latest requests of the spool, kept in memory in case the disk can no longer be read."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
@@ -8,16 +8,16 @@ __all__ = ["RecentRequest", "RecentRequests"]
 _MOST_BYTES: Final = 8 << 20
 
 _ROW_BYTES: Final = 500
-"""Estimated bytes of a request without its body."""
+"""Estimated size of a request without its body, in bytes."""
 
 
 class RecentRequest(NamedTuple):
-    """A request that was put.
+    """A request that was put into the spool.
 
     Attributes:
         sequence: Sequence number in the spool.
         row: Columns id, signal, items, priority, checksum and body.
-        destinations: Names of the destinations that it was put for.
+        destinations: Names of the request's destinations.
     """
 
     sequence: int
@@ -31,7 +31,7 @@ class RecentRequest(NamedTuple):
 
 
 class RecentRequests:
-    """A bounded buffer; the oldest requests are dropped first."""
+    """A bounded buffer of requests, which drops the oldest first."""
 
     def __init__(self) -> None:
         self._requests: dict[int, RecentRequest] = {}

@@ -1,8 +1,8 @@
-"""Opening a spool that may be damaged: cut off by a full disk, or with bits that have changed.
+"""Opening of a spool that may be damaged, because a full disk cut it off or bits have flipped.
 
-The damaged file is renamed, and every request that can still be read is copied into a new spool, under its old id. A request that only
-some of its destinations had accepted may be delivered to all of them again, under the same id. Losses count as `damaged`: the items of
-each request as far as they are known, and at least one.
+The damaged file is renamed, and every readable request is copied into a new spool under its old id. A request that only
+some of its destinations have accepted may be resent to all of them under the same id. Losses count as `damaged`: the
+known items of each lost request, and at least one.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ __all__ = ["open_left", "open_repaired"]
 logger: Final = get_logger("tensormeter.agent")
 
 _MOST_FAILURES: Final = 5000
-"""Maximum number of sequence numbers to try, one by one, after an unreadable place."""
+"""Maximum number of sequence numbers to try, one by one, after an unreadable part."""
 
 _SMALLEST: Final = 100
-"""Bytes of SQLite's header; a shorter file contains nothing."""
+"""Size of SQLite's header in bytes. A shorter file contains nothing."""
 
 _HEADER: Final = (
-    # Bytes that every spool has at these offsets: file format of SQLite, section 1.3.
+    # Bytes that every spool has at these offsets. Source: SQLite's file format, section 1.3.
     (0, b"SQLite format 3\0\x10\x00"),
     (20, b"\x00\x40\x20\x20"),
     (44, b"\x00\x00\x00\x04"),
@@ -55,14 +55,14 @@ def open_repaired(
 
     Args:
         path: Path of the spool.
-        destinations: Destinations of requests whose own can no longer be read.
+        destinations: Destinations for requests whose own destinations can no longer be read.
         durability: Durability, as for `Spool`.
-        max_bytes: Maximum size, as for `Spool`.
-        damage: Description of damage that was detected in use. Then the spool is repaired without a check: damage to an
-            index may only be seen when it is used.
+        max_bytes: Maximum size in bytes, as for `Spool`.
+        damage: Description of damage that was detected in use. If given, the spool is repaired without a check, because
+            damage to an index may only show when the index is used.
 
     Raises:
-        SpoolError: The disk refuses, or the spool is of another version.
+        SpoolError: The disk refuses, or the spool was written by another version.
     """
     missing = False
     if not damage:
@@ -86,7 +86,7 @@ def open_repaired(
     with spool.transaction():
         try:
             os.close(_opened(aside))
-        except SpoolError as error:  # a link, or something else that no run makes: the contents are gone
+        except SpoolError as error:  # a link, or something else that no run creates: the contents are gone
             damage = f"{damage}; {error}"
             saved, lost = 0, 1
         else:
@@ -106,12 +106,14 @@ def open_repaired(
 
 
 def open_left(path: Path, *, durability: Durability = "flush", max_bytes: int | None = None) -> Spool:
-    """Open a spool as its last agent left it, and count what is missing at the end of SQLite's log. No agent may have it open.
+    """Open a spool as its last agent left it, and count what is missing at the end of SQLite's log.
+
+    No agent may have the spool open.
 
     Args:
         path: Path of the spool.
         durability: Durability, as for `Spool`.
-        max_bytes: Maximum size, as for `Spool`.
+        max_bytes: Maximum size in bytes, as for `Spool`.
 
     Raises:
         SpoolError: The spool cannot be opened.
@@ -136,13 +138,13 @@ def _open_behind(log: LogState, path: Path, *, durability: Durability, max_bytes
 
 
 def _is_gone(path: Path) -> bool:
-    """Whether a spool is gone, and only the files next to it are left."""
+    """Return whether a spool is gone and only the files next to it are left."""
     try:
         if path.stat().st_size >= _SMALLEST:
             return False
     except FileNotFoundError:
         pass
-    except OSError:  # SQLite will say what is wrong
+    except OSError:  # SQLite will report what is wrong
         return False
     return path.with_name("reserve").exists()
 
@@ -167,17 +169,17 @@ def _move_aside(path: Path) -> Path:
 def _opened(aside: Path) -> int:
     try:
         return open_file(aside, os.O_RDWR)
-    except OSError as error:  # no link is followed: what is written there would change another file
+    except OSError as error:  # do not follow links: writing through one would change another file
         raise SpoolError(f"cannot repair the spool {aside}: {error}") from error
 
 
 def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> tuple[int, int]:
-    """Copy the rows that can be read. Returns how many requests are saved, and how many are known to be lost."""
+    """Copy the readable rows, and return the numbers of saved requests and of items known to be lost."""
     _mend_header(aside)
     with closing(sqlite3.connect(aside, isolation_level=None)) as old:
         old.text_factory = lambda text: text.decode(errors="replace")
         try:
-            # Lets SQLite read a file that is shorter than its header says.
+            # Let SQLite read a file that is shorter than its header says.
             old.execute("PRAGMA writable_schema = ON")
             old.execute("PRAGMA cell_size_check = ON")
             list(old.execute("SELECT name FROM sqlite_master"))
@@ -190,7 +192,7 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             tables.write(new, table, rows)
             if not is_whole:
                 logger.error("rows of the table %s in %s cannot be read", table, aside)
-                # Cursors are in the ring, too; a process is described again. A sum begins again, and counts are gone.
+                # Cursors are in the ring too, and processes are described again. But sums restart, and counts are gone.
                 lost += table in ("aggregate", "loss")
         rejected = tables.rejected()
         columns = "destination, id, reason, signal, items, priority, checksum, body"
@@ -204,7 +206,7 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
 
 
 def _mend_header(aside: Path) -> None:
-    """Write the parts of the file's header that are the same in every spool."""
+    """Write the parts of the file's header that are identical in every spool."""
     with open(_opened(aside), "r+b") as file:
         size = file.seek(0, 2)
         if size < _SMALLEST:
@@ -220,7 +222,7 @@ def _mend_header(aside: Path) -> None:
 def _salvage_requests(
     old: sqlite3.Connection, tables: "_Tables", new: sqlite3.Connection, destinations: list[str]
 ) -> tuple[int, int]:
-    """Copy requests, and which destinations they wait for. Returns as `_salvage`."""
+    """Copy requests and the destinations that they wait for, and return the same counts as `_salvage`."""
     requests = list(_readable(old, "sequence, id, signal, items, priority, thinned, checksum, body", "request"))
     good = [row for row in requests if _good(row)]
     sizes = {row[0]: row[3] for row in good}
@@ -231,14 +233,14 @@ def _salvage_requests(
     for _, sequence, items, _ in pending:
         if sequence not in sizes:
             missing[sequence] = max(1, items, missing.get(sequence, 1))
-    # Requests that are accepted, but not known to be on the receiver's disk, are sent again. One that cannot be read is no loss.
+    # Accepted requests that are not known to be on the receiver's disk are resent. An unreadable one is no loss.
     kept, _ = tables.read("kept")
     unknown = {row[0] for row in requests} - sizes.keys() - missing.keys() - {row[1] for row in kept}
     lost = sum(missing.values()) + len(unknown)
     waiting = [row for row in pending if row[1] in sizes]
     waiting += [(destination, sequence, sizes[sequence], 0) for destination, sequence, *_ in kept if sequence in sizes]
     needed = {row[1] for row in waiting}
-    # Without all of `pending`, a request is sent to all destinations rather than to none.
+    # If parts of `pending` are missing, send a request to all destinations rather than to none.
     waiting += [
         (destination, row[0], row[3], 0)
         for row in good
@@ -253,13 +255,13 @@ def _salvage_requests(
         good,
     )
     tables.write(new, "pending", waiting)
-    # Without an epoch: they wait again, and are sent in the same pieces, whose ids the receiver may know.
+    # Without an epoch, requests wait again and are sent in the same pieces, whose ids the receiver may have seen.
     tables.write(new, "kept", [(row[0], row[1], "", 0, row[4]) for row in kept if row[1] in sizes])
     return len(good), lost
 
 
 class _Tables:
-    """Reads the tables of a damaged spool other than its requests. The spool may have the schema of version 2."""
+    """Reads the tables of a damaged spool, except its requests. The spool may have the schema of version 2."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
@@ -272,9 +274,9 @@ class _Tables:
             self._columns = {}
 
     def read(self, table: str) -> tuple[list[tuple[Any, ...]], bool]:
-        """Return the readable rows that match their checksums, and whether these are all rows."""
+        """Return the readable rows that match their checksums, and whether those are all rows."""
         columns = self._columns.get(table)
-        if columns == set():  # version 2 had no such table
+        if columns == set():  # version 2 did not have this table
             return [], True
         if columns is not None and "checksum" not in columns:
             rows, whole = _rows(self._database, OF_VERSION_2[table])
@@ -293,7 +295,7 @@ class _Tables:
         )
 
     def rejected(self) -> list[tuple[Any, ...]]:
-        """Return the readable rows of `quarantine`, without their numbers."""
+        """Return the readable rows of `quarantine` without their numbers."""
         if "checksum" in self._columns.get("quarantine", {"checksum"}):
             columns = "number, destination, id, reason, signal, items, priority, checksum, body"
             return [row[1:] for row in _readable(self._database, columns, "quarantine", key="number")]
@@ -303,7 +305,7 @@ class _Tables:
 
 
 def _is_whole(database: sqlite3.Connection, table: str) -> bool:
-    """Whether a table and its indexes are as SQLite made them."""
+    """Return whether a table and its indexes pass SQLite's integrity check."""
     try:
         return bool(database.execute(f"PRAGMA integrity_check({table})").fetchone() == ("ok",))
     except ERRORS:
@@ -313,7 +315,7 @@ def _is_whole(database: sqlite3.Connection, table: str) -> bool:
 def _readable(
     database: sqlite3.Connection, columns: str, table: str, *, key: str = "sequence"
 ) -> Iterator[tuple[Any, ...]]:
-    """Row by row, past the places where the table cannot be read."""
+    """Yield a table's rows one by one, skipping the parts that cannot be read."""
     at, failures = -1, 0
     while failures < _MOST_FAILURES:
         try:
@@ -336,7 +338,7 @@ def _readable(
 
 
 def _rows(database: sqlite3.Connection, query: str) -> tuple[list[tuple[Any, ...]], bool]:
-    """Return the rows up to the first place that cannot be read, and whether there was none."""
+    """Return the rows before the first unreadable one, and whether all rows could be read."""
     rows: list[tuple[Any, ...]] = []
     try:
         rows.extend(database.execute(query))

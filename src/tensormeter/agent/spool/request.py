@@ -1,4 +1,4 @@
-"""Requests as the spool stores them: encoded, with a priority and a checksum."""
+"""Requests in the form in which the spool stores them: encoded, with a priority and a checksum."""
 
 import enum
 import zlib
@@ -11,24 +11,24 @@ __all__ = ["Encoded", "Priority", "checksum", "intact", "seal"]
 
 
 class Priority(enum.IntEnum):
-    """Priority of a request in a full spool. The lowest is evicted first, ESSENTIAL never."""
+    """Priority of a request in a full spool. The lowest is evicted first; ESSENTIAL is never evicted."""
 
     SYSTEM = 0
-    """Statistics of host and GPU, heartbeats."""
+    """Host and GPU statistics, and heartbeats."""
     MEDIA = 1
-    """Images, tables, and the like."""
+    """Images, tables and similar data."""
     SCALARS = 2
-    """Logged values. They are thinned, and the last value of each series stays."""
+    """Logged values. They are thinned, but the last value of each series is kept."""
     ESSENTIAL = 3
     """Configuration, and the start and end of a run."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A request that is not in the spool yet: see `Request` for the fields.
+    """A request that is not yet in the spool. The other fields are those of `Request`.
 
     Attributes:
-        priority: Priority; None for SCALARS for metrics and ESSENTIAL for logs.
+        priority: Priority of the request. None means SCALARS for metrics and ESSENTIAL for logs.
     """
 
     signal: Signal
@@ -38,12 +38,12 @@ class Encoded:
 
 
 def checksum(batch: str, signal: str, items: int, body: bytes) -> int:
-    """Checksum over everything in a request that its receiver will see."""
+    """Return a checksum over everything in a request that its receiver sees."""
     return zlib.crc32(body, zlib.crc32(f"{batch} {signal} {items}".encode()))
 
 
 def intact(batch: object, signal: object, items: object, body: object, expected: object) -> bool:
-    """Whether columns from the database match their checksum. With flipped bits they may have other types."""
+    """Return whether database columns match their checksum. If bits have flipped, their types may differ, too."""
     return (
         isinstance(batch, str)
         and isinstance(signal, str)
@@ -55,5 +55,5 @@ def intact(batch: object, signal: object, items: object, body: object, expected:
 
 
 def seal(*values: str | int) -> int:
-    """Return the checksum of a row in the spool's small tables, over all its other columns."""
+    """Return the checksum of a row in one of the spool's small tables, over all its other columns."""
     return zlib.crc32(repr(values).encode("utf-8", "surrogatepass"))

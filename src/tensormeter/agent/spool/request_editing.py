@@ -1,9 +1,9 @@
 """Editing of encoded requests, which is rarely needed.
 
-`halves` makes two requests of one that is too large; `thinned` and `condensed` reduce requests for which a full spool has no room.
-All work on OTLP messages with any kind of point, and give the same bytes for the same input.
+`halves` splits a request that is too large in two. `thinned` and `condensed` reduce requests that do not fit into a
+full spool. All three accept OTLP messages with any kind of point, and return the same bytes for the same input.
 
-A row's points share their time, and stay together.
+The points of a row have the same time, and stay together.
 """
 
 import gzip
@@ -23,7 +23,7 @@ _DELTA: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
 
 
 def halves(request: Request) -> tuple[Request, Request] | None:
-    """Two requests with the items of one, each under an id made from its id; None if it has only one item.
+    """Return two requests, each with half of the items and an id derived from the request's id; None for a single item.
 
     Raises:
         DecodeError, OSError: The body cannot be decompressed or decoded.
@@ -40,12 +40,12 @@ def halves(request: Request) -> tuple[Request, Request] | None:
 
 
 def thinned(body: bytes) -> tuple[bytes, int, int]:
-    """Every second row of a metrics request, and the last point of each series.
+    """Return every second row of a metrics request, and the last point of each series.
 
-    Points of delta sums and delta histograms stay, because each is a part of the whole.
+    All points of delta sums and delta histograms are kept, because each is part of a total.
 
     Returns:
-        The smaller body, how many points are in it, and how many are not.
+        The smaller body, the number of points in it, and the number of points removed.
     """
     message = _parse_metrics(gzip.decompress(body))
     times = sorted({point.time_unix_nano for _, points in _series(message) for point in points})
@@ -54,24 +54,24 @@ def thinned(body: bytes) -> tuple[bytes, int, int]:
 
 
 def condensed(bodies: Sequence[bytes]) -> tuple[bytes, int, int]:
-    """Return the last point of each series of several metrics requests; what `thinned` keeps is kept here, too.
+    """Return the last point of each series in several metrics requests, and the points that `thinned` always keeps.
 
     Returns:
-        As `thinned`.
+        The same values as `thinned`.
     """
-    # Protobuf: messages one after the other are one message, whose repeated fields have the items of both.
+    # Concatenated protobuf messages are one message, whose repeated fields contain the items of both.
     message = _parse_metrics(b"".join(map(gzip.decompress, bodies)))
     _join_resources(message)
     return _keep_last_and(message, lambda point: False)
 
 
 def pack(message: Any) -> bytes:
-    """Return a message as the body of a request: the same bytes for the same message."""
+    """Return a message as a request body. Equal messages give equal bytes."""
     return gzip.compress(message.SerializeToString(), _GZIP_LEVEL, mtime=0)
 
 
 def keep_metrics(message: Any, wanted: Callable[[Any], bool]) -> None:
-    """Remove the metrics of a request that are not wanted or have no points, and what is empty then."""
+    """Remove the metrics of a request that are unwanted or have no points, then everything that is empty."""
     for resource in message.resource_metrics:
         for scope in resource.scope_metrics:
             _drop_empty(scope.metrics, lambda metric: metric.WhichOneof("data") is not None and wanted(metric))
@@ -80,7 +80,7 @@ def keep_metrics(message: Any, wanted: Callable[[Any], bool]) -> None:
 
 
 def keep_points(message: Any, wanted: Callable[[Any], bool]) -> None:
-    """Remove the points of a metrics request that are not wanted, and what is empty then."""
+    """Remove the unwanted points of a metrics request, then everything that is empty."""
     _keep(message, lambda _number, point, _delta: wanted(point))
 
 
@@ -133,15 +133,15 @@ def _keep_last_and(message: Any, wanted: Callable[[Any], bool]) -> tuple[bytes, 
             series = (*key, b"".join(sorted(pair.SerializeToString() for pair in point.attributes)))
             last[series] = max(last.get(series, 0), point.time_unix_nano)
     final = frozenset(last.values())
-    # By time and not by series, so that a last value keeps its step.
+    # Select by time and not by series, so that a last value keeps its step.
     kept = _keep(message, lambda _, point, delta: delta or point.time_unix_nano in final or wanted(point))
     return pack(message), kept, total - kept
 
 
 def _keep(message: Any, wanted: Callable[[int, Any, bool], bool]) -> int:
-    """Remove the points that are not wanted, and what is empty then. Returns how many are left.
+    """Remove the unwanted points, then everything that is empty, and return the number of remaining points.
 
-    `wanted` is given a point's number, the point, and whether it is a delta.
+    `wanted` receives a point's number, the point, and whether it is a delta.
     """
     number = kept_points = 0
     for resource in message.resource_metrics:
@@ -163,7 +163,7 @@ def _keep(message: Any, wanted: Callable[[int, Any, bool], bool]) -> int:
 
 
 def _series(message: Any) -> list[tuple[tuple[bytes, bytes], Any]]:
-    """((resource, metric), points) of every metric."""
+    """Return ((resource, metric), points) for every metric."""
     series = []
     for resource in message.resource_metrics:
         source = resource.resource.SerializeToString()
@@ -175,14 +175,14 @@ def _series(message: Any) -> list[tuple[tuple[bytes, bytes], Any]]:
 
 
 def _join_resources(message: Any) -> None:
-    """Merge the metrics of equal resources and scopes, so that headers are not repeated."""
+    """Merge the metrics of equal resources and scopes, so that their headers are not repeated."""
     _join(message.resource_metrics, "resource", "scope_metrics")
     for resource in message.resource_metrics:
         _join(resource.scope_metrics, "scope", "metrics")
 
 
 def _join(repeated: Any, header: str, items: str) -> None:
-    """Merge the entries with equal headers."""
+    """Merge entries with equal headers."""
     first: dict[tuple[bytes, str], Any] = {}
     for entry in list(repeated):
         kept = first.setdefault((getattr(entry, header).SerializeToString(deterministic=True), entry.schema_url), entry)
@@ -206,7 +206,7 @@ def _drop_empty(repeated: Any, full: Callable[[Any], bool]) -> None:
 
 
 def _replace(repeated: Any, items: list[Any]) -> None:
-    """Protobuf's repeated fields own their items: copy what stays before the field is cleared."""
+    """Replace the items of a repeated field. They are copied first, because clearing the field deletes its items."""
     copies = []
     for item in items:
         copy = type(item)()

@@ -1,12 +1,12 @@
-"""Requests in the spool that a receiver has accepted and that are not on the receiver's disk yet.
+"""Requests that a receiver has accepted but that are not yet on the receiver's disk.
 
-A row of the table `kept` is about one request and one destination. It contains the epoch and number that the receiver gave, and how
-the request was sent: how it was divided, and how many of its items were refused. When the receiver's disk has the request, the row
-is deleted, and the request with it. When the receiver's epoch changes, the request waits again. Its row stays, without an epoch, so
-that the request is sent in the same pieces, whose ids the receiver may know. So does the row of a request whose
-pieces are not all done.
+Each row of the table `kept` describes one request and one destination. It contains the epoch and number from the
+receiver, and how the request was sent: how it was divided, and how many of its items were refused. Once the request is
+on the receiver's disk, the row and the request are deleted. If the receiver's epoch changes, the request waits again.
+Its row is kept without an epoch, so that the request is resent in the same pieces, whose ids the receiver may have
+seen. The row of a partly sent request is kept for the same reason.
 
-All functions are called in a transaction.
+Call all functions in a transaction.
 """
 
 import sqlite3
@@ -24,39 +24,39 @@ FORGET: Final = (
     "DELETE FROM request WHERE sequence = ?1 AND NOT EXISTS (SELECT 1 FROM pending WHERE sequence = ?1) "
     "AND NOT EXISTS (SELECT 1 FROM kept WHERE sequence = ?1)"
 )
-"""Deletes a request that no destination needs any more."""
+"""Statement that deletes a request that no destination needs any longer."""
 
 
 def keep(database: sqlite3.Connection, destination: str, sequence: int, durability: Durability, sent: str) -> None:
     """Keep a request that a destination has accepted until it is durable.
 
     Args:
-        database: The spool.
+        database: Connection to the spool.
         destination: Name of the destination.
-        sequence: Sequence number of the request, which waits for the destination.
+        sequence: Sequence number of the request, which is waiting for the destination.
         durability: State of the receiver's disk.
-        sent: Description of how the request was sent, in case it is sent again; "" if it was not divided.
+        sent: Description of how the request was sent, in case it is resent; empty if it was not divided.
     """
     _write(database, [(destination, sequence, durability.epoch, durability.number, sent)])
     database.execute("DELETE FROM pending WHERE destination = ? AND sequence = ?", (destination, sequence))
 
 
 def remember(database: sqlite3.Connection, destination: str, sequence: int, sent: str) -> None:
-    """Store how a request that waits has been sent so far."""
+    """Store how a waiting request has been sent so far."""
     _write(database, [(destination, sequence, "", 0, sent)])
 
 
 def settle(database: sqlite3.Connection, destination: str, condition: str, durability: Durability | None) -> bool:
-    """Process the state of a receiver's disk: delete durable requests, and queue those again that the receiver may have lost.
+    """Process the state of a receiver's disk: delete durable requests and requeue those that it may have lost.
 
     Args:
-        database: The spool.
+        database: Connection to the spool.
         destination: Name of the destination.
-        condition: SQL condition on the column `signal` for the requests that it is about.
-        durability: State of the disk. None if the receiver no longer reports it, so that everything is sent again for the last time.
+        condition: SQL condition on the column `signal` that selects the requests.
+        durability: State of the disk. If the receiver no longer reports it, None; everything is then resent once more.
 
     Returns:
-        Whether requests wait again.
+        Whether requests are waiting again.
     """
     epoch = "" if durability is None else durability.epoch
 
@@ -80,7 +80,7 @@ def settle(database: sqlite3.Connection, destination: str, condition: str, durab
 
 
 def forget_kept(database: sqlite3.Connection, condition: str, *arguments: str) -> None:
-    """Forget accepted requests, by an SQL condition on `destination` and `signal`, but for those that wait again."""
+    """Forget accepted requests that match an SQL condition on `destination` and `signal` and are not waiting again."""
     rows = database.execute(
         f"SELECT destination, sequence FROM kept JOIN request USING (sequence) WHERE epoch != '' AND {condition}",
         arguments,
@@ -89,7 +89,7 @@ def forget_kept(database: sqlite3.Connection, condition: str, *arguments: str) -
 
 
 def give_up_kept(database: sqlite3.Connection) -> bool:
-    """Evict the oldest requests that are accepted and only kept. Returns whether there were any."""
+    """Evict the oldest requests that were accepted and are only kept, and return whether there were any."""
     rows = database.execute(
         "SELECT destination, sequence FROM kept WHERE epoch != '' ORDER BY sequence LIMIT ?", (_GIVEN_UP_AT_ONCE,)
     ).fetchall()
@@ -98,7 +98,7 @@ def give_up_kept(database: sqlite3.Connection) -> bool:
 
 
 def _write(database: sqlite3.Connection, rows: Iterable[tuple[str, int, str, int, str]]) -> None:
-    """Write rows about requests that wait. A full spool may have evicted a request since it was read."""
+    """Write rows for waiting requests. A request may have been evicted from a full spool since it was read."""
     database.executemany(
         "INSERT OR REPLACE INTO kept SELECT ?1, ?2, ?3, ?4, ?5, ?6 "
         "WHERE EXISTS (SELECT 1 FROM pending WHERE destination = ?1 AND sequence = ?2)",

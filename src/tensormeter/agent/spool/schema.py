@@ -1,7 +1,8 @@
-"""The tables of the spool: making, migrating and checking them.
+"""The spool's tables: creating, migrating and checking them.
 
-Every row has a checksum: that of a request covers its body (`request.checksum`), those of the other tables all other columns
-(`request.seal`). The number of a request's items is in `pending` as well, so that they can be counted when the request is damaged.
+Every row has a checksum. A request's checksum covers its body (`request.checksum`); in the other tables, it covers all
+other columns (`request.seal`). The table `pending` also contains a request's number of items, so that they can be
+counted if the request is damaged.
 """
 
 import re
@@ -124,23 +125,23 @@ OF_VERSION_2: Final = {
     "process": "SELECT process, started, ended FROM process",
     "loss": "SELECT reason, items, 0 FROM loss",
 }
-"""Queries for the same columns in version 2, which had checksums of requests only."""
+"""Queries for the same columns in version 2, which had checksums only for requests."""
 
 HIGHEST_SEQUENCE: Final = 1 << 60
 
 _FAILURE: Final = re.compile(r"error code=(\d+)")
-"""Part of the message of SQLite's check about a page that it could not read."""
+"""Part of SQLite's message about a page that its check could not read."""
 
 _APPLICATION_ID: Final = 0x746D7300 | _VERSION
-"""The version once more: a spool whose two numbers differ is damaged, not of another version."""
+"""The version again. If the two numbers of a spool differ, it is damaged rather than of another version."""
 
 
 def prepare(database: sqlite3.Connection, path: Path) -> None:
-    """Make the tables in a file that has none, and bring those of version 2 up to date. To be called in a transaction.
+    """Create the tables in an empty file, or migrate those of version 2. Call this in a transaction.
 
     Raises:
         SpoolDamagedError: The file is damaged.
-        SpoolVersionError: It is a spool of another version.
+        SpoolVersionError: The spool was written by another version.
     """
     version = database.execute("PRAGMA user_version").fetchone()[0]
     known = database.execute("PRAGMA application_id").fetchone()[0]
@@ -160,10 +161,11 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
 
 
 def check(database: sqlite3.Connection, path: Path) -> None:
-    """Check the whole file, only by means of SQLite.
+    """Check the whole file, using only SQLite to read it.
 
-    A process that closes a file gives up all POSIX locks that it has on that file. If the file were read in another way, SQLite would
-    not notice that its locks are gone. Another process that closes the database would then delete its log, as if it were the last one.
+    A process that closes a file releases all POSIX locks that it holds on that file. If the file were read in another
+    way, SQLite would not notice that its locks are gone. Another process that closes the database would then act as the
+    last one, and delete its log.
 
     Raises:
         SpoolDamagedError: The file is damaged.
@@ -183,7 +185,7 @@ def check(database: sqlite3.Connection, path: Path) -> None:
         raise SpoolDamagedError(f"the spool {path} is damaged: {contradiction}")
     database.execute("BEGIN IMMEDIATE")
     try:
-        # Sets the value that it has: BEGIN alone does not check whether writing is possible.
+        # Set the value that it already has, because BEGIN alone does not check whether the file is writable.
         database.execute(f"PRAGMA user_version = {_VERSION}")
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
@@ -195,19 +197,19 @@ def check(database: sqlite3.Connection, path: Path) -> None:
 
 
 def is_sealed(row: Sequence[Any]) -> bool:
-    """Whether the last column of a row is the checksum of the others."""
+    """Return whether the last column of a row is the checksum of the others."""
     return all(isinstance(value, str | int) for value in row) and seal(*row[:-1]) == row[-1]
 
 
 def of_version_2(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return a row of `quarantine` (destination, id, reason, signal, items, body) with the columns that version 2 lacked."""
+    """Add the columns that version 2 lacked to a row of `quarantine`: destination, id, reason, signal, items, body."""
     destination, batch, reason, signal, items, body = row
     priority = Priority.SCALARS if signal == "metrics" else Priority.ESSENTIAL
     return destination, batch, reason, signal, items, priority, checksum(batch, signal, items, body), body
 
 
 def _contradictions(database: sqlite3.Connection) -> Iterator[str]:
-    """Contradictions in tables that SQLite can read."""
+    """Yield contradictions in tables that SQLite can read."""
     for table, columns in SEALED.items():
         for row in database.execute(f"SELECT {columns}, checksum FROM {table}"):
             if not is_sealed(row):
@@ -232,7 +234,7 @@ def _number(database: sqlite3.Connection) -> None:
 
 
 def _migrate(database: sqlite3.Connection) -> None:
-    """Bring the tables of version 2 up to date."""
+    """Migrate the tables of version 2 to this version."""
     rows = {table: database.execute(query).fetchall() for table, query in OF_VERSION_2.items()}
     rejected = database.execute("SELECT destination, id, reason, signal, items, body FROM quarantine").fetchall()
     for table in (*OF_VERSION_2, "quarantine"):

@@ -1,23 +1,27 @@
-"""The spool: encoded requests on disk until their receivers have accepted them.
+"""The spool, which stores encoded requests on disk until their receivers have accepted them.
 
-It is a SQLite database, one for each run and node. One transaction stores requests, the position up to which each lane has been read,
-and the state of each process's life. So a row of the ring is in the spool once or not at all, whenever the agent is killed.
+It is an SQLite database, one for each run and node. A single transaction stores requests, the position up to which each
+lane has been read, and the state of each process. So a row of the ring is in the spool once or not at all, no matter
+when the agent is killed.
 
-A request is deleted when every destination has accepted or rejected it; rejected requests are kept in `quarantine`. A request that a
-receiver has accepted stays until it is on the receiver's disk, and may wait again (`tensormeter.agent.spool.retained`).
+A request is deleted when every destination has accepted or rejected it. Rejected requests are kept in `quarantine`. An
+accepted request stays until it is on the receiver's disk, and may have to be resent
+(`tensormeter.agent.spool.retained`).
 
-Each request has a checksum. A request that does not match it is skipped, logged, and counted with its items. The rows of the other
-tables have checksums, too. A row that does not match makes the spool count as damaged (`tensormeter.agent.spool.recovery`).
+Each request has a checksum. A request that does not match its checksum is skipped and logged, and its items are counted
+as lost. The rows of the other tables have checksums too. If one of them does not match, the spool counts as damaged
+(`tensormeter.agent.spool.recovery`).
 
-The size is bounded: `tensormeter.agent.spool.eviction` decides what is evicted. Losses are counted by reason in `loss`.
+The size is bounded. `tensormeter.agent.spool.eviction` decides what to evict. Losses are counted by reason in `loss`.
 
-Durability: killing any process loses nothing. After a power failure, `fsync` has everything that was put,
-`flush` may miss the last transactions, and `none` may have to be repaired (`tensormeter.agent.spool.recovery`). With each of them the
-tables are durable when they are made, and a process is durable when the `put` that introduces it returns. The journal is a write-ahead
-log, which needs memory shared by all processes that have the file open. On network file systems, where that cannot be relied on, it
-is a rollback journal.
+Durability: killing any process loses nothing. After a power failure, a spool with `fsync` contains everything that was
+put. With `flush`, the last transactions may be missing. With `none`, the spool may have to be repaired
+(`tensormeter.agent.spool.recovery`). In all modes, tables are durable once they are created, and a process is durable
+once the `put` that introduces it returns. The journal is a write-ahead log, which needs memory shared by all processes
+that have the file open. Network file systems do not reliably provide this, so the journal is a rollback journal there.
 
-Threads: each opens another `Spool`. Calls block for the disk, and up to 10 s for another thread's transaction.
+Threads: each thread opens its own `Spool`. Calls block on the disk, and wait up to 10 s for another thread's
+transaction.
 """
 
 import contextlib
@@ -48,20 +52,20 @@ __all__ = ["Retried", "Spool"]
 logger: Final = get_logger("tensormeter.agent")
 
 _ROOM_FOR_PROGRESS: Final = 1 << 20
-"""Bytes that the disk must have for writing how a request was divided so far, which delivery can do without."""
+"""Bytes that must be free on the disk to store how a request was divided, which delivery can do without."""
 
 _PAGES: Final = 64 << 10
-"""Maximum bytes that a transaction writes in addition to requests: pages of indexes and small tables."""
+"""Maximum bytes that a transaction writes besides the requests, for pages of indexes and small tables."""
 
 
 class Retried(NamedTuple):
     """Result of `Spool.retry`.
 
     Attributes:
-        requests: Number of requests, or parts of requests, that wait for their destination again.
-        items: Number of their data points and log records.
-        damaged: Number of items that can no longer be read; they count as lost.
-        given_up: Number of items whose contents a full spool has deleted; they stay quarantined.
+        requests: Number of requests, or parts of requests, that are waiting for their destinations again.
+        items: Number of data points and log records in them.
+        damaged: Number of items that can no longer be read. They count as lost.
+        given_up: Number of items whose contents were deleted from a full spool. They stay quarantined.
     """
 
     requests: int
@@ -71,27 +75,27 @@ class Retried(NamedTuple):
 
 
 class Spool(SpoolQueries):
-    """An open spool. Not thread-safe; see the module's text."""
+    """An open spool. It is not thread-safe; see the module's docstring."""
 
     def __init__(self, path: Path, *, durability: Durability = "flush", max_bytes: int | None = None) -> None:
-        """Open the spool, or make it if it does not exist.
+        """Open the spool, and create it if it does not exist.
 
         Args:
             path: Path of the database.
-            durability: Durability of transactions; see the module's text.
-            max_bytes: Maximum size of the contents; None for no limit.
+            durability: Durability of transactions; see the module's docstring.
+            max_bytes: Maximum size of the contents in bytes; None for no limit.
 
         Raises:
-            SpoolError: Not a spool, one of another version, or the disk refuses.
+            SpoolError: The file is not a spool, has another version, or the disk refuses.
         """
         super().__init__(path, durability)
         self._max_bytes = max_bytes
         self._done: tuple[str, int] | None = None
         self._space = DiskSpace(self)
         self.elsewhere = 0
-        """Number of requests that wait in another file, and count as pending."""
+        """Number of requests that wait in another file but count as pending."""
         self.recent = RecentRequests()
-        """Requests that this object has put and that may still wait."""
+        """Requests put by this object that may still be waiting."""
         try:
             self._open()
         except SpoolFullError:
@@ -112,21 +116,22 @@ class Spool(SpoolQueries):
         origin: str = "",
         report: Report | None = None,
     ) -> None:
-        """Store requests of one process and its state, in one transaction.
+        """Store requests and the state of one process in one transaction.
 
         Args:
-            requests: The requests.
-            destinations: Names of their destinations. Requests for no destination are not stored.
+            requests: Requests to store.
+            destinations: Names of the requests' destinations. Without destinations, requests are not stored.
             process: Id of the process.
-            cursors: Positions up to which lanes have been read.
+            cursors: Positions up to which lanes have been read, by lane.
             started: Whether the start of the process is in the spool.
             ended: Whether the end of the process is in the spool.
             aggregates: States of the aggregated streams that have changed.
-            origin: Description of where the process runs, given once. With it the transaction is durable at any durability.
+            origin: Description of where the process runs, given once. It makes the transaction durable in every mode.
             report: Losses that one of the requests reports.
 
         Raises:
-            SpoolError: The disk refuses, or its last room is needed for marking requests as delivered. Nothing is stored then.
+            SpoolError: The disk refuses, or the rest of its space is needed to mark requests as delivered. Nothing is
+                stored.
         """
         to = tuple(destinations)
         if not to:
@@ -143,7 +148,8 @@ class Spool(SpoolQueries):
             self._write("process", process, int(started), int(ended))
             if report is not None:
                 resource, dropped, reported = map(json.dumps, (report.resource, report.dropped, report.reported))
-                # Reports of other processes matter only for losses of the spool; there may be thousands of child processes.
+                # Reports of other processes matter only for the spool's losses, and there may be thousands of child
+                # processes.
                 self._database.execute("DELETE FROM report WHERE told = '{}'")
                 self._write("report", report.process, resource, dropped, reported, time.time_ns())
         self.recent.add(fresh)
@@ -168,7 +174,7 @@ class Spool(SpoolQueries):
                 return row[0], request
 
     def withdraw(self, destination: str, signal: Signal) -> int:
-        """Remove the requests of a signal from the queue of a destination. Returns the number of their items."""
+        """Remove a signal's requests from a destination's queue, and return the number of their items."""
         with self.transaction():
             rows = self._database.execute(
                 "SELECT sequence, request.items FROM pending JOIN request USING (sequence) WHERE destination = ? AND signal = ?",
@@ -180,7 +186,7 @@ class Spool(SpoolQueries):
         return sum(items for _, items in rows)
 
     def read(self, sequence: int) -> Request | None:
-        """Read a request. Returns None if it is not there, or if it is damaged, which is logged and counted."""
+        """Return a request; None if it is missing or damaged. A damaged request is logged and counted as lost."""
         row = self._fetch("SELECT id, signal, body, items, checksum FROM request WHERE sequence = ?", sequence)
         if row is None:
             return None
@@ -212,13 +218,14 @@ class Spool(SpoolQueries):
         Args:
             destination: Name of the destination.
             sequence: Sequence number of the request.
-            refused: Number of items that the receiver left out and that were not counted before.
-            durability: State of the receiver's disk. The request stays until it is durable there; None deletes it at once.
+            refused: Number of items that the receiver left out and that have not been counted yet.
+            durability: State of the receiver's disk. The request is kept until it is durable there; None deletes it at
+                once.
             sent: Description of how the request was sent, as for `retained.keep`.
-            signals: Signals of the other requests that `durability` is about.
+            signals: Signals of the other requests that `durability` applies to.
 
         Returns:
-            Whether other requests wait again, because the receiver may have lost them.
+            Whether other requests are waiting again because the receiver may have lost them.
         """
         recalled = False
 
@@ -232,7 +239,7 @@ class Spool(SpoolQueries):
             recalled = bool(signals) and settle(self._database, destination, of_signals(signals), durability)
 
         if (destination, sequence) == self._done:
-            # No number is used twice: the database has deleted the request, and shows it again.
+            # Sequence numbers are never reused, so the database has brought back a request that it had deleted.
             raise SpoolDamagedError(f"the spool {self.path} is damaged: request {sequence} cannot be deleted")
         self._mark(write)
         self._done = None if recalled else (destination, sequence)
@@ -241,7 +248,7 @@ class Spool(SpoolQueries):
     def settle(
         self, destination: str, durability: ReceiverDurability | None, signals: Sequence[Signal] = SIGNALS
     ) -> bool:
-        """Process the state of a receiver's disk, as `done` does."""
+        """Process the state of a receiver's disk as `done` does, and return whether requests are waiting again."""
         recalled = False
 
         def write() -> None:
@@ -254,11 +261,12 @@ class Spool(SpoolQueries):
         return recalled
 
     def remember(self, destination: str, sequence: int, sent: str, *, refused: int = 0) -> None:
-        """Store how a request that waits has been sent so far; see `retained.remember`. `refused`: as for `done`.
+        """Store how a waiting request has been sent so far (see `retained.remember`), and count `refused` as `done`
+        does.
 
         Raises:
-            SpoolFullError: The disk has only the room that marking deliveries needs.
-            SpoolError: The disk refuses.
+            SpoolFullError: The disk only has the space that marking deliveries needs.
+            SpoolError: The disk refuses the write.
         """
         if not self._space.has(_ROOM_FOR_PROGRESS + len(sent)):
             raise SpoolFullError(f"cannot write to the spool {self.path}: the disk is full")
@@ -267,7 +275,7 @@ class Spool(SpoolQueries):
             remember(self._database, destination, sequence, sent)
 
     def forget_kept(self, destinations: Sequence[str]) -> None:
-        """Forget requests that other destinations than these have accepted: the disks of those are not asked about any more."""
+        """Forget accepted requests of all other destinations, which are no longer asked what is durable."""
         with self.transaction():
             forget_kept(self._database, f"destination NOT IN ({', '.join('?' * len(destinations))})", *destinations)
 
@@ -285,7 +293,7 @@ class Spool(SpoolQueries):
         self._mark(write)
 
     def quarantine_part(self, destination: str, part: Request, reason: str) -> None:
-        """Quarantine a part of a request that the destination will never accept."""
+        """Quarantine part of a request that the destination will never accept."""
         priority = Priority.SCALARS if part.signal == "metrics" else Priority.ESSENTIAL
         expected = checksum(part.id, part.signal, part.items, part.body)
 
@@ -301,7 +309,7 @@ class Spool(SpoolQueries):
     def retry(self) -> Retried:
         """Put rejected requests back into the queues of their destinations, under the same ids.
 
-        The next requests of a destination are sent whether or not it has refused their kinds before.
+        A destination's next requests are sent even if it has refused their kinds before.
         """
         requests = items = damaged = given_up = 0
         with self.transaction():
@@ -309,7 +317,7 @@ class Spool(SpoolQueries):
                 "SELECT number, destination, id, signal, items, priority, checksum, body FROM quarantine ORDER BY number"
             ).fetchall()
             for number, destination, batch, signal, count, priority, expected, body in rows:
-                if body == b"" and count:  # a full spool has deleted its contents
+                if body == b"" and count:  # the contents were deleted from a full spool
                     given_up += count
                     continue
                 self._database.execute("DELETE FROM quarantine WHERE number = ?", (number,))
@@ -324,19 +332,19 @@ class Spool(SpoolQueries):
                 requests, items = requests + 1, items + count
             self._count_loss("damaged", damaged)
             if requests:
-                # Among them may be events with older counts of losses: report the losses again, after them.
+                # These requests may contain events with older loss counts, so report the losses again after them.
                 for row in self._all_sealed("report", "1 ORDER BY time DESC LIMIT 1"):
                     self._write("report", *row[:3], json.dumps(json.loads(row[3]) | {"retried": 0}), row[4])
         return Retried(requests, items, damaged, given_up)
 
     def discard(self, sequence: int, reason: str) -> int:
-        """Delete a request for all destinations, and count its items as lost. Returns the number of items."""
+        """Delete a request for all destinations, count its items as lost, and return their number."""
         with self.transaction():
             row = self._database.execute("SELECT items FROM request WHERE sequence = ?", (sequence,)).fetchone()
             items = 0
             if row is not None:
                 sizes = [pending[2] for pending in self._all_sealed("pending", "sequence = ?", sequence)]
-                # The number of items in a damaged row may be wrong; `pending` contains it as well.
+                # The number of items in a damaged row may be wrong, but `pending` contains it as well.
                 items = row[0] if reason != "damaged" and isinstance(row[0], int) else max([1, *sizes])
                 self._count_loss(reason, items)
             self._database.execute("DELETE FROM request WHERE sequence = ?", (sequence,))
@@ -348,13 +356,13 @@ class Spool(SpoolQueries):
             self._count_loss(reason, items)
 
     def mark_losses_reported(self) -> None:
-        """Mark all losses as reported to a person by a command."""
+        """Record that a command has reported all losses to a user."""
         with self.transaction():
             for reason, items, _ in self._all_sealed("loss", "items > said"):
                 self._write("loss", reason, items, items)
 
     def pending(self) -> int:
-        """Return the number of requests that wait, counted once for each destination."""
+        """Return the number of waiting requests, counted once for each destination."""
         count = self._count("SELECT count(*) FROM pending")
         if not count:
             self.recent.clear()
@@ -362,7 +370,7 @@ class Spool(SpoolQueries):
 
     @property
     def last_pending(self) -> int:
-        """Result of the last `pending`, without access to the disk."""
+        """Last result of `pending`, without accessing the disk."""
         return int(self._cache.get("SELECT count(*) FROM pending", 0)) + self.elsewhere
 
     def forget_rejections(self) -> None:
@@ -371,11 +379,11 @@ class Spool(SpoolQueries):
             self._database.execute("DELETE FROM quarantine")
 
     def keep_room(self) -> bool:
-        """Reserve the disk space that marking deliveries needs. Returns whether it is reserved. To be called often."""
+        """Reserve the disk space that marking deliveries needs, and return whether it is reserved. Call this often."""
         return self._space.keep()
 
     def _mark(self, write: Callable[[], None]) -> None:
-        """Write a change of a request's state, into the reserved disk space if the disk is full."""
+        """Write a change of a request's state, using the reserved disk space if the disk is full."""
         try:
             with self.transaction():
                 write()
@@ -391,7 +399,7 @@ class Spool(SpoolQueries):
     def _make_room(self, max_bytes: int) -> None:
         if self.used_bytes() <= max_bytes:
             return
-        from tensormeter.agent.spool.eviction import sacrifice  # decodes requests: rarely needed
+        from tensormeter.agent.spool.eviction import sacrifice  # decodes requests, so it is imported only when needed
 
         while self.used_bytes() > max_bytes:
             with self.transaction():

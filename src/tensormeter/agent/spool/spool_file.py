@@ -1,4 +1,4 @@
-"""The spool's SQLite file: opening it, transactions, queries, and rows with checksums."""
+"""The spool's SQLite file: opening, transactions, queries and rows with checksums."""
 
 import contextlib
 import os
@@ -22,15 +22,15 @@ __all__ = ["SpoolFile"]
 _SYNCHRONOUS: Final[Mapping[Durability, str]] = {"none": "OFF", "flush": "NORMAL", "fsync": "FULL"}
 
 _SUPER_JOURNAL: Final = bytes.fromhex("d9d505f920a163d7")
-"""Last bytes of a rollback journal that names a file of further journals: file format of SQLite, section 3."""
+"""Last bytes of a rollback journal that names a super-journal. Source: SQLite's file format, section 3."""
 
 
 class SpoolFile:
-    """An open SQLite file with the tables of a spool. Not thread-safe.
+    """An open SQLite file with the tables of a spool. It is not thread-safe.
 
     Attributes:
         path: Path of the file.
-        missing: Features that the file system lacks: see `missing_features`.
+        missing: Features that the file system lacks, as returned by `missing_features`.
     """
 
     def __init__(self, path: Path, durability: Durability) -> None:
@@ -39,12 +39,12 @@ class SpoolFile:
         self._durability: Durability = durability
         self._changes: tuple[int, int] | None = None
         self._cache: dict[str, Any] = {}
-        """Results of queries, for as long as nothing is written."""
+        """Results of queries, valid until something is written."""
 
     def _open(self) -> None:
         path = self.path
         for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal"))):
-            # SQLite itself reports what is wrong with the target of a link.
+            # SQLite itself reports what is wrong with a link's target.
             if not os.path.islink(file) and (reason := oddity(file)):
                 raise SpoolError(f"cannot open the spool: {reason}")
         if _names_another_file(path.with_name(f"{path.name}-journal")):
@@ -53,19 +53,19 @@ class SpoolFile:
             )
         with contextlib.suppress(OSError):  # SQLite will report what is wrong
             make_file(path)
-            for suffix in ("-wal", "-shm", "-journal"):  # SQLite gives them the mode of the database when it makes them
+            for suffix in ("-wal", "-shm", "-journal"):  # SQLite creates them with the database's mode
                 if (companion := path.with_name(path.name + suffix)).exists():
                     make_file(companion)
         try:
             self._database = sqlite3.connect(path, timeout=10, isolation_level=None)
-            # A flipped bit may leave invalid UTF-8, which must be readable, so that it is compared with its checksum and counted.
+            # A flipped bit may leave invalid UTF-8. It must be readable, so that the checksum can detect and count it.
             self._database.text_factory = _text
         except ERRORS as error:
             raise SpoolError(f"cannot open the spool {path}: {error}") from error
         try:
             self.missing = missing_features(path.parent)
             self._set_synchronous("fsync")
-            if "maps" in self.missing:  # only in this mode can SQLite read a log that was written elsewhere
+            if "maps" in self.missing:  # SQLite can read a log written elsewhere only in this mode
                 self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
             log = not self.missing and not network_filesystem(path.parent)
             self._database.execute(f"PRAGMA journal_mode = {'WAL' if log else 'TRUNCATE'}")
@@ -83,22 +83,22 @@ class SpoolFile:
             raise
 
     def close(self) -> None:
-        """Close the file. SQLite's log is checkpointed if no other process has it open, and synced at any durability."""
+        """Close the file, and sync it in every mode. SQLite's log is checkpointed if no other process has it open."""
         if self._durability == "none":
-            with contextlib.suppress(*ERRORS):  # it is closed already
+            with contextlib.suppress(*ERRORS):  # the file is already closed
                 self._set_synchronous("flush")
         self._database.close()
 
     def save_to(self, path: Path) -> None:
-        """Write a copy, even if the file was deleted meanwhile.
+        """Write a copy, even if the file has been deleted meanwhile.
 
         Raises:
-            SpoolError: The disk refuses.
+            SpoolError: The disk refuses the write.
         """
         try:
             with contextlib.suppress(OSError):
                 make_file(path)
-            # Left by the deleted file: SQLite would play them back into the copy.
+            # SQLite would replay files that the deleted database left into the copy.
             for suffix in ("-wal", "-shm", "-journal"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             with closing(sqlite3.connect(path)) as copy:
@@ -109,7 +109,7 @@ class SpoolFile:
             raise named(error, f"cannot copy the spool to {path}") from error
 
     def carry_over(self) -> None:
-        """Checkpoint SQLite's log and empty it, if the disk has room for that."""
+        """Checkpoint and empty SQLite's log, if the disk has room for this."""
         with contextlib.suppress(*ERRORS):
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
@@ -125,12 +125,12 @@ class SpoolFile:
             raise named(error, f"cannot read the spool {self.path}", self.path) from error
 
     def transaction(self) -> Transaction:
-        """Return a context whose statements are executed together or not at all."""
+        """Return a context manager whose statements are executed together or not at all."""
         return Transaction(self._database, self.path)
 
     @contextlib.contextmanager
     def _durable(self) -> Iterator[None]:
-        """Sync the transactions inside, and all before them."""
+        """Sync the transactions in the context, and all earlier ones."""
         self._set_synchronous("fsync")
         try:
             yield
@@ -138,12 +138,12 @@ class SpoolFile:
             self._set_synchronous(self._durability)
 
     def _set_synchronous(self, durability: Durability) -> None:
-        """Sync as a durability requires, if the file system can."""
+        """Sync as the durability requires, if the file system supports it."""
         mode = "OFF" if "fsync" in self.missing else _SYNCHRONOUS[durability]
         self._database.execute(f"PRAGMA synchronous = {mode}")
 
     def _write(self, table: str, *row: str | int, replace: bool = True) -> None:
-        """Insert a row with its checksum into one of the small tables, in a transaction."""
+        """Insert a row and its checksum into one of the small tables, in a transaction."""
         marks = ", ".join("?" * (len(row) + 1))
         self._database.execute(
             f"INSERT {'OR REPLACE ' if replace else ''}INTO {table} ({schema.SEALED[table]}, checksum) VALUES ({marks})",
@@ -151,10 +151,10 @@ class SpoolFile:
         )
 
     def _sealed(self, table: str, condition: str, *arguments: str | int) -> tuple[Any, ...] | None:
-        """Return the row of a small table, without its checksum.
+        """Return a row of a small table without its checksum; None if there is none.
 
         Raises:
-            SpoolDamagedError: It does not match that.
+            SpoolDamagedError: The row does not match its checksum.
         """
         rows = self._all_sealed(table, condition, *arguments)
         return rows[0] if rows else None
@@ -168,11 +168,11 @@ class SpoolFile:
         return [row[:-1] for row in rows]
 
     def _count(self, query: str) -> int:
-        """Result of a query for a number, counted again only when something was written."""
+        """Return the result of a counting query, which is executed again only if something was written."""
         return int(self._cached(query, lambda: int(self._fetch(query)[0])))  # type: ignore[index]
 
     def _cached(self, name: str, read: Callable[[], Any]) -> Any:
-        """Result of `read`, which is called again only when something was written: it is needed many times a second."""
+        """Return the result of `read`, cached until something is written: it is needed many times per second."""
         changes = (int(self._fetch("PRAGMA data_version")[0]), self._database.total_changes)  # type: ignore[index]
         if self._changes != changes:
             self._changes = changes
@@ -199,21 +199,21 @@ class SpoolFile:
             raise named(error, f"cannot read the spool {self.path}", self.path) from error
 
     def bytes_of(self, count: str) -> int:
-        """Bytes of the pages that a pragma of SQLite counts."""
+        """Return the total size in bytes of the pages that an SQLite pragma counts."""
         return int(self._fetch(f"PRAGMA {count}")[0]) * int(self._fetch("PRAGMA page_size")[0])  # type: ignore[index]
 
 
 def _names_another_file(journal: Path) -> bool:
-    """Whether SQLite would look into another file when it plays this journal back, and delete that when it is done.
+    """Return whether SQLite would read another file when it replays this journal, and delete that file afterwards.
 
-    It does so for several databases in one transaction, which no spool ever has. Others may have the spool open: their locks are
-    on the database, so that closing the journal gives none of them up.
+    SQLite does this for transactions that span several databases, which spools never have. Others may have the spool
+    open. Their locks are on the database, so closing the journal releases none of them.
     """
     try:
         with open(open_file(journal, os.O_RDONLY), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - len(_SUPER_JOURNAL)))
             return file.read() == _SUPER_JOURNAL
-    except OSError:  # there is none, or SQLite will say what is wrong
+    except OSError:  # there is no journal, or SQLite will report what is wrong
         return False
 
 

@@ -1,4 +1,4 @@
-"""The place of a run's spool: on the disk, or in memory while the disk fails."""
+"""Location of a run's spool: on the disk, or in memory while the disk fails."""
 
 import contextlib
 import shutil
@@ -23,26 +23,26 @@ __all__ = ["TROUBLE_DELAY", "TROUBLE_LIMIT", "RestoredError", "SpoolLocation", "
 logger: Final = get_logger("tensormeter.agent")
 
 TROUBLE_DELAY: Final = 1.0
-"""Seconds between two attempts to use a spool that refuses."""
+"""Seconds between two attempts to use a spool that refuses writes."""
 
 TROUBLE_LIMIT: Final = 300.0
-"""Seconds for which the spool may refuse before the agent gives up; the next agent may find a repaired disk."""
+"""Seconds that the spool may refuse writes before the agent gives up. The next agent may find a repaired disk."""
 
 _DISK_PATIENCE: Final = 2.0
-"""Seconds for which the disk may refuse before the agent goes on in memory."""
+"""Seconds that the disk may refuse writes before the agent switches to memory."""
 
 _MEMORY_DELAY: Final = 30.0
-"""Seconds until the agent tries to go on in memory again, if memory had no room."""
+"""Seconds until the agent tries again to switch to memory, after memory had no room."""
 
 _FIRST_DISK_TRIAL: Final = 3.0
 _LONGEST_DISK_TRIAL: Final = 60.0
-"""Seconds between two checks whether the disk works again, which double each time that it fails again."""
+"""Maximum seconds between two checks of whether the disk works again. The delay doubles whenever it fails again."""
 
 _RESERVE_DELAY: Final = 5.0
 """Seconds between two attempts to reserve disk space."""
 
 _NEXT_TO_NOTHING: Final = 1 << 20
-"""Maximum bytes that are free on a disk that counts as full."""
+"""Maximum free bytes at which a disk counts as full."""
 
 _LACKS: Final = {
     "fsync": "fsync, so the spool may not survive a power failure",
@@ -51,15 +51,17 @@ _LACKS: Final = {
 
 
 class RestoredError(SpoolDamagedError):
-    """The spool was deleted and has been restored; it has to be opened again."""
+    """The spool was deleted and has been restored, so it must be reopened."""
 
 
 class SpoolLocation:
-    """Opens the spool of one run, and moves it between disk and memory. Used by the agent's main thread; blocks for the disk.
+    """Opens one run's spool, and moves it between disk and memory.
+
+    Only the agent's main thread may use it. It blocks on the disk.
 
     Attributes:
-        in_memory: Whether the spool is in memory, because the disk fails.
-        report: Problem with the disk, for people; "" if there was none.
+        in_memory: Whether the spool is in memory because the disk fails.
+        report: Description of a disk problem for users; empty if there was none.
     """
 
     def __init__(
@@ -77,9 +79,9 @@ class SpoolLocation:
             directory: Directory of the run.
             settings: Settings of the run.
             lock: Lock of the agent.
-            one_shot: Whether to give up at once when the disk refuses.
-            is_stopping: Returns whether the agent has been asked to end.
-            wait: Waits for so many seconds, or until the agent is asked to end.
+            one_shot: Whether to give up as soon as the disk refuses.
+            is_stopping: Function that returns whether the agent has been asked to end.
+            wait: Function that waits for the given seconds, or until the agent is asked to end.
         """
         self._directory = directory
         self._settings = settings
@@ -91,21 +93,21 @@ class SpoolLocation:
         self.in_memory = False
         self.report = ""
         self._returning = False
-        """Whether the disk is to be used again."""
+        """Whether to use the disk again."""
         self._not_before = 0.0
-        """Time before which going on in memory makes no sense."""
+        """Time before which trying to switch to memory is pointless."""
         self._disk_trial_at = 0.0
         self._disk_trial_delay = _FIRST_DISK_TRIAL
         self._reserve_at = 0.0
 
     def open(self, damage: str) -> Spool:
-        """Open the spool on the disk, or, if the disk refuses, the one in memory.
+        """Open the spool on the disk or, if the disk refuses, the spool in memory.
 
         Args:
             damage: Description of known damage, as for `open_repaired`.
 
         Raises:
-            SpoolError, OSError: Neither can be opened.
+            SpoolError, OSError: Neither spool can be opened.
         """
         began, last_error = time.monotonic(), ""
         while True:
@@ -127,15 +129,15 @@ class SpoolLocation:
                 self._wait(TROUBLE_DELAY)
 
     def must_leave(self, since: float) -> bool:
-        """Whether to go on in memory, because the disk has refused since a time."""
+        """Return whether to switch to memory, because the disk has been refusing since the given time."""
         return not self._one_shot and time.monotonic() > max(since + _DISK_PATIENCE, self._not_before)
 
     def leave_disk(self, spool: Spool | None, error: Exception) -> bool:
-        """Go on in memory, if it has room. No delivery may use the spool meanwhile.
+        """Switch to memory if it has room, and return whether it had. No delivery may use the spool meanwhile.
 
         Args:
-            spool: Spool on the disk, if it is open.
-            error: Error of the disk.
+            spool: Spool on the disk; None if it is not open.
+            error: Error that the disk caused.
         """
         try:
             self._memory.open(spool, self._settings.spool_max_bytes).close()
@@ -151,7 +153,7 @@ class SpoolLocation:
         return True
 
     def try_disk(self) -> bool:
-        """Check now and then whether the disk works again. If it does, the spool has to be opened again.
+        """Check from time to time whether the disk works again. If this returns True, the spool must be reopened.
 
         Raises:
             SpoolError: Another agent has taken over the run's directory.
@@ -177,7 +179,7 @@ class SpoolLocation:
         """Restore the run's directory and the spool, which is still open here, if they were deleted.
 
         Raises:
-            RestoredError: They were restored, and the spool has to be opened again.
+            RestoredError: They were restored, and the spool must be reopened.
             SpoolError: They cannot be restored.
         """
         if not self.in_memory and _is_deleted(self._directory.spool):
@@ -190,7 +192,7 @@ class SpoolLocation:
             self._reserve_at = now + _RESERVE_DELAY
 
     def is_full(self) -> bool:
-        """Whether the disk has next to no free space."""
+        """Return whether the disk has almost no free space."""
         try:
             return shutil.disk_usage(self._directory.path).free < _NEXT_TO_NOTHING
         except OSError:
@@ -234,7 +236,7 @@ class SpoolLocation:
 
 
 def disk_fails(folder: Path) -> bool:
-    """Whether the disk of a folder refuses to store a small file for a moment."""
+    """Return whether the disk of a folder refuses to store a small temporary file."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"trial")
@@ -246,7 +248,7 @@ def disk_fails(folder: Path) -> bool:
 
 
 def _is_deleted(path: Path) -> bool:
-    """Whether a file or folder does not exist; False if the disk does not answer."""
+    """Return whether a file or folder does not exist; False if the disk does not respond."""
     try:
         path.lstat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Queries of the spool that change nothing."""
+"""Read-only queries of the spool."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,10 +15,10 @@ __all__ = ["Head", "SpoolQueries", "of_signals"]
 
 
 class Head(NamedTuple):
-    """The oldest request that waits for a destination: see `Request` for its id.
+    """The oldest request that is waiting for a destination. Its id is that of `Request`.
 
     Attributes:
-        retried: Whether it was quarantined, and `tensormeter spool retry` has put it back into the queue.
+        retried: Whether the request was quarantined and then put back into the queue by `tensormeter spool retry`.
     """
 
     sequence: int
@@ -27,50 +27,50 @@ class Head(NamedTuple):
 
 
 class SpoolQueries(SpoolFile):
-    """The queries of an open spool."""
+    """Queries of an open spool."""
 
     def cursor(self, process: str, lane: int) -> Cursor:
-        """Position up to which a lane has been read into this spool."""
+        """Return the position up to which a lane has been read into this spool."""
         row = self._sealed("cursor", "process = ? AND lane = ?", process, lane)
         return Cursor(row[2], row[3]) if row else Cursor()
 
     def lifecycle(self, process: str) -> tuple[bool, bool]:
-        """Whether the start and the end of a process have been put into the spool."""
+        """Return whether the start and the end of a process are in the spool."""
         row = self._sealed("process", "process = ?", process)
         return (bool(row[1]), bool(row[2])) if row else (False, False)
 
     def aggregates(self, process: str) -> dict[str, str]:
-        """States of a process's aggregated streams, as they were put."""
+        """Return the stored states of a process's aggregated streams."""
         return {stream: state for _, stream, state in self._all_sealed("aggregate", "process = ?", process)}
 
     def processes(self) -> list[tuple[str, bool, str]]:
-        """Processes with data in the spool: (process, whether its end is here, its origin or "")."""
+        """Return the processes with data in the spool: (process, whether its end is in the spool, its origin or "")."""
         rows = self._rows(
             "SELECT process, ended, coalesce(description, '') FROM process LEFT JOIN origin USING (process) ORDER BY process"
         )
         return [(str(process), bool(ended), str(description)) for process, ended, description in rows]
 
     def last_time(self, process: str) -> int:
-        """Time of a process's last row in the spool, in nanoseconds; 0 if there is none."""
+        """Return the time of a process's last row in the spool, in nanoseconds; 0 if there is none."""
         row = self._fetch("SELECT max(last_time) FROM cursor WHERE process = ?", process)
         return row[0] if row and isinstance(row[0], int) else 0
 
     def oldest(self) -> Request | None:
-        """Return the oldest request that waits for any destination and is intact; None if there is none. Nothing is counted."""
+        """Return the oldest intact request for any destination, or None. Damaged requests are not counted."""
         for row in self._fetch_all("SELECT id, signal, body, items, checksum FROM request ORDER BY sequence LIMIT 10"):
             if intact(row[0], row[1], row[3], row[2], row[4]):
                 return Request(*row[:4])
         return None
 
     def head(self, destination: str, signals: Sequence[Signal] = SIGNALS, *, after: int = 0) -> Head | None:
-        """Return the oldest request of some signals that a destination has neither accepted nor rejected, unchecked.
+        """Return the oldest unchecked request, with some signals, that a destination has neither accepted nor rejected.
 
-        A request whose signal is damaged counts as one of any signal; `read` detects the damage.
+        A request whose signal is damaged matches any signal; `read` detects the damage.
 
         Args:
             destination: Name of the destination.
             signals: Signals of the request.
-            after: Sequence number that the request's exceeds.
+            after: Sequence number after which to search.
         """
         row = self._fetch(
             "SELECT sequence, id, retried FROM pending JOIN request USING (sequence) "
@@ -81,45 +81,45 @@ class SpoolQueries(SpoolFile):
         return None if row is None else Head(row[0], str(row[1]), bool(row[2]))
 
     def sent_before(self, destination: str, sequence: int) -> str | None:
-        """Return the progress of a waiting request; None if it was not sent, "" if it was not divided."""
+        """Return the progress of a waiting request; None if it was not sent, and "" if it was not divided."""
         row = self._fetch("SELECT sent FROM kept WHERE destination = ? AND sequence = ?", destination, sequence)
         return None if row is None else str(row[0])
 
     def kept(self) -> int:
-        """Return the number of accepted requests that are not known to be on the receiver's disk, counted once for each destination."""
+        """Return the number of accepted requests that are not known to be durable, counted once per destination."""
         return self._count("SELECT count(*) FROM kept WHERE epoch != ''")
 
     def keeps(self, destination: str, signals: Sequence[Signal] = SIGNALS) -> bool:
-        """Whether a destination has accepted requests that are not known to be on its disk."""
+        """Return whether a destination has accepted requests that are not known to be on its disk."""
         query = "SELECT 1 FROM kept JOIN request USING (sequence) WHERE destination = ? AND epoch != '' AND "
         return self._fetch(f"{query} {of_signals(signals)} LIMIT 1", destination) is not None
 
     def losses(self) -> dict[str, int]:
-        """Return the numbers of lost items by reason, without those in quarantine."""
+        """Return the number of lost items by reason, without those in quarantine."""
         losses: dict[str, int] = self._cached(
             "losses", lambda: {reason: items for reason, items, _ in self._all_sealed("loss", "1 ORDER BY reason")}
         )
         return losses
 
     def unreported_losses(self) -> dict[str, int]:
-        """Return the numbers of lost items that `mark_losses_reported` has not marked, by reason."""
+        """Return the number of lost items that `mark_losses_reported` has not marked, by reason."""
         rows = self._all_sealed("loss", "items > said ORDER BY reason")
         return {reason: items - reported for reason, items, reported in rows}
 
     @property
     def last_losses(self) -> dict[str, int]:
-        """Result of the last `losses`, without access to the disk."""
+        """Last result of `losses`, without accessing the disk."""
         return dict(self._cache.get("losses", {}))
 
     def reports(self) -> list[Report]:
-        """Losses that each process has reported in its last event about them, in the order of the reports."""
+        """Return the losses that each process reported in its last report, in the order of the reports."""
         return [
             Report(process, *map(json.loads, (resource, dropped, reported)))
             for process, resource, dropped, reported, _ in self._all_sealed("report", "1 ORDER BY time")
         ]
 
     def pending_through(self, sequence: int, signals: Sequence[Signal] = SIGNALS) -> int:
-        """Return the number of waiting requests of some signals up to a sequence number, counted once for each destination."""
+        """Return the number of waiting requests with some signals up to a sequence number, once per destination."""
         row = self._fetch(
             f"SELECT count(*) FROM pending JOIN request USING (sequence) WHERE sequence <= ? AND {of_signals(signals)}",
             sequence,
@@ -127,12 +127,12 @@ class SpoolQueries(SpoolFile):
         return int(row[0]) if row else 0
 
     def last_sequence(self) -> int:
-        """Sequence number of the request that was put last, whether it is delivered or not; 0 if none was."""
+        """Return the sequence number of the latest request, delivered or not; 0 if there was none."""
         row = self._fetch("SELECT seq FROM sqlite_sequence WHERE name = 'request'")
         return int(row[0]) if row else 0
 
     def abandoned(self, destinations: Iterable[str]) -> set[str]:
-        """Return the names of other destinations than these for which requests wait."""
+        """Return the names of all other destinations that requests are waiting for."""
         return self.waiting_items().keys() - {*destinations}
 
     def waiting_items(self) -> dict[str, int]:
@@ -148,7 +148,7 @@ class SpoolQueries(SpoolFile):
         return self._count("SELECT coalesce(sum(items), 0) FROM quarantine")
 
     def contents(self) -> list[tuple[str, str, str, int, int, int]]:
-        """Summary of the queues, for people: (destination, signal, priority, requests, items, bytes)."""
+        """Return a summary of the queues for users: (destination, signal, priority, requests, items, bytes)."""
         rows = self._rows(
             "SELECT destination, signal, priority, count(*), sum(request.items), sum(length(body)) "
             "FROM pending JOIN request USING (sequence) GROUP BY destination, signal, priority "
@@ -158,15 +158,15 @@ class SpoolQueries(SpoolFile):
         return [(row[0], str(row[1]), names.get(row[2], "damaged"), *row[3:]) for row in rows]
 
     def rejections(self) -> list[tuple[str, str, int]]:
-        """Rejected items: (destination, reason, items)."""
+        """Return the rejected items: (destination, reason, number of items)."""
         return self._rows("SELECT destination, reason, sum(items) FROM quarantine GROUP BY destination, reason")
 
     def used_bytes(self) -> int:
-        """Bytes of the file that its contents use."""
+        """Return the number of bytes in the file that its contents use."""
         return self.bytes_of("page_count") - self.bytes_of("freelist_count")
 
 
 def of_signals(signals: Sequence[Signal]) -> str:
-    """Return a condition on the column `signal`: one of these, or damaged."""
+    """Return an SQL condition on the column `signal`: one of these signals, or a damaged one."""
     others = ", ".join(f"'{signal}'" for signal in SIGNALS if signal not in signals)
     return f"signal NOT IN ({others})" if others else "1"

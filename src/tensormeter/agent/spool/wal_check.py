@@ -1,10 +1,11 @@
-"""Check of a write-ahead log that a killed process has left, before SQLite opens it.
+"""Check of a write-ahead log that a killed process left, made before SQLite opens the log.
 
-SQLite reads a log up to the first frame that does not match its checksum, and drops the rest silently. The length of the log is in the
-index next to it (`-shm`), which survives its processes. Without the index, frames of the same log after the first bad one show that
-transactions are missing. (File format of SQLite, section 4; "WAL-mode file format" for the index.)
+SQLite reads a log up to the first frame that does not match its checksum, and silently drops the rest. The log's index
+(`-shm`) survives its processes and contains the length of the log. Without an index, frames of the same log after the
+first bad one show that transactions are missing. Sources: SQLite's file format, section 4; for the index, "WAL-mode
+file format".
 
-Reading a file and closing it gives up this process's locks on it, so this process must not have the spool open.
+A process that reads a file and closes it releases its locks on that file, so this process must not have the spool open.
 """
 
 import errno
@@ -41,8 +42,8 @@ class LogState(NamedTuple):
 
     Attributes:
         lost: Whether transactions are lost.
-        torn: Whether frames follow the log's last whole transaction. SQLite writes before them, so a later check could mistake
-            them for a part of the log: checkpoint the log and empty it.
+        torn: Whether frames follow the log's last whole transaction. SQLite writes before these frames, so a later
+            check could take them for part of the log; the log should therefore be checkpointed and emptied.
     """
 
     lost: bool
@@ -54,19 +55,20 @@ class _Index:
     """Contents of a log's index."""
 
     frames: int
-    """Frames that are committed."""
+    """Number of committed frames."""
     carried_over: int
-    """Number of them that are in the database already."""
+    """Number of committed frames that are already in the database."""
     salts: bytes
 
 
 def mend_log(database: Path) -> "LogState":
-    """Check the log that a killed process has left, and keep a copy if it is damaged.
+    """Check the log that a killed process left, and keep a copy if it is damaged.
 
-    A damaged log whose frames are all in the database is removed, because SQLite would replay older contents from it.
+    If all frames of a damaged log are in the database, the log is removed, because SQLite would replay older contents
+    from it.
 
-    After a power failure, the end of a log and its index may have any contents, so SQLite's rule applies. Lost data is then detected by
-    the processes without an end event (`cut_processes`).
+    After a power failure, the end of a log and its index may contain anything, so SQLite's rule applies. Lost data is
+    then detected through processes without an end event (`cut_processes`).
 
     Args:
         database: Path of the spool. This process must not have it open.
@@ -74,7 +76,7 @@ def mend_log(database: Path) -> "LogState":
     Returns:
         State of the log.
     """
-    index = _index(database.with_name(f"{database.name}-shm"))  # before the log, which only becomes longer
+    index = _index(database.with_name(f"{database.name}-shm"))  # read before the log, which only grows
     path = database.with_name(f"{database.name}-wal")
     try:
         log = _read(path)
@@ -85,7 +87,7 @@ def mend_log(database: Path) -> "LogState":
     good, total, last, salts = _frames(log)
     torn = last > good
     if index is not None and salts is not None and index.salts != salts:
-        index = None  # of an earlier log
+        index = None  # the index belongs to an earlier log
     expected = index.frames if index else total
     if good >= expected or written_before_boot(path, database.with_name(f"{database.name}-shm")):
         return LogState(lost=False, torn=torn)
@@ -121,7 +123,7 @@ def _read(path: Path) -> bytes:
 
 
 def _index(path: Path) -> _Index | None:
-    """Read the index; None if it cannot be relied on."""
+    """Read the index; return None if it is unreliable."""
     try:
         content = _read(path)[: 2 * _INDEX_HEADER + 4]
     except OSError:
@@ -144,8 +146,8 @@ def _frames(log: bytes) -> tuple[int, int, int, bytes | None]:
     """Count the frames of a log.
 
     Returns:
-        Number of frames up to the last commit that match their checksums; number of whole frames of this log; number of the last
-        frame that may belong to it; and its salts.
+        Number of frames up to the last commit that match their checksums, number of whole frames of this log, number of
+        the last frame that may belong to this log, and the log's salts.
     """
     if len(log) < _HEADER:
         return 0, 0, 0, None
@@ -164,12 +166,12 @@ def _frames(log: bytes) -> tuple[int, int, int, bytes | None]:
     for number, (header_sum, page_sum) in enumerate(zip(header_sums, page_sums, strict=True)):
         frame = bytes(frames[number, :_FRAME_HEADER])
         if frame[8:16] != salts:
-            intact = False  # a frame of an earlier log, or a damaged one
+            intact = False  # this frame belongs to an earlier log or is damaged
             continue
         last = number + 1
         if intact:
             state = page_sum.after(header_sum.after(state))
-            # The last frame may be half of one that was being written; what is behind it was written before it.
+            # The last frame may be half-written; the frames behind it were written earlier.
             intact = state == struct.unpack_from(">II", frame, 16)
             if intact and struct.unpack_from(">I", frame, 4)[0]:
                 good = total = number + 1
