@@ -1,1 +1,1 @@
-"""The directory that a run has on a node while data of it waits for delivery."""
+"""The directory that a run has on a node while some of its data is waiting for delivery."""

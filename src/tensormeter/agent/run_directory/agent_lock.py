@@ -1,9 +1,10 @@
 """The lock that an agent holds on its run.
 
-It is a file in the run's directory and one in shared memory, next to the rings. An agent holds both; where one of them cannot be
-locked (a disk that fails, or has no locks; a machine without shared memory), it holds the other one. It runs only if no other
-process holds either, so two agents at once are impossible as long as one of the files can be locked. The one in shared memory can
-be looked at though the disk hangs.
+The lock consists of two files: one in the run's directory, and one in shared memory next to the rings. An agent
+normally holds both. If one of them cannot be locked, the agent holds only the other. This happens on a disk that fails
+or does not support locks, and on a machine without shared memory. An agent runs only if no other process holds either
+file. Two agents at once are therefore impossible as long as one of the files can be locked. The file in shared memory
+can be checked even while the disk hangs.
 """
 
 import contextlib
@@ -18,28 +19,28 @@ from tensormeter.disk.locks import unlock
 __all__ = ["AgentLock"]
 
 _CONTENT: Final = 64
-"""Bytes of the files' content: a process id."""
+"""Maximum size of the lock files' content in bytes. They contain a process id."""
 
 
 class AgentLock:
-    """The locks that one agent holds, as descriptors. Used by one thread at a time; `complete` blocks for the disk."""
+    """Descriptors that hold one agent's locks. Only one thread at a time may use it; `complete` blocks on the disk."""
 
     def __init__(self, directory: RunDirectory, descriptors: Sequence[int]) -> None:
         """
         Args:
-            directory: The run's directory.
-            descriptors: Descriptors that hold one of the locks, or both.
+            directory: Directory of the run.
+            descriptors: Descriptors that hold one or both of the locks.
         """
         self._directory = directory
         self._descriptors = list(descriptors)
 
     @property
     def descriptors(self) -> list[int]:
-        """The descriptors that hold the locks."""
+        """Descriptors that hold the locks."""
         return self._descriptors.copy()
 
     def complete(self) -> bool:
-        """Take the locks that are not held yet, as far as they can be taken.
+        """Acquire the locks that are not held yet, as far as possible.
 
         Returns:
             False if another process holds one of them.
@@ -58,19 +59,19 @@ class AgentLock:
             if descriptor is None:
                 return False
             self._descriptors.append(descriptor)
-            with contextlib.suppress(OSError):  # a lock that is held, on a disk that takes no more
+            with contextlib.suppress(OSError):  # the lock is held, although the disk accepts no more data
                 os.pwrite(descriptor, content, 0)
         return True
 
     def write(self, pid: int) -> None:
-        """Write the process id of the agent: from now on it may be sent signals."""
+        """Write the agent's process id into the lock files. From then on, the agent may be sent signals."""
         for descriptor in self._descriptors:
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{pid}\n".encode(), 0)
 
     def release(self) -> None:
-        """Give the locks up, for every process that has inherited the descriptors."""
+        """Release the locks for every process that has inherited the descriptors."""
         for descriptor in self._descriptors:
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
@@ -79,7 +80,7 @@ class AgentLock:
         self.close()
 
     def close(self) -> None:
-        """Close the descriptors; processes that have inherited them keep the locks."""
+        """Close the descriptors. Processes that have inherited them keep the locks."""
         while self._descriptors:
             os.close(self._descriptors.pop())
 

@@ -1,4 +1,4 @@
-"""Contents of a run's directory, which others may have prepared: `run.json` and the other files, as data."""
+"""Reading of a run directory's files, such as `run.json`, as untrusted data that others may have prepared."""
 
 import json
 import os
@@ -15,26 +15,26 @@ from tensormeter.settings import IDENTIFIER
 __all__ = ["RefusedRunError", "check_contents", "describe_folder", "encode_description", "read_description"]
 
 _MOST_BYTES: Final = 16 << 20
-"""Maximum length of a run.json."""
+"""Maximum size of a run.json in bytes."""
 
 
 _HOST: Final = re.compile(r"[^/\0]{1,255}")
 
 
 class RefusedRunError(SpoolError):
-    """A run directory that is refused, because others may have prepared its contents."""
+    """A run directory was refused, because others may have prepared its contents."""
 
 
 def encode_description(run: dict[str, Any]) -> str:
-    """Return the text of a `run.json`, with a checksum."""
+    """Return the text of a `run.json`, including a checksum."""
     return pack(run, indent=1)
 
 
 def describe_folder(path: Path) -> dict[str, Any]:
-    """Describe a run whose `run.json` cannot be read by its id and host, which are the name of its folder.
+    """Describe a run with an unreadable `run.json` by its id and host, which form the name of its folder.
 
     Raises:
-        ValueError: The folder has no such name.
+        ValueError: The folder's name has another form.
     """
     run_id, at, host = path.name.partition("@")
     if not at or not IDENTIFIER.fullmatch(run_id) or not _HOST.fullmatch(host):
@@ -44,10 +44,12 @@ def describe_folder(path: Path) -> dict[str, Any]:
 
 
 def read_description(path: Path) -> tuple[dict[str, Any], int, bool]:
-    """Return the contents of `run.json`, its owner, and whether it matches its checksum (those of earlier versions have none).
+    """Return the contents of `run.json`, its owner, and whether it matches its checksum.
+
+    A file from an earlier version has no checksum, and counts as a match.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: The file cannot be read, or is not a description.
+        OSError, ValueError, KeyError, TypeError: The file cannot be read or does not describe a run.
     """
     with open(open_file(path / "run.json", os.O_RDONLY), "rb") as file:
         status = os.fstat(file.fileno())
@@ -64,10 +66,10 @@ def read_description(path: Path) -> tuple[dict[str, Any], int, bool]:
 
 
 def check_contents(path: Path) -> None:
-    """Check that there are only files and folders, so that nothing is written elsewhere.
+    """Check that a run directory contains only files and folders, so that nothing is written elsewhere.
 
     Raises:
-        RefusedRunError: There are other things.
+        RefusedRunError: It contains something else, such as a link.
     """
     own = path.stat().st_uid in (0, os.geteuid())
     for folder, folders, files in os.walk(path):
@@ -75,7 +77,7 @@ def check_contents(path: Path) -> None:
             entry = Path(folder, name)
             try:
                 status = entry.lstat()
-            except FileNotFoundError:  # the run goes on
+            except FileNotFoundError:  # the run is still active
                 continue
             if stat.S_ISLNK(status.st_mode):
                 raise RefusedRunError(f"{entry} is a link, which no run makes; remove it")

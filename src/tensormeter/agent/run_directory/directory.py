@@ -1,23 +1,24 @@
-"""Run directories: the undelivered data of a run on one node.
+"""Run directories, which hold the undelivered data of a run on one node.
 
 ::
 
     <settings.directory>/runs/
-        .lock                     held for moments, while runs come and go
+        .lock                     held briefly while runs are created or removed
         <run id>@<host>/
             run.json              names of the run, path of its rings, settings
-            agent.lock            held by the agent for as long as it lives; contains its process id
+            agent.lock            held by the agent while it runs; contains its process id
             agent.log
             spool.sqlite
 
-Rings are in `settings.buffer_directory` (shared memory), or in the run directory where there is none.
+The rings are in `settings.buffer_directory` (shared memory) if there is one, and otherwise in the run directory.
 Folders are private (0700), and so are files (0600). The directory is deleted when everything in it has been delivered.
 
-A folder with a spool or rings is a run, even if its `run.json` is missing or damaged: its id and host are the folder's name, the spool
-contains the rest, and it is delivered like a run in doubt.
+A folder with a spool or rings is a run, even if its `run.json` is missing or damaged. Its id and host are taken from
+the folder's name and the rest from the spool. It is delivered like a run in doubt.
 
-A run directory that others could have put there, or that a command was given by its path, is in doubt: it is data only. The
-identity of the run and the temporality of its sums are read from its `run.json`; all other settings are the caller's.
+A run directory is in doubt if others could have put it there, or if a command was given its path. It is then treated as
+data only. The identity of the run and the temporality of its sums are read from its `run.json`; all other settings are
+the caller's.
 """
 
 import contextlib
@@ -52,7 +53,7 @@ from tensormeter.settings import Settings
 __all__ = ["RunDirectory", "find_runs", "list_runs", "runs_locked"]
 
 _BELIEVED: Final = ("project", "run_id", "name", "temporality")
-"""Settings of a run.json in doubt that are used: they identify the run, and decide how its rows are read."""
+"""Settings that are used from a run.json in doubt: they identify the run and determine how its rows are read."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ class RunDirectory:
     Attributes:
         path: Path of the directory.
         rings: Folder of the ring files.
-        run: Contents of `run.json`: run_id, name, host, created (nanoseconds), and the settings of the process that
-            came last, without secrets.
-        doubt: Reason why the settings in `run` are not used, as a phrase; "" if they are.
-        damage: Damage of `run.json`, as a phrase; "" if there is none.
+        run: Contents of `run.json`: run_id, name, host, created (nanoseconds), and the settings of the latest process,
+            without secrets.
+        doubt: Reason, as a phrase, why the settings in `run` are not used; empty if they are used.
+        damage: Damage of `run.json`, as a phrase; empty if there is none.
     """
 
     path: Path
@@ -76,10 +77,10 @@ class RunDirectory:
 
     @classmethod
     def create(cls, settings: Settings, run_id: str, name: str) -> "RunDirectory":
-        """Make the directories, or find those that another rank made. Call it while holding `runs_locked`.
+        """Create the directories, or find those that another rank created. Hold `runs_locked` while calling this.
 
         Raises:
-            OSError: They cannot be created, or belong to another user.
+            OSError: The directories cannot be created, or belong to another user.
         """
         host = socket.gethostname().replace("/", "-")
         path = settings.directory / "runs" / f"{run_id}@{host}"
@@ -100,7 +101,7 @@ class RunDirectory:
             directory.restore()
         except OSError:
             with contextlib.suppress(OSError):
-                path.rmdir()  # if nothing is in it: the run is kept elsewhere
+                path.rmdir()  # if it is empty, because the run is stored elsewhere
             raise
         return directory
 
@@ -109,12 +110,12 @@ class RunDirectory:
         """Read an existing directory.
 
         Args:
-            path: The directory.
-            given: Whether a command was given it by its path, so that it may have come from anywhere.
+            path: Path of the directory.
+            given: Whether the path was given to a command, so that the directory may have come from anywhere.
 
         Raises:
-            RefusedRunError: A run directory with something in it that no run makes, such as a link.
-            SpoolError: Not a run directory.
+            RefusedRunError: The run directory contains something that no run creates, such as a link.
+            SpoolError: The path is not a run directory.
         """
         if (path / "run.json").is_symlink():
             raise RefusedRunError(f"{path / 'run.json'} is a link, which no run makes; remove it")
@@ -149,7 +150,7 @@ class RunDirectory:
         return cls(path, ring_directory(None if buffer is None else Path(buffer), place), run, doubt, damage)
 
     def restore(self) -> None:
-        """Make the directory, and its description, if they are not there. Call it while holding `runs_locked`.
+        """Create the directory and its description if they do not exist. Hold `runs_locked` while calling this.
 
         Raises:
             OSError: They cannot be created, or belong to another user.
@@ -160,14 +161,17 @@ class RunDirectory:
         write_file(self.path / "run.json", encode_description(self.run))
 
     def settings(self, caller: Settings | None = None) -> Settings:
-        """Return the settings to deliver with. `directory` is the present one: the run may have been moved, or copied from another machine.
+        """Return the settings to deliver with.
+
+        `directory` is always the current one, because the run may have been moved or copied from another machine.
 
         Args:
-            caller: Settings of this process; None for those of its environment. They are used if the directory is in doubt; otherwise
-                the run's are, with secrets from this process's environment. Only valid values of a damaged `run.json` are used.
+            caller: Settings of this process; None to use those from its environment. They are used if the directory is
+                in doubt. Otherwise the run's settings are used, with secrets from this process's environment. Only
+                valid values of a damaged `run.json` are used.
 
         Raises:
-            SettingsError: They were written by a version with other rules.
+            SettingsError: The settings were written by a version with other rules.
         """
         written: dict[str, Any] = self.run["settings"]
         here = {"directory": os.fspath(self.path.parents[1])}
@@ -181,22 +185,22 @@ class RunDirectory:
             if not self.damage and name in written:
                 settings = settings.replace(**{name: written[name]})
             elif isinstance(written.get(name), str):
-                # One flipped bit must not keep the run from being delivered.
+                # One flipped bit must not prevent delivery of the run.
                 with contextlib.suppress(SettingsError):
                     settings = settings.replace(**{name: written[name]})
         return settings
 
     def to_json(self) -> dict[str, Any]:
-        """Description for an agent that is started, for `from_json`. The agent uses it instead of the files on disk."""
+        """Return a description for a new agent, to pass to `from_json`. The agent uses it instead of files on disk."""
         return {"path": os.fspath(self.path), "rings": os.fspath(self.rings), "run": self.run}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "RunDirectory":
-        """The inverse of `to_json`."""
+        """Return the run directory that `to_json` described."""
         return cls(Path(values["path"]), Path(values["rings"]), values["run"])
 
     def siblings_locked(self) -> AbstractContextManager[None]:
-        """`runs_locked` for the place where this run directory is.
+        """Return `runs_locked` for the folder that contains this run directory.
 
         Raises:
             OSError: The lock file cannot be created.
@@ -212,7 +216,7 @@ class RunDirectory:
         return self.path / "agent.log"
 
     def ring_files(self) -> list[Path]:
-        """Return the rings that are there now, whole ones only, without those in a place that others can write to."""
+        """Return the rings that exist now. Incomplete rings, and rings where others can write, are omitted."""
         paths: list[Path] = []
         for folder in dict.fromkeys(self.ring_folders):
             if folder != self.rings_on_disk and (fault(folder.parent) or fault(folder)):
@@ -225,14 +229,14 @@ class RunDirectory:
 
     @property
     def rings_weakness(self) -> str:
-        """Reason why the folder in shared memory is ignored; "" if it is not ignored, or does not exist."""
+        """Reason why the folder in shared memory is ignored; empty if it is used or does not exist."""
         if self.rings == self.rings_on_disk:
             return ""
         return fault(self.rings.parent) or fault(self.rings)
 
     @property
     def unread_rings(self) -> str:
-        """Description of rings of this run that are ignored, with what to do; "" if there are none."""
+        """Description of rings of this run that are ignored, and what to do about them; empty if there are none."""
         weak = self.rings_weakness
         if weak and any(_owner(path) == os.geteuid() for path in self.rings.glob("*.ring")):
             return (
@@ -248,10 +252,10 @@ class RunDirectory:
         return ""
 
     def make_ring_directory(self, folder: Path | None = None) -> None:
-        """Make one of `ring_folders`; None for the one in shared memory.
+        """Create one of `ring_folders`; None creates the folder in shared memory.
 
         Raises:
-            OSError: It cannot be created, or other users can write to it.
+            OSError: The folder cannot be created, or other users can write to it.
         """
         folder = folder or self.rings
         if folder == self.rings_on_disk:
@@ -261,7 +265,7 @@ class RunDirectory:
         make_private_directory(folder)
 
     def remove_ring_directory(self) -> None:
-        """Delete the folder in shared memory if no ring is in it. Call it while holding `runs_locked`."""
+        """Delete the folder in shared memory if it contains no rings. Hold `runs_locked` while calling this."""
         with contextlib.suppress(OSError):
             if self.memory_lock is not None and os.listdir(self.rings) == [self.memory_lock.name]:
                 self.memory_lock.unlink()
@@ -272,7 +276,7 @@ class RunDirectory:
 
     @functools.cached_property
     def ring_folders(self) -> list[Path]:
-        """Folders of the run's rings: in shared memory, in the run directory, and others for rings that cannot be mapped there."""
+        """Folders for rings: in shared memory, in the run directory, and elsewhere if those cannot be mapped."""
         name = ring_name(path_when_made(self.path, self.run)) if self.rings == self.rings_on_disk else self.rings.name
         others = [
             place / f"tensormeter-{os.getuid()}" / name
@@ -283,12 +287,12 @@ class RunDirectory:
 
     @property
     def rings_on_disk(self) -> Path:
-        """Folder of rings that do not fit into `rings`."""
+        """Folder for rings that do not fit into `rings`."""
         return self.path / "rings"
 
     @property
     def memory(self) -> Path:
-        """The folder in shared memory that is the run's own; among the temporary files where there is no shared memory."""
+        """The run's own folder in shared memory, or in a directory for temporary files if there is no shared memory."""
         return self.rings if self.rings != self.rings_on_disk else self.ring_folders[2]
 
     @property
@@ -297,19 +301,20 @@ class RunDirectory:
 
     @property
     def memory_lock(self) -> Path | None:
-        """The agent's second lock, in shared memory, so that no disk delays it; None without shared memory."""
+        """The agent's second lock, in shared memory, so that no disk delays it; None if there is no shared memory."""
         return None if self.rings == self.rings_on_disk else self.rings / "agent.lock"
 
     def try_agent_lock(self) -> int | None:
-        """Take the agent's lock if no process holds it.
+        """Acquire the agent's lock if no process holds it.
 
         Returns:
-            A descriptor whose open file description holds the lock, also over exec in a child that inherits it; or None.
+            Descriptor whose open file description holds the lock, even after exec in a child that inherits it;
+            otherwise None.
         """
         return try_lock(self.agent_lock)
 
     def try_memory_lock(self) -> int | None:
-        """Take the lock in shared memory, like `try_agent_lock`.
+        """Acquire the lock in shared memory, like `try_agent_lock`.
 
         Raises:
             OSError: There is no shared memory, or other users can write to the folder.
@@ -321,7 +326,7 @@ class RunDirectory:
         return try_lock(self.memory_lock)
 
     def agent_pid(self) -> int | None:
-        """Process id of the agent that holds the lock; None if it is a thread of another process, or just starting."""
+        """Return the process id of the agent that holds the lock; None if it is a thread or is just starting."""
         for path in (self.agent_lock, self.memory_lock):
             if path is not None and (path == self.agent_lock or not self.rings_weakness):
                 with contextlib.suppress(OSError, ValueError):
@@ -329,10 +334,10 @@ class RunDirectory:
         return None
 
     def remove(self) -> None:
-        """Delete the directory. Call it while holding `runs_locked` and the agent's lock, when there are no rings.
+        """Delete the directory, when there are no rings. Hold `runs_locked` and the agent's lock while calling this.
 
         Raises:
-            OSError: It cannot be deleted.
+            OSError: The directory cannot be deleted.
         """
         if self.rings != self.rings_on_disk:
             remove_rings(self.rings)
@@ -341,7 +346,7 @@ class RunDirectory:
 
 
 def list_runs(directory: Path) -> list[RunDirectory]:
-    """Return every run directory below `settings.directory`, the oldest first. Other folders are omitted.
+    """Return every run directory below `settings.directory`, oldest first, without other folders.
 
     The argument may also be a folder that contains run directories, or a single run directory.
     """
@@ -351,15 +356,15 @@ def list_runs(directory: Path) -> list[RunDirectory]:
 def find_runs(
     directory: Path, *, given: bool = False, foreign: bool = True
 ) -> tuple[list[RunDirectory], list[tuple[Path, str]]]:
-    """Find run directories, as `list_runs`, and the folders that are refused.
+    """Find run directories as `list_runs` does, and also the folders that are refused.
 
     Args:
         directory: Directory, as for `list_runs`.
-        given: Whether a command was given the directory by its path, as for `RunDirectory.open`.
-        foreign: Whether runs in doubt are listed.
+        given: Whether the directory's path was given to a command, as for `RunDirectory.open`.
+        foreign: Whether to include runs in doubt.
 
     Returns:
-        The runs; and the path of each folder that is refused, with the reason.
+        The runs, and the path and reason of each refused folder.
     """
     runs: list[RunDirectory] = []
     refused: list[tuple[Path, str]] = []
@@ -378,7 +383,7 @@ def find_runs(
             refused.append((path, str(error)))
         except PermissionError as error:
             refused.append((path, f"it cannot be read: {error.strerror}"))
-        except (SpoolError, OSError):  # OSError: it has just been removed
+        except (SpoolError, OSError):  # OSError: the directory has just been removed
             continue
         else:
             runs.append(run)
@@ -387,14 +392,14 @@ def find_runs(
 
 @contextlib.contextmanager
 def runs_locked(directory: Path, patience: float = 5.0) -> Iterator[None]:
-    """Keep runs below a `settings.directory` from coming or going on this node meanwhile.
+    """Prevent runs below a `settings.directory` from being created or removed on this node meanwhile.
 
     Args:
         directory: The `settings.directory`.
-        patience: Seconds to wait for the lock, as for `locked`.
+        patience: Maximum seconds to wait for the lock, as for `locked`.
 
     Raises:
-        OSError: The directory cannot be created, or files cannot be locked there.
+        OSError: The directory cannot be created, or files in it cannot be locked.
     """
     _make_runs_directory(directory)
     with locked(directory / "runs" / ".lock", patience):
@@ -402,7 +407,7 @@ def runs_locked(directory: Path, patience: float = 5.0) -> Iterator[None]:
 
 
 def _folders(directory: Path, refused: list[tuple[Path, str]]) -> list[Path]:
-    """Return the folders in a directory that may be runs. One that cannot be read is `refused`."""
+    """Return the folders in a directory that may be runs; add a directory that cannot be read to `refused`."""
     try:
         with os.scandir(directory) as entries:
             return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
@@ -419,7 +424,7 @@ def _first_words(error: Exception) -> str:
 
 
 def _make_runs_directory(directory: Path) -> None:
-    """Make the folder that holds the runs, for this user alone; and so its parent, if nothing else is in there."""
+    """Create the private folder that holds the runs, and make its parent private too if that contains nothing else."""
     runs = directory / "runs"
     make_directory(runs)
     tighten_directory(runs)

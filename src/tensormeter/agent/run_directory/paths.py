@@ -18,7 +18,10 @@ def run_path(directory: Path, run: dict[str, Any]) -> Path:
 
 
 def path_when_made(path: Path, run: dict[str, Any]) -> Path:
-    """Return the path that a run's ring directory is named after: as the run spelled it, unless that is another folder now."""
+    """Return the path that a run's ring directory is named after.
+
+    It is the path that the run used, unless that is now another folder.
+    """
     written = run["settings"].get("directory")
     made = run_path(Path(written), run) if isinstance(written, str) else path
     with contextlib.suppress(OSError):
@@ -28,10 +31,10 @@ def path_when_made(path: Path, run: dict[str, Any]) -> Path:
 
 
 def ring_directory(buffer: Path | None, path: Path) -> Path:
-    """Folder of a run's rings.
+    """Return the folder of a run's rings.
 
     Args:
-        buffer: The setting `buffer_directory`.
+        buffer: Value of the setting `buffer_directory`.
         path: Path of the run's directory.
     """
     if buffer is None:
@@ -40,12 +43,12 @@ def ring_directory(buffer: Path | None, path: Path) -> Path:
 
 
 def ring_name(path: Path) -> str:
-    """Name of a run's folder in shared memory."""
+    """Return the name of a run's folder in shared memory."""
     return f"{path.name}-{sha256(os.fsencode(path)).hexdigest()[:12]}"
 
 
 def holds_data(path: Path) -> bool:
-    """Whether a folder contains data of a run, even if its `run.json` is missing or damaged.
+    """Return whether a folder contains data of a run, even if its `run.json` is missing or damaged.
 
     Raises:
         OSError: The folder cannot be read.

@@ -1,7 +1,7 @@
-"""Removing files that tensormeter has made, and no others.
+"""Removal of files that tensormeter created, and of no others.
 
-Every file is removed by its name in a folder that is open, so that a link, or a folder put in its place meanwhile, leads
-nowhere else.
+Every file is removed by its name inside an open folder. A link, or a folder that is swapped in meanwhile, therefore
+cannot redirect the removal.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ __all__ = ["REMOVED", "remove_rings", "remove_run"]
 logger: Final = get_logger("tensormeter.agent")
 
 REMOVED: Final = ".removed-"
-"""Beginning of the name of a folder that is being removed."""
+"""Prefix for the name of a folder that is being removed."""
 
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RUN_FILES: Final = re.compile(
@@ -36,7 +36,7 @@ _MEDIA: Final = ".media"
 
 
 def remove_rings(folder: Path) -> None:
-    """Remove the ring files from a folder in shared memory, and the folder if nothing else is in it.
+    """Remove the ring files from a folder in shared memory, and the folder itself if nothing else is in it.
 
     A folder that others can write to is left alone.
     """
@@ -46,7 +46,7 @@ def remove_rings(folder: Path) -> None:
         logger.warning("cannot remove %s: %s", folder, reason)
         return
     with contextlib.suppress(OSError), _opened(folder) as descriptor:
-        if os.fstat(descriptor).st_uid == os.geteuid():  # it may have been replaced since
+        if os.fstat(descriptor).st_uid == os.geteuid():  # the folder may have been replaced meanwhile
             _remove_ring_files(descriptor)
     with contextlib.suppress(OSError):
         folder.rmdir()
@@ -56,17 +56,18 @@ def remove_run(path: Path, *, whole: bool) -> None:
     """Remove a run's folder.
 
     Args:
-        path: The folder.
-        whole: Whether everything in it is removed. If not, only what tensormeter makes there; a folder that holds anything else
-            stays, with a warning.
+        path: Path of the folder.
+        whole: Whether to remove everything in it. If not, only files that tensormeter creates are removed, and a folder
+            that contains anything else is kept, with a warning.
 
     Raises:
-        OSError: It cannot be removed.
+        OSError: The folder cannot be removed.
     """
     if not whole:
         _remove_known(path)
         return
-    # Renamed first, so that a folder half deleted is never taken for a run; `RunDirectory.create` clears away what was left of it.
+    # Rename first, so that a half-deleted folder is never taken for a run. `RunDirectory.create` clears what is left of
+    # it.
     before = path.lstat()
     removed = path.with_name(f"{REMOVED}{path.name}-{time.time_ns()}")
     try:
@@ -74,19 +75,19 @@ def remove_run(path: Path, *, whole: bool) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV):
             raise
-        _remove_known(path)  # of a file system that cannot rename folders
+        _remove_known(path)  # the file system cannot rename folders
         return
     if not os.path.samestat(before, removed.lstat()):
         removed.rename(path)
         raise OSError(f"{path} was replaced while it was being removed; it is still there")
-    # Follows no links. A network file system keeps the files that are open under other names until they are closed.
+    # This follows no links. Network file systems keep open files under other names until they are closed.
     shutil.rmtree(removed, ignore_errors=True)
 
 
 def _remove_known(path: Path) -> None:
     with _opened(path) as descriptor:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            os.unlink("run.json", dir_fd=descriptor)  # first, so that what is left is never taken for a run
+            os.unlink("run.json", dir_fd=descriptor)  # first, so that the remaining files are never taken for a run
         _remove_files(descriptor, _RUN_FILES)
         _remove_folder("rings", descriptor, _remove_ring_files)
         _remove_folder("exporters", descriptor, _remove_states)
@@ -114,7 +115,7 @@ def _remove_states(descriptor: int) -> None:
 
 
 def _remove_folder(name: str, parent: int, empty: Callable[[int], None]) -> None:
-    """Remove what `empty` does from a folder, and the folder if nothing is left in it."""
+    """Empty a folder with `empty`, and remove the folder if nothing is left in it."""
     with contextlib.suppress(OSError), _opened(name, parent) as descriptor:
         empty(descriptor)
         os.rmdir(name, dir_fd=parent)

@@ -1,8 +1,8 @@
-"""Folders in shared memory: their names can be predicted, so another user may have made them first.
+"""Folders in shared memory. Their names are predictable, so another user may have created them first.
 
-They contain rings, and runs while `settings.directory` cannot be used. A folder is used, for reading and writing, only if it belongs to
-this user and no other user can write to it. When the usual folder belongs to another user, runs are stored in a folder whose name
-cannot be predicted, and which readers search for.
+These folders contain rings, and also runs while `settings.directory` cannot be used. A folder is used only if it
+belongs to this user and no other user can write to it. If the usual folder belongs to another user, runs are stored in
+a folder with an unpredictable name, which readers search for.
 """
 
 import os
@@ -16,10 +16,10 @@ __all__ = ["make_memory_directory", "make_private_directory", "memory_directorie
 
 
 def memory_directories(settings: Settings) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Return the folders that hold runs of this user, as `settings.directory` does.
+    """Return the folders that hold runs of this user in the same way as `settings.directory`.
 
     Returns:
-        The existing folders; and the path of each folder that is refused, with the reason.
+        The existing folders, and the path and reason of each refused folder.
     """
     own: list[Path] = []
     refused: list[tuple[Path, str]] = []
@@ -33,9 +33,9 @@ def memory_directories(settings: Settings) -> tuple[list[Path], list[tuple[Path,
 
 
 def make_memory_directory(settings: Settings) -> Path:
-    """Find or make a folder for runs that only this user can write to: in shared memory, or among the temporary files.
+    """Find or create a folder for runs that only this user can write to, in shared memory or among temporary files.
 
-    If another user has made the usual one, its name has an ending that cannot be predicted.
+    If another user created the usual folder, the new one has a name with an unpredictable ending.
 
     Raises:
         OSError: The folder cannot be created.
@@ -50,10 +50,10 @@ def make_memory_directory(settings: Settings) -> Path:
 
 
 def make_private_directory(path: Path) -> None:
-    """Make a folder, or check that this user has made it and no other user can write to it.
+    """Create a folder, or check that this user created it and no other user can write to it.
 
     Raises:
-        PermissionError: Another user has made it or can write to it.
+        PermissionError: Another user created the folder or can write to it.
         OSError: The folder cannot be created.
     """
     make_directory(path)
@@ -73,7 +73,7 @@ def _parent(settings: Settings) -> Path:
 
 
 def _tops(parent: Path) -> list[Path]:
-    """Return the usual folder, which need not exist, and those that were made because it belonged to another user."""
+    """Return the usual folder, which need not exist, and the substitutes created because another user owned it."""
     return [parent / _name(), *sorted(parent.glob(f"{_name()}-*"))]
 
 
