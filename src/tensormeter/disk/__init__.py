@@ -1,1 +1,1 @@
-"""Files and file systems: durable writes, locks, private folders, reserves, and disks that may not answer."""
+"""Files and file systems: durable writes, locks, private folders, reserves and unresponsive disks."""

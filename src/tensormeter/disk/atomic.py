@@ -1,6 +1,7 @@
-"""Replacing files as a whole: write a temporary file next to the target, sync it if asked, and rename it.
+"""Atomic replacement of files: write a temporary file next to the target, optionally sync it, and rename it.
 
-A reader sees the old content or the new content, also after the writer was killed. Any thread; blocks for the disk.
+A reader sees either the old or the new content, even if the writer was killed. Any thread may call these functions,
+which block on the disk.
 """
 
 import contextlib
@@ -19,14 +20,15 @@ _READABLE: Final = 0o666
 
 
 def write_file(path: Path, *pieces: str | bytes, sync: bool = False) -> None:
-    """Write a file that only this user may read. No link is followed.
+    """Write a file that only this user may read, without following links.
 
-    Only one process may write it at a time. If the process is killed, the temporary file is overwritten by the next write.
+    Only one process may write the file at a time. If the process is killed, the next write overwrites its temporary
+    file.
 
     Args:
-        path: Target.
+        path: Path of the target.
         pieces: Content, in order; text is encoded as UTF-8.
-        sync: Whether to wait until the disk has the content, before the target is replaced.
+        sync: Whether to sync the content to the disk before the target is replaced.
 
     Raises:
         OSError: The file cannot be written. The target is unchanged.
@@ -40,9 +42,10 @@ def write_file(path: Path, *pieces: str | bytes, sync: bool = False) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that replaces the target, synced, when the block ends; if the block raises, it is removed.
+    """Open a temporary file that is synced and replaces the target when the block ends. An exception removes it.
 
-    Several processes may write the same target; the last one wins. The mode is that of any new file, by the umask.
+    Several processes may write the same target; the last one wins. The file gets the mode of any new file, as set by
+    the umask.
 
     Raises:
         OSError: The file cannot be written. The target is unchanged.

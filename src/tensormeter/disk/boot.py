@@ -1,4 +1,4 @@
-"""Detects files that are older than the last start of the machine: a power failure may have damaged them."""
+"""Detection of files last written before the machine started, which a power failure may have damaged."""
 
 import contextlib
 import time
@@ -8,9 +8,10 @@ __all__ = ["written_before_boot"]
 
 
 def written_before_boot(*paths: Path) -> bool:
-    """Whether all these files were last written before the machine was started. Missing files are ignored.
+    """Return whether all these files were last written before the machine was started. Missing files are ignored.
 
-    False if no file exists, or if the system does not report the time of its start. It compares wall-clock times.
+    The comparison uses wall-clock times. It returns False if no file exists or the system does not report its start
+    time.
     """
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return False

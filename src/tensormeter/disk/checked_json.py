@@ -1,6 +1,6 @@
-"""Small JSON documents with a checksum, to detect damage on disk.
+"""Small JSON documents with a checksum, which detects damage on disk.
 
-Documents of earlier versions have no checksum and are accepted as they are.
+Documents from earlier versions have no checksum and are accepted unchecked.
 """
 
 import json
@@ -18,7 +18,7 @@ def pack(document: Mapping[str, Any], *, indent: int | None = None) -> str:
 
     Args:
         document: JSON values by name.
-        indent: Spaces for each level, for documents that people read.
+        indent: Spaces per level, for documents that people read; None for a single line.
     """
     return json.dumps({**document, _CHECKSUM: _checksum(document)}, indent=indent)
 
@@ -38,7 +38,7 @@ def unpack(text: str | bytes) -> dict[str, Any]:
 
 
 def is_intact(document: dict[str, Any]) -> bool:
-    """Remove the checksum from a document. Returns whether it matches the rest."""
+    """Remove the checksum from a document, and return whether it matches the rest."""
     expected = document.pop(_CHECKSUM, None)
     return expected is None or bool(expected == _checksum(document))
 

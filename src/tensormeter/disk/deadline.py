@@ -16,15 +16,15 @@ def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Cal
 
     Args:
         seconds: Maximum seconds to wait.
-        work: The function. Its argument is set when the deadline has passed; it should then have no visible effect.
-        undo: Function to call with a late result, on the temporary thread.
+        work: Function to run. Its argument is set when the deadline has passed; it should then have no visible effect.
+        undo: Function that is called with a late result, on the temporary thread.
 
     Returns:
-        The result of `work`.
+        Result of `work`.
 
     Raises:
         TimeoutError: The deadline has passed.
-        BaseException: An exception of `work`, or of a signal handler of this thread.
+        BaseException: An exception from `work` or from a signal handler on this thread.
     """
     late = threading.Event()
     done = threading.Event()
@@ -35,7 +35,7 @@ def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Cal
     def run() -> None:
         try:
             result = work(late)
-        except BaseException as error:  # raised on the waiting thread
+        except BaseException as error:  # it is raised on the waiting thread
             errors.append(error)
             done.set()
             return

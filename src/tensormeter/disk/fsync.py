@@ -1,6 +1,7 @@
 """Syncs files and their names to the disk, so that they survive a power failure.
 
-The content of a file is synced by the file, its name by the folder that contains it. Any thread; every call blocks for the disk.
+Syncing a file covers its content; syncing the folder that contains it covers its name. Any thread may call these
+functions, which block on the disk.
 """
 
 import contextlib
@@ -13,22 +14,22 @@ from typing import Final
 __all__ = ["REFUSALS", "fsync", "fsync_file", "fsync_folder", "fsync_names"]
 
 REFUSALS: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
-"""Errors of file systems that cannot sync, as opposed to failing disks."""
+"""Errors from file systems that do not support syncing, as opposed to errors from failing disks."""
 
 _FULL_FSYNC: Final[int | None] = getattr(fcntl, "F_FULLFSYNC", None)
-"""On macOS `fsync` leaves data in the disk's cache, and `F_FULLFSYNC` does not."""
+"""On macOS, `fsync` leaves data in the disk's cache, but `F_FULLFSYNC` does not."""
 
 
 def fsync(descriptor: int) -> None:
-    """Sync an open file. Returns when the disk has its content.
+    """Sync an open file. Returns when the content is on the disk.
 
     Raises:
-        OSError: The disk failed, or the file system cannot sync (see `REFUSALS`).
+        OSError: The disk failed, or the file system does not support syncing (see `REFUSALS`).
     """
     if _FULL_FSYNC is not None:
         try:
             fcntl.fcntl(descriptor, _FULL_FSYNC)
-        except OSError:  # not on every file system
+        except OSError:  # not supported by every file system
             pass
         else:
             return
@@ -36,7 +37,8 @@ def fsync(descriptor: int) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Sync a file by its path. Not for SQLite databases: closing the file would release this process's locks on it.
+    """Sync a file by its path. Do not use it for SQLite databases: closing the file releases this process's locks on
+    it.
 
     Raises:
         OSError: As for `fsync`, or the file cannot be opened.
@@ -49,7 +51,8 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Sync the names in a folder. File systems that cannot sync folders are assumed to keep names durable themselves.
+    """Sync the names in a folder. File systems that cannot sync folders are assumed to make names durable by
+    themselves.
 
     Raises:
         OSError: The disk failed, or the folder cannot be opened.

@@ -1,4 +1,4 @@
-"""Reads the locks on files that Linux lists in `/proc/locks`."""
+"""Reads the file locks that Linux lists in `/proc/locks`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +14,10 @@ class KernelLock(NamedTuple):
 
     Attributes:
         kind: FLOCK, POSIX or OFDLCK.
-        pid: Id of the process.
-        major: Major number of the file's device. On some file systems it differs from `stat`; so does the minor.
-        minor: Minor number.
-        inode: The file's inode.
+        pid: Process id of the holder.
+        major: Major number of the file's device. On some file systems, it differs from that in `stat`.
+        minor: Minor number of the file's device. On some file systems, it differs from that in `stat`.
+        inode: Inode of the file.
     """
 
     kind: str
@@ -28,16 +28,16 @@ class KernelLock(NamedTuple):
 
 
 def list_locks() -> Iterator[KernelLock]:
-    """List the locks that processes hold, not those that they wait for. Empty on systems that do not list them.
+    """Yield the locks that processes hold, but not those that they are waiting for.
 
-    Processes of other machines and other containers are not listed.
+    Processes on other machines and in other containers are not included. Some systems list no locks at all.
     """
     try:
         lines = _LOCKS.read_text(encoding="ascii").splitlines()
     except (OSError, ValueError):
         return
     for line in lines:
-        # 1: FLOCK ADVISORY WRITE 123 08:01:456 0 EOF. Lines with an arrow are of waiting processes.
+        # 1: FLOCK ADVISORY WRITE 123 08:01:456 0 EOF. Lines with an arrow describe waiting processes.
         words = line.split()
         if len(words) < 6 or "->" in words:
             continue

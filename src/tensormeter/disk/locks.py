@@ -1,7 +1,7 @@
-"""Locks on files: taking them, waiting for them, and finding the processes that hold them.
+"""File locks: acquiring them, waiting for them, and finding the processes that hold them.
 
-These are locks of `flock`, which belong to an open file description: they survive exec in a child that inherits the descriptor,
-tell two users in one process apart, and end with the process, however it ends.
+The locks are `flock` locks, which belong to an open file description. They survive exec in a child that inherits the
+descriptor, exclude each other even within one process, and end with the process, however it ends.
 """
 
 import contextlib
@@ -24,21 +24,21 @@ logger: Final = get_logger()
 _PATIENCE: Final = 5.0
 _PAUSE: Final = 0.01
 _LONGEST_ID: Final = 24
-"""Bytes of a file that contains nothing but a process id."""
+"""Upper bound (exclusive) on the size in bytes of a file that contains only a process id."""
 
 
 def wait_for_lock(descriptor: int, seconds: float = 0.0) -> bool:
-    """Take the exclusive lock of an open file.
+    """Acquire the exclusive lock on an open file.
 
     Args:
         descriptor: Descriptor of the file.
         seconds: Maximum seconds to wait for other holders; 0 to return at once.
 
     Returns:
-        Whether the lock was taken.
+        Whether the lock was acquired.
 
     Raises:
-        OSError: The file system has no locks.
+        OSError: The file system does not support locks.
     """
     deadline = time.monotonic() + seconds
     pause = threading.Event()
@@ -54,16 +54,16 @@ def wait_for_lock(descriptor: int, seconds: float = 0.0) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """Release a lock for every process that has the open file: closing is not enough if a child was forked meanwhile."""
+    """Release a lock for every process that has the open file. Closing it does not suffice if a child was forked."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager
 def locked(path: Path, patience: float = _PATIENCE) -> Iterator[None]:
-    """Hold a lock during the block. After `patience` seconds without it, warn and go on without it.
+    """Hold a lock during the block. If it is not free after `patience` seconds, warn and continue without it.
 
-    Holders do nothing slow, so the deadline is only met when one is stopped (SIGSTOP, a frozen disk). The worst that follows is a
-    second agent, which finds the first one's lock and leaves.
+    Holders do nothing slow, so the deadline passes only if a holder is stopped (by SIGSTOP or a frozen disk). At worst,
+    a second agent starts, finds the first agent's lock and exits.
 
     Raises:
         OSError: The file cannot be created, or files cannot be locked there.
@@ -79,10 +79,10 @@ def locked(path: Path, patience: float = _PATIENCE) -> Iterator[None]:
 
 
 def try_lock(path: Path) -> int | None:
-    """Take a lock if no process holds it.
+    """Acquire a lock if no process holds it.
 
     Returns:
-        A descriptor that holds the lock, also over exec in a child that inherits it; or None.
+        Descriptor that holds the lock, even after exec in a child that inherits it; None if the lock is held.
 
     Raises:
         OSError: The file cannot be created, or files cannot be locked there.
@@ -100,7 +100,7 @@ def try_lock(path: Path) -> int | None:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # the holder has deleted the file meanwhile: there is another one, or none
+        os.close(descriptor)  # the holder has deleted the file meanwhile, and may have been replaced
 
 
 def note_holder(descriptor: int) -> None:
@@ -111,23 +111,24 @@ def note_holder(descriptor: int) -> None:
 
 
 def holder(*paths: Path) -> str:
-    """Return the other processes that hold locks of any kind on these files, as " by process 123"; "" if the system does not list them.
+    """Return the other processes that hold locks of any kind on these files, in the form " by process 123".
 
-    Processes of other machines and of other containers are not listed.
+    Processes on other machines and in other containers are not included. The result is empty if the system lists no
+    holders.
     """
     pids = {pid for path in paths for _, pid in _listed(path)} - {os.getpid()}
     return f" by process {', '.join(map(str, sorted(pids)))}" if pids else ""
 
 
 def lock_holder(path: Path, kinds: Collection[str] = ("FLOCK",)) -> str:
-    """Return the process that holds a lock on a file: "process 4711", or "a process of unknown id".
+    """Return the process that holds a lock on a file, as "process 4711" or "a process of unknown id".
 
     Args:
-        path: The file.
-        kinds: Kinds of locks, as Linux names them: FLOCK, POSIX, OFDLCK.
+        path: Path of the file.
+        kinds: Kinds of locks, as named by Linux: FLOCK, POSIX, OFDLCK.
     """
     candidates = _listed(path, kinds)
-    # Some file systems have another device number there than in `stat`.
+    # On some file systems, the device number listed there differs from that in `stat`.
     pid = max(candidates)[1] if candidates else None
     if pid is None and "FLOCK" in kinds:
         with contextlib.suppress(OSError, ValueError):
@@ -140,7 +141,7 @@ def lock_holder(path: Path, kinds: Collection[str] = ("FLOCK",)) -> str:
 
 
 def _listed(path: Path, kinds: Collection[str] | None = None) -> list[tuple[bool, int]]:
-    """Return the holders of locks on a file, as the kernel lists them: whether the device is the file's too, and the process id."""
+    """Return the holders of locks on a file, as (whether the listed device is the file's device, process id)."""
     try:
         status = path.stat()
     except OSError:
@@ -153,10 +154,11 @@ def _listed(path: Path, kinds: Collection[str] | None = None) -> list[tuple[bool
 
 
 def _open(path: Path) -> int:
-    """Open the file of a lock.
+    """Open a lock file.
 
     Raises:
-        OSError: It cannot be opened, or is not a regular file; then the message says what to do.
+        OSError: The file cannot be opened, or is not a regular file. In the latter case, the message contains the
+            remedy.
     """
     if reason := oddity(path):
         raise OSError(reason)

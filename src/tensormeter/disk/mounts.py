@@ -1,4 +1,4 @@
-"""Detects network file systems, and features that a file system lacks."""
+"""Detects network file systems and missing file system features."""
 
 import errno
 import mmap
@@ -19,18 +19,18 @@ _NETWORK: Final = frozenset(
 )
 
 _LOCAL_FUSE: Final = frozenset({"fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.mergerfs", "fuse.ntfs-3g", "fuse.unionfs"})
-"""File systems in user space whose files are local. Any other one may be remote."""
+"""User-space file systems whose files are local. The files of any other one may be remote."""
 
 
 def network_filesystem(path: Path) -> str | None:
-    """Return the kind of network file system that contains a folder, such as `nfs4`; None if it is local or unknown."""
+    """Return the type of network file system that contains a folder, such as `nfs4`; None if it is local or unknown."""
     real = os.path.realpath(path)
     try:
         mounts = psutil.disk_partitions(all=True)
     except OSError:
         return None
     best, kind = "", ""
-    for mount in mounts:  # the last of several mounts at one place is the visible one
+    for mount in mounts:  # if several are mounted at one place, the last one is visible
         inside = os.path.commonpath([real, mount.mountpoint]) == mount.mountpoint
         if inside and len(mount.mountpoint) >= len(best):
             best, kind = mount.mountpoint, mount.fstype
@@ -38,9 +38,10 @@ def network_filesystem(path: Path) -> str | None:
 
 
 def missing_features(folder: Path) -> set[str]:
-    """Return the features that the file system of a folder lacks, of `maps` (shared memory) and `fsync`, tried with a small file.
+    """Return which features the file system of a folder lacks: `maps` (shared memory) or `fsync`.
 
-    Errors of a failing disk do not count as missing features. Blocks for the disk.
+    The features are tried with a small file. Errors of a failing disk do not count as missing features. Blocks on the
+    disk.
     """
     missing = set()
     try:

@@ -1,7 +1,7 @@
 """Creates private folders and files, and checks existing ones.
 
-Folders have mode 0700 and files 0600, under any umask. Opening a file never follows a symbolic link. Any thread; blocks for
-the disk.
+Folders have mode 0700 and files 0600 under any umask. Opening a file never follows a symbolic link. Any thread may call
+these functions, which block on the disk.
 """
 
 import contextlib
@@ -37,12 +37,13 @@ _MOST_LINKS: Final = 40
 
 
 def fault(path: Path) -> str:
-    """Return the reason why a folder is not private to this user, without a look at its parents.
+    """Return the reason why a folder is not private to this user. Its parents are not checked.
 
-    Only this user can create a folder of this user, so a folder without a fault contains only this user's files.
+    Only this user can create a folder that belongs to this user, so a folder without a fault contains only this user's
+    files.
 
     Returns:
-        A phrase with the folder's name; "" if the folder belongs to this user or root, or does not exist.
+        Phrase that contains the folder's name; empty if the folder is private to this user or root, or does not exist.
     """
     try:
         return _fault(path, path.lstat())
@@ -55,12 +56,12 @@ def fault(path: Path) -> str:
 def weakness(path: Path) -> str:
     """Return the reason why other users could have created a folder, or could change its content.
 
-    The folder and its parents must belong to this user or root and be writable for no other user. Parents may be sticky (like
-    /dev/shm and /tmp), unreachable for others, or writable for a group without other members. Links in the path must belong to this
-    user or root too.
+    The folder and its parents must belong to this user or root, and no other user may be able to write to them. Parents
+    may also be sticky (like /dev/shm and /tmp), unreachable for others, or writable for a group without other members.
+    Links in the path must belong to this user or root as well.
 
     Returns:
-        A phrase with the name of the folder at fault; "" if there is none, or `path` does not exist.
+        Phrase that contains the name of the folder at fault; empty if there is none or `path` does not exist.
     """
     try:
         return next(_faults(path), "")
@@ -71,7 +72,7 @@ def weakness(path: Path) -> str:
 
 
 def make_directory(path: Path) -> None:
-    """Create a private folder and its missing parents. Existing folders stay as they are.
+    """Create a private folder and its missing parents. Existing folders stay unchanged.
 
     Raises:
         OSError: The folder cannot be created.
@@ -90,10 +91,10 @@ def make_directory(path: Path) -> None:
 
 
 def tighten_directory(path: Path) -> None:
-    """Check that a folder belongs to this user, and remove the rights of all others.
+    """Check that a folder belongs to this user, and remove all other users' permissions.
 
     Raises:
-        PermissionError: The folder belongs to another user. Root is only warned.
+        PermissionError: The folder belongs to another user. Root only gets a warning.
         OSError: The path is not a folder.
     """
     link = path.lstat()
@@ -108,10 +109,11 @@ def tighten_directory(path: Path) -> None:
             complaint = f"{path} belongs to {_name(status.st_uid)}, who could replace its content"
             if os.geteuid() != 0:
                 raise PermissionError(f"{complaint}; set TENSORMETER_DIR to a folder of your own")
-            # As in a container with a folder of the host's user. Delivery does not trust the settings of such runs.
+            # This happens in a container with a folder of the host's user. Delivery does not trust the settings of such
+            # runs.
             _warn_once(f"{complaint}; `tensormeter sync` delivers it with its own settings")
         if status.st_mode & _OTHERS:
-            with contextlib.suppress(OSError):  # file systems without modes
+            with contextlib.suppress(OSError):  # some file systems have no modes
                 os.fchmod(descriptor, _DIRECTORY)
             if status.st_mode & 0o022 and not os.fstat(descriptor).st_mode & _OTHERS:
                 logger.warning(
@@ -124,14 +126,16 @@ def tighten_directory(path: Path) -> None:
 
 
 def tighten_contents(path: Path) -> None:
-    """Remove the rights of all others from this user's files in a folder. Call it after `tighten_directory`. Links stay as they are.
+    """Remove all other users' permissions for this user's files in a folder. Links stay unchanged.
+
+    Call this after `tighten_directory`.
 
     Raises:
         OSError: The folder cannot be listed.
     """
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
-            with contextlib.suppress(OSError):  # gone meanwhile, or a file system without modes
+            with contextlib.suppress(OSError):  # removed meanwhile, or the file system has no modes
                 entry = Path(folder, name)
                 status = entry.lstat()
                 kind = stat.S_IFMT(status.st_mode)
@@ -140,10 +144,10 @@ def tighten_contents(path: Path) -> None:
 
 
 def open_file(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
-    """Open a private file, and create it if `flags` allow. It follows no link and does not block on a FIFO.
+    """Open a private file, and create it if `flags` allow. This follows no links and does not block on a FIFO.
 
     Returns:
-        A descriptor that child processes do not inherit.
+        Descriptor that child processes do not inherit.
 
     Raises:
         OSError: The file cannot be opened, or is not a regular file.
@@ -163,10 +167,10 @@ def open_file(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
 
 
 def oddity(path: Path) -> str:
-    """Describe an obstacle in the place of a file of ours, and what to do.
+    """Describe what occupies the path of one of our files, and the remedy.
 
     Returns:
-        A sentence with the path; "" for a regular file, a missing one, or a disk that fails.
+        Sentence that contains the path; empty if the file is regular or missing, or if the disk fails.
     """
     try:
         mode = path.lstat().st_mode
@@ -179,9 +183,9 @@ def oddity(path: Path) -> str:
 
 
 def make_file(path: Path) -> None:
-    """Create an empty private file, or remove the rights of others from an existing one.
+    """Create an empty private file, or remove other users' permissions for an existing one.
 
-    An existing file is not opened: closing it would release this process's POSIX locks on it.
+    An existing file is not opened, because closing it would release this process's POSIX locks on it.
 
     Raises:
         OSError: The file cannot be created.
@@ -201,10 +205,10 @@ def make_file(path: Path) -> None:
 
 
 def _make_one(path: Path) -> None:
-    """Create a folder in an existing one, with all rights for this user, under any umask.
+    """Create a folder in an existing one, with all permissions for this user under any umask.
 
     Raises:
-        OSError: The folder cannot be created, or exists already.
+        OSError: The folder cannot be created, or already exists.
     """
     path.mkdir(mode=_DIRECTORY)
     status = path.lstat()
@@ -218,7 +222,7 @@ def _warn_once(message: str) -> None:
 
 
 def _faults(path: Path) -> Iterator[str]:
-    """Yield the faults of a folder and its parents, from the root on.
+    """Yield the faults of a folder and its parents, starting at the root.
 
     Raises:
         OSError: A folder is missing or cannot be examined.
@@ -271,7 +275,7 @@ def _fault(path: Path, status: os.stat_result) -> str:
 
 
 def _others_write(status: os.stat_result) -> bool:
-    """Whether others may add, rename and remove entries of a folder if they can reach it."""
+    """Return whether others can add, rename and remove entries of a folder if they can reach it."""
     if status.st_mode & 0o003 == 0o003:
         return True
     return status.st_mode & 0o030 == 0o030 and not _is_alone_in(status.st_gid)
@@ -282,7 +286,7 @@ def _is_trusted(uid: int) -> bool:
 
 
 def _is_own(path: Path, uid: int) -> bool:
-    """Whether this owner of a folder is this user. On some file systems all files have the same owner."""
+    """Return whether the owner of a folder is this user. On some file systems, all files have the same owner."""
     if uid == os.geteuid():
         return True
     try:
@@ -293,7 +297,7 @@ def _is_own(path: Path, uid: int) -> bool:
 
 
 def _is_alone_in(gid: int) -> bool:
-    """Whether a group is the user's own, as on many systems, without other members."""
+    """Return whether a group is the user's own group without other members, as on many systems."""
     try:
         user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
     except KeyError:
@@ -303,9 +307,9 @@ def _is_alone_in(gid: int) -> bool:
 
 @functools.cache
 def _unmapped_uid() -> int | None:
-    """Return the owner that files appear to have if their owner has no id in this user namespace; None if all owners have one.
+    """Return the owner shown for files whose owner has no id in this user namespace; None if all owners have one.
 
-    In rootless containers the host's root is such an owner.
+    In rootless containers, the host's root is such an owner.
     """
     try:
         whole = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]

@@ -1,7 +1,7 @@
 """Checks whether a disk responds, without blocking on it.
 
-A process that waits for a hanging file system cannot be ended, not even by SIGKILL. So a separate process accesses the disk first:
-if the disk hangs, that process is stuck, and not a thread of the training process.
+A process that waits for a hanging file system cannot be ended, even by SIGKILL. A separate process therefore accesses
+the disk first. If the disk hangs, only that process is stuck, and not a thread of the training process.
 """
 
 import contextlib
@@ -14,20 +14,21 @@ from typing import Final
 __all__ = ["PATIENCE", "answers"]
 
 PATIENCE: Final = 5.0
-"""Seconds after which commands consider a disk as hanging."""
+"""Seconds without a response after which commands treat a disk as hanging."""
 
 _SHELL: Final = "/bin/sh"
 _LOOK: Final = 'd=$1; while [ ! -d "$d" ] && [ -n "$d" ]; do d=${d%/*}; done; for entry in "$d"/*; do break; done'
-"""Lists the folder, or its nearest existing parent."""
+"""Shell script that lists a folder, or its nearest existing parent."""
 
 _FIRST_WAIT: Final = 0.0005
 _LONGEST_WAIT: Final = 0.01
 
 
 def answers(path: Path, seconds: float) -> bool:
-    """Whether the file system of a folder responds in time. Takes some 2 ms if it does; the folder need not exist.
+    """Return whether a folder's file system responds in time. The folder need not exist.
 
-    True if no process can be started. False at once while an earlier process for this folder is stuck.
+    The check takes about 2 ms if the file system responds. It returns True if no process can be started, and False at
+    once while an earlier process for this folder is stuck.
     """
     _reap()
     if path in _stuck.values():
@@ -39,7 +40,7 @@ def answers(path: Path, seconds: float) -> bool:
             {},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0) for descriptor in range(3)
-            ],  # otherwise a reader of this process's output would wait for that process
+            ],  # otherwise, a reader of this process's output would wait for the new process, too
         )
     except OSError:
         return True
@@ -53,7 +54,7 @@ def answers(path: Path, seconds: float) -> bool:
                 return False
             wait(pause)
             pause = min(2 * pause, _LONGEST_WAIT)
-    except ChildProcessError:  # other code collects the child processes
+    except ChildProcessError:  # other code has collected the child process
         pass
     except BaseException:
         _stuck[pid] = path
@@ -62,7 +63,7 @@ def answers(path: Path, seconds: float) -> bool:
 
 
 def _reap() -> None:
-    """Collect processes that were stuck."""
+    """Collect formerly stuck processes that have ended."""
     for pid in list(_stuck):
         with contextlib.suppress(ChildProcessError):
             if not os.waitpid(pid, os.WNOHANG)[0]:

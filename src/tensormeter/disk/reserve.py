@@ -1,7 +1,7 @@
 """Reserves disk space for writes that must succeed on a full disk.
 
-An agent reserves space to mark requests as delivered; otherwise they would be resent for ever. A server reserves space to empty its
-write-ahead log and to delete runs; otherwise it could never free space again.
+An agent needs reserved space to mark requests as delivered. Without it, they would be resent forever. A server needs
+reserved space to empty its write-ahead log and to delete runs. Without it, the server could never free space again.
 """
 
 import contextlib
@@ -14,23 +14,23 @@ from tensormeter.disk.private import open_file
 __all__ = ["Reserve"]
 
 _STEP: Final = 256 << 10
-"""Unit of the reserve in bytes."""
+"""Unit in which the reserve grows, in bytes."""
 
 
 class Reserve:
-    """A placeholder file next to a database. Any thread; all instances for a path share the file.
+    """A placeholder file next to a database. Any thread may use it, and all instances for a path share the file.
 
-    The space is not guaranteed: another process may fill the disk first. Calls block for the disk.
+    The space is not guaranteed, because another process may fill the disk first. Calls block on the disk.
     """
 
     def __init__(self, database: Path) -> None:
-        """Use the reserve of the database at this path; nothing is created yet."""
+        """Use the reserve of the database at this path. Nothing is created yet."""
         self._path = database.with_name("reserve")
 
     def keep(self, size: int) -> bool:
-        """Grow the reserve to a size, or less: at least as much space stays free. Returns whether it has the size.
+        """Grow the reserve to a size, but leave at least as much space free. Return whether the reserve has that size.
 
-        Call it often, as the need changes; the reserve never shrinks.
+        Call this often, because the needed size changes. The reserve never shrinks.
 
         Args:
             size: Size in bytes.
@@ -47,13 +47,13 @@ class Reserve:
         return False
 
     def room(self) -> tuple[float, float]:
-        """Bytes that are free, and bytes of the reserve; infinitely many free bytes if the disk does not report them."""
+        """Return the numbers of free and reserved bytes. Free bytes are infinite if the disk does not report them."""
         with contextlib.suppress(OSError):
             return self._free(), self._reserved()
         return float("inf"), 0.0
 
     def give(self) -> bool:
-        """Free the reserve. Returns whether there was any."""
+        """Free the reserve, and return whether there was one."""
         with contextlib.suppress(OSError):
             reserved = self._reserved()
             self._path.unlink()

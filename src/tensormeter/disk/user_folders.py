@@ -1,6 +1,6 @@
 """The user's folders for state and data, in any environment.
 
-A process may have no HOME, or an empty or relative one, and a user id without a name, as in some containers.
+In some containers, HOME is missing, empty or relative, and the user id has no name.
 """
 
 from collections.abc import Callable
@@ -12,21 +12,21 @@ import platformdirs
 __all__ = ["NO_FOLDER", "user_data_folder", "user_state_folder"]
 
 NO_FOLDER: Final = Path("/dev/null/tensormeter")
-"""Stands for a folder of a user without a home. Not even root can create it, so its content is stored elsewhere."""
+"""Placeholder for a user without a home. Not even root can create it, so its content is stored elsewhere."""
 
 
 def user_state_folder() -> Path:
-    """Return the user's folder for state; `NO_FOLDER` if it is unknown. Never raises, and creates nothing."""
+    """Return the user's folder for state, or `NO_FOLDER` if it is unknown. Never raises, and creates nothing."""
     return _absolute(lambda: platformdirs.user_state_path("tensormeter"))
 
 
 def user_data_folder() -> Path:
-    """Return the user's folder for data; `NO_FOLDER` if it is unknown. Never raises, and creates nothing."""
+    """Return the user's folder for data, or `NO_FOLDER` if it is unknown. Never raises, and creates nothing."""
     return _absolute(lambda: platformdirs.user_data_path("tensormeter"))
 
 
 def _absolute(find: Callable[[], Path]) -> Path:
-    """Return a folder if it is absolute: the specification of base directories requires to ignore relative ones."""
+    """Return an absolute folder, or `NO_FOLDER`. The XDG specification requires that relative folders are ignored."""
     try:
         path = find().expanduser()
     except (RuntimeError, OSError, ValueError):

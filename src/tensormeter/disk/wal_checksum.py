@@ -1,4 +1,4 @@
-"""The checksum of SQLite's write-ahead log, for many frames at once (file format of SQLite, section 4.2)."""
+"""The checksum of SQLite's write-ahead log, for many frames at once. Source: SQLite's file format, section 4.2."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,12 +14,12 @@ _WORD: Final = (1 << 32) - 1
 
 @dataclass(frozen=True)
 class WordSum:
-    """The contribution of some words to a checksum, independent of the words before them.
+    """Contribution of some words to a checksum, independent of the words before them.
 
     Attributes:
         words: The two sums of the words alone.
-        power: Symmetric matrix that multiplies the checksum before the words: its corners, and between them the other element,
-            which occurs twice.
+        power: Symmetric matrix by which the checksum before the words is multiplied, as (first corner, the element that
+            occurs twice, last corner).
     """
 
     words: tuple[int, int]
@@ -37,12 +37,12 @@ class WordSum:
 def word_sums(rows: NDArray[np.uint8], *, big: bool) -> list[WordSum]:
     """Return the contribution of each row.
 
-    A pair of words (a, b) turns (first, second) into first' = first + second + a and second' = second + first' + b. Over many
-    pairs this is a sum of words times Fibonacci numbers.
+    A pair of words (a, b) turns (first, second) into first' = first + second + a and second' = second + first' + b.
+    Over many pairs, this becomes a sum of words multiplied by Fibonacci numbers.
 
     Args:
-        rows: Shape (n, 8 * pairs).
-        big: Whether words are big-endian.
+        rows: Bytes of shape (n, 8 * pairs).
+        big: Whether the words are big-endian.
     """
     words = np.ascontiguousarray(rows).view(">u4" if big else "<u4").astype(np.uint32)
     pairs = words.shape[1] // 2
@@ -56,7 +56,7 @@ def word_sums(rows: NDArray[np.uint8], *, big: bool) -> list[WordSum]:
 
 
 def checksum(data: bytes, *, big: bool) -> tuple[int, int]:
-    """Return the checksum of bytes whose number is a multiple of 8."""
+    """Return the checksum of some bytes. Their number must be a multiple of 8."""
     (sums,) = word_sums(np.frombuffer(data, np.uint8).reshape(1, -1), big=big)
     return sums.words
 
