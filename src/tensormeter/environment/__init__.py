@@ -1,1 +1,1 @@
-"""Environment variables that other software defines, and the settings that they give."""
+"""Environment variables that other software defines, and the settings derived from them."""

@@ -1,6 +1,7 @@
-"""Reads settings from variables of other software: OpenTelemetry's and those of schedulers.
+"""Reads settings from environment variables of OpenTelemetry and of schedulers.
 
-Each function returns None if its variable is unset or invalid; it warns about an invalid one, and the next source applies.
+Each function returns None if its variable is unset or invalid, so that the next source applies. Invalid variables also
+cause a warning.
 """
 
 import re
@@ -30,23 +31,23 @@ def read_disabled(variable: str) -> Literal["disabled"] | None:
 
 
 def read_restarts(variable: str) -> int | None:
-    """Return the attempt, from the number of restarts. 0 is ignored: torchrun starts counting again after a requeue."""
+    """Return the attempt, given the number of restarts. 0 is ignored: torchrun restarts its count after a requeue."""
     restarts = variables.read_count(variable, _MOST_RESTARTS, "a count of attempts on this machine")
     return restarts + 1 if restarts else None
 
 
 def read_export_interval(variable: str) -> float | None:
-    """Seconds between two exports, from milliseconds."""
+    """Return the seconds between two exports, from a variable in milliseconds."""
     return variables.read_seconds(variable, 0.01, 3600, "the default")
 
 
 def read_service_name(variable: str) -> str | None:
-    """Return the project, from the name of the service."""
+    """Return the project, derived from the service name."""
     return _as_project(variable, variables.read(variable))
 
 
 def read_service_attribute(variable: str) -> str | None:
-    """Return the project, from the resource attribute `service.name`."""
+    """Return the project, derived from the resource attribute `service.name`."""
     return _as_project(variable, variables.read_attributes(variable).get(SERVICE_NAME, ""))
 
 
@@ -62,7 +63,7 @@ def read_histogram_aggregation(variable: str) -> str | None:
 
 
 def _as_project(variable: str, name: str) -> str | None:
-    """Convert the name of a service, which can be any text, to a project; invalid characters become `-`."""
+    """Convert a service name, which can be any text, to a project. Invalid characters become `-`."""
     project = _NOT_IN_PROJECTS.sub("-", variables.mask(name)).lstrip("._-")[:_LONGEST_PROJECT]
     if name and project != name:
         expected = f"a name of up to {_LONGEST_PROJECT} letters, digits, '.', '_' and '-'"

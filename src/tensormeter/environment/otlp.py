@@ -1,7 +1,7 @@
 """Reads the standard variables of OTLP exporters (OpenTelemetry specification, "OpenTelemetry Protocol Exporter").
 
-Precedence: the destination's option, the signal's own variable, the general variable, the default. An invalid option is an error.
-An invalid variable is ignored with a warning (see `environment`).
+Precedence: the destination's option, the signal's own variable, the general variable, the default. An invalid option is
+an error. An invalid variable is ignored with a warning (see `environment`).
 """
 
 import base64
@@ -34,24 +34,25 @@ _PREFIX: Final = "OTEL_EXPORTER_OTLP_"
 _DEFAULTS: Final[dict[str, str]] = {"grpc": "http://localhost:4317", "http/protobuf": "http://localhost:4318"}
 _COMPRESSIONS: Final = ("gzip", "none")
 _GRPC_NAME: Final = re.compile(r"(unix|unix-abstract|dns|ipv4|ipv6|xds|vsock|passthrough):(?!\d+$).+")
-"""A name in gRPC's own syntax ("gRPC Name Resolution"), as opposed to a host with a port."""
+"""A name in gRPC's own syntax ("gRPC Name Resolution"), as opposed to a host and port."""
 
 _GRPC_KEY: Final = re.compile(r"[0-9a-z_.-]+(?<!-bin)")
 
 
 @dataclass(frozen=True)
 class OtlpTarget:
-    """The endpoint of a signal, and how to send to it.
+    """The endpoint for a signal, and how to send to it.
 
     Attributes:
         protocol: `grpc` or `http/protobuf`.
-        endpoint: Complete URL for HTTP; `host:port` or another name for gRPC. Without credentials.
+        endpoint: Complete URL for HTTP; `host:port` or another name for gRPC. It contains no credentials.
         secure: Whether to use TLS.
-        headers: Values by lower-case names. They may contain secrets; `repr` does not show them.
+        headers: Header values by lower-case name. They may contain secrets, so `repr` does not show them.
         gzip: Whether to compress bodies.
-        certificate: File with the authorities to verify the server with; "" for the system's.
-        client_certificate: File with the client's certificate for mutual TLS, or "".
-        client_key: File with its key, or "".
+        certificate: File with the certificate authorities that verify the server; empty to use the system's
+            authorities.
+        client_certificate: File with the client's certificate for mutual TLS; empty for none.
+        client_key: File with the client's private key; empty for none.
         timeout: Maximum seconds to send one request.
     """
 
@@ -71,7 +72,7 @@ class OtlpTarget:
 
 @dataclass(frozen=True)
 class _Address:
-    """A parsed endpoint. `url` and `netloc` have no credentials."""
+    """A parsed endpoint. `url` and `netloc` contain no credentials."""
 
     url: str
     netloc: str
@@ -83,11 +84,11 @@ def opentelemetry_endpoint(default: str, *, warn: bool) -> str | None:
     """Return the base URL in `OTEL_EXPORTER_OTLP_ENDPOINT`, without credentials.
 
     Args:
-        default: The endpoint that is used instead of an invalid one, for the warning.
+        default: Endpoint that replaces an invalid one, for the warning.
         warn: Whether to warn about an invalid endpoint.
 
     Returns:
-        The URL, also for an endpoint of gRPC; None if the variable is unset or invalid.
+        URL, even for a gRPC endpoint; None if the variable is unset or invalid.
     """
     variable = f"{_PREFIX}ENDPOINT"
     text = environment.read(variable)
@@ -109,9 +110,10 @@ def opentelemetry_endpoint(default: str, *, warn: bool) -> str | None:
 
 
 def belongs_to_opentelemetry(endpoint: str) -> bool:
-    """Whether an endpoint is that of `OTEL_EXPORTER_OTLP_ENDPOINT`, so that the related variables apply to it.
+    """Return whether an endpoint comes from `OTEL_EXPORTER_OTLP_ENDPOINT`, so that the related variables apply to it.
 
-    They do not apply to other endpoints: headers are often credentials, and must not be sent to another host.
+    The variables do not apply to other endpoints. Headers often contain credentials, which must not be sent to another
+    host.
     """
     if environment.read("TENSORMETER_ENDPOINT"):
         return False
@@ -120,21 +122,21 @@ def belongs_to_opentelemetry(endpoint: str) -> bool:
 
 
 def opentelemetry_timeout(variable: str = f"{_PREFIX}TIMEOUT") -> float | None:
-    """Return the timeout in seconds. 0 in the variable means no limit; it becomes the longest timeout, an hour."""
+    """Return the timeout in seconds. 0 in the variable means no limit, and becomes the longest timeout of an hour."""
     return environment.read_seconds(variable, 0.1, 3600, f"{DEFAULT_TIMEOUT:g} s", zero=3600.0)
 
 
 def read_targets(
     destination: str, options: Mapping[str, str], timeout: float, *, default_endpoint: str | None = None
 ) -> dict[Signal, OtlpTarget]:
-    """Return the target of each signal.
+    """Return the target for each signal.
 
     Args:
         destination: Name of the destination, for messages.
         options: Options of the destination: `protocol`, `endpoint`, `compression`, `certificate`, `client_certificate`,
-            `client_key`, `insecure`, `headers_variable`. The variables apply to options that are missing or "".
-        timeout: The setting `export_timeout`. A signal's own variable applies if the setting has its default.
-        default_endpoint: Base URL if neither an option nor a variable has one; None for the protocol's default.
+            `client_key`, `insecure`, `headers_variable`. Variables apply to missing or empty options.
+        timeout: Value of the setting `export_timeout`. A signal's own variable applies if the setting has its default.
+        default_endpoint: Base URL if neither an option nor a variable sets one; None for the protocol's default.
 
     Raises:
         SettingsError: An option is invalid.
@@ -143,7 +145,7 @@ def read_targets(
 
 
 def signal_url(base: str, signal: Signal) -> str:
-    """Return the URL of a signal, from the base URL of an endpoint. The signal's path is inserted before a query."""
+    """Return the URL for a signal, given an endpoint's base URL. The signal's path is inserted before any query."""
     parts = urlsplit(base)
     return parts._replace(path=f"{parts.path.rstrip('/')}/v1/{signal}").geturl()
 
@@ -203,18 +205,18 @@ class _Reader:
 
     def _timeout(self, given: float) -> float:
         if given != (opentelemetry_timeout() or DEFAULT_TIMEOUT):
-            return given  # the setting was set
+            return given  # the setting was set explicitly
         return opentelemetry_timeout(f"{_PREFIX}{self._signal.upper()}_TIMEOUT") or given
 
     def _address(self, protocol: Protocol) -> tuple[_Address, bool]:
-        """Return the endpoint, and whether it is complete; otherwise it is a base to which HTTP adds the signal's path."""
+        """Return the endpoint, and whether it is complete. If not, HTTP appends the signal's path to it."""
 
         def parse(text: str) -> _Address | None:
             return _parse_grpc(text, insecure=self._insecure()) if protocol == "grpc" else _parse_http(text)
 
         if given := self._options.get("endpoint"):
             address = parse(given)
-            if address is None or address.headers:  # options are stored with the run, so they must not have credentials
+            if address is None or address.headers:  # options are stored with the run, so they must have no credentials
                 shown = "one with credentials" if address or "@" in given else repr(given)
                 raise SettingsError(
                     f"{self._destination}.endpoint: expected a URL such as {_DEFAULTS[protocol]}, got {shown}"
@@ -239,10 +241,10 @@ class _Reader:
         return _variable_insecure(self._signal) if given is None else given.lower() == "true"
 
     def _certificates(self) -> tuple[str, str, str]:
-        """Files for TLS. Those in variables are tried out, because an invalid one must not stop delivery.
+        """Return the files for TLS. Files named by variables are tried, because an invalid one must not stop delivery.
 
-        Without them the connection is verified with the system's authorities and has no client certificate. A server that requires
-        more refuses it, so nothing is sent to the wrong server.
+        Without them, the connection is verified with the system's authorities and has no client certificate. A server
+        that requires more refuses the connection, so nothing is sent to the wrong server.
         """
         authorities = self._options.get("certificate", "")
         if not authorities:
@@ -269,7 +271,7 @@ class _Reader:
 
 
 def _names(signal: Signal, name: str) -> tuple[str, str]:
-    """Return the names of the signal's own variable and of the general one."""
+    """Return the names of the signal's own variable and of the general variable."""
     return f"{_PREFIX}{signal.upper()}_{name}", f"{_PREFIX}{name}"
 
 
@@ -297,7 +299,7 @@ def _variable_protocol(signal: Signal) -> Protocol:
 
 
 def _is_grpc(signal: Signal) -> bool:
-    """Whether the signal's protocol is gRPC. Does not warn about an invalid one."""
+    """Return whether the signal's protocol is gRPC, without warning about an invalid protocol."""
     words = [environment.read(variable).lower() for variable in _names(signal, "PROTOCOL")]
     return next((word for word in words if word in _DEFAULTS), "") == "grpc"
 
@@ -316,8 +318,8 @@ def _parse_grpc(text: str, *, insecure: bool) -> _Address | None:
     """Parse an endpoint in any form that gRPC clients accept: `host:port`, a URL, or a gRPC name (`unix:`, `dns:`).
 
     Args:
-        text: The endpoint.
-        insecure: Whether to use no TLS, unless the scheme (`https` or `http`) decides.
+        text: Endpoint to parse.
+        insecure: Whether to omit TLS, unless the scheme (`https` or `http`) decides.
     """
     if _GRPC_NAME.fullmatch(text):
         return None if re.search(r"\s", text) else _Address(text, text, not insecure, {})
@@ -331,7 +333,7 @@ def _parse_grpc(text: str, *, insecure: bool) -> _Address | None:
 
 
 def _parse_url(text: str) -> _Address | None:
-    """Parse a URL with a host. User and password become the header `authorization`."""
+    """Parse a URL with a host. The user and password become the header `authorization`."""
     if not text.isprintable() or " " in text:
         return None
     try:
@@ -351,7 +353,7 @@ def _parse_url(text: str) -> _Address | None:
 
 
 def _grpc_metadata(variable: str, headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers that gRPC can send. Values of keys that end in `-bin` would have to be bytes."""
+    """Return the headers that gRPC can send. Keys that end in `-bin` are left out: their values must be bytes."""
     sendable = {name: value for name, value in headers.items() if _GRPC_KEY.fullmatch(name)}
     for name in headers.keys() - sendable.keys():
         environment.warn_once(variable, f"gRPC has no header {name!r}; it is left out", secret=True)
@@ -359,14 +361,14 @@ def _grpc_metadata(variable: str, headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _tls_problem(*, authorities: str = "", certificate: str = "", key: str = "") -> str:
-    """Why files cannot be used for TLS, or ""."""
-    import ssl  # imported only if there are such files
+    """Return the reason why files cannot be used for TLS; empty if they can."""
+    import ssl  # imported only if such files are given
 
     try:
         with environment.key_log_usable():
             context = ssl.create_default_context(cafile=authorities or None)
         if certificate:
-            # With a password, OpenSSL does not ask the terminal for the one of an encrypted key.
+            # If a password is passed, OpenSSL does not ask for the password of an encrypted key on the terminal.
             context.load_cert_chain(certificate, key or None, password="")
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         return f"cannot be used ({error.strerror if isinstance(error, OSError) and error.strerror else error})"

@@ -1,4 +1,4 @@
-"""The signals of OpenTelemetry that a run has, and the choice of signals for a destination."""
+"""The OpenTelemetry signals of a run, and the choice of signals for a destination."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Signal = Literal["metrics", "logs"]
 SIGNALS: Final[tuple[Signal, ...]] = get_args(Signal)
 
 SIGNALS_OPTION: Final = "signals"
-"""Option of `otlp` destinations: the signals to send, separated by spaces or `+`."""
+"""Option of `otlp` destinations that lists the signals to send, separated by spaces or `+`."""
 
 _KIND: Final = "otlp"
 
@@ -23,8 +23,8 @@ class ExcludedSignal:
     """A signal that is not sent to a destination.
 
     Attributes:
-        signal: The signal.
-        reason: The responsible setting, for people.
+        signal: Name of the signal.
+        reason: Setting that excludes the signal, described for users.
     """
 
     signal: Signal
@@ -32,16 +32,17 @@ class ExcludedSignal:
 
 
 def excluded_signals(destination: str, options: Mapping[str, str]) -> tuple[ExcludedSignal, ...]:
-    """Return the signals not to send to a destination: by its option, or else by `OTEL_METRICS_EXPORTER` and `OTEL_LOGS_EXPORTER`.
+    """Return the signals that are not sent to a destination.
 
-    Only `otlp` destinations can leave a signal out. The others need both: a run consists of events and values.
+    The destination's option decides, or else `OTEL_METRICS_EXPORTER` and `OTEL_LOGS_EXPORTER`. Only `otlp` destinations
+    can leave out a signal. Other destinations need both, because a run consists of events and values.
 
     Args:
         destination: Name of the destination in the settings.
         options: Options of the destination.
 
     Raises:
-        SettingsError: The option has no signal or an unknown one, or the destination does not support it.
+        SettingsError: The option names no signal or an unknown one, or the destination does not support the option.
     """
     chosen = options.get(SIGNALS_OPTION)
     if destination.partition(":")[0] != _KIND:

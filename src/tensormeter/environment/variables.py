@@ -1,9 +1,10 @@
-"""Reads environment variables of other software: OpenTelemetry's, and those of launchers and schedulers.
+"""Reads environment variables of other software: OpenTelemetry, launchers and schedulers.
 
-They may be meant for another program, so no value raises. The rules are those of OpenTelemetry's specification ("Environment
-Variable Specification", from "Parsing empty value" on): an empty variable is unset; unknown words and invalid numbers are ignored;
-a Boolean is true only if it is `true`. Numbers beyond the supported range are clamped. Each variable is warned about once in a
-process. Our own variables, `TENSORMETER_*`, do raise: see `settings`.
+A variable may be meant for another program, so no value raises an exception. The rules are those of OpenTelemetry's
+specification ("Environment Variable Specification", from "Parsing empty value" on). An empty variable is unset. Unknown
+words and invalid numbers are ignored. A Boolean is true only if it is `true`. Numbers beyond the supported range are
+clamped. Each process warns about a variable only once. Our own variables, `TENSORMETER_*`, do raise exceptions; see
+`settings`.
 """
 
 import contextlib
@@ -43,7 +44,7 @@ _SECRET_ASSIGNMENT: Final = re.compile(
     r"((?:token|secret|passw|credential|api[-_.]?key|auth)[\w.-]{0,40}=)[^,&\s]*", re.IGNORECASE
 )
 _KEY_FILE: Final = "PRIVATE KEY"
-"""Text at the beginning of a private key, given instead of the name of its file."""
+"""Text at the beginning of a private key, which may be given by mistake instead of a file name."""
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[ -~]*")
 _FRAMING: Final = frozenset(
@@ -61,19 +62,19 @@ _FRAMING: Final = frozenset(
         "upgrade",
     }
 )
-"""Headers about the encoding of a request. With another value, no receiver could decode it."""
+"""Headers about the encoding of a request. If they were changed, no receiver could decode the request."""
 
 _KEY_LOG: Final = "SSLKEYLOGFILE"
 _PROPAGATORS: Final = "OTEL_PROPAGATORS"
 _LIMIT: Final = re.compile(r"OTEL_\w+_LIMIT")
 _LONGEST_LIMIT: Final = 4000
-"""Maximum digits: Python refuses to parse longer numbers."""
+"""Upper bound (exclusive) on the number of digits, because Python refuses to parse longer numbers."""
 
 _making: Final = threading.Lock()
-"""Locked while a provider is constructed: each sensor has one, in its own thread."""
+"""Held while a provider is constructed, because each sensor constructs one in its own thread."""
 
 _warned: set[tuple[str, str]] = set()
-"""Variables and values that were warned about."""
+"""Variables and values that have been warned about."""
 
 
 def read(variable: str) -> str:
@@ -102,18 +103,18 @@ def ignore(variable: str, expected: str, instead: str) -> None:
     Args:
         variable: Name of the variable.
         expected: Description of valid values.
-        instead: The value that is used instead.
+        instead: Value that is used instead.
     """
     warn_once(variable, f"expected {expected}; {instead} is used instead")
 
 
 def mask(value: str) -> str:
-    """Mask the credentials of a URL, and values that are assigned to names of secrets."""
+    """Mask credentials in a URL, and values assigned to names that indicate a secret."""
     return _SECRET_ASSIGNMENT.sub(r"\1***", _CREDENTIALS.sub("***@", value))
 
 
 def read_flag(variable: str) -> bool:
-    """Whether a Boolean variable is `true`, in any case of letters."""
+    """Return whether a Boolean variable is `true`, ignoring case."""
     text = read(variable).lower()
     if text not in ("", "true", "false"):
         ignore(variable, "true or false", "false")
@@ -121,7 +122,7 @@ def read_flag(variable: str) -> bool:
 
 
 def read_word(variable: str, words: Sequence[str], instead: str) -> str | None:
-    """Return the value of an enumeration in lower case; None if it is unset or not in `words`."""
+    """Return the lower-case value of an enumeration; None if it is unset or not in `words`."""
     text = read(variable).lower()
     if not text or text in words:
         return text or None
@@ -136,11 +137,11 @@ def read_seconds(variable: str, low: float, high: float, instead: str, *, zero: 
         variable: Name of the variable.
         low: Minimum seconds; shorter durations are raised to it.
         high: Maximum seconds; longer durations are reduced to it.
-        instead: The value that is used if the duration is invalid, for the warning.
+        instead: Value that replaces an invalid duration, for the warning.
         zero: Seconds that 0 stands for; None if 0 is invalid.
 
     Returns:
-        Seconds; None if the variable is unset or invalid.
+        Duration in seconds; None if the variable is unset or invalid.
     """
     text = read(variable)
     if not text:
@@ -162,9 +163,9 @@ def read_seconds(variable: str, low: float, high: float, instead: str, *, zero: 
 
 
 def read_count(variable: str, high: int, instead: str) -> int | None:
-    """Read an integer from 0 to `high`; None if the variable is unset or invalid.
+    """Return an integer from 0 to `high`; None if the variable is unset or invalid.
 
-    -1 counts as unset without a warning: launchers set it if there is nothing to count.
+    -1 counts as unset, without a warning, because launchers use it when there is nothing to count.
     """
     text = read(variable)
     if text in ("", "-1"):
@@ -176,7 +177,7 @@ def read_count(variable: str, high: int, instead: str) -> int | None:
 
 
 def read_attributes(variable: str = "OTEL_RESOURCE_ATTRIBUTES") -> dict[str, str]:
-    """Read resource attributes: `name=value,name=value`, percent-encoded. Items without a name or `=` are left out."""
+    """Parse resource attributes: `name=value,name=value`, percent-encoded. Items without a name or `=` are left out."""
     attributes = {}
     for item in filter(None, (item.strip() for item in read(variable).split(","))):
         name, separator, value = item.partition("=")
@@ -188,9 +189,9 @@ def read_attributes(variable: str = "OTEL_RESOURCE_ATTRIBUTES") -> dict[str, str
 
 
 def read_headers(variable: str) -> dict[str, str]:
-    """Read headers: `name=value,name=value`, with percent-encoded values (W3C Baggage). Names become lower case.
+    """Parse headers: `name=value,name=value`, with percent-encoded values (W3C Baggage). Names become lower case.
 
-    Headers that cannot be sent are left out. Warnings never show values of headers.
+    Headers that cannot be sent are left out. Warnings never show the values of headers.
     """
     headers = {}
     for item in filter(None, (item.strip() for item in read(variable).split(","))):
@@ -213,7 +214,8 @@ def read_headers(variable: str) -> dict[str, str]:
 def importing_sdk() -> Iterator[None]:
     """Hide invalid limits (`OTEL_..._LIMIT`) and propagators during the block, with a warning for each.
 
-    OpenTelemetry's modules for spans and propagators raise at them on import. Its encoder imports the former, MLflow both.
+    OpenTelemetry's modules for spans and propagators raise exceptions for them on import. OpenTelemetry's encoder
+    imports the spans module, and MLflow imports both.
     """
     unusable = [name for name, value in os.environ.items() if _LIMIT.fullmatch(name) and not _is_limit(value)]
     for name in unusable:
@@ -228,9 +230,9 @@ def importing_sdk() -> Iterator[None]:
 
 @contextlib.contextmanager
 def sdk_enabled() -> Iterator[None]:
-    """Construct SDK providers in the block that work even if `OTEL_SDK_DISABLED` is true.
+    """Let SDK providers that are constructed in the block work even if `OTEL_SDK_DISABLED` is true.
 
-    A run that is recorded nevertheless (`TENSORMETER_MODE=online`) needs some internally.
+    A run that is recorded regardless (`TENSORMETER_MODE=online`) needs some providers internally.
     """
     with _making, _hidden("OTEL_SDK_DISABLED"):
         yield
@@ -238,7 +240,7 @@ def sdk_enabled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def key_log_usable() -> Iterator[None]:
-    """Hide `SSLKEYLOGFILE` during the block, with a warning, if it is not writable: TLS contexts would raise."""
+    """Hide `SSLKEYLOGFILE` during the block, with a warning, if the file is not writable. TLS contexts would raise."""
     path = os.environ.get(_KEY_LOG, "")
     try:
         if path:
