@@ -1,1 +1,1 @@
-"""Rules that the training process, the agent and the server share: names, limits, reasons of losses, attempt numbers."""
+"""Rules shared by the training process, the agent and the server: names, limits, loss reasons and attempt numbers."""

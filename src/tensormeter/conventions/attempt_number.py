@@ -1,7 +1,7 @@
-"""The rule for the number of a run's attempt, which training processes and the server share.
+"""The rule that assigns a run's attempt number, shared by training processes and the server.
 
-Processes that start at the same time on machines without a common disk get the same number, in any order: the rule depends on the
-launch and the ranks that an attempt has already, and not on the order of requests.
+Processes that start at the same time on machines without a common disk get the same number, in any order. The rule
+depends on the launch and on the ranks that an attempt already has, not on the order of requests.
 """
 
 import math
@@ -21,17 +21,20 @@ __all__ = [
 MAX_ATTEMPT: Final = 1 << 31
 
 Basis = Literal["", "unknown", "counted", "given"]
-"""Basis of an attempt's number: `unknown` if this machine has no record of earlier attempts, `counted` on this machine, or `given` by a
-scheduler, so that only the first step is open. "" if nothing is to be settled.
+"""Basis of an attempt's number.
+
+The number is `unknown` if this machine has no record of earlier attempts, and `counted` if this machine counted it. It
+is `given` if a scheduler set it, so that only the first step is open. "" means that nothing has to be settled.
 """
 
 DOUBTFUL: Final = 120.0
-"""Age in seconds from which a remote process that seems alive may be dead, if another one resumes the run: a machine that lost power,
-or a killed pod, reports nothing.
+"""Age in seconds from which a remote process that seems alive may be dead, if another process resumes the run.
+
+A machine that lost power, or a killed pod, reports nothing.
 """
 
 _GATHERING: Final = 600.0
-"""Seconds within which the ranks of a launch start, if all earlier ones have ended already."""
+"""Seconds within which the ranks of a launch start, if all earlier ranks have already ended."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ class Member:
     """A process of an attempt.
 
     Attributes:
-        process: Id of the process, unique in the world.
+        process: Globally unique id of the process.
         rank: Rank, if the launcher assigns one.
-        world_size: Number of ranks of the launch, if known.
-        launch: Id that only the ranks of this launch share; "" if the launcher has none.
+        world_size: Number of ranks in the launch, if known.
+        launch: Id that only the ranks of this launch share; empty if the launcher sets none.
     """
 
     process: str
@@ -53,12 +56,12 @@ class Member:
 
 @dataclass(frozen=True)
 class KnownMember(Member):
-    """A process that has a number already.
+    """A process that already has a number.
 
     Attributes:
-        attempt: Number of its attempt, from 1.
-        alive: Whether it still runs, as far as is known.
-        age: Seconds since its start.
+        attempt: Number of its attempt, starting at 1.
+        alive: Whether the process is still running, as far as is known.
+        age: Seconds since the process started.
     """
 
     attempt: int = 1
@@ -69,14 +72,14 @@ class KnownMember(Member):
 def choose_attempt(member: Member, known: Iterable[KnownMember], *, resume: bool = False, least: int = 1) -> int:
     """Return the number of the attempt that a process belongs to.
 
-    A process joins the latest attempt if it belongs to the same launch, if its rank is still missing there, or if a process of the
-    attempt is alive. A rank that starts again after its process has ended begins another attempt.
+    A process joins the latest attempt if it belongs to the same launch, if that attempt does not have its rank yet, or
+    if a process of the attempt is alive. A rank that restarts after its process has ended begins a new attempt.
 
     Args:
-        member: The process.
+        member: Process to number.
         known: Processes of the run that have a number.
         resume: Whether there was an earlier attempt, even if none is known.
-        least: Lowest number to return, unless the process has a number already.
+        least: Lowest number to return, unless the process already has a number.
     """
     members = list(known)
     for peer in members:

@@ -1,4 +1,4 @@
-"""Fits documents into a limit of size: measures them as JSON and leaves out values."""
+"""Fits documents into a size limit: measures them as JSON and leaves out values."""
 
 import json
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ class OmittedValue(NamedTuple):
     """A value that was left out.
 
     Attributes:
-        name: Path of the value: keys joined by dots.
-        size: Size as JSON in bytes, with the key.
+        name: Path of the value, as keys joined by dots.
+        size: Size of the value and its key as JSON, in bytes.
     """
 
     name: str
@@ -27,11 +27,11 @@ def json_text(value: Any) -> str:
 
 
 def json_bytes(value: Any, text: str | None = None) -> int:
-    """Size of a value as JSON in UTF-8, in bytes. NaN and infinities count as their quoted texts.
+    """Return the size of a value as JSON in UTF-8, in bytes. NaN and infinities count with quotation marks.
 
     Args:
         value: JSON value.
-        text: The value's `json_text`, if it exists already.
+        text: Result of `json_text` for the value, if already available.
     """
     text = json_text(value) if text is None else text
     quotes = 2 * (text.count("NaN") + text.count("Infinity"))
@@ -41,7 +41,7 @@ def json_bytes(value: Any, text: str | None = None) -> int:
 def fit(document: Mapping[str, Any], limit: int) -> tuple[dict[str, Any], list[OmittedValue]]:
     """Leave out the largest values of a document until the rest fits. Equal documents lose the same values.
 
-    Values in nested objects are left out one by one, lists as a whole.
+    Values in nested objects are left out one by one; lists are left out as a whole.
 
     Args:
         document: JSON values.
@@ -63,12 +63,12 @@ def fit(document: Mapping[str, Any], limit: int) -> tuple[dict[str, Any], list[O
 
 
 def _copy(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the objects; other values are shared."""
+    """Copy the nested objects; all other values are shared with the original."""
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in document.items()}
 
 
 def _leaves(document: Mapping[str, Any], above: tuple[str, ...]) -> list[tuple[int, tuple[str, ...]]]:
-    """Return all values but non-empty objects: (size with key, colon and comma; path)."""
+    """Return all values except non-empty objects, as (size with key, colon and comma; path)."""
     leaves: list[tuple[int, tuple[str, ...]]] = []
     for key, value in document.items():
         path = (*above, key)
@@ -80,7 +80,7 @@ def _leaves(document: Mapping[str, Any], above: tuple[str, ...]) -> list[tuple[i
 
 
 def _remove(document: dict[str, Any], path: tuple[str, ...]) -> int:
-    """Remove a value, and objects that become empty. Returns the bytes of those objects."""
+    """Remove a value and the objects that become empty, and return the size of those objects in bytes."""
     inside = [document]
     for key in path[:-1]:
         inside.append(inside[-1][key])
@@ -90,5 +90,5 @@ def _remove(document: dict[str, Any], path: tuple[str, ...]) -> int:
         if inside[depth]:
             break
         del inside[depth - 1][path[depth - 1]]
-        freed += json_bytes(path[depth - 1]) + 3  # the value in it had no comma
+        freed += json_bytes(path[depth - 1]) + 3  # the value in the object had no comma
     return freed

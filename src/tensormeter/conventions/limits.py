@@ -1,8 +1,8 @@
-"""Limits on the size of an item, checked by the client when it is logged and by the server when it arrives.
+"""Limits on the size of an item. The client checks them when the item is logged, and the server when it arrives.
 
-Texts, tables, configurations and other log records are measured as JSON in UTF-8 (`fitting.json_bytes`), images by their encoded
-bytes. Items that pass the client also fit later limits: the 20 MiB of a Collector's request, and the server's limits on a request
-and on a response of its API.
+Images are measured by their encoded bytes. Texts, tables, configurations and other log records are measured as JSON in
+UTF-8 (`fitting.json_bytes`). Items that pass the client also fit later limits: the Collector's 20 MiB per request, and
+the server's limits on requests and on responses from its API.
 """
 
 from typing import Final
@@ -25,25 +25,25 @@ __all__ = [
 
 TEXT_BYTES: Final = 4 << 20
 TABLE_BYTES: Final = 12 << 20
-"""Limit for the columns and rows of a table, without its images."""
+"""Limit for the columns and rows of a table, without its images, in bytes."""
 TABLE_CELLS: Final = 700_000
-"""Maximum cells of a table; each row, and the heading, counts as one more. A server accepts 1,500,000 fields in a request, two for each."""
+"""Maximum cells of a table; each row and the heading add one. Servers accept 1,500,000 fields, two per cell."""
 TABLE_IMAGES: Final = 256
 IMAGE_BYTES: Final = 16 << 20
-"""Limit for an encoded image, and for all encoded images of a table together."""
+"""Limit for an encoded image, and for all encoded images in a table together, in bytes."""
 PIXEL_BYTES: Final = 60 << 20
-"""Limit for the pixels of an image before encoding, and of all images of a table together."""
+"""Limit for an image's pixels before encoding, and for the pixels of all images in a table together, in bytes."""
 CONFIG_BYTES: Final = 1 << 20
 ALERT_CHARACTERS: Final = 65_536
-"""Limit for the text of an alert; longer texts are truncated."""
+"""Limit for the text of an alert, in characters; longer texts are truncated."""
 TITLE_CHARACTERS: Final = 1_024
-"""Limit for the title of an alert; longer titles are truncated."""
+"""Limit for the title of an alert, in characters; longer titles are truncated."""
 CAPTION_CHARACTERS: Final = 65_536
-"""Limit for the caption of an image; longer captions are truncated."""
+"""Limit for the caption of an image, in characters; longer captions are truncated."""
 EVENT_BYTES: Final = 4 << 20
-"""Limit for any other log record, with its attributes."""
+"""Limit for any other log record, including its attributes, in bytes."""
 ENVELOPE_BYTES: Final = 64 << 10
-"""Limit for the attributes and other fields of a text or table."""
+"""Limit for the attributes and other fields of a text or table, in bytes."""
 
 
 def too_large(size: int, limit: int, what: str, advice: str) -> str:

@@ -1,4 +1,4 @@
-"""The reasons of losses in words. Ring, spool and server count losses by the same reasons."""
+"""Descriptions of loss reasons. The ring, the spool and the server count losses by these reasons."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -46,14 +46,15 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
     "damaged": ("point", "could not be read any more", "look after the disk"),
     "refused": ("point or event", "refused by the receiver", ""),
 }
-"""For each reason: the noun of what is counted, the cause, and a remedy or ""."""
+"""Noun for the counted items, cause, and remedy (or ""), by reason."""
 
 
 def describe_losses(counts: Mapping[str, int], names: Mapping[str, Sequence[str]] | None = None) -> list[str]:
-    """Return a sentence for each reason, such as ``3 images: larger than 16 MiB in its encoded form; log a smaller one``.
+    """Return a sentence for each reason, such as ``3 images: larger than 16 MiB in its encoded form; log a smaller
+    one``.
 
     Args:
-        counts: Counts by reason. Unknown reasons are shown as they are.
+        counts: Counts by reason. Unknown reasons are shown unchanged except for underscores.
         names: Quoted examples of lost items, by reason.
     """
     return [_sentence(reason, count, (names or {}).get(reason, ())) for reason, count in counts.items()]

@@ -1,7 +1,7 @@
-"""Names of our events, metrics and attributes that more than one part of tensormeter uses, each spelled once.
+"""Names of our events, metrics and attributes that several parts of tensormeter use, each defined once.
 
-Names that only one module uses are in that module: the instruments of the sensors, for example. The names of OpenTelemetry's own
-semantic conventions are used as they are there.
+Names that only one module uses are defined there, such as the instruments of the sensors. Names from OpenTelemetry's
+semantic conventions are used unchanged.
 """
 
 from typing import Final
@@ -44,15 +44,15 @@ __all__ = [
 
 # Events.
 RUN_START: Final = "tensormeter.run.start"
-"""A process has joined the run; the body has its configuration."""
+"""A process has joined the run. The body contains its configuration."""
 RUN_CONFIG: Final = "tensormeter.run.config"
 """The configuration has changed."""
 RUN_HEARTBEAT: Final = "tensormeter.run.heartbeat"
-"""An idle process is alive; the body has its drop counts."""
+"""An idle process is alive. The body contains its drop counts."""
 RUN_END: Final = "tensormeter.run.end"
-"""The run has ended in this process; the body has the state."""
+"""The run has ended in this process. The body contains the state."""
 PROCESS_END: Final = "tensormeter.process.end"
-"""A process of the run has ended, and the run has not."""
+"""A process of the run has ended, but the run has not."""
 ALERT_EVENT: Final = "tensormeter.alert"
 IMAGE_EVENT: Final = "tensormeter.image"
 TABLE_EVENT: Final = "tensormeter.table"
@@ -60,46 +60,46 @@ TEXT_EVENT: Final = "tensormeter.text"
 
 # Attributes of events.
 MEDIA_KEY: Final = "tensormeter.key"
-"""Key under which an image, a table or a text was logged."""
+"""Key under which an image, table or text was logged."""
 ALERT_KIND: Final = "tensormeter.alert.kind"
 ALERT_SOURCE: Final = "tensormeter.alert.source"
 
 # Metrics.
 STEP_METRIC: Final = "tensormeter.step"
-"""Gauge with the step of each row; also the attribute with the step of an event."""
+"""Gauge with the step of each row; also the attribute that contains the step of an event."""
 DROPPED: Final = "tensormeter.dropped"
-"""Counter of points that were dropped, by reason."""
+"""Counter of dropped points, by reason."""
 
 # Attributes of resources: the run.
 SERVICE_NAME: Final = "service.name"
-"""The project."""
+"""Name of the project."""
 SERVICE_INSTANCE_ID: Final = "service.instance.id"
-"""Id of the process, unique in the world."""
+"""Globally unique id of the process."""
 RUN_ID: Final = "tensormeter.run.id"
 RUN_NAME: Final = "tensormeter.run.name"
 RUN_ATTEMPT: Final = "tensormeter.run.attempt"
-"""Number of the attempt, from 1."""
+"""Number of the attempt, starting at 1."""
 RUN_ATTEMPT_PROVISIONAL: Final = "tensormeter.run.attempt.provisional"
-"""True if neither this machine nor a server could find out whether there were earlier attempts."""
+"""True if neither this machine nor a server could determine whether there were earlier attempts."""
 RUN_ATTEMPT_UNSETTLED: Final = "tensormeter.run.attempt.unsettled"
-"""Basis of the attempt's number, from a training process to its agent. It is never delivered."""
+"""Basis of the attempt's number, passed from a training process to its agent. It is never delivered."""
 
 # Attributes of resources: the process.
 PROCESS_KIND: Final = "tensormeter.process.kind"
-"""`training`, or `node` for the process to which the statistics of a node belong."""
+"""`training`, or `node` for the process that represents a node and its statistics."""
 RANK: Final = "tensormeter.rank"
 LOCAL_RANK: Final = "tensormeter.local_rank"
 WORLD_SIZE: Final = "tensormeter.world_size"
 LOCAL_WORLD_SIZE: Final = "tensormeter.local_world_size"
 LAUNCH_ID: Final = "tensormeter.launch.id"
-"""Id that all ranks of a launch share, and no other launch has."""
+"""Id that all ranks of a launch, and no others, share."""
 GPU_DRIVER_VERSION: Final = "tensormeter.gpu.driver_version"
 GPU_MODELS: Final = "tensormeter.gpu.models"
 GPU_VISIBLE_DEVICES: Final = "tensormeter.gpu.visible_devices"
 
 # Attributes of series.
 PROCESS_ID: Final = "tensormeter.process.id"
-"""`service.instance.id` of the training process that a statistic is about."""
+"""`service.instance.id` of the training process that a statistic describes."""
 PROCESS_ROLE: Final = "tensormeter.process.role"
-"""`trainer`, `children` (all child processes of a trainer together), or `agent`."""
+"""`trainer`, `children` (all child processes of a trainer together) or `agent`."""
 SENSOR: Final = "tensormeter.sensor"

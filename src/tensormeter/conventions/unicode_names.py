@@ -1,19 +1,19 @@
 """Converts names to valid Unicode text.
 
-Python's strings can contain half of a surrogate pair, as in file names that are not UTF-8 (`os.fsdecode`), which cannot be encoded.
-A common substitute would make different names equal.
+Python strings can contain half of a surrogate pair, for example from file names that are not UTF-8 (`os.fsdecode`).
+Such strings cannot be encoded. Replacing every half with the same character would make different names equal.
 """
 
 __all__ = ["as_unicode", "printable"]
 
 
 def as_unicode(name: str) -> str:
-    r"""Escape halves of surrogate pairs in a name, as in ``caf\udce9``. Other names stay as they are."""
+    r"""Escape unpaired surrogates in a name, as in ``caf\udce9``. Other names stay unchanged."""
     return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def printable(text: str) -> str:
-    r"""Escape unprintable characters such as line ends, as in ``\n``, for one line of a message."""
+    r"""Escape unprintable characters such as line breaks, as in ``\n``, so that a text fits on one line."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
