@@ -1,7 +1,8 @@
-"""Redaction of addresses: user and password, parameters, and paths of webhooks.
+"""Redaction of addresses: users, passwords, parameters and webhook paths.
 
-Addresses are URLs, connection strings such as `postgresql://...`, and the forms of git and ssh (`user@host:path`). Strings such as
-`Server=...;Password=...` are treated as text. Addresses need not be valid: passwords often contain `@`, `/` or `#`.
+Addresses are URLs, connection strings such as `postgresql://...`, and the forms that git and ssh use
+(`user@host:path`). Strings such as `Server=...;Password=...` are treated as text. Addresses need not be valid, because
+passwords often contain `@`, `/` or `#`.
 """
 
 import re
@@ -18,7 +19,7 @@ _IN_TEXT: Final = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{0,40}:/
 _SHORT: Final = re.compile(
     r"(?P<user>[^\s/]+)@(?P<host>\[[0-9a-fA-F:.]{1,64}\]|[\w.-]{1,253})(?P<rest>(?:[:/].*)?)", re.DOTALL
 )
-"""`user@host:path`, as for scp, and connection strings without a scheme."""
+"""`user@host:path`, as in scp, and connection strings without a scheme."""
 
 _NO_USER: Final = re.compile(r"(?i:mailto|sips?|acct|xmpp|npm|sha\d+):.*|.*[(\[{=].*", re.DOTALL)
 _NO_HOST: Final = re.compile(r"sha\d+|md5|latest|main|master|HEAD|\d+(\.\d+){0,2}")
@@ -33,17 +34,17 @@ _PARAMETERS: Final = frozenset((
     *("session_id", "jsessionid", "phpsessid", "awsaccesskeyid", "googleaccessid", "subscription-key"),
     *("x-amz-signature", "x-amz-credential", "x-amz-security-token", "x-goog-signature", "x-goog-credential"),
 ))  # fmt: skip
-"""Names of parameters that are secrets only in addresses."""
+"""Names of parameters that are secret only in addresses."""
 
 _DEEPEST: Final = 3
-"""Maximum depth of addresses within parameters of addresses that are searched; deeper ones are masked completely."""
+"""Maximum depth to which addresses within parameters are searched. Deeper addresses are masked completely."""
 
 _HOOK_HOST: Final = re.compile(r"(.*\.)?(web)?hooks?(-\w+)?\..*", re.IGNORECASE)
 _TOKEN_SCHEMES: Final = re.compile(
     r"(slack|discord|tgram|telegram|msteams|teams|pover|pushover|pbul|gotifys?|ntfys?|mmosts?|rockets?|pagerduty|ifttt|matrixs?)://",
     re.IGNORECASE,
 )
-"""Schemes of Apprise and shoutrrr, whose addresses consist of tokens."""
+"""Schemes of Apprise and shoutrrr, in which addresses consist of tokens."""
 
 _ORACLE: Final = re.compile(r"(?P<kept>jdbc:oracle:\w+:)[^/@\s]+/\S+@")
 _HOOK_PATH: Final = re.compile(
@@ -57,11 +58,11 @@ _PING_HOSTS: Final = frozenset((
     *("hc-ping.com", "nosnch.in", "api.day.app", "sctapi.ftqq.com", "sc.ftqq.com", "xizhi.qqoq.net", "cronitor.link"),
     "heartbeat.uptimerobot.com",
 ))  # fmt: skip
-"""Services whose path alone is enough to send a message."""
+"""Services for which knowing the path suffices to send a message."""
 
 
 def mask_addresses(text: str) -> str:
-    """Mask the secrets of all addresses in a text."""
+    """Mask the secrets in all addresses in a text."""
     stripped = text.strip()
     if stripped.startswith("?"):
         return _mask_parameters(text, 0)
@@ -75,7 +76,7 @@ def mask_addresses(text: str) -> str:
 
 
 def mask_address(address: str) -> str:
-    """Replace the secrets of an address by `***`, and keep its host, its path and other parameters.
+    """Replace the secrets in an address with `***`, and keep its host, path and other parameters.
 
     Args:
         address: Address in any form. Other text is returned unchanged.
@@ -101,10 +102,10 @@ def _mask_address(address: str, level: int) -> str:
 def strip_address(address: str) -> str:
     """Remove all parts of an address that can be secret: user, password, parameters and fragment.
 
-    An ssh user without a password (`git@host:path`) is kept, because it belongs to the address.
+    An ssh user without a password (`git@host:path`) is kept, because it is part of the address.
 
     Args:
-        address: Address of a repository, in any form that git accepts.
+        address: Repository address, in any form that git accepts.
     """
     helper, colons, rest = address.partition("::")  # `hg::https://...`, `ext::command`
     if colons and re.fullmatch(r"[A-Za-z][\w+.-]*", helper):
@@ -119,7 +120,7 @@ def strip_address(address: str) -> str:
 
 
 def _split(rest: str) -> tuple[str, str, str]:
-    """Split an address without its scheme into user (with its `@`), host, and the rest."""
+    """Split an address without its scheme into the user (with its `@`), the host and the rest."""
     end = re.search(r"[/?#\\]", rest)
     authority = rest[: end.start()] if end else rest
     before, at, host = authority.rpartition("@")
@@ -143,7 +144,7 @@ def _divide(text: str) -> tuple[str, str]:
 
 
 def _split_short(address: str) -> tuple[str, str]:
-    """Split `user@host:path` into the user (with its `@`) and the rest. The user is empty for other forms."""
+    """Split `user@host:path` into the user (with its `@`) and the rest. For other forms, the user is empty."""
     parts = _SHORT.fullmatch(address)
     if parts is None or _NO_USER.fullmatch(parts["user"]) or _NO_HOST.fullmatch(parts["host"]):
         return "", address
@@ -153,7 +154,7 @@ def _split_short(address: str) -> tuple[str, str]:
 
 
 def _mask_user(user: str, *, keep_name: bool) -> str:
-    """Mask `user:password@`. Over HTTP a user alone can be a token (`https://TOKEN@host`); elsewhere it is a name."""
+    """Mask `user:password@`. Over HTTP, a user alone can be a token (`https://TOKEN@host`); elsewhere, it is a name."""
     name = user.removesuffix("@")
     if not name or name.strip(":") == "":
         return user

@@ -1,7 +1,8 @@
-"""Recognition of secrets by name: how likely a name is that of a secret.
+"""Recognition of secrets by name: how likely it is that a name belongs to a secret.
 
-Names come from options, environment variables, configuration keys, HTTP headers and parameters of addresses. They are compared word by
-word, so `tokenizer`, `max_tokens` and `monkey` are not secrets: `wandb-apiKey` consists of wandb, api and key.
+Names come from options, environment variables, configuration keys, HTTP headers and address parameters. They are split
+into words: `wandb-apiKey` consists of wandb, api and key. Therefore `tokenizer`, `max_tokens` and `monkey` do not
+indicate secrets.
 """
 
 import re
@@ -13,12 +14,12 @@ __all__ = ["Suspicion", "passed_on", "suspect", "suspect_member"]
 
 
 class Suspicion(IntEnum):
-    """The degree to which a name indicates a secret.
+    """Degree to which a name indicates a secret.
 
     Attributes:
         NONE: The value is not a secret.
         RANDOM: The value is a secret if it looks random, as for `--key`, `user_key` and `signature`.
-        PIN: The value is a secret if it looks random, or is a text of four or more digits.
+        PIN: The value is a secret if it looks random or is a text of four or more digits.
         SECRET: Every text is a secret, except words such as `true` and placeholders such as `<pad>`.
         PASSWORD: Texts and integers are secrets.
     """
@@ -54,10 +55,10 @@ _ABOUT: Final = _set(
     level status stdin jar user username email date age retries attempts loss accuracy acc score metric dim ratio prob probability issuer audience
     realm tenant"""
 )
-"""Last words of names that describe a secret without containing it: `password_file`, `token_type`, `api_key_env`."""
+"""Last words of names that describe a secret without containing it, such as `password_file` and `api_key_env`."""
 
 _VALUE: Final = _set("value values string str raw plain plaintext pem")
-"""Last words that do not change the meaning of a name: `api_key_value`."""
+"""Last words that do not change the meaning of a name, as in `api_key_value`."""
 
 _ADDRESS: Final = _set("webhook webhooks url urls uri uris address endpoint link hook")
 
@@ -69,7 +70,7 @@ _PLAIN_TOKENS: Final = _set(
     decoder encoder continuation control reserved thinking think latent action state patch memory prompt completion response
     emotion speaker style delimiter dummy distill distillation cross attention nl lf cr tab space whitespace sentinel"""
 )
-"""Words before `token` that indicate a token of a text, not a secret."""
+"""Words before `token` that indicate a text token rather than a secret."""
 
 _SERVICES: Final = _set(
     """api access auth oauth hub hf huggingface wandb wb comet cometml neptune clearml mlflow tensormeter swanlab dagshub openai anthropic
@@ -80,18 +81,18 @@ _SERVICES: Final = _set(
     conda artifactory nexus vault consul jupyter ray databricks snowflake elastic elasticsearch minio redis refresh bearer session
     csrf xsrf security id personal deploy ci serpapi tavily replicate fireworks voyage jina xai zhipu dashscope moonshot"""
 )
-"""Services whose tokens and keys give access, and common words for such tokens and keys."""
+"""Services whose tokens and keys grant access, and common words for such tokens and keys."""
 
 _CRYPTIC: Final = _set(
     """secret private account encryption encrypt decryption decrypt crypto signing sign license licence subscription ssh rsa dsa ecdsa
     pgp gpg aes hmac master ingest ingestion instrumentation passphrase fernet vpn wifi jwt saml apikey"""
 )
-"""Words before `key` that indicate a key of a cipher or an account."""
+"""Words before `key` that indicate a cryptographic key or an account key."""
 
 _KEYS: Final = _CRYPTIC | (
     _SERVICES - _set("id ray git linear registry redis gcs session refresh hub ci notion elastic")
 )
-"""Words before `key` that make every text a secret. Other keys (`root_key`, `app_key`, `redis_key`) often contain names of entries."""
+"""Words before `key` that make every text a secret. Other keys, such as `root_key`, often contain names of entries."""
 
 _PLAIN_KEYS: Final = _set(
     """sort primary public foreign cache metric metrics partition rng prng random group index lookup unique composite join dict hot
@@ -129,11 +130,12 @@ _RANDOM: Final = re.compile(r"signature|sig|session|sessionid|sid|hmac|.*(token|
 
 
 def suspect(name: str, parent: str = "") -> Suspicion:
-    """Judge a name.
+    """Judge how strongly a name indicates a secret.
 
     Args:
-        name: Name of the value; leading dashes and other signs are ignored.
-        parent: Name of the mapping that contains it: `key` in `wandb` differs from `key` in `cache`.
+        name: Name of the value. Leading dashes and other punctuation are ignored.
+        parent: Name of the mapping that contains the value. For example, `key` in `wandb` differs from `key` in
+            `cache`.
     """
     return _suspect(name[-_LONGEST_NAME:], parent[-_LONGEST_NAME:])
 
@@ -144,7 +146,7 @@ def suspect_member(name: str, parent: str, inherited: Suspicion) -> Suspicion:
     Args:
         name: Name of the member.
         parent: Name of the mapping.
-        inherited: Suspicion that follows from the mapping's name; see `passed_on`.
+        inherited: Suspicion passed on from the mapping's name; see `passed_on`.
     """
     words, above = _words(_WORD, name[-_LONGEST_NAME:]), _words(_WORD, parent[-_LONGEST_NAME:])
     if words and words[-1] in _ABOUT:
@@ -155,9 +157,10 @@ def suspect_member(name: str, parent: str, inherited: Suspicion) -> Suspicion:
 
 
 def passed_on(name: str, suspicion: Suspicion) -> Suspicion:
-    """Return the suspicion that a mapping's name gives to its members.
+    """Return the suspicion that a mapping passes on to its members because of its name.
 
-    `token` and `key` alone also name parts of models. Most members of `auth` are settings, such as `{"issuer": "https://..."}`.
+    `token` and `key` alone pass on none, because they also name parts of models. Most members of `auth` are settings,
+    such as `{"issuer": "https://..."}`.
     """
     words = _words(_WORD, name[-_LONGEST_NAME:])
     if words in (["token"], ["key"]) or suspicion is Suspicion.NONE:

@@ -1,4 +1,4 @@
-"""Redaction of lists and mappings: command lines, and configurations at every depth."""
+"""Redaction of command lines, and of configurations at every depth."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _HEADER: Final = re.compile(r"(?P<name>[A-Za-z][\w-]*):")
 _SCHEME: Final = re.compile(r"(?i:bearer|basic|token|digest|apikey|negotiate)")
 _USER: Final = re.compile(r"-u|--?([\w.-]*[-_.])?(user|login)", re.IGNORECASE)
 _USER_PASSWORD: Final = re.compile(r"(?P<user>[^\s:/]+):(?!\d+$)[^\s/]\S*")
-"""`curl --user name:password`, but not numbers such as `docker run --user 1000:1000`."""
+"""`curl --user name:password`, but not numbers as in `docker run --user 1000:1000`."""
 
 _NAMING: Final = re.compile(
     r"(?i:k|(?:.*[_-])?(?:name|key|id|var|variable|param|parameter|option|setting|header|field|property|attribute))|.*Name|.*Key"
@@ -29,25 +29,25 @@ _SEVERAL: Final = re.compile(r"(?i:.*(keys|tokens|secrets|passwords|credentials|
 
 
 def mask_config(config: Mapping[str, Any], known: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
-    """Replace secrets by `***`: texts whose names indicate a secret, and secrets within other texts.
+    """Replace secrets with `***`: texts whose names indicate a secret, and secrets within other texts.
 
-    Numbers, booleans and null are kept, except integers whose names are those of passwords (`password`, `pwd`, `passphrase`).
+    Numbers, booleans and null are kept, except integers with names of passwords (`password`, `pwd`, `passphrase`).
 
     Args:
         config: JSON values, or attributes of a resource. The mapping is not changed.
         known: Known secrets, which are masked everywhere.
 
     Returns:
-        A copy, and the dotted names of masked values, such as `service.api_key`.
+        A copy, and the dotted names of the masked values, such as `service.api_key`.
     """
     masking = _Masking(known)
     return masking.mapping(config, "", "", Suspicion.NONE), list(dict.fromkeys(masking.masked))
 
 
 def mask_arguments(arguments: Sequence[str]) -> list[str]:
-    """Replace secrets in a command line by `***`: values of options and assignments by name, and secrets within other texts."""
+    """Replace secrets in a command line with `***`: option and assignment values by name, and secrets in other text."""
     result = []
-    suspicion, several = Suspicion.NONE, False  # of the values after an option
+    suspicion, several = Suspicion.NONE, False  # for the values after an option
     for before, argument in zip(["", *arguments], arguments, strict=False):
         user = _USER_PASSWORD.fullmatch(argument) if _USER.fullmatch(before) else None
         if user:
@@ -77,10 +77,10 @@ def mask_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 class _Masking:
-    """A pass over a configuration.
+    """A single masking pass over a configuration.
 
     Attributes:
-        masked: Dotted names of masked values.
+        masked: Dotted names of the masked values.
     """
 
     def __init__(self, known: Collection[str]) -> None:
@@ -114,7 +114,7 @@ class _Masking:
             value: JSON value.
             path: Dotted name of the value.
             name: Name of the value, or of the list that contains it.
-            suspicion: Suspicion that follows from the name.
+            suspicion: Suspicion derived from the name.
         """
         if isinstance(value, str):
             masked: Any = MASK if is_secret(value, suspicion) else self._text(value, name)
@@ -155,7 +155,7 @@ class _Masking:
 
 
 def _judge(name: str, masked: str, parent: str = "", inherited: Suspicion = Suspicion.NONE) -> Suspicion:
-    """Judge a name and its masked form, so that masking a masked configuration again does not change it."""
+    """Judge a name and its masked form, so that masking a masked configuration again changes nothing."""
     suspicion = suspect_member(name, parent, inherited)
     return suspicion if masked == name else max(suspicion, suspect_member(masked, parent, inherited))
 

@@ -1,4 +1,4 @@
-"""Redaction of texts of any kind: addresses, tokens, assignments, options, headers, JSON, XML."""
+"""Redaction of any text: addresses, tokens, assignments, options, headers, JSON and XML."""
 
 import re
 from typing import Final
@@ -30,14 +30,14 @@ _PAIR: Final = re.compile(
     r"(?P<name>[A-Za-z][\w.+-]{0,127})(?P<sign>[ \t]{0,8}:[ \t]*(?:(?i:bearer|basic|token|digest|apikey|negotiate)[ \t]+)?)"
     r"(?P<value>\S+)"
 )
-"""A text that consists of `name: value`, with any characters in the value."""
+"""A text that consists only of `name: value`, with any characters in the value."""
 
 _ENTRY: Final = re.compile(
     rf"(?P<before>^|[\n{{,(])(?P<sign_before>[ \t]{{0,64}}(?:-[ \t]+|-H[ \t]?)?)(?P<name>[A-Za-z][\w.+-]{{0,127}})"
     rf"(?P<sign>[ \t]{{0,8}}[:=][ \t]*(?:(?i:bearer|basic|token|digest|apikey|negotiate)[ \t]+)?)"
     rf"(?P<value>{_QUOTED}|[^\s,{{}}\[\]\"']+)(?=[ \t]*(?:$|[\n,}}\])]))"
 )
-"""`name: value` on a line, or in braces, as in HTTP headers and YAML."""
+"""`name: value` on a line or in braces, as in HTTP headers and YAML."""
 
 _WHOLE_LINE: Final = re.compile(
     r"(?P<name>(?i:authorization|proxy-authorization|cookie|set-cookie))(?P<sign>\s{0,8}:\s{0,8}(?:(?i:bearer|basic|token|digest|apikey)\s+)?)"
@@ -65,7 +65,7 @@ _LISTED_ELEMENT: Final = re.compile(
 _ESCAPED: Final = re.compile(
     r"\\{1,7}\"(?P<name>[^\"\\\n]{1,128})(?P<sign>\\{1,7}\"\s{0,64}:\s{0,64}\\{1,7}\")(?P<value>[^\"]+?)(?=\\{1,7}\")"
 )
-"""`\\"name\\": \\"value\\"`: JSON in a quoted text."""
+"""`\\"name\\": \\"value\\"`: JSON inside a quoted text."""
 
 _NETRC: Final = re.compile(
     r"(?<![\w.-])(?:machine\s{1,64}\S{1,253}|default|login\s{1,64}\S{1,253}|account\s{1,64}\S{1,253})"
@@ -75,11 +75,11 @@ _NETRC: Final = re.compile(
 
 _SPOKEN: Final = re.compile(r"[Tt]okens?")
 _PLAIN_WORDS: Final = re.compile(r"\s{0,8}[A-Za-z][a-z]{0,15}[.,!?]?(?:\s{1,8}[A-Za-z][a-z]{0,15}[.,!?]?){0,64}\s{0,8}")
-"""Plain words: `Token: hello` is a line of a prompt, and `<token> a word </token>` a part of one."""
+"""Plain words, as in the prompt line `Token: hello` and in `<token> a word </token>`."""
 
 
 def mask_text(text: str) -> str:
-    """Replace secrets in a text by `***`, in time proportional to its length."""
+    """Replace secrets in a text with `***`. The time is proportional to the text's length."""
     masked = mask_tokens(mask_addresses(text))
     pair = _PAIR.fullmatch(masked)
     if pair:

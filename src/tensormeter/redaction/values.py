@@ -1,4 +1,4 @@
-"""Recognition of secrets by form: tokens of known forms are secrets, placeholders and keywords of YAML are not."""
+"""Recognition of secrets by form. Tokens with a known form are secrets; placeholders and YAML keywords are not."""
 
 import re
 from itertools import pairwise
@@ -44,22 +44,22 @@ _EXAMPLE: Final = re.compile(
     r"|<(?:[a-z]+[ _-]){0,4}(?:key|token|password|passphrase|secret|credentials?)>",
     re.IGNORECASE,
 )
-"""Examples of secrets in instructions and prompts: `your key`, `YOUR_API_KEY`, `insert-token-here`."""
+"""Example secrets in instructions and prompts: `your key`, `YOUR_API_KEY`, `insert-token-here`."""
 
 _PATTERN: Final = re.compile(
     r"\^?\(?(?:\?:|\?P<\w{1,40}>)?(?:\\[wdsWDS]|\.|\[[^\[\]\s]{1,40}\])(?:[*+]\??|\{\d{0,4},?\d{0,4}\})\)?\$?"
 )
-"""A regular expression that matches secrets, and is not a secret itself."""
+"""Regular expressions, which match secrets but are not secrets themselves."""
 
 _PART_OF_TEXT: Final = re.compile(r"<[^<>\s]{1,40}>|\[[A-Z0-9_ ]{1,20}\]|\W{0,3}|(?:\\[nrtfv])+")
-"""Special tokens of language models, such as `</s>`, `[MASK]` and a line feed written as `\\n`."""
+"""Special tokens of language models, such as `</s>` and `[MASK]`, and a line feed written as `\\n`."""
 
 _ABSENT: Final = re.compile(r"true|false|none|null", re.IGNORECASE)
 
 _FILE: Final = re.compile(
     r"(?:~|\.{1,2})?(?:/[\w.@+ -]+)+\.(?:json|pem|key|pub|crt|txt|ya?ml|toml|cfg|ini|env|token)|(?:~|\.{1,2})/[\w./@+-]+"
 )
-"""The path of a file, which may contain a secret."""
+"""Path of a file, which may contain a secret but is not one."""
 
 _PIN: Final = re.compile(r"\d{4,}")
 
@@ -67,16 +67,16 @@ _SHORTEST_RANDOM: Final = 10
 _LONG_RANDOM: Final = 20
 _RANDOM: Final = re.compile(r"[A-Za-z0-9_+/=%-]+")
 _SIZE: Final = re.compile(r"(?<![A-Za-z0-9])\d+x\d+[a-z]?(?![A-Za-z0-9])")
-"""A part of a model's name: `ResNeXt101_32x8d`."""
+"""Part of a model's name, as in `ResNeXt101_32x8d`."""
 
 _HEXADECIMAL: Final = re.compile(r"(?=.*\d)(?=.*[a-f])[0-9a-f]{16,}")
 _RANDOM_SHARE: Final = 0.6
 _LONG_RANDOM_SHARE: Final = 0.45
-"""Share of adjacent characters that differ in kind (upper case, lower case, digit). Random texts have 0.6 on average."""
+"""Share of adjacent characters that differ in kind (upper case, lower case, digit). Random texts average 0.6."""
 
 
 def is_secret(text: str, suspicion: Suspicion) -> bool:
-    """Whether a text is a secret, given the suspicion that follows from its name."""
+    """Return whether a text is a secret, given the suspicion derived from its name."""
     if suspicion is Suspicion.NONE or any(form.fullmatch(text) for form in (_PLACEHOLDER, _EXAMPLE, _PATTERN)):
         return False
     if suspicion is Suspicion.PASSWORD:
@@ -89,7 +89,7 @@ def is_secret(text: str, suspicion: Suspicion) -> bool:
 
 
 def mask_tokens(text: str) -> str:
-    """Replace tokens of known forms by `***`."""
+    """Replace tokens with a known form with `***`."""
     return _TOKEN.sub(lambda match: f"{scheme[0]}{MASK}" if (scheme := _SCHEME.match(match[0])) else MASK, text)
 
 
