@@ -1,4 +1,4 @@
-"""OpenTelemetry resources: attributes that describe a process, its node, and the launch of a run."""
+"""OpenTelemetry resources: attributes that describe a process, its node and its launch."""
 
 from tensormeter.resource.describe import describe_launch, describe_node, describe_process, describe_rank
 

@@ -1,4 +1,4 @@
-"""Attributes of a process in its job: rank, world size, and the scheduler's names of the job."""
+"""Attributes of a process within its job: its rank, the world size, and the scheduler's names for the job."""
 
 import contextlib
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ _RANK: Final = {
     WORLD_SIZE: ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"),
     LOCAL_WORLD_SIZE: ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
 }
-"""Variables of torchrun (and torch.distributed), Open MPI, MPICH and Slurm. The first one with a valid value counts."""
+"""Variables of torchrun (and torch.distributed), Open MPI, MPICH and Slurm. The first valid value is used."""
 
 _LONGEST_TEXT: Final = 1024
-"""Maximum characters of a name. Names of Slurm and Kubernetes are shorter."""
+"""Maximum length of a name in characters. Slurm and Kubernetes names are shorter."""
 
 _MOST_RANKS: Final = 1 << 31
 
@@ -44,12 +44,13 @@ _LAUNCHES: Final = {
     "lsf": ("LSB_JOBID",),
     "flux": ("FLUX_JOB_ID",),
 }
-"""Variables with the same value in all ranks of a launch, and another value in other launches. They exclude the address of a master,
-because ranks may name it differently, and its port is mostly the default.
+"""Variables with the same value in all ranks of a launch, and another value in every other launch.
+
+The master's address is not among them, because ranks may name it differently and its port is usually the default.
 """
 
 _NO_LAUNCH: Final = frozenset({"", "none", "default"})
-"""Default ids of torchrun, which do not identify a launch."""
+"""Default ids that torchrun uses, which do not identify a launch."""
 
 _LONGEST_LAUNCH: Final = 256
 
@@ -61,13 +62,13 @@ _KUBERNETES: Final = {
     "k8s.container.name": ("K8S_CONTAINER_NAME", "CONTAINER_NAME"),
     "k8s.job.name": ("JOB_NAME",),
 }
-"""Usual variables for the downward API of Kubernetes. Only a pod's host name is always set."""
+"""Usual variables for the Kubernetes downward API. Only a pod's host name is always set."""
 
 _NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 def describe_rank() -> dict[str, int]:
-    """Rank and world size of this process, in the job and on the node. Each comes from the first variable with a valid number."""
+    """Return this process's rank and the world size, in the job and on the node, each from the first valid variable."""
     attributes = {}
     for name, variables in _RANK.items():
         for variable in variables:
@@ -79,7 +80,7 @@ def describe_rank() -> dict[str, int]:
 
 
 def describe_cluster(environment: Mapping[str, str], namespace: Path = _NAMESPACE) -> dict[str, Any]:
-    """Attributes of the job, from torchrun, Slurm and Kubernetes.
+    """Return the attributes of the job that torchrun, Slurm and Kubernetes set.
 
     Args:
         environment: Environment variables of the process.
@@ -94,7 +95,7 @@ def describe_cluster(environment: Mapping[str, str], namespace: Path = _NAMESPAC
 
 
 def describe_launch(environment: Mapping[str, str]) -> str:
-    """Return the id that all ranks of this launch share, and that no other launch has; "" if no launcher sets one."""
+    """Return an id that all ranks of this launch, and no others, share; empty if no launcher sets one."""
     parts = []
     for launcher, (name, *counts) in _LAUNCHES.items():
         if (launch := environment.get(name, "").strip()).lower() not in _NO_LAUNCH:

@@ -9,21 +9,21 @@ __all__ = ["mask_secrets"]
 
 _MOST_ARGUMENTS: Final = 64
 _LONGEST_ARGUMENT: Final = 256
-"""Maximum characters of an argument. `python -c` may be followed by a whole program, and a ring has little space for it."""
+"""Maximum length of an argument in characters: `python -c` may hold a whole program, and a ring has little space."""
 
 
 def mask_secrets(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Replace secrets in a command line by `***`.
+    """Replace secrets in a command line with `***`.
 
-    The function masks secrets that `tensormeter.redaction` recognizes by name or form, and all occurrences of values of
-    environment variables whose names indicate a secret.
+    Secrets are those that `tensormeter.redaction` recognizes by name or form, and the values of environment variables
+    whose names indicate a secret, wherever they occur.
 
     Args:
         arguments: Command line.
         environment: Environment variables of the process.
 
     Returns:
-        Arguments with secrets masked. Long arguments and long lists are truncated, which `...` at the end shows.
+        Arguments with secrets masked. Long arguments and long lists are truncated and end with `...`.
     """
     secrets = environment_secrets(environment)
     result = []

@@ -1,7 +1,7 @@
-"""The OpenTelemetry resources of a training process, and of the node that it runs on.
+"""The OpenTelemetry resources of a training process and of its node.
 
-Attributes follow the semantic conventions where these define a name. This module reads only files, the environment and package
-metadata: it does not import torch, start a process, or use the network or a driver.
+Attributes follow the semantic conventions where these define a name. This module reads only files, the environment and
+package metadata. It does not import torch, start a process, or use the network or a driver.
 """
 
 import logging
@@ -48,10 +48,10 @@ _NODE_ATTRIBUTES: Final = (
 )
 
 _MOST_ATTRIBUTE_BYTES: Final = 16_384
-"""Maximum bytes of attributes from the environment. Receivers refuse large resources; tensormeter's server accepts 65,536 bytes of JSON."""
+"""Maximum bytes of attributes from the environment. Receivers limit these; our server accepts 65,536 bytes of JSON."""
 
 _IDENTITY: Final = (SERVICE_NAME, RUN_ID, "host.name", "host.id")
-"""Attributes that identify a node. Containers may share `host.id`, and machines without a network their `host.name`."""
+"""Attributes that identify a node. Containers may share a `host.id`, and machines without a network a `host.name`."""
 
 _PACKAGES: Final = ("torch", "lightning", "transformers", "jax")
 _LONGEST_DEVICES: Final = 1024
@@ -70,17 +70,17 @@ def describe_process(
 ) -> Mapping[str, Any]:
     """Describe this process as a resource.
 
-    `OTEL_RESOURCE_ATTRIBUTES` adds attributes, but cannot change those that identify the run. A `service.instance.id` in it becomes
-    `tensormeter.service.instance.id`: all processes of a run inherit the variable, and points of processes with the same id would
-    replace each other. Secrets in added attributes are masked, as in the command line.
+    `OTEL_RESOURCE_ATTRIBUTES` adds attributes, but cannot change those that identify the run. A `service.instance.id`
+    in it becomes `tensormeter.service.instance.id`. All processes of a run inherit the variable, and points of
+    processes with the same id would replace each other. Secrets in added attributes are masked, as in the command line.
 
     Args:
         project: Project, which becomes `service.name`.
         run_id: Run id, which becomes `tensormeter.run.id`.
         run_name: Run name, which becomes `tensormeter.run.name`.
-        process: Id that is unique in the world, which becomes `service.instance.id`.
+        process: Globally unique id, which becomes `service.instance.id`.
         attempt: Number of the attempt, which becomes `tensormeter.run.attempt`.
-        given: Additional attributes; they cannot change those that identify the run.
+        given: Additional attributes, which cannot change those that identify the run.
         command: Whether to include the command line, with secrets masked.
     """
     detected = {
@@ -110,7 +110,7 @@ def describe_process(
 
 
 def _described(describe: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Attributes from `describe`; none if it fails, because a failed description must not prevent recording."""
+    """Return the attributes from `describe`. If it fails, return none, because failures must not prevent recording."""
     try:
         return describe()
     except Exception as error:
@@ -119,7 +119,7 @@ def _described(describe: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _from_environment(detected: Mapping[str, Any]) -> dict[str, str]:
-    """Attributes from `OTEL_RESOURCE_ATTRIBUTES`. They are texts, so they do not replace detected attributes of other types."""
+    """Return the attributes from `OTEL_RESOURCE_ATTRIBUTES`. They are texts and replace no other types."""
     variable = "OTEL_RESOURCE_ATTRIBUTES"
     attributes: dict[str, str] = {}
     room = _MOST_ATTRIBUTE_BYTES
@@ -138,14 +138,14 @@ def _from_environment(detected: Mapping[str, Any]) -> dict[str, str]:
 
 
 def describe_node(process: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe a node as a process of the run, from the resource of a training process on it.
+    """Describe a node as a process of the run, based on the resource of a training process on the node.
 
     Args:
         process: Resource from `describe_process`.
 
     Returns:
-        Attributes that all processes of the run on this node share. `service.instance.id` is always the same for the same project,
-        run and host, so a restarted agent continues the same series.
+        Attributes that all processes of the run on this node share. `service.instance.id` is always the same for the
+        same project, run and host, so a restarted agent continues the same series.
     """
     common = {
         name: value for name, value in process.items() if name.startswith(_NODE_PREFIXES) or name in _NODE_ATTRIBUTES
@@ -198,7 +198,7 @@ def _python() -> Mapping[str, Any]:
 
 
 def _gpus() -> Mapping[str, Any]:
-    """Attributes of the GPUs, from the driver's files, because queries through CUDA would initialize it."""
+    """Return the GPUs' attributes. They come from the driver's files, because CUDA queries would initialize CUDA."""
     attributes: dict[str, Any] = {}
     for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
         if variable in os.environ:

@@ -1,4 +1,7 @@
-"""The git commit that a process runs, read from git's files: `git` may be missing, is slow, and refuses other users' folders."""
+"""The git commit that a process runs.
+
+It is read from git's files, because the `git` command may be missing, is slow, and refuses other users' folders.
+"""
 
 import configparser
 import os
@@ -15,10 +18,12 @@ _REVISION: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def describe_revision(folder: Path | None = None) -> dict[str, Any]:
-    """Describe the commit, branch and remote of the repository that contains the running script, else the working folder.
+    """Describe the commit, branch and remote of the repository that contains the running script.
+
+    If the script is in no repository, the working folder is used.
 
     Args:
-        folder: The only folder to search, instead of these two.
+        folder: The only folder to search instead of these two.
 
     Returns:
         Attributes; empty if there is no readable repository.
@@ -69,7 +74,7 @@ def _resolve(folder: Path, common: Path, reference: str) -> str:
 
 
 def _remote(config: Path) -> str:
-    """Address of the remote `origin`, without user, password and parameters."""
+    """Return the address of the remote `origin`, without user, password and parameters."""
     parser = configparser.RawConfigParser(strict=False, allow_no_value=True)
     try:
         parser.read_string("\n".join(line.strip() for line in config.read_text().splitlines()))
