@@ -1,7 +1,7 @@
 """Entry point of the agent process.
 
 On SIGTERM or SIGINT, the agent moves the contents of the rings into the spool and exits. On SIGUSR1, it retries
-delivery at once.
+delivery immediately.
 """
 
 import contextlib

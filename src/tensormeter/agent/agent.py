@@ -64,8 +64,7 @@ class Agent:
 
     Attributes:
         error: Reason why requests were not delivered. Set by `run`.
-        accepted: Whether receivers accepted everything, although some of it may not be on their disks yet. Set by
-            `run`.
+        accepted: Whether receivers accepted everything, even if some of it is not on their disks yet. Set by `run`.
         cut: Descriptions of how processes of the run were cut off. The last values of these processes may be missing.
         leftover: Data that is left of the run. Set by `run`.
         unreachable: Destinations that could not be reached. Set by `run`.
@@ -128,8 +127,7 @@ class Agent:
     def close_lock(self) -> None:
         """Close the descriptors of the lock, for an agent that does not run.
 
-        This is an agent whose thread could not be started, or a forked child's copy of an agent whose lock the parent
-        keeps.
+        Call this if the agent's thread could not be started, or in a forked child, whose parent keeps the lock.
         """
         self._lock.close()
 
@@ -330,7 +328,7 @@ class Agent:
                     )
 
     def _do_round(self, spool: Spool) -> bool:
-        """Do one round, and return whether there is no reason to continue."""
+        """Do one round, and return whether the agent has nothing left to do."""
         self._deliveries.check()
         if self._retrying:
             self._retrying = False
@@ -370,14 +368,14 @@ class Agent:
             self._deliveries.arrived()
 
     def _has_nothing_left(self, spool: Spool) -> bool:
-        """Return whether there is no reason to continue."""
+        """Return whether the agent has nothing left to do."""
         if self._stopping:
             return True
         if self._rings and not self._one_shot:
             return False
         linger_timeout = self._settings.linger_timeout
         if self._location.in_memory and time.monotonic() - self._rings.left_at < linger_timeout:
-            return False  # the spool can return to the disk, or the disk can record that it was delivered
+            return False  # wait until the disk takes the spool back or records its delivery
         if self._settings.mode == "offline":
             return True
         if spool.pending() == 0:
@@ -407,8 +405,9 @@ class Agent:
         return True
 
     def _leave(self, spool: Spool) -> bool | None:
-        """End, unless a new process of the run has just started. `init` and the agent check for that under the same
-        lock.
+        """End, unless a new process of the run has just started.
+
+        `init` and the agent check for that under the same lock.
 
         Returns:
             Whether everything was delivered; None if the agent must continue.

@@ -38,9 +38,9 @@ _thread_agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()
 def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
     """Start an agent for the run unless an agent holds the lock.
 
-    This process acquires the lock and hands it to the new process, so two agents are never started at once. The agent
-    runs in its own session, so Ctrl-C in the trainer's terminal does not reach it. It runs in a new interpreter and
-    inherits none of the trainer's memory, threads or CUDA context. Starting it takes a few milliseconds, and this
+    This process acquires the lock and hands it to the new process, so two agents never start at the same time. The
+    agent runs in its own session, so Ctrl-C in the trainer's terminal does not reach it. It runs in a new interpreter
+    and inherits none of the trainer's memory, threads or CUDA context. Starting it takes a few milliseconds, and this
     function does not wait for the agent.
 
     Returns:

@@ -32,7 +32,7 @@ _STOP_TIMEOUT: Final = 0.5
 
 
 class NodeMetrics:
-    """Samples while a training process of the run is open on this node. Only the agent's main thread may use it."""
+    """Samples node metrics while a training process is open on this node. Only the agent's main thread may use it."""
 
     def __init__(self, spool: Spool, settings: Settings) -> None:
         self._spool = spool
@@ -102,7 +102,7 @@ class NodeMetrics:
 
 
 def _is_training(drain: RingDrainer) -> bool:
-    """Return whether a process is the one that began the run, and is still open and alive."""
+    """Return whether a process is a training process (not a child) that is open and alive."""
     return not drain.child and drain.ring.state is State.OPEN and drain.ring.writer_alive()
 
 

@@ -138,7 +138,7 @@ class Standby:
 def begin_command(name: str, locks: str, command: Sequence[str], *, notice: int = -1, deaths: int = 0) -> list[str]:
     """Return the command line of a process that becomes an agent.
 
-    It does so at once, or when the agent that holds the other end of `notice` is gone.
+    It does so immediately, or when the agent that holds the other end of `notice` is gone.
     """
     return [sys.executable, "-I", "-S", __file__, name, str(notice), str(deaths), locks, *command]
 

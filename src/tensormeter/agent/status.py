@@ -42,11 +42,10 @@ class StatusPublisher:
             disk_report: Description of a disk problem for users; empty if there is none.
         """
         pending = spool.pending()
-        # A flush is mainly about metrics, so it does not fail if a receiver accepts only metrics and refuses log
-        # records.
+        # A flush is mainly about metrics, so it does not fail if a receiver accepts metrics but refuses log records.
         signals: tuple[Signal, ...] = ("metrics",) if self._deliveries.logs_fail else SIGNALS
         flushed = {drain: number for drain in self._rings if (number := drain.complete_flush(signals)) is not None}
-        # Read after `pending` but published before it, so that 0 pending requests never appear without their rejected
+        # Read after `pending` but published before it: 0 pending requests must never appear without their rejected
         # items.
         rejected = spool.quarantined_items()
         losses = spool.losses()

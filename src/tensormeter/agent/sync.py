@@ -106,8 +106,8 @@ def sync_runs(
 ) -> Iterator[SyncResult | SkippedRun]:
     """Deliver every run below a directory, one after the other. A failing run does not stop the others.
 
-    A run with a living agent is left to that agent, which is asked to retry at once. This blocks during delivery, and
-    gives up on a run when its receiver fails three times in a row.
+    A run with a living agent is left to that agent, which is asked to retry immediately. This function blocks during
+    delivery, and gives up on a run when its receiver fails three times in a row.
 
     Args:
         directory: `Settings.directory` of the runs.
@@ -207,7 +207,7 @@ def _shorten(value: Any) -> str:
 
 
 def wake_agent(run: RunDirectory) -> str:
-    """Ask the agent that is working on a run to retry at once. Return a description of the result for users."""
+    """Ask the agent that is working on a run to retry now, and return a description of the result for users."""
     if run.doubt:
         return "its agent is at work"  # the process id in the folder is not trustworthy
     pid = run.agent_pid()

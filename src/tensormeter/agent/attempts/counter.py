@@ -3,8 +3,7 @@
 ::
 
     <settings.directory>/runs/
-        .attempts/<hash>.json     for each run with a chosen id: its latest attempt, that attempt's processes, the last
-        steps
+        .attempts/<hash>.json     for each run with a chosen id: its latest attempt, its processes, the last steps
         <run id>@<host>/alive     ids of the run's processes that are alive on this host; its agent touches the file
 
 Several hosts may share the directory. A process is alive on another host if that host's file lists it and was touched
@@ -194,7 +193,7 @@ def mark_alive(directory: RunDirectory, processes: Iterable[str] | None) -> None
 
     Args:
         directory: Directory of the run.
-        processes: Ids of the living processes; None to touch the file because they have not changed.
+        processes: Ids of the living processes; None to only touch the file if they have not changed.
     """
     path = directory.path / _ALIVE
     with contextlib.suppress(OSError):

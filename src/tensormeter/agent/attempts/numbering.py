@@ -148,7 +148,7 @@ class Numbering:
         Args:
             directory: Directory of the run.
             settings: Settings of the run.
-            asks: Whether any destination can ask its receiver. If not, this machine's numbers are settled at once.
+            asks: Whether any destination can ask its receiver. If not, this machine's numbers are settled immediately.
         """
         self._directory = directory
         self._settings = settings

@@ -65,7 +65,7 @@ class Deliveries:
                 raise SpoolDamagedError(delivery.error)
 
     def wake(self) -> None:
-        """Retry all deliveries at once."""
+        """Retry all deliveries immediately."""
         for delivery in self._deliveries:
             delivery.wake()
 
@@ -80,7 +80,7 @@ class Deliveries:
             delivery.set_urgent(urgent)
 
     def working(self, signal: Signal) -> list[str]:
-        """Return the destinations to which delivery of a signal works."""
+        """Return the destinations to which a signal is being delivered without failures."""
         return [
             delivery.destination
             for delivery in self._deliveries

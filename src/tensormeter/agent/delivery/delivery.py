@@ -4,15 +4,15 @@ Each destination has its own thread, backoff and position in the spool, so a fai
 others. Requests are sent in order, one at a time.
 
 If an exporter has `independent_signals`, each signal of its destination has its own thread, backoff and position. A
-receiver that accepts only metrics still gets them while its log records wait. While both signals get through, they are
-sent in the order in which they were recorded: a run begins before its first value and ends after its last one.
+receiver that accepts only metrics still gets them while its log records wait. As long as both signals are accepted,
+they are sent in the order in which they were recorded: a run begins before its first value and ends after its last one.
 
 The delay between attempts doubles from 1 to 60 seconds with full jitter (`retrying`). A `Retry-After` header sets a
 minimum delay of up to an hour. The number of attempts is unlimited while the agent runs. Undelivered requests stay in
 the spool. See `exporter_guard` for how exceptions in exporters are handled.
 
 Some receivers report what is on their disk (`Accepted.durability`). When the queue is empty, the agent asks such a
-receiver what is durable. It asks at once if a process is waiting for delivery to finish, and otherwise after some
+receiver what is durable. It asks immediately if a process is waiting for delivery to finish, and otherwise after some
 seconds without a response.
 
 A destination whose token is refused is parked. Nothing is sent to it until the token changes, `tensormeter sync` asks
@@ -181,7 +181,7 @@ class Delivery:
         self._guard = ExporterGuard(destination, numbering)
         self._wake = threading.Event()
         self._again = False
-        """Whether `wake` asked for another attempt. New requests alone do not end a backoff."""
+        """Whether `wake` requested another attempt. New requests alone do not end a backoff."""
         self._stop = threading.Event()
         name = "-".join(["tensormeter-deliver", destination, *(self.signals if len(self.signals) == 1 else ())])
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -236,7 +236,7 @@ class Delivery:
         self._thread.start()
 
     def wake(self) -> None:
-        """Retry at once. Any thread may call this, any number of times."""
+        """Retry immediately. Any thread may call this, any number of times."""
         self._again = True
         self._wake.set()
 
@@ -250,7 +250,7 @@ class Delivery:
             self._wake.set()
 
     def set_urgent(self, urgent: bool) -> None:
-        """Set whether a process is waiting for everything to become durable, so that the receiver is asked at once.
+        """Set whether a process is waiting for everything to become durable. If so, ask the receiver immediately.
 
         Any thread may call this.
         """
@@ -357,7 +357,7 @@ class Delivery:
         """Make one attempt to deliver the next request.
 
         Returns:
-            None to continue at once, 0 to wait for new requests, or the seconds to wait before the next attempt.
+            None to continue immediately, 0 to wait for new requests, or the seconds to wait before the next attempt.
         """
         arrivals = self._arrivals
         request = self._pieces.next(spool)

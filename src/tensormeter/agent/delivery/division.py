@@ -1,12 +1,12 @@
 """Divides a request that its receiver refuses, until each refused item is alone.
 
 A receiver responds to a whole request, even if it refuses only one metric in it. The agent finds that metric by sending
-parts. The order of the attempts matters: parts that were accepted stay accepted, and many receivers refuse points that
-are older than those that they have. Prometheus, for example, stores the time of each resource and accepts no earlier
-point of any of its metrics. Therefore:
+parts. The order of the attempts matters: accepted parts cannot be taken back, and many receivers refuse points that are
+older than the points they have. Prometheus, for example, stores the time of each resource and accepts no earlier point
+of any of its metrics. Therefore:
 
 1. kinds that were refused before go last;
-2. next, delta temporality is separated from the rest, then gauges from other types, since receivers refuse types;
+2. next, delta temporality is separated from the rest, then gauges from other types, as receivers refuse whole types;
 3. next, earlier rows go before later ones;
 4. finally, the metrics of a single row are separated, starting with those that the receiver names, and then the
    points of a single metric.
@@ -18,7 +18,7 @@ Destinations other than OTLP find a value's step in the same request. For these,
 rows, and steps do not count as items.
 
 The ids of the parts begin with the request's id. The sender stores how each part was divided, because the suspects
-change. The parts are derived from that and the request, so another agent creates the same ones.
+change. The parts are derived from this record and the request, so another agent creates the same ones.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class Piece:
     Attributes:
         request: Request to send. The id of a part begins with the id of the original request.
         items: Number of points or records of each kind.
-        rows: Number of different times of the points; 0 for log records.
+        rows: Number of distinct times of the points; 0 for log records.
         keeps_steps: Whether steps stay with their values and do not count as items.
     """
 

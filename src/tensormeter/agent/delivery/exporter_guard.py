@@ -35,7 +35,7 @@ _TRIES: Final = 3
 """Number of attempts at a request whose exporter raises an exception, before the request is divided."""
 
 _TRIES_OF_ITEM: Final = 2
-"""Number of attempts at a single item of such a request before it is quarantined. Larger parts are divided at once."""
+"""Number of attempts at a single item of such a request before quarantining it. Larger parts are divided directly."""
 
 _LEAST: Final = 2
 """Number of points in a request that cannot be divided: a value and its step."""
@@ -44,7 +44,7 @@ _LONGEST_REASON: Final = 500
 
 
 class ExporterGuard:
-    """Calls the exporters of one destination. Only one thread may call it; any thread may read the attributes.
+    """Calls the exporters of one destination. Only one thread may call its methods; any may read the attributes.
 
     Attributes:
         began: Time at which the current attempt began; None between attempts.

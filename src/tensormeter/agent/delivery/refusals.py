@@ -12,19 +12,19 @@ _SUSPECT: Final = 3
 """Number of consecutive quarantined pieces of a kind after which the kind is separated from the others."""
 
 _LOST: Final = 16
-"""Number of consecutive quarantined pieces of a kind after which only its latest item decides about all others."""
+"""Number of consecutive quarantined pieces of a kind after which its latest item decides about all its items."""
 
 _LOST_KINDS: Final = 8
 """Number of refused kinds of a never accepted type after which all kinds of that type count as refused."""
 
 _BARREN: Final = 3
-"""Number of consecutive requests with only refused items of a kind after which the kind is quarantined untried."""
+"""Number of consecutive requests with only refused items of a kind after which it is quarantined without trying."""
 
 Advice = Literal["divide", "try one", "quarantine"]
 
 
 class Refusals:
-    """Counts of what one receiver has refused. Only one thread may use it."""
+    """Statistics of one receiver's refusals. Only one thread may use it."""
 
     def __init__(self) -> None:
         self._strikes: Counter[Kind] = Counter()
@@ -65,7 +65,7 @@ class Refusals:
         """Return advice on a refused piece with these kinds.
 
         Returns:
-            `quarantine` if all kinds have been refused several times; they are retried at growing intervals, in case
+            `quarantine` if all kinds have been refused several times. They are retried at growing intervals, in case
             the receiver has changed. `try one` if all kinds are probably refused, so that a single item decides.
             Otherwise `divide`.
         """

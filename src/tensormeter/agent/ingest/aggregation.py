@@ -45,7 +45,7 @@ _DELTA_KINDS: Final = {
 
 
 class Aggregator:
-    """The aggregated streams of one process. Call `fold`, again if the spool refuses the result, and then `commit`."""
+    """The aggregated streams of one process. Repeat `fold` until the spool accepts its result, then call `commit`."""
 
     def __init__(self, states: Mapping[str, str], temporality: str) -> None:
         """

@@ -33,7 +33,7 @@ _STEPS_KEY: Final = json.dumps(_STEPS.to_json())
 _LARGEST: Final = (1 << 63) - 1
 
 _FULL_ENOUGH: Final = 1 / 8
-"""Share of a lane, when buffered, at which a batch is due regardless of the delay."""
+"""Buffered share of a lane at which a batch is due regardless of the delay."""
 
 
 class BatchMeasurementProcessor:
@@ -218,14 +218,14 @@ class BatchMeasurementProcessor:
             lane.release()
 
     def _stream_keys(self, layout: Layout) -> list[str]:
-        """Return a layout's streams as JSON, for use as keys. Streams are no good keys: True equals 1."""
+        """Return a layout's streams as JSON keys. Streams themselves cannot be keys, because True equals 1."""
         if layout.id not in self._keys:
             self._keys[layout.id] = [json.dumps(column.stream.to_json()) for column in layout.columns]
         return self._keys[layout.id]
 
 
 def _neighbours(series: list[Series]) -> list[Series]:
-    """Return the series ordered by scope and metric, so that series of a metric share one message."""
+    """Return the series ordered by scope and metric, so that the series of a metric share one message."""
     order: dict[tuple[str, str], tuple[int, int]] = {}
     scopes: dict[str, int] = {}
     keys = [(repr(item.scope), item.name) for item in series]

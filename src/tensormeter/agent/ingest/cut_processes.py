@@ -2,7 +2,7 @@
 
 This happens after a power failure, or when a container or a person deletes the memory that contains the rings. The
 contents of the spool are correct, but the last values may be missing. If a process is certainly gone, the agent adds
-its end event to the spool, with the state "crashed". Otherwise, the run would stay "running" forever.
+its end event to the spool, with the state "crashed", so that the run does not stay "running" forever.
 """
 
 import gzip

@@ -26,7 +26,7 @@ def put_ring_aside(path: Path, error: Exception) -> int:
         error: Error of the attempt to read it.
 
     Returns:
-        Number of items known to be lost with the ring; 0 if it keeps its name because another agent may be able to read
+        Number of items known to be lost with the ring; 0 if the ring stays, because another agent may be able to read
         it.
     """
     is_transient = isinstance(error, OSError | MemoryError | SpoolError) or isinstance(error.__cause__, OSError)

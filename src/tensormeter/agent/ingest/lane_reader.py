@@ -95,7 +95,7 @@ class Layouts:
                 self._known[layout.id] = (layout, np.dtype([*fields, ("end", "<i8")]))
 
     def find(self, number: int) -> tuple[Layout, np.dtype[np.void]] | None:
-        """Return the layout with an id; None if the ring has not published it."""
+        """Return the layout with the given id; None if the ring has not published it."""
         if number not in self._known:
             self.refresh()
         return self._known.get(number)

@@ -21,7 +21,7 @@ class LossReporter:
         self._settings = settings
         self._reports = 0
         self._spare: Report | None = None
-        """Report to use if the spool contains no report of any process."""
+        """Report to use if the spool contains no report from any process."""
 
     def prepare(self, spool: Spool) -> None:
         """Determine which run the spool belongs to, before the requests that identify the run are delivered."""

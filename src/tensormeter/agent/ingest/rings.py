@@ -105,7 +105,7 @@ class Rings:
         self._drains.clear()
 
     def discover(self, spool: Spool, numbering: Numbering, *, sync: bool) -> None:
-        """Open new rings. If `sync`, also sync the run's description, which their processes have rewritten."""
+        """Open new rings. If `sync`, also sync the run's description, which the rings' processes have rewritten."""
         for path in self._directory.ring_files():
             if path in self._drains or path in self.unreadable:
                 continue
@@ -127,7 +127,7 @@ class Rings:
         Args:
             spool: Spool to write to.
             working: Destinations to which delivery of log records works, for heartbeats.
-            stopping: Whether to move everything at once.
+            stopping: Whether to move everything immediately.
 
         Returns:
             Whether requests were added to the spool.

@@ -3,8 +3,8 @@
 The lock consists of two files: one in the run's directory, and one in shared memory next to the rings. An agent
 normally holds both. If one of them cannot be locked, the agent holds only the other. This happens on a disk that fails
 or does not support locks, and on a machine without shared memory. An agent runs only if no other process holds either
-file. Two agents at once are therefore impossible as long as one of the files can be locked. The file in shared memory
-can be checked even while the disk hangs.
+file. As long as one of the files can be locked, two agents can therefore never run at the same time. The file in shared
+memory can be checked even while the disk hangs.
 """
 
 import contextlib

@@ -11,14 +11,14 @@
             spool.sqlite
 
 The rings are in `settings.buffer_directory` (shared memory) if there is one, and otherwise in the run directory.
-Folders are private (0700), and so are files (0600). The directory is deleted when everything in it has been delivered.
+Folders (0700) and files (0600) are private. The directory is deleted when everything in it has been delivered.
 
 A folder with a spool or rings is a run, even if its `run.json` is missing or damaged. Its id and host are taken from
 the folder's name and the rest from the spool. It is delivered like a run in doubt.
 
-A run directory is in doubt if others could have put it there, or if a command was given its path. It is then treated as
-data only. The identity of the run and the temporality of its sums are read from its `run.json`; all other settings are
-the caller's.
+A run directory is in doubt if others could have put it there, or if a command was given its path. It is then treated
+only as data. The identity of the run and the temporality of its sums are read from its `run.json`; all other settings
+are the caller's.
 """
 
 import contextlib
@@ -107,7 +107,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path, *, given: bool = False) -> "RunDirectory":
-        """Read an existing directory.
+        """Open an existing run directory.
 
         Args:
             path: Path of the directory.
@@ -163,7 +163,8 @@ class RunDirectory:
     def settings(self, caller: Settings | None = None) -> Settings:
         """Return the settings to deliver with.
 
-        `directory` is always the current one, because the run may have been moved or copied from another machine.
+        The setting `directory` is always the current one, because the run may have been moved or copied from another
+        machine.
 
         Args:
             caller: Settings of this process; None to use those from its environment. They are used if the directory is
@@ -346,7 +347,7 @@ class RunDirectory:
 
 
 def list_runs(directory: Path) -> list[RunDirectory]:
-    """Return every run directory below `settings.directory`, oldest first, without other folders.
+    """Return every run directory below `settings.directory`, oldest first. Other folders are omitted.
 
     The argument may also be a folder that contains run directories, or a single run directory.
     """
@@ -392,7 +393,7 @@ def find_runs(
 
 @contextlib.contextmanager
 def runs_locked(directory: Path, patience: float = 5.0) -> Iterator[None]:
-    """Prevent runs below a `settings.directory` from being created or removed on this node meanwhile.
+    """Prevent runs below a `settings.directory` from being created or removed on this node during the block.
 
     Args:
         directory: The `settings.directory`.

@@ -20,7 +20,7 @@ def run_path(directory: Path, run: dict[str, Any]) -> Path:
 def path_when_made(path: Path, run: dict[str, Any]) -> Path:
     """Return the path that a run's ring directory is named after.
 
-    It is the path that the run used, unless that is now another folder.
+    It is the path that the run used, unless that path now leads to another folder.
     """
     written = run["settings"].get("directory")
     made = run_path(Path(written), run) if isinstance(written, str) else path

@@ -66,8 +66,7 @@ def remove_run(path: Path, *, whole: bool) -> None:
     if not whole:
         _remove_known(path)
         return
-    # Rename first, so that a half-deleted folder is never taken for a run. `RunDirectory.create` clears what is left of
-    # it.
+    # Rename first, so that a half-deleted folder is never taken for a run. `RunDirectory.create` deletes the rest.
     before = path.lstat()
     removed = path.with_name(f"{REMOVED}{path.name}-{time.time_ns()}")
     try:

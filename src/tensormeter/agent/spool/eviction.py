@@ -2,7 +2,7 @@
 
 Requests are evicted in this order, each group oldest first:
 
-- requests that receivers have accepted but that are not yet on their disks, which is no loss;
+- requests that receivers have accepted but not yet written to their disks (nothing is lost);
 - rejected requests, which are kept for users;
 - system metrics;
 - media.
@@ -100,8 +100,7 @@ def _join(database: sqlite3.Connection) -> tuple[str, int] | None:
 
 
 def _replace(database: sqlite3.Connection, sequence: int, body: bytes, items: int, times: int) -> None:
-    # Use a new id: if a receiver accepted the whole request but its response was lost, it must not take this one for
-    # it.
+    # Use a new id. If a receiver accepted the whole request but its response was lost, the two must not be confused.
     batch = uuid.uuid4().hex
     database.execute(
         "UPDATE request SET id = ?, items = ?, thinned = ?, checksum = ?, body = ? WHERE sequence = ?",

@@ -83,7 +83,7 @@ class MemorySpool:
         return spool
 
     def give_back(self, disk: Spool) -> None:
-        """Move the contents of the spool in memory, if there is one, into the spool on the disk, and delete it.
+        """Move the spool in memory, if there is one, into the spool on the disk.
 
         Raises:
             SpoolError: The disk refuses the write.
@@ -182,7 +182,7 @@ def _copy(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
 
 
 def _copy_recent(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
-    """Copy possibly waiting requests that are still in memory, because nothing can be read from the disk."""
+    """Copy requests that may be waiting and are still in memory. Nothing can be read from the disk."""
     for recent in disk.recent:
         batch, signal, items, priority, check, body = recent.row
         row = (recent.sequence, batch, signal, items, priority, 0, check, body)

@@ -42,7 +42,7 @@ class Origin:
 
     @classmethod
     def from_json(cls, text: str) -> "Origin | None":
-        """Return the origin that `to_json` encoded; None if the text is not an origin."""
+        """Decode an origin that `to_json` encoded; return None if the text is not an origin."""
         try:
             origin = cls(**json.loads(text))
         except (ValueError, TypeError, RecursionError):
@@ -52,7 +52,7 @@ class Origin:
         return origin if all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)) else None
 
     def to_json(self) -> str:
-        """Return the origin as text for `from_json`."""
+        """Encode the origin as text for `from_json`."""
         return json.dumps(asdict(self))
 
     @property

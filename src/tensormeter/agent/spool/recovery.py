@@ -1,4 +1,4 @@
-"""Opening of a spool that may be damaged, because a full disk cut it off or bits have flipped.
+"""Opening of a spool that may be damaged: a full disk may have truncated it, or bits may have flipped.
 
 The damaged file is renamed, and every readable request is copied into a new spool under its old id. A request that only
 some of its destinations have accepted may be resent to all of them under the same id. Losses count as `damaged`: the

@@ -1,7 +1,7 @@
 """Editing of encoded requests, which is rarely needed.
 
-`halves` splits a request that is too large in two. `thinned` and `condensed` reduce requests that do not fit into a
-full spool. All three accept OTLP messages with any kind of point, and return the same bytes for the same input.
+`halves` splits an oversized request in two. `thinned` and `condensed` reduce requests that do not fit into a full
+spool. All three accept OTLP messages with any kind of point, and return the same bytes for the same input.
 
 The points of a row have the same time, and stay together.
 """

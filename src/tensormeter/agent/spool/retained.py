@@ -53,7 +53,8 @@ def settle(database: sqlite3.Connection, destination: str, condition: str, durab
         database: Connection to the spool.
         destination: Name of the destination.
         condition: SQL condition on the column `signal` that selects the requests.
-        durability: State of the disk. If the receiver no longer reports it, None; everything is then resent once more.
+        durability: State of the disk; None if the receiver no longer reports it, so that everything is resent a last
+            time.
 
     Returns:
         Whether requests are waiting again.
@@ -89,7 +90,7 @@ def forget_kept(database: sqlite3.Connection, condition: str, *arguments: str) -
 
 
 def give_up_kept(database: sqlite3.Connection) -> bool:
-    """Evict the oldest requests that were accepted and are only kept, and return whether there were any."""
+    """Evict the oldest requests that are kept only until they are durable, and return whether there were any."""
     rows = database.execute(
         "SELECT destination, sequence FROM kept WHERE epoch != '' ORDER BY sequence LIMIT ?", (_GIVEN_UP_AT_ONCE,)
     ).fetchall()

@@ -202,7 +202,11 @@ def is_sealed(row: Sequence[Any]) -> bool:
 
 
 def of_version_2(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Add the columns that version 2 lacked to a row of `quarantine`: destination, id, reason, signal, items, body."""
+    """Add the columns that version 2 lacked to a row of `quarantine`.
+
+    Args:
+        row: Columns destination, id, reason, signal, items and body.
+    """
     destination, batch, reason, signal, items, body = row
     priority = Priority.SCALARS if signal == "metrics" else Priority.ESSENTIAL
     return destination, batch, reason, signal, items, priority, checksum(batch, signal, items, body), body

@@ -15,10 +15,12 @@ as lost. The rows of the other tables have checksums too. If one of them does no
 The size is bounded. `tensormeter.agent.spool.eviction` decides what to evict. Losses are counted by reason in `loss`.
 
 Durability: killing any process loses nothing. After a power failure, a spool with `fsync` contains everything that was
-put. With `flush`, the last transactions may be missing. With `none`, the spool may have to be repaired
+stored. With `flush`, the last transactions may be missing. With `none`, the spool may have to be repaired
 (`tensormeter.agent.spool.recovery`). In all modes, tables are durable once they are created, and a process is durable
-once the `put` that introduces it returns. The journal is a write-ahead log, which needs memory shared by all processes
-that have the file open. Network file systems do not reliably provide this, so the journal is a rollback journal there.
+once the `put` that introduces it returns.
+
+The journal is a write-ahead log, which needs memory shared by all processes that have the file open. Network file
+systems do not reliably provide this, so the journal is a rollback journal there.
 
 Threads: each thread opens its own `Spool`. Calls block on the disk, and wait up to 10 s for another thread's
 transaction.
@@ -86,7 +88,7 @@ class Spool(SpoolQueries):
             max_bytes: Maximum size of the contents in bytes; None for no limit.
 
         Raises:
-            SpoolError: The file is not a spool, has another version, or the disk refuses.
+            SpoolError: The file is not a spool or has another version, or the disk failed.
         """
         super().__init__(path, durability)
         self._max_bytes = max_bytes
@@ -95,7 +97,7 @@ class Spool(SpoolQueries):
         self.elsewhere = 0
         """Number of requests that wait in another file but count as pending."""
         self.recent = RecentRequests()
-        """Requests put by this object that may still be waiting."""
+        """Requests that this object stored and that may still be waiting."""
         try:
             self._open()
         except SpoolFullError:
@@ -219,8 +221,8 @@ class Spool(SpoolQueries):
             destination: Name of the destination.
             sequence: Sequence number of the request.
             refused: Number of items that the receiver left out and that have not been counted yet.
-            durability: State of the receiver's disk. The request is kept until it is durable there; None deletes it at
-                once.
+            durability: State of the receiver's disk. The request is kept until it is durable there; None deletes it
+                now.
             sent: Description of how the request was sent, as for `retained.keep`.
             signals: Signals of the other requests that `durability` applies to.
 
@@ -261,8 +263,9 @@ class Spool(SpoolQueries):
         return recalled
 
     def remember(self, destination: str, sequence: int, sent: str, *, refused: int = 0) -> None:
-        """Store how a waiting request has been sent so far (see `retained.remember`), and count `refused` as `done`
-        does.
+        """Store how a waiting request has been sent so far, and count its refused items.
+
+        See `retained.remember` for `sent`, and `done` for `refused`.
 
         Raises:
             SpoolFullError: The disk only has the space that marking deliveries needs.

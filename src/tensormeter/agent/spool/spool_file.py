@@ -98,7 +98,7 @@ class SpoolFile:
         try:
             with contextlib.suppress(OSError):
                 make_file(path)
-            # SQLite would replay files that the deleted database left into the copy.
+            # SQLite would replay the deleted database's journal files into the copy.
             for suffix in ("-wal", "-shm", "-journal"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             with closing(sqlite3.connect(path)) as copy:

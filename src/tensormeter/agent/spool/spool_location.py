@@ -79,7 +79,7 @@ class SpoolLocation:
             directory: Directory of the run.
             settings: Settings of the run.
             lock: Lock of the agent.
-            one_shot: Whether to give up as soon as the disk refuses.
+            one_shot: Whether to give up as soon as the disk fails.
             is_stopping: Function that returns whether the agent has been asked to end.
             wait: Function that waits for the given seconds, or until the agent is asked to end.
         """
@@ -101,7 +101,7 @@ class SpoolLocation:
         self._reserve_at = 0.0
 
     def open(self, damage: str) -> Spool:
-        """Open the spool on the disk or, if the disk refuses, the spool in memory.
+        """Open the spool on the disk or, if the disk fails, the spool in memory.
 
         Args:
             damage: Description of known damage, as for `open_repaired`.
@@ -129,7 +129,7 @@ class SpoolLocation:
                 self._wait(TROUBLE_DELAY)
 
     def must_leave(self, since: float) -> bool:
-        """Return whether to switch to memory, because the disk has been refusing since the given time."""
+        """Return whether to switch to memory, because the disk has been failing since the given time."""
         return not self._one_shot and time.monotonic() > max(since + _DISK_PATIENCE, self._not_before)
 
     def leave_disk(self, spool: Spool | None, error: Exception) -> bool:

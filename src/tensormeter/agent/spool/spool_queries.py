@@ -63,9 +63,10 @@ class SpoolQueries(SpoolFile):
         return None
 
     def head(self, destination: str, signals: Sequence[Signal] = SIGNALS, *, after: int = 0) -> Head | None:
-        """Return the oldest unchecked request, with some signals, that a destination has neither accepted nor rejected.
+        """Return a destination's oldest waiting request that has one of the given signals.
 
-        A request whose signal is damaged matches any signal; `read` detects the damage.
+        The request's checksum is not checked. A request whose signal is damaged matches any signal; `read` detects the
+        damage.
 
         Args:
             destination: Name of the destination.
@@ -119,7 +120,7 @@ class SpoolQueries(SpoolFile):
         ]
 
     def pending_through(self, sequence: int, signals: Sequence[Signal] = SIGNALS) -> int:
-        """Return the number of waiting requests with some signals up to a sequence number, once per destination."""
+        """Return the number of waiting requests with these signals up to a sequence number, once per destination."""
         row = self._fetch(
             f"SELECT count(*) FROM pending JOIN request USING (sequence) WHERE sequence <= ? AND {of_signals(signals)}",
             sequence,

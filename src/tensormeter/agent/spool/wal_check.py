@@ -67,8 +67,8 @@ def mend_log(database: Path) -> "LogState":
     If all frames of a damaged log are in the database, the log is removed, because SQLite would replay older contents
     from it.
 
-    After a power failure, the end of a log and its index may contain anything, so SQLite's rule applies. Lost data is
-    then detected through processes without an end event (`cut_processes`).
+    After a power failure, the end of a log and its index may contain anything, so SQLite's own rule applies. Lost data
+    is then detected through processes without an end event (`cut_processes`).
 
     Args:
         database: Path of the spool. This process must not have it open.
