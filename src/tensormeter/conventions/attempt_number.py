@@ -28,13 +28,13 @@ is `given` if a scheduler set it, so that only the first step is open. "" means 
 """
 
 DOUBTFUL: Final = 120.0
-"""Age in seconds from which a remote process that seems alive may be dead, if another process resumes the run.
+"""Age in seconds above which a remote process that seems alive may be dead, if another process resumes the run.
 
 A machine that lost power, or a killed pod, reports nothing.
 """
 
 _GATHERING: Final = 600.0
-"""Seconds within which the ranks of a launch start, if all earlier ranks have already ended."""
+"""Seconds after the start of a rank within which missing ranks join its attempt, even if it has already ended."""
 
 
 @dataclass(frozen=True)

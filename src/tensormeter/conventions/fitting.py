@@ -68,7 +68,7 @@ def _copy(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(document: Mapping[str, Any], above: tuple[str, ...]) -> list[tuple[int, tuple[str, ...]]]:
-    """Return all values except non-empty objects, as (size with key, colon and comma; path)."""
+    """Return all values except non-empty objects, as pairs (size including key, colon and comma; path)."""
     leaves: list[tuple[int, tuple[str, ...]]] = []
     for key, value in document.items():
         path = (*above, key)

@@ -50,8 +50,9 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
 
 
 def describe_losses(counts: Mapping[str, int], names: Mapping[str, Sequence[str]] | None = None) -> list[str]:
-    """Return a sentence for each reason, such as ``3 images: larger than 16 MiB in its encoded form; log a smaller
-    one``.
+    """Return a sentence for each reason.
+
+    An example is ``3 images: larger than 16 MiB in its encoded form; log a smaller one``.
 
     Args:
         counts: Counts by reason. Unknown reasons are shown unchanged except for underscores.

@@ -42,10 +42,10 @@ def write_file(path: Path, *pieces: str | bytes, sync: bool = False) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that is synced and replaces the target when the block ends. An exception removes it.
+    """Open a temporary file that replaces the target when the block ends.
 
-    Several processes may write the same target; the last one wins. The file gets the mode of any new file, as set by
-    the umask.
+    The file is synced before that. If the block raises an exception, the file is removed. Several processes may write
+    the same target; the last one wins. The file gets the mode of any new file, as set by the umask.
 
     Raises:
         OSError: The file cannot be written. The target is unchanged.

@@ -1,6 +1,6 @@
 """Syncs files and their names to the disk, so that they survive a power failure.
 
-Syncing a file covers its content; syncing the folder that contains it covers its name. Any thread may call these
+To sync a file's content, sync the file. To sync its name, sync the folder that contains it. Any thread may call these
 functions, which block on the disk.
 """
 
@@ -37,8 +37,9 @@ def fsync(descriptor: int) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Sync a file by its path. Do not use it for SQLite databases: closing the file releases this process's locks on
-    it.
+    """Sync a file by its path.
+
+    Do not use this for SQLite databases: closing the file would release this process's locks on it.
 
     Raises:
         OSError: As for `fsync`, or the file cannot be opened.
@@ -51,8 +52,9 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Sync the names in a folder. File systems that cannot sync folders are assumed to make names durable by
-    themselves.
+    """Sync the names in a folder.
+
+    File systems that cannot sync folders are assumed to make names durable by themselves.
 
     Raises:
         OSError: The disk failed, or the folder cannot be opened.

@@ -32,7 +32,7 @@ def wait_for_lock(descriptor: int, seconds: float = 0.0) -> bool:
 
     Args:
         descriptor: Descriptor of the file.
-        seconds: Maximum seconds to wait for other holders; 0 to return at once.
+        seconds: Maximum seconds to wait for other holders; 0 to return immediately.
 
     Returns:
         Whether the lock was acquired.
@@ -54,7 +54,7 @@ def wait_for_lock(descriptor: int, seconds: float = 0.0) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """Release a lock for every process that has the open file. Closing it does not suffice if a child was forked."""
+    """Release a lock for every process that has the open file. Closing the file is not enough after a fork."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
@@ -100,7 +100,7 @@ def try_lock(path: Path) -> int | None:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # the holder has deleted the file meanwhile, and may have been replaced
+        os.close(descriptor)  # the holder deleted the file meanwhile; there may be a new one
 
 
 def note_holder(descriptor: int) -> None:

@@ -109,8 +109,7 @@ def tighten_directory(path: Path) -> None:
             complaint = f"{path} belongs to {_name(status.st_uid)}, who could replace its content"
             if os.geteuid() != 0:
                 raise PermissionError(f"{complaint}; set TENSORMETER_DIR to a folder of your own")
-            # This happens in a container with a folder of the host's user. Delivery does not trust the settings of such
-            # runs.
+            # This happens in a container with a folder of the host's user. Delivery does not trust such runs' settings.
             _warn_once(f"{complaint}; `tensormeter sync` delivers it with its own settings")
         if status.st_mode & _OTHERS:
             with contextlib.suppress(OSError):  # some file systems have no modes

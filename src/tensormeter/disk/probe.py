@@ -27,8 +27,8 @@ _LONGEST_WAIT: Final = 0.01
 def answers(path: Path, seconds: float) -> bool:
     """Return whether a folder's file system responds in time. The folder need not exist.
 
-    The check takes about 2 ms if the file system responds. It returns True if no process can be started, and False at
-    once while an earlier process for this folder is stuck.
+    The check takes about 2 ms if the file system responds. It returns True if no process can be started. While an
+    earlier process for this folder is stuck, it returns False immediately.
     """
     _reap()
     if path in _stuck.values():

@@ -47,7 +47,7 @@ class Reserve:
         return False
 
     def room(self) -> tuple[float, float]:
-        """Return the numbers of free and reserved bytes. Free bytes are infinite if the disk does not report them."""
+        """Return the numbers of free and reserved bytes. The first is infinite if the disk does not report it."""
         with contextlib.suppress(OSError):
             return self._free(), self._reserved()
         return float("inf"), 0.0

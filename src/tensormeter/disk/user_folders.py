@@ -1,6 +1,6 @@
 """The user's folders for state and data, in any environment.
 
-In some containers, HOME is missing, empty or relative, and the user id has no name.
+In some containers, HOME is missing, empty or relative, or the user id has no name.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The checksum of SQLite's write-ahead log, for many frames at once. Source: SQLite's file format, section 4.2."""
+"""The checksum of SQLite's write-ahead log, computed for many frames together (SQLite's file format, section 4.2)."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,8 +18,8 @@ class WordSum:
 
     Attributes:
         words: The two sums of the words alone.
-        power: Symmetric matrix by which the checksum before the words is multiplied, as (first corner, the element that
-            occurs twice, last corner).
+        power: Symmetric matrix by which the checksum before the words is multiplied: top-left, off-diagonal and
+            bottom-right elements.
     """
 
     words: tuple[int, int]

@@ -3,8 +3,8 @@
 A variable may be meant for another program, so no value raises an exception. The rules are those of OpenTelemetry's
 specification ("Environment Variable Specification", from "Parsing empty value" on). An empty variable is unset. Unknown
 words and invalid numbers are ignored. A Boolean is true only if it is `true`. Numbers beyond the supported range are
-clamped. Each process warns about a variable only once. Our own variables, `TENSORMETER_*`, do raise exceptions; see
-`settings`.
+clamped. Each process warns about each value of a variable only once. Our own variables, `TENSORMETER_*`, do raise
+exceptions; see `settings`.
 """
 
 import contextlib

@@ -48,7 +48,7 @@ _NODE_ATTRIBUTES: Final = (
 )
 
 _MOST_ATTRIBUTE_BYTES: Final = 16_384
-"""Maximum bytes of attributes from the environment. Receivers limit these; our server accepts 65,536 bytes of JSON."""
+"""Maximum bytes of attributes from the environment. Receivers limit resources; our server accepts 64 KiB of JSON."""
 
 _IDENTITY: Final = (SERVICE_NAME, RUN_ID, "host.name", "host.id")
 """Attributes that identify a node. Containers may share a `host.id`, and machines without a network a `host.name`."""
@@ -110,7 +110,7 @@ def describe_process(
 
 
 def _described(describe: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the attributes from `describe`. If it fails, return none, because failures must not prevent recording."""
+    """Return the attributes from `describe`, or none if it fails, because failures must not prevent recording."""
     try:
         return describe()
     except Exception as error:
@@ -119,7 +119,7 @@ def _described(describe: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _from_environment(detected: Mapping[str, Any]) -> dict[str, str]:
-    """Return the attributes from `OTEL_RESOURCE_ATTRIBUTES`. They are texts and replace no other types."""
+    """Return the attributes from `OTEL_RESOURCE_ATTRIBUTES`, which never replace detected values other than text."""
     variable = "OTEL_RESOURCE_ATTRIBUTES"
     attributes: dict[str, str] = {}
     room = _MOST_ATTRIBUTE_BYTES
