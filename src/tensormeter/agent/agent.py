@@ -63,11 +63,11 @@ class Agent:
     """Drains and delivers one run. `run` uses the calling thread, plus one thread for each delivery.
 
     Attributes:
-        error: Reason why requests were not delivered. Set by `run`.
-        accepted: Whether receivers accepted everything, even if some of it is not on their disks yet. Set by `run`.
+        error: Reason why requests were not delivered, set by `run`.
+        accepted: Whether receivers accepted everything, even if some of it is not on their disks yet; set by `run`.
         cut: Descriptions of how processes of the run were cut off. The last values of these processes may be missing.
-        leftover: Data that is left of the run. Set by `run`.
-        unreachable: Destinations that could not be reached. Set by `run`.
+        leftover: Data that is left of the run, set by `run`.
+        unreachable: Destinations that could not be reached, set by `run`.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ _LONG: Final = 5.0
 """Minimum seconds from an agent's start to its last pulse for it to be replaced without delay."""
 
 _WORKED: Final = 1.0
-"""The same minimum, measured from the first pulse, which excludes the time that the start took."""
+"""Minimum seconds from an agent's first to its last pulse for it to be replaced without delay."""
 
 _FIRST_DELAY: Final = 1.0
 _LONGEST_DELAY: Final = 60.0

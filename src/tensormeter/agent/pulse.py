@@ -48,7 +48,7 @@ class Pulse:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread. Blocks for a moment, or for some seconds if a process cannot be started."""
+        """End the thread. This blocks for a moment, or for some seconds if a process cannot be started."""
         self._stopped.set()
         self._thread.join(_PATIENCE)
 

@@ -1,6 +1,6 @@
 """A standby process that waits until the agent is killed and then becomes the next agent.
 
-The standby is a bare interpreter without packages. It needs some 10 MB, half of it shared, and sleeps in the kernel
+The standby is a bare interpreter without packages. It needs about 10 MB, half of it shared, and sleeps in the kernel
 until the agent's end of a pipe closes. It opens no files, because it inherits the agent's locks, log and description of
 the run. Before it becomes the agent, it forks the next standby, so each agent has a standby from its first moment. The
 first agent is started in the same way. An agent that ends by itself notifies its standby, which then ends too. If the

@@ -134,7 +134,7 @@ def sync_runs(
 def belongs_to(run: RunDirectory, url: str) -> bool:
     """Return whether a run is for a server that has just started at `url`.
 
-    It is if the run's endpoint has that address, or if the run was offline and no endpoint was chosen for it.
+    This is the case if its endpoint has that address, or if it was offline and no endpoint was chosen for it.
     """
     settings = run.settings()
     wanted, server = urlsplit(settings.endpoint), urlsplit(url)

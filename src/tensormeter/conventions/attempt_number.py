@@ -1,6 +1,6 @@
 """The rule that assigns a run's attempt number, shared by training processes and the server.
 
-Processes that start at the same time on machines without a common disk get the same number, in any order. The rule
+Processes that start at the same time on machines without a common disk get the same number in any order. The rule
 depends on the launch and on the ranks that an attempt already has, not on the order of requests.
 """
 

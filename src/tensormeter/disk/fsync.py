@@ -21,7 +21,7 @@ _FULL_FSYNC: Final[int | None] = getattr(fcntl, "F_FULLFSYNC", None)
 
 
 def fsync(descriptor: int) -> None:
-    """Sync an open file. Returns when the content is on the disk.
+    """Sync an open file, and return when its content is on the disk.
 
     Raises:
         OSError: The disk failed, or the file system does not support syncing (see `REFUSALS`).

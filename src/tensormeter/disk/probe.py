@@ -1,6 +1,6 @@
 """Checks whether a disk responds, without blocking on it.
 
-A process that waits for a hanging file system cannot be ended, even by SIGKILL. A separate process therefore accesses
+A process that waits for a hanging file system cannot be killed, even by SIGKILL. A separate process therefore accesses
 the disk first. If the disk hangs, only that process is stuck, and not a thread of the training process.
 """
 

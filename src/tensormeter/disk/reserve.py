@@ -28,9 +28,10 @@ class Reserve:
         self._path = database.with_name("reserve")
 
     def keep(self, size: int) -> bool:
-        """Grow the reserve to a size, but leave at least as much space free. Return whether the reserve has that size.
+        """Grow the reserve to the given size, and return whether it has that size.
 
-        Call this often, because the needed size changes. The reserve never shrinks.
+        The reserve takes at most half of the available space, and never shrinks. Call this often, because the needed
+        size changes.
 
         Args:
             size: Size in bytes.

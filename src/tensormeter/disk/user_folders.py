@@ -16,12 +16,12 @@ NO_FOLDER: Final = Path("/dev/null/tensormeter")
 
 
 def user_state_folder() -> Path:
-    """Return the user's folder for state, or `NO_FOLDER` if it is unknown. Never raises, and creates nothing."""
+    """Return the user's folder for state, or `NO_FOLDER` if it is unknown. This never raises and creates nothing."""
     return _absolute(lambda: platformdirs.user_state_path("tensormeter"))
 
 
 def user_data_folder() -> Path:
-    """Return the user's folder for data, or `NO_FOLDER` if it is unknown. Never raises, and creates nothing."""
+    """Return the user's folder for data, or `NO_FOLDER` if it is unknown. This never raises and creates nothing."""
     return _absolute(lambda: platformdirs.user_data_path("tensormeter"))
 
 

@@ -260,7 +260,7 @@ class Delivery:
             self._wake.set()
 
     def stop(self, timeout: float) -> None:
-        """End the thread after its current attempt. Blocks for up to `timeout` seconds."""
+        """End the thread after its current attempt. This blocks for up to `timeout` seconds."""
         self._stop.set()
         self._wake.set()
         self._thread.join(timeout)

@@ -38,7 +38,7 @@ class RequestPieces:
     """The pieces of the oldest request for one destination. Only one thread may use it. Methods block on the disk.
 
     Attributes:
-        position: Sequence number of the first waiting request after `next`; None if none waits.
+        position: Sequence number of the first waiting request after `next`; None if no request waits.
     """
 
     def __init__(self, destination: str, signals: Sequence[Signal] = SIGNALS) -> None:

@@ -15,7 +15,7 @@ class UploadRate:
         self._free_at = 0.0
 
     def reserve(self, size: int) -> float:
-        """Reserve bytes to send, and return the seconds to wait before sending them. Does not block."""
+        """Reserve bytes to send, and return the seconds to wait before sending them. This does not block."""
         if self._bytes_per_second is None:
             return 0.0
         with self._lock:

@@ -81,7 +81,7 @@ def end_cut_processes(
 
 
 def _end(origin: Origin, fate: str, last_time: int, losses: Mapping[str, int]) -> list[Encoded]:
-    """Return the request that ends a process; empty if its resource, which comes from outside, is invalid."""
+    """Return a list with the request that ends a process; empty if the process's resource is invalid."""
     message = f"{fate}; the last values may be missing"
     body: dict[str, Value] = {"state": "crashed", "message": message, "dropped": dict(losses)}
     try:

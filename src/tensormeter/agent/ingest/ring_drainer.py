@@ -355,7 +355,7 @@ class RingDrainer:
         self._publish()
 
     def _publish(self) -> None:
-        """Tell the writer, which may be waiting in `finish`, that the spool has new requests."""
+        """Notify the writer, which may be waiting in `finish`, that the spool has new requests."""
         self._fresh = True
         self._sent_at = time.monotonic()
         self.ring.words[HeaderWord.PENDING_REQUESTS] = self._spool.pending()
@@ -369,7 +369,7 @@ class RingDrainer:
         )
 
     def _start_events(self) -> list[Event]:
-        """Return the event that starts the run; empty for a child process."""
+        """Return a list with the event that starts the run; empty for a child process."""
         if self.child:
             return []
         metadata = cast("dict[str, Value]", self._processor.metadata)

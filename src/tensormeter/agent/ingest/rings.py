@@ -82,7 +82,7 @@ class Rings:
 
     @property
     def refusals(self) -> list[tuple[float, Exception]]:
-        """Start times and errors of the spool's current refusals of rows."""
+        """Start times and errors of the spool failures that drainers are currently seeing."""
         return [drain.refusal for drain in self if drain.refusal]
 
     @property

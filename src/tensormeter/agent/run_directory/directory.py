@@ -65,8 +65,8 @@ class RunDirectory:
         rings: Folder of the ring files.
         run: Contents of `run.json`: run_id, name, host, created (nanoseconds), and the settings of the latest process,
             without secrets.
-        doubt: Reason, as a phrase, why the settings in `run` are not used; empty if they are used.
-        damage: Damage of `run.json`, as a phrase; empty if there is none.
+        doubt: Phrase that says why the settings in `run` are not used; empty if they are used.
+        damage: Phrase that describes the damage to `run.json`; empty if there is none.
     """
 
     path: Path

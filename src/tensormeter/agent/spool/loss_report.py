@@ -118,7 +118,7 @@ def described_in(request: Request, host: str) -> Report | None:
 
 
 def encode_report(report: Report) -> Encoded:
-    """Return a report as a heartbeat of an ended process. Heartbeats do not change the run's state."""
+    """Encode a report as a heartbeat of an ended process. Heartbeats do not change the run's state."""
     event = Event(RUN_HEARTBEAT, time.time_ns(), {"state": "ended", "dropped": report.counts})
     body = gzip.compress(encode_events(report.resource, [event]), 1, mtime=0)
     return Encoded("logs", body, 1, Priority.ESSENTIAL)

@@ -142,7 +142,7 @@ class MemorySpool:
 
 
 def works(path: Path) -> bool:
-    """Return whether a spool can be opened and written to. Blocks on the disk."""
+    """Return whether a spool can be opened and written to. This blocks on the disk."""
     try:
         spool = Spool(path)
         try:
@@ -225,7 +225,7 @@ def _move(memory: Spool, disk: Spool, note: dict[str, Any]) -> None:
 
 
 def _rows(spool: Spool, table: str) -> list[tuple[Any, ...]]:
-    """Return a small table's rows, without checksums. Raise SpoolDamagedError if a row does not match its checksum."""
+    """Return a small table's rows without their checksums. Mismatches raise SpoolDamagedError."""
     return spool._all_sealed(table, "1")
 
 

@@ -133,7 +133,7 @@ _FAILURE: Final = re.compile(r"error code=(\d+)")
 """Part of SQLite's message about a page that its check could not read."""
 
 _APPLICATION_ID: Final = 0x746D7300 | _VERSION
-"""The version again. If the two numbers of a spool differ, it is damaged rather than of another version."""
+"""A second copy of the version. If the two copies differ, the spool is damaged rather than of another version."""
 
 
 def prepare(database: sqlite3.Connection, path: Path) -> None:

@@ -54,7 +54,7 @@ __all__ = ["Retried", "Spool"]
 logger: Final = get_logger("tensormeter.agent")
 
 _ROOM_FOR_PROGRESS: Final = 1 << 20
-"""Bytes that must be free on the disk to store how a request was divided, which delivery can do without."""
+"""Minimum free bytes on the disk for storing how a request was divided. Delivery can do without this record."""
 
 _PAGES: Final = 64 << 10
 """Maximum bytes that a transaction writes besides the requests, for pages of indexes and small tables."""

@@ -93,7 +93,7 @@ class SpoolLocation:
         self.in_memory = False
         self.report = ""
         self._returning = False
-        """Whether to use the disk again."""
+        """Whether the spool is about to return to the disk."""
         self._not_before = 0.0
         """Time before which trying to switch to memory is pointless."""
         self._disk_trial_at = 0.0
