@@ -286,7 +286,7 @@ class Agent:
             self._wake.clear()
 
     def _move_if_refused(self, spool: Spool, refusal: tuple[float, Exception] | None) -> None:
-        """Switch to a spool in memory if the disk has refused writes for too long, and back when it works again.
+        """Switch to a spool in memory if the disk has refused writes for too long. Switch back when it works again.
 
         Raises:
             _MovedError: The agent must continue with another spool.

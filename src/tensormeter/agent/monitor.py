@@ -2,8 +2,7 @@
 
 A recording thread only compares words in memory. If the agent's pulse has stopped, or there is something to report, it
 starts a thread that handles this and then ends. While nothing is wrong, the process therefore has no extra thread and
-forks safely. The started thread checks the lock in shared memory, and accesses the disk only if there is no shared
-memory.
+forks safely. That thread checks the lock in shared memory, and accesses the disk only if there is no shared memory.
 """
 
 import threading
@@ -69,7 +68,7 @@ class AgentMonitor:
         self._busy = False
 
     def check(self) -> None:
-        """Ensure that there is an agent, without waiting for it. If there is one, this only compares words."""
+        """Ensure that an agent is running, without waiting. If one is running, this only compares words in memory."""
         now = time.monotonic()
         if now < self._next or self._busy or self._settings.agent == "off":
             return

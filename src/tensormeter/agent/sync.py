@@ -221,7 +221,7 @@ def wake_agent(run: RunDirectory) -> str:
 
 
 def _is_agent(pid: int) -> bool:
-    """Return whether a process may be an agent: anyone can write `agent.lock`, and the signal ends most processes."""
+    """Return whether a process may be an agent. Anyone can write `agent.lock`, and SIGUSR1 ends most processes."""
     try:
         return b"tensormeter" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except FileNotFoundError:

@@ -16,7 +16,7 @@ def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Cal
 
     Args:
         seconds: Maximum seconds to wait.
-        work: Function to run. Its argument is set when the deadline has passed; `work` must then have no effect.
+        work: Function to run. Its argument is set when the deadline has passed. It should then have no visible effect.
         undo: Function that is called with a late result, on the temporary thread.
 
     Returns:

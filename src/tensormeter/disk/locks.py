@@ -62,8 +62,8 @@ def unlock(descriptor: int) -> None:
 def locked(path: Path, patience: float = _PATIENCE) -> Iterator[None]:
     """Hold a lock during the block. If it is not free after `patience` seconds, warn and continue without it.
 
-    Holders do nothing slow, so the deadline passes only if a holder is stopped (by SIGSTOP or a frozen disk). At worst,
-    a second agent starts, finds the first agent's lock and exits.
+    Processes hold the lock only briefly, so the deadline passes only if a holder is stopped (by SIGSTOP or a frozen
+    disk). At worst, a second agent starts, finds the first agent's lock and exits.
 
     Raises:
         OSError: The file cannot be created, or files cannot be locked there.

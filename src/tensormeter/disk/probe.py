@@ -63,7 +63,7 @@ def answers(path: Path, seconds: float) -> bool:
 
 
 def _reap() -> None:
-    """Collect formerly stuck processes that have ended."""
+    """Collect the exit statuses of stuck processes that have ended since."""
     for pid in list(_stuck):
         with contextlib.suppress(ChildProcessError):
             if not os.waitpid(pid, os.WNOHANG)[0]:

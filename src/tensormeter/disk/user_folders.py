@@ -26,7 +26,7 @@ def user_data_folder() -> Path:
 
 
 def _absolute(find: Callable[[], Path]) -> Path:
-    """Return an absolute folder, or `NO_FOLDER`. The XDG specification requires that relative folders are ignored."""
+    """Return an absolute folder, or `NO_FOLDER`. The XDG specification requires relative folders to be ignored."""
     try:
         path = find().expanduser()
     except (RuntimeError, OSError, ValueError):

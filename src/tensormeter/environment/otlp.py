@@ -53,7 +53,7 @@ class OtlpTarget:
             authorities.
         client_certificate: File with the client's certificate for mutual TLS; empty for none.
         client_key: File with the client's private key; empty for none.
-        timeout: Maximum seconds to send one request.
+        timeout: Maximum seconds for sending one request.
     """
 
     protocol: Protocol

@@ -71,7 +71,7 @@ _LONGEST_LIMIT: Final = 4000
 """Upper bound (exclusive) on the number of digits, because Python refuses to parse longer numbers."""
 
 _making: Final = threading.Lock()
-"""Held while a provider is constructed, because each sensor constructs one in its own thread."""
+"""Lock that is held while a provider is constructed, because each sensor constructs one in its own thread."""
 
 _warned: set[tuple[str, str]] = set()
 """Variables and values that have been warned about."""

@@ -15,8 +15,8 @@ _LONGEST_ARGUMENT: Final = 256
 def mask_secrets(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
     """Replace secrets in a command line with `***`.
 
-    Secrets are those that `tensormeter.redaction` recognizes by name or form, and the values of environment variables
-    whose names indicate a secret, wherever they occur.
+    The function masks secrets that `tensormeter.redaction` recognizes by name or form. It also masks the values of
+    environment variables whose names indicate a secret, wherever these values occur.
 
     Args:
         arguments: Command line.

@@ -107,7 +107,7 @@ class Settled:
         return step - AUTOMATIC_STEPS + self.first_step if AUTOMATIC_STEPS <= step < AUTOMATIC_STEPS_END else step
 
     def event(self, event: Event) -> Event:
-        """Return an event with the step to deliver."""
+        """Return an event whose recorded step is replaced by the step to deliver."""
         step = event.attributes.get(STEP_METRIC)
         if not isinstance(step, int):
             return event
@@ -141,7 +141,7 @@ def _rewrite_step(record: LogRecord, settled: Settled) -> None:
 
 
 class Numbering:
-    """The attempts at one run on this host. The agent's main thread registers processes; delivery threads ask."""
+    """Attempts at one run on this host. The agent's main thread registers processes; delivery threads call `ask`."""
 
     def __init__(self, directory: RunDirectory, settings: Settings, *, asks: bool) -> None:
         """
@@ -273,7 +273,7 @@ class Numbering:
                     self._settle(local, None)
 
     def rewrite(self, request: Request) -> Request:
-        """Return a request with settled numbers and steps and the same id."""
+        """Return a request with settled numbers and steps. Its id stays the same."""
         if self._settings.run_id is None:
             return request
         try:
@@ -331,7 +331,7 @@ class Numbering:
         return sorted(local for local, settled in list(self._attempts.items()) if settled.number is None)
 
     def _settled_elsewhere(self, local: int) -> int | None:
-        """Return the number that a server gave a host sharing the directory; None if a scheduler set the number."""
+        """Return the number that a server gave another host on this directory; None if a scheduler set it."""
         settled = self._attempts[local]
         if self._directory.doubt or settled.basis == "given":
             return None

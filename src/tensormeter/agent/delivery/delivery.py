@@ -164,7 +164,7 @@ class Delivery:
             jitter: Function that takes a delay and returns the seconds to wait.
             signals: Signals to deliver.
             rate: Rate limit that siblings share. By default, the limit applies to this delivery alone.
-            numbering: Object that settles attempt numbers before requests are exported. By default, they are sent
+            numbering: Object that settles attempt numbers before requests are exported. By default, requests are sent
                 unchanged.
 
         Raises:

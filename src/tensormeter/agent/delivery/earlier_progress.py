@@ -22,7 +22,7 @@ logger: Final = get_logger("tensormeter.agent")
 
 
 def take_over_progress(spool: Spool, destination: str, signals: Sequence[Signal], folder: Path) -> None:
-    """Move the progress of the oldest request from the file into the spool; do nothing without a file.
+    """Move the progress of the oldest request from the file into the spool, if there is a file.
 
     Args:
         spool: Spool to write to.

@@ -35,7 +35,7 @@ _TRIES: Final = 3
 """Number of attempts at a request whose exporter raises an exception, before the request is divided."""
 
 _TRIES_OF_ITEM: Final = 2
-"""Number of attempts at a single item of such a request before quarantining it. Larger parts are divided directly."""
+"""Number of attempts at a single item of such a request before quarantining it. Larger parts get one attempt."""
 
 _LEAST: Final = 2
 """Number of points in a request that cannot be divided: a value and its step."""
@@ -158,6 +158,6 @@ def _checked(outcome: object, items: int) -> Outcome:
 
 
 def _plain(text: object) -> str:
-    """Return a text that every file and database can store, shortened because it may quote the data."""
+    """Return text that every file and database can store. It is shortened, because it may quote the data."""
     plain = str(text).encode(errors="replace").decode()
     return plain if len(plain) <= _LONGEST_REASON else f"{plain[:_LONGEST_REASON]}..."

@@ -1,4 +1,4 @@
-"""Memory of the kinds that one receiver refuses, so that dividing a refused request takes few attempts."""
+"""Record of the kinds that one receiver refuses, so that dividing a refused request takes few attempts."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable

@@ -23,7 +23,7 @@ def put_ring_aside(path: Path, error: Exception) -> int:
 
     Args:
         path: Path of the ring.
-        error: Error of the attempt to read it.
+        error: Error that reading the ring caused.
 
     Returns:
         Number of items known to be lost with the ring; 0 if the ring stays, because another agent may be able to read

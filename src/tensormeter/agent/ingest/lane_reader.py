@@ -120,7 +120,7 @@ class LaneReader:
         self.cursor = Cursor(max(cursor.position, self._words[self._tail_word]), cursor.last_time)
 
     def read(self, most: int, *, abandon_pending: bool) -> list[Rows]:
-        """Copy whole rows, up to about `most` values, and move the cursor past them.
+        """Copy complete rows, up to about `most` values, and move the cursor past them.
 
         Their space is not freed until `release`.
 
@@ -162,7 +162,7 @@ class LaneReader:
         return head if position < head <= position + self._size else None
 
     def _read_from(self, position: int, most: int, batch: list[Rows], abandon_pending: bool) -> int:
-        """Read whole rows from a position, and return the position after them."""
+        """Read complete rows from a position, and return the position after them."""
         values = sum(_values_of(rows) for rows in batch)
         while values < most:
             offset = self._start + position % self._size
@@ -217,7 +217,7 @@ class LaneReader:
     def _stretch(
         self, position: int, offset: int, layout: Layout, dtype: np.dtype[np.void], most: int
     ) -> NDArray[np.void]:
-        """Return a copy of consecutive whole rows of one layout, starting at a position.
+        """Return a copy of consecutive complete rows of one layout, starting at a position.
 
         Each pass checks more rows, so that mixed layouts cost little and long stretches take few passes.
         """
@@ -240,7 +240,7 @@ class LaneReader:
         return np.frombuffer(self._buffer, dtype, count, offset).copy()
 
     def _measurements(self, position: int, offset: int, most: int, abandon_pending: bool) -> list[Rows]:
-        """Return the whole measurements at a position, by layout. Each pass checks more of them, as in `_stretch`."""
+        """Return the complete measurements at a position, by layout. Like `_stretch`, check more in each pass."""
         room = min(most, (self._start + self._size - offset) // _MEASUREMENT_BYTES)
         count, step = 0, 16
         while count < room:

@@ -16,9 +16,9 @@ Folders (0700) and files (0600) are private. The directory is deleted when every
 A folder with a spool or rings is a run, even if its `run.json` is missing or damaged. Its id and host are taken from
 the folder's name and the rest from the spool. It is delivered like a run in doubt.
 
-A run directory is in doubt if others could have put it there, or if a command was given its path. It is then treated
-only as data. The identity of the run and the temporality of its sums are read from its `run.json`; all other settings
-are the caller's.
+A run directory is in doubt if others could have put it there, or if a command was given its path. Its contents are then
+treated as untrusted data. The identity of the run and the temporality of its sums are read from its `run.json`; all
+other settings are the caller's.
 """
 
 import contextlib
@@ -327,7 +327,7 @@ class RunDirectory:
         return try_lock(self.memory_lock)
 
     def agent_pid(self) -> int | None:
-        """Return the process id of the agent that holds the lock; None if it is a thread or is just starting."""
+        """Return the process id of the agent that holds the lock; None if the agent is a thread or just starting."""
         for path in (self.agent_lock, self.memory_lock):
             if path is not None and (path == self.agent_lock or not self.rings_weakness):
                 with contextlib.suppress(OSError, ValueError):

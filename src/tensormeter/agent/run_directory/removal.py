@@ -1,4 +1,4 @@
-"""Removal of files that tensormeter created, and of no others.
+"""Removal of only those files that tensormeter created.
 
 Every file is removed by its name inside an open folder. A link, or a folder that is swapped in meanwhile, therefore
 cannot redirect the removal.

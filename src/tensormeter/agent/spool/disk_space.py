@@ -15,7 +15,7 @@ _MARKING: Final = 256 << 10
 
 
 class DiskSpace:
-    """The disk space that one spool has. All methods block on the disk."""
+    """The disk space of one spool. All methods block on the disk."""
 
     def __init__(self, file: SpoolFile) -> None:
         self._file = file

@@ -10,7 +10,10 @@ from tensormeter.errors import SpoolError
 __all__ = ["ERRORS", "SpoolDamagedError", "SpoolFullError", "SpoolVersionError", "named"]
 
 _FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
-"""SQLite's codes for a full disk. The last two report quotas, file-size limits, and a full disk at opening."""
+"""SQLite's codes for a full disk.
+
+The last two report a quota, a file-size limit, or a disk that is full when the database is opened.
+"""
 
 ERRORS: Final = (sqlite3.Error, UnicodeDecodeError, OverflowError)
 """Exceptions that SQLite raises, including when its own message or a number in the file is damaged."""

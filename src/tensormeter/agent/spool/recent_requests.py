@@ -31,7 +31,7 @@ class RecentRequest(NamedTuple):
 
 
 class RecentRequests:
-    """A bounded buffer of requests, which drops the oldest first."""
+    """A bounded buffer that drops the oldest requests first."""
 
     def __init__(self) -> None:
         self._requests: dict[int, RecentRequest] = {}

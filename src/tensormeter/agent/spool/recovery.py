@@ -62,7 +62,7 @@ def open_repaired(
             damage to an index may only show when the index is used.
 
     Raises:
-        SpoolError: The disk refuses, or the spool was written by another version.
+        SpoolError: The disk refuses access, or the spool was written by another version.
     """
     missing = False
     if not damage:
@@ -192,7 +192,7 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             tables.write(new, table, rows)
             if not is_whole:
                 logger.error("rows of the table %s in %s cannot be read", table, aside)
-                # Cursors are in the ring too, and processes are described again. But sums restart, and counts are gone.
+                # The ring also has the cursors, and processes are described again. But sums restart, and counts are lost.
                 lost += table in ("aggregate", "loss")
         rejected = tables.rejected()
         columns = "destination, id, reason, signal, items, priority, checksum, body"

@@ -1,10 +1,10 @@
 """Requests that a receiver has accepted but that are not yet on the receiver's disk.
 
-Each row of the table `kept` describes one request and one destination. It contains the epoch and number from the
-receiver, and how the request was sent: how it was divided, and how many of its items were refused. Once the request is
-on the receiver's disk, the row and the request are deleted. If the receiver's epoch changes, the request waits again.
-Its row is kept without an epoch, so that the request is resent in the same pieces, whose ids the receiver may have
-seen. The row of a partly sent request is kept for the same reason.
+Each row of the table `kept` describes one request and one destination. It contains the epoch and number that the
+receiver reported, how the request was divided, and how many of its items were refused. Once the request is on the
+receiver's disk, the row and the request are deleted. If the receiver's epoch changes, the request waits again. Its row
+is kept without an epoch, so that the request is resent in the same pieces, whose ids the receiver may have seen. The
+row of a partly sent request is kept for the same reason.
 
 Call all functions in a transaction.
 """

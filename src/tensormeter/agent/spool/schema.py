@@ -164,8 +164,8 @@ def check(database: sqlite3.Connection, path: Path) -> None:
     """Check the whole file, using only SQLite to read it.
 
     A process that closes a file releases all POSIX locks that it holds on that file. If the file were read in another
-    way, SQLite would not notice that its locks are gone. Another process that closes the database would then act as the
-    last one, and delete its log.
+    way, SQLite would not notice that its locks are gone. Another process that closes the database would then act as if
+    it were the last one, and delete the log.
 
     Raises:
         SpoolDamagedError: The file is damaged.

@@ -373,7 +373,7 @@ class Spool(SpoolQueries):
 
     @property
     def last_pending(self) -> int:
-        """Last result of `pending`, without accessing the disk."""
+        """Result of the last call to `pending`, available without accessing the disk."""
         return int(self._cache.get("SELECT count(*) FROM pending", 0)) + self.elsewhere
 
     def forget_rejections(self) -> None:

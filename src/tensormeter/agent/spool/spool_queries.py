@@ -109,7 +109,7 @@ class SpoolQueries(SpoolFile):
 
     @property
     def last_losses(self) -> dict[str, int]:
-        """Last result of `losses`, without accessing the disk."""
+        """Result of the last call to `losses`, available without accessing the disk."""
         return dict(self._cache.get("losses", {}))
 
     def reports(self) -> list[Report]:

@@ -42,7 +42,7 @@ class LogState(NamedTuple):
 
     Attributes:
         lost: Whether transactions are lost.
-        torn: Whether frames follow the log's last whole transaction. SQLite writes before these frames, so a later
+        torn: Whether frames follow the log's last complete transaction. SQLite writes before these frames, so a later
             check could take them for part of the log; the log should therefore be checkpointed and emptied.
     """
 
@@ -67,8 +67,8 @@ def mend_log(database: Path) -> "LogState":
     If all frames of a damaged log are in the database, the log is removed, because SQLite would replay older contents
     from it.
 
-    After a power failure, the end of a log and its index may contain anything, so SQLite's own rule applies. Lost data
-    is then detected through processes without an end event (`cut_processes`).
+    After a power failure, the end of a log and its index may contain anything, so only SQLite's rule applies: the log
+    ends at the first bad frame. Lost data is then detected through processes without an end event (`cut_processes`).
 
     Args:
         database: Path of the spool. This process must not have it open.
@@ -146,8 +146,8 @@ def _frames(log: bytes) -> tuple[int, int, int, bytes | None]:
     """Count the frames of a log.
 
     Returns:
-        Number of frames up to the last commit that match their checksums, number of whole frames of this log, number of
-        the last frame that may belong to this log, and the log's salts.
+        Number of frames up to the last commit that match their checksums, number of complete frames of this log, number
+        of the last frame that may belong to this log, and the log's salts.
     """
     if len(log) < _HEADER:
         return 0, 0, 0, None
