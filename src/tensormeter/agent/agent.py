@@ -305,7 +305,7 @@ class Agent:
             self._deliveries.start(spool, self._numbering)
 
     def _is_urgent(self) -> bool:
-        """Return whether rows are being lost because the spool refuses them, or a process is waiting for them."""
+        """Return whether rows are being lost because the spool refuses them, or a process is waiting for delivery."""
         return (
             self._stopping
             or self._rings.has_finished_process

@@ -2,7 +2,8 @@
 
 A recording thread only compares words in memory. If the agent's pulse has stopped, or there is something to report, it
 starts a thread that handles this and then ends. While nothing is wrong, the process therefore has no extra thread and
-forks safely. That thread checks the lock in shared memory, and accesses the disk only if there is no shared memory.
+forks safely. When started, the thread checks the lock in shared memory, and accesses the disk only if there is no
+shared memory.
 """
 
 import threading

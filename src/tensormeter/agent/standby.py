@@ -36,7 +36,7 @@ _RETRY = 5.0
 
 
 class Standby:
-    """The agent's side, which keeps a standby process running. Any thread may use it. It never waits for a disk."""
+    """Keeps a standby process running for the agent. Any thread may use it. It never waits for a disk."""
 
     def __init__(
         self, name: str, command: Sequence[str], locks: Callable[[], list[int]], state: "tuple[int, int, int]"
@@ -166,8 +166,8 @@ def _tell(notice: int, word: bytes) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Wait, then become the agent or end: ``python -I -S standby.py NAME NOTICE DEATHS LOCKS COMMAND...``.
 
-    The agent is COMMAND with LOCKS and three arguments for `Standby`: DEATHS, the process id of the agent's standby,
-    and a descriptor.
+    The agent is started as COMMAND, followed by LOCKS and three arguments for `Standby`: DEATHS, the process id of the
+    agent's standby, and a descriptor.
     """
     notice, deaths, locks, command = int(arguments[1]), int(arguments[2]), arguments[3], [*arguments[4:]]
     while True:

@@ -1,7 +1,8 @@
 """The rule that assigns a run's attempt number, shared by training processes and the server.
 
-Processes that start at the same time on machines without a common disk get the same number in any order. The rule
-depends on the launch and on the ranks that an attempt already has, not on the order of requests.
+Processes that start at the same time on machines without a common disk get the same number, regardless of the order in
+which they ask. The rule depends on the launch and on the ranks that an attempt already has, not on the order of
+requests.
 """
 
 import math
@@ -30,11 +31,11 @@ is `given` if a scheduler set it, so that only the first step is open. "" means 
 DOUBTFUL: Final = 120.0
 """Age in seconds above which a remote process that seems alive may be dead, if another process resumes the run.
 
-A machine that lost power, or a killed pod, reports nothing.
+A machine that lost power and a pod that was killed report nothing.
 """
 
 _GATHERING: Final = 600.0
-"""Seconds after the start of a rank within which missing ranks join its attempt, even if it has already ended."""
+"""Seconds after a rank's start during which missing ranks join its attempt, even if that rank has ended."""
 
 
 @dataclass(frozen=True)

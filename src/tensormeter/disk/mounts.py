@@ -40,8 +40,8 @@ def network_filesystem(path: Path) -> str | None:
 def missing_features(folder: Path) -> set[str]:
     """Return which features the file system of a folder lacks: `maps` (shared memory) or `fsync`.
 
-    The features are tried with a small file. Errors of a failing disk do not count as missing features. Blocks on the
-    disk.
+    The features are tried with a small file. Errors of a failing disk do not count as missing features. This function
+    blocks on the disk.
     """
     missing = set()
     try:

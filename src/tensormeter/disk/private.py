@@ -166,7 +166,7 @@ def open_file(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
 
 
 def oddity(path: Path) -> str:
-    """Describe what occupies the path of one of our files, and the remedy.
+    """Describe what is in the place of one of our files, and what to do about it.
 
     Returns:
         Sentence that contains the path; empty if the file is regular or missing, or if the disk fails.

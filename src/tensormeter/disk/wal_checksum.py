@@ -63,7 +63,7 @@ def checksum(data: bytes, *, big: bool) -> tuple[int, int]:
 
 @lru_cache(maxsize=16)
 def _fibonacci(count: int) -> NDArray[np.uint32]:
-    """Return the first Fibonacci numbers, modulo 2**32."""
+    """Return the first `count` Fibonacci numbers, modulo 2**32."""
     numbers = [0, 1]
     while len(numbers) < count:
         numbers.append((numbers[-1] + numbers[-2]) & _WORD)

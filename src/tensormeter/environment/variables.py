@@ -62,7 +62,7 @@ _FRAMING: Final = frozenset(
         "upgrade",
     }
 )
-"""Headers about the encoding of a request. If they were changed, no receiver could decode the request."""
+"""Headers that describe a request's encoding. If they were changed, no receiver could decode the request."""
 
 _KEY_LOG: Final = "SSLKEYLOGFILE"
 _PROPAGATORS: Final = "OTEL_PROPAGATORS"

@@ -331,7 +331,7 @@ class Numbering:
         return sorted(local for local, settled in list(self._attempts.items()) if settled.number is None)
 
     def _settled_elsewhere(self, local: int) -> int | None:
-        """Return the number that a server gave another host on this directory; None if a scheduler set it."""
+        """Return the number that a server gave another host that uses this directory; None if a scheduler set it."""
         settled = self._attempts[local]
         if self._directory.doubt or settled.basis == "given":
             return None

@@ -44,7 +44,7 @@ _LONGEST_REASON: Final = 500
 
 
 class ExporterGuard:
-    """Calls the exporters of one destination. Only one thread may call its methods; any may read the attributes.
+    """Calls the exporters of one destination. Only one thread may call its methods; any thread may read its attributes.
 
     Attributes:
         began: Time at which the current attempt began; None between attempts.

@@ -12,10 +12,13 @@ _SUSPECT: Final = 3
 """Number of consecutive quarantined pieces of a kind after which the kind is separated from the others."""
 
 _LOST: Final = 16
-"""Number of consecutive quarantined pieces of a kind after which its latest item decides about all its items."""
+"""Number of consecutive quarantined pieces of a kind after which only its latest item is tried.
+
+If that item is refused too, the rest of the piece is quarantined with it.
+"""
 
 _LOST_KINDS: Final = 8
-"""Number of refused kinds of a never accepted type after which all kinds of that type count as refused."""
+"""Number of refused kinds of a type that was never accepted, after which all kinds of that type count as refused."""
 
 _BARREN: Final = 3
 """Number of consecutive requests with only refused items of a kind after which it is quarantined without trying."""

@@ -56,7 +56,7 @@ class BatchMeasurementProcessor:
             cursors: Positions up to which lanes have already been read, by lane.
             aggregates: States of the aggregated streams at these cursors.
             temporality: Temporality, as for `Aggregator`.
-            schedule_delay: Seconds after its first row at which a batch is due.
+            schedule_delay: Seconds from the first row of a batch until the batch is due.
             max_export_batch_size: Maximum number of points in a batch. Rows are never split, so a single row may exceed
                 it.
             on_skip: Callback that receives the cursors before space without rows is released.

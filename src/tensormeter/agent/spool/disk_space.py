@@ -11,7 +11,7 @@ from tensormeter.disk.reserve import Reserve
 __all__ = ["DiskSpace"]
 
 _MARKING: Final = 256 << 10
-"""Bytes for transactions that mark requests. SQLite's log is checkpointed whenever they are used up."""
+"""Bytes reserved for transactions that mark requests. SQLite's log is checkpointed whenever they are used up."""
 
 
 class DiskSpace:

@@ -192,7 +192,7 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             tables.write(new, table, rows)
             if not is_whole:
                 logger.error("rows of the table %s in %s cannot be read", table, aside)
-                # The ring also has the cursors, and processes are described again. But sums restart, and counts are lost.
+                # Rings also contain cursors, and processes are described again. But sums restart, and counts are lost.
                 lost += table in ("aggregate", "loss")
         rejected = tables.rejected()
         columns = "destination, id, reason, signal, items, priority, checksum, body"

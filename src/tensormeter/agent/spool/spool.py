@@ -1,8 +1,8 @@
 """The spool, which stores encoded requests on disk until their receivers have accepted them.
 
 It is an SQLite database, one for each run and node. A single transaction stores requests, the position up to which each
-lane has been read, and the state of each process. So a row of the ring is in the spool once or not at all, no matter
-when the agent is killed.
+lane has been read, and the state of each process. Each row of a ring is therefore in the spool once or not at all, no
+matter when the agent is killed.
 
 A request is deleted when every destination has accepted or rejected it. Rejected requests are kept in `quarantine`. An
 accepted request stays until it is on the receiver's disk, and may have to be resent
@@ -268,7 +268,7 @@ class Spool(SpoolQueries):
         See `retained.remember` for `sent`, and `done` for `refused`.
 
         Raises:
-            SpoolFullError: The disk only has the space that marking deliveries needs.
+            SpoolFullError: The disk has only the space that marking deliveries needs.
             SpoolError: The disk refuses the write.
         """
         if not self._space.has(_ROOM_FOR_PROGRESS + len(sent)):
@@ -278,7 +278,7 @@ class Spool(SpoolQueries):
             remember(self._database, destination, sequence, sent)
 
     def forget_kept(self, destinations: Sequence[str]) -> None:
-        """Forget accepted requests of all other destinations, which are no longer asked what is durable."""
+        """Forget requests accepted by other destinations, which are no longer asked what is durable."""
         with self.transaction():
             forget_kept(self._database, f"destination NOT IN ({', '.join('?' * len(destinations))})", *destinations)
 

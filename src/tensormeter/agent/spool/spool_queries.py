@@ -133,7 +133,7 @@ class SpoolQueries(SpoolFile):
         return int(row[0]) if row else 0
 
     def abandoned(self, destinations: Iterable[str]) -> set[str]:
-        """Return the names of all other destinations that requests are waiting for."""
+        """Return the names of the destinations, except the given ones, that requests are waiting for."""
         return self.waiting_items().keys() - {*destinations}
 
     def waiting_items(self) -> dict[str, int]:
