@@ -140,7 +140,7 @@ class AgentMonitor:
         if not started:
             self._interval = min(2 * self._interval, _LONGEST_INTERVAL)
             return
-        # Delay the next start only if this agent did not live for long.
+        # Delay the next start only if the last agent did not live long.
         worked = pulse - self._started > _LONG or (self._first_pulse and pulse - self._first_pulse > _WORKED)
         self._delay = 0.0 if worked else min(max(2 * self._delay, _FIRST_DELAY), _LONGEST_DELAY)
         self._started = now

@@ -174,7 +174,7 @@ def count_attempt(
         least = 2 if resume else 1
         known = _members(record, directory, {host: here}, now, resume=resume)
         number = choose_attempt(member, known, resume=resume, least=least)
-        if number > record.attempt > 0:  # unless a process is alive on another host
+        if number > record.attempt > 0:  # a new attempt, unless a process on another host is alive
             living = {host: here, **_living_elsewhere(record, directory, now)}
             known = _members(record, directory, living, now, resume=resume)
             number = choose_attempt(member, known, resume=resume, least=least)

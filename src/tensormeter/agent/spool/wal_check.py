@@ -171,7 +171,7 @@ def _frames(log: bytes) -> tuple[int, int, int, bytes | None]:
         last = number + 1
         if intact:
             state = page_sum.after(header_sum.after(state))
-            # The last frame may be half-written; the frames behind it were written earlier.
+            # The last frame may be half-written; the frames after it were written earlier.
             intact = state == struct.unpack_from(">II", frame, 16)
             if intact and struct.unpack_from(">I", frame, 4)[0]:
                 good = total = number + 1
