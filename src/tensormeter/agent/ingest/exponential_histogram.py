@@ -43,7 +43,7 @@ class Buckets:
 
 
 def fold(buckets: Buckets, values: NDArray[np.float64], *, most: int) -> Buckets:
-    """Add finite values to the buckets, at the highest scale where neither side spans more than `most` buckets."""
+    """Return buckets with the finite values added, at the highest scale where neither side spans more than `most`."""
     scale = buckets.scale
     sides = [(buckets.positive, values[values > 0]), (buckets.negative, -values[values < 0])]
     while not all(_span(counts, buckets.scale - scale, magnitudes, scale) <= most for counts, magnitudes in sides):

@@ -83,7 +83,7 @@ class SpoolFile:
             raise
 
     def close(self) -> None:
-        """Close the file, and sync it in every mode. SQLite's log is checkpointed if no other process has it open."""
+        """Close the file. If no other process has it open, SQLite's log is checkpointed and synced in every mode."""
         if self._durability == "none":
             with contextlib.suppress(*ERRORS):  # the file is already closed
                 self._set_synchronous("flush")
