@@ -1,1 +1,1 @@
-"""Destinations of tensormeter, one module each. They use the interface in `tensormeter.exporter` and the codec."""
+"""Destinations of tensormeter, one module each. They implement `tensormeter.exporter` and use the OTLP codec."""

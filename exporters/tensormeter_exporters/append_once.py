@@ -1,13 +1,13 @@
-"""Appends requests to files, each request exactly once.
+"""Appending requests to files, each request exactly once.
 
-A small state file is written first: the id of the request, and the length of each file before and after it. If the request is
-retried (the writer was killed before the request was acknowledged), the part that was written before is removed first. An
-incomplete request at the end of a file is detected and cut off.
+Before a request is appended, its id and the length of each file before and after it are written to a small state file.
+If the request is retried because the writer was killed before acknowledging it, the earlier copy is removed first. An
+incomplete request at the end of a file is detected and truncated.
 
-A killed process loses nothing; a power failure can lose the last requests.
+Killing the process loses nothing; a power failure can lose the latest requests.
 
-The state file may come from another machine or another user. It can therefore name only files in the folder that this process
-writes to, and only files with the state's own `writer` in their name.
+The state file may come from another machine or another user. Therefore, only files in the folder that this process
+writes to are accepted, and only if their name contains the state's `writer`.
 """
 
 import os
@@ -31,19 +31,19 @@ _WRITER: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class AppendOnce:
-    """Appends to files. Used by one thread of one process; blocks for the disk.
+    """Appends requests to files. Used by one thread of one process; calls block while they access the disk.
 
     Attributes:
-        writer: Name of this spool's files, stored in the state; no other spool has it. Each file must have it in its name: no
-            other file is ever truncated.
+        writer: Unique name for the files of this spool, stored in the state file. It must be part of each file's name;
+            no other files are ever truncated.
     """
 
     def __init__(self, state: Path | None, directory: Path, *, private: bool = False) -> None:
         """
         Args:
-            state: Folder for the state file; None to append a retried request again.
-            directory: Folder of the files.
-            private: Whether only this user may read new files, under any umask.
+            state: Folder for the state file; None to append retried requests again.
+            directory: Folder for the files.
+            private: Whether only this user may read new files, regardless of the umask.
         """
         self._directory = directory
         self._mode = 0o600 if private else 0o666
@@ -55,10 +55,10 @@ class AppendOnce:
             self._load(self._state)
 
     def append(self, request_id: str, pieces: Mapping[Path, bytes]) -> None:
-        """Append a piece to each file. Missing files and folders are created.
+        """Append a piece to each file, creating missing files and folders.
 
         Raises:
-            OSError: A file cannot be written. The same request may be appended again.
+            OSError: A file cannot be written. The same request can be appended again.
         """
         self._undo(whole=request_id == self._id)
         self._id = request_id
@@ -73,13 +73,13 @@ class AppendOnce:
                 file.write(data)
 
     def size(self, request_id: str, path: Path) -> int:
-        """Length of a file without this request."""
+        """Return the length of a file without this request."""
         if request_id == self._id and path in self._files:
             return self._files[path][0]
         return path.stat().st_size if path.exists() else 0
 
     def _undo(self, *, whole: bool) -> None:
-        """Remove the last request: all of it, or only an incomplete part."""
+        """Remove the last request from the files: unconditionally if `whole`, otherwise only if it is incomplete."""
         for path, (before, after) in self._files.items():
             size = path.stat().st_size if path.exists() else 0
             if before < size and (whole or size < after):

@@ -1,4 +1,4 @@
-"""Bases of exporters that decode requests: a body that cannot be read is rejected, a disk that fails is retried."""
+"""Base classes of exporters that decode requests. Undecodable bodies are rejected; disk errors are retried."""
 
 import abc
 from pathlib import Path
@@ -10,10 +10,10 @@ __all__ = ["DecodingExporter", "FileExporter"]
 
 
 class DecodingExporter(abc.ABC):
-    """Implements `tensormeter.exporter.Exporter` for a destination that decodes requests. Subclasses implement `deliver`."""
+    """Base of exporters that decode requests. Subclasses implement `deliver`."""
 
     def export(self, request: Request) -> Outcome:
-        """Deliver one request. A body that cannot be decoded is `Rejected`: it would fail every time."""
+        """Deliver one request. A body that cannot be decoded is `Rejected`, because every retry would fail."""
         try:
             return self.deliver(request)
         except EncodingError as error:
@@ -24,26 +24,26 @@ class DecodingExporter(abc.ABC):
         """Decode one request and write its items.
 
         Raises:
-            EncodingError: The body cannot be decoded. Nothing was written.
+            EncodingError: The body cannot be decoded. Nothing has been written.
         """
 
     def shutdown(self) -> None:  # noqa: B027 - most destinations keep nothing open
-        """Release the open resources of the exporter. Does nothing unless a subclass overrides it."""
+        """Release the exporter's open resources. The default does nothing."""
 
 
 class FileExporter(DecodingExporter):
     """Base of exporters that write files into a folder.
 
     Attributes:
-        directory: The folder.
+        directory: Folder for the files.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Use the folder; nothing is created yet."""
+        """Create an exporter for a folder, which is not created yet."""
         self.directory = directory
 
     def export(self, request: Request) -> Outcome:
-        """Deliver one request. If the disk fails, it is retried."""
+        """Deliver one request. Disk errors are returned as `Retry`."""
         try:
             return super().export(request)
         except OSError as error:

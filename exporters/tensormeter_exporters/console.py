@@ -1,7 +1,7 @@
-"""The `console` destination: prints a line for each series and event to standard output.
+"""The `console` destination, which prints a line for each series and event to standard output.
 
-With `agent="thread"` this is the script's own terminal; an agent process writes to the run's `agent.log`. A retried request is
-printed again.
+With `agent="thread"`, output appears in the script's terminal; an agent process writes to the run's `agent.log`.
+Retried requests are printed again.
 """
 
 import sys
@@ -63,5 +63,5 @@ def _run(sender: ProcessRef) -> str:
 
 
 def _plain(line: str) -> str:
-    """Shorten a line and replace characters that would move the terminal's cursor."""
+    """Shorten a line, and replace characters that would move the terminal's cursor."""
     return "".join(char if char.isprintable() else "�" for char in line[:1000])

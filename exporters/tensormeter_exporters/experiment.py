@@ -1,12 +1,12 @@
 """The `experiment` destination: the experiment server, over OTLP/HTTP with protobuf and gzip.
 
-Any OTLP/HTTP receiver understands these requests. The experiment server deduplicates them by the header `Tensormeter-Batch-Id`.
-It answers with `Tensormeter-Commit`, the number of the request, and `Tensormeter-Durable`, the number of the last
-request that is synced to its disk together with all earlier ones. Other servers answer without these headers, and do not report
-durability.
+Any OTLP/HTTP receiver understands these requests. The experiment server deduplicates them by the header
+`Tensormeter-Batch-Id`. Its response contains `Tensormeter-Commit`, the number of the request, and
+`Tensormeter-Durable`, the number up to which all requests have been synced to its disk. Responses of other servers lack
+these headers, so those servers do not report durability.
 
-If the endpoint is OpenTelemetry's (`OTEL_EXPORTER_OTLP_ENDPOINT`), the other variables of OTLP exporters apply too: headers,
-endpoints of the signals, compression, timeouts, certificates, and the protocol, which may be gRPC.
+If the endpoint comes from `OTEL_EXPORTER_OTLP_ENDPOINT`, the other OTLP exporter variables apply too: headers,
+per-signal endpoints, compression, timeouts, certificates, and the protocol, which may be gRPC.
 """
 
 import dataclasses
@@ -40,31 +40,34 @@ from tensormeter_exporters.request_bodies import decompress
 
 __all__ = ["ExperimentExporter"]
 
-# The request itself is invalid, and a retry would be too.
+# The request itself is invalid, so a retry would fail too.
 _PERMANENT: Final = frozenset({400, 409, 415, 422})
 
-# Of these, errors that an item of the request may cause: another part of it may be valid.
+# Permanent errors that a single item may cause, so that other parts of the request may be valid.
 _CONTENT: Final = frozenset({400, 422})
 
 _HEADERS: Final = ("tensormeter-commit", "tensormeter-durable")
 _POSITION: Final = re.compile(r"([0-9A-Za-z]{1,64})-([0-9]{1,18})", re.ASCII)
 _DURABLE_PATH: Final = "/api/v1/durable"
 
-# Not an experiment server, or one behind a proxy that forwards OTLP only.
+# Statuses of a server that is not an experiment server, or of a proxy that forwards only OTLP.
 _NOT_THERE: Final = frozenset({404, 405, 410})
 
 
 _BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
-"""Statuses of answers that may be different later."""
+"""Statuses of temporary errors."""
 
 _MOST_STEPS: Final = 1 << 62
 
 _MOST_QUESTIONS: Final = 10
-"""Maximum retries after such an answer: the receiver may accept requests nevertheless."""
+"""Maximum number of retries after such a response. The receiver may accept requests nevertheless."""
 
 
 class ExperimentExporter:
-    """See `tensormeter.exporter.Exporter` for the contract. It follows no redirects, so that the token is sent nowhere else."""
+    """See `tensormeter.exporter.Exporter` for the contract.
+
+    Redirects are not followed, so that the token is sent to no other server.
+    """
 
     independent_signals: Final = True
 
@@ -75,7 +78,7 @@ class ExperimentExporter:
         self._has_no_durability = False
 
     def export(self, request: Request, timeout: float | None = None) -> Outcome:
-        """Implement the contract; `timeout` shortens this attempt."""
+        """Implement the contract. `timeout` can shorten this call."""
         target, route = self._targets[request.signal], self._routes[request.signal]
         if not isinstance(route, OtlpPost):
             return route.export(request)
@@ -118,11 +121,14 @@ class ExperimentExporter:
         return durability
 
     def _asks(self, signal: Signal) -> bool:
-        """Whether the server of a signal reports durability. Only then are the durability headers of its answers used."""
+        """Return whether the signal's server reports durability.
+
+        Otherwise, durability headers in its responses are ignored.
+        """
         return not self._has_no_durability and self._targets[signal].endpoint.endswith(_path(signal))
 
     def ask_attempt(self, question: AttemptQuestion) -> AttemptNumber | Retry | Unauthorized | None:
-        """Implement the contract. Other receivers of OTLP do not answer the question, and assign no numbers."""
+        """Implement the contract. Other OTLP receivers do not support the question and assign no numbers."""
         signal, target = next(iter(self._targets.items()))
         route, url = self._routes[signal], _attempt_url(target, signal, question)
         if not isinstance(route, OtlpPost) or not url:
@@ -138,12 +144,12 @@ class ExperimentExporter:
         return _attempt_number(answer.body) if answer.ok else None
 
     def abort(self) -> None:
-        """Abort an `export` on another thread, which then returns `Retry`."""
+        """Abort an `export` call on another thread, which then returns `Retry`."""
         for route in self._routes.values():
             if isinstance(route, OtlpPost):
                 route.abort()
             else:
-                route.shutdown()  # aborts its calls
+                route.shutdown()  # aborts its current calls
 
     def shutdown(self) -> None:
         for route in self._routes.values():
@@ -158,7 +164,7 @@ def _path(signal: Signal) -> str:
 
 
 def _read_headers(headers: Mapping[str, str]) -> Durability | None:
-    """Read the headers of an acceptance; None if they are missing or invalid."""
+    """Parse the durability headers of a successful response; return None if they are missing or invalid."""
     commit, durable = (_POSITION.fullmatch(headers.get(name, "")) for name in _HEADERS)
     if commit is None or durable is None or commit[1] != durable[1]:
         return None
@@ -166,7 +172,7 @@ def _read_headers(headers: Mapping[str, str]) -> Durability | None:
 
 
 def _read_document(body: bytes) -> Durability | None:
-    """Read the answer about durability; None if it is not an experiment server's."""
+    """Parse the response to a durability request; return None if it does not come from an experiment server."""
     try:
         document: Any = json.loads(body)
         epoch, committed, durable = (document[name] for name in ("epoch", "committed", "durable"))
@@ -178,7 +184,7 @@ def _read_document(body: bytes) -> Durability | None:
 
 
 def _attempt_url(target: OtlpTarget, signal: Signal, question: AttemptQuestion) -> str:
-    """URL at which an experiment server assigns numbers; "" if the target cannot be one."""
+    """Return the URL at which an experiment server assigns attempt numbers, or "" if there cannot be one."""
     parts = urlsplit(target.endpoint)
     path = parts.path.removesuffix(f"/v1/{signal}")
     if parts.scheme not in ("http", "https") or path == parts.path:
@@ -221,7 +227,7 @@ def _targets(config: ExporterConfig) -> dict[Signal, OtlpTarget]:
         }
     targets = read_targets(config.destination or "experiment", {}, config.timeout, default_endpoint=base)
     return {
-        # The token belongs to the endpoint. A signal may have another server, which must not get it.
+        # The token belongs to the endpoint. If a signal has another server, that server must not receive the token.
         signal: dataclasses.replace(target, headers={**target.headers, **token}) if _is_at(target, base) else target
         for signal, target in targets.items()
     }

@@ -1,6 +1,7 @@
-"""The `jsonl` destination: files in the OTLP file format, with one JSON document a line and one signal a file.
+"""The `jsonl` destination: files in the OTLP file format, with one JSON document per line and one signal per file.
 
-The Collector's `otlp_json_file` receiver and `tensormeter import` read them. A retried request is written once: see `appending`.
+The Collector's `otlp_json_file` receiver and `tensormeter import` read these files. Retried requests are written only
+once; see `append_once`.
 """
 
 import re
@@ -56,9 +57,9 @@ class JsonLinesExporter(FileExporter):
         return Accepted()
 
     def _path(self, request: Request, length: int) -> Path:
-        """Return the newest file of this signal and this spool, or the next one if it is full.
+        """Return the newest file of this signal and spool, or the next one if that file is full.
 
-        No two spools share a file, and so no two agents.
+        Two spools never share a file, so neither do two agents.
         """
         stem = f"{request.signal}-{self._files.writer}"
         number = self._numbers.get(stem) or max(

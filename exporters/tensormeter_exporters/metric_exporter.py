@@ -1,9 +1,9 @@
-"""An exporter of the OpenTelemetry SDK to the experiment server: `OTEL_METRICS_EXPORTER=tensormeter`.
+"""An OpenTelemetry SDK exporter that sends to the experiment server: `OTEL_METRICS_EXPORTER=tensormeter`.
 
-It is for programs that use OpenTelemetry's own instruments and not `tensormeter.init`.
-The SDK's periodic reader neither retries nor stores anything on disk. So this exporter retries, with backoff, until the reader's
-timeout; points that are still undelivered are lost, and an error is logged.
-All attempts carry the same id, so the server deduplicates them.
+It is meant for programs that use OpenTelemetry's instruments without `tensormeter.init`. The SDK's periodic reader
+neither retries nor stores anything on disk. Therefore, this exporter retries with backoff until the reader's timeout.
+Points that are still undelivered then are lost, and an error is logged. All attempts carry the same id, so the server
+deduplicates them.
 """
 
 import gzip
@@ -35,13 +35,15 @@ _SHORTEST_ATTEMPT: Final = 0.1
 
 
 class TensormeterMetricExporter(MetricExporter):
-    """Sends to `TENSORMETER_ENDPOINT` with `TENSORMETER_TOKEN`, or to `OTEL_EXPORTER_OTLP_ENDPOINT` with its variables.
+    """Sends metrics to `TENSORMETER_ENDPOINT`, or to `OTEL_EXPORTER_OTLP_ENDPOINT`.
 
-    `export` blocks until the server has answered or the timeout is over; `shutdown` ends it. A forked child opens its own
-    connection.
+    `TENSORMETER_TOKEN` or the other `OTEL_EXPORTER_OTLP_*` variables apply, respectively.
+
+    `export` blocks until the server has responded or the timeout has passed; `shutdown` ends the wait. A forked child
+    opens its own connection.
 
     Raises:
-        SettingsError: A variable of ours (`TENSORMETER_*`) is invalid.
+        SettingsError: A `TENSORMETER_*` variable is invalid.
     """
 
     def __init__(self) -> None:
@@ -58,7 +60,7 @@ class TensormeterMetricExporter(MetricExporter):
         os.register_at_fork(after_in_child=lambda: (open_again := this()) and open_again())
 
     def _open(self) -> None:
-        """Open a connection; again in a forked child, because the parent's lock may be held for ever there."""
+        """Open a connection. A forked child opens a new one, because the parent's lock may be held there forever."""
         self._exporter = ExperimentExporter(self._config)
         self._lock = threading.Lock()
 
@@ -78,7 +80,7 @@ class TensormeterMetricExporter(MetricExporter):
             return self._send(request, deadline)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Wait for an export on another thread; nothing else is buffered. Returns whether it has ended."""
+        """Wait for an export on another thread, since nothing else is buffered. Return whether it has ended."""
         if not self._lock.acquire(timeout=min(max(timeout_millis / 1000, 0.0), threading.TIMEOUT_MAX)):
             return False
         self._lock.release()

@@ -1,11 +1,12 @@
 """The `mlflow` destination: metrics in batches, parameters, tags, status, and artifacts.
 
-Each run has one MLflow run, identified by the tag `tensormeter.run.id`, in the experiment of the project's name.
-Metrics of its first process keep their names; those of other processes become `process-ID/NAME`.
-MLflow deduplicates metrics by key, time in milliseconds, step and value, so a retried request changes nothing.
-By MLflow's own limits, times are truncated to milliseconds, and infinities become the largest double.
+Each run has one MLflow run, identified by the tag `tensormeter.run.id`, in the experiment named after the project.
+Metrics of the first process keep their names; those of other processes become `process-ID/NAME`. MLflow deduplicates
+metrics by key, time in milliseconds, step and value, so a retried request changes nothing. Because of MLflow's limits,
+times are truncated to milliseconds, and infinities become the largest double.
 
-A refused batch is divided until the refused item is alone. A deleted run or experiment can be restored, so delivery waits for that.
+A refused batch is divided until the refused item is isolated. Deleted runs and experiments can be restored, so delivery
+waits until they are.
 """
 
 import json
@@ -45,16 +46,19 @@ _RUN_TAG: Final = RUN_ID
 _PROCESS_TAG: Final = "tensormeter.process"
 _GROUP_TAG: Final = "tensormeter.group"
 
-# MLflow's limits on a batch and its items.
+# MLflow's limits for batches and their items.
 _MAX_METRICS: Final = 1000
 _MAX_PARAMS: Final = 100
 _MAX_VALUE: Final = 6000
 _MAX_TAG: Final = 5000
 _LONGEST_NAME: Final = 233
-"""Maximum characters of a name: MLflow's 250, minus room for the `process-ID/` of other processes."""
+"""Maximum length of a name in characters: MLflow's limit of 250, minus the prefix `process-ID/` of other processes."""
 
 _LONGEST_PATH: Final = 200
-"""Maximum UTF-8 bytes of a path from a key: file systems allow 255 for each part, including step and extension."""
+"""Maximum length of a path made from a key, in UTF-8 bytes.
+
+File systems allow 255 per part, including step and extension.
+"""
 
 _UNSAFE: Final = re.compile(r"[^\w./: -]")
 _UNSAFE_EXTENSION: Final = re.compile(r"[^a-z0-9]")
@@ -75,32 +79,32 @@ _INACTIVE: Final = re.compile(
 """MLflow's message about a deleted run or experiment, which has no error code."""
 
 _ACCESS: Final = re.compile(r"credential|accessdenied|forbidden|unauthorized|authentication", re.IGNORECASE)
-"""Names of exceptions of artifact stores that refuse a user."""
+"""Names of exceptions that artifact stores raise when they refuse the user."""
 
 _ACCESS_CODE: Final = re.compile(r"\((AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|Forbidden)\)")
-"""The same in the text of S3's exceptions."""
+"""Codes with that meaning in the messages of S3 exceptions."""
 
 _TEMPORARY_STATUS: Final = frozenset({401, 403, 404, 408, 425, 429, *range(500, 600)})
 
 _INTERNAL_ERRORS: Final = 3
-"""Attempts at a request with an internal error of MLflow before an item may be the cause."""
+"""Number of attempts that fail with an internal MLflow error before an item is suspected as the cause."""
 
 _REFUSED_THROUGHOUT: Final = 64
-"""Refused items of a request after which the rest is not tried, if nothing was stored."""
+"""Number of refused items after which the rest of a request is not tried, if nothing was stored."""
 
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/svg+xml": "svg"}
 
 
-class _Deleted(Exception):  # noqa: N818 - a state that a person can end
-    """A run or an experiment was deleted in MLflow."""
+class _Deleted(Exception):  # noqa: N818 - a state, which a person can end
+    """A run or experiment was deleted in MLflow."""
 
 
 class MlflowExporter(DecodingExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
-    MLflow's client reads its credentials from `MLFLOW_TRACKING_TOKEN` or `_USERNAME` and `_PASSWORD`. If its timeout
-    (`MLFLOW_HTTP_REQUEST_TIMEOUT`), its number of retries and its usage reports are not configured, they are set for this process:
-    to delivery's timeout, no retries, and no reports.
+    MLflow's client reads its credentials from `MLFLOW_TRACKING_TOKEN`, or from `MLFLOW_TRACKING_USERNAME` and
+    `MLFLOW_TRACKING_PASSWORD`. Unless they are configured, three of its settings are set for this process: the timeout
+    (`MLFLOW_HTTP_REQUEST_TIMEOUT`) to delivery's timeout, retries to none, and usage reports to off.
 
     Options:
         tracking_uri: Tracking URI; by default `MLFLOW_TRACKING_URI`.
@@ -121,9 +125,9 @@ class MlflowExporter(DecodingExporter):
         self._series = SeriesNames(name, config.state, self._keys, _clean_part, _LONGEST_NAME)
         self._paths = ChangedNames(name, _PATH_RULE, _clean_path, _LONGEST_PATH, in_bytes=True)
         self._media: dict[tuple[str, str, str, str], int] = {}
-        """Times of the artifacts that this agent has written, by run, process, kind and path."""
+        """Times of the artifacts written by this agent, by run, process, kind and path."""
         self._failing = ""
-        """Id of the last request that MLflow answered with an internal error."""
+        """Id of the last request that caused an internal MLflow error."""
         self._internal_errors = 0
 
     def export(self, request: Request) -> Outcome:
@@ -133,7 +137,7 @@ class MlflowExporter(DecodingExporter):
             return Retry(str(error))
         except MlflowException as error:
             if error.error_code == _GONE:
-                self._runs.clear()  # the run was deleted for good, and another one begins
+                self._runs.clear()  # the run was deleted permanently, so a new one is created
             if error.error_code == _INTERNAL:
                 self._internal_errors = self._internal_errors + 1 if request.id == self._failing else 1
                 self._failing = request.id
@@ -152,7 +156,7 @@ class MlflowExporter(DecodingExporter):
         return refused.outcome(stored)
 
     def _temporary(self, request: str, sender: ProcessRef | None) -> Callable[[Exception], bool]:
-        """Return the function that recognizes exceptions with a cause other than an item of the request."""
+        """Return a function that recognizes exceptions whose cause is not an item of the request."""
         item_may_be_the_cause = (
             sender is not None
             and request == self._failing
@@ -170,11 +174,14 @@ class MlflowExporter(DecodingExporter):
         return is_temporary
 
     def _takes_anything(self, sender: ProcessRef) -> bool:
-        """Whether MLflow stores something that is certainly valid: then an item causes its internal error."""
+        """Return whether MLflow stores an item that is certainly valid.
+
+        If so, an item of the request caused the internal error.
+        """
         try:
             run, process = self._run(sender)
             self._client.set_tag(run, _PROCESS_TAG, process)
-        except Exception:  # any exception: MLflow does not work
+        except Exception:  # any exception means that MLflow does not work
             return False
         return True
 
@@ -204,14 +211,14 @@ class MlflowExporter(DecodingExporter):
                 yield Metric(name, float(value), at, step)
 
     def _log(self, run: str, kind: str, items: Sequence[Any], refused: RefusedItems, *, most: int = 0) -> int:
-        """Log a batch, divided until refused items are alone. Returns the number of stored items.
+        """Log a batch, and divide it until refused items are isolated. Return the number of stored items.
 
         Args:
-            run: MLflow's id of the run.
+            run: Id of the MLflow run.
             kind: `metrics`, `params` or `tags`.
-            items: Items to log.
-            refused: Collects the refused items.
-            most: Maximum number of items to try one by one if nothing is stored; 0 for `_REFUSED_THROUGHOUT`.
+            items: Items of the batch.
+            refused: Collector of the refused items.
+            most: Maximum number of items to try individually if nothing is stored; 0 for `_REFUSED_THROUGHOUT`.
         """
         stored, waiting = 0, [list(items)]
         while waiting and (stored or refused.count < (most or _REFUSED_THROUGHOUT)):
@@ -257,7 +264,10 @@ class MlflowExporter(DecodingExporter):
                 self._client.set_terminated(run, status, end_time=run_event.event.time // 1_000_000)
 
     def _path(self, key: str, run_event: RunEvent) -> str:
-        """Return the path of an artifact by key and step. Another artifact with the same kind, key and step gets its time as a suffix."""
+        """Return the path of an artifact by key and step.
+
+        If an artifact of that kind, key and step exists, the path ends with the time.
+        """
         time = run_event.event.time
         path = f"{self._paths(key)}-{time if run_event.step is None else run_event.step}"
         owner = self._media.setdefault(
@@ -266,7 +276,7 @@ class MlflowExporter(DecodingExporter):
         return path if owner == time else f"{path}-{time}"
 
     def _table(self, run: str, path: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Log columns and rows as a document. Images become files next to it, and cells have their paths."""
+        """Log columns and rows as a document. Images become separate files, and their cells contain the paths."""
         data = [list(row) for row in rows]
         for number, row in enumerate(data):
             for place, cell in enumerate(row):
@@ -277,7 +287,7 @@ class MlflowExporter(DecodingExporter):
         self._artifact(run, f"tables/{path}.json", json.dumps(document, default=str).encode())
 
     def _describe(self, run: str, body: Mapping[str, object], refused: RefusedItems) -> None:
-        """Log group, tags and notes as tags of MLflow. Tags that users have edited there are not overwritten."""
+        """Log group, tags and notes as MLflow tags. Tags that users have edited in MLflow are not overwritten."""
         tags = body.get("tags")
         texts = {self._tags(tag): "true" for tag in tags if isinstance(tag, str)} if isinstance(tags, Sequence) else {}
         if body.get("group"):
@@ -290,7 +300,7 @@ class MlflowExporter(DecodingExporter):
             self._log(run, "tags", fresh, refused)
 
     def _config(self, run: str, config: Mapping[str, object], refused: RefusedItems) -> None:
-        """Log the configuration as parameters. MLflow's parameters cannot change, so a new value becomes a tag."""
+        """Log the configuration as parameters. MLflow parameters are immutable, so changed values become tags."""
         known = self._client.get_run(run).data.params
         fresh, changed = [], []
         for key, value in flatten(config).items():
@@ -314,7 +324,7 @@ class MlflowExporter(DecodingExporter):
             self._client.log_artifact(run, str(file), folder)
 
     def _run(self, sender: ProcessRef) -> tuple[str, str]:
-        """MLflow's id of the run, and the process whose metrics keep their names."""
+        """Return the id of the MLflow run, and the process whose metrics keep their names."""
         key = sender.project, sender.run
         if key not in self._runs:
             self._runs[key] = self._find_run(sender)
@@ -360,7 +370,7 @@ class MlflowExporter(DecodingExporter):
 
 
 def _clean(name: str) -> str:
-    """Return a name of valid characters, without path parts that MLflow would change."""
+    """Return a name with only valid characters, and without path parts that MLflow would change."""
     path = "/".join(part for part in _UNSAFE.sub("_", name).split("/") if part.strip("."))
     return (path.lstrip(".") if path.startswith("..") else path) or "_"
 
@@ -370,12 +380,12 @@ def _clean_tag(tag: str) -> str:
 
 
 def _clean_part(text: str) -> str:
-    """Return text that may follow a valid name."""
+    """Return text that may follow a valid name, with only valid characters."""
     return _UNSAFE.sub("_", text)
 
 
 def _clean_path(key: str) -> str:
-    """Return a relative path below the folder of its kind."""
+    """Return a relative path below the folder for the artifact's kind."""
     return "/".join(part.strip() for part in _UNSAFE.sub("_", key).split("/") if part.strip(". ")) or "_"
 
 
@@ -385,7 +395,7 @@ def _extension(media_type: str) -> str:
 
 
 def _prefix(sender: ProcessRef, first: str) -> str:
-    """Prefix for the metrics of all processes but the first."""
+    """Return the prefix for the metrics of a process, which is empty for the first one."""
     return "" if sender.process == first else f"process-{sender.process[:8]}/"
 
 
@@ -404,13 +414,13 @@ def _name_of(run_event: RunEvent) -> str:
 
 
 def _is_about_a_file(error: MlflowException) -> bool:
-    """Whether a store of files could not create a file of this name."""
+    """Return whether a file store failed to create a file with the item's name."""
     cause = error.__cause__ or error.__context__
     return isinstance(cause, OSError) and cause.errno is not None and not is_outage(cause)
 
 
 def _is_refused_user(error: Exception) -> bool:
-    """Whether an artifact store refuses the user, and not the artifact."""
+    """Return whether an artifact store refused the user rather than the artifact."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return status in _TEMPORARY_STATUS

@@ -1,7 +1,7 @@
-"""Converts names to names that a destination can store; different names stay different.
+"""Conversion of names to names that a destination can store. Different names stay different.
 
-A name that the destination cannot store is changed and gets a suffix, a hash of the whole original. So the result is the same in
-every agent, on every node, and in any order. Other names stay as they are.
+A name that the destination cannot store is changed and gets a suffix, which is a hash of the whole original name. The
+result is therefore the same in every agent, on every node, and in any order. Other names stay unchanged.
 """
 
 import hashlib
@@ -20,7 +20,10 @@ _LONGEST_SHOWN: Final = 100
 
 
 def suffix_of(original: str) -> str:
-    """Return an underscore and eight hexadecimal digits of a hash of the text, with at least one letter and one numeral."""
+    """Return an underscore and eight hexadecimal digits of the text's hash.
+
+    The digits include a letter and a numeral.
+    """
     text = original.encode("utf-8", "surrogatepass")
     while True:
         digest = hashlib.sha256(text).hexdigest()
@@ -31,7 +34,10 @@ def suffix_of(original: str) -> str:
 
 
 def _looks_changed(name: str) -> bool:
-    """Whether a name ends with such a suffix. It is changed too, so that it cannot equal a changed name."""
+    """Return whether a name ends with such a suffix.
+
+    These names are changed too, so that they cannot equal a changed name.
+    """
     digits = name[-_DIGITS:]
     return (
         name[-_DIGITS - 1 : -_DIGITS] == "_"
@@ -43,7 +49,7 @@ def _looks_changed(name: str) -> bool:
 
 
 class ChangedNames:
-    """The names of one destination, with a warning for each name that it cannot store. Used by one thread."""
+    """Names of one destination, with a warning for each name that it cannot store. Used by one thread."""
 
     def __init__(
         self, destination: str, rule: str, clean: Callable[[str], str], longest: int, *, in_bytes: bool = False
@@ -51,10 +57,10 @@ class ChangedNames:
         """
         Args:
             destination: Name of the destination, for warnings.
-            rule: Rule for names that it can store, for warnings.
-            clean: Function that converts any text to a valid name, without the limit of length.
-            longest: Maximum length of a name with its suffix, in characters, or in UTF-8 bytes if `in_bytes`.
-            in_bytes: Unit of `longest`.
+            rule: Description of names that the destination can store, for warnings.
+            clean: Function that converts any text to a valid name of unlimited length.
+            longest: Maximum length of a name including its suffix, in characters, or in UTF-8 bytes if `in_bytes`.
+            in_bytes: Whether `longest` is in UTF-8 bytes.
         """
         self._destination = destination
         self._rule = rule
@@ -81,7 +87,7 @@ class ChangedNames:
         suffix = suffix_of(original)
         room = self._longest - len(suffix)
         kept = clean.encode()[:room].decode(errors="ignore") if self._in_bytes else clean[:room]
-        # A slash, dot or space is valid inside a name only.
+        # Slashes, dots and spaces are valid only inside a name.
         return f"{self._clean(kept).rstrip('/. ')}{suffix}"
 
     def _warn(self, original: str, name: str) -> None:

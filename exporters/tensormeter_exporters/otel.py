@@ -1,8 +1,8 @@
 """The `otel:NAME` destinations: any OpenTelemetry metric exporter, by its name in `OTEL_METRICS_EXPORTER`.
 
-The exporter is constructed without arguments and configured by its own environment variables.
-It gets every point, and steps as the gauge `tensormeter.step`. It gets no events, which are not metrics.
-Deduplication is up to its receiver. OpenTelemetry's exporters do not report why they failed, so a failure is always retried.
+The exporter is constructed without arguments and configured by its own environment variables. It receives every point,
+with steps as the gauge `tensormeter.step`, but no events, because these are not metrics. Deduplication is left to its
+receiver. OpenTelemetry exporters do not report why they failed, so failures are always retried.
 """
 
 import math
@@ -46,7 +46,7 @@ logger: Final = get_logger("tensormeter.agent")
 _GROUP: Final = "opentelemetry_metrics_exporter"
 
 _TAKES_NO_SUM: Final = ("opentelemetry.exporter.otlp.", "opentelemetry.sdk.", "tensormeter_exporters.")
-"""Modules of exporters that leave out a sum of None. Others may calculate with the sum, and get NaN."""
+"""Modules of exporters that omit a sum of None. Other exporters may calculate with the sum, so they receive NaN."""
 
 
 class OTelExporter(DecodingExporter):
@@ -95,18 +95,18 @@ class OTelExporter(DecodingExporter):
 
 
 def metrics_data(batches: Sequence[columns.Batch], *, no_sum: float | None = None) -> tuple[MetricsData, int]:
-    """Convert batches of columns to the SDK's objects.
+    """Convert batches of columns to SDK objects.
 
     Args:
-        batches: The columns.
-        no_sum: Sum for histograms without one, and for those with negative values: OTLP leaves their sum out, because receivers
-            treat it as a counter.
+        batches: Batches to convert.
+        no_sum: Sum to use for histograms without one and for those with negative values. OTLP omits the latter's sum,
+            because receivers treat it as a counter.
 
     Returns:
-        The objects, and the number of points that the SDK does not support (of summaries).
+        The objects, and the number of points that the SDK does not support (those of summaries).
     """
     left_out = 0
-    # Keyed by content: the SDK's encoder for OTLP keeps only the last of equal resources or scopes.
+    # Keyed by content, because the SDK's OTLP encoder keeps only the last of several equal resources or scopes.
     resources: dict[str, tuple[columns.Batch, dict[str, tuple[columns.Scope, list[Metric]]]]] = {}
     for batch in batches:
         _, scopes = resources.setdefault(repr(sorted(batch.resource.items())), (batch, {}))
@@ -171,7 +171,7 @@ def _data(series: columns.Series, no_sum: float | None) -> Gauge | Sum | Histogr
 
 
 def _statistics(series: columns.Distribution, at: int, no_sum: float | None) -> dict[str, Any]:
-    """Fields of both kinds of histograms; missing minima and maxima have the SDK's own values."""
+    """Return the fields of both kinds of histograms, with the SDK's values for a missing minimum or maximum."""
     low, high, total = float(series.minima[at]), float(series.maxima[at]), float(series.sums[at])
     return {
         "start_time_unix_nano": int(series.start_times[at]),

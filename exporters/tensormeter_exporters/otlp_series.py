@@ -1,7 +1,7 @@
-"""Decodes requests for destinations that are not OTLP: into series with their steps, and into events.
+"""Decoding of requests for destinations that do not use OTLP, into series with steps and into events.
 
-The step of a value is the value of the gauge `tensormeter.step` of the same process at the same time: a join, as in the server.
-Rows are never split over two requests, so the gauge is always in the same request.
+The step of a value is the value of the gauge `tensormeter.step` of the same process at the same time. The two are
+joined by time, as in the server. Rows are never split across requests, so the gauge is always in the same request.
 """
 
 from collections import Counter
@@ -51,7 +51,7 @@ _NANOSECONDS: Final = 1_000_000_000
 
 @dataclass(frozen=True)
 class ProcessRef:
-    """The process of a run that sent something.
+    """Process of a run that sent a request's data.
 
     Attributes:
         project: `service.name`.
@@ -67,7 +67,7 @@ class ProcessRef:
 
     @classmethod
     def of(cls, resource: Mapping[str, Attribute]) -> "ProcessRef":
-        """Read the resource. Every instance of other software is a run."""
+        """Create from a resource. Every instance of other software counts as a run."""
         process = str(resource.get(SERVICE_INSTANCE_ID) or "unknown")
         run = str(resource.get(RUN_ID) or process)
         return cls(
@@ -80,13 +80,13 @@ class ProcessRef:
 
 @dataclass(frozen=True)
 class SteppedSeries:
-    """A series with the steps of its points.
+    """A series with the step of each point.
 
     Attributes:
         sender: The process that sent it.
-        series: The points.
-        steps: int64, shape (n,). The Unix time in seconds for points without a step (of sensors): it needs no state and is the
-            same when a request is retried.
+        series: Points of the series.
+        steps: Step of each point, int64, shape (n,). Points without a step, such as those of sensors, have the Unix
+            time in seconds, which needs no state and stays the same when a request is retried.
         stepped: Whether each point has a step, bool, shape (n,).
     """
 
@@ -97,14 +97,14 @@ class SteppedSeries:
 
     @property
     def name(self) -> str:
-        """The metric's name, and its attributes if it has any: `hw.power{hw.id=GPU-0}`."""
+        """Name of the metric, followed by its attributes if it has any: `hw.power{hw.id=GPU-0}`."""
         attributes = self.series.attributes
         pairs = ",".join(f"{key}={attributes[key]}" for key in sorted(attributes))
         return f"{self.series.name}{{{pairs}}}" if pairs else self.series.name
 
     @property
     def identity(self) -> str:
-        """A text that no other series of the process has, even one of the same name; the name itself if it is enough."""
+        """Text that identifies the series within its process; the plain name if that is sufficient."""
         series = self.series
         scope = [] if series.scope.name in ("", SCOPE.name) else [series.scope.name, series.scope.version]
         if not series.attributes and not scope:
@@ -114,12 +114,12 @@ class SteppedSeries:
 
 @dataclass(frozen=True)
 class RunEvent:
-    """An event of a process.
+    """An event that a process sent.
 
     Attributes:
         sender: The process that sent it.
-        event: The event.
-        media: Table, image, text or alert in it, if any.
+        event: Decoded event.
+        media: Table, image, text or alert in the event; None if there is none.
         step: Step of the media.
         error: Reason why the media cannot be read, or "".
     """
@@ -132,24 +132,24 @@ class RunEvent:
 
     @property
     def axis_step(self) -> int:
-        """The step, or the Unix time in seconds, as for points without a step."""
+        """Step, or the Unix time in seconds if there is none, as for points."""
         return self.event.time // _NANOSECONDS if self.step is None else self.step
 
     @property
     def body(self) -> Mapping[str, Value]:
-        """The event's body if it is a mapping, otherwise an empty one."""
+        """Body of the event if it is a mapping; otherwise an empty mapping."""
         return self.event.body if isinstance(self.event.body, Mapping) else {}
 
 
 @dataclass(frozen=True)
 class Scalars:
-    """Plain numbers made from a series.
+    """Plain numbers derived from a series.
 
     Attributes:
-        name: Name of the series; with a suffix such as `/mean` if its points are not numbers.
-        values: float64 or int64, shape (n,).
-        part: The suffix, such as `/mean`, or "".
-        statistic: Whether NaN means that there is no value.
+        name: Name of the series, with a suffix such as `/mean` if its points are not numbers.
+        values: Numbers, float64 or int64, shape (n,).
+        part: Suffix of the name, such as `/mean`, or "".
+        statistic: Whether NaN stands for a missing value.
     """
 
     name: str
@@ -164,7 +164,7 @@ class Scalars:
 
 
 def read_metrics(request: Request) -> list[SteppedSeries]:
-    """Return all series of a metrics request, without the steps themselves.
+    """Return all series of a metrics request, except the step gauge itself.
 
     Raises:
         EncodingError: The body cannot be decoded. Nothing else is raised.
@@ -203,7 +203,7 @@ def read_events(request: Request) -> list[RunEvent]:
 
 
 def scalars(stepped: SteppedSeries) -> Iterator[Scalars]:
-    """Yield a series as plain numbers: the series itself, or statistics if its points are not numbers."""
+    """Yield a series as plain numbers: the points themselves, or statistics if they are not numbers."""
     series, name = stepped.series, stepped.name
     if isinstance(series, Gauge | Sum):
         yield Scalars(name, series.values)
@@ -221,10 +221,11 @@ def scalars(stepped: SteppedSeries) -> Iterator[Scalars]:
 
 
 def bucket_edges(series: Distribution, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One distribution as (edges, counts), with finite increasing edges, shape (k + 1,) and (k,).
+    """Return one distribution as finite, increasing edges, shape (k + 1,), and counts, shape (k,).
 
-    Open ends reach to the minimum and maximum; if these are unknown, an open end is as wide as an average bucket. Empty open ends
-    are left out. Zeros of exponential histograms have their own bucket, see `explicit_buckets`.
+    Open-ended buckets extend to the minimum and maximum. If these are unknown, such a bucket is as wide as the average
+    bucket. Empty open-ended buckets are omitted. Zeros of exponential histograms have a separate bucket; see
+    `explicit_buckets`.
     """
     if isinstance(series, Histogram):
         bounds, counts = series.bounds.tolist(), series.buckets[index].tolist()
@@ -245,7 +246,10 @@ def bucket_edges(series: Distribution, index: int) -> tuple[NDArray[np.float64],
 
 
 def flatten(config: Mapping[str, object]) -> dict[str, object]:
-    """Flatten nested mappings; keys are joined by dots. In `{"a.b": 1, "a": {"b": 2}}` the first key gets a suffix."""
+    """Flatten nested mappings, and join their keys with dots.
+
+    In `{"a.b": 1, "a": {"b": 2}}` the first key gets a suffix.
+    """
     leaves = list(_leaves(config, ()))
     paths = Counter(".".join(path) for path, _ in leaves)
     flat: dict[str, object] = {}
@@ -266,7 +270,7 @@ def _leaves(config: Mapping[str, object], above: tuple[str, ...]) -> Iterator[tu
 
 
 def _steps(batches: Sequence[Batch]) -> dict[str, tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-    """Times and steps of the rows of each process, ordered by time."""
+    """Return the times and steps of each process's rows, ordered by time."""
     pieces: dict[str, list[Gauge]] = {}
     for batch in batches:
         process = ProcessRef.of(batch.resource).process
@@ -297,12 +301,15 @@ def _join(
 def _closed(
     bounds: Sequence[float], counts: Sequence[int], low: float, high: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Edges and counts of buckets with open ends; empty open ends are left out. `low` and `high` are NaN if unknown."""
+    """Return finite edges and counts of buckets with open ends.
+
+    `low` and `high` are the extreme values, NaN if unknown.
+    """
     if not len(bounds):
         low, high = (low, high) if low < high else (-1.0, 1.0)
         return np.array([low, high]), np.array(counts, np.float64)
     width = (bounds[-1] - bounds[0]) / len(bounds) or 1.0
-    # As in Prometheus: without a minimum, a first bucket up to 0 contains zeros, not negative numbers.
+    # As in Prometheus, a first bucket that ends at 0 is taken to contain zeros if the minimum is unknown.
     below = float(np.nextafter(0.0, -1.0)) if bounds[0] == 0 else bounds[0] - width
     edges, kept = list(bounds), list(counts)
     if len(edges) > 1 and not kept[0]:

@@ -1,4 +1,4 @@
-"""Counts the items of a request that a destination refuses, while it stores the others."""
+"""Counting of items that a destination refuses while it stores the rest of the request."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,17 +16,18 @@ _LONGEST: Final = 300
 
 
 class RefusedItems:
-    """The number of refused items of one request, with the first reasons.
+    """Refused items of one request: their number and the first reasons.
 
     Attributes:
         count: Number of refused items.
-        is_temporary: Function that returns whether an exception has a cause other than the item, so that the request is retried.
+        is_temporary: Function that returns whether an exception has a cause other than the item. The request is then
+            retried.
     """
 
     def __init__(self, is_temporary: Callable[[Exception], bool] = is_outage) -> None:
         """
         Args:
-            is_temporary: See above.
+            is_temporary: See the attribute.
         """
         self.count = 0
         self.is_temporary = is_temporary
@@ -34,7 +35,7 @@ class RefusedItems:
         self._more = False
 
     def add(self, reason: str, count: int = 1) -> None:
-        """Refuse items."""
+        """Count items as refused."""
         self.count += count
         if reason[:_LONGEST] in self._reasons:
             return
@@ -44,7 +45,7 @@ class RefusedItems:
             self._more = True
 
     def readable(self, events: Iterable[RunEvent]) -> Iterator[RunEvent]:
-        """Yield the events that can be read; the others are refused."""
+        """Yield readable events, and refuse the others."""
         for run_event in events:
             if run_event.error:
                 self.add(run_event.error)
@@ -56,10 +57,10 @@ class RefusedItems:
         """Refuse an item if the block raises an exception.
 
         Args:
-            what: Name of the item, for people.
+            what: Name of the item for messages.
 
         Raises:
-            Exception: The exception is temporary.
+            Exception: An exception that is temporary is raised again.
         """
         try:
             yield
@@ -70,14 +71,14 @@ class RefusedItems:
 
     @property
     def reason(self) -> str:
-        """The first distinct reasons, or ""."""
+        """First distinct reasons, or ""."""
         return "; ".join(self._reasons) + ("; and more" if self._more else "")
 
     def outcome(self, stored: int) -> Outcome:
-        """Return the outcome of the request: `Accepted` without the refused items.
+        """Return the outcome of the request, normally `Accepted` without the refused items.
 
-        If many items were refused and none was stored, the items are hardly the cause. The outcome is then `Rejected`, so that the
-        request is kept and can be sent again.
+        If many items were refused and none was stored, the items are unlikely to be the cause. The outcome is then
+        `Rejected`, so that the request is kept and can be sent again.
 
         Args:
             stored: Number of stored items.

@@ -1,4 +1,4 @@
-"""Decompresses the bodies of requests. Any damage raises an `EncodingError`."""
+"""Decompression of request bodies. Any damage raises an `EncodingError`."""
 
 import gzip
 import io
@@ -12,14 +12,14 @@ from tensormeter.exporter import Request
 __all__ = ["decoding", "decompress"]
 
 _LARGEST: Final = 1 << 30
-"""Maximum bytes of a decompressed body: far more than the agent puts into a request, and a bound for hostile ones."""
+"""Maximum size of a decompressed body in bytes. It is far above the agent's requests and limits malicious ones."""
 
 
 def decompress(request: Request) -> bytes:
     """Return the OTLP message of a request.
 
     Raises:
-        EncodingError: The body is not gzip, is truncated or damaged, or has more than 1 GiB when decompressed.
+        EncodingError: The body is not gzip, is truncated or damaged, or exceeds 1 GiB when decompressed.
     """
     with decoding(request):
         if not request.body:
@@ -33,10 +33,11 @@ def decompress(request: Request) -> bytes:
 
 @contextmanager
 def decoding(request: Request) -> Iterator[None]:
-    """Convert exceptions of a decoder into an `EncodingError`.
+    """Convert exceptions raised by a decoder to an `EncodingError`.
 
-    Decompressors, protobuf and the readers of their results raise many exceptions at a damaged body: BadGzipFile, EOFError,
-    zlib.error, DecodeError, UnicodeDecodeError, OverflowError and others. All mean that the body can never be decoded.
+    For a damaged body, decompressors, Protobuf and the code that reads their results raise many exceptions:
+    BadGzipFile, EOFError, zlib.error, DecodeError, UnicodeDecodeError, OverflowError and others. All of them mean that
+    the body can never be decoded.
     """
     try:
         yield

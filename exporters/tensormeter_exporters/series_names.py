@@ -1,8 +1,9 @@
-"""Unique names of series, for destinations without histograms and attributes.
+"""Unique series names for destinations that lack histograms and attributes.
 
-Such a destination gets composed names: `grad/mean` for the mean of the distribution `grad`, `hw.power{hw.id=GPU-0}` for a series
-with attributes. If another metric was logged under a composed name, the first of the two keeps it (within a request, the logged
-metric), and the other gets a suffix. Choices are stored in the destination's folder, so that the next agent makes the same ones.
+Such a destination receives composed names: `grad/mean` for the mean of the distribution `grad`, `hw.power{hw.id=GPU-0}`
+for a series with attributes. If a composed name equals the name of another metric, the first of the two keeps it, and
+the other gets a suffix. Within a request, the logged metric counts as first. The names are stored in the destination's
+folder, so that the next agent uses the same ones.
 """
 
 import json
@@ -24,7 +25,7 @@ _STATE: Final = "names.json"
 
 
 class SeriesNames:
-    """A unique name for each series and each of its statistics. Used by one thread; blocks for the disk."""
+    """Unique names of series and their statistics. Used by one thread; calls block while they access the disk."""
 
     def __init__(
         self,
@@ -37,10 +38,10 @@ class SeriesNames:
         """
         Args:
             destination: Name of the destination, for warnings.
-            state: Folder for the state file; None to forget the choices with this agent.
-            stored: Function from a metric's name to the name that the destination can store.
-            clean: Function from the composed part of a name to text that the destination can store.
-            longest: Maximum number of characters of a name; 0 for no limit.
+            state: Folder for the state file; None to forget the names when the agent ends.
+            stored: Function that converts a metric's name to one that the destination can store.
+            clean: Function that converts the composed part of a name to text that the destination can store.
+            longest: Maximum length of a name in characters; 0 for no limit.
         """
         self._destination = destination
         self._state = None if state is None else state / _STATE
@@ -54,13 +55,13 @@ class SeriesNames:
         self._load()
 
     def begin(self, series: Iterable[SteppedSeries]) -> None:
-        """Give logged metrics of a request their own names, before any name is composed."""
+        """Assign names to the logged metrics of a request before any names are composed."""
         for stepped in series:
             if stepped.identity == stepped.series.name:
                 self.of(stepped)
 
     def of(self, stepped: SteppedSeries, part: str = "") -> str:
-        """Return the name of a series, or of a part of it such as `/mean`. `save` stores the choice."""
+        """Return the name of a series, or of a part such as `/mean`. `save` stores the name."""
         process, identity = stepped.sender.process, f"{stepped.identity}\0{part}"
         name = self._names.get((process, identity))
         if name is None:
@@ -68,7 +69,7 @@ class SeriesNames:
         return name
 
     def save(self) -> None:
-        """Store the choices. Call it before anything is written under the names.
+        """Store the names. Call this before writing any data under new names.
 
         Raises:
             OSError: The state file cannot be written.
@@ -97,7 +98,7 @@ class SeriesNames:
         return name
 
     def _fit(self, name: str, identity: str, suffix: str = "") -> str:
-        """Return a name with a suffix, within the limit of length."""
+        """Return a name with a suffix, shortened to the maximum length."""
         if self._longest and len(name) + len(suffix) > self._longest:
             suffix = suffix or suffix_of(identity)
             name = name[: self._longest - len(suffix)].rstrip("/. ")

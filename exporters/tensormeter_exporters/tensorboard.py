@@ -1,9 +1,9 @@
 """The `tensorboard` destination: event files with scalars, histograms, images and texts.
 
-Each process has its own folder, DIRECTORY/PROJECT/RUN/PROCESS, which TensorBoard shows as a run.
-The files are written with TensorBoard's own record writer and messages, without TensorFlow or torch.
-TensorBoard stores scalars in single precision. A retried request is written once: see `appending`.
-Any text is a valid tag. Only the tags of our own texts (`config`, `state`, `alerts`) are reserved.
+Each process has its own folder, DIRECTORY/PROJECT/RUN/PROCESS, which TensorBoard shows as a run. The files are written
+with TensorBoard's own record writer and messages, without TensorFlow or torch. TensorBoard stores scalars in single
+precision. Retried requests are written only once; see `append_once`. Any text is a valid tag, except `config`, `state`
+and `alerts`, which are reserved for texts from tensormeter.
 """
 
 import io
@@ -52,7 +52,7 @@ _FILE_VERSION: Final = "brain.Event:2"
 _SMALLEST: Final = float(np.finfo(np.float32).tiny)
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _MAX_ROWS: Final = 1000
-"""Maximum rows of a table: TensorBoard renders the text in the browser."""
+"""Maximum number of table rows, because TensorBoard renders the text in the browser."""
 
 
 class TensorBoardExporter(FileExporter):

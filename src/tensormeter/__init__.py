@@ -48,7 +48,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Load `Client` on first use; `run` is the unfinished run that was begun last, or None."""
+    """Import `Client` on first use, and return the most recently started unfinished run, or None, for `run`."""
     if name == "Client":
         from tensormeter.client import Client
 

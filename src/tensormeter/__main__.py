@@ -1,4 +1,4 @@
-"""`python -m tensormeter`."""
+"""Entry point of `python -m tensormeter`."""
 
 from tensormeter.cli import main
 

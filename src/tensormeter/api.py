@@ -1,4 +1,4 @@
-"""The functions `init`, `log` and `finish`; the latter two use the run that was begun last."""
+"""The functions `init`, `log`, `finish` and `deferred_log`. `log` and `finish` use the most recently started run."""
 
 import reprlib
 import secrets
@@ -32,7 +32,7 @@ _PACKAGE_OF: Final = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
 }
-"""Packages that destinations need."""
+"""Python package that each kind of destination needs."""
 
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
 
@@ -50,10 +50,10 @@ def init(
     mode: str | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
 ) -> Run:
-    """Begin a run.
+    """Start a run.
 
-    Takes about ten milliseconds, and does not use the network. The run ends with `Run.finish`, at the end of its `with` block,
-    or when the interpreter exits. Its final state is:
+    This takes about ten milliseconds and does not use the network. The run ends with `Run.finish`, at the end of its
+    `with` block, or when the interpreter exits. Its final state is:
 
     - `finished`, if the program ended normally.
     - `failed`, if an exception or an exit status other than 0 ended it.
@@ -62,27 +62,27 @@ def init(
 
     In a notebook, a new run finishes the previous ones.
 
-    A new `init` with the `id` of a run whose processes have ended begins another attempt at it. This deletes nothing of the
-    earlier attempt. Steps that the new attempt repeats hide those of the earlier one.
+    Calling `init` with the `id` of a run whose processes have all ended starts another attempt at that run. The data of
+    earlier attempts is kept. If the new attempt repeats a step, its values hide the earlier ones.
 
     Args:
         project: Name of the project that the run belongs to.
         name: Display name. Default: the id.
-        config: Hyperparameters and other values that describe the run. Values of types that JSON lacks are converted by
-            `str`; values that cannot be converted are left out, with a warning. Secrets are masked (see the setting
-            `mask_config`). Add values that are known only later with `Run.update_config`.
+        config: Hyperparameters and other values that describe the run. Values that JSON cannot represent are converted
+            with `str`; values that cannot be converted are omitted with a warning. Secrets are masked (see the setting
+            `mask_config`). To add values later, call `Run.update_config`.
         id: Id of the run; pass the same one on all ranks. Default: a random id.
-        group: Name of the group (for example, a sweep) that the run belongs to.
-        tags: Words to search for.
-        notes: Free text about the run. Notes, group and tags that users edit on the server take precedence.
-        resume: Whether the run had an attempt before, on this or another machine. Rows logged without a step then continue
-            after the last step of the earlier attempts. Requires `id`.
+        group: Name of the run's group, for example a sweep.
+        tags: Keywords for finding the run.
+        notes: Free text about the run. Edits to the notes, group and tags on the server take precedence.
+        resume: Whether to continue a run that had an earlier attempt, on this or another machine. Rows logged without a
+            step then continue after the last step of the earlier attempts. Requires `id`.
         mode: `online`, `offline` (records to disk only) or `disabled`.
-        settings: A `Settings`, or a mapping of its fields. The other arguments take precedence over it.
+        settings: A `Settings` object, or a mapping of its fields. The other arguments of `init` take precedence.
 
     Raises:
-        SettingsError: An argument, a setting or a variable `TENSORMETER_*` is invalid. Invalid variables of other software
-            (`OTEL_*`, and those of launchers and schedulers) are ignored, with a warning.
+        SettingsError: An argument, a setting or a `TENSORMETER_*` variable is invalid. Invalid variables of other
+            software (`OTEL_*`, launchers and schedulers) are ignored with a warning.
     """
     fields = {
         "project": project,
@@ -121,7 +121,7 @@ def log(
     every: int | None = None,
     reduce: str | None = None,
 ) -> None:
-    """Record one row of metrics in the run that was begun last. See `Run.log` for the arguments.
+    """Record one row of metrics in the most recently started run. See `Run.log` for the arguments.
 
     Raises:
         UsageError: No run is in progress.
@@ -132,7 +132,7 @@ def log(
 
 
 def finish() -> None:
-    """End the run that was begun last, and wait for delivery. Does nothing without a run. See `Run.finish`."""
+    """End the most recently started run, if there is one, and wait for delivery. See `Run.finish`."""
     if open_runs:
         open_runs[-1].finish()
 
@@ -145,23 +145,24 @@ def deferred_log(
     device: Any = None,
     first_step: int | None = None,
 ) -> "DeferredLog":
-    """Create an object that records from inside CUDA graphs and functions compiled by `torch.compile`, also with `fullgraph=True`.
+    """Create an object that records inside CUDA graphs and `torch.compile` functions, even with `fullgraph=True`.
 
-    Call `write({name: tensor})` of the result inside the graph. There it is a few tensor operations, without a graph break,
-    and each replay of a CUDA graph writes a row. Later `run.log` calls of this thread (four times a second), `flush()`, and
-    `run.finish` fetch the rows, without waiting for the device. Rows are recorded in the order of the writes, with the time of
-    the fetch. If more than `capacity` rows are written between two fetches, the oldest are lost, and counted.
+    Call the object's `write({name: tensor})` inside the graph. The call adds a few tensor operations and no graph
+    break; each replay of a CUDA graph writes a row. Later `run.log` calls on this thread (four times a second),
+    `flush()` and `run.finish` fetch the rows without waiting for the device. Rows are recorded in the order in which
+    they were written, with the time of the fetch. If more than `capacity` rows are written between two fetches, the
+    oldest rows are lost and counted.
 
-    Each execution of the write is a row, including warm-ups and the recomputation of activation checkpointing. Integers are
-    exact up to 2**53. While the object exists, each `run.log` takes a few microseconds.
+    Every execution of the write records a row, including warm-ups and the recomputation in activation checkpointing.
+    Integers are exact up to 2**53. While the object exists, each `run.log` takes a few microseconds.
 
     Args:
-        run: Run from `init`, in this process.
-        names: Names of the metrics of a row.
-        capacity: Number of rows to keep on the device, at 8 bytes per value, and the same number on the host.
-        device: Device of the values, as torch names it. Default: the current CUDA device, or the CPU if there is none.
-        first_step: Step of the first row; each later row has the next step. Default: 0, or, with `resume=True`, the step
-            after the last one of the earlier attempts.
+        run: Run that `init` started in this process.
+        names: Names of the metrics in each row.
+        capacity: Number of rows to buffer, both on the device and on the host, at 8 bytes per value.
+        device: Torch device of the values. Default: the current CUDA device, or the CPU if there is none.
+        first_step: Step of the first row; it increases by one with each row. Default: 0, or, with `resume=True`, the
+            step after the last one of the earlier attempts.
 
     Raises:
         UsageError: An argument is invalid, or memory for the copies cannot be page-locked.
@@ -178,7 +179,7 @@ def deferred_log(
 
 
 def _settings_of_rank(settings: Settings) -> Settings:
-    """Return the settings of this rank, disabled if it records nothing; warn if each rank begins its own run."""
+    """Return the settings of this rank, disabled if it records nothing; warn if each rank starts its own run."""
     ranks = describe_rank()
     local_rank = ranks.get(LOCAL_RANK, 0)
     rank = ranks.get(RANK, local_rank)
@@ -194,7 +195,7 @@ def _settings_of_rank(settings: Settings) -> Settings:
 
 
 def _check_targets(settings: Settings) -> set[str]:
-    """Read the targets of OTLP, so that this process reports errors in them, not only the agent.
+    """Read the OTLP targets, so that errors in them are also reported in this process, not only by the agent.
 
     Returns:
         The destinations that use gRPC.
@@ -217,7 +218,7 @@ def _check_targets(settings: Settings) -> set[str]:
 
 
 def _warn_of_packages(settings: Settings, by_grpc: set[str]) -> None:
-    """Warn about destinations that need a missing package. Their data waits in the spool, and the run continues."""
+    """Warn about destinations whose package is missing. Their data waits in the spool, and the run continues."""
     if settings.agent == "off" or describe_rank().get(RANK):  # one warning, not hundreds
         return
     for destination in settings.exporters:
@@ -233,13 +234,13 @@ def _warn_of_packages(settings: Settings, by_grpc: set[str]) -> None:
 
 
 def _in_notebook() -> bool:
-    """Whether this is a notebook, where an unfinished run was most likely forgotten."""
+    """Return whether this is a notebook, where an unfinished run was most likely forgotten."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and ipython.get_ipython() is not None
 
 
 def _warn_of_signals(settings: Settings) -> None:
-    """Warn about signals that a destination does not get."""
+    """Warn about signals that a destination does not receive."""
     if settings.mode == "disabled" or describe_rank().get(RANK):  # one warning, not hundreds
         return
     for destination in settings.exporters:
@@ -248,7 +249,7 @@ def _warn_of_signals(settings: Settings) -> None:
 
 
 def _resolve(settings: Settings | Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> Settings:
-    """Merge the arguments of `init` into its settings."""
+    """Merge the other arguments of `init` into its `settings`."""
     if isinstance(settings, Settings):
         return settings.replace(**arguments)
     fields = dict(settings or {})

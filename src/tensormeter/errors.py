@@ -1,4 +1,4 @@
-"""The error tree. This module imports nothing.
+"""The exception hierarchy. This module imports nothing.
 
     TensormeterError
     ├── SettingsError      (also a ValueError)  a setting, argument or environment variable is invalid
@@ -8,13 +8,13 @@
     ├── SpoolError         a run directory or its spool cannot be used
     └── StoreError         the server's store cannot be used
 
-Every message has what failed, the value, and what to do next.
-`Run.log` never raises because delivery failed: telemetry does not stop a training script.
+Every message states what failed, the value, and what to do next. Failed delivery never makes `Run.log` raise, because
+telemetry must not stop a training script.
 """
 
 
 class TensormeterError(Exception):
-    """Base of every error that tensormeter raises on purpose."""
+    """Base class of all errors that tensormeter raises on purpose."""
 
 
 class SettingsError(TensormeterError, ValueError):
@@ -26,7 +26,7 @@ class UsageError(TensormeterError, RuntimeError):
 
 
 class RingError(TensormeterError):
-    """A ring file could not be created, or a file is not a ring file of this version."""
+    """A ring file cannot be created, or a file is not a ring file of this version."""
 
 
 class EncodingError(TensormeterError, ValueError):
@@ -34,7 +34,7 @@ class EncodingError(TensormeterError, ValueError):
 
 
 class SpoolError(TensormeterError):
-    """A run directory or the spool in it cannot be used."""
+    """A run directory or its spool cannot be used."""
 
 
 class StoreError(TensormeterError):

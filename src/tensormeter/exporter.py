@@ -1,26 +1,26 @@
 """The exporter interface: the contract between delivery and a destination.
 
-An exporter is a class that an entry point of the group `tensormeter_exporter` names. A delivery thread of the agent constructs it,
-calls `export` for one request at a time, in order, and `shutdown` once at the end, all on the same thread. An exporter therefore
-needs no locks.
+An exporter is a class registered as an entry point in the group `tensormeter_exporter`. A delivery thread of the agent
+constructs it, calls `export` for one request at a time, in order, and calls `shutdown` once at the end. All calls are
+made on the same thread, so an exporter needs no locks.
 
-One instance gets metrics and logs in the order in which they were recorded. An exporter that does not need this order sets
-`independent_signals`: delivery then creates one instance for each signal, with its own thread, retries and position in the queue. So
-a receiver that refuses one signal still gets the other.
+A single instance receives metrics and logs in the order in which they were recorded. An exporter that does not need
+this order sets `independent_signals`. Delivery then creates one instance for each signal, with its own thread, retries
+and position in the queue, so a receiver that refuses one signal still receives the other.
 
-An exporter may block for the configured timeout, and not longer. It neither retries nor sleeps: it returns an outcome, and delivery
-acts on it (backoff, `Retry-After`, order, the spool).
+An exporter may block for at most the configured timeout. It neither retries nor sleeps: it returns an outcome, and
+delivery handles backoff, `Retry-After`, ordering and the spool.
 
-A receiver may accept a request before it is durable, that is, before it would survive a power failure there. Then `Accepted` has a
-`durability`, and the exporter has a method `durability()`, which asks the receiver. Delivery keeps such a request in the spool until it
-is durable, and resends it under the same id if the receiver's epoch changes. Without this, a request leaves the spool when it is
-accepted.
+A receiver may accept a request before it is durable, that is, before it would survive a power failure at the receiver.
+In that case, `Accepted` has a `durability`, and the exporter has a method `durability()` that asks the receiver for its
+progress. Delivery keeps such a request in the spool until it is durable, and resends it with the same id if the
+receiver's epoch changes. Otherwise, a request leaves the spool as soon as it is accepted.
 
-Outcomes are values, not exceptions. An exporter that cannot write some items writes the others, and returns `Accepted` with the number
-of refused items in `rejected`. If `export` raises, nothing of the request should remain. An outage (`outages.is_outage`: network, disk,
-a missing package) is treated as `Retry`. After any other exception, delivery tries the request three times, the last time with a new
-exporter. It then treats the exception as `Rejected` with `divide`: it splits the request and quarantines the item that causes the
-exception.
+Outcomes are return values, not exceptions. An exporter that cannot write some items writes the others, and returns
+`Accepted` with the number of refused items in `rejected`. If `export` raises, it should leave no part of the request
+behind. An outage (`outages.is_outage`: network, disk, a missing package) is treated as `Retry`. After any other
+exception, delivery tries the request up to three times, the last time with a new exporter. It then treats the exception
+as `Rejected` with `divide`: it splits the request and quarantines the item that causes the exception.
 """
 
 import re
@@ -59,17 +59,18 @@ _DESTINATION: Final = re.compile(r"[\w-]+(:[\w-]+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class ExporterConfig:
-    """The configuration of an exporter.
+    """Configuration of an exporter.
 
     Attributes:
         endpoint: Base URL of the destination, without the signal's path.
-        token: Bearer token, or None. Never shown in a `repr`.
-        timeout: Maximum seconds of one `export`.
-        destination: Name in the settings: the entry point, and after a colon a label for several destinations of a kind.
-        options: Options of this destination in the settings.
-        state: Folder for state that the exporter needs while requests may be retried, or None. It need not exist yet, and is deleted
-            when the run is delivered.
-        signals: Signals that this instance gets: both, or one if the exporter has `independent_signals`.
+        token: Bearer token, or None. It is never shown in a `repr`.
+        timeout: Maximum duration of one `export` call in seconds.
+        destination: Name in the settings: the entry point, optionally followed by a colon and a label that
+            distinguishes several destinations of the same kind.
+        options: Options of this destination from the settings.
+        state: Folder for state that the exporter needs for retries, or None. The folder may not exist yet, and is
+            deleted once the run is delivered.
+        signals: Signals that this instance receives: both, or one if the exporter has `independent_signals`.
     """
 
     endpoint: str
@@ -89,14 +90,14 @@ class ExporterConfig:
 
     @property
     def label(self) -> str:
-        """The label after the colon in the destination's name, or ""."""
+        """Label after the colon in the destination's name, or ""."""
         return self.destination.partition(":")[2]
 
     def options_or(self, **defaults: str) -> dict[str, str]:
-        """Return all options of an exporter, with their values in the settings or their defaults.
+        """Return all options of an exporter, with the values from the settings or the defaults.
 
         Raises:
-            SettingsError: The settings have an option that the exporter does not have.
+            SettingsError: The settings contain an option that the exporter does not have.
         """
         unknown = sorted(self.options.keys() - defaults.keys())
         if unknown:
@@ -107,12 +108,12 @@ class ExporterConfig:
 
 @dataclass(frozen=True)
 class Request:
-    """An OTLP export request, as it is in the spool.
+    """An OTLP export request as stored in the spool.
 
     Attributes:
-        id: Id that is unique in the world and stable over retries and restarts, for deduplication by the receiver.
-        signal: Signal of the request.
-        body: Protobuf message `ExportMetricsServiceRequest` or `ExportLogsServiceRequest`, gzip-compressed.
+        id: Globally unique id that stays the same across retries and restarts, so that the receiver can deduplicate.
+        signal: Signal that the request contains.
+        body: Gzip-compressed Protobuf message `ExportMetricsServiceRequest` or `ExportLogsServiceRequest`.
         items: Number of data points or log records.
     """
 
@@ -127,13 +128,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Durability:
-    """The progress of a receiver's disk.
+    """How far a receiver has made requests durable.
 
     Attributes:
-        epoch: Non-empty id of the period since the receiver's start. Numbers of different epochs cannot be compared; requests that
-            were not durable in an earlier epoch may be lost.
-        number: Number of the accepted request in the epoch, increasing from request to request.
-        durable: Number up to which all requests survive a power failure at the receiver.
+        epoch: Non-empty id that changes whenever the receiver restarts. Numbers from different epochs cannot be
+            compared; requests that were not durable in an earlier epoch may be lost.
+        number: Number of the accepted request in the epoch, which increases with each request.
+        durable: Number up to which all requests would survive a power failure at the receiver.
     """
 
     epoch: str
@@ -146,9 +147,9 @@ class Accepted:
     """The receiver has accepted the request.
 
     Attributes:
-        rejected: Number of items that the receiver refused (OTLP's partial success). They are never sent again.
-        message: The receiver's message about them.
-        durability: Progress of the receiver's disk; None if the receiver does not report it.
+        rejected: Number of items that the receiver refused (OTLP's partial success). They are not sent again.
+        message: Receiver's message about the refused items.
+        durability: Receiver's durability; None if the receiver does not report it.
     """
 
     rejected: int = 0
@@ -158,11 +159,11 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Retry:
-    """The receiver cannot accept the request now; delivery retries it.
+    """The receiver cannot accept the request now; delivery will retry it.
 
     Attributes:
         reason: Reason, for people.
-        after: Seconds that the receiver asks to wait, or None.
+        after: Seconds to wait, as requested by the receiver, or None.
     """
 
     reason: str
@@ -175,9 +176,9 @@ class Rejected:
 
     Attributes:
         reason: Reason, for people.
-        divide: Whether a part of the request may be accepted. Delivery then divides the request until the refused items are alone,
-            and sets these aside. The parts have ids that are the same at every attempt. If a single row is divided, each part has
-            its step, unless the exporter has `independent_signals`.
+        divide: Whether the receiver may accept parts of the request. Delivery then divides the request until the
+            refused items are isolated, and quarantines them. The parts get the same ids on every attempt. If a single
+            row is divided, each part keeps the row's step, unless the exporter has `independent_signals`.
     """
 
     reason: str
@@ -186,10 +187,10 @@ class Rejected:
 
 @dataclass(frozen=True)
 class TooLarge:
-    """The request is too large; the receiver may accept it in parts.
+    """The request is too large, but the receiver may accept it in parts.
 
-    Delivery sends the halves, with ids that are the same at every attempt. A single point that is too large is treated as
-    `Rejected`.
+    Delivery sends the request in halves, which get the same ids on every attempt. A single point that is too large is
+    treated as `Rejected`.
 
     Attributes:
         reason: Reason, for people.
@@ -200,7 +201,7 @@ class TooLarge:
 
 @dataclass(frozen=True)
 class Unauthorized:
-    """The receiver refuses the token. Delivery pauses until the token changes.
+    """The receiver refused the token. Delivery pauses until the token changes.
 
     Attributes:
         reason: Reason, for people.
@@ -211,15 +212,15 @@ class Unauthorized:
 
 @dataclass(frozen=True)
 class AttemptQuestion:
-    """The question to which attempt of a run a process belongs.
+    """Question to the receiver about which attempt of a run a process belongs to.
 
     Attributes:
-        project: The run's project.
-        run_id: The run's id.
-        member: The process.
-        number: Number of the attempt, if it is known and only the last step is needed.
+        project: Project of the run.
+        run_id: Id of the run.
+        member: Identity of the process.
+        number: Number of the attempt, if it is already known and only the last step is needed.
         least: Lowest valid number.
-        resume: Whether there was an earlier attempt.
+        resume: Whether the process resumes a run that had an earlier attempt.
     """
 
     project: str
@@ -232,7 +233,7 @@ class AttemptQuestion:
 
 @dataclass(frozen=True)
 class AttemptNumber:
-    """The answer to an `AttemptQuestion`.
+    """Answer to an `AttemptQuestion`.
 
     Attributes:
         number: Number of the attempt, from 1.
@@ -247,18 +248,19 @@ Outcome = Accepted | Retry | Rejected | TooLarge | Unauthorized
 
 
 class Exporter(Protocol):
-    """A destination. The docstring of this module describes the calls and their thread.
+    """A destination. The module's docstring describes the order of the calls and their thread.
 
-    A class may have the attribute `independent_signals = True`; see there.
+    A class may set the attribute `independent_signals = True`, which is described there too.
 
-    It may have a method ``durability(self) -> Durability | Retry | None``, which asks for the progress of the receiver's disk, within
-    the configured timeout; the receiver should sync at once. None if the receiver does not report it any more. Delivery calls it if
-    nothing is to be sent and an accepted request is not durable yet.
+    It may have a method ``durability(self) -> Durability | Retry | None``, which asks the receiver for its durability
+    within the configured timeout. The receiver should sync to disk at once. The method returns None if the receiver no
+    longer reports durability. Delivery calls it when there is nothing to send and an accepted request is not durable
+    yet.
 
-    If its receiver assigns attempt numbers, it may have a method
-    ``ask_attempt(self, question: AttemptQuestion) -> AttemptNumber | Retry | Unauthorized | None``, which delivery calls before it
-    exports anything of the attempt, with the same timeout. None if this receiver assigns no numbers. `Retry` blocks the destination.
-    After `Unauthorized`, `export` decides: if it is accepted, this receiver assigns no numbers.
+    If the receiver assigns attempt numbers, the class may have a method ``ask_attempt(self, question: AttemptQuestion)
+    -> AttemptNumber | Retry | Unauthorized | None``. Delivery calls it, with the same timeout, before it exports any
+    data of the attempt. None means that this receiver assigns no numbers. `Retry` blocks the destination. After
+    `Unauthorized`, delivery calls `export`; if that is accepted, the receiver is assumed to assign no numbers.
     """
 
     def __init__(self, config: ExporterConfig) -> None: ...
@@ -268,17 +270,17 @@ class Exporter(Protocol):
         ...
 
     def shutdown(self) -> None:
-        """Release connections. Called once; must not block."""
+        """Release connections. Delivery calls this once; it must not block."""
         ...
 
 
 def load_exporter(destination: str) -> type[Exporter]:
     """Import the exporter of a destination by its entry-point name (the part before a colon).
 
-    If a package is missing, the constructor of the returned class raises.
+    If a required package is missing, the constructor of the returned class raises.
 
     Raises:
-        SettingsError: There is no such exporter; the message lists the existing ones.
+        SettingsError: No such exporter is installed; the message lists those that are.
     """
     check_exporters([destination])
     kind = destination.partition(":")[0]
@@ -288,12 +290,12 @@ def load_exporter(destination: str) -> type[Exporter]:
             return entry.load()  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
         return _unavailable(f"{kind} needs the package {error.name!r}; pip install 'tensormeter[{kind}]'")
-    except (Exception, SystemExit) as error:  # an imported package may raise at its environment
+    except (Exception, SystemExit) as error:  # an imported package may raise because of its environment
         return _unavailable(f"{kind} cannot be imported ({type(error).__name__}: {error}); see {entry.value}")
 
 
 def _unavailable(reason: str) -> type[Exporter]:
-    """Return an exporter whose constructor raises, which blocks only this destination."""
+    """Return an exporter class whose constructor raises, so that only this destination is blocked."""
 
     class Unavailable:
         def __init__(self, config: ExporterConfig) -> None:
@@ -309,10 +311,10 @@ def _unavailable(reason: str) -> type[Exporter]:
 
 
 def check_exporters(destinations: Iterable[str]) -> None:
-    """Check that exporters for these destinations exist, without importing them.
+    """Check that exporters for these destinations are installed, without importing them.
 
     Raises:
-        SettingsError: A destination has no exporter; the message lists the existing ones.
+        SettingsError: No exporter is installed for a destination; the message lists those that are.
     """
     known = entry_points(group=_GROUP).names
     for destination in destinations:

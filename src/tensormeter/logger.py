@@ -1,6 +1,6 @@
-"""Loggers that never raise: a warning that cannot be written must not end a training.
+"""Loggers that never raise, because a warning that cannot be written must not end the training.
 
-`logging` raises if standard error is closed, and passes on exceptions of filters and some handlers.
+The `logging` module raises if standard error is closed, and propagates exceptions from filters and some handlers.
 """
 
 import logging
@@ -10,10 +10,11 @@ __all__ = ["Logger", "get_logger"]
 
 
 class Logger(logging.LoggerAdapter[logging.Logger]):
-    """Writes to a logger of `logging`. Any thread; blocks as long as the program's handlers; usable after a fork.
+    """Wrapper of a `logging.Logger`. It can be used on any thread and after a fork, and blocks as long as the program's
+    handlers do.
 
     Attributes:
-        unsaid: Records that no handler could write.
+        unsaid: Number of records that no handler could write.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -21,18 +22,18 @@ class Logger(logging.LoggerAdapter[logging.Logger]):
         self.unsaid = 0
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Write a record, like `logging.Logger.log`. Exceptions of filters and handlers are counted and not raised.
+        """Write a record, like `logging.Logger.log`. Exceptions from filters and handlers are counted, not raised.
 
-        Other exceptions are raised, such as Ctrl-C while a handler writes.
+        Others, such as the KeyboardInterrupt of a Ctrl-C while a handler writes, are raised.
         """
         try:
             if self.logger.isEnabledFor(level):
-                kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # the caller's line, not this one
+                kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # report the caller's line, not this one
                 self.logger.log(level, msg, *args, **kwargs)
         except Exception:
             self.unsaid += 1
 
 
 def get_logger(name: str = "tensormeter") -> Logger:
-    """Get the logger of this name. Callers keep it."""
+    """Create a wrapper of the logger with this name. Callers should keep it."""
     return Logger(logging.getLogger(name))

@@ -1,7 +1,7 @@
-"""Recognizes outages: exceptions caused by the network, the disk or the installation, and not by the data.
+"""Recognition of outages: exceptions caused by the network, the disk or the installation rather than by the data.
 
-The same data can be delivered after the outage. Any other exception of an exporter may be caused by an item, which would fail for
-ever.
+The same data can be delivered after the outage. Any other exception from an exporter may be caused by an item that
+would fail on every retry.
 """
 
 import errno
@@ -37,7 +37,8 @@ _DISK: Final = frozenset(
         errno.ETXTBSY,
     }
 )
-"""Errors of a disk, or of limits of the process. An item's key may cause others (no such file, name too long)."""
+"""Error numbers caused by a disk or by process limits. Others, such as "name too long", may be caused by an item's
+key."""
 
 _NETWORK: Final = (ConnectionError, TimeoutError, socket.gaierror, socket.herror, ssl.SSLError)
 _UNREACHABLE: Final = frozenset(
@@ -70,10 +71,10 @@ _LONGEST_CHAIN: Final = 16
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an exception is caused by something other than the data.
+    """Return whether an exception is caused by something other than the data.
 
-    Such causes are an unreachable receiver (also as the cause of another exception, since libraries wrap them), a full, read-only or
-    broken disk, a missing package, or an invalid setting.
+    Such causes are an unreachable receiver, a full, read-only or broken disk, a missing package, or an invalid setting.
+    The exception's own causes are examined too, because libraries wrap network errors.
     """
     if isinstance(error, ImportError | SettingsError):
         return True

@@ -1,4 +1,7 @@
-"""Finds packages of destinations without importing them: an import can take seconds, and is left to the agent."""
+"""Detection of the packages that destinations need.
+
+This module does not import them, because that can take seconds; the agent does.
+"""
 
 import importlib.metadata
 import importlib.util
@@ -16,20 +19,20 @@ PACKAGES: Final = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
 }
-"""Import packages, and the distributions that install them."""
+"""Import names of the packages, with the distributions that install them."""
 
 
 def problem_with(package: str) -> str:
-    """Return the reason why the import of one of `PACKAGES` will probably fail, or "".
+    """Return why importing one of `PACKAGES` will probably fail, or "" if it should succeed.
 
-    A folder of that name is not the package: W&B writes into a folder `wandb` in the working directory. Blocks for the disk, some
-    milliseconds.
+    A folder with the package's name does not count: W&B, for example, writes to a folder `wandb` in the working
+    directory. The call blocks for a few milliseconds of disk access.
     """
     if sys.modules.get(package) is not None:
         return ""
     try:
         spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # ValueError: a module of that name was imported that has no spec
+    except (ImportError, ValueError):  # ValueError: a module with that name but without a spec was imported
         spec = None
     if spec is None or spec.origin is None:
         return f"the package {package!r} is not installed"

@@ -2,9 +2,9 @@
 
 See "Exponential Backoff And Jitter", Marc Brooker, AWS Architecture Blog, 2015.
 
-Delivery may run in a training process, whose `random` generator is seeded for reproducible results. `backoff.full_jitter` draws
-from that generator: a retry would change the training, and ranks with the same seed would retry at the same time. This module gets
-its randomness from the operating system.
+Delivery may run in a training process that seeds `random` for reproducible results. `backoff.full_jitter` draws from
+that generator, so a retry would change the training, and ranks with the same seed would retry at the same time. This
+module draws its randomness from the operating system instead.
 """
 
 import math
@@ -17,7 +17,7 @@ _random = random.SystemRandom()
 
 
 def full_jitter(delay: float) -> float:
-    """Return a random time between 0 and `delay`, in the unit of `delay`. Any thread, and after a fork."""
+    """Return a random duration between 0 and `delay`, in the same unit. Safe on any thread and after a fork."""
     return _random.uniform(0, delay)
 
 
@@ -28,19 +28,20 @@ def retry_delay(
     at_most: float = math.inf,
     jitter: Callable[[float], float] = full_jitter,
 ) -> float:
-    """Return the seconds to wait before a retry: a random time up to `longest`, but no less than the receiver requested.
+    """Return the seconds to wait before a retry: a random time up to `longest`, but at least the time that the receiver
+    requested.
 
     Args:
-        longest: Present delay of the exponential backoff, in seconds.
-        requested: Seconds that the receiver asked for by `Retry-After` or `RetryInfo`, if it did.
-        at_most: Bound of the requested time, in seconds.
-        jitter: Function from a delay to a random time.
+        longest: Current delay of the exponential backoff in seconds.
+        requested: Seconds that the receiver requested with `Retry-After` or `RetryInfo`; None if it did not.
+        at_most: Upper limit of the requested time in seconds.
+        jitter: Function that converts a delay to a random time.
     """
     return max(jitter(longest), min(requested or 0.0, at_most))
 
 
 def exponential_delays(first: float, longest: float) -> Generator[float, None, None]:
-    """Generate delays in seconds, without jitter, that double from `first` to `longest` and stay there for ever."""
+    """Generate delays in seconds, without jitter, that double from `first` up to `longest` and then stay constant."""
     delays = backoff.expo(base=2, factor=first, max_value=longest)
-    next(delays)  # the library's generators yield their first value at the second call
+    next(delays)  # the library's generators yield their first value on the second call
     return delays

@@ -1,8 +1,9 @@
-"""Reads the responses of OTLP receivers over HTTP: whether a request was accepted, and which part was refused.
+"""Parsing of HTTP responses from OTLP receivers: whether a request was accepted, and which part was refused.
 
-The protocol requires a response message, but many receivers send none: Prometheus, Mimir, VictoriaMetrics and VictoriaLogs answer
-200 without a body, Loki 204, others 202, `{}` or `ok`. Any 2xx therefore counts as acceptance, unless it clearly does not come from
-a receiver: a web page of a proxy or a login, or bytes that are neither OTLP's message nor text.
+The protocol requires a response message, but many receivers send none: Prometheus, Mimir, VictoriaMetrics and
+VictoriaLogs return 200 without a body, Loki returns 204, and others return 202, `{}` or `ok`. Any 2xx response
+therefore counts as acceptance, unless it clearly does not come from a receiver. Examples are a proxy's or login web
+page, and bytes that are neither an OTLP message nor text.
 """
 
 import codecs
@@ -31,16 +32,16 @@ _LONGEST_REASON: Final = 300
 
 @dataclass(frozen=True)
 class Answer:
-    """The response of a receiver.
+    """A receiver's response.
 
     Attributes:
         url: URL of the request.
         status: HTTP status.
         phrase: HTTP reason phrase, or "".
         content_type: Content type of the body.
-        body: The body.
-        retry_after: Seconds that the receiver asks to wait, or None.
-        headers: Headers that begin with ``tensormeter-``, with names in lower case.
+        body: Body of the response.
+        retry_after: Seconds to wait, as requested by the receiver, or None.
+        headers: Headers whose names begin with ``tensormeter-``, with names in lower case.
     """
 
     url: str
@@ -58,13 +59,13 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """URL, status and the receiver's own explanation, for people."""
+        """URL, status and the receiver's explanation, for people."""
         answered = f"{self.url} answered {self.status} {self.phrase}".rstrip()
         explained = _explanation(self._type, self.body)
         return f"{answered}: {explained}" if explained else answered
 
     def accepted(self, signal: Signal, items: int) -> Outcome:
-        """Return the outcome of a 2xx: accepted, perhaps in part; `Retry` if the response does not come from a receiver.
+        """Return the outcome of a 2xx response: `Accepted`, or `Retry` if it does not come from a receiver.
 
         Args:
             signal: Signal of the request.
@@ -82,7 +83,7 @@ class Answer:
             except DecodeError:
                 if not _is_text(body):
                     return Retry(f"{answered} with a body that is not OTLP; is the endpoint right?")
-        # A word such as "ok" may have any type: servers copy that of the request.
+        # A word such as "ok" may have any content type, because some servers copy the request's type.
         with contextlib.suppress(ValueError, RecursionError):
             return _read_json(signal, json.loads(body), items)
         return Accepted()
@@ -93,15 +94,15 @@ class Answer:
 
 
 def read_response(signal: Signal, body: bytes, items: int) -> Accepted:
-    """Read the response message of OTLP.
+    """Parse an OTLP response message.
 
     Args:
         signal: Signal of the request.
-        body: The message, as protobuf.
-        items: Number of points or records in the request: an upper bound for refused ones.
+        body: Protobuf message.
+        items: Number of points or records in the request, which limits the number of refused ones.
 
     Raises:
-        DecodeError: The body is not such a message.
+        DecodeError: The body is not an OTLP response message.
     """
     if signal == "metrics":
         metrics = ExportMetricsServiceResponse.FromString(body).partial_success
@@ -116,7 +117,7 @@ def _read_json(signal: Signal, document: Any, items: int) -> Accepted:
         return Accepted()
     rejected = partial.get("rejectedDataPoints" if signal == "metrics" else "rejectedLogRecords") or 0
     try:
-        number = int(rejected)  # 64-bit integers are texts in protobuf's JSON
+        number = int(rejected)  # 64-bit integers are strings in Protobuf JSON
     except (ValueError, TypeError, OverflowError):
         number = 0
     return _accepted(number, str(partial.get("errorMessage") or ""), items)
@@ -134,10 +135,10 @@ def _is_text(body: bytes) -> bool:
 
 
 def _explanation(kind: str, body: bytes) -> str:
-    """Return the receiver's message about an error, if it is meant for people."""
+    """Return the receiver's error message if it is meant for people, otherwise ""."""
     if kind in _PROTOBUF_TYPES:
         try:
-            # google.rpc.Status has its code and its message in the same fields; its package is not needed otherwise.
+            # google.rpc.Status has its code and message in the same fields, and its package is not needed otherwise.
             return _readable(ExportMetricsPartialSuccess.FromString(body).error_message)
         except DecodeError:
             return ""
@@ -154,7 +155,7 @@ def _explanation(kind: str, body: bytes) -> str:
 
 
 def _readable(text: str) -> str:
-    """One line, printable, not too long."""
+    """Return the text as one printable line of limited length."""
     line = "".join(letter if letter.isprintable() else " " for letter in text[: 4 * _LONGEST_REASON])
     line = " ".join(line.split())
     return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."

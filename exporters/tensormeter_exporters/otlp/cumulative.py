@@ -1,11 +1,11 @@
-"""Converts distributions and sums to cumulative temporality, for receivers that require it.
+"""Conversion of distributions and sums to cumulative temporality, for receivers that require it.
 
-The spool contains one point of delta temporality for each logged distribution. Prometheus and Mimir refuse such points. This
-module replaces each point by the sum of all points so far, like the Collector's `delta_to_cumulative` processor.
+The spool contains one point of delta temporality for each logged distribution. Prometheus and Mimir refuse such points.
+This module replaces each point with the sum of all points so far, like the Collector's `delta_to_cumulative` processor.
 
-The sums are written to a file as soon as a request is accepted, together with the request's id. An agent that takes over continues
-with the same sums: it recognizes an accepted request by its id, and adds any other to the accepted sums. If the file is lost,
-streams begin again with a new start time.
+As soon as a request is accepted, the sums are written to a file, together with the request's id. An agent that takes
+over continues with these sums: it recognizes an accepted request by its id and adds any other request to the sums. If
+the file is lost, streams restart with a new start time.
 """
 
 import contextlib
@@ -44,14 +44,17 @@ _MAX_BUCKETS: Final = 160
 """Maximum number of buckets on one side of an exponential histogram, as in OpenTelemetry's SDKs."""
 
 _LEAD: Final = 1_000_000
-"""Nanoseconds by which a stream begins before its first point.
+"""Nanoseconds between a stream's start time and its first point.
 
-If a point begins and ends at the same instant, its start is unknown, and receivers take the first value as a baseline instead of
-counting it. Some receivers store milliseconds only.
+If a point's start and end times are equal, its start is unknown, and receivers take the first value as a baseline
+instead of counting it. Some receivers store only milliseconds.
 """
 
 _MOST_INTEGER: Final = 1 << 63
-"""First integer beyond OTLP's signed 64-bit fields. Counts are unsigned and reach twice as far."""
+"""Smallest integer that does not fit OTLP's signed 64-bit fields.
+
+Counts are unsigned, so their limit is twice as high.
+"""
 
 _Point = Any
 """NumberDataPoint, HistogramDataPoint or ExponentialHistogramDataPoint."""
@@ -61,7 +64,7 @@ _Key = tuple[bytes, ...]
 
 @dataclass
 class Added:
-    """A converted request, with the sums that count once it is accepted."""
+    """A converted request, with the sums that apply once it is accepted."""
 
     request: Request
     id: str
@@ -69,12 +72,12 @@ class Added:
 
 
 class DeltaToCumulative:
-    """The sums of one destination's streams. Used by one thread."""
+    """Cumulative sums of one destination's streams. Used by one thread."""
 
     def __init__(self, folder: Path | None) -> None:
         """
         Args:
-            folder: Folder for the sums, to survive restarts; None for no file.
+            folder: Folder for the sums, so that they survive restarts; None for no file.
         """
         self._file = None if folder is None else folder / _STATE
         self._points: dict[_Key, _Point] = {}
@@ -82,11 +85,11 @@ class DeltaToCumulative:
         self._load()
 
     def has(self, request: str) -> bool:
-        """Whether the last agent had this request accepted, and was killed before it could record that in the spool."""
+        """Return whether this request was accepted just before an earlier agent was killed."""
         return request == self._last
 
     def add(self, request: Request) -> Added:
-        """Convert a request to cumulative points. The new sums count after `keep`.
+        """Convert a request to cumulative points. The new sums apply only after `keep`.
 
         Raises:
             EncodingError: The body cannot be decoded.
@@ -107,7 +110,7 @@ class DeltaToCumulative:
         return added
 
     def keep(self, added: Added) -> None:
-        """Store the sums of an accepted request. Blocks for the disk."""
+        """Store the sums of an accepted request. Blocks while it writes to disk."""
         if not added.points:
             return
         self._points |= added.points
@@ -138,7 +141,7 @@ class DeltaToCumulative:
         try:
             first, _, body = self._file.read_bytes().partition(b"\n")
             name, _, expected = first.partition(b" ")
-            if expected and expected != b"%08x" % zlib.crc32(body, zlib.crc32(name)):  # earlier versions had none
+            if expected and expected != b"%08x" % zlib.crc32(body, zlib.crc32(name)):  # older files have none
                 raise ValueError("it does not match its checksum")
             for key, point in _read(body):
                 self._points[key] = point
@@ -158,14 +161,14 @@ class DeltaToCumulative:
             write_file(self._file, b"%b %08x\n%b" % (name, zlib.crc32(body, zlib.crc32(name)), body))
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._file.unlink()  # it is outdated
+                self._file.unlink()  # the file is outdated
             logger.warning(
                 "%s cannot be written (%s); another agent would start the sums from zero again", self._file, error
             )
 
 
 def _begin(point: _Point) -> None:
-    """Make a point of delta temporality the first one of a cumulative stream."""
+    """Convert a delta point to the first point of a cumulative stream."""
     start = point.start_time_unix_nano or point.time_unix_nano
     if start >= point.time_unix_nano:
         start = point.time_unix_nano - _LEAD
@@ -175,7 +178,7 @@ def _begin(point: _Point) -> None:
 
 
 def _fits(before: _Point, point: _Point) -> bool:
-    """Whether a point of delta temporality can be added to a stream; otherwise the stream begins again."""
+    """Return whether a delta point can be added to a stream; if not, the stream restarts."""
     if isinstance(point, NumberDataPoint):
         kind = point.WhichOneof("value")
         if kind != before.WhichOneof("value"):
@@ -190,7 +193,7 @@ def _fits(before: _Point, point: _Point) -> bool:
 
 
 def _add(before: _Point, point: _Point) -> None:
-    """Make a point of delta temporality the next one of a stream that it fits."""
+    """Convert a delta point to the next point of a stream that it fits."""
     if isinstance(point, NumberDataPoint):
         if point.WhichOneof("value") == "as_int":
             point.as_int += before.as_int
@@ -221,16 +224,16 @@ def _add_statistics(before: _Point, point: _Point) -> None:
 
 
 def _drop_sum_of_negatives(point: _Point) -> None:
-    """Drop a sum that may decrease: receivers treat it as a counter, and a decrease as a restart (OTLP: such a sum is left out)."""
+    """Drop a sum that may decrease, as OTLP requires. Receivers treat sums as counters, and a decrease as a restart."""
     if point.HasField("min") and point.min < 0:
         point.ClearField("sum")
 
 
 def _add_exponential(before: _Point, point: _Point) -> None:
-    """Add buckets, at the coarser scale of both, and coarser if it takes more than 160 buckets a side.
+    """Add buckets at the coarser of both scales, or an even coarser one if a side would need more than 160 buckets.
 
-    Bucket ``i`` of a scale is inside bucket ``i >> d`` of a scale that is smaller by ``d``, so this is exact. The larger of the two
-    zero buckets is used. Buckets that overlap it are added to it, and it then ends where they end.
+    Bucket ``i`` lies inside bucket ``i >> d`` of a scale that is smaller by ``d``, so the merge is exact. The larger of
+    the two zero buckets is used. Buckets that overlap it are merged into it, and it is extended to their end.
     """
     sides: dict[str, dict[int, int]] = {"positive": {}, "negative": {}}
     scale = min(before.scale, point.scale)
@@ -268,7 +271,7 @@ def _add_exponential(before: _Point, point: _Point) -> None:
 
 
 def _lower_bound(index: int, scale: int) -> float:
-    """Lower bound of a bucket (OpenTelemetry's data model: base = 2^(2^-scale))."""
+    """Return the lower bound of a bucket (OpenTelemetry's data model: base = 2^(2^-scale))."""
     try:
         return float(2.0 ** (index * 2.0**-scale))
     except OverflowError:
@@ -288,17 +291,17 @@ _TYPES: Final[dict[str, Any]] = {
 
 
 def _write(points: dict[_Key, _Point]) -> Iterator[bytes]:
-    """Each part of a key and each point, behind its length."""
+    """Yield each part of a key and each point, preceded by its length."""
     for key, point in points.items():
         for part in (*key, point.SerializeToString()):
             yield len(part).to_bytes(4, "little") + part
 
 
 def _read(body: bytes) -> Iterator[tuple[_Key, _Point]]:
-    """The inverse of `_write`.
+    """Read what `_write` has written.
 
     Raises:
-        ValueError, DecodeError, KeyError: The file is cut off or damaged.
+        ValueError, DecodeError, KeyError: The file is truncated or damaged.
     """
     parts: list[bytes] = []
     position = 0
@@ -321,4 +324,4 @@ def _read(body: bytes) -> Iterator[tuple[_Key, _Point]]:
 
 
 _PARTS: Final = 7
-"""Resource, scope, name, unit, kind and attributes, and the point."""
+"""Number of parts of an entry: resource, scope, name, unit, kind, attributes, and the point."""

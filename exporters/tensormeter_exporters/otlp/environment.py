@@ -1,4 +1,4 @@
-"""Targets of OTLP destinations, from their options, or from the standard variables for options that are not set."""
+"""Targets of OTLP destinations. The standard variables apply to options that are not set."""
 
 from typing import Final
 
@@ -15,7 +15,7 @@ _PREFERENCE: Final = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
 
 def read_targets(config: ExporterConfig) -> dict[Signal, OtlpTarget]:
-    """Return the target of each signal that the exporter is given.
+    """Return the target of each signal that the exporter receives.
 
     Raises:
         SettingsError: An option is invalid. An invalid variable is ignored with a warning.
@@ -25,9 +25,9 @@ def read_targets(config: ExporterConfig) -> dict[Signal, OtlpTarget]:
 
 
 def wants_cumulative(config: ExporterConfig) -> bool:
-    """Whether to sum distributions up before sending: by the option, or else by OpenTelemetry's preference.
+    """Return whether the option, or else OpenTelemetry's variable, asks for cumulative distributions.
 
-    Without either they are sent as they were recorded.
+    If neither is set, distributions are sent as they were recorded.
 
     Raises:
         SettingsError: The option is invalid.
@@ -41,7 +41,7 @@ def wants_cumulative(config: ExporterConfig) -> bool:
 
 
 def how_to_leave_out(signal: Signal) -> str:
-    """Return a hint for users of a receiver that does not accept a signal."""
+    """Return a hint for users whose receiver does not accept a signal."""
     return f"If this receiver does not accept {signal}, set OTEL_{signal.upper()}_EXPORTER=none"
 
 

@@ -1,6 +1,6 @@
-"""The `otlp` destination: any OTLP endpoint, a Collector's or a vendor's, over HTTP or gRPC.
+"""The `otlp` destination: any OTLP endpoint, such as a Collector or a vendor, over HTTP or gRPC.
 
-Requests are sent as they are in the spool. Deduplication is up to the receiver: OTLP has no id for a request.
+Requests are sent as stored in the spool. Deduplication is left to the receiver, because OTLP has no request ids.
 """
 
 from typing import Final

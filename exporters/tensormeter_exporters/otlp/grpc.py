@@ -1,4 +1,4 @@
-"""Sends requests by OTLP over gRPC: unary calls with the encoded bytes, without generated stubs."""
+"""OTLP over gRPC: unary calls with the encoded bytes, without generated stubs."""
 
 import re
 from pathlib import Path
@@ -33,22 +33,23 @@ _RETRYABLE: Final = frozenset(
         grpc.StatusCode.DATA_LOSS,
     },
 )
-"""The protocol's own list. RESOURCE_EXHAUSTED is retryable only with a RetryInfo."""
+"""Retryable statuses of the OTLP specification. RESOURCE_EXHAUSTED is retryable only with a RetryInfo."""
 
 _TOO_LARGE: Final = ("larger than max", "length too large", "message too large")
-"""Messages of grpc-go, tonic and grpc-java; gRPC has no status for this."""
+"""Messages of grpc-go, tonic and grpc-java about a request that is too large. gRPC has no status for this.
+"""
 
 _NOT_GRPC: Final = re.compile(r"Received http2 header with status: (\d+)|Stream removed")
-"""gRPC's messages for an answer without a gRPC status: a proxy's web page, a redirect, an interrupted stream."""
+"""gRPC messages about a response without a gRPC status: a proxy's web page, a redirect, or an interrupted stream."""
 
 _LARGEST_ANSWER: Final = 4 << 20
 
 _OUR_LIMIT: Final = "CLIENT: "
-"""Prefix of gRPC's message if the response is too large for this client."""
+"""Prefix of the gRPC message about a response that is too large for this client."""
 
 
 class OtlpGrpcSender(DecodingExporter):
-    """Sends requests over one channel, which connects on demand and reconnects after a failure."""
+    """Sends requests over one channel, which connects on demand and reconnects after failures."""
 
     def __init__(self, target: OtlpTarget, timeout: float) -> None:
         """
@@ -105,13 +106,13 @@ class OtlpGrpcSender(DecodingExporter):
         if code in _RETRYABLE or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and after is not None):
             return Retry(reason, after)
         if code is grpc.StatusCode.UNIMPLEMENTED:
-            # A person has to correct the address.
+            # A person must correct the address.
             return Retry(f"{reason}; is the endpoint right? {how_to_leave_out(signal)}")
         return Rejected(reason, divide=code is not grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 def _retry_delay(error: grpc.RpcError) -> float | None:
-    """Seconds from a `google.rpc.RetryInfo` in the call's trailing metadata."""
+    """Return the seconds in a `google.rpc.RetryInfo` in the call's trailing metadata, or None."""
     for entry in error.trailing_metadata() or ():
         if entry.key == "grpc-status-details-bin":
             try:

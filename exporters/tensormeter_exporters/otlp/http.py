@@ -1,4 +1,4 @@
-"""Sends requests by OTLP over HTTP, with protobuf bodies."""
+"""OTLP over HTTP, with Protobuf bodies."""
 
 import ssl
 from typing import Final
@@ -14,16 +14,16 @@ from tensormeter_exporters.request_bodies import decompress
 __all__ = ["OtlpHttpSender", "tls_context"]
 
 _RETRYABLE: Final = frozenset({408, 425, 429, 502, 503, 504, 507, *range(520, 528), 530})
-"""The protocol's own list, and answers of proxies that cannot reach the receiver or time out."""
+"""Retryable statuses of the OTLP specification, and those of proxies that cannot reach the receiver or time out."""
 
 _CONTENT: Final = frozenset({400, 422, 500})
-"""Permanent errors that an item of the request may cause. Prometheus answers 500 to a metric of a type that it does not support."""
+"""Permanent errors that a single item may cause. Prometheus returns 500 for a metric of an unsupported type."""
 
 _LARGEST_REQUEST: Final = 64 << 20
 
 
 class OtlpHttpSender(DecodingExporter):
-    """Sends requests to one URL. It follows no redirects, which would send the headers elsewhere."""
+    """Sends requests to one URL. Redirects are not followed, because they would send the headers elsewhere."""
 
     def __init__(self, target: OtlpTarget, timeout: float) -> None:
         """
@@ -50,7 +50,7 @@ class OtlpHttpSender(DecodingExporter):
         if answer.status == 413:
             return TooLarge(answer.reason)
         if answer.status in (404, 405, 501) or 300 <= answer.status < 400:
-            # A person has to correct the address; dropping data would not help.
+            # A person must correct the address; dropping data would not help.
             return Retry(f"{answer.reason}; is the endpoint right? {how_to_leave_out(request.signal)}")
         return Rejected(answer.reason, divide=answer.status in _CONTENT)
 
@@ -59,7 +59,7 @@ class OtlpHttpSender(DecodingExporter):
 
 
 def tls_context(target: OtlpTarget) -> ssl.SSLContext | None:
-    """Return the TLS context for connections to a target; None for plain connections.
+    """Return the TLS context for connections to a target, or None for connections without TLS.
 
     Raises:
         SettingsError: A certificate or key cannot be read.
@@ -72,7 +72,7 @@ def tls_context(target: OtlpTarget) -> ssl.SSLContext | None:
         if target.client_certificate:
             context.load_cert_chain(
                 target.client_certificate, target.client_key or None, password=""
-            )  # never asks for one
+            )  # an empty password prevents a prompt
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(f"{target.endpoint}: its certificates cannot be read: {error}") from None
     return context

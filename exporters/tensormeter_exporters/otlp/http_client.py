@@ -1,4 +1,4 @@
-"""HTTP client for OTLP: one connection, and a deadline for each request as a whole."""
+"""HTTP client for OTLP, with one connection and a deadline for each whole request."""
 
 import contextlib
 import socket
@@ -19,7 +19,10 @@ from tensormeter_exporters.otlp.answers import PROTOBUF, Answer
 __all__ = ["OtlpPost"]
 
 _LONGEST_ANSWER: Final = 4 << 20
-"""Maximum bytes of a response: the same as for gRPC. A partial success may name many points, and an error may be a long page."""
+"""Maximum size of a response in bytes, as for gRPC.
+
+A partial success may list many points, and an error may be a long page.
+"""
 
 _PIECE: Final = 1 << 16
 
@@ -27,14 +30,17 @@ _OURS: Final = "tensormeter-"
 
 
 class OtlpPost:
-    """Sends requests to one server. Used by one thread. It follows no redirects, which would send the headers elsewhere."""
+    """Sends requests to one server.
+
+    Used by one thread. Redirects are not followed, because they would send the headers elsewhere.
+    """
 
     def __init__(self, timeout: float, headers: Mapping[str, str], context: ssl.SSLContext | None = None) -> None:
         """
         Args:
-            timeout: Maximum seconds of a request, until the end of its response.
-            headers: Headers of every request, in addition to OTLP's. They may contain secrets.
-            context: TLS context; None to verify servers with the system's authorities.
+            timeout: Maximum duration of a request in seconds, including the whole response.
+            headers: Headers to add to those of OTLP in every request. They may contain secrets.
+            context: TLS context; None to verify servers with the system's certificate authorities.
         """
         self._timeout = timeout
         self._headers = {
@@ -48,15 +54,15 @@ class OtlpPost:
     def send(
         self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float | None = None
     ) -> Answer | Retry:
-        """POST a body. Blocks at most for the timeout, which can be shorter for this request.
+        """POST a body. Blocks for at most the timeout, which can be shortened for this request.
 
         Returns:
-            The response of any status; `Retry` if it did not arrive in time.
+            Response with any status; `Retry` if it did not arrive in time.
         """
         return self._request("POST", url, body, {**self._headers, **headers}, timeout)
 
     def get(self, url: str) -> Answer | Retry:
-        """GET a URL with the headers of the target. Otherwise like `send`."""
+        """GET a URL with the target's headers. Otherwise the same as `send`."""
         kept = {name: value for name, value in self._headers.items() if not name.startswith("content-")}
         return self._request("GET", url, None, kept, None)
 
@@ -84,11 +90,11 @@ class OtlpPost:
                 if whole:
                     response.release_conn()
                 else:
-                    response.close()  # the rest of the response is unread, so the connection cannot be reused
+                    response.close()  # part of the response is unread, so the connection cannot be reused
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 late = self._connections.expired or time.monotonic() >= deadline
                 return Retry(f"{url}: {'the answer did not end in time' if late else _describe(error)}")
-            if self._connections.expired or time.monotonic() >= deadline:  # the deadline ended the headers
+            if self._connections.expired or time.monotonic() >= deadline:  # the headers did not arrive in time
                 return Retry(f"{url}: the answer did not end in time")
         if not whole and 200 <= response.status < 300:
             return Retry(f"{url}: the answer is longer than {_LONGEST_ANSWER} bytes; is the endpoint right?")
@@ -103,7 +109,7 @@ class OtlpPost:
         )
 
     def abort(self) -> None:
-        """Abort the current request, if any, as if it had timed out. Any thread."""
+        """Abort the current request, if any, as if it had timed out. Can be called on any thread."""
         self._connections.expire()
 
     def close(self) -> None:
@@ -111,15 +117,15 @@ class OtlpPost:
 
 
 class _Connections:
-    """The open sockets, so that a deadline can interrupt any of them.
+    """Open sockets, so that a deadline can interrupt any of them.
 
-    A timeout of urllib3 applies to each read of the socket; headers that arrive one byte a second would take hours.
+    A urllib3 timeout applies to each read from the socket, so headers that arrive one byte per second could take hours.
     """
 
     def __init__(self) -> None:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self.expired = False
-        """Whether the deadline has interrupted the current or the last call."""
+        """Whether the deadline has interrupted the current or most recent call."""
         self._call = 0
 
     def note(self, opened: socket.socket) -> None:
@@ -129,7 +135,7 @@ class _Connections:
 
     @contextlib.contextmanager
     def deadline(self, seconds: float) -> Iterator[None]:
-        """Shut down all connections, also new ones, if the block takes longer than `seconds`."""
+        """Shut down all connections, including new ones, if the block takes longer than `seconds`."""
         self.expired = False
         self._call += 1
         timer = threading.Timer(seconds, self._expire, (self._call,))
@@ -141,7 +147,7 @@ class _Connections:
             timer.cancel()
 
     def _expire(self, call: int) -> None:
-        if call == self._call:  # otherwise the call had ended and another one has begun
+        if call == self._call:  # otherwise that call has ended and another one has begun
             self.expire()
 
     def expire(self) -> None:
@@ -152,7 +158,7 @@ class _Connections:
     @staticmethod
     def _shut(opened: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            # The plain socket also under TLS: the shutdown of TLS is not safe during a read.
+            # Shut down the plain socket even under TLS, because a TLS shutdown is not safe during a read.
             socket.socket.shutdown(opened, socket.SHUT_RDWR)
 
 
@@ -179,8 +185,9 @@ def _pool(connections: _Connections, context: ssl.SSLContext | None) -> urllib3.
 
 
 def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> tuple[bytes, bool]:
-    """Read the body within the deadline, even if it arrives byte by byte. Returns at most `_LONGEST_ANSWER` bytes, and whether they
-    are all.
+    """Read the body within the deadline, even if it arrives byte by byte.
+
+    Return at most `_LONGEST_ANSWER` bytes, and whether they are the whole body.
     """
     answer = bytearray()
     while chunk := response.read1(_PIECE):
@@ -193,7 +200,7 @@ def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> tuple[bytes, b
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a `Retry-After` header: a number or an HTTP date (RFC 9110, 10.2.3); None if it is neither."""
+    """Convert a `Retry-After` header (a number or an HTTP date; RFC 9110, 10.2.3) to seconds; None if it is invalid."""
     if value is None:
         return None
     try:
@@ -209,7 +216,7 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _describe(error: BaseException) -> str:
-    """Return the innermost cause, which people can act on (`Connection refused`), without the pool's repr."""
+    """Return the innermost cause, such as `Connection refused`, which people can act on, without the pool's `repr`."""
     while True:
         inner = getattr(error, "reason", None) or error.__cause__
         if not isinstance(inner, BaseException):

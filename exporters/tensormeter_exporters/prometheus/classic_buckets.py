@@ -1,8 +1,9 @@
-"""Converts distributions to Prometheus' classic histograms with few, stable bounds.
+"""Conversion of distributions to classic Prometheus histograms with few, stable bounds.
 
-Each bound is a separate time series in Prometheus, so there must be few, and the same at every scrape. Explicit bounds are kept,
-or thinned to every n-th. Exponential buckets are merged exactly into the bounds of one coarse scale for each series, over the range
-of all values so far. If the range outgrows the limit, the scale is halved; the remaining bounds are a subset of the previous ones.
+Prometheus stores each bound as a separate time series, so there must be few bounds, and they must be the same at every
+scrape. Explicit bounds are kept, or reduced to every n-th bound. Exponential buckets are merged exactly into buckets of
+one coarse scale per series, which cover the range of all values so far. If the range needs too many buckets, the scale
+is halved; the new bounds are a subset of the previous ones.
 """
 
 import numpy as np
@@ -13,24 +14,24 @@ from tensormeter.otlp.batch import Distribution, ExponentialHistogram, Histogram
 __all__ = ["ClassicBuckets"]
 
 _FINEST = 2
-"""First scale of a series: four buckets for each power of two."""
+"""Initial scale of a series: four buckets for each power of two."""
 
 
 class ClassicBuckets:
-    """The bounds of one series."""
+    """Bucket bounds of one series."""
 
     def __init__(self, most: int) -> None:
         """
         Args:
-            most: Maximum number of buckets, including the one up to infinity; at least 6.
+            most: Maximum number of buckets, including the one that ends at infinity; at least 6.
         """
         self._most = most
         self._scale = _FINEST
         self._ranges: list[tuple[int, int] | None] = [None, None]
-        """Indices of the first and last bucket of negative and of positive values, at the current scale."""
+        """Indices of the first and last bucket at the current scale, for negative and for positive values."""
 
     def of(self, series: Distribution, index: int) -> list[tuple[float, int]]:
-        """Pairs of inclusive upper bound and cumulative count of one distribution; the last bound is infinity."""
+        """Return (inclusive upper bound, cumulative count) pairs of one distribution. The last bound is infinity."""
         total = int(series.counts[index])
         if isinstance(series, Histogram):
             bounds, counts = self._explicit(series, index)
@@ -71,7 +72,8 @@ class ClassicBuckets:
             for reach, (numbers, counts) in zip(wanted, indices, strict=True)
         )
         if wanted[0] is not None and negative is not None:
-            # Bucket i is [-base^(i+1), -base^i), so the largest magnitudes come first and end at the smaller bound.
+            # Bucket i is [-base^(i+1), -base^i), so buckets are reversed, and each ends at its bound of smaller
+            # magnitude.
             bounds = [*(-self._bounds(*wanted[0])[::-1]), *bounds]
             buckets = [*negative[::-1].tolist(), *buckets]
         if wanted[1] is not None and positive is not None:

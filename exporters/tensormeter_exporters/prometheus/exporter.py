@@ -1,7 +1,7 @@
-"""The `prometheus` destination: a scrape endpoint in the agent with the last value of every series.
+"""The `prometheus` destination: a scrape endpoint in the agent that serves the last value of every series.
 
-Prometheus stores one value for each scrape and misses the values between two scrapes; to get them all, send OTLP or remote write.
-The endpoint ends with the agent. A retried request changes nothing.
+Prometheus stores one value per scrape and misses values between scrapes; to store all values, use OTLP or remote write.
+The endpoint exists while the agent runs. A retried request changes nothing.
 """
 
 import socket
@@ -49,7 +49,7 @@ class _Point:
 
     Attributes:
         time: Unix time in nanoseconds.
-        samples: Suffix of the name, upper bound of a bucket or "", and value.
+        samples: Tuples of name suffix, upper bound of a bucket or "", and value.
     """
 
     time: int
@@ -58,15 +58,15 @@ class _Point:
 
 @dataclass
 class _Family:
-    """Series of one name.
+    """All series with one name.
 
     Attributes:
-        name: Prometheus name; without `_total` for a counter.
-        help: Help text.
-        names: Names of its labels.
-        points: Last point of each series, with its labels.
-        owners: Series by its labels. Prometheus treats an empty label as missing.
-        warned: Whether a warning about indistinguishable series was logged.
+        name: Prometheus name, without the suffix `_total` of counters.
+        help: Help text of the family.
+        names: Names of the family's labels.
+        points: Labels and last point of each series.
+        owners: Series by its non-empty labels, because Prometheus treats empty labels as missing.
+        warned: Whether a warning about indistinguishable series has been logged.
     """
 
     name: str
@@ -82,11 +82,11 @@ class _SeriesKey:
     """Identity of a series within its family.
 
     Attributes:
-        attributes: Keys, and values as `repr` shows them: True differs from 1.
-        texts: Keys, and values as labels show them.
-        sender: Process that sent it.
+        attributes: Attribute keys with the `repr` of their values, so that True differs from 1.
+        texts: Attribute keys with the text of their values, as in labels.
+        sender: Process that sent the series.
         scope: Name and version of the instrumentation scope.
-        scope_details: Labels and texts of the scope's other fields.
+        scope_details: Labels for the scope's other fields, with their texts.
     """
 
     attributes: tuple[tuple[str, str], ...]
@@ -122,7 +122,7 @@ def _scope_details(scope: Scope) -> tuple[tuple[str, str], ...]:
 
 
 class _LastValues(Collector):
-    """The last values. Delivery's thread writes them, and scrapes read them."""
+    """Last values of all series. The delivery thread writes them, and scrapes read them."""
 
     def __init__(self, destination: str, max_series: int) -> None:
         self._destination = destination
@@ -134,7 +134,10 @@ class _LastValues(Collector):
         self._refused = 0
 
     def put(self, origin: Origin, key: _SeriesKey, description: str, point: _Point) -> bool:
-        """Store the point unless a later one is stored. False if there is no room, or if another series has its labels."""
+        """Store a point unless a later one is stored.
+
+        Return False if the point is refused, because there are too many series or another series has the same labels.
+        """
         with self._lock:
             family = self._families.get(origin)
             _, kept = (family.points.get(key) if family else None) or (None, None)
@@ -154,7 +157,7 @@ class _LastValues(Collector):
             return True
 
     def _begin(self, origin: Origin, description: str) -> _Family:
-        """Begin a family under a unique name."""
+        """Create a family with a unique name."""
         name, rival = self._names.find(origin)
         self._names.take(origin, name)
         if rival is not None:
@@ -170,7 +173,7 @@ class _LastValues(Collector):
         return family
 
     def _labels(self, family: _Family, key: _SeriesKey) -> _Labels | None:
-        """Return the unique labels of a series; None if another series of the family has the same ones."""
+        """Return unique labels for a series, or None if another series of the family has the same labels."""
         if key in family.points:
             return family.points[key][0]
         names = family.names.find(name for name, _ in key.texts)
@@ -219,13 +222,13 @@ class _LastValues(Collector):
 
 
 def _host() -> str:
-    """Return the address in OpenTelemetry's variable, if this machine has it."""
+    """Return the address in OpenTelemetry's variable if this machine has it, else the loopback address."""
     variable = "OTEL_EXPORTER_PROMETHEUS_HOST"
     host = variables.read(variable)
     if not host:
         return _LOOPBACK
     try:
-        # The server's own call takes the first address as well.
+        # The server also uses the first address.
         family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.bind(address)
@@ -273,7 +276,7 @@ class PrometheusExporter(DecodingExporter):
             try:
                 self._server, self._thread = start_http_server(port, options["host"], registry)
                 break
-            except (OSError, OverflowError) as error:  # of ports above 65535
+            except (OSError, OverflowError) as error:  # for ports above 65535
                 refusal = error
         else:
             raise SettingsError(
@@ -288,7 +291,7 @@ class PrometheusExporter(DecodingExporter):
         if request.signal == "logs":
             return Accepted()  # Prometheus has no events
         ordered = sorted((stepped for stepped in read_metrics(request) if len(stepped.steps)), key=_by_precedence)
-        # Logged metrics go before statistics, whose names they may have (`grad/mean`).
+        # Logged metrics come first, because a statistic may have the same name (`grad/mean`).
         refused = RefusedItems()
         for statistics in (False, True):
             for stepped in ordered:
@@ -306,11 +309,12 @@ class PrometheusExporter(DecodingExporter):
         """Store the last point of a series.
 
         Args:
-            stepped: The series.
-            statistics: Whether to store its statistics (such as the mean of a distribution), or the series itself.
+            stepped: Series with the point.
+            statistics: Whether to store the statistics of the series, such as the mean of a distribution, instead of
+                the series itself.
 
         Returns:
-            The number of refused points.
+            Number of refused points.
         """
         series = stepped.series
         at = int(series.times.argmax())
@@ -332,7 +336,7 @@ class PrometheusExporter(DecodingExporter):
         return refused
 
     def _put_distribution(self, series: Distribution, at: int, key: _SeriesKey) -> bool:
-        """Store a cumulative distribution as a histogram, and one of a single instant as a gauge histogram."""
+        """Store a cumulative distribution as a histogram, and any other as a gauge histogram."""
         cumulative = series.temporality is Temporality.CUMULATIVE
         kind: Kind = "histogram" if cumulative else "gaugehistogram"
         origin = Origin(series.name, "", kind, series.unit, _form(series))
@@ -348,7 +352,7 @@ class PrometheusExporter(DecodingExporter):
         return kept
 
     def _put_step(self, stepped: SteppedSeries, at: int) -> None:
-        """Store the step as a separate gauge, never as a label."""
+        """Store the step as a separate gauge, because a label would create a series per step."""
         point = _Point(int(stepped.series.times[at]), (("", "", float(stepped.steps[at])),))
         self._last.put(_STEP, _SeriesKey((), (), stepped.sender), "", point)
 
@@ -358,6 +362,6 @@ def _number(bound: float) -> str:
 
 
 def _by_precedence(stepped: SteppedSeries) -> tuple[bool, Origin]:
-    """Sort key for naming the series of a request, independent of the order in which they were logged."""
+    """Return a sort key that makes the names in a request independent of the order in which series were logged."""
     origin = Origin(stepped.series.name, "", "gauge", stepped.series.unit)
     return not origin.exact, origin

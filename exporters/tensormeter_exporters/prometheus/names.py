@@ -1,7 +1,7 @@
-"""Unique Prometheus names for metrics and attributes, also if several become equal when characters are replaced.
+"""Unique Prometheus names for metrics and attributes, even if replacing characters makes several names equal.
 
-The first one keeps the plain name. Later ones get a suffix that depends only on their original name, so that it is the same on
-every node and after every restart.
+The first of several equal names is kept. The others get a suffix that depends only on the original name, so that it is
+the same on every node and after every restart.
 """
 
 import hashlib
@@ -23,26 +23,32 @@ _SAMPLES: Final[Mapping[Kind, tuple[str, ...]]] = {
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
     "gaugehistogram": ("", "_bucket", "_count", "_sum", "_gcount", "_gsum"),
 }
-"""Suffixes of the names that a family reserves in OpenMetrics: no other family may use them. In the older text format a gauge
-histogram is a histogram, and strict parsers accept its `_count` and `_sum` nowhere else."""
+"""Suffixes of the names that a family reserves in OpenMetrics, so that no other family may use them.
+
+In the older text format, a gauge histogram is a histogram, and strict parsers do not accept its `_count` and `_sum` in
+other families.
+"""
 
 _REPLACED: Final = re.compile(r"[^a-zA-Z0-9_]")
-"""Characters that become `_`. Colons are reserved for recording rules, and prometheus_client replaces them in only one format."""
+"""Characters that are replaced by `_`.
+
+Colons are reserved for recording rules, and prometheus_client replaces them in only one of its formats.
+"""
 
 _DIGITS: Final = (8, 16, 64)
-"""Lengths of the suffix in hexadecimal digits; the next length is used if the name exists already."""
+"""Lengths of the suffix in hexadecimal digits. The next length is used if the name already exists."""
 
 
 @dataclass(frozen=True, order=True)
 class Origin:
-    """The source of a family.
+    """Source of a family.
 
     Attributes:
-        metric: Name of the metric, as it was logged.
+        metric: Name under which the metric was logged.
         statistic: Statistic of a distribution, such as `/mean`, or "".
         kind: Kind of the family.
-        unit: Unit of the metric. Values in different units are different families.
-        form: Type and temporality of the points; "" for a gauge. Different forms are different families.
+        unit: Unit of the metric. Different units make different families.
+        form: Type and temporality of the points; "" for a gauge. Different forms make different families.
     """
 
     metric: str
@@ -53,17 +59,17 @@ class Origin:
 
     @property
     def text(self) -> str:
-        """Name for people."""
+        """Readable name."""
         return f"{self.statistic.removeprefix('/')} of {self.metric}" if self.statistic else self.metric
 
     @property
     def text_with_unit(self) -> str:
-        """Name for people, with the unit, for two metrics of the same name."""
+        """Readable name with the unit, which distinguishes two metrics with the same name."""
         return f"{self.text} ({self.unit})" if self.unit else self.text
 
     @property
     def plain_name(self) -> str:
-        """The name with other characters replaced; empty if no letter or digit is left."""
+        """Name with invalid characters replaced; empty if it has no letters or digits."""
         clean = _REPLACED.sub("_", f"{self.metric}{self.statistic}")
         if not clean.strip("_"):
             return ""
@@ -72,18 +78,18 @@ class Origin:
 
     @property
     def exact(self) -> bool:
-        """Whether no character is replaced. Such a metric takes precedence over others in the same request."""
+        """Whether no character was replaced. Such a metric takes precedence over others in the same request."""
         return _REPLACED.search(self.metric) is None and not self.metric[:1].isdigit()
 
 
 class MetricNames:
-    """Names of families. Not thread-safe."""
+    """Family names in use. Not thread-safe."""
 
     def __init__(self, reserved: Iterable[tuple[Origin, str]]) -> None:
-        """Start with reserved names.
+        """Start with a set of reserved names.
 
         Args:
-            reserved: Origins and their names.
+            reserved: Origins with their reserved names.
         """
         self._owners: dict[str, Origin] = {}
         for origin, name in reserved:
@@ -93,7 +99,8 @@ class MetricNames:
         """Choose a name without reserving it.
 
         Returns:
-            The family's name (without `_total` for a counter), and the origin that has the plain name; None if it is free.
+            Name of the family (without `_total` for a counter), and the origin that already uses the plain name, or
+            None if that name is free.
         """
         plain = origin.plain_name
         rival = self._rival(origin, plain) if plain else None
@@ -118,14 +125,14 @@ class MetricNames:
 
 
 class LabelNames:
-    """Label names of one family, by attribute keys. Not thread-safe."""
+    """Label names of one family, by attribute key. Not thread-safe."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
         self._owners: dict[str, str] = {}
 
     def find(self, keys: Iterable[str]) -> dict[str, str]:
-        """Choose a label for each key without reserving it. Keys that are valid labels come first."""
+        """Choose a label for each key without reserving it. Keys that are valid labels take precedence."""
         owners = dict(self._owners)
         names = {}
         for key in sorted(keys, key=lambda key: (_REPLACED.search(key) is not None, key)):
@@ -137,7 +144,7 @@ class LabelNames:
         return names
 
     def take(self, names: Mapping[str, str]) -> None:
-        """Reserve the labels that `find` has chosen."""
+        """Reserve labels chosen by `find`."""
         self._names.update(names)
         self._owners.update((name, key) for key, name in names.items())
 
@@ -146,7 +153,7 @@ def _label(key: str) -> str:
     name = _REPLACED.sub("_", key)
     if name[:1].isdigit():
         return f"_{name}"
-    # Prometheus drops labels that begin with two underscores.
+    # Prometheus drops labels that start with two underscores.
     return f"attribute_{name.lstrip('_')}" if name in _RESERVED_LABELS or name.startswith("__") or not name else name
 
 

@@ -1,13 +1,13 @@
-"""The `wandb` destination: Weights & Biases, offline by default; `wandb sync` uploads offline runs.
+"""The `wandb` destination: Weights & Biases, offline by default. `wandb sync` uploads offline runs.
 
-Each process has one W&B run, grouped by the run. The step is the column `tensormeter/step` of the history and the default x-axis,
-because W&B's own counter cannot go back.
+Each process has one W&B run, grouped by the run. Steps are stored in the history column `tensormeter/step`, which is
+the default x-axis, because W&B's own step counter cannot decrease.
 
-Each request is logged once, even if it is retried or the agent was killed during it: see `wandb_journal`. The next agent waits for
-files that a killed agent's wandb still writes. Only alerts may be repeated.
+Each request is logged once, even if it is retried or the agent is killed while logging it; see `journal`. The next
+agent waits for files that the killed agent's wandb is still writing. Only alerts may be repeated.
 
-Items that wandb cannot write (an invalid image, a reserved key) are refused or renamed one by one; the rest of the row, table or
-configuration is written.
+Items that wandb cannot write, such as invalid images or reserved keys, are refused or renamed individually. The rest of
+the row, table or configuration is written.
 """
 
 import contextlib
@@ -58,43 +58,46 @@ logger: Final = get_logger("tensormeter.agent")
 
 STEP: Final = "tensormeter/step"
 _LOOK: Final = 0.1
-"""Seconds between two checks whether a process still writes a file."""
+"""Seconds between checks whether a process is still writing a file."""
 
 _MAX_BINS: Final = 512
 _MAX_TAG: Final = 64
 _MAX_TITLE: Final = 63
 _SHORTEST_WAIT: Final = timedelta(milliseconds=1)
-"""Shortest time between two alerts of one title. W&B drops earlier ones silently."""
+"""Minimum interval between alerts with the same title.
+
+W&B silently drops alerts that follow sooner.
+"""
 
 _MAX_ROWS: Final = 200_000
 _MAX_NAME: Final = 128
 _MAX_ID: Final = 64
 _MAX_ARTIFACT: Final = 128
 _CHECKSUM: Final = 7
-"""Characters that W&B appends to the name of an artifact if it replaces characters in it."""
+"""Number of characters that W&B appends to an artifact's name when it replaces characters in that name."""
 
 _NANOSECONDS: Final = 1e9
 _RESERVED: Final = frozenset({STEP, "_step", "_timestamp", "_runtime", "_wandb"})
-"""Reserved columns of the history, which W&B or this exporter writes."""
+"""Reserved history columns, which W&B or this exporter writes."""
 
 _PICTURE_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
-"""Modes of Pillow that PNG supports."""
+"""Pillow modes that PNG supports."""
 
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
 _DRIVE: Final = re.compile(r"^([^/]):")
-"""The drive of a Windows path. W&B refuses paths with one; since Python 3.12 any character can be a drive."""
+"""Drive of a Windows path. W&B refuses paths with a drive, and since Python 3.12 any character counts as one."""
 
 _Row = tuple[ProcessRef, str, Callable[[], dict[str, Any]]]
-"""The sender, a name for people, and the function that creates the row when it is logged."""
+"""Sender of a row, its name for messages, and a function that creates the row when it is logged."""
 
 
 class _Unavailable(Exception):  # noqa: N818 - a temporary state
-    """wandb cannot begin a run, or has ended."""
+    """wandb cannot start a run, or has ended."""
 
 
 class WandbExporter(DecodingExporter):
-    """See `tensormeter.exporter.Exporter` for the contract. wandb itself reads `WANDB_API_KEY` and similar variables.
+    """See `tensormeter.exporter.Exporter` for the contract. Variables such as `WANDB_API_KEY` apply too.
 
     Options:
         mode: `offline` or `online`.
@@ -124,9 +127,9 @@ class WandbExporter(DecodingExporter):
         self._files: dict[str, WandbFile] = {}
         self._logged: dict[str, int] = {}
         self._lost = False
-        """Whether wandb's own process has died, with unwritten rows."""
+        """Whether wandb's own process has died before it wrote all rows."""
         self._refused: dict[str, RefusedItems] = {}
-        """Refused items of requests that an earlier agent has begun, by request id."""
+        """Refused items of requests that an earlier agent began, by request id."""
         self._look_back()
 
     def deliver(self, request: Request) -> Outcome:
@@ -160,7 +163,7 @@ class WandbExporter(DecodingExporter):
         return outcome
 
     def shutdown(self) -> None:
-        """Close the files. Unfinished runs stay open, for another agent to continue."""
+        """Close the files. Unfinished runs remain resumable, so that another agent can continue them."""
         finished = set()
         for process, run in self._runs.items():
             try:
@@ -172,7 +175,7 @@ class WandbExporter(DecodingExporter):
         self._runs.clear()
 
     def _start_again(self) -> None:
-        """Continue with a new process of wandb, as another agent would: log unwritten rows again."""
+        """Continue with a new wandb process, as another agent would, and log unwritten rows again."""
         _tear_down()
         self._runs.clear()
         self._logged.clear()
@@ -183,13 +186,13 @@ class WandbExporter(DecodingExporter):
         return Path(self._options["directory"]).expanduser().absolute()
 
     def _look_back(self) -> None:
-        """Log the rows that an earlier agent's wandb has not written."""
+        """Log the rows that an earlier agent's wandb did not write."""
         deadline = time.monotonic() + self._timeout
         processes = {process for entry in self._journal.entries for process in entry.rows}
         for process in processes & self._journal.files.keys():
             path = self._journal.files[process]
             if not path.resolve().is_relative_to(self._directory().resolve()):
-                continue  # a journal may come from elsewhere; it can name only files below our folder
+                continue  # journals may come from elsewhere, so files outside our folder are ignored
             file = WandbFile(path)
             while writer := _writer_of(file.path):
                 if time.monotonic() > deadline:
@@ -212,7 +215,10 @@ class WandbExporter(DecodingExporter):
             self._refused[entry.id] = refused
 
     def _go_on(self, senders: set[ProcessRef]) -> None:
-        """Continue the steps of processes that the journal does not contain behind those in their files: W&B's steps cannot go back."""
+        """For processes that are not in the journal, continue after the last step in their files.
+
+        W&B steps cannot decrease.
+        """
         for sender in senders:
             if not self._journal.knows(sender.process):
                 files = [WandbFile(path) for path in self._directory().glob(f"wandb/*/run-{_run_id(sender)}.wandb")]
@@ -221,7 +227,7 @@ class WandbExporter(DecodingExporter):
                 self._journal.go_on(sender.process, max((file.last_step for file in files), default=-1))
 
     def _contents(self, request: Request, refused: RefusedItems) -> tuple[list[RunEvent], list[_Row], dict[str, int]]:
-        """Return the events and rows of a request, and the number of rows of each process in it.
+        """Return the events and rows of a request, and its number of rows per process.
 
         Raises:
             EncodingError: The body cannot be decoded.
@@ -264,7 +270,7 @@ class WandbExporter(DecodingExporter):
                 yield run_event.sender, what, partial(_media_row, run_event, run_event.media, names, refused, what)
 
     def _media_names(self, sender: ProcessRef) -> ChangedNames:
-        """Return the names of media. W&B combines the run's id and the key to the name of an artifact."""
+        """Return the names of media. W&B combines the run's id and the key into an artifact name."""
         room = _MAX_ARTIFACT - _CHECKSUM - len(f"run-{_run_id(sender)}-")
         if room not in self._media_keys:
             rule = f"W&B uses keys as paths, here of up to {room} bytes"
@@ -274,10 +280,10 @@ class WandbExporter(DecodingExporter):
     def _log(
         self, entry: Entry, run_events: list[RunEvent], rows: list[_Row], refused: RefusedItems
     ) -> tuple[int, set[str]]:
-        """Log the rows that are not logged yet, each at its step.
+        """Log the rows that have not been logged yet, each at its step.
 
         Returns:
-            The number of logged rows and events, and the processes that have ended.
+            Number of logged rows and events, and the processes that have ended.
         """
         steps = dict(entry.first)
         stored = 0
@@ -302,7 +308,7 @@ class WandbExporter(DecodingExporter):
         return stored, finished
 
     def _log_event(self, run: Any, run_event: RunEvent, refused: RefusedItems) -> bool:
-        """Log an event. Returns whether it is the end of the process."""
+        """Log an event. Return whether it is the end of the process."""
         match run_event.media:
             case Alert(title, text, level):
                 if len(title) > _MAX_TITLE:
@@ -326,7 +332,7 @@ class WandbExporter(DecodingExporter):
         return False
 
     def _written(self, process: str) -> int:
-        """W&B's last step of a process in its files, as far as they were read."""
+        """Return the last W&B step of a process in its files, as far as they have been read."""
         file = self._files.get(process)
         return max(self._journal.written.get(process, -1), -1 if file is None else file.last_step)
 
@@ -340,14 +346,14 @@ class WandbExporter(DecodingExporter):
         if sender.process not in self._runs:
             try:
                 self._begin(sender)
-            except Exception as error:  # of any type: no request is the cause
+            except Exception as error:  # of any type, because a request cannot be the cause
                 if _is_of_service(error):
                     _tear_down()
                 raise _Unavailable(f"cannot begin a run ({type(error).__name__}: {error})") from error
         return self._runs[sender.process]
 
     def _begin(self, sender: ProcessRef) -> None:
-        """Begin or resume a W&B run. wandb must leave the training process's console, signals and machine alone."""
+        """Start or resume a W&B run. wandb must not touch the training process's console, signals or machine."""
         directory = self._directory()
         directory.mkdir(parents=True, exist_ok=True)
         self._runs[sender.process] = run = wandb.init(
@@ -380,7 +386,7 @@ class WandbExporter(DecodingExporter):
 
 
 def _open_journal(folder: Path | None) -> Journal:
-    """Open the journal. A damaged one is renamed, so that it does not block delivery for ever."""
+    """Open the journal. A damaged journal is renamed, so that it does not block delivery forever."""
     try:
         return Journal(folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -393,18 +399,18 @@ def _open_journal(folder: Path | None) -> Journal:
 
 
 def _is_temporary(error: Exception) -> bool:
-    """Whether an exception has a cause other than the logged item."""
+    """Return whether an exception has a cause other than the logged item."""
     return is_outage(error) or isinstance(error, _Unavailable | wandb.errors.CommError) or _is_of_service(error)
 
 
 def _is_of_service(error: Exception) -> bool:
-    """Whether the connection to wandb's own process is broken."""
+    """Return whether the connection to wandb's own process is broken."""
     module = type(error).__module__
     return isinstance(error, ConnectionError) or module.startswith(("wandb.sdk.lib.service", "wandb.sdk.mailbox"))
 
 
 def _tear_down() -> None:
-    """Drop wandb's own process, so that the next run starts a new one."""
+    """Abandon wandb's own process, so that the next run starts a new one."""
     with contextlib.suppress(Exception, SystemExit):  # a broken process may raise again
         wandb.teardown()
 
@@ -435,7 +441,7 @@ def _clean_tag(tag: str) -> str:
 
 
 def _clean_media(key: str) -> str:
-    """Return a path without empty parts, ".", "..", control characters and backslashes."""
+    """Return a path without empty parts, ".", "..", control characters or backslashes."""
     key = _DRIVE.sub(r"\1_", _UNSAFE.sub("_", _clean_key(key)))
     parts = [part for part in key.split("/") if part.strip(". ")]
     return "/".join(parts) or "_"
@@ -455,7 +461,7 @@ def _media_row(
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], refused: RefusedItems, what: str) -> wandb.Table:
-    """Return a table with one type for each column, or with mixed types if a column has several."""
+    """Return a table with one type per column, or with mixed types for a column that has several."""
     if len(rows) > _MAX_ROWS:
         refused.add(f"{what} has {len(rows)} rows, W&B's limit is {_MAX_ROWS}; the rest is left out")
     cells = [
@@ -479,7 +485,7 @@ def _cell(cell: Any, refused: RefusedItems, what: str) -> Any:
 
 
 def _distinct(columns: Sequence[str]) -> list[str | int]:
-    """Return the names of columns; duplicates get a number."""
+    """Return the column names, with a number added to duplicates."""
     seen: Counter[str] = Counter()
     names: list[str | int] = []
     for column in map(str, columns):
@@ -493,7 +499,7 @@ def _distinct(columns: Sequence[str]) -> list[str | int]:
 
 
 def _writer_of(path: Path) -> int | None:
-    """Return the id of a process that has this file open, if it is visible."""
+    """Return the id of a process that has this file open, or None if no such process is visible."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if any(file.path == os.fspath(path) for file in process.open_files()):
@@ -502,7 +508,7 @@ def _writer_of(path: Path) -> int | None:
 
 
 def _histogram(series: Distribution, index: int) -> wandb.Histogram:
-    """Return a histogram within W&B's limit of bins: neighbours are merged, which keeps the counts exact."""
+    """Return a histogram within W&B's bin limit. Adjacent bins are merged, which keeps the counts exact."""
     edges, counts = bucket_edges(series, index)
     merge = -(-len(counts) // _MAX_BINS)
     starts = np.arange(0, len(counts), merge)

@@ -1,8 +1,9 @@
-"""A journal of the requests that were logged to W&B and may not be in its files yet.
+"""A journal of requests that were logged to W&B and may not be in its files yet.
 
-wandb hands rows to a separate process, which writes its file every 15 seconds and confirms nothing; unwritten rows are lost if the
-agent is killed. So the journal stores each request in the destination's folder before it is logged, until its rows are found in
-wandb's file. It also fixes the W&B step of each row in advance. The next agent logs the stored rows that are not in the files.
+wandb passes rows to a separate process, which writes its file every 15 seconds without confirmation. If the agent is
+killed, unwritten rows are lost. Therefore, the journal stores each request in the destination's folder before it is
+logged, and keeps it until its rows are found in wandb's file. It also fixes the W&B step of each row in advance. The
+next agent logs the stored rows that are not in the files.
 """
 
 import os
@@ -27,10 +28,10 @@ class Entry:
     """A request that may not be in wandb's files yet.
 
     Attributes:
-        number: Number of the request, and the name of its file.
+        number: Number of the request, which is also the name of its file.
         id: Id of the request.
         signal: Signal of the request.
-        first: W&B's step of the first row, by process.
+        first: W&B step of the first row, by process.
         rows: Number of rows, by process.
     """
 
@@ -41,25 +42,27 @@ class Entry:
     rows: Mapping[str, int]
 
     def last(self, process: str) -> int:
-        """W&B's step of the process's last row."""
+        """Return the W&B step of the process's last row."""
         return self.first[process] + self.rows[process] - 1
 
 
 class Journal:
-    """A small file, replaced atomically, with the bodies of requests next to it. Used by one thread; blocks for the disk.
+    """A small file that is replaced atomically, and a file per request body.
+
+    Used by one thread; calls block for the disk.
 
     Attributes:
-        accepted: Id of the last request that was logged, apart from refused items.
-        refused: Number of refused items of that request, and the reason.
-        entries: Requests that may not be in the files yet, in order.
-        files: Current or last file of wandb, by process.
-        written: W&B's last step in the files before that, by process.
+        accepted: Id of the last request that was logged except for refused items.
+        refused: Number of refused items in that request, and the reason.
+        entries: Requests that may not be in wandb's files yet, in order.
+        files: Current or last wandb file, by process.
+        written: Last W&B step in earlier files, by process.
     """
 
     def __init__(self, folder: Path | None) -> None:
         """
         Args:
-            folder: Folder of the journal; None to lose everything with this agent.
+            folder: Folder of the journal; None to keep the journal only while this agent runs.
         """
         self._folder = folder
         document = _EMPTY
@@ -78,8 +81,8 @@ class Journal:
         """Store a request before any of it is logged. Storing it again changes nothing.
 
         Args:
-            request: The request.
-            rows: Number of its rows, by process.
+            request: Request to store.
+            rows: Number of rows in the request, by process.
         """
         if self.entries and self.entries[-1].id == request.id:
             return self.entries[-1]
@@ -96,21 +99,21 @@ class Journal:
         return entry
 
     def knows(self, process: str) -> bool:
-        """Whether the journal has steps of a process."""
+        """Return whether the journal contains steps of a process."""
         return process in self._next
 
     def go_on(self, process: str, written: int) -> None:
-        """Continue the rows of a process behind a step."""
+        """Continue the rows of a process after a step."""
         self._next[process] = written + 1
 
     def accept(self, entry: Entry, refused: int = 0, reason: str = "") -> None:
-        """Record that a request has been logged, apart from refused items."""
+        """Record that a request has been logged except for refused items."""
         self.accepted = entry.id
         self.refused = refused, reason
         self._save()
 
     def drop(self, entry: Entry) -> None:
-        """Remove a request that is not logged and will not be."""
+        """Remove a request that has not been logged and will not be."""
         self.entries = [other for other in self.entries if other is not entry]
         if self._folder is not None:
             self._body(entry).unlink(missing_ok=True)
@@ -118,7 +121,7 @@ class Journal:
 
     @staticmethod
     def set_aside(folder: Path | None) -> Path | None:
-        """Rename the file, so that a new journal begins. Returns its new path."""
+        """Rename the journal's file, so that a new journal begins. Return the new path."""
         if folder is None:
             return None
         aside = folder / f"{_STATE}.damaged"
@@ -126,21 +129,21 @@ class Journal:
         return aside
 
     def request(self, entry: Entry) -> Request:
-        """Read the request of an entry of an earlier agent."""
+        """Read the request of an entry that an earlier agent wrote."""
         with open(open_file(self._body(entry), os.O_RDONLY), "rb") as file:
             return Request(entry.id, cast("Signal", entry.signal), file.read(), 0)
 
     def open(self, process: str, path: Path, written: int) -> None:
-        """Record that wandb writes a new file; the earlier ones have the steps up to `written`."""
+        """Record that wandb writes a new file. Earlier files contain the steps up to `written`."""
         self.files[process] = path
         self.written[process] = written
         self._save()
 
     def forget(self, written: Mapping[str, int], finished: Iterable[str] = ()) -> None:
-        """Remove the requests whose rows are in the files.
+        """Remove the requests whose rows are in wandb's files.
 
         Args:
-            written: W&B's last step in the files, by process. Rows are written in order, so earlier ones are there too.
+            written: Last W&B step in the files, by process. Rows are written in order, so earlier rows are there too.
             finished: Processes whose rows are all in the files.
         """
         waiting: list[Entry] = []

@@ -1,7 +1,7 @@
-"""Reads a run's `.wandb` file to find out how much wandb has written.
+"""Reading of a run's `.wandb` file, to find out how much wandb has written.
 
-The file is a log in LevelDB's format: after 7 bytes, blocks of 32 KiB with chunks of records, each with a checksum, a length and a
-type. wandb itself reads it only in Go.
+The file is a log in LevelDB's format: 7 bytes, then blocks of 32 KiB with chunks of records. Each chunk has a checksum,
+a length and a type. wandb itself can read the file only in Go.
 """
 
 import struct
@@ -21,11 +21,11 @@ _WHOLE, _FIRST, _LAST = 1, 2, 4
 
 
 class WandbFile:
-    """Reads what was added since the last call. Incomplete records are left for the next call.
+    """Reader of the records that were added since the last call. Incomplete records are left for the next call.
 
     Attributes:
-        path: The file, which need not exist yet.
-        last_step: W&B's step of the last row; -1 if there is none. Rows are ordered by their steps.
+        path: Path of the file, which may not exist yet.
+        last_step: W&B step of the last row; -1 if there are no rows. Rows are ordered by step.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +34,7 @@ class WandbFile:
         self._at = _FILE_HEADER
 
     def read(self) -> None:
-        """Read to the end. Blocks for the disk.
+        """Read to the end of the file. Blocks while it accesses the disk.
 
         Raises:
             OSError: The file cannot be read.
@@ -68,7 +68,7 @@ class WandbFile:
     def _note(self, data: bytes) -> None:
         try:
             record = wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]
-        except DecodeError:  # of another version of wandb
+        except DecodeError:  # written by another version of wandb
             return
         if record.WhichOneof("record_type") == "history":
             self.last_step = max(self.last_step, record.history.step.num)

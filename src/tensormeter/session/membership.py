@@ -1,4 +1,4 @@
-"""Joins a process to a run: finds the run's directory, counts the attempt, creates the ring and starts an agent."""
+"""Joining a run: finding its directory, counting the attempt, creating the process's ring, and starting an agent."""
 
 import contextlib
 import dataclasses
@@ -32,30 +32,30 @@ __all__ = ["Joining", "Membership", "RunIdentity", "with_basis"]
 logger: Final = get_logger()
 
 _JOIN_TIMEOUT: Final = 3.0
-"""Seconds after which a state directory that does not answer is not used."""
+"""Seconds after which an unresponsive state directory is not used."""
 
 _LOCK_TIMEOUT: Final = 2.0
-"""Maximum seconds to wait for other processes that join, which take a few milliseconds each."""
+"""Maximum seconds to wait for other joining processes, which take a few milliseconds each."""
 
 _MEMORY_SPOOL_BYTES: Final = 64 << 20
-"""Maximum size of a spool in memory."""
+"""Maximum size of a spool in memory, in bytes."""
 
 _CHILD_BUFFER_BYTES: Final = 1 << 20
-"""Maximum size of a child's ring: a process may have many children, and they log little."""
+"""Maximum size of a child's ring in bytes. It is small because a process may have many children, which log little."""
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The properties that all processes of a run share.
+    """Properties that all processes of a run share.
 
     Attributes:
         id: Id, unique in its project.
         name: Display name.
         config: Configuration, as JSON values.
         settings: Settings of the run.
-        resource: Attributes that an OpenTelemetry program adds to those of `describe_process`.
-        resume: Whether the run had an attempt before, perhaps on another machine.
-        basis: Source of the parent's attempt number, in a child; "" if the agent has nothing to settle.
+        resource: Resource attributes that an OpenTelemetry program adds to those of `describe_process`.
+        resume: Whether the run had an earlier attempt, perhaps on another machine.
+        basis: In a child, source of the parent's attempt number; "" if the agent does not need to check the number.
     """
 
     id: str
@@ -68,11 +68,11 @@ class RunIdentity:
 
     @property
     def first_step(self) -> int:
-        """Step of the first row that gives none; the agent assigns that of a resumed run later."""
+        """Step of the first row logged without one. For a resumed run, the agent assigns the actual step later."""
         return AUTOMATIC_STEPS if self.resume else 0
 
     def describe(self, process: str, attempt: int) -> Mapping[str, Any]:
-        """Return the attributes of the OpenTelemetry resource of one of the run's processes."""
+        """Return the OpenTelemetry resource attributes of one of the run's processes."""
         return describe_process(
             self.settings.project,
             self.id,
@@ -89,10 +89,10 @@ class Membership:
     """A process's membership in a run.
 
     Attributes:
-        settings: Settings of the run, with the directory that is used.
+        settings: Settings of the run, with the directory that is actually used.
         directory: Directory of the run.
         attempt: Number of the attempt, as counted in this directory, from 1.
-        basis: Source of that number.
+        basis: Source of the attempt number.
         resource: Attributes of the process's resource.
         ring: Ring of the process.
         weakness: Result of `tensormeter.disk.private.weakness` for the directory.
@@ -117,22 +117,22 @@ class Joining:
     """Joins one process to a run."""
 
     def __init__(self, run: RunIdentity, process: str, parent: str | None) -> None:
-        """Prepare joining; this changes nothing on disk.
+        """Prepare to join. This changes nothing on disk.
 
         Args:
             run: Run to join.
             process: Id of the process.
-            parent: Id of the process that this one was started from, if that one belongs to the run.
+            parent: Id of the parent process, if it belongs to the run; else None.
         """
         self._run = run
         self._process = process
         self._parent = parent
 
     def join(self) -> Membership:
-        """Join in `settings.directory`, or in memory if that directory cannot be used or does not answer.
+        """Join in `settings.directory`, or in memory if that directory is unusable or unresponsive.
 
         Raises:
-            OSError, RingError: Neither can be used.
+            OSError, RingError: Neither the directory nor memory can be used.
         """
         run = self._run
         try:
@@ -158,16 +158,17 @@ class Joining:
         return membership
 
     def join_parent(self, parent: Membership, has_agent: Callable[[], bool]) -> Membership | None:
-        """In a forked child, join where the parent did, without reading the disk.
+        """Join a forked child where its parent joined, without reading the disk.
 
-        The parent's agent finds each ring in shared memory.
+        The parent's agent finds every ring in shared memory.
 
         Args:
             parent: Membership of the parent.
-            has_agent: Whether an agent runs, and cannot end because the parent records.
+            has_agent: Function that returns whether an agent is running and cannot end because the parent is still
+                recording.
 
         Returns:
-            None if the rings are not in shared memory, or if an agent may be missing.
+            The child's membership, or None if the rings are not in shared memory or no agent may be running.
         """
         if parent.directory.memory_lock is None or not has_agent():
             return None
@@ -182,19 +183,19 @@ class Joining:
             membership = within(_JOIN_TIMEOUT, join, Membership.leave)
         except (OSError, RingError):
             return None
-        if not has_agent():  # the agent may have ended before it could find the ring
+        if not has_agent():  # the agent may have ended before it found the ring
             membership.leave()
             return None
         return membership
 
     def _join_in_time(self, settings: Settings) -> Membership:
-        """Join in `settings.directory`; raise TimeoutError, an OSError, if its disk takes too long."""
+        """Join in `settings.directory`; raise TimeoutError (an OSError) if the disk takes too long."""
         if not answers(settings.directory, _JOIN_TIMEOUT):
             raise TimeoutError(f"it does not answer within {_JOIN_TIMEOUT:.0f} s")
         return within(_JOIN_TIMEOUT, lambda late: self._join(settings, late), Membership.leave)
 
     def _join_in_memory(self, reason: OSError) -> Membership:
-        """Join in a folder in memory; raise `reason` if the failed directory is such a folder already."""
+        """Join in a folder in memory; raise `reason` if the failed directory already is such a folder."""
         settings = self._run.settings
 
         def join(settings: Settings, late: threading.Event) -> Membership:
@@ -207,7 +208,7 @@ class Joining:
         try:
             return within(_JOIN_TIMEOUT, functools.partial(join, settings), Membership.leave)
         except TimeoutError:
-            # The folder for rings may be on the disk that does not answer, too.
+            # The folder for rings may be on the unresponsive disk, too.
             for folder in (Path("/dev/shm"), None):  # noqa: S108 - the run's folder in it is private (0700)
                 with contextlib.suppress(OSError):
                     elsewhere = settings.replace(buffer_directory=folder)
@@ -215,7 +216,7 @@ class Joining:
             raise
 
     def _join(self, settings: Settings, late: threading.Event) -> Membership:
-        """Join in `settings.directory`. Changes nothing in this object; blocks for the disk."""
+        """Join in `settings.directory`. This does not modify the object, and blocks while it accesses the disk."""
         run = self._run
         with runs_locked(settings.directory, patience=_LOCK_TIMEOUT):
             directory = RunDirectory.create(settings, run.id, run.name)
@@ -232,7 +233,7 @@ class Joining:
         run = self._run
         if self._parent is not None:  # children belong to their parent's attempt
             return settings.attempt or 1, run.basis
-        if settings.run_id is None:  # no later run can have a random id
+        if settings.run_id is None:  # no later run can have the same random id
             return settings.attempt or 1, ""
         ranks = describe_rank()
         member = Member(self._process, ranks.get(RANK), ranks.get(WORLD_SIZE), describe_launch(os.environ))
@@ -257,7 +258,7 @@ class Joining:
     def _create_ring(
         self, directory: RunDirectory, settings: Settings, metadata: Mapping[str, Any], folders: Sequence[Path]
     ) -> RingFile:
-        """Create the ring in the first folder where it can be mapped; a small one where large files are refused."""
+        """Create the ring in the first folder where it can be mapped. Use a small one where large files are refused."""
         size = settings.buffer_bytes if self._parent is None else min(settings.buffer_bytes, _CHILD_BUFFER_BYTES)
         errors: list[OSError | RingError] = []
         for buffer_bytes in dict.fromkeys([size, min(size, _CHILD_BUFFER_BYTES)]):
@@ -276,7 +277,7 @@ class Joining:
         raise errors[0]
 
     def _start_agent(self, membership: Membership) -> None:
-        """Start an agent unless one runs already."""
+        """Start an agent unless one is already running."""
         if membership.settings.agent == "off":
             return
         try:
@@ -288,5 +289,5 @@ class Joining:
 
 
 def with_basis(resource: Mapping[str, Any], basis: Basis) -> dict[str, Any]:
-    """Add the source of the attempt number to a resource. The agent reads and removes it."""
+    """Add the source of the attempt number to the resource; the agent reads and removes it."""
     return {**resource, RUN_ATTEMPT_UNSETTLED: basis} if basis else dict(resource)

@@ -1,7 +1,7 @@
-"""A run, as a training script uses it.
+"""The `Run` object that training scripts use.
 
-Nothing here uses the network, and only `finish` waits. If the machine cannot record a run (no space for the ring, no writable
-directory), the script gets a warning and a run that records nothing.
+This module does not use the network, and only `finish` waits. If the machine cannot record a run (no space for the
+ring, or no writable directory), a warning is logged and the run records nothing.
 """
 
 import dataclasses
@@ -46,17 +46,18 @@ _MOST_NAMED: Final = 10
 class Run:
     """A run in progress, created by `init`.
 
-    All methods are thread-safe. `log` can also be called from a signal handler.
+    All methods are thread-safe. `log` can also be called in a signal handler.
 
-    Child processes can log to the run. A forked child (for example, a DataLoader worker) joins it with its first call of
-    `log`, unless the setting `after_fork` is `"ignore"`. A spawned child joins it when it receives the run, which can be
-    pickled. Only the process that called `init` decides how the run ends.
+    Child processes can log to the run. A forked child (for example, a DataLoader worker) joins the run on its first
+    `log` call, unless the setting `after_fork` is `"ignore"`. A spawned child joins when it unpickles the run. Only the
+    process that called `init` determines the run's final state.
 
     Attributes:
-        id: Id of the run, unique in its project and the same on every rank.
+        id: Id of the run: unique within its project, and the same on every rank.
         name: Display name of the run.
         project: Project that the run belongs to.
-        config: Recorded configuration as JSON values, read-only. Secrets are `***` (see the setting `mask_config`).
+        config: Recorded configuration as JSON values, read-only. Secrets are replaced by `***` (see the setting
+            `mask_config`).
         settings: Settings of the run.
     """
 
@@ -76,7 +77,7 @@ class Run:
         self._definitions: list[tuple[str, Rule]] = []
         self._watches: list[Watch] = []
         self._phases: Phases | None = None
-        self._lock = threading.RLock()  # re-entered by a signal handler that finishes the run
+        self._lock = threading.RLock()  # reentrant, because a signal handler may finish the run
 
     def log(
         self,
@@ -88,39 +89,41 @@ class Run:
     ) -> None:
         """Record one row of metrics.
 
-        Returns immediately: the call does no I/O, encoding or device synchronization, and waits for no lock that is held
-        during I/O. It never raises for the contents of `values` or a failed delivery. Values that cannot be recorded are
-        counted, with one warning per key.
+        The call returns immediately: it does no I/O, encoding or device synchronization, and never waits for a lock
+        that is held during I/O. It never raises because of the contents of `values` or a failed delivery. Values that
+        cannot be recorded are counted, with one warning per key.
 
         Args:
-            values: Values by metric name. Numbers, NumPy scalars, and arrays and CPU tensors with one element are read now.
-                Device tensors and JAX arrays with one element are read in stream order, without waiting for the device.
-                An object with a method `__tensormeter_snapshot__()` provides one of these, or a callable that returns the
-                number once it is available and None until then. NaN and infinities are valid values. Integers are exact
-                up to 64 bits, on a device up to 2**53.
-            step: Step of the row, any integer of 64 bits, in any order. Default: one more than the step of the last row.
-            every: Number of values to reduce to one. The reduction runs where the values are, on the device too, and is
-                recorded at every `every`-th call with the metric; a partial one when the run finishes. See `define_metric`.
-            reduce: Reduction for `every`: `mean` (default), `min`, `max`, `sum` or `last`. All but `last` propagate NaN. For
-                `Histogram`s, `mean` and `sum` merge all values into one distribution; `min` and `max` are refused.
+            values: Values by metric name. Numbers, NumPy scalars, and one-element arrays and CPU tensors are read
+                immediately. One-element device tensors and JAX arrays are read in stream order, without waiting for the
+                device. The method `__tensormeter_snapshot__()` of any other object returns one of these, or a callable
+                that returns None until the number is available. NaN and infinities are valid. Integers are exact up to
+                64 bits, or up to 2**53 on a device.
+            step: Step of the row: any 64-bit integer, in any order. Default: one more than the step of the last row.
+            every: Number of values to reduce to one. The reduction runs where the values are, including on the device,
+                and is recorded on every `every`-th call with the metric. When the run finishes, a partial reduction is
+                recorded. See `define_metric`.
+            reduce: Reduction to use with `every`: `mean` (default), `min`, `max`, `sum` or `last`. All except `last`
+                propagate NaN. For `Histogram`s, `mean` and `sum` merge all values into one distribution; `min` and
+                `max` are refused.
         """
         # Each instance has an attribute `log`, generated for its keys, which shadows this method: see `_use_writer`.
         if self._process is not None:
             self._process.recorder.log(values, step, every=every, reduce=reduce)
 
     def define_metric(self, name: str, *, every: int, reduce: str = "mean") -> None:
-        """Reduce the values of metrics over steps, for calls of `log` without `every`.
+        """Reduce the values of metrics over several steps, in `log` calls without `every`.
 
-        Each thread and each child process reduces its own values. A forked child inherits the definitions; a spawned child
-        needs to call `define_metric` itself.
+        Each thread and each child process reduces its own values. A forked child inherits the definitions; a spawned
+        child must call `define_metric` itself.
 
         Args:
-            name: Name of a metric, or a pattern with `*`, `?` and `[...]`, such as `train/*`.
+            name: Metric name, or a pattern with `*`, `?` and `[...]`, such as `train/*`.
             every: Number of values to reduce to one.
             reduce: Reduction: `mean`, `min`, `max`, `sum` or `last`.
 
         Raises:
-            UsageError: A matching metric has been logged before, or `every` or `reduce` is invalid.
+            UsageError: A matching metric has already been logged, or `every` or `reduce` is invalid.
         """
         rule = Rule(every, cast("Reduce", reduce))
         if self._process is not None:
@@ -132,11 +135,11 @@ class Run:
         return MappingProxyType(self._identity.config)
 
     def update_config(self, values: Mapping[str, Any]) -> None:
-        """Add values to the run's configuration, such as the number of parameters, which are known only after `init`.
+        """Add values that are known only after `init` to the run's configuration, such as the number of parameters.
 
-        Returns immediately. Use `log` for values that change with the steps. If the configuration exceeds 1 MiB as JSON, its
-        largest values are left out, and a warning names them. The run shows the configuration of the process that sent one
-        last, so call this on all ranks or on one only.
+        The call returns immediately. Use `log` for values that change during training. If the configuration exceeds 1
+        MiB as JSON, its largest values are omitted and named in a warning. The run shows the configuration that was
+        sent last by any process, so call this on all ranks or on exactly one.
 
         Args:
             values: Values to add or replace, by name. They are converted and masked like the `config` of `init`.
@@ -160,10 +163,10 @@ class Run:
 
     @property
     def attempt(self) -> int:
-        """Number of this attempt at the run, from 1, as counted on this machine.
+        """Number of this attempt at the run as counted on this machine, starting at 1.
 
-        `init` does not wait for the network. If this machine has no record of the other attempts, the agent asks the server,
-        and corrects the number before it delivers.
+        `init` does not wait for the network. If this machine has no record of earlier attempts, the agent asks the
+        server and corrects the number before delivery.
         """
         return self.settings.attempt or 1
 
@@ -176,25 +179,29 @@ class Run:
         norms: bool = True,
         histograms: bool = True,
     ) -> Watch:
-        """Log norms and distributions of a model's gradients or parameters, every `every` steps of its optimizer.
+        """Log norms and distributions of a model's gradients or parameters every `every` optimizer steps.
 
-        They are computed on the model's device just before the optimizer's step, without waiting for the device. The metrics
-        are named `gradient_norm`, `gradient_norm/PARAMETER` and `gradients/PARAMETER`, and likewise with `parameter`. Each row
-        has the step of the next row that is logged without one. Parameters without a gradient are left out. Each rank logs its
-        shard of a sharded parameter. Gradients are those that the optimizer gets: accumulated, clipped and unscaled, except
-        that a fused optimizer under a `GradScaler` unscales them itself.
+        They are computed on the model's device just before the optimizer step, without waiting for the device. The
+        metrics are named `gradient_norm`, `gradient_norm/PARAMETER` and `gradients/PARAMETER`; those for parameters
+        start with `parameter` instead. Each row has the step of the next row that is logged without one. Parameters
+        without a gradient are omitted. Each rank logs its own shard of a sharded parameter. The gradients are those
+        that the optimizer receives: accumulated, clipped and unscaled. A fused optimizer under a `GradScaler` is an
+        exception, because it unscales the gradients itself.
 
-        The run does not change the model or keep it alive. It watches the model until `unwatch`, or until it finishes.
+        The run neither changes the model nor keeps it alive. It watches the model until `unwatch` is called or the run
+        finishes.
 
         Args:
-            model: A `torch.nn.Module`, also a compiled or wrapped one. A second call replaces the first.
+            model: A `torch.nn.Module`, which may be compiled or wrapped. A second call for the same model replaces the
+                first.
             log: Values to log: `gradients`, `parameters` or `all`.
-            every: Number of steps between two rows. The first step has a row.
-            norms: Whether to log Euclidean norms, of the whole model and of each parameter.
-            histograms: Whether to log a distribution per parameter.
+            every: Number of steps between two rows. The first row is logged at the first step.
+            norms: Whether to log Euclidean norms of the whole model and of each parameter.
+            histograms: Whether to log a distribution for each parameter.
 
         Returns:
-            The watch. If no `torch.optim.Optimizer` makes the steps, call its `log` after each backward pass.
+            The watch. If the training loop does not use a `torch.optim.Optimizer`, call the watch's `log` after each
+            backward pass.
 
         Raises:
             UsageError: An argument is invalid.
@@ -207,15 +214,15 @@ class Run:
         return watch
 
     def alert(self, title: str, text: str = "", level: Literal["INFO", "WARN", "ERROR"] = "INFO") -> None:
-        """Record an alert, which the run's page and other receivers of log records show.
+        """Record an alert, which is shown on the run's page and by other receivers of log records.
 
-        The alert is an OTLP log record with the step of the last row. Like `log`, this returns immediately and never raises
-        because delivery fails.
+        The alert is an OTLP log record with the step of the last row. Like `log`, this call returns immediately and
+        never raises because of a failed delivery.
 
         Args:
-            title: Short title, cut after 1,024 characters.
-            text: Longer description, cut after 65,536 characters.
-            level: Severity: `INFO`, `WARN` or `ERROR`.
+            title: Short title, truncated to 1,024 characters.
+            text: Longer description, truncated to 65,536 characters.
+            level: Severity of the alert: `INFO`, `WARN` or `ERROR`.
 
         Raises:
             UsageError: `level` is invalid.
@@ -231,7 +238,7 @@ class Run:
             self._process.recorder.alert(EventContent(ALERT_EVENT, body))
 
     def unwatch(self, model: Any = None) -> None:
-        """Stop watching a model, or all models if None."""
+        """Stop watching a model, or all models if `model` is None."""
         for watch in self._watches.copy():
             if model is None or watch.is_of(model):
                 self._watches.remove(watch)
@@ -240,53 +247,57 @@ class Run:
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time a part of a training step, as a context manager: ``with run.phase("model_forward"): ...``.
 
-        The durations are recorded as the gauge `tensormeter.phase.duration`, in seconds. The attribute `tensormeter.phase` is
-        the name, and `tensormeter.clock` is one of:
+        Durations are recorded in seconds as the gauge `tensormeter.phase.duration`. The attribute `tensormeter.phase`
+        is the phase's name, and `tensormeter.clock` is one of:
 
         - `host`: time on the host.
-        - `device`, if the process uses CUDA: time between two events on the streams that are current at the start and the end.
-        - `lag`, if the process uses CUDA: estimated delay of the device behind the host at the start.
+        - `device`, if the process uses CUDA: time between two CUDA events, on the current streams at the start and end.
+        - `lag`, if the process uses CUDA: estimated lag of the device behind the host at the start of the phase.
 
-        Nothing waits for the device: its times are recorded after two more steps. Phases may nest, and each thread has its
-        own. A forked child records phases only after its first call of `log`.
+        Nothing waits for the device: device times are recorded two steps later. Phases may be nested, and each thread
+        has its own phases. A forked child records phases only after its first `log` call.
 
         Args:
             name: Name of the phase, such as `data_loading` (which counts as waiting for data), `model_forward`,
-                `model_backward`, `optimizer_update` or `checkpoint_save`. Use few names, because each is a time series.
+                `model_backward`, `optimizer_update` or `checkpoint_save`. Use few names, because each one creates a
+                time series.
 
         Raises:
-            UsageError: `name` is not a text, or empty.
+            UsageError: `name` is not a string or is empty.
         """
         return self._phases.phase(name) if self._phases is not None else nullcontext()
 
     def step(self, step: int | None = None, *, items: float | None = None) -> AbstractContextManager[None]:
         """Time a training step, as a context manager: ``with run.step(items=len(batch)): ...``.
 
-        At its end, one row records the step and its phases: `tensormeter.step.duration` in seconds (with the attribute
+        When the step ends, one row records its phases, `tensormeter.step.duration` in seconds (with the attribute
         `tensormeter.clock`, see `phase`), `tensormeter.step.throughput` in items per second, and
-        `tensormeter.step.data_loading.share`, from 0 to 1. Throughput and share cover the step and the time since the previous
-        one. That time counts as waiting for data, as do phases named `data_loading`; other phases between steps do not.
+        `tensormeter.step.data_loading.share` from 0 to 1. Throughput and share cover the step and the time since the
+        previous step. The time between steps counts as waiting for data, except in phases with names other than
+        `data_loading`.
 
         Args:
-            step: Step of the row. Default: step of the last row logged during the step, or else the next one.
-            items: Number of items processed, such as the size of the batch.
+            step: Step of the row. Default: the step of the last row logged within the block, or the next step if there
+                was none.
+            items: Number of items processed in the step, such as the batch size.
 
         Raises:
-            UsageError: An argument is invalid; or, on entering, another step is open on this thread.
+            UsageError: An argument is invalid, or another step is already open on this thread when the block is
+                entered.
         """
         return self._phases.step(step, items) if self._phases is not None else nullcontext()
 
     def finish(self, state: str | None = None, *, timeout: float | None = None) -> None:
-        """End the run, and wait for delivery for at most `finish_timeout` seconds.
+        """End the run, and wait up to `finish_timeout` seconds for delivery.
 
-        Returns as soon as everything is delivered, or everything is on disk and the receiver cannot be reached. The agent then
-        continues in the background. A second call does nothing. Ctrl-C ends the wait at once, and loses no data. In a child
-        process, this ends only the child's part of the run, and does not wait.
+        The wait ends when everything is delivered, or when everything is on disk and the receiver is unreachable. In
+        the latter case, the agent continues in the background. Ctrl-C ends the wait immediately without losing data. A
+        second call does nothing. In a child process, `finish` ends only the child's part of the run and does not wait.
 
         Args:
-            state: State of the run: `finished`, `failed` or `preempted`. Default: `preempted` if the process received SIGTERM,
-                else `finished`.
-            timeout: Maximum seconds to wait. Default: the setting `finish_timeout`.
+            state: Final state of the run: `finished`, `failed` or `preempted`. Default: `preempted` if the process
+                received SIGTERM, otherwise `finished`.
+            timeout: Maximum time to wait in seconds. Default: the setting `finish_timeout`.
 
         Raises:
             UsageError: `state` is invalid.
@@ -307,7 +318,7 @@ class Run:
             for prepare in before_finish:
                 prepare(self)
         process = self._process if self._process is not None and self._process.is_this else None
-        # When one rank fails, the launcher sends SIGTERM to the others, which are failing at that moment, too.
+        # When one rank fails, the launcher sends SIGTERM to the other ranks, which may be failing at the same moment.
         with exit_hooks.defer_sigterm():
             with self._lock:
                 if self._finished:
@@ -340,7 +351,7 @@ class Run:
         self._finish(state, message, self.settings.finish_timeout)
 
     def __reduce__(self) -> tuple[Callable[..., "Run"], tuple[Any, ...]]:
-        """Pickle the run without its secrets; unpickling it in another process makes that process join the run."""
+        """Pickle the run without its secrets. A process that unpickles it joins the run."""
         identity = self._identity
         parent = self._parent or (self._process.id if self._process is not None else None)
         values = {field.name: getattr(identity, field.name) for field in fields(identity)}
@@ -350,7 +361,7 @@ class Run:
         return f"<tensormeter.Run {self.project}/{self.id} {self.name!r}>"
 
     def _begin(self, forked_from: RunProcess | None = None) -> None:
-        """Start recording, or warn if the machine cannot. See `RunProcess` for `forked_from`."""
+        """Start recording, or warn if the machine cannot record. See `RunProcess` for `forked_from`."""
         if self.settings.mode == "disabled":
             return
         try:
@@ -361,7 +372,7 @@ class Run:
                 on_writer=self._use_writer,
                 on_fork=self._log_after_fork,
             )
-            # Children, and processes that unpickle the run, belong to the same attempt.
+            # Child processes and processes that unpickle the run belong to the same attempt.
             self.settings = self.settings.replace(attempt=self._process.attempt)
             self._identity = dataclasses.replace(self._identity, settings=self.settings, basis=self._process.basis)
             self._report_left_out(self._process)
@@ -373,7 +384,7 @@ class Run:
             logger.warning("run %s records nothing, because this machine cannot store it: %s", self.id, error)
 
     def _without_secrets(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Mask secrets, and name the masked entries in one warning."""
+        """Mask secrets, and log one warning that names the masked entries."""
         if not self.settings.mask_config:
             return config
         masked, names = mask_config(config, environment_secrets(os.environ))
@@ -392,7 +403,7 @@ class Run:
         return masked
 
     def _fitting(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Remove the largest values of a configuration that exceeds the limit."""
+        """Remove the largest values from a configuration that exceeds the size limit."""
         kept, left_out = fit(config, CONFIG_BYTES)
         self._omitted += left_out
         return kept if left_out else config
@@ -404,17 +415,17 @@ class Run:
             process.leave_out_of_config(left_out)
 
     def _here(self) -> RunProcess | None:
-        """Return this process's part in the run, or None if nothing is recorded. A forked child joins the run first."""
+        """Return this process's `RunProcess`, or None if nothing is recorded. A forked child joins the run first."""
         if self._process is not None and not self._process.is_this:
             self._join_after_fork()
         return self._joined()
 
     def _joined(self) -> RunProcess | None:
-        """Return this process's part in the run, or None. A forked child does not join the run by this call."""
+        """Return this process's `RunProcess`, or None. Unlike `_here`, this does not join the run in a forked child."""
         return self._process if self._process is not None and self._process.is_this else None
 
     def _describe(self, resource: Mapping[str, Any]) -> None:
-        """Add resource attributes to everything that is recorded from now on."""
+        """Add resource attributes to all data recorded from now on."""
         merged = {**self._identity.resource, **resource}
         if merged == self._identity.resource:
             return
@@ -423,18 +434,18 @@ class Run:
             self._process.describe(self._identity)
 
     def _use_writer(self, writer: Writer) -> None:
-        # An attribute of the instance: a method that forwards to the writer would add a fifth to the time of a call.
+        # This is an instance attribute, because a method that forwards to the writer would make calls 20% slower.
         self.__dict__["log"] = writer
 
     def _log_at_next_step(self, values: Mapping[str, Any]) -> None:
-        """Record a row with the step of the next row."""
+        """Record a row with the same step as the next row."""
         if self._process is not None:
             self._process.recorder.log_at_next_step(values)
 
     def _after_fork(self) -> None:
-        """Reset a forked child before anything else runs in it: threads that are not here may hold the locks."""
+        """Reset the run in a forked child before any other code uses it. Threads of the parent may hold its locks."""
         self.__dict__.pop("log", None)
-        self._phases = None  # these write to the parent's ring; the first call of `log` makes new ones
+        self._phases = None  # these write to the parent's ring; the first `log` call creates new ones
         self._lock = threading.RLock()
 
     def _log_after_fork(
@@ -445,7 +456,7 @@ class Run:
         every: int | None = None,
         reduce: str | None = None,
     ) -> None:
-        """Join the run with the first call of `log` in a forked child, unless the run finished before the fork."""
+        """Join the run on the first `log` call in a forked child, unless the run finished before the fork."""
         self._join_after_fork()
         if self._process is None or self._process.is_this:
             self.log(values, step, every=every, reduce=reduce)
@@ -473,19 +484,19 @@ break_graph(Run.log)
 
 
 def latest_run() -> Run | None:
-    """Return the unfinished run that was begun last, or None."""
+    """Return the most recently started unfinished run, or None."""
     return open_runs[-1] if open_runs else None
 
 
 before_finish: Final[list[Callable[[Run], None]]] = []
-"""Functions to call before a run finishes, such as the last observation of asynchronous instruments."""
+"""Functions to call before a run finishes, for example to collect asynchronous instruments one last time."""
 
 open_runs: list[Run] = []
-"""Unfinished runs, in the order in which they were begun."""
+"""Unfinished runs, in the order in which they were started."""
 
 
 def _join(identity: Mapping[str, Any], parent: str | None) -> Run:
-    """Unpickle a run from another process, and join it; return the same object each time."""
+    """Unpickle a run from another process and join it. Later calls return the same object."""
     for run in open_runs:
         if run.id == identity["id"]:
             return run
@@ -505,7 +516,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def remember(run: Run) -> None:
-    """Register a run that has begun, so that it is finished when the process ends."""
+    """Register a started run, so that it is finished when the process ends."""
     exit_hooks.install(finish_all)
     if run.settings.sigterm_timeout and run._process is not None:
         exit_hooks.install_sigterm(_on_sigterm, run.settings.sigterm_timeout)
@@ -523,14 +534,14 @@ def _forget(run: Run) -> None:
 
 
 def finish_all() -> None:
-    """Finish all unfinished runs, the latest first, in the state in which the process ends."""
+    """Finish all unfinished runs, latest first, with the state that describes how the process ends."""
     state, message = exit_hooks.outcome()
     for run in reversed(open_runs.copy()):  # a copy, because finishing removes a run
         run._finish(state, message, run.settings.finish_timeout)
 
 
 def _on_sigterm(process_ends: bool) -> None:
-    """Record the SIGTERM, and finish all runs if the process ends afterwards; otherwise the script continues."""
+    """Record the SIGTERM. If the process is about to end, also finish all runs; otherwise the script continues."""
     for run in reversed(open_runs.copy()):
         if run.settings.sigterm_timeout and run._process is not None:
             run._process.record_sigterm()

@@ -1,4 +1,4 @@
-"""Converts a run's configuration, a mapping of arbitrary Python values, to JSON values."""
+"""Conversion of a run's configuration, a mapping of arbitrary Python values, to JSON values."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,23 +14,24 @@ __all__ = ["as_json"]
 logger: Final = get_logger()
 
 _MAX_DEPTH: Final = 24
-"""Maximum levels of a configuration. Protobuf's decoders refuse messages of a hundred levels; OTLP uses three per level."""
+"""Maximum nesting depth of a configuration. Protobuf decoders refuse 100 levels, and OTLP uses three per level."""
 
 _MOST_NAMED: Final = 10
-"""Maximum number of faults in one warning."""
+"""Maximum number of faults that one warning lists."""
 
 _MOST_REMEMBERED: Final = 1000
-"""Maximum number of faults that are remembered, so that they are not repeated."""
+"""Maximum number of faults that are remembered to avoid repeated warnings."""
 
 
 def as_json(config: Mapping[str, Any], warned: set[str] | None = None) -> dict[str, Any]:
     """Convert a configuration to JSON values.
 
-    A value that cannot be converted is left out, and one warning names all of them.
+    Values that cannot be converted are omitted, and one warning names all of them.
 
     Args:
-        config: Configuration. Values of types that JSON lacks are converted by `str`.
-        warned: Faults of earlier calls, which are not repeated. New faults are added. None for no earlier call.
+        config: Configuration to convert. Values that JSON cannot represent are converted with `str`.
+        warned: Faults that earlier calls have already warned about, to which new ones are added; None if there were no
+            earlier calls.
 
     Raises:
         SettingsError: `config` is not a mapping.
@@ -57,7 +58,7 @@ class _Conversion:
     """Converts one configuration to JSON values.
 
     Attributes:
-        faults: One sentence per value that is left out or null, and per key that was changed.
+        faults: One sentence for each value that was omitted or set to null, and for each key that was changed.
     """
 
     def __init__(self) -> None:
@@ -129,7 +130,7 @@ class _Conversion:
             self._inside.pop()
 
     def _items(self, items: Iterable[Any], above: str) -> list[Any]:
-        """Convert a list. A value that cannot be converted becomes null, so that the others keep their positions."""
+        """Convert a list. Values that cannot be converted become null, so that the others keep their positions."""
         values: list[Any] = []
         for index, item in enumerate(list(items)):
             try:
@@ -156,7 +157,7 @@ def _integer(value: int) -> int:
 
 
 def _key(key: Any) -> str:
-    """Convert a key to text as `json.dumps` does."""
+    """Convert a key to a string as `json.dumps` does."""
     if isinstance(key, str):
         return str.__str__(key)
     if key is None or isinstance(key, bool | int | float):

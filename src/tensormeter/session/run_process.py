@@ -1,4 +1,4 @@
-"""A process's part in a run: its ring, its recorder, flushes, and the report of losses at its end."""
+"""A process's participation in a run: its ring, its recorder, flushes, and the report of losses at the end."""
 
 import os
 import threading
@@ -26,31 +26,32 @@ __all__ = ["FlushRequest", "RunProcess"]
 logger: Final = get_logger()
 
 _POLL_INTERVAL: Final = 0.01
-"""Seconds between two looks at the ring's header while this process waits for delivery."""
+"""Interval in seconds at which a process that waits for delivery checks the ring's header."""
 
 _PULSE_AGE: Final = 2.0
-"""Seconds since the agent's last pulse after which a forked child does not rely on it; an agent makes four a second."""
+"""Seconds since the agent's last pulse after which a forked child does not rely on the agent, which sends four pulses a
+second."""
 
 _ROW_DICTIONARY_SHARE: Final = 1 / 4
-"""Share of the ring's dictionary that updates of the configuration leave to rows."""
+"""Fraction of the ring's dictionary that configuration updates leave free for rows."""
 
 _MOST_NAMED: Final = 5
-"""Maximum number of values that a warning about the configuration names."""
+"""Maximum number of configuration values that one warning names."""
 
 _LONGEST_NAME: Final = 100
-"""Maximum characters of each of these names."""
+"""Maximum length of each of these names in characters."""
 
 _MOST_LEFT_OUT: Final = 50
-"""Values of the configuration that are named when they are left out; later ones are only counted."""
+"""Maximum number of omitted configuration values that are named; further ones are only counted."""
 
 
 class FlushRequest(NamedTuple):
-    """A request to the agent to deliver everything that was recorded so far.
+    """A request for the agent to deliver everything recorded so far.
 
     Attributes:
         number: Number of the request in the ring's header.
-        positions: Position that each lane had reached.
-        rejected: Numbers of items that receivers had refused before.
+        positions: Position that each lane had reached at the time of the request.
+        rejected: Numbers of items that receivers had refused before the request.
     """
 
     number: int
@@ -59,15 +60,15 @@ class FlushRequest(NamedTuple):
 
 
 class RunProcess:
-    """A process of a run, from construction until `finish`.
+    """One process of a run, from construction until `finish`.
 
     Attributes:
-        id: Globally unique id; `service.instance.id` of the resource.
-        parent: Id of the process that this one was started from, if that one belongs to the run; else None. A child does not
-            decide how the run ends, and does not wait for delivery.
-        attempt: Number of the attempt, from 1. The agent may correct it before it delivers.
-        basis: Source of that number; "" if the agent has nothing to settle.
-        resource: Attributes of the OpenTelemetry resource that the data is sent with.
+        id: Globally unique id, sent as the resource's `service.instance.id`.
+        parent: Id of the parent process, if it belongs to the run; else None. A child does not determine the run's
+            final state and does not wait for delivery.
+        attempt: Number of the attempt, from 1. The agent may correct it before delivery.
+        basis: Source of the attempt number; "" if the agent does not need to check it.
+        resource: OpenTelemetry resource attributes of the data.
         ring: Ring of the process.
         recorder: Recorder that writes into the ring.
     """
@@ -81,12 +82,12 @@ class RunProcess:
         on_writer: Callable[[Writer], None],
         on_fork: Writer,
     ) -> None:
-        """Create the ring, and start an agent unless one runs already.
+        """Create the ring, and start an agent unless one is already running.
 
         Args:
             run: Run to join.
-            parent: See the attribute.
-            forked_from: Parent's object, in a forked child; else None.
+            parent: See the attribute of that name.
+            forked_from: The parent's `RunProcess` in a forked child; else None.
             on_writer: See `Recorder`.
             on_fork: See `Recorder`.
 
@@ -100,8 +101,8 @@ class RunProcess:
         self._left_out: set[str] = set()
         self._config_warned = False
         self._detached = False
-        self._flushing = threading.RLock()  # re-entered by a signal handler that flushes
-        unlock_retired()  # may wait for a device, so not under the lock of all runs
+        self._flushing = threading.RLock()  # reentrant, because a signal handler may flush
+        unlock_retired()  # may wait for a device, so it must not run under the lock that all runs share
         joining = Joining(run, self.id, parent)
         membership = None
         if forked_from is not None:
@@ -124,18 +125,18 @@ class RunProcess:
         self._monitor = AgentMonitor(run.id, self._directory, self._settings, self.ring)
 
     def _keeps_agent_running(self) -> bool:
-        """Whether, seen from a forked child, an agent runs and cannot end because this process records."""
+        """Return whether an agent is running and cannot end while this process records. Called in a forked child."""
         words = self.ring.words
         age = time.monotonic() - words[HeaderWord.PULSE] / 1e9
         return os.getppid() == self._pid and words[HeaderWord.STATE] == State.OPEN and age < _PULSE_AGE
 
     @property
     def is_this(self) -> bool:
-        """Whether this object was made in the current process, not in the parent before a fork."""
+        """Whether this object was created in the current process, not in the parent before a fork."""
         return self._pid == os.getpid()
 
     def describe(self, run: RunIdentity) -> None:
-        """Use this run's resource for everything that is recorded from now on."""
+        """Use the resource of the given run for all data recorded from now on."""
         self._run = run
         self.resource = run.describe(self.id, self.attempt)
         if not self.ring.add_metadata({"resource": with_basis(self.resource, self.basis)}):
@@ -145,7 +146,7 @@ class RunProcess:
             )
 
     def reconfigure(self, run: RunIdentity) -> None:
-        """Record this run's configuration in place of the current one."""
+        """Record the configuration of the given run, which replaces the current one."""
         self._run = run
         metadata = {"config": run.config, "reconfigured": time.time_ns()}
         if self.ring.dictionary_left >= _ROW_DICTIONARY_SHARE and self.ring.add_metadata(metadata):
@@ -159,7 +160,7 @@ class RunProcess:
             )
 
     def leave_out_of_config(self, values: Sequence[OmittedValue]) -> None:
-        """Count values that did not fit in the configuration, and name the largest in one warning per name, for the first names."""
+        """Count values that did not fit into the configuration, and warn about the largest, once per name."""
         new = {value.name for value in values} - self._left_out
         warns = bool(new) and len(self._left_out) < _MOST_LEFT_OUT
         self._left_out.update(new if warns else ())
@@ -178,7 +179,7 @@ class RunProcess:
         )
 
     def request_flush(self) -> "FlushRequest":
-        """Request that the agent delivers everything recorded so far, without waiting for `schedule_delay`. Does not block."""
+        """Ask the agent to deliver everything recorded so far, without waiting for `schedule_delay`. Does not block."""
         with self._flushing:
             positions = self.recorder.positions
             return FlushRequest(self.ring.request_flush(positions), positions, self._rejected())
@@ -188,11 +189,12 @@ class RunProcess:
 
         Args:
             request: Result of `request_flush`.
-            timeout: Maximum seconds to wait. The agent continues with the flush after that.
+            timeout: Maximum time to wait in seconds. The agent continues the flush afterwards.
 
         Returns:
-            Whether it is delivered, and receivers refused none of it. False at once if no agent delivers this run, if the
-            receiver cannot be reached, or in a child that has finished, because the agent does not report to it any more.
+            Whether everything was delivered and receivers refused nothing. The result is False immediately if no agent
+            delivers this run or the receiver is unreachable, and in a child that has finished, because the agent no
+            longer reports to it.
         """
         words = self.ring.words
         if self._settings.agent == "off":
@@ -208,7 +210,7 @@ class RunProcess:
                 return False
             self._monitor.check()
             if threading.current_thread() is threading.main_thread():
-                # A query by another thread may disturb the capture of a CUDA graph.
+                # An event query on another thread could disturb a CUDA graph capture.
                 self.recorder.look_for_pending()
             wait(min(_POLL_INTERVAL, left))
         return self._rejected() == request.rejected
@@ -220,13 +222,16 @@ class RunProcess:
         return words[HeaderWord.FLUSHED] >= request.number
 
     def _rejected(self) -> tuple[int, int]:
-        """Return the numbers of items that receivers have refused so far: quarantined ones, and lost ones."""
+        """Return how many items refused by receivers have been quarantined and lost so far."""
         words = self.ring.words
         return words[HeaderWord.QUARANTINED_ITEMS], words[HeaderWord.SPOOL_LOSSES + SpoolLoss.REFUSED]
 
     @property
     def sigterm_word(self) -> memoryview:
-        """Ring word for the time of a SIGTERM: a process that is killed after it counts as preempted, not as crashed."""
+        """Ring word for the time of a SIGTERM.
+
+        A process that is killed after a SIGTERM counts as preempted, not crashed.
+        """
         return self.ring.words[HeaderWord.SIGTERM : HeaderWord.SIGTERM + 1]
 
     def record_sigterm(self) -> None:
@@ -237,8 +242,8 @@ class RunProcess:
         """Stop recording.
 
         Args:
-            state: State in which the run ends.
-            message: Cause of the end; "" for none.
+            state: Final state of the run.
+            message: Cause of the end; "" if there is none.
         """
         if message:
             self.ring.add_metadata({"end": message})
@@ -246,10 +251,10 @@ class RunProcess:
         self.recorder.close(state)
 
     def finish(self, timeout: float) -> None:
-        """Wait for delivery as described at `Run.finish`, after `close`. Ctrl-C ends the wait at once.
+        """After `close`, wait for delivery as described in `Run.finish`. Ctrl-C ends the wait immediately.
 
         Args:
-            timeout: Maximum seconds to wait.
+            timeout: Maximum time to wait in seconds.
         """
         try:
             if self.parent is None:
@@ -261,7 +266,7 @@ class RunProcess:
             reap_agents()
 
     def _tend(self) -> None:
-        """Check the agent and sample the runtime's metrics; log calls do this regularly."""
+        """Check the agent and sample the runtime's metrics, as log calls do regularly."""
         self._monitor.check()
         self._runtime_metrics.beat()
 

@@ -1,9 +1,9 @@
-"""Detects how a training process ends: on its own, by an exception, with an exit status, or by SIGTERM.
+"""Detection of how a training process ends: normally, by an exception, with an exit status, or by SIGTERM.
 
-The exception hook, `sys.exit` and the handler of SIGTERM are chained, never replaced. SIGTERM is handled only if its action
-was the default one or a Python handler, and only if the main thread installs ours. The previous handler is restored after the
-last run, and in a forked child at once. Python cannot run a handler while native code keeps the main thread busy; `_sigterm.c`
-covers that case, if it could be compiled.
+The previous exception hook, `sys.exit` and SIGTERM handler still run after ours. SIGTERM is handled only if its
+previous action was the default or a Python handler, and only if the first run starts on the main thread. The previous
+handler is restored after the last run, and immediately in a forked child. Python cannot run a handler while native code
+keeps the main thread busy; `_sigterm.c` covers that case if it could be compiled.
 """
 
 import atexit
@@ -35,27 +35,27 @@ __all__ = [
 _Handler = Callable[[int, FrameType | None], Any]
 
 _failure = ""
-"""Description of the exception or exit status that ended the interpreter; "" if it did not fail."""
+"""Description of the exception or exit status that ended the interpreter; "" if it did not end with a failure."""
 
 _sigterm_received = False
 _chained_hooks: list[Callable[..., Any]] = []
-"""The exception hook and the `sys.exit` that ours call; empty until ours are installed."""
+"""Previous exception hook and `sys.exit`, which ours call; empty until ours are installed."""
 
 _previous_handlers: list[_Handler | int] = []
-"""The handler of SIGTERM that ours replaced; empty while ours is not installed."""
+"""Previous SIGTERM handler; empty while ours is not installed."""
 
 _deferring: list[None] = []
-"""One entry per thread in `defer_sigterm`."""
+"""One entry for each active `defer_sigterm` block."""
 
 _deferred_signals: list[int] = []
 _installed_in = 0
-"""Process id in which our handler was installed."""
+"""Id of the process that installed our handler."""
 
 _callbacks: list[Callable[[bool], None]] = []
 
 
 def install(at_exit: Callable[[], None]) -> None:
-    """Record how the interpreter ends, and call a function at its exit. Calls after the first do nothing."""
+    """Record how the interpreter ends, and call a function when it exits. Calls after the first do nothing."""
     if _chained_hooks:
         return
     _chained_hooks.extend((sys.excepthook, sys.exit))
@@ -65,31 +65,34 @@ def install(at_exit: Callable[[], None]) -> None:
 
 
 def outcome() -> tuple[str, str]:
-    """Return the state of a run that ends now without giving one, and its cause (an exception, an exit status or SIGTERM)."""
+    """Return the default state of a run that ends now, and its cause (exception, exit status or SIGTERM)."""
     if _sigterm_received:
         return "preempted", "SIGTERM"
     return ("failed", _failure) if _failure else ("finished", "")
 
 
 def describe_exception(kind: type[BaseException], error: BaseException | None) -> str:
-    """Describe an exception by its type or exit status, not by its text, which may hold secrets; "" if it is no failure."""
+    """Describe an exception by its type or exit status, or return "" if it is not a failure.
+
+    The exception's text is omitted, because it may contain secrets.
+    """
     if issubclass(kind, SystemExit):
         return _describe_status(getattr(error, "code", None))
     return kind.__qualname__
 
 
 def install_sigterm(callback: Callable[[bool], None], limit: float) -> None:
-    """Call a function at SIGTERM, before the previous handler runs. Does nothing where that is not possible.
+    """Call a function on SIGTERM, before the previous handler runs. Do nothing where that is impossible.
 
     Args:
-        callback: Function to call. Its argument is True if the process ends afterwards, by the signal's default action.
-        limit: Seconds after which the default action follows if Python cannot call anything.
+        callback: Function to call. Its argument is True if the signal's default action then ends the process.
+        limit: Seconds after which the default action ends the process if Python cannot run the handler.
     """
     global _installed_in
     if _previous_handlers or threading.current_thread() is not threading.main_thread():
         return
     previous = signal.getsignal(signal.SIGTERM)
-    if previous is None or previous == signal.SIG_IGN:  # a handler in C cannot be chained
+    if previous is None or previous == signal.SIG_IGN:  # a handler written in C cannot be called from ours
         return
     _previous_handlers.append(previous)
     _callbacks[:] = [callback]
@@ -101,20 +104,20 @@ def install_sigterm(callback: Callable[[bool], None], limit: float) -> None:
 
 
 def set_sigterm_word(word: memoryview) -> None:
-    """Store the time of a SIGTERM in this int64 as soon as it arrives, while our handler is installed."""
+    """Store the arrival time of a SIGTERM in this int64, while our handler is installed."""
     if _sigterm is not None:
         _sigterm.mark(word)
 
 
 def clear_sigterm_word(word: memoryview) -> None:
-    """Stop storing the time of a SIGTERM in this int64."""
+    """Stop storing the arrival time of a SIGTERM in this int64."""
     if _sigterm is not None:
         _sigterm.unmark(word)
 
 
 @contextlib.contextmanager
 def defer_sigterm() -> Iterator[None]:
-    """Defer a SIGTERM that arrives in this block until its end, while our handler is installed."""
+    """Defer a SIGTERM that arrives during this block until the block ends, if our handler is installed."""
     _deferring.append(None)
     try:
         yield
@@ -126,7 +129,7 @@ def defer_sigterm() -> Iterator[None]:
 
 
 def restore_sigterm() -> None:
-    """Restore the previous handler of SIGTERM, unless other code has replaced ours in the meantime."""
+    """Restore the previous SIGTERM handler, unless other code has replaced ours in the meantime."""
     if (
         _previous_handlers
         and threading.current_thread() is threading.main_thread()
@@ -158,7 +161,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _before_fork() -> None:
-    """Block SIGTERM over the fork: one that reaches the child before `restore_sigterm` would only be recorded by our handler."""
+    """Block SIGTERM during the fork: before `restore_sigterm`, our handler would only record a SIGTERM in the child."""
     if _previous_handlers:
         _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}))
 
@@ -169,7 +172,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Restore the previous handler, so that SIGTERM ends a worker as it would without us, even one that hangs in native code."""
+    """Restore the previous handler, so that SIGTERM ends a worker as usual, even if the worker hangs in native code."""
     _deferring.clear()
     _deferred_signals.clear()
     with contextlib.suppress(ValueError):
