@@ -1,4 +1,4 @@
-"""The command line. Commands are imported when they run, so `tensormeter --help` is fast."""
+"""The command line. Each command is imported only when it runs, so `tensormeter --help` is fast."""
 
 import importlib
 import sys
@@ -25,7 +25,10 @@ _COMMANDS: Final = {
     "check": ("tensormeter.cli.check", "Verify all data in a server's store."),
     "compact": ("tensormeter.cli.maintain", "Compact a stopped server's store to its minimum size."),
 }
-"""Module and one-line help of each command. The module has the command under its name (`import_` for `import`)."""
+"""Module and one-line help of each command.
+
+Each module defines a function with the command's name (`import_` for `import`).
+"""
 
 
 class _LazyGroup(click.Group):
@@ -52,7 +55,10 @@ def tensormeter() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit. Status 0: success; 1: failure, with a line on stderr; 2: wrong usage."""
+    """Run the command line and exit.
+
+    Exit status 0 is success, 1 is failure (with a line on stderr), and 2 is incorrect usage.
+    """
     try:
         tensormeter.main(arguments, prog_name="tensormeter")
     except TensormeterError as error:

@@ -16,16 +16,16 @@ MAX_WIDTH: Final = 100
 
 
 def draw_chart(metric: str, series: Sequence[Mapping[str, Any]], width: int, *, color: bool) -> str:
-    """Draw all series of a metric over their steps, or over seconds since the first point if they have no steps.
+    """Draw all series of a metric against steps, or against seconds since the first point if there are no steps.
 
     Args:
         metric: Title of the chart.
-        series: Series from the API, requested with x=step. Points that are not finite are not drawn.
-        width: Width of the terminal, in columns.
+        series: Series from the API, requested with x=step. Non-finite points are not drawn.
+        width: Width of the terminal in columns.
         color: Whether to use ANSI colors.
 
     Returns:
-        Lines of text, with ANSI sequences only if `color` is set.
+        Lines of text, which contain ANSI sequences only if `color` is set.
     """
     width = min(width, MAX_WIDTH)
     stepped = any(step is not None for line in series for step in line["step"])
@@ -45,7 +45,7 @@ def draw_chart(metric: str, series: Sequence[Mapping[str, Any]], width: int, *, 
             xs, values = _thin(xs, values, 2 * width)
             signal = figure.signal(xs.tolist(), values.tolist())
             signal.lines()
-            # Omit the stroke from a to b if a <= position < b.
+            # Omit the line segment from a to b if a <= position < b.
             for index in np.unique(np.searchsorted(xs, positions, "right")).tolist():
                 signal.line(index, False)
             figure.draw(signal)
@@ -59,7 +59,7 @@ def _finite(
     xs: Sequence[float | None],
     values: Sequence[float | str],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the points with a finite x and value, sorted by x."""
+    """Return the points whose x and value are finite, sorted by x."""
     columns = np.array([xs, values], np.float64)  # None and "NaN" become NaN, "Infinity" becomes infinity
     columns = columns[:, np.isfinite(columns).all(axis=0)]
     columns = columns[:, np.argsort(columns[0], kind="stable")]
@@ -67,7 +67,7 @@ def _finite(
 
 
 def _gap_positions(gaps: Sequence[int], times: Sequence[int], along: Sequence[float | None]) -> NDArray[np.float64]:
-    """Return the x of the last point before each gap, for gaps that have such a point."""
+    """Return the x of the last point before each gap. Gaps without such a point are skipped."""
     if not gaps or not times:
         return np.empty(0)
     xs = np.array(along, np.float64)
@@ -82,7 +82,7 @@ def _thin(
     values: NDArray[np.float64],
     buckets: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Reduce points to the lowest and the highest one of each of `buckets` sections, in order."""
+    """Divide points into `buckets` sections, and keep the lowest and highest point of each, in order."""
     if len(xs) <= 2 * buckets:
         return xs, values
     indices: list[int] = []

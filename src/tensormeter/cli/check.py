@@ -63,7 +63,10 @@ def _report(findings: Iterable[tuple[str, str]], *, as_json: bool) -> int:
 
 
 def _sqlite(file: Path, *, full: bool, as_json: bool) -> tuple[int, dict[str, int], str]:
-    """Report damage in a SQLite file. Returns the number of damaged items, the number of checked rows per table, and a summary."""
+    """Report damage in a SQLite file.
+
+    Return the number of damaged items, the number of checked rows per table, and a summary.
+    """
     from tensormeter.server.store.models.errors import DamagedError
     from tensormeter.server.store.sqlite.integrity.inspection import Inspection, open_read_only
     from tensormeter.server.store.sqlite.integrity.wal_check import lost_transactions

@@ -1,4 +1,4 @@
-"""The checks of `tensormeter doctor`: functions that each examine one thing and suggest a remedy."""
+"""The checks of `tensormeter doctor`. Each function examines one thing and suggests a remedy."""
 
 import gzip
 import os
@@ -36,16 +36,16 @@ __all__ = ["CHECKS", "Finding"]
 _TIMEOUT: Final = 5.0
 _CLOCK_TOLERANCE: Final = 5.0
 _ROOM: Final = 64 << 20
-"""Bytes that should be free for the ring buffers of a node."""
+"""Recommended free space for the ring buffers of a node, in bytes."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check.
+    """Result of a check.
 
     Attributes:
-        state: `ok`, `warning` (works, with a drawback) or `failed`.
-        summary: Observed state, for people.
+        state: `ok`, `warning` (works with a drawback) or `failed`.
+        summary: Observed state, as a text for users.
         advice: Remedy, or "".
     """
 
@@ -58,7 +58,7 @@ Check = Callable[[Settings], Finding]
 
 
 def shared_memory(settings: Settings) -> Finding:
-    """Check that shared memory has room for ring buffers."""
+    """Check that shared memory has enough space for ring buffers."""
     folder = settings.buffer_directory
     if folder is None:
         return Finding(
@@ -123,7 +123,7 @@ def agent(settings: Settings) -> Finding:
         run.finish()
         seconds = time.monotonic() - began
         for directory in list_runs(Path(folder)):
-            _wait_for_agent(directory)  # an agent at work would recreate the folder after its deletion
+            _wait_for_agent(directory)  # a running agent would recreate the folder after its deletion
         for directory in list_runs(Path(folder)):
             spool = Spool(directory.spool)
             try:
@@ -140,7 +140,7 @@ def agent(settings: Settings) -> Finding:
 
 
 def spool(settings: Settings) -> Finding:
-    """Check that undelivered data can be stored on disk, and count the runs that have some."""
+    """Check that undelivered data can be stored on disk, and count the runs with undelivered data."""
     directory = settings.directory
     if not answers(directory, PATIENCE):
         return Finding(
@@ -234,7 +234,7 @@ def token(settings: Settings) -> Finding:
 
 
 def clock(settings: Settings) -> Finding:
-    """Check that the clocks of this machine and of the endpoint agree."""
+    """Check that the clocks of this machine and the endpoint agree."""
     pool = urllib3.PoolManager(timeout=_TIMEOUT, retries=False)
     try:
         response = pool.request("GET", settings.endpoint, redirect=False)
@@ -275,8 +275,11 @@ def gpu(settings: Settings) -> Finding:
 
 
 CHECKS: Final[list[Check]] = [shared_memory, ring, writer, gpu, agent, spool, endpoint, token, clock]
-"""Checks in the order in which they run. Each gets the settings, and may raise any error of the machine. Its function's name is
-shown with its finding, and the first line of its docstring if it raises."""
+"""Checks in the order in which they run.
+
+Each check receives the settings and may raise any error. The output shows its function name with its finding, or with
+the first line of its docstring if it raises.
+"""
 
 
 def _existing(path: Path) -> Path:
@@ -298,7 +301,7 @@ def _host(settings: Settings) -> str:
 def _token(settings: Settings) -> str | None:
     try:
         return settings.current_token()
-    except TensormeterError:  # the check of the token reports it
+    except TensormeterError:  # the token check reports this error
         return None
 
 

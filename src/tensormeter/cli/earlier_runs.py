@@ -1,4 +1,4 @@
-"""Delivery of earlier runs when a server starts: `tensormeter serve` collects the data that they left for it."""
+"""Delivery of earlier runs when `tensormeter serve` starts: the server collects the data that they left for it."""
 
 import threading
 
@@ -11,9 +11,10 @@ __all__ = ["deliver_waiting_runs"]
 
 
 def deliver_waiting_runs(url: str, token: str | None) -> None:
-    """Start to deliver earlier runs whose endpoint is `url` to the server that has just started there. Returns at once.
+    """Start delivering earlier runs whose endpoint is `url` to the server that has just started there.
 
-    A daemon thread does the work. Data that it has not delivered when the server stops stays in the spools.
+    The call returns immediately; a daemon thread does the work. Data that is undelivered when the server stops remains
+    in the spools.
     """
     threading.Thread(target=_deliver, args=(url, token), name="tensormeter-sync", daemon=True).start()
 
@@ -29,6 +30,6 @@ def _deliver(url: str, token: str | None) -> None:
             click.echo(f"tensormeter: skipped {plain(result.path)}: {plain(result.reason)}")
             continue
         if result.is_complete and result.leftover.keeps_folder and not result.cut:
-            continue  # nothing is left to deliver, and an earlier delivery has reported the rest
+            continue  # there is nothing left to deliver, and an earlier delivery has reported any losses
         outcome = "; ".join([result.outcome, *result.cut])
         click.echo(f"tensormeter: an earlier run, {plain(result.run.path.name)}: {plain(outcome)}")

@@ -72,7 +72,7 @@ def export(
             sys.stdout.buffer.flush()
         else:
             rows = export_run(stored_run, target, format, choose=choose)
-    except BrokenPipeError:  # the reader of the pipe has closed it, as `head` does
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     except OSError as error:

@@ -72,11 +72,11 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def _send(exporter: Exporter, line: bytes) -> int:
-    """Send one line, with retries. Returns the number of accepted items.
+    """Send one line, with retries. Return the number of accepted items.
 
     Raises:
         EncodingError: The line is not OTLP, or the server refused some of its items.
-        TensormeterError: The server refused the request, or did not answer.
+        TensormeterError: The server refused the request or did not respond.
     """
     signal, body, items = decode_line(line)
     digest = hashlib.sha256(signal.encode() + body).hexdigest()[:32]

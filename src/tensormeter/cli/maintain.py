@@ -46,14 +46,14 @@ def backup(target: Path, directory: Path | None) -> None:
 
 
 def store_folder(directory: Path | None) -> Path:
-    """Return the given folder, or the default data folder of a server."""
+    """Return the given folder, or a server's default data folder if it is None."""
     from tensormeter.server import ServerConfig
 
     return ServerConfig().directory if directory is None else directory.expanduser().absolute()
 
 
 def need_server() -> None:
-    """Raise a UsageError with the missing package, if the server is not installed."""
+    """Raise a UsageError that names the missing package if the server is not installed."""
     try:
         import tensormeter.server  # noqa: F401
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The option `--endpoint` of all commands that connect to a server."""
+"""The `--endpoint` option shared by all commands that connect to a server."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""Generates the reference of all system metrics: ``python -m tensormeter.cli.sensors_reference > docs/sensors.md``."""
+"""Generator of the metrics reference: ``python -m tensormeter.cli.sensors_reference > docs/sensors.md``."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -85,7 +85,7 @@ _TABLE_HEAD: Final = ("| name | kind | unit | attributes | description |", "|---
 
 
 def page() -> str:
-    """Generate the page, as Markdown."""
+    """Generate the page as Markdown."""
     parts = "".join(f"\n## {title}\n\n{text}\n\n{_table(instruments)}" for title, instruments, text in _PARTS)
     return _HEAD + parts + _TRAINING_PROCESS + "\n".join([*_TABLE_HEAD, *_training_process_rows()]) + "\n"
 

@@ -162,7 +162,10 @@ def _on_ready(url: str, config: "ServerConfig") -> None:
 
 
 def parse_store(text: str) -> "Address":
-    """Parse the URL of a ClickHouse database. Raises UsageError if a package is missing, SettingsError if the URL is invalid."""
+    """Parse the URL of a ClickHouse database.
+
+    Raise UsageError if a package is missing, or SettingsError if the URL is invalid.
+    """
     try:
         from tensormeter.server.store.clickhouse import parse_address
     except ModuleNotFoundError as error:

@@ -24,7 +24,7 @@ _VARIANT: Final = ("scope", "unit", "kind", "temporality")
 """Fields that distinguish metrics with the same name."""
 
 STATISTICS: Final = ("system.", "process.", "hw.", "container.", "cpython.", "tensormeter.")
-"""Prefixes of automatic metrics, which are too many for the list."""
+"""Prefixes of automatic metrics, which are left out of the list because there are too many."""
 
 
 @click.command()
@@ -84,7 +84,7 @@ def _print_header(console: Console, run: dict[str, Any]) -> None:
 
 
 def _describe_processes(processes: list[dict[str, Any]]) -> Text:
-    """Return the number of training processes, and their states if these differ within the latest attempt.
+    """Describe how many training processes there are, and their states if these differ within the latest attempt.
 
     Processes without a state are agents.
     """
@@ -140,7 +140,7 @@ def _print_values(console: Console, metrics: list[dict[str, Any]]) -> None:
 
 
 def _by_variant(name: str, series: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Group the series into charts with a title each, because series with another scope, unit or kind need another chart."""
+    """Group series into titled charts. Series that differ in scope, unit, kind or temporality need separate charts."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for item in series:
         groups.setdefault(tuple(item.get(field) or "" for field in _VARIANT), []).append(item)

@@ -59,7 +59,7 @@ def ls(directory: Path | None) -> None:
         ]
         try:
             cells.append("running" if _agent_is_alive(run) else "none")
-        except OSError:  # the folder of another user
+        except OSError:  # the folder belongs to another user
             cells.append("?")
         try:
             with _opened(run) as spool:
@@ -174,7 +174,7 @@ def retry(run: str | None, directory: Path | None) -> None:
     for candidate in runs:
         name = plain(candidate.path.name)
         try:
-            # The lock prevents an agent without pending data from removing the folder meanwhile.
+            # The lock prevents an agent that has no pending data from removing the folder in the meantime.
             with candidate.siblings_locked(), _opened(candidate) as spool:
                 retried = spool.retry()
         except (SpoolError, OSError) as error:
@@ -204,7 +204,7 @@ def retry(run: str | None, directory: Path | None) -> None:
 
 
 def _is_written(ring: Path) -> bool:
-    """Whether the process that writes a ring buffer is alive; False if the ring buffer cannot be read."""
+    """Return whether the process that writes a ring buffer is alive, or False if the ring buffer cannot be read."""
     from tensormeter.ring.file import RingFile
 
     try:
@@ -218,7 +218,7 @@ def _runs(directory: Path | None) -> "list[RunDirectory]":
 
 
 def _search(directory: Path | None) -> "tuple[list[RunDirectory], bool]":
-    """Find the runs on this machine. Returns them, and whether all folders could be searched."""
+    """Find the runs on this machine. Return them, and whether all folders could be searched."""
     from tensormeter.agent.run_directory.directory import find_runs
     from tensormeter.agent.run_directory.shared_memory import memory_directories
     from tensormeter.disk.probe import PATIENCE, answers
@@ -261,10 +261,11 @@ def _opened(run: "RunDirectory") -> "Iterator[Spool]":
 
     try:
         lock = run.try_agent_lock()
-    except OSError:  # the folder of another user
+    except OSError:  # the folder belongs to another user
         lock = None
     try:
-        # Without an agent, SQLite's log has not been verified yet, and opening the file normally would discard a damaged log.
+        # Without an agent, SQLite's write-ahead log has not been verified yet. Opening the file normally would discard
+        # a damaged log.
         opened = Spool(run.spool) if lock is None else open_left(run.spool)
     finally:
         if lock is not None:

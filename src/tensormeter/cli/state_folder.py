@@ -1,4 +1,4 @@
-"""Command-line arguments that are folders of runs, whose disk may not answer."""
+"""The type of command-line arguments that are folders of runs. Their disk may be unresponsive."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ __all__ = ["StateFolder", "describe_hang"]
 
 
 class StateFolder(click.Path):
-    """Parameter type: an existing folder whose disk answers."""
+    """Parameter type for an existing folder whose disk responds."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path, file_okay=False, exists=True)
@@ -21,7 +21,7 @@ class StateFolder(click.Path):
         """Convert the argument to a path.
 
         Raises:
-            click.ClickException: The disk does not answer; the exit status is 1.
+            click.ClickException: The disk does not respond; the exit status is 1.
             click.BadParameter: The folder does not exist.
         """
         from tensormeter.disk.probe import PATIENCE, answers
@@ -33,7 +33,7 @@ class StateFolder(click.Path):
 
 
 def describe_hang() -> str:
-    """Describe a folder whose disk does not answer, with the remedy."""
+    """Return the message for a folder whose disk does not respond, with a remedy."""
     from tensormeter.disk.probe import PATIENCE
 
     return f"it does not answer within {PATIENCE:.0f} s; check its disk, and try again"

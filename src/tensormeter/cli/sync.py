@@ -67,7 +67,10 @@ def _sync_once(
     endpoint: str | None,
     printed: dict[Path, str],
 ) -> tuple[int, int]:
-    """Deliver all runs once. Returns the numbers of runs and of delivered runs. Prints only lines that differ from `printed`."""
+    """Deliver all runs once, and print only lines that differ from `printed`.
+
+    Return the number of runs and how many were delivered.
+    """
     from tensormeter.agent.run_directory.shared_memory import memory_directories
     from tensormeter.agent.sync import SkippedRun, sync_runs
     from tensormeter.disk.probe import PATIENCE, answers
@@ -125,7 +128,10 @@ def _name(run: "RunDirectory") -> str:
 
 
 class _Bars:
-    """A progress bar per run in delivery. Its length is the largest number of items that the run has had left."""
+    """Progress bars, one per run that is being delivered.
+
+    A bar's total is the largest number of undelivered items seen so far.
+    """
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

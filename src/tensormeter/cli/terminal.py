@@ -1,4 +1,4 @@
-"""Formats data from a server as text that is safe to print and easy to read."""
+"""Formatting of data from a server as text that is safe to print and easy to read."""
 
 import math
 import unicodedata
@@ -8,15 +8,15 @@ __all__ = ["local_time", "number", "plain"]
 
 
 def plain(text: object) -> str:
-    """Replace control and other invisible characters, so that a metric's name cannot move the cursor.
+    """Replace control and other invisible characters, so that, for example, a metric's name cannot move the cursor.
 
-    Pass it to rich as `Text`, never as markup.
+    Pass the result to rich as `Text`, never as markup.
     """
     return "".join(char if not unicodedata.category(char).startswith("C") else "�" for char in str(text))
 
 
 def number(value: object) -> str:
-    """Format a value of the API for people. NaN and infinities arrive as strings, and stay as they are."""
+    """Format a value from the API for people. NaN and infinities arrive as strings and stay unchanged."""
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.6g}"
     return plain(value)

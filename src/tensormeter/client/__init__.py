@@ -1,6 +1,6 @@
-"""Reads runs from an experiment server: lists of runs, points as NumPy arrays or pandas frames, tables, images.
+"""Client for reading runs from an experiment server: points as NumPy arrays or pandas frames, tables, and images.
 
-The first use of `tensormeter.Client` imports this package, so a training process does not load it.
+This package is imported on first use of `tensormeter.Client`, so training processes do not load it.
 """
 
 from tensormeter.client.client import Client

@@ -1,4 +1,4 @@
-"""Reads all data of a metric block by block, so that client and server hold only one block in memory."""
+"""Reading of all data of a metric in blocks, so that client and server hold only one block in memory at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
@@ -12,7 +12,7 @@ Block = TypeVar("Block")
 _TOO_MANY: Final = "too_many_points"
 
 _MIN_SPAN: Final = 1_000_000_000
-"""Nanoseconds below which a time span is not halved."""
+"""Time span, in nanoseconds, below which spans are not halved."""
 
 
 class BlockReader(Generic[Block]):
@@ -22,25 +22,26 @@ class BlockReader(Generic[Block]):
         """Create a reader.
 
         Args:
-            request: Function that requests blocks. Arguments: id of the process, or None for all; first time and end of the
-                times (exclusive), in nanoseconds since the Unix epoch; maximum number of points that the server reads.
+            request: Function that requests blocks. Its arguments are a process id (None for all), the start and
+                exclusive end of the time range in nanoseconds since the Unix epoch, and the maximum number of points
+                that the server reads.
             size: Maximum number of points that the server reads per request.
-            limit: Maximum that the server allows.
+            limit: Highest maximum that the server allows.
         """
         self._request = request
         self._size = size
         self._limit = limit
 
     def read(self, processes: Callable[[], Sequence[str]], start: int, stop: int) -> Iterator[Block]:
-        """Read the blocks of all processes, with one request if the data is small, else process by process.
+        """Read the blocks of all processes, with one request if there is little data, otherwise process by process.
 
         Args:
-            processes: Function that returns the ids of all processes; called only if it is needed.
-            start: Lowest time, in nanoseconds since the Unix epoch.
-            stop: End of the times, exclusive.
+            processes: Function that returns the ids of all processes. It is called only if needed.
+            start: Start of the time range, in nanoseconds since the Unix epoch.
+            stop: Exclusive end of the time range, in nanoseconds since the Unix epoch.
 
         Raises:
-            TensormeterError: The server does not answer, or answers with an error.
+            TensormeterError: The server does not respond or returns an error.
         """
         try:
             blocks = self._request(None, start, stop, self._size)
@@ -56,8 +57,8 @@ class BlockReader(Generic[Block]):
     def read_process(self, process: str, start: int, stop: int) -> Iterator[Block]:
         """Read the blocks of one process; see `read`.
 
-        A time span with too many points is halved. The server reads whole segments, so if a shorter span does not help, the
-        request allows more points.
+        A time span with too many points is halved. Because the server reads whole segments, a shorter span may not
+        help; in that case, the request allows more points.
         """
         spans = [(start, stop)]
         while spans:

@@ -1,4 +1,4 @@
-"""The client of the experiment server, for scripts and notebooks."""
+"""The experiment server's client for scripts and notebooks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -19,9 +19,9 @@ _PAGE: Final = 500
 class Client:
     """A client that reads runs from an experiment server.
 
-    Each method blocks until the server has answered, and does not retry. If the server is unreachable or answers with an
-    error, it raises a `TensormeterError` whose message gives the remedy. The client is thread-safe. After a fork, create a new
-    client in the child.
+    Each method blocks until the server has responded and does not retry. If the server is unreachable or returns an
+    error, the method raises a `TensormeterError` whose message suggests a remedy. The client is thread-safe. After a
+    fork, create a new client in the child.
 
     ```python
     client = tensormeter.Client()
@@ -36,8 +36,9 @@ class Client:
 
         Args:
             url: URL of the server. Default: `TENSORMETER_ENDPOINT`, or the server on this machine.
-            token: Access token. Default: `TENSORMETER_TOKEN`, or the content of the file `TENSORMETER_TOKEN_FILE`.
-            timeout: Maximum seconds to wait for the next byte of an answer.
+            token: Access token. Default: `TENSORMETER_TOKEN`, or the content of the file named by
+                `TENSORMETER_TOKEN_FILE`.
+            timeout: Maximum time to wait for the next byte of a response, in seconds.
 
         Raises:
             SettingsError: The URL or the token is invalid.
@@ -56,7 +57,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close idle connections. Runs and images that were read before can open new ones."""
+        """Close idle connections. Runs and images that were already read open new ones when needed."""
         self._connection.close()
 
     def projects(self) -> list[str]:
@@ -72,18 +73,20 @@ class Client:
         limit: int | None = None,
         fields: Sequence[str] | None = None,
     ) -> Iterator[StoredRun]:
-        """Iterate over runs. The iterator reads them page by page.
+        """Return an iterator over runs, which reads them page by page.
 
         Args:
             project: Project of the runs. Default: all projects.
-            filter: Condition such as `state = "running" and config.lr > 1e-4`; docs/api.md describes the language. Archived
-                runs are left out unless the condition contains `archived`.
-            sort: Comma-separated fields, with `-` for descending order. Default: newest first.
+            filter: Condition such as `state = "running" and config.lr > 1e-4`; docs/api.md describes the syntax.
+                Archived runs are omitted unless the condition contains `archived`.
+            sort: Comma-separated fields to sort by; the prefix `-` means descending order. Default: newest first.
             limit: Maximum number of runs. Default: no limit.
-            fields: Parts of the configuration and summary to read, such as `config.lr`. Default: all. Fewer are faster.
+            fields: Parts of the configuration and summary to read, such as `config.lr`. Fewer fields are faster.
+                Default: all.
 
         Raises:
-            TensormeterError: The filter or order is invalid, or the server does not answer. Raised during iteration.
+            TensormeterError: The filter or sort order is invalid, or the server does not respond. Raised during
+                iteration.
         """
         names = None if fields is None else ",".join(fields)
         offset = 0
@@ -102,12 +105,12 @@ class Client:
         """Return one run.
 
         Args:
-            selector: Id of the run; or, if there is no such id, its name or the beginning of its id.
+            selector: Id of the run. If no run has this id, its name or the beginning of its id.
             project: Project of the run. Default: all projects.
 
         Raises:
-            UsageError: No run or several runs match; the message names some of them.
-            TensormeterError: The server does not answer, or answers with an error.
+            UsageError: No run matches, or several do; the message names some of them.
+            TensormeterError: The server does not respond or returns an error.
         """
         return StoredRun(self._connection, find_run(self._connection, selector, project))
 
@@ -131,19 +134,19 @@ class Client:
         Args:
             runs: Runs to read.
             metrics: Names of gauges and sums.
-            x: See `StoredRun.series`, as for the following arguments.
-            start: Lowest x.
-            stop: End of the range of x, exclusive.
-            max_points: Maximum number of points per series, from 4, or 0 for all points.
+            x: X axis; see `StoredRun.series` for this and the following arguments.
+            start: Start of the x range.
+            stop: Exclusive end of the x range.
+            max_points: Maximum number of points per series: at least 4, or 0 for all points.
             process: Id of a process.
             attempt: Number of an attempt, or "all".
-            attributes: Attributes that the series have.
+            attributes: Attributes that the series must have.
             scope: Name of an instrumentation scope.
             unit: Unit.
 
         Raises:
-            UsageError: `metrics` is not a list of names, or empty.
-            TensormeterError: The server does not answer, or answers with an error.
+            UsageError: `metrics` is empty or not a list of names.
+            TensormeterError: The server does not respond or returns an error.
         """
         if isinstance(metrics, str) or not metrics:
             raise UsageError(f"metrics: expected a list of names, got {metrics!r}")

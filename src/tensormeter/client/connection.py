@@ -13,13 +13,13 @@ from tensormeter.settings import Settings
 __all__ = ["COLUMNS", "ApiError", "Connection"]
 
 COLUMNS: Final = "application/vnd.tensormeter.columns"
-"""Media type of binary answers; see docs/api.md."""
+"""Media type of binary responses; see docs/api.md."""
 
 _MAX_CONNECTIONS: Final = 8
 
 
 class ApiError(TensormeterError):
-    """An error response of the server.
+    """An error response from the server.
 
     Attributes:
         status: HTTP status.
@@ -35,17 +35,18 @@ class ApiError(TensormeterError):
 class Connection:
     """A connection to one server.
 
-    Each method blocks until the whole answer has arrived, or until the timeout. The connection is thread-safe. After a fork,
-    create a new connection in the child.
+    Each method blocks until the whole response has arrived or the timeout has passed. The connection is thread-safe.
+    After a fork, create a new connection in the child.
     """
 
     def __init__(self, endpoint: str | None = None, token: str | None = None, timeout: float = 60.0) -> None:
-        """Create a connection. The first request opens it.
+        """Create a connection, which the first request opens.
 
         Args:
             endpoint: Base URL. Default: the setting `endpoint`.
-            token: Bearer token. Default: `TENSORMETER_TOKEN`, or the content of the file `TENSORMETER_TOKEN_FILE`.
-            timeout: Maximum seconds to wait for the next byte of an answer.
+            token: Bearer token. Default: `TENSORMETER_TOKEN`, or the content of the file named by
+                `TENSORMETER_TOKEN_FILE`.
+            timeout: Maximum time to wait for the next byte of a response, in seconds.
 
         Raises:
             SettingsError: The endpoint is not a URL, or the token is invalid.
@@ -70,17 +71,20 @@ class Connection:
         """Return a JSON document under /api/v1/.
 
         Args:
-            path: Unquoted segments of the path.
-            query: Parameters; those with the value None are left out.
+            path: Path segments, not percent-encoded.
+            query: Query parameters. Those with the value None are omitted.
 
         Raises:
-            ApiError: The server answers with an error.
-            TensormeterError: The server does not answer, or is not a tensormeter server. The message gives the remedy.
+            ApiError: The server returns an error.
+            TensormeterError: The server does not respond or is not a tensormeter server. The message suggests a remedy.
         """
         return self._document(self._request("GET", path, query=query))
 
     def send(self, method: str, *path: str, document: Mapping[str, Any] | None = None, **query: str | None) -> Any:
-        """Send a request with another method than GET; return the JSON document, or None if there is none. See `get`."""
+        """Send a request with a method other than GET.
+
+        Return the JSON document, or None if the response is empty. See `get`.
+        """
         body = None if document is None else json.dumps(document).encode()
         response = self._request(method, path, query=query, body=body)
         return None if response.status == 204 else self._document(response)
@@ -88,7 +92,10 @@ class Connection:
     def columns(
         self, *path: str, document: Mapping[str, Any] | None = None, **query: str | float | None
     ) -> tuple[dict[str, Any], memoryview]:
-        """Return the header of a binary answer, and the whole answer, to which the header's offsets refer. See `get`."""
+        """Return the header of a binary response, and the whole response, which the header's offsets refer to.
+
+        See `get`.
+        """
         body = None if document is None else json.dumps(document).encode()
         headers = {"Accept": COLUMNS}
         response = self._request("GET" if body is None else "POST", path, query=query, body=body, headers=headers)
@@ -99,7 +106,7 @@ class Connection:
         return json.loads(bytes(data[4 : 4 + int.from_bytes(data[:4], "little")])), data
 
     def content(self, *path: str, **query: str | None) -> tuple[str, bytes]:
-        """Return the media type and bytes of an answer that is not a document. See `get`."""
+        """Return the media type and bytes of a response that is not a JSON document. See `get`."""
         response = self._request("GET", path, query=query)
         if response.status != 200:
             self._document(response)
@@ -132,7 +139,7 @@ class Connection:
         if body is not None:
             all_headers["Content-Type"] = "application/json"
         try:
-            # Redirects are not followed: they would carry the token elsewhere.
+            # Redirects are not followed, because they would send the token elsewhere.
             return self._pool.request(method, url, body=body, headers=all_headers, redirect=False)
         except urllib3.exceptions.HTTPError as error:
             raise TensormeterError(self._unreachable(error)) from None

@@ -1,4 +1,4 @@
-"""Reads all distributions of a metric, exactly as they were logged, block by block."""
+"""Reading of all distributions of a metric in blocks, exactly as they were logged."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +14,13 @@ from tensormeter.client.histograms import parse_number
 __all__ = ["BLOCK_DISTRIBUTIONS", "DistributionBlock", "distribution_reader"]
 
 BLOCK_DISTRIBUTIONS: Final = 2048
-"""Default number of distributions that the server reads per request: with 320 buckets each, about 20 MB of JSON."""
+"""Default number of distributions that the server reads per request.
+
+With 320 buckets each, this is about 20 MB of JSON.
+"""
 
 _MAX_BLOCK: Final = 20_000
-"""Maximum that the server allows."""
+"""Highest number that the server allows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,19 +32,22 @@ class DistributionBlock:
         attempt: Number of the attempt.
         metric: Name of the metric.
         kind: "histogram", "exponential_histogram" or "summary".
-        temporality: "delta" or "cumulative"; None if the sender gave none. A cumulative distribution counts all values since its start.
+        temporality: "delta" or "cumulative"; None if the sender did not specify it. A cumulative distribution counts
+            all values since its start.
         attributes: Attributes of the series.
-        scope: Name of the instrumentation scope; "" for tensormeter itself, and for none.
-        unit: UCUM unit; "" for none.
+        scope: Name of the instrumentation scope; "" for tensormeter itself or if there is none.
+        unit: UCUM unit; "" if there is none.
         time: Times in nanoseconds since the Unix epoch: int64, shape (n,).
-        step: Steps; 0 for a missing step: int64, shape (n,).
-        stepped: Whether each has a step: bool, shape (n,).
-        count: Number of values of each: uint64, shape (n,).
-        sum: Sum of each: float64, shape (n,).
-        min: Lowest value of each: float64, shape (n,).
-        max: Highest value of each: float64, shape (n,).
-        bounds: Bucket boundaries of each: float64, shape (b,). Bucket i is (bounds[i-1], bounds[i]]; the first and the last are open.
-        counts: Bucket counts of each: uint64, shape (b + 1,); empty without buckets, as in a summary.
+        step: Steps, with 0 for a missing step: int64, shape (n,).
+        stepped: Whether each distribution has a step: bool, shape (n,).
+        count: Number of values in each distribution: uint64, shape (n,).
+        sum: Sum of each distribution: float64, shape (n,).
+        min: Lowest value of each distribution: float64, shape (n,).
+        max: Highest value of each distribution: float64, shape (n,).
+        bounds: Bucket boundaries of each distribution: float64, shape (b,). Bucket i is (bounds[i-1], bounds[i]]; the
+            first and last buckets are unbounded.
+        counts: Bucket counts of each distribution: uint64, shape (b + 1,); empty if there are no buckets, as in a
+            summary.
         quantiles: Pairs (quantile, value) of each summary.
     """
 
@@ -71,7 +77,7 @@ class DistributionBlock:
 def distribution_reader(
     connection: Connection, run: tuple[str, str], metric: str, block: int = BLOCK_DISTRIBUTIONS
 ) -> BlockReader[DistributionBlock]:
-    """Create a reader of one metric of one run.
+    """Create a reader for one metric of one run.
 
     Args:
         connection: Connection to the server.

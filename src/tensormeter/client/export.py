@@ -1,6 +1,6 @@
-"""Exports a run to a file as one table with a row per point or distribution, in bounded memory.
+"""Export of a run to a file, as one table with a row per point or distribution, in bounded memory.
 
-The file appears only when it is complete.
+The file appears only once it is complete.
 """
 
 import csv
@@ -29,10 +29,10 @@ Format = Literal["parquet", "csv", "jsonl"]
 COLUMNS: Final = ("project", "run", "process", "rank", "attempt", "metric", "attributes", "step", "time", "value")
 
 VARIANT_COLUMNS: Final = ("scope", "unit", "kind", "temporality")
-"""Columns after `metric`, if metrics of the same name differ in one of them."""
+"""Columns added after `metric` if metrics with the same name differ in one of them."""
 
 DISTRIBUTION_COLUMNS: Final = ("kind", "temporality", "count", "sum", "min", "max", "bounds", "counts", "quantiles")
-"""Columns of a table with distributions, which have no `value`. They are empty for numbers."""
+"""Columns of distributions, which have no `value`. They are empty in rows with numbers."""
 
 _FORMULA: Final = re.compile(r"[=+\-@\t\r]")
 
@@ -40,14 +40,14 @@ _MISSING: Final = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 class _Writer(Protocol):
-    """Writes the rows of a table in one format."""
+    """Writer of a table's rows in one format."""
 
     def write(self, about: Mapping[str, Any], block: PointBlock) -> None:
-        """Append points, whose rows share the columns `about` before `step`."""
+        """Append rows for points. The columns before `step` have the values `about`."""
         ...
 
     def write_distributions(self, about: Mapping[str, Any], block: DistributionBlock) -> None:
-        """Append distributions, whose rows share the columns `about` before `step`."""
+        """Append rows for distributions. The columns before `step` have the values `about`."""
         ...
 
     def close(self) -> None:
@@ -64,26 +64,26 @@ def export_run(
     block: int | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Write the points and distributions of all attempts at a run to a file, which appears only when it is complete.
+    """Write the points and distributions of all attempts at a run to a file, which appears only once it is complete.
 
-    Points come first, then distributions. Both are sorted by metric, process and time; if a process has several attribute sets,
-    their rows alternate in stretches of time.
+    Points are written before distributions. Both are sorted by metric, process and time. If a process has several
+    attribute sets, blocks of their rows alternate.
 
     Args:
         run: Run to export.
         target: Path of the file. An existing file is replaced.
         format: `csv` or `jsonl` (both UTF-8), or `parquet`.
-        choose: Function that returns whether to export a metric, by its name. Default: all metrics.
-        block: Maximum number of points or distributions in memory. Default: 500,000 points, or 2,048 distributions.
-        on_rows: Function that is called with the number of rows written so far, after each block.
+        choose: Function that returns, for a metric's name, whether to export it. Default: all metrics.
+        block: Maximum number of points or distributions in memory. Default: 500,000 points or 2,048 distributions.
+        on_rows: Function to call after each block with the number of rows written so far.
 
     Returns:
-        The number of rows.
+        Number of rows written.
 
     Raises:
         UsageError: The format is unknown, or pyarrow is not installed.
-        TensormeterError: The server does not answer, or answers with an error. An existing file is unchanged.
-        OSError: The file cannot be written. An existing file is unchanged.
+        TensormeterError: The server does not respond or returns an error. An existing file remains unchanged.
+        OSError: The file cannot be written. An existing file remains unchanged.
     """
     with replacing(target) as file:
         return export_points(run, file, format, choose=choose, block=block, on_rows=on_rows)
@@ -139,7 +139,7 @@ def export_points(
 
 
 def _stops(metrics: Iterable[Metric]) -> dict[str, int]:
-    """Return each name once, even if several metrics have it, with the end of its times (exclusive)."""
+    """Return the names of metrics, without duplicates, with the exclusive end of their time ranges."""
     stops: dict[str, int] = {}
     for metric in metrics:
         stops[metric.name] = max(stops.get(metric.name, 0), (metric.last_time or 0) + 1)
@@ -148,11 +148,11 @@ def _stops(metrics: Iterable[Metric]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Header:
-    """The columns of a table.
+    """Columns of a table.
 
     Attributes:
         variants: `VARIANT_COLUMNS` if the table needs them; else empty.
-        distributions: Columns of `DISTRIBUTION_COLUMNS` that are not among `variants`; empty without distributions.
+        distributions: `DISTRIBUTION_COLUMNS` without those in `variants`; empty if there are no distributions.
     """
 
     variants: tuple[str, ...]
@@ -160,7 +160,7 @@ class _Header:
 
     @classmethod
     def of(cls, metrics: Sequence[Metric]) -> "_Header":
-        """Return the columns that these metrics need."""
+        """Return the columns that the metrics need."""
         identities = {(m.name, scope, m.unit, m.kind, m.temporality) for m in metrics for scope in m.scopes}
         variants = VARIANT_COLUMNS if len(identities) > len({metric.name for metric in metrics}) else ()
         columns = DISTRIBUTION_COLUMNS if any(not metric.numeric for metric in metrics) else ()
@@ -168,16 +168,17 @@ class _Header:
 
     @property
     def common(self) -> tuple[str, ...]:
-        """The columns that all rows have."""
+        """Columns that all rows have."""
         end = COLUMNS.index("metric") + 1
         return COLUMNS[:end] + self.variants + COLUMNS[end:]
 
 
 class _Csv:
-    """Writes CSV (RFC 4180) with a header.
+    """Writer of CSV (RFC 4180) with a header.
 
-    A missing step, number or temporality is an empty cell. NaN and the infinities are `NaN`, `Infinity` and `-Infinity`.
-    Attributes, bounds, counts and quantiles are JSON. Text that a spreadsheet would run as a formula gets the prefix `'`.
+    A missing step, number or temporality is an empty cell. NaN and infinities are written as `NaN`, `Infinity` and
+    `-Infinity`; attributes, bounds, counts and quantiles as JSON. Text that a spreadsheet would evaluate as a formula
+    gets the prefix `'`.
     """
 
     def __init__(self, file: IO[bytes], header: _Header) -> None:
@@ -205,10 +206,10 @@ class _Csv:
 
 
 class _JsonLines:
-    """Writes JSON Lines, one object per row.
+    """Writer of JSON Lines, one object per row.
 
-    NaN and the infinities are texts. A missing step or number is null. Points have a `value`; distributions have the columns of
-    distributions instead.
+    NaN and infinities are strings. A missing step or number is null. Points have a `value`; distributions have the
+    distribution columns instead.
     """
 
     def __init__(self, file: IO[bytes], header: _Header) -> None:
@@ -232,10 +233,10 @@ class _JsonLines:
 
 
 class _Parquet:
-    """Writes Parquet with zstd compression, one row group per block.
+    """Writer of Parquet with zstd compression, one row group per block.
 
-    `integer` is the exact value if an integer was logged, else null. Bounds and counts are lists; quantiles are a list of
-    structs.
+    `integer` is the exact value of a logged integer, otherwise null. Bounds and counts are lists; quantiles are a list
+    of structs.
     """
 
     def __init__(self, file: IO[bytes], header: _Header) -> None:
@@ -284,7 +285,7 @@ class _Parquet:
     def _write(
         self, about: Mapping[str, Any], block: PointBlock | DistributionBlock, columns: Mapping[str, Any]
     ) -> None:
-        """Append a block. All its rows have the values `about`; missing columns are null."""
+        """Append a block, whose rows all have the values `about`. Missing columns are null."""
         arrow, n = self._arrow, len(block)
         arrays = dict(columns)
         arrays["step"] = arrow.array(block.step, mask=~block.stepped)
@@ -306,23 +307,23 @@ class _Parquet:
 
 
 def _cells(about: Mapping[str, Any]) -> list[Any]:
-    """Return the first cells of a row of CSV."""
+    """Return the first cells of a CSV row."""
     return ["" if value is None else _no_formula(value) for value in about.values()]
 
 
 def _no_formula(cell: Any) -> Any:
-    """Prefix text that a spreadsheet would run as a formula, because senders choose names. The web page's CSV does the same."""
+    """Prefix text that a spreadsheet would evaluate as a formula, because senders choose names."""
     return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
 def _head(about: Mapping[str, Any]) -> str:
-    """Return the beginning of a line of JSON; attributes are JSON already."""
+    """Return the beginning of a JSON line. The attributes are already JSON."""
     first = _json({key: value for key, value in about.items() if key != "attributes"})[:-1]
     return f'{first},"attributes":{about["attributes"]}'
 
 
 def _documents(block: DistributionBlock) -> Iterator[dict[str, Any]]:
-    """Iterate over distributions as JSON values by the names of `DISTRIBUTION_COLUMNS`."""
+    """Iterate over distributions as mappings from the names in `DISTRIBUTION_COLUMNS` to JSON values."""
     for index, count in enumerate(block.count.tolist()):
         yield {
             "kind": block.kind,
@@ -351,7 +352,10 @@ def _steps(block: PointBlock | DistributionBlock, missing: str) -> Iterator[int 
 
 
 def _values(block: PointBlock, quote: Callable[[str], str]) -> list[Any]:
-    """Return floats (written in the shortest form that reads back the same), exact integers, and texts for NaN and the infinities."""
+    """Return floats, exact integers, and strings for NaN and infinities.
+
+    Floats are written in the shortest form that parses to the same value.
+    """
     values: list[Any] = block.value.tolist()
     for index in np.flatnonzero(block.is_integer).tolist():
         values[index] = int(block.integer[index])

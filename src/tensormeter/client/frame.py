@@ -1,4 +1,4 @@
-"""Imports pandas, which is optional."""
+"""Import of pandas, which is an optional package."""
 
 import importlib
 from typing import Any

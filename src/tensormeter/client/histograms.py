@@ -1,4 +1,4 @@
-"""Distributions of one series over an x axis."""
+"""Distributions of one series along an x axis."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,22 +12,23 @@ __all__ = ["Histograms", "parse_number"]
 
 @dataclass(frozen=True, eq=False)
 class Histograms:
-    """Distributions of one series (n of them), sorted by x. Missing numbers are NaN.
+    """n distributions of one series, sorted by x. Missing numbers are NaN.
 
     Attributes:
         process: Id of the process; "" if there are no points.
         kind: "histogram", "exponential_histogram" or "summary"; "" if there are no points.
         attributes: Attributes of the series.
-        scope: Name of the instrumentation scope; "" for tensormeter itself, and for none.
-        unit: UCUM unit; "" for none.
-        total: Number of distributions in the range; more than n if they were sampled.
-        x: Steps, seconds, or another metric's values: float64, shape (n,).
-        count: Number of values of each: int64, shape (n,).
-        sum: Sum of each: float64, shape (n,).
-        min: Lowest value of each: float64, shape (n,).
-        max: Highest value of each: float64, shape (n,).
-        bounds: Bucket boundaries of each: float64, shape (b,). Bucket i is (bounds[i-1], bounds[i]]; the first and the last are open.
-        counts: Bucket counts of each: int64, shape (b + 1,); empty for a summary.
+        scope: Name of the instrumentation scope; "" for tensormeter itself or if there is none.
+        unit: UCUM unit; "" if there is none.
+        total: Number of distributions in the range, which is greater than n if they were sampled.
+        x: Steps, seconds or another metric's values: float64, shape (n,).
+        count: Number of values in each distribution: int64, shape (n,).
+        sum: Sum of each distribution: float64, shape (n,).
+        min: Lowest value of each distribution: float64, shape (n,).
+        max: Highest value of each distribution: float64, shape (n,).
+        bounds: Bucket boundaries of each distribution: float64, shape (b,). Bucket i is (bounds[i-1], bounds[i]]; the
+            first and last buckets are unbounded.
+        counts: Bucket counts of each distribution: int64, shape (b + 1,); empty for a summary.
         quantiles: Pairs (quantile, value) of each summary.
     """
 
@@ -51,7 +52,7 @@ class Histograms:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "Histograms":
-        """Create from an answer of the API."""
+        """Create from an API response."""
         points = document["points"]
 
         def column(name: str) -> NDArray[np.float64]:
@@ -76,5 +77,5 @@ class Histograms:
 
 
 def parse_number(value: object) -> float:
-    """Convert a number of the API's JSON; NaN if it is missing."""
+    """Convert a number in the API's JSON to a float; a missing number becomes NaN."""
     return float("nan") if value is None else float(value)  # type: ignore[arg-type]  # also "NaN" and "Infinity"

@@ -1,4 +1,4 @@
-"""Reads all points of a metric, exactly as they were logged, block by block."""
+"""Reading of all points of a metric in blocks, exactly as they were logged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from tensormeter.client.series import read_column
 __all__ = ["BLOCK_POINTS", "PointBlock", "point_reader"]
 
 BLOCK_POINTS: Final = 500_000
-"""Default number of points that the server reads per request: about 12 MB on both sides."""
+"""Default number of points that the server reads per request, about 12 MB on both sides."""
 
 _MAX_BLOCK: Final = 20_000_000
-"""Maximum that the server allows."""
+"""Highest number that the server allows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +30,13 @@ class PointBlock:
         metric: Name of the metric.
         kind: "gauge" or "sum".
         attributes: Attributes of the series.
-        scope: Name of the instrumentation scope; "" for tensormeter itself, and for none.
-        unit: UCUM unit; "" for none.
-        temporality: "delta" or "cumulative" for a sum; None for a gauge, and if the sender gave none.
+        scope: Name of the instrumentation scope; "" for tensormeter itself or if there is none.
+        unit: UCUM unit; "" if there is none.
+        temporality: "delta" or "cumulative" for a sum; None for a gauge or if the sender did not specify it.
         time: Times in nanoseconds since the Unix epoch: int64, shape (n,).
-        step: Steps; 0 for a missing step: int64, shape (n,).
-        stepped: Whether each has a step: bool, shape (n,).
-        value: Values, exact to the bit, except that integers outside ±2^53 are rounded: float64, shape (n,).
+        step: Steps, with 0 for a missing step: int64, shape (n,).
+        stepped: Whether each point has a step: bool, shape (n,).
+        value: Values, bit-exact except that integers outside ±2^53 are rounded: float64, shape (n,).
         integer: Exact values of integers; 0 for other values: int64, shape (n,).
         is_integer: Whether each value was logged as an integer: bool, shape (n,).
     """
@@ -63,13 +63,13 @@ class PointBlock:
 def point_reader(
     connection: Connection, run: tuple[str, str], metric: str, block: int = BLOCK_POINTS
 ) -> BlockReader[PointBlock]:
-    """Create a reader of one gauge or sum of one run.
+    """Create a reader for one gauge or sum of one run.
 
     Args:
         connection: Connection to the server.
         run: Project and id of the run.
         metric: Name of the metric.
-        block: Maximum number of points that the server reads per request, including the steps.
+        block: Maximum number of points that the server reads per request, including step points.
     """
     project, run_id = run
 
@@ -93,7 +93,7 @@ def _block(metric: str, series: Mapping[str, Any], data: memoryview) -> PointBlo
     integer = np.where(is_integer, words, 0)
     value = np.where(is_integer, words.astype(np.float64), words.view(np.float64))
     if not is_integer.any():
-        value = words.view(np.float64)  # keep all bits of NaNs
+        value = words.view(np.float64)  # preserves all bits of NaNs
     step = read_column(data, series["step"])
     stepped = read_column(data, series["stepped"]).astype(np.bool_) if "stepped" in series else np.ones(n, np.bool_)
     return PointBlock(

@@ -1,4 +1,4 @@
-"""Events of a run: tables, images, texts, alerts and other log records."""
+"""Events of a run, such as tables, images, texts, alerts and other log records."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,23 +18,23 @@ _LOG_FIELDS: Final = ("severity_number", "severity_text", "trace_id", "span_id",
 
 @dataclass(frozen=True)
 class Record:
-    """An event: one log record.
+    """An event, which is one log record.
 
     Attributes:
-        name: Name, such as `tensormeter.alert`.
-        key: Key under which the event was logged; "" for none.
-        step: Step; None if there is none.
-        time: Time, in nanoseconds since the Unix epoch.
+        name: Name of the event, such as `tensormeter.alert`.
+        key: Key under which the event was logged; "" if there is none.
+        step: Step of the event; None if there is none.
+        time: Time of the event, in nanoseconds since the Unix epoch.
         process: Id of the process.
-        attributes: Attributes.
-        body: Body as JSON values. Bytes are base64; those of an image are their digest.
-        severity_number: OTLP's severity number, 1 (TRACE) to 24 (FATAL4); 0 for none.
-        severity_text: The sender's name for the severity; "" for none.
-        trace_id: Hexadecimal id of the trace; "" for none.
-        span_id: Hexadecimal id of the span; "" for none.
-        flags: OTLP's flags of a log record.
+        attributes: Attributes of the log record.
+        body: Body as JSON values. Bytes are base64-encoded, and those of an image are replaced by their digest.
+        severity_number: OTLP severity number, from 1 (TRACE) to 24 (FATAL4); 0 if there is none.
+        severity_text: Sender's name for the severity; "" if there is none.
+        trace_id: Hexadecimal id of the trace; "" if there is none.
+        span_id: Hexadecimal id of the span; "" if there is none.
+        flags: OTLP log record flags.
         observed_time: Time of collection, in nanoseconds since the Unix epoch; None if it equals `time`.
-        scope: `name`, `version` and `attributes` of the instrumentation scope; missing ones are left out.
+        scope: `name`, `version` and `attributes` of the instrumentation scope, without missing ones.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Record:
 
     @staticmethod
     def fields_of(document: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the constructor's arguments for an event of the API."""
+        """Return the constructor arguments for an event from the API."""
         fields = {name: document[name] for name in ("name", "step", "process", "attributes", "body")}
         # Older servers do not send these.
         fields |= {name: document[name] for name in _LOG_FIELDS if name in document}
@@ -74,18 +74,18 @@ class RecordedTable(Record):
 
     @property
     def rows(self) -> Sequence[Sequence[Any]]:
-        """Cells by row. NaN and the infinities are texts, as in all JSON of the API."""
+        """Cells of each row. NaN and infinities are strings, as everywhere in the API's JSON."""
         return list(self.body["rows"])
 
     def to_pandas(self) -> "pd.DataFrame":
-        """Return the table as a frame. NaN and the infinities are numbers in columns of numbers.
+        """Return the table as a DataFrame. In numeric columns, NaN and infinities are numbers.
 
         Raises:
             UsageError: pandas is not installed.
         """
         pandas = import_pandas()
         columns = [[row[i] for row in self.rows] for i in range(len(self.columns))]
-        # By position, because two columns may have the same name.
+        # Keyed by position, because two columns may have the same name.
         frame = pandas.DataFrame({i: _numbers(column) for i, column in enumerate(columns)}, index=range(len(self.rows)))
         frame.columns = list(self.columns)
         return frame
@@ -105,21 +105,21 @@ class RecordedImage(Record):
 
     @property
     def caption(self) -> str:
-        """Caption; "" for none."""
+        """Caption; "" if there is none."""
         return str(self.body.get("caption", ""))
 
     def read(self) -> bytes:
-        """Return the encoded image. Blocks until the server has sent it.
+        """Return the encoded image. The call blocks until the server has sent it.
 
         Raises:
-            TensormeterError: The server does not answer, or answers with an error.
+            TensormeterError: The server does not respond or returns an error.
         """
         project, run_id = self.run
         return self.connection.content("runs", run_id, "media", self.body["digest"], project=project)[1]
 
 
 def _numbers(column: list[Any]) -> list[Any]:
-    """Convert the texts "NaN" and "Infinity" to numbers, if all other cells are numbers or None."""
+    """Convert strings such as "NaN" and "Infinity" to numbers if all other cells are numbers or None."""
     names = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
     others = [value for value in column if value not in names]
     numeric = all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in others)

@@ -1,4 +1,4 @@
-"""A run that is stored on the server."""
+"""The `StoredRun` object, a run on the server."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ __all__ = ["Metric", "Process", "StoredRun", "Summary"]
 
 @dataclass(frozen=True)
 class Summary:
-    """Summary of one metric of a run, over all its processes.
+    """Summary of one metric of a run over all processes.
 
     Attributes:
         last: Latest value.
@@ -28,7 +28,7 @@ class Summary:
         max: Highest value; None if all are NaN.
         mean: Mean; None if all are NaN.
         count: Number of points.
-        last_step: Step of the latest value; None if it has none.
+        last_step: Step of the latest value; None if that value has no step.
         last_time: Time of the latest value, in nanoseconds since the Unix epoch.
     """
 
@@ -51,7 +51,7 @@ class Process:
         rank: Rank; None if the process did not send one.
         host: Host name; None if the process did not send one.
         state: State, such as "running" or "finished"; None if the process has sent neither its start nor its end.
-        resource: Attributes of the OpenTelemetry resource.
+        resource: OpenTelemetry resource attributes.
     """
 
     id: str
@@ -64,22 +64,22 @@ class Process:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of a run, over all its processes. Metrics with the same name but another unit or kind are separate metrics.
+    """A metric of a run over all processes. Metrics with the same name but a different unit or kind are separate.
 
     Attributes:
-        name: Name.
+        name: Name of the metric.
         kind: "gauge", "sum", "histogram", "exponential_histogram" or "summary".
-        unit: UCUM unit; "" for none.
-        description: Description; "" for none.
-        temporality: "delta" or "cumulative"; None if the sender gave none.
-        monotonic: Whether a sum never decreases; None if it is not a sum.
+        unit: UCUM unit; "" if there is none.
+        description: Description of the metric; "" if there is none.
+        temporality: "delta" or "cumulative"; None if the sender did not specify it.
+        monotonic: Whether the sum never decreases; None if the metric is not a sum.
         attributes: Attribute sets of the series.
-        points: Number of points of all processes.
-        processes: Number of processes with the metric.
+        points: Number of points from all processes.
+        processes: Number of processes that have the metric.
         last: Latest value; None for distributions.
-        last_step: Step of the latest value; None if it has none.
+        last_step: Step of the latest value; None if that value has no step.
         last_time: Time of the latest value, in nanoseconds since the Unix epoch; None if there is none.
-        scopes: Names of the instrumentation scopes that record it; "" for tensormeter itself.
+        scopes: Names of the instrumentation scopes that record the metric; "" for tensormeter itself.
     """
 
     name: str
@@ -105,30 +105,30 @@ class Metric:
 class StoredRun:
     """A run on the server.
 
-    The attributes are a snapshot; `refresh` updates them. Each method sends a request when it is called, and blocks until the
-    server has answered. It raises `TensormeterError` if the server does not answer, or answers with an error. Times are
-    nanoseconds since the Unix epoch.
+    The attributes are a snapshot, which `refresh` updates. Each method sends a request and blocks until the server has
+    responded. It raises `TensormeterError` if the server does not respond or returns an error. Times are in nanoseconds
+    since the Unix epoch.
 
     Attributes:
-        id: Id, unique in its project.
-        project: Name of the project.
+        id: Id of the run, unique within its project.
+        project: Name of the run's project.
         name: Display name.
         state: "running", "finished", "failed", "crashed", "preempted" or "stalled".
         attempt: Number of the latest attempt, from 1.
-        started: Time of the earliest start, point or event.
-        ended: Time of the end; None while the run continues.
-        last_time: Time at which data last arrived for the run, by the server's clock.
+        started: Earliest time of a start, point or event.
+        ended: Time when the run ended; None while it continues.
+        last_time: Time when the run's data last arrived, by the server's clock.
         group: Name of the group; "" for none.
         tags: Tags.
         notes: Notes.
-        archived: Whether lists leave the run out.
-        points_stored: Number of stored points; `points` reads them.
-        config: Configuration as JSON values. NaN and the infinities are the texts "NaN", "Infinity" and "-Infinity".
-        summary: Summaries by metric, limited to the `fields` that were requested.
+        archived: Whether lists omit the run.
+        points_stored: Number of points on the server. The method `points` reads them.
+        config: Configuration as JSON values. NaN and infinities are the strings "NaN", "Infinity" and "-Infinity".
+        summary: Summary of each metric, limited to the requested `fields`.
     """
 
     def __init__(self, connection: Connection, document: Mapping[str, Any]) -> None:
-        """Create a run from the API's document; call `Client.run` or `Client.runs` instead."""
+        """Create a run from an API document. Call `Client.run` or `Client.runs` instead."""
         self._connection = connection
         self._load(document)
 
@@ -153,7 +153,7 @@ class StoredRun:
         return f"StoredRun({self.project!r}, {self.id!r}, name={self.name!r}, state={self.state!r})"
 
     def refresh(self) -> "StoredRun":
-        """Read the run again, with its whole configuration and summary, and return it."""
+        """Read the run again, with its complete configuration and summary, and return it."""
         self._load(self._connection.get("runs", self.id, project=self.project))
         return self
 
@@ -166,14 +166,14 @@ class StoredRun:
         group: str | None = None,
         archived: bool | None = None,
     ) -> "StoredRun":
-        """Change the run's labels, and return the run. Later data from a trainer does not overwrite them.
+        """Change the run's labels, and return the run. Data that arrives later does not overwrite them.
 
         Args:
-            name: Display name. None changes nothing, as for the other arguments.
-            tags: Tags, which replace the current ones.
+            name: Display name. For this and the other arguments, None means no change.
+            tags: Tags that replace the current ones.
             notes: Notes.
             group: Name of the group; "" for none.
-            archived: Whether lists leave the run out.
+            archived: Whether lists omit the run.
         """
         fields = {"name": name, "tags": tags, "notes": notes, "group": group, "archived": archived}
         changes = {key: value for key, value in fields.items() if value is not None}
@@ -207,13 +207,15 @@ class StoredRun:
 
         Args:
             metrics: Names of gauges and sums.
-            x: X axis: "step", "time" (seconds since the Unix epoch), "relative" (seconds since `started`), or "metric:NAME".
-            start: Lowest x, in units of x. Default: no limit.
-            stop: End of the range of x, exclusive, in units of x. Default: no limit.
-            max_points: Maximum number of points per series, from 4, or 0 for all. Sampling keeps the lowest and highest points.
+            x: X axis: "step", "time" (seconds since the Unix epoch), "relative" (seconds since `started`) or
+                "metric:NAME".
+            start: Start of the x range. Default: no limit.
+            stop: Exclusive end of the x range. Default: no limit.
+            max_points: Maximum number of points per series: at least 4, or 0 for all. Sampling keeps the lowest and
+                highest points.
             process: Id of a process. Default: all processes.
             attempt: Number of an attempt, or "all". Default: points that no later attempt has repeated.
-            attributes: Attributes that the series have, among others. Default: all series.
+            attributes: Attributes that the series must have; they may have others. Default: all series.
             scope: Name of an instrumentation scope. Default: all scopes.
             unit: Unit. Default: all units.
 
@@ -237,16 +239,16 @@ class StoredRun:
         stop: int | None = None,
         block: int = BLOCK_POINTS,
     ) -> Iterator[PointBlock]:
-        """Iterate over all points of a gauge or sum, exactly as they were logged, in bounded memory.
+        """Iterate in bounded memory over all points of a gauge or sum, exactly as they were logged.
 
-        Each block has points of one series. Blocks are ordered by process, then by time, and include all attempts.
+        Each block contains points of one series. Blocks cover all attempts and are ordered by process, then by time.
 
         Args:
             metric: Name of the metric.
             process: Id of a process. Default: all processes.
-            start: Lowest time, in nanoseconds since the Unix epoch. Default: no limit.
-            stop: End of the times, exclusive. Default: just after the latest point when iteration begins.
-            block: Maximum number of points that the server reads per request, unless one segment has more.
+            start: Start of the time range, in nanoseconds since the Unix epoch. Default: no limit.
+            stop: Exclusive end of the time range. Default: just after the point that is latest when iteration begins.
+            block: Maximum number of points that the server reads per request, unless a single segment has more.
         """
         reader = point_reader(self._connection, (self.project, self.id), metric, block)
         yield from self._blocks(reader, metric, process, start, stop)
@@ -265,14 +267,15 @@ class StoredRun:
         scope: str | None = None,
         unit: str | None = None,
     ) -> Histograms:
-        """Read the distributions of one series of a metric, the first that matches.
+        """Read the distributions of the first matching series of a metric.
 
         Args:
             metric: Name of the metric.
             x: X axis; see `series`.
-            start: Lowest x, in units of x. Default: no limit.
-            stop: End of the range of x, exclusive, in units of x. Default: no limit.
-            max_points: Maximum number of distributions, 2 to 2,000. From more, the first, the last and evenly spaced ones are read.
+            start: Start of the x range. Default: no limit.
+            stop: Exclusive end of the x range. Default: no limit.
+            max_points: Maximum number of distributions, 2 to 2,000. If there are more, the result contains the first,
+                the last and evenly spaced ones between them.
             process: Id of a process. Default: any process.
             attempt: Number of an attempt, or "all". Default: points that no later attempt has repeated.
             attributes: Attributes of the series. Default: any attributes.
@@ -296,17 +299,18 @@ class StoredRun:
         stop: int | None = None,
         block: int = BLOCK_DISTRIBUTIONS,
     ) -> Iterator[DistributionBlock]:
-        """Iterate over all distributions of a metric, exactly as they were logged, in bounded memory.
+        """Iterate in bounded memory over all distributions of a metric, exactly as they were logged.
 
-        Blocks are ordered as in `points`, and include all attempts. Exponential histograms have bounds and counts like other
-        histograms; if they have more than 640 buckets, adjacent buckets are merged.
+        Blocks cover all attempts and are ordered as in `points`. Exponential histograms have bounds and counts like
+        other histograms. If one has more than 640 buckets, adjacent buckets are merged.
 
         Args:
             metric: Name of the metric.
             process: Id of a process. Default: all processes.
-            start: Lowest time, in nanoseconds since the Unix epoch. Default: no limit.
-            stop: End of the times, exclusive. Default: just after the latest distribution when iteration begins.
-            block: Maximum number of distributions that the server reads per request, unless one segment has more.
+            start: Start of the time range, in nanoseconds since the Unix epoch. Default: no limit.
+            stop: Exclusive end of the time range. Default: just after the distribution that is latest when iteration
+                begins.
+            block: Maximum number of distributions that the server reads per request, unless a single segment has more.
         """
         reader = distribution_reader(self._connection, (self.project, self.id), metric, block)
         yield from self._blocks(reader, metric, process, start, stop)
@@ -315,18 +319,18 @@ class StoredRun:
         """Read events (log records), newest first.
 
         Args:
-            name: Name of the events; a final `*` matches any ending. Default: all events.
-            key: Key under which they were logged. Default: all keys.
+            name: Name of the events. A trailing `*` matches any ending. Default: all events.
+            key: Key under which the events were logged. Default: all keys.
             limit: Maximum number of events, up to 10,000.
         """
         return [Record(**Record.fields_of(event)) for event in self._events(name, key, limit)]
 
     def alerts(self, limit: int = 1000) -> list[Record]:
-        """Read alerts of the trainer and the server, newest first. `limit` is at most 10,000."""
+        """Read alerts from the training script and the server, newest first. `limit` is at most 10,000."""
         return self.events(ALERT_EVENT, limit=limit)
 
     def texts(self, key: str | None = None, limit: int = 1000) -> list[Record]:
-        """Read texts, newest first; `body["text"]` is the text. See `events` for the arguments."""
+        """Read texts, newest first. `body["text"]` of each is the text. See `events` for the arguments."""
         return self.events(TEXT_EVENT, key, limit)
 
     def tables(self, key: str | None = None, limit: int = 1000) -> list[RecordedTable]:
@@ -334,7 +338,10 @@ class StoredRun:
         return [RecordedTable(**Record.fields_of(event)) for event in self._events(TABLE_EVENT, key, limit)]
 
     def images(self, key: str | None = None, limit: int = 1000) -> list[RecordedImage]:
-        """Read images, newest first, without their bytes; `RecordedImage.read` reads these. See `events` for the arguments."""
+        """Read images, newest first, without their bytes.
+
+        `RecordedImage.read` reads the bytes. See `events` for the arguments.
+        """
         run = self.project, self.id
         events = self._events(IMAGE_EVENT, key, limit)
         return [RecordedImage(**Record.fields_of(event), connection=self._connection, run=run) for event in events]
@@ -378,5 +385,5 @@ def _metric(document: Mapping[str, Any]) -> Metric:
 
 
 def _number(value: Any) -> Any:
-    """Convert a number of the API, where NaN and the infinities are texts."""
+    """Convert a number from the API, where NaN and infinities are strings."""
     return float(value) if isinstance(value, str) else value

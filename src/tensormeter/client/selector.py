@@ -1,4 +1,4 @@
-"""Finds a run by its id, its name or the beginning of its id."""
+"""Lookup of a run by its id, its name or the beginning of its id."""
 
 from typing import Any, Final
 
@@ -12,16 +12,16 @@ _PAGE: Final = 1000
 
 
 def find_run(connection: Connection, selector: str, project: str | None = None) -> dict[str, Any]:
-    """Return the API's document of a run.
+    """Return the API document of a run.
 
     Args:
         connection: Connection to the server.
-        selector: Id of the run; or, if there is no such id, its name or the beginning of its id.
+        selector: Id of the run. If no run has this id, its name or the beginning of its id.
         project: Project of the run. Default: all projects.
 
     Raises:
-        UsageError: No run or several runs match; the message names some of them.
-        TensormeterError: The server does not answer, or answers with an error.
+        UsageError: No run matches, or several do; the message names some of them.
+        TensormeterError: The server does not respond or returns an error.
     """
     try:
         return connection.get("runs", selector, project=project)
@@ -39,6 +39,6 @@ def find_run(connection: Connection, selector: str, project: str | None = None) 
         return connection.get("runs", matches[0]["id"], project=matches[0]["project"])
     if not matches:
         raise UsageError(f"there is no run {selector!r}; see `tensormeter runs`")
-    # Escaped like a Python literal, so that the name of a project cannot move the cursor of a terminal.
+    # Escaped like a Python literal, so that a project's name cannot move the terminal's cursor.
     ids = ", ".join(repr(f"{run['project']}/{run['id']}")[1:-1] for run in matches[:5])
     raise UsageError(f"{len(matches)} runs match {selector!r} ({ids}{', ...' if len(matches) > 5 else ''}); pass an id")

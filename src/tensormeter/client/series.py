@@ -1,4 +1,4 @@
-"""Series of points as NumPy arrays, and as a pandas frame."""
+"""Series of points as NumPy arrays and as pandas frames."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Series", "SeriesList", "query_series", "read_column"]
 
 _MAX_NAMES: Final = 200
-"""Maximum number of runs, and of metrics, in one request."""
+"""Maximum number of runs and maximum number of metrics in one request."""
 
 _TYPES: Final = {"f64": "<f8", "i64": "<i8", "u8": "|u1"}
 
@@ -28,16 +28,16 @@ class Series:
     Attributes:
         run: Id of the run.
         process: Id of the process.
-        attempt: Number of the attempt; the latest one if the series joins several.
+        attempt: Number of the attempt; the latest one if the series combines several.
         metric: Name of the metric.
         kind: "gauge" or "sum".
         attributes: Attributes of the series.
-        scope: Name of the instrumentation scope; "" for tensormeter itself, and for none.
-        unit: UCUM unit; "" for none.
-        temporality: "delta" or "cumulative" for a sum; None for a gauge, and if the sender gave none.
-        x: Steps, seconds, or another metric's values: float64, shape (n,).
+        scope: Name of the instrumentation scope; "" for tensormeter itself or if there is none.
+        unit: UCUM unit; "" if there is none.
+        temporality: "delta" or "cumulative" for a sum; None for a gauge or if the sender did not specify it.
+        x: Steps, seconds or another metric's values: float64, shape (n,).
         y: Values: float64, shape (n,). Integers outside ±2^53 are rounded; `StoredRun.points` returns them exactly.
-        total: Number of points in the range; more than n if they were sampled.
+        total: Number of points in the range, which is greater than n if they were sampled.
     """
 
     run: str
@@ -58,10 +58,10 @@ class Series:
 
 
 class SeriesList(Sequence[Series]):
-    """A sequence of series with points, sorted by run, metric and process."""
+    """Sequence of non-empty series, sorted by run, metric and process."""
 
     def __init__(self, series: Sequence[Series], axis: str) -> None:
-        """Create a list; `axis` is the argument `x` of the query."""
+        """Create a list. `axis` is the query's argument `x`."""
         self._series = tuple(series)
         self.axis = axis
 
@@ -86,11 +86,11 @@ class SeriesList(Sequence[Series]):
         return self._series[index]
 
     def to_pandas(self) -> "pd.DataFrame":
-        """Return a frame with one row per point.
+        """Return a DataFrame with one row per point.
 
-        The columns are `run`, `process`, `metric`, `attributes.NAME` for each attribute, the x axis under its name, and `value`.
-        If series of one metric differ in them, `scope`, `unit`, `kind` and `temporality` are added. The axis `metric:NAME` is
-        named `NAME`, unless another column has that name. Texts are categorical.
+        The columns are `run`, `process`, `metric`, `attributes.NAME` for each attribute, the x axis under its name, and
+        `value`. The columns `scope`, `unit`, `kind` and `temporality` are added if series of one metric differ in them.
+        The axis `metric:NAME` is named `NAME`, unless another column has that name. Text columns are categorical.
 
         Raises:
             UsageError: pandas is not installed.
@@ -130,14 +130,14 @@ def query_series(
     x: str,
     **options: Any,
 ) -> SeriesList:
-    """Read series of several runs and metrics, with as few requests as the API allows.
+    """Read series of several runs and metrics with as few requests as the API allows.
 
     Args:
         connection: Connection to the server.
         runs: Project and id of each run.
         metrics: Names of gauges and sums.
         x: X axis; see `StoredRun.series`.
-        options: Additional fields of the API's query; those with the value None are left out.
+        options: Additional fields of the API query. Those with the value None are omitted.
     """
     series: list[Series] = []
     fields = {name: value for name, value in options.items() if value is not None}
@@ -152,7 +152,7 @@ def query_series(
 
 
 def read_column(data: memoryview, column: Mapping[str, Any]) -> NDArray[Any]:
-    """Copy a column of a binary answer to an array in this machine's byte order, shape (length,)."""
+    """Copy a column of a binary response to an array in this machine's byte order, shape (length,)."""
     dtype = np.dtype(_TYPES[column["type"]])
     view: NDArray[Any] = np.frombuffer(data, dtype, column["length"], column["offset"])
     return view.astype(dtype.newbyteorder("="))

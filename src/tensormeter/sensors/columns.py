@@ -1,4 +1,4 @@
-"""Conversion of the SDK's metrics data, one object per point, to columns: one series per metric and attribute set."""
+"""Conversion of SDK metrics, with one object per point, to columns, with one series per metric and attribute set."""
 
 import threading
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from tensormeter.otlp.batch import Attribute, Gauge, Scope, Sum, Temporality
 __all__ = ["Columns"]
 
 _MOST_POINTS: Final = 200_000
-"""Maximum points that wait to be taken, about 10 MB."""
+"""Maximum number of points that wait to be taken, about 10 MB."""
 
 
 class _About(TypedDict):
@@ -35,7 +35,7 @@ class _Column:
 
 
 class Columns:
-    """Collects samples until they are taken. One thread adds them, another one takes them."""
+    """Collects samples until they are taken. One thread adds samples and another takes them."""
 
     def __init__(self, most_points: int = _MOST_POINTS) -> None:
         self._lock = threading.Lock()
@@ -46,7 +46,7 @@ class Columns:
         """Number of points that were dropped because too many were waiting."""
 
     def add(self, data: export.MetricsData) -> None:
-        """Append all points of a collection to their series."""
+        """Append all points of one collection to their series."""
         with self._lock:
             for resource in data.resource_metrics:
                 for scope_metrics in resource.scope_metrics:
@@ -57,7 +57,7 @@ class Columns:
                                 self._append(scope, metric, point)
 
     def take(self) -> list[Gauge | Sum]:
-        """Remove and return all series since the last call."""
+        """Remove and return all series collected since the last call."""
         with self._lock:
             columns, self._columns, self.points = self._columns, {}, 0
         return [_series(column) for column in columns.values()]

@@ -1,4 +1,4 @@
-"""The interface of a sensor: instruments, and readings that give them values."""
+"""The sensor interface: instruments, and readings that provide their values."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class Instrument:
     """An observable instrument.
 
     Attributes:
-        name: Name in the semantic conventions, or one that begins with `tensormeter.` if they define none.
-        kind: Kind of OpenTelemetry's observable instrument.
+        name: Name from the semantic conventions, or a name that begins with `tensormeter.` if they define none.
+        kind: Kind of the OpenTelemetry observable instrument.
         unit: UCUM unit.
-        description: Description for people, one sentence.
-        attributes: Names of the attributes that its points may have.
+        description: Description in one sentence, for people.
+        attributes: Names of the attributes that the instrument's points may have.
     """
 
     name: str
@@ -34,18 +34,24 @@ class Instrument:
 
 
 Observed = tuple[Instrument, int | float, Mapping[str, Attribute]]
-"""A value of an instrument, with its attributes."""
+"""An instrument with one of its values and the value's attributes."""
 
 Reading = tuple[str, Callable[[], Iterable[Observed]]]
-"""A name for people, and a function that reads values from the machine once. It may raise any error; see `observe`."""
+"""Readable name, and a function that reads values from the machine once.
+
+The function may raise any error; see `observe`.
+"""
 
 
 class AbsentError(Exception):
-    """The machine lacks the requested device or file. The reading is omitted, and does not count as a failure."""
+    """The machine lacks the requested device or file. The reading is omitted and does not count as a failure."""
 
 
 class Sensor(Protocol):
-    """A part of the machine. One thread constructs, uses and closes the sensor, which may block that thread."""
+    """A sensor for one part of the machine.
+
+    A single thread constructs, uses and closes it, and the sensor may block that thread.
+    """
 
     @property
     def name(self) -> str:
@@ -54,11 +60,11 @@ class Sensor(Protocol):
 
     @property
     def instruments(self) -> tuple[Instrument, ...]:
-        """All instruments that its readings can give values; empty if there is nothing to read on this machine."""
+        """All instruments for which readings can provide values; empty if there is nothing to read on this machine."""
         ...
 
     def readings(self) -> Iterable[Reading]:
-        """Readings of one sample. If one fails, the others still count."""
+        """Return the readings of one sample. If one of them fails, the others are still used."""
         ...
 
     def close(self) -> None:
@@ -67,11 +73,12 @@ class Sensor(Protocol):
 
 
 def observe(sensor: Sensor, failures: dict[str, int]) -> dict[str, list[Observed]]:
-    """Run all readings of a sensor, and omit those that fail.
+    """Run all readings of a sensor, omitting those that fail.
 
     Args:
         sensor: Sensor to read.
-        failures: Number of failed readings by name of the exception, which the function updates. It logs the first of each kind.
+        failures: Number of failed readings by exception name. The function updates the numbers and logs the first
+            failure of each kind.
 
     Returns:
         Observed values by instrument name.

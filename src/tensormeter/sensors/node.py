@@ -1,4 +1,4 @@
-"""The sensors of a node, sampled together."""
+"""Joint sampling of all sensors of a node."""
 
 import functools
 import time
@@ -19,23 +19,23 @@ __all__ = ["Node"]
 
 _SAMPLES_A_REQUEST: Final = 10
 _LONGEST_WAIT: Final = 30.0
-"""Maximum seconds that points wait for further ones to share their request."""
+"""Maximum seconds that points wait for further points, so that they can share a request."""
 
 _FIRST_WAIT: Final = 2.0
-"""Maximum seconds to wait for the first sample of all sensors, because a driver may need long to start."""
+"""Maximum seconds to wait for the first sample of all sensors, because a driver may take long to start."""
 
 
 class Node:
-    """Samples all sensors until it is stopped. One thread uses the node, which does not block it."""
+    """Samples all sensors until it is stopped. It is used by one thread, which it never blocks."""
 
     def __init__(self, resource: Mapping[str, Attribute], watch: Watch, *, interval: float, delay: float) -> None:
         """Start sampling.
 
         Args:
             resource: Resource of the node.
-            watch: Processes and folders to observe, which the caller updates.
-            interval: Seconds between two samples.
-            delay: Minimum seconds between two batches.
+            watch: Processes and folders to observe. The caller updates them.
+            interval: Sampling interval in seconds.
+            delay: Minimum time between two batches in seconds.
         """
         self.watch = watch
         self._resource = resource
@@ -52,11 +52,11 @@ class Node:
         ]
 
     def take(self, *, flush: bool, most_points: int) -> Batch | None:
-        """Return the collected points if a batch is due; else None.
+        """Return the collected points if a batch is due, otherwise None.
 
         Args:
             flush: Whether to return the points even if no batch is due.
-            most_points: Number of points from which a batch is due at once.
+            most_points: Number of points at which a batch is due immediately.
         """
         for sampler in self._samplers:
             sampler.report_if_stuck()
@@ -71,10 +71,10 @@ class Node:
         return Batch(self._resource, series) if series else None
 
     def stop(self, timeout: float = 0.0) -> None:
-        """Stop sampling. Points of completed samples can still be taken.
+        """Stop sampling. Points from completed samples can still be taken.
 
         Args:
-            timeout: Maximum seconds to wait for samples in progress, for all sensors together.
+            timeout: Maximum total time to wait for the samples in progress of all sensors, in seconds.
         """
         deadline = time.monotonic() + timeout
         for sampler in self._samplers:

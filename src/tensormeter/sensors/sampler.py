@@ -1,4 +1,4 @@
-"""A sensor on a separate thread, sampled at an interval through an OpenTelemetry MeterProvider."""
+"""Periodic sampling of one sensor on a separate thread, through an OpenTelemetry MeterProvider."""
 
 import functools
 import math
@@ -24,10 +24,10 @@ __all__ = ["SAMPLER_INSTRUMENTS", "SCOPE", "Sampler", "next_due"]
 logger: Final = get_logger("tensormeter.agent")
 
 SCOPE: Final = "tensormeter.sensors"
-"""Name of the instrumentation scope."""
+"""Name of the sensors' instrumentation scope."""
 
 _STUCK_AFTER: Final = 30.0
-"""Seconds after which a sample in progress is reported as stuck."""
+"""Seconds after which a reading in progress is reported as stuck."""
 
 _DURATION: Final = Instrument(
     "tensormeter.sensor.sample.duration",
@@ -48,10 +48,12 @@ SAMPLER_INSTRUMENTS: Final = (_DURATION, _FAILURES)
 
 
 class Sampler:
-    """Samples a sensor until it is stopped. The thread is a daemon, so it is abandoned if it hangs in a driver.
+    """Samples a sensor until it is stopped.
+
+    The sampling thread is a daemon, so it is abandoned if it hangs in a driver.
 
     Attributes:
-        columns: Collected points, which any other thread may take.
+        columns: Collected points, which another thread may take.
     """
 
     def __init__(self, name: str, make: Callable[[], Sensor], interval: float) -> None:
@@ -59,15 +61,15 @@ class Sampler:
 
         Args:
             name: Name of the sensor.
-            make: Function that constructs the sensor, on the thread.
-            interval: Seconds between two samples.
+            make: Function that constructs the sensor on the sampling thread.
+            interval: Sampling interval in seconds.
         """
         self.name = name
         self.columns = Columns()
         self.samples = 0
         """Number of samples so far."""
         self.over = False
-        """Whether the thread has ended, because it was stopped or the sensor has nothing to read on this machine."""
+        """Whether the thread has ended because it was stopped or the sensor has nothing to read on this machine."""
         self._make = make
         self._interval = interval
         self._stop = threading.Event()
@@ -81,7 +83,7 @@ class Sampler:
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Stop sampling. Waits for a sample in progress, for at most `timeout` seconds."""
+        """Stop sampling. Wait up to `timeout` seconds for a sample in progress."""
         self._stop.set()
         self._thread.join(timeout)
 
@@ -100,7 +102,7 @@ class Sampler:
     def _run(self) -> None:
         try:
             sensor = self._make()
-        except Exception as error:  # any error; the other sensors continue
+        except Exception as error:  # after any error, the other sensors continue
             logger.warning(
                 "sensor %s could not start (%s: %s); its metrics are missing", self.name, type(error).__name__, error
             )
@@ -144,7 +146,7 @@ class Sampler:
     def _collect(self, reader: InMemoryMetricReader) -> None:
         try:
             data = reader.get_metrics_data()
-        except Exception as error:  # the SDK raises if the wall clock was set forward by more than its time limit
+        except Exception as error:  # the SDK raises if the wall clock is set forward by more than the SDK's time limit
             kind = type(error).__name__
             if kind not in self._uncollected:
                 self._uncollected.add(kind)
@@ -183,8 +185,8 @@ class Sampler:
 
 
 def next_due(due: float, now: float, interval: float) -> float:
-    """Return the time of the next sample, given that the last one was due at `due`.
+    """Return the time of the next sample, if the last one was due at `due`.
 
-    Missed samples are skipped, not made up for, so that a slow driver is not read continuously.
+    Missed samples are skipped rather than made up for, so that a slow driver is not read continuously.
     """
     return due + interval * max(1, math.ceil((now - due) / interval))

@@ -1,4 +1,4 @@
-"""The processes and folders of a run that sensors observe."""
+"""Processes and folders of a run that sensors observe."""
 
 from dataclasses import dataclass, field
 
@@ -10,10 +10,11 @@ class TrainingProcess:
     """A training process of the run on this node.
 
     Attributes:
-        id: The process's `service.instance.id`.
+        id: Id of the process, sent as `service.instance.id`.
         pid: Process id, as seen by the agent.
-        began: Unix time at which the process was already running, to distinguish it from a later process with the same pid.
-        visible_gpus: The process's `CUDA_VISIBLE_DEVICES` (or AMD's equivalent), or None if it is not set.
+        began: Unix time at which the process was already running. It distinguishes the process from a later one with
+            the same pid.
+        visible_gpus: `CUDA_VISIBLE_DEVICES` of the process, or AMD's equivalent; None if it is not set.
     """
 
     id: str
@@ -24,11 +25,11 @@ class TrainingProcess:
 
 @dataclass
 class Watch:
-    """The current targets of the sensors. The agent replaces the tuples and the sensors read them, so no lock is needed.
+    """Current targets of the sensors. The agent replaces whole tuples, which the sensors read, so no lock is needed.
 
     Attributes:
-        processes: Running training processes.
-        folders: Folders that the run writes to, whose file systems are observed.
+        processes: Training processes that are running.
+        folders: Folders that the run writes to. Their file systems are observed.
     """
 
     processes: tuple[TrainingProcess, ...] = ()

@@ -1,1 +1,1 @@
-"""Sensors of GPUs."""
+"""GPU sensors."""

@@ -1,6 +1,6 @@
-"""The sensor of AMD GPUs, through AMD SMI (`amdsmi`, from ROCm or PyPI). It reads nothing if there is no driver.
+"""The sensor for AMD GPUs, which uses AMD SMI (`amdsmi` from ROCm or PyPI). Without a driver, it reads nothing.
 
-It has not run on an AMD GPU yet. Tests use amdsmi's own Python code, with a replacement for the library below it.
+It has not been run on an AMD GPU yet. Tests run amdsmi's Python code with a replacement for the native library.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,8 +27,9 @@ class AmdSensor:
     def __init__(self, watch: "Watch", driver: Path = _DRIVER) -> None:
         """
         Args:
-            watch: Processes of the run.
-            driver: Folder that exists if the driver is loaded. Without it amdsmi is not imported, because it would print an error.
+            watch: Processes of the run to observe.
+            driver: Folder that exists if the driver is loaded. Otherwise, amdsmi is not imported, because it would
+                print an error.
         """
         self._watch = watch
         self._smi: Any = None
@@ -37,7 +38,7 @@ class AmdSensor:
             return
         try:
             import amdsmi
-        except (ImportError, OSError, KeyError, AttributeError):  # amdsmi fails in various ways without its library
+        except (ImportError, OSError, KeyError, AttributeError):  # without its library, amdsmi fails in various ways
             return
         amdsmi.amdsmi_init()
         self._smi = amdsmi
@@ -129,7 +130,7 @@ class _Gpu:
 
     def _power(self) -> Iterable[Observed]:
         power = self._smi.amdsmi_get_power_info(self._handle)
-        # MI300 reports the current power, earlier GPUs the average.
+        # MI300 GPUs report the current power; earlier GPUs report the average.
         watts = [power[name] for name in ("current_socket_power", "average_socket_power") if power[name] != "N/A"]
         if not watts:
             raise AbsentError
@@ -178,7 +179,7 @@ class _Gpu:
 
 
 def _number(value: int | str) -> int:
-    """Return a number from amdsmi, which returns `N/A` if it has none."""
+    """Return a number from amdsmi; raise an error if amdsmi returned `N/A`, which stands for an unavailable number."""
     if isinstance(value, str):
         raise AbsentError
     return value

@@ -1,4 +1,7 @@
-"""Instruments of GPUs of all makers. Names `hw.*` follow the semantic conventions, which define none for the rest."""
+"""Instruments shared by GPUs of all vendors.
+
+The `hw.*` names come from the semantic conventions, which cover no others.
+"""
 
 from typing import Final
 
@@ -8,7 +11,7 @@ from tensormeter.sensors.instrument import Instrument, Kind
 __all__ = ["GPU_INSTRUMENTS", "Monotonic", "visible_to"]
 
 _GPU: Final = ("hw.id", "hw.name", "hw.type", "hw.parent")
-"""UUID of the GPU; its number, for people; `gpu`; and for a MIG device, the UUID of its GPU."""
+"""Attributes of a GPU: its UUID, its number for people, `gpu`, and for a MIG device the UUID of its GPU."""
 
 
 def _gpu(name: str, kind: Kind, unit: str, description: str, *attributes: str) -> Instrument:
@@ -142,12 +145,12 @@ GPU_INSTRUMENTS: Final = (
 
 
 def visible_to(devices: str | None, number: int, *uuids: str) -> bool:
-    """Whether a process may use a GPU.
+    """Return whether a process may use a GPU.
 
     Args:
-        devices: `CUDA_VISIBLE_DEVICES` of the process: comma-separated numbers or beginnings of UUIDs; None allows all GPUs. Entries
-            after an invalid one are ignored (CUDA C++ Programming Guide, environment variables).
-        number: Number of the GPU in the order of the bus, which is CUDA's order if all GPUs are of the same model.
+        devices: `CUDA_VISIBLE_DEVICES` of the process: comma-separated numbers or UUID prefixes; None allows all GPUs.
+            Entries after an invalid one are ignored (CUDA C++ Programming Guide, environment variables).
+        number: Number of the GPU in bus order, which equals CUDA's order if all GPUs are the same model.
         uuids: UUIDs of the GPU and of its MIG devices.
     """
     if devices is None:
@@ -164,7 +167,7 @@ def visible_to(devices: str | None, number: int, *uuids: str) -> bool:
 
 
 class Monotonic:
-    """Converts a driver's counter, which may wrap or be reset, to a total that only increases."""
+    """Converts a driver's counter, which may wrap around or be reset, to a total that only increases."""
 
     def __init__(self) -> None:
         self._last = 0

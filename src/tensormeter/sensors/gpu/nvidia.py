@@ -1,7 +1,7 @@
-"""The sensor of NVIDIA GPUs, through NVML (`nvidia-ml-py`, whose module is `pynvml`). It reads nothing if there is no driver.
+"""The sensor for NVIDIA GPUs, which uses NVML (`nvidia-ml-py`, module `pynvml`). Without a driver, it reads nothing.
 
-Each value is a separate reading. If a model, driver or MIG device does not support a reading, the others still work, and the
-unsupported one is not tried again.
+Each value is a separate reading. If a GPU model, driver or MIG device does not support a reading, that reading is not
+tried again, and the others still work.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ __all__ = ["NvidiaSensor"]
 
 _ALL_LINKS: Final = 0xFFFFFFFF
 _VALUE_MEMBERS: Final = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
-"""Members of NVML's union of values, in the order of its enumeration nvmlValueType_t."""
+"""Members of NVML's value union, in the order of the enumeration nvmlValueType_t."""
 
 _THROTTLE_REASONS: Final = {
     "idle": 0x1,
@@ -31,11 +31,11 @@ _THROTTLE_REASONS: Final = {
     "power_brake": 0x80,
     "display_clock_setting": 0x100,
 }
-"""Bits of NVML's nvmlClocksEventReasons."""
+"""Bits of nvmlClocksEventReasons in NVML."""
 
 
 class NvidiaSensor:
-    """Reads all NVIDIA GPUs of the machine, and their MIG devices."""
+    """Reads all of the machine's NVIDIA GPUs and their MIG devices."""
 
     name = "nvidia"
     instruments: tuple[Instrument, ...] = ()
@@ -155,7 +155,7 @@ class _Gpu(Device):
         nvml = self.nvml
         try:
             degrees = nvml.nvmlDeviceGetTemperatureV(self.handle, nvml.NVML_TEMPERATURE_GPU)
-        except (AttributeError, nvml.NVMLError_FunctionNotFound):  # before 570
+        except (AttributeError, nvml.NVMLError_FunctionNotFound):  # drivers before 570
             degrees = nvml.nvmlDeviceGetTemperature(self.handle, nvml.NVML_TEMPERATURE_GPU)
         yield self.value(gpu.TEMPERATURE, degrees, hw__sensor_location="gpu")
 
@@ -173,7 +173,7 @@ class _Gpu(Device):
         try:
             sent, received = self._totals(nvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, nvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES)
         except self.absences:
-            # This method takes 20 ms per direction, so it is the second choice.
+            # This method takes 20 ms per direction, so it is only the fallback.
             self.add("PCIe", self._pcie_throughput)
             yield from self._pcie_throughput()
             return
@@ -238,7 +238,7 @@ class _Gpu(Device):
         ]
 
     def _fields(self, *fields: Any) -> list[float]:
-        """Values of NVML's numbered fields. Raises the first field's error if one cannot be read."""
+        """Return the values of numbered NVML fields. If some cannot be read, raise the error of the first of them."""
         values = []
         for item in self.nvml.nvmlDeviceGetFieldValues(self.handle, list(fields)):
             if item.nvmlReturn != self.nvml.NVML_SUCCESS:

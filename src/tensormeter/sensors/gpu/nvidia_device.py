@@ -1,4 +1,4 @@
-"""The common part of GPUs and MIG devices: an NVML handle, and readings that are dropped if the device does not support them."""
+"""The common part of GPUs and MIG devices: an NVML handle, and readings that are dropped if unsupported."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -14,7 +14,10 @@ __all__ = ["Device"]
 
 
 class Device:
-    """A GPU or a MIG device: its handle and its readings. A reading that the device does not support is tried only once."""
+    """A GPU or MIG device, with its handle and readings.
+
+    A reading that the device does not support is tried only once.
+    """
 
     def __init__(self, nvml: Any, handle: Any, name: str, attributes: dict[str, str]) -> None:
         self.nvml = nvml
@@ -31,11 +34,11 @@ class Device:
         )
 
     def add(self, quantity: str, read: Callable[[], Iterable[Observed]]) -> None:
-        """Add a reading, or replace the one of the same quantity."""
+        """Add a reading, or replace the existing one for the same quantity."""
         self._table[quantity] = read
 
     def readings(self) -> Iterable[Reading]:
-        """Return the readings that the device supports, as far as known."""
+        """Return all readings that are not known to be unsupported."""
         return [(f"{quantity} of {self.name}", partial(self._read, quantity)) for quantity in self._table]
 
     def _read(self, quantity: str) -> Iterable[Observed]:
@@ -46,14 +49,14 @@ class Device:
             raise AbsentError from None
 
     def value(self, instrument: Instrument, value: float, **attributes: str | int) -> Observed:
-        """Create an observation of this device. Keywords are names of attributes, with `__` instead of `.`."""
+        """Create an observation of this device. Keyword arguments are attributes, with `__` for `.` in their names."""
         more = {name.replace("__", "."): value for name, value in attributes.items()}
         return instrument, value, {**self.attributes, **more}
 
     def memory(self) -> Iterable[Observed]:
         nvml = self.nvml
         try:
-            # Version 2 does not count memory that the driver reserves for itself as used.
+            # Version 2 excludes memory that the driver reserves for itself from the used memory.
             info = nvml.nvmlDeviceGetMemoryInfo(self.handle, version=nvml.nvmlMemory_v2)
         except nvml.NVMLError_FunctionNotFound:
             info = nvml.nvmlDeviceGetMemoryInfo(self.handle)

@@ -1,4 +1,4 @@
-"""Activity of the multiprocessors between two samples, from NVML's GPU performance monitoring (GPM; Hopper and later)."""
+"""Multiprocessor activity between two samples, from NVML's GPU performance monitoring (GPM; Hopper and later)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -24,7 +24,7 @@ class Profile:
         Args:
             nvml: The module `pynvml`.
             take: Function that fills an allocated sample.
-            handle: Handle of the GPU; for a MIG device, of the GPU that contains it.
+            handle: Handle of the GPU, or of the GPU that contains the MIG device.
         """
         self._nvml = nvml
         self._take = take
@@ -33,7 +33,7 @@ class Profile:
         self._begun = False
 
     def read(self) -> Iterable[tuple[Instrument, float]]:
-        """Return averages since the last call; nothing at the first call.
+        """Yield averages since the last call. The first call yields nothing.
 
         Raises:
             AbsentError: The device does not support GPM.
@@ -43,7 +43,7 @@ class Profile:
         if not self._samples:
             if not nvml.nvmlGpmQueryDeviceSupport(self._handle).isSupportedDevice:
                 raise AbsentError
-            # Allocated only once, because the library has no finalizer for samples.
+            # Samples are allocated only once, because the library has no finalizer for them.
             self._samples = [nvml.nvmlGpmSampleAlloc(), nvml.nvmlGpmSampleAlloc()]
         before, now = self._samples
         self._take(now)

@@ -1,1 +1,1 @@
-"""Sensors of the host: processors, memory, processes, file systems, containers."""
+"""Host sensors: processors, memory, processes, file systems and containers."""

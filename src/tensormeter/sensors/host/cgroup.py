@@ -9,12 +9,12 @@ __all__ = ["Controller", "controllers", "flat_keyed", "number"]
 
 @dataclass(frozen=True)
 class Controller:
-    """The folders of one controller for this process, from the innermost one to the mount point.
+    """Folders of one controller for this process, from the innermost group to the mount point.
 
     Attributes:
         name: Name of the controller: `memory`, `cpu` or `cpuacct`.
-        unified: Whether the controller belongs to version 2.
-        folders: Folders of the groups; a limit in any of them applies.
+        unified: Whether the controller belongs to cgroup version 2.
+        folders: Folders of the control groups. Limits in any of them apply.
     """
 
     name: str
@@ -22,13 +22,13 @@ class Controller:
     folders: tuple[Path, ...]
 
     def tightest(self, limit: Callable[[Path], float | None]) -> tuple[float, Path] | None:
-        """Return the lowest limit in the folders, and the folder that sets it; None if there is no limit."""
+        """Return the lowest limit in the folders and the folder that sets it, or None if there is no limit."""
         limits = [(value, folder) for folder in self.folders if (value := limit(folder)) is not None]
         return min(limits, key=lambda item: item[0], default=None)
 
 
 def controllers(root: Path = Path("/")) -> Mapping[str, Controller]:
-    """Find the controllers of this process, by name. Empty if the system has no control groups.
+    """Return the controllers of this process by name. The result is empty if the system has no control groups.
 
     Args:
         root: Folder that contains `proc` and `sys`.
@@ -44,14 +44,14 @@ def controllers(root: Path = Path("/")) -> Mapping[str, Controller]:
         for name in names.split(",") if names else ["memory", "cpu"]:
             if name in ("memory", "cpu", "cpuacct"):
                 folders = tuple(_folders(root, mounts, name if names else None, path))
-                # On a machine with both versions, each controller belongs to one of them; version 1 is listed first.
+                # On a machine with both versions, each controller belongs to only one. Version 1 is listed first.
                 if folders and name not in result:
                     result[name] = Controller(name, not names, folders)
     return result
 
 
 def _folders(root: Path, mounts: list[list[str]], controller: str | None, path: str) -> Iterator[Path]:
-    """Yield the folders from the group's own one up to the mount point, as far as this process can see them."""
+    """Yield the folders from the group itself up to the mount point, as far as they are visible to this process."""
     for fields in mounts:
         dash = fields.index("-")
         kind, options = fields[dash + 1], fields[dash + 3].split(",")
@@ -68,7 +68,7 @@ def _folders(root: Path, mounts: list[list[str]], controller: str | None, path: 
 
 
 def number(path: Path) -> int | None:
-    """Read the number in a file; None if the file does not exist, or contains `max`."""
+    """Read the number in a file. Return None if the file does not exist or contains `max`."""
     try:
         text = path.read_text().strip()
     except OSError:
@@ -77,7 +77,7 @@ def number(path: Path) -> int | None:
 
 
 def flat_keyed(path: Path) -> Mapping[str, int]:
-    """Read a file with lines `name number`; empty if the file does not exist."""
+    """Read a file of `name number` lines. The result is empty if the file does not exist."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

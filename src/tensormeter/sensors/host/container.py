@@ -1,4 +1,4 @@
-"""Limits of a container or job scheduler on its processes, if they are lower than the machine's resources."""
+"""Limits that a container or job scheduler sets for its processes, if they are lower than the machine's resources."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,7 +47,7 @@ _THROTTLED: Final = Instrument(
 
 
 class ContainerSensor:
-    """Reads control groups, versions 1 and 2. It reads nothing if no limit applies."""
+    """Reads control groups of versions 1 and 2. It reads nothing if no limit applies."""
 
     name = "container"
     instruments = (_CPU_TIME, _MEMORY_USAGE, _WORKING_SET, _MEMORY_LIMIT, _OOM_KILLS, _CPU_LIMIT, _THROTTLED)
@@ -75,7 +75,7 @@ class ContainerSensor:
         unified = memory.unified
         name = "memory.max" if unified else "memory.limit_in_bytes"
         limit_and_folder = memory.tightest(lambda folder: number(folder / name))
-        # Version 1 uses a number near 2**63 for "no limit".
+        # In version 1, a number near 2**63 means "no limit".
         if limit_and_folder is None or limit_and_folder[0] >= self._memory_size:
             return
         limit, folder = limit_and_folder
@@ -107,7 +107,7 @@ class ContainerSensor:
 
 
 def _quota(folder: Path) -> float | None:
-    """Return the number of processors that `cpu.max` allows; None: no limit."""
+    """Return the number of processors that `cpu.max` allows, or None for no limit."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
     except OSError:

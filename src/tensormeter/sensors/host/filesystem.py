@@ -1,4 +1,4 @@
-"""Space on the file systems of the run. It is a separate sensor, because a dead network file system hangs its readers."""
+"""Space on the run's file systems. This is a separate sensor, because an unresponsive network file system hangs it."""
 
 import os
 import tempfile
@@ -32,7 +32,7 @@ _UTILIZATION: Final = Instrument(
 
 
 class FilesystemSensor:
-    """Reads the file systems of `/`, temporary files, shared memory, the spool, and the working folders of the training processes."""
+    """Reads the file systems of `/`, temporary files, shared memory, the spool, and the trainers' working folders."""
 
     name = "filesystem"
     instruments = (_USAGE, _LIMIT, _UTILIZATION)
@@ -41,7 +41,7 @@ class FilesystemSensor:
         self._watch = watch
 
     def readings(self) -> Iterable[Reading]:
-        folders = {"/", tempfile.gettempdir(), "/dev/shm", *self._watch.folders}  # noqa: S108 - observed, not used
+        folders = {"/", tempfile.gettempdir(), "/dev/shm", *self._watch.folders}  # noqa: S108 - only observed, not written to
         for process in self._watch.processes:
             try:
                 folders.add(psutil.Process(process.pid).cwd())
@@ -67,7 +67,7 @@ class FilesystemSensor:
 
 
 def _mount_point(folder: str, mounts: Iterable[str]) -> str:
-    """Return the mount point of a folder, determined by name, because a query to the file system may hang."""
+    """Return the mount point of a folder. It is determined from the path, because a file-system query may hang."""
     while folder not in mounts and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
     return folder

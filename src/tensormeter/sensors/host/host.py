@@ -1,4 +1,7 @@
-"""Metrics `system.*` of the machine, as in the semantic conventions: processors, memory, swap, disks and network. psutil reads them."""
+"""The machine's `system.*` metrics: processors, memory, swap, disks and network.
+
+Names follow the semantic conventions, and psutil reads the values.
+"""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -88,17 +91,20 @@ _NETWORK_ERRORS: Final = Instrument(
 )
 
 _CPU_MODES: Final = {"irq": "interrupt", "softirq": "interrupt"}
-"""Modes that psutil and the conventions name differently."""
+"""Modes whose names differ between psutil and the conventions."""
 
 _EXCLUDED_CPU_MODES: Final = frozenset({"guest", "guest_nice"})
-"""Modes that Linux also counts as user and nice."""
+"""Modes that Linux already counts as user and nice."""
 
 _SWAP_PAGE: Final = 4096
-"""Bytes per page by which psutil converts swapped pages."""
+"""Page size in bytes with which psutil converts swapped pages."""
 
 _NO_DISKS: Final = ("loop", "ram", "zram", "fd", "sr")
 _NO_INTERFACES: Final = ("lo", "veth", "docker", "br-", "cali", "virbr", "tap", "ifb", "dummy")
-"""Prefixes of virtual interfaces, which see packets of other interfaces again; a Kubernetes node has hundreds."""
+"""Name prefixes of virtual interfaces, which count packets of other interfaces a second time.
+
+A Kubernetes node has hundreds.
+"""
 
 
 class HostSensor:
@@ -149,7 +155,7 @@ class HostSensor:
         before, self._cpu = self._cpu, now
         for mode, seconds in now.items():
             yield _CPU_TIME, seconds, {"cpu.mode": mode}
-        # Idle and iowait may decrease by a tick (Linux: Documentation/filesystems/proc.rst).
+        # On Linux, idle and iowait may decrease by a tick (Documentation/filesystems/proc.rst).
         spent = {mode: max(0.0, seconds - before.get(mode, seconds)) for mode, seconds in now.items()}
         total = sum(spent.values())
         if total > 0:
@@ -210,6 +216,9 @@ class HostSensor:
 
 
 def _is_partition(name: str) -> bool:
-    """Whether a device is a partition. Linux lists disks and partitions alike, but only disks have a folder in /sys/block."""
+    """Return whether a device is a partition.
+
+    Linux lists both disks and partitions, but only disks have a folder in /sys/block.
+    """
     blocks = Path("/sys/block")
     return blocks.is_dir() and not (blocks / name.replace("/", "!")).exists()

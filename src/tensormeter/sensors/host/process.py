@@ -1,4 +1,6 @@
-"""Metrics `process.*` of the training processes, of their children such as DataLoader workers, and of the agent, read by psutil."""
+"""The `process.*` metrics of training processes, their children (such as DataLoader workers) and the agent. psutil
+reads the values.
+"""
 
 import contextlib
 import os
@@ -16,7 +18,7 @@ from tensormeter.sensors.targets import TrainingProcess, Watch
 __all__ = ["ProcessSensor"]
 
 _WHO: Final = ("process.pid", PROCESS_ID, PROCESS_ROLE)
-"""Pid; the process's `service.instance.id`; and its role: `trainer`, `children` (the sum of a trainer's), or `agent`."""
+"""Pid, `service.instance.id`, and role: `trainer`, `children` (the sum over a trainer's children) or `agent`."""
 
 _CPU_TIME: Final = Instrument(
     "process.cpu.time", "counter", "s", "CPU time in user and system mode.", (*_WHO, "cpu.mode")
@@ -63,7 +65,7 @@ _CHILDREN: Final = Instrument(
 )
 
 _LATE: Final = 1.0
-"""Seconds by which the start time of a process may exceed `began`, because start times are rounded to clock ticks."""
+"""Seconds by which a process's start time may exceed `began`, because start times are rounded to clock ticks."""
 
 
 _Child = tuple[int, float]
@@ -73,8 +75,8 @@ _Child = tuple[int, float]
 class ProcessSensor:
     """Reads the agent, the training processes, and their children.
 
-    The values of children are added up per training process, because a series for each worker of each epoch would be too many. Their
-    sums of time include processes that have ended, as far as samples have seen them.
+    The values of children are summed per training process, because one series for each worker of each epoch would be
+    too many. Summed times include children that have ended, if at least one sample included them.
     """
 
     name = "process"
@@ -96,7 +98,7 @@ class ProcessSensor:
         self._cpu_before: dict[tuple[object, ...], tuple[float, float]] = {}
         self._children_cpu: dict[str, _ChildrenTime] = {}
         self._family: dict[int, list[psutil.Process]] | None = None
-        """Descendants of the training processes by their parent, for the current sample; None before they are searched."""
+        """Descendants of each training process in the current sample; None before they are looked up."""
 
     def readings(self) -> Iterable[Reading]:
         processes = self._watch.processes
@@ -175,7 +177,7 @@ class ProcessSensor:
                 yield _CPU_UTILIZATION, max(0.0, seconds - before[1]) / (now - before[0]) / processors, attributes
 
     def _descendants(self, pid: int) -> list[psutil.Process]:
-        """Return all descendants of a process, without the agent, which is a child of the first training process."""
+        """Return all descendants of a process except the agent, which is a child of the first training process."""
         if self._family is None:
             self._family = self._find_descendants()
         descendants = []
@@ -195,7 +197,8 @@ class ProcessSensor:
                 roots.append(self._find_trainer(trainer))
         parents = {root.ppid() for root in roots}
         if len(roots) > 1 and len(parents) == 1 and not parents & {0, 1}:
-            # Each search for children reads all processes of the machine, so search once from the launcher, not once per rank.
+            # Each search for children reads all processes on the machine, so search once from the launcher instead of
+            # once per rank.
             roots = [psutil.Process(parents.pop())]
         family: dict[int, list[psutil.Process]] = {}
         for child in {child.pid: child for root in roots for child in root.children(recursive=True)}.values():
@@ -210,7 +213,10 @@ class ProcessSensor:
         return process
 
     def _find_trainer(self, trainer: "TrainingProcess") -> psutil.Process:
-        """Find a training process. Raises AbsentError if it has ended, or is in another container, where its pid differs."""
+        """Find a training process.
+
+        Raise AbsentError if it has ended or runs in another container, where its pid differs.
+        """
         try:
             process = self._find(trainer.pid)
             if process.create_time() <= trainer.began + _LATE:
@@ -221,14 +227,14 @@ class ProcessSensor:
 
 
 class _ChildrenTime:
-    """Processor time of all children that a training process has had, as far as samples have seen them."""
+    """Processor time of all children that a training process has had, if at least one sample included them."""
 
     def __init__(self) -> None:
         self._living: dict[_Child, tuple[float, float]] = {}
         self._dead = (0.0, 0.0)
 
     def add(self, living: dict[_Child, tuple[float, float]]) -> tuple[float, float]:
-        """Update the living children, and return the sum over all children, in user and in system mode."""
+        """Update the times of living children, and return the sums over all children in user mode and system mode."""
         dead = [times for child, times in self._living.items() if child not in living]
         self._dead = _total([self._dead, *dead])
         self._living = living
