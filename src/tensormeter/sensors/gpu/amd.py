@@ -179,7 +179,7 @@ class _Gpu:
 
 
 def _number(value: int | str) -> int:
-    """Return a number from amdsmi; raise an error if amdsmi returned `N/A`, which stands for an unavailable number."""
+    """Return a number from amdsmi; raise AbsentError for `N/A`, which means that there is none."""
     if isinstance(value, str):
         raise AbsentError
     return value

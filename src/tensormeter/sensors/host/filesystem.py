@@ -41,7 +41,7 @@ class FilesystemSensor:
         self._watch = watch
 
     def readings(self) -> Iterable[Reading]:
-        folders = {"/", tempfile.gettempdir(), "/dev/shm", *self._watch.folders}  # noqa: S108 - only observed, not written to
+        folders = {"/", tempfile.gettempdir(), "/dev/shm", *self._watch.folders}  # noqa: S108 - observed, not used
         for process in self._watch.processes:
             try:
                 folders.add(psutil.Process(process.pid).cwd())

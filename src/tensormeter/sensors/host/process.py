@@ -1,5 +1,6 @@
-"""The `process.*` metrics of training processes, their children (such as DataLoader workers) and the agent. psutil
-reads the values.
+"""The `process.*` metrics of training processes, their children (such as DataLoader workers) and the agent.
+
+The values come from psutil.
 """
 
 import contextlib
