@@ -37,8 +37,7 @@ _DISK: Final = frozenset(
         errno.ETXTBSY,
     }
 )
-"""Error numbers caused by a disk or by process limits. Others, such as "name too long", may be caused by an item's
-key."""
+"""Errors of disks and of process limits. Others, such as "name too long", may be caused by an item's key."""
 
 _NETWORK: Final = (ConnectionError, TimeoutError, socket.gaierror, socket.herror, ssl.SSLError)
 _UNREACHABLE: Final = frozenset(

@@ -28,8 +28,7 @@ def retry_delay(
     at_most: float = math.inf,
     jitter: Callable[[float], float] = full_jitter,
 ) -> float:
-    """Return the seconds to wait before a retry: a random time up to `longest`, but at least the time that the receiver
-    requested.
+    """Return the seconds to wait before a retry: a random time up to `longest`, but at least the requested time.
 
     Args:
         longest: Current delay of the exponential backoff in seconds.

@@ -1,6 +1,6 @@
-"""The tensormeter server: OTLP/HTTP receivers, a store, alerts, and a JSON API to query the store.
+"""The tensormeter server: OTLP/HTTP receivers, a store, alerts, and a JSON API for queries.
 
-It needs the extra `server` (starlette, uvicorn, zstandard).
+It requires the extra `server` (starlette, uvicorn, zstandard).
 """
 
 from tensormeter.server.alerts import AlertConfig, load_alert_config

@@ -50,13 +50,13 @@ def create_app(
     shutdown: Shutdown | None = None,
     listener: Listener | None = None,
 ) -> ASGIApp:
-    """Create the ASGI application over `store`. The caller closes the store after the server has stopped.
+    """Create the ASGI application for `store`. The caller closes the store after the server has stopped.
 
     Args:
         store: Store that requests read and write.
         config: Limits and access rules.
-        shutdown: Signal that ends endless streams when the server stops.
-        listener: Listener that is called for each finished request and each stored OTLP request.
+        shutdown: Signal that ends open-ended streams when the server stops.
+        listener: Listener to call for each finished request and each stored OTLP request.
     """
     page = StaticFiles()
     stores = Stores(store)
@@ -146,5 +146,5 @@ def _on_store_error(request: Request, error: Exception) -> Response:
 
 
 def _on_bug(request: Request, _: Exception) -> Response:
-    # Starlette raises the exception again after this response, and uvicorn logs its traceback.
+    # Starlette re-raises the exception after this response, and uvicorn logs the traceback.
     return error_response(request.scope, 500, "internal", "internal server error; the server's log has the traceback")

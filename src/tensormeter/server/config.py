@@ -1,4 +1,4 @@
-"""Settings of a server."""
+"""Server settings."""
 
 import ipaddress
 import os
@@ -25,7 +25,7 @@ __all__ = ["MAX_BODY_BYTES", "SelfMetrics", "ServerConfig"]
 SelfMetrics = Literal["store", "otlp"]
 
 MAX_BODY_BYTES: Final = 64 << 20
-"""Maximum bytes of an OTLP request, as the OTLP specification recommends."""
+"""Maximum size of an OTLP request in bytes, as recommended by the OTLP specification."""
 
 
 def _default_directory() -> Path:
@@ -44,41 +44,45 @@ def _data_folder(path: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """Settings of a server.
+    """Server settings.
 
     Attributes:
         host: Name or IP address to bind.
         port: Port to bind; 0 selects a free one.
-        directory: Folder of the SQLite store and the token file. Default: `TENSORMETER_SERVER_DIR`, else the user's data folder.
+        directory: Folder for the SQLite store and the token file. Default: `TENSORMETER_SERVER_DIR`, or else the user's
+            data folder.
         clickhouse: Address of a ClickHouse store, which replaces the SQLite store.
-        token: Bearer token with all permissions, in addition to those in the folder's `TokenFile`, or None. A server that other
-            machines can reach needs this token or one in the file; see `is_local`.
-        own_token: Random token with which the server's own process sends data.
-        allowed_hosts: Additional host names, without port, that clients may use for this server. A name that is not loopback
-            means that other machines can reach the server.
-        max_body_bytes: Maximum bytes of a request body, before and after decompression.
-        stall_after: Seconds without data after which a run that has not ended counts as stalled.
-        retention_days: Age in days at which points and inactive runs are deleted; None: never.
-        retention_bytes: Size of the store above which the oldest ended runs are deleted; None: no limit.
-        durability: Time of the response to a write, for the SQLite store: `group` responds at once and syncs to disk within two
-            seconds, together with other writes; `always` responds after the sync.
-        alerts: Alert rules and the destinations of notifications.
-        alert_interval: Seconds between two evaluations of the alert rules.
-        tls_cert: PEM file with the certificate and its intermediate certificates; requires `tls_key`. New connections use a
-            replaced file at once.
+        token: Bearer token with all permissions, in addition to the tokens in the folder's `TokenFile`; None for no
+            such token. A server that other machines can reach requires this token or one in the file; see `is_local`.
+        own_token: Random token that the server's own process uses to send data.
+        allowed_hosts: Additional host names, without port, that clients may use for this server. Any name other than
+            loopback implies that other machines can reach the server.
+        max_body_bytes: Maximum size of a request body in bytes, both before and after decompression.
+        stall_after: Seconds without data after which an unfinished run counts as stalled.
+        retention_days: Age in days at which points and inactive runs are deleted; None to keep them forever.
+        retention_bytes: Size of the store in bytes above which the oldest ended runs are deleted; None for no limit.
+        durability: When the SQLite store acknowledges a write: `group` responds immediately and syncs to disk within
+            two seconds, together with other writes; `always` responds after the sync.
+        alerts: Alert rules and notification destinations.
+        alert_interval: Interval between evaluations of the alert rules in seconds.
+        tls_cert: PEM file with the certificate and its intermediate certificates; requires `tls_key`. If the file is
+            replaced, new connections use the new certificate immediately.
         tls_key: PEM file with the private key, without a passphrase.
-        forwarded_allow_ips: Comma-separated addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` the
-            server trusts; "" for none. A proxy means that other machines can reach the server.
-        self_metrics: Destinations of the server's own metrics: `store` writes them to this server's store, as a project; `otlp`
-            sends them as OpenTelemetry's environment variables specify.
-        max_connections: Maximum number of open connections. Above it, the oldest connection that waits for its client is closed, of
-            the address with the most such connections. If none waits, a new connection gets status 503.
-        header_timeout: Maximum seconds until the headers of a request are complete.
-        send_timeout: Seconds without progress after which the server closes a connection whose client does not read its response.
+        forwarded_allow_ips: Comma-separated addresses and networks of proxies whose `X-Forwarded-For` and
+            `X-Forwarded-Proto` headers are trusted; "" for none. A proxy implies that other machines can reach the
+            server.
+        self_metrics: Destinations of the server's own metrics: `store` writes them to a project in this server's store;
+            `otlp` sends them as configured by OpenTelemetry's environment variables.
+        max_connections: Maximum number of open connections. At this limit, the server closes a connection that waits
+            for its client: the oldest one from the address with the most such connections. If there is none, the new
+            connection gets status 503.
+        header_timeout: Maximum time to receive a request's headers in seconds.
+        send_timeout: Seconds without progress after which the server closes a connection whose client is not reading
+            the response.
 
     Raises:
-        SettingsError: A value is invalid; the message gives the remedy.
-        StoreError: The token file is needed and cannot be read.
+        SettingsError: A value is invalid; the message suggests a remedy.
+        StoreError: The token file is required but cannot be read.
     """
 
     host: str = "127.0.0.1"
@@ -134,7 +138,7 @@ class ServerConfig:
                 raise SettingsError(
                     f"{name}: expected seconds, more than 0 and less than 3600, got {getattr(self, name)}"
                 )
-        # The messages do not show the value: even a wrong token is a secret.
+        # The messages omit the value, because even a wrong token is a secret.
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.split()):
             raise SettingsError("token: expected printable ASCII characters; generate one with `openssl rand -hex 32`")
         if self.token is not None and " " in self.token:
@@ -148,11 +152,11 @@ class ServerConfig:
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach the server, according to the settings; then tokens are optional."""
+        """Whether, according to the settings, only this machine can reach the server. If so, tokens are optional."""
         return self._reachable_by() is None
 
     def _reachable_by(self) -> str | None:
-        """Describe the setting that lets other machines reach the server; None if there is none."""
+        """Return a description of the setting that lets other machines reach the server, or None if there is none."""
         if not is_loopback(self.host):
             return f"host: {self.host!r} is reachable from other machines"
         names = sorted(name for name in self.allowed_hosts if not is_loopback(name))
@@ -164,7 +168,7 @@ class ServerConfig:
 
 
 def _host_name(text: str) -> str:
-    """Normalize a host name, or an address without brackets, for comparison with the `Host` header.
+    """Normalize a host name or an address without brackets for comparison with the `Host` header.
 
     Raises:
         SettingsError: The text is not a host name or address.
@@ -186,7 +190,7 @@ def _proxies(text: str) -> str:
     """Normalize a comma-separated list of addresses and networks.
 
     Raises:
-        SettingsError: A part is not an address or network, or contains all addresses.
+        SettingsError: An entry is not an address or network, or covers all addresses.
     """
     networks = [part.strip() for part in text.split(",") if part.strip()]
     for part in networks:

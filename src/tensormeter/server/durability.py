@@ -1,8 +1,9 @@
-"""Durability that the server reports to senders: response headers, and GET /api/v1/durable.
+"""Durability reports to senders: response headers, and GET /api/v1/durable.
 
-A sender that sets `Tensormeter-Batch-Id` gets two values with each accepted request: the number of its commit, and the number up
-to which all commits are durable, each as ``EPOCH-NUMBER``. The sender keeps an accepted request until it is durable, and resends it if
-the epoch changes. Without these headers durability is unknown, and the sender keeps nothing.
+If a request has the header `Tensormeter-Batch-Id`, the response contains the number of its commit and the number up to
+which all commits are durable, each as ``EPOCH-NUMBER``. The sender keeps an accepted request until it is durable, and
+resends it if the epoch changes. Without these response headers, durability is unknown, and the sender does not keep
+accepted requests.
 """
 
 from collections.abc import Mapping
@@ -25,11 +26,14 @@ DURABLE_HEADER: Final = "Tensormeter-Durable"
 
 _THREADS: Final = 16
 _LONGEST_SYNC: Final = 2.0
-"""Maximum seconds that a response waits for the disk. If the sync takes longer, the sender asks again."""
+"""Maximum seconds that a response waits for the disk. If the sync takes longer, the sender has to ask again."""
 
 
 def durability_headers(store: Store) -> Mapping[str, str]:
-    """Headers of the response to a request that the store has just committed; empty if the store does not report durability."""
+    """Return the response headers for a request that was just committed.
+
+    They are empty if the store does not report durability.
+    """
     progress = None if store.syncer is None else store.syncer.progress()
     if progress is None:
         return {}
@@ -40,18 +44,18 @@ def durability_headers(store: Store) -> Mapping[str, str]:
 
 
 class DurableApi:
-    """Handler of `DURABLE_PATH`: syncs now and responds with the progress. Concurrent requests share one sync."""
+    """Handler of `DURABLE_PATH`, which syncs and responds with the progress. Concurrent requests share one sync."""
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
         self._threads = anyio.CapacityLimiter(_THREADS)
 
     def routes(self) -> list[Route]:
-        """Route of the handler."""
+        """Return the handler's route."""
         return [Route(DURABLE_PATH, self.durable, methods=["GET"])]
 
     async def durable(self, request: Request) -> Response:
-        """Sync, and respond with the progress. All values are null if the store does not report durability."""
+        """Sync and respond with the progress. All values are null if the store does not report durability."""
         syncer = self._stores.of(request).syncer
         progress = None
         if syncer is not None:

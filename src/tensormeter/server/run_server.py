@@ -1,4 +1,4 @@
-"""The server's process: binds the port, serves the application with uvicorn, and closes the store."""
+"""The server process, which binds the port, serves the application with uvicorn, and closes the store."""
 
 import asyncio
 import contextlib
@@ -37,27 +37,35 @@ _log: Final = logging.getLogger(__name__)
 
 _SHUTDOWN_SECONDS: Final = 5
 _KEEP_ALIVE_SECONDS: Final = 75
-"""Longer than the idle minute of SDKs and many proxies: otherwise a request can meet a connection that is just being closed."""
+"""Idle timeout of connections.
+
+It exceeds the one-minute timeout of SDKs and many proxies. Otherwise, a request might arrive on a connection that the
+server is closing.
+"""
 
 _OTHER_FILES: Final = 512
 
 _M_MMAP_THRESHOLD: Final = -3
 _LARGE_BLOCK: Final = 1 << 20
 _GC_THRESHOLDS: Final = (50_000, 20, 100)
-"""A request allocates 100,000s of objects, hardly any in cycles. Python's default (700, 10, 10) would take a third of its time."""
+"""Garbage collector thresholds.
+
+A request allocates hundreds of thousands of objects, hardly any in cycles. With Python's default (700, 10, 10), garbage
+collection would take a third of the request's time.
+"""
 
 
 def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM, then finish requests in progress, close the store and return. Main thread only.
+    """Serve until SIGINT or SIGTERM, then finish requests in progress and close the store. Main thread only.
 
     Args:
-        config: Settings of the server.
-        on_ready: Function that gets the base URL once the server accepts connections. It runs on the thread of the event loop and
-            must return at once; use another thread for slow work or for calls of the server.
+        config: Server settings.
+        on_ready: Function to call with the base URL once the server accepts connections. It runs on the event loop's
+            thread and must return immediately; use another thread for slow work or for requests to the server.
 
     Raises:
         SettingsError: The address cannot be bound.
-        StoreError: The store cannot be opened, for instance because another server uses the folder.
+        StoreError: The store cannot be opened, for example because another server is using the folder.
     """
     listener = _bind(config)
     _return_freed_memory()
@@ -95,7 +103,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
             if uvicorn_config.ssl is not None and config.tls_cert is not None and config.tls_key is not None:
                 Certificate(config.tls_cert, config.tls_key).attach(uvicorn_config.ssl)
                 handshakes = Handshakes(uvicorn_config.ssl, protocol.limits.admission, config.header_timeout, protocol)
-                # asyncio's own handshakes do not count against the limit of connections.
+                # Handshakes made by asyncio would not count towards the connection limit.
                 uvicorn_config.http_protocol_class, uvicorn_config.ssl = handshakes, None  # type: ignore[assignment]
             server = _Server(uvicorn_config, lambda: on_ready(url), shutdown, handshakes, store.stalled)
             asyncio.run(server.serve(sockets=[listener]))
@@ -155,7 +163,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals as uvicorn does, but do not raise them again: a requested stop exits with status 0."""
+        """Handle signals as uvicorn does, but do not raise them again, so that a requested stop exits with status 0."""
         previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -173,7 +181,7 @@ def _bind(config: ServerConfig) -> socket.socket:
             flags=socket.AI_PASSIVE,
         )[0]
         if config.token is None and is_loopback(config.host) and not is_loopback(str(address[0])):
-            # A name is looked up, and can resolve to any address.
+            # A host name can resolve to any address.
             raise SettingsError(
                 f"host: {config.host!r} resolves to {address[0]}, which is not loopback; bind 127.0.0.1"
             )
@@ -181,7 +189,7 @@ def _bind(config: ServerConfig) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            # Listen before uvicorn does: on Linux two sockets may bind the same port, but only one may listen.
+            # Listen before uvicorn does, because on Linux two sockets may bind the same port, but only one may listen.
             listener.listen(2048)
         except BaseException:
             listener.close()
@@ -195,21 +203,23 @@ def _bind(config: ServerConfig) -> socket.socket:
 
 
 def _return_freed_memory() -> None:
-    """Make glibc return large freed blocks to the system. Does nothing on other C libraries.
+    """Make glibc return large freed blocks to the system. This does nothing with other C libraries.
 
-    By default glibc raises this threshold up to 32 MiB at run time, and each thread keeps as much as its largest query needed.
+    By default, glibc raises this threshold up to 32 MiB at run time, so that each thread keeps as much memory as its
+    largest query needed.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def _raise_file_limit(connections: int) -> int:
-    """Raise the process's limit of file descriptors for `connections` and the store, as far as the system allows.
+    """Raise the file descriptor limit for `connections` connections and the store, as far as the system allows.
 
-    Returns the number of connections that fit. Without free descriptors the server could not answer a new client at all.
+    Return the number of connections that fit the limit. Without free descriptors, the server could not even refuse a
+    new client.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * connections + _OTHER_FILES  # twice: a connection that is evicted is closed a moment later
+    wanted = 2 * connections + _OTHER_FILES  # twice as many, because an evicted connection is closed a moment later
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,6 +1,6 @@
-"""Metrics of the server itself, made with OpenTelemetry's SDK: kept in its own store, or sent to another backend.
+"""Metrics of the server itself, which the OpenTelemetry SDK writes to the server's store or sends to another backend.
 
-They are off by default. Names follow the semantic conventions where those define one.
+They are off by default. Their names follow the semantic conventions if those define one.
 """
 
 import importlib
@@ -40,10 +40,10 @@ with importing_sdk():
 __all__ = ["PROJECT", "ServerMetrics"]
 
 PROJECT: Final = "tensormeter-server"
-"""`service.name` of the server, which is the project that has its metrics."""
+"""`service.name` of the server, which is also the project of its metrics."""
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-"""Bucket bounds in seconds that the semantic conventions give for http.server.request.duration."""
+"""Bucket bounds in seconds that the semantic conventions recommend for http.server.request.duration."""
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 
@@ -58,15 +58,15 @@ class _Buffering(Protocol):
 
 
 class ServerMetrics(Listener):
-    """Records the server's metrics from construction until `stop`. Threads: any."""
+    """Records the server's metrics from construction until `stop`. Safe on any thread."""
 
     def __init__(self, store: Store, directory: Path, targets: Sequence[SelfMetrics]) -> None:
-        """Start; `OTEL_METRIC_EXPORT_INTERVAL` sets the export interval, by default a minute.
+        """Start recording. `OTEL_METRIC_EXPORT_INTERVAL` sets the export interval, by default one minute.
 
         Args:
-            store: Store of the server, and the destination of target `store`.
-            directory: Folder of the server. It identifies the run, so restarts of a server continue the same run.
-            targets: Destinations; OpenTelemetry's environment variables configure `otlp`.
+            store: Store of the server, to which the target `store` writes.
+            directory: Folder of the server. It identifies the run, so a restarted server continues the same run.
+            targets: Destinations of the metrics. OpenTelemetry's environment variables configure `otlp`.
 
         Raises:
             SettingsError: OpenTelemetry's OTLP exporter is not installed.
@@ -94,7 +94,7 @@ class ServerMetrics(Listener):
             readers.append(_reader(_otlp_exporter()))
         self._provider = MeterProvider(
             readers, resource, exemplar_filter=AlwaysOffExemplarFilter(), shutdown_on_exit=False
-        )  # the server has no traces, and an unknown exemplar filter in the environment raises
+        )  # the server has no traces, and an unknown exemplar filter in the environment would raise an error
         meter = self._provider.get_meter("tensormeter.server", version("tensormeter"))
         self._requests = meter.create_histogram(
             "http.server.request.duration",
@@ -141,18 +141,18 @@ class ServerMetrics(Listener):
             self._items.add(ingested.rejected, signal | {"tensormeter.outcome": "rejected"})
 
     def stop(self) -> None:
-        """Export the remaining values, in at most five seconds. Call it before the store is closed."""
+        """Export the remaining values within five seconds. Call this before the store is closed."""
         self._provider.shutdown(timeout_millis=5000)
         if self._stores:
             self._append_event(RUN_END, {"state": "finished", "message": ""})
 
     def _observe_size(self, _: CallbackOptions) -> Iterable[Observation]:
         size = 0
-        # Without a SQLite store there may be no folder.
+        # Without a SQLite store, the folder may not exist.
         for path in self._directory.iterdir() if self._directory.is_dir() else ():
             try:
                 size += path.stat().st_size
-            except FileNotFoundError:  # SQLite has deleted a temporary file
+            except FileNotFoundError:  # SQLite deleted a temporary file
                 continue
         return [Observation(size)]
 
@@ -169,7 +169,7 @@ class ServerMetrics(Listener):
 
 
 class _StoreExporter(MetricExporter):
-    """Writes metrics to the store, as if they had arrived as an OTLP request."""
+    """Exporter that writes metrics to the store as if they had arrived in an OTLP request."""
 
     def __init__(self, store: Store) -> None:
         super().__init__()
@@ -192,7 +192,10 @@ class _StoreExporter(MetricExporter):
 
 
 def _reader(exporter: MetricExporter) -> MetricReader:
-    """Return a periodic reader that ignores invalid intervals in the environment, where the SDK's own defaults would raise."""
+    """Return a periodic reader that ignores invalid intervals in the environment.
+
+    The SDK itself would raise an error.
+    """
     interval = read_seconds("OTEL_METRIC_EXPORT_INTERVAL", 0.1, 86_400, "a minute")
     timeout = read_seconds("OTEL_METRIC_EXPORT_TIMEOUT", 0.1, 86_400, "half a minute", zero=86_400.0)
     return PeriodicExportingMetricReader(exporter, (interval or 60.0) * 1000, (timeout or 30.0) * 1000)

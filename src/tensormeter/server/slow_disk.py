@@ -1,4 +1,4 @@
-"""Waiting for a disk that does not answer: without limit when the server starts, a few seconds when it stops."""
+"""Handling of an unresponsive disk: the server waits indefinitely when it starts, and a few seconds when it stops."""
 
 import logging
 import os
@@ -37,13 +37,13 @@ def warn_if_slow(folder: Path) -> Iterator[None]:
 
 
 def exit_if_stalled(stalled: Callable[[], str | None], seconds: float) -> None:
-    """End the process if it is still running after `seconds` and the disk does not answer. Returns at once.
+    """Start a thread that ends the process if it is still running after `seconds` and the disk is unresponsive.
 
-    No acknowledged data is lost: it is in the write-ahead log.
+    No acknowledged data is lost, because it is in the write-ahead log.
 
     Args:
-        stalled: Function that returns why the disk does not answer, or None; it does not block.
-        seconds: Seconds to wait before the first look at the disk.
+        stalled: Function that returns why the disk is unresponsive, or None. It must not block.
+        seconds: Seconds to wait before the first check of the disk.
     """
     threading.Thread(target=_watch, args=(stalled, seconds), name="tensormeter-stop", daemon=True).start()
 

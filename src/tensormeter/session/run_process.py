@@ -29,8 +29,7 @@ _POLL_INTERVAL: Final = 0.01
 """Interval in seconds at which a process that waits for delivery checks the ring's header."""
 
 _PULSE_AGE: Final = 2.0
-"""Seconds since the agent's last pulse after which a forked child does not rely on the agent, which sends four pulses a
-second."""
+"""Seconds since the agent's last pulse after which a forked child does not rely on it. It sends four a second."""
 
 _ROW_DICTIONARY_SHARE: Final = 1 / 4
 """Fraction of the ring's dictionary that configuration updates leave free for rows."""

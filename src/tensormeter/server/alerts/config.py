@@ -1,4 +1,4 @@
-"""Rules and webhooks, read from a TOML file of the server's owner. Clients cannot add any."""
+"""Rules and webhooks, which are read from a TOML file of the server's owner. Clients cannot add any."""
 
 import math
 import tomllib
@@ -22,17 +22,17 @@ class Rule:
     """A condition that raises an alert.
 
     Attributes:
-        kind: `nan` for a value that is NaN or infinite, `spike` for a value far above the values before it, `stall` for a run
-            that makes no steps, `threshold` for a value above or below a bound.
-        project: Pattern of project names, as for file names.
-        metric: Pattern of metric names; `stall` ignores it.
+        kind: `nan` for a value that is NaN or infinite, `spike` for a value far above the previous values, `stall` for
+            a run that makes no steps, or `threshold` for a value above or below a bound.
+        project: Pattern of project names, in the syntax of file name patterns.
+        metric: Pattern of metric names. It is ignored for `stall`.
         above: Upper bound of a `threshold`.
         below: Lower bound of a `threshold`.
-        score: Number of robust standard deviations (1.4826 times the median absolute deviation) above the median of the
-            previous values at which a value is a `spike`.
-        window: Number of previous values that a `spike` is compared with, 20 to 10,000.
-        factor: Number of median step times without a step after which a run has stalled.
-        seconds: Minimum number of seconds without a step after which a run has stalled.
+        score: Number of robust standard deviations above the median of the previous values at which a value is a
+            `spike`. A robust standard deviation is 1.4826 times the median absolute deviation.
+        window: Number of previous values to compare a `spike` with, 20 to 10,000.
+        factor: Multiple of the median step time after which a run without steps has stalled.
+        seconds: Minimum time without steps after which a run has stalled, in seconds.
 
     Raises:
         SettingsError: A value is invalid.
@@ -66,7 +66,7 @@ class Rule:
             raise SettingsError("threshold: expected above, or below, or both")
 
     def applies(self, project: str, metric: str | None = None) -> bool:
-        """Return whether the rule applies to this project and, if given, this metric."""
+        """Return whether the rule applies to the project and, if given, the metric."""
         return fnmatchcase(project, self.project) and (metric is None or fnmatchcase(metric, self.metric))
 
 
@@ -81,17 +81,17 @@ _DEFAULTS: Final = (
 
 @dataclass(frozen=True)
 class AlertConfig:
-    """Rules and addresses of webhooks. The addresses are secrets."""
+    """Rules and webhook addresses. The addresses are secrets."""
 
     rules: Sequence[Rule] = _DEFAULTS
     webhooks: Sequence[str] = field(default=(), repr=False)
 
 
 def load_alert_config(file: Path) -> AlertConfig:
-    """Read a file: `defaults = false`, `[[rule]]` with the attributes of `Rule`, `[[webhook]]` with `url`.
+    """Read a file with `defaults = false`, `[[rule]]` (attributes of `Rule`) and `[[webhook]]` (`url`), all optional.
 
     Raises:
-        SettingsError: The file cannot be read or contains an invalid value; the message names the place.
+        SettingsError: The file cannot be read or contains an invalid value; the message says where.
     """
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))

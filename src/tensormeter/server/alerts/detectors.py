@@ -1,4 +1,4 @@
-"""Detectors: functions that receive the values of one series in order and return a message when a problem begins."""
+"""Detectors: functions that receive a series' values in order and return a message when a problem begins."""
 
 import math
 from collections import deque
@@ -12,12 +12,12 @@ from tensormeter.server.alerts.config import Rule
 __all__ = ["Detector", "make_detector"]
 
 Detector = Callable[[float], str | None]
-"""Receives the next value; returns a message if a problem begins with it, or None."""
+"""Function that receives the next value and returns a message if a problem begins with it, otherwise None."""
 
 _MIN_VALUES: Final = 20
-_MAD_TO_SIGMA: Final = 1.4826  # of a normal distribution
+_MAD_TO_SIGMA: Final = 1.4826  # for a normal distribution
 _QUIET_VALUES: Final = 20
-"""Number of values without a problem after which the next problem is reported again."""
+"""Number of normal values after which a new problem is reported again."""
 
 
 def make_detector(rule: Rule) -> Detector:
@@ -34,7 +34,7 @@ def make_detector(rule: Rule) -> Detector:
 
 
 class _Once:
-    """Reports a problem once, and again only after some values without a problem."""
+    """Reports a problem once, and a new one only after a number of normal values."""
 
     def __init__(self, test: Detector, quiet_values: int = _QUIET_VALUES) -> None:
         self._test = test
@@ -52,10 +52,10 @@ class _Once:
 
 
 class _Spike:
-    """Detects a value far above the median of the previous values, in robust standard deviations.
+    """Detector of values far above the median of the previous values, measured in robust standard deviations.
 
-    Iglewicz and Hoaglin, "How to Detect and Handle Outliers" (1993). The scale is at least a hundredth of the median, so that
-    small changes of a nearly constant series are no spikes.
+    See Iglewicz and Hoaglin, "How to Detect and Handle Outliers" (1993). The standard deviation is assumed to be at
+    least 1% of the median, so that small changes in a nearly constant series are not spikes.
     """
 
     def __init__(self, rule: Rule) -> None:

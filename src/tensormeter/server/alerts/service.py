@@ -1,4 +1,4 @@
-"""The alert service of a server: a thread for the watcher, and one for each webhook."""
+"""The alert service of a server: one thread for the watcher and one for each webhook."""
 
 from tensormeter.server.alerts.config import AlertConfig
 from tensormeter.server.alerts.watcher import Watcher
@@ -10,7 +10,7 @@ __all__ = ["AlertService"]
 
 
 class AlertService:
-    """Watches a store from construction until `stop`; call `stop` before the store is closed."""
+    """Watches a store from construction until `stop`. Call `stop` before the store is closed."""
 
     def __init__(self, store: Store, config: AlertConfig, interval: float = 5.0) -> None:
         """Start the threads.
@@ -18,7 +18,7 @@ class AlertService:
         Args:
             store: Store to watch.
             config: Rules and webhooks.
-            interval: Seconds between two checks.
+            interval: Interval between checks in seconds.
         """
         self._watcher = Background("tensormeter-alerts", Watcher(store, config.rules).check, interval)
         self._webhooks = [Webhook(store, url) for url in config.webhooks]

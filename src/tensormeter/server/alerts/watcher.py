@@ -1,4 +1,4 @@
-"""Watching a store: checking new points against rules, and raising alerts."""
+"""Watcher of a store, which checks new points against rules and raises alerts."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ from tensormeter.server.store.models.points import steps_at
 __all__ = ["Watcher"]
 
 _MAX_NEW: Final = 10_000
-"""Maximum number of new points of one series in one check; if more have arrived, the oldest of them are skipped."""
+"""Maximum number of new points of one series in one check. If more have arrived, the oldest are skipped."""
 
 _MAX_RUNS: Final = 10_000
 _STEPS: Final = 100
@@ -39,7 +39,7 @@ _SeriesKey = tuple[str, str, str]
 
 @dataclass
 class _Pace:
-    """Times of the last steps by the sender's clock, and the arrival of the newest one by the server's clock."""
+    """Times of the latest steps by the sender's clock, and arrival time of the newest one by the server's clock."""
 
     times: list[int] = field(default_factory=list)
     arrived: float = 0.0
@@ -47,13 +47,13 @@ class _Pace:
 
     @property
     def median(self) -> float | None:
-        """Median seconds between two steps; None if there are fewer than three."""
+        """Median time between steps in seconds; None if there are fewer than three steps."""
         return None if len(self.times) < 3 else float(np.median(np.diff(self.times))) / 1e9
 
 
 @dataclass
 class _RunState:
-    """State of the detectors of a running run."""
+    """Detector state of a running run."""
 
     detectors: dict[tuple[_SeriesKey, int], Detector] = field(default_factory=dict)
     last_times: dict[_SeriesKey, int] = field(default_factory=dict)
@@ -66,26 +66,26 @@ class Watcher:
     """Checks the new points of all runs of a store, through its public interface. Not thread-safe."""
 
     def __init__(self, store: Store, rules: Sequence[Rule], clock: Callable[[], float] = time.monotonic) -> None:
-        """Create a watcher of points that arrive from now on.
+        """Create a watcher for points that arrive from now on.
 
         Args:
-            store: Store to watch, and to store alerts in.
+            store: Store to watch and to add alerts to.
             rules: Rules to check.
-            clock: Monotonic clock, in seconds.
+            clock: Monotonic clock in seconds.
         """
         self._store = store
         self._rules = rules
         self._clock = clock
         self._runs: dict[RunRef, _RunState] = {}
         self._cursor: str | None = None
-        with suppress(StoreUnavailableError):  # if the disk fails, start at the first check that succeeds
+        with suppress(StoreUnavailableError):  # if the disk fails, watching starts at the first successful check
             self._cursor = store.changes(None).cursor
 
     def check(self) -> None:
-        """Check the points that have arrived since the last check, and raise alerts.
+        """Check the points that have arrived since the last check and raise alerts.
 
         Raises:
-            StoreError: The store cannot be read or written now; the next check continues from here.
+            StoreError: The store cannot be read or written now. The next check resumes at this point.
         """
         after = self._cursor
         changes = self._store.changes(after)
@@ -97,7 +97,7 @@ class Watcher:
                 self._check_run(change, after)
                 if change.state not in ("running", "stalled"):
                     self._runs.pop(change.run, None)
-            except (NotFoundError, DamagedError):  # deleted meanwhile; continue with other runs
+            except (NotFoundError, DamagedError):  # the run was deleted or is damaged; continue with other runs
                 self._runs.pop(change.run, None)
         self._cursor = changes.cursor
         self._check_stalls()
@@ -136,7 +136,8 @@ class Watcher:
             detector = state.detectors.setdefault((key, number), make_detector(rule))
             for index, value in enumerate(points.floats().tolist()):
                 message = detector(value)
-                # If the reading is complete, its points may be old: update the detectors, but raise no alerts.
+                # If the reading is complete, its points may be old. In that case, update the detectors without raising
+                # alerts.
                 if message is not None and reading.complete is False and self._is_due(state, series.metric, number):
                     moment = int(points.times[index])
                     self._raise(
@@ -149,7 +150,7 @@ class Watcher:
                     )
 
     def _is_due(self, state: _RunState, metric: str, rule: int) -> bool:
-        """Return whether the rule has not raised an alert about the metric recently, for another rank for example."""
+        """Return whether the rule has not recently raised an alert about the metric, for example for another rank."""
         now = self._clock()
         if now - state.last_alerts.get((metric, rule), -1e9) < _MIN_INTERVAL:
             return False
@@ -213,10 +214,10 @@ class Watcher:
 
 _SEVERE: Final = (13, "WARN")
 _SEVERITIES: Final = {"nan": (17, "ERROR")}
-"""Severity of alerts, by kind."""
+"""Severity of alerts by kind."""
 
 _MIN_INTERVAL: Final = 60.0
-"""Minimum number of seconds between two alerts of one rule about one metric of one run."""
+"""Minimum seconds between two alerts about the same rule, metric and run."""
 
 
 def _step(reading: Reading, process: str, moment: int) -> int | None:

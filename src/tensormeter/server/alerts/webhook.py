@@ -1,4 +1,4 @@
-"""Sending alerts to a webhook: each at least once, in order, across restarts of the server."""
+"""Delivery of alerts to a webhook, each at least once, in order, and across server restarts."""
 
 import hashlib
 import json
@@ -29,9 +29,10 @@ _log = logging.getLogger(__name__)
 
 
 class Webhook:
-    """Sends alerts to one address, on a daemon thread, from construction until `stop`.
+    """Sends alerts to one address on a daemon thread, from construction until `stop`.
 
-    The store keeps the position of the last acknowledged alert. Redirects are not followed. The address is a secret and not logged.
+    The store keeps the position of the last acknowledged alert. Redirects are not followed. The address is a secret and
+    is not logged.
     """
 
     def __init__(self, store: Store, url: str) -> None:
@@ -43,13 +44,13 @@ class Webhook:
         self._pool = urllib3.PoolManager(retries=False, timeout=_TIMEOUT)
         self._stopping = threading.Event()
         self._skipped_old = False
-        with suppress(StoreError):  # a full disk; the thread tries again
+        with suppress(StoreError):  # for example, a full disk; the thread will try again
             self._skip_old_alerts()
         self._thread = threading.Thread(target=self._loop, name="tensormeter-webhook", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread and wait for it, including a request in progress (15 s at most)."""
+        """Stop the thread and wait until it ends. A request in progress can take up to 15 s."""
         self._stopping.set()
         self._thread.join()
         self._pool.clear()
@@ -71,7 +72,7 @@ class Webhook:
             self._store.mark(self._watermark, event.id + 1)
 
     def _skip_old_alerts(self) -> None:
-        """Skip the alerts that are older than a new address."""
+        """If the address is new, skip all alerts that already exist."""
         if self._skipped_old:
             return
         if self._store.mark(self._watermark) == 0:
@@ -82,7 +83,10 @@ class Webhook:
         self._skipped_old = True
 
     def _send(self, ref: RunRef, event: StoredEvent) -> bool:
-        """Send one alert until it is accepted or permanently refused; return False if the server stops first."""
+        """Send one alert, with retries, until it is accepted or permanently refused.
+
+        Return False if the server stops first.
+        """
         body = json.dumps(_document(ref, event), ensure_ascii=False).encode(errors="replace")
         waits = exponential_delays(1, _MAX_DELAY)
         while not self._stopping.is_set():
@@ -111,7 +115,7 @@ def _document(ref: RunRef, event: StoredEvent) -> Mapping[str, Any]:
     body = event.body if isinstance(event.body, Mapping) else {"message": event.body}
     message = str(body.get("message") or body.get("text") or body.get("title") or event.name)[:2000]
     return {
-        "text": f"{ref.project}/{ref.run_id}: {message}",  # the text that chat services show
+        "text": f"{ref.project}/{ref.run_id}: {message}",  # the field that chat services show
         "project": ref.project,
         "run": ref.run_id,
         "process": event.process,
@@ -123,7 +127,7 @@ def _document(ref: RunRef, event: StoredEvent) -> Mapping[str, Any]:
 
 
 def _retry_after(text: str | None) -> float:
-    """Parse a delay in seconds or a date (RFC 9110) to seconds; 0 if it is neither."""
+    """Convert a delay in seconds or a date (RFC 9110) to seconds; 0 if it is neither."""
     if not text:
         return 0.0
     if text.strip().isascii() and text.strip().isdecimal() and len(text) < 12:

@@ -1,6 +1,6 @@
 """The query API: JSON under /api/v1/, described in docs/api.md.
 
-Every response is valid JSON: NaN and the infinities are the texts "NaN", "Infinity" and "-Infinity".
+Every response is valid JSON. NaN and infinities are the strings "NaN", "Infinity" and "-Infinity".
 """
 
 from starlette.routing import Route
@@ -19,7 +19,7 @@ __all__ = ["Shutdown", "api_routes"]
 
 
 def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
-    """Return all routes of the API. They work on threads that ingest does not share."""
+    """Return all API routes. Their handlers use separate threads from ingest."""
     threads, limiter = ApiThreads(stores.stalled), ResponseLimiter()
     routes = [
         Route("/api/v1/openapi.json", describe_api),

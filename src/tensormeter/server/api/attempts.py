@@ -1,7 +1,7 @@
-"""Attempt numbers of processes, for runs whose machines share nothing but this server.
+"""Assignment of attempt numbers, for runs whose machines share only this server.
 
-Nothing is written: the number follows from the stored processes, so processes that ask at the same time get the same number
-(`tensormeter.attempt`).
+Requests write nothing: the number is derived from the stored processes, so processes that ask at the same time get the
+same number (`tensormeter.attempt`).
 """
 
 import time
@@ -33,11 +33,11 @@ class AttemptsApi:
         self._threads = threads
 
     def routes(self) -> list[Route]:
-        """Return the route of the handler."""
+        """Return the handler's route."""
         return [Route("/api/v1/runs/{run_id}/attempt", self.attempt, methods=["GET"])]
 
     async def attempt(self, request: Request) -> Response:
-        """Return the attempt number of a process, and the last step of the earlier attempts."""
+        """Return the attempt number of a process and the last step of earlier attempts."""
         ref, parameters = run_ref(request), read_parameters(request, AttemptParameters)
         member = Member(parameters.process, parameters.rank, parameters.world_size, parameters.launch)
         resume = parameters.resume
@@ -52,7 +52,7 @@ class AttemptsApi:
 
 
 def _members(store: Store, ref: RunRef, *, resume: bool) -> dict[str, KnownMember]:
-    """Return the training processes of a run, by id; empty if the run does not exist."""
+    """Return the training processes of a run by id. The result is empty if the run does not exist."""
     try:
         running = store.run(ref).state == "running"
         processes = store.processes(ref)
@@ -82,7 +82,7 @@ def _member(process: ProcessSummary, *, running: bool, resume: bool) -> KnownMem
 
 
 def _last_step(store: Store, ref: RunRef, known: Mapping[str, KnownMember], number: int) -> int | None:
-    """Return the highest last step of the processes of earlier attempts."""
+    """Return the highest step that processes of earlier attempts have reached."""
     earlier = {process for process, member in known.items() if member.attempt < number}
     if not earlier:
         return None

@@ -1,7 +1,7 @@
-"""Binary responses: series as columns, which browsers and NumPy read without parsing numbers.
+"""Binary responses with series as columns, which browsers and NumPy read without parsing numbers.
 
-The format: the length of the header as a little-endian u32, the header in JSON, padding to a multiple of 8, and the arrays.
-Equal arrays are written once.
+A response consists of the header's length as a little-endian u32, the header as JSON, padding to a multiple of 8, and
+the arrays. Equal arrays are written only once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ _TYPES: Final[Mapping[str, Literal["f64", "i64", "u8"]]] = {"f": "f64", "i": "i6
 
 
 class _Arrays:
-    """The arrays after a header; each starts at a multiple of 8."""
+    """Arrays that follow a header, each starting at a multiple of 8."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -37,9 +37,9 @@ class _Arrays:
         self._size = 0
 
     def add(self, array: NDArray[Any]) -> ArrayPlace:
-        """Append an array, and return its place for the header."""
+        """Append an array and return its place for the header."""
         data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-        # Series that were logged together have the same x, which is written once.
+        # Series that were logged together share the same x, which is written only once.
         offset = self._offsets.setdefault(data, self._size)
         place = ArrayPlace(offset, len(array), _TYPES[array.dtype.kind])
         self._places.append(place)
@@ -50,8 +50,8 @@ class _Arrays:
         return place
 
     def encode(self, document: QueryColumns | MetricColumns) -> list[bytes]:
-        """Return the whole response, in parts; offsets count from its start."""
-        # The length of the header depends on the digits of the offsets, so it is measured with very large offsets first.
+        """Return the whole response in parts. Offsets are relative to its start."""
+        # The header's length depends on the digits of the offsets, so it is first measured with very large offsets.
         self._move(1 << 40)
         start = -(-(4 + len(encode(document))) // 8) * 8
         self._move(start - (1 << 40))
@@ -65,7 +65,7 @@ class _Arrays:
 
 
 def encode_columns(result: PointsResult, *, reset: bool, check: Check = no_check) -> list[bytes]:
-    """Return the binary response to a query, in parts."""
+    """Return the binary response to a query in parts."""
     arrays = _Arrays()
     documents = []
     for series in result.series:
@@ -91,7 +91,7 @@ def encode_columns(result: PointsResult, *, reset: bool, check: Check = no_check
 def encode_full_columns(
     metric: str, x: Literal["step", "time"], all_series: Sequence[RawSeries], check: Check = no_check
 ) -> list[bytes]:
-    """Return the binary response with every point of a metric, in parts."""
+    """Return the binary response with every point of a metric in parts."""
     arrays = _Arrays()
     documents = []
     for series in all_series:

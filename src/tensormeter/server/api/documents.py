@@ -1,4 +1,4 @@
-"""Documents of the API, built from the values of the store."""
+"""API documents, built from the store's values."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -27,13 +27,13 @@ _OWN_SCOPE: Final = frozenset({""})
 
 
 def run_document(run: RunSummary, config: Mapping[str, Any] | None = None) -> schemas.Run:
-    """Return a run of a list; with a trimmed configuration, if given."""
+    """Return a run for a list. `config`, if given, replaces the full configuration."""
     fields = _run_fields(run)
     return schemas.Run(**(fields if config is None else fields | {"config": config}), processes=run.processes)
 
 
 def run_details(run: RunSummary, processes: Sequence[ProcessSummary], losses: Mapping[str, int]) -> schemas.RunDetails:
-    """Return a run with its processes."""
+    """Return a run with its processes and losses."""
     documents = [_process(process) for process in processes]
     return schemas.RunDetails(
         **_run_fields(run), processes=documents, environment=_environment(processes), losses=losses
@@ -41,12 +41,12 @@ def run_details(run: RunSummary, processes: Sequence[ProcessSummary], losses: Ma
 
 
 def variant_fields(series: Varying) -> dict[str, Any]:
-    """Return the fields that distinguish series of one metric, process and attribute set."""
+    """Return the fields that distinguish series with the same metric, process and attribute set."""
     return _kind_fields(series.kind) | {"scope": series.scope, "unit": series.unit}
 
 
 def metric_documents(series: Sequence[MetricSummary]) -> list[schemas.Metric]:
-    """One document for each name, kind and unit among the series of a run."""
+    """Return one document for each name, kind and unit among a run's series."""
     groups: dict[tuple[str, Kind, str], list[MetricSummary]] = {}
     for summary in series:
         groups.setdefault((summary.metric, summary.kind, summary.unit), []).append(summary)
@@ -54,7 +54,10 @@ def metric_documents(series: Sequence[MetricSummary]) -> list[schemas.Metric]:
 
 
 def join_metrics(runs: Sequence[Sequence[schemas.Metric]]) -> list[schemas.Metric]:
-    """Return the metrics of several runs as one list. `processes` is the number of the run with the most processes."""
+    """Combine the metrics of several runs.
+
+    `processes` is taken from the run in which the most processes have the metric.
+    """
     joined: dict[tuple[object, ...], schemas.Metric] = {}
     seen: dict[tuple[object, ...], set[str]] = {}
     for metrics in runs:
@@ -83,7 +86,7 @@ def join_metrics(runs: Sequence[Sequence[schemas.Metric]]) -> list[schemas.Metri
 
 
 def event_document(event: StoredEvent) -> schemas.Event:
-    """Return an event. Fields that its log record does not have are 0, empty or null."""
+    """Return an event. Fields that are missing in its log record are 0, empty or null."""
     record = event.record
     observed = record.get("observed_time")
     return schemas.Event(
@@ -106,7 +109,7 @@ def event_document(event: StoredEvent) -> schemas.Event:
 
 
 def trim_config(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Return the named parts of a configuration; dots in a name separate nested objects."""
+    """Return the named parts of a configuration. Dots in a name separate nested objects."""
     trimmed: dict[str, Any] = {}
     for key in keys:
         if key in config:
@@ -171,9 +174,9 @@ def _process(process: ProcessSummary) -> schemas.Process:
 
 
 def _environment(processes: Sequence[ProcessSummary]) -> Mapping[str, Any]:
-    """Return the resource of the lowest rank of the latest attempt.
+    """Return the resource of the lowest rank in the latest attempt.
 
-    The resource of a node has neither a command line nor a revision, so it is used only if no process trains.
+    A node's resource has neither a command line nor a revision, so it is used only if there is no training process.
     """
 
     def order(process: ProcessSummary) -> tuple[bool, int, float]:
@@ -214,7 +217,10 @@ def _kind_fields(kind: Kind) -> dict[str, Any]:
 
 
 def _rare_fields(scopes: Collection[str], *, stepped: bool) -> dict[str, Any]:
-    """Return the fields that few metrics have: scopes of other libraries, and steps although the latest point has none."""
+    """Return fields that few metrics have.
+
+    These are scopes of other libraries, and `stepped` if there are steps but the latest point has none.
+    """
     return {"scopes": UNSET if set(scopes) == _OWN_SCOPE else sorted(scopes), "stepped": True if stepped else UNSET}
 
 

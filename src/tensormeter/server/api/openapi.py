@@ -24,7 +24,7 @@ _IN_PATH: Final[Mapping[str, str]] = {"run_id": "Id of the run.", "digest": "Dig
 
 
 def openapi_document() -> dict[str, Any]:
-    """Return the document. Its paths are those of the routes, which a test compares."""
+    """Return the document. A test checks that its paths equal those of the routes."""
     document = _Document()
     add = document.add
     add("/api/v1/openapi.json", "Describe the API", {_JSON: {"type": "object"}})
@@ -75,7 +75,7 @@ async def describe_api(_: Request) -> Response:
 
 
 class _Document:
-    """Collects operations and the schemas that they refer to.
+    """Collector of operations and the schemas that they refer to.
 
     Attributes:
         paths: Operations by path and method.
@@ -91,7 +91,7 @@ class _Document:
         }
 
     def schema(self, kind: type[msgspec.Struct]) -> _Schema:
-        """Return a reference to the schema of a class, which becomes a component."""
+        """Return a reference to a class's schema, which becomes a component."""
         self._types.append(kind)
         return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
@@ -112,11 +112,11 @@ class _Document:
         """Add an operation.
 
         Args:
-            path: Path with names in braces.
+            path: Path with parameter names in braces.
             summary: Short description in the imperative.
-            response: Class of the JSON response, or schemas by media type, or None for an empty response.
+            response: Class of the JSON response, schemas by media type, or None for an empty response.
             parameters: Class of the query parameters.
-            method: HTTP method in lower case.
+            method: HTTP method in lowercase.
             body: Class of the JSON body.
         """
         if response is None:
@@ -146,12 +146,12 @@ class _Document:
 def _components(kinds: list[type[msgspec.Struct]]) -> dict[str, Any]:
     _, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     for schema in components.values():
-        del schema["title"]  # it repeats the name
+        del schema["title"]  # the title repeats the name
     return dict(components)
 
 
 def _name_types(schema: Any) -> None:
-    """Add the type to enumerations of texts, which msgspec omits; client generators need it."""
+    """Add the type, which msgspec omits, to string enumerations. Client generators need it."""
     if isinstance(schema, dict):
         if all(isinstance(value, str) for value in schema.get("enum", [None])):
             schema["type"] = "string"
@@ -170,7 +170,7 @@ def _parameters(kind: type[msgspec.Struct]) -> list[_Schema]:
 
 def _parameter(name: str, schema: dict[str, Any], *, required: bool) -> _Schema:
     description = schema.pop("description")
-    # A parameter that is not given is null for the server, but no text stands for null.
+    # A missing parameter is null for the server, but no text in a query represents null.
     if schema.get("default", 0) is None:
         del schema["default"]
         alternatives = [part for part in schema.pop("anyOf") if part != {"type": "null"}]

@@ -1,4 +1,4 @@
-"""Parameters and bodies of requests, validated by the classes in `request_schemas`."""
+"""Request parameters and bodies, validated with the classes in `request_schemas`."""
 
 import json
 import re
@@ -20,48 +20,48 @@ from tensormeter.server.store import RunRef
 __all__ = ["invalid", "parse_run_ref", "read_body", "read_parameters", "run_ref", "run_refs", "unique"]
 
 MAX_JSON: Final = 1 << 20
-"""Bytes of the body of one request."""
+"""Maximum size of a request body in bytes."""
 
 MAX_READING_JSON: Final = 64 << 20
-"""Bytes of the bodies of all requests that are being read."""
+"""Maximum total size of all bodies that are being read, in bytes."""
 
 _SHOWN: Final = 40
-"""Characters of an invalid value that an error message shows."""
+"""Maximum number of characters of an invalid value that an error message shows."""
 
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
 
 _INTEGER: Final = re.compile(r"-?\d{1,19}", re.ASCII)
-"""An int64 has at most 19 digits. `int` takes long for more digits, and accepts other texts."""
+"""An int64 has at most 19 digits. For more digits, `int` would be slow, and it also accepts other texts."""
 
 _POSITIVE: Final = re.compile(r"\d{1,9}", re.ASCII)
 _NUMBER: Final = re.compile(r"(?=.{1,39}$)[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _FIELD: Final = re.compile(r"(?:field `|at `\$\.)(\w+)")
-"""The field's name in a message of msgspec."""
+"""Pattern for the field's name in a msgspec message."""
 
 _BOOLEANS: Final = {"true": True, "false": False}
 
 _reading_json = [0]
-"""Bytes of the bodies that the event loop is reading."""
+"""Total size of the bodies that the event loop is reading, in bytes."""
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 def run_ref(request: Request) -> RunRef:
-    """Return the run in the path of a request."""
+    """Return the run that a request's path identifies."""
     return RunRef(request.path_params["run_id"], request.query_params.get("project"))
 
 
 def parse_run_ref(text: str, project: str | None = None) -> RunRef:
-    """Return a run in a list: `id` or `project/id`."""
+    """Parse a list entry, `id` or `project/id`, to a run."""
     before, slash, run_id = text.rpartition("/")
     return RunRef(run_id, before if slash else project)
 
 
 def run_refs(parameters: RunListParameters) -> list[RunRef]:
-    """Return the runs in the parameter `runs`.
+    """Return the runs that the parameter `runs` lists.
 
     Raises:
-        HTTPException: 400, there are none, or more than `MAX_RUNS`.
+        HTTPException: 400 if there are no runs or more than `MAX_RUNS`.
     """
     refs = [parse_run_ref(text, parameters.project) for text in parameters.runs.split(",") if text]
     if not refs or len(refs) > MAX_RUNS:
@@ -70,10 +70,10 @@ def run_refs(parameters: RunListParameters) -> list[RunRef]:
 
 
 def read_parameters(request: Request, kind: type[_T]) -> _T:
-    """Return the parameters of a request; unknown ones are ignored, so that newer clients work with older servers.
+    """Return the parameters of a request. Unknown ones are ignored, so that newer clients work with older servers.
 
     Raises:
-        HTTPException: 400, a parameter is missing or invalid.
+        HTTPException: 400 if a parameter is missing or invalid.
     """
     converters = _converters(kind)
     document = {}
@@ -87,24 +87,25 @@ def read_parameters(request: Request, kind: type[_T]) -> _T:
 
 
 async def read_body(request: Request, kind: type[_T]) -> _T:
-    """Return the JSON object in the body of a request; unknown fields are ignored.
+    """Return the JSON object in a request's body. Unknown fields are ignored.
 
     Raises:
-        HTTPException: 413 too large, 400 invalid, 408 too slow, 503 too many at once.
+        HTTPException: 413 if the body is too large, 400 if it is invalid, 408 if it arrives too slowly, 503 if too many
+            bodies are being read.
         EncodingError: The body is not JSON.
     """
     document = parse_document(await _read(request))
     if not isinstance(document, dict):
         raise HTTPException(400, "expected a JSON object as the body")
-    # JSON has one kind of numbers, so 12.0 is an integer.
+    # JSON has only one kind of number, so 12.0 counts as an integer.
     return _validated({name: _whole(document[name]) for name in kind.__struct_fields__ if name in document}, kind)
 
 
 def unique(name: str, values: list[str], most: int) -> list[str]:
-    """Return the values of a field without repetitions.
+    """Return the values of a field without duplicates.
 
     Raises:
-        HTTPException: 413, there are more than `most`, repetitions included.
+        HTTPException: 413 if there are more than `most` values, including duplicates.
     """
     if len(values) > most:
         raise HTTPException(413, f"{name}: expected at most {most}, got {len(values)}; send several requests")
@@ -112,14 +113,14 @@ def unique(name: str, values: list[str], most: int) -> list[str]:
 
 
 def invalid(name: str, kind: type[msgspec.Struct], document: Mapping[str, Any]) -> HTTPException:
-    """Return the error for an invalid field: its name, the expected value and the actual value."""
+    """Return the error for an invalid field, with its name, the expected value and the actual value."""
     field = next(field for field in _fields(kind) if field.name == name)
     value = _shown(document[name]) if name in document else "nothing"
     return HTTPException(400, f"{name}: expected {_expected(field.type)}, got {value}")
 
 
 def _shown(value: Any) -> str:
-    """Return the beginning of a value as JSON; the rest, which can be a megabyte or deeply nested, is not encoded."""
+    """Return the beginning of a value as JSON. The rest is not encoded, because it can be large or deeply nested."""
     text = ""
     for piece in _ENCODER.iterencode(value[:_SHOWN] if isinstance(value, str) else value):
         text += piece
@@ -168,7 +169,7 @@ def _fields(kind: type[msgspec.Struct]) -> tuple[inspect.Field, ...]:
 
 @cache
 def _converters(kind: type[msgspec.Struct]) -> Mapping[str, Callable[[str], Any]]:
-    """For each parameter, the function that converts its text; invalid text stays text, and validation refuses it."""
+    """Return a text converter for each parameter. Invalid text remains text and is refused during validation."""
     return {field.name: _converter(field.type) for field in _fields(kind)}
 
 
@@ -189,7 +190,7 @@ def _converter(kind: inspect.Type) -> Callable[[str], Any]:
 
 
 def _parse_object(text: str) -> Any:
-    """Parse JSON; empty text is a missing value, but the text `null` is not, so it stays text."""
+    """Parse JSON. Empty text is a missing value. The text `null` is not, so it remains text."""
     if not text:
         return None
     document = parse_document(text)
@@ -197,7 +198,7 @@ def _parse_object(text: str) -> Any:
 
 
 def _alternatives(kind: inspect.Type) -> list[inspect.Type]:
-    """Return the types of a value other than null."""
+    """Return the possible types of a value, except null."""
     if isinstance(kind, inspect.Metadata):
         return _alternatives(kind.type)
     if isinstance(kind, inspect.UnionType):

@@ -1,4 +1,4 @@
-"""Points: sampled for charts, in full, over processes, and distributions."""
+"""Points: sampled for charts, in full, and aggregated over processes; and distributions."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Final, Literal
@@ -36,22 +36,25 @@ from tensormeter.server.store.models.points import Blobs, Points
 __all__ = ["PointsApi"]
 
 MAX_JSON_POINTS: Final = 2_500_000
-"""Points of one response in JSON. Writing a million takes a fraction of a second."""
+"""Maximum number of points in a JSON response. Writing a million points takes a fraction of a second."""
 
 _SERIES_WEIGHT: Final = 20
-"""Points that each series counts as, for its header."""
+"""Number of points that the header of each series counts as."""
 
 _FEWEST_POINTS: Final = 4
-"""Lowest number of points per series that sampling can return."""
+"""Smallest number of points per series that sampling can return."""
 
 _SLICE: Final = 16_384
-"""Numbers that are encoded at once. The encoder holds the GIL, and ingest must not wait for it for long."""
+"""Number of values to encode at once. The encoder holds the GIL, and ingest must not wait for it for long."""
 
 _FEW: Final = 64
-"""Distributions that are encoded at once."""
+"""Number of distributions to encode at once."""
 
 _MOST_BUCKETS: Final = 640
-"""Maximum number of buckets of an exponential histogram in `/distributions`: twice as many as OpenTelemetry's SDKs and tensormeter make."""
+"""Maximum number of buckets of an exponential histogram in `/distributions`.
+
+This is twice the number that tensormeter and OpenTelemetry SDKs create.
+"""
 
 _RUN: Final = "/api/v1/runs/{run_id}"
 
@@ -66,7 +69,7 @@ class PointsApi:
         self._ranks = RankCache()
 
     def routes(self) -> list[Route]:
-        """Return the routes of the handlers."""
+        """Return the handlers' routes."""
         return [
             Route("/api/v1/query", self.query, methods=["POST"]),
             Route(f"{_RUN}/series", self.series),
@@ -76,7 +79,7 @@ class PointsApi:
         ]
 
     async def query(self, request: Request) -> Response:
-        """Sampled points of many series of many runs."""
+        """Return sampled points of many series and runs."""
         refs, query = _query(await read_body(request, request_schemas.Query))
         binary = COLUMNS in request.headers.get("accept", "")
 
@@ -94,7 +97,7 @@ class PointsApi:
         )
 
     async def series(self, request: Request) -> Response:
-        """Every point of a metric."""
+        """Return every point of a metric."""
         ref, parameters = run_ref(request), read_parameters(request, request_schemas.SeriesParameters)
         metric, x = parameters.metric, parameters.x
         query = _raw_query(parameters, Axis.parse(x))
@@ -110,7 +113,7 @@ class PointsApi:
         return await self._response_limiter.points(request, self._threads.run_checked, work, parameters.limit)
 
     async def ranks(self, request: Request) -> Response:
-        """Statistics of a metric over the processes of a run."""
+        """Return statistics of a metric over the processes of a run."""
         ref, parameters = run_ref(request), read_parameters(request, request_schemas.RanksParameters)
         query = RunQuery(
             (parameters.metric,),
@@ -142,7 +145,7 @@ class PointsApi:
         return json_response(await self._read(request, work))
 
     async def histograms(self, request: Request) -> Response:
-        """Distributions of a metric over time."""
+        """Return distributions of a metric over time."""
         ref, parameters = run_ref(request), read_parameters(request, request_schemas.HistogramsParameters)
         query = RunQuery(
             (parameters.metric,),
@@ -164,7 +167,7 @@ class PointsApi:
         return json_response(await self._read(request, work))
 
     async def distributions(self, request: Request) -> Response:
-        """Every distribution of a metric."""
+        """Return every distribution of a metric."""
         ref, parameters = run_ref(request), read_parameters(request, request_schemas.DistributionsParameters)
         query = _raw_query(parameters, Axis(None), numeric=False)
 
@@ -175,10 +178,10 @@ class PointsApi:
         return await self._response_limiter.points(request, self._threads.run_checked, work, parameters.limit)
 
     async def _read(self, request: Request, work: Callable[[CpuBudget], bytes]) -> bytes:
-        """Run work on a thread.
+        """Run work on a worker thread.
 
         Raises:
-            TooManyPointsError: The work takes too much processor time.
+            TooManyPointsError: The work needs too much processor time.
         """
         try:
             return await self._threads.run_checked(request, work)
@@ -187,7 +190,7 @@ class PointsApi:
 
 
 def _check_json(points: int, series: int) -> None:
-    """Refuse to write a very large response as JSON.
+    """Refuse a JSON response that would be very large.
 
     Raises:
         TooManySeriesError: The response would be too large.
@@ -315,7 +318,7 @@ def _encode_array(name: str, column: NDArray[np.float64]) -> Iterator[bytes]:
 
 
 def _size(all_series: Sequence[RawSeries]) -> int:
-    """Bytes of series in memory."""
+    """Return the size of series in memory, in bytes."""
     size = 0
     for series in all_series:
         arrays = series.steps, series.stepped, series.gaps, *series.points.arrays()
@@ -328,7 +331,7 @@ def _size(all_series: Sequence[RawSeries]) -> int:
 def _encode_full(
     metric: str, x: Literal["step", "time"], all_series: Sequence[RawSeries]
 ) -> Generator[bytes, None, None]:
-    """Yield the document piece by piece; Starlette draws each piece on a worker thread."""
+    """Yield the document piece by piece. Starlette requests each piece on a worker thread."""
     yield encode(schemas.MetricSeriesHeader(metric, x))[:-1] + b',"series":['
     ambiguous = len({(series.kind, series.scope, series.unit) for series in all_series}) > 1
     for position, series in enumerate(all_series):
@@ -366,7 +369,7 @@ def _column(series: RawSeries, name: str, part: slice) -> list[Any]:
 
 
 def _encode_distributions(metric: str, all_series: Sequence[RawSeries]) -> Generator[bytes, None, None]:
-    """Yield the document piece by piece, as `_encode_full`."""
+    """Yield the document piece by piece, like `_encode_full`."""
     yield encode({"metric": metric})[:-1] + b',"series":['
     for position, series in enumerate(all_series):
         header = schemas.DistributionHeader(

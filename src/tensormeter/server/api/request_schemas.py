@@ -1,4 +1,4 @@
-"""Bodies and parameters of requests, each described once; see `schemas`."""
+"""Request bodies and parameters, each described once; see `schemas`."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -8,7 +8,7 @@ from tensormeter.conventions.attempt_number import MAX_ATTEMPT
 from tensormeter.server.store import MAX_READ_POINTS
 
 MAX_RUNS: Final = 200
-"""Runs of one request."""
+"""Maximum number of runs in one request."""
 
 MAX_METRICS: Final = 200
 MAX_POINTS: Final = 100_000
@@ -18,7 +18,7 @@ MAX_PAGE: Final = 1000
 
 MIN_INTEGER: Final = -(1 << 63)
 MAX_INTEGER: Final = (1 << 63) - 1
-"""Range of the integers that a store can look for."""
+"""Upper limit of the integers that a store can search for."""
 
 MAX_NUMBER: Final = 1e30
 

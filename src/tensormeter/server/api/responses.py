@@ -1,4 +1,4 @@
-"""Responses of the API: documents as JSON."""
+"""API responses: documents as JSON."""
 
 from typing import Any, Final
 
@@ -11,10 +11,13 @@ _ENCODER: Final = msgspec.json.Encoder()
 
 
 def encode(document: Any) -> bytes:
-    """JSON without spaces. NaN and infinities must be texts already; they would become null."""
+    """Encode a document as JSON without spaces.
+
+    NaN and infinities must already be strings; otherwise, they become null.
+    """
     return _ENCODER.encode(document)
 
 
 def json_response(body: bytes) -> Response:
-    """Return a response with an encoded document."""
+    """Return a response that contains an encoded document."""
     return Response(body, media_type="application/json")

@@ -32,7 +32,7 @@ __all__ = ["RunsApi"]
 MAX_FIELDS: Final = 1000
 MAX_LEVELS: Final = 100
 _MAX_POSITION: Final = 39
-"""Characters of two integers of 63 bits."""
+"""Maximum length of a position in characters: two 63-bit integers and a separator."""
 
 _RUN: Final = "/api/v1/runs/{run_id}"
 
@@ -45,18 +45,18 @@ _MEDIA_HEADERS: Final = {
 
 
 class RunsApi:
-    """Handlers of projects, runs, metrics, events and images."""
+    """Handlers for projects, runs, metrics, events and images."""
 
     def __init__(self, stores: Stores, threads: ApiThreads) -> None:
         self._stores = stores
         self._threads = threads
 
     def routes(self) -> list[Route]:
-        """Return the routes of the handlers."""
+        """Return the handlers' routes."""
         return [
             Route("/api/v1/projects", self.projects),
             Route("/api/v1/runs", self.runs),
-            # One route, so that the response to any other method lists all of these.
+            # A single route, so that the response to any other method lists all three.
             Route(_RUN, self.run, methods=["GET", "PATCH", "DELETE"]),
             Route(f"{_RUN}/metrics", self.metrics),
             Route("/api/v1/metrics", self.metrics_of_runs),
@@ -161,7 +161,7 @@ class RunsApi:
         return json_response(await self._threads.run_checked(request, work))
 
     async def events(self, request: Request) -> Response:
-        """Events of a run, newest first."""
+        """Return events of a run, newest first."""
         ref, parameters = run_ref(request), read_parameters(request, EventsParameters)
         query = EventQuery(
             name=parameters.name or None,
@@ -189,7 +189,7 @@ class RunsApi:
 
 
 def _position(text: str | None) -> tuple[int, int] | None:
-    """Time and number of an event, from `next` of an earlier response."""
+    """Parse the `next` of an earlier response to the time and number of an event."""
     if text is None:
         return None
     time, _, number = text.partition("-")

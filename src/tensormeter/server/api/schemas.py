@@ -1,7 +1,7 @@
-"""Documents of responses, each described once.
+"""Response documents, each described once.
 
-Responses are encoded from these classes. Together with `request_schemas`, they are the source of `openapi.json` and of the page's
-types. A field that is `UNSET` is left out of the response.
+Responses are encoded from these classes. Together with `request_schemas`, they are the source of `openapi.json` and the
+page's types. A field that is `UNSET` is omitted from the response.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from tensormeter.server.store.models.metric_kind import KindName
 
 Attributes = Mapping[str, Any]
 Float = float | Literal["NaN", "Infinity", "-Infinity"]
-"""A number. JSON has neither NaN nor infinities, so these are texts."""
+"""A number. NaN and infinities are strings, because JSON has neither."""
 
 Nanoseconds = Annotated[str, Meta(pattern="^-?[0-9]+$", description="Nanoseconds since the Unix epoch.")]
-"""An integer as text, because JavaScript's numbers have too few digits."""
+"""An integer as a string, because JavaScript numbers have too few digits."""
 
 Temporality = Literal["delta", "cumulative", "unspecified"]
 

@@ -1,4 +1,4 @@
-"""Live updates: server-sent events with the metrics that have new points, so that a page can query only those."""
+"""Live updates: server-sent events that list metrics with new points, so that a page can query only those."""
 
 import time
 from collections import Counter
@@ -25,21 +25,25 @@ from tensormeter.server.store import Changes, RunRef, Store, StoreUnavailableErr
 __all__ = ["Shutdown", "StreamApi"]
 
 MAX_STREAMS: Final = 256
-"""Maximum number of open streams. At this limit, a client with fewer streams takes a place from the client with the most."""
+"""Maximum number of open streams.
+
+At this limit, a new stream replaces one of the client with the most streams, if that client has more streams than the
+new stream's client would have.
+"""
 
 _POLL: Final = 1.0
 _KEEPALIVE: Final = 15.0
 
 
 class Shutdown:
-    """Whether the server is stopping. Streams end within one poll after that."""
+    """Signal that the server is stopping. Streams then end within one poll."""
 
     def __init__(self) -> None:
         self.started = False
 
 
 class _Place:
-    """The place of an open stream: its client, and whether it must end to make room for another client."""
+    """Place of an open stream: its client, and whether it must end to make room for another client."""
 
     def __init__(self, client: str, reader: Reader | None) -> None:
         self.client = client
@@ -47,21 +51,21 @@ class _Place:
         self._reader = reader
 
     def end(self) -> None:
-        """End the stream within one poll, or at once if its client reads nothing."""
+        """End the stream within one poll, or immediately if its client is not reading."""
         self.evicted = True
         if self._reader is not None and self._reader.stalled:
             self._reader.abort()
 
 
 class _Places:
-    """The places of all open streams. For one event loop."""
+    """Places of all open streams. For one event loop."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._taken: dict[_Place, None] = {}
 
     def take(self, client: str, reader: Reader | None) -> _Place | None:
-        """Reserve a place for a new stream; None if there is none for this client."""
+        """Reserve a place for a new stream. Return None if there is no place for this client."""
         if len(self._taken) >= self._most:
             counts = Counter(place.client for place in self._taken)
             largest, most = counts.most_common(1)[0]
@@ -80,7 +84,7 @@ class _Places:
 
 
 class _StreamResponse(StreamingResponse):
-    """A stream that frees its place when it ends, even if the client disconnects before the first event."""
+    """Stream that frees its place when it ends, even if the client disconnects before the first event."""
 
     def __init__(self, events: AsyncIterator[bytes], places: _Places, place: _Place) -> None:
         super().__init__(
@@ -97,7 +101,7 @@ class _StreamResponse(StreamingResponse):
 
 
 class StreamApi:
-    """The handler of `/stream`."""
+    """Handler of `/stream`."""
 
     def __init__(self, stores: Stores, threads: ApiThreads, shutdown: Shutdown) -> None:
         self._stores = stores
@@ -106,18 +110,18 @@ class StreamApi:
         self._places = _Places(MAX_STREAMS)
 
     def routes(self) -> list[Route]:
-        """Return the route of the handler."""
+        """Return the handler's route."""
         return [Route("/api/v1/stream", self.stream)]
 
     async def stream(self, request: Request) -> Response:
-        """Updates of runs, until the client disconnects."""
+        """Stream updates of runs until the client disconnects."""
         parameters = read_parameters(request, StreamParameters)
         refs = run_refs(parameters)
         after = request.headers.get("last-event-id") or parameters.after or None
         store, access = self._stores.of(request), request.state.access
         place = self._places.take(
             client_of(request), reader_of(request)
-        )  # before the response starts: many requests may arrive at once
+        )  # reserved before the response starts, because many requests may arrive at once
         if place is None:
             raise HTTPException(
                 503, f"{MAX_STREAMS} streams are open, which is the limit; try again later", {"Retry-After": "30"}

@@ -16,21 +16,24 @@ _T = TypeVar("_T")
 
 
 class ApiThreads:
-    """Runs queries on a few threads, which ingest does not share."""
+    """Runs queries on a few threads that are separate from those of ingest."""
 
     def __init__(self, stalled: Callable[[], str | None]) -> None:
         """Args:
-        stalled: Reason why the store does not answer now, or None; must not block.
+        stalled: Function that returns why the store is currently unresponsive, or None. It must not block.
         """
         self._limiter = anyio.CapacityLimiter(_THREADS)
         self._watchdog = StallWatchdog(stalled)
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """Run work on a thread. Returns and raises what it does; errors as for `StallWatchdog.run`."""
+        """Run work on a thread. Returns the work's result; raises its errors and those of `StallWatchdog.run`."""
         return await self._watchdog.run(work, self._limiter)
 
     async def run_checked(
         self, request: Request, work: Callable[[CpuBudget], _T], budget: CpuBudget | None = None
     ) -> _T:
-        """Run work that checks its budget, like `run`. The work ends if it takes too long or the client disconnects."""
+        """Run work that checks its budget; otherwise like `run`.
+
+        The work ends if it takes too long or the client disconnects.
+        """
         return await run_while_connected(request, work, self._limiter, budget, watchdog=self._watchdog)

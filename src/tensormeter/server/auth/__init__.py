@@ -1,1 +1,1 @@
-"""Authentication and authorization: tokens, the guard in front of every request, and access to single projects."""
+"""Authentication and authorization: tokens, the guard that checks every request, and access to single projects."""

@@ -1,4 +1,4 @@
-"""Authentication: the access that a request's bearer token gives."""
+"""Authentication: the access that a request's bearer token grants."""
 
 import hmac
 import re
@@ -13,18 +13,22 @@ from tensormeter.server.http.errors import DURABLE_PATH, OTLP_PATHS
 __all__ = ["Access", "Authenticator", "needed_permissions"]
 
 _ATTEMPT_PATH: Final = re.compile(r"/api/v1/runs/[^/]+/attempt")
-"""Path from which agents get the numbers of attempts. The response has only two numbers, so a token for writing may read it."""
+"""Path from which agents get attempt numbers.
+
+The response has only two numbers, so the permission to write suffices.
+"""
 
 
 @dataclass(frozen=True)
 class Access:
-    """The access of a token's holder.
+    """Access of a token's holder.
 
     Attributes:
-        who: Name for logs: the token's name, "server token", or "anyone" if the server needs no token.
-        project: The only project that the holder can access; None: all projects.
+        who: Name for logs: the token's name, "server token", "this server", or "anyone" if the server needs no token.
+        project: Only project that the holder can access; None for all projects.
         allows: Function that returns whether the holder has a permission.
-        valid: Function that returns whether the access is still valid, for long requests. Blocks for the disk.
+        valid: Function that returns whether the access is still valid, for use in long requests. It blocks while it
+            accesses the disk.
     """
 
     who: str
@@ -34,14 +38,14 @@ class Access:
 
 
 class Authenticator:
-    """Checks the server token, the token of the server's own process, and the tokens that the last `refresh` read."""
+    """Checks the server token, the token of the server's own process, and the tokens read by the last `refresh`."""
 
     def __init__(self, directory: Path, token: str | None, own_token: str, *, is_local: bool) -> None:
         """
         Args:
-            directory: Folder of the token file.
-            token: Server token with every permission, if there is one.
-            own_token: Token of this process, which may write.
+            directory: Folder that contains the token file.
+            token: Server token, which has all permissions; None if there is none.
+            own_token: Token of this process, which has the permission to write.
             is_local: Whether only this machine can connect.
         """
         self._tokens = TokenFile(directory)
@@ -50,7 +54,7 @@ class Authenticator:
         self._local = is_local
 
     def refresh(self) -> None:
-        """Read the token file if it has changed. Blocks for the disk.
+        """Read the token file if it has changed. Blocks while it accesses the disk.
 
         Raises:
             StoreError: The file cannot be read.
@@ -58,7 +62,7 @@ class Authenticator:
         self._tokens.tokens()
 
     def access(self, authorization: str, *, forwarded: bool = False) -> Access | None:
-        """Return the access that an `Authorization` header gives; None: no access. Does not block.
+        """Return the access that an `Authorization` header grants, or None for no access. Does not block.
 
         Args:
             authorization: Value of the header.
@@ -88,7 +92,7 @@ class Authenticator:
 
 
 def needed_permissions(method: str, path: str) -> tuple[Permission, ...]:
-    """Permissions that a request needs."""
+    """Return the permissions that a request needs."""
     if path.startswith(OTLP_PATHS) or path == DURABLE_PATH or _ATTEMPT_PATH.fullmatch(path):
         return ("write",)
     match method:

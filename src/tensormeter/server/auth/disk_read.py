@@ -1,4 +1,4 @@
-"""Disk lookups for requests, on a thread, so that the event loop does not wait for the disk."""
+"""Disk lookups for requests. They run on a thread, so that the event loop does not wait for the disk."""
 
 import asyncio
 import queue
@@ -18,11 +18,12 @@ _Future = asyncio.Future[None]
 
 
 class Lookup:
-    """Runs lookups on a daemon thread. All requests that arrive during a lookup share the next one. For one event loop."""
+    """Runs lookups on a daemon thread, for one event loop. Requests that arrive during a lookup share the next one."""
 
     def __init__(self, look: Callable[[], object]) -> None:
         """Args:
-        look: Function that blocks for the disk. It stores its result, and any StoreError, for the callers.
+        look: Function that blocks while it accesses the disk. It stores its result, and any StoreError, for the
+            callers.
         """
         self._look = look
         self._next: _Future | None = None
@@ -31,10 +32,10 @@ class Lookup:
         self._thread = threading.Thread(target=self._work, name="tensormeter-lookup", daemon=True)
 
     async def fresh(self) -> None:
-        """Wait for a lookup that begins after this call, so that changes on disk take effect at once.
+        """Wait for a lookup that begins after this call, so that changes on disk take effect immediately.
 
         Raises:
-            StoreUnavailableError: The disk does not answer.
+            StoreUnavailableError: The disk is unresponsive.
         """
         loop = asyncio.get_running_loop()
         lookup = self._next = self._next or loop.create_future()
@@ -55,9 +56,9 @@ class Lookup:
     def _work(self) -> None:
         while True:
             loop, lookup = self._queue.get()
-            with suppress(Exception):  # `look` has stored it
+            with suppress(Exception):  # `look` has stored the error
                 self._look()
-            with suppress(RuntimeError):  # the loop has ended
+            with suppress(RuntimeError):  # the event loop has ended
                 loop.call_soon_threadsafe(self._end, loop, lookup)
 
     def _end(self, loop: asyncio.AbstractEventLoop, lookup: _Future) -> None:

@@ -1,6 +1,6 @@
-"""Access to a single project of a store, for requests whose token allows no other.
+"""Access to a single project of a store, for requests whose token is limited to that project.
 
-Handlers reach a store only through `Stores`, so each of them gets the store that its request may access.
+Handlers reach a store only through `Stores`, so each request gets only the part of the store that it may access.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,29 +44,30 @@ class ForbiddenError(StoreError):
 
 
 class Stores:
-    """Gives each request the part of the store that it may access."""
+    """Provides each request with the part of the store that it may access."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def stalled(self) -> str | None:
-        """Why the store does not answer now, or None. Does not block."""
+        """Return why the store is currently unresponsive, or None. Does not block."""
         return self._store.stalled()
 
     def of(self, request: Request) -> Store:
-        """Return the whole store, or the project that the request's token is for."""
+        """Return the whole store, or only the project that the request's token is limited to."""
         access: Access = request.state.access
         return self._store if access.project is None else ProjectStore(self._store, access.project)
 
 
 class ProjectStore:
-    """A `Store` that shows a single project. Runs of other projects are not found, and data for other projects is refused.
+    """A `Store` limited to a single project. Runs of other projects are not found, and data for them is refused.
 
-    Batch ids are scoped to the project: the same id of another project, or of a sender for all projects, is another batch.
+    Batch ids are scoped to the project: the same id in another project, or from a sender with access to all projects,
+    identifies another batch.
     """
 
     def __init__(self, store: Store, project: str) -> None:
-        """Wrap `store`; the caller opens and closes it."""
+        """Wrap `store`, which the caller opens and closes."""
         self._store = store
         self._project = project
 
@@ -199,9 +200,10 @@ class ProjectStore:
 
     @contextmanager
     def _batch(self, batch_id: str | None) -> Iterator[str | None]:
-        """Yield the id under which the store keeps a batch of this project, so that it matches no other project's batch.
+        """Yield the id under which the store keeps this project's batch. It equals no id of another project.
 
-        Batch ids come from headers, which contain no line breaks, so each pair of id and project has a different text.
+        Batch ids come from headers, which contain no line breaks, so each pair of id and project yields a different
+        text.
         """
         try:
             yield None if batch_id is None else f"{batch_id}\n{self._project}"
@@ -213,7 +215,8 @@ class ProjectStore:
 
     def _scoped(self, ref: RunRef) -> RunRef:
         if not self._is_visible(ref):
-            # The same message as for a run that does not exist, so that it does not reveal other projects' runs.
+            # The message is the same as for a run that does not exist, so that it does not reveal runs of other
+            # projects.
             raise NotFoundError(f"there is no run {ref.run_id!r} in project {ref.project!r}")
         return RunRef(ref.run_id, self._project)
 

@@ -1,7 +1,8 @@
-"""Access control by a request's headers alone, before the server reads its body.
+"""Access control based only on a request's headers, before the server reads the body.
 
-- `Host` must be a name of this server. Otherwise a web page could rebind its name to 127.0.0.1 and read from the server.
-- `Origin`, if a browser sends it, must be this server, so pages of other sites can neither read nor write.
+- `Host` must be a name of this server. Otherwise, a web page could rebind its own host name to 127.0.0.1 and read from
+  the server.
+- `Origin`, if a browser sends it, must be this server, so that pages of other sites can neither read nor write.
 - A bearer token must allow the request, unless the server needs no tokens. `/`, `/healthz`, `/readyz` and the web page's files show
   no data and need no token.
 """
@@ -32,10 +33,10 @@ _PUBLIC: Final = frozenset({"/", "/healthz", "/readyz"})
 _log: Final = logging.getLogger(__name__)
 
 _LOG_INTERVAL: Final = 60.0
-"""Seconds between two log lines with the same error of the token file."""
+"""Minimum seconds between two log lines about the same token file error."""
 
 _FORWARDED: Final = ("forwarded", "x-forwarded-", "x-real-ip")
-"""Prefixes of the headers that proxies add to forwarded requests."""
+"""Prefixes of headers that proxies add to forwarded requests."""
 
 _HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -47,7 +48,7 @@ _HEADERS: Final = {
 
 
 class RequestGuard:
-    """ASGI middleware around the whole application. It also adds the security headers to every response."""
+    """ASGI middleware around the whole application. It also adds security headers to every response."""
 
     def __init__(
         self,
@@ -60,10 +61,10 @@ class RequestGuard:
         """
         Args:
             app: Application to protect.
-            authenticator: Source of the access that tokens give.
+            authenticator: Authenticator that determines the access of each token.
             host: Address that the server is bound to.
-            allowed_hosts: Additional values of `Host` that requests may have.
-            stalled: Function that returns why the disk does not answer, or None; it does not block.
+            allowed_hosts: Additional `Host` values that requests may have.
+            stalled: Function that returns why the disk is unresponsive, or None. It must not block.
         """
         self._app = app
         self._stalled = stalled
@@ -96,7 +97,7 @@ class RequestGuard:
         return path in _PUBLIC or path.startswith(STATIC_PREFIX)
 
     async def _refresh_tokens(self, scope: Scope) -> Response | None:
-        """Have the token file read again. Returns the error response if the disk does not answer."""
+        """Refresh the tokens from the token file. Return an error response if the disk is unresponsive."""
         problem = self._stalled()
         if problem is None:
             try:
@@ -147,12 +148,12 @@ class RequestGuard:
             return False
         if is_loopback(host) or host in self._hosts:
             return True
-        # A page can rebind a name, but not an address; and a server that is not bound to loopback always needs a token.
+        # A page can rebind a name but not an address, and a server that is not bound to loopback always needs a token.
         return not self._bound_to_loopback and _is_address(host)
 
 
 def _hostname(host: str) -> str | None:
-    """Return the name in a `Host` header, in lower case, without port and brackets; None if the header is invalid."""
+    """Return the lowercase name in a `Host` header, without port and brackets, or None if the header is invalid."""
     try:
         parts = urlsplit(f"//{host}")
         parts.port  # noqa: B018 - raises if it is not a number
@@ -162,7 +163,7 @@ def _hostname(host: str) -> str | None:
 
 
 def _origin_host(origin: str) -> str | None:
-    """Host and port in an `Origin` header, in lower case; None for "null" and invalid values."""
+    """Return the lowercase host and port in an `Origin` header, or None for "null" and invalid values."""
     try:
         return urlsplit(origin).netloc.lower() or None
     except ValueError:

@@ -1,7 +1,7 @@
-"""Access tokens and their permissions, stored as hashes in a file in the server's folder.
+"""Access tokens and their permissions. A file in the server's folder stores the tokens as hashes.
 
-A token is `tm_ID_SECRET`, with 192 random bits in the secret. It cannot be guessed, so a single SHA-256 is a sufficient hash.
-A change replaces the whole file, so readers never see a partial change.
+A token has the form `tm_ID_SECRET`, with 192 random bits in the secret. Because it cannot be guessed, a single SHA-256
+is a sufficient hash. Every change replaces the whole file, so readers never see a partial change.
 """
 
 import hashlib
@@ -27,12 +27,15 @@ __all__ = ["PERMISSIONS", "Permission", "Token", "TokenFile"]
 Permission = Literal["write", "read", "admin"]
 
 PERMISSIONS: Final[Sequence[Permission]] = get_args(Permission)
-"""`write` sends metrics and logs. `read` reads runs. Both together also edit names, tags and notes. `admin` can do everything, and delete runs."""
+"""`write` allows sending metrics and logs, and `read` allows reading runs.
+
+Together, they also allow editing names, tags and notes. `admin` allows everything, including deleting runs.
+"""
 
 FILE_NAME: Final = "tokens.json"
 
 LOCK_SECONDS: Final = 10.0
-"""Maximum seconds that a change waits for another process's change, which takes milliseconds."""
+"""Maximum seconds that a change waits for a change by another process, which usually takes milliseconds."""
 
 _TOKEN: Final = re.compile(r"tm_([0-9a-f]{8})_([0-9a-f]{48})")
 _VERSION: Final = 1
@@ -41,15 +44,15 @@ _MAX_NAME: Final = 128
 
 @dataclass(frozen=True)
 class Token:
-    """The stored record of a token.
+    """Stored record of a token.
 
     Attributes:
         id: Public part of the token.
-        name: Name for people, such as the holder; unique in a file.
+        name: Readable name, such as the holder's; unique within a file.
         permissions: Permissions of the holder.
-        project: The only project that the token gives access to; None: all projects.
-        created: Time of creation, in seconds since the Unix epoch.
-        expires: Time of expiry, in seconds since the Unix epoch; None: never.
+        project: Only project that the token grants access to; None for all projects.
+        created: Creation time, in seconds since the Unix epoch.
+        expires: Expiry time, in seconds since the Unix epoch; None if the token never expires.
         digest: SHA-256 of the token, in hex.
     """
 
@@ -62,28 +65,28 @@ class Token:
     digest: str = field(repr=False)
 
     def allows(self, permission: Permission) -> bool:
-        """Whether the token gives this permission."""
+        """Return whether the token grants this permission."""
         return permission in self.permissions or "admin" in self.permissions
 
     def expired(self, now: float) -> bool:
-        """Whether the token has expired at `now`, in seconds since the Unix epoch."""
+        """Return whether the token has expired at `now`, in seconds since the Unix epoch."""
         return self.expires is not None and now >= self.expires
 
 
 class TokenFile:
-    """The token file in a server's folder. Any number of processes and threads may read and change it at once."""
+    """Token file in a server's folder. Any number of processes and threads may read and change it concurrently."""
 
     def __init__(self, directory: Path) -> None:
-        """Set the folder. The file is first read when a method needs it."""
+        """Set the folder. The file is first read when a method needs it, not here."""
         self._path = directory / FILE_NAME
         self._loaded: tuple[tuple[int, ...], dict[str, Token]] | None = None
         self._latest: dict[str, Token] | StoreError | None = None
 
     def latest(self) -> dict[str, Token] | None:
-        """Return the last result of `tokens`, without access to the disk.
+        """Return the last result of `tokens` without accessing the disk.
 
         Raises:
-            StoreError: The last call of `tokens` raised it.
+            StoreError: The last call of `tokens` raised this error.
         """
         latest = self._latest
         if isinstance(latest, StoreError):
@@ -91,10 +94,10 @@ class TokenFile:
         return latest
 
     def tokens(self) -> dict[str, Token] | None:
-        """Return the current tokens by id; None if there is no file. Reads the file only if it has changed.
+        """Return the current tokens by id, or None if there is no file. The file is read only if it has changed.
 
         Raises:
-            StoreError: The file exists and cannot be read.
+            StoreError: The file exists but cannot be read.
         """
         try:
             self._latest = latest = self._read_if_changed()
@@ -117,14 +120,14 @@ class TokenFile:
         return loaded[1]
 
     def find(self, text: str, *, latest: bool = False) -> Token | None:
-        """Find the token with this text, unless it has expired. The time does not depend on whether the secret is right.
+        """Find the unexpired token with this text. The duration does not depend on whether the secret is right.
 
         Args:
             text: Text that a client sent.
-            latest: Whether to use the tokens of `latest`, without access to the disk.
+            latest: Whether to use the tokens of `latest` without accessing the disk.
 
         Raises:
-            StoreError: As for `tokens`.
+            StoreError: `tokens` or `latest` raised this error.
         """
         match = _TOKEN.fullmatch(text)
         tokens = self.latest() if latest else self.tokens()
@@ -141,10 +144,10 @@ class TokenFile:
         project: str | None = None,
         days: float | None = None,
     ) -> tuple[Token, str]:
-        """Add a token. Returns its record, and the text for its holder, which is not stored anywhere.
+        """Add a token. Return its record and the text for its holder, which is not stored anywhere.
 
         Raises:
-            UsageError: A token with this name exists.
+            UsageError: A token with this name already exists.
             SettingsError: The name, the project or the permissions are invalid.
             StoreError: The file cannot be read or written.
         """
@@ -185,7 +188,7 @@ class TokenFile:
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Token]]:
-        """Lock the file and yield its tokens; write them if the block succeeds. One process at a time.
+        """Lock the file, yield its tokens, and write them if the block succeeds. One process at a time.
 
         Raises:
             StoreError: The file cannot be read or written, or another process keeps it locked.

@@ -1,4 +1,4 @@
-"""Error responses in each protocol's format: `google.rpc.Status` for OTLP, a JSON object for the API."""
+"""Error responses in the protocol's format: `google.rpc.Status` for OTLP, a JSON object for the API."""
 
 import json
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ JSON: Final = "application/json"
 PROTOBUF: Final = "application/x-protobuf"
 
 OTLP_PATHS: Final = ("/v1/", "/v1development/")
-"""Prefixes of the paths of OTLP/HTTP."""
+"""Prefixes of OTLP/HTTP paths."""
 
 DURABLE_PATH: Final = "/api/v1/durable"
-"""Path from which senders get the durability of their requests. It needs the permission to write, not to read."""
+"""Path where senders query the durability of their requests. It requires the permission to write, not to read."""
 
-# google.rpc.Code by HTTP status; other statuses are UNKNOWN (2).
+# google.rpc.Code by HTTP status. Other statuses are UNKNOWN (2).
 _RPC_CODES: Final = {
     400: 3,  # INVALID_ARGUMENT
     401: 16,  # UNAUTHENTICATED
@@ -46,13 +46,13 @@ def error_response(
     message: str,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Create the error response to a request.
+    """Create an error response to a request.
 
     Args:
-        scope: ASGI scope of the request; its path and content type decide the format.
+        scope: ASGI scope of the request. Its path and content type determine the format.
         status: HTTP status.
-        code: Error code for programs, such as "not_found".
-        message: Message for people.
+        code: Machine-readable error code, such as "not_found".
+        message: Human-readable message.
         headers: Additional response headers.
     """
     if scope["path"].startswith(OTLP_PATHS):
@@ -65,7 +65,7 @@ def error_response(
 
 
 def _rpc_status(status: int, message: str) -> bytes:
-    """Encode a `google.rpc.Status`: int32 code = 1, string message = 2. No dependency includes this class."""
+    """Encode a `google.rpc.Status` (int32 code = 1, string message = 2), which no dependency provides."""
     text = message.encode()[:4096].decode(errors="ignore").encode()
     code = bytes((1 << 3, _RPC_CODES.get(status, 2)))
     return code + bytes((2 << 3 | 2,)) + encode_varint(len(text)) + text

@@ -12,7 +12,7 @@ __all__ = ["ACCESS", "LogFormat", "RateLimitedLog", "configure_logs"]
 LogFormat = Literal["text", "json"]
 
 ACCESS: Final = logging.getLogger("tensormeter.server.access")
-"""Logger with one INFO record per request, whose details are in the attribute `fields`. Off by default."""
+"""Logger with one INFO record per request. Details are in the attribute `fields`. Off by default."""
 
 
 class _Text(logging.Formatter):
@@ -38,11 +38,11 @@ class _Json(logging.Formatter):
             document["exception"] = self.formatException(record.exc_info)
         return json.dumps(
             document, default=str
-        )  # as ASCII, so text from a client contains no terminal control sequences
+        )  # written as ASCII, so that text from a client contains no terminal control sequences
 
 
 class RateLimitedLog:
-    """Logs at most one warning per interval, with the number of suppressed warnings. For one thread."""
+    """Logs at most one warning per interval, with the number of suppressed ones. For one thread."""
 
     def __init__(self, logger: logging.Logger, seconds: float = 60.0) -> None:
         """Args:
@@ -66,7 +66,7 @@ class RateLimitedLog:
 
 
 def configure_logs(form: LogFormat, *, access: bool) -> None:
-    """Send the logs of the whole process to standard error. A second call replaces the configuration of the first.
+    """Send the logs of the whole process to standard error. A second call replaces the first configuration.
 
     Args:
         form: Format: `text`, or `json`, which escapes all non-ASCII characters.
@@ -84,6 +84,6 @@ def configure_logs(form: LogFormat, *, access: bool) -> None:
 
 
 def _word(value: object) -> str:
-    """Format a value without control characters, and in quotes if it contains spaces."""
+    """Format a value without control characters, in quotes if it contains spaces."""
     text = json.dumps(value, default=str)
     return text[1:-1] if isinstance(value, str) and " " not in text else text

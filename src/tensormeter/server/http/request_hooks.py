@@ -19,10 +19,11 @@ class Observed:
 
     Attributes:
         method: HTTP method.
-        route: Path with placeholders for its parameters; "" if no route matches, so that clients cannot create many values.
-        status: HTTP status; 0 if the client disconnected before the response.
-        seconds: Duration from the headers to the last byte of the response, in seconds.
-        sent: Bytes of the response's body.
+        route: Path with placeholders for parameters; "" if no route matches, so that clients cannot create many
+            distinct values.
+        status: HTTP status, or 0 if the client disconnected before the response.
+        seconds: Duration in seconds, from the request's headers to the last byte of the response.
+        sent: Size of the response body in bytes.
     """
 
     method: str
@@ -37,11 +38,11 @@ class Ingested:
     """An OTLP request that the store has accepted.
 
     Attributes:
-        signal: Signal: "metrics" or "logs".
+        signal: Signal of the request, "metrics" or "logs".
         items: Number of points or log records.
-        rejected: Number of items that were permanently rejected.
+        rejected: Number of items that the store permanently rejected.
         duplicate: Whether the store already had this request.
-        received: Bytes of the body as sent, before decompression.
+        received: Size of the body as sent, before decompression, in bytes.
     """
 
     signal: str
@@ -52,24 +53,24 @@ class Ingested:
 
 
 class Listener:
-    """Base class of objects that observe the server. Its methods do nothing."""
+    """Base class of objects that observe the server. Its own methods do nothing."""
 
     def request(self, observed: Observed) -> None:
-        """Handle the end of a request. Runs on the event loop, so it must return at once."""
+        """Handle the end of a request. This runs on the event loop, so it must return immediately."""
 
     def ingested(self, ingested: Ingested) -> None:
-        """Handle an OTLP request that was stored. Runs on worker threads."""
+        """Handle a stored OTLP request. This runs on worker threads."""
 
 
 class Observer:
-    """Outermost ASGI middleware, which logs each request and calls a listener."""
+    """Outermost ASGI middleware, which logs each request and notifies a listener."""
 
     def __init__(self, app: ASGIApp, listener: Listener) -> None:
         self._app = app
         self._listener = listener
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and report it at its end."""
+        """Pass the request on and report it when it ends."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -98,7 +99,7 @@ def _log(scope: Scope, observed: Observed) -> None:
     client, access = scope.get("client"), scope.get("state", {}).get("access")
     fields = {
         "method": observed.method,
-        # The query string is omitted: its filters could reveal private details of runs.
+        # The query string is omitted, because its filters could reveal private details of runs.
         "path": scope["path"],
         "status": observed.status,
         "milliseconds": round(observed.seconds * 1000, 3),

@@ -1,4 +1,4 @@
-"""Files of the web page, built from ui/ into static/: loaded once, served from memory, with a strict security policy."""
+"""Files of the web page, built from ui/ into static/, loaded once, and served with a strict security policy."""
 
 import gzip
 import hashlib
@@ -27,8 +27,8 @@ _MEDIA_TYPES: Final = {
 }
 
 _HEADERS: Final = {
-    # Only this origin, no inline scripts or styles, and no markup from strings (Trusted Types), so the name of a run
-    # is never interpreted as markup.
+    # Allow only this origin, no inline scripts or styles, and no markup from strings (Trusted Types), so that, for
+    # example, a run's name is never interpreted as markup.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -39,10 +39,10 @@ _HEADERS: Final = {
     "Vary": "Accept, Accept-Encoding",
 }
 
-# Browsers revalidate each time, and get 304 unless the server was upgraded.
+# Browsers revalidate every time and get 304 unless the server was upgraded.
 _REVALIDATE: Final = "no-cache"
 
-# The build puts a hash of the content into the file's name.
+# File names contain a hash of the content.
 _IMMUTABLE: Final = "public, max-age=31536000, immutable"
 _HASHED: Final = re.compile(r"-[0-9A-Z]{8}\.\w+$")
 
@@ -63,7 +63,7 @@ class _File:
 
 
 class StaticFiles:
-    """Handlers of the page's files. Changes on disk take effect at the next start of the server."""
+    """Handlers for the page's files. Changes on disk take effect when the server is restarted."""
 
     def __init__(self, folder: Path = _STATIC) -> None:
         paths = folder.iterdir() if folder.is_dir() else ()
@@ -71,15 +71,15 @@ class StaticFiles:
         self._files.setdefault("index.html", _file(_NOT_BUILT, "index.html"))
 
     def routes(self) -> list[Route]:
-        """Routes of the handlers, except `/`, which the page shares with API clients."""
+        """Return the handlers' routes, except `/`, which the page shares with API clients."""
         return [Route(STATIC_PREFIX + "{name}", self.asset)]
 
     def index(self, request: Request) -> Response:
-        """Respond with the page itself."""
+        """Return the page itself."""
         return _answer(request, self._files["index.html"])
 
     async def asset(self, request: Request) -> Response:
-        """Respond with a script, a style sheet or an image."""
+        """Return a script, style sheet or image."""
         file = self._files.get(request.path_params["name"])
         if file is None:
             return error_response(request.scope, 404, "not_found", "the web page has no such file")
@@ -87,7 +87,7 @@ class StaticFiles:
 
 
 def wants_page(request: Request) -> bool:
-    """Whether the client of `/` is a browser; programs get JSON."""
+    """Return whether the client that requests `/` is a browser. Programs get JSON."""
     return "text/html" in request.headers.get("accept", "")
 
 
@@ -96,7 +96,7 @@ def _answer(request: Request, file: _File) -> Response:
     client_etags = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
     if file.etag in client_etags:
         return Response(status_code=304, headers=headers)
-    # `gzip;q=0` refuses gzip. Browsers do not send it; clients that do get the uncompressed file.
+    # `gzip;q=0` refuses gzip. Browsers do not send it, and other clients that send it get the uncompressed file.
     if "gzip" in request.headers.get("accept-encoding", "") and "gzip;q=0" not in request.headers["accept-encoding"]:
         return Response(file.compressed, headers=headers | {"Content-Encoding": "gzip"}, media_type=file.media_type)
     return Response(file.body, headers=headers, media_type=file.media_type)

@@ -33,7 +33,7 @@ def load_certificate(certificate: Path, key: Path) -> ssl.SSLContext:
         context.load_cert_chain(certificate, key, no_passphrase)
     except SettingsError:
         raise
-    except OSError as error:  # ssl.SSLError is one
+    except OSError as error:  # ssl.SSLError is a subclass
         raise SettingsError(
             f"tls_cert, tls_key: {certificate} and {key} are not a certificate and its key in PEM ({error.strerror or error})"
         ) from None
@@ -41,28 +41,28 @@ def load_certificate(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 class Certificate:
-    """Gives each new connection the certificate that the files contain now. Open connections keep theirs.
+    """Provides each new connection with the current certificate from the files. Open connections keep theirs.
 
-    Each handshake costs two calls of `stat`. If changed files are invalid, the last valid certificate stays in use, and one warning
-    is logged per change. For one thread.
+    Each handshake makes two `stat` calls. If changed files are invalid, the last valid certificate remains in use, and
+    one warning is logged per change. For one thread.
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        """Load the certificate; see `load_certificate` for the arguments and errors."""
+        """Load the certificate. See `load_certificate` for the arguments and errors."""
         self._files = certificate, key
         self._seen = self._state()
         self._context = load_certificate(certificate, key)
 
     def attach(self, context: ssl.SSLContext) -> None:
-        """Make the handshakes of `context`, which must already have a certificate, use this one."""
+        """Use this certificate in the handshakes of `context`, which must already have a certificate."""
 
         def choose(connection: ssl.SSLObject, name: str | None, of: ssl.SSLContext) -> None:
             connection.context = self._current()
 
-        context.sni_callback = choose  # also called for clients that name no host
+        context.sni_callback = choose  # also called for clients that send no host name
 
     def _current(self) -> ssl.SSLContext:
-        state = self._state()  # before the files are read, so that the next handshake detects a change in between
+        state = self._state()  # taken before the files are read, so that the next handshake detects a change in between
         if state != self._seen:
             self._seen = state
             try:

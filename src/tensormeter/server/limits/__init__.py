@@ -1,1 +1,1 @@
-"""Limits on the resources that clients use: connections, memory for responses, processor time."""
+"""Limits on resources that clients use: connections, memory for responses, and processor time."""

@@ -1,4 +1,4 @@
-"""Admission of connections up to a limit, and eviction of connections that wait for their client."""
+"""A limit on the number of connections, with eviction of connections that wait for their client."""
 
 import ipaddress
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from typing import Final, Protocol
 __all__ = ["Admission", "Admitted", "Waiting", "client_group"]
 
 _MIN_SECONDS: Final = 5.0
-"""Seconds that a client may take to send a body or read a response before its connection can be evicted."""
+"""Seconds that a client has to send a body or read a response before its connection can be evicted."""
 
 
 class Waiting(IntEnum):
-    """The client's action that a connection waits for. Lower values are evicted first."""
+    """Client action that a connection waits for. Lower values are evicted first."""
 
     HEAD = 0
     """The client must send the rest of the headers, or the rest of a refused body."""
@@ -24,23 +24,23 @@ class Waiting(IntEnum):
     """The client must send the rest of a body."""
 
     READING = 3
-    """The client must read the response, and has not made progress for some time."""
+    """The client must read the response and has made no progress for some time."""
 
 
 class Admitted(Protocol):
-    """A connection, as `Admission` uses it."""
+    """Interface through which `Admission` uses a connection."""
 
     def waits(self, waiting: Waiting) -> bool:
-        """Whether the connection still waits for this action."""
+        """Return whether the connection still waits for this action."""
         ...
 
     def give_way(self) -> None:
-        """Close the connection, because a new one takes its place."""
+        """Close the connection to make room for a new one."""
         ...
 
 
 class _Group:
-    """Waiting connections of one client address: the time since when each waits, by action, the oldest first."""
+    """Waiting connections from one client address: start times of their waits, by action, oldest first."""
 
     def __init__(self) -> None:
         self.waiting: dict[Waiting, dict[Admitted, float]] = {waiting: {} for waiting in Waiting}
@@ -58,10 +58,11 @@ class _Group:
 
 
 class Admission:
-    """Counts connections up to a limit. Above it, evicts one of the address with the most waiting connections.
+    """Admits connections up to a limit. At the limit, a new connection can evict one that waits for its client.
 
-    A client that opens idle or slow connections can therefore only evict its own: a new connection never evicts one of an address
-    that has as few waiting connections as its own address. For one event loop.
+    The evicted connection is from the address with the most waiting connections. It is from the new connection's own
+    address unless the other address has more waiting connections. A client that opens idle or slow connections can
+    therefore evict only its own. For one event loop.
     """
 
     def __init__(self, most: int) -> None:
@@ -77,7 +78,10 @@ class Admission:
         return len(self._open)
 
     def admit(self, connection: Admitted, address: str, now: float) -> bool:
-        """Admit a new connection, which waits for a request; another one may be evicted. Returns False if there is no place."""
+        """Admit a new connection, which waits for a request, and evict another one if necessary.
+
+        Return False if that is impossible.
+        """
         group = client_group(address)
         if len(self._open) >= self._most and not self._make_room(group, now):
             return False
@@ -86,7 +90,7 @@ class Admission:
         return True
 
     def note(self, connection: Admitted, waiting: Waiting | None, now: float) -> None:
-        """Record the action that a connection now waits for; None if it does not wait for its client."""
+        """Record the action that a connection now waits for, or None if it does not wait for its client."""
         if connection not in self._open or self._states.get(connection) is waiting:
             return
         self._forget(connection)
@@ -123,7 +127,7 @@ class Admission:
 
 
 def client_group(address: str) -> str:
-    """Return the address; for IPv6 its /64 network, because one host can use any number of addresses in it."""
+    """Return an IPv4 address, or the /64 network of an IPv6 address. One host can use many addresses of its network."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

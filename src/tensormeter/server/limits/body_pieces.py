@@ -1,4 +1,7 @@
-"""A bound on bodies in many small pieces: each piece costs the event loop about 40 microseconds even if it is tiny."""
+"""A limit on the number of small pieces in a body.
+
+Each piece, however small, costs the event loop about 40 microseconds.
+"""
 
 from typing import Any, Final
 
@@ -7,14 +10,14 @@ import h11
 __all__ = ["BoundedConnection"]
 
 _PIECES: Final = 20_000
-"""Number of pieces of one body that may have any size."""
+"""Number of pieces per body that may have any size."""
 
 _PIECE_BYTES: Final = 1024
-"""Minimum average bytes of further pieces; network packets are larger."""
+"""Minimum average size of further pieces in bytes. Network packets are larger."""
 
 
 class BoundedConnection(h11.Connection):
-    """h11's state machine with a bound on the number of pieces (chunks, or reads of the socket) of a body."""
+    """h11's state machine with a limit on the number of pieces (chunks or socket reads) per body."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -22,7 +25,7 @@ class BoundedConnection(h11.Connection):
         self._bytes = 0
 
     def next_event(self) -> Any:
-        """See `h11.Connection.next_event`. A body in too many small pieces is a client error."""
+        """See `h11.Connection.next_event`. A body with too many small pieces is a client error."""
         event = super().next_event()
         if isinstance(event, h11.Data):
             self._pieces += 1

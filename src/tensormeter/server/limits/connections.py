@@ -1,4 +1,4 @@
-"""Limits on connections: their number, the time a client may take to send and to read, and the validity of requests."""
+"""Limits on connections: their number, the time that clients may take, and the validity of requests."""
 
 import asyncio
 import contextlib
@@ -23,16 +23,19 @@ from tensormeter.server.limits.body_pieces import BoundedConnection
 __all__ = ["PIECE", "LimitedProtocol", "limited_protocol"]
 
 PIECE: Final = 1 << 15
-"""Bytes of a response that are sent at once. The server produces no more while the connection's buffer has more than this."""
+"""Bytes of a response to send at once.
+
+The server produces no more data while the connection's buffer holds more than this.
+"""
 
 _UNSENT: Final = 1 << 17
-"""Maximum unsent bytes that the system buffers per connection."""
+"""Maximum number of unsent bytes that the system buffers per connection."""
 
 _MAX_HEAD: Final = 1 << 16
-"""Maximum bytes of a request's headers (uvicorn's own default)."""
+"""Maximum size of a request's headers in bytes (uvicorn's default)."""
 
 _POLL_INTERVAL: Final = 1.0
-"""Seconds between two checks of what clients have read."""
+"""Seconds between checks of how much clients have read."""
 
 _UNREAD: Final = 3.0
 """Seconds without progress after which a response counts as unread."""
@@ -44,16 +47,16 @@ _log: Final = logging.getLogger(__name__)
 
 
 class _RequestError(h11.RemoteProtocolError):
-    """A request that the server refuses although h11 accepts it."""
+    """The server refuses a request that h11 accepts."""
 
 
 class _Framing(BoundedConnection):
-    """HTTP/1.1 that refuses requests whose length is ambiguous between implementations (RFC 9112, 6.3 and 11.2).
+    """HTTP/1.1 without requests whose length implementations interpret differently (RFC 9112, 6.3 and 11.2).
 
     Attributes:
-        written: Bytes of responses so far.
+        written: Number of response bytes so far.
         problem: Error in the last request; "" if it was valid.
-        is_ambiguous: Whether that error is an ambiguous length.
+        is_ambiguous: Whether the error is an ambiguous length.
     """
 
     written = 0
@@ -67,7 +70,7 @@ class _Framing(BoundedConnection):
         return parts
 
     def next_event(self) -> Any:
-        """See h11. Raises RemoteProtocolError for an invalid request."""
+        """See h11. Raise RemoteProtocolError for an invalid request."""
         head = self.trailing_data[0] if self.their_state is h11.IDLE else b""
         try:
             event = super().next_event()
@@ -104,11 +107,14 @@ def limited_protocol(max_connections: int, header_timeout: float, send_timeout: 
     """Create a variant of uvicorn's HTTP/1.1 protocol whose connections share limits.
 
     Args:
-        max_connections: Maximum number of connections. Above it, a new connection evicts the oldest one that waits for its client,
-            of the address with the most such connections. If none waits, the new one gets 503 and is closed.
-        header_timeout: Maximum seconds for the headers of a request, from the start of the connection or the first byte of a
-            further request. Then the connection gets 408 and is closed, even if the client still sends single bytes.
-        send_timeout: Seconds without progress after which a connection is closed whose client does not read its response.
+        max_connections: Maximum number of connections. At this limit, a new connection evicts one that waits for its
+            client: the oldest from the address with the most such connections. If there is none, the new connection
+            gets 503 and is closed.
+        header_timeout: Maximum time to receive a request's headers in seconds, measured from the start of the
+            connection or the first byte of a further request. After that, the connection gets 408 and is closed, even
+            if the client is still sending single bytes.
+        send_timeout: Seconds without progress after which a connection is closed because its client is not reading the
+            response.
     """
     uvicorn_log = logging.getLogger("uvicorn.error")
     if _is_logged_by_uvicorn not in uvicorn_log.filters:
@@ -118,7 +124,7 @@ def limited_protocol(max_connections: int, header_timeout: float, send_timeout: 
 
 
 class _Limits:
-    """State that all connections of a server share, and the timer that checks them."""
+    """State that all connections of a server share, and a timer that checks the connections."""
 
     def __init__(self, admission: Admission, header_timeout: float, send_timeout: float) -> None:
         self.admission = admission
@@ -131,7 +137,7 @@ class _Limits:
         self._is_scheduled = False
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Check all connections periodically while there are any."""
+        """Check all connections periodically as long as there are any."""
         if not self._is_scheduled:
             self._is_scheduled = True
             loop.call_later(_POLL_INTERVAL, self._check_connections, loop)
@@ -140,7 +146,7 @@ class _Limits:
         self._is_scheduled = False
         now = loop.time()
         for connection in self.admission:
-            if isinstance(connection, LimitedProtocol):  # and not a handshake
+            if isinstance(connection, LimitedProtocol):  # not a handshake
                 connection.check_progress(now)
         if len(self.admission):
             self.watch(loop)
@@ -169,12 +175,12 @@ class LimitedProtocol(H11Protocol):
 
     @property
     def address(self) -> str:
-        """Address of the peer: a client, or a proxy."""
+        """Address of the peer, which is a client or a proxy."""
         return self.client[0] if self.client else ""
 
     @property
     def stalled(self) -> float:
-        """Seconds since the client last read anything while data waits to be sent; 0 if no data waits."""
+        """Seconds since the client last read any of the data that waits to be sent; 0 if no data waits."""
         return max(self.loop.time() - self._progressed, 0.0) if self._is_stalled else 0.0
 
     @property
@@ -183,7 +189,7 @@ class LimitedProtocol(H11Protocol):
         return self.transport.is_closing()
 
     def abort(self) -> None:
-        """Close the connection at once, without waiting for the client to read."""
+        """Close the connection immediately, without waiting for the client to read."""
         self.limits.admission.discard(self)
         self.transport.abort()
 
@@ -192,7 +198,7 @@ class LimitedProtocol(H11Protocol):
         transport.set_write_buffer_limits(high=PIECE)
         connected = transport.get_extra_info("socket")
         with contextlib.suppress(OSError, AttributeError):  # some systems lack this option
-            # Otherwise the system buffers megabytes of a response that may never be read.
+            # Otherwise, the system would buffer megabytes of a response that may never be read.
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         self._progressed = self.loop.time()
         if self.limits.admission.admit(self, self.address, self._progressed):
@@ -217,7 +223,7 @@ class LimitedProtocol(H11Protocol):
             self._note(Waiting.BODY if self.cycle.more_body else None)
         else:
             if self._deadline is None:
-                self._arm()  # for a further request, or the rest of a body that no handler reads
+                self._arm()  # waits for a further request, or for the rest of a body that no handler reads
             self._note(Waiting.HEAD)
 
     def on_response_complete(self) -> None:
@@ -232,7 +238,7 @@ class LimitedProtocol(H11Protocol):
                 self._arm()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse an invalid request, and close the connection."""
+        """Refuse an invalid request and close the connection."""
         is_http2 = self.conn.problem.startswith("HTTP/2")
         if is_http2:
             self.limits.http2.warning(
@@ -255,7 +261,10 @@ class LimitedProtocol(H11Protocol):
         self._close()
 
     def check_progress(self, now: float) -> None:
-        """Check whether the client has read anything since the last check; close the connection if it is too slow."""
+        """Check whether the client has read anything since the last check.
+
+        Close the connection if the client is too slow.
+        """
         waiting = self.transport.get_write_buffer_size() + _unacknowledged(self.transport.get_extra_info("socket"))
         acknowledged = self.conn.written - waiting
         if not waiting or acknowledged != self._acknowledged:
@@ -297,7 +306,7 @@ class LimitedProtocol(H11Protocol):
             self._close()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Log nothing: a server may ignore `Upgrade` (RFC 9110, 7.8), and clients that also support HTTP/2 often send it."""
+        """Log nothing. Clients that support HTTP/2 often send `Upgrade`, which a server may ignore (RFC 9110, 7.8)."""
 
     def _note(self, waiting: Waiting | None) -> None:
         self.limits.admission.note(self, waiting, self.loop.time())
@@ -328,12 +337,12 @@ class LimitedProtocol(H11Protocol):
 
 
 def _is_logged_by_uvicorn(record: logging.LogRecord) -> bool:
-    """Filter out uvicorn's line for each invalid request; `LimitedProtocol` logs one per minute."""
+    """Filter out uvicorn's log line for each invalid request, because `LimitedProtocol` logs one per minute."""
     return record.name != "uvicorn.error" or record.msg != "Invalid HTTP request received."
 
 
 def _unacknowledged(connected: Any) -> int:
-    """Bytes in the system's buffer that the peer has not acknowledged; 0 if the system does not report them."""
+    """Return the number of buffered bytes that the peer has not acknowledged; 0 if the system does not report it."""
     if sys.platform != "linux":
         return 0
     try:

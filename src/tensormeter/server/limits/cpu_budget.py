@@ -1,8 +1,8 @@
-"""A limit on the processor time of a request, and cancellation when its client disconnects.
+"""A limit on a request's processor time, and cancellation when its client disconnects.
 
-The first limit on a request's cost is the number of elements in it. This is the second one, for costs that the first does not cover:
-the loops of a request's work call `check`, which measures the processor time of their thread. Waiting costs nothing, so requests do
-not fail because the machine is busy.
+A request's cost is first limited by its number of elements. This second limit covers the remaining costs: loops that
+work on a request regularly call `check`, which measures the processor time of their thread. Waiting does not count, so
+requests do not fail because the machine is busy.
 """
 
 import asyncio
@@ -22,28 +22,28 @@ __all__ = ["MAX_SECONDS", "CpuBudget", "StallWatchdog", "TookTooLongError", "run
 _T = TypeVar("_T")
 
 MAX_SECONDS: Final = 4.0
-"""Maximum processor seconds of a request. Work after the last check, such as the response, is not included."""
+"""Maximum processor time of a request in seconds. Work after the last check, such as the response, is not included."""
 
 _CALLS: Final = 8
-"""Calls of `check` per reading of the clock, which is a system call."""
+"""Number of `check` calls per reading of the clock, which is a system call."""
 
 
 _POLL_INTERVAL: Final = 1.0
-"""Seconds between two checks whether the disk answers."""
+"""Seconds between checks whether the disk responds."""
 
 
 def _never() -> None:
-    """Report no stall, for work that needs no disk."""
+    """Report no stall, for work that does not need the disk."""
 
 
 class TookTooLongError(HTTPException):
-    """413: the request has used up its processor time."""
+    """The request has used up its processor time (status 413)."""
 
 
 class CpuBudget:
-    """The processor time of a request. Any thread may create it; the thread that does the work begins it and checks it.
+    """Processor time of a request. Any thread may create it; the thread that does the work calls `begin` and `check`.
 
-    The work may consist of successive parts on different threads; their times are added up.
+    The work may consist of successive parts on different threads, whose times are added up.
     """
 
     def __init__(self, seconds: float = MAX_SECONDS) -> None:
@@ -54,7 +54,7 @@ class CpuBudget:
         self._cancelled = False
 
     def begin(self) -> None:
-        """Start to count the processor time of the calling thread.
+        """Start counting the processor time of the calling thread.
 
         Raises:
             ClientDisconnect: The client disconnected while the work waited for a thread.
@@ -67,11 +67,11 @@ class CpuBudget:
         self._used = time.thread_time() - self._started_at
 
     def cancel(self) -> None:
-        """Stop the work at its next check. Any thread."""
+        """Stop the work at its next check. Can be called on any thread."""
         self._cancelled = True
 
     def check(self) -> None:
-        """Return, or raise an error that stops the work. Cheap enough for inner loops.
+        """Raise an error if the work must stop. This is cheap enough for inner loops.
 
         Raises:
             TookTooLongError: The request has used up its processor time.
@@ -82,7 +82,7 @@ class CpuBudget:
             self.check_now()
 
     def check_now(self) -> None:
-        """Check the clock now, for instance after a slow step. Raises as `check` does."""
+        """Check the clock now, for example after a slow step. Raise the same errors as `check`."""
         if self._cancelled:
             raise ClientDisconnect
         if time.thread_time() - self._started_at > self._seconds:
@@ -92,26 +92,27 @@ class CpuBudget:
 
 
 class StallWatchdog:
-    """Ends requests that wait for a disk that does not answer. For one event loop."""
+    """Ends requests that wait for an unresponsive disk. For one event loop."""
 
     def __init__(self, stalled: Callable[[], str | None] = _never) -> None:
         """Args:
-        stalled: Function that returns why the disk does not answer, or None; it does not block.
+        stalled: Function that returns why the disk is unresponsive, or None. It must not block.
         """
         self._stalled = stalled
         self._scopes: set[anyio.CancelScope] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, work: Callable[[], _T], limiter: anyio.CapacityLimiter) -> _T:
-        """Run `work` on a thread, and abandon it if the disk does not answer.
+        """Run `work` on a thread, and abandon it if the disk is unresponsive.
 
-        The thread continues when the disk answers again. The data may then be stored although the client got an error.
+        The thread continues when the disk responds again, so the data may be stored although the client received an
+        error.
 
         Returns:
             Result of `work`.
 
         Raises:
-            StoreUnavailableError: The disk does not answer.
+            StoreUnavailableError: The disk is unresponsive.
         """
         problem = self._stalled()
         if problem is None:
@@ -145,14 +146,14 @@ async def run_while_connected(
     *,
     watchdog: StallWatchdog | None = None,
 ) -> _T:
-    """Run the work of a request on a thread; end it if the client disconnects or it needs too much processor time.
+    """Run a request's work on a thread. End it if the client disconnects or it needs too much processor time.
 
     Args:
         request: Request whose body has been read.
-        work: Function that does the work and passes the budget to its loops for checks.
-        limiter: Limit of the threads that run such work.
-        budget: CpuBudget of the request's earlier work; by default a new one.
-        watchdog: Object that ends the request if the disk does not answer; None if the work needs no disk.
+        work: Function that does the work. Its loops check the budget that it receives.
+        limiter: Limit on the number of threads that run such work.
+        budget: Budget of the request's earlier work. Default: a new budget.
+        watchdog: Watchdog that ends the request if the disk is unresponsive; None if the work does not need the disk.
 
     Returns:
         Result of `work`.
@@ -160,7 +161,7 @@ async def run_while_connected(
     Raises:
         TookTooLongError: The work needs too much processor time.
         ClientDisconnect: The client disconnected before the work ended.
-        StoreUnavailableError: The disk does not answer.
+        StoreUnavailableError: The disk is unresponsive.
     """
     total = CpuBudget() if budget is None else budget
     results: list[_T] = []
@@ -187,6 +188,6 @@ async def run_while_connected(
         tasks.cancel_scope.cancel()
     if failure:
         if isinstance(failure[0], StoreUnavailableError):
-            total.cancel()  # its thread may still be working
+            total.cancel()  # the thread may still be working
         raise failure[0]
     return results[0]

@@ -1,4 +1,4 @@
-"""TLS handshakes that count as connections, so that an incomplete handshake can be evicted like an incomplete request."""
+"""TLS handshakes that count as connections, so that incomplete handshakes can be evicted like incomplete requests."""
 
 import asyncio
 import contextlib
@@ -12,9 +12,9 @@ __all__ = ["Handshakes"]
 
 
 class Handshakes:
-    """Creates the protocol of each new connection: first the handshake, then HTTP over TLS. For one event loop.
+    """Creates the protocol of each new connection: first a handshake, then HTTP over TLS. For one event loop.
 
-    asyncio's own servers do not report a connection before its handshake is complete, so the server could not count it.
+    asyncio does not report a connection until its handshake is complete, so the server could not count it.
     """
 
     def __init__(
@@ -25,8 +25,9 @@ class Handshakes:
         Args:
             context: TLS context with the certificate.
             admission: Admission that counts connections.
-            timeout: Maximum seconds of a handshake.
-            connected: Factory of the protocol after the handshake; it gets the arguments that the server gives to protocols.
+            timeout: Maximum duration of a handshake in seconds.
+            connected: Factory of the protocol to use after the handshake. It receives the arguments that the server
+                passes to protocols.
         """
         self._context = context
         self._admission = admission
@@ -44,7 +45,7 @@ class Handshakes:
             handshake.give_way()
 
     def begin(self, handshake: "_Handshake", transport: asyncio.Transport, address: str) -> bool:
-        """Count a connection; returns False if there is no place for it."""
+        """Count a connection. Return False if there is no place for it."""
         now = asyncio.get_running_loop().time()
         if not self._admission.admit(handshake, address, now):
             return False
@@ -52,12 +53,15 @@ class Handshakes:
         return True
 
     def end(self, handshake: "_Handshake") -> None:
-        """Stop counting a connection that is lost, or that its next protocol counts from now on."""
+        """Stop counting a connection that is lost or that its next protocol counts from now on."""
         self._admission.discard(handshake)
         self._pending.discard(handshake)
 
     async def shake(self, handshake: "_Handshake", transport: asyncio.Transport) -> asyncio.Transport | None:
-        """Do the handshake. Returns the encrypted transport; None if the client does not use TLS, or did not finish."""
+        """Perform the handshake.
+
+        Return the encrypted transport, or None if the client does not use TLS or did not finish.
+        """
         loop = asyncio.get_running_loop()
         try:
             return await loop.start_tls(
@@ -68,7 +72,7 @@ class Handshakes:
 
 
 class _Handshake(asyncio.Protocol):
-    """A connection until its handshake is complete."""
+    """Connection whose handshake is not complete yet."""
 
     def __init__(self, handshakes: Handshakes, connected: Callable[[], asyncio.Protocol]) -> None:
         self._handshakes = handshakes

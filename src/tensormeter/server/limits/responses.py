@@ -1,4 +1,4 @@
-"""Unread responses: their memory is bounded, for all clients together and for each client."""
+"""Limits on the memory of unread responses, for each client and for all clients together."""
 
 import asyncio
 import time
@@ -23,19 +23,25 @@ from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooMan
 __all__ = ["TOO_LONG", "BufferedResponse", "Pieces", "Reader", "ResponseLimiter", "client_of", "reader_of"]
 
 SHARE: Final = 48 << 20
-"""Bytes of unread large responses per client, above which the client gets no further one. Small ones have the same limit."""
+"""Bytes of unread large responses above which a client gets no further one.
+
+The same limit applies to small responses.
+"""
 
 TOTAL: Final = 96 << 20
-"""The same limit for all clients together."""
+"""The same limit for all clients together, in bytes."""
 
 SMALL_POINTS: Final = 100_000
-"""Maximum points of a response that needs no turn. Larger ones are produced one at a time, using six times their size in memory."""
+"""Maximum number of points in a response that need not wait for its turn.
+
+Larger responses use six times their size in memory, so they are produced one at a time.
+"""
 
 _STALLED: Final = 3.0
-"""Seconds without progress after which an unread response can be aborted in favor of another one."""
+"""Seconds without progress after which an unread response can be aborted to make room for another one."""
 
 _LONG: Final = 60.0
-"""Seconds after which a response can be aborted if another client waits for its memory."""
+"""Age in seconds at which a response can be aborted if another client waits for memory."""
 
 _WAIT: Final = 30.0
 """Maximum seconds that a large response waits for its turn."""
@@ -52,11 +58,11 @@ _BUSY: Final = "too many large responses wait to be read; read the pending ones,
 
 
 class Reader(Protocol):
-    """The connection of a client that reads a response."""
+    """Connection of a client that reads a response."""
 
     @property
     def stalled(self) -> float:
-        """Seconds since the client last read anything while data waits to be sent."""
+        """Seconds since the client last read any of the data that waits to be sent."""
         ...
 
     @property
@@ -65,15 +71,15 @@ class Reader(Protocol):
         ...
 
     def abort(self) -> None:
-        """Close the connection at once."""
+        """Close the connection immediately."""
         ...
 
 
 class BufferedResponse(StreamingResponse):
-    """A response that is produced in pieces as the client reads it, from data that stays in memory until then.
+    """Response that is produced in pieces as the client reads it, from data that stays in memory until then.
 
     Attributes:
-        buffered_bytes: Size of that data.
+        buffered_bytes: Size of the data in memory, in bytes.
         is_large: Whether the response had to wait for its turn; see `ResponseLimiter`.
     """
 
@@ -83,9 +89,10 @@ class BufferedResponse(StreamingResponse):
         """Create the response.
 
         Args:
-            pieces: Pieces of the body: a list, which is emptied at the end, or a generator, which runs on worker threads.
-            buffered_bytes: Size of the data in memory until the response is sent.
-            media_type: Content type.
+            pieces: Pieces of the body, either a list, which is emptied at the end, or a generator, which runs on worker
+                threads.
+            buffered_bytes: Size of the data that stays in memory until the response is sent, in bytes.
+            media_type: Content type of the response.
         """
         if isinstance(pieces, list):
             headers = {"Content-Length": str(sum(map(len, pieces)))}
@@ -101,7 +108,8 @@ class BufferedResponse(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # Free the memory now: a client that disconnects leaves reference cycles, which wait for the garbage collector.
+            # Free the memory now. Otherwise, a client that disconnects leaves reference cycles for the garbage
+            # collector.
             if isinstance(self._pieces, list):
                 self._pieces.clear()
             else:
@@ -139,7 +147,7 @@ class _Unread:
 
 
 class _Account:
-    """The bytes of unread responses of one kind, per client."""
+    """Size of unread responses of one kind, per client, in bytes."""
 
     def __init__(self) -> None:
         self._unread: set[_Unread] = set()
@@ -156,17 +164,19 @@ class _Account:
             del self._bytes[unread.client]
 
     def of(self, client: str) -> int:
-        """Unread bytes of a client."""
+        """Return a client's number of unread bytes."""
         return self._bytes.get(client, 0)
 
     def has_room(self, client: str) -> bool:
-        """Whether the client may get another response."""
+        """Return whether the client may get another response."""
         return self.of(client) < SHARE and sum(self._bytes.values()) < TOTAL
 
     def cut_off(self, client: str) -> None:
-        """Abort a response to free memory: one of `client` if it has used its share, else of the client with the most.
+        """Abort a response to free memory, if there is one that may be aborted.
 
-        Aborts the response that has stalled longest, or, in favor of another client, the oldest one that takes very long.
+        The response belongs to `client` if that client has used up its share, otherwise to the client with the most
+        unread bytes. The response that has stalled longest is aborted. If none has stalled, the oldest response of
+        another client is aborted if it has taken very long.
         """
         is_own = self.of(client) >= SHARE
         owner = client if is_own else max(self._bytes, key=self.of, default=client)
@@ -190,9 +200,11 @@ class _Waiter:
 
 
 class ResponseLimiter:
-    """Counts the bytes of responses until they are sent, and produces large ones one at a time. For one event loop.
+    """Counts the bytes of responses until they are sent, and produces large responses one at a time.
 
-    Large and small responses are counted separately, so a client that downloads everything can still load charts.
+    For one event loop.
+
+    Large and small responses are counted separately, so that a client that downloads everything can still load charts.
     """
 
     def __init__(self) -> None:
@@ -204,7 +216,7 @@ class ResponseLimiter:
     def bounded(
         self, handler: Callable[[Request], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response | ASGIApp]]:
-        """Wrap a handler so that its responses are counted. It responds 503 if the client has too much unread data."""
+        """Wrap a handler so that its responses are counted. Clients with too much unread data get status 503."""
 
         async def handle(request: Request) -> Response | ASGIApp:
             response = await handler(request)
@@ -231,18 +243,18 @@ class ResponseLimiter:
         *,
         sampled: bool = False,
     ) -> BufferedResponse:
-        """Produce a response of points: at once if it reads few points, else when it is its turn and there is room.
+        """Produce a response with points. A response that reads many points waits for its turn and for room.
 
         Args:
             request: Request of the client.
-            run: Function that runs its argument on a worker thread, and stops it with the request.
-            work: Function that produces the response from at most the given number of points, or raises TooManyPointsError. All
-                calls check the same budget.
+            run: Function that runs its argument on a worker thread and stops it when the request ends.
+            work: Function that produces the response from up to the given number of points, or raises
+                TooManyPointsError. All calls check the same budget.
             most: Maximum number of points.
-            sampled: Whether the response is small even if it reads many points.
+            sampled: Whether the response is sampled, so that it is small even if many points are read.
 
         Raises:
-            HTTPException: 503 if too many large responses wait to be read.
+            HTTPException: 503 if too many large responses are waiting to be read.
             TooManyPointsError: More than `most` points match, or reading them needs too much processor time.
         """
         try:
@@ -277,7 +289,10 @@ class ResponseLimiter:
 
     @asynccontextmanager
     async def _turn(self, request: Request, account: _Account) -> AsyncIterator[None]:
-        """Wait until no other large response is in production and there is room; clients with the least unread data go first."""
+        """Wait until there is room and no other large response is being produced.
+
+        Clients with the least unread data go first.
+        """
         waiter = _Waiter(client_of(request), account)
         reader = reader_of(request)
         self._waiting.append(waiter)
@@ -322,7 +337,7 @@ class ResponseLimiter:
 
 
 class Pieces:
-    """ASGI middleware that sends large bodies in pieces, so that unread data is not copied into a connection's buffer."""
+    """ASGI middleware that sends large bodies in pieces, so that unread data is not copied to a connection's buffer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -348,12 +363,12 @@ def _cut(body: bytes) -> Iterator[tuple[bytes, bool]]:
 
 
 def client_of(request: Request) -> str:
-    """Identifier of a client: its token's name and its address."""
+    """Return a client's identifier, which consists of its token's name and its address."""
     address = client_group(request.client.host) if request.client is not None else ""
     return f"{request.state.access.who}\n{address}"
 
 
 def reader_of(request: Request) -> Reader | None:
-    """Connection of the request; None in tests without a server."""
+    """Return the request's connection, or None in tests without a server."""
     reader: Reader | None = getattr(request.state, "connection", None)
     return reader

@@ -1,1 +1,1 @@
-"""Receivers of OTLP/HTTP requests: metrics, logs, and a clear answer to other signals."""
+"""Receivers of OTLP/HTTP requests: metrics, logs, and a clear response to other signals."""

@@ -1,4 +1,4 @@
-"""The OTLP/HTTP receiver: POST /v1/metrics and POST /v1/logs, in protobuf and JSON (OTLP specification 1.x, OTLP/HTTP)."""
+"""The OTLP/HTTP receiver: POST /v1/metrics and POST /v1/logs, in Protobuf and JSON (OTLP specification 1.x)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,28 +35,28 @@ BATCH_ID_HEADER: Final = "Tensormeter-Batch-Id"
 MAX_BATCH_ID: Final = 200
 
 THREADS: Final = 4
-"""Maximum number of requests that are decoded at once. Each may use several times the size limit in memory."""
+"""Maximum number of requests that are decoded concurrently. Each may need several times the size limit in memory."""
 
 WAITING_THREADS: Final = 16
-"""The same maximum for a remote store: most threads wait for it, and it stores several requests together."""
+"""The same limit for a remote store. Most threads wait for the store, which stores several requests together."""
 
 
 _ToProtobuf = Callable[[bytes], bytes]
 
 _Append = Callable[[Store, bytes, str | None, Check], tuple[Message, Receipt, int]]
-"""Function that stores a request, and returns the response, the receipt, and the number of items."""
+"""Function that stores a request and returns the response, the receipt, and the number of items."""
 
 
 @dataclass(frozen=True)
 class _Form:
-    """Format of a body: its media type, and its content encoding ("" for none)."""
+    """Format of a body: its media type and its content encoding ("" for none)."""
 
     media_type: str
     encoding: str
 
 
 class Receiver:
-    """Handlers of the two signals. They read bodies on the event loop, and do everything else on worker threads."""
+    """Handlers for the two signals. They read bodies on the event loop and do everything else on worker threads."""
 
     def __init__(self, stores: Stores, max_body_bytes: int, listener: Listener, threads: int = THREADS) -> None:
         """Args:
@@ -69,12 +69,12 @@ class Receiver:
         self._listener = listener
         self._max_body_bytes = max_body_bytes
         self._bodies = BodyReader(max_body_bytes)
-        # A separate limit, so that slow queries cannot occupy all threads.
+        # Receivers have a separate limit, so that slow queries cannot occupy all threads.
         self._threads = anyio.CapacityLimiter(threads)
         self._watchdog = StallWatchdog(stores.stalled)
 
     def routes(self) -> list[Route]:
-        """Routes of the handlers."""
+        """Return the handlers' routes."""
         return [
             Route("/v1/metrics", self.metrics, methods=["POST"]),
             Route("/v1/logs", self.logs, methods=["POST"]),
@@ -96,7 +96,7 @@ class Receiver:
         body = await self._bodies.read(request)
         size = len(body)
         bodies = [body]
-        del body  # so that `work` can free the body once it is decompressed
+        del body  # allows `work` to free the body once it is decompressed
         store = self._stores.of(request)
 
         headers: dict[str, str] = {}
@@ -125,7 +125,7 @@ def _append_metrics(store: Store, payload: bytes, batch_id: str | None, check: C
     check_metrics(payload, check)
     decoded = [decode_metrics(payload, check)]
     points = sum(batch.points for batch in decoded[0])
-    # `pop`, so that the store can free the batches once it has sorted their points: with many series they are large.
+    # `pop` lets the store free the batches once it has sorted their points. With many series, they are large.
     receipt = store.append_metrics(decoded.pop(), payload=payload, batch_id=batch_id, check=check)
     response = ExportMetricsServiceResponse()
     if receipt.rejected:
@@ -148,7 +148,7 @@ def _append_logs(store: Store, payload: bytes, batch_id: str | None, check: Chec
 
 
 def _check_headers(request: Request) -> _Form:
-    """Format of the request's body, from its headers.
+    """Return the format of the request's body according to its headers.
 
     Raises:
         HTTPException: 415 for an unsupported content type or encoding.

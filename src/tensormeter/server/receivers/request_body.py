@@ -1,4 +1,4 @@
-"""Request bodies: read and decompressed within limits on size, time and memory."""
+"""Reading and decompression of request bodies within limits on size, time and memory."""
 
 import io
 import zlib
@@ -16,35 +16,37 @@ __all__ = ["BodyReader", "decompress"]
 _ZSTD_WINDOW: Final = 8 << 20
 
 _MAX_MEMBERS: Final = 10_000
-"""Maximum number of gzip members or zstd frames of a body. Each costs time, and no ordinary sender uses as many."""
+"""Maximum number of gzip members or zstd frames in a body. Each costs time, and no ordinary sender uses this many."""
 
 _SLICE: Final = 1 << 16
 
 READ_TIMEOUT: Final = 60.0
-"""Maximum seconds to receive one body, so that a client that sends single bytes cannot keep a connection longer."""
+"""Maximum seconds to receive a body, so that a client that sends single bytes cannot occupy a connection for longer."""
 
 
 class BodyReader:
-    """Reads bodies. All bodies in memory at one time share a limit. For one event loop."""
+    """Reads bodies. All bodies that are in memory share a limit. For one event loop."""
 
     def __init__(self, max_bytes: int) -> None:
         """Create a reader.
 
         Args:
-            max_bytes: Maximum bytes of one body as sent. All bodies that are being read or stored share four times as much.
+            max_bytes: Maximum size of one body as sent, in bytes. All bodies that are being read or stored share four
+                times as much.
         """
         self._max_bytes = max_bytes
         self._budget = 4 * max_bytes
         self._buffered_bytes = 0
 
     async def read(self, request: Request) -> bytes:
-        """Read the body as sent. It counts against the shared limit until `release`.
+        """Read the body as sent. It counts towards the shared limit until `release` is called.
 
         Raises:
-            HTTPException: 413 if it is too large, 408 if it is too slow, 503 if the shared limit is reached.
+            HTTPException: 413 if the body is too large, 408 if it arrives too slowly, 503 if the shared limit is
+                reached.
             ClientDisconnect: The client disconnected.
 
-        After an error, the body no longer counts against the limit.
+        After an error, the body no longer counts towards the limit.
         """
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._max_bytes:
@@ -72,12 +74,12 @@ class BodyReader:
                 self._buffered_bytes -= size
 
     def release(self, size: int) -> None:
-        """Release the memory of a body of this size that `read` returned, once the body is no longer needed."""
+        """Stop counting a body of this size that `read` returned, once the body is no longer needed."""
         self._buffered_bytes -= size
 
 
 def too_large(max_bytes: int) -> HTTPException:
-    """Create the error 413, with the limit and the remedy."""
+    """Create a 413 error that states the limit and the remedy."""
     return HTTPException(413, f"the body is larger than {max_bytes} bytes after decompression; send smaller batches")
 
 
@@ -87,9 +89,9 @@ def decompress(body: bytes, encoding: str, max_bytes: int, check: Check = no_che
     Args:
         body: Body as sent.
         encoding: "gzip" or "zstd", with 1 to 10,000 members or frames; "" for no compression.
-        max_bytes: Maximum bytes of the result.
-        check: Function that is called for each piece, and ends the work if it raises. A body can take long to decompress although
-            the result is small.
+        max_bytes: Maximum size of the result in bytes.
+        check: Function to call for each piece. It can raise an error to end the work, because decompressing a body can
+            take long even if the result is small.
 
     Raises:
         HTTPException: 413 if the result exceeds `max_bytes`; 400 if the body is truncated or in another format.
@@ -110,7 +112,8 @@ def _gunzip(body: bytes, max_bytes: int, check: Check) -> bytes:
         member = zlib.decompressobj(wbits=31)
         while not member.eof:
             check()
-            # In slices, because zlib copies the data that follows a member: many members would copy the whole body each time.
+            # Decompress in slices. zlib copies the data that follows a member, so each of many members would copy the
+            # whole rest of the body.
             piece = body[at : at + _SLICE]
             if not piece:
                 raise HTTPException(400, "the gzip body is truncated")
@@ -129,7 +132,7 @@ def _gunzip(body: bytes, max_bytes: int, check: Check) -> bytes:
 
 
 class _Pieces(io.BytesIO):
-    """A file over bytes that calls a check before each read."""
+    """File-like object over bytes that calls a check before each read."""
 
     def __init__(self, body: bytes, check: Check) -> None:
         super().__init__(body)
@@ -141,10 +144,10 @@ class _Pieces(io.BytesIO):
 
 
 def _unzstd(body: bytes, max_bytes: int, check: Check) -> bytes:
-    # RFC 9659 lets a sender of HTTP content use a window of 8 MiB.
+    # RFC 9659 allows senders of HTTP content to use a window of 8 MiB.
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     try:
-        # First measure the result in bounded memory: a frame's declared size is optional, and can be wrong.
+        # First measure the result in bounded memory, because a frame's declared size is optional and can be wrong.
         with decompressor.stream_reader(_Pieces(body, check), read_size=_SLICE, read_across_frames=True) as reader:
             size = 0
             while part := reader.read(1 << 20):

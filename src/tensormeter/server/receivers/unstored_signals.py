@@ -1,4 +1,7 @@
-"""OTLP signals that the server does not store: senders get 404, and the log explains it once per signal."""
+"""Responses to OTLP signals that the server does not store.
+
+Senders get 404, and the log explains it once per signal.
+"""
 
 import logging
 from typing import Final
@@ -17,20 +20,20 @@ _log: Final = logging.getLogger(__name__)
 
 
 class OtherSignals:
-    """Handlers of the signals other than metrics and logs."""
+    """Handlers for signals other than metrics and logs."""
 
     def __init__(self) -> None:
         self._logged: set[str] = set()
 
     def routes(self) -> list[Route]:
-        """Routes of the handlers."""
+        """Return the handlers' routes."""
         return [Route(path, self.refuse, methods=["POST"]) for path in _PATHS]
 
     async def refuse(self, request: Request) -> Response:
-        """Respond 404, which OTLP senders do not retry (OTLP specification, OTLP/HTTP: Failures)."""
+        """Respond with 404, which OTLP senders do not retry (OTLP specification, OTLP/HTTP: Failures)."""
         signal = _PATHS[request.url.path]
         message = f"{signal} are not stored here; send metrics and logs only, to /v1/metrics and /v1/logs"
-        # An empty request, which some health checks send, loses no data.
+        # No data is lost with an empty request, which some health checks send.
         is_empty = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
         if signal not in self._logged and not is_empty:
             self._logged.add(signal)
