@@ -1,8 +1,8 @@
-"""Appending requests to files, each request exactly once.
+"""A writer that appends each request to files exactly once.
 
 Before a request is appended, its id and the length of each file before and after it are written to a small state file.
-If the request is retried because the writer was killed before acknowledging it, the earlier copy is removed first. An
-incomplete request at the end of a file is detected and truncated.
+If the writer is killed before it acknowledges the request, the request is retried, and its earlier copy is removed
+first. An incomplete request at the end of a file is detected and truncated.
 
 Killing the process loses nothing; a power failure can lose the latest requests.
 

@@ -121,9 +121,9 @@ class ExperimentExporter:
         return durability
 
     def _asks(self, signal: Signal) -> bool:
-        """Return whether the signal's server reports durability.
+        """Return whether the server for a signal reports durability.
 
-        Otherwise, durability headers in its responses are ignored.
+        If it does not, durability headers in its responses are ignored.
         """
         return not self._has_no_durability and self._targets[signal].endpoint.endswith(_path(signal))
 

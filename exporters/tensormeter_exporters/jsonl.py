@@ -26,8 +26,8 @@ class JsonLinesExporter(FileExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
     Options:
-        directory: Folder of the files; by default `otlp` in the user's data directory, created for this user alone.
-        max_bytes: Maximum length of a file before the next one begins.
+        directory: Folder for the files. Default: `otlp` in the user's data directory, accessible only to this user.
+        max_bytes: Maximum size of a file in bytes, after which a new file is started.
     """
 
     def __init__(self, config: ExporterConfig) -> None:

@@ -35,9 +35,10 @@ _SHORTEST_ATTEMPT: Final = 0.1
 
 
 class TensormeterMetricExporter(MetricExporter):
-    """Sends metrics to `TENSORMETER_ENDPOINT`, or to `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    """Sends the SDK's metrics to the experiment server.
 
-    `TENSORMETER_TOKEN` or the other `OTEL_EXPORTER_OTLP_*` variables apply, respectively.
+    The server is configured by `TENSORMETER_ENDPOINT` and `TENSORMETER_TOKEN`, or by `OTEL_EXPORTER_OTLP_ENDPOINT` and
+    the related variables.
 
     `export` blocks until the server has responded or the timeout has passed; `shutdown` ends the wait. A forked child
     opens its own connection.
@@ -80,7 +81,7 @@ class TensormeterMetricExporter(MetricExporter):
             return self._send(request, deadline)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Wait for an export on another thread, since nothing else is buffered. Return whether it has ended."""
+        """Wait for an export on another thread to end, and return whether it has. Nothing else is buffered."""
         if not self._lock.acquire(timeout=min(max(timeout_millis / 1000, 0.0), threading.TIMEOUT_MAX)):
             return False
         self._lock.release()

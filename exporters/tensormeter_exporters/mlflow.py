@@ -82,7 +82,7 @@ _ACCESS: Final = re.compile(r"credential|accessdenied|forbidden|unauthorized|aut
 """Names of exceptions that artifact stores raise when they refuse the user."""
 
 _ACCESS_CODE: Final = re.compile(r"\((AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|Forbidden)\)")
-"""Codes with that meaning in the messages of S3 exceptions."""
+"""Error codes with the same meaning in the messages of S3 exceptions."""
 
 _TEMPORARY_STATUS: Final = frozenset({401, 403, 404, 408, 425, 429, *range(500, 600)})
 
@@ -95,7 +95,7 @@ _REFUSED_THROUGHOUT: Final = 64
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/svg+xml": "svg"}
 
 
-class _Deleted(Exception):  # noqa: N818 - a state, which a person can end
+class _Deleted(Exception):  # noqa: N818 - a state that a person can end
     """A run or experiment was deleted in MLflow."""
 
 
@@ -103,12 +103,12 @@ class MlflowExporter(DecodingExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
     MLflow's client reads its credentials from `MLFLOW_TRACKING_TOKEN`, or from `MLFLOW_TRACKING_USERNAME` and
-    `MLFLOW_TRACKING_PASSWORD`. Unless they are configured, three of its settings are set for this process: the timeout
-    (`MLFLOW_HTTP_REQUEST_TIMEOUT`) to delivery's timeout, retries to none, and usage reports to off.
+    `MLFLOW_TRACKING_PASSWORD`. Three client settings get other defaults in this process: the timeout
+    (`MLFLOW_HTTP_REQUEST_TIMEOUT`) is delivery's timeout, and retries and usage reports are off.
 
     Options:
-        tracking_uri: Tracking URI; by default `MLFLOW_TRACKING_URI`.
-        experiment: Name of the experiment; by default the project's name.
+        tracking_uri: Tracking URI. Default: `MLFLOW_TRACKING_URI`.
+        experiment: Name of the experiment. Default: the project's name.
     """
 
     def __init__(self, config: ExporterConfig) -> None:
@@ -266,7 +266,7 @@ class MlflowExporter(DecodingExporter):
     def _path(self, key: str, run_event: RunEvent) -> str:
         """Return the path of an artifact by key and step.
 
-        If an artifact of that kind, key and step exists, the path ends with the time.
+        If another artifact has the same kind, key and step, the time is appended to the path.
         """
         time = run_event.event.time
         path = f"{self._paths(key)}-{time if run_event.step is None else run_event.step}"
@@ -358,7 +358,7 @@ class MlflowExporter(DecodingExporter):
             try:
                 return self._client.create_experiment(name)
             except MlflowException:
-                experiment = self._client.get_experiment_by_name(name)  # another agent has created it
+                experiment = self._client.get_experiment_by_name(name)  # another agent created the experiment
                 if experiment is None:
                     raise
         if experiment.lifecycle_stage != LifecycleStage.ACTIVE:

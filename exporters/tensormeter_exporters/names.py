@@ -34,9 +34,9 @@ def suffix_of(original: str) -> str:
 
 
 def _looks_changed(name: str) -> bool:
-    """Return whether a name ends with such a suffix.
+    """Return whether a name ends like one that `suffix_of` has changed.
 
-    These names are changed too, so that they cannot equal a changed name.
+    Such names are changed too, so that they cannot equal a changed name.
     """
     digits = name[-_DIGITS:]
     return (

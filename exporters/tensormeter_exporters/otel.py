@@ -1,4 +1,4 @@
-"""The `otel:NAME` destinations: any OpenTelemetry metric exporter, by its name in `OTEL_METRICS_EXPORTER`.
+"""The `otel:NAME` destinations: any OpenTelemetry metric exporter, where NAME is its name in `OTEL_METRICS_EXPORTER`.
 
 The exporter is constructed without arguments and configured by its own environment variables. It receives every point,
 with steps as the gauge `tensormeter.step`, but no events, because these are not metrics. Deduplication is left to its
@@ -99,11 +99,11 @@ def metrics_data(batches: Sequence[columns.Batch], *, no_sum: float | None = Non
 
     Args:
         batches: Batches to convert.
-        no_sum: Sum to use for histograms without one and for those with negative values. OTLP omits the latter's sum,
-            because receivers treat it as a counter.
+        no_sum: Sum to use for histograms that have none. OTLP omits the sum if there are negative values, because
+            receivers treat sums as counters.
 
     Returns:
-        The objects, and the number of points that the SDK does not support (those of summaries).
+        SDK objects, and the number of points that the SDK does not support (those of summaries).
     """
     left_out = 0
     # Keyed by content, because the SDK's OTLP encoder keeps only the last of several equal resources or scopes.

@@ -1,7 +1,7 @@
 """Decoding of requests for destinations that do not use OTLP, into series with steps and into events.
 
-The step of a value is the value of the gauge `tensormeter.step` of the same process at the same time. The two are
-joined by time, as in the server. Rows are never split across requests, so the gauge is always in the same request.
+The step of a point is the value of the gauge `tensormeter.step` from the same process at the same time. Points and
+steps are joined as in the server. Rows are never split across requests, so the gauge is always in the same request.
 """
 
 from collections import Counter
@@ -54,10 +54,10 @@ class ProcessRef:
     """Process of a run that sent a request's data.
 
     Attributes:
-        project: `service.name`.
+        project: Project of the run, from `service.name`.
         run: Id of the run.
-        name: Name of the run, for people.
-        process: `service.instance.id`.
+        name: Display name of the run.
+        process: Id of the process, from `service.instance.id`.
     """
 
     project: str
@@ -83,7 +83,7 @@ class SteppedSeries:
     """A series with the step of each point.
 
     Attributes:
-        sender: The process that sent it.
+        sender: Process that sent the data.
         series: Points of the series.
         steps: Step of each point, int64, shape (n,). Points without a step, such as those of sensors, have the Unix
             time in seconds, which needs no state and stays the same when a request is retried.
@@ -117,7 +117,7 @@ class RunEvent:
     """An event that a process sent.
 
     Attributes:
-        sender: The process that sent it.
+        sender: Process that sent the data.
         event: Decoded event.
         media: Table, image, text or alert in the event; None if there is none.
         step: Step of the media.
@@ -132,7 +132,7 @@ class RunEvent:
 
     @property
     def axis_step(self) -> int:
-        """Step, or the Unix time in seconds if there is none, as for points."""
+        """Step, or the Unix time in seconds if there is none, like the steps of points."""
         return self.event.time // _NANOSECONDS if self.step is None else self.step
 
     @property
@@ -197,7 +197,7 @@ def read_events(request: Request) -> list[RunEvent]:
                 try:
                     media, step = media_of(event) or (None, None)
                     run_events.append(RunEvent(sender, event, media, step))
-                except Exception as error:  # of any type: only this event is lost
+                except Exception as error:  # of any type, so that only this event is lost
                     run_events.append(RunEvent(sender, event, error=f"{event.name}: {error}"))
     return run_events
 
@@ -301,9 +301,9 @@ def _join(
 def _closed(
     bounds: Sequence[float], counts: Sequence[int], low: float, high: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return finite edges and counts of buckets with open ends.
+    """Replace open ends of buckets with finite edges, and return the edges and counts.
 
-    `low` and `high` are the extreme values, NaN if unknown.
+    `low` and `high` are the minimum and maximum, or NaN if they are unknown.
     """
     if not len(bounds):
         low, high = (low, high) if low < high else (-1.0, 1.0)

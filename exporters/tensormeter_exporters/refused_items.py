@@ -54,13 +54,13 @@ class RefusedItems:
 
     @contextmanager
     def item(self, what: str) -> Iterator[None]:
-        """Refuse an item if the block raises an exception.
+        """Count an item as refused if the block raises an exception that is not temporary.
 
         Args:
             what: Name of the item for messages.
 
         Raises:
-            Exception: An exception that is temporary is raised again.
+            Exception: The block raised a temporary exception.
         """
         try:
             yield

@@ -59,7 +59,7 @@ class TensorBoardExporter(FileExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
     Options:
-        directory: Folder for `tensorboard --logdir`; by default `runs`, as with torch's writer.
+        directory: Folder for `tensorboard --logdir`. Default: `runs`, like torch's writer.
     """
 
     def __init__(self, config: ExporterConfig) -> None:
@@ -94,7 +94,7 @@ class TensorBoardExporter(FileExporter):
         steps = stepped.steps.tolist()
         for numbers in scalars(stepped):
             tag = self._series.of(stepped, numbers.part)
-            with np.errstate(all="ignore"):  # values beyond single precision become infinite
+            with np.errstate(all="ignore"):  # values outside single precision become infinite
                 values, present = numbers.values.astype(np.float32).tolist(), numbers.present.tolist()
             for at, step, value, there in zip(times, steps, values, present, strict=True):
                 if there:
@@ -102,7 +102,7 @@ class TensorBoardExporter(FileExporter):
         if isinstance(series, Distribution):
             for index, (at, step) in enumerate(zip(times, steps, strict=True)):
                 edges, counts = bucket_edges(series, index)
-                # In single precision a bucket for 0 alone would have no width, and large edges would be infinite.
+                # In single precision, a bucket for 0 alone would have no width, and large edges would be infinite.
                 edges = np.clip(edges, -_LARGEST, _LARGEST)
                 edges = np.where((edges < 0) & (edges > -_SMALLEST), -_SMALLEST, edges)
                 histogram = HistogramProto(

@@ -48,7 +48,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Import `Client` on first use, and return the most recently started unfinished run, or None, for `run`."""
+    """Resolve `Client`, which is imported on first use, and `run`, the latest unfinished run or None."""
     if name == "Client":
         from tensormeter.client import Client
 

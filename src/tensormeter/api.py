@@ -52,26 +52,26 @@ def init(
 ) -> Run:
     """Start a run.
 
-    This takes about ten milliseconds and does not use the network. The run ends with `Run.finish`, at the end of its
-    `with` block, or when the interpreter exits. Its final state is:
+    This takes about ten milliseconds and does not use the network. The run ends when `Run.finish` is called, at the end
+    of its `with` block, or when the interpreter exits. Its final state is:
 
-    - `finished`, if the program ended normally.
-    - `failed`, if an exception or an exit status other than 0 ended it.
-    - `preempted`, if SIGTERM ended it.
-    - `crashed`, if the process disappeared without ending the run.
+    - `finished` if the program ended normally.
+    - `failed` if it ended with an exception or a nonzero exit status.
+    - `preempted` if SIGTERM ended it.
+    - `crashed` if the process disappeared without ending the run.
 
-    In a notebook, a new run finishes the previous ones.
+    In a notebook, starting a run finishes the previous ones.
 
     Calling `init` with the `id` of a run whose processes have all ended starts another attempt at that run. The data of
     earlier attempts is kept. If the new attempt repeats a step, its values hide the earlier ones.
 
     Args:
-        project: Name of the project that the run belongs to.
-        name: Display name. Default: the id.
+        project: Name of the run's project.
+        name: Display name of the run. Default: the id.
         config: Hyperparameters and other values that describe the run. Values that JSON cannot represent are converted
             with `str`; values that cannot be converted are omitted with a warning. Secrets are masked (see the setting
             `mask_config`). To add values later, call `Run.update_config`.
-        id: Id of the run; pass the same one on all ranks. Default: a random id.
+        id: Id of the run. Pass the same id on all ranks. Default: a random id.
         group: Name of the run's group, for example a sweep.
         tags: Keywords for finding the run.
         notes: Free text about the run. Edits to the notes, group and tags on the server take precedence.
@@ -147,8 +147,8 @@ def deferred_log(
 ) -> "DeferredLog":
     """Create an object that records inside CUDA graphs and `torch.compile` functions, even with `fullgraph=True`.
 
-    Call the object's `write({name: tensor})` inside the graph. The call adds a few tensor operations and no graph
-    break; each replay of a CUDA graph writes a row. Later `run.log` calls on this thread (four times a second),
+    Call the object's `write({name: tensor})` inside the graph. The call adds a few tensor operations but no graph
+    break. Each replay of a CUDA graph writes a row. Later `run.log` calls on this thread (four times a second),
     `flush()` and `run.finish` fetch the rows without waiting for the device. Rows are recorded in the order in which
     they were written, with the time of the fetch. If more than `capacity` rows are written between two fetches, the
     oldest rows are lost and counted.
@@ -165,7 +165,7 @@ def deferred_log(
             step after the last one of the earlier attempts.
 
     Raises:
-        UsageError: An argument is invalid, or memory for the copies cannot be page-locked.
+        UsageError: An argument is invalid, or the host memory for the rows cannot be page-locked.
     """
     from tensormeter.record.deferred_log import DeferredLog
 
@@ -198,10 +198,10 @@ def _check_targets(settings: Settings) -> set[str]:
     """Read the OTLP targets, so that errors in them are also reported in this process, not only by the agent.
 
     Returns:
-        The destinations that use gRPC.
+        Destinations that use gRPC.
 
     Raises:
-        SettingsError: An option of a destination is invalid.
+        SettingsError: A destination has an invalid option.
     """
     by_grpc = set()
     for destination in settings.exporters:

@@ -8,8 +8,8 @@
     ├── SpoolError         a run directory or its spool cannot be used
     └── StoreError         the server's store cannot be used
 
-Every message states what failed, the value, and what to do next. Failed delivery never makes `Run.log` raise, because
-telemetry must not stop a training script.
+Every message states what failed, which value caused it, and what to do next. Failed delivery never makes `Run.log`
+raise, because telemetry must not stop a training script.
 """
 
 
@@ -22,7 +22,7 @@ class SettingsError(TensormeterError, ValueError):
 
 
 class UsageError(TensormeterError, RuntimeError):
-    """A call that is invalid at this point, such as `tensormeter.log` without a run."""
+    """A call is invalid at this point, such as `tensormeter.log` without a run."""
 
 
 class RingError(TensormeterError):
@@ -30,7 +30,7 @@ class RingError(TensormeterError):
 
 
 class EncodingError(TensormeterError, ValueError):
-    """Bytes that cannot be decoded as an OTLP message."""
+    """Bytes cannot be decoded as an OTLP message."""
 
 
 class SpoolError(TensormeterError):

@@ -12,15 +12,15 @@ An exporter may block for at most the configured timeout. It neither retries nor
 delivery handles backoff, `Retry-After`, ordering and the spool.
 
 A receiver may accept a request before it is durable, that is, before it would survive a power failure at the receiver.
-In that case, `Accepted` has a `durability`, and the exporter has a method `durability()` that asks the receiver for its
-progress. Delivery keeps such a request in the spool until it is durable, and resends it with the same id if the
+In that case, `Accepted` has a `durability`, and the exporter has a method `durability()` that asks the receiver how far
+it has come. Delivery keeps such a request in the spool until it is durable, and resends it with the same id if the
 receiver's epoch changes. Otherwise, a request leaves the spool as soon as it is accepted.
 
 Outcomes are return values, not exceptions. An exporter that cannot write some items writes the others, and returns
 `Accepted` with the number of refused items in `rejected`. If `export` raises, it should leave no part of the request
 behind. An outage (`outages.is_outage`: network, disk, a missing package) is treated as `Retry`. After any other
 exception, delivery tries the request up to three times, the last time with a new exporter. It then treats the exception
-as `Rejected` with `divide`: it splits the request and quarantines the item that causes the exception.
+as `Rejected` with `divide`: it splits the request and quarantines the item that caused the exception.
 """
 
 import re
@@ -90,7 +90,7 @@ class ExporterConfig:
 
     @property
     def label(self) -> str:
-        """Label after the colon in the destination's name, or ""."""
+        """Part of the destination's name after the colon, or ""."""
         return self.destination.partition(":")[2]
 
     def options_or(self, **defaults: str) -> dict[str, str]:
@@ -162,7 +162,7 @@ class Retry:
     """The receiver cannot accept the request now; delivery will retry it.
 
     Attributes:
-        reason: Reason, for people.
+        reason: Human-readable reason.
         after: Seconds to wait, as requested by the receiver, or None.
     """
 
@@ -175,7 +175,7 @@ class Rejected:
     """The receiver will never accept the request; a retry is pointless.
 
     Attributes:
-        reason: Reason, for people.
+        reason: Human-readable reason.
         divide: Whether the receiver may accept parts of the request. Delivery then divides the request until the
             refused items are isolated, and quarantines them. The parts get the same ids on every attempt. If a single
             row is divided, each part keeps the row's step, unless the exporter has `independent_signals`.
@@ -193,7 +193,7 @@ class TooLarge:
     treated as `Rejected`.
 
     Attributes:
-        reason: Reason, for people.
+        reason: Human-readable reason.
     """
 
     reason: str
@@ -204,7 +204,7 @@ class Unauthorized:
     """The receiver refused the token. Delivery pauses until the token changes.
 
     Attributes:
-        reason: Reason, for people.
+        reason: Human-readable reason.
     """
 
     reason: str
@@ -219,7 +219,7 @@ class AttemptQuestion:
         run_id: Id of the run.
         member: Identity of the process.
         number: Number of the attempt, if it is already known and only the last step is needed.
-        least: Lowest valid number.
+        least: Lowest valid attempt number.
         resume: Whether the process resumes a run that had an earlier attempt.
     """
 
@@ -250,17 +250,18 @@ Outcome = Accepted | Retry | Rejected | TooLarge | Unauthorized
 class Exporter(Protocol):
     """A destination. The module's docstring describes the order of the calls and their thread.
 
-    A class may set the attribute `independent_signals = True`, which is described there too.
+    A class may set `independent_signals = True`, which that docstring describes too.
 
-    It may have a method ``durability(self) -> Durability | Retry | None``, which asks the receiver for its durability
-    within the configured timeout. The receiver should sync to disk at once. The method returns None if the receiver no
-    longer reports durability. Delivery calls it when there is nothing to send and an accepted request is not durable
-    yet.
+    A class may have a method ``durability(self) -> Durability | Retry | None``, which asks the receiver for its
+    durability within the configured timeout. The receiver should sync to disk at once. The method returns None if the
+    receiver no longer reports durability. Delivery calls this method when there is nothing to send and an accepted
+    request is not durable yet.
 
     If the receiver assigns attempt numbers, the class may have a method ``ask_attempt(self, question: AttemptQuestion)
     -> AttemptNumber | Retry | Unauthorized | None``. Delivery calls it, with the same timeout, before it exports any
-    data of the attempt. None means that this receiver assigns no numbers. `Retry` blocks the destination. After
-    `Unauthorized`, delivery calls `export`; if that is accepted, the receiver is assumed to assign no numbers.
+    data of the attempt. The method returns None if the receiver does not assign numbers. `Retry` blocks the
+    destination. After `Unauthorized`, delivery calls `export`; if the receiver accepts the request, it is assumed to
+    assign no numbers.
     """
 
     def __init__(self, config: ExporterConfig) -> None: ...

@@ -10,7 +10,7 @@ __all__ = ["Logger", "get_logger"]
 
 
 class Logger(logging.LoggerAdapter[logging.Logger]):
-    """Wrapper of a `logging.Logger`, for any thread and after a fork. It blocks as long as the program's handlers.
+    """Wrapper of a `logging.Logger`, for any thread and after a fork. It blocks as long as the program's handlers do.
 
     Attributes:
         unsaid: Number of records that no handler could write.

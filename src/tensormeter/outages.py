@@ -1,4 +1,4 @@
-"""Recognition of outages: exceptions caused by the network, the disk or the installation rather than by the data.
+"""Detection of outages: exceptions caused by the network, the disk or the installation rather than by the data.
 
 The same data can be delivered after the outage. Any other exception from an exporter may be caused by an item that
 would fail on every retry.

@@ -1,6 +1,6 @@
 """Detection of the packages that destinations need.
 
-This module does not import them, because that can take seconds; the agent does.
+The packages are not imported here, because an import can take seconds. The agent imports them.
 """
 
 import importlib.metadata

@@ -36,7 +36,7 @@ class Answer:
 
     Attributes:
         url: URL of the request.
-        status: HTTP status.
+        status: HTTP status of the response.
         phrase: HTTP reason phrase, or "".
         content_type: Content type of the body.
         body: Body of the response.

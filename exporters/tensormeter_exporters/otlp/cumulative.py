@@ -53,11 +53,11 @@ instead of counting it. Some receivers store only milliseconds.
 _MOST_INTEGER: Final = 1 << 63
 """Smallest integer that does not fit OTLP's signed 64-bit fields.
 
-Counts are unsigned, so their limit is twice as high.
+Counts are unsigned, so their limit is twice as large.
 """
 
 _Point = Any
-"""NumberDataPoint, HistogramDataPoint or ExponentialHistogramDataPoint."""
+"""A NumberDataPoint, HistogramDataPoint or ExponentialHistogramDataPoint."""
 
 _Key = tuple[bytes, ...]
 
@@ -85,7 +85,10 @@ class DeltaToCumulative:
         self._load()
 
     def has(self, request: str) -> bool:
-        """Return whether this request was accepted just before an earlier agent was killed."""
+        """Return whether the request was already accepted.
+
+        This can happen if an agent is killed before it updates the spool.
+        """
         return request == self._last
 
     def add(self, request: Request) -> Added:
@@ -168,7 +171,7 @@ class DeltaToCumulative:
 
 
 def _begin(point: _Point) -> None:
-    """Convert a delta point to the first point of a cumulative stream."""
+    """Convert a delta point in place to the first point of a cumulative stream."""
     start = point.start_time_unix_nano or point.time_unix_nano
     if start >= point.time_unix_nano:
         start = point.time_unix_nano - _LEAD
@@ -193,7 +196,7 @@ def _fits(before: _Point, point: _Point) -> bool:
 
 
 def _add(before: _Point, point: _Point) -> None:
-    """Convert a delta point to the next point of a stream that it fits."""
+    """Convert a delta point in place to the next point of a stream that it fits."""
     if isinstance(point, NumberDataPoint):
         if point.WhichOneof("value") == "as_int":
             point.as_int += before.as_int

@@ -24,14 +24,14 @@ class OtlpExporter(DecodingExporter):
         protocol: `http/protobuf` or `grpc`.
         endpoint: Base URL, or `host:port` for gRPC.
         compression: `gzip` or `none`.
-        certificate: File with the authorities to verify the server with.
+        certificate: File with the certificate authorities for verifying the server.
         client_certificate: File with the client's certificate.
-        client_key: File with its key.
-        insecure: Whether gRPC uses no TLS, for an endpoint without a scheme.
-        temporality: `cumulative` sums distributions up, for receivers that refuse deltas; `delta` and `lowmemory` send them
-            unchanged.
-        headers_variable: Environment variable with the headers, instead of `OTEL_EXPORTER_OTLP_HEADERS`, to tell several
-            destinations of this kind apart.
+        client_key: File with the client's private key.
+        insecure: Whether gRPC disables TLS for an endpoint without a scheme.
+        temporality: `cumulative` converts distributions to cumulative sums, for receivers that refuse deltas; `delta`
+            and `lowmemory` send them unchanged.
+        headers_variable: Environment variable to read headers from instead of `OTEL_EXPORTER_OTLP_HEADERS`, so that
+            several destinations of this kind can have different headers.
 
     Raises:
         SettingsError: An option is invalid. An invalid variable is ignored with a warning.

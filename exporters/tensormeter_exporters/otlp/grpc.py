@@ -112,7 +112,7 @@ class OtlpGrpcSender(DecodingExporter):
 
 
 def _retry_delay(error: grpc.RpcError) -> float | None:
-    """Return the seconds in a `google.rpc.RetryInfo` in the call's trailing metadata, or None."""
+    """Return the delay of a `google.rpc.RetryInfo` in the trailing metadata in seconds, or None if there is none."""
     for entry in error.trailing_metadata() or ():
         if entry.key == "grpc-status-details-bin":
             try:
@@ -135,6 +135,6 @@ def _credentials(target: OtlpTarget) -> grpc.ChannelCredentials:
 
     return grpc.ssl_channel_credentials(
         root_certificates=read(target.certificate),
-        private_key=read(target.client_key or target.client_certificate),  # one file may hold both
+        private_key=read(target.client_key or target.client_certificate),  # one file may contain both
         certificate_chain=read(target.client_certificate),
     )

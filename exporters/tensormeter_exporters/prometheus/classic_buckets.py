@@ -72,7 +72,7 @@ class ClassicBuckets:
             for reach, (numbers, counts) in zip(wanted, indices, strict=True)
         )
         if wanted[0] is not None and negative is not None:
-            # Bucket i is [-base^(i+1), -base^i), so buckets are reversed, and each ends at its bound of smaller
+            # Bucket i is [-base^(i+1), -base^i), so the order is reversed, and each bucket ends at its smaller
             # magnitude.
             bounds = [*(-self._bounds(*wanted[0])[::-1]), *bounds]
             buckets = [*negative[::-1].tolist(), *buckets]

@@ -247,11 +247,12 @@ class PrometheusExporter(DecodingExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
     Options:
-        host: Address to listen on; by default `OTEL_EXPORTER_PROMETHEUS_HOST` or loopback.
-        port: First of sixteen ports to try; each agent on a machine uses the first free one. By default
-            `OTEL_EXPORTER_PROMETHEUS_PORT` or 9464. 0 for any free port.
-        max_series: Maximum number of series; the points of others are counted as refused. Each bucket of a distribution is a series.
-        max_buckets: Maximum number of buckets of a distribution, at least 6.
+        host: Address to listen on. Default: `OTEL_EXPORTER_PROMETHEUS_HOST` or the loopback address.
+        port: First of sixteen ports to try, or 0 for any free port. Each agent on a machine uses the first free one.
+            Default: `OTEL_EXPORTER_PROMETHEUS_PORT` or 9464.
+        max_series: Maximum number of series. Points of further series are counted as refused. Each bucket of a
+            distribution is a series.
+        max_buckets: Maximum number of buckets per distribution, at least 6.
     """
 
     def __init__(self, config: ExporterConfig) -> None:

@@ -1,7 +1,7 @@
 """Unique Prometheus names for metrics and attributes, even if replacing characters makes several names equal.
 
-The first of several equal names is kept. The others get a suffix that depends only on the original name, so that it is
-the same on every node and after every restart.
+The first metric keeps the plain name. The others get a suffix that depends only on the original name, so that it is the
+same on every node and after every restart.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _SAMPLES: Final[Mapping[Kind, tuple[str, ...]]] = {
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
     "gaugehistogram": ("", "_bucket", "_count", "_sum", "_gcount", "_gsum"),
 }
-"""Suffixes of the names that a family reserves in OpenMetrics, so that no other family may use them.
+"""Suffixes of the names that a family reserves in OpenMetrics. Other families must not use these names.
 
 In the older text format, a gauge histogram is a histogram, and strict parsers do not accept its `_count` and `_sum` in
 other families.

@@ -81,7 +81,7 @@ _RESERVED: Final = frozenset({STEP, "_step", "_timestamp", "_runtime", "_wandb"}
 """Reserved history columns, which W&B or this exporter writes."""
 
 _PICTURE_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
-"""Pillow modes that PNG supports."""
+"""Pillow image modes that PNG supports."""
 
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
@@ -101,8 +101,8 @@ class WandbExporter(DecodingExporter):
 
     Options:
         mode: `offline` or `online`.
-        directory: Folder in which wandb creates its folder `wandb`; by default the agent's working directory.
-        entity: User or team.
+        directory: Folder in which wandb creates its folder `wandb`. Default: the agent's working directory.
+        entity: W&B user or team.
     """
 
     def __init__(self, config: ExporterConfig) -> None:

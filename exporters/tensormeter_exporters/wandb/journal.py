@@ -47,9 +47,9 @@ class Entry:
 
 
 class Journal:
-    """A small file that is replaced atomically, and a file per request body.
+    """The journal, a small file that is replaced atomically, with one file per request body.
 
-    Used by one thread; calls block for the disk.
+    Used by one thread; calls block while they access the disk.
 
     Attributes:
         accepted: Id of the last request that was logged except for refused items.

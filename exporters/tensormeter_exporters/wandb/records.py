@@ -21,7 +21,7 @@ _WHOLE, _FIRST, _LAST = 1, 2, 4
 
 
 class WandbFile:
-    """Reader of the records that were added since the last call. Incomplete records are left for the next call.
+    """Reader of a `.wandb` file. Each call reads what was added since the last one, except for incomplete records.
 
     Attributes:
         path: Path of the file, which may not exist yet.

@@ -82,7 +82,7 @@ def _thin(
     values: NDArray[np.float64],
     buckets: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Divide points into `buckets` sections, and keep the lowest and highest point of each, in order."""
+    """Divide the points into `buckets` sections and keep the lowest and highest point of each, in order."""
     if len(xs) <= 2 * buckets:
         return xs, values
     indices: list[int] = []

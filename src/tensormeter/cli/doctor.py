@@ -31,7 +31,7 @@ def doctor(endpoint: str | None) -> None:
     settings = Settings() if endpoint is None else Settings(endpoint=endpoint)
     table = Table(box=None, show_header=False, pad_edge=False)
     failed = False
-    logging.getLogger("tensormeter").setLevel(logging.CRITICAL)  # the table shows the findings
+    logging.getLogger("tensormeter").setLevel(logging.CRITICAL)  # the table shows the findings already
     with Console(stderr=True).status("") as status:
         for check in CHECKS:
             name = check.__name__.replace("_", " ")

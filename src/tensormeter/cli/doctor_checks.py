@@ -45,8 +45,8 @@ class Finding:
 
     Attributes:
         state: `ok`, `warning` (works with a drawback) or `failed`.
-        summary: Observed state, as a text for users.
-        advice: Remedy, or "".
+        summary: Readable description of the observed state.
+        advice: Suggested remedy, or "".
     """
 
     state: Literal["ok", "warning", "failed"]
@@ -105,7 +105,7 @@ def ring(settings: Settings) -> Finding:
 
 
 def agent(settings: Settings) -> Finding:
-    """Check that an agent starts, and writes a logged row to disk."""
+    """Check that an agent starts and writes a logged row to disk."""
     with tempfile.TemporaryDirectory(prefix="tensormeter-doctor-") as folder:
         run = tensormeter.init(
             "doctor",
@@ -140,7 +140,7 @@ def agent(settings: Settings) -> Finding:
 
 
 def spool(settings: Settings) -> Finding:
-    """Check that undelivered data can be stored on disk, and count the runs with undelivered data."""
+    """Check that undelivered data can be stored on disk, and count the runs that have undelivered data."""
     directory = settings.directory
     if not answers(directory, PATIENCE):
         return Finding(
@@ -262,7 +262,7 @@ def writer(settings: Settings) -> Finding:
 
 
 def gpu(settings: Settings) -> Finding:
-    """Check that values of CUDA devices reach the ring buffer, and on which path."""
+    """Check whether and how values from CUDA devices reach the ring buffer."""
     folder = settings.buffer_directory
     paths = device_path_report(folder and _existing(folder), one_launch=settings.device_path == "auto")
     if not paths:
@@ -307,7 +307,7 @@ def _token(settings: Settings) -> str | None:
 
 @cache
 def _probe(endpoint: str, token: str | None) -> Outcome:
-    """Send an empty request to the endpoint, and return the outcome."""
+    """Send an empty request to the endpoint and return the outcome."""
     exporter = load_exporter("experiment")(ExporterConfig(endpoint=endpoint, token=token, timeout=_TIMEOUT))
     try:
         return exporter.export(Request(f"doctor-{uuid4().hex}", "metrics", gzip.compress(b""), 0))

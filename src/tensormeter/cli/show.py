@@ -24,7 +24,7 @@ _VARIANT: Final = ("scope", "unit", "kind", "temporality")
 """Fields that distinguish metrics with the same name."""
 
 STATISTICS: Final = ("system.", "process.", "hw.", "container.", "cpython.", "tensormeter.")
-"""Prefixes of automatic metrics, which are left out of the list because there are too many."""
+"""Prefixes of automatic metrics. There are too many of these to list."""
 
 
 @click.command()
@@ -84,7 +84,7 @@ def _print_header(console: Console, run: dict[str, Any]) -> None:
 
 
 def _describe_processes(processes: list[dict[str, Any]]) -> Text:
-    """Describe how many training processes there are, and their states if these differ within the latest attempt.
+    """Return the number of training processes, with their states if these differ within the latest attempt.
 
     Processes without a state are agents.
     """

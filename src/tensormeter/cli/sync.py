@@ -69,7 +69,7 @@ def _sync_once(
 ) -> tuple[int, int]:
     """Deliver all runs once, and print only lines that differ from `printed`.
 
-    Return the number of runs and how many were delivered.
+    Return the number of runs and the number of delivered runs.
     """
     from tensormeter.agent.run_directory.shared_memory import memory_directories
     from tensormeter.agent.sync import SkippedRun, sync_runs

@@ -26,7 +26,7 @@ class BlockReader(Generic[Block]):
                 exclusive end of the time range in nanoseconds since the Unix epoch, and the maximum number of points
                 that the server reads.
             size: Maximum number of points that the server reads per request.
-            limit: Highest maximum that the server allows.
+            limit: Highest number of points per request that the server allows.
         """
         self._request = request
         self._size = size
@@ -58,7 +58,7 @@ class BlockReader(Generic[Block]):
         """Read the blocks of one process; see `read`.
 
         A time span with too many points is halved. Because the server reads whole segments, a shorter span may not
-        help; in that case, the request allows more points.
+        help. In that case, the limit of the request is raised.
         """
         spans = [(start, stop)]
         while spans:

@@ -1,4 +1,4 @@
-"""The experiment server's client for scripts and notebooks."""
+"""The `Client` of an experiment server, for scripts and notebooks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -17,7 +17,7 @@ _PAGE: Final = 500
 
 
 class Client:
-    """A client that reads runs from an experiment server.
+    """Client that reads runs from an experiment server.
 
     Each method blocks until the server has responded and does not retry. If the server is unreachable or returns an
     error, the method raises a `TensormeterError` whose message suggests a remedy. The client is thread-safe. After a
@@ -81,7 +81,7 @@ class Client:
                 Archived runs are omitted unless the condition contains `archived`.
             sort: Comma-separated fields to sort by; the prefix `-` means descending order. Default: newest first.
             limit: Maximum number of runs. Default: no limit.
-            fields: Parts of the configuration and summary to read, such as `config.lr`. Fewer fields are faster.
+            fields: Parts of the configuration and summary to read, such as `config.lr`. Reading fewer fields is faster.
                 Default: all.
 
         Raises:
@@ -138,11 +138,11 @@ class Client:
             start: Start of the x range.
             stop: Exclusive end of the x range.
             max_points: Maximum number of points per series: at least 4, or 0 for all points.
-            process: Id of a process.
-            attempt: Number of an attempt, or "all".
+            process: Id of the process to read.
+            attempt: Number of the attempt to read, or "all".
             attributes: Attributes that the series must have.
-            scope: Name of an instrumentation scope.
-            unit: Unit.
+            scope: Name of the instrumentation scope.
+            unit: Unit of the series.
 
         Raises:
             UsageError: `metrics` is empty or not a list of names.

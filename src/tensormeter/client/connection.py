@@ -22,8 +22,8 @@ class ApiError(TensormeterError):
     """An error response from the server.
 
     Attributes:
-        status: HTTP status.
-        code: Machine-readable code, such as "not_found"; "" if the server sent none.
+        status: HTTP status of the response.
+        code: Machine-readable error code, such as "not_found"; "" if the server sent none.
     """
 
     def __init__(self, status: int, error: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ class Connection:
     def send(self, method: str, *path: str, document: Mapping[str, Any] | None = None, **query: str | None) -> Any:
         """Send a request with a method other than GET.
 
-        Return the JSON document, or None if the response is empty. See `get`.
+        Return the JSON document, or None if the response is empty. See `get` for the arguments and errors.
         """
         body = None if document is None else json.dumps(document).encode()
         response = self._request(method, path, query=query, body=body)
@@ -92,9 +92,9 @@ class Connection:
     def columns(
         self, *path: str, document: Mapping[str, Any] | None = None, **query: str | float | None
     ) -> tuple[dict[str, Any], memoryview]:
-        """Return the header of a binary response, and the whole response, which the header's offsets refer to.
+        """Return the header of a binary response and the whole response.
 
-        See `get`.
+        The offsets in the header are relative to the start of the response. See `get` for the arguments and errors.
         """
         body = None if document is None else json.dumps(document).encode()
         headers = {"Accept": COLUMNS}
@@ -106,7 +106,7 @@ class Connection:
         return json.loads(bytes(data[4 : 4 + int.from_bytes(data[:4], "little")])), data
 
     def content(self, *path: str, **query: str | None) -> tuple[str, bytes]:
-        """Return the media type and bytes of a response that is not a JSON document. See `get`."""
+        """Return the media type and bytes of a response that is not a JSON document. See `get` for the errors."""
         response = self._request("GET", path, query=query)
         if response.status != 200:
             self._document(response)

@@ -1,4 +1,4 @@
-"""Reading of all distributions of a metric in blocks, exactly as they were logged."""
+"""Block-wise reading of all distributions of a metric, exactly as they were logged."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class DistributionBlock:
             first and last buckets are unbounded.
         counts: Bucket counts of each distribution: uint64, shape (b + 1,); empty if there are no buckets, as in a
             summary.
-        quantiles: Pairs (quantile, value) of each summary.
+        quantiles: (quantile, value) pairs of each summary.
     """
 
     process: str

@@ -67,7 +67,7 @@ def export_run(
     """Write the points and distributions of all attempts at a run to a file, which appears only once it is complete.
 
     Points are written before distributions. Both are sorted by metric, process and time. If a process has several
-    attribute sets, blocks of their rows alternate.
+    attribute sets, their rows alternate in blocks.
 
     Args:
         run: Run to export.
@@ -139,7 +139,7 @@ def export_points(
 
 
 def _stops(metrics: Iterable[Metric]) -> dict[str, int]:
-    """Return the names of metrics, without duplicates, with the exclusive end of their time ranges."""
+    """Return the distinct names of metrics, with the exclusive end of each name's time range."""
     stops: dict[str, int] = {}
     for metric in metrics:
         stops[metric.name] = max(stops.get(metric.name, 0), (metric.last_time or 0) + 1)
@@ -176,9 +176,9 @@ class _Header:
 class _Csv:
     """Writer of CSV (RFC 4180) with a header.
 
-    A missing step, number or temporality is an empty cell. NaN and infinities are written as `NaN`, `Infinity` and
-    `-Infinity`; attributes, bounds, counts and quantiles as JSON. Text that a spreadsheet would evaluate as a formula
-    gets the prefix `'`.
+    Missing steps, numbers and temporalities are empty cells. NaN and infinities are written as `NaN`, `Infinity` and
+    `-Infinity`. Attributes, bounds, counts and quantiles are written as JSON. Text that a spreadsheet would evaluate as
+    a formula gets the prefix `'`.
     """
 
     def __init__(self, file: IO[bytes], header: _Header) -> None:

@@ -1,4 +1,4 @@
-"""Import of pandas, which is an optional package."""
+"""Import of the optional package pandas."""
 
 import importlib
 from typing import Any

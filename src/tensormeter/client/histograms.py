@@ -12,7 +12,7 @@ __all__ = ["Histograms", "parse_number"]
 
 @dataclass(frozen=True, eq=False)
 class Histograms:
-    """n distributions of one series, sorted by x. Missing numbers are NaN.
+    """Distributions of one series, sorted by x. n is their number, and missing values are NaN.
 
     Attributes:
         process: Id of the process; "" if there are no points.
@@ -29,7 +29,7 @@ class Histograms:
         bounds: Bucket boundaries of each distribution: float64, shape (b,). Bucket i is (bounds[i-1], bounds[i]]; the
             first and last buckets are unbounded.
         counts: Bucket counts of each distribution: int64, shape (b + 1,); empty for a summary.
-        quantiles: Pairs (quantile, value) of each summary.
+        quantiles: (quantile, value) pairs of each summary.
     """
 
     process: str

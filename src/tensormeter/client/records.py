@@ -27,7 +27,7 @@ class Record:
         time: Time of the event, in nanoseconds since the Unix epoch.
         process: Id of the process.
         attributes: Attributes of the log record.
-        body: Body as JSON values. Bytes are base64-encoded, and those of an image are replaced by their digest.
+        body: Body as JSON values. Bytes are base64-encoded, except that an image's bytes are replaced by their digest.
         severity_number: OTLP severity number, from 1 (TRACE) to 24 (FATAL4); 0 if there is none.
         severity_text: Sender's name for the severity; "" if there is none.
         trace_id: Hexadecimal id of the trace; "" if there is none.

@@ -24,9 +24,9 @@ class Summary:
 
     Attributes:
         last: Latest value.
-        min: Lowest value; None if all are NaN.
-        max: Highest value; None if all are NaN.
-        mean: Mean; None if all are NaN.
+        min: Lowest value; None if all values are NaN.
+        max: Highest value; None if all values are NaN.
+        mean: Mean value; None if all values are NaN.
         count: Number of points.
         last_step: Step of the latest value; None if that value has no step.
         last_time: Time of the latest value, in nanoseconds since the Unix epoch.
@@ -48,9 +48,9 @@ class Process:
     Attributes:
         id: Id of the process.
         attempt: Number of the attempt, from 1.
-        rank: Rank; None if the process did not send one.
-        host: Host name; None if the process did not send one.
-        state: State, such as "running" or "finished"; None if the process has sent neither its start nor its end.
+        rank: Rank of the process; None if the process did not send one.
+        host: Host name of the process; None if the process did not send one.
+        state: State of the process, such as "running" or "finished"; None if it has sent neither its start nor its end.
         resource: OpenTelemetry resource attributes.
     """
 
@@ -118,8 +118,8 @@ class StoredRun:
         started: Earliest time of a start, point or event.
         ended: Time when the run ended; None while it continues.
         last_time: Time when the run's data last arrived, by the server's clock.
-        group: Name of the group; "" for none.
-        tags: Tags.
+        group: Name of the run's group; "" for none.
+        tags: Tags of the run.
         notes: Notes.
         archived: Whether lists omit the run.
         points_stored: Number of points on the server. The method `points` reads them.
@@ -172,7 +172,7 @@ class StoredRun:
             name: Display name. For this and the other arguments, None means no change.
             tags: Tags that replace the current ones.
             notes: Notes.
-            group: Name of the group; "" for none.
+            group: Name of the run's group; "" for none.
             archived: Whether lists omit the run.
         """
         fields = {"name": name, "tags": tags, "notes": notes, "group": group, "archived": archived}
@@ -211,10 +211,10 @@ class StoredRun:
                 "metric:NAME".
             start: Start of the x range. Default: no limit.
             stop: Exclusive end of the x range. Default: no limit.
-            max_points: Maximum number of points per series: at least 4, or 0 for all. Sampling keeps the lowest and
+            max_points: Maximum number of points per series: at least 4, or 0 for all. Sampling preserves the lowest and
                 highest points.
             process: Id of a process. Default: all processes.
-            attempt: Number of an attempt, or "all". Default: points that no later attempt has repeated.
+            attempt: Number of an attempt, or "all". Default: all points that no later attempt has repeated.
             attributes: Attributes that the series must have; they may have others. Default: all series.
             scope: Name of an instrumentation scope. Default: all scopes.
             unit: Unit. Default: all units.
@@ -277,7 +277,7 @@ class StoredRun:
             max_points: Maximum number of distributions, 2 to 2,000. If there are more, the result contains the first,
                 the last and evenly spaced ones between them.
             process: Id of a process. Default: any process.
-            attempt: Number of an attempt, or "all". Default: points that no later attempt has repeated.
+            attempt: Number of an attempt, or "all". Default: all points that no later attempt has repeated.
             attributes: Attributes of the series. Default: any attributes.
             scope: Name of an instrumentation scope. Default: any scope.
             unit: Unit. Default: any unit.
@@ -330,7 +330,7 @@ class StoredRun:
         return self.events(ALERT_EVENT, limit=limit)
 
     def texts(self, key: str | None = None, limit: int = 1000) -> list[Record]:
-        """Read texts, newest first. `body["text"]` of each is the text. See `events` for the arguments."""
+        """Read texts, newest first. Each text is in `body["text"]`. See `events` for the arguments."""
         return self.events(TEXT_EVENT, key, limit)
 
     def tables(self, key: str | None = None, limit: int = 1000) -> list[RecordedTable]:

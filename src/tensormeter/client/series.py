@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Series", "SeriesList", "query_series", "read_column"]
 
 _MAX_NAMES: Final = 200
-"""Maximum number of runs and maximum number of metrics in one request."""
+"""Maximum number of runs in one request, and of metrics."""
 
 _TYPES: Final = {"f64": "<f8", "i64": "<i8", "u8": "|u1"}
 

@@ -1,4 +1,4 @@
-"""Joint sampling of all sensors of a node."""
+"""Sampling of all sensors of a node."""
 
 import functools
 import time
@@ -74,7 +74,7 @@ class Node:
         """Stop sampling. Points from completed samples can still be taken.
 
         Args:
-            timeout: Maximum total time to wait for the samples in progress of all sensors, in seconds.
+            timeout: Maximum total time to wait for samples in progress, in seconds.
         """
         deadline = time.monotonic() + timeout
         for sampler in self._samplers:

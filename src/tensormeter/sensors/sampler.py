@@ -185,7 +185,7 @@ class Sampler:
 
 
 def next_due(due: float, now: float, interval: float) -> float:
-    """Return the time of the next sample, if the last one was due at `due`.
+    """Return the due time of the next sample, given that the last one was due at `due`.
 
     Missed samples are skipped rather than made up for, so that a slow driver is not read continuously.
     """

@@ -49,9 +49,9 @@ class RunIdentity:
     """Properties that all processes of a run share.
 
     Attributes:
-        id: Id, unique in its project.
-        name: Display name.
-        config: Configuration, as JSON values.
+        id: Id of the run, unique within its project.
+        name: Display name of the run.
+        config: Configuration of the run as JSON values.
         settings: Settings of the run.
         resource: Resource attributes that an OpenTelemetry program adds to those of `describe_process`.
         resume: Whether the run had an earlier attempt, perhaps on another machine.
@@ -258,7 +258,7 @@ class Joining:
     def _create_ring(
         self, directory: RunDirectory, settings: Settings, metadata: Mapping[str, Any], folders: Sequence[Path]
     ) -> RingFile:
-        """Create the ring in the first folder where it can be mapped. Use a small one where large files are refused."""
+        """Create the ring in the first folder where it can be mapped, or a smaller ring if large files are refused."""
         size = settings.buffer_bytes if self._parent is None else min(settings.buffer_bytes, _CHILD_BUFFER_BYTES)
         errors: list[OSError | RingError] = []
         for buffer_bytes in dict.fromkeys([size, min(size, _CHILD_BUFFER_BYTES)]):

@@ -55,7 +55,7 @@ class Run:
     Attributes:
         id: Id of the run: unique within its project, and the same on every rank.
         name: Display name of the run.
-        project: Project that the run belongs to.
+        project: Name of the run's project.
         config: Recorded configuration as JSON values, read-only. Secrets are replaced by `***` (see the setting
             `mask_config`).
         settings: Settings of the run.
@@ -96,9 +96,9 @@ class Run:
         Args:
             values: Values by metric name. Numbers, NumPy scalars, and one-element arrays and CPU tensors are read
                 immediately. One-element device tensors and JAX arrays are read in stream order, without waiting for the
-                device. The method `__tensormeter_snapshot__()` of any other object returns one of these, or a callable
-                that returns None until the number is available. NaN and infinities are valid. Integers are exact up to
-                64 bits, or up to 2**53 on a device.
+                device. Other objects need a method `__tensormeter_snapshot__()` that returns one of these types, or a
+                callable that returns the number, or None until it is available. NaN and infinities are valid. Integers
+                are exact up to 64 bits, or up to 2**53 on a device.
             step: Step of the row: any 64-bit integer, in any order. Default: one more than the step of the last row.
             every: Number of values to reduce to one. The reduction runs where the values are, including on the device,
                 and is recorded on every `every`-th call with the metric. When the run finishes, a partial reduction is
@@ -107,7 +107,7 @@ class Run:
                 propagate NaN. For `Histogram`s, `mean` and `sum` merge all values into one distribution; `min` and
                 `max` are refused.
         """
-        # Each instance has an attribute `log`, generated for its keys, which shadows this method: see `_use_writer`.
+        # An instance attribute `log`, which is generated for the run's keys, shadows this method; see `_use_writer`.
         if self._process is not None:
             self._process.recorder.log(values, step, every=every, reduce=reduce)
 
@@ -200,8 +200,8 @@ class Run:
             histograms: Whether to log a distribution for each parameter.
 
         Returns:
-            The watch. If the training loop does not use a `torch.optim.Optimizer`, call the watch's `log` after each
-            backward pass.
+            The new watch. If the training loop does not use a `torch.optim.Optimizer`, call the watch's `log` after
+            each backward pass.
 
         Raises:
             UsageError: An argument is invalid.
@@ -245,7 +245,7 @@ class Run:
                 watch.stop()
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Time a part of a training step, as a context manager: ``with run.phase("model_forward"): ...``.
+        """Return a context manager that times part of a training step: ``with run.phase("model_forward"): ...``.
 
         Durations are recorded in seconds as the gauge `tensormeter.phase.duration`. The attribute `tensormeter.phase`
         is the phase's name, and `tensormeter.clock` is one of:
@@ -268,12 +268,12 @@ class Run:
         return self._phases.phase(name) if self._phases is not None else nullcontext()
 
     def step(self, step: int | None = None, *, items: float | None = None) -> AbstractContextManager[None]:
-        """Time a training step, as a context manager: ``with run.step(items=len(batch)): ...``.
+        """Return a context manager that times a training step: ``with run.step(items=len(batch)): ...``.
 
         When the step ends, one row records its phases, `tensormeter.step.duration` in seconds (with the attribute
         `tensormeter.clock`, see `phase`), `tensormeter.step.throughput` in items per second, and
         `tensormeter.step.data_loading.share` from 0 to 1. Throughput and share cover the step and the time since the
-        previous step. The time between steps counts as waiting for data, except in phases with names other than
+        previous step. The time between steps counts as waiting for data, except for phases that are not named
         `data_loading`.
 
         Args:
@@ -290,9 +290,10 @@ class Run:
     def finish(self, state: str | None = None, *, timeout: float | None = None) -> None:
         """End the run, and wait up to `finish_timeout` seconds for delivery.
 
-        The wait ends when everything is delivered, or when everything is on disk and the receiver is unreachable. In
-        the latter case, the agent continues in the background. Ctrl-C ends the wait immediately without losing data. A
-        second call does nothing. In a child process, `finish` ends only the child's part of the run and does not wait.
+        The wait ends when everything is delivered, or when everything is on disk but the receiver is unreachable. In
+        the latter case, the agent continues delivery in the background. Ctrl-C ends the wait immediately without losing
+        data. A second call does nothing. In a child process, `finish` ends only the child's part of the run and does
+        not wait.
 
         Args:
             state: Final state of the run: `finished`, `failed` or `preempted`. Default: `preempted` if the process
@@ -410,7 +411,7 @@ class Run:
 
     def _report_left_out(self, process: RunProcess) -> None:
         left_out, self._omitted = self._omitted, []
-        # A child has its parent's configuration, and the other ranks have the same one.
+        # A child has the same configuration as its parent, and so do the other ranks.
         if left_out and self._parent is None and not describe_rank().get(RANK):
             process.leave_out_of_config(left_out)
 
@@ -536,7 +537,7 @@ def _forget(run: Run) -> None:
 def finish_all() -> None:
     """Finish all unfinished runs, latest first, with the state that describes how the process ends."""
     state, message = exit_hooks.outcome()
-    for run in reversed(open_runs.copy()):  # a copy, because finishing removes a run
+    for run in reversed(open_runs.copy()):  # iterate over a copy, because finishing a run removes it
         run._finish(state, message, run.settings.finish_timeout)
 
 

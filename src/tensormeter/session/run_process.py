@@ -29,7 +29,7 @@ _POLL_INTERVAL: Final = 0.01
 """Interval in seconds at which a process that waits for delivery checks the ring's header."""
 
 _PULSE_AGE: Final = 2.0
-"""Seconds since the agent's last pulse after which a forked child does not rely on it. It sends four a second."""
+"""Age of the agent's last pulse, in seconds, above which a forked child does not rely on it (normally 0.25 s)."""
 
 _ROW_DICTIONARY_SHARE: Final = 1 / 4
 """Fraction of the ring's dictionary that configuration updates leave free for rows."""
@@ -38,10 +38,10 @@ _MOST_NAMED: Final = 5
 """Maximum number of configuration values that one warning names."""
 
 _LONGEST_NAME: Final = 100
-"""Maximum length of each of these names in characters."""
+"""Maximum length of a name in such a warning, in characters."""
 
 _MOST_LEFT_OUT: Final = 50
-"""Maximum number of omitted configuration values that are named; further ones are only counted."""
+"""Maximum number of omitted configuration values that are named. Further values are only counted."""
 
 
 class FlushRequest(NamedTuple):
@@ -101,7 +101,7 @@ class RunProcess:
         self._config_warned = False
         self._detached = False
         self._flushing = threading.RLock()  # reentrant, because a signal handler may flush
-        unlock_retired()  # may wait for a device, so it must not run under the lock that all runs share
+        unlock_retired()  # may wait for a device, so the lock that all runs share must not be held
         joining = Joining(run, self.id, parent)
         membership = None
         if forked_from is not None:
@@ -221,7 +221,7 @@ class RunProcess:
         return words[HeaderWord.FLUSHED] >= request.number
 
     def _rejected(self) -> tuple[int, int]:
-        """Return how many items refused by receivers have been quarantined and lost so far."""
+        """Return the numbers of refused items that have been quarantined and that have been lost so far."""
         words = self.ring.words
         return words[HeaderWord.QUARANTINED_ITEMS], words[HeaderWord.SPOOL_LOSSES + SpoolLoss.REFUSED]
 

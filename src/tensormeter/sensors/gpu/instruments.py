@@ -1,6 +1,6 @@
-"""Instruments shared by GPUs of all vendors.
+"""Instruments for GPUs of all vendors.
 
-The `hw.*` names come from the semantic conventions, which cover no others.
+Names that start with `hw.` come from the semantic conventions, which define none for the other instruments.
 """
 
 from typing import Final
@@ -11,7 +11,7 @@ from tensormeter.sensors.instrument import Instrument, Kind
 __all__ = ["GPU_INSTRUMENTS", "Monotonic", "visible_to"]
 
 _GPU: Final = ("hw.id", "hw.name", "hw.type", "hw.parent")
-"""Attributes of a GPU: its UUID, its number for people, `gpu`, and for a MIG device the UUID of its GPU."""
+"""Attributes of a GPU: its UUID, its display number, the type `gpu`, and for a MIG device the UUID of its GPU."""
 
 
 def _gpu(name: str, kind: Kind, unit: str, description: str, *attributes: str) -> Instrument:

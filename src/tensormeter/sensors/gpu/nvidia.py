@@ -31,7 +31,7 @@ _THROTTLE_REASONS: Final = {
     "power_brake": 0x80,
     "display_clock_setting": 0x100,
 }
-"""Bits of nvmlClocksEventReasons in NVML."""
+"""NVML's nvmlClocksEventReasons bits."""
 
 
 class NvidiaSensor:

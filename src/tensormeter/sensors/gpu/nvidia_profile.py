@@ -22,7 +22,7 @@ class Profile:
     def __init__(self, nvml: Any, take: Callable[[Any], Any], handle: Any) -> None:
         """
         Args:
-            nvml: The module `pynvml`.
+            nvml: Module `pynvml`.
             take: Function that fills an allocated sample.
             handle: Handle of the GPU, or of the GPU that contains the MIG device.
         """

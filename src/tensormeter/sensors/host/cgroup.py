@@ -1,4 +1,4 @@
-"""The control groups of this process, versions 1 and 2 (kernel documentation: admin-guide/cgroup-v1, -v2)."""
+"""Control groups of this process, versions 1 and 2 (kernel documentation: admin-guide/cgroup-v1, -v2)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -77,7 +77,7 @@ class ProcessSensor:
     """Reads the agent, the training processes, and their children.
 
     The values of children are summed per training process, because one series for each worker of each epoch would be
-    too many. Summed times include children that have ended, if at least one sample included them.
+    too many. Summed times also include ended children that appeared in at least one sample.
     """
 
     name = "process"
@@ -228,7 +228,7 @@ class ProcessSensor:
 
 
 class _ChildrenTime:
-    """Processor time of all children that a training process has had, if at least one sample included them."""
+    """Total processor time of a training process's children, including ended ones that appeared in a sample."""
 
     def __init__(self) -> None:
         self._living: dict[_Child, tuple[float, float]] = {}

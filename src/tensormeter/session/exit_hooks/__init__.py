@@ -1,9 +1,9 @@
 """Detection of how a training process ends: normally, by an exception, with an exit status, or by SIGTERM.
 
 The previous exception hook, `sys.exit` and SIGTERM handler still run after ours. SIGTERM is handled only if its
-previous action was the default or a Python handler, and only if the first run starts on the main thread. The previous
-handler is restored after the last run, and immediately in a forked child. Python cannot run a handler while native code
-keeps the main thread busy; `_sigterm.c` covers that case if it could be compiled.
+previous action was the default or a Python handler, and only if a run starts on the main thread. The previous handler
+is restored after the last run, and immediately in a forked child. Python cannot run a handler while native code keeps
+the main thread busy; `_sigterm.c` covers that case if it could be compiled.
 """
 
 import atexit
@@ -82,7 +82,7 @@ def describe_exception(kind: type[BaseException], error: BaseException | None) -
 
 
 def install_sigterm(callback: Callable[[bool], None], limit: float) -> None:
-    """Call a function on SIGTERM, before the previous handler runs. Do nothing where that is impossible.
+    """Call a function on SIGTERM, before the previous handler runs. Do nothing if that is impossible.
 
     Args:
         callback: Function to call. Its argument is True if the signal's default action then ends the process.
@@ -99,7 +99,7 @@ def install_sigterm(callback: Callable[[bool], None], limit: float) -> None:
     _installed_in = os.getpid()
     signal.signal(signal.SIGTERM, _handle)
     if _sigterm is not None:
-        with contextlib.suppress(OSError):  # without a free timer, this works as if `_sigterm.c` were not compiled
+        with contextlib.suppress(OSError):  # if no timer is free, do without `_sigterm.c`
             _sigterm.watch(0.0 if callable(previous) else limit)
 
 
