@@ -120,7 +120,7 @@ class StoredRun:
         last_time: Time when the run's data last arrived, by the server's clock.
         group: Name of the run's group; "" for none.
         tags: Tags of the run.
-        notes: Notes.
+        notes: Free text about the run.
         archived: Whether lists omit the run.
         points_stored: Number of points on the server. The method `points` reads them.
         config: Configuration as JSON values. NaN and infinities are the strings "NaN", "Infinity" and "-Infinity".
@@ -169,8 +169,8 @@ class StoredRun:
         """Change the run's labels, and return the run. Data that arrives later does not overwrite them.
 
         Args:
-            name: Display name. For this and the other arguments, None means no change.
-            tags: Tags that replace the current ones.
+            name: Display name of the run. For this and the other arguments, None means no change.
+            tags: New tags, which replace the current ones.
             notes: Notes.
             group: Name of the run's group; "" for none.
             archived: Whether lists omit the run.

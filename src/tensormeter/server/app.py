@@ -53,8 +53,8 @@ def create_app(
     """Create the ASGI application for `store`. The caller closes the store after the server has stopped.
 
     Args:
-        store: Store that requests read and write.
-        config: Limits and access rules.
+        store: Store that requests read from and write to.
+        config: Limits and access rules of the server.
         shutdown: Signal that ends open-ended streams when the server stops.
         listener: Listener to call for each finished request and each stored OTLP request.
     """

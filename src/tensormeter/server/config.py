@@ -47,19 +47,19 @@ class ServerConfig:
     """Server settings.
 
     Attributes:
-        host: Name or IP address to bind.
-        port: Port to bind; 0 selects a free one.
+        host: Host name or IP address to bind to.
+        port: Port to bind to; 0 selects a free port.
         directory: Folder for the SQLite store and the token file. Default: `TENSORMETER_SERVER_DIR`, or else the user's
             data folder.
         clickhouse: Address of a ClickHouse store, which replaces the SQLite store.
         token: Bearer token with all permissions, in addition to the tokens in the folder's `TokenFile`; None for no
             such token. A server that other machines can reach requires this token or one in the file; see `is_local`.
         own_token: Random token that the server's own process uses to send data.
-        allowed_hosts: Additional host names, without port, that clients may use for this server. Any name other than
-            loopback implies that other machines can reach the server.
+        allowed_hosts: Additional host names, without port, that clients may use for this server. A name that is not a
+            loopback name implies that other machines can reach the server.
         max_body_bytes: Maximum size of a request body in bytes, both before and after decompression.
         stall_after: Seconds without data after which an unfinished run counts as stalled.
-        retention_days: Age in days at which points and inactive runs are deleted; None to keep them forever.
+        retention_days: Age at which points and inactive runs are deleted, in days; None to keep them forever.
         retention_bytes: Size of the store in bytes above which the oldest ended runs are deleted; None for no limit.
         durability: When the SQLite store acknowledges a write: `group` responds immediately and syncs to disk within
             two seconds, together with other writes; `always` responds after the sync.
@@ -69,8 +69,8 @@ class ServerConfig:
             replaced, new connections use the new certificate immediately.
         tls_key: PEM file with the private key, without a passphrase.
         forwarded_allow_ips: Comma-separated addresses and networks of proxies whose `X-Forwarded-For` and
-            `X-Forwarded-Proto` headers are trusted; "" for none. A proxy implies that other machines can reach the
-            server.
+            `X-Forwarded-Proto` headers are trusted; "" for none. Configuring a proxy implies that other machines can
+            reach the server.
         self_metrics: Destinations of the server's own metrics: `store` writes them to a project in this server's store;
             `otlp` sends them as configured by OpenTelemetry's environment variables.
         max_connections: Maximum number of open connections. At this limit, the server closes a connection that waits
@@ -171,7 +171,7 @@ def _host_name(text: str) -> str:
     """Normalize a host name or an address without brackets for comparison with the `Host` header.
 
     Raises:
-        SettingsError: The text is not a host name or address.
+        SettingsError: The text is neither a host name nor an address.
     """
     name = text.strip().lower()
     try:
@@ -190,7 +190,7 @@ def _proxies(text: str) -> str:
     """Normalize a comma-separated list of addresses and networks.
 
     Raises:
-        SettingsError: An entry is not an address or network, or covers all addresses.
+        SettingsError: An entry is neither an address nor a network, or it covers all addresses.
     """
     networks = [part.strip() for part in text.split(",") if part.strip()]
     for part in networks:

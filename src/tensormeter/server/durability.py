@@ -1,4 +1,4 @@
-"""Durability reports to senders: response headers, and GET /api/v1/durable.
+"""Reporting of durability to senders, in response headers and at GET /api/v1/durable.
 
 If a request has the header `Tensormeter-Batch-Id`, the response contains the number of its commit and the number up to
 which all commits are durable, each as ``EPOCH-NUMBER``. The sender keeps an accepted request until it is durable, and
@@ -30,7 +30,7 @@ _LONGEST_SYNC: Final = 2.0
 
 
 def durability_headers(store: Store) -> Mapping[str, str]:
-    """Return the response headers for a request that was just committed.
+    """Return the durability headers for the response to a request that was just committed.
 
     They are empty if the store does not report durability.
     """

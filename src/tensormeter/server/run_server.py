@@ -37,7 +37,7 @@ _log: Final = logging.getLogger(__name__)
 
 _SHUTDOWN_SECONDS: Final = 5
 _KEEP_ALIVE_SECONDS: Final = 75
-"""Idle timeout of connections.
+"""Idle timeout of connections in seconds.
 
 It exceeds the one-minute timeout of SDKs and many proxies. Otherwise, a request might arrive on a connection that the
 server is closing.
@@ -205,8 +205,8 @@ def _bind(config: ServerConfig) -> socket.socket:
 def _return_freed_memory() -> None:
     """Make glibc return large freed blocks to the system. This does nothing with other C libraries.
 
-    By default, glibc raises this threshold up to 32 MiB at run time, so that each thread keeps as much memory as its
-    largest query needed.
+    By default, glibc raises the threshold for this up to 32 MiB at run time. Each thread would then keep as much memory
+    as its largest query needed.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)

@@ -1,4 +1,4 @@
-"""Handling of an unresponsive disk: the server waits indefinitely when it starts, and a few seconds when it stops."""
+"""Handling of an unresponsive disk. A starting server waits indefinitely, and a stopping one for a few seconds."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Rules and webhooks, which are read from a TOML file of the server's owner. Clients cannot add any."""
+"""Rules and webhooks. They are read from a TOML file of the server's owner, so clients cannot add any."""
 
 import math
 import tomllib
@@ -24,10 +24,10 @@ class Rule:
     Attributes:
         kind: `nan` for a value that is NaN or infinite, `spike` for a value far above the previous values, `stall` for
             a run that makes no steps, or `threshold` for a value above or below a bound.
-        project: Pattern of project names, in the syntax of file name patterns.
-        metric: Pattern of metric names. It is ignored for `stall`.
-        above: Upper bound of a `threshold`.
-        below: Lower bound of a `threshold`.
+        project: Pattern that project names must match, such as `llm-*`.
+        metric: Pattern that metric names must match. It is ignored for `stall`.
+        above: Bound above which a value raises a `threshold` alert.
+        below: Bound below which a value raises a `threshold` alert.
         score: Number of robust standard deviations above the median of the previous values at which a value is a
             `spike`. A robust standard deviation is 1.4826 times the median absolute deviation.
         window: Number of previous values to compare a `spike` with, 20 to 10,000.

@@ -17,7 +17,7 @@ Detector = Callable[[float], str | None]
 _MIN_VALUES: Final = 20
 _MAD_TO_SIGMA: Final = 1.4826  # for a normal distribution
 _QUIET_VALUES: Final = 20
-"""Number of normal values after which a new problem is reported again."""
+"""Number of normal values after which a further problem is reported."""
 
 
 def make_detector(rule: Rule) -> Detector:
@@ -34,7 +34,7 @@ def make_detector(rule: Rule) -> Detector:
 
 
 class _Once:
-    """Reports a problem once, and a new one only after a number of normal values."""
+    """Detector that reports a problem once, and a further problem only after a number of normal values."""
 
     def __init__(self, test: Detector, quiet_values: int = _QUIET_VALUES) -> None:
         self._test = test

@@ -53,7 +53,7 @@ class _Pace:
 
 @dataclass
 class _RunState:
-    """Detector state of a running run."""
+    """Detector state of a run in progress."""
 
     detectors: dict[tuple[_SeriesKey, int], Detector] = field(default_factory=dict)
     last_times: dict[_SeriesKey, int] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class _RunState:
 
 
 class Watcher:
-    """Checks the new points of all runs of a store, through its public interface. Not thread-safe."""
+    """Checks the new points of all runs in a store, through the store's public interface. Not thread-safe."""
 
     def __init__(self, store: Store, rules: Sequence[Rule], clock: Callable[[], float] = time.monotonic) -> None:
         """Create a watcher for points that arrive from now on.
@@ -150,7 +150,7 @@ class Watcher:
                     )
 
     def _is_due(self, state: _RunState, metric: str, rule: int) -> bool:
-        """Return whether the rule has not recently raised an alert about the metric, for example for another rank."""
+        """Return whether the rule has raised no recent alert about the metric, for example for another rank."""
         now = self._clock()
         if now - state.last_alerts.get((metric, rule), -1e9) < _MIN_INTERVAL:
             return False

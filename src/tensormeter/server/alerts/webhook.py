@@ -72,7 +72,7 @@ class Webhook:
             self._store.mark(self._watermark, event.id + 1)
 
     def _skip_old_alerts(self) -> None:
-        """If the address is new, skip all alerts that already exist."""
+        """Skip all existing alerts if the address is new."""
         if self._skipped_old:
             return
         if self._store.mark(self._watermark) == 0:
@@ -115,7 +115,7 @@ def _document(ref: RunRef, event: StoredEvent) -> Mapping[str, Any]:
     body = event.body if isinstance(event.body, Mapping) else {"message": event.body}
     message = str(body.get("message") or body.get("text") or body.get("title") or event.name)[:2000]
     return {
-        "text": f"{ref.project}/{ref.run_id}: {message}",  # the field that chat services show
+        "text": f"{ref.project}/{ref.run_id}: {message}",  # chat services show this field
         "project": ref.project,
         "run": ref.run_id,
         "process": event.process,

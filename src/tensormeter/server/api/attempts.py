@@ -26,7 +26,7 @@ __all__ = ["AttemptsApi"]
 
 
 class AttemptsApi:
-    """The handler of `/attempt`."""
+    """Handler of `/attempt`."""
 
     def __init__(self, stores: Stores, threads: ApiThreads) -> None:
         self._stores = stores

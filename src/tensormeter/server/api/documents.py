@@ -27,7 +27,7 @@ _OWN_SCOPE: Final = frozenset({""})
 
 
 def run_document(run: RunSummary, config: Mapping[str, Any] | None = None) -> schemas.Run:
-    """Return a run for a list. `config`, if given, replaces the full configuration."""
+    """Return a run for a list of runs. `config`, if given, replaces the full configuration."""
     fields = _run_fields(run)
     return schemas.Run(**(fields if config is None else fields | {"config": config}), processes=run.processes)
 
@@ -56,7 +56,7 @@ def metric_documents(series: Sequence[MetricSummary]) -> list[schemas.Metric]:
 def join_metrics(runs: Sequence[Sequence[schemas.Metric]]) -> list[schemas.Metric]:
     """Combine the metrics of several runs.
 
-    `processes` is taken from the run in which the most processes have the metric.
+    `processes` is the highest number of processes that have the metric in one run.
     """
     joined: dict[tuple[object, ...], schemas.Metric] = {}
     seen: dict[tuple[object, ...], set[str]] = {}
@@ -217,9 +217,9 @@ def _kind_fields(kind: Kind) -> dict[str, Any]:
 
 
 def _rare_fields(scopes: Collection[str], *, stepped: bool) -> dict[str, Any]:
-    """Return fields that few metrics have.
+    """Return the optional fields of a metric, which few metrics have.
 
-    These are scopes of other libraries, and `stepped` if there are steps but the latest point has none.
+    These fields are the scopes of other libraries, and `stepped` if there are steps but the latest point has none.
     """
     return {"scopes": UNSET if set(scopes) == _OWN_SCOPE else sorted(scopes), "stepped": True if stepped else UNSET}
 

@@ -31,12 +31,12 @@ _SHOWN: Final = 40
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
 
 _INTEGER: Final = re.compile(r"-?\d{1,19}", re.ASCII)
-"""An int64 has at most 19 digits. For more digits, `int` would be slow, and it also accepts other texts."""
+"""Text of an int64, which has at most 19 digits. `int` is slow for long texts, and it accepts other formats too."""
 
 _POSITIVE: Final = re.compile(r"\d{1,9}", re.ASCII)
 _NUMBER: Final = re.compile(r"(?=.{1,39}$)[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _FIELD: Final = re.compile(r"(?:field `|at `\$\.)(\w+)")
-"""Pattern for the field's name in a msgspec message."""
+"""Pattern that finds the field's name in a msgspec error message."""
 
 _BOOLEANS: Final = {"true": True, "false": False}
 
@@ -52,7 +52,7 @@ def run_ref(request: Request) -> RunRef:
 
 
 def parse_run_ref(text: str, project: str | None = None) -> RunRef:
-    """Parse a list entry, `id` or `project/id`, to a run."""
+    """Parse a list entry of the form `id` or `project/id`."""
     before, slash, run_id = text.rpartition("/")
     return RunRef(run_id, before if slash else project)
 
@@ -169,7 +169,7 @@ def _fields(kind: type[msgspec.Struct]) -> tuple[inspect.Field, ...]:
 
 @cache
 def _converters(kind: type[msgspec.Struct]) -> Mapping[str, Callable[[str], Any]]:
-    """Return a text converter for each parameter. Invalid text remains text and is refused during validation."""
+    """Return a function for each parameter that converts its text. Invalid text stays text and fails validation."""
     return {field.name: _converter(field.type) for field in _fields(kind)}
 
 
@@ -190,7 +190,7 @@ def _converter(kind: inspect.Type) -> Callable[[str], Any]:
 
 
 def _parse_object(text: str) -> Any:
-    """Parse JSON. Empty text is a missing value. The text `null` is not, so it remains text."""
+    """Parse JSON. Empty text stands for a missing value. The text `null` does not, so it remains text."""
     if not text:
         return None
     document = parse_document(text)

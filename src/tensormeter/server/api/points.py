@@ -1,4 +1,4 @@
-"""Points: sampled for charts, in full, and aggregated over processes; and distributions."""
+"""Handlers for points (sampled for charts, in full, or aggregated over processes) and distributions."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Final, Literal
@@ -39,7 +39,7 @@ MAX_JSON_POINTS: Final = 2_500_000
 """Maximum number of points in a JSON response. Writing a million points takes a fraction of a second."""
 
 _SERIES_WEIGHT: Final = 20
-"""Number of points that the header of each series counts as."""
+"""Number of points that each series counts as, in addition to its points, because of its header."""
 
 _FEWEST_POINTS: Final = 4
 """Smallest number of points per series that sampling can return."""

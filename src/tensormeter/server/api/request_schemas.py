@@ -18,7 +18,7 @@ MAX_PAGE: Final = 1000
 
 MIN_INTEGER: Final = -(1 << 63)
 MAX_INTEGER: Final = (1 << 63) - 1
-"""Upper limit of the integers that a store can search for."""
+"""Range of the integers that a store can search for, from `MIN_INTEGER` to `MAX_INTEGER`."""
 
 MAX_NUMBER: Final = 1e30
 

@@ -1,4 +1,4 @@
-"""Projects, runs, metrics, events and media."""
+"""Handlers for projects, runs, metrics, events and media."""
 
 from typing import Final
 
@@ -45,7 +45,7 @@ _MEDIA_HEADERS: Final = {
 
 
 class RunsApi:
-    """Handlers for projects, runs, metrics, events and images."""
+    """Handlers of these routes."""
 
     def __init__(self, stores: Stores, threads: ApiThreads) -> None:
         self._stores = stores
@@ -189,7 +189,7 @@ class RunsApi:
 
 
 def _position(text: str | None) -> tuple[int, int] | None:
-    """Parse the `next` of an earlier response to the time and number of an event."""
+    """Parse the value of `next` from an earlier response, which is the time and number of an event."""
     if text is None:
         return None
     time, _, number = text.partition("-")

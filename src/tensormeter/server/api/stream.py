@@ -27,8 +27,8 @@ __all__ = ["Shutdown", "StreamApi"]
 MAX_STREAMS: Final = 256
 """Maximum number of open streams.
 
-At this limit, a new stream replaces one of the client with the most streams, if that client has more streams than the
-new stream's client would have.
+At this limit, a new stream replaces the oldest stream of the client with the most streams, provided that client has
+more streams than the new stream's client would have.
 """
 
 _POLL: Final = 1.0

@@ -26,7 +26,7 @@ class ApiThreads:
         self._watchdog = StallWatchdog(stalled)
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """Run work on a thread. Returns the work's result; raises its errors and those of `StallWatchdog.run`."""
+        """Run work on a thread and return its result. Raise its errors and those of `StallWatchdog.run`."""
         return await self._watchdog.run(work, self._limiter)
 
     async def run_checked(

@@ -27,8 +27,8 @@ class Access:
         who: Name for logs: the token's name, "server token", "this server", or "anyone" if the server needs no token.
         project: Only project that the holder can access; None for all projects.
         allows: Function that returns whether the holder has a permission.
-        valid: Function that returns whether the access is still valid, for use in long requests. It blocks while it
-            accesses the disk.
+        valid: Function that returns whether the access is still valid, for long requests. It blocks while it accesses
+            the disk.
     """
 
     who: str

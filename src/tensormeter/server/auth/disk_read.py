@@ -32,7 +32,7 @@ class Lookup:
         self._thread = threading.Thread(target=self._work, name="tensormeter-lookup", daemon=True)
 
     async def fresh(self) -> None:
-        """Wait for a lookup that begins after this call, so that changes on disk take effect immediately.
+        """Wait for the result of a lookup that begins after this call, so that changes on disk take effect immediately.
 
         Raises:
             StoreUnavailableError: The disk is unresponsive.

@@ -40,7 +40,7 @@ __all__ = ["ForbiddenError", "ProjectStore", "Stores"]
 
 
 class ForbiddenError(StoreError):
-    """The request's token does not allow this operation."""
+    """The request's token does not permit this operation."""
 
 
 class Stores:
@@ -171,19 +171,19 @@ class ProjectStore:
         return Changes(changes.cursor, [change for change in changes.changes if change.run.project == self._project])
 
     def raise_alert(self, run: RunRef, event: Event) -> None:
-        """Refuse: requests may not call this."""
+        """Raise ForbiddenError, because requests may not call this."""
         raise ForbiddenError("only the server itself raises alerts")
 
     def mark_stalled(self, run: RunRef, *, stalled: bool) -> None:
-        """Refuse: requests may not call this."""
+        """Raise ForbiddenError, because requests may not call this."""
         raise ForbiddenError("only the server itself marks runs as stalled")
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
-        """Refuse: requests read the events of a run instead."""
+        """Raise ForbiddenError, because requests may read only the events of one run."""
         raise ForbiddenError("only the server itself reads the alerts of all runs")
 
     def mark(self, name: str, value: int | None = None) -> int:
-        """Refuse: requests may not call this."""
+        """Raise ForbiddenError, because requests may not call this."""
         raise ForbiddenError("only the server itself stores marks")
 
     def problem(self) -> str | None:
@@ -195,12 +195,12 @@ class ProjectStore:
         return self._store.stalled()
 
     def close(self) -> None:
-        """Refuse: requests may not call this."""
+        """Raise ForbiddenError, because requests may not call this."""
         raise ForbiddenError("only the server itself closes the store")
 
     @contextmanager
     def _batch(self, batch_id: str | None) -> Iterator[str | None]:
-        """Yield the id under which the store keeps this project's batch. It equals no id of another project.
+        """Yield the id under which the store keeps this project's batch. It differs from all ids of other projects.
 
         Batch ids come from headers, which contain no line breaks, so each pair of id and project yields a different
         text.

@@ -77,7 +77,7 @@ class TokenFile:
     """Token file in a server's folder. Any number of processes and threads may read and change it concurrently."""
 
     def __init__(self, directory: Path) -> None:
-        """Set the folder. The file is first read when a method needs it, not here."""
+        """Set the folder. The file is not read until a method needs it."""
         self._path = directory / FILE_NAME
         self._loaded: tuple[tuple[int, ...], dict[str, Token]] | None = None
         self._latest: dict[str, Token] | StoreError | None = None
@@ -120,7 +120,7 @@ class TokenFile:
         return loaded[1]
 
     def find(self, text: str, *, latest: bool = False) -> Token | None:
-        """Find the unexpired token with this text. The duration does not depend on whether the secret is right.
+        """Find the unexpired token with this text. The search takes equally long whether or not the secret is right.
 
         Args:
             text: Text that a client sent.
@@ -188,7 +188,7 @@ class TokenFile:
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Token]]:
-        """Lock the file, yield its tokens, and write them if the block succeeds. One process at a time.
+        """Lock the file against other processes, yield its tokens, and write them if the block succeeds.
 
         Raises:
             StoreError: The file cannot be read or written, or another process keeps it locked.

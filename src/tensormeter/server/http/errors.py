@@ -52,7 +52,7 @@ def error_response(
         scope: ASGI scope of the request. Its path and content type determine the format.
         status: HTTP status.
         code: Machine-readable error code, such as "not_found".
-        message: Human-readable message.
+        message: Human-readable error message.
         headers: Additional response headers.
     """
     if scope["path"].startswith(OTLP_PATHS):

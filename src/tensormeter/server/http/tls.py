@@ -62,7 +62,7 @@ class Certificate:
         context.sni_callback = choose  # also called for clients that send no host name
 
     def _current(self) -> ssl.SSLContext:
-        state = self._state()  # taken before the files are read, so that the next handshake detects a change in between
+        state = self._state()  # read before the files, so that the next handshake detects a change in between
         if state != self._seen:
             self._seen = state
             try:

@@ -40,7 +40,7 @@ class Admitted(Protocol):
 
 
 class _Group:
-    """Waiting connections from one client address: start times of their waits, by action, oldest first."""
+    """Waiting connections of one client address, by action and oldest first, with the start time of each wait."""
 
     def __init__(self) -> None:
         self.waiting: dict[Waiting, dict[Admitted, float]] = {waiting: {} for waiting in Waiting}
@@ -60,9 +60,9 @@ class _Group:
 class Admission:
     """Admits connections up to a limit. At the limit, a new connection can evict one that waits for its client.
 
-    The evicted connection is from the address with the most waiting connections. It is from the new connection's own
-    address unless the other address has more waiting connections. A client that opens idle or slow connections can
-    therefore evict only its own. For one event loop.
+    The evicted connection is from the address with the most waiting connections, provided that this address has more of
+    them than the new connection's address. Otherwise, it is from the new connection's own address. A client that opens
+    idle or slow connections can therefore evict only its own. For one event loop.
     """
 
     def __init__(self, most: int) -> None:
@@ -80,7 +80,7 @@ class Admission:
     def admit(self, connection: Admitted, address: str, now: float) -> bool:
         """Admit a new connection, which waits for a request, and evict another one if necessary.
 
-        Return False if that is impossible.
+        Return False if no connection can be evicted.
         """
         group = client_group(address)
         if len(self._open) >= self._most and not self._make_room(group, now):
@@ -90,7 +90,7 @@ class Admission:
         return True
 
     def note(self, connection: Admitted, waiting: Waiting | None, now: float) -> None:
-        """Record the action that a connection now waits for, or None if it does not wait for its client."""
+        """Record the client action that a connection now waits for; None if it does not wait for its client."""
         if connection not in self._open or self._states.get(connection) is waiting:
             return
         self._forget(connection)

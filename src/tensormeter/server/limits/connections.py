@@ -51,7 +51,7 @@ class _RequestError(h11.RemoteProtocolError):
 
 
 class _Framing(BoundedConnection):
-    """HTTP/1.1 without requests whose length implementations interpret differently (RFC 9112, 6.3 and 11.2).
+    """HTTP/1.1 that refuses requests with an ambiguous length (RFC 9112, 6.3 and 11.2).
 
     Attributes:
         written: Number of response bytes so far.
@@ -77,7 +77,7 @@ class _Framing(BoundedConnection):
             if isinstance(event, h11.Request):
                 _check_request(event, head)
         except h11.RemoteProtocolError as error:
-            self.problem = str(error).partition(":")[0]  # without the client's data
+            self.problem = str(error).partition(":")[0]  # omit the client's data
             self.is_ambiguous = isinstance(error, _RequestError)
             raise
         return event
@@ -108,7 +108,7 @@ def limited_protocol(max_connections: int, header_timeout: float, send_timeout: 
 
     Args:
         max_connections: Maximum number of connections. At this limit, a new connection evicts one that waits for its
-            client: the oldest from the address with the most such connections. If there is none, the new connection
+            client: the oldest one from the address with the most such connections. If there is none, the new connection
             gets 503 and is closed.
         header_timeout: Maximum time to receive a request's headers in seconds, measured from the start of the
             connection or the first byte of a further request. After that, the connection gets 408 and is closed, even
@@ -337,7 +337,7 @@ class LimitedProtocol(H11Protocol):
 
 
 def _is_logged_by_uvicorn(record: logging.LogRecord) -> bool:
-    """Filter out uvicorn's log line for each invalid request, because `LimitedProtocol` logs one per minute."""
+    """Filter out uvicorn's line for each invalid request. `LimitedProtocol` logs at most one such line per minute."""
     return record.name != "uvicorn.error" or record.msg != "Invalid HTTP request received."
 
 

@@ -1,8 +1,8 @@
 """A limit on a request's processor time, and cancellation when its client disconnects.
 
-A request's cost is first limited by its number of elements. This second limit covers the remaining costs: loops that
-work on a request regularly call `check`, which measures the processor time of their thread. Waiting does not count, so
-requests do not fail because the machine is busy.
+The first limit on a request's cost is its number of elements. This module adds a second limit for all other costs:
+loops that work on a request regularly call `check`, which measures the processor time of their thread. Waiting does not
+count, so requests do not fail because the machine is busy.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _CALLS: Final = 8
 
 
 _POLL_INTERVAL: Final = 1.0
-"""Seconds between checks whether the disk responds."""
+"""Interval in seconds at which the watchdog checks whether the disk responds."""
 
 
 def _never() -> None:

@@ -14,7 +14,7 @@ __all__ = ["Handshakes"]
 class Handshakes:
     """Creates the protocol of each new connection: first a handshake, then HTTP over TLS. For one event loop.
 
-    asyncio does not report a connection until its handshake is complete, so the server could not count it.
+    With asyncio's own handshakes, the server could not count a connection until its handshake is complete.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Handshakes:
         self._pending: set[_Handshake] = set()
 
     def __call__(self, **options: Any) -> asyncio.Protocol:
-        """Create the protocol of a new connection."""
+        """Create the protocol for a new connection."""
         return _Handshake(self, lambda: self._connected(**options))
 
     def stop(self) -> None:

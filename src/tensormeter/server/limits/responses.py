@@ -23,16 +23,16 @@ from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooMan
 __all__ = ["TOO_LONG", "BufferedResponse", "Pieces", "Reader", "ResponseLimiter", "client_of", "reader_of"]
 
 SHARE: Final = 48 << 20
-"""Bytes of unread large responses above which a client gets no further one.
+"""Maximum number of unread bytes in a client's large responses. Above it, the client gets no further response.
 
-The same limit applies to small responses.
+The client's small responses have a separate limit of the same size.
 """
 
 TOTAL: Final = 96 << 20
-"""The same limit for all clients together, in bytes."""
+"""Maximum number of unread bytes for all clients together, again for large and small responses separately."""
 
 SMALL_POINTS: Final = 100_000
-"""Maximum number of points in a response that need not wait for its turn.
+"""Maximum number of points in a response that is produced without waiting for its turn.
 
 Larger responses use six times their size in memory, so they are produced one at a time.
 """
@@ -147,7 +147,7 @@ class _Unread:
 
 
 class _Account:
-    """Size of unread responses of one kind, per client, in bytes."""
+    """Unread responses of one kind, large or small, with their size per client in bytes."""
 
     def __init__(self) -> None:
         self._unread: set[_Unread] = set()
@@ -172,7 +172,7 @@ class _Account:
         return self.of(client) < SHARE and sum(self._bytes.values()) < TOTAL
 
     def cut_off(self, client: str) -> None:
-        """Abort a response to free memory, if there is one that may be aborted.
+        """Abort a response, if possible, to free memory.
 
         The response belongs to `client` if that client has used up its share, otherwise to the client with the most
         unread bytes. The response that has stalled longest is aborted. If none has stalled, the oldest response of
@@ -243,7 +243,7 @@ class ResponseLimiter:
         *,
         sampled: bool = False,
     ) -> BufferedResponse:
-        """Produce a response with points. A response that reads many points waits for its turn and for room.
+        """Produce a response with points. If it reads many points, it first waits for its turn and for room.
 
         Args:
             request: Request of the client.

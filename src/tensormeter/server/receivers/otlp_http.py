@@ -38,7 +38,10 @@ THREADS: Final = 4
 """Maximum number of requests that are decoded concurrently. Each may need several times the size limit in memory."""
 
 WAITING_THREADS: Final = 16
-"""The same limit for a remote store. Most threads wait for the store, which stores several requests together."""
+"""The same limit for a remote store.
+
+It is higher, because most threads wait for the store, which commits several requests together.
+"""
 
 
 _ToProtobuf = Callable[[bytes], bytes]
@@ -61,9 +64,9 @@ class Receiver:
     def __init__(self, stores: Stores, max_body_bytes: int, listener: Listener, threads: int = THREADS) -> None:
         """Args:
         stores: Stores that requests may write to.
-        max_body_bytes: Maximum bytes of a body, before and after decompression.
-        listener: Listener that is called for each stored request.
-        threads: Maximum number of requests that are decoded and stored at once.
+        max_body_bytes: Maximum size of a body in bytes, both before and after decompression.
+        listener: Listener to call for each stored request.
+        threads: Maximum number of requests that are decoded and stored concurrently.
         """
         self._stores = stores
         self._listener = listener

@@ -90,8 +90,8 @@ def decompress(body: bytes, encoding: str, max_bytes: int, check: Check = no_che
         body: Body as sent.
         encoding: "gzip" or "zstd", with 1 to 10,000 members or frames; "" for no compression.
         max_bytes: Maximum size of the result in bytes.
-        check: Function to call for each piece. It can raise an error to end the work, because decompressing a body can
-            take long even if the result is small.
+        check: Function to call for each piece. It ends the work by raising an error, because even a body with a small
+            result can take long to decompress.
 
     Raises:
         HTTPException: 413 if the result exceeds `max_bytes`; 400 if the body is truncated or in another format.
