@@ -31,7 +31,7 @@ _WRITER: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class AppendOnce:
-    """Appends requests to files. Used by one thread of one process; calls block while they access the disk.
+    """Writer of requests to files. Used by one thread of one process; calls block while they access the disk.
 
     Attributes:
         writer: Unique name for the files of this spool, stored in the state file. It must be part of each file's name;

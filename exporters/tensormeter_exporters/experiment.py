@@ -50,7 +50,7 @@ _HEADERS: Final = ("tensormeter-commit", "tensormeter-durable")
 _POSITION: Final = re.compile(r"([0-9A-Za-z]{1,64})-([0-9]{1,18})", re.ASCII)
 _DURABLE_PATH: Final = "/api/v1/durable"
 
-# Statuses of a server that is not an experiment server, or of a proxy that forwards only OTLP.
+# Statuses that mean that the server is not an experiment server, or that a proxy forwards only OTLP.
 _NOT_THERE: Final = frozenset({404, 405, 410})
 
 

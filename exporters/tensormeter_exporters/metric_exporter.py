@@ -35,7 +35,7 @@ _SHORTEST_ATTEMPT: Final = 0.1
 
 
 class TensormeterMetricExporter(MetricExporter):
-    """Sends the SDK's metrics to the experiment server.
+    """SDK exporter that sends metrics to the experiment server.
 
     The server is configured by `TENSORMETER_ENDPOINT` and `TENSORMETER_TOKEN`, or by `OTEL_EXPORTER_OTLP_ENDPOINT` and
     the related variables.

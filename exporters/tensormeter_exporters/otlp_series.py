@@ -1,4 +1,4 @@
-"""Decoding of requests for destinations that do not use OTLP, into series with steps and into events.
+"""Decoder for destinations that do not use OTLP. It converts requests to series with steps and to events.
 
 The step of a point is the value of the gauge `tensormeter.step` from the same process at the same time. Points and
 steps are joined as in the server. Rows are never split across requests, so the gauge is always in the same request.

@@ -1,4 +1,4 @@
-"""Counting of items that a destination refuses while it stores the rest of the request."""
+"""Counter of items that a destination refuses while it stores the rest of the request."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Parsing of HTTP responses from OTLP receivers: whether a request was accepted, and which part was refused.
+"""Parser for HTTP responses from OTLP receivers: whether a request was accepted, and which part was refused.
 
 The protocol requires a response message, but many receivers send none: Prometheus, Mimir, VictoriaMetrics and
 VictoriaLogs return 200 without a body, Loki returns 204, and others return 202, `{}` or `ok`. Any 2xx response
@@ -41,7 +41,7 @@ class Answer:
         content_type: Content type of the body.
         body: Body of the response.
         retry_after: Seconds to wait, as requested by the receiver, or None.
-        headers: Headers whose names begin with ``tensormeter-``, with names in lower case.
+        headers: Headers whose names begin with ``tensormeter-``, with the names in lowercase.
     """
 
     url: str

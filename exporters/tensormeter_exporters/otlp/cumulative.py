@@ -327,4 +327,4 @@ def _read(body: bytes) -> Iterator[tuple[_Key, _Point]]:
 
 
 _PARTS: Final = 7
-"""Number of parts of an entry: resource, scope, name, unit, kind, attributes, and the point."""
+"""Number of parts in an entry: resource, scope, name, unit, kind, attributes and point."""

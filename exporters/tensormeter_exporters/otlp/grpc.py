@@ -49,7 +49,7 @@ _OUR_LIMIT: Final = "CLIENT: "
 
 
 class OtlpGrpcSender(DecodingExporter):
-    """Sends requests over one channel, which connects on demand and reconnects after failures."""
+    """Sender that uses one channel, which connects on demand and reconnects after failures."""
 
     def __init__(self, target: OtlpTarget, timeout: float) -> None:
         """

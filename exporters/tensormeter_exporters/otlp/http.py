@@ -23,7 +23,7 @@ _LARGEST_REQUEST: Final = 64 << 20
 
 
 class OtlpHttpSender(DecodingExporter):
-    """Sends requests to one URL. Redirects are not followed, because they would send the headers elsewhere."""
+    """Sender of requests to one URL. Redirects are not followed, because they would send the headers elsewhere."""
 
     def __init__(self, target: OtlpTarget, timeout: float) -> None:
         """

@@ -30,7 +30,7 @@ _OURS: Final = "tensormeter-"
 
 
 class OtlpPost:
-    """Sends requests to one server.
+    """Client for requests to one server.
 
     Used by one thread. Redirects are not followed, because they would send the headers elsewhere.
     """

@@ -192,7 +192,7 @@ class WandbExporter(DecodingExporter):
         for process in processes & self._journal.files.keys():
             path = self._journal.files[process]
             if not path.resolve().is_relative_to(self._directory().resolve()):
-                continue  # journals may come from elsewhere, so files outside our folder are ignored
+                continue  # a journal may come from elsewhere, so files outside our folder are ignored
             file = WandbFile(path)
             while writer := _writer_of(file.path):
                 if time.monotonic() > deadline:
@@ -308,7 +308,7 @@ class WandbExporter(DecodingExporter):
         return stored, finished
 
     def _log_event(self, run: Any, run_event: RunEvent, refused: RefusedItems) -> bool:
-        """Log an event. Return whether it is the end of the process."""
+        """Log an event. Return whether it marks the end of the process."""
         match run_event.media:
             case Alert(title, text, level):
                 if len(title) > _MAX_TITLE:

@@ -1,4 +1,4 @@
-"""Reading of a run's `.wandb` file, to find out how much wandb has written.
+"""Reader for a run's `.wandb` file, which shows how much wandb has written.
 
 The file is a log in LevelDB's format: 7 bytes, then blocks of 32 KiB with chunks of records. Each chunk has a checksum,
 a length and a type. wandb itself can read the file only in Go.

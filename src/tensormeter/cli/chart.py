@@ -67,7 +67,7 @@ def _finite(
 
 
 def _gap_positions(gaps: Sequence[int], times: Sequence[int], along: Sequence[float | None]) -> NDArray[np.float64]:
-    """Return the x of the last point before each gap. Gaps without such a point are skipped."""
+    """Return the x value of the last point before each gap. Gaps without such a point are skipped."""
     if not gaps or not times:
         return np.empty(0)
     xs = np.array(along, np.float64)

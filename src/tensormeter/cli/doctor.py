@@ -38,7 +38,7 @@ def doctor(endpoint: str | None) -> None:
             status.update(name)
             try:
                 finding = check(settings)
-            except Exception as error:  # the cause can be any fault of the machine
+            except Exception as error:  # any problem with the machine can be the cause
                 finding = Finding(
                     "failed", f"{type(error).__name__}: {error}", (check.__doc__ or "").partition("\n")[0]
                 )

@@ -1,4 +1,4 @@
-"""Formatting of data from a server as text that is safe to print and easy to read."""
+"""Functions that format data from a server as text that is safe to print and easy to read."""
 
 import math
 import unicodedata

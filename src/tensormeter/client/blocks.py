@@ -1,4 +1,4 @@
-"""Reading of all data of a metric in blocks, so that client and server hold only one block in memory at a time."""
+"""Reader of a metric's data in blocks, so that client and server hold only one block in memory at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
@@ -16,7 +16,7 @@ _MIN_SPAN: Final = 1_000_000_000
 
 
 class BlockReader(Generic[Block]):
-    """Reads one metric of one run. Not thread-safe."""
+    """Reader of one metric of one run. Not thread-safe."""
 
     def __init__(self, request: Callable[[str | None, int, int, int], list[Block]], size: int, limit: int) -> None:
         """Create a reader.

@@ -1,4 +1,4 @@
-"""Block-wise reading of all distributions of a metric, exactly as they were logged."""
+"""Access to all distributions of a metric in blocks, exactly as they were logged."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

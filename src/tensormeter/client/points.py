@@ -1,4 +1,4 @@
-"""Block-wise reading of all points of a metric, exactly as they were logged."""
+"""Access to all points of a metric in blocks, exactly as they were logged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

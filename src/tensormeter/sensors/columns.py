@@ -35,7 +35,7 @@ class _Column:
 
 
 class Columns:
-    """Collects samples until they are taken. One thread adds samples and another takes them."""
+    """Collection of samples until they are taken. One thread adds samples and another takes them."""
 
     def __init__(self, most_points: int = _MOST_POINTS) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Sampling of all sensors of a node."""
+"""The node, which samples all sensors of the machine."""
 
 import functools
 import time
@@ -26,7 +26,7 @@ _FIRST_WAIT: Final = 2.0
 
 
 class Node:
-    """Samples all sensors until it is stopped. It is used by one thread, which it never blocks."""
+    """Sampler of all sensors until it is stopped. It is used by one thread, which it never blocks."""
 
     def __init__(self, resource: Mapping[str, Attribute], watch: Watch, *, interval: float, delay: float) -> None:
         """Start sampling.

@@ -48,7 +48,7 @@ SAMPLER_INSTRUMENTS: Final = (_DURATION, _FAILURES)
 
 
 class Sampler:
-    """Samples a sensor until it is stopped.
+    """Sampler of one sensor, which runs until it is stopped.
 
     The sampling thread is a daemon, so it is abandoned if it hangs in a driver.
 

@@ -1,4 +1,4 @@
-"""Reporting of durability to senders, in response headers and at GET /api/v1/durable.
+"""Durability as reported to senders, in response headers and at GET /api/v1/durable.
 
 If a request has the header `Tensormeter-Batch-Id`, the response contains the number of its commit and the number up to
 which all commits are durable, each as ``EPOCH-NUMBER``. The sender keeps an accepted request until it is durable, and

@@ -58,7 +58,7 @@ class _Buffering(Protocol):
 
 
 class ServerMetrics(Listener):
-    """Records the server's metrics from construction until `stop`. Safe on any thread."""
+    """Recorder of the server's metrics, from construction until `stop`. Safe on any thread."""
 
     def __init__(self, store: Store, directory: Path, targets: Sequence[SelfMetrics]) -> None:
         """Start recording. `OTEL_METRIC_EXPORT_INTERVAL` sets the export interval, by default one minute.

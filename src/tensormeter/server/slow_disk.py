@@ -1,4 +1,4 @@
-"""Handling of an unresponsive disk. A starting server waits indefinitely, and a stopping one for a few seconds."""
+"""Behavior with an unresponsive disk: a starting server waits indefinitely, and a stopping one for a few seconds."""
 
 import logging
 import os

@@ -114,7 +114,7 @@ class Membership:
 
 
 class Joining:
-    """Joins one process to a run."""
+    """The steps by which one process joins a run."""
 
     def __init__(self, run: RunIdentity, process: str, parent: str | None) -> None:
         """Prepare to join. This changes nothing on disk.

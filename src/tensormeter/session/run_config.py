@@ -55,7 +55,7 @@ class _ValueError(Exception):
 
 
 class _Conversion:
-    """Converts one configuration to JSON values.
+    """Conversion of one configuration to JSON values.
 
     Attributes:
         faults: One sentence for each value that was omitted or set to null, and for each key that was changed.

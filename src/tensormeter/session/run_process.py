@@ -221,7 +221,7 @@ class RunProcess:
         return words[HeaderWord.FLUSHED] >= request.number
 
     def _rejected(self) -> tuple[int, int]:
-        """Return the numbers of refused items that have been quarantined and that have been lost so far."""
+        """Return how many refused items have been quarantined so far, and how many have been lost."""
         words = self.ring.words
         return words[HeaderWord.QUARANTINED_ITEMS], words[HeaderWord.SPOOL_LOSSES + SpoolLoss.REFUSED]
 
@@ -242,7 +242,7 @@ class RunProcess:
 
         Args:
             state: Final state of the run.
-            message: Cause of the end; "" if there is none.
+            message: Reason why the run ended; "" if there is none.
         """
         if message:
             self.ring.add_metadata({"end": message})

@@ -19,7 +19,7 @@ _DRIVER: Final = Path("/sys/module/amdgpu")
 
 
 class AmdSensor:
-    """Reads all AMD GPUs of the machine."""
+    """Sensor of all AMD GPUs in the machine."""
 
     name = "amd"
     instruments: tuple[Instrument, ...] = ()

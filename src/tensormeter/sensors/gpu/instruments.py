@@ -167,7 +167,7 @@ def visible_to(devices: str | None, number: int, *uuids: str) -> bool:
 
 
 class Monotonic:
-    """Converts a driver's counter, which may wrap around or be reset, to a total that only increases."""
+    """A total that only increases, computed from a driver's counter, which may wrap around or be reset."""
 
     def __init__(self) -> None:
         self._last = 0

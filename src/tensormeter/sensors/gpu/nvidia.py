@@ -35,7 +35,7 @@ _THROTTLE_REASONS: Final = {
 
 
 class NvidiaSensor:
-    """Reads all of the machine's NVIDIA GPUs and their MIG devices."""
+    """Sensor of all NVIDIA GPUs in the machine and their MIG devices."""
 
     name = "nvidia"
     instruments: tuple[Instrument, ...] = ()

@@ -17,7 +17,7 @@ _METRICS: Final = {
 
 
 class Profile:
-    """Compares each sample of a device with the previous one."""
+    """Activity of one device, computed from each sample and the previous one."""
 
     def __init__(self, nvml: Any, take: Callable[[Any], Any], handle: Any) -> None:
         """

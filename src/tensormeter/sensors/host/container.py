@@ -47,7 +47,7 @@ _THROTTLED: Final = Instrument(
 
 
 class ContainerSensor:
-    """Reads control groups of versions 1 and 2. It reads nothing if no limit applies."""
+    """Sensor of control groups of versions 1 and 2. It reads nothing if no limit applies."""
 
     name = "container"
     instruments = (_CPU_TIME, _MEMORY_USAGE, _WORKING_SET, _MEMORY_LIMIT, _OOM_KILLS, _CPU_LIMIT, _THROTTLED)

@@ -32,7 +32,7 @@ _UTILIZATION: Final = Instrument(
 
 
 class FilesystemSensor:
-    """Reads the file systems of `/`, temporary files, shared memory, the spool, and the trainers' working folders."""
+    """Sensor of the file systems of `/`, temporary files, shared memory, the spool and the trainers' folders."""
 
     name = "filesystem"
     instruments = (_USAGE, _LIMIT, _UTILIZATION)

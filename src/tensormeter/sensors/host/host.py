@@ -108,7 +108,7 @@ A Kubernetes node can have hundreds of these interfaces.
 
 
 class HostSensor:
-    """Reads the machine's metrics. A sample takes about a millisecond."""
+    """Sensor of the machine's metrics. A sample takes about a millisecond."""
 
     name = "host"
     instruments = (

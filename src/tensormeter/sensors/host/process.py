@@ -74,7 +74,7 @@ _Child = tuple[int, float]
 
 
 class ProcessSensor:
-    """Reads the agent, the training processes, and their children.
+    """Sensor of the agent, the training processes and their children.
 
     The values of children are summed per training process, because one series for each worker of each epoch would be
     too many. Summed times also include ended children that appeared in at least one sample.

@@ -10,7 +10,7 @@ __all__ = ["AlertService"]
 
 
 class AlertService:
-    """Watches a store from construction until `stop`. Call `stop` before the store is closed."""
+    """Service that watches a store from construction until `stop`. Call `stop` before the store is closed."""
 
     def __init__(self, store: Store, config: AlertConfig, interval: float = 5.0) -> None:
         """Start the threads.

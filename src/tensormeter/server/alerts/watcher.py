@@ -1,4 +1,4 @@
-"""Watcher of a store, which checks new points against rules and raises alerts."""
+"""The watcher of a store, which checks new points against rules and raises alerts."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +63,7 @@ class _RunState:
 
 
 class Watcher:
-    """Checks the new points of all runs in a store, through the store's public interface. Not thread-safe."""
+    """Watcher of all runs in a store, which it reads through the store's public interface. Not thread-safe."""
 
     def __init__(self, store: Store, rules: Sequence[Rule], clock: Callable[[], float] = time.monotonic) -> None:
         """Create a watcher for points that arrive from now on.

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class Webhook:
-    """Sends alerts to one address on a daemon thread, from construction until `stop`.
+    """Sender of alerts to one address, which runs on a daemon thread from construction until `stop`.
 
     The store keeps the position of the last acknowledged alert. Redirects are not followed. The address is a secret and
     is not logged.

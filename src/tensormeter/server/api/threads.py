@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 
 
 class ApiThreads:
-    """Runs queries on a few threads that are separate from those of ingest."""
+    """A small pool of threads for queries, separate from the threads for ingest."""
 
     def __init__(self, stalled: Callable[[], str | None]) -> None:
         """Args:

@@ -38,7 +38,7 @@ class Access:
 
 
 class Authenticator:
-    """Checks the server token, the token of the server's own process, and the tokens read by the last `refresh`."""
+    """Checker of tokens: the server token, that of the server's own process, and those read by the last `refresh`."""
 
     def __init__(self, directory: Path, token: str | None, own_token: str, *, is_local: bool) -> None:
         """

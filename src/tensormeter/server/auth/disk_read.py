@@ -18,7 +18,7 @@ _Future = asyncio.Future[None]
 
 
 class Lookup:
-    """Runs lookups on a daemon thread, for one event loop. Requests that arrive during a lookup share the next one."""
+    """Lookups on a daemon thread, for one event loop. Requests that arrive during a lookup share the next one."""
 
     def __init__(self, look: Callable[[], object]) -> None:
         """Args:

@@ -42,7 +42,7 @@ class _Json(logging.Formatter):
 
 
 class RateLimitedLog:
-    """Logs at most one warning per interval, with the number of suppressed ones. For one thread."""
+    """Log with at most one warning per interval, which includes the number of suppressed ones. For one thread."""
 
     def __init__(self, logger: logging.Logger, seconds: float = 60.0) -> None:
         """Args:

@@ -99,7 +99,7 @@ def _log(scope: Scope, observed: Observed) -> None:
     client, access = scope.get("client"), scope.get("state", {}).get("access")
     fields = {
         "method": observed.method,
-        # The query string is omitted, because its filters could reveal private details of runs.
+        # The query string is omitted, because filters in it could reveal private details of runs.
         "path": scope["path"],
         "status": observed.status,
         "milliseconds": round(observed.seconds * 1000, 3),

@@ -41,7 +41,7 @@ def load_certificate(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 class Certificate:
-    """Provides each new connection with the current certificate from the files. Open connections keep theirs.
+    """Certificate that is reloaded for new connections when its files change. Open connections keep the old one.
 
     Each handshake makes two `stat` calls. If changed files are invalid, the last valid certificate remains in use, and
     one warning is logged per change. For one thread.

@@ -58,7 +58,7 @@ class _Group:
 
 
 class Admission:
-    """Admits connections up to a limit. At the limit, a new connection can evict one that waits for its client.
+    """Limit on the number of connections. At the limit, a new connection can evict one that waits for its client.
 
     The evicted connection is from the address with the most waiting connections, provided that this address has more of
     them than the new connection's address. Otherwise, it is from the new connection's own address. A client that opens

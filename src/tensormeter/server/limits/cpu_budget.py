@@ -92,7 +92,7 @@ class CpuBudget:
 
 
 class StallWatchdog:
-    """Ends requests that wait for an unresponsive disk. For one event loop."""
+    """Watchdog that ends requests that wait for an unresponsive disk. For one event loop."""
 
     def __init__(self, stalled: Callable[[], str | None] = _never) -> None:
         """Args:

@@ -12,7 +12,7 @@ __all__ = ["Handshakes"]
 
 
 class Handshakes:
-    """Creates the protocol of each new connection: first a handshake, then HTTP over TLS. For one event loop.
+    """Factory of protocols for new connections: first a handshake, then HTTP over TLS. For one event loop.
 
     With asyncio's own handshakes, the server could not count a connection until its handshake is complete.
     """

@@ -200,7 +200,7 @@ class _Waiter:
 
 
 class ResponseLimiter:
-    """Counts the bytes of responses until they are sent, and produces large responses one at a time.
+    """Limiter that counts the bytes of unsent responses, and produces large responses one at a time.
 
     For one event loop.
 

@@ -59,7 +59,7 @@ class _Form:
 
 
 class Receiver:
-    """Handlers for the two signals. They read bodies on the event loop and do everything else on worker threads."""
+    """Handlers for metrics and logs. They read bodies on the event loop and do everything else on worker threads."""
 
     def __init__(self, stores: Stores, max_body_bytes: int, listener: Listener, threads: int = THREADS) -> None:
         """Args:

@@ -1,4 +1,4 @@
-"""Reading and decompression of request bodies within limits on size, time and memory."""
+"""Functions that read and decompress request bodies within limits on size, time and memory."""
 
 import io
 import zlib
@@ -25,7 +25,7 @@ READ_TIMEOUT: Final = 60.0
 
 
 class BodyReader:
-    """Reads bodies. All bodies that are in memory share a limit. For one event loop."""
+    """Reader of bodies. All bodies that are in memory share a limit. For one event loop."""
 
     def __init__(self, max_bytes: int) -> None:
         """Create a reader.
