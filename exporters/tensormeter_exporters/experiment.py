@@ -1,4 +1,4 @@
-"""The `experiment` destination: the experiment server, over OTLP/HTTP with protobuf and gzip.
+"""The `experiment` destination: the experiment server, over OTLP/HTTP with Protobuf and gzip.
 
 Any OTLP/HTTP receiver understands these requests. The experiment server deduplicates them by the header
 `Tensormeter-Batch-Id`. Its response contains `Tensormeter-Commit`, the number of the request, and
@@ -50,7 +50,7 @@ _HEADERS: Final = ("tensormeter-commit", "tensormeter-durable")
 _POSITION: Final = re.compile(r"([0-9A-Za-z]{1,64})-([0-9]{1,18})", re.ASCII)
 _DURABLE_PATH: Final = "/api/v1/durable"
 
-# Statuses that mean that the server is not an experiment server, or that a proxy forwards only OTLP.
+# Statuses that indicate a server other than an experiment server, or a proxy that forwards only OTLP.
 _NOT_THERE: Final = frozenset({404, 405, 410})
 
 

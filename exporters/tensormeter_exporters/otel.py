@@ -1,4 +1,4 @@
-"""The `otel:NAME` destinations: any OpenTelemetry metric exporter, where NAME is its name in `OTEL_METRICS_EXPORTER`.
+"""The `otel:NAME` destinations: any OpenTelemetry metric exporter, by the name that `OTEL_METRICS_EXPORTER` uses.
 
 The exporter is constructed without arguments and configured by its own environment variables. It receives every point,
 with steps as the gauge `tensormeter.step`, but no events, because these are not metrics. Deduplication is left to its

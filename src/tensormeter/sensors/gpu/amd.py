@@ -179,7 +179,7 @@ class _Gpu:
 
 
 def _number(value: int | str) -> int:
-    """Return a number from amdsmi; raise AbsentError for `N/A`, which means that there is none."""
+    """Return a number from amdsmi. Raise AbsentError if amdsmi returned `N/A` instead."""
     if isinstance(value, str):
         raise AbsentError
     return value

@@ -39,7 +39,7 @@ MAX_JSON_POINTS: Final = 2_500_000
 """Maximum number of points in a JSON response. Writing a million points takes a fraction of a second."""
 
 _SERIES_WEIGHT: Final = 20
-"""Number of points that each series counts as, in addition to its points, because of its header."""
+"""Number of additional points that each series counts as, because of its header."""
 
 _FEWEST_POINTS: Final = 4
 """Smallest number of points per series that sampling can return."""

@@ -84,7 +84,7 @@ class ProjectStore:
         batch_id: str | None = None,
         check: Check = no_check,
     ) -> Receipt:
-        """See `Store`. Raises ForbiddenError, and stores nothing, if any batch belongs to another project."""
+        """See `Store`. If any batch belongs to another project, nothing is stored, and ForbiddenError is raised."""
         for batch in batches:
             check()
             self._check(batch.resource)
@@ -99,7 +99,7 @@ class ProjectStore:
         batch_id: str | None = None,
         check: Check = no_check,
     ) -> Receipt:
-        """See `Store`. Raises ForbiddenError, and stores nothing, if any resource belongs to another project."""
+        """See `Store`. If any resource belongs to another project, nothing is stored, and ForbiddenError is raised."""
         for attributes, _ in resources:
             check()
             self._check(attributes)

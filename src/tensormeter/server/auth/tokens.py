@@ -35,7 +35,7 @@ Together, they also allow editing names, tags and notes. `admin` allows everythi
 FILE_NAME: Final = "tokens.json"
 
 LOCK_SECONDS: Final = 10.0
-"""Maximum seconds that a change waits for a change by another process, which usually takes milliseconds."""
+"""Maximum seconds to wait for another process's change, which usually takes milliseconds."""
 
 _TOKEN: Final = re.compile(r"tm_([0-9a-f]{8})_([0-9a-f]{48})")
 _VERSION: Final = 1

@@ -104,7 +104,7 @@ def install_sigterm(callback: Callable[[bool], None], limit: float) -> None:
 
 
 def set_sigterm_word(word: memoryview) -> None:
-    """Store the arrival time of a SIGTERM in this int64, while our handler is installed."""
+    """While our handler is installed, store the arrival time of a SIGTERM in this int64."""
     if _sigterm is not None:
         _sigterm.mark(word)
 
@@ -181,7 +181,7 @@ def _after_fork_in_child() -> None:
 
 
 _masks: list[set[int | signal.Signals]] = []
-"""Signal masks to restore in the parent and the child of a fork."""
+"""Signal masks to restore in the parent and the child after a fork."""
 
 os.register_at_fork(
     before=_before_fork,
