@@ -1,11 +1,11 @@
-// Handles SIGTERM while Python cannot run its handler, because native code keeps the main thread busy.
+// Handling of SIGTERM while Python cannot run its handler, because native code keeps the main thread busy.
 //
-// Python's own handler in C only sets a flag. Our handler wraps it, and first stores the time where the agent reads it, so a
-// process that is killed later counts as preempted, not as crashed. If the default action of SIGTERM would have ended the
-// process, a timer sends the signal again. This interrupts a call that began to block just when the first signal arrived. After
-// the limit, if Python's handler has still not run, the signal ends the process.
+// Python's own C handler only sets a flag. Our handler wraps it, and first stores the time where the agent can read it, so
+// that a process that is killed later counts as preempted rather than crashed. If the default action of SIGTERM would have
+// ended the process, a timer repeats the signal, which interrupts a call that began to block just when the first signal
+// arrived. If Python's handler has still not run after the limit, the signal ends the process.
 //
-// All code that runs in the handler is async-signal-safe. Timers belong to one process: a forked child has none.
+// All code in the handler is async-signal-safe. Timers belong to one process, so a forked child has none.
 
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
@@ -22,14 +22,14 @@
 
 typedef struct {
     Py_buffer buffer;
-    int64_t *volatile word;     // NULL: free
+    int64_t *volatile word;     // NULL if the entry is free
 } Mark;
 
 static Mark marks[MARKS];
 static struct sigaction python;             // Python's action, which ours wraps
 static timer_t timer;
-static pid_t owner;                         // process that created the timer
-static struct timespec limit;               // 0: never end the process
+static pid_t owner;                         // the process that created the timer
+static struct timespec limit;               // 0 to never end the process
 static struct timespec deadline;
 static volatile sig_atomic_t unanswered;
 
@@ -114,7 +114,7 @@ PyDoc_STRVAR(watch_doc,
 "watch(limit: float) -> None\n\n"
 "Wrap the handler that `signal.signal` has just set for SIGTERM. Main thread only.\n\n"
 "limit: Seconds after which a SIGTERM that was not `answered` ends the process; 0 for never.\n"
-"Raises OSError: The system has no timer left.");
+"Raise OSError if the system has no timer left.");
 
 static PyObject *
 watch(PyObject *self, PyObject *argument)
@@ -129,7 +129,7 @@ watch(PyObject *self, PyObject *argument)
         if (timer_create(CLOCK_MONOTONIC, &event, &timer))
             return PyErr_SetFromErrno(PyExc_OSError);
         for (int i = 0; i < MARKS; i++)
-            free_mark(i);  // copied from the parent
+            free_mark(i);  // it was copied from the parent
         owner = getpid();
     }
     set_timer(0);
@@ -149,7 +149,7 @@ watch(PyObject *self, PyObject *argument)
 
 PyDoc_STRVAR(answered_doc,
 "answered() -> None\n\n"
-"Stop the timer: Python's handler has begun to run.");
+"Stop the timer, because Python's handler has begun to run.");
 
 static PyObject *
 answered(PyObject *self, PyObject *unused)
@@ -165,8 +165,8 @@ answered(PyObject *self, PyObject *unused)
 
 PyDoc_STRVAR(mark_doc,
 "mark(word) -> None\n\n"
-"Store the time of a SIGTERM, in nanoseconds since the Unix epoch, in this buffer of one int64 too, if it is 0.\n"
-"Does nothing before `watch` in this process, or if sixteen buffers are marked already.");
+"Store the time of a SIGTERM, in nanoseconds since the Unix epoch, in this buffer of one int64 too, if it contains 0.\n"
+"Do nothing if `watch` was not called in this process, or if sixteen buffers are already marked.");
 
 static PyObject *
 mark(PyObject *self, PyObject *argument)
