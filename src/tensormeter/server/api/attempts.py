@@ -1,7 +1,7 @@
 """Assignment of attempt numbers, for runs whose machines share only this server.
 
 Requests write nothing: the number is derived from the stored processes, so processes that ask at the same time get the
-same number (`tensormeter.attempt`).
+same number (`tensormeter.conventions.attempt_number`).
 """
 
 import time
