@@ -1,4 +1,4 @@
-"""Queries on a store: x axes, sampling, statistics over processes, and searching runs.
+"""Queries on a store: x axes, sampling, statistics over processes, and run search.
 
-Input and output are columns; this package is independent of SQLite, HTTP and JSON.
+This package takes and returns columns; it does not depend on SQLite, HTTP or JSON.
 """

@@ -1,1 +1,1 @@
-"""Points of metrics: sampled for charts, in full, and as distributions."""
+"""Metric points: sampled for charts, complete, or as distributions."""

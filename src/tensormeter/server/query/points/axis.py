@@ -1,4 +1,4 @@
-"""The x axis: the step, the time, or another metric's value at the same time in the same process."""
+"""The x axis: the step, the time, or the value of another metric logged by the same process at the same time."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -19,8 +19,8 @@ class Axis:
     """An x axis.
 
     Attributes:
-        metric: Metric whose values are x; None for time.
-        relative: True if time is measured from the start of the run.
+        metric: Metric whose values are the x values; None for time.
+        relative: Whether time is measured from the start of the run.
     """
 
     metric: str | None
@@ -52,18 +52,22 @@ class Axis:
         return self.metric == STEP_METRIC
 
     def origin(self, started: int) -> float:
-        """Return the time at which x is 0, in seconds since the Unix epoch; `started` is the start of the run in nanoseconds."""
+        """Return the time at which x is 0, in seconds since the Unix epoch.
+
+        Args:
+            started: Start of the run in nanoseconds since the Unix epoch.
+        """
         return started / 1e9 if self.relative else 0.0
 
     @staticmethod
     def nanoseconds(x: float | None, origin: float) -> int | None:
-        """Convert an x in seconds to nanoseconds since the Unix epoch."""
+        """Convert an x in seconds to nanoseconds since the Unix epoch; None stays None."""
         if x is None:
             return None
         return int(min(max((x + origin) * 1e9, 0.0), 2.0**63 - 1024))
 
     @staticmethod
     def seconds(times: NDArray[np.int64], origin: float) -> NDArray[np.float64]:
-        """Convert times in nanoseconds to x in seconds."""
-        whole = int(origin)  # whole seconds are subtracted as integers, which keeps all digits
+        """Convert times in nanoseconds since the Unix epoch to x in seconds."""
+        whole = int(origin)  # subtract whole seconds as integers, to keep all digits
         return (times - whole * 10**9) / 1e9 - (origin - whole)

@@ -1,4 +1,4 @@
-"""Downsampling that keeps the look of a chart: no peak, no gap and no NaN is lost."""
+"""Downsampling that preserves the shape of a chart: it keeps every peak, gap and NaN."""
 
 from typing import Final
 
@@ -10,21 +10,22 @@ from tensormeter.server.store.models.rollup_blocks import MISSING, Blocks
 __all__ = ["blocks_needed", "choose_evenly", "sample", "sample_blocks"]
 
 _BLOCKS_IN_BUCKET: Final = 2
-"""Minimum number of blocks in a bucket. With two or three, a series of half a million points is read in blocks."""
+"""Minimum number of blocks in a bucket. With two or three, a series of half a million points is read as blocks."""
 
 
 def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
-    """Select the points of a series, given in order of x, that a chart shows.
+    """Select the points of a series to show in a chart.
 
-    The points are divided into buckets of equal size. The first, the last, the lowest and the highest point of each bucket are
-    kept, and one NaN if there is any. So the lowest and the highest of all points are kept.
+    The points are divided into buckets of equal size. Each bucket keeps its first, last, lowest and highest point, and
+    one
+    NaN if it contains any. The lowest and highest points of the series are therefore always kept.
 
     Args:
-        values: float64, shape (n,).
+        values: Values in order of x, float64, shape (n,).
         max_points: Maximum number of points to keep, at least 4; 0 for all points.
 
     Returns:
-        Ascending indices, shape (m,), with m <= max_points unless that is below 5 and there are NaN.
+        Ascending indices, shape (m,). m can exceed max_points only if max_points is below 5 and there are NaN values.
     """
     n = len(values)
     if max_points == 0 or n <= max_points:
@@ -35,7 +36,7 @@ def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
     size = -(-n // buckets)
     buckets = -(-n // size)
     padding = buckets * size - n
-    # Fill the last bucket with its last point, which is kept anyway.
+    # Pad the last bucket with its last point, which is kept anyway.
     grid = np.concatenate((values, np.full(padding, values[-1]))).reshape(buckets, size)
     starts = np.arange(buckets) * size
     indices = [starts, np.minimum(starts + size, n) - 1]
@@ -51,19 +52,19 @@ def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
 
 
 def blocks_needed(max_points: int) -> int:
-    """Return how many blocks of a series `sample_blocks` needs for good buckets."""
+    """Return the number of blocks that a series needs for `sample_blocks` to form good buckets."""
     return _BLOCKS_IN_BUCKET * max(max_points // 4, 1)
 
 
 def sample_blocks(blocks: Blocks, max_points: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Select points as `sample` does, with buckets that are whole blocks of about equally many points.
+    """Select points as `sample` does, with buckets of whole blocks and about the same number of points in each bucket.
 
     Args:
-        blocks: Blocks in order of x; the points in each block are in order of x, too.
+        blocks: Blocks in order of x; the points within each block are also in order of x.
         max_points: Maximum number of points to keep, at least 4.
 
     Returns:
-        Rows and columns of the selected points in the arrays of `blocks`, in order of x, shapes (m,).
+        Rows and columns of the selected points in the arrays of `blocks`, in order of x, each of shape (m,).
     """
     any_missing = bool(np.isnan(blocks.values[:, MISSING]).any())
     buckets = max(max_points // (5 if any_missing else 4), 1)
@@ -75,13 +76,14 @@ def sample_blocks(blocks: Blocks, max_points: int) -> tuple[NDArray[np.intp], ND
     times = blocks.times[rows, columns]
     order = np.lexsort((times, rows))
     rows, columns, times = rows[order], columns[order], times[order]
-    # Within a block a time identifies a point. One point may have been selected twice, as first and as lowest, for example.
+    # The time identifies a point within its block. A point may be selected twice, for example as the first and the
+    # lowest.
     distinct = np.concatenate(([True], (rows[1:] != rows[:-1]) | (times[1:] != times[:-1])))
     return rows[distinct], columns[distinct]
 
 
 def choose_evenly(n: int, max_points: int) -> NDArray[np.intp]:
-    """Return at most `max_points` indices below n, at equal distances, including the first and the last; 0 for all."""
+    """Return at most `max_points` evenly spaced indices below n, including the first and the last; 0 selects all."""
     if max_points == 0 or n <= max_points:
         return np.arange(n)
     return np.unique(np.linspace(0, n - 1, max(max_points, 2)).round().astype(np.intp))

@@ -1,4 +1,4 @@
-"""Decoding stored distributions of any kind to bounds and counts."""
+"""Decoding of stored distributions of any kind into bounds and counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,19 +19,20 @@ from tensormeter.server.store import Kind
 __all__ = ["Distribution", "decode_distribution"]
 
 MAX_BUCKETS: Final = 160
-"""Maximum number of buckets of an exponential histogram that is drawn."""
+"""Maximum number of buckets when an exponential histogram is drawn."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """One distribution.
+    """A distribution of values.
 
     Attributes:
         sum: Sum of the values; None if the sender did not send it.
         min: Lowest value; None if the sender did not send it.
         max: Highest value; None if the sender did not send it.
-        bounds: Increasing bounds. Bucket i is (bounds[i - 1], bounds[i]]; the first and the last bucket are unbounded.
-        counts: Number of values in each bucket, one more than `bounds`; empty if there are no buckets.
+        bounds: Increasing bucket bounds. Bucket i is (bounds[i - 1], bounds[i]]; the first and last buckets are
+        unbounded.
+        counts: Number of values in each bucket, one item more than `bounds`; empty if there are no buckets.
         quantiles: Pairs (quantile, value) of a summary.
     """
 
@@ -48,12 +49,13 @@ def decode_distribution(kind: Kind, blob: bytes, max_buckets: int = MAX_BUCKETS)
     """Decode a stored distribution.
 
     Args:
-        kind: Kind of its series.
+        kind: Kind of the series.
         blob: Stored bytes.
-        max_buckets: Maximum number of buckets of an exponential histogram; above it neighbours are merged, which is exact.
+        max_buckets: Maximum number of buckets of an exponential histogram. If there are more, neighboring buckets are
+            merged, which is exact.
 
     Raises:
-        StoreError: The bytes are not a distribution of this kind.
+        StoreError: The bytes are not a valid distribution of this kind.
     """
     try:
         match kind.name:
@@ -85,7 +87,7 @@ def _distribution(
 
 
 def _valid_buckets(bounds: list[float], counts: list[int]) -> tuple[list[float], list[int]]:
-    """Return bounds and counts as they were sent; empty lists if their lengths do not match, which OTLP does not allow."""
+    """Return bounds and counts as sent, or empty lists if their lengths do not match, which OTLP does not allow."""
     return increasing(bounds, counts) if len(counts) == len(bounds) + 1 else ([], [])
 
 

@@ -1,4 +1,4 @@
-"""Lines: series of points with their position on the x axis."""
+"""Lines: series of points with their positions on the x axis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +17,13 @@ NO_POSITIONS: Final[NDArray[np.float64]] = np.empty(0, np.float64)
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A series and the x of its points.
+    """A series with the x of each point.
 
     Attributes:
-        series: Series with n points, in the order of x.
+        series: Series with n points, in order of x.
         x: float64, shape (n,), ascending.
-        attempt: Attempt that the process of the series belongs to.
-        gaps: Positions of interruptions, see `gap_positions`.
+        attempt: Attempt that contains the series' process.
+        gaps: Positions of gaps in the line, see `gap_positions`.
     """
 
     series: Series
@@ -36,9 +36,9 @@ class LineReading(NamedTuple):
     """Result of reading lines.
 
     Attributes:
-        lines: Lines that have points.
+        lines: Lines with at least one point.
         cursor: Cursor for a later read, see `Reading`.
-        complete: False if only points after a cursor were read.
+        complete: Whether all points were read, rather than only those after a cursor.
     """
 
     lines: Sequence[Line]
@@ -52,10 +52,10 @@ class LineReading(NamedTuple):
 
 
 def line_along(series: Series, x_series: Sequence[Series]) -> Line:
-    """Return a line whose x is the value of another metric at the same time. Points without such a value are omitted.
+    """Return a line whose x is the value of another metric at the same time, without points that have no such value.
 
     Args:
-        series: Series with the values of y.
+        series: Series with the y values.
         x_series: Series of the x-axis metric, from any process.
     """
     candidates = [candidate for candidate in x_series if candidate.process == series.process]
@@ -76,7 +76,7 @@ def line_along(series: Series, x_series: Sequence[Series]) -> Line:
     has_x = ~np.isnan(x)
     if not has_x.all():
         points, x = points[has_x], x[has_x]
-    # Points of equal x stay in the order of time.
+    # Points with equal x stay in order of time.
     if np.any(x[1:] < x[:-1]):
         order = np.argsort(x, kind="stable")
         points, x = points[order], x[order]
@@ -84,7 +84,7 @@ def line_along(series: Series, x_series: Sequence[Series]) -> Line:
 
 
 def cut_line(line: Line, start: float | None, stop: float | None) -> Line:
-    """Keep the points with start <= x < stop."""
+    """Keep only the points with start <= x < stop."""
     first = 0 if start is None else int(np.searchsorted(line.x, start))
     last = len(line.x) if stop is None else int(np.searchsorted(line.x, stop))
     if first == 0 and last == len(line.x):
@@ -94,13 +94,13 @@ def cut_line(line: Line, start: float | None, stop: float | None) -> Line:
 
 
 def add_gaps(line: Line) -> Line:
-    """Return the line with the positions of its series' gaps."""
+    """Return the line with the positions of the series' gaps."""
     gaps = line.series.gaps
     return replace(line, gaps=gap_positions(gaps, line.series.points.times, line.x)) if len(gaps) else line
 
 
 def join_lines(pieces: Sequence[Line]) -> Line:
-    """Join the pieces of several attempts; the result has the name of the last one."""
+    """Join pieces of a line from several attempts. The result has the last piece's name."""
     if len(pieces) == 1:
         return pieces[0]
     x = np.concatenate([piece.x for piece in pieces])
@@ -112,10 +112,10 @@ def join_lines(pieces: Sequence[Line]) -> Line:
 
 
 def gap_positions(gaps: NDArray[np.int64], times: NDArray[np.int64], x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the x of the last point before each gap, ascending; gaps before the first point are left out.
+    """Return the x of the last point before each gap, ascending, without gaps before the first point.
 
-    A chart draws no stroke between neighbouring points a and b if a.x <= position < b.x. This holds for any subset of
-    the points, so sampling does not move the interruptions.
+    A chart draws no stroke between neighboring points a and b if a.x <= position < b.x. This holds for any subset of
+    the points, so sampling does not move the gaps.
     """
     if not len(gaps):
         return NO_POSITIONS

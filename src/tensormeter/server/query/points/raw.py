@@ -1,4 +1,4 @@
-"""Raw points: every point of a series exactly as it was logged, with its step."""
+"""Raw points: every point of a series exactly as logged, with its step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +17,13 @@ __all__ = ["RawSeries", "join_raw"]
 
 @dataclass(frozen=True, eq=False)
 class RawSeries:
-    """Points of one series, as they were logged.
+    """Points of one series exactly as logged.
 
     Attributes:
-        points: n points; those of one process have distinct times.
-        steps: int64, shape (n,): step logged at the time of each point, or 0 where `stepped` is False.
+        points: n points. Points of the same process have distinct times.
+        steps: int64, shape (n,): step logged at the time of each point; 0 where `stepped` is False.
         stepped: bool, shape (n,): whether a step was logged at the time of each point.
-        gaps: int64, ascending: times after the first point at which the sender reported that there is no value.
+        gaps: int64, ascending: times after the first point at which the sender reported a missing value.
     """
 
     process: str
@@ -38,7 +38,10 @@ class RawSeries:
     gaps: NDArray[np.int64] = field(default_factory=lambda: NO_GAPS, repr=False)
 
     def by_step(self, start: float | None, stop: float | None) -> "RawSeries":
-        """Order the points by step and time, points without a step last, and keep those with start <= step < stop."""
+        """Keep points with start <= step < stop, ordered by step and time; points without a step come last.
+
+        Points without a step are removed if there is a `start` or `stop`.
+        """
         points, steps, stepped, gaps = self.points, self.steps, self.stepped, self.gaps
         if start is not None or stop is not None:
             mask = stepped.copy()
@@ -61,13 +64,13 @@ def join_raw(
     steps: Mapping[str, Points],
     shadowed: Mapping[str, Sequence[tuple[int, int]]],
 ) -> RawSeries:
-    """Join the pieces of several attempts, without shadowed points; the result has the name of the last one.
+    """Join pieces from several attempts without shadowed points. The result has the last piece's name.
 
     Args:
-        pieces: Series of one line, in the order of attempts.
+        pieces: Pieces of one line, in order of attempts.
         attempt: Attempt of the last piece.
-        steps: Points of `tensormeter.step` by process.
-        shadowed: Later attempts by process, see `Attempts.shadowed`.
+        steps: Points of `tensormeter.step`, by process.
+        shadowed: Starts of later attempts, by process, see `Attempts.shadowed`.
     """
     no_steps = Points.empty()
     columns = [
@@ -87,7 +90,7 @@ def join_raw(
 def _add_steps(
     series: Series, steps: Points, begins: Sequence[tuple[int, int]]
 ) -> tuple[Column, NDArray[np.int64], NDArray[np.bool_]]:
-    """Return points, the step of each, and whether it has one; points that later attempts shadow are left out."""
+    """Return the points that no later attempt shadows, their steps, and whether each point has a step."""
     points = series.points
     logged, stepped = steps_at(steps, points.times)
     if not begins:

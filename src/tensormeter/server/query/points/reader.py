@@ -1,4 +1,4 @@
-"""Reading the points of a run that a query asks for: as lines, as rollups, or as they were logged."""
+"""Reading of a run's points for a query: as lines, as rollups, or as logged."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ __all__ = ["RunReader"]
 
 
 class RunReader:
-    """Reads the points of one run that one query asks for."""
+    """Reader of the points that a query selects from one run."""
 
     def __init__(
         self, store: Store, ref: RunRef, query: RunQuery, check: Check = no_check, damaged: list[str] | None = None
@@ -27,8 +27,8 @@ class RunReader:
             store: Store to read from.
             ref: Run to read.
             query: Points to read.
-            check: Callable for each series; an exception of it ends the work.
-            damaged: List of messages about damaged data, see `Selection`.
+            check: Function called for each series; it raises an exception to stop the query.
+            damaged: List to which messages about damaged data are added, see `Selection`.
         """
         self._store = store
         self._ref = ref
@@ -37,14 +37,15 @@ class RunReader:
         self._damaged = damaged
 
     def lines(self, limit: int = MAX_READ_POINTS, *, gaps: bool = False) -> LineReading:
-        """Read points with their x, in start <= x < stop.
+        """Read the points with start <= x < stop, and their x.
 
-        If the query asks for the effective line, the pieces of several attempts are one line. It has the name of the latest
-        process that has points in the range.
+        If the query asks for the effective line, the pieces of several attempts form one line. The line is named after
+        the
+        latest process that has points in the range.
 
         Args:
-            limit: Maximum number of points to look at, including those of x and gaps.
-            gaps: True to read gaps.
+            limit: Maximum number of points to read, including the points for x and gaps.
+            gaps: Whether to read gaps.
 
         Raises:
             StoreError: See `Store.read`.
@@ -77,7 +78,7 @@ class RunReader:
             if query.numeric and reading.complete:
                 x_series = [candidate for candidate in reading.series if candidate.metric == axis.metric]
             elif series:
-                x_series = self._read_during(axis.metric, series, limit)  # their x may have arrived before them
+                x_series = self._read_during(axis.metric, series, limit)  # their x values may have arrived before them
         cuts = attempts.shadowed()
         shadowed = [candidate for candidate in series if candidate.process in cuts]
         if shadowed:
@@ -102,16 +103,17 @@ class RunReader:
         return LineReading(lines, reading.cursor, reading.complete)
 
     def rollups(self, blocks: int, limit: int, *, gaps: bool = False) -> Rollups | None:
-        """Read long series as rollups and short ones as points, in start <= x < stop.
+        """Read the range start <= x < stop: long series as rollups, short series as points.
 
         Args:
-            blocks: Minimum number of blocks of a series, see `Store.read_rollups`.
-            limit: Maximum number of points to look at.
-            gaps: True to read gaps.
+            blocks: Minimum number of blocks of a long series, see `Store.read_rollups`.
+            limit: Maximum number of points to read.
+            gaps: Whether to read gaps.
 
         Returns:
-            None if rollups cannot answer: x is a metric other than the step, steps or attempts are not in the order of time,
-            or there are no long series.
+            None if rollups cannot answer the query: x is a metric other than the step, steps or attempts are not in
+            order of time,
+            or no series is long.
 
         Raises:
             StoreError: See `Store.read_rollups`.
@@ -135,13 +137,16 @@ class RunReader:
         return None if series is None else Rollups(attempts.select(series), attempts, axis, origin, run.cursor)
 
     def raw(self, limit: int = MAX_READ_POINTS) -> list[RawSeries]:
-        """Read every point of one metric as it was logged, by time, or by step and time with points without a step last.
+        """Read every point of one metric as logged.
 
-        If the query asks for the effective line, the pieces of several attempts are one series with the name of the latest
-        process. A point without a step is in no range of steps. `after` is ignored.
+        The order is by time, or by step and time if the axis is the step. Points without a step come last, and are left
+        out
+        if the query has a range of steps. If the query asks for the effective line, the pieces of several attempts form
+        one
+        series, which is named after the latest process. The query's `after` is ignored.
 
         Args:
-            limit: Maximum number of points to look at; for numbers this includes their steps.
+            limit: Maximum number of points to read. For numbers, this includes the points with their steps.
 
         Raises:
             StoreError: See `Store.read`.
@@ -187,7 +192,7 @@ class RunReader:
         return self._store.read(self._ref, selection)
 
     def _read_during(self, metric: str, series: Sequence[Series], limit: int) -> Sequence[Series]:
-        """Read a metric over the times at which these series have points."""
+        """Read a metric over the time range of the points of these series."""
         first = min(int(piece.points.times[0]) for piece in series)
         last = max(int(piece.points.times[-1]) for piece in series) + 1
         selection = Selection([metric], self._query.process, start=first, stop=last, limit=limit, check=self._check)

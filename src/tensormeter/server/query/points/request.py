@@ -1,4 +1,4 @@
-"""The query object: which points of a run a request reads."""
+"""The query object, which describes the points of a run to read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,18 +14,19 @@ __all__ = ["RunQuery"]
 
 @dataclass(frozen=True)
 class RunQuery:
-    """A query for points of one run. It is hashable if it has no `attributes`.
+    """A query for points of one run. It is hashable only if it has no `attributes`.
 
     Attributes:
-        metrics: Names of the metrics; names that the run does not have are ignored.
-        axis: Axis of x.
-        start: Lowest x of the range, in units of x: steps, or seconds. `RunReader.raw` expects an integer: a step, or nanoseconds.
-        stop: Lowest x after the range, in the units of `start`.
-        process: Id of a process; None for all processes.
+        metrics: Names of the metrics. Names that the run does not have are ignored.
+        axis: X axis.
+        start: Start of the x range, inclusive, in steps or seconds. `RunReader.raw` expects an integer: a step, or
+            nanoseconds.
+        stop: End of the x range, exclusive, in the units of `start`.
+        process: Process ID; None for all processes.
         attempt: Attempts to read.
-        after: Cursor of an earlier read: only points that arrived after it are read.
-        variant: Kind, scope and unit that a series must have.
-        attributes: Attributes that a series must have, among others.
+        after: Cursor of an earlier read. Only points that arrived after it are read.
+        variant: Required kind, scope and unit of a series.
+        attributes: Required attributes of a series. A series may have others too.
         max_points: Maximum number of points in a series; 0 for all points.
         numeric: True for numbers, False for distributions.
     """
@@ -43,7 +44,7 @@ class RunQuery:
     numeric: bool = True
 
     def matches(self, series: Series | SeriesRollup) -> bool:
-        """Return whether a series has the variant and the attributes of the query."""
+        """Return whether a series has the query's variant and attributes."""
         if not self.variant.matches(series):
             return False
         return not self.attributes or self.attributes.items() <= dict(series.attributes).items()

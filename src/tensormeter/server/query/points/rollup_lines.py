@@ -1,4 +1,4 @@
-"""Lines of long series, sampled from the rollups that the store keeps."""
+"""Lines of long series, sampled from stored rollups."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,13 +22,13 @@ class RollupLine:
     """A sampled line.
 
     Attributes:
-        series: Last piece of the line.
+        series: Series of the line's last piece.
         attempt: Attempt of the last piece.
         x: float64, shape (n,).
         y: float64, shape (n,).
         total: Number of points in the range before sampling.
-        loaded: Number of points that were loaded into memory.
-        gaps: Positions of interruptions, see `gap_positions`.
+        loaded: Number of points loaded into memory.
+        gaps: Positions of gaps in the line, see `gap_positions`.
     """
 
     series: SeriesRollup
@@ -42,10 +42,10 @@ class RollupLine:
 
 @dataclass(frozen=True, eq=False)
 class Rollups:
-    """Series by time or by step: long ones in blocks, short ones in points.
+    """Series along time or steps: long series as blocks, short series as points.
 
     Attributes:
-        series: Series in the range, of the attempts that were asked for.
+        series: Series in the range, from the requested attempts.
         attempts: Attempts of the run.
         axis: Time or step.
         origin: Time at which x is 0, see `Axis.origin`.
@@ -59,18 +59,18 @@ class Rollups:
     cursor: str
 
     def x(self, times: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the x of points; `times` and `steps` have the same shape."""
+        """Return the x of points, given their times and steps in arrays of the same shape."""
         return self.axis.seconds(times, self.origin) if self.axis.is_time else steps.astype(np.float64)
 
     def lines(self, max_points: int, check: Check = no_check) -> list[RollupLine] | None:
-        """Sample as `sample` does, from buckets of only about equally many points.
+        """Sample lines as `sample` does, except that buckets are only approximately equal in size.
 
         Args:
             max_points: Maximum number of points in a line.
-            check: Callable for each line; an exception of it ends the work.
+            check: Function called for each line; it raises an exception to stop the query.
 
         Returns:
-            None if the attempts of a line are not in the order of time; then only points can answer.
+            None if the attempts of a line are not in order of time; only points can then answer the query.
         """
         lines = []
         for pieces in self.attempts.group_series(self.series):
@@ -99,7 +99,7 @@ class Rollups:
         return RollupLine(pieces[-1], 1, x, blocks.values[picks], total, blocks.values.size, gaps)
 
     def _gaps(self, piece: SeriesRollup) -> NDArray[np.float64]:
-        """Return the positions of gaps among the points that the piece contains."""
+        """Return the positions of gaps among the points of the piece."""
         if not len(piece.gaps):
             return NO_POSITIONS
         if piece.blocks is not None:

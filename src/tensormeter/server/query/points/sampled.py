@@ -1,4 +1,4 @@
-"""Sampled points of many series of many runs, for charts."""
+"""Sampled points of series from one or more runs, for charts."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -34,11 +34,13 @@ __all__ = ["PointsResult", "SampledSeries", "query_points"]
 MAX_SERIES: Final = 2000
 
 WHOLE_POINTS: Final = 1_000_000
-"""Number of points of a run up to which all of them are read, in about 70 ms; above it rollups are tried first."""
+"""Maximum number of points of a run that are all read, in about 70 ms. Above this, rollups are tried first."""
 
 MOST_LOOKED_AT: Final = 150_000_000
-"""Maximum number of points, including those of x, that one answer looks at when it reads one process after another. The limit
-of processor time of a request may end the work earlier."""
+"""Maximum number of points, including those of x, to read for one answer when processes are read one at a time.
+
+The request's CPU time limit may stop the query earlier.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ class SampledSeries:
         x: float64, shape (n,).
         y: float64, shape (n,).
         total: Number of points in the range before sampling.
-        gaps: Positions of interruptions, see `gap_positions`.
+        gaps: Positions of gaps in the line, see `gap_positions`.
     """
 
     run: str
@@ -68,13 +70,13 @@ class SampledSeries:
 
 @dataclass(frozen=True, eq=False)
 class PointsResult:
-    """The answer to a query.
+    """Result of a query.
 
     Attributes:
         series: Series of all runs.
         cursor: Cursor for a later query.
-        complete: False if only points after the query's cursor are included.
-        damaged: Messages about damaged data that was left out.
+        complete: Whether all points are included, rather than only those after the query's cursor.
+        damaged: Messages about damaged data that was omitted.
     """
 
     series: Sequence[SampledSeries]
@@ -84,7 +86,7 @@ class PointsResult:
 
 
 class _RunResult(NamedTuple):
-    """Series of one run, the cursor, whether they are complete, and the number of points that were loaded for them."""
+    """Sampled series of one run, with the cursor, whether all points were read, and how many points were loaded."""
 
     series: list[SampledSeries]
     cursor: str
@@ -100,19 +102,20 @@ def query_points(
     Args:
         store: Store to read from.
         runs: Runs to read.
-        query: Points to read of each run.
+        query: Points to read from each run.
         limit: Maximum number of points to read; None for the maximum of a request.
-        check: Callable for each series; an exception of it ends the work.
+        check: Function called for each series; it raises an exception to stop the query.
 
     Raises:
-        TooManyPointsError: The query needs more series, or more points, than one request may read.
-        DamagedError: All data of the query is damaged. If only a part is damaged, that part is left out.
+        TooManyPointsError: The query needs more series or points than one request may read.
+        DamagedError: All data of the query is damaged. If only part of the data is damaged, that part is omitted.
         StoreError: See `Store.read`.
     """
     limit = MAX_READ_POINTS if limit is None else min(limit, MAX_READ_POINTS)
     result = _query_runs(store, runs, query, limit, check)
     if result is None:
-        # It is unknown which points of one of the runs are new. Read all points, so that the answer is consistent.
+        # New points cannot be told apart in at least one run. Read all points of all runs, so that the answer is
+        # consistent.
         result = _query_runs(store, runs, replace(query, after=None), limit, check)
     assert result is not None
     return result
@@ -121,9 +124,9 @@ def query_points(
 def _query_runs(
     store: Store, runs: Sequence[RunRef], query: RunQuery, budget: int, check: Check
 ) -> PointsResult | None:
-    """Read all runs; None if not all of them can be read from the query's cursor on."""
+    """Read all runs. Return None if some run cannot be read from the query's cursor."""
     series: list[SampledSeries] = []
-    # Keep the cursor of the first read: points that arrive meanwhile are then read twice, and not lost.
+    # Keep the cursor of the first read. Points that arrive in the meantime are then read twice rather than lost.
     cursor: str | None = None
     damaged: list[str] = []
     for ref in runs:
@@ -175,10 +178,10 @@ def _query_run(
 def _query_each_process(
     store: Store, ref: RunRef, query: RunQuery, check: Check, damaged: list[str]
 ) -> tuple[list[SampledSeries], str]:
-    """Read a run with too many points for the memory: each process is sampled before the next one is read.
+    """Read a run with too many points for memory, by sampling each process before reading the next.
 
     Raises:
-        TooManyPointsError: One process has too many points, or all of them together have more than `MOST_LOOKED_AT`.
+        TooManyPointsError: One process has too many points, or all processes together have more than `MOST_LOOKED_AT`.
     """
     run = store.read(ref, Selection([]))
     joined: list[SampledSeries] = []
@@ -199,7 +202,7 @@ def _query_each_process(
 
 
 def _join(pieces: Sequence[SampledSeries], max_points: int) -> SampledSeries:
-    """Join the pieces of one line, given in the order of attempts, and sample the result."""
+    """Join the pieces of one line, given in order of attempts, and sample the result."""
     if len(pieces) == 1:
         return pieces[0]
     x, y = np.concatenate([piece.x for piece in pieces]), np.concatenate([piece.y for piece in pieces])
@@ -224,7 +227,7 @@ def _sample_lines(ref: RunRef, reading: LineReading, query: RunQuery, check: Che
 
 
 def _sample_rollups(ref: RunRef, reader: RunReader, query: RunQuery, budget: int, check: Check) -> _RunResult | None:
-    """Read and sample rollups; None if only points can answer."""
+    """Read and sample rollups. Return None if only points can answer the query."""
     rollups = reader.rollups(blocks_needed(query.max_points), budget, gaps=True)
     lines = None if rollups is None else rollups.lines(query.max_points, check)
     if rollups is None or lines is None:

@@ -1,9 +1,9 @@
-"""Shadowing: points of earlier attempts that a later attempt repeats, and joining the attempts to one line.
+"""Shadowing of points that a later attempt repeats, and joining of attempts into one line.
 
-A preempted run continues from its last checkpoint, so it logs some steps again. An attempt shadows the steps from its first
-step on that attempts with lower numbers logged before it began. Shadowed points are not deleted; a query can ask for them.
-Points that were logged after the attempt began are of concurrent processes and are not shadowed, regardless of their attempt. Points
-without a step (metrics of the machine, instruments) repeat nothing and are never shadowed.
+A preempted run continues from its last checkpoint and therefore logs some steps twice. An attempt shadows the points of
+lower-numbered attempts that were logged before it began and whose step is its first step or later. Shadowed points are
+not deleted; a query can ask for them. Points logged after the attempt began come from concurrent processes and are not
+shadowed, regardless of their attempt. Points without a step (host metrics, instruments) are never shadowed.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ from tensormeter.server.store.models.points import steps_at
 __all__ = ["AttemptChoice", "Attempts"]
 
 AttemptChoice = int | Literal["all"] | None
-"""Number of one attempt; `all` for every attempt as a separate line; None for the effective line, without shadowed points."""
+"""Attempt number; `all` for each attempt as a separate line; None for the effective line, without shadowed points."""
 
 _Piece = TypeVar("_Piece", Series, SeriesRollup)
 _T = TypeVar("_T")
@@ -31,10 +31,10 @@ _FIRST: Final = ProcessAttempt(1, None, 0, None)
 
 @dataclass(frozen=True)
 class Attempts:
-    """The attempts of one run, and the attempts that a query asks for.
+    """Attempts of one run, with the choice of attempts that a query makes.
 
     Attributes:
-        by_process: Attempt of each process; empty if there is only one attempt.
+        by_process: Attempt of each process; empty if the run has only one attempt.
         choice: Attempts that the query asks for.
     """
 
@@ -42,7 +42,7 @@ class Attempts:
     choice: AttemptChoice = None
 
     def number(self, process: str) -> int:
-        """Return the number of the attempt that a process belongs to."""
+        """Return the number of the attempt that contains a process."""
         return self.by_process.get(process, _FIRST).number
 
     def select(self, series: Iterable[_Piece]) -> list[_Piece]:
@@ -52,7 +52,10 @@ class Attempts:
         return list(series)
 
     def shadowed(self) -> dict[str, list[tuple[int, int]]]:
-        """Return, for each shadowed process, (step, time) at which each later attempt begins. Empty without an effective line."""
+        """Return the starts of later attempts for each shadowed process, as pairs (step, time).
+
+        The result is empty if the query does not ask for the effective line.
+        """
         if self.choice is not None:
             return {}
         begins: dict[int, tuple[int, int]] = {}
@@ -68,11 +71,12 @@ class Attempts:
         return shadowed
 
     def remove_shadowed(self, series: Iterable[Series], steps: Iterable[Series]) -> list[Series]:
-        """Remove shadowed points, and series that are then empty.
+        """Remove shadowed points, and series that become empty.
 
         Args:
             series: Series of any processes.
-            steps: Series of `tensormeter.step` of the shadowed processes, covering at least the times of their series.
+            steps: Series of `tensormeter.step` for the shadowed processes, which cover at least the time range of
+                `series`.
         """
         shadowed = self.shadowed()
         logged: dict[str, list[Points]] = defaultdict(list)
@@ -90,9 +94,11 @@ class Attempts:
         return [piece for piece in remaining if len(piece.points)]
 
     def group_series(self, series: Sequence[_Piece]) -> list[list[_Piece]]:
-        """Group series into the pieces of one line, in the order of attempts: one series of a rank for each attempt.
+        """Group series into pieces of lines, in order of attempts: one series of a rank from each attempt.
 
-        If an attempt has several series of a rank, it is unknown which of them continues the line. They stay separate lines.
+        If an attempt has several series of the same rank, the series that continues the line is ambiguous. All series
+        of the
+        group then stay separate lines.
         """
 
         def identity(piece: _Piece) -> tuple[object, ...]:
@@ -101,7 +107,7 @@ class Attempts:
         return self._group(series, lambda piece: piece.process, identity)
 
     def group_processes(self, processes: Iterable[str]) -> list[list[str]]:
-        """Group processes as `group_series` does, without processes of attempts that the query does not ask for."""
+        """Group processes as `group_series` does, leaving out attempts that the query does not ask for."""
         selected = [
             process for process in processes if not isinstance(self.choice, int) or self.number(process) == self.choice
         ]

@@ -1,4 +1,4 @@
-"""Variants of a metric: two libraries, or two processes, may use the same name for different things."""
+"""Variants of a metric: two libraries, or two processes, may use the same name for different quantities."""
 
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -8,7 +8,7 @@ from tensormeter.server.store import Kind
 __all__ = ["ANY", "Variant", "VariantFilter", "VariantSelector", "Varying"]
 
 Variant = tuple[Kind, str, str]
-"""Kind, scope and unit. Series of one metric that differ in one of them cannot be compared."""
+"""Kind, scope and unit. Two series of a metric are comparable only if all three are equal."""
 
 
 class Varying(Protocol):
@@ -26,7 +26,7 @@ class Varying(Protocol):
 
 @dataclass(frozen=True)
 class VariantFilter:
-    """The variants that a request asks for; None stands for any value."""
+    """Filter for the variants that a request asks for; None matches any value."""
 
     scope: str | None = None
     unit: str | None = None
@@ -34,7 +34,7 @@ class VariantFilter:
     temporality: str | None = None
 
     def matches(self, series: Varying) -> bool:
-        """Return whether the request asks for the variant of this series."""
+        """Return whether the filter matches the variant of a series."""
         return (
             self.scope in (None, series.scope)
             and self.unit in (None, series.unit)
@@ -47,11 +47,11 @@ ANY: Final = VariantFilter()
 
 
 class VariantSelector:
-    """Selects the series of one variant: the variant of the first series that matches a filter.
+    """Selector of series of a single variant, which is the variant of the first series that matches a filter.
 
     Attributes:
         variant: The selected variant; None before the first match.
-        others: Other variants that match the filter, in the order of their series.
+        others: Other variants that match the filter, in the order they were first seen.
     """
 
     def __init__(self, variants: VariantFilter) -> None:
@@ -60,7 +60,7 @@ class VariantSelector:
         self.others: list[Variant] = []
 
     def accepts(self, series: Varying) -> bool:
-        """Return whether a series has the selected variant. The first series that matches selects it."""
+        """Return whether a series has the selected variant. The first matching series selects its own variant."""
         if not self._variants.matches(series):
             return False
         variant = series.kind, series.scope, series.unit

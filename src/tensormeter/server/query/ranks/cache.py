@@ -1,4 +1,4 @@
-"""Cache of statistics over processes: an open page asks repeatedly, so expensive statistics are kept and extended."""
+"""Cache of statistics over processes. An open page repeats its queries, so expensive results are kept and extended."""
 
 import threading
 import time
@@ -17,10 +17,10 @@ from tensormeter.server.store import MAX_READ_POINTS, RunRef, Store, TooManyPoin
 __all__ = ["RankCache"]
 
 _WHOLE_POINTS: Final = 1_000_000
-"""Number of points, including those of x, up to which statistics are computed from all points and not cached."""
+"""Maximum number of points, including those of x, for which statistics are computed from all points without caching."""
 
 _LIFETIME: Final = 600.0
-"""Seconds after which all points are read again, because retention may have removed some."""
+"""Seconds after which all points are read again, because retention may have removed some of them."""
 
 _MAX_BYTES: Final = 128 << 20
 
@@ -36,7 +36,7 @@ _Key = tuple[str | None, RunRef, RunQuery]
 
 
 class RankCache:
-    """Computes statistics over the processes of runs of one store. Thread-safe; equal queries wait for each other."""
+    """Computes statistics over the processes of a store's runs. Thread-safe; identical queries wait for each other."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -45,19 +45,7 @@ class RankCache:
     def query(
         self, store: Store, ref: RunRef, query: RunQuery, *, project: str | None, check: Check = no_check
     ) -> RankStatistics:
-        """Return statistics of a metric over a run's processes: by `rank_statistics`, or for many points by `RankReader`.
-
-        Args:
-            store: Store with the permissions of the client.
-            ref: Run to read.
-            query: Points to read, of one metric; `max_points` is the maximum number of x.
-            project: Project of a client that is limited to one project; the same `ref` may be another run for another client.
-            check: Callable for each series; an exception of it ends the work.
-
-        Raises:
-            TooManyPointsError: The query needs more points than one request may read.
-            StoreError: See `Store.read`.
-        """
+        """Return statistics of a metric over a run's processes: exact for few points, from `RankReader` for many."""
         key = project, ref, query
         with self._lock:
             cached = key in self._entries

@@ -1,4 +1,4 @@
-"""A grid of statistics over processes, filled with one process after another when all points do not fit into memory."""
+"""Grid of statistics over processes, filled one process at a time when memory cannot hold all points."""
 
 import math
 from typing import Final, NamedTuple
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 __all__ = ["Aggregates", "RankGrid"]
 
 _CELLS: Final = 2_000_000
-"""Maximum number of cells of all processes together; a cell has four numbers."""
+"""Maximum number of cells for all processes together; each cell holds four numbers."""
 
 _FEWEST_COLUMNS: Final = 100
 
 
 class Aggregates(NamedTuple):
-    """Aggregates of points, or of blocks of points, of one process; arrays of shape (n,).
+    """Aggregates of one process's points, or blocks of points; arrays of shape (n,).
 
     Attributes:
-        x: The x of a point, or of the first point in a block; finite and ascending.
-        low: Lowest value; NaN if there is no value, and then `high`, `mean` and `weight` are ignored.
+        x: X of each point, or of the first point in each block; finite and ascending.
+        low: Lowest value; NaN if there is no value, in which case `high`, `mean` and `weight` are ignored.
         high: Highest value.
         mean: Mean of the values.
         weight: Number of values.
@@ -33,13 +33,13 @@ class Aggregates(NamedTuple):
 
 
 class RankGrid:
-    """Aggregates of processes in equal intervals of x. The width of an interval is a power of two and grows with the range of x.
+    """Aggregates of processes in equal intervals of x, whose width is a power of two and grows with the range of x.
 
     Attributes:
         columns: Maximum number of intervals.
-        low, high, total, count: float64, shape (processes, columns): lowest value, highest value, sum and number of values of
-            a process in an interval; inf, -inf, 0 and 0 if it has none.
-        x: float64, shape (columns,): lowest x of any point in an interval; inf if there is none.
+        low, high, total, count: Lowest value, highest value, sum and number of a process's values in an interval; inf,
+            -inf, 0 and 0 if the process has none. float64, shape (processes, columns).
+        x: Lowest x of any point in an interval; inf if there is none. float64, shape (columns,).
     """
 
     def __init__(self, processes: int, max_points: int) -> None:
@@ -47,7 +47,8 @@ class RankGrid:
 
         Args:
             processes: Number of processes.
-            max_points: Maximum number of intervals to show. With many processes the grid has fewer, to limit its memory.
+            max_points: Maximum number of intervals to show. With many processes, the grid has fewer intervals to save
+            memory.
         """
         self.columns = 2 * max(min(max_points, _CELLS // max(processes, 1) // 2), min(max_points, _FEWEST_COLUMNS))
         shape = processes, self.columns
@@ -58,7 +59,7 @@ class RankGrid:
         self._first = 0  # number of the first column's interval, which begins at number * width
 
     def add(self, row: int, aggregates: Aggregates) -> None:
-        """Add aggregates of the process that has this row."""
+        """Add aggregates of the process in the given row."""
         x, low, high, mean, weight = aggregates
         if not len(x):
             return
@@ -80,7 +81,7 @@ class RankGrid:
         return np.floor(np.ldexp(x, -self._exponent)).astype(np.int64)
 
     def _widen(self, first: float, last: float) -> None:
-        """Widen the grid so that it covers first <= x <= last."""
+        """Widen the grid until it covers first <= x <= last."""
         if self._exponent is None:
             span = max(last - first, abs(last) * 2.0**-40, 2.0**-40)
             self._exponent = math.ceil(math.log2(span / self.columns))
@@ -100,7 +101,7 @@ class RankGrid:
             self._move(begin, wider)
 
     def _move(self, begin: int, wider: int) -> None:
-        """Make intervals `2 ** wider` times as wide, then let the first column be interval `begin`."""
+        """Make intervals `2 ** wider` times as wide, and move interval `begin` to the first column."""
         assert self._exponent is not None
         used = np.flatnonzero(np.isfinite(self.x))
         targets = ((self._first + used) >> wider) - begin

@@ -1,4 +1,4 @@
-"""Statistics over processes with more points than fit into memory: one process is read after another, then new points are added."""
+"""Statistics over processes with too many points for memory: processes are read one at a time."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,20 +23,20 @@ from tensormeter.server.store.models.rollup_blocks import FIRST, HIGHEST, LAST, 
 __all__ = ["RankReader"]
 
 _LONG_BLOCKS: Final = 128
-"""Minimum number of blocks of a process whose rollups are read: 65,536 points. A block is the lowest and highest of 512 points."""
+"""Minimum number of blocks, 65,536 points, of a process that is read as rollups. A block summarizes 512 points."""
 
 
 class RankReader:
-    """Computes the statistics of `rank_statistics` with less memory, and with two approximations.
+    """Computes the same statistics as `rank_statistics` in less memory, with two approximations.
 
-    Neighbouring x are merged in intervals of equal width. The mean of a process with more than 65,536 points is that of the first
-    and last points of its blocks. The lowest and highest values are exact.
+    Neighboring x are merged into intervals of equal width. For a process with more than 65,536 points, the mean is the
+    mean of the first and last points of its blocks. The lowest and highest values are exact.
 
     Not thread-safe.
     """
 
     def __init__(self, store: Store, ref: RunRef, query: RunQuery, check: Check = no_check) -> None:
-        """Read all points; the axis of the query must be the time or the step.
+        """Read all points. The query's axis must be the time or the step.
 
         Raises:
             TooManyPointsError: The query needs more points than one request may read.
@@ -44,7 +44,8 @@ class RankReader:
         """
         self._ref = ref
         self._query = query
-        # Get the cursor before reading points: points that arrive meanwhile count twice in means, and are not lost.
+        # Get the cursor before reading points. Points that arrive in the meantime then count twice in means, rather
+        # than being lost.
         run = store.read(ref, Selection([]))
         self._started, self._attempts, self._cursor = run.started, run.attempts, run.cursor
         processes = (summary.process for summary in store.processes(ref))
@@ -63,14 +64,14 @@ class RankReader:
 
     @property
     def size(self) -> int:
-        """Number of bytes in memory."""
+        """Size in memory, in bytes."""
         return self._grid.low.nbytes * 4
 
     def update(self, store: Store, check: Check = no_check) -> bool:
         """Add points that have arrived since the last read.
 
         Returns:
-            False if that is impossible, and a new reader must read all points.
+            False if the points cannot be added; a new reader must then read all points.
 
         Raises:
             StoreError: See `Store.read`.
@@ -88,7 +89,7 @@ class RankReader:
         return True
 
     def statistics(self) -> RankStatistics:
-        """Return the statistics of all points that were read."""
+        """Return the statistics of all points read so far."""
         grid = self._grid
         names = {row: name for row, name in enumerate(self._names) if name is not None}
         present = np.array([*names], np.intp)
@@ -112,7 +113,7 @@ class RankReader:
 
     def _add(self, process: str, aggregates: Aggregates) -> None:
         row = self._rows[process]
-        self._names[row] = process  # the latest attempt of a rank comes last and gives the name
+        self._names[row] = process  # the latest attempt of a rank comes last and provides the name
         self._grid.add(row, aggregates)
 
     def _read(self, store: Store, process: str, limit: int, check: Check) -> Iterator[Aggregates]:
@@ -127,7 +128,7 @@ class RankReader:
             if not self._variant.accepts(series):
                 continue
             if series.blocks is not None:
-                # Intervals that are narrower than blocks would contain points of few processes each.
+                # Intervals narrower than a block would each contain points of only a few processes.
                 self._max_points = min(self._max_points, len(series.blocks))
             yield _aggregate_rollup(rollups, series)
 
@@ -150,7 +151,8 @@ def _aggregate_rollup(rollups: Rollups, series: SeriesRollup) -> Aggregates:
         return _aggregate_points(x[order], values[order])
     blocks = series.blocks
     low, high = blocks.values[:, LOWEST], blocks.values[:, HIGHEST]
-    # The mean is that of the first and the last point. With the extremes, one spike would be a quarter of its block.
+    # Use the mean of the first and last points. If it included the extremes, one spike would be a quarter of its
+    # block's mean.
     ends = blocks.values[:, [FIRST, LAST]]
     present = ~np.isnan(ends)
     with np.errstate(invalid="ignore", divide="ignore"):

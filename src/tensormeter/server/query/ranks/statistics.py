@@ -1,4 +1,4 @@
-"""Statistics of a metric over the processes of a run, computed without communication between the processes."""
+"""Statistics of a metric over the processes of a run, computed on the server so that processes need not communicate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ _MAX_CELLS: Final = 2_000_000
 """Maximum number of processes times buckets: 64 MB of sums, and about as much again for medians."""
 
 _MERGE_SIZE: Final = 10_000
-"""Minimum number of x that are merged at once."""
+"""Minimum number of x values to merge at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class RankStatistics:
-    """Lowest, median and highest value over processes at each x, of one variant of a metric; arrays of shape (n,).
+    """Lowest, median and highest value over processes at each x, for one variant of a metric; arrays of shape (n,).
 
-    NaN counts as a missing value. If no process has a value at an x, the statistics are NaN and the processes are "".
+    NaN counts as a missing value. If no process has a value at an x, the statistics are NaN and the process IDs are "".
 
     Attributes:
-        lowest: Process with the lowest value.
-        highest: Process with the highest value.
+        lowest: ID of the process with the lowest value at each x.
+        highest: ID of the process with the highest value at each x.
         processes: Number of processes.
-        others: Other variants of the metric, which the statistics do not include.
+        others: Other variants of the metric, which are not included in the statistics.
     """
 
     x: NDArray[np.float64]
@@ -46,10 +46,11 @@ class RankStatistics:
 
 
 def rank_statistics(lines: Sequence[Line], max_points: int, check: Check = no_check) -> RankStatistics:
-    """Compute statistics at every x that any process has.
+    """Compute statistics at every x that occurs in any process.
 
-    If there are more than `max_points`, neighbouring x are merged: the lowest and highest value of all of them, and the
-    median of the processes' means.
+    If there are more than `max_points` x values, neighboring ones are merged. A merged x has the lowest and highest of
+    all
+    their values, and the median of the processes' means.
     """
     processes = sorted({line.series.process for line in lines})
     if not lines:
@@ -57,7 +58,7 @@ def rank_statistics(lines: Sequence[Line], max_points: int, check: Check = no_ch
         return RankStatistics(empty, empty, empty, empty, [], [], 0)
     x = _every_x(lines, check)
     buckets = min(len(x), max_points) if max_points else len(x)
-    # The arrays below have a cell for each process in each bucket.
+    # The arrays below have one cell for each process and bucket.
     buckets = max(min(buckets, _MAX_CELLS // len(processes)), 1)
     size = -(-len(x) // buckets)
     edges = x[::size]
@@ -73,7 +74,7 @@ def rank_statistics(lines: Sequence[Line], max_points: int, check: Check = no_ch
             present = ~np.isnan(values)
             column = np.searchsorted(edges, line.x[present], side="right") - 1
             values = values[present]
-            # x is ascending, and so are the columns: the points of a bucket are neighbours.
+            # x is ascending, so the columns are too, and the points of a bucket are adjacent.
             columns, first = np.unique(column, return_index=True)
             if len(columns):
                 low[row, columns] = np.minimum(low[row, columns], np.minimum.reduceat(values, first))
@@ -84,7 +85,7 @@ def rank_statistics(lines: Sequence[Line], max_points: int, check: Check = no_ch
 
 
 def _every_x(lines: Sequence[Line], check: Check) -> NDArray[np.float64]:
-    """Return every x that any process has, once, in order."""
+    """Return the distinct x values of all processes, ascending."""
     x = lines[0].x[:1]
     unmerged: list[NDArray[np.float64]] = []
     size = 0
@@ -101,7 +102,14 @@ def _every_x(lines: Sequence[Line], check: Check) -> NDArray[np.float64]:
 def statistics_of(
     processes: Sequence[str], x: NDArray[np.float64], columns: Sequence[NDArray[np.float64]]
 ) -> RankStatistics:
-    """Combine processes; `columns` are lowest, highest, sum and number of values of each process at each x, shape (processes, n)."""
+    """Combine processes into statistics.
+
+    Args:
+        processes: IDs of the processes.
+        x: X values, shape (n,).
+        columns: Lowest value, highest value, sum and number of values of each process at each x, shape (processes, n)
+            each.
+    """
     low, high, total, count = columns
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.where(count > 0, total / count, np.nan)

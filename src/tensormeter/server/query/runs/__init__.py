@@ -1,1 +1,1 @@
-"""Finding runs: fields, filters, order, pages."""
+"""Run search: fields, filters, sort order and pages."""

@@ -1,4 +1,4 @@
-"""Fields of runs, with the names that users write in filters and sort orders."""
+"""Run fields, named as in filters and sort orders."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ Columns = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True)
 class Field:
-    """A field of runs.
+    """A run field.
 
     Attributes:
-        name: Name that the user wrote.
-        stored: Columns of `Store.table` that the field is computed from.
-        column: Function from these columns to the values of the field; None for a run without a value.
-        is_time: True if the values are nanoseconds since the Unix epoch.
+        name: Name as the user wrote it.
+        stored: Columns of `Store.table` from which the field is computed.
+        column: Function that computes the field's values from these columns; None for a run without a value.
+        is_time: Whether the values are in nanoseconds since the Unix epoch.
     """
 
     name: str
@@ -74,5 +74,5 @@ def _lags(columns: Columns) -> Sequence[Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """Replace NaN, which has no place in a sort order, by None."""
+    """Replace NaN, which has no place in a sort order, with None."""
     return None if value != value else value  # noqa: PLR0124

@@ -1,7 +1,7 @@
 """The filter language: `state = "running" and config.lr > 1e-4 and not tags has "base"`.
 
 A recursive descent parser turns the text into functions over columns; no part of the text reaches a database. Regular
-expressions are those of RE2, whose time is linear for every pattern.
+expressions are matched by RE2, in linear time for every pattern.
 """
 
 import json
@@ -29,7 +29,7 @@ MAX_PATTERNS: Final = 10
 MAX_FIELDS: Final = 100
 
 _MATCHED: Final = 4096
-"""Number of characters of a value that a regular expression searches: the time of RE2 grows with text times pattern."""
+"""Maximum number of characters to search in a value; RE2's time is proportional to text length times pattern length."""
 
 Predicate = Callable[[int], bool]
 _Bind = Callable[[Columns], Predicate]
@@ -55,8 +55,8 @@ class Filter:
     """A condition on runs.
 
     Attributes:
-        fields: Fields that the condition uses, by name.
-        bind: Function from the columns of these fields to a predicate of rows.
+        fields: Fields used in the condition, by name.
+        bind: Function that turns the columns of these fields into a predicate on rows.
     """
 
     fields: Mapping[str, Field]
@@ -64,14 +64,14 @@ class Filter:
 
 
 def parse_filter(text: str, check: Check = no_check) -> Filter:
-    """Parse a filter; an empty one matches all runs.
+    """Parse a filter; an empty filter matches all runs.
 
     Args:
         text: Condition in the filter language.
-        check: Callable before each search for a regular expression; an exception of it ends the work.
+        check: Function called before each regular expression search; it raises an exception to stop the query.
 
     Raises:
-        UsageError: The text is not a filter; the message names the position.
+        UsageError: The filter is invalid; the message contains the position.
     """
     if len(text) > MAX_LENGTH:
         raise UsageError(f"filter: expected at most {MAX_LENGTH} characters, got {len(text)}")
@@ -225,9 +225,9 @@ def _unquote(token: _Token) -> str:
     inner = token.text[1:-1]
     if token.text[0] == "'":
         inner = inner.replace("\\'", "'").replace('"', '\\"')
-    # Double a backslash that begins no escape of JSON, so that users need not do it in patterns.
+    # Double each backslash that does not begin a JSON escape, so that users need not escape it in patterns.
     inner = re.sub(r'\\(?!["\\/bfnrtu])', r"\\\\", inner)
-    # Escape line ends and tabs, which JSON does not allow in a text.
+    # Escape line breaks and tabs, which JSON does not allow inside a string.
     inner = re.sub(r"[\x00-\x1f]", lambda control: f"\\u{ord(control[0]):04x}", inner)
     try:
         return str(parse_document(f'"{inner}"'))

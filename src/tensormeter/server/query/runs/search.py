@@ -1,4 +1,4 @@
-"""Searching runs: filter, sort order, page."""
+"""Run search: filter, sort order and page."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class RunSearch:
     Attributes:
         limit: Maximum number of runs on the page.
         offset: Number of matching runs before the page.
-        project: Name of the project; None for all projects.
-        filter: Condition in the filter language; archived runs match only if it names `archived`.
-        sort: Names of fields between commas, `-` for descending order; "" for the newest start first.
+        project: Project name; None for all projects.
+        filter: Condition in the filter language. Archived runs match only if the condition uses the field `archived`.
+        sort: Comma-separated field names, each with a leading `-` for descending order; "" for newest start first.
         metrics: Names of the metrics to summarize; None for all metrics.
     """
 
@@ -43,13 +43,13 @@ class RunSearch:
 def find_runs(
     store: Store, search: RunSearch, check: Check = no_check, damaged: list[str] | None = None
 ) -> tuple[list[RunSummary], int]:
-    """Return a page of the matching runs, and the number of all matching runs.
+    """Return a page of the matching runs, and the total number of matching runs.
 
     Args:
         store: Store to search.
         search: Filter, sort order and page.
-        check: Callable for each field and each run; an exception of it ends the search.
-        damaged: List of messages about damaged runs, see `Store.runs`.
+        check: Function called for each field and each run; it raises an exception to stop the search.
+        damaged: List to which messages about damaged runs are added, see `Store.runs`.
 
     Raises:
         UsageError: The filter or the sort order cannot be parsed.
@@ -66,7 +66,7 @@ def find_runs(
         check()
         if (shows_archived or not archived[row]) and predicate(row):
             rows.append(row)
-    # Sorting is stable: sort by the least important field first. Among equal runs, the newest is first.
+    # Sorting is stable, so sort by the least significant field first. Among equal runs, the newest comes first.
     rows.sort(key=table.runs.__getitem__, reverse=True)
     for order in reversed(orders):
         column = order.field.column(table.columns)
@@ -95,7 +95,7 @@ def _parse_sort(text: str) -> Sequence[_Order]:
 
 
 def _key(column: Sequence[Any], rows: Sequence[int]) -> Callable[[int], Any]:
-    """Return a function from row to sort key: the value itself if all values have comparable types, as is usual."""
+    """Return a function from row to sort key, which is the value itself if all values have comparable types."""
     types = {type(column[row]) for row in rows}
     if types <= {int, float, bool} or types == {str}:
         return column.__getitem__
@@ -103,7 +103,7 @@ def _key(column: Sequence[Any], rows: Sequence[int]) -> Callable[[int], Any]:
 
 
 def _sortable(value: Any) -> tuple[int, Any]:
-    """Return a key that sorts numbers before text, and text before all other values."""
+    """Return a key that sorts numbers before text, and text before everything else."""
     if isinstance(value, int | float):
         return 0, value
     if isinstance(value, str):
