@@ -1,7 +1,8 @@
-"""The store of the server: one interface, and the plain values that cross it.
+"""The server's store: one interface, and the plain values that it takes and returns.
 
-`protocol` defines the interface and `models` the values. There are two implementations: `SqliteStore` (package `sqlite`) for one
-server, and the package `clickhouse` for many servers.
+`protocol` defines the interface and `models` the values. There are two implementations: `SqliteStore` (package
+`sqlite`)
+for a single server, and `ClickHouseStore` (package `clickhouse`) for several servers.
 """
 
 from tensormeter.server.store.models.errors import (

@@ -1,4 +1,4 @@
-"""A thread that repeats a task, on request or after an interval."""
+"""A thread that repeats a task at an interval or on request."""
 
 import logging
 import threading
@@ -19,9 +19,9 @@ class Background:
 
         Args:
             name: Name of the thread.
-            work: Task to repeat. After an exception, which is logged, it is called again after the interval. While the store is
-                unavailable, the log has only one line about it.
-            interval: Seconds between two calls without `wake`.
+            work: Task to repeat. If it raises an exception, the exception is logged and the task runs again after the
+                interval. While the store is unavailable, only the first failure is logged.
+            interval: Seconds between two calls if `wake` is not called.
         """
         self._work = work
         self._interval = interval
@@ -31,11 +31,11 @@ class Background:
         self._thread.start()
 
     def wake(self) -> None:
-        """Call `work` soon. Does not block."""
+        """Run the task soon. Does not block."""
         self._wake.set()
 
     def stop(self) -> None:
-        """Wait for the present call, and prevent further calls."""
+        """Wait for the current call to finish, and prevent further calls."""
         self._stopping = True
         self._wake.set()
         self._thread.join()

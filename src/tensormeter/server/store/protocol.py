@@ -1,16 +1,17 @@
-"""The interface of a store.
+"""The store interface.
 
-A store keeps runs, their processes, their series of points and their events.
+A store keeps runs with their processes, series of points, and events.
 
-Every implementation promises:
+Every implementation guarantees:
 
-- A batch is stored whole or not at all. When `append_*` returns, the batch survives the death of the process.
-- A batch id is stored once. The same id with another payload is refused.
-- A series is (project, run, process, metric, kind, scope, attributes), and the time identifies a point in it. If two
-  batches contain the same point, the first one wins. So senders without batch ids can retry safely.
-- The next read returns everything that `append_*` has accepted.
+- A batch is stored completely or not at all. When `append_*` returns, the batch survives a crash of the process.
+- A batch ID is stored once. A batch with the same ID and a different payload is refused.
+- A series is identified by (project, run, process, metric, kind, scope, attributes), and a point within it by its time.
+  If two batches contain the same point, the first one wins. Senders without batch IDs can therefore retry safely.
+- Reads return everything that `append_*` accepted before them.
 
-A store returns columns. Axes, sampling, statistics over processes, and filters and order of lists of runs are up to the API.
+A store returns columns. Axes, sampling, statistics over processes, and filters and sorting of runs are implemented in
+`tensormeter.server.query`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,28 +39,27 @@ from tensormeter.server.store.models.series import MetricSummary, Reading, Selec
 __all__ = ["STALL_AFTER", "Store"]
 
 STALL_AFTER: Final = 300.0
-"""Seconds without points and events after which a run that has not ended counts as stalled."""
+"""Seconds without points or events after which a run that has not ended counts as stalled."""
 
 
 class Store(Protocol):
     """Keeps runs and answers queries about them.
 
-    Threads: every method blocks on the disk and may be called on any thread, by any number of threads at once. Reads and
-    `append_*` do not wait for each other, except for short work in memory. The owner of the store closes it once, after the last
-    call.
+    Every method may block on the disk, and any number of threads may call it at once. Reads and `append_*` calls block
+    each other only briefly, for work in memory. The owner of the store closes it once, after the last call.
 
     Attributes:
-        syncer: Makes commits durable and reports their durability; None if the store does not report it.
+        syncer: Object that makes commits durable and reports their durability; None if the store does not report it.
 
     Raises:
-        StoreUnavailableError: From any method: it failed for now; the same call may succeed later.
+        StoreUnavailableError: From any method: the call failed for now and may succeed later.
         NotFoundError, AmbiguousRunError: From any method that takes a `RunRef`.
         DamagedError: From any method: the requested data is damaged. Other data can still be read.
     """
 
     @property
     def syncer(self) -> Syncer | None:
-        """See the attribute."""
+        """Object that reports durability, see the class."""
         ...
 
     def append_metrics(
@@ -70,16 +70,18 @@ class Store(Protocol):
         batch_id: str | None = None,
         check: Check = no_check,
     ) -> Receipt:
-        """Store the points of one request, once.
+        """Store the points of one request exactly once.
 
         Args:
             batches: Decoded points.
-            payload: `ExportMetricsServiceRequest` that `decode_metrics` decoded to `batches`.
-            batch_id: Name of the request, the same in every retry; None if the sender does not name its requests.
-            check: Callable that is called often before the commit; an exception of it ends the call, and nothing is stored.
+            payload: Encoded `ExportMetricsServiceRequest` from which `decode_metrics` decoded `batches`.
+            batch_id: ID of the request, which is the same in every retry; None if the sender does not identify its
+                requests.
+            check: Function that is called often before the commit. If it raises an exception, the call ends and nothing
+                is stored.
 
         Raises:
-            BatchConflictError: `batch_id` was stored with another payload.
+            BatchConflictError: `batch_id` is already stored with a different payload.
         """
         ...
 
@@ -91,81 +93,87 @@ class Store(Protocol):
         batch_id: str | None = None,
         check: Check = no_check,
     ) -> Receipt:
-        """Store the events of one request, once; arguments and errors as for `append_metrics`."""
+        """Store the events of one request exactly once. Arguments and errors are those of `append_metrics`."""
         ...
 
     def projects(self) -> list[ProjectSummary]:
-        """Return all projects, by name."""
+        """Return all projects, ordered by name."""
         ...
 
     def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
         """Return fields of all runs of a project, or of all projects, in no particular order.
 
         Args:
-            project: Name of the project; None for all projects.
-            fields: Names of `RunSummary`'s attributes (except `config` and `summary`), `config.KEY` with dots that lead into
-                nested objects, and `summary.METRIC.PART` with the parts of `Summary`.
-            check: Callable to call for each field, and repeatedly within long ones. Its exceptions end the work.
+            project: Project name; None for all projects.
+            fields: Names of `RunSummary` attributes (except `config` and `summary`), `config.KEY` with dots for nested
+                objects, and `summary.METRIC.PART` with the parts of `Summary`.
+            check: Function called for each field, and repeatedly for large fields. It raises an exception to stop the
+            query.
         """
         ...
 
     def runs(
         self, runs: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None
     ) -> list[RunSummary]:
-        """Return runs of a `RunTable`, in the given order, without runs that were deleted meanwhile.
+        """Return runs from a `RunTable` in the given order, without runs that have since been deleted.
 
         Args:
-            runs: Numbers of the runs, see `RunTable`.
-            metrics: Metrics whose summaries are returned; None for all.
-            damaged: List that a message is appended to for each damaged run, which is left out; None to raise an error instead.
+            runs: Run numbers from `RunTable`.
+            metrics: Metrics whose summaries are returned; None for all metrics.
+            damaged: List to which a message is added for each damaged run, which is then omitted; None to raise an
+                error instead.
         """
         ...
 
     def run(self, ref: RunRef) -> RunSummary:
-        """Return one run, with all summaries."""
+        """Return one run with all summaries."""
         ...
 
     def processes(self, ref: RunRef) -> list[ProcessSummary]:
-        """Return the processes of a run, in the order in which they first appeared."""
+        """Return the processes of a run, in order of first appearance."""
         ...
 
     def losses(self, ref: RunRef) -> Mapping[str, int]:
-        """Return the number of items that the processes of a run dropped, by reason."""
+        """Return the number of items that a run's processes dropped, by reason."""
         ...
 
     def update(self, ref: RunRef, changes: RunChanges) -> None:
-        """Apply a user's changes to a run. Events that arrive later do not overwrite them."""
+        """Apply a user's changes to a run. Later events do not overwrite them."""
         ...
 
     def delete(self, ref: RunRef) -> None:
-        """Delete a run. It disappears at once; points and events that arrive later are refused until the run starts again."""
+        """Delete a run. It disappears immediately. Later points and events are refused until the run starts again."""
         ...
 
     def metrics(self, ref: RunRef) -> list[MetricSummary]:
-        """Return every series of a run, by metric, process and attributes."""
+        """Return every series of a run, ordered by metric, process and attributes."""
         ...
 
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """Read points of a run.
 
         Raises:
-            TooManyPointsError: The read needs more points than the limit of the selection; the message names ways to narrow it.
+            TooManyPointsError: The read needs more points than the selection's limit. The message suggests ways to
+            narrow the query.
         """
         ...
 
     def read_rollups(
         self, ref: RunRef, selection: Selection, window: PointRange, blocks: int
     ) -> list[SeriesRollup] | None:
-        """Read series of numbers that are too long to read every point, by metric, process and attributes; none without points.
+        """Read series of numbers as blocks if they are too long to read every point.
+
+        The series are ordered by metric, process and attributes. Series without points are omitted.
 
         Args:
             ref: Run to read.
-            selection: Selection of numbers. Its range and cursor are ignored. Points inside blocks do not count towards its limit.
-            window: Points to read.
-            blocks: Minimum number of blocks of a series. Shorter series are returned as points.
+            selection: Selection of numbers. Its range and cursor are ignored. Points inside blocks do not count toward
+                its limit.
+            window: Range of points to read.
+            blocks: Minimum number of blocks of a long series. Shorter series are returned as points.
 
         Returns:
-            None if only points can answer: all series are short, or steps are not in the order of time.
+            None if only points can answer the query: all series are short, or steps are not in order of time.
 
         Raises:
             TooManyPointsError: See `read`.
@@ -177,7 +185,7 @@ class Store(Protocol):
         ...
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
-        """Return content type and bytes of an image of a run.
+        """Return the content type and the bytes of a run's image.
 
         Raises:
             NotFoundError: The run has no image with this digest.
@@ -185,37 +193,38 @@ class Store(Protocol):
         ...
 
     def changes(self, after: str | None, runs: Sequence[RunRef] | None = None) -> Changes:
-        """Return the changes since a cursor, of these runs or of all; runs that do not exist are left out.
+        """Return changes since a cursor, for the given runs or for all. Runs that do not exist are omitted.
 
-        A store remembers changes for some time only. For an older cursor, it names every requested run, or every run with recent
-        points or events, without metrics. Without `after`, it returns only its present cursor.
+        A store keeps changes for a limited time. For an older cursor, the result contains every requested run, or every
+        run
+        with recent points or events, without metrics. Without `after`, the result contains only the current cursor.
         """
         ...
 
     def raise_alert(self, run: RunRef, event: Event) -> None:
-        """Add an event that the server created to a run, as an event of the run's first process."""
+        """Add an event created by the server to a run, as an event of the run's first process."""
         ...
 
     def mark_stalled(self, run: RunRef, *, stalled: bool) -> None:
-        """Set or clear the mark that a run makes no steps. Start and end of the run clear it, too."""
+        """Mark a run as stalled, or clear the mark. Starts and ends of the run also clear it."""
         ...
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
-        """Return alerts (events named `tensormeter.alert`) of all runs with an id greater than `after`, the oldest first."""
+        """Return alerts (events named `tensormeter.alert`) of all runs with IDs greater than `after`, oldest first."""
         ...
 
     def mark(self, name: str, value: int | None = None) -> int:
-        """Return a number that outlives the process, 0 at first; set it to `value` before, if given."""
+        """Return a named number that survives restarts, initially 0. If `value` is given, store it first."""
         ...
 
     def problem(self) -> str | None:
-        """Return a message for people about the present problem of the store, or None. Never raises and never blocks."""
+        """Return a human-readable message about the store's current problem, or None. Never raises or blocks."""
         ...
 
     def stalled(self) -> str | None:
-        """Return a message for people if the disk does not respond, so that no method would return now, or None.
+        """Return a human-readable message if the disk does not respond, so that calls would block; otherwise None.
 
-        Never raises and never blocks.
+        Never raises or blocks.
         """
         ...
 

@@ -1,7 +1,8 @@
-"""The store in ClickHouse: any number of stateless servers, on one server or one cluster of it.
+"""The ClickHouse store: any number of stateless servers share one ClickHouse server or cluster.
 
-ClickHouse has no transactions over tables. So every row is true by itself and may be written twice: the keys of points and events are
-made of their contents, aggregates do not change when a row is repeated, and a batch's id is written last.
+ClickHouse has no transactions across tables, so every row is valid on its own and safe to write twice: the keys of
+points
+and events are derived from their contents, repeated rows do not change aggregates, and the batch ID is written last.
 """
 
 from tensormeter.server.store.clickhouse.address import Address, parse_address

@@ -1,4 +1,7 @@
-"""The address of a ClickHouse: `clickhouse://[USER@]HOST[:PORT][/DATABASE][?secure=true&cluster=NAME&SETTING=VALUE...]`."""
+"""The address of a ClickHouse database.
+
+The form is `clickhouse://[USER@]HOST[:PORT][/DATABASE][?secure=true&cluster=NAME&SETTING=VALUE...]`.
+"""
 
 import os
 import re
@@ -21,12 +24,12 @@ _FORM: Final = "clickhouse://HOST[:PORT]/DATABASE?secure=true&cluster=NAME"
 
 @dataclass(frozen=True)
 class Address:
-    """The address of a database of a ClickHouse, reached over HTTP.
+    """The address of a ClickHouse database, which is accessed over HTTP.
 
     Attributes:
         cluster: Name of the cluster that shards and replicates the tables; "" for a single server.
-        settings: Settings of ClickHouse, sent with every statement.
-        password: Password, which is not part of the text form.
+        settings: ClickHouse settings to send with every statement.
+        password: Password, which is left out of the text form.
     """
 
     host: str
@@ -39,19 +42,21 @@ class Address:
     password: str = field(default="", repr=False)
 
     def __str__(self) -> str:
-        """For people and logs: host, port and database."""
+        """Return host, port and database, for display and logs."""
         return f"clickhouse://{self.host}:{self.port}/{self.database}"
 
 
 def parse_address(text: str, environment: Mapping[str, str] | None = None) -> Address:
-    """Parse an address; user and password come from the environment.
+    """Parse an address, and read user and password from the environment.
 
     Args:
-        text: Address in the form above, without a password: all users of the machine can read command lines.
-        environment: Variables: `TENSORMETER_CLICKHOUSE_USER` if the text names no user, and `TENSORMETER_CLICKHOUSE_PASSWORD`.
+        text: Address in the module's format, without a password, because all users of the machine can read command
+        lines.
+        environment: Environment variables: `TENSORMETER_CLICKHOUSE_USER`, used if the text contains no user, and
+            `TENSORMETER_CLICKHOUSE_PASSWORD`. The default is `os.environ`.
 
     Raises:
-        SettingsError: The text is no address. The message does not repeat it, because it may contain a secret.
+        SettingsError: The text is not a valid address. The message does not repeat it, because it may contain a secret.
     """
     environment = os.environ if environment is None else environment
     try:

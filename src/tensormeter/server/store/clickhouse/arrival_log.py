@@ -1,7 +1,9 @@
-"""The log of arrivals: the recent commits of each server, so that readers can request only new data.
+"""The arrival log: recent commits of each server, so that readers can request only new data.
 
-A cursor contains the last number of each server. It is valid while these servers, and no others, write without a failure. A server that
-fails, or finds a part of a request stored already, continues under another name, and readers with a cursor read everything again.
+A cursor contains the last number of each server. It stays valid while only these servers write and none of them fails.
+A
+server that fails, or finds that part of a request is already stored, continues under a new name. Readers with an older
+cursor then read everything again.
 """
 
 import re
@@ -19,7 +21,7 @@ __all__ = ["Arrived", "Log"]
 
 _KEPT: Final = 3600
 _GOOD: Final = 3000
-"""Seconds for which a cursor is valid: less than `_KEPT`, because clocks differ."""
+"""Seconds for which a cursor is valid; less than `_KEPT` because server clocks differ."""
 
 _REPEAT: Final = 600
 _CURSOR: Final = re.compile(r"(\d{1,16})((?:-[0-9a-f]{1,16}\.\d{1,18}){0,1000})", re.ASCII)
@@ -37,12 +39,13 @@ _COLUMNS: Final = {
 
 @dataclass(frozen=True)
 class Arrived:
-    """An entry of the log: the arrivals for a run in one commit.
+    """A log entry: the data that arrived for a run in one commit.
 
     Attributes:
-        first: The earliest time of a point.
-        events: Whether there were events.
-        read_all: Whether readers must read all points again: the start of an attempt has moved to an earlier time, or there are gaps.
+        first: Earliest time of a point.
+        events: Whether the commit contains events.
+        read_all: Whether readers must read all points again, because an attempt turned out to start earlier or because
+            there are gaps.
     """
 
     run: int
@@ -54,7 +57,7 @@ class Arrived:
 
 
 class Log:
-    """Writes this server's part of the log, and reads the parts of all servers."""
+    """Writes this server's entries to the log, and reads the entries of all servers."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -63,18 +66,18 @@ class Log:
         self._written = 0.0
 
     def begin(self, number: int) -> None:
-        """Continue under a new name."""
+        """Switch to a new server name, and write an empty entry."""
         with self._lock:
             self._server = secrets.randbits(63) + 1
         self._write_empty(number)
 
     def repeat(self, number: int) -> None:
-        """Write an empty entry from time to time, so that cursors of an idle store stay valid."""
+        """Write an empty entry if the last one is old, so that cursors stay valid while the store is idle."""
         if time.monotonic() - self._written > _REPEAT:
             self._write_empty(number)
 
     def write(self, arrived: Sequence[Arrived]) -> None:
-        """Add entries to the log. Callers must do so in the order of numbers."""
+        """Add entries to the log. Callers must add them in order of their numbers."""
         received = int(time.time())
         server = self._server
         rows = [(received, a.run, server, a.number, a.first, sorted(a.metrics), a.events, a.read_all) for a in arrived]
@@ -82,14 +85,14 @@ class Log:
         self._written = time.monotonic()
 
     def cursor(self) -> str:
-        """Return a cursor with the present last number of each server."""
+        """Return a cursor with the current last number of each server."""
         rows = self._connection.rows(
             f"SELECT server, max(number) FROM arrival WHERE received > {_since()} GROUP BY server"
         )
         return f"{int(time.time())}" + "".join(f"-{server:x}.{number}" for server, number in sorted(rows))
 
     def since(self, cursor: str, run: int | None = None) -> list[Arrived] | None:
-        """Return the entries after a cursor, of one run or of all; None if the cursor is not valid."""
+        """Return the entries after a cursor, of one run or of all runs. Return None if the cursor is invalid."""
         known = _parse(cursor)
         if known is None:
             return None

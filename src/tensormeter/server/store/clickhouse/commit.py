@@ -1,4 +1,4 @@
-"""One commit: the new part of some requests, in the order of inserts that makes retries safe."""
+"""One commit of several requests, which inserts new data in an order that makes retries safe."""
 
 import time
 from collections import defaultdict
@@ -74,11 +74,11 @@ _MEDIA_COLUMNS: Final = {
 }
 _MediaRow = tuple[int, bytes, str, bytes, int, int]
 _MEDIA_BYTES: Final = 4 << 20
-"""Bytes of images in one insert; a larger image has an insert for itself."""
+"""Maximum bytes of images in one insert. A larger image is inserted alone."""
 
 
 class Commit:
-    """One commit. Commits of a server do not overlap."""
+    """One commit. The commits of a server do not overlap."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Commit:
         self._eventful: set[int] = set()
 
     def run(self) -> list[Request]:
-        """Commit, and settle the requests; returns those that have to wait for the next commit."""
+        """Commit and settle the requests. Return the requests that must wait for the next commit."""
         fresh, again = self._new_batches()
         sources = [arrival.source for request in fresh for arrival in request.arrivals]
         described = [
@@ -139,7 +139,11 @@ class Commit:
         return again
 
     def _new_batches(self) -> tuple[list[Request], list[Request]]:
-        """Return the requests to store, and those whose batch id is in one of these; settles all others."""
+        """Settle requests whose batch ID is stored, and sort out the others.
+
+        Returns:
+            Requests to store, and requests that repeat the batch ID of one of them.
+        """
         ids = sorted({request.batch_id for request in self._requests if request.batch_id is not None})
         rows = []
         if ids:
@@ -183,7 +187,7 @@ class Commit:
         series.requests.append((request, len(times)))
 
     def _place_gaps(self, fresh: Sequence[Request], tombstones: Tombstones) -> None:
-        """Assign gaps to series; drops gaps of series that do not exist."""
+        """Assign gaps to their series, and drop gaps whose series does not exist."""
         gaps: dict[tuple[int, int], NDArray[np.int64]] = {}
         for request in fresh:
             for gap in request.gaps:
@@ -195,7 +199,7 @@ class Commit:
         self._gaps = {key: times for key, times in gaps.items() if key[1] in known or key[1] in self._series}
 
     def _add_event(self, request: Request, source: Source, event: Event, tombstones: Tombstones) -> None:
-        moment = event.time or request.received  # OTLP: both times of a log record may be unknown
+        moment = event.time or request.received  # in OTLP, both times of a log record may be unknown
         reason = refusal(event, moment)
         event, why = trim_config(event)
         if why is not None:
@@ -223,7 +227,7 @@ class Commit:
         ]
 
     def _look_up(self) -> int:
-        """Leave out stored points, and series beyond the limit of a run; returns the number of stored points."""
+        """Remove stored points, and series beyond the run's limit. Return the number of stored points."""
         all_series = self._series
         for series in all_series.values():
             series.join()
@@ -252,7 +256,7 @@ class Commit:
         if self._processes:
             rows = [process.row(named=self._cache.is_changed(process)) for process in self._processes.values()]
             connection.insert("process", process_updates.COLUMNS, encode_rows(process_updates.COLUMNS, rows))
-        # Before the points: if this server dies in between, a retry looks up every point that may be stored.
+        # Write series before points. If this server dies in between, a retry looks up every point that may be stored.
         series = encode_rows(SERIES_COLUMNS, series_rows(all_series))
         if series:
             connection.insert("series", SERIES_COLUMNS, series)
@@ -318,7 +322,7 @@ class Commit:
 
 
 def event_row(run: int, process: str, event: Event, prepared: PreparedEvent, *, time: int, number: int) -> list[object]:
-    """Return a row of the table `event`."""
+    """Return a row for the table `event`."""
     key, step = key_and_step(event)
     return [
         *(run, time, process, event.name, prepared.digest, number),
@@ -328,7 +332,7 @@ def event_row(run: int, process: str, event: Event, prepared: PreparedEvent, *, 
 
 
 def _pieces(media: Sequence[_MediaRow]) -> Iterator[Sequence[_MediaRow]]:
-    """Split images into lists that can be encoded at once; encoding takes several times their bytes."""
+    """Split images into lists that are small enough to encode, which takes several times their size in memory."""
     piece: list[_MediaRow] = []
     size = 0
     for row in media:

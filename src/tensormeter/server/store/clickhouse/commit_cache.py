@@ -1,4 +1,4 @@
-"""A cache of what this server has committed."""
+"""Cache of data that this server has committed."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -13,9 +13,10 @@ _CACHED: Final = 200_000
 
 
 class CommitCache:
-    """Caches names, starts of attempts and keys, so that commits do not write or compute them again. For one commit at a time.
+    """Caches names, attempt starts and keys, so that commits need not write or compute them again.
 
-    Correctness does not depend on it. Other servers commit as well, and a commit rewrites rows that are not in the cache.
+    Only one commit uses the cache at a time. Correctness does not depend on it: other servers commit too, and a commit
+    rewrites rows that are not cached.
     """
 
     def __init__(self) -> None:
@@ -36,16 +37,16 @@ class CommitCache:
         return key
 
     def is_changed(self, process: ProcessUpdate) -> bool:
-        """Whether name or resource of a process differ from those written last."""
+        """Return whether a process's name or resource differs from the last one written."""
         return self._names.get((process.run, process.source.process)) != (process.source.name, process.source.resource)
 
     def begins_earlier(self, process: ProcessUpdate) -> bool:
-        """Whether this process of a later attempt begins earlier than was written; true as well if the cache has no start of it."""
+        """Return whether a process of a later attempt has no cached start, or begins before its cached start."""
         step, began = self._began.get((process.run, process.source.process), (NEVER, NEVER))
         return process.first_step < step or process.began < began
 
     def remember(self, written: Iterable[ProcessUpdate]) -> None:
-        """Cache updates that were written."""
+        """Cache updates that have been written."""
         if len(self._names) > _CACHED:
             self.forget()
         for process in written:
@@ -56,6 +57,6 @@ class CommitCache:
                 self._began[key] = min(known[0], process.first_step), min(known[1], process.began)
 
     def forget(self) -> None:
-        """Clear the cache after a failure, because it is unknown which rows were written."""
+        """Clear the cache after a failure, when it is unknown which rows were written."""
         self._names.clear()
         self._began.clear()

@@ -1,4 +1,4 @@
-"""A connection to ClickHouse: small results as rows of JSON, large ones as arrays of fixed rows."""
+"""A connection to ClickHouse, with small results as JSON rows and large results as arrays of fixed-size rows."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ __all__ = ["Connection", "numbers"]
 _CONNECTIONS: Final = 16
 _MAX_ERROR: Final = 400
 _ADDRESS: Final = re.compile(r"/\?\S+")
-"""The address of a request, with all of its parameters."""
+"""Pattern for the URL of a request with all its parameters."""
 
 _CODE: Final = re.compile(r"\bCode: (\d+)\. DB::Exception")
 _DAMAGE: Final = {
@@ -34,50 +34,51 @@ _DAMAGE: Final = {
     271,  # CANNOT_DECOMPRESS
     432,  # UNKNOWN_CODEC
 }
-"""ClickHouse's codes of the errors that mean damaged files."""
+"""ClickHouse error codes that indicate damaged files."""
 
 _WHOLE: Final = 1 << 24
-"""Rows of one insert that stay one block, which ClickHouse stores whole or not at all."""
+"""Maximum number of rows in an insert that form one block, which ClickHouse stores completely or not at all."""
 
 _SETTINGS: Final[Mapping[str, str | int]] = {
     "max_execution_time": 60,
     "max_memory_usage": 8 << 30,
-    "max_query_size": 64 << 20,  # statements may contain the numbers of many series
-    "prefer_column_name_to_alias": 1,  # an aggregate may have the name of its column
+    "max_query_size": 64 << 20,  # statements may contain the keys of many series
+    "prefer_column_name_to_alias": 1,  # an aggregate may have the same name as its column
     "output_format_json_quote_64bit_integers": 0,
     "max_insert_block_size": _WHOLE,
     "min_insert_block_size_rows": _WHOLE,
     "min_insert_block_size_bytes": 1 << 30,
     "input_format_parallel_parsing": 0,
-    "async_insert": 0,  # the inserts of a commit have an order
-    "distributed_foreground_insert": 1,  # otherwise shards get the rows after the answer
+    "async_insert": 0,  # the inserts of a commit must keep their order
+    "distributed_foreground_insert": 1,  # otherwise shards receive the rows after the response
 }
 
-# Their log lines contain whole requests; the errors that they raise are enough.
+# These libraries log complete requests; the errors that they raise are enough.
 for _name in ("clickhouse_connect", "urllib3.connectionpool"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class Connection:
-    """A pool of HTTP connections. Any thread may use it; calls block for 60 seconds at most, and longer for large answers.
+    """A pool of HTTP connections. Any thread may use it. Calls block for up to 60 seconds, or longer for large results.
 
-    Statements contain values as bound parameters or as plain integers only.
+    Statements contain values only as bound parameters or plain integers.
 
     Raises:
-        StoreUnavailableError: From any method: ClickHouse cannot be reached, or refuses. The caller may retry.
+        StoreUnavailableError: From any method: ClickHouse is unreachable or rejected the statement. The caller may
+        retry.
 
     Attributes:
-        damage: Error of a read of damaged files, or None.
+        damage: Error from a read that found damaged files, or None.
     """
 
     damage: str | None = None
 
     def __init__(self, address: Address, database: str | None = None) -> None:
-        """Connect.
+        """Connect to ClickHouse.
 
         Args:
             address: Address of ClickHouse.
-            database: Database of unqualified names; None for the user's default.
+            database: Database for unqualified names; None for the user's default.
         """
         self._where = str(address)
         try:
@@ -89,7 +90,7 @@ class Connection:
                 interface="https" if address.secure else "http",
                 database=database or "__default__",
                 settings={**_SETTINGS, **address.settings},
-                autogenerate_session_id=False,  # a session serves one statement at a time
+                autogenerate_session_id=False,  # a session runs only one statement at a time
                 pool_mgr=get_pool_manager(maxsize=_CONNECTIONS, num_pools=1),
                 connect_timeout=10,
                 send_receive_timeout=120,
@@ -99,12 +100,12 @@ class Connection:
             raise self._error(error) from None
 
     def rows(self, statement: str, **parameters: Any) -> list[list[Any]]:
-        """Return the rows of a SELECT as JSON values. Integers are exact; floats must not be NaN or infinite."""
+        """Return the rows of a SELECT as JSON values. Integers are exact. Floats must be finite."""
         answer = self._ask(statement, "JSONCompactEachRow", parameters)
         return [json.loads(line) for line in answer.splitlines()] if answer else []
 
     def columns(self, statement: str, dtype: np.dtype[Any], **parameters: Any) -> NDArray[Any]:
-        """Return the rows of a SELECT of columns of fixed size, as an array of `dtype`, which has these columns without padding."""
+        """Return the rows of a SELECT of fixed-size columns as an array of `dtype`, which must not be padded."""
         return np.frombuffer(self._ask(statement, "RowBinary", parameters), dtype)
 
     def raw(self, statement: str, **parameters: Any) -> bytes:
@@ -112,8 +113,8 @@ class Connection:
         return self._ask(statement, "RowBinary", parameters)
 
     def insert(self, table: str, columns: Iterable[str], rows: bytes) -> None:
-        """Insert rows given as RowBinary: all or none, up to sixteen million."""
-        # Not `raw_insert`, which retries by itself when a connection breaks; the sender retries.
+        """Insert rows in RowBinary format. Up to sixteen million rows are inserted completely or not at all."""
+        # Do not use `raw_insert`, which retries when a connection breaks; the sender retries instead.
         statement = f"INSERT INTO {table} ({', '.join(columns)}) FORMAT RowBinary"
         try:
             self._client.command(statement, data=rows)
@@ -148,5 +149,5 @@ class Connection:
 
 
 def numbers(values: Iterable[int]) -> str:
-    """Integers for a statement."""
+    """Format integers for use in a statement."""
     return ", ".join(map(str, sorted(values)))

@@ -1,4 +1,4 @@
-"""Events and images."""
+"""Queries for events and images."""
 
 from typing import Final
 
@@ -16,7 +16,7 @@ _COLUMNS: Final = "id, time, name, if(has_step, step, NULL), process, attributes
 
 
 class EventReader:
-    """Reads events. For any number of threads."""
+    """Reads events. Thread-safe."""
 
     def __init__(self, connection: Connection, runs: Runs) -> None:
         self._connection = connection
@@ -50,7 +50,7 @@ class EventReader:
         return EventPage([stored_event(row, query.max_body) for row in rows], more=number < len(sizes))
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
-        """Alerts of all runs with ids greater than `after`, the oldest first."""
+        """Return alerts of all runs with IDs greater than `after`, oldest first."""
         rows = self._connection.rows(
             f"SELECT run, {_COLUMNS} FROM event FINAL WHERE name = {{name:String}} AND id > {int(after)}"
             f" AND run GLOBAL NOT IN (SELECT run FROM deleted) ORDER BY id LIMIT {int(limit)}",
@@ -60,7 +60,7 @@ class EventReader:
         return [(names[row[0]], stored_event(row[1:])) for row in rows if row[0] in names]
 
     def media(self, run: int, digest: str) -> tuple[str, bytes] | None:
-        """Content type and bytes of an image of a run; None if there is none."""
+        """Return the content type and the bytes of a run's image, or None if the image does not exist."""
         where = f"FROM media FINAL WHERE run = {run} AND digest = {{digest:String}} LIMIT 1"
         if len(digest) != 64 or not digest.isascii():
             return None

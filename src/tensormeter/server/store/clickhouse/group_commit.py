@@ -1,4 +1,4 @@
-"""Group commit: requests that wait at the same time share a commit."""
+"""Group commit: requests that wait at the same time share one commit."""
 
 import threading
 import time
@@ -18,16 +18,26 @@ __all__ = ["GroupCommit"]
 
 
 class GroupCommit:
-    """Commits requests of any thread; one of the waiting threads commits for all.
+    """Commits requests from any thread. One of the waiting threads commits for all of them.
 
-    The order of a commit's inserts makes it safe to send a request again, to this server or another, after a death in between:
-    processes, series with the time of their latest point, points, events, the log, and the batch's id last. A retry looks up the
-    points that may be stored, by the times of the series, and writes the rest. A point that is written twice is one, by its key.
+    If the server dies during a commit, the sender can safely send the request again, to this server or another one. A
+    commit
+    inserts processes, series with their latest point's time, points, events, log entries and finally the batch ID. A
+    retry
+    uses the times of the series to look up points that may be stored, and writes the rest. Keys merge points that are
+    written
+    twice.
     """
 
     def __init__(self, connection: Connection, numbers: Numbers, log: Log, interval: float) -> None:
-        """Args:
-        interval: Minimum seconds between two commits. Each commit makes a part in several tables, which ClickHouse has to merge.
+        """Create a group commit.
+
+        Args:
+            connection: Connection to ClickHouse.
+            numbers: Source of arrival numbers.
+            log: Arrival log to write to.
+            interval: Minimum seconds between two commits. Each commit creates a part in several tables, which
+                ClickHouse must merge.
         """
         self._connection = connection
         self._numbers = numbers
@@ -40,11 +50,11 @@ class GroupCommit:
         self._cache = CommitCache()
 
     def commit(self, request: Request) -> Receipt:
-        """Store a request, perhaps together with others; blocks until it is stored.
+        """Store a request, possibly together with others. Blocks until it is stored.
 
         Raises:
-            BatchConflictError: Its id is stored with another payload.
-            StoreUnavailableError: It may be stored in part; a retry completes it.
+            BatchConflictError: The batch ID is already stored with a different payload.
+            StoreUnavailableError: The request may be partly stored; a retry completes it.
         """
         with self._lock:
             self._waiting.append(request)
@@ -55,14 +65,14 @@ class GroupCommit:
 
     @contextmanager
     def alone(self) -> Iterator[int]:
-        """Keep commits out, and give the next number: entries of the log must be in the order of numbers."""
+        """Block commits and yield the next number, because log entries must be in order of their numbers."""
         with self._committing:
             yield self._numbers.take()
 
     def _commit_waiting(self) -> None:
         pause = self._begun + self._interval - time.monotonic()
         if pause > 0:
-            threading.Event().wait(pause)  # others join meanwhile
+            threading.Event().wait(pause)  # more requests can join in the meantime
         self._begun = time.monotonic()
         with self._lock:
             requests, self._waiting = self._waiting, []
@@ -74,7 +84,7 @@ class GroupCommit:
             for request in requests:
                 if not request.done.is_set():
                     request.settle(outcome)
-            # The log has no entry for what was written, so cursors must become invalid.
+            # The log has no entry for the data that was written, so invalidate all cursors.
             self._renew()
             if outcome is not error:
                 raise
@@ -86,7 +96,7 @@ class GroupCommit:
         try:
             self._log.begin(self._numbers.take())
         except StoreUnavailableError:
-            return  # the next entry has the new name
+            return  # the next entry uses the new name
 
 
 def _failure(error: Exception) -> StoreUnavailableError:

@@ -1,4 +1,4 @@
-"""Inspection of ClickHouse's tables: ClickHouse verifies its checksums on request."""
+"""Inspection of ClickHouse tables: ClickHouse verifies its checksums on request."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,14 +12,16 @@ from tensormeter.server.store.models.errors import StoreUnavailableError
 __all__ = ["check_tables"]
 
 _MOST: Final = 100
-"""Maximum of damaged parts of one table that are named."""
+"""Maximum number of damaged parts to report for one table."""
 
 
 def check_tables(address: Address) -> Iterator[tuple[str, str]]:
-    """Run `CHECK TABLE` for each table; yields pairs of table and problem. In a cluster, checks the server at the address only.
+    """Run `CHECK TABLE` for each table, and yield pairs (table, problem).
+
+    On a cluster, only the server at the address is checked.
 
     Raises:
-        StoreUnavailableError: ClickHouse cannot be reached, or refuses.
+        StoreUnavailableError: ClickHouse is unreachable or rejected a statement.
     """
     with closing(Connection(address, address.database)) as connection:
         rows = connection.rows("SELECT name FROM system.tables WHERE database = {name:String}", name=address.database)

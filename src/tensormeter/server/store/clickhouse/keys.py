@@ -1,4 +1,4 @@
-"""Keys that every server computes alike: of runs and series from their names, of arrivals from the clock."""
+"""Keys that are the same on every server: run and series keys from names, and arrival numbers from the clock."""
 
 import hashlib
 import threading
@@ -14,40 +14,40 @@ __all__ = ["Numbers", "invert", "run_key", "series_key", "steps_key"]
 _ALL_BITS: Final = (1 << 64) - 1
 
 _CACHED: Final = 10_000
-"""Cached keys: every series of a request needs those of its run and its process."""
+"""Maximum number of cached keys. Every series in a request needs the keys of its run and process."""
 
 
 @lru_cache(_CACHED)
 def run_key(project: str, run_id: str, generation: int) -> int:
-    """Return the key of a run. `generation` is the time at which the previous run of this name was deleted, or 0."""
+    """Return the key of a run. `generation` is the time at which the previous run with this name was deleted, or 0."""
     return _hash([project, run_id, generation])
 
 
 def series_key(run: int, process: str, metric: str, *, kind: str, scope: str, attributes: str) -> int:
-    """Return the key of a series of a run."""
+    """Return the key of a series in a run."""
     return _hash([run, process, metric, kind, scope, attributes])
 
 
 @lru_cache(_CACHED)
 def steps_key(run: int, process: str) -> int:
-    """Return the key of the series of steps that a process of tensormeter writes."""
+    """Return the key of the step series that a tensormeter process writes."""
     return series_key(run, process, STEP_METRIC, kind="gauge", scope="", attributes="{}")
 
 
 def invert(number: int) -> int:
-    """Convert the number of an arrival to its precedence, or back: earlier arrivals have a greater precedence."""
+    """Convert an arrival number to its precedence, or back. Earlier arrivals have a higher precedence."""
     return _ALL_BITS - number
 
 
 class Numbers:
-    """Numbers of arrivals: microseconds by this server's clock, strictly increasing. For any number of threads."""
+    """Arrival numbers: microseconds on this server's clock, strictly increasing. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last = 0
 
     def take(self, count: int = 1) -> int:
-        """Take `count` consecutive numbers, and return the first."""
+        """Reserve `count` consecutive numbers, and return the first one."""
         with self._lock:
             first = max(self._last + 1, time.time_ns() // 1000)
             self._last = first + count - 1

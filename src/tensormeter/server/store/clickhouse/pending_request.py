@@ -1,4 +1,4 @@
-"""A request that waits for its commit."""
+"""A request that waits to be committed."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ class Request:
     """A request and, once `done` is set, its receipt or error.
 
     Attributes:
-        digest: SHA-256 of signal and payload, 32 bytes.
-        received: Time of arrival by this server's clock, in nanoseconds since the Unix epoch.
-        noun: Name of what the receipt counts.
-        gaps: Gaps, as `gaps_of` returns them.
+        digest: SHA-256 digest of signal and payload, 32 bytes.
+        received: Time of arrival on this server's clock, in nanoseconds since the Unix epoch.
+        noun: Noun for the items that the receipt counts.
+        gaps: Gaps as returned by `gaps_of`.
     """
 
     digest: bytes
@@ -37,7 +37,7 @@ class Request:
     done: threading.Event = field(default_factory=threading.Event)
 
     def settle(self, outcome: Receipt | Exception) -> None:
-        """Set the receipt or the error."""
+        """Set the receipt or the error, and release the waiting thread."""
         if isinstance(outcome, Exception):
             self.error = outcome
         else:

@@ -1,6 +1,7 @@
-"""Counts and sums of stored points: read from the points that are asked for, and cached for runs that have ended.
+"""Counts and sums of stored points, computed on request and cached for idle runs.
 
-They are not stored. A row that adds to a sum counts twice if it is written twice, and a point that is written twice is one point.
+They are not stored, because an increment that is written twice would count twice. A point that is written twice remains
+one point.
 """
 
 import threading
@@ -16,16 +17,16 @@ from tensormeter.server.store.clickhouse.connection import Connection, numbers
 __all__ = ["MetricCounts", "PointCounts"]
 
 _IDLE: Final = 600 * 10**9
-"""Nanoseconds without an arrival after which a run's counts are cached: commits have ended, and clocks of servers differ by less."""
+"""Nanoseconds without an arrival after which a run's counts are cached; exceeds commit times and clock differences."""
 
 _KEPT: Final = 3600 * 10**9
-"""Nanoseconds after which cached counts are read again, because retention removes points."""
+"""Nanoseconds after which cached counts are computed again, because retention removes points."""
 
 _CACHED: Final = 200_000
-"""Counts in the cache: 50 MB at most."""
+"""Maximum number of cached counts, which take up to 50 MB."""
 
 _NAME: Final = 64
-"""Characters of the metrics asked for that take the place of one count in the cache."""
+"""Number of characters in requested metric names that take as much space in the cache as one count."""
 
 _NUMBERS: Final = (
     "SELECT run, series, count() AS points, countIf(NOT isNaN(value)) AS present, sumIf(value, NOT isNaN(value)) AS total"
@@ -35,7 +36,7 @@ _NAMES: Final = "SELECT DISTINCT run, series, metric FROM series WHERE {of_run}{
 
 
 class MetricCounts(NamedTuple):
-    """Points of a metric; `present` are those that are not NaN, and `total` is their sum."""
+    """Number of points of a metric, with the number and sum of those that are not NaN (`present` and `total`)."""
 
     points: int = 0
     present: int = 0
@@ -43,9 +44,9 @@ class MetricCounts(NamedTuple):
 
 
 class PointCounts:
-    """Counts points. For any number of threads.
+    """Counts points. Thread-safe.
 
-    Args named `updated` are the runs, each with the time of its last arrival.
+    `updated` arguments contain the runs to count, with the time of each run's last arrival.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -55,18 +56,18 @@ class PointCounts:
         self._size = 0
 
     def of_runs(self, updated: Mapping[int, int]) -> dict[int, int]:
-        """Return the points of each run, distributions among them."""
+        """Return the number of points of each run, including distributions."""
         counts = self._counts("runs", updated, lambda runs: self._of_tables(runs, "run, ''"))
         return {run: sum(of_run.values()) for run, of_run in counts.items()}
 
     def of_series(self, run: int, updated: int) -> dict[int, int]:
-        """Return the points of each series of a run."""
+        """Return the number of points of each series of a run."""
         return self._counts("series", {run: updated}, lambda runs: self._of_tables(runs, "run, series"))[run]
 
     def of_metrics(
         self, updated: Mapping[int, int], metrics: Collection[str] | None
     ) -> dict[int, dict[str, MetricCounts]]:
-        """Return the numbers of each run by metric: of these metrics, or of all."""
+        """Return the counts of each run by metric, for these metrics or for all."""
         names = None if metrics is None else sorted(metrics)
 
         def count(runs: Collection[int]) -> Iterable[tuple[int, str, MetricCounts]]:
@@ -103,7 +104,7 @@ class PointCounts:
         updated: Mapping[int, int],
         count: Callable[[Collection[int]], Iterable[tuple[int, Any, Any]]],
     ) -> dict[int, dict[Any, Any]]:
-        """Counts by run and key, cached or else from `count`, which gives them as (run, key, counts)."""
+        """Return counts by run and key, from the cache or else from `count`, which yields (run, key, counts)."""
         now = time.time_ns()
         keys = {run: (kind, run, moment, now // _KEPT) for run, moment in updated.items()}
         with self._lock:

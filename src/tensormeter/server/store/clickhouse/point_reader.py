@@ -1,4 +1,4 @@
-"""Reads series of a run and their points."""
+"""Queries for the series of a run and their points."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -28,7 +28,7 @@ _LAST: Final = (1 << 63) - 1
 
 
 class PointReader:
-    """Reads series. For any number of threads."""
+    """Reads series. Thread-safe."""
 
     def __init__(self, connection: Connection, runs: Runs, counts: PointCounts) -> None:
         self._connection = connection
@@ -36,7 +36,7 @@ class PointReader:
         self._counts = counts
 
     def metrics(self, run: int) -> list[MetricSummary]:
-        """Every series of a run, by metric, process and attributes."""
+        """Return every series of a run, ordered by metric, process and attributes."""
         rows = self._connection.rows(
             "SELECT series, metric, anyLast(kind) AS k, anyLast(process) AS p, anyLast(attributes) AS a, anyLast(unit),"
             f" anyLast(description), max(last), anyLast(scope) AS s FROM series WHERE run = {run} GROUP BY series, metric"
@@ -48,7 +48,10 @@ class PointReader:
         return [_metric(row, counts.get(row[0], 0), steps, attempts) for row in rows]
 
     def series(self, run: int, selection: Selection) -> list[Sequence[Any]]:
-        """Return the selected series, by metric, process and attributes: key, process, metric, kind, attributes, scope, unit."""
+        """Return the selected series, ordered by metric, process and attributes.
+
+        Each row contains key, process, metric, kind, attributes, scope and unit.
+        """
         only = "" if selection.process is None else " HAVING p = {process:String}"
         rows = self._connection.rows(
             "SELECT series, anyLast(process) AS p, metric, anyLast(kind) AS k, anyLast(attributes) AS a, anyLast(scope) AS s,"
@@ -61,7 +64,7 @@ class PointReader:
         return [row for row in rows if parse_kind(row[3]).numeric == selection.numeric]
 
     def read(self, run: int, rows: Sequence[Sequence[Any]], selection: Selection) -> list[Series]:
-        """Return the selected points of these series, whenever they arrived; errors as for `check_limit`."""
+        """Return the selected points of these series, whenever they arrived. Raises the errors of `check_limit`."""
         if not rows:
             return []
         start, stop = selection.start, selection.stop
@@ -79,11 +82,14 @@ class PointReader:
         return self._select(rows, tail, selection, gaps=gaps)
 
     def _count(self, table: str, where: str) -> int:
-        """Return the number of rows. FINAL would cost more, so a point that is written twice counts twice until its rows are merged."""
+        """Return the number of rows, in which a point written twice counts twice until its rows are merged.
+
+        FINAL would avoid this, but costs more.
+        """
         return int(self._connection.rows(f"SELECT count() FROM {table} WHERE {where}")[0][0])
 
     def _gaps(self, where: str, most: int) -> Mapping[int, NDArray[np.int64]]:
-        """Return the newest gaps of each series, ascending: `most` in total, and one more if there are more."""
+        """Return the newest gaps of each series, ascending: at most `most` in total, plus one if there are more."""
         gaps = self._connection.columns(
             f"SELECT DISTINCT series, time FROM gap WHERE {where} ORDER BY series, time DESC"
             f" LIMIT {MAX_GAPS} BY series LIMIT {max(most, 0) + 1}",
@@ -96,7 +102,7 @@ class PointReader:
     def read_new(
         self, run: int, rows: Sequence[Sequence[Any]], arrived: Collection[Arrived], selection: Selection
     ) -> list[Series]:
-        """Return the points of some commits."""
+        """Return the points of the given commits."""
         metrics = {metric for commit in arrived for metric in commit.metrics}
         rows = [row for row in rows if row[2] in metrics]
         if not rows:
@@ -104,7 +110,7 @@ class PointReader:
         first = min(commit.first for commit in arrived if commit.metrics)
         table = "points" if selection.numeric else "distributions"
         commits = numbers([invert(commit.number) for commit in arrived])
-        # Not FINAL: of two equal points it would show the older one.
+        # Do not use FINAL, which would return the older of two equal points.
         return self._select(
             rows,
             f"FROM {table} WHERE run = {run} AND series IN ({numbers([row[0] for row in rows])}){_range(first, None)}"
@@ -170,7 +176,7 @@ def _metric(
 
 
 def _decode_blobs(data: bytes) -> tuple[NDArray[np.uint64], Blobs]:
-    """Decode rows of series, time and data: RowBinary, with a varint before the data."""
+    """Decode RowBinary rows of series, time and data, in which a varint length precedes the data."""
     keys, times, blobs = [], [], []
     position = 0
     while position < len(data):

@@ -1,4 +1,4 @@
-"""Rows in ClickHouse's RowBinary, column by column in the order of the types given."""
+"""Encoding of rows in ClickHouse's RowBinary format."""
 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,10 +39,11 @@ def encode_rows(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> by
     """Encode rows as RowBinary.
 
     Args:
-        columns: Letters for the type of each column: B, I, Q unsigned integers of 8, 32, 64 bits; q Int64 (and DateTime64); d Float64; s
-            String of text; b String of bytes; f FixedString; a Array(String). A tuple has one for each of its items.
-        rows: Values in that order, tuples spread out.
+        columns: Type letters of each column: B, I, Q for unsigned integers of 8, 32, 64 bits; q for Int64 (and
+            DateTime64); d for Float64; s for String from text; b for String from bytes; f for FixedString; a for
+            Array(String). A tuple has one letter per item.
+        rows: Values in the order of the letters, with tuples flattened.
     """
     encoders = [_ENCODERS[letter] for letters in columns.values() for letter in letters]
-    # Row by row: a list of all fields of all rows would take ten times the memory.
+    # Encode row by row, because a list of all fields of all rows would take ten times the memory.
     return b"".join([b"".join([encode(value) for encode, value in zip(encoders, row, strict=True)]) for row in rows])

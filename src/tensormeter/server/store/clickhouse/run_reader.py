@@ -1,4 +1,4 @@
-"""Reads runs: looks them up by name, merges the updates of their processes and users, and summarizes their metrics."""
+"""Queries for runs: find them by name, merge the updates of processes and users, and summarize metrics."""
 
 import json
 import time
@@ -43,7 +43,7 @@ FROM ({inner}) GROUP BY run"""
 
 
 class Runs:
-    """Reads runs. For any number of threads."""
+    """Reads runs. Thread-safe."""
 
     def __init__(self, connection: Connection, counts: PointCounts, stall_after: float) -> None:
         self._connection = connection
@@ -51,7 +51,7 @@ class Runs:
         self._stall_after = stall_after
 
     def find(self, ref: RunRef) -> int:
-        """Return the key of a run; errors as for `Store`."""
+        """Return the key of a run. Raises the errors of `Store`."""
         only = "" if ref.project is None else " AND project = {project:String}"
         rows = self._connection.rows(
             "SELECT run, any(project) AS p FROM process WHERE run_id = {run_id:String}"
@@ -70,7 +70,7 @@ class Runs:
         raise NotFoundError(f"there is no run {ref.run_id!r}{where}; list the runs to see their ids")
 
     def existing(self, refs: Sequence[RunRef]) -> set[int]:
-        """Return the keys of the runs that exist."""
+        """Return the keys of those runs that exist."""
         ids = sorted({ref.run_id for ref in refs})
         rows = self._connection.rows(
             f"SELECT DISTINCT run, run_id, project FROM process WHERE run_id IN {{ids:Array(String)}} AND {_NOT_DELETED}",
@@ -80,17 +80,17 @@ class Runs:
         return {run for run, run_id, project in rows if wanted & {(run_id, project), (run_id, None)}}
 
     def recent(self, since: int) -> set[int]:
-        """Return runs with an arrival since a time."""
+        """Return the keys of runs with an arrival since the given time."""
         rows = self._connection.rows(f"SELECT DISTINCT run FROM process WHERE updated > {since} AND {_NOT_DELETED}")
         return {row[0] for row in rows}
 
     def states(self, runs: Collection[int]) -> dict[int, tuple[RunRef, State]]:
-        """Return names and present states of runs, by key."""
+        """Return the names and current states of runs, by key."""
         loaded = self._load(f"run IN ({numbers(runs)})", runs) if runs else {}
         return {key: (RunRef(run.run_id, run.project), run.state) for key, run in loaded.items()}
 
     def names(self, runs: Collection[int]) -> dict[int, RunRef]:
-        """Return the names of the runs that are not deleted, by key."""
+        """Return the names of runs, by key, without deleted runs."""
         if not runs:
             return {}
         rows = self._connection.rows(
@@ -108,7 +108,7 @@ class Runs:
         return [ProjectSummary(*row) for row in rows]
 
     def attempts(self, run: int) -> dict[str, ProcessAttempt]:
-        """Return the attempts of a run's processes; none if all are of attempt 1."""
+        """Return the attempts of a run's processes; empty if all processes belong to attempt 1."""
         rows = self._connection.rows(
             "SELECT process, max(resource), min(first_step), min(began) FROM process"
             f" WHERE run = {run} GROUP BY process"
@@ -138,7 +138,7 @@ class Runs:
         return int(self._connection.rows(f"SELECT max(updated) FROM process WHERE run = {run}")[0][0])
 
     def load(self, runs: Sequence[int], metrics: Collection[str] | None) -> list[RunSummary]:
-        """Return runs in the given order, without those that do not exist, with summaries of `metrics`, or of all metrics."""
+        """Return the existing runs in the given order, with summaries of `metrics`, or of all metrics if None."""
         if not runs:
             return []
         loaded = self._load(f"run IN ({numbers(runs)})", runs, config=True)
@@ -193,14 +193,18 @@ class Runs:
         return RunTable(runs, columns)
 
     def _mixed(self, runs: Collection[int]) -> Sequence[Sequence[Any]]:
-        """Pairs of run and metric of metrics whose series differ in unit or kind."""
+        """Return pairs of run and metric for metrics whose series differ in unit or kind."""
         return self._connection.rows(
             f"SELECT run, metric FROM series WHERE run IN ({numbers(runs)}) AND (kind = 'gauge' OR kind LIKE 'sum %')"
             " GROUP BY run, metric HAVING uniqExact(kind, unit) > 1"
         )
 
     def step_at(self, wanted: Collection[tuple[int, int, int]]) -> dict[tuple[int, int], int]:
-        """Steps by (series, time), for (run, series of steps, time); without times at which no step was logged."""
+        """Return steps by (series, time), without times at which no step was logged.
+
+        Args:
+            wanted: Triples (run, key of the step series, time).
+        """
         steps: dict[tuple[int, int], int] = {}
         ordered = sorted(wanted)
         for i in range(0, len(ordered), _LOOKED_UP):
@@ -221,7 +225,7 @@ class Runs:
     def _load(
         self, condition: str, runs: Collection[int] | None, *, config: bool = False, **parameters: Any
     ) -> dict[int, RunSummary]:
-        """Return runs by key, without `points`, `summary` and, unless `config` is set, their configuration."""
+        """Return runs by key, without `points` and `summary`, and with their config only if `config` is set."""
         inner = _PROCESS.format(condition=f"{condition} AND {_NOT_DELETED}", numbered=NUMBERED)
         rows = self._connection.rows(
             _RUN.format(inner=inner, config="tupleElement(max(config), 3)" if config else "''"), **parameters
@@ -284,7 +288,7 @@ class Runs:
         steps: bool,
         **parameters: Any,
     ) -> dict[int, dict[str, Totals]]:
-        """Totals of numbers by run and metric, with the counts and sums in `counts`."""
+        """Return totals of numbers by run and metric, with counts and sums from `counts`."""
         only = "" if metrics is None else " AND metric IN {metrics:Array(String)}"
         rows = self._connection.rows(
             "SELECT run, metric, reinterpretAsInt64(min(minimum)), reinterpretAsInt64(max(maximum)), max(last)"
@@ -298,7 +302,7 @@ class Runs:
         by_run: dict[int, dict[str, Totals]] = defaultdict(dict)
         for run, metric, *words, last in rows:
             minimum, maximum = np.array(words, np.int64).view(np.float64).tolist()
-            if minimum > maximum:  # nothing but NaN
+            if minimum > maximum:  # all values are NaN
                 minimum = maximum = float("nan")
             moment, word, integer, stepped, step, series = last
             last_step = step if stepped else looked_up.get((series, moment))

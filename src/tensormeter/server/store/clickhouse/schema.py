@@ -1,12 +1,15 @@
-"""The tables in ClickHouse, for one server or for a cluster of shards and replicas.
+"""The ClickHouse tables, for a single server or for a cluster of shards and replicas.
 
-On one server a table is called `NAME`. On a cluster each server has its part as `NAME_local`, on all replicas of its shard, and
-`NAME` reaches all parts. Series are spread over the shards, so a run may be larger than a shard; all rows of a series are on one shard.
+On a single server, a table is named `NAME`. On a cluster, each server stores its part as `NAME_local`, on all replicas
+of its
+shard, and `NAME` reads all parts. Series are distributed over the shards, so a run may be larger than a shard. All rows
+of
+a series are on the same shard.
 
-- `points` takes 8 to 10 bytes a point on disk. `value` is computed on reading.
-- `precedence` is the inverted number of the arrival: of equal rows, the one that arrived first stays.
-- `series` and `process` are aggregates that a repeated row cannot change: descriptions, minima, maxima and latest values. Every commit
-  writes its own rows, and merging makes one row of many. Counts and sums come from `points`.
+- `points` takes 8 to 10 bytes per point on disk. `value` is computed on reading.
+- `precedence` is the inverted arrival number: of equal rows, ClickHouse keeps the one that arrived first.
+- `series` and `process` are aggregates, such as minima, maxima and latest values, that repeated rows cannot change.
+  Every commit writes new rows, and ClickHouse merges them into one. Counts and sums are computed from `points`.
 """
 
 from collections.abc import Iterator
@@ -23,7 +26,7 @@ __all__ = ["TABLES", "prepare", "statements"]
 SCHEMA_VERSION: Final = 3
 
 _OLD_READ_ALL: Final = "anew"
-"""Name of the column `arrival.read_all` before version 3."""
+"""Name of the column `arrival.read_all` before schema version 3."""
 
 _REPLACING: Final = "ReplacingMergeTree(precedence)"
 _ADDING: Final = "AggregatingMergeTree"
@@ -31,11 +34,11 @@ _ADDING: Final = "AggregatingMergeTree"
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A ClickHouse table.
 
     Attributes:
-        shard: Expression that spreads its rows over the shards.
-        expires: Whether retention removes its rows.
+        shard: Expression that distributes the rows over the shards.
+        expires: Whether retention removes rows.
     """
 
     name: str
@@ -243,12 +246,14 @@ TABLES: Final = (
 
 
 def statements(database: str, cluster: str = "", retention_days: float | None = None) -> list[str]:
-    """Return the statements that make the tables; each may be repeated.
+    """Return the statements that create the tables. Each statement can safely be repeated.
 
     Args:
         database: Name of the database.
-        cluster: Name in `system.clusters`; "" for one server. The macros {shard} and {replica} name the replicas.
-        retention_days: Days after their arrival at which points, distributions, gaps, events, media and batch ids are removed.
+        cluster: Name in `system.clusters`; "" for a single server. The macros {shard} and {replica} identify each
+        replica.
+        retention_days: Days after which points, distributions, gaps, events, media and batch IDs are removed, from
+        their arrival; None to keep them.
     """
     on = f" ON CLUSTER '{cluster}'" if cluster else ""
     texts = [f"CREATE DATABASE IF NOT EXISTS {database}{on}"]
@@ -263,11 +268,11 @@ def statements(database: str, cluster: str = "", retention_days: float | None = 
 
 
 def prepare(address: Address, retention_days: float | None) -> Connection:
-    """Connect, make missing tables, and upgrade those of older versions.
+    """Connect, create missing tables, and upgrade tables of older versions.
 
     Raises:
-        StoreError: A newer version has made the tables.
-        StoreUnavailableError: ClickHouse cannot be reached, or refuses.
+        StoreError: The tables were created by a newer version.
+        StoreUnavailableError: ClickHouse is unreachable or rejected a statement.
     """
     connection = Connection(address)
     try:
@@ -301,7 +306,7 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
 
 
 def _complete() -> Iterator[str]:
-    """Yield the statements that write the rows of `series` for points of commits that version 2 would have recounted later."""
+    """Yield statements that write `series` rows for points of commits that version 2 would have recounted later."""
     unfinished = "FROM intent WHERE run != 0 AND number GLOBAL NOT IN (SELECT over FROM intent)"
     series = f"run GLOBAL IN (SELECT run {unfinished}) AND series GLOBAL IN (SELECT arrayJoin(series) {unfinished})"
     merged = ("process", "kind", "scope", "attributes", "unit", "description")
@@ -325,7 +330,7 @@ def _complete() -> Iterator[str]:
 
 
 def _upgrade(cluster: str) -> Iterator[str]:
-    """Yield the statements that upgrade the tables of versions 1 and 2; each may be repeated."""
+    """Yield statements that upgrade the tables of versions 1 and 2. Each statement can safely be repeated."""
     on = f" ON CLUSTER '{cluster}'" if cluster else ""
     local = "_local" if cluster else ""
     for suffix in dict.fromkeys((local, "")):

@@ -1,4 +1,4 @@
-"""The points of one commit, series by series, without stored points; and the rows that describe the series."""
+"""The points of one commit by series, without stored points, and the rows that describe the series."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -56,22 +56,22 @@ POINT_COLUMNS: Final = tuple(_POINT.names or ())
 GAP_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "precedence": "Q", "received": "I"}
 BLOB_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "data": "b", "precedence": "Q", "received": "I"}
 _ROWS: Final = 200_000
-"""Points in one insert: 10 MB, which encoding and sending copy."""
+"""Maximum number of points in one insert: 10 MB, which encoding and sending copy."""
 
 _KNOWN: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
 
 _NO_NUMBERS: Final = (np.inf, -np.inf)
-"""Minimum and maximum of a series of nothing but NaN, or of distributions."""
+"""Minimum and maximum of a series that contains only NaN or distributions."""
 
 
 @dataclass(eq=False, slots=True)
 class SeriesBatch:
-    """Points of one series.
+    """The points of one series.
 
     Attributes:
-        arrival: The first arrival with points of the series.
-        requests: Requests with points of the series, and the number of these points.
-        points: Joined points, each time once; after the look-up, those that are not stored.
+        arrival: First arrival that contains points of the series.
+        requests: Requests that contain points of the series, with the number of these points.
+        points: Joined points with distinct times, from which `leave_out_known` removes stored points.
     """
 
     run: int
@@ -92,7 +92,7 @@ class SeriesBatch:
 
 
 def known_series(connection: Connection, keys: Collection[tuple[int, int]]) -> dict[int, int]:
-    """Return the time of the newest point of each series that exists, of these pairs of run and series."""
+    """Return the time of the newest point of each existing series, given pairs (run, series)."""
     if not keys:
         return {}
     rows = connection.rows(
@@ -103,15 +103,15 @@ def known_series(connection: Connection, keys: Collection[tuple[int, int]]) -> d
 
 
 def encode_gaps(gaps: Mapping[tuple[int, int], NDArray[np.int64]], number: int, received: int) -> bytes:
-    """Return the rows of the table `gap`: times by (run, series); `received` in seconds."""
+    """Return rows for the table `gap` from times by (run, series). `received` is in Unix seconds."""
     rows = ((run, key, time, invert(number), received) for (run, key), times in gaps.items() for time in times.tolist())
     return encode_rows(GAP_COLUMNS, rows)
 
 
 def leave_out_known(connection: Connection, all_series: Iterable[SeriesBatch], newest_known: Mapping[int, int]) -> int:
-    """Take out stored points, and return their number.
+    """Remove points that are already stored, and return their number.
 
-    Looks up only series with points that are not later than the newest known one.
+    Only series with points no later than the newest known point are looked up.
     """
     late: dict[tuple[int, str], list[SeriesBatch]] = defaultdict(list)
     for series in all_series:
@@ -134,7 +134,7 @@ def leave_out_known(connection: Connection, all_series: Iterable[SeriesBatch], n
 
 
 def encode_points(all_series: Iterable[SeriesBatch], number: int, received: int) -> Iterator[bytes]:
-    """Yield the rows of the table `points`, split into inserts of a bounded size; `received` in seconds."""
+    """Yield rows for the table `points`, split into inserts of limited size. `received` is in Unix seconds."""
     rows = np.empty(_ROWS, _POINT)
     filled = 0
     for series in all_series:
@@ -157,7 +157,7 @@ def encode_points(all_series: Iterable[SeriesBatch], number: int, received: int)
 
 
 def encode_blobs(all_series: Iterable[SeriesBatch], number: int, received: int) -> bytes:
-    """Return the rows of the table `distributions`; `received` in seconds."""
+    """Return rows for the table `distributions`. `received` is in Unix seconds."""
     rows = (
         (series.run, series.key, time, blob, invert(number), received)
         for series in all_series
@@ -168,7 +168,7 @@ def encode_blobs(all_series: Iterable[SeriesBatch], number: int, received: int) 
 
 
 def series_rows(all_series: Collection[SeriesBatch]) -> list[list[Any]]:
-    """Return the rows of the table `series` for these points. A repeated row changes nothing."""
+    """Return rows for the table `series` that describe these points. Repeated rows have no effect."""
     steps: dict[tuple[int, str], list[Points]] = defaultdict(list)
     for series in all_series:
         if series.arrival.metric == STEP_METRIC and series.arrival.kind == "gauge":

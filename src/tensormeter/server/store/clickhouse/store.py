@@ -1,4 +1,4 @@
-"""The store in ClickHouse: implements `Store` with the modules for writing, reading and the log of arrivals."""
+"""The ClickHouse store, which implements `Store` with the modules for writing, reading and the arrival log."""
 
 import json
 import logging
@@ -60,12 +60,13 @@ _log = logging.getLogger(__name__)
 class ClickHouseStore:
     """A `Store` in a ClickHouse database. See the interface for threads and errors.
 
-    Any number of servers may use one database at once. Their clocks must agree to within some minutes. If two servers store different
-    values of one point, the earlier one by their clocks wins.
+    Any number of servers can use one database at the same time. Their clocks must agree to within a few minutes. If two
+    servers
+    store different values for the same point, the value with the earlier arrival time wins.
     """
 
     syncer: Final = None
-    """ClickHouse's settings decide what survives a power failure; see docs/server.md."""
+    """ClickHouse's settings decide which commits survive a power failure; see docs/server.md."""
 
     def __init__(
         self,
@@ -75,16 +76,17 @@ class ClickHouseStore:
         stall_after: float = STALL_AFTER,
         retention_days: float | None = None,
     ) -> None:
-        """Connect, and make missing tables.
+        """Connect, and create missing tables.
 
         Args:
             address: Address of the database.
-            commit_interval: Minimum seconds between two commits; requests that arrive in between share the next one.
+            commit_interval: Minimum seconds between two commits. Requests that arrive in between share the next commit.
             stall_after: Seconds without an arrival after which a run that has not ended counts as stalled.
-            retention_days: Age in days at which points are removed; applies to tables that this call makes, and to no others.
+            retention_days: Age in days at which points are removed; None to keep them. Applies only to tables that this
+            call creates.
 
         Raises:
-            StoreError: ClickHouse cannot be reached, refuses, or has tables of a newer version.
+            StoreError: ClickHouse is unreachable, rejected a statement, or has tables of a newer version.
         """
         try:
             self._connection = prepare(address, retention_days)
@@ -121,7 +123,7 @@ class ClickHouseStore:
         self._check_open()
         arrivals, rejections = arrivals_of(batches, check)
         gaps = gaps_of(batches, check)
-        del batches  # frees them if the caller has no reference
+        del batches  # frees them if the caller holds no reference
         content = digest("metrics", payload)
         request = Request(
             content, batch_id, time.time_ns(), "data point", arrivals=arrivals, gaps=gaps, rejections=rejections
@@ -161,7 +163,7 @@ class ClickHouseStore:
     def run(self, ref: RunRef) -> RunSummary:
         """See `Store`."""
         summaries = self._runs.load([self._find(ref)], None)
-        if not summaries:  # deleted in between
+        if not summaries:  # deleted in the meantime
             raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their ids")
         return summaries[0]
 
@@ -218,7 +220,7 @@ class ClickHouseStore:
                 try:
                     self._connection.execute(f"ALTER TABLE {name} DELETE WHERE run = {run} SETTINGS mutations_sync = 0")
                 except StoreUnavailableError as error:
-                    # The run is not visible any more, but its rows still take up space.
+                    # The run is no longer visible, but its rows still take up space.
                     _log.warning("tensormeter: rows of a deleted run stay in %s: %s", table.name, error)
 
     def metrics(self, ref: RunRef) -> list[MetricSummary]:
@@ -228,7 +230,7 @@ class ClickHouseStore:
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
         run = self._find(ref)
-        cursor = self._log.cursor()  # before the read: points that arrive meanwhile are then read twice, not missed
+        cursor = self._log.cursor()  # before reading: points that arrive meanwhile are read twice rather than missed
         arrived = None if selection.after is None else self._log.since(selection.after, run)
         started, attempts = self._runs.started(run), self._runs.attempts(run)
         rows = self._points.series(run, selection)
@@ -316,15 +318,15 @@ class ClickHouseStore:
         return int(json.loads(rows[0][0])) if rows else 0
 
     def problem(self) -> str | None:
-        """See `Store`. Damage that a read has found is reported until the store is opened again."""
+        """See `Store`. Damage found by a read is reported until the store is reopened."""
         return self._connection.damage or self._problem
 
     def stalled(self) -> str | None:
-        """See `Store`. Requests to ClickHouse have a time limit."""
+        """See `Store`. Always None, because requests to ClickHouse have a time limit."""
         return None
 
     def flush(self) -> None:
-        """See `Store`. ClickHouse merges by itself."""
+        """See `Store`. Nothing needs to be flushed, because ClickHouse merges on its own."""
         self._check_open()
 
     def close(self) -> None:
@@ -337,7 +339,7 @@ class ClickHouseStore:
         self._connection.close()
 
     def _look(self) -> None:
-        """Check that ClickHouse answers, and keep this server in the log of arrivals."""
+        """Check that ClickHouse responds, and keep this server in the arrival log."""
         try:
             self._connection.rows("SELECT 1")
             with self._group_commit.alone() as number:

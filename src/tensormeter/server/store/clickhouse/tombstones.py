@@ -1,4 +1,4 @@
-"""Tombstones of deleted runs: the present key of a run, and whether new data for it is refused."""
+"""Tombstones of deleted runs, which determine a run's current key and whether its new data is refused."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -10,11 +10,11 @@ from tensormeter.server.store.rules.resource_identity import Source
 __all__ = ["Tombstones"]
 
 _IDS: Final = 200
-"""Run ids in one statement. Parameters are part of the address, in which ClickHouse accepts 128 KiB for one field."""
+"""Maximum number of run IDs in a statement. Parameters are in the URL, where ClickHouse accepts 128 KiB per field."""
 
 
 class Tombstones:
-    """The present tombstones of the runs of some sources."""
+    """Current tombstones for the runs of the given sources."""
 
     def __init__(self, connection: Connection, sources: Iterable[Source]) -> None:
         self._times: dict[tuple[str, str], int] = {}
@@ -39,7 +39,10 @@ class Tombstones:
         return run if not deleted or run in self._alive else None
 
     def run(self, source: Source, time: int, *, starts: bool = False) -> int | None:
-        """Return the key of a source's run, or None if the run is deleted. A later start revives it, or a sender that sends no starts."""
+        """Return the key of a source's run, or None if the run is deleted.
+
+        A start event after the deletion revives the run. Any later data revives it if the sender sends no start events.
+        """
         deleted = self._times.get((source.project, source.run_id), 0)
         run = run_key(source.project, source.run_id, deleted)
         if deleted and run not in self._alive:
