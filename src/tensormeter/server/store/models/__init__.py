@@ -1,1 +1,1 @@
-"""Plain values that cross the interface of a store."""
+"""Plain values that a store takes and returns."""

@@ -1,4 +1,4 @@
-"""Durability of commits: when a request is answered, and how far commits survive a power failure."""
+"""Durability of commits: when the server responds to a request, and which commits survive a power failure."""
 
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, get_args
@@ -6,7 +6,7 @@ from typing import Final, Literal, Protocol, get_args
 __all__ = ["DURABILITIES", "Progress", "ServerDurability", "Syncer"]
 
 ServerDurability = Literal["group", "always"]
-"""When a request is answered: at once, and synced with others soon after (`group`), or after the sync (`always`)."""
+"""When the server responds: before a sync shared by several commits (`group`), or after the sync (`always`)."""
 
 
 DURABILITIES: Final[tuple[ServerDurability, ...]] = get_args(ServerDurability)
@@ -14,12 +14,12 @@ DURABILITIES: Final[tuple[ServerDurability, ...]] = get_args(ServerDurability)
 
 @dataclass(frozen=True)
 class Progress:
-    """Number of commits, and how many of them are durable.
+    """Number of commits, and the number of durable commits.
 
     Attributes:
-        epoch: Random name of this opening of the store.
+        epoch: Random ID that changes each time the store is opened.
         committed: Number of the last commit.
-        durable: Number of the last commit that survives a power failure, as do all before it.
+        durable: Number of the last durable commit. It and all earlier commits survive a power failure.
     """
 
     epoch: str
@@ -28,12 +28,12 @@ class Progress:
 
 
 class Syncer(Protocol):
-    """Makes commits durable and reports its progress. Methods may be called on any thread."""
+    """Makes commits durable and reports its progress. Thread-safe."""
 
     def progress(self) -> Progress | None:
-        """Return how far commits are durable; None if the disk cannot promise anything. Never blocks."""
+        """Return the progress; None if the disk cannot guarantee durability. Never blocks."""
         ...
 
     def sync(self, timeout: float) -> Progress | None:
-        """Sync all present commits, for at most `timeout` seconds, and return the progress."""
+        """Sync all current commits, waiting up to `timeout` seconds, and return the progress."""
         ...

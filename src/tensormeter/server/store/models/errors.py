@@ -18,14 +18,14 @@ __all__ = [
 ]
 
 MAX_ANSWER_TEXT: Final = 32 << 20
-"""Maximum number of characters of JSON that one read of events decodes. Decoded, they take several times that memory."""
+"""Maximum number of JSON characters decoded per read of events. Decoded values take several times that memory."""
 
 
 class DamagedError(StoreError):
-    """Stored data has changed since it was written. Only the damaged data is not returned.
+    """Stored data has changed since it was written. Undamaged data can still be read.
 
     Attributes:
-        series: Row of the series that the damaged data belongs to, if any.
+        series: Row of the series with the damaged data, if any.
         named: Whether the message names the run.
     """
 
@@ -40,11 +40,11 @@ class NotFoundError(StoreError):
 
 
 class AmbiguousRunError(StoreError):
-    """Several projects have a run with this id, and the request names no project."""
+    """Several projects have a run with this ID, and the request does not specify the project."""
 
 
 class BatchConflictError(StoreError):
-    """A batch id was used again with another payload."""
+    """A batch ID was reused with a different payload."""
 
     def __init__(self, batch_id: str) -> None:
         super().__init__(f"batch {batch_id!r} was stored with another payload; send this one under a new id")
@@ -55,16 +55,16 @@ class TooManyPointsError(StoreError):
 
 
 class TooManySeriesError(TooManyPointsError):
-    """An answer would have too many series: a higher limit of points does not help."""
+    """A response would contain too many series. Raising the limit on points does not help."""
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot do this now, but may later: the disk is full, too many points wait to be written, or it is closing."""
+    """The store cannot do this now but may later: the disk is full, too many points await writing, or it is closing."""
 
 
 class StoreFullError(StoreUnavailableError):
-    """The disk has no room for this."""
+    """The disk does not have enough free space."""
 
 
 class SuspectedDamageError(StoreUnavailableError):
-    """SQLite reports damage. It also does so after an I/O error, so the store checks the file before it reports damage."""
+    """SQLite reported damage. I/O errors can also cause this, so the store checks the file before it reports damage."""

@@ -1,4 +1,4 @@
-"""Kinds of series, as the store names them: OTLP's kind, its temporality, and whether sums are monotonic."""
+"""Kinds of series in the store: the OTLP kind, with temporality and, for sums, monotonicity."""
 
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -12,12 +12,12 @@ KindName = Literal["gauge", "sum", "histogram", "exponential_histogram", "summar
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of series.
+    """The kind of a series.
 
     Attributes:
-        name: Kind as in OTLP.
+        name: OTLP kind.
         temporality: "delta", "cumulative" or "unspecified"; None for kinds without one.
-        monotonic: Whether a sum never falls; None for kinds other than sums.
+        monotonic: Whether a sum never decreases; None for kinds other than sums.
     """
 
     name: KindName
@@ -26,12 +26,15 @@ class Kind:
 
     @property
     def numeric(self) -> bool:
-        """Whether points are numbers, not distributions."""
+        """Whether points are numbers rather than distributions."""
         return self.name in ("gauge", "sum")
 
 
 def kind_of(series: Series) -> str:
-    """Return the kind of a series as text, which is part of its identity: `gauge`, `sum cumulative monotonic`, `histogram delta`."""
+    """Return the kind of a series as text, for example `gauge`, `sum cumulative monotonic` or `histogram delta`.
+
+    The text is part of the identity of the series.
+    """
     match series:
         case Gauge():
             return "gauge"
@@ -48,7 +51,7 @@ def kind_of(series: Series) -> str:
 
 
 def parse_kind(text: str) -> Kind:
-    """Parse a text of `kind_of`."""
+    """Parse a text from `kind_of`."""
     name, *rest = text.split()
     temporality = rest[0] if rest else None
     return Kind(cast("KindName", name), temporality, len(rest) > 1 if name == "sum" else None)

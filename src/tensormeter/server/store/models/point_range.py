@@ -1,4 +1,4 @@
-"""The points of a run that a reader asks for: within ranges, and not shadowed by a later attempt."""
+"""The range of points that a reader requests, without points shadowed by a later attempt."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ __all__ = ["PointRange", "kept"]
 
 @dataclass(frozen=True)
 class PointRange:
-    """Ranges of time and of steps, and the beginnings of later attempts.
+    """Ranges of time and steps, and the starts of later attempts.
 
     Attributes:
-        start: Earliest time, in nanoseconds since the Unix epoch; None for no bound.
-        stop: End of the range of times, exclusive; None for no bound.
-        by_step: True for points with a step only.
-        first_step: Lowest step; requires `by_step`.
-        last_step: End of the range of steps, exclusive; requires `by_step`.
-        begins: (step, time) at which each later attempt begins, by shadowed process.
+        start: Start of the time range, inclusive, in nanoseconds since the Unix epoch; None for no bound.
+        stop: End of the time range, exclusive, in nanoseconds since the Unix epoch; None for no bound.
+        by_step: Whether to select only points with a step.
+        first_step: Start of the step range, inclusive; None for no bound. Requires `by_step`.
+        last_step: End of the step range, exclusive; None for no bound. Requires `by_step`.
+        begins: Starts of later attempts, as pairs (step, time), by shadowed process.
     """
 
     start: int | None = None
@@ -34,12 +34,12 @@ class PointRange:
         return self.by_step or process in self.begins
 
     def takes(self, process: str, times: tuple[int, int], steps: tuple[int, int] | None) -> bool | None:
-        """Return whether points between two times are selected: all (True), none (False), or some (None).
+        """Return whether the points between two times are selected: all (True), none (False), or possibly some (None).
 
         Args:
             process: Process of the points.
             times: Earliest and latest time.
-            steps: Lowest and highest step if every point has one; None if the steps are unknown.
+            steps: Lowest and highest step if every point has a step; None if the steps are unknown.
         """
         (first, last), is_inside = times, True
         if (self.start is not None and last < self.start) or (self.stop is not None and first >= self.stop):
@@ -66,13 +66,13 @@ class PointRange:
     def mask(
         self, process: str, times: NDArray[np.int64], steps: NDArray[np.int64], stepped: NDArray[np.bool_]
     ) -> NDArray[np.bool_]:
-        """Return a mask of the selected points of a process.
+        """Return a mask of a process's selected points.
 
         Args:
             process: Process of the points.
-            times: Times of the points. All arrays have the shape (n,).
-            steps: Steps logged at these times, valid where `stepped` is True.
-            stepped: Whether a step was logged at each time.
+            times: Times of the points, shape (n,).
+            steps: Steps logged at these times, shape (n,), valid where `stepped` is True.
+            stepped: Whether a step was logged at each time, shape (n,).
         """
         mask = kept(times, steps, stepped, self.begins.get(process, ()))
         if self.start is not None:
@@ -94,10 +94,11 @@ def kept(
     stepped: NDArray[np.bool_],
     begins: Iterable[tuple[int, int]],
 ) -> NDArray[np.bool_]:
-    """Return a mask of the points of a process that no later attempt shadows; arguments as for `PointRange.mask`.
+    """Return a mask of a process's points that no later attempt shadows.
 
     Args:
-        begins: (step, time) at which each later attempt begins.
+        times, steps, stepped: Arguments of `PointRange.mask`.
+        begins: Starts of later attempts, as pairs (step, time).
     """
     mask = np.ones(len(times), np.bool_)
     for step, began in begins:

@@ -1,4 +1,4 @@
-"""Points in columns, as the store keeps them: numbers that are floats or integers, or whole distributions."""
+"""Points in columns, as the store keeps them: floats, integers or whole distributions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -15,10 +15,10 @@ _Index = slice | NDArray[np.bool_] | NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class Column(ABC):
-    """The n points of one series. The arrays are never written to after construction, so threads may share them.
+    """The n points of one series. The arrays are never modified after construction, so threads can share them.
 
     Attributes:
-        times: int64, shape (n,): nanoseconds since the Unix epoch, greater than 0.
+        times: int64, shape (n,): times in nanoseconds since the Unix epoch, greater than 0.
     """
 
     times: NDArray[np.int64]
@@ -34,7 +34,7 @@ class Column(ABC):
 
     @classmethod
     def concat(cls, parts: Iterable[Self]) -> Self:
-        """Return all points of the parts, in their order."""
+        """Return the points of all parts, in order."""
         columns = list(parts)
         if len(columns) == 1:
             return columns[0]
@@ -49,7 +49,7 @@ class Column(ABC):
         return type(self)(*(array[index] for array in self.arrays()))
 
     def distinct(self) -> Self:
-        """Return the points in order of time, without those whose time equals that of an earlier one."""
+        """Return the points in order of time, and for equal times only the first point."""
         if len(self.times) < 2 or np.all(self.times[1:] > self.times[:-1]):
             return self
         ordered = self[np.argsort(self.times, kind="stable")]
@@ -58,11 +58,11 @@ class Column(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Points(Column):
-    """Numbers as their 64 bits, which keep the payload of a NaN, the sign of -0.0 and all digits of an int64.
+    """Numbers as 64-bit words, which preserve NaN payloads, the sign of -0.0 and all digits of an int64.
 
     Attributes:
         words: int64, shape (n,): the bits of a float64, or an int64.
-        integers: bool, shape (n,): True where the word is an int64.
+        integers: bool, shape (n,): whether each word is an int64.
     """
 
     words: NDArray[np.int64]
@@ -70,7 +70,7 @@ class Points(Column):
 
     @classmethod
     def of(cls, times: NDArray[np.int64], values: NDArray[np.float64] | NDArray[np.int64]) -> "Points":
-        """Create points with values of one type."""
+        """Create points from values of one type."""
         return cls(times, values.view(np.int64), np.full(len(times), values.dtype.kind == "i"))
 
     @classmethod
@@ -83,7 +83,7 @@ class Points(Column):
         return self.times, self.words, self.integers
 
     def floats(self) -> NDArray[np.float64]:
-        """Return the values as float64; integers of more than 53 bits are rounded."""
+        """Return the values as float64; integers with more than 53 bits are rounded."""
         if not self.integers.any():
             return self.words.view(np.float64)
         if self.integers.all():
@@ -91,7 +91,7 @@ class Points(Column):
         return np.where(self.integers, self.words.astype(np.float64), self.words.view(np.float64))
 
     def values(self) -> list[int | float]:
-        """Return the values as Python numbers, int or float."""
+        """Return the values as Python ints and floats."""
         numbers: list[int | float]
         if self.integers.all():
             numbers = self.words.tolist()
@@ -104,17 +104,17 @@ class Points(Column):
 
 @dataclass(frozen=True, eq=False)
 class Blobs(Column):
-    """Distributions, each as the bytes of its OTLP data point without attributes.
+    """Distributions, each stored as an encoded OTLP data point without attributes.
 
     Attributes:
-        blobs: bytes, shape (n,).
+        blobs: bytes, shape (n,): encoded data points.
     """
 
     blobs: NDArray[np.object_]
 
     @classmethod
     def of(cls, times: NDArray[np.int64], blobs: Sequence[bytes]) -> "Blobs":
-        """Create points from a list of bytes."""
+        """Create distributions from a sequence of bytes."""
         column = np.empty(len(blobs), np.object_)
         column[:] = blobs
         return cls(times, column)
@@ -130,10 +130,11 @@ class Blobs(Column):
 
 
 def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the steps logged at exactly these times: (step or 0, whether there is one), shapes (n,).
+    """Return the steps logged at exactly these times, or 0, and whether a step was logged; both of shape (n,).
 
     Args:
-        steps: Points of `tensormeter.step`, by distinct ascending time. Values that are not whole numbers are ignored.
+        steps: Points of `tensormeter.step`, in ascending order of distinct times. Values that are not whole numbers are
+        ignored.
         times: int64, shape (n,).
     """
     words, known = steps.words, steps.integers
@@ -145,7 +146,7 @@ def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64]
             known = known | whole
     if not len(words):
         return np.zeros(len(times), np.int64), np.zeros(len(times), np.bool_)
-    if np.array_equal(steps.times, times):  # the usual case, a metric that every row has; four times as fast
+    if np.array_equal(steps.times, times):  # the usual case, a metric in every row; four times faster
         return np.where(known, words, 0), known
     index = np.minimum(np.searchsorted(steps.times, times), len(words) - 1)
     stepped = (steps.times[index] == times) & known[index]
@@ -153,7 +154,7 @@ def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64]
 
 
 def beginning(steps: Points) -> tuple[int, int] | None:
-    """Return the lowest step among points of `tensormeter.step` and the earliest time of any step; None if there is no step."""
+    """Return the lowest step in points of `tensormeter.step`, and the time of the earliest step; None without steps."""
     logged, stepped = steps_at(steps, steps.times)
     if not stepped.any():
         return None
@@ -161,11 +162,11 @@ def beginning(steps: Points) -> tuple[int, int] | None:
 
 
 Newest = tuple[int, int, bool]
-"""A point in scalars: (time, word, whether the word is an integer)."""
+"""A point as scalars: (time, word, whether the word is an integer)."""
 
 
 def newest(points: Column) -> Newest:
-    """Return the point with the latest time; of several, the first. `points` must not be empty."""
+    """Return the point with the latest time, and of several such points the first. `points` must not be empty."""
     index = int(points.times.argmax())
     if isinstance(points, Points):
         return int(points.times[index]), int(points.words[index]), bool(points.integers[index])

@@ -1,4 +1,4 @@
-"""Rollups of points: from each block of neighbouring points, the few points that a chart may show."""
+"""Rollups of points: each block of neighboring points is reduced to the few points that a chart may show."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,29 +12,29 @@ from tensormeter.server.store.models.errors import DamagedError
 __all__ = ["BLOCK_POINTS", "FIRST", "HIGHEST", "LAST", "LOWEST", "MISSING", "PICKS", "Blocks"]
 
 BLOCK_POINTS: Final = 512
-"""Maximum number of points in a block that is made of points."""
+"""Maximum number of points in a block that is created from points."""
 
 FIRST, LAST, LOWEST, HIGHEST, MISSING = range(5)
 PICKS: Final = 5
-"""Number of points kept of a block: its first, last, lowest and highest, and its first NaN or else its first point again.
+"""Number of points kept of a block: the first, last, lowest and highest, and the first NaN, or else the first again.
 
-NaN is neither lowest nor highest, unless all points are NaN.
+NaN is never the lowest or highest, unless all points are NaN.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """The b blocks of points of one series, none empty, by ascending time; blocks do not overlap in time.
+    """The b blocks of one series, in ascending order of time. They are not empty and do not overlap in time.
 
     Attributes:
         counts: int64, shape (b,): number of points in each block.
-        times: int64, shape (b, 5): times of the kept points of each block, see `PICKS`.
-        values: float64, shape (b, 5): values of the kept points; integers of more than 53 bits are rounded.
+        times: int64, shape (b, 5): times of the points kept of each block, see `PICKS`.
+        values: float64, shape (b, 5): values of the kept points; integers with more than 53 bits are rounded.
         steps: int64, shape (b, 5): steps logged at these times; 0 if steps were not requested.
     """
 
     ROWS: ClassVar[int] = 1 + 3 * PICKS
-    """Number of words that `encode` makes of one block."""
+    """Number of words into which `encode` encodes one block."""
 
     counts: NDArray[np.int64]
     times: NDArray[np.int64]
@@ -52,9 +52,9 @@ class Blocks:
         """Divide points into blocks.
 
         Args:
-            times: Ascending times; all arrays have the shape (n,), n > 0.
-            values: Values, which may be NaN.
-            steps: Steps; zeros if not given.
+            times: Ascending times, shape (n,), n > 0.
+            values: Values, shape (n,); may be NaN.
+            steps: Steps, shape (n,); None for zeros.
             size: Number of points in a block; the last block may be smaller.
         """
         n = len(times)
@@ -62,7 +62,7 @@ class Blocks:
         starts = np.arange(b) * size
         stops = np.minimum(starts + size, n)
         padding = b * size - n
-        # Fill the last block with its last point, which is kept anyway.
+        # Pad the last block with its last point, which is kept anyway.
         grid = np.concatenate((values, np.full(padding, values[-1]))).reshape(b, size)
         missing = np.isnan(grid)
         low = high = grid
@@ -77,7 +77,7 @@ class Blocks:
 
     @classmethod
     def concat(cls, parts: Iterable["Blocks"]) -> "Blocks":
-        """Return all blocks of the parts, at least one, in their order."""
+        """Return the blocks of all parts, in order. There must be at least one part."""
         items = list(parts)
         if len(items) == 1:
             return items[0]
@@ -91,13 +91,13 @@ class Blocks:
         return Blocks(self.counts[index], self.times[index], self.values[index], self.steps[index])
 
     def picks(self, edges: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Select the points to keep of groups of blocks.
+        """Select the points to keep when groups of blocks are joined.
 
         Args:
-            edges: First block of each group: ascending, distinct, starting with 0; shape (g,).
+            edges: Index of the first block in each group: ascending, distinct, starting with 0; shape (g,).
 
         Returns:
-            Rows and columns in the arrays of these blocks, shapes (g, 5).
+            Rows and columns in the arrays of these blocks, each of shape (g, 5).
         """
         group = np.repeat(np.arange(len(edges)), np.diff(edges, append=len(self)))
         lowest, highest = self.values[:, LOWEST], self.values[:, HIGHEST]
@@ -108,23 +108,23 @@ class Blocks:
             np.append(edges[1:], len(self)) - 1,
             _first_of_each(lowest == np.minimum.reduceat(lowest, edges)[group], group, edges),
             _first_of_each(highest == np.maximum.reduceat(highest, edges)[group], group, edges),
-            _first_of_each(missing, group, edges),  # in a group without NaN, the first point of its first block
+            _first_of_each(missing, group, edges),  # the first point of the first block if the group has no NaN
         )
         return np.stack(rows, axis=1), np.broadcast_to(np.arange(PICKS), (len(edges), PICKS))
 
     def joined(self, edges: NDArray[np.intp]) -> "Blocks":
-        """Join each group of blocks to one block; `edges` as for `picks`."""
+        """Join each group of blocks into one block; `edges` is the same as for `picks`."""
         index = self.picks(edges)
         counts = np.add.reduceat(self.counts, edges)
         return Blocks(counts, self.times[index], self.values[index], self.steps[index])
 
     def encode(self) -> NDArray[np.int64]:
-        """Return all arrays as one, int64, shape (ROWS, b)."""
+        """Return all arrays in one int64 array of shape (ROWS, b)."""
         return np.concatenate((self.counts[None], self.times.T, self.values.view(np.int64).T, self.steps.T))
 
     @classmethod
     def decode(cls, words: NDArray[np.int64]) -> "Blocks":
-        """Decode one or several results of `encode`, shape (..., ROWS, b), to blocks in one sequence.
+        """Decode one or more results of `encode`, shape (..., ROWS, b), into one sequence of blocks.
 
         Raises:
             DamagedError: A block is empty.
@@ -138,7 +138,7 @@ class Blocks:
 
 
 def _first_of_each(wanted: NDArray[np.bool_], group: NDArray[np.intp], edges: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the first wanted index of each group, or else the group's first index."""
+    """Return the first wanted index of each group, or the group's first index if none is wanted."""
     first_indices = edges.copy()
     index = np.flatnonzero(wanted)
     groups, first = np.unique(group[index], return_index=True)

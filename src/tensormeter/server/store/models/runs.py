@@ -1,4 +1,4 @@
-"""Runs, processes and events as they cross the interface of a store."""
+"""Runs, processes and events that a store takes and returns."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,9 +30,10 @@ class Receipt:
     """The result of storing a batch.
 
     Attributes:
-        rejected: Number of points or events that the store refused permanently; all others are stored.
-        message: Reasons, for people; "" if nothing was refused.
-        duplicate: Whether the batch had been stored before. Nothing is stored again; the other fields are those of the first time.
+        rejected: Number of points or events that the store permanently refused; all others are stored.
+        message: Human-readable reasons; "" if nothing was refused.
+        duplicate: Whether the batch was already stored. Nothing is stored again, and the other fields repeat the first
+            receipt.
     """
 
     rejected: int = 0
@@ -46,8 +47,8 @@ class ProjectSummary:
 
     Attributes:
         project: Name of the project.
-        runs: Number of its runs.
-        updated: Time of the last arrival of points or events, in nanoseconds since the Unix epoch.
+        runs: Number of runs in the project.
+        updated: Time when points or events last arrived, in nanoseconds since the Unix epoch.
     """
 
     project: str
@@ -57,7 +58,7 @@ class ProjectSummary:
 
 @dataclass(frozen=True)
 class RunRef:
-    """A reference to a run; `project` may be None if only one project has a run with this id."""
+    """A reference to a run. `project` may be None if only one project has a run with this ID."""
 
     run_id: str
     project: str | None = None
@@ -68,8 +69,8 @@ class ProcessSummary:
     """A process of a run.
 
     Attributes:
-        state: State; None before the process has sent its first start or end.
-        started: Time of its latest start, in nanoseconds since the Unix epoch; None if it sent none.
+        state: State of the process; None until its first start or end arrives.
+        started: Time of the latest start, in nanoseconds since the Unix epoch; None without a start.
     """
 
     process: str
@@ -81,12 +82,12 @@ class ProcessSummary:
 
 @dataclass(frozen=True)
 class ProcessAttempt:
-    """The attempt of a process, in a run with several attempts.
+    """The attempt of a process, for runs with several attempts.
 
     Attributes:
-        number: Number of the attempt, from 1.
+        number: Attempt number, starting at 1.
         first_step: Lowest step that the process logged; None for attempt 1 and for processes without steps.
-        began: Time of its earliest step, in nanoseconds since the Unix epoch; 0 without `first_step`.
+        began: Time of the process's earliest step, in nanoseconds since the Unix epoch; 0 without `first_step`.
         rank: Rank of the process, or None.
     """
 
@@ -98,14 +99,15 @@ class ProcessAttempt:
 
 @dataclass(frozen=True)
 class Summary:
-    """A summary of the numbers of one metric of a run, over its processes and attributes.
+    """A summary of a metric's numbers in one run, over all processes and attributes.
 
     Attributes:
-        last: Value with the latest time.
-        min: Lowest value. `min`, `max` and `mean` are NaN if all values are NaN, or if series of one run differ in unit or kind.
-        count: Number of points. A point that was resent without a batch id counts twice until the store has flushed it.
-        last_step: Step logged at the time of `last`, or None.
-        last_time: Time of `last`, in nanoseconds since the Unix epoch.
+        last: Value of the latest point.
+        min: Lowest value. `min`, `max` and `mean` are NaN if all values are NaN, or if the run's series differ in unit
+            or kind.
+        count: Number of points. A point resent without a batch ID counts twice until the store has been flushed.
+        last_step: Step logged at `last_time`, or None.
+        last_time: Time of the latest point, in nanoseconds since the Unix epoch.
     """
 
     last: int | float
@@ -119,20 +121,22 @@ class Summary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run. Times are nanoseconds since the Unix epoch.
+    """A run. All times are in nanoseconds since the Unix epoch.
 
     Attributes:
-        name: Name that a user gave, or else the name that was sent.
-        created: Time of its earliest point or event.
-        started: Time of its earliest start, or else `created`.
-        ended: Time of its latest end; None while it is running.
-        updated: Time of the last arrival of points or events, by the server's clock.
-        newest: Time of its latest point, or the time of its arrival if that is earlier (a sender's clock is fast); 0 without points.
-        config: Configuration from the latest `tensormeter.run.start` or `tensormeter.run.config` with one, as JSON values.
-        points: Number of stored points of all its series, including `tensormeter.step`; for resent points see `Summary`.
-        processes: Number of its processes.
-        lost: Number of items that its processes reported as dropped, for any reason.
-        summary: Summaries by metric; only those that were requested.
+        name: Name given by a user, or else the name that the sender gave.
+        created: Time of the earliest point or event.
+        started: Time of the earliest start, or else `created`.
+        ended: Time of the latest end; None while the run is active.
+        updated: Time when points or events last arrived, on the server's clock.
+        newest: Time of the latest point, limited to its arrival time in case the sender's clock is fast; 0 without
+            points.
+        config: Config from the latest `tensormeter.run.start` or `tensormeter.run.config` event that has one, as JSON
+            values.
+        points: Number of stored points in all series, including `tensormeter.step`. For resent points, see `Summary`.
+        processes: Number of processes.
+        lost: Number of items that the processes reported as dropped, for any reason.
+        summary: Requested summaries, by metric.
     """
 
     project: str
@@ -158,7 +162,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class RunChanges:
-    """A user's changes to a run; None leaves a field as it is."""
+    """A user's changes to a run. None leaves a field unchanged."""
 
     name: str | None = None
     tags: Sequence[str] | None = None
@@ -169,11 +173,11 @@ class RunChanges:
 
 @dataclass(frozen=True, eq=False)
 class RunTable:
-    """Some fields of many runs, in columns of equal length, for filtering and sorting.
+    """Selected fields of many runs, in columns of equal length, for filtering and sorting.
 
     Attributes:
-        runs: The store's numbers of the runs, for `Store.runs`.
-        columns: Values by field; None for runs without a value.
+        runs: Run numbers in the store, for `Store.runs`.
+        columns: Values by field name; None for runs without a value.
     """
 
     runs: Sequence[int]
@@ -182,12 +186,12 @@ class RunTable:
 
 @dataclass(frozen=True)
 class StoredEvent:
-    """An event. Images in the body are replaced by their digests, see `Store.media`.
+    """An event. Images in the body are replaced with their digests, see `Store.media`.
 
     Attributes:
-        record: Other fields of the log record, if it has them: `severity_number`, `severity_text`, `trace_id`, `span_id`
-            (hexadecimal), `flags`, `observed_time`, and `scope` (`name`, `version`, `attributes`).
-        size: Number of characters of the body as JSON.
+        record: Other fields of the log record, if present: `severity_number`, `severity_text`, `trace_id`, `span_id`
+            (both hexadecimal), `flags`, `observed_time`, and `scope` (`name`, `version`, `attributes`).
+        size: Number of characters in the JSON body.
     """
 
     id: int
@@ -202,10 +206,10 @@ class StoredEvent:
 
 
 class EventPage(list[StoredEvent]):
-    """Events, the newest first.
+    """A page of events, newest first.
 
     Attributes:
-        more: Whether the limit, or the maximum size of an answer, may have cut off older events.
+        more: Whether older events may have been cut off by the limit or the maximum size of a response.
     """
 
     def __init__(self, events: Iterable[StoredEvent], *, more: bool) -> None:
@@ -215,7 +219,7 @@ class EventPage(list[StoredEvent]):
 
 @dataclass(frozen=True)
 class Change:
-    """The changes of a run: metrics with new points, its present state, and whether it has new events."""
+    """A run's changes: metrics with new points, the current state, and whether there are new events."""
 
     run: RunRef
     metrics: Sequence[str]
@@ -225,7 +229,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """The changes since a cursor, and the cursor for the next query."""
+    """Changes since a cursor, and the cursor for the next query."""
 
     cursor: str
     changes: Sequence[Change]

@@ -1,4 +1,4 @@
-"""Series of points as they cross the interface of a store, and selections of them."""
+"""Series of points that a store returns, and selections of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from tensormeter.server.store.models.runs import ProcessAttempt
 __all__ = ["MAX_READ_POINTS", "NO_GAPS", "MetricSummary", "Reading", "Selection", "Series", "SeriesRollup"]
 
 MAX_READ_POINTS: Final = 20_000_000
-"""Maximum number of points that one read looks at."""
+"""Maximum number of points in one read."""
 
 
 NO_GAPS: Final[NDArray[np.int64]] = np.empty(0, np.int64)
@@ -24,10 +24,10 @@ NO_GAPS: Final[NDArray[np.int64]] = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class MetricSummary:
-    """One series of a run.
+    """A series of a run, without its points.
 
     Attributes:
-        last: Latest value; None for distributions and without points.
+        last: Value of the latest point; None for distributions and for series without points.
         last_time: Time of the latest point, in nanoseconds since the Unix epoch; None without points.
         last_step: Step of the latest point, or None.
         scope: Instrumentation scope, see `Series`.
@@ -49,13 +49,13 @@ class MetricSummary:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Points of one series by ascending, distinct time.
+    """The points of one series, in ascending order of distinct times.
 
     Attributes:
-        scope: Name of the instrumentation scope, or, if the scope has attributes, JSON of a list of name and attributes. "" for
-            tensormeter's own series, and for senders that name no scope.
-        gaps: int64, ascending: times at which the sender reported that there is no value, if gaps were requested. The line is
-            interrupted there.
+        scope: Name of the instrumentation scope. If the scope has attributes, a JSON list of name and attributes. ""
+            for tensormeter's own series and for senders without a scope name.
+        gaps: int64, ascending: times at which the sender reported a missing value, if gaps were requested. Charts
+            interrupt the line there.
     """
 
     process: str
@@ -70,20 +70,21 @@ class Series:
 
 @dataclass(frozen=True)
 class Selection:
-    """A selection of points of a run.
+    """A selection of a run's points.
 
     Attributes:
-        metrics: Names of the metrics; names that the run does not have are ignored.
-        process: Id of a process; None for all.
-        numeric: True for numbers (`Points`), False for distributions (`Blobs`).
-        start: Earliest time, in nanoseconds since the Unix epoch.
-        stop: End of the range of times, exclusive.
-        after: Cursor: only points that arrived after it are read, if the store still remembers them, and no attempt was found to
-            begin earlier since; else all points are read.
-        limit: Maximum number of points and gaps to look at.
-        gaps: Whether to read gaps. New gaps after the cursor also make the read return all points.
-        check: Callable for each series; an exception of it ends the read.
-        damaged: List that a message is appended to for each damaged part, which is left out; None to raise an error instead.
+        metrics: Names of the metrics. Names that the run does not have are ignored.
+        process: Process ID; None for all processes.
+        numeric: Whether to read numbers (`Points`) rather than distributions (`Blobs`).
+        start: Start of the time range, inclusive, in nanoseconds since the Unix epoch.
+        stop: End of the time range, exclusive, in nanoseconds since the Unix epoch.
+        after: Cursor of an earlier read, to read only points that arrived later. All points are read if the store no
+            longer has the arrivals since the cursor, or if an attempt has since turned out to begin earlier.
+        limit: Maximum number of points and gaps to read.
+        gaps: Whether to read gaps. If there are new gaps since the cursor, all points are read.
+        check: Function called for each series; it raises an exception to stop the read.
+        damaged: List to which a message is added for each damaged part, which is then omitted; None to raise an error
+            instead.
     """
 
     metrics: Sequence[str]
@@ -100,14 +101,14 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """The result of a read of points.
+    """The result of reading points.
 
     Attributes:
-        series: Series by metric, process and attributes; none without points.
-        cursor: Opaque name of the state that was read, for a later read with `after`.
-        complete: False if these are only the points that arrived after a cursor.
+        series: Series with points, ordered by metric, process and attributes.
+        cursor: Opaque cursor for the state that was read; `after` of a later read.
+        complete: Whether all points were read, rather than only those that arrived after a cursor.
         started: Start of the run, in nanoseconds since the Unix epoch.
-        attempts: Attempts of the run's processes; empty if all are of attempt 1.
+        attempts: Attempts of the run's processes; empty if all processes belong to attempt 1.
     """
 
     series: Sequence[Series]
@@ -119,13 +120,14 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class SeriesRollup:
-    """A series of numbers for drawing: blocks of points, or points with their steps.
+    """A series of numbers for charts, as blocks or as points with steps.
 
     Attributes:
         scope: Instrumentation scope, see `Series`.
-        points: Points by ascending, distinct time; None if there are blocks.
-        steps: int64, shape (n,): steps logged at the times of the points; 0 if not requested. None if there are blocks.
-        blocks: Blocks by ascending time, and by ascending step if steps were requested. None if there are points.
+        points: Points in ascending order of distinct times; None if there are blocks.
+        steps: int64, shape (n,): steps logged at the times of the points; 0 if steps were not requested; None if there
+            are blocks.
+        blocks: Blocks in ascending order of time, and of steps if they were requested; None if there are points.
         gaps: Gaps, see `Series`.
     """
 

@@ -1,1 +1,1 @@
-"""Rules that all stores apply."""
+"""Rules that every store applies."""

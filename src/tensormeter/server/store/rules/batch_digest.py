@@ -1,4 +1,4 @@
-"""Digests of requests, to compare two batches with the same id."""
+"""Digests of requests, to compare two batches with the same ID."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ __all__ = ["digest"]
 
 
 def digest(signal: str, payload: bytes) -> bytes:
-    """Return the digest of a request's signal and payload, which does not depend on its compression in transit."""
+    """Return the digest of a request's signal and payload, regardless of compression in transit."""
     hashed = hashlib.sha256(signal.encode() + b"\0")
     hashed.update(payload)
     return hashed.digest()

@@ -29,21 +29,22 @@ __all__ = ["PreparedEvent", "key_and_step", "prepare_event", "record_of", "refus
 
 _LIMITS: Final = {
     TEXT_EVENT: ("text", TEXT_BYTES + ENVELOPE_BYTES),
-    # JSON writes a cell such as NaN in quotes. A table that passes the client's check must pass this one.
+    # JSON encodes a cell such as NaN as a quoted string. A table that passes the client's check must also pass this
+    # one.
     TABLE_EVENT: ("table", TABLE_BYTES + 2 * TABLE_CELLS + ENVELOPE_BYTES),
 }
-"""Noun for an event of a name, and its maximum size as JSON without images; other events have EVENT_BYTES."""
+"""Noun and maximum size as JSON without images, by event name. Other events have the limit EVENT_BYTES."""
 
 DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 _LONGEST_KEY: Final = 100
-"""Maximum number of characters of a key in a reason."""
+"""Maximum number of characters of a key in a reason for refusal."""
 
 _MOST_NAMED: Final = 3
 
 
 _IDENTITY: Final = ("severity_number", "severity_text", "trace_id", "span_id")
-"""Fields that distinguish records with the same time, name, body and attributes."""
+"""Fields that distinguish records with equal time, name, body and attributes."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class PreparedEvent:
         body: Canonical JSON, without images.
         attributes: Canonical JSON.
         record: Other fields of the log record, as canonical JSON; see `record_of`.
-        digest: SHA-256 that distinguishes the event from others with its name and time.
-        images: Images of the body.
+        digest: SHA-256 digest that distinguishes the event from others with the same name and time.
+        images: Images extracted from the body.
     """
 
     body: str
@@ -66,7 +67,7 @@ class PreparedEvent:
 
 
 def prepare_event(event: Event) -> PreparedEvent | str:
-    """Convert an event to its stored form, or return the reason for its refusal."""
+    """Convert an event to its stored form, or return the reason why it is refused."""
     try:
         content, images = take_media(event.body)
     except MediaError as error:
@@ -80,16 +81,16 @@ def prepare_event(event: Event) -> PreparedEvent | str:
         return too_large(size, limit, f"{noun} {(key or event.name)[:_LONGEST_KEY]!r}", "send it in parts")
     identity = f"{body}\0{attributes}"
     fields_of_identity = {name: fields[name] for name in _IDENTITY if name in fields}
-    if fields_of_identity:  # without them, the digest equals that of versions that stored body and attributes only
+    if fields_of_identity:  # without them, the digest equals that of older versions
         identity += f"\0{canonical_json(fields_of_identity)}"
     return PreparedEvent(body, attributes, record, hashlib.sha256(identity.encode()).digest(), images)
 
 
 def trim_config(event: Event) -> tuple[Event, str | None]:
-    """Shorten the configuration in an event of a run to its limit. The result is the same for equal events.
+    """Shorten the config in a run's event to its size limit. The result is the same for equal events.
 
     Returns:
-        The event, and the reason if values of its configuration were left out, or None.
+        The event, and the reason why values of its config were removed, or None.
     """
     details = event.body if isinstance(event.body, Mapping) else {}
     config = details.get("config")
@@ -105,7 +106,7 @@ def trim_config(event: Event) -> tuple[Event, str | None]:
 
 
 def record_of(event: Event) -> dict[str, Any]:
-    """Return the fields of a log record other than name, time, body and attributes; only those that it has."""
+    """Return the non-empty fields of a log record other than name, time, body and attributes."""
     scope = event.scope
     scope_fields = {"name": scope.name, "version": scope.version, "attributes": dict(scope.attributes)}
     fields = {
@@ -121,11 +122,11 @@ def record_of(event: Event) -> dict[str, Any]:
 
 
 def stored_event(row: Sequence[Any], max_body: int | None = None) -> StoredEvent:
-    """Create an event from its columns: id, time, name, step, process, attributes, body, record.
+    """Create an event from the columns id, time, name, step, process, attributes, body, record.
 
     Args:
-        row: Columns of the event.
-        max_body: Maximum size of the body, see `Store.events`.
+        row: Values of these columns.
+        max_body: Maximum number of characters in the body, see `Store.events`.
     """
     number, time, name, step, process, attributes, body, record = row
     size = len(body or "")
@@ -135,14 +136,14 @@ def stored_event(row: Sequence[Any], max_body: int | None = None) -> StoredEvent
 
 
 def key_and_step(event: Event) -> tuple[str | None, int | None]:
-    """Return key and step of an event, which queries filter by."""
+    """Return an event's key and step, by which queries filter."""
     attributes = event.attributes
     key, step = attributes.get(MEDIA_KEY), attributes.get(STEP_METRIC)
     return key if isinstance(key, str) else None, step if isinstance(step, int) else None
 
 
 def refusal(event: Event, moment: int) -> str | None:
-    """Return the reason why an event at this time cannot be stored; None if it can."""
+    """Return the reason why an event at the given time cannot be stored, or None."""
     if moment >= 1 << 63:
         return "time is above 2^63 - 1 ns"
     if len(event.name) > MAX_NAME:

@@ -1,4 +1,4 @@
-"""Gaps: times at which a sender reports that a series of numbers has no value, so that its line is interrupted there."""
+"""Gaps: times at which a sender reports that a series of numbers has no value. Charts interrupt the line there."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -13,15 +13,15 @@ from tensormeter.server.store.rules.ingest_series import Arrival, arrivals_of
 __all__ = ["MAX_GAPS", "gap_times", "gaps_of"]
 
 MAX_GAPS: Final = 10_000
-"""Maximum number of gaps of one series; the newest are kept."""
+"""Maximum number of gaps in a series. The newest ones are kept."""
 
 
 def gaps_of(batches: Sequence[Batch], check: Check = no_check) -> list[Arrival]:
-    """Return the gaps of batches that can be stored, as arrivals whose values do not count."""
+    """Return the gaps in batches that can be stored, as arrivals whose values are meaningless."""
     arrivals, _ = arrivals_of([Batch(batch.resource, batch.gaps) for batch in batches if batch.gaps], check)
     return arrivals
 
 
 def gap_times(arrival: Arrival) -> NDArray[np.int64]:
-    """Return the newest times of one result of `gaps_of`, ascending and distinct."""
+    """Return the newest times in a result of `gaps_of`, ascending and distinct."""
     return np.unique(arrival.points.times)[-MAX_GAPS:]

@@ -1,4 +1,4 @@
-"""Sorting the points of a decoded request into series that can be stored, and reasons for the others."""
+"""Sorting of a decoded request's points into series that can be stored, and reasons for refusing the others."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,22 +18,22 @@ from tensormeter.server.store.rules.resource_identity import MAX_NAME, Source, i
 __all__ = ["Arrival", "Rejections", "arrivals_of"]
 
 MAX_ATTRIBUTES_JSON: Final = 16_384
-"""Maximum number of characters in the attributes of one series, as JSON."""
+"""Maximum number of characters in a series' attributes as JSON."""
 
 MAX_DISTRIBUTION_BYTES: Final = 65_536
-"""Maximum number of bytes of one histogram or summary in protobuf, without attributes."""
+"""Maximum number of bytes in a histogram or summary as protobuf, without attributes."""
 
-_LAST_TIME: Final = (1 << 63) - 2  # the year 2262: the maximum of SQLite and NumPy, less one for the end of a range
+_LAST_TIME: Final = (1 << 63) - 2  # year 2262, SQLite's and NumPy's maximum, minus one for an exclusive end
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """Points of one series of one source.
+    """The points of one series from one source.
 
     Attributes:
         kind: Kind, see `kind_of`.
-        scope: Instrumentation scope as text; "" for tensormeter's own.
-        attributes: Canonical JSON.
+        scope: Instrumentation scope as text; "" for tensormeter's own scope.
+        attributes: Attributes as canonical JSON.
     """
 
     source: Source
@@ -50,21 +50,26 @@ class Rejections(Counter[str]):
     """Number of refused items, by reason."""
 
     def describe(self, noun: str) -> str:
-        """Return a text for people: "3 data points: time is missing; 1 data point: ..."; "" if nothing was refused."""
+        """Return a text such as "3 data points: time is missing; 1 data point: ..."; "" if nothing was refused."""
         return "; ".join(f"{count} {noun}{'' if count == 1 else 's'}: {reason}" for reason, count in self.items())
 
 
 def arrivals_of(batches: Sequence[Batch], check: Check = no_check) -> tuple[list[Arrival], Rejections]:
-    """Sort out the points that can be stored. The result depends only on the batches, so a replay gives the same result.
+    """Select the points that can be stored.
+
+    The result depends only on the batches, so replaying them gives the same result.
 
     Args:
         batches: Points of one request.
-        check: Callable for each resource and series; an exception of it ends the work.
+        check: Function called for each resource and series; it raises an exception to stop the work.
+
+    Returns:
+        Points that can be stored, by series, and the reasons for refusing others.
     """
     arrivals: list[Arrival] = []
     rejections = Rejections()
     scopes: dict[int, str] = {}
-    """Texts of scopes by identity: all series of a scope share one object, which may have many attributes."""
+    """Scope texts by object identity. All series of a scope share one scope object, which may have many attributes."""
     for batch in batches:
         check()
         source = identify(batch.resource)
@@ -96,7 +101,7 @@ def arrivals_of(batches: Sequence[Batch], check: Check = no_check) -> tuple[list
 
 
 def _bucket_fault(series: Histogram) -> str:
-    """Return the fault of a histogram's buckets, or ""."""
+    """Return the error in a histogram's buckets, or ""."""
     bounds, counts = len(series.bounds), series.buckets.shape[1]
     if counts != (bounds + 1 if counts else bounds):
         return (
@@ -132,7 +137,7 @@ def _timed(points: Column, rejections: Rejections) -> Column:
 
 
 def _scope(scope: Scope) -> str:
-    """Return the text that identifies a scope: name and attributes. The series continue in a new version of the scope."""
+    """Return the text that identifies a scope, without its version, so that a series continues in a new version."""
     if scope.attributes:
         return canonical_json([scope.name, dict(scope.attributes)])
     return "" if scope.name == SCOPE.name else scope.name

@@ -1,4 +1,4 @@
-"""Lifecycle events of runs: states, attempts, configuration, tags, losses."""
+"""Lifecycle events of runs: states, attempts, config, tags and losses."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ __all__ = [
 
 
 NUMBERED: Final = f'"{RUN_ATTEMPT}":'
-"""Part of a resource's JSON if its sender numbers attempts."""
+"""Text that a resource's JSON contains if the sender numbers attempts."""
 
 _PRECEDENCE: Final[tuple[State, ...]] = ("failed", "crashed", "preempted", "running", "finished")
 _END_STATES: Final = ("finished", "crashed", "preempted")
@@ -33,11 +33,11 @@ class ProcessLifecycle:
     """The lifecycle of a process.
 
     Attributes:
-        attempt: Number of its attempt.
-        started: Time of its latest start, in nanoseconds since the Unix epoch, or None.
-        ended: Time of its latest end, or None.
-        end_state: State with which it ended, or None.
-        numbered: Whether its sender numbers attempts.
+        attempt: Number of the process's attempt.
+        started: Time of the latest start, in nanoseconds since the Unix epoch, or None.
+        ended: Time of the latest end, in nanoseconds since the Unix epoch, or None.
+        end_state: State in which the process ended, or None.
+        numbered: Whether the sender numbers attempts.
     """
 
     attempt: int
@@ -53,20 +53,20 @@ class ProcessLifecycle:
 
     @property
     def final_end(self) -> int | None:
-        """Time of the end, if the process has not started again."""
+        """Time of the end if the process has not started again, or None."""
         return self.ended if self.ended is not None and self.ended >= (self.started or 0) else None
 
 
 @dataclass(frozen=True)
 class LifecycleUpdate:
-    """The changes that an event makes to its run and process; None for no change. All JSON is canonical.
+    """Changes that an event makes to its run and process. None leaves a field unchanged. All JSON is canonical.
 
     Attributes:
-        losses: JSON object: number of items that the process dropped, by reason.
-        starts: Whether the run starts.
-        end_state: State with which the process ended, if it did.
-        config: JSON object.
-        tags: JSON array.
+        losses: JSON object with the number of items that the process dropped, by reason.
+        starts: Whether the event starts the run.
+        end_state: State in which the process ended, if it ended.
+        config: Config as a JSON object.
+        tags: Tags as a JSON array.
     """
 
     losses: str | None = None
@@ -110,7 +110,7 @@ def lifecycle_update(event: Event) -> LifecycleUpdate:
 
 
 def run_lifecycle(processes: Sequence[ProcessLifecycle]) -> tuple[State, int, int | None]:
-    """Return state, attempt and end of a run, from its processes."""
+    """Return the state, latest attempt and end of a run, based on its processes."""
     attempt, members = _latest_attempt(processes)
     ends = [process.final_end for process in members if process.state is not None]
     ended = max((time for time in ends if time is not None), default=None) if None not in ends else None
@@ -118,14 +118,22 @@ def run_lifecycle(processes: Sequence[ProcessLifecycle]) -> tuple[State, int, in
 
 
 def present_state(state: State, updated: int, *, stalled: bool, now: int, stall_after: float) -> State:
-    """Return the state to show: a running run is stalled if it makes no steps or sends nothing. Times are nanoseconds."""
+    """Return the current state: a running run is stalled if it is marked as such, or if nothing arrived for too long.
+
+    Args:
+        state: State according to the run's processes.
+        updated: Time of the last arrival, in nanoseconds since the Unix epoch.
+        stalled: Whether the run is marked as stalled.
+        now: Current time, in nanoseconds since the Unix epoch.
+        stall_after: Seconds without an arrival after which a running run is stalled.
+    """
     if state == "running" and (stalled or now - updated > stall_after * 1e9):
         return "stalled"
     return state
 
 
 def process_state(started: int | None, ended: int | None, end_state: str | None) -> State | None:
-    """Return the state of a process from the times of its latest start and end; None if it has neither."""
+    """Return a process's state from the times of its latest start and end; None if it has neither."""
     if ended is not None and ended >= (started or 0):
         return cast("State", end_state)
     return None if started is None else "running"
@@ -134,8 +142,9 @@ def process_state(started: int | None, ended: int | None, end_state: str | None)
 def _latest_attempt(processes: Sequence[ProcessLifecycle]) -> tuple[int, Sequence[ProcessLifecycle]]:
     """Return the number of the latest attempt, and its processes.
 
-    If no sender numbers attempts, a new attempt begins with a start after the ends of all earlier processes. If senders number them,
-    a process may start after others have crashed.
+    If no sender numbers attempts, an attempt begins when a process starts after all earlier processes have ended. If
+    senders
+    number attempts, a process can still join an attempt after others have crashed.
     """
     attempt = max((process.attempt for process in processes), default=1)
     if any(process.numbered for process in processes):
@@ -154,7 +163,7 @@ def _latest_attempt(processes: Sequence[ProcessLifecycle]) -> tuple[int, Sequenc
 
 
 def _run_state(states: Iterable[State | None]) -> State:
-    """Return the state of a run from those of its processes; None is ignored."""
+    """Return a run's state from the states of its processes, ignoring None."""
     known = {state for state in states if state is not None}
     for state in _PRECEDENCE:
         if state in known:

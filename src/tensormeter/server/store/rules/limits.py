@@ -1,4 +1,4 @@
-"""Limits that all stores enforce: points of one read, series of a run."""
+"""Limits that every store enforces: points per read, and series per run."""
 
 from collections.abc import Collection
 from typing import Final
@@ -12,7 +12,7 @@ def check_limit(total: int, limit: int, metrics: Collection[str]) -> None:
     """Refuse a read of more than `limit` points.
 
     Raises:
-        TooManyPointsError: There are more.
+        TooManyPointsError: `total` exceeds `limit`.
     """
     if total > limit:
         names = sorted(metrics)
@@ -28,4 +28,4 @@ DELETED: Final = "the run was deleted; start it again, or under another id"
 
 
 MAX_SERIES_PER_RUN: Final = 100_000
-"""Number of series above which new series of a run are refused. The usual cause is an id or a step in a name or an attribute."""
+"""Maximum number of series in a run. Runs usually exceed it because a name or attribute contains an ID or step."""

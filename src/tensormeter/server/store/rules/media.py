@@ -1,4 +1,4 @@
-"""Images in the bodies of events: extracted, checked, and stored by the hash of their bytes."""
+"""Images in event bodies, which are extracted, checked, and stored under the hash of their bytes."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ _SIGNATURES: Final = {
     "image/gif": lambda data: data.startswith((b"GIF87a", b"GIF89a")),
     "image/webp": lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP",
 }
-"""Content types that are stored, and the test for their first bytes. SVG is refused because it can contain scripts."""
+"""Supported content types, with a test of the first bytes. SVG is refused because it can contain scripts."""
 
 
 class MediaError(ValueError):
-    """An image cannot be stored; the message has the reason."""
+    """An image cannot be stored; the message contains the reason."""
 
 
 @dataclass(frozen=True)
 class Media:
-    """An image; `digest` is the SHA-256 of its bytes in hex."""
+    """An image. `digest` is the hexadecimal SHA-256 digest of its bytes."""
 
     digest: str
     content_type: str
@@ -32,12 +32,12 @@ class Media:
 
 
 def take_media(body: Any) -> tuple[Any, list[Media]]:
-    """Return the body with a reference in place of each image, and the images.
+    """Replace each image in a body with a reference. Return the new body and the images.
 
-    An image is a mapping with bytes under "data" and their type under "content_type".
+    An image is a mapping with bytes under "data" and the content type under "content_type".
 
     Raises:
-        MediaError: An image is too large, or its type is not stored.
+        MediaError: There are too many images, or an image is too large or has an unsupported type.
     """
     images: list[Media] = []
     return _take(body, images), images
@@ -60,7 +60,7 @@ def _take(value: Any, images: list[Media]) -> Any:
 
 
 def is_of_type(data: bytes, content_type: object) -> bool:
-    """Return whether bytes are an image of a type that is stored."""
+    """Return whether the bytes are an image of the given type, and the type is supported."""
     matches = _SIGNATURES.get(content_type) if isinstance(content_type, str) else None
     return matches is not None and matches(data)
 

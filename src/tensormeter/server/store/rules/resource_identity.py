@@ -1,4 +1,4 @@
-"""The source of telemetry: project, run and process, from the attributes of a resource."""
+"""The source of telemetry: project, run and process, derived from resource attributes."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ MAX_NAME: Final = 1024
 """Maximum number of characters in the name of a project, run, process, metric or event."""
 
 MAX_RESOURCE_JSON: Final = 65_536
-"""Maximum number of characters in the attributes of one resource, as JSON."""
+"""Maximum number of characters in a resource's attributes as JSON."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Source:
     """One process of one run.
 
     Attributes:
-        resource: All attributes of the resource, as canonical JSON.
-        derived: Whether the sender named no run, so that its id was derived from the resource.
+        resource: All resource attributes, as canonical JSON.
+        derived: Whether the run ID was derived from the resource because the sender did not send one.
     """
 
     project: str
@@ -38,10 +38,11 @@ class Source:
 
 
 def identify(attributes: Mapping[str, Attribute]) -> Source | str:
-    """Return the source that a resource describes, or the reason why the store cannot keep it.
+    """Return the source that a resource describes, or the reason why the store refuses it.
 
-    A sender that is not aware of tensormeter gets a run for each `service.name` and `service.instance.id`, or, without an instance
-    id, a run for each distinct resource.
+    Senders that do not set a run ID get one run for each pair of `service.name` and `service.instance.id`. Without an
+    instance
+    ID, they get one run for each distinct resource.
     """
     resource = canonical_json(attributes)
     service = _text(attributes, SERVICE_NAME)

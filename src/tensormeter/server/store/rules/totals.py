@@ -1,4 +1,4 @@
-"""Summaries of metrics: count, extremes, mean and last value, which can be merged."""
+"""Mergeable summaries of metrics: count, extremes, mean and last value."""
 
 import math
 import struct
@@ -16,13 +16,13 @@ _WORD, _FLOAT = struct.Struct("q"), struct.Struct("d")
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Statistics of some numbers.
+    """Statistics of numbers.
 
     Attributes:
         count: Number of points.
-        numbers: Number of points that are not NaN. `total`, `minimum` and `maximum` are about these; NaN if there are none.
-        last_time: Time of the latest point; `last_word`, `last_integer` and `last_step` are about that point.
-        last_step: Step logged at that time; None if there is none, or it is not known yet.
+        numbers: Number of points that are not NaN. `total`, `minimum` and `maximum` cover only these points.
+        last_time: Time of the latest point, to which `last_word`, `last_integer` and `last_step` belong.
+        last_step: Step logged at `last_time`; None if there is none or it is not yet known.
     """
 
     count: int
@@ -37,14 +37,14 @@ class Totals:
 
     @classmethod
     def of(cls, points: Points, last_step: int | None = None) -> "Totals":
-        """Calculate the statistics of points; there must be at least part."""
+        """Compute the statistics of points. There must be at least one point."""
         values = points.floats()
         index = int(points.times.argmax())
         with np.errstate(all="ignore"):
             total = float(values.sum())
             numbers = len(values)
             minimum, maximum = float(values.min()), float(values.max())
-            if math.isnan(total):  # a NaN among them, or infinities of both signs
+            if math.isnan(total):  # there is a NaN, or infinities of both signs
                 present = values[~np.isnan(values)]
                 numbers = len(present)
                 total = float(present.sum())
@@ -64,7 +64,7 @@ class Totals:
 
     @classmethod
     def merge(cls, totals: Iterable["Totals"]) -> "Totals":
-        """Merge at least one; of equal last times, the first wins."""
+        """Merge one or more statistics. If last times are equal, the first one wins."""
         parts = list(totals)
         if len(parts) == 1:
             return parts[0]
@@ -88,12 +88,12 @@ class Totals:
 
     @property
     def mean(self) -> float:
-        """Mean; NaN if there are no numbers."""
+        """Mean of the numbers; NaN if there are none."""
         return self.total / self.numbers if self.numbers else math.nan
 
     @property
     def last(self) -> int | float:
-        """Latest value."""
+        """Value of the latest point."""
         if self.last_integer:
             return self.last_word
         number: float = _FLOAT.unpack(_WORD.pack(self.last_word))[0]
