@@ -1,8 +1,7 @@
 """The server's store: one interface, and the plain values that it takes and returns.
 
 `protocol` defines the interface and `models` the values. There are two implementations: `SqliteStore` (package
-`sqlite`)
-for a single server, and `ClickHouseStore` (package `clickhouse`) for several servers.
+`sqlite`) for a single server, and `ClickHouseStore` (package `clickhouse`) for several servers.
 """
 
 from tensormeter.server.store.models.errors import (

@@ -108,7 +108,7 @@ class Store(Protocol):
             fields: Names of `RunSummary` attributes (except `config` and `summary`), `config.KEY` with dots for nested
                 objects, and `summary.METRIC.PART` with the parts of `Summary`.
             check: Function called for each field, and repeatedly for large fields. It raises an exception to stop the
-            query.
+                query.
         """
         ...
 
@@ -154,7 +154,7 @@ class Store(Protocol):
 
         Raises:
             TooManyPointsError: The read needs more points than the selection's limit. The message suggests ways to
-            narrow the query.
+                narrow the query.
         """
         ...
 
@@ -196,8 +196,7 @@ class Store(Protocol):
         """Return changes since a cursor, for the given runs or for all. Runs that do not exist are omitted.
 
         A store keeps changes for a limited time. For an older cursor, the result contains every requested run, or every
-        run
-        with recent points or events, without metrics. Without `after`, the result contains only the current cursor.
+        run with recent points or events, without metrics. Without `after`, the result contains only the current cursor.
         """
         ...
 

@@ -17,8 +17,7 @@ def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
     """Select the points of a series to show in a chart.
 
     The points are divided into buckets of equal size. Each bucket keeps its first, last, lowest and highest point, and
-    one
-    NaN if it contains any. The lowest and highest points of the series are therefore always kept.
+    one NaN if it contains any. The lowest and highest points of the series are therefore always kept.
 
     Args:
         values: Values in order of x, float64, shape (n,).

@@ -31,7 +31,7 @@ class Distribution:
         min: Lowest value; None if the sender did not send it.
         max: Highest value; None if the sender did not send it.
         bounds: Increasing bucket bounds. Bucket i is (bounds[i - 1], bounds[i]]; the first and last buckets are
-        unbounded.
+            unbounded.
         counts: Number of values in each bucket, one item more than `bounds`; empty if there are no buckets.
         quantiles: Pairs (quantile, value) of a summary.
     """

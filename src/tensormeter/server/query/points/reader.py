@@ -40,8 +40,7 @@ class RunReader:
         """Read the points with start <= x < stop, and their x.
 
         If the query asks for the effective line, the pieces of several attempts form one line. The line is named after
-        the
-        latest process that has points in the range.
+        the latest process that has points in the range.
 
         Args:
             limit: Maximum number of points to read, including the points for x and gaps.
@@ -112,8 +111,7 @@ class RunReader:
 
         Returns:
             None if rollups cannot answer the query: x is a metric other than the step, steps or attempts are not in
-            order of time,
-            or no series is long.
+            order of time, or no series is long.
 
         Raises:
             StoreError: See `Store.read_rollups`.
@@ -140,10 +138,8 @@ class RunReader:
         """Read every point of one metric as logged.
 
         The order is by time, or by step and time if the axis is the step. Points without a step come last, and are left
-        out
-        if the query has a range of steps. If the query asks for the effective line, the pieces of several attempts form
-        one
-        series, which is named after the latest process. The query's `after` is ignored.
+        out if the query has a range of steps. If the query asks for the effective line, the pieces of several attempts
+        form one series, which is named after the latest process. The query's `after` is ignored.
 
         Args:
             limit: Maximum number of points to read. For numbers, this includes the points with their steps.

@@ -97,8 +97,7 @@ class Attempts:
         """Group series into pieces of lines, in order of attempts: one series of a rank from each attempt.
 
         If an attempt has several series of the same rank, the series that continues the line is ambiguous. All series
-        of the
-        group then stay separate lines.
+        of the group then stay separate lines.
         """
 
         def identity(piece: _Piece) -> tuple[object, ...]:

@@ -48,7 +48,7 @@ class RankGrid:
         Args:
             processes: Number of processes.
             max_points: Maximum number of intervals to show. With many processes, the grid has fewer intervals to save
-            memory.
+                memory.
         """
         self.columns = 2 * max(min(max_points, _CELLS // max(processes, 1) // 2), min(max_points, _FEWEST_COLUMNS))
         shape = processes, self.columns

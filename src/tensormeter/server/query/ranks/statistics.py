@@ -49,8 +49,7 @@ def rank_statistics(lines: Sequence[Line], max_points: int, check: Check = no_ch
     """Compute statistics at every x that occurs in any process.
 
     If there are more than `max_points` x values, neighboring ones are merged. A merged x has the lowest and highest of
-    all
-    their values, and the median of the processes' means.
+    all their values, and the median of the processes' means.
     """
     processes = sorted({line.series.process for line in lines})
     if not lines:

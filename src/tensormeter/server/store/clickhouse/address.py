@@ -51,7 +51,7 @@ def parse_address(text: str, environment: Mapping[str, str] | None = None) -> Ad
 
     Args:
         text: Address in the module's format, without a password, because all users of the machine can read command
-        lines.
+            lines.
         environment: Environment variables: `TENSORMETER_CLICKHOUSE_USER`, used if the text contains no user, and
             `TENSORMETER_CLICKHOUSE_PASSWORD`. The default is `os.environ`.
 

@@ -1,9 +1,8 @@
 """The arrival log: recent commits of each server, so that readers can request only new data.
 
 A cursor contains the last number of each server. It stays valid while only these servers write and none of them fails.
-A
-server that fails, or finds that part of a request is already stored, continues under a new name. Readers with an older
-cursor then read everything again.
+A server that fails, or finds that part of a request is already stored, continues under a new name. Readers with an
+older cursor then read everything again.
 """
 
 import re

@@ -65,7 +65,7 @@ class Connection:
 
     Raises:
         StoreUnavailableError: From any method: ClickHouse is unreachable or rejected the statement. The caller may
-        retry.
+            retry.
 
     Attributes:
         damage: Error from a read that found damaged files, or None.

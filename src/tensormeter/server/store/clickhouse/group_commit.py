@@ -21,12 +21,9 @@ class GroupCommit:
     """Commits requests from any thread. One of the waiting threads commits for all of them.
 
     If the server dies during a commit, the sender can safely send the request again, to this server or another one. A
-    commit
-    inserts processes, series with their latest point's time, points, events, log entries and finally the batch ID. A
-    retry
-    uses the times of the series to look up points that may be stored, and writes the rest. Keys merge points that are
-    written
-    twice.
+    commit inserts processes, series with their latest point's time, points, events, log entries and finally the batch
+    ID. A retry uses the times of the series to look up points that may be stored, and writes the rest. Keys merge
+    points that are written twice.
     """
 
     def __init__(self, connection: Connection, numbers: Numbers, log: Log, interval: float) -> None:

@@ -1,10 +1,8 @@
 """The ClickHouse tables, for a single server or for a cluster of shards and replicas.
 
 On a single server, a table is named `NAME`. On a cluster, each server stores its part as `NAME_local`, on all replicas
-of its
-shard, and `NAME` reads all parts. Series are distributed over the shards, so a run may be larger than a shard. All rows
-of
-a series are on the same shard.
+of its shard, and `NAME` reads all parts. Series are distributed over the shards, so a run may be larger than a shard.
+All rows of a series are on the same shard.
 
 - `points` takes 8 to 10 bytes per point on disk. `value` is computed on reading.
 - `precedence` is the inverted arrival number: of equal rows, ClickHouse keeps the one that arrived first.
@@ -251,9 +249,9 @@ def statements(database: str, cluster: str = "", retention_days: float | None = 
     Args:
         database: Name of the database.
         cluster: Name in `system.clusters`; "" for a single server. The macros {shard} and {replica} identify each
-        replica.
+            replica.
         retention_days: Days after which points, distributions, gaps, events, media and batch IDs are removed, from
-        their arrival; None to keep them.
+            their arrival; None to keep them.
     """
     on = f" ON CLUSTER '{cluster}'" if cluster else ""
     texts = [f"CREATE DATABASE IF NOT EXISTS {database}{on}"]

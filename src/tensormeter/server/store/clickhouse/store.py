@@ -61,8 +61,7 @@ class ClickHouseStore:
     """A `Store` in a ClickHouse database. See the interface for threads and errors.
 
     Any number of servers can use one database at the same time. Their clocks must agree to within a few minutes. If two
-    servers
-    store different values for the same point, the value with the earlier arrival time wins.
+    servers store different values for the same point, the value with the earlier arrival time wins.
     """
 
     syncer: Final = None
@@ -83,7 +82,7 @@ class ClickHouseStore:
             commit_interval: Minimum seconds between two commits. Requests that arrive in between share the next commit.
             stall_after: Seconds without an arrival after which a run that has not ended counts as stalled.
             retention_days: Age in days at which points are removed; None to keep them. Applies only to tables that this
-            call creates.
+                call creates.
 
         Raises:
             StoreError: ClickHouse is unreachable, rejected a statement, or has tables of a newer version.

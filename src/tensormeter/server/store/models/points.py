@@ -134,7 +134,7 @@ def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64]
 
     Args:
         steps: Points of `tensormeter.step`, in ascending order of distinct times. Values that are not whole numbers are
-        ignored.
+            ignored.
         times: int64, shape (n,).
     """
     words, known = steps.words, steps.integers

@@ -143,8 +143,7 @@ def _latest_attempt(processes: Sequence[ProcessLifecycle]) -> tuple[int, Sequenc
     """Return the number of the latest attempt, and its processes.
 
     If no sender numbers attempts, an attempt begins when a process starts after all earlier processes have ended. If
-    senders
-    number attempts, a process can still join an attempt after others have crashed.
+    senders number attempts, a process can still join an attempt after others have crashed.
     """
     attempt = max((process.attempt for process in processes), default=1)
     if any(process.numbered for process in processes):

@@ -41,8 +41,7 @@ def identify(attributes: Mapping[str, Attribute]) -> Source | str:
     """Return the source that a resource describes, or the reason why the store refuses it.
 
     Senders that do not set a run ID get one run for each pair of `service.name` and `service.instance.id`. Without an
-    instance
-    ID, they get one run for each distinct resource.
+    instance ID, they get one run for each distinct resource.
     """
     resource = canonical_json(attributes)
     service = _text(attributes, SERVICE_NAME)

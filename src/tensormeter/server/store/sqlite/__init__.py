@@ -1,1 +1,1 @@
-"""The store in one SQLite file, for one server."""
+"""The SQLite store: one file for a single server."""

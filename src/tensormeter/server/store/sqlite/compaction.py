@@ -1,10 +1,10 @@
-"""Flushing the memtable to segments of the file, and merging young segments.
+"""Flushing the memtable to segments in the file, and merging young segments.
 
-A series grows by the logarithmic method: a flush writes points to a new segment, and merges the youngest segments into it while
-they have no more points than it has.
-So a series has few small segments, each point is rewritten a logarithmic number of times, and a full segment never changes again.
+A series grows by the logarithmic method: a flush writes points to a new segment, and merges the youngest segments into
+it as long as they are no longer than the new segment. A series therefore has few small segments, and each point is
+rewritten a logarithmic number of times. A full segment never changes again.
 
-Segments of a series never share a time: a flush skips times that are already in its segments.
+Segments of a series never contain the same time: a flush skips times that are already in the series' segments.
 """
 
 import sqlite3
@@ -32,16 +32,16 @@ __all__ = ["SeriesFlush", "apply_flush", "full_segments", "plan_flush"]
 
 @dataclass(frozen=True)
 class SeriesFlush:
-    """The changes of one series in a flush.
+    """Changes to one series in a flush.
 
     Attributes:
-        first: Order number of the first new segment; old segments from there on are replaced.
+        first: Order number of the first new segment. Old segments from this number on are replaced.
         segments: New segments.
-        directory: Checksum of the list of all segments of the series after the flush.
-        added: Number of points that were in no segment before.
-        newest: Latest of these points.
-        last_step: Step logged at the time of `newest`, if any.
-        totals: Totals of these points if they are numbers, or None.
+        directory: Checksum of the series' complete list of segments after the flush.
+        added: Number of points that no segment contained before.
+        newest: Latest of the added points.
+        last_step: Step logged at the time of `newest`, or None.
+        totals: Totals of the added points if they are numbers, or None.
     """
 
     series: int
@@ -62,13 +62,14 @@ def plan_flush(
     yield_to_readers: Callable[[], None],
     report: Callable[[DamagedError], None],
 ) -> list[SeriesFlush]:
-    """Read and encode everything that a flush needs; writes nothing.
+    """Read and encode everything that a flush needs. Writes nothing.
 
     Args:
         connection: Connection to read with.
-        snapshot: Contents to flush.
-        yield_to_readers: Callable before each series.
-        report: Callable for damage. A damaged segment stays as it is, and new segments follow it.
+        snapshot: Memtable contents to flush.
+        yield_to_readers: Function called before each series.
+        report: Function called for each damaged part, with the error. A damaged segment stays as it is, and new
+            segments follow it.
     """
     steps = StepLookup(connection, [snapshot])
     flushes = []
@@ -81,7 +82,7 @@ def plan_flush(
 
 
 def apply_flush(connection: sqlite3.Connection, flushes: Sequence[SeriesFlush], upto: int) -> None:
-    """Write a flush and retire the journal rows of its points; inside the caller's transaction."""
+    """Write a flush and retire the journal rows of its points, inside the caller's transaction."""
     connection.executemany("DELETE FROM chunk WHERE series = ? AND seq >= ?", [(f.series, f.first) for f in flushes])
     insert_segments(
         connection, ((f.series, f.first + i, segment) for f in flushes for i, segment in enumerate(f.segments))
@@ -108,7 +109,7 @@ def apply_flush(connection: sqlite3.Connection, flushes: Sequence[SeriesFlush], 
 
 
 def full_segments(flushes: Sequence[SeriesFlush]) -> list[tuple[int, int]]:
-    """Return (series, order number) of the full segments of numbers that a flush has written."""
+    """Return (series, order number) of each full segment of numbers that a flush has written."""
     return [
         (flush.series, flush.first + i)
         for flush in flushes
@@ -147,7 +148,7 @@ def _plan(
 
 
 def _merge(segments: "_SeriesSegments", points: Column) -> tuple[int, list[Segment]]:
-    """Merge points with the youngest segments; return the order number of the first new segment, and the new segments."""
+    """Merge points with the youngest segments. Return the first new segment's order number, and the new segments."""
     full = segment_capacity(points)
     first = segments.spans[-1].seq + 1 if segments.spans else 0
     total = len(points)
@@ -156,7 +157,7 @@ def _merge(segments: "_SeriesSegments", points: Column) -> tuple[int, list[Segme
         if span.n > total or span.n >= full:
             break
         stored = segments.points(span)
-        if stored is None:  # damaged: keep its row for repair by hand
+        if stored is None:  # damaged: keep the row for manual repair
             break
         parts.insert(0, stored)
         first, total = span.seq, total + span.n
@@ -166,7 +167,7 @@ def _merge(segments: "_SeriesSegments", points: Column) -> tuple[int, list[Segme
 
 
 class _SeriesSegments:
-    """The segments of one series, each read at most once, without damaged ones."""
+    """Segments of one series without damaged ones, each read at most once."""
 
     def __init__(
         self,
@@ -189,13 +190,13 @@ class _SeriesSegments:
             report(DamagedError("its list of segments does not match the checksum", series=series))
 
     def points(self, span: Span) -> Column | None:
-        """Return the points of a segment; None if it is damaged, which has then been reported."""
+        """Return the points of a segment, or None after reporting that it is damaged."""
         if span.seq not in self._read:
             self._read[span.seq] = self._points(span)
         return self._read[span.seq]
 
     def directory(self, first: int, added: Sequence[Segment]) -> int:
-        """Return the checksum of all segments after those from `first` on were replaced. Damage remains visible in it."""
+        """Return the checksum of the list of segments after those from `first` on are replaced. It preserves damage."""
         kept = [astuple(span) for span in self.spans if span.seq < first]
         new = [(first + i, segment.n, segment.t_min, segment.t_max) for i, segment in enumerate(added)]
         return directory_of(kept + new) ^ self._damage

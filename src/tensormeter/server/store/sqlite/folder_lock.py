@@ -1,4 +1,4 @@
-"""A lock on a data folder, so that only one server at a time uses it."""
+"""A lock on a data folder, so that only one server at a time can use it."""
 
 import errno
 import os
@@ -14,22 +14,22 @@ from tensormeter.server.store.sqlite.disk.filesystem_trial import lacks_locks
 __all__ = ["FolderLock"]
 
 _NO_FOLDER: Final = frozenset({errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
-"""Errors of a path that is not a folder, or not a folder of this user."""
+"""Error codes for a path that is not a folder, or not a folder of this user."""
 
 
 class FolderLock:
-    """A lock that lasts from construction until `release` or the end of the process, even by SIGKILL.
+    """A lock that is held from construction until `release` or the end of the process, even by SIGKILL.
 
-    It uses `flock`, not `lockf`. The latter does not distinguish two stores of one process, and is released when any code in the
-    process closes the file.
+    It uses `flock` instead of `lockf`. A `lockf` lock does not exclude a second store in the same process, and is
+    released when any code in the process closes the file.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Create the folder if needed, private to the user, and lock it.
+        """Create the folder if needed, accessible only to this user, and lock it.
 
         Raises:
-            StoreError: Another process, which the message names, has locked the folder; or the folder cannot be written to, or its
-                file system has no locks.
+            StoreError: Another process, named in the message, holds the lock; or the folder cannot be written to; or
+                its file system has no locks.
         """
         path = folder / "lock"
         try:
@@ -51,6 +51,6 @@ class FolderLock:
         note_holder(self._descriptor)
 
     def release(self) -> None:
-        """Release the folder. The file stays, because removing it would race with a process that opens it now."""
-        with suppress(OSError):  # the lock is released although the disk fails
+        """Release the lock. The file stays, because removing it would race with a process that is opening it."""
+        with suppress(OSError):  # the lock is released even if the disk fails
             os.close(self._descriptor)

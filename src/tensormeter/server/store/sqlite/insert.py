@@ -1,4 +1,4 @@
-"""Inserting sources, series and events of one request, inside its transaction."""
+"""Inserting a request's sources, series and events inside its transaction."""
 
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def locate_arrivals(
     rejections: Rejections,
     check: Check = no_check,
 ) -> list[SeriesPoints]:
-    """Find or create the rows that arrivals belong to; inside a transaction, which ends if `check` raises."""
+    """Find or create the rows for arrivals inside a transaction, which is rolled back if `check` raises an error."""
     spans: dict[Source, tuple[int, int]] = {}
     for arrival in arrivals:
         times = arrival.points.times
@@ -63,7 +63,7 @@ def insert_events(
     *,
     check: Check = no_check,
 ) -> None:
-    """Store events and count the refused ones; inside a transaction, which ends if `check` raises."""
+    """Store events and count refused ones inside a transaction, which is rolled back if `check` raises an error."""
     changed: set[int] = set()
     for attributes, events in resources:
         check()
@@ -74,7 +74,7 @@ def insert_events(
             continue
         for event in events:
             check()
-            moment = event.time or received  # OTLP allows log records without any time
+            moment = event.time or received  # OTLP allows log records without a time
             reason = refusal(event, moment)
             if reason is None:
                 starts = event.name == RUN_START

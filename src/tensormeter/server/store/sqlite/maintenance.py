@@ -1,4 +1,4 @@
-"""Maintenance of a store's folder by commands: compaction, and backup while a server uses it."""
+"""Maintenance of a store's folder by commands: compaction, and backup while a server uses the store."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ __all__ = ["CompactionResult", "back_up", "compact"]
 
 _FILE: Final = "tensormeter.db"
 _PAGES: Final = 1024
-"""Number of pages of 4 KiB that a backup copies before other processes can use the file."""
+"""Number of 4 KiB pages that a backup copies before other processes can use the file."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,11 +41,11 @@ class CompactionResult:
     """The result of a compaction.
 
     Attributes:
-        segments_before: Number of segments before.
-        segments_after: Number of segments after.
-        bytes_before: Size of the file before.
-        bytes_after: Size of the file after.
-        damaged: Number of damaged series, which were not changed.
+        segments_before: Number of segments before the compaction.
+        segments_after: Number of segments after the compaction.
+        bytes_before: Size of the file before the compaction, in bytes.
+        bytes_after: Size of the file after the compaction, in bytes.
+        damaged: Number of damaged series, which were left unchanged.
     """
 
     segments_before: int
@@ -58,7 +58,8 @@ class CompactionResult:
 def compact(folder: Path) -> CompactionResult:
     """Flush the commit log, merge the segments of each series into as few as possible, and free unused space.
 
-    No server may use the folder. The file is rewritten, so the disk needs room for a second one. A kill at any instant loses nothing.
+    No server may use the folder at the same time. The file is rewritten, so the disk needs space for a second copy. No
+    data is lost if the process is killed.
 
     Raises:
         StoreError: The folder is in use, contains no store, or cannot be written to.
@@ -99,16 +100,17 @@ def compact(folder: Path) -> CompactionResult:
 
 
 def back_up(folder: Path, target: Path) -> int:
-    """Copy the store in a folder to a new file, even while a server uses it; return the copy's size in bytes.
+    """Copy the store in a folder to a new file, even while a server uses it. Return the copy's size in bytes.
 
-    The copy is the state of one moment, including the commit log. To use it, put it into an empty folder as `tensormeter.db`.
+    The copy contains the state at one moment, including the commit log. To use it, place it in an empty folder as
+    `tensormeter.db`.
 
     Raises:
-        StoreError: The folder contains no store, `target` exists, or it cannot be written.
+        StoreError: The folder contains no store, or `target` exists or cannot be written to.
     """
     file = _store_file(folder)
     try:
-        # Create it exclusively and private to the user, because it contains all logged data.
+        # Create the file exclusively and accessible only to this user, because it contains all logged data.
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
         raise StoreError(f"cannot create {target}: {error.strerror}; choose a name that does not exist yet") from None
@@ -119,7 +121,7 @@ def back_up(folder: Path, target: Path) -> int:
             with _name_holder(file), mapped_errors("copy"):
                 source.execute(
                     "BEGIN"
-                )  # one snapshot: a busy server would otherwise make the copy begin again and again
+                )  # one snapshot, because commits of a busy server would otherwise restart the copy repeatedly
                 source.execute("SELECT count(*) FROM run").fetchall()
                 source.backup(copy, pages=_PAGES, progress=_Progress())
                 problems = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -139,7 +141,7 @@ def back_up(folder: Path, target: Path) -> int:
 
 @contextmanager
 def _name_holder(file: Path) -> Iterator[None]:
-    """Add the process that has locked the store to errors."""
+    """Add the process that has locked the store to error messages."""
     try:
         yield
     except StoreUnavailableError as error:
@@ -147,7 +149,7 @@ def _name_holder(file: Path) -> Iterator[None]:
 
 
 class _Progress:
-    """Ends a backup that makes no progress: SQLite's backup waits for a lock without a limit."""
+    """Stops a backup that makes no progress, because SQLite's backup waits for a lock without a time limit."""
 
     def __init__(self) -> None:
         self._remaining = -1
@@ -163,12 +165,12 @@ class _Progress:
 
 
 def _merge(connection: sqlite3.Connection, series: int) -> None:
-    """Merge the segments of a series. Raises DamagedError if one is damaged; nothing is changed then."""
+    """Merge the segments of a series. If one is damaged, raise DamagedError and change nothing."""
     all_spans = spans(connection, series)
     decoded: list[tuple[int, Column]] = []
     for span, segment in zip(all_spans, find_segments(connection, series, all_spans), strict=True):
         points = segment_points(segment)
-        if decoded or span.n != segment_capacity(points):  # full segments at the beginning stay as they are
+        if decoded or span.n != segment_capacity(points):  # leave full segments at the beginning unchanged
             decoded.append((span.seq, points))
     if len(decoded) < 2:
         return

@@ -1,4 +1,4 @@
-"""Migration of files of older versions: new tables next to the old ones, and rows copied over, in one transaction."""
+"""Migration of files from older versions: one transaction adds tables and columns, and copies rows if needed."""
 
 import logging
 import sqlite3
@@ -33,15 +33,15 @@ _TABLES_1: Final = ("run", "process", "series", "chunk", "event", "batch", "jour
 
 
 def migrate(connection: sqlite3.Connection, version: int, schema: str, target: int) -> None:
-    """Migrate a store of an older version, which that version cannot read afterwards.
+    """Migrate a store from an older version, which cannot read it afterwards.
 
-    A kill at any instant leaves the old or the new version, never something in between.
+    If the process is killed, the file has either the old or the new version, never a mixture.
 
     Args:
         connection: Connection in autocommit mode.
         version: Version of the file, at least 1.
-        schema: Statements that create the tables of the present version.
-        target: Present version.
+        schema: Statements that create the tables of the current version.
+        target: Current version.
     """
     _log.warning("tensormeter: migrating the store from version %d to %d; this can take a while", version, target)
     connection.execute("PRAGMA foreign_keys = OFF")
@@ -68,7 +68,7 @@ def migrate(connection: sqlite3.Connection, version: int, schema: str, target: i
 
 
 def _from_1(connection: sqlite3.Connection, schema: str) -> None:
-    """Migrate version 1, which had gauges only, and no summaries, tags or media."""
+    """Migrate from version 1, which had only gauges, and no summaries, tags or media."""
     for index in ("run_by_run_id", "run_by_created", "chunk_by_series"):
         connection.execute(f"DROP INDEX {index}")
     connection.execute("PRAGMA legacy_alter_table = ON")  # keeps the references of other tables
@@ -95,7 +95,7 @@ def _from_1(connection: sqlite3.Connection, schema: str) -> None:
     )
     common = "id, digest, received, rejected, message"
     connection.execute(f"INSERT INTO batch ({common}) SELECT {common} FROM old_batch")
-    # A number must never be used twice, even if the table does not contain the last one any more.
+    # A number must never be reused, even if the table no longer contains the last one.
     connection.execute("INSERT INTO journal (seq, payload) SELECT seq, payload FROM old_journal")
     last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name IN ('journal', 'old_journal')").fetchall()
     for table in _TABLES_1:
@@ -108,26 +108,26 @@ def _from_1(connection: sqlite3.Connection, schema: str) -> None:
 
 
 def _from_2(connection: sqlite3.Connection) -> None:
-    """Migrate version 2, which did not store the beginnings of attempts."""
+    """Migrate from version 2, which did not store when attempts began."""
     for column in ("first_step", "began", "began_seq"):
         connection.execute(f"ALTER TABLE process ADD COLUMN {column} INTEGER")
 
 
 def _from_3(connection: sqlite3.Connection, schema: str) -> None:
-    """Migrate version 3, which had no rollups; the open store builds those of its segments."""
+    """Migrate from version 3, which had no rollups; the store builds them once it is open."""
     (statement,) = (candidate for candidate in _statements(schema) if "CREATE TABLE sample " in candidate)
     connection.execute(statement)
 
 
 def _from_4(connection: sqlite3.Connection) -> None:
-    """Migrate version 4, which stored neither severity, ids nor scope of log records."""
+    """Migrate from version 4, which did not store the severity, IDs and scope of log records."""
     columns = {row[1] for row in connection.execute("PRAGMA table_info(event)")}
     if "record" not in columns:
         connection.execute("ALTER TABLE event ADD COLUMN record TEXT NOT NULL DEFAULT '{}'")
 
 
 def _from_5(connection: sqlite3.Connection, schema: str) -> None:
-    """Migrate version 5, which had no gaps."""
+    """Migrate from version 5, which had no gaps."""
     if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'gap'").fetchone():
         return
     for statement in _statements(schema):
@@ -136,7 +136,7 @@ def _from_5(connection: sqlite3.Connection, schema: str) -> None:
 
 
 def _from_6(connection: sqlite3.Connection, schema: str) -> None:
-    """Migrate version 6, which had no checksums; rows get them when they are next written."""
+    """Migrate from version 6, which had no checksums; rows get them when they are next written."""
     for table, columns in _SEALS.items():
         known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
         for column in columns:

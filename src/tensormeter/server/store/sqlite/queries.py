@@ -1,4 +1,4 @@
-"""Queries of the SQLite store: every read of the interface, from the memtable and a snapshot of the file."""
+"""Queries of the SQLite store: every read in the interface, from the memtable and a snapshot of the file."""
 
 import math
 import queue
@@ -52,7 +52,7 @@ from tensormeter.server.store.sqlite.transaction import reading
 __all__ = ["READERS", "SqliteQueries"]
 
 READERS: Final = 4
-"""Number of concurrent reads. Further reads wait, so a server should not start more."""
+"""Number of concurrent reads. Further reads wait, so a server should not start more at once."""
 
 _DOUBT: Final = 5.0
 """Seconds after a failed read during which wrong checksums do not count as damage."""
@@ -64,14 +64,14 @@ _UNKNOWN: Final = -1
 
 @dataclass(frozen=True)
 class _Cursor:
-    """The position of a reader: the last journal row and the last event. Its text is opaque to others."""
+    """The position of a reader: the last journal row and the last event. Its text form is opaque to clients."""
 
     seq: int
     event: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse a text of `str`. A text of another store, or any other text, becomes an unknown position."""
+        """Parse a cursor's text form. Any other text, such as another store's cursor, becomes an unknown position."""
         seq, _, event = text.partition(".")
         if not (seq.isascii() and seq.isdecimal() and event.isascii() and event.isdecimal() and len(text) < 40):
             return cls(_UNKNOWN, 0)
@@ -82,16 +82,16 @@ class _Cursor:
 
 
 class SqliteQueries:
-    """The reads of a `SqliteStore`. See the interface for threads and errors."""
+    """The reads of `SqliteStore`. See the interface for threads and errors."""
 
     def __init__(self, file: Path, filesystem: FileSystem, memtable: Memtable, stall_after: float) -> None:
         """Open connections for reading.
 
         Args:
-            file: Database that `prepare` has prepared.
-            filesystem: Capabilities of its file system.
-            memtable: Points that are in no segment yet.
-            stall_after: Seconds without points and events after which a run that has not ended counts as stalled.
+            file: Path of a database prepared by `prepare`.
+            filesystem: Capabilities of the database's file system.
+            memtable: Points that no segment contains yet.
+            stall_after: Seconds without points or events after which a run that has not ended counts as stalled.
         """
         self._memtable = memtable
         self._stall_after = stall_after
@@ -139,7 +139,7 @@ class SqliteQueries:
         with self._snapshot(ref) as (connection, snapshots, run):
             self._check_complete(connection, run)
             summaries = runs.load_runs(connection, snapshots, [run], None, self._stall_after)
-        if not summaries:  # deleted meanwhile
+        if not summaries:  # deleted in the meantime
             raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their ids")
         return summaries[0]
 
@@ -165,7 +165,7 @@ class SqliteQueries:
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
         with self._reader() as connection, self._recording_damage(selection.damaged):
-            seq = self._memtable.last()  # before the read: points that arrive meanwhile are then read twice, not lost
+            seq = self._memtable.last()  # before reading: points that arrive meanwhile are read twice rather than lost
             with reading(connection):
                 run = find_run(connection, *_names(ref))
                 self._check_complete(connection, run, selection.damaged)
@@ -215,7 +215,7 @@ class SqliteQueries:
             run = find_run(connection, *_names(ref))
             image = read_media(connection, run, digest)
             is_named = image is None and names_media(connection, run, digest)
-        if is_named:  # not recorded as damage: the reference may come from the sender
+        if is_named:  # not recorded as damage, because the reference may come from the sender
             raise DamagedError(
                 f"damaged: media {digest} of run {ref.run_id!r} is missing, although an event refers to it; "
                 "`tensormeter check` lists all damage; a backup of the data folder may contain it",
@@ -285,10 +285,10 @@ class SqliteQueries:
             self._readers.put(connection)
 
     def _check_complete(self, connection: sqlite3.Connection, run: int, damaged: list[str] | None = None) -> bool:
-        """Check that all series of a run exist, if the catalog is known to be damaged.
+        """Check that all series of a run exist, if the catalog is known to be damaged. Return whether they do.
 
         Raises:
-            DamagedError: Series are missing, and `damaged` is None. Otherwise a message is appended to `damaged`.
+            DamagedError: Series are missing, and `damaged` is None. Otherwise, a message is added to `damaged`.
         """
         if self._damage.is_catalog_sound:
             return True
@@ -300,17 +300,17 @@ class SqliteQueries:
         return not messages
 
     def _is_doubtful(self) -> bool:
-        """Return whether the disk has just failed to read, so that apparent damage may not be real."""
+        """Return whether the disk has recently failed to read, so that apparent damage may not be real."""
         if self._verifier.confirmed is not None:
             return False
         return self._verifier.problem() is not None or time.monotonic() < self._failed_at + _DOUBT
 
     @contextmanager
     def _recording_damage(self, damaged: list[str] | None) -> Iterator[None]:
-        """Record the damage that the block leaves out.
+        """Record damage that was skipped inside the block.
 
         Raises:
-            StoreUnavailableError: The disk fails, so the damage may not be real.
+            StoreUnavailableError: The disk is failing, so the damage may not be real.
         """
         known = len(damaged or ())
         yield
@@ -340,7 +340,7 @@ class SqliteQueries:
         return connect(self._file, read_only=True, filesystem=self._filesystem)
 
     def _reconnected(self, connection: sqlite3.Connection) -> sqlite3.Connection:
-        """Return a new connection in place of one that failed, whose descriptors may be stale; the same one if opening fails."""
+        """Replace a failed connection, whose descriptors may be stale. Return the failed one if opening fails."""
         try:
             new_connection = self._connect_reader()
         except sqlite3.Error:
@@ -350,7 +350,7 @@ class SqliteQueries:
 
     @contextmanager
     def _snapshot(self, ref: RunRef) -> Iterator[tuple[sqlite3.Connection, list[MemtableSnapshot], int]]:
-        """Find a run, and return one consistent view of it in memory and in the file."""
+        """Find a run, and yield a consistent view of it in memory and in the file."""
         with self._reader() as connection:
             with reading(connection):
                 run = find_run(connection, *_names(ref))
@@ -365,7 +365,7 @@ class SqliteQueries:
 
     def _close_readers(self) -> None:
         for _ in range(READERS):
-            self._readers.get().close()  # waits for present reads
+            self._readers.get().close()  # waits for current reads
 
     def _check_open(self) -> None:
         if self._closed:

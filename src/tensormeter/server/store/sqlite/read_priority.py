@@ -1,4 +1,4 @@
-"""Priority of readers over background work, which yields to them for a short time."""
+"""Priority of readers over background work, which briefly pauses for them."""
 
 import threading
 import time
@@ -12,16 +12,16 @@ _WORK: Final = 0.01
 """Seconds of work between two checks for readers."""
 
 _WAIT: Final = 0.05
-"""Maximum seconds that the work yields each time."""
+"""Maximum seconds of one pause."""
 
 _LINGER: Final = 0.005
-"""Seconds for which a reader counts after its read: it converts the result, or reads more."""
+"""Seconds for which a reader still counts after its read, because it converts the result or reads more."""
 
 
 class ReadPriority:
-    """Lets one background thread yield to readers. Its work consists of small steps, and each takes the interpreter from them.
+    """Lets one background thread pause for readers between small steps of work, which block the interpreter.
 
-    Threads: any number of threads may call `reading`.
+    Any number of threads may call `reading`.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class ReadPriority:
                 self._changed.notify()
 
     def yield_to_readers(self) -> None:
-        """Block while there are reads, for at most 50 ms. Call it between two steps of work."""
+        """Block while there are reads, for at most 50 ms. Call this method between two steps of work."""
         now = time.monotonic()
         if now < self._until:
             return

@@ -1,4 +1,4 @@
-"""Recovery at start: the commit log is replayed into the memtable, and unreadable requests are quarantined."""
+"""Recovery at startup: replay of the commit log into the memtable, and quarantine of unreadable requests."""
 
 import logging
 import sqlite3
@@ -25,16 +25,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recovery:
-    """The recovery of a store that is being opened. For the thread that opens it.
+    """Recovery of a store that is being opened, for use by the thread that opens it.
 
     Attributes:
-        file: Database.
-        writer: Connection that writes.
-        connect: Callable that opens a new connection to read with.
+        file: Path of the database.
+        writer: Connection to write with.
+        connect: Function that opens a new connection to read with.
         catalog: Catalog of the store.
-        memtable: Empty memtable, which receives the points.
-        damage: Damage of the store, which unreadable requests are added to.
-        verifier: Reader of the whole file.
+        memtable: Empty memtable to which points are added.
+        damage: Damage of the store, to which unreadable requests are added.
+        verifier: Verifier that can read the whole file.
     """
 
     file: Path
@@ -46,7 +46,7 @@ class Recovery:
     verifier: DamageVerifier
 
     def replay(self, connection: sqlite3.Connection) -> None:
-        """Add the points of the commit log, which `connection` reads, to the memtable.
+        """Read the commit log from `connection`, and add its points to the memtable.
 
         Raises:
             StoreError: The disk cannot read the log.
@@ -73,11 +73,11 @@ class Recovery:
                 self._quarantine(seq, remove=False)
 
     def _reread(self, seq: int, error: DamagedError) -> bytes:
-        """Read a journal row again, on a new connection, because the disk may have failed for a moment.
+        """Read a journal row again on a new connection, because the disk may have failed only briefly.
 
         Raises:
             DamagedError: The row is damaged.
-            StoreError: The disk cannot read it.
+            StoreError: The disk cannot read the row.
         """
         try:
             if may_be_damage(error.__cause__):

@@ -1,15 +1,15 @@
-"""The SQLite file: its tables, its version, and its connections.
+"""The SQLite file: its tables, version and connections.
 
-Durability: WAL with `synchronous=NORMAL`. A commit survives the death of the process at any instant. After a loss of
-power the file is consistent, but the last commits may be missing.
+Durability: the file uses WAL with `synchronous=NORMAL`. A commit survives a crash of the process at any moment. After a
+power failure the file is consistent, but the last commits may be missing.
 
-Some tables have an older name on disk than in the code:
+Some tables have older names on disk than in the code:
 
-- `journal` is the commit log, `batch` has the ids of stored requests, and `damaged` has quarantined requests.
-- `chunk` has the segments: compressed blocks of points of one series.
-- `sample` has the rollups of full segments.
-- A series' column `directory` is the checksum of its list of segments.
-- `grp` is the group of a run, `title` is the name that a user gave, and `mark` has numbers for `Store.mark`.
+- `journal` is the commit log, `batch` contains the IDs of stored requests, and `damaged` contains quarantined requests.
+- `chunk` contains the segments, which are compressed blocks of points from one series.
+- `sample` contains the rollups of full segments.
+- The column `directory` of a series is the checksum of its list of segments.
+- `grp` is the group of a run, `title` is the name given by a user, and `mark` contains the numbers for `Store.mark`.
 """
 
 import os
@@ -34,41 +34,41 @@ _COMPLETE: Final = FileSystem()
 
 SCHEMA: Final = """
 CREATE TABLE run (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused: the memtable may outlive the row
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused because the memtable may outlive the row
     project TEXT NOT NULL,
     run_id TEXT NOT NULL,
-    name TEXT NOT NULL,                     -- the latest that was sent
-    title TEXT,                             -- name that a user gave; NULL: none
+    name TEXT NOT NULL,                     -- latest name that was sent
+    title TEXT,                             -- name given by a user; NULL if none
     config TEXT NOT NULL DEFAULT '{}',      -- JSON object
-    config_time INTEGER NOT NULL DEFAULT 0, -- time of the event that config is from
+    config_time INTEGER NOT NULL DEFAULT 0, -- time of the event that contained config
     state TEXT NOT NULL DEFAULT 'running',  -- from lifecycle events
     attempt INTEGER NOT NULL DEFAULT 1,
     created INTEGER NOT NULL,               -- time of the earliest point or event
     started INTEGER,                        -- time of the earliest start
     ended INTEGER,                          -- time of the latest end, if the run has ended
-    updated INTEGER NOT NULL,               -- last arrival of points or events
+    updated INTEGER NOT NULL,               -- time when points or events last arrived
     newest INTEGER NOT NULL DEFAULT 0,      -- time of the latest point
     stalled INTEGER NOT NULL DEFAULT 0,     -- whether the run is marked as stalled
-    tags TEXT,                              -- JSON array; NULL: none given yet
+    tags TEXT,                              -- JSON array; NULL if not set yet
     notes TEXT,
     grp TEXT,
     archived INTEGER NOT NULL DEFAULT 0,
-    deleted INTEGER NOT NULL DEFAULT 0,     -- time of deletion; its data is removed in small parts
-    series INTEGER NOT NULL DEFAULT 0,      -- number of its series
+    deleted INTEGER NOT NULL DEFAULT 0,     -- time of deletion or 0; data is removed in small parts
+    series INTEGER NOT NULL DEFAULT 0,      -- number of series
     points INTEGER NOT NULL DEFAULT 0,      -- number of points in segments
-    seal INTEGER,                           -- checksum of the texts, see the module seals
+    seal INTEGER,                           -- checksum of the text columns, see the module seals
     tally INTEGER,                          -- checksum of the other columns
     UNIQUE (project, run_id)
 );
 CREATE INDEX run_by_run_id ON run (run_id);
 CREATE INDEX run_by_created ON run (created);
 
-CREATE TABLE tombstone (                    -- deleted runs, which senders may send again
+CREATE TABLE tombstone (                    -- deleted runs whose senders may still send data
     project TEXT NOT NULL,
     run_id TEXT NOT NULL,
     time INTEGER NOT NULL,
     journal INTEGER NOT NULL,               -- last journal row before the deletion
-    revived INTEGER NOT NULL DEFAULT 0,     -- whether it has been started again
+    revived INTEGER NOT NULL DEFAULT 0,     -- whether the run has been started again
     PRIMARY KEY (project, run_id)
 ) WITHOUT ROWID;
 
@@ -82,10 +82,10 @@ CREATE TABLE process (
     ended INTEGER,                          -- time of the latest run.end
     end_state TEXT,
     losses TEXT NOT NULL DEFAULT '{}',      -- JSON object: number of dropped items by reason
-    first_step INTEGER,                     -- lowest step, of processes of later attempts than the first
-    began INTEGER,                          -- time of the earliest step of such a process
-    began_seq INTEGER,                      -- journal row that changed one of these
-    seal INTEGER,                           -- of all columns but resource
+    first_step INTEGER,                     -- lowest step; only for attempts after the first
+    began INTEGER,                          -- time of the earliest step; only for attempts after the first
+    began_seq INTEGER,                      -- journal row that last changed first_step or began
+    seal INTEGER,                           -- checksum of the columns except resource
     resource_seal INTEGER,
     UNIQUE (run, process)
 );
@@ -104,16 +104,16 @@ CREATE TABLE series (
     last_word INTEGER,
     last_integer INTEGER,
     last_step INTEGER,
-    directory INTEGER,                      -- checksum of the list of segments; NULL: unknown
+    directory INTEGER,                      -- checksum of the list of segments; NULL if unknown
     seal INTEGER,
     UNIQUE (process, metric, kind, scope, attributes)
 );
 
-CREATE TABLE summary (                      -- numbers of a metric in segments, over processes and attributes
+CREATE TABLE summary (                      -- totals of a metric in segments over all processes and attributes
     run INTEGER NOT NULL REFERENCES run,
     metric TEXT NOT NULL,
-    count INTEGER NOT NULL,                 -- points
-    numbers INTEGER NOT NULL,               -- points that are not NaN, which the next three columns are about
+    count INTEGER NOT NULL,                 -- number of points
+    numbers INTEGER NOT NULL,               -- number of points that are not NaN; the next three columns cover only these
     total REAL,
     minimum REAL,
     maximum REAL,
@@ -129,7 +129,7 @@ CREATE INDEX summary_by_metric ON summary (metric);
 CREATE TABLE chunk (                        -- segments: compressed points of one series
     id INTEGER PRIMARY KEY,
     series INTEGER NOT NULL REFERENCES series,
-    seq INTEGER NOT NULL,                   -- order in the series
+    seq INTEGER NOT NULL,                   -- order within the series
     n INTEGER NOT NULL,
     t_min INTEGER NOT NULL,
     t_max INTEGER NOT NULL,
@@ -143,12 +143,12 @@ CREATE UNIQUE INDEX chunk_by_series ON chunk (series, seq, n, t_min, t_max);
 
 CREATE TABLE sample (                       -- rollups of full segments of numbers
     chunk INTEGER PRIMARY KEY REFERENCES chunk ON DELETE CASCADE,
-    step_min INTEGER,                       -- lowest and highest step; NULL unless every point has one
+    step_min INTEGER,                       -- lowest and highest step; NULL unless every point has a step
     step_max INTEGER,
-    ascending INTEGER NOT NULL,             -- whether steps never fall
+    ascending INTEGER NOT NULL,             -- whether steps never decrease
     coarse BLOB NOT NULL,                   -- blocks of 4,096 points
     fine BLOB NOT NULL,                     -- compressed blocks of 512 points
-    seal INTEGER,                           -- of the other columns, and the seal of the segment
+    seal INTEGER,                           -- checksum of the other columns and the segment's seal
     coarse_seal INTEGER,
     fine_seal INTEGER
 );
@@ -157,24 +157,24 @@ CREATE TABLE gap (                          -- times at which senders reported t
     id INTEGER PRIMARY KEY,
     series INTEGER NOT NULL REFERENCES series,
     time INTEGER NOT NULL,
-    seq INTEGER NOT NULL,                   -- journal row that it came with, or the number of the next one
+    seq INTEGER NOT NULL,                   -- journal row that contained it or the number of the next one
     seal INTEGER,
     UNIQUE (series, time)
 );
 CREATE INDEX gap_by_seq ON gap (seq);
 
 CREATE TABLE event (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused: readers ask for events after an id
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused because readers request events after an ID
     run INTEGER NOT NULL REFERENCES run,
     process INTEGER NOT NULL REFERENCES process,
     time INTEGER NOT NULL,
     name TEXT NOT NULL,
     key TEXT,
     step INTEGER,
-    digest BLOB NOT NULL,                   -- SHA-256 that distinguishes events of one time
+    digest BLOB NOT NULL,                   -- SHA-256 that distinguishes events at the same time
     body TEXT NOT NULL,                     -- JSON
     attributes TEXT NOT NULL,               -- JSON object
-    record TEXT NOT NULL DEFAULT '{}',      -- JSON object: severity, ids and scope, if any
+    record TEXT NOT NULL DEFAULT '{}',      -- JSON object: severity, IDs and scope, if present
     seal INTEGER,
     UNIQUE (process, time, name, digest)
 );
@@ -182,13 +182,13 @@ CREATE INDEX event_by_run ON event (run, time);
 
 CREATE TABLE media (
     run INTEGER NOT NULL REFERENCES run,
-    digest TEXT NOT NULL,                   -- SHA-256 of data, in hex
+    digest TEXT NOT NULL,                   -- hexadecimal SHA-256 of data
     content_type TEXT NOT NULL,
     data BLOB NOT NULL,
     PRIMARY KEY (run, digest)
 );
 
-CREATE TABLE batch (                        -- stored requests with an id
+CREATE TABLE batch (                        -- stored requests with an ID
     id TEXT PRIMARY KEY,
     digest BLOB NOT NULL,                   -- SHA-256 of signal and payload
     received INTEGER NOT NULL,
@@ -197,9 +197,9 @@ CREATE TABLE batch (                        -- stored requests with an id
     seal INTEGER
 ) WITHOUT ROWID;
 
-CREATE TABLE journal (                      -- commit log: requests whose points are in no segment yet
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused: readers compare it across deletions
-    payload BLOB NOT NULL,                  -- ExportMetricsServiceRequest in zstd
+CREATE TABLE journal (                      -- commit log: requests whose points are not yet in segments
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused because readers compare it across deletions
+    payload BLOB NOT NULL,                  -- ExportMetricsServiceRequest compressed with zstd
     seal INTEGER
 );
 
@@ -210,7 +210,7 @@ CREATE TABLE damaged (                      -- quarantine: journal rows that cou
     seal INTEGER
 );
 
-CREATE TABLE mark (                         -- numbers of Store.mark
+CREATE TABLE mark (                         -- numbers for Store.mark
     name TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -218,29 +218,29 @@ CREATE TABLE mark (                         -- numbers of Store.mark
 
 
 def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
-    """Create the file, or migrate a file of an older version.
+    """Create the file, or migrate a file from an older version.
 
     Args:
-        file: Database.
-        filesystem: Capabilities of its file system.
+        file: Path of the database.
+        filesystem: Capabilities of the database's file system.
 
     Raises:
         StoreFullError: The disk is full.
-        StoreError: The file is not a store, is damaged or of a newer version, or the folder cannot be written to.
+        StoreError: The file is not a store, is damaged or has a newer version, or the folder cannot be written to.
     """
     if sqlite3.sqlite_version_info < (3, 35):
         raise StoreError(
             f"the store needs SQLite 3.35 or newer (for RETURNING), and this Python has {sqlite3.sqlite_version}"
         )
     try:
-        # SQLite creates its log and its index with the mode of this file.
+        # SQLite creates its log and its index with the same mode as this file.
         os.close(open_file(file.resolve()))
     except OSError as error:
         raise StoreError(f"cannot open the store {file}: {error.strerror}") from error
     try:
         connection = sqlite3.connect(file, timeout=5, isolation_level=None)
         try:
-            if not filesystem.maps:  # an exclusive lock lets SQLite read an existing log without shared memory
+            if not filesystem.maps:  # with an exclusive lock, SQLite can read an existing log without shared memory
                 connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             _configure(connection, filesystem)
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -277,7 +277,7 @@ def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
 
 
 def holder_of(file: Path, error: Exception) -> str:
-    """Return a suffix for an error's message with the process that has locked the store; "" if a lock is not the cause."""
+    """Return text for an error message that names the process locking the store; "" if a lock is not the cause."""
     if "locked" not in str(error):
         return ""
     files = [file, *(file.with_name(file.name + suffix) for suffix in ("-shm", "-wal"))]
@@ -289,7 +289,7 @@ def holder_of(file: Path, error: Exception) -> str:
 def connect(file: Path, *, read_only: bool = False, filesystem: FileSystem = _COMPLETE) -> sqlite3.Connection:
     """Open a connection in autocommit mode, so that only explicit statements begin and end transactions.
 
-    The caller ensures that one thread at a time uses it.
+    The caller must ensure that only one thread at a time uses the connection.
     """
     connection = sqlite3.connect(file, timeout=filesystem.patience, isolation_level=None, check_same_thread=False)
     try:
@@ -307,5 +307,5 @@ def connect(file: Path, *, read_only: bool = False, filesystem: FileSystem = _CO
 def _configure(connection: sqlite3.Connection, filesystem: FileSystem) -> None:
     connection.execute(f"PRAGMA synchronous = {filesystem.synchronous}")
     connection.execute("PRAGMA foreign_keys = ON")
-    # Overwriting deleted data is the default of some builds. It would need as much space in the log as the data.
+    # Some builds overwrite deleted data by default, which would need as much space in the log as the data.
     connection.execute("PRAGMA secure_delete = FAST").fetchall()

@@ -1,11 +1,11 @@
-"""The store in one SQLite file: commit log, catalog and segments.
+"""The SQLite store: a commit log, a catalog and segments in one file.
 
-A request is written to the commit log in one transaction, together with its batch id and new rows of the catalog. Then its points
-go into the memtable, and it is answered. A background thread flushes the memtable to compressed segments. The transaction of a
-flush also deletes the journal rows of its points. Opening the store replays the commit log.
+A request is written to the commit log in one transaction, together with its batch ID and new catalog rows. Its points
+are then added to the memtable, and the server responds. A background thread flushes the memtable to compressed
+segments. The same transaction deletes the journal rows of the flushed points. Opening the store replays the commit log.
 
-Locks, in the order in which they may be taken: flush, write, the memtable's lock.
-Segments are not decoded, compressed or read while the write lock is held.
+Locks must be taken in this order: flush, write, the memtable's lock. Segments are not read, decoded or compressed while
+the write lock is held.
 """
 
 import logging
@@ -79,10 +79,10 @@ from tensormeter.server.store.sqlite.transaction import mapped_errors, may_be_da
 __all__ = ["SqliteStore"]
 
 _ROLLUPS_AT_ONCE: Final = 16
-"""Maximum number of segments whose rollups one transaction writes, because ingest waits for it."""
+"""Maximum number of segments whose rollups one transaction writes, because ingestion waits for it."""
 
 _RECOVERY: Final = "recovery"
-"""Name of the mark that is written to find out whether the store can be written to again."""
+"""Name of the mark that is written to check whether the store can be written to again."""
 
 _log = logging.getLogger(__name__)
 
@@ -103,19 +103,19 @@ class SqliteStore(SqliteQueries):
         retention: Retention | None = None,
         durability: ServerDurability = "group",
     ) -> None:
-        """Open the store in `folder`, which is created if needed, and replay its commit log.
+        """Open the store in `folder`, creating it if needed, and replay its commit log.
 
         Args:
-            folder: Data folder. One server at a time can use it.
-            flush_points: Number of points in memory that starts a flush at once (17 bytes each).
+            folder: Data folder. Only one server at a time can use it.
+            flush_points: Number of points in memory at which a flush starts immediately; a point takes 17 bytes.
             flush_interval: Seconds between two flushes of fewer points.
-            max_pending_points: Number of points in memory above which requests are refused for now.
-            stall_after: Seconds without points and events after which a run that has not ended counts as stalled.
-            retention: Limits for the data that is kept; None for no limits.
-            durability: Whether commits are synced in groups after requests are answered, or before.
+            max_pending_points: Number of points in memory above which requests are temporarily refused.
+            stall_after: Seconds without points or events after which a run that has not ended counts as stalled.
+            retention: Limits for the data to keep; None for no limits.
+            durability: Whether commits are synced in groups after the server has responded, or before it responds.
 
         Raises:
-            StoreError: The folder is in use or cannot be written to, or the file is missing, damaged or of a newer version.
+            StoreError: The folder is in use or cannot be written to, or the file is missing, damaged or too new.
         """
         self._flush_points = flush_points
         self._max_pending_points = max_pending_points
@@ -140,7 +140,7 @@ class SqliteStore(SqliteQueries):
                     lost,
                 )
                 lost = None
-            copy = None if lost is None else keep_damaged_log(file)  # SQLite will overwrite it
+            copy = None if lost is None else keep_damaged_log(file)  # SQLite will overwrite the log
             filesystem = self._with_reserve(lambda: FileSystem.examine(folder))
             self._filesystem = filesystem
             self._with_reserve(lambda: prepare(file, filesystem))
@@ -190,7 +190,7 @@ class SqliteStore(SqliteQueries):
         received = time.time_ns()
         arrivals, rejections = arrivals_of(batches, check)
         gaps = gaps_of(batches, check)
-        del batches  # frees memory if the caller has dropped them, too
+        del batches  # frees memory if the caller holds no reference either
         content_digest = digest("metrics", payload)
         compressed = commit_log.compress(payload)
         with self._made_durable(), self._writing:
@@ -279,11 +279,11 @@ class SqliteStore(SqliteQueries):
         return self._mark(name)
 
     def pending_points(self) -> int:
-        """Return the number of points in memory and in the commit log that are in no segment yet."""
+        """Return the number of points in memory and in the commit log that no segment contains yet."""
         return self._memtable.pending()
 
     def problem(self) -> str | None:
-        """See `Store`. Damage is reported until the store is opened again."""
+        """See `Store`. Damage is reported until the store is reopened."""
         return (
             "; ".join(filter(None, (self._damage.text(), self._verifier.confirmed)))
             or self._disk.problem()
@@ -299,17 +299,17 @@ class SqliteStore(SqliteQueries):
     def flush(self) -> None:
         """Flush the memtable, remove deleted runs, and build rollups of full segments.
 
-        The background thread calls it; tests call it to be sooner.
+        The background thread calls this method; tests also call it directly.
 
         Raises:
-            StoreError: The flush failed; its points stay in memory and in the commit log.
+            StoreError: The flush failed. Its points stay in memory and in the commit log.
         """
         with self._flushing:
             self._renew_flusher()
-            with self._writing:  # between a commit and its append, the memtable lacks points of the journal
+            with self._writing:  # between a commit and its append, the memtable lacks points that are in the journal
                 snapshot = self._memtable.freeze()
                 with self._checking_damage(), mapped_errors("read"):
-                    # They get no more points, so all points that this flush does not contain are in segments already.
+                    # Deleted runs get no more points, so segments already contain all points that this flush does not.
                     deleted = deleted_runs(self._writer, self._damage.add)
             if snapshot is not None:
                 with self._checking_damage(), reading(self._flusher):
@@ -324,7 +324,7 @@ class SqliteStore(SqliteQueries):
                 self._checkpoint()
 
     def close(self) -> None:
-        """See `Store`. Points that cannot be flushed stay in the commit log for the next start."""
+        """See `Store`. Points that cannot be flushed stay in the commit log until the next start."""
         with self._writing:
             if self._closed:
                 return
@@ -348,7 +348,7 @@ class SqliteStore(SqliteQueries):
         self._lock.release()
 
     def _abandon(self) -> None:
-        """Close the connections of a store that could not be opened, and give the folder back."""
+        """Close the connections of a store that could not be opened, and release the folder."""
         for name in ("_writer", "_flusher"):
             if hasattr(self, name):
                 getattr(self, name).close()
@@ -392,7 +392,7 @@ class SqliteStore(SqliteQueries):
                     more = remove_old_points(self._writer, before, self._damage.add)
 
     def _build_rollups(self) -> bool:
-        """Build rollups of segments; return whether any were missing. The next start builds the rest if the store is closed meanwhile."""
+        """Build missing rollups, and return whether any were missing. After `close`, the next start builds the rest."""
         were_missing = bool(self._missing_rollups)
         while self._missing_rollups and not self._closed:
             self._yield_to_readers()
@@ -402,7 +402,7 @@ class SqliteStore(SqliteQueries):
                     rollups = build_rollups(self._flusher, keys)
             except StoreUnavailableError:
                 raise
-            except StoreError as error:  # one segment is damaged; the others can be read as points
+            except StoreError as error:  # a segment is damaged; the others can be read as points
                 self._note_damage(error)
                 rollups = []
             with self._writing, self._transaction():
@@ -415,10 +415,10 @@ class SqliteStore(SqliteQueries):
         return were_missing
 
     def _note_damage(self, error: StoreError) -> None:
-        """Record damage that a flush has found.
+        """Record damage found by a flush.
 
         Raises:
-            StoreUnavailableError: It is unknown yet whether only the disk failed.
+            StoreUnavailableError: The cause may be a failing disk instead of damage.
         """
         if self._is_doubtful():
             raise StoreUnavailableError(f"cannot read the store: {error}; the disk fails, so it is read again later")
@@ -427,7 +427,7 @@ class SqliteStore(SqliteQueries):
         self._damage.add(name_damage(self._flusher, error) if isinstance(error, DamagedError) else error)
 
     def _yield_to_readers(self) -> None:
-        """Yield to readers, unless too many points are pending."""
+        """Pause for readers unless too many points are pending."""
         if not self._closed and self._memtable.pending() < self._max_pending_points // 2:
             self._read_priority.yield_to_readers()
 
@@ -457,13 +457,13 @@ class SqliteStore(SqliteQueries):
 
     @contextmanager
     def _made_durable(self) -> Iterator[None]:
-        """Make commits of the block durable before it ends, if the store's durability requires it. The caller must hold no lock."""
+        """Make commits inside the block durable on exit if `durability` is `always`. The caller must hold no lock."""
         yield
         if self._durability == "always":
             self.syncer.settle()
 
     def _carry_over(self) -> bool:
-        """Copy SQLite's log to the database; return whether all of it is there."""
+        """Copy SQLite's log to the database, and return whether the log was copied completely."""
         with mapped_errors("checkpoint"), closing(self._connect()) as connection:
             busy, logged, carried = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
             return not busy and logged == carried
@@ -481,7 +481,7 @@ class SqliteStore(SqliteQueries):
         return connection
 
     def _renew_writer(self) -> None:
-        """Open a new connection to write with if the disk has failed: descriptors may be stale."""
+        """Open a new connection to write with if the disk has failed, because descriptors may be stale."""
         if self._stale:
             with mapped_errors("open"):
                 old, self._writer = self._writer, self._connect_writer()
@@ -496,7 +496,7 @@ class SqliteStore(SqliteQueries):
                 old.close()
 
     def _leave_out_syncs(self, error: StoreError) -> None:
-        """Continue without syncs if it turns out that the file system does not support them."""
+        """Continue without syncs if the file system turns out not to support them."""
         if getattr(error.__cause__, "sqlite_errorcode", 0) != sqlite3.SQLITE_IOERR_FSYNC or not self._filesystem.syncs:
             return
         with suppress(StoreError):
@@ -520,11 +520,11 @@ class SqliteStore(SqliteQueries):
             self._log.empty(self._writer)
 
     def _with_reserve(self, work: Callable[[], _T], prepare: Callable[[], object] = lambda: None) -> _T:
-        """Do work that must succeed even on a full disk: if it fails there, free the reserve and try once more.
+        """Do work that must succeed even on a full disk. If it fails there, free the reserve and try once more.
 
         Args:
             work: Work to do.
-            prepare: Callable before the second try.
+            prepare: Function called before the second attempt.
         """
         try:
             return work()

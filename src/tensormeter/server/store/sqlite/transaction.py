@@ -1,4 +1,4 @@
-"""Transactions on a connection, and the conversion of SQLite's errors to the store's errors."""
+"""Transactions on a connection, and conversion of SQLite errors to the store's errors."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -16,19 +16,19 @@ from tensormeter.server.store.models.errors import (
 __all__ = ["CHANGED", "describe", "mapped_errors", "may_be_damage", "primary_code", "reading", "writing"]
 
 _SUSPECTED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""Primary result codes for damage. SQLite also uses the first one if the disk cannot read a page (EIO)."""
+"""Primary result codes for damage. SQLite also uses the first one when the disk cannot read a page (EIO)."""
 
 CHANGED: Final = (ValueError, TypeError, AttributeError, LookupError, OverflowError)
-"""Exceptions from values of an unexpected type. After bits have changed, SQLite may return any type."""
+"""Exceptions caused by values of an unexpected type. If bits have flipped, SQLite may return any type."""
 
 
 @contextmanager
 def writing(connection: sqlite3.Connection) -> Iterator[None]:
-    """Execute all statements inside, or none of them.
+    """Execute either all statements inside the block or none of them.
 
     Raises:
         StoreFullError: The disk is full. Nothing was stored.
-        SuspectedDamageError: SQLite reports damage, which may be an I/O error. Nothing was stored.
+        SuspectedDamageError: SQLite reported damage, which may be an I/O error. Nothing was stored.
         StoreUnavailableError: SQLite failed because of an I/O error or a lock. Nothing was stored.
         DamagedError: The file is damaged.
     """
@@ -38,14 +38,14 @@ def writing(connection: sqlite3.Connection) -> Iterator[None]:
             yield
             connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:  # after some errors SQLite has rolled back already
+            if connection.in_transaction:  # after some errors, SQLite has already rolled back
                 connection.execute("ROLLBACK")
             raise
 
 
 @contextmanager
 def reading(connection: sqlite3.Connection) -> Iterator[None]:
-    """Read one consistent snapshot with all statements inside; errors as for `writing`."""
+    """Run all statements inside the block on one consistent snapshot. Raises the errors of `writing`."""
     with mapped_errors("read"):
         connection.execute("BEGIN")
         try:
@@ -57,7 +57,7 @@ def reading(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def mapped_errors(verb: str) -> Iterator[None]:
-    """Convert SQLite's exceptions to the errors of `Store`; `verb` names the operation that failed."""
+    """Convert SQLite exceptions to the errors of `Store`; `verb` describes the failed operation in messages."""
     try:
         yield
     except TensormeterError:
@@ -79,16 +79,16 @@ def mapped_errors(verb: str) -> Iterator[None]:
 
 
 def primary_code(error: BaseException | None) -> int:
-    """Return SQLite's primary result code of an error; 0 if it has none."""
+    """Return SQLite's primary result code for an error; 0 if it has none."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def may_be_damage(error: BaseException | None) -> bool:
-    """Return whether SQLite reports damage, which may also come from a disk that failed to read."""
+    """Return whether SQLite reported damage, which may also mean that the disk failed to read."""
     return isinstance(error, sqlite3.DatabaseError) and primary_code(error) in _SUSPECTED
 
 
 def describe(error: BaseException) -> str:
-    """Return SQLite's text for an error, with the name of its code if that adds information."""
+    """Return SQLite's text for an error, with the name of the error code if it adds information."""
     name = getattr(error, "sqlite_errorname", "")
     return f"{error} ({name})" if name.count("_") > 1 else str(error)

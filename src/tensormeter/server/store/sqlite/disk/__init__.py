@@ -1,1 +1,1 @@
-"""The disk of the SQLite file: durability, free space, checkpoints, and the capabilities of its file system."""
+"""The disk of the SQLite file: durability, free space, checkpoints, and file system capabilities."""

@@ -1,8 +1,9 @@
-"""The write-ahead log of SQLite, kept small even during reads.
+"""SQLite's write-ahead log, which is kept small even during reads.
 
-SQLite can restart the log only when no snapshot needs its contents. Normally that happens at the next commit after a checkpoint.
-While reads overlap all the time it never happens, so from twice its usual size on, writers wait for the present reads. A longer
-snapshot, such as a backup, lets the log grow to 16 times its usual size. Then requests are refused until that snapshot ends.
+SQLite can restart the log only when no snapshot needs its contents, normally at the first commit after a checkpoint. If
+reads overlap continuously, that never happens. Once the log reaches twice its usual size, writers therefore wait for
+the current reads. A longer snapshot, such as a backup, lets the log grow to 16 times its usual size. Requests are then
+refused until the snapshot ends.
 """
 
 import contextlib
@@ -19,21 +20,21 @@ __all__ = ["WriteAheadLog"]
 _PAGE: Final = 4096
 _WAIT_FROM: Final = 2
 _MOST: Final = 16
-"""Sizes of the log, in multiples of the usual size: writers wait for readers; requests are refused."""
+"""Multiples of the log's usual size at which writers wait for readers, and above which requests are refused."""
 
 _PAUSE: Final = 10.0
-"""Seconds without further waits after writers have waited for readers in vain."""
+"""Seconds before writers wait for readers again after an unsuccessful wait."""
 
 
 class WriteAheadLog:
-    """The write-ahead log of one store. For the thread that holds the write lock; calls block on the disk."""
+    """The write-ahead log of one store, for the thread that holds the write lock. Calls block on the disk."""
 
     def __init__(self, file: Path, space: FreeSpace) -> None:
-        """Describe the log.
+        """Create a log object.
 
         Args:
-            file: Database.
-            space: Free space, which determines the usual size of the log.
+            file: Path of the database.
+            space: Free space, which determines the log's usual size.
         """
         self._path = file.with_name(f"{file.name}-wal")
         self._space = space
@@ -41,11 +42,11 @@ class WriteAheadLog:
         self._next_wait = 0.0
 
     def shorten(self, writer: sqlite3.Connection) -> None:
-        """Prepare for a commit: set the size at which SQLite makes checkpoints, and empty the log if it is too long.
+        """Prepare for a commit: set the size at which SQLite runs checkpoints, and empty the log if it is too long.
 
         Raises:
-            StoreUnavailableError: The log is far too long, because a reader keeps an old snapshot.
-            sqlite3.Error: The disk refuses.
+            StoreUnavailableError: The log is far too long because a reader keeps an old snapshot. sqlite3.Error:
+                Writing to the disk failed.
         """
         usual = self._space.log_bytes
         if self._usual is None or self._usual[0] is not writer or self._usual[1] != usual:
@@ -67,14 +68,14 @@ class WriteAheadLog:
             )
 
     def empty(self, writer: sqlite3.Connection, *, patient: bool = True) -> bool:
-        """Write the log to the database and truncate it; return whether it is empty now.
+        """Write the log to the database and truncate it. Return whether it is now empty.
 
         Args:
             writer: Connection that writes.
-            patient: Whether to wait some seconds for present reads.
+            patient: Whether to wait a few seconds for current reads.
 
         Raises:
-            sqlite3.Error: The disk refuses.
+            sqlite3.Error: Writing to the disk failed.
         """
         patience = int(writer.execute("PRAGMA busy_timeout").fetchone()[0])
         try:

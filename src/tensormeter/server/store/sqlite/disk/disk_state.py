@@ -1,7 +1,7 @@
-"""The state of the disk, for answers that must not wait for the disk.
+"""The state of the disk, for responses that must not wait for the disk.
 
-A thread writes a small file from time to time, unless commits show that the disk works. It also measures the free space. Its results,
-and how long it has been waiting for the disk, can be read at any time without blocking.
+A thread writes a small file at intervals, unless commits show that the disk works. It also measures the free space. Its
+results, and the time for which it has waited for the disk, can be read at any time without blocking.
 """
 
 import logging
@@ -20,24 +20,24 @@ from tensormeter.server.store.sqlite.disk.free_space import FreeSpace
 __all__ = ["DiskMonitor"]
 
 _STALLED: Final = 5.0
-"""Seconds after which an operation on the disk counts as unanswered."""
+"""Seconds after which the disk counts as not responding to an operation."""
 
 _BUSY: Final = 1.0
 _IDLE: Final = 3.0
-"""Seconds between two checks of the disk: while it is written to or has a problem, and otherwise."""
+"""Seconds between two checks of the disk: `_BUSY` while it is written to or has a problem, otherwise `_IDLE`."""
 
 _WELL: Final = 3.0
-"""Seconds without a problem after which the log reports that the disk works again."""
+"""Seconds without a problem before a log message reports that the disk works again."""
 
 _BLOCK: Final = 4096
 _MUCH: Final = 256 << 10
-"""Number of bytes written to find out whether the disk works, and whether a disk that was full has space again."""
+"""Number of bytes to write to check whether the disk works, and whether a full disk has space again."""
 
 _log: Final = logging.getLogger(__name__)
 
 
 class DiskMonitor:
-    """Monitors the disk of a store from `watch` until `stop`. Only `stop` blocks, for one second at most."""
+    """Monitors a store's disk from `watch` until `stop`. Only `stop` blocks, for up to one second."""
 
     def __init__(self, folder: Path, space: FreeSpace) -> None:
         """Create a monitor.
@@ -65,21 +65,21 @@ class DiskMonitor:
         """Start the thread.
 
         Args:
-            on_change: Callable, on a thread, when the disk works again or has space again, so that failed work can be retried; must not
-                block.
+            on_change: Function called on the monitor's thread when the disk works or has space again, to retry failed
+                work. It must not block.
         """
         self._on_change = on_change
         self._thread.start()
-        # Report on another thread, because the first one may be waiting for the disk.
+        # Report on a separate thread, because the monitor's thread may be waiting for the disk.
         self._reporter = Background("tensormeter-disk-report", _Report(self.problem, self._folder).refresh, _BUSY)
 
     def worked(self) -> None:
-        """Report that the store has committed."""
+        """Record that the store has committed."""
         self._worked = True
         self._failure = self._error = None
 
     def failed(self, error: Exception) -> None:
-        """Report that a commit of the store failed."""
+        """Record that a commit of the store failed."""
         self._failure = str(error)
         self._retry = True
         self._wake.set()
@@ -90,7 +90,7 @@ class DiskMonitor:
         return self._failure is not None
 
     def stalled(self) -> str | None:
-        """Return a message if the disk does not respond, so that nothing can be read or written now, or None."""
+        """Return a message if the disk does not respond, so that nothing can be read or written; otherwise None."""
         since = self._waiting_since
         waited = 0.0 if since is None else time.monotonic() - since
         if waited < _STALLED:
@@ -98,11 +98,11 @@ class DiskMonitor:
         return f"the disk of {self._folder} has not responded for {waited:.0f} s; requests continue once it does"
 
     def problem(self) -> str | None:
-        """Return a message for people about the disk, or None."""
+        """Return a human-readable message about the disk's current problem, or None."""
         return self.stalled() or self._space.problem() or self._error or self._failure
 
     def stop(self) -> None:
-        """End the thread, or abandon it if the disk does not respond."""
+        """Stop the thread, or abandon it if the disk does not respond."""
         self._stopping = True
         self._wake.set()
         if self._reporter is not None:
@@ -117,7 +117,7 @@ class DiskMonitor:
                 self._wake.clear()
 
     def _check(self) -> bool:
-        """Check the disk once; return whether no change is expected soon."""
+        """Check the disk once. Return whether no change is expected soon."""
         worked, self._worked = self._worked, False
         was_wrong = self._error is not None or self._failure is not None
         self._waiting_since = time.monotonic()
@@ -137,14 +137,16 @@ class DiskMonitor:
             self._waiting_since = None
         if self._error is None and (regained or was_wrong or self._retry):
             self._retry = False
-            self._on_change()  # it commits, which shows whether the disk works
+            self._on_change()  # the callback commits, which shows whether the disk works
         return not worked and self._error is None and self._failure is None and self._space.problem() is None
 
     def _write(self) -> None:
-        """Write a small file, or a larger one after the disk was full. It is not synced, which takes long on a busy disk.
+        """Write a small file, or a larger one if the disk was full.
+
+        The file is not synced, because syncing is slow on a busy disk.
 
         Raises:
-            OSError: The disk refuses.
+            OSError: Writing to the disk failed.
         """
         self._restart_clock()
         descriptor = open_file(self._path)
@@ -157,12 +159,12 @@ class DiskMonitor:
             self._path.unlink()
 
     def _restart_clock(self) -> None:
-        """Restart the clock, which limits each single operation of a slow disk."""
+        """Restart the clock, so that its limit applies to each operation separately, even on a slow disk."""
         self._waiting_since = time.monotonic()
 
 
 class _Report:
-    """Logs when the disk has a problem, and when it has worked again for some seconds."""
+    """Logs when the disk develops a problem, and when it has worked again for a few seconds."""
 
     def __init__(self, problem: Callable[[], str | None], folder: Path) -> None:
         self._problem = problem

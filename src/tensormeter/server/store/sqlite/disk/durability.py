@@ -1,19 +1,20 @@
-"""Durability: how far commits of a SQLite store survive a power failure.
+"""Durability: which commits of a SQLite store survive a power failure.
 
-SQLite writes a commit into its log and does not wait for the disk (`synchronous=NORMAL`). A thread syncs that log in groups, at
-the latest `GROUP_INTERVAL` seconds after a commit, so many commits share one sync. After a sync of the log, every earlier commit
-is durable: those in the log, and those of earlier logs too, because SQLite syncs the database before it restarts the log. With a
-rollback journal (file systems without shared memory) SQLite syncs the database itself, and this module syncs the end of the
-journal. On a file system that cannot sync, SQLite does not sync either, and nothing is promised.
+SQLite writes a commit to its log without waiting for the disk (`synchronous=NORMAL`). A thread then syncs the log, at
+most `GROUP_INTERVAL` seconds after a commit, so many commits share one sync. A sync of the log makes every earlier
+commit durable, including those in earlier logs, because SQLite syncs the database before it restarts the log. With a
+rollback journal (on file systems without shared memory), SQLite syncs the database itself, and this module syncs the
+end of the journal. On a file system that cannot sync, SQLite does not sync either, and nothing is guaranteed.
 
-Commits are numbered from 1 in each *epoch*; an epoch is one opening of the store. A sender keeps accepted requests until their
-numbers are durable. If the epoch changes, it resends the requests that it kept, and the store deduplicates by batch id.
+Commits are numbered from 1 in each *epoch*; an epoch lasts while the store is open. A sender keeps accepted requests
+until their numbers are durable. If the epoch changes, the sender resends the requests that it kept, and the store
+deduplicates them by batch ID.
 
-A failed sync may have lost its data, although the next sync would succeed. So after a failure, nothing is durable until SQLite has
-copied its whole log to the database, which it syncs itself.
+A failed sync may have lost data even if the next sync succeeds. After a failure, nothing counts as durable until SQLite
+has copied its whole log to the database and synced the database itself.
 
-This module may open and close the files of SQLite's log and journal. SQLite's locks are on the database and its index, so closing
-these files releases none.
+This module may open and close the files of SQLite's log and journal. SQLite's locks are on the database and its index,
+so closing these files releases no lock.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ __all__ = ["GROUP_INTERVAL", "LogSyncer"]
 
 
 GROUP_INTERVAL: Final = 1.0
-"""Seconds between two syncs without a request. Together with the duration of a sync they stay below two seconds."""
+"""Seconds between two syncs if no request waits for one. With the sync itself, they stay below two seconds."""
 
 _LONGEST_WAIT: Final = 30.0
 _RETRY_DELAY: Final = 1.0
@@ -46,16 +47,16 @@ _log: Final = logging.getLogger(__name__)
 
 
 class LogSyncer:
-    """Numbers the commits of one store, and syncs them on a thread from `start` until `close`. Any thread may call it."""
+    """Numbers the commits of one store, and syncs them on a thread from `start` until `close`. Thread-safe."""
 
     def __init__(self, database: Path, carry_over: Callable[[], bool], *, interval: float = GROUP_INTERVAL) -> None:
         """Create a syncer.
 
         Args:
-            database: SQLite file.
-            carry_over: Callable that copies SQLite's log to the database, and returns whether all of it is there and synced. The
-                syncer's thread calls it after failures only.
-            interval: Seconds between two syncs without a request.
+            database: Path of the SQLite file.
+            carry_over: Function that copies SQLite's log to the database, and returns whether the complete log is
+                copied and synced. The syncer's thread calls it only after failures.
+            interval: Seconds between two syncs if no request waits for one.
         """
         self._database = database
         self._carry_over = carry_over
@@ -73,15 +74,15 @@ class LogSyncer:
         self._thread = threading.Thread(target=self._run, name="tensormeter-sync", daemon=True)
 
     def start(self, durability: ServerDurability, *, syncs: bool = True) -> None:
-        """Make the present contents durable, including the names of the files, and start the thread.
+        """Make the current contents durable, including file names, and start the thread.
 
         Args:
-            durability: Whether callers wait for syncs.
-            syncs: Whether the file system can sync, as far as is known.
+            durability: Whether requests wait for syncs (`always`) or not (`group`).
+            syncs: Whether the file system can sync, as far as known.
 
         Raises:
-            StoreError: With `always`, on a file system that cannot sync.
-            StoreUnavailableError: With `always`, on a disk that fails to sync.
+            StoreError: With `always`, the file system cannot sync.
+            StoreUnavailableError: With `always`, the disk failed to sync.
         """
         self._is_promised = durability == "always"
         try:
@@ -112,32 +113,32 @@ class LogSyncer:
             self._thread.start()
 
     def note_commit(self) -> None:
-        """Number a commit. Call it after the commit, before the request is answered."""
+        """Number a commit. Call it after the commit and before responding to the request."""
         with self._changed:
             self._committed += 1
             self._changed.notify_all()
 
     def give_up(self) -> None:
-        """Stop promising durability, because the file system cannot sync, and end the thread soon. Does not block."""
+        """Stop guaranteeing durability because the file system cannot sync. The thread ends soon. Does not block."""
         with self._changed:
             self._supported = False
             self._problem = "the file system cannot sync files"
             self._changed.notify_all()
 
     def problem(self) -> str | None:
-        """Return a message for people about failed syncs, or None. Does not block."""
+        """Return a human-readable message about failed syncs, or None. Does not block."""
         problem = self._problem
         if not problem or not (self._supported or self._is_promised):
             return None
         return f"the store in {self._database.parent} cannot be synced ({problem}); new commits are not durable until it can"
 
     def progress(self) -> Progress | None:
-        """Return the present progress; None if the file system cannot sync, so that durability is unknown."""
+        """Return the current progress; None if durability is unknown because the file system cannot sync."""
         with self._changed:
             return Progress(self._epoch, self._committed, self._durable) if self._supported else None
 
     def sync(self, timeout: float) -> Progress | None:
-        """Sync the present commits, in one sync for all callers. Blocks for `timeout` seconds at most.
+        """Sync the current commits, in one sync for all callers. Blocks for up to `timeout` seconds.
 
         Returns:
             Progress after the sync.
@@ -147,10 +148,10 @@ class LogSyncer:
         return self.progress()
 
     def settle(self) -> None:
-        """Wait until all present commits are durable.
+        """Wait until all current commits are durable.
 
         Raises:
-            StoreUnavailableError: The disk fails to sync them, or takes too long.
+            StoreUnavailableError: The disk failed to sync them, or took too long.
         """
         with self._changed:
             through = self._committed
@@ -161,7 +162,7 @@ class LogSyncer:
                 )
 
     def close(self) -> None:
-        """End the thread. Waiting callers continue without durable commits."""
+        """Stop the thread. Waiting callers continue even though their commits are not durable."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -170,7 +171,14 @@ class LogSyncer:
         self._close_files()
 
     def _wait(self, through: int, timeout: float) -> bool:
-        """Wait some seconds until commits up to a number are durable; return whether they are. The caller holds the condition's lock."""
+        """Wait for all commits up to the given number to become durable, and return whether they are.
+
+        The caller holds the condition's lock.
+
+        Args:
+            through: Number of the last commit to wait for.
+            timeout: Maximum seconds to wait.
+        """
         if self._durable < through and self._supported:
             self._wanted = True
             self._changed.notify_all()
@@ -197,7 +205,7 @@ class LogSyncer:
                 self._sync_files()
                 if self._problem and not self._carry_over():
                     raise OSError("the log cannot be copied to the database yet")
-            except Exception as error:  # the next try may succeed after any error
+            except Exception as error:  # the next attempt may succeed after any error
                 if not isinstance(error, OSError | StoreError):
                     _log.exception("tensormeter: syncing the store failed")
                 self._fail(error)
@@ -230,7 +238,7 @@ class LogSyncer:
             )
 
     def _sync_files(self) -> None:
-        """Sync SQLite's log and journal, and the folder if one of them was created or removed."""
+        """Sync SQLite's log and journal, and also the folder if one of them was created or removed."""
         names_changed = False
         for suffix in _SUFFIXES:
             path = self._database.with_name(self._database.name + suffix)
@@ -244,7 +252,7 @@ class LogSyncer:
                 os.close(self._files.pop(suffix)[1])
                 names_changed, opened = True, None
             if identity is None:
-                names_changed |= suffix == "-wal"  # without a log, the journal's name must be durable, too
+                names_changed |= suffix == "-wal"  # without a log, the journal's name must also be durable
                 continue
             if opened is None:
                 try:

@@ -1,7 +1,8 @@
-"""Capabilities of a data folder's file system, which the server tests when it starts.
+"""Capabilities of the data folder's file system, which the server tests when it starts.
 
-Network and cloud file systems lack features that SQLite needs. Without shared memory maps the store uses a rollback journal instead
-of a write-ahead log. Without `fsync` it does not sync. Without locks two servers could damage one store, so it does not start.
+Network and cloud file systems may lack features that SQLite needs. Without shared memory maps, the store uses a
+rollback journal instead of a write-ahead log. Without `fsync`, it does not sync. Without locks, two servers could
+damage the store, so the server does not start.
 """
 
 import errno
@@ -20,10 +21,10 @@ from tensormeter.server.store.models.errors import StoreFullError
 __all__ = ["FULL", "FileSystem", "lacks_locks"]
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Errors of a file system without free space, or without free space for this user."""
+"""Error codes of a full file system or an exhausted user quota."""
 
 _LACKING: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENODEV, errno.ENOTTY})
-"""Errors of a file system that does not support an operation. Other errors are failures, which may be temporary."""
+"""Error codes for operations that a file system does not support. Other errors are failures, which may be temporary."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class FileSystem:
 
     Attributes:
         maps: Whether processes can share memory by mapping a file.
-        syncs: Whether files can be synced to the disk.
+        syncs: Whether files can be synced to disk.
     """
 
     maps: bool = True
@@ -42,10 +43,10 @@ class FileSystem:
 
     @classmethod
     def examine(cls, folder: Path) -> "FileSystem":
-        """Test the capabilities with a small file in a folder; a warning names missing ones. Blocks on the disk.
+        """Test the capabilities with a small file in a folder, and log warnings about missing ones. Blocks on the disk.
 
         Raises:
-            StoreFullError: The disk has no room for the file.
+            StoreFullError: The disk has no space for the file.
             StoreError: The folder cannot be used, or the file system has no locks.
         """
         path = folder / "probe"
@@ -69,17 +70,17 @@ class FileSystem:
 
     @property
     def synchronous(self) -> str:
-        """SQLite's setting `synchronous`."""
+        """Value of SQLite's `synchronous` setting."""
         return "NORMAL" if self.syncs else "OFF"
 
     @property
     def journal_mode(self) -> str:
-        """SQLite's setting `journal_mode`."""
+        """Value of SQLite's `journal_mode` setting."""
         return "WAL" if self.maps else "TRUNCATE"
 
     @property
     def patience(self) -> float:
-        """Seconds to wait for a lock. With a rollback journal, commits and reads wait for each other."""
+        """Seconds to wait for a lock. With a rollback journal, commits and reads block each other."""
         return 5.0 if self.maps else 60.0
 
     def _warn(self, folder: Path) -> None:
@@ -97,7 +98,7 @@ class FileSystem:
 
 
 def lacks_locks(folder: Path, error: OSError) -> str:
-    """Return the error's message for a file system without locks."""
+    """Return the error message for a file system without locks."""
     return (
         f"the file system of {folder} has no file locks ({error.strerror}), so another server could damage the store; "
         "use a local disk (for NFS: mount it with locks)"

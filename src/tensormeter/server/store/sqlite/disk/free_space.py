@@ -1,7 +1,8 @@
-"""Free space of the disk: the space that the store needs before it accepts a request, and a reserve for a full disk.
+"""Free disk space: the space that the store needs before it accepts a request, and a reserve for a full disk.
 
-A request is accepted only if the disk has room for it, for a flush of everything in memory, and for the next checkpoint. So requests
-never use the space that the store needs to empty its write-ahead log. Checkpoints, flushes and deletions may use the reserve.
+A request is accepted only if the disk has space for the request, for a flush of everything in memory, and for the next
+checkpoint. Requests therefore never use the space that the store needs to empty its write-ahead log. Checkpoints,
+flushes and deletions may use the reserve.
 """
 
 import contextlib
@@ -24,10 +25,10 @@ _LEAST: Final = 256 << 10
 """Number of free bytes below which the disk counts as full, even without requests."""
 
 _PAGES: Final = 128 << 10
-"""Bytes of pages that a request changes in addition to its own size."""
+"""Number of bytes in pages that a request changes, in addition to its own size."""
 
 _FLUSH_BYTES: Final = 32
-"""Maximum bytes that the flush of a point writes: 17 for the point, and as many for points in young segments that it merges."""
+"""Maximum bytes that a flush writes per point: 17 for the point, and about as many to merge young segments."""
 
 _LOG_BYTES: Final = 64 * _MIB
 _RESERVE_BYTES: Final = 16 * _MIB
@@ -35,13 +36,13 @@ _PARTS: Final = 16
 
 
 class FreeSpace:
-    """The free space of a store's disk. Any thread may use it; calls block on the disk unless they state otherwise."""
+    """The free space on a store's disk. Thread-safe. Calls block on the disk unless stated otherwise."""
 
     def __init__(self, file: Path) -> None:
-        """Measure the free space; the reserve is not created yet.
+        """Measure the free space. Does not create the reserve yet.
 
         Args:
-            file: Database.
+            file: Path of the database.
         """
         self._file = file
         self._log = file.with_name(f"{file.name}-wal")
@@ -53,20 +54,20 @@ class FreeSpace:
 
     @property
     def log_bytes(self) -> int:
-        """Size of the write-ahead log above which a checkpoint is due: a sixteenth of the space, from 1 to 64 MiB. Does not block."""
+        """Size of the write-ahead log that makes a checkpoint due: 1/16 of the space, 1 to 64 MiB. Does not block."""
         return self._share
 
     @property
     def tight(self) -> bool:
-        """Whether the store frees unused space as soon as it can. Does not block."""
+        """Whether space is scarce, so that the store frees unused space as soon as it can. Does not block."""
         return self._share < _LOG_BYTES
 
     def flush_points(self, most: int) -> int:
-        """Return the number of points in memory that makes a flush due, `most` if there is enough space. Does not block."""
+        """Return the number of points in memory that makes a flush due, at most `most`. Does not block."""
         return min(most, 2 * self._share // _FLUSH_BYTES) if self.tight else most
 
     def refresh(self) -> bool:
-        """Measure the free space; return whether the disk was full and is not any more."""
+        """Measure the free space. Return whether the disk was full and no longer is."""
         was_full = self._full
         free, reserved = self._reserve.room()
         self._free = free
@@ -77,15 +78,15 @@ class FreeSpace:
         return was_full and not self._full
 
     def admit(self, connection: sqlite3.Connection, size: int, points: int) -> None:
-        """Check that the disk has room for a request.
+        """Check that the disk has space for a request.
 
         Args:
-            connection: Connection that writes, outside of a transaction.
-            size: Bytes that the request adds.
-            points: Points that will wait in memory for a flush, including those of the request.
+            connection: Connection to write with, outside a transaction.
+            size: Number of bytes that the request adds.
+            points: Number of points, including those of the request, that will wait in memory for a flush.
 
         Raises:
-            StoreFullError: The disk has no room.
+            StoreFullError: The disk does not have enough space.
             sqlite3.Error: The database cannot be read.
         """
         free, reserved = self._reserve.room()
@@ -107,7 +108,7 @@ class FreeSpace:
         self._lacking = 0
 
     def keep(self) -> None:
-        """Create the reserve, or as much of it as leaves half of the free space. Call it often."""
+        """Create or enlarge the reserve, leaving at least half of the free space. Call it often."""
         self._reserve.keep(min(self._share, _RESERVE_BYTES))
 
     def is_short(self, error: Exception) -> bool:
@@ -120,12 +121,12 @@ class FreeSpace:
         self._reserve.give()
 
     def hint(self) -> str:
-        """Return a suffix for an error's message if the disk is full, or "". Blocks on the disk."""
+        """Return text to append to an error message if the disk is full, or "". Blocks on the disk."""
         self.refresh()
         return f" ({self._describe()})" if self._full else ""
 
     def problem(self) -> str | None:
-        """Return a message for people if the disk is full, or None. Does not block."""
+        """Return a human-readable message if the disk is full, or None. Does not block."""
         return self._describe() if self._full else None
 
     @property

@@ -1,1 +1,1 @@
-"""Detection of damage in the SQLite file before it becomes a wrong value."""
+"""Detection of damage in the SQLite file before the store returns wrong values."""

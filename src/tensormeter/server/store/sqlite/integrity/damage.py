@@ -1,4 +1,4 @@
-"""Damage that a store has found: named for people, logged once, and remembered until the store is opened again."""
+"""Damage found in a store: described in readable messages, logged once, and remembered until the store is reopened."""
 
 import logging
 import sqlite3
@@ -12,17 +12,17 @@ from tensormeter.server.store.models.errors import DamagedError
 __all__ = ["Damage", "name_damage", "name_series", "skip_damaged"]
 
 _MOST: Final = 1000
-"""Maximum number of remembered messages."""
+"""Maximum number of messages to remember."""
 
 _log = logging.getLogger(__name__)
 
 
 class Damage:
-    """The damage found so far. Any number of threads may use it.
+    """Damage found so far. Thread-safe.
 
     Attributes:
-        structure: Damage of SQLite's pages or indexes, which may hide rows, or None.
-        is_catalog_sound: Whether the rows of runs, processes and series are intact, as far as is known.
+        structure: Message about damage in SQLite's pages or indexes, which may hide rows, or None.
+        is_catalog_sound: Whether the rows of runs, processes and series are intact, as far as known.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Damage:
         _log.warning("tensormeter: the store: %s", text)
 
     def text(self) -> str | None:
-        """Return all damage in one line for people; None if there is none."""
+        """Return a human-readable line that describes all damage, or None."""
         with self._lock:
             if not self._texts:
                 return None
@@ -51,7 +51,7 @@ class Damage:
 
 
 def name_damage(connection: sqlite3.Connection, error: DamagedError) -> DamagedError:
-    """Add the names of run and metric, as far as they can be read, and a remedy to the message of an error."""
+    """Add the names of run and metric, as far as they can be read, and a remedy to an error message."""
     if error.named:
         return error
     about = "" if error.series is None else f"{name_series(connection, error.series)}: "
@@ -65,7 +65,7 @@ def name_damage(connection: sqlite3.Connection, error: DamagedError) -> DamagedE
 
 @contextmanager
 def skip_damaged(connection: sqlite3.Connection, damaged: list[str] | None) -> Iterator[None]:
-    """Append damage inside the block to `damaged` and continue after the block; if `damaged` is None, raise the error."""
+    """Add damage found inside the block to `damaged`, or raise it if `damaged` is None."""
     try:
         yield
     except DamagedError as error:
@@ -77,7 +77,7 @@ def skip_damaged(connection: sqlite3.Connection, damaged: list[str] | None) -> I
 
 
 def name_series(connection: sqlite3.Connection, series: int) -> str:
-    """Return a series' name for people: its metric, process, run and project."""
+    """Return a readable name of a series: its metric, process, run and project."""
     try:
         row = connection.execute(
             "SELECT metric, process.process, run_id, project FROM series JOIN process ON process.id = series.process"

@@ -1,4 +1,4 @@
-"""Comparison of a file's header with its tables, because a flipped bit in the header must not start a migration."""
+"""Comparison of a file's header with its tables, so that a flipped bit in the header cannot start a migration."""
 
 import sqlite3
 from contextlib import closing
@@ -7,7 +7,7 @@ from typing import Final
 __all__ = ["APPLICATION_ID", "header_fault", "version_of_tables"]
 
 APPLICATION_ID: Final = 0x746D7472
-"""The text "tmtr"."""
+"""The text "tmtr" as an integer."""
 
 _INTRODUCED: Final = (
     ("journal", "payload"),
@@ -18,7 +18,7 @@ _INTRODUCED: Final = (
     ("gap", "time"),
     ("damaged", "payload"),
 )
-"""A table and a column that each version introduced, from version 1 on."""
+"""Table and column that each version introduced, starting with version 1."""
 
 _Columns = dict[str, frozenset[str]]
 
@@ -26,11 +26,11 @@ _Columns = dict[str, frozenset[str]]
 def version_of_tables(connection: sqlite3.Connection, schema: str) -> int | None:
     """Return the version of the tables in the file; None if there are none, or if some tables of a version are missing.
 
-    The tables of a newer version count as the present version if they include all of its tables.
+    Tables of a newer version count as the current version if they include all of its columns.
 
     Args:
         connection: Connection to the file.
-        schema: Statements that create the tables of the present version.
+        schema: Statements that create the tables of the current version.
 
     Raises:
         sqlite3.Error: The tables cannot be read.
@@ -39,9 +39,10 @@ def version_of_tables(connection: sqlite3.Connection, schema: str) -> int | None
 
 
 def header_fault(connection: sqlite3.Connection, schema: str) -> str | None:
-    """Return a message for people if the header does not belong to this file, or None.
+    """Return a human-readable message if the header does not match this file, or None.
 
-    A file of a newer version or of another program has no fault. Arguments and errors as for `version_of_tables`.
+    Files of newer versions or other programs do not count as faulty. Arguments and errors are those of
+    `version_of_tables`.
     """
     version, application = (
         int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("user_version", "application_id")

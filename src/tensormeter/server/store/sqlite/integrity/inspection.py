@@ -1,6 +1,6 @@
-"""Inspection of a whole store: every checksum, every blob, every reference, and SQLite's own structures.
+"""Inspection of a whole store: every checksum, blob and reference, and SQLite's own structures.
 
-It only reads, some rows at a time, so a server can use the file and shorten its write-ahead log meanwhile.
+It only reads, a few rows at a time, so a server can use the file and shorten its write-ahead log in the meantime.
 """
 
 import hashlib
@@ -35,16 +35,16 @@ from tensormeter.server.store.sqlite.transaction import CHANGED, describe, may_b
 __all__ = ["SMALL", "Finding", "Inspection", "open_read_only"]
 
 _FEW: Final = 8
-"""Number of rows with large blobs in one read."""
+"""Number of rows with large blobs to read at once."""
 
 _MANY: Final = 500
-"""Number of other rows in one read."""
+"""Number of other rows to read at once."""
 
 SMALL: Final = 1 << 30
-"""Maximum size of a file, in bytes, that SQLite checks as a whole while a server may use it: the check is one long read."""
+"""Maximum file size in bytes for a complete check by SQLite while the file is in use; the check is one long read."""
 
 _CATALOG: Final = ("run", "process", "series", "summary", "batch", "tombstone", "mark", "gap")
-"""Tables that are small compared with the rest of the file."""
+"""Tables that are small compared to the rest of the file."""
 
 _COMPLETE: Final = FileSystem()
 _MOST_PROBLEMS: Final = 100
@@ -54,11 +54,11 @@ _LAST: Final = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Finding:
-    """A damaged part of the store.
+    """A damaged part of a store.
 
     Attributes:
-        what: The part and its damage.
-        about: Run or series that it belongs to, for people; "" if that is unknown.
+        what: Damaged part and its damage.
+        about: Readable name of the run or series with the damage; "" if unknown.
     """
 
     what: str
@@ -69,19 +69,19 @@ class Finding:
 
 
 class _DamagedRowError(Exception):
-    """A row is damaged; the message is the reason."""
+    """A row is damaged; the message contains the reason."""
 
 
 def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Connection:
-    """Open a connection that cannot write.
+    """Open a read-only connection.
 
     Args:
-        file: Database.
-        filesystem: Capabilities of its file system.
+        file: Path of the database.
+        filesystem: Capabilities of the database's file system.
 
     Raises:
-        StoreUnavailableError: The file cannot be read now.
-        DamagedError: The file is damaged so that nothing can be inspected.
+        StoreUnavailableError: The file cannot currently be read.
+        DamagedError: The file is so damaged that nothing can be inspected.
         StoreError: The file is not a store of this version.
     """
     connection = None
@@ -99,7 +99,7 @@ def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Co
         except (sqlite3.Error, *CHANGED) as error:
             if not _is_damage(error):
                 raise
-            return connection  # an inspection reports the damage
+            return connection  # the inspection will report the damage
     except sqlite3.Error as error:
         if connection is not None:
             connection.close()
@@ -119,19 +119,19 @@ def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Co
 
 
 class Inspection:
-    """One inspection of a store. For one thread.
+    """An inspection of a store, for use by one thread.
 
     Attributes:
-        counts: Number of inspected rows, by table.
-        unsealed: Number of rows without a checksum, by table: they come from a version without checksums.
+        counts: Number of inspected rows by table.
+        unsealed: Number of rows without a checksum by table; a version without checksums wrote them.
     """
 
     def __init__(self, connection: sqlite3.Connection, yield_to_readers: Callable[[], None] = lambda: None) -> None:
-        """Prepare an inspection.
+        """Create an inspection.
 
         Args:
-            connection: Connection to read with, in autocommit mode.
-            yield_to_readers: Callable between two reads; an exception of it ends the inspection.
+            connection: Connection in autocommit mode to read with.
+            yield_to_readers: Function called between two reads; it raises an exception to stop the inspection.
         """
         self._connection = connection
         self._yield_to_readers = yield_to_readers
@@ -143,10 +143,10 @@ class Inspection:
         """Inspect everything.
 
         Args:
-            full: Whether SQLite also checks a large file as a whole.
+            full: Whether SQLite checks even large files completely.
 
         Raises:
-            StoreUnavailableError: The file cannot be read now.
+            StoreUnavailableError: The file cannot currently be read.
         """
         yield from self.structure(full=full)
         if self._is_readable:
@@ -154,11 +154,11 @@ class Inspection:
             yield from self.contents()
 
     def structure(self, *, full: bool = False, most: int = SMALL) -> Iterator[Finding]:
-        """Run SQLite's check of pages and indexes: of all tables, or, in a large file, of the tables of the catalog.
+        """Run SQLite's check of pages and indexes on all tables, or only on catalog tables if the file is large.
 
         Args:
-            full: Whether to check all tables regardless of the size.
-            most: Maximum size in bytes of a file that is not large.
+            full: Whether to check all tables regardless of the file's size.
+            most: Maximum size, in bytes, of a file that does not count as large.
         """
         try:
             fault = header_fault(self._connection, SCHEMA)
@@ -207,7 +207,7 @@ class Inspection:
         )
 
     def _parts(self, *parts: Iterator[Finding]) -> Iterator[Finding]:
-        """Yield the findings of all parts. An error that ends a part is a finding, unless the file cannot be read now."""
+        """Yield the findings of all parts. A part that fails is a finding, unless the file cannot currently be read."""
         for part in parts:
             try:
                 yield from part
@@ -287,7 +287,7 @@ class Inspection:
         *,
         count: bool = True,
     ) -> Iterator[Finding]:
-        """Check the rows of a table, some at a time; the first column is the key, a number."""
+        """Check the rows of a table, a few at a time. The first column must be an integer key."""
         name = table.partition(" ")[0]
         last, step = -1, 0
         top = self._top(key, name)
@@ -305,7 +305,7 @@ class Inspection:
                     raise
                 if not step:
                     yield Finding(f"{name}: rows after {last} cannot be read: {error.__cause__ or error}")
-                step = max(2 * step, 1)  # skip rows that cannot be read, in longer and longer steps
+                step = max(2 * step, 1)  # skip unreadable rows in increasingly large steps
                 last += step
                 continue
             yield from findings
@@ -449,7 +449,7 @@ class Inspection:
 
 
 def _is_damage(error: BaseException | None) -> bool:
-    """Return whether a correct statement failed because of the contents of the file."""
+    """Return whether a correct statement failed because of the file's contents."""
     is_text = isinstance(error, CHANGED) or "decode to UTF-8" in str(error)
     return is_text or may_be_damage(error) or primary_code(error) == sqlite3.SQLITE_ERROR
 

@@ -1,6 +1,6 @@
 """Detection of a database that is missing although other files of its store exist.
 
-SQLite would create a new database and delete the old log.
+Without this check, SQLite would create a new database and delete the old log.
 """
 
 from pathlib import Path
@@ -9,16 +9,17 @@ __all__ = ["missing_store"]
 
 
 def missing_store(file: Path) -> str | None:
-    """Return a message for people if a new database must not replace a missing or empty one; None if it may, or if the database exists.
+    """Return a human-readable message if a missing or empty database must not be replaced by a new one; otherwise None.
 
-    Call it before SQLite opens the file, even to read: SQLite deletes the log of an empty database. The log is written after the first
-    page of the file, and the reserve is created after the tables. So a first start that was killed leaves neither next to an empty file.
+    Call this function before SQLite opens the file, even for reading, because SQLite deletes the log of an empty
+    database. SQLite writes the log after the first page of the file, and the store creates the reserve after the
+    tables. A first start that was killed therefore leaves neither file next to an empty database.
 
     Args:
-        file: Database.
+        file: Path of the database.
     """
     size = _size(file)
-    if size is not None and size > 1:  # SQLite treats one byte like an empty file
+    if size is not None and size > 1:  # SQLite treats a file of one byte as empty
         return None
     remains = [path for path in (file.with_name(f"{file.name}-wal"), file.with_name("reserve")) if _size(path)]
     if not remains:

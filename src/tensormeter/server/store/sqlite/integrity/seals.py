@@ -1,10 +1,11 @@
-"""Seals: checksums of rows, to detect a bit that flips on the disk before it becomes a wrong value.
+"""Seals: checksums of rows, to detect bits that flip on disk before the store returns a wrong value.
 
-A seal is a CRC-32 over the columns of a row, including those that identify it, so that a row in the wrong place is detected, too.
-A seal of NULL means that a version without seals wrote the row; it gets one when it is next written.
+A seal is a CRC-32 of a row's columns. They include the identifying columns, so a row in the wrong place is also
+detected. A seal of NULL means that a version without seals wrote the row; the row is sealed when it is next written.
 
-Rows that never change are sealed when they are inserted. Rows that change are sealed by temporary triggers, which belong to a
-connection and not to the file. A trigger preserves damage: the new seal differs from the right one exactly as the old one did.
+Rows that never change are sealed when they are inserted. Rows that change are sealed by temporary triggers, which
+belong to a connection rather than the file. A trigger preserves damage: the new seal differs from the correct seal in
+the same bits as the old one.
 """
 
 import sqlite3
@@ -34,7 +35,7 @@ Value = int | float | str | bytes | None
 
 
 def checksum(*values: Value) -> int:
-    """Return the checksum of values in this order, 32 bits. Text counts as its UTF-8."""
+    """Return the 32-bit checksum of values in the given order. Text is encoded as UTF-8."""
     crc = 0
     plain: list[int | float | None] = []
     for value in values:
@@ -48,18 +49,18 @@ def checksum(*values: Value) -> int:
 
 
 def is_sound(seal: object, *values: Value) -> bool:
-    """Return whether a row matches its seal, or has no seal yet."""
+    """Return whether a row matches its seal or has none."""
     return seal is None or seal == checksum(*values)
 
 
 def verify(what: str, seal: object, *values: Value, series: int | None = None) -> None:
-    """Verify a row that was read.
+    """Verify a row after reading it.
 
     Args:
-        what: Name of the row for the error.
+        what: Name of the row for the error message.
         seal: Stored seal.
-        values: Values that the seal covers.
-        series: Series that the row belongs to, if any.
+        values: Values covered by the seal.
+        series: Series that the row belongs to, or None.
 
     Raises:
         DamagedError: The row does not match its seal.
@@ -69,37 +70,38 @@ def verify(what: str, seal: object, *values: Value, series: int | None = None) -
 
 
 class RowSeal:
-    """A seal of rows that change.
+    """A seal of rows that may change.
 
     Attributes:
-        table: Table of the rows.
-        seal: Column with the seal.
-        columns: Columns that the seal covers, in this order; the first ones identify the row.
+        table: Table that contains the rows.
+        seal: Column that contains the seal.
+        columns: Columns covered by the seal, in order, starting with the identifying columns.
     """
 
     def __init__(self, table: str, seal: str, columns: str, texts: str = "") -> None:
-        """Describe a seal.
+        """Create a seal.
 
         Args:
-            table: Table of the rows.
-            seal: Column with the seal.
-            columns: Names of the columns, separated by spaces.
-            texts: Names of the columns with text. Triggers read them as bytes, because damaged text may not be UTF-8.
+            table: Table that contains the rows.
+            seal: Column that contains the seal.
+            columns: Names of the covered columns, separated by spaces.
+            texts: Names of text columns, separated by spaces. Triggers read them as bytes, because damaged text may not
+                be UTF-8.
         """
         self.table, self.seal, self.columns = table, seal, tuple(columns.split())
         self._texts = frozenset(texts.split())
 
     @property
     def selection(self) -> str:
-        """The columns and the seal, for a SELECT."""
+        """The columns and the seal, for use in a SELECT."""
         return ", ".join(f"{self.table}.{column}" for column in (*self.columns, self.seal))
 
     def verify(self, row: Sequence[Value], what: str, series: int | None = None) -> None:
-        """Verify the columns of `selection`. Raises DamagedError."""
+        """Verify the values of `selection`. Raises DamagedError."""
         verify(what, row[-1], *row[:-1], series=series)
 
     def triggers(self) -> Iterable[str]:
-        """Return statements that create the triggers of a connection."""
+        """Yield statements that create this seal's triggers for a connection."""
         keys = "run = new.run AND metric = new.metric" if self.table == "summary" else "id = new.id"
         name = f"{self.table}_{self.seal}"
         new, old = (", ".join(self._bytes(side, column) for column in self.columns) for side in ("new", "old"))
@@ -148,7 +150,7 @@ ROW_SEALS: Final = (RUN_TEXTS, RUN_TALLY, PROCESS, RESOURCE, SERIES, SUMMARY)
 
 
 def seal_changes(connection: sqlite3.Connection) -> None:
-    """Seal rows that change whenever this connection writes them."""
+    """Seal changeable rows whenever this connection writes them."""
     connection.create_function("seal_of", -1, checksum, deterministic=True)
     connection.create_function("seal_again", -1, _reseal, deterministic=True)
     for seal in ROW_SEALS:
@@ -165,8 +167,9 @@ def _reseal(seal: int | None, *values: Value) -> int:
 
 
 def directory_of(rows: Iterable[Sequence[int]]) -> int:
-    """Return the checksum of a series' list of segments: (seq, n, t_min, t_max) of each, by ascending seq.
+    """Return the checksum of a series' list of segments, to detect missing segments and flipped bits in the index.
 
-    It detects a missing segment, and a flipped bit in the index.
+    Args:
+        rows: (seq, n, t_min, t_max) of each segment, in ascending order of seq.
     """
     return crc32(repr([tuple(row) for row in rows]).encode())

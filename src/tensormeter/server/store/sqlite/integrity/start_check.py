@@ -1,4 +1,4 @@
-"""The check of a store after it was opened: SQLite's structures and the rows of the catalog, while the server already works."""
+"""A check of SQLite's structures and catalog rows, which runs while the server already handles requests."""
 
 import logging
 import sqlite3
@@ -17,13 +17,13 @@ from tensormeter.server.store.sqlite.integrity.inspection import SMALL, Inspecti
 __all__ = ["StartCheck"]
 
 _PAUSE: Final = 0.002
-"""Seconds between two reads, because each takes the interpreter from requests."""
+"""Seconds to pause between two reads, so that requests can use the interpreter."""
 
 _AGAIN: Final = 5.0
-"""Seconds after which a check restarts that the disk has interrupted."""
+"""Seconds before restarting a check that a disk error interrupted."""
 
 _FEW_BYTES: Final = 16 << 20
-"""Maximum size of a file, in bytes, that SQLite checks as a whole if commits wait for the check."""
+"""Maximum file size in bytes for a complete check by SQLite if commits must wait for it."""
 
 _Findings = tuple[dict[str, None], dict[str, None]]
 
@@ -37,9 +37,9 @@ class _StoppedError(Exception):
 class StartCheck:
     """Checks a store once, on a separate thread and connection, and adds its findings to `damage`.
 
-    In a file of more than 1 GiB (16 MiB with a rollback journal), it checks only the tables of the catalog; `tensormeter check` reads
-    everything. A failing disk is not damage. So a finding must occur twice, and the disk must be able to read the file in between.
-    While it cannot, the check restarts every few seconds.
+    If the file exceeds 1 GiB (16 MiB with a rollback journal), only catalog tables are checked; `tensormeter check`
+    reads everything. A failing disk can look like damage. A finding therefore counts only if it occurs twice and the
+    disk can read the whole file in between. Until the disk can, the check restarts every few seconds.
     """
 
     def __init__(
@@ -48,10 +48,11 @@ class StartCheck:
         """Start the thread.
 
         Args:
-            file: Database.
-            filesystem: Capabilities of its file system.
-            damage: Damage of the store, which findings are added to.
-            read: Callable that reads the whole file, or until its argument returns True; raises OSError if the disk cannot read it.
+            file: Path of the database.
+            filesystem: Capabilities of the database's file system.
+            damage: Damage of the store, to which findings are added.
+            read: Function that reads the whole file, or stops early when its argument returns True. It raises OSError
+                if the disk cannot read the file.
         """
         self._filesystem = filesystem
         self._read = read
@@ -63,17 +64,17 @@ class StartCheck:
         self._thread.start()
 
     def stop(self) -> None:
-        """Cancel the check, and return once its connection is closed."""
+        """Cancel the check, and wait until its connection is closed."""
         self._stopping.set()
         while self._thread.is_alive():
             connection = self._connection
             if connection is not None:
-                with suppress(sqlite3.ProgrammingError):  # closed in between
+                with suppress(sqlite3.ProgrammingError):  # the connection was closed in the meantime
                     connection.interrupt()
             self._thread.join(0.05)
 
     def wait(self) -> None:
-        """Return when the check is complete."""
+        """Wait until the check is complete."""
         self._thread.join()
 
     def _run(self) -> None:
@@ -110,7 +111,7 @@ class StartCheck:
             return
 
     def _inspect(self) -> "_Findings":
-        """Return the findings about SQLite's structures, and about rows of the catalog."""
+        """Return the findings about SQLite's structures, and those about catalog rows."""
         self._connection = connection = open_read_only(self._file, self._filesystem)
         try:
             inspection = Inspection(connection, self._look)

@@ -1,7 +1,8 @@
-"""Verification of damage that SQLite reports: the disk may only have failed to read.
+"""Verification of damage reported by SQLite, because the disk may only have failed to read.
 
-SQLite reports a page that the disk cannot read (EIO) as damage. So when it reports damage, the store reads the whole file, and then
-SQLite checks it on a new connection, including indexes. Damage is confirmed if it is found twice, on a disk that can read the file.
+SQLite also reports damage when the disk cannot read a page (EIO). When it does, the store reads the whole file, and
+SQLite then checks it, including indexes, on a new connection. Damage is confirmed if it is found twice on a disk that
+can read the file.
 """
 
 import errno
@@ -19,23 +20,23 @@ __all__ = ["DamageVerifier", "unreadable"]
 
 _PIECE: Final = 1 << 20
 _PAUSE: Final = 5.0
-"""Seconds between two checks while damage is neither confirmed nor refuted."""
+"""Seconds between two checks until damage is confirmed or ruled out."""
 
 _UNREADABLE: Final = "error code="
-"""Part of the text of SQLite's check about a page that it cannot read, in contrast to a damaged page."""
+"""Text by which SQLite's check reports a page that cannot be read, rather than a damaged page."""
 
 _log: Final = logging.getLogger(__name__)
 
 
 class DamageVerifier:
-    """Verifies reports of damage of a store, on a thread that starts with the first report. Any thread may use it."""
+    """Verifies reports of damage in a store, on a thread that starts with the first report. Thread-safe."""
 
     def __init__(self, file: Path, connect: Callable[[], sqlite3.Connection]) -> None:
         """Create a verifier.
 
         Args:
-            file: Database.
-            connect: Callable that opens a new connection to it, for reading.
+            file: Path of the database.
+            connect: Function that opens a new connection to the database for reading.
         """
         self._file = file
         self._connect = connect
@@ -50,15 +51,15 @@ class DamageVerifier:
 
     @property
     def confirmed(self) -> str | None:
-        """Message for people about confirmed damage, or None. Does not block."""
+        """Human-readable message about confirmed damage, or None. Does not block."""
         return self._confirmed
 
     def problem(self) -> str | None:
-        """Return a message for people about confirmed or reported damage, or None. Does not block."""
+        """Return a human-readable message about confirmed or reported damage, or None. Does not block."""
         return self._confirmed or self._pending
 
     def suspect(self, message: str) -> None:
-        """Start the verification of damage that SQLite has reported. Does not block."""
+        """Start verifying damage that SQLite reported. Does not block."""
         if self._confirmed is None and self._pending is None and not self._closed:
             self._doubts, self._pending = 0, message
             if self._background is None:
@@ -66,7 +67,7 @@ class DamageVerifier:
             self._background.wake()
 
     def close(self) -> None:
-        """End the verification. All connections to the file must be closed."""
+        """Stop the verification. All connections to the file must already be closed."""
         self._closed = True
         if self._background is not None:
             self._background.stop()
@@ -96,12 +97,12 @@ class DamageVerifier:
             self._background.wake()
 
     def read(self, ended: Callable[[], bool] = lambda: False) -> None:
-        """Read the whole file, or until `ended` returns True. Blocks on the disk.
+        """Read the whole file, or stop early when `ended` returns True. Blocks on the disk.
 
         Raises:
-            OSError: The disk cannot read it.
+            OSError: The disk cannot read the file.
         """
-        # Closing a descriptor of the file would release this process's locks on it, so descriptors stay open.
+        # Keep descriptors open, because closing one would release this process's locks on the file.
         with self._opening:
             if self._descriptor is None:
                 self._descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
@@ -137,7 +138,7 @@ class DamageVerifier:
 
 
 def unreadable(file: Path) -> str | None:
-    """Return a message if the disk cannot read a database, or None. No connection of this process may be open to it."""
+    """Return a message if the disk cannot read a database, or None. This process must have no open connection to it."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -1,7 +1,8 @@
-"""Check of SQLite's write-ahead log before SQLite opens it, because SQLite drops damaged parts silently.
+"""A check of SQLite's write-ahead log before SQLite opens it, because SQLite silently drops damaged parts.
 
-SQLite replays the log up to the first frame with a wrong checksum, which counts as its end. There, a killed process leaves frames of a
-transaction that it did not commit. If commits follow that frame, they had been answered, and the frame is damaged.
+SQLite replays the log up to the first frame with a wrong checksum, which it treats as the end of the log. A killed
+process leaves frames of an uncommitted transaction there. If commits follow that frame, the server had already
+responded to their requests, so the frame is damaged.
 """
 
 import os
@@ -19,15 +20,16 @@ __all__ = ["keep_damaged_log", "lost_transactions"]
 _HEADER: Final = 32
 _FRAME: Final = 24
 _BATCH: Final = 256
-"""Number of frames in one read."""
+"""Number of frames to read at once."""
 
 _COPY: Final = 1 << 20
 
 
 def lost_transactions(file: Path) -> str | None:
-    """Return a message for people if committed transactions in the write-ahead log of a database cannot be replayed, or None.
+    """Return a human-readable message if committed transactions in a write-ahead log cannot be replayed, or None.
 
-    Reads up to the whole log, a gigabyte in about two seconds. A log that is written to meanwhile counts as intact.
+    Reads up to the whole log, at about two seconds per gigabyte. A log that is written to in the meantime counts as
+    intact.
     """
     path = file.with_name(file.name + "-wal")
     try:
@@ -41,10 +43,10 @@ def lost_transactions(file: Path) -> str | None:
 
 
 def keep_damaged_log(file: Path) -> Path | None:
-    """Copy the write-ahead log before SQLite overwrites it; return the copy, or None if it cannot be created."""
+    """Copy the write-ahead log before SQLite overwrites it. Return the copy's path, or None if it cannot be created."""
     path = file.with_name(file.name + "-wal")
     copy = file.with_name(file.name + "-wal.damaged")
-    if copy.exists():  # the first copy has the most data
+    if copy.exists():  # the first copy contains the most data
         return None
     try:
         with path.open("rb") as source, os.fdopen(open_file(copy), "wb") as target:
@@ -80,7 +82,7 @@ def _inspect(log: BinaryIO, header: bytes, size: int) -> str | None:
         count = len(content) // (_FRAME + page)
         rows = np.frombuffer(content, np.uint8, count * (_FRAME + page)).reshape(count, _FRAME + page)
         frame_headers = np.ascontiguousarray(rows[:, :_FRAME]).view(">u4")
-        if is_broken_at == 0 and first == 0:  # the header's salts may be damaged, too
+        if is_broken_at == 0 and first == 0:  # the header's salts may also be damaged
             salts = int(frame_headers[0][2]), int(frame_headers[0][3])
         sums = None
         if is_broken_at is None:

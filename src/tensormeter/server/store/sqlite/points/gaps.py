@@ -1,6 +1,7 @@
-"""Gaps: times at which a sender reported that a series of numbers has no value, so that its line is interrupted there.
+"""Gaps: times at which a sender reported that a series of numbers has no value. Charts interrupt the line there.
 
-Gaps are not points: reads of values do not return them. A gap belongs to a series with points; gaps of other series are dropped.
+Gaps are not points, so reads of values do not return them. A gap belongs to a series with points; other gaps are
+dropped.
 """
 
 import json
@@ -33,13 +34,13 @@ _TRIM: Final = (
 
 
 def insert_gaps(connection: sqlite3.Connection, gaps: Iterable[Arrival], seq: int, check: Check = no_check) -> None:
-    """Store gaps of series that exist; inside a transaction, which ends if `check` raises.
+    """Store gaps of existing series inside a transaction, which is rolled back if `check` raises an error.
 
     Args:
         connection: Connection to write with.
         gaps: Gaps, see `gaps_of`.
-        seq: Number of the journal row that they came with, or else the number that the next one will have.
-        check: Callable for each series.
+        seq: Number of the journal row that contains the gaps, or of the next journal row if none does.
+        check: Function called for each series.
     """
     for gap in gaps:
         check()
@@ -53,7 +54,7 @@ def insert_gaps(connection: sqlite3.Connection, gaps: Iterable[Arrival], seq: in
 
 
 def has_new_gaps(connection: sqlite3.Connection, series: Iterable[int], after: int) -> bool:
-    """Return whether some of these series have gaps that arrived after a journal row."""
+    """Return whether any of these series has gaps that arrived after a journal row."""
     series_json = json.dumps([*series])
     result = connection.execute(
         "SELECT EXISTS (SELECT 1 FROM gap WHERE seq > ? AND series IN (SELECT value FROM json_each(?)))",
@@ -67,7 +68,7 @@ def read_gaps(
 ) -> Mapping[int, NDArray[np.int64]]:
     """Return the gaps of series with start <= time < stop, ascending.
 
-    There are at most `most` gaps together, and one more if there are more.
+    The total number of gaps is at most `most`, plus one if there are more.
     """
     first, last = max(start or 0, 0), _LAST if stop is None else max(min(stop, _LAST), 0)
     rows = connection.execute(

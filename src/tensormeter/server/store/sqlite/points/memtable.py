@@ -1,6 +1,6 @@
-"""The memtable: the newest points of each series, in memory, until they are flushed to segments.
+"""The memtable: the newest points of each series in memory, until they are flushed to segments.
 
-The commit log contains everything in the memtable, so the memtable can be lost at any time.
+The commit log contains everything in the memtable, so losing the memtable loses no data.
 """
 
 import threading
@@ -16,7 +16,7 @@ __all__ = ["BufferSnapshot", "Memtable", "MemtableSnapshot", "SeriesPoints"]
 
 @dataclass(frozen=True, slots=True)
 class SeriesPoints:
-    """Points of one series, at least one, with the rows of the catalog that they belong to."""
+    """One or more points of a series, with the catalog rows that they belong to."""
 
     run: int
     process: int
@@ -26,10 +26,10 @@ class SeriesPoints:
 
 
 class TotalsCache:
-    """Totals that a reader of a buffer calculated, for later readers.
+    """Totals computed by one reader of a buffer, for later readers.
 
     Attributes:
-        value: Number of parts that are included, and their totals; None at first.
+        value: Number of parts included, and their totals; None at first.
     """
 
     __slots__ = ("value",)
@@ -40,7 +40,7 @@ class TotalsCache:
 
 @dataclass(slots=True)
 class _SeriesBuffer:
-    """Points of one series, in order of arrival; `seqs` are the numbers of their journal rows."""
+    """Points of one series in order of arrival; `seqs` contains the numbers of their journal rows."""
 
     process: int
     metric: str
@@ -49,12 +49,12 @@ class _SeriesBuffer:
     n: int
     newest: Newest
     totals_cache: TotalsCache = field(default_factory=TotalsCache)
-    snapshot: "BufferSnapshot | None" = None  # of the present contents, if a reader has asked for one
+    snapshot: "BufferSnapshot | None" = None  # snapshot of the current contents, if a reader has requested one
 
 
 @dataclass(slots=True)
 class _Table:
-    """Buffers by run and series, and by metric, and the number of the last journal row in them."""
+    """Buffers by run and series, and by metric, with the number of the last journal row that they contain."""
 
     runs: dict[int, dict[int, _SeriesBuffer]] = field(default_factory=dict)
     metrics: dict[str, dict[int, tuple[int, _SeriesBuffer]]] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class _Table:
 
 @dataclass(frozen=True, slots=True)
 class BufferSnapshot:
-    """The contents of a buffer at one moment."""
+    """Contents of a buffer at one moment."""
 
     run: int
     process: int
@@ -89,10 +89,11 @@ class BufferSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class MemtableSnapshot:
-    """Buffers at one moment.
+    """Contents of buffers at one moment.
 
     Attributes:
-        upto: Number of the last journal row in the buffers. Once the journal has no row up to it, segments contain all of this.
+        upto: Number of the last journal row in the buffers. Once the journal contains no row up to this number,
+            segments contain all of these points.
         series: Requested buffers, by series.
         points: Number of points by run, including duplicates.
     """
@@ -103,12 +104,12 @@ class MemtableSnapshot:
 
 
 class Memtable:
-    """Two tables: the active one, which grows, and at times a frozen one, which is being flushed.
+    """Two tables: an active one that grows and, during a flush, a frozen one that is being flushed.
 
-    The table that was flushed last stays in memory, for readers that ask for new points since their last read.
+    The most recently flushed table stays in memory for readers that request new points since their last read.
 
-    Every method takes one short lock and may be called on any thread. Only a thread that holds the write lock may call `append` and
-    `freeze`, so that they follow the order of the journal.
+    Every method takes one short lock and may be called on any thread. Only a thread that holds the write lock may call
+    `append` and `freeze`, so that these calls follow the order of the journal.
     """
 
     def __init__(self) -> None:
@@ -120,7 +121,7 @@ class Memtable:
         self._last = 0
 
     def begin(self, seq: int) -> None:
-        """Set the last journal row whose points are already in segments. Call it first."""
+        """Set the last journal row whose points are already in segments. Call this method first."""
         with self._lock:
             self._floor = self._last = seq
 
@@ -148,7 +149,7 @@ class Memtable:
                     buffer.newest = latest
 
     def freeze(self) -> MemtableSnapshot | None:
-        """Return everything to flush next, or None if there is nothing. The result stays the same until `discard`."""
+        """Return everything to flush next, or None. The result does not change until `discard` is called."""
         with self._lock:
             if self._frozen is None and self._active.upto:
                 self._frozen, self._active = self._active, _Table()
@@ -157,7 +158,7 @@ class Memtable:
             return _snapshot_of_runs(self._frozen, None, None)
 
     def discard(self) -> None:
-        """Drop the frozen table, whose points are in segments now."""
+        """Drop the frozen table after its points have been written to segments."""
         with self._lock:
             if self._frozen is not None:
                 self._floor = max(self._floor, self._flushed.upto)
@@ -169,12 +170,15 @@ class Memtable:
         series: Collection[int] | None = None,
         metrics: Collection[str] | None = None,
     ) -> list[MemtableSnapshot]:
-        """Return the present contents, oldest first: buffers of `runs` (None: all), and numbers of points of all runs.
+        """Return the current contents, oldest first.
 
-        `series` restricts the result to these series. `metrics` selects these metrics of all runs instead.
+        Take these snapshots before the database snapshot. Points that move to segments in between are then in both,
+        which `upto` reveals. In the opposite order, they could be in neither.
 
-        Take the snapshots before the snapshot of the database. Points that move to segments in between are then in both, which `upto`
-        shows; otherwise they could be in neither.
+        Args:
+            runs: Runs whose buffers are returned; None for all runs. Point counts always cover all runs.
+            series: Series to which the buffers are limited; None for all series.
+            metrics: Metrics whose buffers are returned from all runs, instead of `runs` and `series`.
         """
         with self._lock:
             return [
@@ -190,7 +194,7 @@ class Memtable:
     def since(
         self, run: int, after: int, series: Collection[int] | None = None
     ) -> dict[int, tuple[Column, ...]] | None:
-        """Return the points of a run from journal rows greater than `after`, by series; None if they are not in memory any more."""
+        """Return a run's points from journal rows after `after`, by series; None if they are no longer in memory."""
         with self._lock:
             if not self._floor <= after <= self._last:
                 return None
@@ -205,7 +209,7 @@ class Memtable:
             return parts_by_series
 
     def grown(self, after: int, runs: Collection[int] | None = None) -> dict[int, set[str]] | None:
-        """Return the metrics with new points since journal row `after`, by run; None if that is not in memory any more."""
+        """Return the metrics with new points since journal row `after`, by run; None if it is no longer in memory."""
         with self._lock:
             if not self._floor <= after <= self._last:
                 return None
@@ -218,7 +222,7 @@ class Memtable:
             return metrics
 
     def pending(self) -> int:
-        """Return the number of points in memory that wait for a flush."""
+        """Return the number of points in memory that wait to be flushed."""
         with self._lock:
             return self._active.points.total() + (self._frozen.points.total() if self._frozen else 0)
 

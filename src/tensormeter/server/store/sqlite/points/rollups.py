@@ -1,7 +1,8 @@
-"""Rollups of segments: built once when a segment is full, and read instead of its points.
+"""Rollups of segments, which are built once a segment is full and read instead of its points.
 
-A full segment never changes, so neither do its rollups. Fine ones have blocks of 512 points, and coarse ones blocks of 4,096. They
-contain steps if every point of the segment has one; otherwise queries by step read the points.
+A full segment never changes, so its rollups do not either. Fine rollups have blocks of 512 points, and coarse rollups
+blocks of 4,096 points. They contain steps if every point of the segment has one; otherwise, queries by step read the
+points.
 """
 
 import json
@@ -39,13 +40,13 @@ from tensormeter.server.store.sqlite.points.series_reader import SeriesRow
 __all__ = ["SegmentKey", "build_rollups", "find_missing_rollups", "read_rollups"]
 
 _JOINED: Final = 8
-"""Number of fine blocks in a coarse one."""
+"""Number of fine blocks in a coarse block."""
 
 ROLLUP_COLUMNS: Final = "chunk, step_min, step_max, ascending, coarse, fine, seal, coarse_seal, fine_seal"
 """Columns of the table `sample`."""
 
 _CACHED: Final = 4
-"""Number of segments of steps that stay decoded. Metrics of a process are flushed together, so they share these segments."""
+"""Number of decoded step segments to cache. Metrics of a process are flushed together, so they share these segments."""
 
 SegmentKey = tuple[int, int]
 """(series, order in the series) of a full segment of numbers without rollups."""
@@ -60,8 +61,8 @@ class _Full:
         seq: Order in the series.
         n: Number of points.
         times: Earliest and latest time.
-        steps: Lowest and highest step if every point has one, or None.
-        ascending: Whether steps never fall.
+        steps: Lowest and highest step if every point has a step, or None.
+        ascending: Whether steps never decrease.
     """
 
     row: int
@@ -73,11 +74,11 @@ class _Full:
 
 
 class _UnorderedError(Exception):
-    """Steps are not in the order of time, or not integers: only points can answer."""
+    """Steps are not in order of time or not integers, so only points can answer the query."""
 
 
 def find_missing_rollups(connection: sqlite3.Connection) -> list[SegmentKey]:
-    """Return full segments of numbers without rollups. Older versions and kills leave them."""
+    """Return full segments of numbers without rollups, which older versions and killed processes leave behind."""
     rows = connection.execute(
         "SELECT chunk.series, chunk.seq FROM chunk LEFT JOIN sample ON sample.chunk = chunk.id"
         " WHERE chunk.n >= ? AND sample.chunk IS NULL ORDER BY chunk.series, chunk.seq",
@@ -87,7 +88,7 @@ def find_missing_rollups(connection: sqlite3.Connection) -> list[SegmentKey]:
 
 
 def build_rollups(connection: sqlite3.Connection, keys: Sequence[SegmentKey]) -> list[tuple[object, ...]]:
-    """Build rows for the table `sample`, for those segments that still exist; writes nothing."""
+    """Build rows for the table `sample` from those segments that still exist. Writes nothing."""
     rows: list[tuple[object, ...]] = []
     steps: _Steps | None = None
     for series, seq in keys:
@@ -119,7 +120,7 @@ def build_rollups(connection: sqlite3.Connection, keys: Sequence[SegmentKey]) ->
 
 
 def insert_rollups(connection: sqlite3.Connection, rows: Sequence[tuple[object, ...]]) -> None:
-    """Write the result of `build_rollups`, except for segments removed meanwhile; inside the caller's transaction."""
+    """Write the result of `build_rollups` inside the caller's transaction, except for segments that no longer exist."""
     connection.executemany(
         f"INSERT OR REPLACE INTO sample ({ROLLUP_COLUMNS}) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE EXISTS (SELECT 1 FROM chunk WHERE id = ?1)",
         rows,
@@ -136,10 +137,10 @@ def read_rollups(
     blocks: int,
     gaps: Mapping[int, NDArray[np.int64]],
 ) -> list[SeriesRollup] | None:
-    """Read series as `Store.read_rollups` does, with these gaps.
+    """Read series as `Store.read_rollups` does, and add the given gaps.
 
     Raises:
-        TooManyPointsError: The read needs more points than the limit of the selection.
+        TooManyPointsError: The read needs more points than the selection's limit.
     """
     for row in rows:
         selection.check()
@@ -160,7 +161,7 @@ def read_rollups(
 
 
 class _RollupReader:
-    """Reads series one after another, within one limit."""
+    """Reads several series within one limit."""
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ class _RollupReader:
         self._steps: _Steps | None = None
 
     def series(self, row: SeriesRow) -> Iterator[SeriesRollup]:
-        """Read a series; yields nothing if no points are selected."""
+        """Read a series. Yields nothing if no points are selected."""
         series, process, metric, kind, attributes, scope, unit = row
         steps = self._steps_of(series, process)
         if self._window.by_step and steps is None:
@@ -206,7 +207,7 @@ class _RollupReader:
         yield SeriesRollup(*identity, None, None, self._join(series, full_segments, points, stepped), scope, unit)
 
     def _steps_of(self, series: int, process: str) -> "_Steps | None":
-        """Return the steps of a series' process, if they are needed and there are any."""
+        """Return the steps of a series' process, if they are needed and exist."""
         if not self._window.needs_steps(process):
             return None
         row = _process_of(self._connection, series)
@@ -217,7 +218,7 @@ class _RollupReader:
         return self._steps if self._steps.any() else None
 
     def _select_segments(self, series: int, process: str, window: PointRange) -> tuple[list[_Full], list[int]]:
-        """Return full segments to read as rollups, none overlapping, and the order numbers of segments to read as points."""
+        """Return non-overlapping full segments to read as rollups, and order numbers of segments to read as points."""
         full: list[_Full] = []
         seqs: list[int] = []
         total = 0
@@ -243,7 +244,8 @@ class _RollupReader:
             candidate = _Full(segment, seq, n, (t_min, t_max), steps, bool(ascending))
             total += n
             while full and full[-1].times[1] >= t_min:
-                # If two overlap, read the longer one as points: its duration usually comes from few points far from the others.
+                # If two segments overlap, read the longer one as points: it is usually long because of a few outlying
+                # times.
                 longer = max(full[-1], candidate, key=_duration)
                 seqs.append(longer.seq)
                 if longer is candidate:
@@ -260,10 +262,10 @@ class _RollupReader:
     def _split_overlapping(
         self, series: int, full: Sequence[_Full], points: Points, metric: str
     ) -> tuple[list[_Full], Points]:
-        """Split off full segments with points between their times.
+        """Split off full segments that have points between their times.
 
         Returns:
-            The other full segments, and the points together with those of the segments that were split off.
+            Remaining full segments, and the given points merged with those of the segments that were split off.
         """
         separate: list[_Full] = []
         mixed: list[_Full] = []
@@ -290,7 +292,7 @@ class _RollupReader:
         return Points.concat(parts).distinct()
 
     def _join(self, series: int, full: Sequence[_Full], points: Points, steps: NDArray[np.int64] | None) -> Blocks:
-        """Join full segments and the points between them to one sequence of blocks."""
+        """Join full segments and the points between them into one sequence of blocks."""
         by_step = self._window.by_step
         if by_step and not all(segment.ascending for segment in full):
             raise _UnorderedError
@@ -313,7 +315,7 @@ class _RollupReader:
 
 
 class _Steps:
-    """The steps of one process, in memory and in segments. For one snapshot and one thread.
+    """Steps of one process, in memory and in segments, for one snapshot and one thread.
 
     Attributes:
         ambiguous: Whether several series contain steps.
@@ -342,7 +344,7 @@ class _Steps:
         return bool(self._spans) or len(self._in_memory) > 0
 
     def at(self, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the steps at ascending times, see `steps_at`. Raises _UnorderedError if some steps are not integers."""
+        """Return the steps at ascending times, see `steps_at`. Raises _UnorderedError if a step is not an integer."""
         parts: list[Points] = []
         for span in self._spans.values():
             index = int(np.searchsorted(times, span.t_min))
@@ -368,7 +370,7 @@ class _Steps:
 
 
 def _read_blocks(connection: sqlite3.Connection, series: int, segments: Sequence[int], *, coarse: bool) -> Blocks:
-    """Read the rollups of some segments of a series; the blocks may be in another order."""
+    """Read rollups of some of a series' segments. The order of the blocks may differ."""
     name = "coarse" if coarse else "fine"
     by_size: dict[int, list[bytes]] = defaultdict(list)
     for segment in segments:
@@ -379,7 +381,7 @@ def _read_blocks(connection: sqlite3.Connection, series: int, segments: Sequence
         if not coarse:
             blob = decompress_words(blob)
         by_size[len(blob)].append(blob)
-    # Nearly always all have the same size, and one call decodes all of them.
+    # Nearly always, all blobs have the same size and are decoded in one call.
     return Blocks.concat(
         Blocks.decode(np.frombuffer(b"".join(blobs), "<i8").reshape(len(blobs), Blocks.ROWS, -1))
         for blobs in by_size.values()

@@ -1,4 +1,4 @@
-"""Reading points: segments from the file and buffers from memory, joined to one series."""
+"""Reading points: segments from the file and buffers from memory, joined into one series."""
 
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ _AFTER_LAST_TIME: Final = (1 << 63) - 1
 def _find_segments_between(
     connection: sqlite3.Connection, series: int, start: int | None, stop: int | None
 ) -> Iterator[Segment]:
-    """Read the segments of a series that may contain points with start <= time < stop, in order of arrival.
+    """Read a series' segments that may contain points with start <= time < stop, in order of arrival.
 
     Raises:
         DamagedError: A segment is damaged or missing.
@@ -33,7 +33,7 @@ def _find_segments_between(
 
 
 def segment_points(segment: Segment) -> Column:
-    """Decode a segment of any kind; errors as for `decode_segment`."""
+    """Decode a segment of any kind. Raises the errors of `decode_segment`."""
     return decode_blobs(segment) if segment.kind == _BLOBS else decode_segment(segment)
 
 
@@ -46,7 +46,7 @@ def read_points(
     *,
     numeric: bool = True,
 ) -> Column:
-    """Read the points of a series with start <= time < stop, by distinct ascending time."""
+    """Read the points of a series with start <= time < stop, in ascending order of distinct times."""
     parts = [segment_points(segment) for segment in _find_segments_between(connection, series, start, stop)]
     for snapshot in snapshots:
         if series in snapshot.series:
@@ -66,7 +66,7 @@ def count_points(
     start: int | None = None,
     stop: int | None = None,
 ) -> int:
-    """Return how many points `read_points` has to look at, which is at least the number of its result. Raises DamagedError."""
+    """Return the number of points that `read_points` must read, which may exceed its result. Raises DamagedError."""
     low, high = _bounds(start, stop)
     stored = sum(span.n for span in spans(connection, series) if span.t_max >= low and span.t_min < high)
     return stored + sum(snapshot.series[series].n for snapshot in snapshots if series in snapshot.series)
@@ -78,9 +78,9 @@ def read_at(
     series: int,
     times: NDArray[np.int64],
 ) -> Points:
-    """Read points of a series of numbers, by time, including all points at `times` (ascending).
+    """Read points of a series of numbers, in order of time, including all points at `times` (ascending).
 
-    Segments without any of these times are not decoded.
+    Segments that contain none of these times are not decoded.
     """
     selected = []
     for span in spans(connection, series):
@@ -95,7 +95,7 @@ def read_at(
 
 
 def _bounds(start: int | None, stop: int | None) -> tuple[int, int]:
-    """Return a range of times that fits SQLite's integers. The default includes every stored time."""
+    """Return a range of times that fits into SQLite's integers. The default includes every stored time."""
     low = _FIRST_TIME if start is None else min(max(start, _FIRST_TIME), _AFTER_LAST_TIME)
     high = _AFTER_LAST_TIME if stop is None else min(max(stop, _FIRST_TIME), _AFTER_LAST_TIME)
     return low, high

@@ -1,4 +1,4 @@
-"""Rows of segments: sealed when they are written, verified when they are read, and the list of a series' segments."""
+"""Segment rows, which are sealed on writing and verified on reading, and the list of a series' segments."""
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,7 +48,7 @@ def parse_segment(row: Sequence[object]) -> Segment:
 
 
 def find_segment(connection: sqlite3.Connection, series: int, seq: int) -> Segment | None:
-    """Read one segment; None if it does not exist. Raises DamagedError."""
+    """Read a segment; None if it does not exist. Raises DamagedError."""
     row = connection.execute(
         f"SELECT {SEGMENT_COLUMNS} FROM chunk WHERE series = ? AND seq = ?", (series, seq)
     ).fetchone()
@@ -56,10 +56,10 @@ def find_segment(connection: sqlite3.Connection, series: int, seq: int) -> Segme
 
 
 def find_segments(connection: sqlite3.Connection, series: int, selected: Sequence[Span]) -> Iterator[Segment]:
-    """Read the segments of some `spans`, in their order.
+    """Read the segments with the given spans, in order.
 
     Raises:
-        DamagedError: A segment has changed since it was written, or is missing.
+        DamagedError: A segment is missing or has changed since it was written.
     """
     if not selected:
         return
@@ -82,7 +82,7 @@ def find_segments(connection: sqlite3.Connection, series: int, selected: Sequenc
 
 
 def insert_segments(connection: sqlite3.Connection, rows: Iterable[tuple[int, int, Segment]]) -> None:
-    """Write segments, each with its series and its order number there; inside the caller's transaction."""
+    """Write segments inside the caller's transaction, given (series, order number, segment) of each."""
     columns = [(series, seq, c.n, c.t_min, c.t_max, c.kind, c.times, c.words, c.integers) for series, seq, c in rows]
     connection.executemany(
         f"INSERT INTO chunk ({SEGMENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -91,7 +91,7 @@ def insert_segments(connection: sqlite3.Connection, rows: Iterable[tuple[int, in
 
 
 def spans(connection: sqlite3.Connection, series: int, *, strict: bool = True) -> list[Span]:
-    """Read the list of a series' segments from the index, in order of arrival.
+    """Read a series' list of segments from the index, in order of arrival.
 
     Args:
         connection: Connection to read with.
@@ -112,6 +112,6 @@ def spans(connection: sqlite3.Connection, series: int, *, strict: bool = True) -
 
 
 def update_directory(connection: sqlite3.Connection, series: int) -> None:
-    """Write the checksum of a series' present list of segments; inside the caller's transaction."""
+    """Write the checksum of a series' current list of segments inside the caller's transaction."""
     rows = connection.execute("SELECT seq, n, t_min, t_max FROM chunk WHERE series = ? ORDER BY seq", (series,))
     connection.execute("UPDATE series SET directory = ? WHERE id = ?", (directory_of(rows), series))

@@ -1,8 +1,9 @@
-"""The codec of segments: points of one series as compressed bytes.
+"""Encoding of segments: points of one series as compressed bytes.
 
-Times are stored as differences. Times and values are stored byte plane by byte plane (all first bytes, all second bytes, ...), and
-then compressed with zstd. The planes of exponents and of even spacing change slowly, so they compress well.
-Measured on a loss curve with jittered times: 2.3 + 6.9 bytes a point, 2.3 + 3.2 if the values came from float32.
+Times are stored as differences. Times and values are split into byte planes (all first bytes, all second bytes, ...)
+and compressed with zstd. The planes of exponents and of evenly spaced times change slowly, so they compress well.
+Measured on a loss curve with jittered times, a point takes 2.3 + 6.9 bytes, or 2.3 + 3.2 bytes if the values came from
+float32.
 """
 
 from collections.abc import Iterator
@@ -29,10 +30,10 @@ __all__ = [
 ]
 
 SEGMENT_POINTS: Final = 65_536
-"""Maximum number of points in one segment: half a MiB of words, decoded in about a millisecond."""
+"""Maximum number of points in a segment: half a MiB of words, decoded in about a millisecond."""
 
 SEGMENT_BLOBS: Final = 1024
-"""Maximum number of distributions in one segment: some hundred bytes each."""
+"""Maximum number of distributions in a segment, a few hundred bytes each."""
 
 _FLOATS, _INTEGERS, _MIXED, _BLOBS = 0, 1, 2, 3
 _LEVEL: Final = 1
@@ -42,17 +43,17 @@ _MAX_BLOBS: Final = 1 << 30
 
 @dataclass(frozen=True)
 class Segment:
-    """A compressed block of points of one series: a row of the table `chunk`.
+    """A compressed block of points from one series, which is a row of the table `chunk`.
 
     Attributes:
         n: Number of points.
         t_min: Earliest time, in nanoseconds since the Unix epoch.
-        t_max: Latest time.
+        t_max: Latest time, in nanoseconds since the Unix epoch.
         kind: 0 for float64 only, 1 for int64 only, 2 for both, 3 for distributions.
-        times: Compressed differences of times.
-        words: Compressed words; for distributions the length of each as uint32, then all bytes.
-        integers: Compressed bit mask that is set where a word is an int64; empty unless there are both.
-        series: Row of the series, if the segment was read from the table.
+        times: Compressed time differences.
+        words: Compressed words. For distributions, the length of each as uint32, followed by all bytes, compressed.
+        integers: Compressed bit mask of the words that are int64; empty unless both types occur.
+        series: Row of the series if the segment was read from the table, or None.
     """
 
     n: int
@@ -66,7 +67,7 @@ class Segment:
 
     @property
     def is_full(self) -> bool:
-        """Whether it has the maximum number of points, so that it never changes."""
+        """Whether the segment has the maximum number of points and therefore never changes."""
         return self.kind != _BLOBS and self.n >= SEGMENT_POINTS
 
 
@@ -76,7 +77,7 @@ def segment_capacity(points: Column) -> int:
 
 
 def encode_segment(points: Column) -> Segment:
-    """Encode points by ascending time, from 1 to `segment_capacity`."""
+    """Encode 1 to `segment_capacity` points, given in ascending order of time."""
     kind, words, integers = _BLOBS, b"", b""
     if isinstance(points, Blobs):
         lengths = np.array([len(blob) for blob in points.blobs], "<u4")
@@ -99,10 +100,10 @@ def encode_segment(points: Column) -> Segment:
 
 
 def decode_segment(segment: Segment) -> Points:
-    """Decode a segment of numbers, bit for bit.
+    """Decode a segment of numbers, preserving every bit.
 
     Raises:
-        DamagedError: The bytes are not a segment of numbers.
+        DamagedError: The bytes are not a valid segment of numbers.
     """
     with _about(segment):
         words = _decompress(segment.words, segment.n)
@@ -115,7 +116,7 @@ def decode_segment(segment: Segment) -> Points:
 
 
 def decode_blobs(segment: Segment) -> Blobs:
-    """Decode a segment of distributions; errors as for `decode_segment`."""
+    """Decode a segment of distributions. Raises the errors of `decode_segment`."""
     with _about(segment):
         packed = _inflate(segment.words, None)
         lengths = np.frombuffer(packed[: 4 * segment.n], "<u4")
@@ -144,12 +145,12 @@ def _about(segment: Segment) -> Iterator[None]:
 
 
 def compress_words(words: NDArray[np.int64]) -> bytes:
-    """Compress words of any shape, in C order, byte plane by byte plane."""
+    """Compress the byte planes of words of any shape, in C order."""
     return _compress(words.reshape(-1))
 
 
 def decompress_words(blob: bytes) -> bytes:
-    """Return the bytes that were given to `compress_words`; errors as for `decode_segment`."""
+    """Return the bytes that were given to `compress_words`. Raises the errors of `decode_segment`."""
     planes = np.frombuffer(_inflate(blob, None), np.uint8)
     if len(planes) % 8:
         raise DamagedError("rollups: length")
@@ -165,13 +166,13 @@ def _decompress(blob: bytes, n: int) -> NDArray[np.int64]:
     planes = np.frombuffer(_inflate(blob, 8 * n), np.uint8).reshape(8, n)
     rows = np.zeros((n, 8), np.uint8)
     for index, plane in enumerate(planes):
-        if plane.any():  # most are zero: high bytes of differences, low bytes of values that were float32
+        if plane.any():  # most planes are zero: high bytes of differences, low bytes of values that were float32
             rows[:, index] = plane
     return rows.view("<i8").reshape(n).astype(np.int64, copy=False)
 
 
 def _inflate(blob: bytes, size: int | None) -> bytes:
-    """Decompress to exactly `size` bytes. The size in the frame is checked before: damage must not allocate gigabytes."""
+    """Decompress to exactly `size` bytes. The frame's size is checked first, so damage cannot allocate gigabytes."""
     try:
         claimed = zstandard.frame_content_size(blob)
         if claimed == size or (size is None and 0 <= claimed <= _MAX_BLOBS):

@@ -1,4 +1,4 @@
-"""Reading the points of some metrics of a run, within a limit."""
+"""Reading the points of selected metrics of a run, within a limit."""
 
 import json
 import sqlite3
@@ -23,11 +23,11 @@ from tensormeter.server.store.sqlite.points.segment_reader import count_points, 
 __all__ = ["SeriesRow", "find_attempts", "find_series", "new_series", "read_series"]
 
 SeriesRow = tuple[int, str, str, str, str, str, str]
-"""Row id, process, metric, kind, attributes, scope, unit."""
+"""Row ID, process, metric, kind, attributes, scope and unit."""
 
 
 def find_series(connection: sqlite3.Connection, run: int, selection: Selection) -> list[SeriesRow]:
-    """Return the selected series of a run, by metric, process and attributes."""
+    """Return the selected series of a run, ordered by metric, process and attributes."""
     rows = connection.execute(
         f"SELECT {SERIES.selection}, process.process FROM process JOIN series ON series.process = process.id"
         f" WHERE run = ? AND metric IN ({', '.join('?' * len(selection.metrics))}) AND process.process = ifnull(?, process.process)"
@@ -52,9 +52,9 @@ def find_series(connection: sqlite3.Connection, run: int, selection: Selection) 
 
 
 def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, ProcessAttempt], int]:
-    """Return the attempts of a run's processes, and the journal row that last changed the beginning of one.
+    """Return the attempts of a run's processes, and the journal row that last changed the start of an attempt.
 
-    There are no attempts in the result if all processes are of attempt 1.
+    The attempts are empty if all processes belong to attempt 1.
     """
     if connection.execute("SELECT max(attempt) FROM process WHERE run = ?", (run,)).fetchone()[0] in (None, 1):
         return {}, 0
@@ -78,10 +78,10 @@ def read_series(
     rows: Sequence[SeriesRow],
     selection: Selection,
 ) -> list[Series]:
-    """Read the selected points of these series, regardless of their arrival.
+    """Read the selected points of these series, regardless of when they arrived.
 
     Raises:
-        TooManyPointsError: The read needs more points than the limit of the selection.
+        TooManyPointsError: The read needs more points than the selection's limit.
     """
     start, stop = selection.start, selection.stop
     total = 0
@@ -107,7 +107,7 @@ def read_series(
 
 
 def new_series(rows: Sequence[SeriesRow], parts: Mapping[int, Sequence[Column]], selection: Selection) -> list[Series]:
-    """Create series from new points."""
+    """Create series from their new points."""
     column = Points if selection.numeric else Blobs
     result = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""The step that was logged at a time: the gauge `tensormeter.step` of the same process."""
+"""Lookup of the step that was logged at a time, from the gauge `tensormeter.step` of the same process."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ __all__ = ["StepLookup"]
 
 
 class StepLookup:
-    """Looks up single steps, first in memory, then in segments. For one snapshot and one thread."""
+    """Looks up single steps, first in memory and then in segments, for one snapshot and one thread."""
 
     def __init__(self, connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot]) -> None:
         self._connection = connection
@@ -29,7 +29,7 @@ class StepLookup:
                     self._step_series.setdefault(buffer.process, []).append(series)
 
     def at(self, process: int, time: int) -> int | None:
-        """Return the step at exactly this time, or None."""
+        """Return the step logged at exactly this time, or None."""
         times = np.array([time], np.int64)
         step = _one(self._in_memory(process), times)
         if step is None:

@@ -1,1 +1,1 @@
-"""Tables of the SQLite file: runs, series, events, and the commit log."""
+"""Tables of the SQLite file: runs, series, events and the commit log."""

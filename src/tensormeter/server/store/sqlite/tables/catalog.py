@@ -1,4 +1,4 @@
-"""The catalog: row ids of runs, processes and series."""
+"""The catalog, which maps runs, processes and series to row IDs."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ _CACHED: Final = 200_000
 
 @dataclass(slots=True)
 class _Tombstone:
-    """Time of a run's deletion, the last journal row before it, and whether the run has been started again."""
+    """The time of a run's deletion, the last journal row before it, and whether the run has been started again."""
 
     time: int
     journal: int
@@ -38,9 +38,9 @@ class _Process:
 
 
 class Catalog:
-    """Finds or creates rows, and caches their ids. For one thread at a time, inside a transaction of `connection`.
+    """Finds or creates rows, and caches their IDs. Used by one thread at a time, inside a transaction of `connection`.
 
-    After a transaction that did not commit, call `forget`.
+    Call `forget` after a transaction that was not committed.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -54,7 +54,7 @@ class Catalog:
         """Clear the cache, because rows may have disappeared. Never waits for the disk.
 
         Args:
-            connection: Connection to use from now on; None for the present one.
+            connection: Connection to use from now on; None to keep the current one.
         """
         self._processes.clear()
         self._series.clear()
@@ -74,10 +74,10 @@ class Catalog:
         """Return the rows (run, process) of a source that has just sent a request; None if its run was deleted.
 
         Args:
-            source: Sender; its latest name and resource are kept.
+            source: Sender; its latest name and resource are stored.
             times: Earliest and latest time in the request.
-            received: Present time.
-            starts: Whether the request starts the run, which restores a deleted one.
+            received: Current time, in nanoseconds since the Unix epoch.
+            starts: Whether the request starts the run, which revives a deleted run.
             points: Whether the request contains points.
         """
         if self._is_deleted(source, times[0], starts=starts):
@@ -95,7 +95,7 @@ class Catalog:
             run = cached.run
         self._connection.execute(
             "UPDATE run SET created = min(created, ?), updated = max(updated, ?), newest = max(newest, ?) WHERE id = ?",
-            # A sender's clock may be years ahead. Without this limit, the run would never be late again.
+            # A sender's clock may be years ahead. Without this limit, the run would never again count as late.
             (time, received, min(newest, received) if points else 0, run),
         )
         if cached is None or cached.resource != source.resource:
@@ -112,7 +112,7 @@ class Catalog:
         return run, process
 
     def record_first_steps(self, arrivals: Iterable[Arrival], seq: int) -> None:
-        """Record the first steps of processes of later attempts, and the journal row that they came with."""
+        """Record the first steps of processes in later attempts, and the journal row that contains them."""
         for arrival in arrivals:
             source = arrival.source
             if source.attempt == 1 or arrival.metric != STEP_METRIC or not isinstance(arrival.points, Points):
@@ -133,7 +133,7 @@ class Catalog:
                     self._first_steps[key] = row
 
     def series(self, run: int, process: int, arrival: Arrival) -> int | None:
-        """Return the row of a series, which is created if needed; None if the run has too many series."""
+        """Return the row of a series, creating it if needed; None if the run has too many series."""
         series = self._find_series(process, arrival)
         if series is not None:
             return series
@@ -151,10 +151,10 @@ class Catalog:
         return self._remember_series(process, arrival, created)
 
     def place(self, seq: int, arrivals: Iterable[Arrival], orphans: list[Arrival]) -> Iterable[SeriesPoints]:
-        """Return the arrivals of journal row `seq` with their rows, for a replay.
+        """Yield the arrivals of journal row `seq` with their rows, for a replay.
 
-        Arrivals of deleted runs, and of series above the limit of their run, are left out. Other arrivals without rows are appended to
-        `orphans`: the catalog is damaged.
+        Arrivals of deleted runs, and of series beyond their run's limit, are skipped. Other arrivals without rows
+        indicate a damaged catalog and are added to `orphans`.
         """
         for arrival in arrivals:
             source = arrival.source
@@ -171,7 +171,7 @@ class Catalog:
                 if row is None:
                     orphans.append(arrival)
                     continue
-                # Without name and resource, so that the next request writes them to the rows.
+                # Leave out name and resource, so that the next request writes them to the rows.
                 self._processes[key] = _Process(row[0], row[1], "", "")
             process = self._processes[key]
             series = self._find_series(process.process, arrival)
@@ -181,18 +181,18 @@ class Catalog:
                 orphans.append(arrival)
 
     def _is_full(self, run: int) -> bool:
-        """Return whether a run can have no more series."""
+        """Return whether a run has the maximum number of series."""
         row = self._connection.execute("SELECT series FROM run WHERE id = ?", (run,)).fetchone()
         return row is not None and row[0] >= limits.MAX_SERIES_PER_RUN
 
     def delete(self, run: int, received: int, journal: int) -> None:
-        """Delete a run from the catalog; the caller removes its data later."""
+        """Delete a run from the catalog. The caller removes its data later."""
         self._connection.execute(
             "INSERT INTO tombstone (project, run_id, time, journal) SELECT project, run_id, ?, ? FROM run WHERE id = ?"
             " ON CONFLICT DO UPDATE SET time = excluded.time, journal = excluded.journal, revived = 0",
             (received, journal, run),
         )
-        # The id becomes free for a new run. The new id is not an identifier, so no sender can use it.
+        # Free the ID for a new run. The replacement is not a valid identifier, so no sender can use it.
         self._connection.execute("UPDATE run SET deleted = ?, run_id = '/' || id WHERE id = ?", (received, run))
         self.forget()
 
@@ -207,7 +207,7 @@ class Catalog:
         tombstone = self._tombstones.get((source.project, source.run_id))
         if tombstone is None or tombstone.revived:
             return False
-        # Senders that are not aware of tensormeter never send the start of a run.
+        # Senders without tensormeter support never send the start of a run.
         if time <= tombstone.time or not (starts or source.derived):
             return True
         tombstone.revived = True
@@ -241,8 +241,8 @@ def find_run(connection: sqlite3.Connection, run_id: str, project: str | None) -
     """Return the row of a run.
 
     Raises:
-        NotFoundError: No run has this id.
-        AmbiguousRunError: `project` is None and several projects have a run with this id.
+        NotFoundError: No run has this ID.
+        AmbiguousRunError: `project` is None, and several projects have a run with this ID.
         DamagedError: The row is damaged.
     """
     rows = connection.execute(

@@ -1,6 +1,6 @@
-"""The commit log (table `journal`): accepted requests with points, and the ids of stored batches (table `batch`).
+"""The commit log (table `journal`) of accepted requests with points, and the IDs of stored batches (table `batch`).
 
-A request stays here, compressed, until its points are in segments. Its id stays permanently.
+A request stays in the log, compressed, until its points are in segments. Its ID is kept permanently.
 """
 
 import sqlite3
@@ -32,12 +32,12 @@ def compress(payload: bytes) -> bytes:
 
 
 def find_batch(connection: sqlite3.Connection, batch_id: str, content: bytes) -> Receipt | None:
-    """Return the receipt of the batch with this id; None if it is new, or if its row is damaged.
+    """Return the receipt of the batch with this ID; None if the batch is new or its row is damaged.
 
-    In that case the caller stores the batch again, which is safe: duplicates are skipped.
+    If the row is damaged, the caller stores the batch again. This is safe, because duplicates are skipped.
 
     Raises:
-        BatchConflictError: The batch had another content.
+        BatchConflictError: The stored batch has different content.
     """
     row = connection.execute("SELECT digest, rejected, message, seal FROM batch WHERE id = ?", (batch_id,)).fetchone()
     if row is None or not is_sound(row[3], batch_id, *row[:3]):
@@ -48,7 +48,7 @@ def find_batch(connection: sqlite3.Connection, batch_id: str, content: bytes) ->
 
 
 def record_batch(connection: sqlite3.Connection, batch_id: str, content: bytes, receipt: Receipt) -> None:
-    """Store the id and the receipt of a batch permanently."""
+    """Store a batch's ID and receipt permanently."""
     connection.execute(
         "INSERT OR REPLACE INTO batch (id, digest, received, rejected, message, seal) VALUES (?, ?, ?, ?, ?, ?)",
         (
@@ -59,7 +59,7 @@ def record_batch(connection: sqlite3.Connection, batch_id: str, content: bytes, 
 
 
 def append(connection: sqlite3.Connection, compressed: bytes) -> int:
-    """Append a compressed payload and return its number, which is greater than all before."""
+    """Append a compressed payload, and return its number, which is greater than all earlier numbers."""
     seq = connection.execute(
         "INSERT INTO journal (payload, seal) VALUES (?, ?)", (compressed, checksum(compressed))
     ).lastrowid
@@ -68,18 +68,18 @@ def append(connection: sqlite3.Connection, compressed: bytes) -> int:
 
 
 def retire(connection: sqlite3.Connection, upto: int) -> None:
-    """Delete the payloads up to this number, whose points are in segments."""
+    """Delete payloads up to the given number after their points have been written to segments."""
     connection.execute("DELETE FROM journal WHERE seq <= ?", (upto,))
 
 
 def is_flushed(connection: sqlite3.Connection, upto: int) -> bool:
-    """Return whether every payload up to this number has been retired."""
+    """Return whether every payload up to the given number has been retired."""
     row = connection.execute("SELECT EXISTS (SELECT 1 FROM journal WHERE seq <= ?)", (upto,)).fetchone()
     return not row[0]
 
 
 def flushed(connection: sqlite3.Connection) -> int:
-    """Return the number before the first payload that is in no segment yet."""
+    """Return the number just before the first payload that is not yet in segments."""
     first = connection.execute("SELECT min(seq) FROM journal").fetchone()[0]
     if first is not None:
         return int(first) - 1
@@ -88,7 +88,7 @@ def flushed(connection: sqlite3.Connection) -> int:
 
 
 def replay(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes | DamagedError]]:
-    """Yield every payload that is in no segment yet, in order: (number, payload or the damage of it)."""
+    """Yield (number, payload or its damage) for every payload that is not yet in segments, in order."""
     expected = None
     for (seq,) in connection.execute("SELECT seq FROM journal ORDER BY seq").fetchall():
         if expected is not None and seq != expected:
@@ -108,22 +108,23 @@ def replay(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes | Damage
 
 
 def find_payload(connection: sqlite3.Connection, seq: int) -> bytes | None:
-    """Read a payload; None if there is none with this number.
+    """Read a payload; None if no payload has this number.
 
     Raises:
-        DamagedError: It has changed since it was written.
-        sqlite3.DatabaseError: It cannot be read.
+        DamagedError: The payload has changed since it was written.
+        sqlite3.DatabaseError: The payload cannot be read.
     """
     return _payload(connection, seq) if _exists(connection, seq) else None
 
 
 def quarantine(connection: sqlite3.Connection, seq: int, *, remove: bool) -> None:
-    """Move or copy a payload that cannot be replayed to the table `damaged`; inside the caller's transaction.
+    """Move or copy a payload that cannot be replayed to the table `damaged`, inside the caller's transaction.
 
     Args:
         connection: Connection to write with.
         seq: Number of the payload.
-        remove: Whether no part of it can be replayed. Then it is removed from the journal, so that the others can be flushed.
+        remove: Whether no part of the payload can be replayed. The payload is then removed from the journal, so that
+            the others can be flushed.
     """
     connection.execute(
         "INSERT OR REPLACE INTO damaged (seq, time, payload, seal) SELECT seq, ?, payload, seal FROM journal WHERE seq = ?",

@@ -19,7 +19,7 @@ from tensormeter.server.store.sqlite.tables.run_state import apply_event
 __all__ = ["SEALED", "insert_event", "last_event", "names_media", "read_alerts", "read_events", "read_media"]
 
 SEALED: Final = "run, process, time, name, key, step, digest, body, attributes, record"
-"""Columns of an event that its seal covers."""
+"""Event columns covered by the seal."""
 
 
 _READ: Final = (
@@ -31,10 +31,10 @@ _READ: Final = (
 def insert_event(
     connection: sqlite3.Connection, run: int, process: int, event: Event, time: int, *, changed: set[int]
 ) -> str | None:
-    """Store one event, unless the process has an equal one; return the reason if it is refused, or None.
+    """Store an event, unless the process already has an equal one. Return the reason if it is refused, or None.
 
-    A heartbeat is not stored. It only updates the run's time of arrival and the losses of its process.
-    The run is added to `changed` if it needs `refresh_run`.
+    Heartbeats are not stored. They only update the run's last arrival and the process's losses. The run is added to
+    `changed` if it needs `refresh_run`.
     """
     prepared = prepare_event(event)
     if isinstance(prepared, str):
@@ -100,7 +100,10 @@ def read_events(connection: sqlite3.Connection, run: int, query: EventQuery) -> 
 def read_alerts(
     connection: sqlite3.Connection, after: int, limit: int, damaged: list[str]
 ) -> list[tuple[RunRef, StoredEvent]]:
-    """Read alerts of all runs with greater ids, the oldest first. Messages about damaged ones are appended to `damaged`."""
+    """Read alerts of all runs with IDs greater than `after`, oldest first.
+
+    Messages about damaged alerts are added to `damaged`.
+    """
     rows = connection.execute(
         f"SELECT run_id, project, {_READ} FROM event JOIN run ON run.id = event.run LEFT JOIN process ON process.id = event.process"
         " WHERE event.id > ? AND event.name = ? AND NOT deleted ORDER BY event.id LIMIT ?",
@@ -114,7 +117,7 @@ def read_alerts(
 
 
 def read_media(connection: sqlite3.Connection, run: int, digest: str) -> tuple[str, bytes] | None:
-    """Return content type and bytes of an image of a run, or None."""
+    """Return the content type and the bytes of a run's image, or None."""
     row = connection.execute(
         "SELECT content_type, data FROM media WHERE run = ? AND digest = ?", (run, digest)
     ).fetchone()
@@ -127,7 +130,7 @@ def read_media(connection: sqlite3.Connection, run: int, digest: str) -> tuple[s
 
 
 def names_media(connection: sqlite3.Connection, run: int, digest: str) -> bool:
-    """Return whether an event of a run has a reference to an image. Reads the bodies of all its events."""
+    """Return whether an event of a run refers to an image. Reads the bodies of all of the run's events."""
     if not DIGEST.fullmatch(digest):
         return False
     reference = f'"digest":"{digest}"'
@@ -136,13 +139,13 @@ def names_media(connection: sqlite3.Connection, run: int, digest: str) -> bool:
 
 
 def last_event(connection: sqlite3.Connection) -> int:
-    """Return the highest id of an event."""
+    """Return the highest event ID."""
     row = connection.execute("SELECT ifnull(max(id), 0) FROM event").fetchone()
     return int(row[0])
 
 
 def _sealed_event(row: Sequence[Any], max_body: int | None = None) -> StoredEvent:
-    """Create an event from the columns `_READ`; `max_body` as for `Store.events`. Raises DamagedError."""
+    """Create an event from the columns `_READ`, with `max_body` as in `Store.events`. Raises DamagedError."""
     number, run, process, time, name, key, step, digest, body, attributes, record, seal, process_name = row
     columns = run, process, time, name, key, step, digest, body, attributes, record
     verify(f"event {number} of run {run}", seal, *columns)

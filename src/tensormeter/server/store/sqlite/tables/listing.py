@@ -1,4 +1,4 @@
-"""Lists of projects, processes and metrics: rows of the catalog and points in memory."""
+"""Lists of projects, processes and metrics, from catalog rows and points in memory."""
 
 import json
 import sqlite3
@@ -21,7 +21,7 @@ __all__ = ["check_series", "list_losses", "list_metrics", "list_processes", "lis
 
 
 def list_projects(connection: sqlite3.Connection) -> list[ProjectSummary]:
-    """Return all projects, by name."""
+    """Return all projects, ordered by name."""
     rows = connection.execute(
         "SELECT project, count(*), max(updated) FROM run WHERE NOT deleted GROUP BY project ORDER BY project"
     )
@@ -29,7 +29,7 @@ def list_projects(connection: sqlite3.Connection) -> list[ProjectSummary]:
 
 
 def list_processes(connection: sqlite3.Connection, run: int) -> list[ProcessSummary]:
-    """Return the processes of a run, in the order in which they first appeared."""
+    """Return the processes of a run, in order of first appearance."""
     processes = []
     for row in _processes(connection, run, f"{PROCESS.selection}, {RESOURCE.selection}"):
         _, _, process, attempt, started, ended, end_state, *_ = row
@@ -41,7 +41,7 @@ def list_processes(connection: sqlite3.Connection, run: int) -> list[ProcessSumm
 
 
 def list_losses(connection: sqlite3.Connection, run: int) -> dict[str, int]:
-    """Return the number of items that the processes of a run dropped, by reason."""
+    """Return the number of items that a run's processes dropped, by reason."""
     losses: dict[str, int] = {}
     for row in _processes(connection, run, PROCESS.selection):
         for reason, count in json.loads(row[7]).items():
@@ -50,7 +50,7 @@ def list_losses(connection: sqlite3.Connection, run: int) -> dict[str, int]:
 
 
 def _processes(connection: sqlite3.Connection, run: int, columns: str) -> Iterator[Sequence[Any]]:
-    """Read and verify the rows of a run's processes; `columns` begins with those of their seal. Raises DamagedError."""
+    """Read and verify a run's process rows. `columns` must begin with the seal's columns. Raises DamagedError."""
     width = len(PROCESS.columns) + 1
     for row in connection.execute(f"SELECT {columns} FROM process WHERE run = ? ORDER BY id", (run,)):
         PROCESS.verify(row[:width], f"the row of process {row[2]!r} of run {run}")
@@ -60,7 +60,7 @@ def _processes(connection: sqlite3.Connection, run: int, columns: str) -> Iterat
 def list_metrics(
     connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot], run: int
 ) -> list[MetricSummary]:
-    """Return every series of a run, by metric, process and attributes."""
+    """Return every series of a run, ordered by metric, process and attributes."""
     rows = _series(connection, run)
     for _ in _processes(connection, run, PROCESS.selection):
         pass
@@ -69,7 +69,7 @@ def list_metrics(
 
 
 def check_series(connection: sqlite3.Connection, run: int) -> None:
-    """Verify the rows of all processes and series of a run. Raises DamagedError if one is damaged or missing."""
+    """Verify the rows of all processes and series of a run. Raises DamagedError if a row is damaged or missing."""
     for row in _series(connection, run):
         _verify(row)
     for _ in _processes(connection, run, PROCESS.selection):
@@ -102,7 +102,7 @@ def _metric(row: Sequence[Any], snapshots: Sequence[MemtableSnapshot], steps: St
         buffer = snapshot.series.get(series)
         if buffer is not None:
             points += buffer.n
-            if newest is None or buffer.newest[0] > newest[0]:  # of several at one time, the first one counts
+            if newest is None or buffer.newest[0] > newest[0]:  # if times are equal, the first point wins
                 newest = buffer.newest
                 step = steps.at(process, newest[0])
     kind = parse_kind(kind_text)

@@ -1,4 +1,4 @@
-"""States of runs and processes in the SQLite file."""
+"""Run and process states in the SQLite file."""
 
 import sqlite3
 
@@ -10,10 +10,11 @@ __all__ = ["apply_event", "refresh_run"]
 
 
 def apply_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> bool:
-    """Write the changes that an event makes to its run and process; inside the caller's transaction.
+    """Write the changes that an event makes to its run and process, inside the caller's transaction.
 
     Returns:
-        Whether the run needs `refresh_run`. Call that once after all events of a request: it reads all processes of the run.
+        Whether the run needs `refresh_run`, which reads all processes of the run. Call it once after all events of a
+        request.
     """
     update = lifecycle_update(event)
     if update.losses is not None:
@@ -27,7 +28,7 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
         connection.execute("UPDATE process SET started = max(ifnull(started, 0), ?) WHERE id = ?", (time, process))
         connection.execute("UPDATE run SET started = min(ifnull(started, ?), ?) WHERE id = ?", (time, time, run))
         for column, value in (("tags", update.tags), ("grp", update.group), ("notes", update.notes)):
-            if value is not None:  # values that a user has set stay
+            if value is not None:  # keep values set by a user
                 connection.execute(f"UPDATE run SET {column} = ifnull({column}, ?) WHERE id = ?", (value, run))
     elif update.end_state is not None:
         connection.execute(
@@ -38,7 +39,7 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
 
 
 def refresh_run(connection: sqlite3.Connection, run: int) -> None:
-    """Update the run's state, attempt and end from its processes."""
+    """Update a run's state, attempt and end from its processes."""
     rows = connection.execute(
         f"SELECT instr(resource, ?) > 0, {PROCESS.selection} FROM process WHERE run = ?", (NUMBERED, run)
     ).fetchall()
@@ -50,5 +51,5 @@ def refresh_run(connection: sqlite3.Connection, run: int) -> None:
     )
     if not all(
         is_sound(row[-1], *row[1:-1]) for row in rows
-    ):  # a state that is derived from damaged rows is damaged, too
+    ):  # a state derived from damaged rows counts as damaged, too
         connection.execute("UPDATE run SET tally = tally + 1 WHERE id = ?", (run,))

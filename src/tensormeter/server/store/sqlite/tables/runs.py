@@ -1,4 +1,4 @@
-"""Rows of runs: single runs with their summaries, columns of many runs for filters and sorting, and users' changes."""
+"""Run rows: single runs with their summaries, columns of many runs for filters and sorting, and users' changes."""
 
 import json
 import re
@@ -28,7 +28,7 @@ __all__ = ["RUN_FIELDS", "load_runs", "load_states", "load_table", "metrics_need
 _SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
 
 _FEW_METRICS: Final = 500
-"""Maximum number of names in one statement; with more, all metrics of a run are read."""
+"""Maximum number of names in a statement. If there are more, all metrics of a run are read."""
 
 _ROWS: Final = 64
 """Number of rows between two calls of `check`."""
@@ -36,7 +36,7 @@ _ROWS: Final = 64
 _T = TypeVar("_T")
 
 _PLAIN_KEY: Final = re.compile(r"[\w ./:@-]+")
-"""Keys that need no escapes in a path of SQLite's JSON functions."""
+"""Pattern of keys that need no escaping in a path for SQLite's JSON functions."""
 
 
 _SOURCES: Final = {
@@ -45,7 +45,7 @@ _SOURCES: Final = {
     "min": ("minimum",),
     "max": ("maximum",),
 }
-"""Columns of parts of a summary; the columns of other parts have their name."""
+"""Columns from which parts of a summary are computed. Other parts are columns of the same name."""
 
 _BASE: Final = {
     "id": "run_id",
@@ -63,7 +63,7 @@ _BASE: Final = {
     "notes": "ifnull(notes, '')",
     "archived": "archived",
     "processes": "(SELECT count(*) FROM process WHERE process.run = run.id)",
-    # total(), not sum(): a sum of integers could overflow.
+    # Use total() instead of sum(), because a sum of integers could overflow.
     "lost": "CAST((SELECT total(value) FROM process, json_each(losses) WHERE run = run.id AND losses != '{}') AS INTEGER)",
 }
 
@@ -74,7 +74,7 @@ _COLUMNS_OF: Final = {name: (column,) for name, column in _BASE.items()} | {
 _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {"tags": json.loads, "archived": bool}
 
 RUN_FIELDS: Final = frozenset({*_BASE, "state", "points"})
-"""Names of the fields of a run itself."""
+"""Names of the fields stored with the run itself."""
 
 
 def load_runs(
@@ -86,10 +86,10 @@ def load_runs(
     *,
     damaged: list[str] | None = None,
 ) -> list[RunSummary]:
-    """Load runs by row id, in that order, without deleted ones; with the summaries of `metrics`, or all.
+    """Load runs by row ID in the given order, without deleted ones, with the summaries of `metrics` or of all metrics.
 
     Raises:
-        DamagedError: Data of a run is damaged, and `damaged` is None. Otherwise the message is appended to `damaged`.
+        DamagedError: Data of a run is damaged, and `damaged` is None. Otherwise, a message is added to `damaged`.
     """
     steps = StepLookup(connection, snapshots)
     memory: dict[int, dict[str, list[Totals]]] = defaultdict(lambda: defaultdict(list))
@@ -114,7 +114,7 @@ def _load(
     now: int,
     stall_after: float,
 ) -> Iterator[RunSummary]:
-    """Load a run; yields nothing if it was deleted."""
+    """Load a run. Yields nothing if the run was deleted."""
     row = connection.execute(
         f"SELECT {RUN_TALLY.selection}, {RUN_TEXTS.selection}, {_BASE['processes']} FROM run WHERE id = ? AND NOT deleted",
         (run,),
@@ -156,7 +156,7 @@ def _load(
 
 
 def _lost(connection: sqlite3.Connection, run: int) -> int:
-    """Return the number of items that the processes of a run dropped."""
+    """Return the number of items that a run's processes dropped."""
     lost = 0
     for row in connection.execute(
         f"SELECT {PROCESS.selection} FROM process WHERE run = ? AND losses != '{{}}'", (run,)
@@ -167,7 +167,7 @@ def _lost(connection: sqlite3.Connection, run: int) -> int:
 
 
 def _mixed(connection: sqlite3.Connection, run: int, metrics: Collection[str]) -> list[str]:
-    """Return those metrics of a run whose series differ in unit or kind."""
+    """Return the metrics of a run whose series differ in unit or kind, out of the given metrics."""
     few = len(metrics) < _FEW_METRICS
     condition = f" AND metric IN ({', '.join('?' * len(metrics))})" if few else ""
     rows = connection.execute(
@@ -179,7 +179,7 @@ def _mixed(connection: sqlite3.Connection, run: int, metrics: Collection[str]) -
 
 
 def load_states(connection: sqlite3.Connection, runs: Collection[int], stall_after: float) -> dict[int, State]:
-    """Return the present states of runs."""
+    """Return the current states of runs."""
     now = time.time_ns()
     rows = connection.execute(
         f"SELECT id, state, updated, stalled FROM run WHERE NOT deleted AND id IN ({', '.join(map(str, runs))})"
@@ -197,7 +197,7 @@ def load_table(
     check: Check = no_check,
 ) -> RunTable:
     """Load fields of all runs, see `Store.table`."""
-    # Read only the columns that are needed, because there may be many runs.
+    # Read only the required columns, because there may be many runs.
     needed = [column for name in fields for column in _COLUMNS_OF.get(name, ())]
     names = ["id", *dict.fromkeys(needed)]
     rows = connection.execute(
@@ -247,7 +247,7 @@ def metrics_needed(fields: Sequence[str]) -> set[str]:
 def _config_column(
     connection: sqlite3.Connection, project: str | None, key: str, runs: Sequence[int], check: Check
 ) -> list[Any]:
-    """Return the values under a key with dots in it, or along a path; None for runs without a value."""
+    """Return the config value of each run under the full key, or else along its dotted path; None if there is none."""
     if not _PLAIN_KEY.fullmatch(key):
         rows = connection.execute(
             "SELECT id, config FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
@@ -278,12 +278,12 @@ def _summary_parts(
     metric: str,
     parts: Sequence[str],
 ) -> dict[str, dict[int, Any]]:
-    """Return parts of the summaries of one metric, by part and run. Reads column by column, because there may be many runs."""
+    """Return summary parts of one metric, by part and run. Reads only the required columns, to support many runs."""
     steps = StepLookup(connection, snapshots) if "last_step" in parts else None
     memory: dict[int, list[Totals]] = defaultdict(list)
     for run, _, totals in _in_memory(snapshots, steps, (metric,)):
         memory[run].append(totals)
-    # Merging with points in memory needs all stored columns; otherwise some are enough.
+    # Merging with points in memory needs all stored columns; otherwise, a few are enough.
     needed = (
         _SUMMARY_COLUMNS.split(", ") if memory else [column for part in parts for column in _SOURCES.get(part, (part,))]
     )
@@ -334,7 +334,7 @@ def _in_memory(
     steps: StepLookup | None,
     metrics: Collection[str] | None,
 ) -> list[tuple[int, str, Totals]]:
-    """Return (run, metric, totals) of the buffers, one entry for each series."""
+    """Return (run, metric, totals) for each series in the buffers."""
     entries = []
     for snapshot in snapshots:
         for buffer in snapshot.series.values():
@@ -363,7 +363,7 @@ def _totals(row: Sequence[Any]) -> Totals:
 
 
 def update_run(connection: sqlite3.Connection, run: int, changes: RunChanges) -> None:
-    """Write a user's changes; inside the caller's transaction."""
+    """Write a user's changes inside the caller's transaction."""
     columns = {
         "title": changes.name,
         "tags": None if changes.tags is None else canonical_json(list(changes.tags)),
