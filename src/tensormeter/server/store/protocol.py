@@ -52,7 +52,7 @@ class Store(Protocol):
         syncer: Object that makes commits durable and reports their durability; None if the store does not report it.
 
     Raises:
-        StoreUnavailableError: From any method: the call failed for now and may succeed later.
+        StoreUnavailableError: From any method: the call failed, but may succeed later.
         NotFoundError, AmbiguousRunError: From any method that takes a `RunRef`.
         DamagedError: From any method: the requested data is damaged. Other data can still be read.
     """

@@ -1,4 +1,4 @@
-"""Decoding of stored distributions of any kind into bounds and counts."""
+"""Decoding stored distributions of any kind into bounds and counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

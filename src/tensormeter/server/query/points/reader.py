@@ -1,4 +1,4 @@
-"""Reading of a run's points for a query: as lines, as rollups, or as logged."""
+"""Reading a run's points for a query: as lines, as rollups, or as logged."""
 
 from collections.abc import Sequence
 from dataclasses import replace

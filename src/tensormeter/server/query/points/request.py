@@ -18,12 +18,12 @@ class RunQuery:
 
     Attributes:
         metrics: Names of the metrics. Names that the run does not have are ignored.
-        axis: X axis.
+        axis: The x axis.
         start: Start of the x range, inclusive, in steps or seconds. `RunReader.raw` expects an integer: a step, or
             nanoseconds.
         stop: End of the x range, exclusive, in the units of `start`.
         process: Process ID; None for all processes.
-        attempt: Attempts to read.
+        attempt: Choice of attempts, see `AttemptChoice`.
         after: Cursor of an earlier read. Only points that arrived after it are read.
         variant: Required kind, scope and unit of a series.
         attributes: Required attributes of a series. A series may have others too.

@@ -34,7 +34,7 @@ __all__ = ["PointsResult", "SampledSeries", "query_points"]
 MAX_SERIES: Final = 2000
 
 WHOLE_POINTS: Final = 1_000_000
-"""Maximum number of points of a run that are all read, in about 70 ms. Above this, rollups are tried first."""
+"""Number of points up to which a run is read completely, in about 70 ms. Above it, rollups are tried first."""
 
 MOST_LOOKED_AT: Final = 150_000_000
 """Maximum number of points, including those of x, to read for one answer when processes are read one at a time.

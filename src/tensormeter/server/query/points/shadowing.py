@@ -1,8 +1,8 @@
-"""Shadowing of points that a later attempt repeats, and joining of attempts into one line.
+"""Shadowing of points that a later attempt repeats, and joining attempts into one line.
 
-A preempted run continues from its last checkpoint and therefore logs some steps twice. An attempt shadows the points of
-lower-numbered attempts that were logged before it began and whose step is its first step or later. Shadowed points are
-not deleted; a query can ask for them. Points logged after the attempt began come from concurrent processes and are not
+A preempted run continues from its last checkpoint and therefore logs some steps twice. An attempt shadows points of
+lower-numbered attempts if they were logged before it began, at its first step or a later one. Shadowed points are not
+deleted; a query can ask for them. Points logged after the attempt began come from concurrent processes and are not
 shadowed, regardless of their attempt. Points without a step (host metrics, instruments) are never shadowed.
 """
 

@@ -70,7 +70,7 @@ class RankGrid:
         if missing.any():
             low, high = np.where(missing, np.inf, low), np.where(missing, -np.inf, high)
             mean, weight = np.where(missing, 0.0, mean), np.where(missing, 0.0, weight)
-        with np.errstate(invalid="ignore"):  # infinities of both signs
+        with np.errstate(invalid="ignore"):  # infinities of both signs may occur
             self.low[row, columns] = np.minimum(self.low[row, columns], np.minimum.reduceat(low, first))
             self.high[row, columns] = np.maximum(self.high[row, columns], np.maximum.reduceat(high, first))
             self.total[row, columns] += np.add.reduceat(mean * weight, first)

@@ -23,7 +23,7 @@ from tensormeter.server.store.models.rollup_blocks import FIRST, HIGHEST, LAST, 
 __all__ = ["RankReader"]
 
 _LONG_BLOCKS: Final = 128
-"""Minimum number of blocks, 65,536 points, of a process that is read as rollups. A block summarizes 512 points."""
+"""Minimum number of blocks (65,536 points) of a process that is read as rollups. A block summarizes 512 points."""
 
 
 class RankReader:

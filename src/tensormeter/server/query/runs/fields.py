@@ -28,7 +28,7 @@ class Field:
     Attributes:
         name: Name as the user wrote it.
         stored: Columns of `Store.table` from which the field is computed.
-        column: Function that computes the field's values from these columns; None for a run without a value.
+        column: Function from these columns to the field's values; a value is None if the run has none.
         is_time: Whether the values are in nanoseconds since the Unix epoch.
     """
 

@@ -1,4 +1,4 @@
-"""The address of a ClickHouse database.
+"""Addresses of ClickHouse databases.
 
 The form is `clickhouse://[USER@]HOST[:PORT][/DATABASE][?secure=true&cluster=NAME&SETTING=VALUE...]`.
 """

@@ -139,10 +139,10 @@ class Commit:
         return again
 
     def _new_batches(self) -> tuple[list[Request], list[Request]]:
-        """Settle requests whose batch ID is stored, and sort out the others.
+        """Settle requests whose batch ID is stored, and return the others.
 
         Returns:
-            Requests to store, and requests that repeat the batch ID of one of them.
+            Requests to store now, and requests that must wait because they repeat the batch ID of one of these.
         """
         ids = sorted({request.batch_id for request in self._requests if request.batch_id is not None})
         rows = []

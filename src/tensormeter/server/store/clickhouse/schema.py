@@ -89,7 +89,7 @@ TABLES: Final = (
         """
     run UInt64,
     series UInt64,
-    time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),   -- the sender reported that the series has no value at this time
+    time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),   -- time at which the sender reported a missing value
     precedence UInt64 CODEC(Delta, ZSTD(1)),
     received DateTime('UTC') CODEC(Delta, ZSTD(1))""",
         _REPLACING,
@@ -112,7 +112,7 @@ TABLES: Final = (
     description SimpleAggregateFunction(anyLast, String),
     minimum SimpleAggregateFunction(min, Float64),    -- of points that are not NaN; above the maximum if there are none
     maximum SimpleAggregateFunction(max, Float64),
-    -- time, word, whether it is an integer, whether the step is known, the step, the series of steps
+    -- time, word, whether it is an integer, whether the step is known, the step, the step series
     last SimpleAggregateFunction(max, Tuple(Int64, Int64, UInt8, UInt8, Int64, UInt64))""",
         _ADDING,
         "run, series, metric",
@@ -141,7 +141,7 @@ TABLES: Final = (
     tags SimpleAggregateFunction(min, Tuple(UInt64, String)),
     grp SimpleAggregateFunction(min, Tuple(UInt64, String)),
     notes SimpleAggregateFunction(min, Tuple(UInt64, String)),
-    first_step SimpleAggregateFunction(min, Int64),                          -- of processes of later attempts than the first
+    first_step SimpleAggregateFunction(min, Int64),                          -- for attempts after the first
     began SimpleAggregateFunction(min, Int64)""",
         _ADDING,
         "run, process",
@@ -154,7 +154,7 @@ TABLES: Final = (
     time Int64 CODEC(Delta, ZSTD(1)),
     process String,
     name LowCardinality(String),
-    digest FixedString(32),                           -- SHA-256 of what distinguishes events of the same time
+    digest FixedString(32),                           -- SHA-256 that distinguishes events at the same time
     id UInt64,
     key String,
     has_key UInt8,
@@ -162,7 +162,7 @@ TABLES: Final = (
     has_step UInt8,
     body String CODEC(ZSTD(3)),                       -- JSON
     attributes String CODEC(ZSTD(3)),                 -- JSON object
-    record String CODEC(ZSTD(3)),                     -- JSON object: severity, ids and scope; "" in older rows
+    record String CODEC(ZSTD(3)),                     -- JSON object: severity, IDs and scope; "" in older rows
     precedence UInt64,
     received DateTime('UTC') CODEC(Delta, ZSTD(1))""",
         _REPLACING,
@@ -208,7 +208,7 @@ TABLES: Final = (
     run UInt64,
     server UInt64,
     number UInt64,
-    first Int64,                                      -- the earliest time of a point in it
+    first Int64,                                      -- earliest time of a point in the commit
     metrics Array(LowCardinality(String)),
     events UInt8,
     read_all UInt8                                    -- whether readers must read all points again""",
@@ -221,7 +221,7 @@ TABLES: Final = (
     Table(
         "annotation",
         """
-    run UInt64,                                       -- 0: the store
+    run UInt64,                                       -- 0 for the store itself
     field LowCardinality(String),
     value String,
     number UInt64""",

@@ -111,7 +111,7 @@ def encode_gaps(gaps: Mapping[tuple[int, int], NDArray[np.int64]], number: int, 
 def leave_out_known(connection: Connection, all_series: Iterable[SeriesBatch], newest_known: Mapping[int, int]) -> int:
     """Remove points that are already stored, and return their number.
 
-    Only series with points no later than the newest known point are looked up.
+    Only series that have a point no later than their newest stored point are looked up.
     """
     late: dict[tuple[int, str], list[SeriesBatch]] = defaultdict(list)
     for series in all_series:

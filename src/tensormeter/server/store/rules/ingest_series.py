@@ -1,4 +1,4 @@
-"""Sorting of a decoded request's points into series that can be stored, and reasons for refusing the others."""
+"""Sorting a decoded request's points into series that can be stored, with reasons for refusing others."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -44,7 +44,7 @@ class Totals:
             total = float(values.sum())
             numbers = len(values)
             minimum, maximum = float(values.min()), float(values.max())
-            if math.isnan(total):  # there is a NaN, or infinities of both signs
+            if math.isnan(total):  # a value is NaN, or infinities of both signs occur
                 present = values[~np.isnan(values)]
                 numbers = len(present)
                 total = float(present.sum())
