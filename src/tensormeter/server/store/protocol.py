@@ -93,7 +93,7 @@ class Store(Protocol):
         batch_id: str | None = None,
         check: Check = no_check,
     ) -> Receipt:
-        """Store the events of one request exactly once. Arguments and errors are those of `append_metrics`."""
+        """Store the events of one request exactly once. Arguments and errors are as for `append_metrics`."""
         ...
 
     def projects(self) -> list[ProjectSummary]:
@@ -107,8 +107,8 @@ class Store(Protocol):
             project: Project name; None for all projects.
             fields: Names of `RunSummary` attributes (except `config` and `summary`), `config.KEY` with dots for nested
                 objects, and `summary.METRIC.PART` with the parts of `Summary`.
-            check: Function called for each field, and repeatedly for large fields. It raises an exception to stop the
-                query.
+            check: Function called for each field, and repeatedly for large fields. It can raise an exception to stop
+                the query.
         """
         ...
 
@@ -173,7 +173,7 @@ class Store(Protocol):
             blocks: Minimum number of blocks of a long series. Shorter series are returned as points.
 
         Returns:
-            None if only points can answer the query: all series are short, or steps are not in order of time.
+            None if rollups cannot answer the query: all series are short, or steps are not in time order.
 
         Raises:
             TooManyPointsError: See `read`.

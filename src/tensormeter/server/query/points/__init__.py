@@ -1,1 +1,1 @@
-"""Metric points: sampled for charts, complete, or as distributions."""
+"""Queries for metric points: sampled for charts, in full, or as distributions."""

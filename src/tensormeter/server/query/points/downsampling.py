@@ -75,8 +75,7 @@ def sample_blocks(blocks: Blocks, max_points: int) -> tuple[NDArray[np.intp], ND
     times = blocks.times[rows, columns]
     order = np.lexsort((times, rows))
     rows, columns, times = rows[order], columns[order], times[order]
-    # The time identifies a point within its block. A point may be selected twice, for example as the first and the
-    # lowest.
+    # Within a block, the time identifies a point. A point may be selected twice, for example as first and lowest.
     distinct = np.concatenate(([True], (rows[1:] != rows[:-1]) | (times[1:] != times[:-1])))
     return rows[distinct], columns[distinct]
 

@@ -32,7 +32,7 @@ class Distribution:
         max: Highest value; None if the sender did not send it.
         bounds: Increasing bucket bounds. Bucket i is (bounds[i - 1], bounds[i]]; the first and last buckets are
             unbounded.
-        counts: Number of values in each bucket, one item more than `bounds`; empty if there are no buckets.
+        counts: Number of values in each bucket, one more item than `bounds`; empty if there are no buckets.
         quantiles: Pairs (quantile, value) of a summary.
     """
 

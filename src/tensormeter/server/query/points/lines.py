@@ -17,12 +17,12 @@ NO_POSITIONS: Final[NDArray[np.float64]] = np.empty(0, np.float64)
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A series with the x of each point.
+    """A series with the x value of each point.
 
     Attributes:
         series: Series with n points, in order of x.
         x: float64, shape (n,), ascending.
-        attempt: Attempt that contains the series' process.
+        attempt: Attempt to which the series' process belongs.
         gaps: Positions of gaps in the line, see `gap_positions`.
     """
 
@@ -76,7 +76,7 @@ def line_along(series: Series, x_series: Sequence[Series]) -> Line:
     has_x = ~np.isnan(x)
     if not has_x.all():
         points, x = points[has_x], x[has_x]
-    # Points with equal x stay in order of time.
+    # Points with equal x stay in time order.
     if np.any(x[1:] < x[:-1]):
         order = np.argsort(x, kind="stable")
         points, x = points[order], x[order]
@@ -100,7 +100,7 @@ def add_gaps(line: Line) -> Line:
 
 
 def join_lines(pieces: Sequence[Line]) -> Line:
-    """Join pieces of a line from several attempts. The result has the last piece's name."""
+    """Join pieces of a line from several attempts. The result is named after the last piece."""
     if len(pieces) == 1:
         return pieces[0]
     x = np.concatenate([piece.x for piece in pieces])
@@ -112,10 +112,10 @@ def join_lines(pieces: Sequence[Line]) -> Line:
 
 
 def gap_positions(gaps: NDArray[np.int64], times: NDArray[np.int64], x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the x of the last point before each gap, ascending, without gaps before the first point.
+    """Return the x value of the last point before each gap, ascending. Gaps before the first point are omitted.
 
-    A chart draws no stroke between neighboring points a and b if a.x <= position < b.x. This holds for any subset of
-    the points, so sampling does not move the gaps.
+    A chart does not connect neighboring points a and b if a.x <= position < b.x. This holds for any subset of the
+    points, so sampling does not move the gaps.
     """
     if not len(gaps):
         return NO_POSITIONS

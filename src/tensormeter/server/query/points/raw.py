@@ -64,10 +64,10 @@ def join_raw(
     steps: Mapping[str, Points],
     shadowed: Mapping[str, Sequence[tuple[int, int]]],
 ) -> RawSeries:
-    """Join pieces from several attempts without shadowed points. The result has the last piece's name.
+    """Join pieces from several attempts without shadowed points. The result is named after the last piece.
 
     Args:
-        pieces: Pieces of one line, in order of attempts.
+        pieces: Pieces of one line, in attempt order.
         attempt: Attempt of the last piece.
         steps: Points of `tensormeter.step`, by process.
         shadowed: Starts of later attempts, by process, see `Attempts.shadowed`.

@@ -27,7 +27,7 @@ class RunReader:
             store: Store to read from.
             ref: Run to read.
             query: Points to read.
-            check: Function called for each series; it raises an exception to stop the query.
+            check: Function called for each series; it can raise an exception to stop the query.
             damaged: List to which messages about damaged data are added, see `Selection`.
         """
         self._store = store
@@ -37,13 +37,13 @@ class RunReader:
         self._damaged = damaged
 
     def lines(self, limit: int = MAX_READ_POINTS, *, gaps: bool = False) -> LineReading:
-        """Read the points with start <= x < stop, and their x.
+        """Read the points with start <= x < stop, with their x values.
 
         If the query asks for the effective line, the pieces of several attempts form one line. The line is named after
         the latest process that has points in the range.
 
         Args:
-            limit: Maximum number of points to read, including the points for x and gaps.
+            limit: Maximum number of points to read, including points for x values and gaps.
             gaps: Whether to read gaps.
 
         Raises:
@@ -111,7 +111,7 @@ class RunReader:
 
         Returns:
             None if rollups cannot answer the query: x is a metric other than the step, steps or attempts are not in
-            order of time, or no series is long.
+            time order, or no series is long.
 
         Raises:
             StoreError: See `Store.read_rollups`.

@@ -59,7 +59,7 @@ class Rollups:
     cursor: str
 
     def x(self, times: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the x of points, given their times and steps in arrays of the same shape."""
+        """Return the x values of points, given their times and steps in arrays of the same shape."""
         return self.axis.seconds(times, self.origin) if self.axis.is_time else steps.astype(np.float64)
 
     def lines(self, max_points: int, check: Check = no_check) -> list[RollupLine] | None:
@@ -67,10 +67,10 @@ class Rollups:
 
         Args:
             max_points: Maximum number of points in a line.
-            check: Function called for each line; it raises an exception to stop the query.
+            check: Function called for each line; it can raise an exception to stop the query.
 
         Returns:
-            None if the attempts of a line are not in order of time; only points can then answer the query.
+            None if a line's attempts are not in time order; the query must then read points instead.
         """
         lines = []
         for pieces in self.attempts.group_series(self.series):

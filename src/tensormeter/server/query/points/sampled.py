@@ -104,7 +104,7 @@ def query_points(
         runs: Runs to read.
         query: Points to read from each run.
         limit: Maximum number of points to read; None for the maximum of a request.
-        check: Function called for each series; it raises an exception to stop the query.
+        check: Function called for each series; it can raise an exception to stop the query.
 
     Raises:
         TooManyPointsError: The query needs more series or points than one request may read.
@@ -114,8 +114,7 @@ def query_points(
     limit = MAX_READ_POINTS if limit is None else min(limit, MAX_READ_POINTS)
     result = _query_runs(store, runs, query, limit, check)
     if result is None:
-        # New points cannot be told apart in at least one run. Read all points of all runs, so that the answer is
-        # consistent.
+        # New points cannot be told apart in at least one run, so read all points of all runs to be consistent.
         result = _query_runs(store, runs, replace(query, after=None), limit, check)
     assert result is not None
     return result
@@ -202,7 +201,7 @@ def _query_each_process(
 
 
 def _join(pieces: Sequence[SampledSeries], max_points: int) -> SampledSeries:
-    """Join the pieces of one line, given in order of attempts, and sample the result."""
+    """Join the pieces of one line, given in attempt order, and sample the result."""
     if len(pieces) == 1:
         return pieces[0]
     x, y = np.concatenate([piece.x for piece in pieces]), np.concatenate([piece.y for piece in pieces])
@@ -227,7 +226,7 @@ def _sample_lines(ref: RunRef, reading: LineReading, query: RunQuery, check: Che
 
 
 def _sample_rollups(ref: RunRef, reader: RunReader, query: RunQuery, budget: int, check: Check) -> _RunResult | None:
-    """Read and sample rollups. Return None if only points can answer the query."""
+    """Read and sample rollups. Return None if rollups cannot answer the query."""
     rollups = reader.rollups(blocks_needed(query.max_points), budget, gaps=True)
     lines = None if rollups is None else rollups.lines(query.max_points, check)
     if rollups is None or lines is None:

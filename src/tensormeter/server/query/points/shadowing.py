@@ -31,7 +31,7 @@ _FIRST: Final = ProcessAttempt(1, None, 0, None)
 
 @dataclass(frozen=True)
 class Attempts:
-    """Attempts of one run, with the choice of attempts that a query makes.
+    """Attempts of one run, and the attempts that a query asks for.
 
     Attributes:
         by_process: Attempt of each process; empty if the run has only one attempt.
@@ -42,7 +42,7 @@ class Attempts:
     choice: AttemptChoice = None
 
     def number(self, process: str) -> int:
-        """Return the number of the attempt that contains a process."""
+        """Return the number of the attempt to which a process belongs."""
         return self.by_process.get(process, _FIRST).number
 
     def select(self, series: Iterable[_Piece]) -> list[_Piece]:
@@ -94,7 +94,7 @@ class Attempts:
         return [piece for piece in remaining if len(piece.points)]
 
     def group_series(self, series: Sequence[_Piece]) -> list[list[_Piece]]:
-        """Group series into pieces of lines, in order of attempts: one series of a rank from each attempt.
+        """Group series into pieces of lines, in attempt order: one series of a rank from each attempt.
 
         If an attempt has several series of the same rank, the series that continues the line is ambiguous. All series
         of the group then stay separate lines.

@@ -44,8 +44,7 @@ class RankReader:
         """
         self._ref = ref
         self._query = query
-        # Get the cursor before reading points. Points that arrive in the meantime then count twice in means, rather
-        # than being lost.
+        # Get the cursor before reading: points that arrive meanwhile then count twice in means, but are not lost.
         run = store.read(ref, Selection([]))
         self._started, self._attempts, self._cursor = run.started, run.attempts, run.cursor
         processes = (summary.process for summary in store.processes(ref))
@@ -151,8 +150,7 @@ def _aggregate_rollup(rollups: Rollups, series: SeriesRollup) -> Aggregates:
         return _aggregate_points(x[order], values[order])
     blocks = series.blocks
     low, high = blocks.values[:, LOWEST], blocks.values[:, HIGHEST]
-    # Use the mean of the first and last points. If it included the extremes, one spike would be a quarter of its
-    # block's mean.
+    # Use the mean of the first and last points. With the extremes, one spike would be a quarter of its block.
     ends = blocks.values[:, [FIRST, LAST]]
     present = ~np.isnan(ends)
     with np.errstate(invalid="ignore", divide="ignore"):

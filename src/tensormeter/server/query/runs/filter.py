@@ -68,7 +68,7 @@ def parse_filter(text: str, check: Check = no_check) -> Filter:
 
     Args:
         text: Condition in the filter language.
-        check: Function called before each regular expression search; it raises an exception to stop the query.
+        check: Function called before each regular expression search; it can raise an exception to stop the query.
 
     Raises:
         UsageError: The filter is invalid; the message contains the position.

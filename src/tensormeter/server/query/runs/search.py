@@ -48,7 +48,7 @@ def find_runs(
     Args:
         store: Store to search.
         search: Filter, sort order and page.
-        check: Function called for each field and each run; it raises an exception to stop the search.
+        check: Function called for each field and each run; it can raise an exception to stop the search.
         damaged: List to which messages about damaged runs are added, see `Store.runs`.
 
     Raises:

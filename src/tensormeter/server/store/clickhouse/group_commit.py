@@ -22,8 +22,8 @@ class GroupCommit:
 
     If the server dies during a commit, the sender can safely send the request again, to this server or another one. A
     commit inserts processes, series with their latest point's time, points, events, log entries and finally the batch
-    ID. A retry uses the times of the series to look up points that may be stored, and writes the rest. Keys merge
-    points that are written twice.
+    ID. A retry uses the times of the series to look up points that may be stored, and writes the rest. Points that are
+    written twice have the same key and are merged.
     """
 
     def __init__(self, connection: Connection, numbers: Numbers, log: Log, interval: float) -> None:

@@ -64,7 +64,7 @@ class PointReader:
         return [row for row in rows if parse_kind(row[3]).numeric == selection.numeric]
 
     def read(self, run: int, rows: Sequence[Sequence[Any]], selection: Selection) -> list[Series]:
-        """Return the selected points of these series, whenever they arrived. Raises the errors of `check_limit`."""
+        """Return the selected points of these series, whenever they arrived. Errors are as for `check_limit`."""
         if not rows:
             return []
         start, stop = selection.start, selection.stop

@@ -51,7 +51,7 @@ class Runs:
         self._stall_after = stall_after
 
     def find(self, ref: RunRef) -> int:
-        """Return the key of a run. Raises the errors of `Store`."""
+        """Return the key of a run. Raises the same errors as `Store`."""
         only = "" if ref.project is None else " AND project = {project:String}"
         rows = self._connection.rows(
             "SELECT run, any(project) AS p FROM process WHERE run_id = {run_id:String}"

@@ -250,8 +250,8 @@ def statements(database: str, cluster: str = "", retention_days: float | None = 
         database: Name of the database.
         cluster: Name in `system.clusters`; "" for a single server. The macros {shard} and {replica} identify each
             replica.
-        retention_days: Days after which points, distributions, gaps, events, media and batch IDs are removed, from
-            their arrival; None to keep them.
+        retention_days: Days after arrival at which points, distributions, gaps, events, media and batch IDs are
+            removed; None to keep them.
     """
     on = f" ON CLUSTER '{cluster}'" if cluster else ""
     texts = [f"CREATE DATABASE IF NOT EXISTS {database}{on}"]

@@ -25,7 +25,7 @@ class DamagedError(StoreError):
     """Stored data has changed since it was written. Undamaged data can still be read.
 
     Attributes:
-        series: Row of the series with the damaged data, if any.
+        series: Row ID of the series with the damaged data, if any.
         named: Whether the message names the run.
     """
 

@@ -49,7 +49,7 @@ class Column(ABC):
         return type(self)(*(array[index] for array in self.arrays()))
 
     def distinct(self) -> Self:
-        """Return the points in order of time, and for equal times only the first point."""
+        """Return the points in time order, and for equal times only the first point."""
         if len(self.times) < 2 or np.all(self.times[1:] > self.times[:-1]):
             return self
         ordered = self[np.argsort(self.times, kind="stable")]
@@ -133,8 +133,8 @@ def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64]
     """Return the steps logged at exactly these times, or 0, and whether a step was logged; both of shape (n,).
 
     Args:
-        steps: Points of `tensormeter.step`, in ascending order of distinct times. Values that are not whole numbers are
-            ignored.
+        steps: Points of `tensormeter.step`, with distinct times in ascending order. Values that are not whole numbers
+            are ignored.
         times: int64, shape (n,).
     """
     words, known = steps.words, steps.integers

@@ -16,7 +16,7 @@ BLOCK_POINTS: Final = 512
 
 FIRST, LAST, LOWEST, HIGHEST, MISSING = range(5)
 PICKS: Final = 5
-"""Number of points kept of a block: the first, last, lowest and highest, and the first NaN, or else the first again.
+"""Number of points kept from a block: the first, last, lowest and highest, and the first NaN, or else the first again.
 
 NaN is never the lowest or highest, unless all points are NaN.
 """
@@ -28,7 +28,7 @@ class Blocks:
 
     Attributes:
         counts: int64, shape (b,): number of points in each block.
-        times: int64, shape (b, 5): times of the points kept of each block, see `PICKS`.
+        times: int64, shape (b, 5): times of the points kept from each block, see `PICKS`.
         values: float64, shape (b, 5): values of the kept points; integers with more than 53 bits are rounded.
         steps: int64, shape (b, 5): steps logged at these times; 0 if steps were not requested.
     """

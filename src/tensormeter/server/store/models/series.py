@@ -49,7 +49,7 @@ class MetricSummary:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """The points of one series, in ascending order of distinct times.
+    """The points of one series, with distinct times in ascending order.
 
     Attributes:
         scope: Name of the instrumentation scope. If the scope has attributes, a JSON list of name and attributes. ""
@@ -82,7 +82,7 @@ class Selection:
             longer has the arrivals since the cursor, or if an attempt has since turned out to begin earlier.
         limit: Maximum number of points and gaps to read.
         gaps: Whether to read gaps. If there are new gaps since the cursor, all points are read.
-        check: Function called for each series; it raises an exception to stop the read.
+        check: Function called for each series; it can raise an exception to stop the read.
         damaged: List to which a message is added for each damaged part, which is then omitted; None to raise an error
             instead.
     """
@@ -124,7 +124,7 @@ class SeriesRollup:
 
     Attributes:
         scope: Instrumentation scope, see `Series`.
-        points: Points in ascending order of distinct times; None if there are blocks.
+        points: Points with distinct times in ascending order; None if there are blocks.
         steps: int64, shape (n,): steps logged at the times of the points; 0 if steps were not requested; None if there
             are blocks.
         blocks: Blocks in ascending order of time, and of steps if they were requested; None if there are points.

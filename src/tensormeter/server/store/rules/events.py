@@ -29,8 +29,7 @@ __all__ = ["PreparedEvent", "key_and_step", "prepare_event", "record_of", "refus
 
 _LIMITS: Final = {
     TEXT_EVENT: ("text", TEXT_BYTES + ENVELOPE_BYTES),
-    # JSON encodes a cell such as NaN as a quoted string. A table that passes the client's check must also pass this
-    # one.
+    # JSON quotes cells such as NaN. A table that passes the client's check must also pass this one.
     TABLE_EVENT: ("table", TABLE_BYTES + 2 * TABLE_CELLS + ENVELOPE_BYTES),
 }
 """Noun and maximum size as JSON without images, by event name. Other events have the limit EVENT_BYTES."""

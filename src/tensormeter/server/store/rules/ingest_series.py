@@ -61,7 +61,7 @@ def arrivals_of(batches: Sequence[Batch], check: Check = no_check) -> tuple[list
 
     Args:
         batches: Points of one request.
-        check: Function called for each resource and series; it raises an exception to stop the work.
+        check: Function called for each resource and series; it can raise an exception to stop the work.
 
     Returns:
         Points that can be stored, by series, and the reasons for refusing others.

@@ -35,7 +35,7 @@ class SeriesFlush:
     """Changes to one series in a flush.
 
     Attributes:
-        first: Order number of the first new segment. Old segments from this number on are replaced.
+        first: Sequence number of the first new segment. Old segments from this number on are replaced.
         segments: New segments.
         directory: Checksum of the series' complete list of segments after the flush.
         added: Number of points that no segment contained before.
@@ -109,7 +109,7 @@ def apply_flush(connection: sqlite3.Connection, flushes: Sequence[SeriesFlush], 
 
 
 def full_segments(flushes: Sequence[SeriesFlush]) -> list[tuple[int, int]]:
-    """Return (series, order number) of each full segment of numbers that a flush has written."""
+    """Return (series, sequence number) of each full segment of numbers that a flush has written."""
     return [
         (flush.series, flush.first + i)
         for flush in flushes
@@ -148,7 +148,7 @@ def _plan(
 
 
 def _merge(segments: "_SeriesSegments", points: Column) -> tuple[int, list[Segment]]:
-    """Merge points with the youngest segments. Return the first new segment's order number, and the new segments."""
+    """Merge points with the youngest segments. Return the first new segment's sequence number, and the new segments."""
     full = segment_capacity(points)
     first = segments.spans[-1].seq + 1 if segments.spans else 0
     total = len(points)

@@ -18,7 +18,7 @@ _NO_FOLDER: Final = frozenset({errno.EACCES, errno.EPERM, errno.EEXIST, errno.EN
 
 
 class FolderLock:
-    """A lock that is held from construction until `release` or the end of the process, even by SIGKILL.
+    """A lock that is held from construction until `release` or the end of the process, including by SIGKILL.
 
     It uses `flock` instead of `lockf`. A `lockf` lock does not exclude a second store in the same process, and is
     released when any code in the process closes the file.

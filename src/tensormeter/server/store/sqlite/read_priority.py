@@ -15,7 +15,7 @@ _WAIT: Final = 0.05
 """Maximum seconds of one pause."""
 
 _LINGER: Final = 0.005
-"""Seconds for which a reader still counts after its read, because it converts the result or reads more."""
+"""Seconds for which a reader still counts after its read, because it may still convert the result or read more."""
 
 
 class ReadPriority:

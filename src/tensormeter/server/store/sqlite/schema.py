@@ -277,7 +277,7 @@ def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
 
 
 def holder_of(file: Path, error: Exception) -> str:
-    """Return text for an error message that names the process locking the store; "" if a lock is not the cause."""
+    """Return text about the process that has locked the store, for an error message; "" if no lock is the cause."""
     if "locked" not in str(error):
         return ""
     files = [file, *(file.with_name(file.name + suffix) for suffix in ("-shm", "-wal"))]

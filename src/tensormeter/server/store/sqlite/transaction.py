@@ -45,7 +45,7 @@ def writing(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def reading(connection: sqlite3.Connection) -> Iterator[None]:
-    """Run all statements inside the block on one consistent snapshot. Raises the errors of `writing`."""
+    """Run all statements inside the block on one consistent snapshot. Raises the same errors as `writing`."""
     with mapped_errors("read"):
         connection.execute("BEGIN")
         try:

@@ -30,7 +30,7 @@ class WriteAheadLog:
     """The write-ahead log of one store, for the thread that holds the write lock. Calls block on the disk."""
 
     def __init__(self, file: Path, space: FreeSpace) -> None:
-        """Create a log object.
+        """Create a handle for the log.
 
         Args:
             file: Path of the database.

@@ -159,7 +159,7 @@ class DiskMonitor:
             self._path.unlink()
 
     def _restart_clock(self) -> None:
-        """Restart the clock, so that its limit applies to each operation separately, even on a slow disk."""
+        """Restart the clock, so that the time limit applies to each disk operation separately."""
         self._waiting_since = time.monotonic()
 
 

@@ -57,7 +57,7 @@ class Finding:
     """A damaged part of a store.
 
     Attributes:
-        what: Damaged part and its damage.
+        what: Description of the damaged part and the damage.
         about: Readable name of the run or series with the damage; "" if unknown.
     """
 
@@ -131,7 +131,7 @@ class Inspection:
 
         Args:
             connection: Connection in autocommit mode to read with.
-            yield_to_readers: Function called between two reads; it raises an exception to stop the inspection.
+            yield_to_readers: Function called between two reads; it can raise an exception to stop the inspection.
         """
         self._connection = connection
         self._yield_to_readers = yield_to_readers
@@ -207,7 +207,7 @@ class Inspection:
         )
 
     def _parts(self, *parts: Iterator[Finding]) -> Iterator[Finding]:
-        """Yield the findings of all parts. A part that fails is a finding, unless the file cannot currently be read."""
+        """Yield the findings of all parts. A failed part becomes a finding, unless the file cannot be read now."""
         for part in parts:
             try:
                 yield from part

@@ -39,7 +39,7 @@ class StartCheck:
 
     If the file exceeds 1 GiB (16 MiB with a rollback journal), only catalog tables are checked; `tensormeter check`
     reads everything. A failing disk can look like damage. A finding therefore counts only if it occurs twice and the
-    disk can read the whole file in between. Until the disk can, the check restarts every few seconds.
+    disk can read the whole file in between. If the disk cannot, the check restarts after a few seconds.
     """
 
     def __init__(

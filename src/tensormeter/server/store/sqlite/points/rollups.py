@@ -49,7 +49,7 @@ _CACHED: Final = 4
 """Number of decoded step segments to cache. Metrics of a process are flushed together, so they share these segments."""
 
 SegmentKey = tuple[int, int]
-"""(series, order in the series) of a full segment of numbers without rollups."""
+"""(series, sequence number) of a full segment of numbers without rollups."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class _Full:
     """A full segment with rollups.
 
     Attributes:
-        row: Row of the segment.
-        seq: Order in the series.
+        row: Row ID of the segment.
+        seq: Sequence number of the segment in the series.
         n: Number of points.
         times: Earliest and latest time.
         steps: Lowest and highest step if every point has a step, or None.
@@ -74,7 +74,7 @@ class _Full:
 
 
 class _UnorderedError(Exception):
-    """Steps are not in order of time or not integers, so only points can answer the query."""
+    """Steps are not in time order or not integers, so the query must read points instead of rollups."""
 
 
 def find_missing_rollups(connection: sqlite3.Connection) -> list[SegmentKey]:
@@ -218,7 +218,7 @@ class _RollupReader:
         return self._steps if self._steps.any() else None
 
     def _select_segments(self, series: int, process: str, window: PointRange) -> tuple[list[_Full], list[int]]:
-        """Return non-overlapping full segments to read as rollups, and order numbers of segments to read as points."""
+        """Return non-overlapping full segments to read as rollups, and sequence numbers of those to read as points."""
         full: list[_Full] = []
         seqs: list[int] = []
         total = 0
@@ -244,8 +244,7 @@ class _RollupReader:
             candidate = _Full(segment, seq, n, (t_min, t_max), steps, bool(ascending))
             total += n
             while full and full[-1].times[1] >= t_min:
-                # If two segments overlap, read the longer one as points: it is usually long because of a few outlying
-                # times.
+                # If two overlap, read the longer one as points: usually, only a few outlying times make it long.
                 longer = max(full[-1], candidate, key=_duration)
                 seqs.append(longer.seq)
                 if longer is candidate:

@@ -33,7 +33,7 @@ def _find_segments_between(
 
 
 def segment_points(segment: Segment) -> Column:
-    """Decode a segment of any kind. Raises the errors of `decode_segment`."""
+    """Decode a segment of any kind. Raises the same errors as `decode_segment`."""
     return decode_blobs(segment) if segment.kind == _BLOBS else decode_segment(segment)
 
 
@@ -46,7 +46,7 @@ def read_points(
     *,
     numeric: bool = True,
 ) -> Column:
-    """Read the points of a series with start <= time < stop, in ascending order of distinct times."""
+    """Read the points of a series with start <= time < stop, with distinct times in ascending order."""
     parts = [segment_points(segment) for segment in _find_segments_between(connection, series, start, stop)]
     for snapshot in snapshots:
         if series in snapshot.series:
@@ -78,7 +78,7 @@ def read_at(
     series: int,
     times: NDArray[np.int64],
 ) -> Points:
-    """Read points of a series of numbers, in order of time, including all points at `times` (ascending).
+    """Read points of a series of numbers in time order, including all points at `times` (ascending).
 
     Segments that contain none of these times are not decoded.
     """

@@ -82,7 +82,7 @@ def find_segments(connection: sqlite3.Connection, series: int, selected: Sequenc
 
 
 def insert_segments(connection: sqlite3.Connection, rows: Iterable[tuple[int, int, Segment]]) -> None:
-    """Write segments inside the caller's transaction, given (series, order number, segment) of each."""
+    """Write segments inside the caller's transaction, given (series, sequence number, segment) of each."""
     columns = [(series, seq, c.n, c.t_min, c.t_max, c.kind, c.times, c.words, c.integers) for series, seq, c in rows]
     connection.executemany(
         f"INSERT INTO chunk ({SEGMENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -95,7 +95,7 @@ def spans(connection: sqlite3.Connection, series: int, *, strict: bool = True) -
 
     Args:
         connection: Connection to read with.
-        series: Row of the series.
+        series: Row ID of the series.
         strict: Whether to verify that the list has not changed since it was written.
 
     Raises:

@@ -53,7 +53,7 @@ class Segment:
         times: Compressed time differences.
         words: Compressed words. For distributions, the length of each as uint32, followed by all bytes, compressed.
         integers: Compressed bit mask of the words that are int64; empty unless both types occur.
-        series: Row of the series if the segment was read from the table, or None.
+        series: Row ID of the series if the segment was read from the table, or None.
     """
 
     n: int
@@ -116,7 +116,7 @@ def decode_segment(segment: Segment) -> Points:
 
 
 def decode_blobs(segment: Segment) -> Blobs:
-    """Decode a segment of distributions. Raises the errors of `decode_segment`."""
+    """Decode a segment of distributions. Raises the same errors as `decode_segment`."""
     with _about(segment):
         packed = _inflate(segment.words, None)
         lengths = np.frombuffer(packed[: 4 * segment.n], "<u4")
@@ -150,7 +150,7 @@ def compress_words(words: NDArray[np.int64]) -> bytes:
 
 
 def decompress_words(blob: bytes) -> bytes:
-    """Return the bytes that were given to `compress_words`. Raises the errors of `decode_segment`."""
+    """Return the bytes that were given to `compress_words`. Raises the same errors as `decode_segment`."""
     planes = np.frombuffer(_inflate(blob, None), np.uint8)
     if len(planes) % 8:
         raise DamagedError("rollups: length")

@@ -71,7 +71,7 @@ class Catalog:
         starts: bool = False,
         points: bool = True,
     ) -> tuple[int, int] | None:
-        """Return the rows (run, process) of a source that has just sent a request; None if its run was deleted.
+        """Return the row IDs (run, process) of a source that has just sent a request; None if its run was deleted.
 
         Args:
             source: Sender; its latest name and resource are stored.
@@ -133,7 +133,7 @@ class Catalog:
                     self._first_steps[key] = row
 
     def series(self, run: int, process: int, arrival: Arrival) -> int | None:
-        """Return the row of a series, creating it if needed; None if the run has too many series."""
+        """Return the row ID of a series, creating the row if needed; None if the run has too many series."""
         series = self._find_series(process, arrival)
         if series is not None:
             return series
@@ -238,7 +238,7 @@ def _key(process: int, arrival: Arrival) -> tuple[int, str, str, str, str]:
 
 
 def find_run(connection: sqlite3.Connection, run_id: str, project: str | None) -> int:
-    """Return the row of a run.
+    """Return the row ID of a run.
 
     Raises:
         NotFoundError: No run has this ID.
