@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 class Background:
-    """Calls `work` on a daemon thread, one call at a time, from construction until `stop`."""
+    """A daemon thread that calls `work`, one call at a time, from construction until `stop`."""
 
     def __init__(self, name: str, work: Callable[[], None], interval: float) -> None:
         """Start the thread.

@@ -43,7 +43,7 @@ STALL_AFTER: Final = 300.0
 
 
 class Store(Protocol):
-    """Keeps runs and answers queries about them.
+    """A store of runs, which also answers queries about them.
 
     Every method may block on the disk, and any number of threads may call it at once. Reads and `append_*` calls block
     each other only briefly, for work in memory. The owner of the store closes it once, after the last call.

@@ -60,7 +60,7 @@ class VariantSelector:
         self.others: list[Variant] = []
 
     def accepts(self, series: Varying) -> bool:
-        """Return whether a series has the selected variant. The first series that matches the filter sets the variant."""
+        """Return whether a series has the selected variant. The first series that matches the filter sets it."""
         if not self._variants.matches(series):
             return False
         variant = series.kind, series.scope, series.unit

@@ -36,7 +36,7 @@ _Key = tuple[str | None, RunRef, RunQuery]
 
 
 class RankCache:
-    """Computes statistics over the processes of a store's runs. Thread-safe; identical queries wait for each other."""
+    """Cached statistics over the processes of a store's runs. Thread-safe; identical queries wait for each other."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -27,7 +27,7 @@ _LONG_BLOCKS: Final = 128
 
 
 class RankReader:
-    """Computes the same statistics as `rank_statistics` in less memory, with two approximations.
+    """The statistics of `rank_statistics`, computed in less memory with two approximations.
 
     Neighboring x are merged into intervals of equal width. For a process with more than 65,536 points, the mean is the
     mean of the first and last points of its blocks. The lowest and highest values are exact.

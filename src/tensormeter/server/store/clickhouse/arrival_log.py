@@ -56,7 +56,7 @@ class Arrived:
 
 
 class Log:
-    """Writes this server's entries to the log, and reads the entries of all servers."""
+    """The arrival log, with methods to write this server's entries and to read those of all servers."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -13,7 +13,7 @@ _CACHED: Final = 200_000
 
 
 class CommitCache:
-    """Caches names, attempt starts and keys, so that commits need not write or compute them again.
+    """Cache of names, attempt starts and keys, so that commits need not write or compute them again.
 
     Only one commit uses the cache at a time. Correctness does not depend on it: other servers commit too, and a commit
     rewrites rows that are not cached.

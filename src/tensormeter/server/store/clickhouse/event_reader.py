@@ -16,7 +16,7 @@ _COLUMNS: Final = "id, time, name, if(has_step, step, NULL), process, attributes
 
 
 class EventReader:
-    """Reads events. Thread-safe."""
+    """Reader of events and images. Thread-safe."""
 
     def __init__(self, connection: Connection, runs: Runs) -> None:
         self._connection = connection

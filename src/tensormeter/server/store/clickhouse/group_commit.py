@@ -18,7 +18,7 @@ __all__ = ["GroupCommit"]
 
 
 class GroupCommit:
-    """Commits requests from any thread. One of the waiting threads commits for all of them.
+    """A group commit for requests from any thread. One of the waiting threads commits for all of them.
 
     If the server dies during a commit, the sender can safely send the request again, to this server or another one. A
     commit inserts processes, series with their latest point's time, points, events, log entries and finally the batch

@@ -44,7 +44,7 @@ class MetricCounts(NamedTuple):
 
 
 class PointCounts:
-    """Counts points. Thread-safe.
+    """Counter of stored points, with a cache. Thread-safe.
 
     `updated` arguments contain the runs to count, with the time of each run's last arrival.
     """

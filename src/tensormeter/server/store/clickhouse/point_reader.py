@@ -28,7 +28,7 @@ _LAST: Final = (1 << 63) - 1
 
 
 class PointReader:
-    """Reads series. Thread-safe."""
+    """Reader of series and their points. Thread-safe."""
 
     def __init__(self, connection: Connection, runs: Runs, counts: PointCounts) -> None:
         self._connection = connection

@@ -43,7 +43,7 @@ FROM ({inner}) GROUP BY run"""
 
 
 class Runs:
-    """Reads runs. Thread-safe."""
+    """Reader of runs. Thread-safe."""
 
     def __init__(self, connection: Connection, counts: PointCounts, stall_after: float) -> None:
         self._connection = connection

@@ -28,7 +28,7 @@ class Progress:
 
 
 class Syncer(Protocol):
-    """Makes commits durable and reports its progress. Thread-safe."""
+    """An object that makes commits durable and reports its progress. Thread-safe."""
 
     def progress(self) -> Progress | None:
         """Return the progress; None if the disk cannot guarantee durability. Never blocks."""

@@ -149,7 +149,7 @@ def _name_holder(file: Path) -> Iterator[None]:
 
 
 class _Progress:
-    """Stops a backup that makes no progress, because SQLite's backup waits for a lock without a time limit."""
+    """Callback that stops a backup without progress, because SQLite's backup waits for a lock indefinitely."""
 
     def __init__(self) -> None:
         self._remaining = -1

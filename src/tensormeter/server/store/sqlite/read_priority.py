@@ -19,7 +19,7 @@ _LINGER: Final = 0.005
 
 
 class ReadPriority:
-    """Lets one background thread pause for readers between small steps of work, which block the interpreter.
+    """Pauses of one background thread for readers, between small steps of work that block the interpreter.
 
     Any number of threads may call `reading`.
     """

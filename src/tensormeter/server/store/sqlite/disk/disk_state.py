@@ -37,7 +37,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class DiskMonitor:
-    """Monitors a store's disk from `watch` until `stop`. Only `stop` blocks, for up to one second."""
+    """A monitor of a store's disk, which runs from `watch` until `stop`. Only `stop` blocks, for up to one second."""
 
     def __init__(self, folder: Path, space: FreeSpace) -> None:
         """Create a monitor.
@@ -164,7 +164,7 @@ class DiskMonitor:
 
 
 class _Report:
-    """Logs when the disk develops a problem, and when it has worked again for a few seconds."""
+    """Log messages when the disk develops a problem, and when it has worked again for a few seconds."""
 
     def __init__(self, problem: Callable[[], str | None], folder: Path) -> None:
         self._problem = problem

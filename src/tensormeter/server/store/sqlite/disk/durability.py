@@ -47,7 +47,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class LogSyncer:
-    """Numbers the commits of one store, and syncs them on a thread from `start` until `close`. Thread-safe."""
+    """A thread that syncs the commits of one store from `start` until `close`, and numbers them. Thread-safe."""
 
     def __init__(self, database: Path, carry_over: Callable[[], bool], *, interval: float = GROUP_INTERVAL) -> None:
         """Create a syncer.

@@ -35,7 +35,7 @@ class _StoppedError(Exception):
 
 
 class StartCheck:
-    """Checks a store once, on a separate thread and connection, and adds its findings to `damage`.
+    """A single check of a store on a separate thread and connection, which adds its findings to `damage`.
 
     If the file exceeds 1 GiB (16 MiB with a rollback journal), only catalog tables are checked; `tensormeter check`
     reads everything. A failing disk can look like damage. A finding therefore counts only if it occurs twice and the

@@ -29,7 +29,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class DamageVerifier:
-    """Verifies reports of damage in a store, on a thread that starts with the first report. Thread-safe."""
+    """A verifier of damage reports, on a thread that starts with the first report. Thread-safe."""
 
     def __init__(self, file: Path, connect: Callable[[], sqlite3.Connection]) -> None:
         """Create a verifier.

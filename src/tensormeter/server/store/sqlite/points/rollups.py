@@ -161,7 +161,7 @@ def read_rollups(
 
 
 class _RollupReader:
-    """Reads several series within one limit."""
+    """Reader of several series within one limit."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ __all__ = ["StepLookup"]
 
 
 class StepLookup:
-    """Looks up single steps, first in memory and then in segments, for one snapshot and one thread."""
+    """Lookup of single steps, first in memory and then in segments, for one snapshot and one thread."""
 
     def __init__(self, connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot]) -> None:
         self._connection = connection

@@ -38,7 +38,7 @@ class _Process:
 
 
 class Catalog:
-    """Finds or creates rows, and caches their IDs. Used by one thread at a time, inside a transaction of `connection`.
+    """A cache of row IDs that finds or creates rows, for one thread at a time, inside a transaction of `connection`.
 
     Call `forget` after a transaction that was not committed.
     """
