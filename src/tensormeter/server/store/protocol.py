@@ -170,7 +170,8 @@ class Store(Protocol):
             selection: Selection of numbers. Its range and cursor are ignored. Points inside blocks do not count toward
                 its limit.
             window: Range of points to read.
-            blocks: Minimum number of blocks of a long series. Shorter series are returned as points.
+            blocks: Minimum number of blocks for a series to be returned as blocks. Shorter series are returned as
+                points.
 
         Returns:
             None if rollups cannot answer the query: all series are short, or steps are not in time order.

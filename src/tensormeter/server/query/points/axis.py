@@ -31,7 +31,7 @@ class Axis:
         """Parse `step`, `time`, `relative` or `metric:NAME`.
 
         Raises:
-            UsageError: The text is none of these.
+            UsageError: The text has none of these forms.
         """
         if text in ("time", "relative"):
             return cls(None, relative=text == "relative")

@@ -51,7 +51,7 @@ def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
 
 
 def blocks_needed(max_points: int) -> int:
-    """Return the number of blocks that a series needs for `sample_blocks` to form good buckets."""
+    """Return the number of blocks that `sample_blocks` needs to form buckets of similar size."""
     return _BLOCKS_IN_BUCKET * max(max_points // 4, 1)
 
 

@@ -19,7 +19,7 @@ from tensormeter.server.store import Kind
 __all__ = ["Distribution", "decode_distribution"]
 
 MAX_BUCKETS: Final = 160
-"""Maximum number of buckets when an exponential histogram is drawn."""
+"""Maximum number of buckets drawn for an exponential histogram."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def decode_distribution(kind: Kind, blob: bytes, max_buckets: int = MAX_BUCKETS)
         kind: Kind of the series.
         blob: Stored bytes.
         max_buckets: Maximum number of buckets of an exponential histogram. If there are more, neighboring buckets are
-            merged, which is exact.
+            merged exactly.
 
     Raises:
         StoreError: The bytes are not a valid distribution of this kind.

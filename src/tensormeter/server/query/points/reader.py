@@ -105,7 +105,7 @@ class RunReader:
         """Read the range start <= x < stop: long series as rollups, short series as points.
 
         Args:
-            blocks: Minimum number of blocks of a long series, see `Store.read_rollups`.
+            blocks: Minimum number of blocks for a series to count as long, see `Store.read_rollups`.
             limit: Maximum number of points to read.
             gaps: Whether to read gaps.
 

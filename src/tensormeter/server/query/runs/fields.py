@@ -74,5 +74,5 @@ def _lags(columns: Columns) -> Sequence[Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """Replace NaN, which has no place in a sort order, with None."""
+    """Replace NaN, which cannot be sorted, with None."""
     return None if value != value else value  # noqa: PLR0124

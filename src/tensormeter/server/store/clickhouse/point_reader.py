@@ -82,7 +82,7 @@ class PointReader:
         return self._select(rows, tail, selection, gaps=gaps)
 
     def _count(self, table: str, where: str) -> int:
-        """Return the number of rows, in which a point written twice counts twice until its rows are merged.
+        """Return the number of rows. A point that was written twice counts twice until its rows are merged.
 
         FINAL would avoid this, but costs more.
         """

@@ -1,4 +1,4 @@
-"""The points of one commit by series, without stored points, and the rows that describe the series."""
+"""The new points of one commit by series, and the rows that describe the series."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Maintenance of a store's folder by commands: compaction, and backup while a server uses the store."""
+"""Maintenance commands for a store's folder: compaction, and backup while a server uses the store."""
 
 import logging
 import os

@@ -2,7 +2,8 @@
 
 A request is written to the commit log in one transaction, together with its batch ID and new catalog rows. Its points
 are then added to the memtable, and the server responds. A background thread flushes the memtable to compressed
-segments. The same transaction deletes the journal rows of the flushed points. Opening the store replays the commit log.
+segments. The transaction of a flush also deletes the journal rows of its points. Opening the store replays the commit
+log.
 
 Locks must be taken in this order: flush, write, the memtable's lock. Segments are not read, decoded or compressed while
 the write lock is held.

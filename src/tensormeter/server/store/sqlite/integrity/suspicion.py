@@ -1,4 +1,4 @@
-"""Verification of damage reported by SQLite, because the disk may only have failed to read.
+"""Verification of damage that SQLite reports, because the disk may merely have failed to read.
 
 SQLite also reports damage when the disk cannot read a page (EIO). When it does, the store reads the whole file, and
 SQLite then checks it, including indexes, on a new connection. Damage is confirmed if it is found twice on a disk that

@@ -28,8 +28,7 @@ _COPY: Final = 1 << 20
 def lost_transactions(file: Path) -> str | None:
     """Return a human-readable message if committed transactions in a write-ahead log cannot be replayed, or None.
 
-    Reads up to the whole log, at about two seconds per gigabyte. A log that is written to in the meantime counts as
-    intact.
+    Reads up to the whole log, at about two seconds per gigabyte. A log that changes during the check counts as intact.
     """
     path = file.with_name(file.name + "-wal")
     try:
