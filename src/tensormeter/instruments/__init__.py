@@ -1,11 +1,11 @@
-"""OpenTelemetry's metrics API, implemented with the recorder: each measurement writes one row to the ring.
+"""An implementation of OpenTelemetry's metrics API on top of the recorder. Each measurement writes one row to the ring.
 
-`MeterProvider` implements `opentelemetry.metrics.MeterProvider`, using only public names of the API. The agent aggregates the
-measurements. Views are applied in this package, on the first measurement of an attribute set. A separate SDK provider serves
-additional metric readers.
+`MeterProvider` implements `opentelemetry.metrics.MeterProvider` and uses only the API's public names. The agent aggregates the
+measurements. This package applies views when an attribute set is first measured. A separate SDK meter provider feeds additional
+metric readers.
 
-Measurements never wait, and never raise because of their value. Each problem is counted, with one warning on the `tensormeter`
-logger.
+Recording a measurement never blocks, and an invalid value never raises an exception. Every value that cannot be recorded is
+counted, and the first one of each kind causes a warning on the `tensormeter` logger.
 """
 
 from tensormeter.instruments.provider import MeterProvider, configure

@@ -1,4 +1,4 @@
-"""Converts attributes to attribute sets that can be recorded."""
+"""Conversion of attributes to attribute sets that can be recorded."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -19,8 +19,8 @@ _CONTENT: Final[tuple[tuple[type, Callable[[Any], Any]], ...]] = (
     (int, int.__int__),
     (float, float.__float__),
 )
-"""Base types, each with a function that reads a subclass's content without calling its `__str__`. An enum member is read as its
-value."""
+"""Base types, each with a function that converts an instance of a subclass to the base type without calling overridden methods.
+An enum member is converted to its value."""
 
 
 def clean_attributes(attributes: Any) -> AttributeSet:
@@ -53,16 +53,16 @@ def clean_attributes(attributes: Any) -> AttributeSet:
 
 
 def plain_text(text: object) -> str:
-    """Return the content of a str without calling its `__str__`, "" for None, or `str()` of any other object."""
+    """Convert an object to plain text: None to "", and other objects with `str`. Ignore the `__str__` of a `str` subclass."""
     if isinstance(text, str):
         return str.__str__(text)
     return "" if text is None else str(text)
 
 
 def equals_by_content(kind: type) -> bool:
-    """Return whether equal values of a type have equal content.
+    """Return whether two values of this type that compare equal always have the same content.
 
-    This is true for `str`, `bool`, `int` and `float`, and for types that compare and hash like them, such as most enums.
+    This is true for `str`, `bool`, `int` and `float`, and for subclasses that inherit their comparison and hash methods.
     """
     if kind in _SCALARS:
         return True
@@ -73,7 +73,7 @@ def equals_by_content(kind: type) -> bool:
 
 
 def _clean(value: Any) -> Any:
-    """Convert an attribute's value to a type that can be recorded, or return None if that is impossible."""
+    """Convert an attribute value to a type that can be recorded. Return None if the conversion is impossible."""
     if type(value) in _SCALARS:
         return value
     for kind, content in _CONTENT:
@@ -83,6 +83,6 @@ def _clean(value: Any) -> Any:
         items = tuple(map(_clean, value))
         return None if None in items else items
     if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
-        # Python has no type for a long double, and `item` would return a long double again.
+        # Python has no long double type, so `item` would return another NumPy long double.
         return _clean(float(value) if value.dtype.kind == "f" else value.item())
     return None

@@ -1,9 +1,9 @@
-"""Forwards each measurement to additional metric readers (Prometheus, a periodic exporter) through an SDK provider.
+"""Forwarding of measurements to additional metric readers, such as Prometheus, through an internal SDK meter provider.
 
-A device value is forwarded after the device has stored it in the ring. This is checked whenever a reader collects, because the
-SDK calls callbacks before it reads the aggregations. Nothing here synchronizes with a device. The readers miss a value if its
-row has been delivered and overwritten by then, or if the value never arrives. The metric `tensormeter.forward.lost` counts the
-missed values.
+A device value is forwarded once the device has stored it in the ring. A callback checks for stored values whenever a reader
+collects metrics. The SDK runs callbacks before it reads the aggregations, so these values are included in the collection.
+Nothing here synchronizes with a device. The readers miss a value if its row is overwritten before the check, or if the device
+never stores the value. The metric `tensormeter.forward.lost` counts the missed values.
 """
 
 import struct
@@ -33,14 +33,15 @@ __all__ = ["Forward", "Forwarding"]
 logger: Final = get_logger()
 
 _MAX_PENDING: Final = 100_000
-"""Maximum number of device values that wait to be forwarded."""
+"""Maximum number of device values that are waiting to be forwarded."""
 
 Forward = Callable[[Any, Attributes, Context | None, tuple[memoryview, int] | None], None]
-"""Function that forwards a measurement, given its amount, attributes, context and (for a device value) place in the ring."""
+"""Function that forwards a measurement. Its arguments are the amount, the attributes, the context, and the location of a device
+value in the ring (None for a host value)."""
 
 
 class _Pending(NamedTuple):
-    """A device value that waits to be forwarded, and the place in the ring where the device stores it."""
+    """A device value that is waiting to be forwarded, with its location in the ring."""
 
     measure: Callable[..., None]
     attributes: Attributes
@@ -51,7 +52,7 @@ class _Pending(NamedTuple):
 
 
 class Forwarding:
-    """The SDK provider that serves the additional readers of a provider."""
+    """An internal SDK meter provider that feeds the additional readers attached to a tensormeter provider."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Forwarding:
             views: SDK views.
             resource: Function that returns the resource attributes.
             schema_url: Schema URL of the resource.
-            exemplar_filter: SDK exemplar filter. Default: the filter named by `OTEL_METRICS_EXEMPLAR_FILTER`.
+            exemplar_filter: SDK exemplar filter. By default, `OTEL_METRICS_EXEMPLAR_FILTER` selects the filter.
             shutdown_on_exit: Whether to shut down the readers when the interpreter exits.
         """
         from opentelemetry.sdk.metrics import MeterProvider
@@ -95,7 +96,7 @@ class Forwarding:
         )
 
     def synchronous(self, instrument: InstrumentIdentity) -> Forward | None:
-        """Return a function that forwards an instrument's measurements, or None if the SDK rejects the instrument."""
+        """Return a function that forwards the measurements of an instrument, or None if the SDK rejects the instrument."""
         measure = measuring_method(instrument, self._create(instrument))
         if measure is None:
             return None
@@ -113,7 +114,7 @@ class Forwarding:
                     self._enqueue(_Pending(measure, copied, context, words, word, words[word - _BEFORE_VALUE]))
                     return
                 number = classify(amount)
-                if isinstance(number, (DeviceValue, Deferred)):  # it could not be recorded either
+                if isinstance(number, (DeviceValue, Deferred)):  # the ring could not record it either
                     self._lost += 1
                 else:
                     measure(number, attributes, context)
@@ -147,7 +148,7 @@ class Forwarding:
         self._create(instrument, callback)
 
     def force_flush(self, timeout: float) -> bool:
-        """Make all readers collect and export. Blocks for up to `timeout` seconds, if the readers respect the timeout."""
+        """Make all readers collect and export metrics. Blocks for up to `timeout` seconds, or longer if a reader ignores it."""
         try:
             return self._provider.force_flush(timeout * 1000)
         except Exception as error:
@@ -155,14 +156,14 @@ class Forwarding:
             return False
 
     def shutdown(self, timeout: float) -> None:
-        """Shut down the readers. Blocks for up to `timeout` seconds, if the readers respect the timeout."""
+        """Shut down the readers. Blocks for up to `timeout` seconds, or longer if a reader ignores the timeout."""
         try:
             self._provider.shutdown(timeout * 1000)
         except Exception as error:
             logger.warning("cannot shut down a metric reader: %s", error)
 
     def forget_after_fork(self) -> None:
-        """Discard the pending values in a forked child process, because the parent forwards them."""
+        """Discard the pending values in a forked child process. The parent process forwards them."""
         self._pending.clear()
         self._forwarding_lock = threading.Lock()
 
@@ -183,7 +184,7 @@ class Forwarding:
                 self._lost += 1
 
     def _forward_pending(self, options: CallbackOptions) -> Iterable[Observation]:
-        """Forward the values that are available. The SDK calls this whenever a reader collects."""
+        """Forward the device values that have become available. The SDK calls this method whenever a reader collects metrics."""
         with self._forwarding_lock:
             for _ in range(len(self._pending)):
                 pending = self._pending.popleft()
@@ -199,7 +200,7 @@ class Forwarding:
 
 
 def _exemplar_filter() -> "ExemplarFilter":
-    """Return the filter named by `OTEL_METRICS_EXEMPLAR_FILTER`. Unlike the SDK, do not raise for an unknown name."""
+    """Return the filter that `OTEL_METRICS_EXEMPLAR_FILTER` selects. Unlike the SDK, do not raise an error for an unknown name."""
     from opentelemetry.sdk import metrics
 
     filters: dict[str, type[Any]] = {
@@ -212,4 +213,4 @@ def _exemplar_filter() -> "ExemplarFilter":
 
 
 _BEFORE_VALUE: Final = 3
-"""Number of words from a row's mark to its first value."""
+"""Number of words between the start of a row and its first value."""

@@ -1,4 +1,4 @@
-"""Meters, which create instruments and return the same object for the same instrument."""
+"""Meters, which create instruments. Requests for the same instrument return the same object."""
 
 import math
 import re
@@ -21,7 +21,7 @@ from tensormeter.instruments.views import InstrumentIdentity, ScopeIdentity
 __all__ = ["Meter"]
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.\-/]{0,254}")
-"""Instrument name syntax, as defined by the specification."""
+"""Syntax of instrument names, as defined by the OpenTelemetry specification."""
 
 _S = TypeVar("_S", Counter, UpDownCounter, Gauge, Histogram)
 _N = TypeVar("_N")
@@ -29,10 +29,10 @@ _O = TypeVar("_O", ObservableCounter, ObservableUpDownCounter, ObservableGauge)
 
 
 class Meter(metrics.Meter):
-    """The meter of one instrumentation scope, created by `MeterProvider.get_meter`.
+    """A meter for one instrumentation scope, created by `MeterProvider.get_meter`.
 
-    All methods are thread-safe, and none raises because of its arguments. An instrument with an invalid name causes one warning
-    and records nothing.
+    All methods are thread-safe, and invalid arguments never raise an exception. An instrument with an invalid name causes one
+    warning and records nothing.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Meter(metrics.Meter):
             return instrument
 
     def _find(self, identity: InstrumentIdentity) -> Any:
-        """Return the existing instrument, or None. Warn about other instruments with the same name."""
+        """Return the instrument if it already exists, otherwise None. Warn about different instruments with the same name."""
         entry = self._instruments.get(_key(identity))
         if entry is None:
             for other, _ in self._instruments.values():
@@ -184,7 +184,7 @@ class Meter(metrics.Meter):
 
 
 def _key(identity: InstrumentIdentity) -> tuple[str, str, str, str]:
-    """Return the fields that identify an instrument, as defined by the specification."""
+    """Return the fields that identify an instrument, as defined by the OpenTelemetry specification."""
     return identity.kind, identity.name, identity.unit, identity.description
 
 

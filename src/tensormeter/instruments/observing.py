@@ -1,4 +1,4 @@
-"""Observable instruments and the thread that calls their callbacks."""
+"""Observable instruments, and the thread that calls their callbacks."""
 
 import threading
 from collections import deque
@@ -19,7 +19,7 @@ __all__ = ["ObservableCounter", "ObservableGauge", "ObservableUpDownCounter", "O
 logger: Final = get_logger()
 
 _MOST_OBSERVATIONS: Final = 100_000
-"""Maximum number of observations from one callback call, because a generator may be endless."""
+"""Maximum number of observations that a single call of a callback may return. The limit stops endless generators."""
 
 
 class _Callback:
@@ -31,10 +31,10 @@ class _Callback:
         self.lock = threading.Lock()  # a generator cannot be entered twice, and metric readers use other threads
 
     def __call__(self, options: CallbackOptions, instrument: str) -> list[Observation]:
-        """Call the callback once. Observations before a failure are kept, and each kind of failure causes one warning.
+        """Call the callback once. If it fails, keep its earlier observations, and warn once for each kind of failure.
 
         Raises:
-            BaseException: On the main thread, Ctrl-C or another exception that ends the program.
+            BaseException: The callback was interrupted on the main thread, for example by Ctrl-C.
         """
         observations: list[Observation] = []
         with self.lock:
@@ -100,7 +100,7 @@ def _describe(error: BaseException) -> str:
 
 
 class _Observable:
-    """Base class of the observable instruments, which a meter creates."""
+    """Base class of the observable instruments. Meters create the instruments."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _Observable:
         self.add_callbacks(callbacks)
 
     def add_callbacks(self, callbacks: Sequence[CallbackT] | None) -> None:
-        """Add callbacks when the same instrument is requested again."""
+        """Add callbacks. The meter calls this method when the same instrument is requested again."""
         added: Any = callbacks or ()
         if callable(added) or isinstance(added, Generator):
             warn_once(
@@ -129,15 +129,15 @@ class _Observable:
         self.callbacks += map(_Callback, added)
 
     def observe(self, options: CallbackOptions) -> Iterator[Observation]:
-        """Call the callbacks. A failure causes one warning, and loses neither earlier observations nor other callbacks'."""
+        """Call the callbacks. If a callback fails, warn once, and keep all other observations."""
         for callback in list(self.callbacks):
             yield from callback(options, self.name)
 
     def measure(self, options: CallbackOptions) -> None:
-        """Call the callbacks and record their observations. Observations that cannot be recorded are left out.
+        """Call the callbacks and record their observations. Skip observations that cannot be recorded.
 
-        A view that removes attributes can map several observations of one round to the same stream. Totals are then added up,
-        and a gauge receives the last value.
+        A view that removes attributes can map several observations of one round to the same stream. Such totals are added up. A
+        gauge keeps only the last value.
         """
         numbers: dict[StreamWriter, float] = {}
         for observation in self.observe(options):
@@ -150,7 +150,7 @@ class _Observable:
 
     def _add(self, observation: Observation, numbers: dict[StreamWriter, float]) -> None:
         attributes = observation.attributes
-        # An exception here drops the observation, because without its attributes it would go to another stream.
+        # An exception here drops the observation. Without its attributes, it would go to another stream.
         bound = self._binder.bind(None if attributes is None else {**attributes})
         try:
             number = classify(observation.value)
@@ -175,28 +175,29 @@ def _streams(bound: Bound) -> tuple[StreamWriter, ...]:
 
 
 class ObservableCounter(_Observable, metrics.ObservableCounter):
-    """An instrument for totals that other code maintains and that never decrease."""
+    """An instrument that observes non-decreasing totals maintained by other code."""
 
 
 class ObservableUpDownCounter(_Observable, metrics.ObservableUpDownCounter):
-    """An instrument for totals that other code maintains."""
+    """An instrument that observes totals maintained by other code. The totals may decrease."""
 
 
 class ObservableGauge(_Observable, metrics.ObservableGauge):
-    """An instrument for values that can be read at any time."""
+    """An instrument that observes current values, such as temperatures."""
 
 
 class Observer:
-    """The `tensormeter-observer` thread, which calls all callbacks of a provider one after another.
+    """The `tensormeter-observer` thread, which calls all of a provider's callbacks one after another.
 
-    It starts with the first observable instrument or, in a forked child process, with the first measurement.
+    The thread starts when the first observable instrument is created. In a forked child process, the first measurement starts
+    it.
     """
 
     def __init__(self, interval: Callable[[], float]) -> None:
         """Create the observer without starting its thread.
 
         Args:
-            interval: Function that returns the seconds between two rounds.
+            interval: Function that returns the number of seconds between two rounds of calls.
         """
         self._interval = interval
         self._instruments: list[_Observable] = []
@@ -205,20 +206,20 @@ class Observer:
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._forked = False
-        """Whether this is a forked child process in which the thread has not been started."""
+        """Whether this is a forked child process that has not started the thread yet."""
 
     @property
     def is_current_thread(self) -> bool:
-        """Whether the calling code runs in a callback on this thread."""
+        """Whether the caller is a callback on the observer thread."""
         return self._thread is threading.current_thread()
 
     def add(self, instrument: _Observable) -> None:
-        """Add an instrument whose callbacks are called from now on."""
+        """Add an instrument. From now on, the thread also calls its callbacks."""
         self._instruments.append(instrument)
         self.ensure_thread()
 
     def ensure_thread(self) -> None:
-        """Start the thread if there are instruments and it is not running."""
+        """Start the thread if there are instruments and the thread is not running."""
         if not self._instruments:
             return
         with LOCK:
@@ -238,12 +239,12 @@ class Observer:
     def flush(self, timeout: float) -> bool:
         """Call all callbacks once now, and wait up to `timeout` seconds. Return whether all of them returned in time.
 
-        In a forked child process that has not measured anything, there is nothing to observe.
+        A forked child process that has not recorded any measurements skips the callbacks.
         """
         if self._thread is None or self._stopped:
             return not self._instruments or self._forked
         if self.is_current_thread:
-            return False  # a callback called this
+            return False  # called by a callback, which cannot wait for itself
         done = threading.Event()
         self._flushes.append(done)
         self._wake.set()
@@ -257,7 +258,7 @@ class Observer:
             self._thread.join(timeout)
 
     def forget_after_fork(self) -> None:
-        """Reset a forked child process, in which the thread does not exist. The thread may have held locks."""
+        """Reset the observer in a forked child process. The thread does not exist there, but may have held locks."""
         self._thread = None
         self._forked = True
         self._wake = threading.Event()

@@ -1,4 +1,4 @@
-"""The meter provider, which a program installs once, and the selection of the run that it records into."""
+"""The meter provider, which a program installs once, and the choice of the run that receives its measurements."""
 
 import math
 import os
@@ -36,21 +36,21 @@ __all__ = ["MeterProvider", "configure"]
 _CARDINALITY_LIMIT: Final = 2000
 _OBSERVE_INTERVAL: Final = 10.0
 _LONGEST_TIMEOUT: Final = 7 * 86400.0
-"""Maximum timeout in seconds, because `threading` limits the duration of waits."""
+"""Maximum timeout in seconds. The `threading` module does not support longer waits."""
 _LAST_OBSERVATION: Final = 5.0
-"""Maximum seconds to wait for callbacks at the end of a run."""
+"""Maximum time in seconds to wait for callbacks at the end of a run."""
 
 
 class MeterProvider(metrics.MeterProvider):
     """An OpenTelemetry meter provider whose instruments record into a tensormeter run.
 
-    Instruments accept Python and NumPy numbers, and tensors and arrays with one element. A device tensor is copied in stream
-    order, without waiting for the device. Gauges keep each value and its time, while the agent aggregates counters and
-    histograms. Exemplars are not recorded. All methods are thread-safe, and only the constructor raises.
+    Instruments accept Python numbers, NumPy numbers, and one-element tensors and arrays. A device tensor is copied in stream
+    order, without waiting for the device. A gauge keeps every value with its time. The agent aggregates counters and histograms.
+    Exemplars are not recorded. All methods are thread-safe, and only the constructor raises exceptions.
 
-    Without `run`, measurements go to the most recently started run. If there is none, the first measurement starts a run with
-    the settings from the environment, and `shutdown` or the end of the program finishes it. After a run has ended, measurements
-    go to the next run.
+    Without `run`, measurements go to the most recently started run. If no run has started, the first measurement starts one with
+    the settings from the environment. `shutdown` or the end of the program then finishes this run. After a run has ended,
+    measurements go to the next run that the program starts.
 
     A forked child process joins the run on its first measurement or its first call of `Run.log`; see the `after_fork` setting.
     """
@@ -65,17 +65,18 @@ class MeterProvider(metrics.MeterProvider):
         *,
         run: Run | None = None,
     ) -> None:
-        """Create a provider. This does not start a run. Use `configure` to also install the provider.
+        """Create a provider without starting a run. To also install the provider, use `configure`.
 
         Args:
-            metric_readers: Additional SDK readers, such as the Prometheus reader. An SDK provider in this process passes each
-                measurement to them, at the SDK's usual cost.
-            resource: Resource whose attributes are added to the run's. They cannot change the run's identity (`service.name`
-                is the project). For `metric_readers`, they replace the run's attributes with the same name.
-            exemplar_filter: Exemplar filter for `metric_readers`. The run itself has no exemplars.
-            shutdown_on_exit: Whether to shut down `metric_readers` when the interpreter exits. The run is always finished then.
-            views: SDK views, which are applied on the first measurement of an instrument.
-            run: Run to record into. Default: the most recently started run.
+            metric_readers: Additional SDK readers, such as the Prometheus reader. An SDK meter provider in this process passes
+                each measurement to them, at the SDK's usual cost.
+            resource: Resource whose attributes are added to the run's attributes. They cannot change the run's identity: its
+                `service.name` is always the project. `metric_readers` receive these attributes instead of the run's attributes
+                with the same names.
+            exemplar_filter: Exemplar filter for `metric_readers`. The run itself records no exemplars.
+            shutdown_on_exit: Whether to shut down `metric_readers` when the interpreter exits. The run is finished in any case.
+            views: SDK views. They are applied when an attribute set is first measured.
+            run: Run to record into. By default, the most recently started run.
 
         Raises:
             UsageError: `run` is not a `Run`.
@@ -113,7 +114,7 @@ class MeterProvider(metrics.MeterProvider):
         schema_url: str | None = None,
         attributes: Attributes = None,
     ) -> metrics.Meter:
-        """Return the meter of an instrumentation scope. The same arguments return the same object."""
+        """Return the meter for an instrumentation scope. Calls with the same arguments return the same object."""
         if self._ended:
             warn_once((MeterProvider, "meter", id(self)), "get_meter() after shutdown(): the meter records nothing")
             return metrics.NoOpMeter(name or "", version, schema_url)
@@ -134,14 +135,14 @@ class MeterProvider(metrics.MeterProvider):
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Call the observable instruments' callbacks once, and deliver all measurements now.
 
-        In an offline run, the measurements are written to disk instead. The flush does not wait for `schedule_delay`. Other
-        threads can measure in the meantime.
+        In an offline run, the agent writes the measurements to disk instead. The flush does not wait for `schedule_delay`. Other
+        threads can record measurements in the meantime.
 
         Args:
-            timeout_millis: Maximum time to wait in milliseconds. A value of 0 or less only requests the flush.
+            timeout_millis: Maximum time to wait in milliseconds. With 0 or less, the call requests the flush without waiting.
 
         Returns:
-            Whether everything was delivered within the timeout. False after `shutdown`, or if no agent delivers the run.
+            Whether everything was delivered within the timeout. False after `shutdown`, or if the run has no agent.
         """
         if self._ended:
             warn_once((MeterProvider, "flush", id(self)), "force_flush() after shutdown() does nothing")
@@ -149,9 +150,9 @@ class MeterProvider(metrics.MeterProvider):
         deadline = _Deadline(timeout_millis, 10_000)
         process = self._run._joined() if self._run is not None else None
         if process is not None:
-            process.request_flush()  # before the callbacks, which may hang
+            process.request_flush()  # before the callbacks run, because they may hang
         observed = self._observer.flush(deadline.left)
-        process = self._run._joined() if self._run is not None else None  # observing may have begun a run
+        process = self._run._joined() if self._run is not None else None  # a callback may have started a run
         request = process.request_flush() if process is not None else None
         forwarded = self._forwarding is None or self._forwarding.force_flush(deadline.left)
         delivered = process is None or request is None or process.wait_for_flush(request, deadline.left)
@@ -160,14 +161,14 @@ class MeterProvider(metrics.MeterProvider):
     def shutdown(self, timeout_millis: float = 30_000) -> bool:
         """Call the observable instruments' callbacks one last time, deliver all measurements, and shut down the provider.
 
-        This finishes a run that the provider started, but not a run that the program started. Later measurements are ignored,
-        with one warning.
+        If the provider started the run, `shutdown` also finishes it. Otherwise, the run continues. Later measurements are
+        ignored, with one warning.
 
         Args:
             timeout_millis: Maximum time to wait in milliseconds.
 
         Returns:
-            Whether everything was delivered. If not, the agent keeps trying.
+            Whether everything was delivered in time. If not, the agent continues to deliver the rest.
         """
         with LOCK:
             if self._ending:
@@ -200,7 +201,7 @@ class MeterProvider(metrics.MeterProvider):
         return observed and delivered
 
     def _run_resource(self) -> Mapping[str, Any]:
-        """Return the resource of the current run, or of the run that would start now."""
+        """Return the resource of the current run, or the resource that a new run would have."""
         run = self._run or self._fixed_run or latest_run()
         process = run._process if run is not None else None
         if process is not None:
@@ -209,7 +210,7 @@ class MeterProvider(metrics.MeterProvider):
         return {} if settings is None else {SERVICE_NAME: settings.project}
 
     def _recorder(self) -> Recorder | None:
-        """Return this process's recorder, or None. Streams call this whenever they cannot use their fast path."""
+        """Return this process's recorder, or None if measurements are not recorded. Streams call this outside their fast path."""
         run = self._current_run()
         process = run._here() if run is not None else None
         if process is None:
@@ -251,7 +252,7 @@ class MeterProvider(metrics.MeterProvider):
         return self._own_run
 
     def _before_finish(self, run: Run) -> None:
-        """Call the callbacks one last time if their observations go to the run that is about to finish."""
+        """Call the callbacks one last time if the run that is about to finish receives their observations."""
         target = self._run or self._fixed_run or latest_run()
         if run is target and run._process is not None and run._process.is_this and not self._ended:
             self._observe_last(_LAST_OBSERVATION)
@@ -268,7 +269,7 @@ class MeterProvider(metrics.MeterProvider):
         return observed
 
     def _cardinality_limit(self) -> int:
-        run = self._current_run()  # starts a run if there is none, so that its settings apply to the first measurement
+        run = self._current_run()  # starts a run if there is none, because its settings apply to the first measurement
         return run.settings.cardinality_limit if run is not None else _CARDINALITY_LIMIT
 
     def _exponential(self) -> bool:
@@ -280,13 +281,13 @@ class MeterProvider(metrics.MeterProvider):
         return _OBSERVE_INTERVAL if settings is None else settings.observe_interval
 
     def _settings(self) -> Settings | None:
-        """Return the settings of the current run, or of the run that would start now."""
+        """Return the settings of the current run, or the settings that a new run would have."""
         run = self._run or self._fixed_run or latest_run()
         if run is not None:
             return run.settings
         try:
             return Settings()
-        except TensormeterError:  # starting the run reports this
+        except TensormeterError:  # starting the run reports this error
             return None
 
     def _forget_after_fork(self) -> None:
@@ -306,9 +307,9 @@ def configure(
 ) -> MeterProvider:
     """Create a `MeterProvider` and install it as OpenTelemetry's global provider.
 
-    From then on, all `opentelemetry.metrics` instruments record into the run, including those created earlier. To install a
-    provider without changing the program, set `OTEL_PYTHON_METER_PROVIDER=tensormeter`. A process can set its global provider
-    only once. If there already is one, OpenTelemetry keeps it and logs a warning.
+    Afterwards, all `opentelemetry.metrics` instruments record into the run, including instruments that were created earlier. To
+    install a provider without changing the program, set `OTEL_PYTHON_METER_PROVIDER=tensormeter`. A process can set its global
+    provider only once. If the process already has a global provider, OpenTelemetry keeps it and logs a warning.
 
     Args:
         metric_readers: See `MeterProvider`.
@@ -328,14 +329,14 @@ def configure(
 
 
 class _Deadline:
-    """A timeout that is shared by several waits."""
+    """A deadline that several waits share."""
 
     def __init__(self, timeout_millis: float, default: float) -> None:
         """Start the timeout.
 
         Args:
-            timeout_millis: Timeout in milliseconds. A value that is not a number causes a warning.
-            default: Timeout in milliseconds to use instead of such a value.
+            timeout_millis: Timeout in milliseconds. If this is not a number, a warning is logged and `default` is used.
+            default: Default timeout in milliseconds.
         """
         now = time.monotonic()
         try:
@@ -354,7 +355,7 @@ class _Deadline:
 
     @property
     def left(self) -> float:
-        """Remaining time in seconds, or 0 after the timeout."""
+        """Remaining time in seconds, or 0 after the deadline."""
         return max(self._end - time.monotonic(), 0.0)
 
 

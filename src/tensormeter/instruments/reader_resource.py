@@ -1,4 +1,4 @@
-"""The run's resource for the SDK's metric readers."""
+"""The run's resource, as SDK metric readers receive it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -10,11 +10,11 @@ from tensormeter.conventions.semconv import SERVICE_NAME
 __all__ = ["ReaderResource", "merge_resources"]
 
 _UNKNOWN_SERVICE: Final = "unknown_service"
-"""Start of the name that the SDK gives to an unnamed service."""
+"""Prefix of the default service name that the SDK uses."""
 
 
 class ReaderResource(Resource):
-    """A resource that looks up its attributes when they are read, because the run may start after the provider is created."""
+    """A resource that looks up its attributes on each read, because the run may start after the provider has been created."""
 
     def __init__(self, find: Callable[[], Mapping[str, Any]], schema_url: str = "") -> None:
         """Create a resource.
@@ -38,7 +38,10 @@ class ReaderResource(Resource):
 
 
 def merge_resources(run: Mapping[str, Any], program: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge the program's attributes over the run's, omitting the SDK's placeholders for missing attributes."""
+    """Merge the resource attributes of the run and the program.
+
+    The program's attributes take precedence, except for the default attributes that the SDK adds.
+    """
     overrides = {
         name: value
         for name, value in program.items()

@@ -1,4 +1,4 @@
-"""Maps an instrument and an attribute set to streams of measurements. Streams are interned, and their number is limited."""
+"""Lookup of the streams for an instrument and an attribute set. Streams are interned, and their number is limited."""
 
 import json
 import math
@@ -15,14 +15,17 @@ from tensormeter.ring.layout import Stream
 __all__ = ["Binder", "Bound", "StreamGroup", "Streams"]
 
 _CACHED: Final = 4
-"""Maximum number of cached original attribute sets, as a multiple of the cardinality limit."""
+"""Maximum number of attribute sets in an instrument's cache, as a multiple of the cardinality limit."""
 
 _EXACT: Final = frozenset({str})
-"""Types whose values never equal a value of another type, unlike True, 1 and 1.0, which are equal as keys."""
+"""Types whose values are never equal to a value of another type. By contrast, True, 1 and 1.0 are equal dictionary keys."""
 
 
 class StreamGroup:
-    """Writes each value to all streams of an attribute set. Replaces a `StreamWriter` if views define several or no streams."""
+    """A group of streams that all receive the same measurements.
+
+    It takes the place of a `StreamWriter` if views define no stream or several streams for an attribute set.
+    """
 
     __slots__ = ("name", "streams")
 
@@ -51,15 +54,15 @@ Bound = StreamWriter | StreamGroup
 
 
 class Streams:
-    """All streams of a provider."""
+    """All streams of a meter provider."""
 
     def __init__(self, views: Views, find: Callable[[], MeasurementRecorder | None], limit: Callable[[], int]) -> None:
         """Create an empty set of streams.
 
         Args:
             views: The user's views.
-            find: Function that returns this process's recorder.
-            limit: Function that returns the maximum number of attribute sets per stream of an instrument.
+            find: Function that returns this process's recorder, or None if measurements are not recorded.
+            limit: Function that returns the cardinality limit, which is the maximum number of attribute sets per instrument.
         """
         self.views = views
         self.find = find
@@ -67,7 +70,7 @@ class Streams:
         self._writers: dict[tuple[InstrumentIdentity, Template], dict[str, StreamWriter]] = {}
 
     def writer(self, instrument: InstrumentIdentity, template: Template, attributes: AttributeSet) -> StreamWriter:
-        """Return the stream of an attribute set, or the overflow stream beyond the limit. The caller must hold the lock."""
+        """Return the stream for an attribute set, or the overflow stream if the limit is reached. The caller must hold `LOCK`."""
         writers = self._writers.setdefault((instrument, template), {})
         key = json.dumps(attributes)
         if key not in writers and len(writers) >= self.limit():
@@ -97,7 +100,7 @@ class Streams:
         return writers[key]
 
     def reset(self) -> None:
-        """Make each stream look up the recorder again on its next measurement."""
+        """Reset all streams, so that each looks up the recorder again on its next measurement."""
         with LOCK:
             for writers in self._writers.values():
                 for writer in writers.values():
@@ -105,10 +108,10 @@ class Streams:
 
 
 class Binder:
-    """Finds the streams of one instrument's measurements by their attributes.
+    """Finds the streams for an instrument's measurements by their attributes.
 
     Attributes:
-        exact: Streams by attribute items, for attributes with only `str` values. The fast path uses it.
+        exact: Streams by attribute items, for attributes whose values are all `str`. The fast path uses this dictionary.
     """
 
     def __init__(self, instrument: InstrumentIdentity, streams: Streams) -> None:
@@ -120,16 +123,16 @@ class Binder:
         self._templates: dict[frozenset[str], list[tuple[Template, frozenset[str]]]] = {}
 
     def bind(self, attributes: Any) -> Bound:
-        """Return the streams of an attribute set. Never raises."""
+        """Return the streams for an attribute set. Never raises."""
         try:
             items = tuple(attributes.items()) if attributes else ()
-            # A tuple made from an iterator grows, which the garbage collector counts as an extra object. A list avoids that.
+            # A tuple built from a generator is resized, which the garbage collector counts as another object. A list is not.
             types = tuple([type(value) for value in attributes.values()]) if attributes else ()
             bound = self._typed.get((items, types))
             if bound is not None:
                 return bound
             cachable = all(type(key) is str for key in attributes or ()) and all(map(equals_by_content, types))
-        except Exception:  # not a mapping, unhashable values, or exceptions of their own code
+        except Exception:  # not a mapping, unhashable values, or an exception in the values' own code
             cachable = False
         if not self._out_of_graphs:
             self._out_of_graphs = skip_own_files()
@@ -156,7 +159,7 @@ class Binder:
                 if len(self._templates) < limit:
                     self._templates[keys] = templates
             streams = tuple(
-                # If two views define the same stream for an instrument, its measurements count once.
+                # If two views define the same stream, each measurement is counted only once.
                 dict.fromkeys(
                     self._streams.writer(
                         self.instrument, template, tuple(pair for pair in attributes if pair[0] in kept)

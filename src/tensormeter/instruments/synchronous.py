@@ -1,11 +1,12 @@
 """Counters, up-down counters, gauges and histograms.
 
-The instruments are thread-safe and can be used in signal handlers and after a fork. Measuring a Python number with known
+The instruments are thread-safe, and can be used in signal handlers and after a fork. Recording a Python number with known
 attributes takes two dictionary lookups and one write to memory. A device tensor is copied in stream order, without waiting for
 the device.
 
-Exemplars are not recorded, which the API allows: looking up the current span and its sampling decision takes longer than the
-rest of a measurement. `context` is passed only to additional metric readers, whose SDK creates exemplars itself.
+Exemplars are not recorded, because looking up the current span and its sampling decision takes longer than the rest of a
+measurement. The API makes exemplars optional. `context` is only passed to the SDK provider for additional metric readers, which
+creates exemplars itself.
 """
 
 import sys
@@ -26,7 +27,7 @@ _MOST_INT: Final = (1 << 63) - 1
 
 
 class _Synchronous:
-    """Base class of the synchronous instruments, which a meter creates."""
+    """Base class of the synchronous instruments. Meters create the instruments."""
 
     def __init__(
         self,
@@ -49,13 +50,13 @@ class _Synchronous:
 
 
 class Counter(_Synchronous, metrics.Counter):
-    """An instrument that sums increments. Negative increments, NaN and infinities are counted as refused, with one warning."""
+    """An instrument that sums increments. Negative increments, NaN and infinities are refused and counted, with one warning."""
 
     def add(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
-        """Add a number, or a tensor or array with one element. Does not wait, and never raises."""
+        """Add a number or a one-element tensor or array. Never blocks and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
-        except Exception:  # unknown attributes, not a mapping, or an exception of a value's own code
+        except Exception:  # unknown attributes, not a mapping, or an exception in a value's own code
             stream = self._bind(attributes)
         place = None
         if amount.__class__ is float and 0.0 <= amount <= _MOST:
@@ -69,13 +70,13 @@ class Counter(_Synchronous, metrics.Counter):
 
 
 class UpDownCounter(_Synchronous, metrics.UpDownCounter):
-    """An instrument that sums increments and decrements. NaN and infinities are counted as refused, with one warning."""
+    """An instrument that sums increments and decrements. NaN and infinities are refused and counted, with one warning."""
 
     def add(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
-        """Add a number, or a tensor or array with one element. Does not wait, and never raises."""
+        """Add a number or a one-element tensor or array. Never blocks and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
-        except Exception:  # unknown attributes, not a mapping, or an exception of a value's own code
+        except Exception:  # unknown attributes, not a mapping, or an exception in a value's own code
             stream = self._bind(attributes)
         place = None
         if amount.__class__ is float and -_MOST <= amount <= _MOST:
@@ -89,13 +90,13 @@ class UpDownCounter(_Synchronous, metrics.UpDownCounter):
 
 
 class Gauge(_Synchronous, metrics._Gauge):
-    """An instrument that keeps each value and its time. NaN and infinities are valid values."""
+    """An instrument that keeps every value with its time. NaN and infinities are valid values."""
 
     def set(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
-        """Record a number, or a tensor or array with one element. Does not wait, and never raises."""
+        """Record a number or a one-element tensor or array. Never blocks and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
-        except Exception:  # unknown attributes, not a mapping, or an exception of a value's own code
+        except Exception:  # unknown attributes, not a mapping, or an exception in a value's own code
             stream = self._bind(attributes)
         place = None
         if amount.__class__ is float:
@@ -109,13 +110,13 @@ class Gauge(_Synchronous, metrics._Gauge):
 
 
 class Histogram(_Synchronous, metrics.Histogram):
-    """An instrument that counts values by bucket. NaN and infinities are counted as refused, with one warning."""
+    """An instrument that counts values by bucket. NaN and infinities are refused and counted, with one warning."""
 
     def record(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
-        """Record a number, or a tensor or array with one element. Does not wait, and never raises."""
+        """Record a number or a one-element tensor or array. Never blocks and never raises."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
-        except Exception:  # unknown attributes, not a mapping, or an exception of a value's own code
+        except Exception:  # unknown attributes, not a mapping, or an exception in a value's own code
             stream = self._bind(attributes)
         place = None
         if amount.__class__ is float and -_MOST <= amount <= _MOST:

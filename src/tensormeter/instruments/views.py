@@ -1,7 +1,8 @@
-"""Applies the user's views to an instrument.
+"""Application of the user's views to an instrument.
 
-The SDK's `View` has no public attributes, so views are tried out: an SDK provider with the views receives one measurement. The
-metrics that it then collects have the name, unit, kind, buckets and attributes that the views produce.
+The SDK's `View` has no public attributes, so this module finds out the effect of views by a trial. It records one measurement
+with an SDK provider that has the views. The collected metrics then have the name, unit, kind, buckets and attributes that the
+views produce.
 """
 
 import math
@@ -29,21 +30,21 @@ __all__ = [
 ]
 
 _DEFAULT_BOUNDS: Final = (0, 5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000)
-"""Default bucket boundaries from the metrics SDK specification, "Explicit Bucket Histogram Aggregation"."""
+"""Default bucket boundaries (OpenTelemetry metrics SDK specification, "Explicit Bucket Histogram Aggregation")."""
 
 _UNNAMED: Final = "unnamed"
-"""Replacement for an empty meter name, because the SDK's meters do nothing without a name."""
+"""Replacement for an empty meter name, because an SDK meter without a name records nothing."""
 
 _MOST_BUCKETS: Final = 160
-"""Maximum number of buckets on each side of an exponential histogram, which is also the specification's default."""
+"""Maximum number of buckets on each side of an exponential histogram: the specification's default."""
 
 _HIGHEST_SCALE: Final = 20
-"""Default maximum scale of an exponential histogram, from the specification."""
+"""Maximum scale of an exponential histogram: the specification's default."""
 
 
 @dataclass(frozen=True)
 class ScopeIdentity:
-    """The identity of a meter, which is its instrumentation scope."""
+    """The instrumentation scope that identifies a meter."""
 
     name: str
     version: str = ""
@@ -57,12 +58,12 @@ class InstrumentIdentity:
 
     Attributes:
         kind: `counter`, `up_down_counter`, `gauge`, `histogram`, `observable_counter`, `observable_up_down_counter` or
-            `observable_gauge`. The meter's method that creates the instrument is called `create_` followed by the kind.
-        name: Name, in the spelling of its first use.
+            `observable_gauge`. The meter method that creates the instrument is named `create_` plus the kind.
+        name: Name, spelled as in its first use.
         unit: Unit, or "".
         description: Description, or "".
         scope: Scope of the meter.
-        bounds: Bucket boundaries that the instrument's author recommends for a histogram, or None.
+        bounds: Bucket boundaries that the instrument's author recommends for a histogram, or None for the default boundaries.
     """
 
     kind: str
@@ -82,8 +83,9 @@ class Template:
         kind: Kind of the stream.
         unit: Unit of the stream, or "".
         description: Description of the stream, or "".
-        bounds: Bucket boundaries of a histogram, or the maximum number of buckets and the maximum scale of an exponential one.
-        record_min_max: Whether the minimum and maximum are recorded.
+        bounds: Bucket boundaries of an explicit-bucket histogram, or the maximum number of buckets and the maximum scale of an
+            exponential histogram.
+        record_min_max: Whether a histogram records its minimum and maximum.
     """
 
     name: str
@@ -102,13 +104,13 @@ class Views:
 
         Args:
             views: The user's views.
-            exponential: Function that returns whether histograms have exponential buckets by default.
+            exponential: Function that returns whether histograms use exponential buckets by default.
         """
         self._views = views
         self._exponential = exponential
 
     def resolve(self, instrument: InstrumentIdentity, keys: frozenset[str]) -> list[tuple[Template, frozenset[str]]]:
-        """Return the streams for measurements with the given attribute keys, and the keys that each stream keeps."""
+        """Return the streams for measurements with the given attribute keys, and the attribute keys that each stream keeps."""
         exponential = self._exponential()
         if not self._views:
             return [(_default(instrument, exponential=exponential), keys)]
@@ -135,7 +137,7 @@ class Views:
 
 
 class _Trial:
-    """An SDK provider with one instrument, for trying out views."""
+    """A trial of the views with one instrument of an SDK provider."""
 
     def __init__(self, views: Sequence["View"], instrument: InstrumentIdentity, *, exponential: bool) -> None:
         import opentelemetry.sdk.metrics as sdk
@@ -147,7 +149,7 @@ class _Trial:
             sdk.Counter, sdk.UpDownCounter, sdk.Histogram, sdk.ObservableCounter, sdk.ObservableUpDownCounter,
             sdk.ObservableGauge, sdk._Gauge,
         )  # fmt: skip
-        # Each collection covers only the latest measurements.
+        # With delta temporality, each collection covers only the measurements since the previous collection.
         self._reader = InMemoryMetricReader(
             dict.fromkeys(kinds, AggregationTemporality.DELTA),
             {sdk.Histogram: ExponentialBucketHistogramAggregation()} if exponential else None,
@@ -156,7 +158,7 @@ class _Trial:
             provider = sdk.MeterProvider(
                 [self._reader],
                 Resource.get_empty(),
-                exemplar_filter=sdk.AlwaysOffExemplarFilter(),  # the environment may name an unknown filter, which would raise
+                exemplar_filter=sdk.AlwaysOffExemplarFilter(),  # the environment may name an unknown filter, which would raise an error
                 shutdown_on_exit=False,
                 views=views,
             )
@@ -165,7 +167,7 @@ class _Trial:
         self._measure = measuring_method(instrument, sdk_instrument)
 
     def collect(self, attributes: dict[str, str], *values: float) -> list["Metric"]:
-        """Measure the values, and return the metrics that the provider collects."""
+        """Record the values, and return the metrics that the provider collects."""
         if self._measure is None:
             self._observations = [Observation(value, attributes) for value in values]
         else:
@@ -183,7 +185,7 @@ class _Trial:
         """Return the largest number of adjacent buckets that an exponential histogram can fill without reducing its scale.
 
         Args:
-            index: Index of the histogram among the collected metrics, because several can have the same name.
+            index: Index of the histogram among the collected metrics. Several metrics can have the same name.
             scale: Maximum scale of the histogram.
         """
         if scale <= 0:
@@ -208,7 +210,7 @@ def create_sdk_instrument(
     instrument: InstrumentIdentity,
     callbacks: Sequence[Callable[[CallbackOptions], Iterable[Observation]]],
 ) -> Any:
-    """Create an SDK instrument with the given identity. Raises the SDK's exceptions."""
+    """Create an SDK instrument with the given identity. Exceptions from the SDK propagate."""
     scope = instrument.scope
     meter = provider.get_meter(
         scope.name or _UNNAMED, scope.version or None, scope.schema_url or None, dict(scope.attributes)
@@ -223,7 +225,7 @@ def create_sdk_instrument(
 
 
 def measuring_method(instrument: InstrumentIdentity, sdk_instrument: Any) -> Callable[..., None] | None:
-    """Return the measuring method of an SDK instrument, or None if the instrument is observable or missing."""
+    """Return the SDK instrument's method that records a measurement, or None if the instrument is observable or missing."""
     if sdk_instrument is None or instrument.kind.startswith("observable_"):
         return None
     name = {"gauge": "set", "histogram": "record"}.get(instrument.kind, "add")
@@ -232,11 +234,14 @@ def measuring_method(instrument: InstrumentIdentity, sdk_instrument: Any) -> Cal
 
 
 def _template(instrument: InstrumentIdentity, metric: "Metric", index: int, trial: _Trial) -> Template:
-    """Return the stream that a view produces from an instrument, given the metric that it produced from a measurement of 1."""
+    """Return the stream that a view produces from an instrument.
+
+    The argument `metric` is the metric that the view produced from a measurement of 1.
+    """
     from opentelemetry.sdk.metrics.export import ExponentialHistogram, Gauge, Histogram, Sum
 
     bounds: tuple[float, ...] = ()
-    # If the minimum and maximum are not recorded, the SDK leaves them at infinity.
+    # If a histogram does not record its minimum and maximum, the SDK leaves them infinite.
     record_min_max = math.isfinite(getattr(metric.data.data_points[0], "min", 1))
     match metric.data:
         case Sum(is_monotonic=monotonic):
@@ -250,7 +255,7 @@ def _template(instrument: InstrumentIdentity, metric: "Metric", index: int, tria
             kind, bounds = "exponential", (trial.most_buckets(index, points[0].scale), points[0].scale)
         case _:
             raise TypeError(f"unknown aggregation: {type(metric.data).__name__}")
-    # The SDK converts names to lower case, but the specification keeps the spelling of the first use.
+    # The SDK converts names to lower case, but the specification requires the spelling of the first use.
     name = instrument.name if metric.name == instrument.name.lower() else metric.name
     return Template(name, kind, metric.unit or "", metric.description or "", bounds, record_min_max)
 
