@@ -1,4 +1,4 @@
-"""The OTLP codec, which the delivery pipeline uses for writing and the server for reading.
+"""The OTLP codec. The delivery pipeline encodes requests with it, and the server decodes them.
 
-`Batch` and `Event` are the in-memory representation. `encode` and `decode` convert them to and from OTLP bytes.
+`Batch` and `Event` are the in-memory representation. `encode` and `decode` convert them to OTLP bytes and back.
 """

@@ -1,4 +1,4 @@
-"""Columnar telemetry: the representation of points and events between the ring, the wire and the store."""
+"""Columnar telemetry: the in-memory representation of points and events, shared by the agent and the server."""
 
 import enum
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ Attribute = bool | int | float | str | Sequence[bool] | Sequence[int] | Sequence
 
 
 class Temporality(enum.IntEnum):
-    """The period that a point covers: since its series began, or since the previous point. The values match OTLP's."""
+    """The period that a point covers: since the start of its series, or since the previous point. Values are as in OTLP."""
 
     UNSPECIFIED = 0
     DELTA = 1
@@ -53,19 +53,19 @@ class Scope:
 
 
 SCOPE: Final = Scope(version=metadata.version("tensormeter"))
-"""Scope of the values that `Run.log` records, and of tensormeter's own metrics and events."""
+"""Scope of values logged with `Run.log`, and of tensormeter's own metrics and events."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one metric with one attribute set, as columns of equal length n. Base class of the five kinds below.
+    """The points of one metric with one attribute set, as columns of equal length n. Base class of the five kinds of series.
 
     Attributes:
         name: Name of the metric.
         times: Time of each point in nanoseconds since the Unix epoch, uint64, shape (n,).
         unit: UCUM unit, or "".
         description: Human-readable description, or "".
-        attributes: Attribute set that distinguishes this series from others with the same name.
+        attributes: Attribute set that distinguishes this series from other series with the same name.
         scope: Instrumentation scope.
     """
 
@@ -95,7 +95,7 @@ class Sum(Series):
     Attributes:
         values: Value of each point, float64 or int64, shape (n,).
         start_times: Start of each value's period in nanoseconds since the Unix epoch, uint64, shape (n,); 0 if unknown.
-        monotonic: Whether the sum never decreases (a counter rather than an up-down counter).
+        monotonic: Whether the sum never decreases. True for a counter, and False for an up-down counter.
         temporality: Temporality of all points.
     """
 
@@ -107,14 +107,14 @@ class Sum(Series):
 
 @dataclass(frozen=True)
 class Distribution(Series):
-    """Base class of both kinds of histogram.
+    """Base class of explicit-bucket and exponential histograms.
 
     Attributes:
         start_times: Start of each point's period, as for `Sum`.
         counts: Number of values in each distribution, uint64, shape (n,).
-        sums: Sum of each distribution, float64, shape (n,); NaN if unknown.
-        minima: Minimum of each distribution, float64, shape (n,); NaN if unknown.
-        maxima: Maximum of each distribution, float64, shape (n,); NaN if unknown.
+        sums: Sum of the values in each distribution, float64, shape (n,); NaN if unknown.
+        minima: Smallest value in each distribution, float64, shape (n,); NaN if unknown.
+        maxima: Largest value in each distribution, float64, shape (n,); NaN if unknown.
         temporality: Temporality of all points.
     """
 
@@ -128,11 +128,12 @@ class Distribution(Series):
 
 @dataclass(frozen=True)
 class Histogram(Distribution):
-    """Distributions over explicit buckets. Points with other bounds are in another `Histogram` with the same name.
+    """Distributions over explicit buckets. Points with different bounds belong to separate `Histogram` objects.
 
     Attributes:
-        bounds: Increasing bounds, float64, shape (k,). Bucket i is ``(bounds[i - 1], bounds[i]]``. The first and last are open.
-        buckets: Count of each bucket, uint64, shape (n, k + 1), or shape (n, 0) without buckets.
+        bounds: Increasing bounds, float64, shape (k,). Bucket i is ``(bounds[i - 1], bounds[i]]``. The first bucket has no
+            lower bound, and the last bucket has no upper bound.
+        buckets: Count of values in each bucket, uint64, shape (n, k + 1), or shape (n, 0) if there are no buckets.
     """
 
     bounds: NDArray[np.float64]
@@ -145,7 +146,7 @@ class Buckets:
 
     Attributes:
         offsets: Index of each point's first bucket, int64, shape (n,).
-        counts: Counts of each point's buckets, starting at the offset, uint64, of any length.
+        counts: Bucket counts of each point, starting with the first bucket. The n arrays of uint64 can have any length.
     """
 
     offsets: NDArray[np.int64]
@@ -154,9 +155,10 @@ class Buckets:
 
 @dataclass(frozen=True)
 class ExponentialHistogram(Distribution):
-    """Distributions over buckets whose bounds are powers of ``2 ** 2 ** -scale``.
+    """Distributions over buckets whose bounds are powers of ``base = 2 ** 2 ** -scale``.
 
-    Bucket i of the positive side is ``(base ** i, base ** (i + 1)]``. The negative side has the same buckets for magnitudes.
+    Bucket i of the positive side is ``(base ** i, base ** (i + 1)]``. The negative side has the same buckets, and counts the
+    magnitudes of negative values.
 
     Attributes:
         scales: Scale of each point, int64, shape (n,).
@@ -175,7 +177,7 @@ class ExponentialHistogram(Distribution):
 
 @dataclass(frozen=True)
 class Summary(Series):
-    """Quantiles that another program has computed. tensormeter only receives summaries, from old instrumentation.
+    """Quantiles that another program has computed. tensormeter receives summaries from old instrumentation, but sends none.
 
     Attributes:
         start_times: Start of each point's period, as for `Sum`.
@@ -194,12 +196,12 @@ class Summary(Series):
 
 @dataclass(frozen=True)
 class Batch:
-    """Points of one resource, which in tensormeter is one process of a run.
+    """The points of one resource. In tensormeter, a resource is one process of a run.
 
     Attributes:
         resource: Attributes of the resource.
         series: Series of the resource.
-        gaps: Points that mark a time at which their series has no value. Their NaN values are meaningless.
+        gaps: Points that mark times at which a series has no value. The values of these points are NaN placeholders.
     """
 
     resource: Mapping[str, Attribute]
@@ -222,10 +224,10 @@ class Event:
     Attributes:
         name: Event name, such as `tensormeter.run.start`.
         time: Time in nanoseconds since the Unix epoch.
-        body: OTLP value, in which mappings and sequences may be nested.
+        body: OTLP value. Mappings and sequences may be nested.
         attributes: Attributes of the record.
         severity_number: OTLP severity number from 1 (TRACE) to 24 (FATAL4), or 0 for none.
-        severity_text: Severity in the sender's terms, or "".
+        severity_text: Severity as named by the sender, or "".
         trace_id: Trace id in lower-case hexadecimal, or "".
         span_id: Span id in lower-case hexadecimal, or "".
         flags: OTLP log record flags.

@@ -1,4 +1,4 @@
-"""Conversion of exponential histograms to explicit buckets (OpenTelemetry metrics data model, ExponentialHistogram)."""
+"""Conversion of exponential histograms to explicit buckets (OpenTelemetry metrics data model, "ExponentialHistogram")."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 __all__ = ["Side", "explicit_buckets", "increasing"]
 
 Side = tuple[int, NDArray[np.uint64]]
-"""Buckets of one sign: the index of the first bucket, and the counts starting there."""
+"""Buckets of one sign: the index of the first bucket, and the bucket counts."""
 
 _TINY: Final = float(np.nextafter(0.0, 1.0))
 _FAR: Final = 2000
@@ -25,26 +25,28 @@ def explicit_buckets(
 ) -> tuple[list[float], list[int]]:
     """Convert an exponential histogram to explicit bounds and counts.
 
-    Zeros get a separate bucket from minus the zero threshold to the zero threshold. Without a threshold, this bucket contains
-    only 0. A bucket that overlaps the threshold begins at the threshold.
+    Zeros get a separate bucket, which extends from minus the zero threshold to the zero threshold. If the threshold is 0, this
+    bucket contains only 0. A bucket that overlaps the zero bucket is shortened to begin at the threshold.
 
     Args:
         scale: Scale of the histogram. Bucket i of a side holds magnitudes in ``(base ** i, base ** (i + 1)]``, where base is
             ``2 ** 2 ** -scale``.
         zero_count: Number of values whose magnitude does not exceed the threshold.
-        zero_threshold: Threshold as sent. Negative numbers and NaN count as 0.
+        zero_threshold: Zero threshold that the sender specified. Negative numbers and NaN are treated as 0.
         positive: Buckets of positive values.
         negative: Buckets of the magnitudes of negative values.
-        max_buckets: Number of buckets above which adjacent buckets are merged, which is exact. None means no limit.
+        max_buckets: Maximum number of positive and negative buckets, or None for no limit. If there are more, pairs of adjacent
+            buckets are merged. The counts stay exact.
 
     Returns:
         Finite, increasing bounds, and the counts. There is one more count than bounds. Bucket i is
-        ``(bounds[i - 1], bounds[i]]``, and the first and last buckets are open. Both lists are empty if there are no values.
+        ``(bounds[i - 1], bounds[i]]``. The first bucket has no lower bound, and the last bucket has no upper bound. Both lists
+        are empty if there are no values.
     """
     while max_buckets is not None and len(positive[1]) + len(negative[1]) > max(max_buckets, 2):
         positive, negative, scale = _halve(*positive), _halve(*negative), scale - 1
     threshold = zero_threshold if zero_threshold > 0 else 0.0
-    # Bounds must increase, so a bucket for 0 alone starts at the next number below 0.
+    # Bounds must increase, so a bucket that contains only 0 starts at the largest number below 0.
     zero_low, zero_high = (-threshold, threshold) if threshold else (-_TINY, 0.0)
     up, up_counts, up_zeros = _beyond(*positive, scale, zero_high)
     down, down_counts, down_zeros = _beyond(*negative, scale, -zero_low)
@@ -65,7 +67,7 @@ def explicit_buckets(
 
 def _beyond(first: int, counts: NDArray[np.uint64], scale: int, limit: float) -> tuple[list[float], list[int], int]:
     """Return the edges and counts of the buckets above a limit, and the count of all values up to the limit."""
-    exponent = min(max(-scale, -_FAR), _FAR)  # the bases of larger exponents are 0 or infinite anyway
+    exponent = min(max(-scale, -_FAR), _FAR)  # larger exponents would give a base of 0 or infinity anyway
     with np.errstate(over="ignore", under="ignore"):
         edges = np.exp2(np.ldexp(np.arange(first, first + len(counts) + 1, dtype=np.float64), exponent))
     beyond = edges[1:] > limit
@@ -87,7 +89,10 @@ def _halve(offset: int, counts: NDArray[np.uint64]) -> Side:
 
 
 def increasing(bounds: list[float], counts: list[int]) -> tuple[list[float], list[int]]:
-    """Drop bounds that do not exceed their predecessor. They occur if float64 cannot distinguish or represent the bounds."""
+    """Drop bounds that are infinite or do not exceed the previous bound, and merge the affected buckets.
+
+    Such bounds occur if float64 cannot represent a bound or distinguish two bounds.
+    """
     new_bounds: list[float] = []
     new_counts = [counts[0]]
     for bound, count in zip(bounds, counts[1:], strict=True):

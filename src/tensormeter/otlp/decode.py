@@ -1,6 +1,6 @@
-"""Decodes OTLP protobuf to columns.
+"""Decoding of OTLP protobuf messages to columns.
 
-Thread-safe; does not block and keeps no state.
+The functions are thread-safe, do not block and keep no state.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -58,11 +58,11 @@ _SUM = 7
 _DATA = (5, 7, 9, 10, 11)
 _POINT_TAG = 1 << 3 | 2
 _FEW = 100
-"""Size of a metric in bytes below which protobuf is as fast as NumPy."""
+"""Minimum size of a metric in bytes to read it with NumPy. protobuf reads smaller metrics just as quickly."""
 _MIN_MIXED_BYTES = 2000
-"""Total size of points in bytes above which grouping them by series pays off."""
+"""Total size of a metric's points in bytes above which grouping the points by series is worthwhile."""
 _MANY_FIELDS = 1000
-"""Maximum number of fields in a metric that NumPy reads. A list of more fields would take more memory than the metric."""
+"""Maximum number of fields in a metric that NumPy reads. A longer list of fields would take more memory than the metric."""
 _SUM_TEMPORALITY = 2 << 3
 _SUM_MONOTONIC = 3 << 3
 _NO_RECORDED_VALUE = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
@@ -74,12 +74,13 @@ _Shell = TypeVar("_Shell", ExportMetricsServiceRequest, ResourceMetrics, ScopeMe
 def decode_metrics(body: bytes, check: Check = no_check) -> list[Batch]:
     """Decode an `ExportMetricsServiceRequest` to one batch per resource. All five kinds of metrics are supported.
 
-    Number points with the flag "no recorded value" become the batch's gaps. Distributions with this flag, number points without
-    a value, and exemplars are ignored. NumPy reads gauges and sums whose points have a common layout; protobuf reads the rest.
+    Number points with the flag "no recorded value" are added to the batch's gaps. Distributions with this flag, number points
+    without a value, and exemplars are ignored. NumPy reads gauges and sums whose points all have the same layout. protobuf
+    reads all other metrics.
 
     Args:
         body: Encoded message.
-        check: Function that is called for each metric. It stops decoding by raising an error.
+        check: Function that is called for each metric. It can raise an error to stop decoding.
 
     Raises:
         EncodingError: The bytes are not an `ExportMetricsServiceRequest`.
@@ -94,7 +95,7 @@ def decode_metrics(body: bytes, check: Check = no_check) -> list[Batch]:
 
 
 class _UnusualError(Exception):
-    """Raised when fields cannot be separated because of groups or invalid bytes. protobuf then decides if they are valid."""
+    """Raised when a message contains groups or invalid bytes. protobuf then parses the whole request or reports an error."""
 
 
 def _by_protobuf(body: bytes) -> list[Batch]:
@@ -128,7 +129,7 @@ def _scope_metrics(body: memoryview, message: Field, gaps: list[Gauge | Sum], ch
     for field in metrics:
         check()
         fixed = _fixed_series(body, field, scope)
-        if fixed:  # these points have no flags
+        if fixed:  # points with a fixed layout have no flags
             yield from fixed
         else:
             metric = _metric(body, field)
@@ -137,7 +138,7 @@ def _scope_metrics(body: memoryview, message: Field, gaps: list[Gauge | Sum], ch
 
 
 def _split(body: memoryview, message: Field, shell: _Shell, number: int) -> tuple[_Shell, list[Field]]:
-    """Parse a message without the fields that have a given number, and list those fields."""
+    """Parse a message, except for the fields with the given number. Return the parsed message and the list of those fields."""
     fields = _fields(body, message)
     parts = [field for field in fields if _is(field, number)]
     _parse(shell, b"".join(body[field.begin : field.end] for field in fields if not _is(field, number)))
@@ -162,7 +163,7 @@ def _metric(body: memoryview, field: Field) -> Metric:
 
 
 def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series]:
-    """Return the series of a gauge or a sum whose points have a common layout. The list is empty for other metrics."""
+    """Return the series of a gauge or a sum whose points all have the same layout. Return an empty list for other metrics."""
     fixed = find_fixed_points(body, message)
     if fixed is None:
         return []
@@ -180,7 +181,7 @@ def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series
 
 
 def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, metadata: "_Metadata") -> list[Series]:
-    """Return up to two series from points with a common layout: one of floats and one of integers."""
+    """Convert points with the same layout to one series of floats and one series of integers. Omit empty series."""
     template = NumberDataPoint()
     _parse(template, points.first)
     shared_attributes = attributes(template.attributes)
@@ -214,11 +215,11 @@ def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, met
 
 @dataclass(frozen=True, eq=False)
 class FixedData:
-    """Points of a metric, grouped by series. The points of a series have a common layout.
+    """The points of a metric, grouped by series. All points of a series have the same layout.
 
     Attributes:
-        data: Field of the gauge or sum.
-        end: Offset of the end of its points.
+        data: Field that contains the gauge or sum.
+        end: Offset of the end of the points in this field.
         groups: For each series, the offset of its first point and its points.
     """
 
@@ -228,7 +229,7 @@ class FixedData:
 
 
 def find_fixed_points(body: memoryview, message: Field) -> FixedData | None:
-    """Return the points of a metric if `decode_metrics` reads them in columns, or None if protobuf reads them one at a time."""
+    """Return a metric's points if `decode_metrics` reads them as columns, or None if protobuf must read them one at a time."""
     if message.end - message.content < _FEW:
         return None
     fields = iterate_fields(body, message.content, message.end, _MANY_FIELDS)
@@ -238,7 +239,7 @@ def find_fixed_points(body: memoryview, message: Field) -> FixedData | None:
     inner = data[0]
     if inner.content >= inner.end:
         return None
-    # The points come first, then the fields that apply to all of them.
+    # The points come first, followed by the fields that apply to all points.
     end = _end_of_points(body, inner) if inner.number == _SUM else inner.end
     points = read_fixed_points(body, inner.content, end, _POINT_TAG)
     if points is not None:
@@ -248,7 +249,10 @@ def find_fixed_points(body: memoryview, message: Field) -> FixedData | None:
 
 
 def _end_of_points(body: memoryview, data: Field) -> int:
-    """Return the offset of the end of a sum's points. Temporality and monotonicity follow, in two bytes each unless zero."""
+    """Return the offset of the end of a sum's points.
+
+    The temporality and monotonicity fields follow the points. Each takes two bytes, or is absent if its value is zero.
+    """
     end = data.end
     for _ in range(2):
         if end - 2 >= data.content and body[end - 2] in (_SUM_TEMPORALITY, _SUM_MONOTONIC) and body[end - 1] < 0x80:
@@ -261,7 +265,7 @@ def decode_events(body: bytes, check: Check = no_check) -> list[tuple[dict[str, 
 
     Args:
         body: Encoded message.
-        check: Function that is called for each resource and record. It stops decoding by raising an error.
+        check: Function that is called for each resource and each record. It can raise an error to stop decoding.
 
     Raises:
         EncodingError: The bytes are not an `ExportLogsServiceRequest`.
@@ -290,7 +294,7 @@ def _checked(items: Iterable[_Item], check: Check) -> Iterator[_Item]:
 
 
 def attributes(pairs: Iterable[KeyValue]) -> dict[str, Attribute]:
-    """Convert attributes to a dictionary. If a key occurs several times, the first value wins."""
+    """Convert attributes to a dictionary. If a key occurs several times, use its first value."""
     mapping: dict[str, Attribute] = {}
     for pair in pairs:
         mapping.setdefault(pair.key, cast("Attribute", _value(pair.value)))
@@ -379,7 +383,7 @@ def _sum(
 
 
 def _gaps(metric: Metric, scope: Scope) -> Iterator[Gauge | Sum]:
-    """Yield the points of a gauge or sum that have the flag "no recorded value", by series. Their values are NaN."""
+    """Yield the points of a gauge or sum that have the flag "no recorded value", grouped by series. Their values are NaN."""
     kind = metric.WhichOneof("data")
     if kind not in ("gauge", "sum"):
         return
@@ -499,7 +503,7 @@ def _number_columns(
             case "as_double":
                 yield group, np.array([point.as_double for point in group], np.float64), shared_attributes
             case _:
-                continue  # neither a value nor the flag
+                continue  # the points have neither a value nor the flag
 
 
 def _times(points: Sequence[_Point]) -> NDArray[np.uint64]:
@@ -513,7 +517,7 @@ def _start_times(points: Sequence[_Point]) -> NDArray[np.uint64]:
 def _distribution(
     points: Sequence[HistogramDataPoint] | Sequence[ExponentialHistogramDataPoint],
 ) -> tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return the counts, sums, minima and maxima of the points."""
+    """Return the counts, sums, minima and maxima of histogram points."""
 
     def optional(name: Literal["sum", "min", "max"]) -> NDArray[np.float64]:
         return np.array([getattr(point, name) if point.HasField(name) else np.nan for point in points], np.float64)

@@ -1,7 +1,7 @@
 r"""The parser for all JSON documents from external sources.
 
-JSON permits text that UTF-8 cannot encode, namely half of a surrogate pair ("\ud800"). The parser rejects such documents, so no
-other code has to handle them. Thread-safe; does not block.
+JSON permits text that UTF-8 cannot encode: unpaired surrogates such as "\ud800". The parser rejects documents with such text,
+so no other code has to handle them. The parser is thread-safe and does not block.
 """
 
 import json
@@ -24,7 +24,7 @@ def parse_document(data: bytes | str, object_hook: Callable[[dict[str, Any]], An
         object_hook: Function that receives each object and returns its replacement.
 
     Raises:
-        EncodingError: The data is not JSON, or contains invalid UTF-8, half of a surrogate pair, a number with more than 4300
+        EncodingError: The data is not JSON, or contains invalid UTF-8, an unpaired surrogate, a number with more than 4300
             digits, or too many levels of nesting.
     """
     try:
@@ -33,7 +33,7 @@ def parse_document(data: bytes | str, object_hook: Callable[[dict[str, Any]], An
         if isinstance(data, str):
             data.encode()
         if _SURROGATE.search(text):
-            # The parser has joined complete pairs into one character, so encoding the document detects lone halves.
+            # The parser has combined each surrogate pair into one character, so encoding fails only for unpaired surrogates.
             json.dumps(document, ensure_ascii=False).encode()
         return document
     except UnicodeEncodeError:

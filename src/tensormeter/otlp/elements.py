@@ -1,10 +1,11 @@
-"""Limits on the number of elements in an OTLP request. Elements are counted on the wire, before any message is built.
+"""Limits on the number of elements in an OTLP request. Elements are counted in the encoded request, before it is parsed.
 
-A compressed request of a few kilobytes can contain millions of empty messages, and each costs far more than its two bytes. This
-module walks the protobuf wire format and stops at the first exceeded limit, so its own cost is also bounded. Points with the
-same layout, which `decode` reads in columns, count as columns, because NumPy reads a million of them in a fraction of a second.
+A compressed request of a few kilobytes can contain millions of empty messages. Each message has only two bytes, but costs far
+more to parse. This module walks through the protobuf wire format and stops at the first exceeded limit, so its own cost is also
+bounded. `decode` reads points with the same layout as columns. Such points are counted by column, because NumPy reads a million
+of them in a fraction of a second.
 
-Thread-safe; does not block and keeps no state.
+The functions are thread-safe, do not block and keep no state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,11 +44,11 @@ distribution counts as one separate point. Attributes, values, exemplars, texts,
 """
 
 COLUMN: Final = 3
-"""Number of separate points that a column counts as, because storing and compacting it costs about as much as three points."""
+"""Number of separate points that a column counts as. Storing and compacting a column costs about as much as three points."""
 
 MAX_QUANTILES: Final = 10_000
-"""Maximum number of quantiles in one summary. The store accepts only 65,536 bytes of quantiles, a third of that, but merely
-reading them takes much more memory."""
+"""Maximum number of quantiles in one summary. The store accepts only about a third of this number (65,536 bytes), but reading
+quantiles already takes much more memory than storing them."""
 
 _KINDS: Final = {
     "ResourceMetrics": "resources",
@@ -62,7 +63,7 @@ _KINDS: Final = {
     "ValueAtQuantile": "buckets and quantiles",
     "LogRecord": "log records",
 }
-"""Kind of element, by message name. All other messages count only as fields."""
+"""Kinds of elements by message name. All other messages count only as fields."""
 
 _LEN: Final = 2
 _PACKED_VARINTS: Final = frozenset({FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_INT64,
@@ -77,22 +78,22 @@ _FIXED_SIZES: Final = {
 }
 _NO_POINTS: Final[Sequence[tuple[int, int]]] = ()
 _CONTINUED: Final = bytes(range(0x80, 0x100))
-"""Possible values of the bytes that precede a varint's last byte."""
+"""Possible values of all bytes of a varint except the last."""
 
 
 class TooManyElementsError(EncodingError):
-    """Raised when a request exceeds the limit for one kind of element. The message contains the kind and the limit."""
+    """Raised when a request contains too many elements of one kind. The message names the kind and the limit."""
 
 
 @dataclass(eq=False)
 class _Type:
-    """The type of a field, as needed for counting.
+    """The properties of a field's type that matter for counting.
 
     Attributes:
-        kind: Index in `_NAMES`, or -1.
-        fields: Types of message fields and packed fields, by complete tag.
+        kind: Index of the kind of element in `_NAMES`, or -1 for none.
+        fields: Types of the message's length-delimited fields, by tag.
         packed: Size of one packed number in bytes; 1 for varints, 0 for messages, -1 for text and binary values.
-        divided: Whether `decode` lists the message's fields.
+        divided: Whether `decode` lists the message's fields before it reads them.
     """
 
     kind: int
@@ -126,7 +127,7 @@ def check_metrics(body: bytes, check: Check = no_check) -> None:
 
     Args:
         body: Encoded message.
-        check: Function that is called at intervals. It stops the walk by raising an error.
+        check: Function that is called at regular intervals. It can raise an error to stop the count.
 
     Raises:
         TooManyElementsError: A kind of element exceeds its limit in `MAX_ELEMENTS`.
@@ -136,7 +137,7 @@ def check_metrics(body: bytes, check: Check = no_check) -> None:
 
 
 def check_logs(body: bytes, check: Check = no_check) -> None:
-    """Reject an `ExportLogsServiceRequest` that exceeds a limit. Arguments and errors are the same as for `check_metrics`."""
+    """Reject an `ExportLogsServiceRequest` that exceeds a limit. The arguments and errors are those of `check_metrics`."""
     _walk(body, ExportLogsServiceRequest.DESCRIPTOR, check)
 
 
@@ -181,7 +182,7 @@ def _walk(body: bytes, root: Descriptor, check: Check) -> None:
 
 
 class _Walk:
-    """A walk over one request."""
+    """A count of the elements in one request."""
 
     def __init__(self, body: bytes, root: Descriptor, check: Check) -> None:
         self._body = body
@@ -257,7 +258,7 @@ class _Walk:
                 kind, end = child, after
                 if child is metric:
                     column, firsts = self._columns(at, end)
-                elif at == column:  # only the first of equal points is examined
+                elif at == column:  # only the first point of each column is examined
                     outer += ((first, last, child) for first, last in firsts)
                     counts[_POINTS] += (COLUMN - 1) * len(firsts)
                     if counts[_POINTS] > most[_POINTS]:
@@ -276,9 +277,9 @@ class _Walk:
                 raise self._malformed(f"a field has the wire type {wire}")
 
     def _columns(self, begin: int, end: int) -> tuple[int, Sequence[tuple[int, int]]]:
-        """Return the offset of a metric's points and the offsets of the start and end of each column's first point.
+        """Return the offset of a metric's points, and the start and end offsets of each column's first point.
 
-        The offset is -1 if `decode` does not read the points in columns.
+        The offset of the points is -1 if `decode` does not read them as columns.
         """
         fixed = find_fixed_points(self._view, Field(0, _LEN, begin, begin, end))
         if fixed is None:
@@ -309,7 +310,7 @@ class _Walk:
 
 
 def _metric_type(root: Descriptor) -> _Type | None:
-    """Return the type of `Metric` below a root, or None if the root contains no metrics."""
+    """Return the type of the `Metric` messages in a request, or None if such requests contain no metrics."""
     waiting = [_type_of(root)]
     seen: list[_Type] = []
     while waiting:

@@ -1,8 +1,8 @@
-"""Encodes columns as OTLP protobuf.
+"""Encoding of columns as OTLP protobuf messages.
 
-Number data points have a fixed layout, so NumPy writes all of them at once, in 15 ns per point compared with 650 ns for message
-objects. `opentelemetry-proto` encodes the rest: resources, scopes, metric headers and histograms, which are few. The bytes are
-identical to those that protobuf writes (protobuf encoding specification, fields in ascending order).
+Number data points have a fixed layout, so NumPy writes all of them at once. This takes 15 ns per point, compared with 650 ns
+for a message object. `opentelemetry-proto` encodes resources, scopes, metric headers and histograms, because there are only a
+few of them. The bytes are identical to protobuf's output, with fields in ascending order (protobuf encoding specification).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -59,7 +59,7 @@ _METRIC_SUM = 7 << 3 | 2
 _METRIC_HISTOGRAM = 9 << 3 | 2
 _METRIC_EXPONENTIAL_HISTOGRAM = 10 << 3 | 2
 _METRIC_SUMMARY = 11 << 3 | 2
-_DATA_POINTS = 1 << 3 | 2  # the same in all five kinds
+_DATA_POINTS = 1 << 3 | 2  # the same in all five kinds of metrics
 _DATA_TEMPORALITY = 2 << 3
 _POINT_START_TIME = 2 << 3 | 1
 _POINT_TIME = 3 << 3 | 1
@@ -70,14 +70,14 @@ _POINT_AS_INT = 6 << 3 | 1
 def encode_metrics(batches: Iterable[Batch]) -> bytes:
     """Encode batches as one `ExportMetricsServiceRequest`.
 
-    Adjacent series with the same scope share a scope message, and adjacent series of the same metric share a metric message. A
-    time of 0 (1970, "unset" in OTLP) is not supported.
+    Adjacent series with the same scope share a scope message, and adjacent series of the same metric share a metric message.
+    All points must have a time, because OTLP treats a time of 0 as unset.
     """
     return b"".join(_delimited(_REQUEST_RESOURCE_METRICS, _resource_metrics(batch)) for batch in batches)
 
 
 def encode_events(resource: Mapping[str, Attribute], events: Sequence[Event]) -> bytes:
-    """Encode events of one resource as one `ExportLogsServiceRequest`.
+    """Encode the events of one resource as one `ExportLogsServiceRequest`.
 
     Adjacent events with the same scope share a scope message.
     """
@@ -95,7 +95,7 @@ def encode_points(series: Series) -> list[bytes]:
 
 
 def any_value(value: Value) -> AnyValue:
-    """Convert a value to OTLP. Integers that do not fit into 64 bits, and values of types that OTLP lacks, become strings."""
+    """Convert a value to OTLP. Convert integers beyond 64 bits and values of types that OTLP lacks to strings."""
     match value:
         case None:
             return AnyValue()
@@ -122,7 +122,7 @@ def _key_values(attributes: Mapping[str, Value]) -> list[KeyValue]:
 
 
 def _text(text: str) -> str:
-    """Replace characters that UTF-8 cannot encode with `?`. They occur in file names and environment variables."""
+    """Replace each character that UTF-8 cannot encode with `?`. File names and environment variables may contain them."""
     return text.encode(errors="replace").decode()
 
 
@@ -169,7 +169,7 @@ def _scope_metrics(scope: Scope, series: Iterable[Series]) -> bytes:
 
 
 def _metric(series: Series) -> tuple[bytes, int, bytes]:
-    """Encode a metric without its points. Return its header, the tag of its data, and the fields after the points."""
+    """Encode a metric without its points. Return its header, the tag of its data field, and the fields after the points."""
     header = Metric(name=as_unicode(series.name), description=_text(series.description), unit=_text(series.unit))
     match series:
         case Gauge():

@@ -1,7 +1,7 @@
-"""Fast decoding of number data points with one fixed layout: NumPy reads all of them at once.
+"""Fast decoding of number data points with the same layout. NumPy reads all of these points at once.
 
-Senders that write many points of one series, as tensormeter does, repeat the same bytes with different numbers in them. This
-module verifies that all bytes except those of times and values are the same in all points. protobuf reads all other points.
+If a sender writes many points of one series, as tensormeter does, the encoded points differ only in their times and values.
+This module verifies that all other bytes are the same in all points. If they are not, protobuf reads the points.
 """
 
 from collections.abc import Mapping
@@ -30,14 +30,14 @@ _TAG_DOUBLE: Final = _AS_DOUBLE << 3 | _I64
 _TAG_INT: Final = _AS_INT << 3 | _I64
 
 _MIN_POINTS: Final = 4
-"""Minimum number of points. protobuf reads fewer points just as quickly."""
+"""Minimum number of points to read with NumPy. protobuf reads fewer points just as quickly."""
 
 _MAX_POINT_BYTES: Final = 1 << 16
-"""Maximum size of a point in bytes. An index of a larger point would take eight times the point's memory, and no store accepts
-that many attributes."""
+"""Maximum size of a point in bytes. The index of a point's bytes takes eight times the memory of the point. No store accepts
+larger points, which have too many attributes."""
 
 _MANY_FIELDS: Final = 1000
-"""Maximum number of fields in a point. protobuf reads points with more fields."""
+"""Maximum number of fields in a point that NumPy reads. protobuf reads points with more fields."""
 
 _BLOCK_BYTES: Final = 1 << 20
 """Maximum number of bytes to compare at once."""
@@ -45,7 +45,7 @@ _BLOCK_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A message field: its number and wire type, and the offsets of its tag, its content and its end."""
+    """A message field: its number, its wire type, and the offsets of its tag, content and end."""
 
     number: int
     wire: int
@@ -56,10 +56,10 @@ class Field:
 
 @dataclass(frozen=True, eq=False)
 class FixedPoints:
-    """Columns of n points.
+    """The times and values of n points, as columns.
 
     Attributes:
-        first: Encoded first point. Its attributes apply to all points.
+        first: Encoded first point. All points have the same attributes.
         times: Time of each point, uint64, shape (n,).
         start_times: Start time of each point, uint64, shape (n,).
         words: Bit pattern of each value, int64, shape (n,).
@@ -110,7 +110,10 @@ def iterate_fields(body: memoryview, begin: int, end: int, most: int | None = No
 
 
 def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> FixedPoints | None:
-    """Read consecutive points between two offsets, each preceded by the one-byte `tag`. Return None if their layouts differ."""
+    """Read the consecutive points between two offsets. Return None if their layouts differ.
+
+    Each point must start with the one-byte `tag`.
+    """
     if begin >= end or body[begin] != tag:
         return None
     length, content = decode_varint(body, begin + 1, end)
@@ -141,7 +144,7 @@ def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> Fixed
 
 
 def changing_bytes(body: memoryview, begin: int, size: int) -> NDArray[np.bool_] | None:
-    """Return a mask of the bytes that hold a point's times, value and value tag, or None if protobuf must read the point.
+    """Return a mask that selects the bytes of a point's times, value and value tag, or None if protobuf must read the point.
 
     Args:
         body: Bytes that contain the point.
@@ -155,7 +158,7 @@ def changing_bytes(body: memoryview, begin: int, size: int) -> NDArray[np.bool_]
 def _offsets(body: memoryview, begin: int, size: int) -> dict[int, int] | None:
     """Return the offsets of a point's times and value by field number, or None if protobuf must read the point.
 
-    The field number of a value is always `_AS_DOUBLE`.
+    The key of the value is `_AS_DOUBLE`, even if the value is an integer.
     """
     if size > _MAX_POINT_BYTES:
         return None
@@ -170,7 +173,7 @@ def _offsets(body: memoryview, begin: int, size: int) -> dict[int, int] | None:
             if name in offsets or field.content - field.begin != 1:
                 return None
             offsets[name] = field.content - begin
-        elif field.number != _ATTRIBUTES:  # flags and exemplars differ between points
+        elif field.number != _ATTRIBUTES:  # flags and exemplars may differ between points
             return None
     return offsets if _TIME in offsets and _AS_DOUBLE in offsets else None
 

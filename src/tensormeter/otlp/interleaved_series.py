@@ -1,8 +1,8 @@
-"""Fast decoding of a metric's number data points from several series: group the points by series, then read them with NumPy.
+"""Fast decoding of a metric whose number data points belong to several series, which may be interleaved.
 
-Points of one series differ only in their times and values. This module groups points by their unchanging bytes, in any order of
-arrival. `fixed_layout` then reads each group and verifies that its points have the same layout, so the grouping need not be
-exact.
+The points of a series differ only in their times and values. This module groups the points by a hash of all other bytes.
+`fixed_layout` then reads each group with NumPy, and verifies that all of its points have the same layout. A hash collision
+therefore cannot cause wrong results.
 """
 
 import secrets
@@ -20,21 +20,21 @@ _MIN_POINT_BYTES: Final = 20
 """Minimum size in bytes of a point with a time and a value, including its tag and length."""
 
 _MAX_SIZES: Final = 100
-"""Maximum number of different point sizes. The number points of a few series have fewer."""
+"""Maximum number of different point sizes in a metric. The points of a few series have far fewer sizes."""
 
 _MAX_INDEXES: Final = 1 << 20
 """Maximum number of elements in an index array. Each element takes eight bytes."""
 
 _HASH_FACTORS: Final = np.frombuffer(secrets.token_bytes(8 << 12), np.uint64) | np.uint64(1)
-"""Random odd factors, one per byte of a point, so that senders cannot create different points with equal hashes. protobuf reads
-larger points."""
+"""Random odd hash factors, one for each byte of a point. Because they are random, a sender cannot construct points whose hashes
+collide. protobuf reads points with more bytes than factors."""
 
 
 def read_mixed_points(body: memoryview, begin: int, end: int, tag: int) -> list[tuple[int, FixedPoints]] | None:
-    """Read consecutive points between two offsets, each preceded by the one-byte `tag`.
+    """Read the consecutive points between two offsets. Each point must start with the one-byte `tag`.
 
     Returns:
-        For each series, the offset of its first point and its points in order; None if protobuf should read the points.
+        For each series, the offset of its first point and its points in order. None if protobuf should read the points.
     """
     offsets = _point_offsets(body, begin, end, tag)
     if offsets is None:
@@ -64,7 +64,7 @@ def read_mixed_points(body: memoryview, begin: int, end: int, tag: int) -> list[
 
 
 def _point_offsets(body: memoryview, begin: int, end: int, tag: int) -> NDArray[np.int64] | None:
-    """Return the offset of each point, or None if a point is too small, is too large or has another tag."""
+    """Return the offset of each point, or None if a point is too small, is too large or has a different tag."""
     offsets = array("q")
     offset = begin
     while offset < end:
@@ -84,12 +84,12 @@ def _point_offsets(body: memoryview, begin: int, end: int, tag: int) -> NDArray[
 
 
 def _row_hashes(body: memoryview, rows: NDArray[np.int64], columns: NDArray[np.intp]) -> NDArray[np.uint64]:
-    """Return a hash of the given columns for each row. Equal bytes have equal hashes, and different bytes almost never do."""
+    """Return a hash of the given columns for each row. Different bytes almost never have the same hash."""
     data = np.frombuffer(body, np.uint8)
     hashes = np.empty(len(rows), np.uint64)
     step = max(_MAX_INDEXES // max(len(columns), 1), 1)
     for row in range(0, len(rows), step):
-        # Products and sums wrap around, which is harmless.
+        # The products and sums may wrap around, which is harmless.
         hashes[row : row + step] = (
             data[rows[row : row + step, None] + columns].astype(np.uint64) @ _HASH_FACTORS[columns]
         )

@@ -1,7 +1,7 @@
 """Conversion of OTLP requests from JSON to protobuf (OTLP specification, "JSON Protobuf Encoding").
 
-OTLP differs from protobuf's JSON mapping in that ids are hexadecimal instead of base64. Both encodings are accepted, and
-invalid ids are dropped.
+OTLP encodes ids in hexadecimal, but protobuf's JSON mapping uses base64. This module accepts both encodings, and drops invalid
+ids.
 """
 
 import base64
@@ -21,10 +21,10 @@ MAX_JSON_BYTES: Final = 16 << 20
 """Maximum size of a JSON request in bytes."""
 
 MAX_JSON_ELEMENTS: Final = 500_000
-"""Maximum number of opening braces, opening brackets and commas in a JSON request, including those in texts."""
+"""Maximum number of opening braces, opening brackets and commas in a JSON request, including those within strings."""
 
 _IDS: Final = {"traceId": 16, "spanId": 8, "trace_id": 16, "span_id": 8}
-"""Names of ids with their sizes in bytes."""
+"""Names of id fields, each with the size of an id in bytes."""
 
 
 def metrics_from_json(body: bytes) -> bytes:
@@ -51,13 +51,13 @@ def _transcode(body: bytes, request: ExportMetricsServiceRequest | ExportLogsSer
             raise EncodingError("expected an object")
         json_format.ParseDict(document, request, ignore_unknown_fields=True)
         return request.SerializeToString()
-    # Besides its own error, the parser raises various other errors for values of the wrong type.
+    # For values of the wrong type, the parser raises various errors other than ParseError.
     except (json_format.ParseError, EncodingError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise EncodingError(f"not a JSON {name}: {str(error)[:500]}") from None
 
 
 def _check_size(body: bytes) -> None:
-    """Reject a body that would take long to parse, because the parser does not let other threads run."""
+    """Reject a body that would take a long time to parse. No other thread can run while the parser runs."""
     if len(body) > MAX_JSON_BYTES:
         raise TooManyElementsError(
             f"the request has more than {MAX_JSON_BYTES} bytes of JSON; send smaller batches, or protobuf"
@@ -78,7 +78,7 @@ def _with_base64_ids(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _id(text: object, size: int) -> bytes | None:
-    """Decode an id, or return None if it is invalid. The length distinguishes hexadecimal from base64."""
+    """Decode an id, or return None if it is invalid. The length of the text distinguishes hexadecimal from base64."""
     if not isinstance(text, str):
         return None
     try:

@@ -1,7 +1,7 @@
 """OTLP as JSON lines (the OTLP file format), with one export request per line.
 
 The module uses protobuf's JSON mapping. OTLP differs from that mapping in two ways: trace and span ids are hexadecimal, and
-enums are numbers (OTLP specification, "JSON Protobuf Encoding"). Thread-safe; does not block.
+enums are numbers (OTLP specification, "JSON Protobuf Encoding"). The functions are thread-safe and do not block.
 """
 
 import base64
@@ -27,10 +27,10 @@ _IDS: Final = frozenset({"traceId", "spanId", "parentSpanId"})
 
 
 def encode_line(signal: Signal, body: bytes) -> bytes:
-    """Convert a protobuf export request to one line of JSON, including the line break. The result is deterministic.
+    """Convert a protobuf export request to one line of JSON, including the line break. Equal requests give equal lines.
 
     Raises:
-        EncodingError: The bytes are not an export request for this signal.
+        EncodingError: The bytes are not a valid export request for this signal.
     """
     message = _MESSAGES[signal]()
     try:
@@ -80,7 +80,7 @@ def _items(message: ExportMetricsServiceRequest | ExportLogsServiceRequest) -> i
 
 
 def _change_ids(document: Any, change: Callable[[str], str]) -> None:
-    """Convert all ids in place. Attributes are lists of key-value pairs, so attribute names never occur as JSON keys."""
+    """Convert all ids in place. An attribute's name is never a JSON key, because attributes are lists of key-value pairs."""
     if isinstance(document, dict):
         for key, value in document.items():
             if key in _IDS and isinstance(value, str):

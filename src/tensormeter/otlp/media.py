@@ -1,16 +1,17 @@
 """Tables, images, texts and alerts, which are sent as OTLP log records.
 
-A log record is not a time series, so its step may be an attribute. On metrics, the step is never an attribute.
+The step is an attribute of the log record. Metrics never have the step as an attribute, because each step would create a new
+time series.
 
 | event name | body | attributes |
 |---|---|---|
-| `tensormeter.table` | `columns`: names; `rows`: lists of scalars and bodies of images | `tensormeter.key`, `tensormeter.step` |
+| `tensormeter.table` | `columns`: names; `rows`: lists of scalars and image bodies | `tensormeter.key`, `tensormeter.step` |
 | `tensormeter.image` | `data`: bytes; `content_type`; `width`, `height` in pixels; `caption` | as for tables |
 | `tensormeter.text` | `text`; `content_type` | as for tables |
 | `tensormeter.alert` | `title`; `text`; `level`: `INFO`, `WARN` or `ERROR` | `tensormeter.step` |
 
-`tensormeter.run.start` (`config`) and `tensormeter.run.end` (`state`) are sent in the same way. The size limits are defined in
-`tensormeter.conventions.limits`.
+The events `tensormeter.run.start` (with `config`) and `tensormeter.run.end` (with `state`) are sent in the same way.
+`tensormeter.conventions.limits` defines the size limits.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ Scalar = None | bool | int | float | str
 
 
 class TooLargeError(EncodingError):
-    """Raised when an item exceeds its limit. The message contains the item's key, size and limit.
+    """Raised when an item exceeds its size limit. The message contains the item's key, its size and the limit.
 
     Attributes:
         kind: Kind of the item: `image`, `table`, `text` or `alert`.
@@ -43,7 +44,7 @@ class TooLargeError(EncodingError):
 
 @dataclass(frozen=True)
 class _Media:
-    """Base class of the four kinds. All fields except `key` become keys of the record's body."""
+    """Base class of the four kinds of items. All fields except `key` become fields of the record's body."""
 
     EVENT: ClassVar[str]
 
@@ -66,7 +67,7 @@ class _Media:
 
 @dataclass(frozen=True)
 class Image(_Media):
-    """An encoded image, such as PNG. Its text representation is its caption.
+    """An encoded image, such as a PNG. Converting the image to a string returns its caption.
 
     Raises:
         TooLargeError: The image is larger than `limits.IMAGE_BYTES`.
@@ -94,7 +95,7 @@ class Image(_Media):
 
 @dataclass(frozen=True)
 class Table(_Media):
-    """Rows with named columns. Images in cells have an empty key.
+    """A table with named columns. Images in its cells have an empty key.
 
     Raises:
         TooLargeError: The total number of cells and rows exceeds `limits.TABLE_CELLS`, or the total size of the images exceeds
@@ -131,7 +132,7 @@ class Table(_Media):
 
 @dataclass(frozen=True)
 class Text(_Media):
-    """A text, either plain or in Markdown.
+    """Plain text or Markdown.
 
     Raises:
         TooLargeError: The text has more characters than `limits.TEXT_BYTES`.
@@ -148,7 +149,7 @@ class Text(_Media):
 
 @dataclass(frozen=True)
 class Alert(_Media):
-    """A message that needs a person's attention.
+    """A message that requires human attention.
 
     Raises:
         TooLargeError: The text has more characters than `limits.ALERT_CHARACTERS`.
@@ -179,10 +180,10 @@ _KINDS: Final[dict[str, type[Media]]] = {kind.EVENT: kind for kind in (Table, Im
 
 
 def media_of(event: Event) -> tuple[Media, int | None] | None:
-    """Return the item in an event and its step, or None if the event is of none of the four kinds.
+    """Return the item that an event contains and the item's step, or None if the event contains no item.
 
     Raises:
-        EncodingError: The event is of one of the four kinds, but has an invalid body.
+        EncodingError: The event's name is that of an item, but its body is invalid.
     """
     kind = _KINDS.get(event.name)
     if kind is None:
@@ -202,12 +203,12 @@ def media_of(event: Event) -> tuple[Media, int | None] | None:
 
 
 def _bare(image: Image) -> dict[str, Value]:
-    """Return the body of an image in a table cell. It has no key, because the table's key applies to it."""
+    """Return the body of an image in a table cell. The body omits the key, because the table's key applies to the image."""
     return {name: value for name, value in image._body().items() if name != "key"}
 
 
 def _image_in(cell: Any) -> Any:
-    """Convert a cell to an image if it contains one. Otherwise, return the cell unchanged."""
+    """Convert a cell to an image if it contains an image. Otherwise, return the cell unchanged."""
     if not isinstance(cell, dict) or not isinstance(cell.get("data"), bytes):
         return cell
     names = {field.name for field in fields(Image)} - {"key"}

@@ -1,4 +1,4 @@
-"""Severity of tensormeter's own log records, for sorting and filtering in log stores."""
+"""The severity of tensormeter's own log records, which log stores use for sorting and filtering."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -9,15 +9,15 @@ from tensormeter.otlp.batch import Event
 __all__ = ["severity_of"]
 
 _NUMBERS: Final = {"INFO": 9, "WARN": 13, "ERROR": 17}
-"""Lowest number of each OTLP severity range."""
+"""Lowest severity number of each OTLP severity range."""
 
 _BAD_ENDS: Final = ("failed", "crashed")
 
 
 def severity_of(event: Event) -> tuple[int, str]:
-    """Return the number and text of an event's severity. If the event has none, derive it from the event's content.
+    """Return the number and text of an event's severity. If the event has no severity, derive it from the event's content.
 
-    An alert's level determines its severity. The end of a run that failed or crashed is an ERROR. Everything else is INFO.
+    The severity of an alert is its level. The end of a failed or crashed run has the severity ERROR. All other events are INFO.
     """
     if event.severity_number or event.severity_text:
         return event.severity_number, event.severity_text

@@ -1,10 +1,13 @@
-"""Base-128 varints, which encode lengths and tags in protobuf and ClickHouse's RowBinary: seven bits per byte, lowest first."""
+"""Base-128 varints, which encode tags and lengths in protobuf, and lengths in ClickHouse's RowBinary format.
+
+A varint stores seven bits per byte, starting with the lowest bits.
+"""
 
 __all__ = ["decode_varint", "encode_varint"]
 
 
 def encode_varint(number: int) -> bytes:
-    """Encode a non-negative number."""
+    """Encode a non-negative integer."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -14,7 +17,7 @@ def encode_varint(number: int) -> bytes:
 
 
 def decode_varint(body: memoryview, offset: int, end: int) -> tuple[int, int]:
-    """Decode the varint at an offset. Return its value and the offset after it, or an offset of -1 if there is no varint."""
+    """Decode the varint at an offset. Return its value and the offset after it, or (0, -1) if there is no valid varint."""
     value = shift = 0
     while offset < end and shift < 64:
         byte = body[offset]
