@@ -1,4 +1,4 @@
-"""Creates, opens and updates ring files, for both the writer and the reader."""
+"""Functions that create, open and update ring files, for both the writer and the reader."""
 
 import fcntl
 import json
@@ -40,19 +40,18 @@ from tensormeter.ring.layout import Layout
 __all__ = ["RingFile", "is_of_another_version", "is_written", "media_directory"]
 
 _SEPARATOR: Final = "\x1e"
-"""ASCII record separator, which separates the agent's three reports."""
+"""ASCII record separator, used between the agent's three reports."""
 
 
 def media_directory(ring_path: Path) -> Path:
-    """Return the directory in which a process's tables, images and texts wait for the agent, numbered in logging order."""
+    """Return the directory for tables, images and texts that wait for the agent. File names are numbers in logging order."""
     return ring_path.with_suffix(".media")
 
 
 class RingFile:
-    """A mapped ring file.
+    """A memory-mapped ring file. Writers construct it with `create`, and readers with `open`.
 
-    The writer calls `create`, and a reader calls `open`.
-    Any thread may call the methods. The hot path uses `buffer` and `words` directly.
+    Any thread may call the methods. The hot path accesses `buffer` and `words` directly.
     """
 
     def __init__(self, path: Path, mapping: mmap.mmap) -> None:
@@ -62,10 +61,10 @@ class RingFile:
         lanes = self.words[HeaderWord.LANES]
         self.lanes = [
             (self.words[LANE_TABLE + 2 * i], self.words[LANE_TABLE + 2 * i + 1]) for i in range(lanes)
-        ]  # (offset of the lane's header, size of its space for rows)
+        ]  # (offset of the lane's header, size of the lane's space for rows)
         self._dictionary_end = HEADER_BYTES + self.words[HeaderWord.DICTIONARY_BYTES]
         self._next_entry = HEADER_BYTES
-        self._append = threading.RLock()  # re-entered by a signal handler that logs
+        self._append = threading.RLock()  # reentrant, because a signal handler may log
         self._lock_file: int | None = None
 
     @classmethod
@@ -78,9 +77,10 @@ class RingFile:
         lanes: int = 8,
         dictionary_bytes: int = 1 << 20,
     ) -> "RingFile":
-        """Create, reserve and lock a ring file. The file appears at `path` when it is complete.
+        """Create and lock a ring file, and reserve its disk space. The file appears at `path` once it is complete.
 
-        The first lane gets half of `buffer_bytes`, for the thread that creates the recorder. The other lanes share the rest.
+        The first lane gets half of `buffer_bytes`. It belongs to the thread that creates the recorder. The other lanes share
+        the rest.
 
         Raises:
             RingError: The file system reported an error, for example because it is full.
@@ -113,7 +113,7 @@ class RingFile:
             if not ring._append_entry(EntryKind.METADATA, payload):
                 raise RingError(f"ring file {path}: the run's metadata ({len(payload)} bytes) does not fit; shorten it")
             words[HeaderWord.MAGIC] = MAGIC
-            # Done first, so that an agent thread of this process that finds the file never considers its writer dead.
+            # An agent thread in this process may find the file at once, and must not consider its writer dead.
             _owned.add(ring.path)
             temporary.rename(path)
         except BaseException as error:
@@ -128,10 +128,10 @@ class RingFile:
 
     @classmethod
     def open(cls, path: Path) -> "RingFile":
-        """Map an existing ring file to read its rows and write the agent's words.
+        """Map an existing ring file, in order to read its rows and to write the agent's words.
 
         Raises:
-            RingError: The file cannot be mapped, is not a complete ring file, or has another version.
+            RingError: The file cannot be mapped, is not a complete ring file, or has a different version.
         """
         try:
             with open(open_file(path, os.O_RDWR), "r+b") as file:
@@ -159,20 +159,20 @@ class RingFile:
 
     @property
     def process(self) -> str:
-        """Unique id of the writing process, which is also the file's name."""
+        """Unique id of the writing process. The file is named after this id."""
         return self.path.stem
 
     @property
     def state(self) -> State:
-        """State that the writer stored last."""
+        """State of the writer, as it was last stored."""
         return State(self.words[HeaderWord.STATE])
 
     def writer_alive(self) -> bool:
-        """Return whether the process that created the file is still running and has not released it."""
+        """Return whether the process that created the file is still running and has not released the file."""
         return is_written(self.path)
 
     def add_layout(self, layout: Layout) -> bool:
-        """Publish a layout. Call this before writing the first row with the layout.
+        """Publish a layout. Call this method before writing the first row with this layout.
 
         Returns:
             False if the dictionary is full.
@@ -182,11 +182,11 @@ class RingFile:
 
     @property
     def dictionary_left(self) -> float:
-        """Free share of the dictionary, from 0 to 1. Only meaningful in the writer."""
+        """Fraction of the dictionary that is still free, from 0 to 1. Meaningful only in the writer."""
         return (self._dictionary_end - self._next_entry) / self.words[HeaderWord.DICTIONARY_BYTES]
 
     def add_metadata(self, metadata: Mapping[str, Any]) -> bool:
-        """Publish metadata. New values replace earlier values with the same names, and all other values stay.
+        """Publish metadata. New values replace earlier values with the same names. All other values stay unchanged.
 
         Returns:
             False if the dictionary is full.
@@ -207,7 +207,7 @@ class RingFile:
                 yield EntryKind(kind), json.loads(self.buffer[start : start + length])
 
     def drops(self) -> dict[str, int]:
-        """Return the number of points that could not be recorded in any lane, by reason. Reasons without points are omitted."""
+        """Return the number of points that could not be recorded in any lane, by reason. Omit reasons with no points."""
         counts = {
             reason.name.lower(): sum(self.words[(start >> 3) + LaneWord.DROPS + reason] for start, _ in self.lanes)
             for reason in Drop
@@ -215,27 +215,27 @@ class RingFile:
         return {reason: count for reason, count in counts.items() if count}
 
     def spool_losses(self) -> dict[str, int]:
-        """Return the number of recorded items that will not arrive, by reason. Reasons without items are omitted."""
+        """Return the number of recorded items that cannot be delivered, by reason. Omit reasons with no items."""
         counts = {reason.name.lower(): self.words[HeaderWord.SPOOL_LOSSES + reason] for reason in SpoolLoss}
         return {reason: count for reason, count in counts.items() if count}
 
     @property
     def trouble(self) -> str:
-        """The agent's latest report on failing deliveries, or "" if no delivery fails."""
+        """The agent's latest report on failing deliveries, or "" if all deliveries succeed."""
         return printable(self._agent_words()[0])
 
     @property
     def set_aside(self) -> str:
-        """The agent's latest report on quarantined requests, which receivers rejected, or "" if there are none."""
+        """The agent's latest report on quarantined requests, or "" if no receiver has rejected a request."""
         return printable(self._agent_words()[1])
 
     @property
     def lost(self) -> str:
-        """The agent's latest report on items that the agent or a receiver dropped, or "" if there are none."""
+        """The agent's latest report on items that the agent or a receiver has dropped, or "" if there are none."""
         return printable(self._agent_words()[2])
 
     def report(self, trouble: str, set_aside: str, lost: str = "") -> None:
-        """Write `trouble`, `set_aside` and `lost`, each truncated to its reserved space. Only the agent calls this."""
+        """Write the three reports, each truncated to its reserved space. Only the agent calls this method."""
         parts = [
             text.replace(_SEPARATOR, " ").encode(errors="replace")[: TROUBLE_BYTES // 3 - 1]
             for text in (trouble, set_aside, lost)
@@ -255,7 +255,7 @@ class RingFile:
         return bytes(content).decode(errors="replace")
 
     def report_disk(self, text: str) -> None:
-        """Write `disk_report`, truncated to its reserved space. Only the agent calls this."""
+        """Write `disk_report`, truncated to its reserved space. Only the agent calls this method."""
         encoded = text.encode(errors="replace")[:DISK_REPORT_BYTES]
         if text == self.disk_report or encoded.decode(errors="replace") == self.disk_report:
             return
@@ -274,33 +274,33 @@ class RingFile:
         return bytes(self.buffer[TROUBLE + 8 : TROUBLE + 8 + min(max(length, 0), TROUBLE_BYTES)])
 
     def log_durations_offset(self, path: LogPath) -> int:
-        """Return the byte offset of the durations of log calls on a path."""
+        """Return the byte offset of the log call durations for a path."""
         return LOG_DURATIONS + path * (1 + DURATION_BUCKETS) * 8
 
     def log_durations(self, path: LogPath) -> tuple[int, list[int]]:
-        """Return the durations of log calls on a path: their sum in nanoseconds, and their counts by bucket.
+        """Return the sum of the log call durations for a path in nanoseconds, and the number of calls in each duration bucket.
 
-        Threads write the counts without a lock, so a count may be lost if several threads log.
+        Threads update the counts without a lock, so a call may not be counted if several threads log at the same time.
         """
         start = self.log_durations_offset(path) >> 3
         total, *counts = self.words[start : start + 1 + DURATION_BUCKETS]
         return total, counts
 
     def head_positions(self) -> list[int]:
-        """Return the position after each lane's last row. Only meaningful after the writer has finished."""
+        """Return the position after the last row of each lane. Meaningful only after the writer has finished."""
         return [self.words[(start >> 3) + LaneWord.HEAD] for start, _ in self.lanes]
 
     def tail_positions(self) -> list[int]:
-        """Return for each lane the position up to which its rows are in the spool."""
+        """Return the position up to which the agent has spooled the rows of each lane."""
         return [self.words[(start >> 3) + LaneWord.TAIL] for start, _ in self.lanes]
 
     def request_flush(self, positions: Sequence[int]) -> int:
         """Ask the agent to deliver all rows up to the given position in each lane.
 
-        Only one thread of the writer may call this at a time.
+        The writer's threads must not call this method at the same time.
 
         Returns:
-            Number of the flush request. The request is complete when `HeaderWord.FLUSHED` has reached this number.
+            Number of the flush request. The request is complete once `HeaderWord.FLUSHED` has reached this number.
         """
         for (start, _), position in zip(self.lanes, positions, strict=True):
             self.words[(start >> 3) + LaneWord.FLUSH] = position
@@ -309,21 +309,21 @@ class RingFile:
         return number
 
     def flush_positions(self) -> list[int]:
-        """Return for each lane the position up to which the last flush request asks for delivery."""
+        """Return the position in each lane up to which the last flush request covers the rows."""
         return [self.words[(start >> 3) + LaneWord.FLUSH] for start, _ in self.lanes]
 
     def release(self) -> None:
-        """Release the writer's lock, so that the writer is considered to have ended. The mapping stays valid."""
+        """Release the writer's lock. Readers then treat the writer as ended. The mapping stays valid."""
         if self._lock_file is not None:
             _owned.discard(self.path)
             os.close(self._lock_file)
             self._lock_file = None
 
     def remove(self) -> None:
-        """Delete the file, its lock file and its media. Existing mappings stay valid until their processes end."""
+        """Delete the file, its lock file and its media directory. Existing mappings stay valid."""
         self.path.unlink(missing_ok=True)
         self.path.with_suffix(".lock").unlink(missing_ok=True)
-        shutil.rmtree(media_directory(self.path), ignore_errors=True)  # follows no links
+        shutil.rmtree(media_directory(self.path), ignore_errors=True)  # does not follow symbolic links
 
     def _append_entry(self, kind: EntryKind, payload: bytes) -> bool:
         with self._append:
@@ -333,11 +333,11 @@ class RingFile:
             if start + size + 8 > self._dictionary_end:
                 return False
             try:
-                self._next_entry = start + size  # no call since the read, so a signal handler gets another place
+                self._next_entry = start + size  # no call since the read, so a signal handler cannot use the same place
                 self.buffer[start + 16 : start + 16 + length] = payload
                 self.words[(start >> 3) + 1] = kind
                 self.words[start >> 3] = length
-            except BaseException:  # such as Ctrl-C: readers must still find the entries that follow
+            except BaseException:  # such as Ctrl-C: readers must still find later entries
                 if self.words[start >> 3] == 0:
                     self.words[(start >> 3) + 1] = EntryKind.VOID
                     self.words[start >> 3] = length
@@ -346,10 +346,12 @@ class RingFile:
 
 
 def is_written(path: Path) -> bool:
-    """Return whether the process that created a ring file is still running and has not released it. Does not read the file.
+    """Return whether the process that created a ring file is still running and has not released the file.
+
+    This checks only the lock file.
 
     Raises:
-        RingError: The lock file cannot be opened, so the answer is unknown.
+        RingError: The state of the writer is unknown, because the lock file cannot be opened.
     """
     if path in _owned:
         return True
@@ -371,7 +373,7 @@ def is_written(path: Path) -> bool:
 
 
 def is_of_another_version(path: Path) -> bool:
-    """Return whether a file is a ring file with another format version."""
+    """Return whether a file is a ring file with a different format version."""
     try:
         with open(open_file(path, os.O_RDONLY), "rb") as file:
             head = memoryview(file.read(HEADER_BYTES)).cast("q")
@@ -381,12 +383,13 @@ def is_of_another_version(path: Path) -> bool:
 
 
 _owned: set[Path] = set()
-"""Ring files of this process. A process cannot test a POSIX lock that it holds itself, and closing any descriptor of the lock
-file would release the lock. `is_written` therefore checks this set first, for an agent thread in the training process."""
+"""Ring files that this process writes. A process cannot test a POSIX lock that it holds itself, and closing any descriptor of
+the lock file releases the lock. `is_written` therefore checks this set first, because the agent may be a thread in the training
+process."""
 
 
 def disown_after_fork() -> None:
-    """Forget the parent's ring files in a forked child process. The parent keeps the locks."""
+    """Forget the parent process's ring files in a forked child process. The parent keeps its locks."""
     _owned.clear()
 
 
@@ -410,9 +413,9 @@ def _lock(path: Path) -> int:
 
 
 def _map_new(path: Path, size: int) -> mmap.mmap:
-    """Create and map a file, and reserve its space.
+    """Create a file, reserve its disk space and map it.
 
-    A full file system therefore raises an error here, instead of causing a SIGBUS in `log`.
+    Because the space is reserved, a full file system causes an error here instead of a SIGBUS in `log`.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

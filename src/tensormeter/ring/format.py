@@ -1,4 +1,4 @@
-"""Positions and meanings of the words in a ring file."""
+"""The positions and meanings of the words in a ring file."""
 
 import enum
 from typing import Final
@@ -41,30 +41,31 @@ VERSION: Final = 2
 HEADER_BYTES: Final = 4096
 LANE_TABLE: Final = 64
 TROUBLE: Final = 2048
-"""Offset of the agent's delivery reports (`RingFile.report`): their length, then up to TROUBLE_BYTES bytes of UTF-8."""
+"""Offset of the agent's delivery reports (`RingFile.report`): the length, then up to TROUBLE_BYTES bytes of UTF-8."""
 TROUBLE_BYTES: Final = 1024
 DISK_REPORT: Final = 3640
-"""Offset of the agent's disk report (`RingFile.report_disk`): its length, then up to DISK_REPORT_BYTES bytes of UTF-8."""
+"""Offset of the agent's disk report (`RingFile.report_disk`): the length, then up to DISK_REPORT_BYTES bytes of UTF-8."""
 DISK_REPORT_BYTES: Final = 440
 LOG_DURATIONS: Final = 3200
-"""Offset of the durations of log calls: for each `LogPath`, the sum in nanoseconds, then DURATION_BUCKETS bucket counts."""
+"""Offset of the log call durations. Each `LogPath` has their sum in nanoseconds, followed by DURATION_BUCKETS bucket counts."""
 SHORTEST_DURATION_BITS: Final = 6
 DURATION_BUCKETS: Final = 26
-"""Number of duration buckets. Bucket i counts durations above ``2 ** (i + 5)`` and up to ``2 ** (i + 6)`` ns. The first bucket
-has no lower bound, and the last bucket has no upper bound."""
+"""Number of duration buckets. Bucket i counts durations in ``(2 ** (i + 5), 2 ** (i + 6)]`` ns. The first bucket has no lower
+bound, and the last bucket has no upper bound."""
 LANE_HEADER_BYTES: Final = 128
 MAX_LANES: Final = 64
 
 LAYOUT_BITS: Final = 16
 POSITION_SHIFT: Final = 13
-"""Shift of the position in a mark, ``position << 13 | layout``. Positions are multiples of 8, so the low 16 bits are free."""
+"""Number of bits by which a mark shifts the position: ``position << 13 | layout``. Positions are multiples of 8, so the low 16
+bits are free for the layout."""
 WRAP: Final = 0xFFFF
 SKIP: Final = 0xFFFE
 MAX_LAYOUT: Final = 0xFFFD
 
 AUTOMATIC_STEPS: Final = 0x5A7E_9000_0000_0000
-"""First automatic step of a resumed process, for rows that are logged without a step. The agent replaces it with the step after
-the last known step."""
+"""First of the placeholder steps that a resumed process gives to rows logged without a step. The agent replaces them with the
+steps that follow the last known step."""
 AUTOMATIC_STEPS_END: Final = AUTOMATIC_STEPS + (1 << 44)
 
 PENDING: Final = 0x7FF7_A5C3_5A3C_C3A5
@@ -72,7 +73,7 @@ LOST: Final = 0x7FF7_A5C3_5A3C_105D
 
 
 class HeaderWord(enum.IntEnum):
-    """Word indices in the file's header. The agent writes the words from AGENT_PID on, and the writer writes the others."""
+    """Indices of the words in the file's header. The agent writes the words from AGENT_PID on, and the writer writes the rest."""
 
     MAGIC = 0
     VERSION = 1
@@ -85,45 +86,45 @@ class HeaderWord(enum.IntEnum):
     SIGTERM = 8
     """Time when the writer received SIGTERM, or 0."""
     FLUSH_REQUESTS = 9
-    """Number of flushes that the writer has requested, incremented after each lane's `LaneWord.FLUSH` has been stored."""
+    """Number of flushes that the writer has requested. The writer first stores `LaneWord.FLUSH` in all lanes."""
     AGENT_PID = 16
     PENDING_REQUESTS = 17
-    """Number of requests in the spool that an online destination has neither accepted nor rejected yet."""
+    """Number of spooled requests that at least one online destination has neither accepted nor rejected yet."""
     STALLED = 18
-    """1 while a destination is unreachable and waiting for it is pointless. `RingFile.trouble` gives the reason."""
+    """1 while a destination is unreachable, so that waiting for delivery is pointless. `RingFile.trouble` gives the reason."""
     QUARANTINED_ITEMS = 20
     """Number of points and events that a receiver has rejected permanently."""
     ENDED = 19
-    """1 once all of the writer's data is in the spool, including the event that reports the writer's end."""
+    """1 once all of the writer's data is in the spool, including the event that marks its end."""
     FLUSHED = 21
-    """Number of the last completed flush request. All data recorded before the request is delivered (offline: spooled)."""
+    """Number of the last completed flush request. All data recorded before the request was delivered (offline: spooled)."""
     PULSE = 24
     """Time of the agent's last heartbeat, in nanoseconds of the machine's monotonic clock; 0 before the first heartbeat."""
     DISK_REPORTS = 25
     """Number of times that `RingFile.disk_report` has changed."""
     LAST_STEP = 28
-    """Highest step that the agent has read, excluding automatic steps, plus 1; 0 if it has read no step of 0 or more."""
+    """Highest non-negative step that the agent has read, plus 1; 0 if there is none. Automatic steps are not included."""
     LAST_AUTOMATIC = 29
-    """Highest automatic step that the agent has read, minus AUTOMATIC_STEPS, plus 1; 0 if it has read none."""
+    """Number of automatic steps up to the highest one that the agent has read, or 0 if it has read none."""
     SPOOL_LOSSES = 32
-    """First of the counters of lost items. There is one counter for each `SpoolLoss`."""
+    """First counter of lost items. There is one counter for each `SpoolLoss`."""
 
 
 class LaneWord(enum.IntEnum):
-    """Word indices in a lane's header. The agent writes TAIL, and the writer writes the others."""
+    """Indices of the words in a lane's header. The agent writes TAIL, and the writer writes the others."""
 
     TAIL = 0
-    """Position up to which rows are in the spool. Their space in the lane is free."""
+    """Position up to which the rows are in the spool. The writer may overwrite these rows."""
     HEAD = 1
-    """Position after the last row. The writer stores it on finishing, so that the reader can detect that it read every row."""
+    """Position after the last row. The writer stores it when it finishes, so the reader can verify that it read every row."""
     DROPS = 2
-    """First of the counters of dropped points. There is one counter for each `Drop`."""
+    """First counter of dropped points. There is one counter for each `Drop`."""
     FLUSH = 15
-    """Position up to which the last flush request asks for delivery."""
+    """Position up to which the last flush request covers the rows."""
 
 
 class Drop(enum.IntEnum):
-    """Reason why a logged value could not be recorded. The counters count points: the values of a row, without its step."""
+    """Reason why a logged value could not be recorded. Each value of a row counts as one point. The step does not count."""
 
     RING_FULL = 0
     UNSUPPORTED_VALUE = 1
@@ -137,7 +138,7 @@ class Drop(enum.IntEnum):
 
 
 class SpoolLoss(enum.IntEnum):
-    """Reason why a recorded item will not arrive. The counters cover all processes of the run on this node."""
+    """Reason why a recorded item cannot be delivered. The counters cover all of the run's processes on this node."""
 
     SPOOL_FULL_SYSTEM = 0
     SPOOL_FULL_MEDIA = 1
@@ -145,7 +146,7 @@ class SpoolLoss(enum.IntEnum):
     DAMAGED = 3
     """The item could not be read back from the disk."""
     REFUSED = 4
-    """A receiver rejected these items but accepted the rest of the request."""
+    """A receiver rejected the item but accepted other items of the same request."""
     TEXT_TOO_LARGE = 5
     TABLE_TOO_LARGE = 6
     IMAGE_TOO_LARGE = 7
@@ -155,7 +156,7 @@ class SpoolLoss(enum.IntEnum):
 
 
 class State(enum.IntEnum):
-    """State of the writer. A dead writer in state OPEN has crashed or, if it had received SIGTERM, was preempted."""
+    """State of the writer. A writer that ended in state OPEN has crashed, or was preempted if it had received SIGTERM."""
 
     OPEN = 0
     FINISHED = 1
@@ -164,10 +165,10 @@ class State(enum.IntEnum):
 
 
 class LogPath(enum.IntEnum):
-    """Path that a log call takes through the code."""
+    """Code path of a log call."""
 
     DIRECT = 0
-    """A single C call, for a known row of plain numbers. One call in 64 is timed."""
+    """A call to a specialized writer, for plain numbers with known keys and types. One call in 64 is timed."""
     GENERAL = 1
     """A call to `Recorder.log`. Every call is timed."""
 
@@ -176,6 +177,6 @@ class EntryKind(enum.IntEnum):
     """Kind of a dictionary entry."""
 
     VOID = 0
-    """Empty entry, left behind when writing the entry was interrupted."""
+    """Entry without content, left behind by an interrupted write."""
     METADATA = 1
     LAYOUT = 2

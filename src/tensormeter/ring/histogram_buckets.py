@@ -1,13 +1,13 @@
-"""Distributions in the ring: their buckets, and the order of the counts in a row.
+"""The representation of distributions in the ring: their buckets, and the order of the counts in a row.
 
-A distribution consists of two columns of one stream. The first column holds the counts of all bins of a table as int32, two per
-word, in the order ``-Inf | negative buckets, largest magnitude first | zero | positive buckets | +Inf | NaN``. The second
-column holds three float64 words: sum, minimum and maximum. They are NaN if any value is NaN or infinite.
+A distribution takes two columns, which have the same stream. The first column holds the counts of a table's bins as int32, two
+per word, in the order ``-Inf | negative buckets, largest magnitude first | zero | positive buckets | +Inf | NaN``. The second
+column holds the sum, minimum and maximum as three float64 words. All three are NaN if any value is NaN or infinite.
 The buckets are OpenTelemetry's exponential buckets. Bucket i at scale s is ``(2 ** (i / 2**s), 2 ** ((i + 1) / 2**s)]``. The
 negative buckets count the magnitudes of negative values.
 
-A precomputed histogram with k explicit buckets is a single column with the code `EXPLICIT`. It has 2k + 1 words: k + 1 edges as
-float64, then k counts as int64. The edges are part of the row because they may change with every call.
+A precomputed histogram with k explicit buckets is a single column with the code `EXPLICIT`. It takes 2k + 1 words: k + 1 edges
+as float64, followed by k counts as int64. The edges are part of the row because they may differ between calls.
 """
 
 import math
@@ -18,22 +18,22 @@ from typing import Final
 __all__ = ["DOUBLE", "EXPLICIT", "KIND", "MAX_BUCKETS", "SINGLE", "STATISTICS_WORDS", "TABLES", "Table"]
 
 KIND: Final = "distribution"
-"""Kind of streams that hold distributions."""
+"""Kind of a stream that holds distributions."""
 
 EXPLICIT: Final = "B"
-"""Code of a column that holds edges and counts."""
+"""Code of a column that holds the edges and counts of a precomputed histogram."""
 
 STATISTICS_WORDS: Final = 3
 
 MAX_BUCKETS: Final = 160
-"""Maximum number of buckets on each side of a delivered histogram, which is the OpenTelemetry SDK's default."""
+"""Maximum number of buckets on each side of a delivered histogram: the OpenTelemetry SDK's default."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The bins that count the values of a floating-point format.
+    """The bins for counting the values of a floating-point format.
 
-    A bound is the largest number of the format that does not exceed the power of two that it represents. Counting is exact: for
+    Bound i is the largest number of the format that does not exceed ``2 ** (i / 2**scale)``. This makes counting exact: for
     every number x of the format, ``x > bound`` if and only if ``x > 2 ** (i / 2**scale)``.
 
     Attributes:
@@ -41,7 +41,7 @@ class Table:
         scale: Scale of the buckets.
         lowest: Exponent of the zero threshold. Values with a magnitude up to ``2 ** lowest`` count as zero.
         highest: Exponent of the smallest power of two above the format's largest finite number.
-        fraction_bits: Number of fraction bits of the format.
+        fraction_bits: Number of fraction bits in the format.
     """
 
     code: str
@@ -57,12 +57,12 @@ class Table:
 
     @property
     def bins(self) -> int:
-        """Number of bins for both sides, zero, the two infinities and NaN."""
+        """Total number of bins: the buckets of both sides, and one bin each for zero, the two infinities and NaN."""
         return 2 * self.buckets + 4
 
     @property
     def words(self) -> int:
-        """Number of words in the counts column. The number of bins is even."""
+        """Number of words in the counts column, which holds two bins per word. The number of bins is always even."""
         return self.bins // 2
 
     @property
@@ -77,7 +77,7 @@ class Table:
 
     @property
     def bias(self) -> int:
-        """Bias of the format's exponents."""
+        """Exponent bias of the format."""
         return self.highest - 1
 
     @property
@@ -87,21 +87,21 @@ class Table:
 
     @cached_property
     def fractions(self) -> tuple[int, ...]:
-        """Fraction bits of the bounds in each octave: for each r, those of ``2 ** (r / 2**scale)``, rounded down."""
+        """Fraction bits of ``2 ** (r / 2**scale)``, rounded down, for each r from 0 to ``2**scale - 1``."""
         return tuple(_root(r, self.scale, self.fraction_bits) for r in range(1 << self.scale))
 
 
 SINGLE: Final = Table("E", scale=3, lowest=-64, highest=128, fraction_bits=23)
-"""Table for float32 and formats that float32 represents exactly: 3,076 bins, 12 KiB."""
+"""Table for float32 and for formats that float32 represents exactly. It has 3,076 bins, which take 12 KiB."""
 
 DOUBLE: Final = Table("F", scale=2, lowest=-64, highest=1024, fraction_bits=52)
-"""Table for float64 and for 32-bit and 64-bit integers: 8,708 bins, 34 KiB."""
+"""Table for float64 and for 32-bit and 64-bit integers. It has 8,708 bins, which take 34 KiB."""
 
 TABLES: Final = {table.code: table for table in (SINGLE, DOUBLE)}
 
 
 def _root(r: int, scale: int, fraction_bits: int) -> int:
-    """Compute the fraction bits of ``2 ** (r / 2**scale)``, rounded down, in exact arithmetic.
+    """Compute the fraction bits of ``2 ** (r / 2**scale)``, rounded down, with exact integer arithmetic.
 
     Taking the integer square root `scale` times gives the integer root of degree ``2**scale``.
     """

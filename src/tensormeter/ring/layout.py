@@ -10,7 +10,7 @@ __all__ = ["Column", "Layout", "Stream", "row_bytes"]
 
 @dataclass(frozen=True)
 class Stream:
-    """A metric with one attribute set, which OpenTelemetry's data model calls a metric stream.
+    """A metric with one attribute set. OpenTelemetry's data model calls this a metric stream.
 
     Attributes:
         name: Name of the metric.
@@ -21,7 +21,8 @@ class Stream:
         description: Description of the metric, or "".
         attributes: Attributes as (key, value) pairs; the values are JSON values.
         scope: Instrumentation scope as (name, version, schema URL, attributes as pairs), or () for tensormeter's own scope.
-        bounds: Bucket bounds of a `histogram`, or (maximum number of buckets per side, maximum scale) of an `exponential` one.
+        bounds: Bucket bounds of a `histogram` stream, or (maximum number of buckets per side, maximum scale) of an
+            `exponential` stream.
         record_min_max: Whether the points of a histogram have a minimum and a maximum.
     """
 
@@ -35,7 +36,7 @@ class Stream:
     record_min_max: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """Return the stream as a JSON object, without fields that have their default values."""
+        """Return the stream as a JSON object. Omit fields with default values."""
         return {"name": self.name} | {
             field.name: value
             for field in fields(self)
@@ -50,10 +51,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a row, which holds one value or one part of a distribution.
+    """A column of a row. It holds one value or one part of a distribution.
 
     Attributes:
-        stream: Stream that the column belongs to.
+        stream: Stream of the column's values.
         code: Code of the storage format (see `tensormeter.ring`).
         words: Number of words in the column.
     """
@@ -69,8 +70,8 @@ class Layout:
 
     Attributes:
         id: Number of the layout, from 1 to MAX_LAYOUT, stored in the low 16 bits of the mark.
-        columns: Columns in the order of their words.
-        stepped: Whether rows have a step. Rows from instruments do not.
+        columns: Columns, in the order of their words in a row.
+        stepped: Whether the rows have a step. Rows from instruments have none.
     """
 
     id: int
@@ -98,7 +99,7 @@ class Layout:
         return row_bytes(sum(column.words for column in self.columns))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the layout as a JSON object. It is compact because the dictionary is small: a plain gauge is just its name."""
+        """Return the layout as a JSON object. To save space in the dictionary, it represents a plain gauge only by its name."""
         streams = [column.stream.to_json() for column in self.columns]
         entry: dict[str, Any] = {
             "id": self.id,
@@ -126,5 +127,5 @@ def row_bytes(words: int) -> int:
 
 
 def _tuples(value: Any) -> Any:
-    """Convert lists to tuples at every depth, so that a stream is hashable."""
+    """Convert a list and all nested lists to tuples, so that a stream is hashable."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
