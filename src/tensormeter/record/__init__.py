@@ -1,1 +1,1 @@
-"""The recorder: the code that runs in the training process on every log call."""
+"""The recorder: the code that runs in the training process during a log call."""

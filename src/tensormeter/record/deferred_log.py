@@ -1,10 +1,10 @@
-"""Records rows from inside compiled functions and CUDA graphs.
+"""Recording of rows from inside compiled functions and CUDA graphs.
 
-No Python code runs there, so the graph itself must write the rows. The device therefore holds a small ring buffer of rows and a
-counter of the rows written so far, which doubles as the ring's cursor. A write consists of plain tensor operations on these two
-tensors: `torch.compile` includes them in its graph, and a captured CUDA graph repeats them on each replay. Every quarter of a
-second, a log call outside the graph copies the ring and the counter to the host, in stream order and without waiting, and
-records the new rows.
+Python code does not run there, so the graph itself must write the rows. The device holds a small ring buffer of rows, and a
+count of the rows written so far, which also determines where the next row goes. A write consists of plain tensor operations on
+the ring buffer and the count. `torch.compile` includes these operations in its graph, and a captured CUDA graph repeats them on
+each replay. Four times a second, a log call outside the graph starts to copy the ring buffer and the count to the host, in
+stream order and without waiting. Once a copy is complete, a log call records the new rows.
 """
 
 import mmap
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 __all__ = ["DeferredLog"]
 
 _INTERVAL: Final = 0.25
-"""Minimum seconds between two copies that are started by log calls."""
+"""Minimum time in seconds between two copies that log calls start."""
 
 _TIMEOUT: Final = 5.0
-"""Maximum seconds to wait for the last copy at the end of the run."""
+"""Maximum time in seconds to wait for the last copies at the end of the run."""
 
 _NOT_COPIED: Final = -1
-"""Placeholder for the count in host memory until the device's count has been copied."""
+"""Placeholder in host memory for a row count that has not been copied from the device yet."""
 
 
 class DeferredLog:
-    """Records rows of a fixed set of metrics inside compiled functions and CUDA graphs.
+    """Records rows for a fixed set of metrics inside compiled functions and CUDA graphs.
 
-    `tensormeter.deferred_log` creates it, and only the thread that created it may use it. Call `write` inside the graph and the
-    other methods outside it. Copies to the host run on the thread's current stream. The writes must precede them in stream
-    order, as for any other use of a graph's results.
+    `tensormeter.deferred_log` creates the object, and only the thread that created it may use it. Call `write` inside the
+    graph, and the other methods outside of it. Copies to the host run on the thread's current stream. As with any use of a
+    graph's results, this stream must wait for the graph.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class DeferredLog:
         Args:
             recorder: Recorder of this process, or None to record nothing.
             names: Metric names, without duplicates.
-            capacity: Number of rows in the device's ring, at least 1.
-            device: Device of the values. None means CUDA if available, otherwise the CPU.
+            capacity: Number of rows that the ring buffer on the device can hold, at least 1.
+            device: Device of the values. None selects CUDA if it is available, otherwise the CPU.
             first_step: Step of the first row.
 
         Raises:
@@ -81,7 +81,7 @@ class DeferredLog:
         self._first_step = first_step
         self._owner = threading.get_ident()
         self._collecting = threading.Lock()
-        self._recorded = 0  # rows that have been recorded or counted as lost
+        self._recorded = 0  # number of rows that have been recorded or counted as lost
         self._copying: _Copy | None = None
         self._next_copy = 0.0
         with torch.inference_mode(mode=False):
@@ -95,12 +95,12 @@ class DeferredLog:
             recorder.add_periodic_task(self._collect_if_due, at_close=self._finish)
 
     def write(self, values: "Mapping[str, torch.Tensor]") -> None:
-        """Record one row. May be called from a compiled function, or while a CUDA graph is captured.
+        """Record one row. Compiled functions may call this method, and so may code that captures a CUDA graph.
 
-        The write reads nothing back to the host and does not wait. A captured graph repeats it on each replay.
+        The method never waits for the device. A captured graph repeats the write on each replay.
 
         Args:
-            values: One-element tensors on the device by name, one for each name passed to the constructor.
+            values: One-element tensors on the device, one for each name that was passed to the constructor.
 
         Raises:
             UsageError: The names differ from those passed to the constructor, or a value is not a tensor.
@@ -119,10 +119,10 @@ class DeferredLog:
         self._count.add_(1)
 
     def flush(self) -> None:
-        """Start copying the rows written so far, and record the rows that have already been copied. Never waits.
+        """Start to copy the rows written so far, and record the rows that have already been copied. Never waits.
 
-        Log calls do the same four times a second. It also happens one last time at the end of the run.
-        Does nothing while a CUDA graph is being captured.
+        Log calls do this automatically four times a second, and so does the end of the run.
+        While a CUDA graph is being captured, this method does nothing.
         """
         self._collect(at_once=True)
 
@@ -132,7 +132,7 @@ class DeferredLog:
     def _collect(self, *, at_once: bool) -> None:
         if self._recorder is None or threading.get_ident() != self._owner:
             return
-        if not self._collecting.acquire(blocking=False):  # re-entered by `recorder.log` below, or by a signal handler
+        if not self._collecting.acquire(blocking=False):  # called again by `recorder.log` below, or by a signal handler
             return
         try:
             if self._capturing():
@@ -142,7 +142,7 @@ class DeferredLog:
                 self._next_copy = time.monotonic() + _INTERVAL
                 self._copying = self._copies.begin()
                 self._record_copied_rows()
-        except Exception as error:  # a device error, which the program's own calls will also raise
+        except Exception as error:  # a device error, which the program's own CUDA calls will also raise
             self._copying = None
             self._recorder.count_lost(
                 Drop.DEVICE_UNFINISHED, 1, "deferred_log: cannot copy rows from the device: %s", error
@@ -151,10 +151,10 @@ class DeferredLog:
             self._collecting.release()
 
     def _finish(self) -> None:
-        """Copy the remaining rows at the end of the run, waiting up to 5 seconds. No copy starts afterwards."""
+        """Copy and record the remaining rows at the end of the run. Waits up to 5 seconds. No copy may start afterwards."""
         deadline, pause = time.monotonic() + _TIMEOUT, threading.Event()
         self._owner = threading.get_ident()
-        for _ in range(2):  # the copy in progress, then a copy of all remaining rows
+        for _ in range(2):  # first finish the copy in progress, then copy all remaining rows
             self._collect(at_once=True)
             while self._copying is not None and time.monotonic() < deadline:
                 pause.wait(0.001)
@@ -202,8 +202,8 @@ class _Copy(NamedTuple):
     """A copy in progress.
 
     Attributes:
-        read: Function that returns None until the copy is complete, then the count and a function that maps a row's index to
-            its values.
+        read: Function that returns None until the copy is complete. Then it returns the row count, and a function that returns
+            the values of the row at an index.
     """
 
     read: Callable[[], "tuple[int, Callable[[int], list[float]]] | None"]
@@ -217,7 +217,7 @@ def _copies(rows: "torch.Tensor", count: "torch.Tensor") -> "_Copies":
 
 
 class _Copies:
-    """Copies a device's ring to the host, one copy at a time. An event signals that a copy is complete."""
+    """Copies the ring buffer from the device to the host, one copy at a time. An event signals that a copy is complete."""
 
     def __init__(self, rows: "torch.Tensor", count: "torch.Tensor") -> None:
         self._device = (rows, count)
@@ -234,13 +234,13 @@ class _Copies:
         )
 
     def close(self) -> None:
-        """Release the memory. No copy may begin afterwards."""
+        """Release the host memory. No copy may begin afterwards."""
 
 
 class _Locked(_Copies):
-    """Copies a device's ring into page-locked memory. A copy is complete when the count, which is copied last, has arrived.
+    """Copies the ring buffer from the device to page-locked memory. The count is copied last, so its arrival completes a copy.
 
-    This needs no event, which would disturb a CUDA graph capture in another thread.
+    No event is used, because an event would disturb a CUDA graph capture in another thread.
     """
 
     def __init__(self, rows: "torch.Tensor", count: "torch.Tensor") -> None:
@@ -271,7 +271,7 @@ class _Locked(_Copies):
 
         def read() -> tuple[int, Callable[[int], list[float]]] | None:
             nonlocal has_arrived
-            # One call detects the count and the next call reads the rows. Within one call, arm64 could reorder the reads.
+            # One call detects the new count, and the next call reads the rows. On arm64, one call might reorder these reads.
             if not has_arrived:
                 has_arrived = self._words[-1] != _NOT_COPIED
                 return None

@@ -1,7 +1,8 @@
-"""Keeps `torch.compile` out of the recorder.
+"""Exclusion of the recorder from `torch.compile`.
 
-A log call inside a compiled function is a graph break: the graph ends before the call, the call runs as usual, and another
-graph begins after it. Without this module, dynamo would trace into the call, break somewhere inside, and compile the pieces.
+A log call inside a compiled function causes a graph break: the graph ends before the call, the call runs uncompiled, and a new
+graph begins after it. Without this module, dynamo would trace into the call, break the graph somewhere inside, and compile the
+pieces.
 """
 
 import sys
@@ -16,12 +17,12 @@ _PACKAGE: Final = str(Path(__file__).parents[1])
 
 
 def break_graph(function: Callable[..., Any]) -> None:
-    """Mark a function so that dynamo does not trace it. `torch.compiler.disable` does the same, but adds a wrapper."""
+    """Mark a function so that dynamo does not trace it. `torch.compiler.disable` has the same effect, but adds a wrapper."""
     function._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def trace_into(function: Callable[..., Any]) -> None:
-    """Let dynamo trace a function of this package. Dynamo decides by file name, so the function gets a different one."""
+    """Let dynamo trace a function of this package. Dynamo skips files by name, so this changes the function's file name."""
     assert isinstance(function, FunctionType)
     function.__code__ = function.__code__.replace(co_filename=f"<{function.__module__}>")
 
@@ -29,7 +30,7 @@ def trace_into(function: Callable[..., Any]) -> None:
 def skip_own_files() -> bool:
     """Make dynamo run this package's functions without tracing them, if dynamo is loaded.
 
-    If dynamo is loaded during the run and the next log call is inside a compiled function, dynamo traces that one call. It logs
+    If dynamo is first loaded during a run, it may still trace the next log call inside a compiled function. It then logs
     warnings, but the recorded values are correct.
 
     Returns:

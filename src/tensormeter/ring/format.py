@@ -73,7 +73,7 @@ LOST: Final = 0x7FF7_A5C3_5A3C_105D
 
 
 class HeaderWord(enum.IntEnum):
-    """Indices of the words in the file's header. The agent writes the words from AGENT_PID on, and the writer writes the rest."""
+    """Indices of the words in the file's header. The agent writes AGENT_PID and later words. The writer writes the others."""
 
     MAGIC = 0
     VERSION = 1
@@ -170,7 +170,7 @@ class LogPath(enum.IntEnum):
     DIRECT = 0
     """A call to a specialized writer, for plain numbers with known keys and types. One call in 64 is timed."""
     GENERAL = 1
-    """A call to `Recorder.log`. Every call is timed."""
+    """A call to `Recorder.log` or to a writer for device values. Every call is timed."""
 
 
 class EntryKind(enum.IntEnum):

@@ -1,1 +1,1 @@
-"""Copies device values to the host without waiting for the device."""
+"""Copying of device values to the host without waiting for the device."""

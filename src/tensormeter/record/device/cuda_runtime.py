@@ -1,6 +1,6 @@
-"""Functions of the CUDA runtime that torch does not expose.
+"""Access to CUDA runtime functions that torch does not expose.
 
-Callers also work if the runtime cannot be found, as with static builds or ROCm.
+Callers must also work if the runtime cannot be found, as in static builds or with ROCm.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ _CAPTURE_RELAXED: Final = 2
 
 @cache
 def cuda_runtime() -> ctypes.CDLL | None:
-    """Return the runtime library that torch has loaded, or None. Another copy of the library would have separate state."""
+    """Return the CUDA runtime library that torch has loaded, or None. Another copy of the library would have separate state."""
     import torch
 
     major = (torch.version.cuda or "").partition(".")[0]
@@ -34,7 +34,8 @@ def cuda_runtime() -> ctypes.CDLL | None:
 def unseen_by_captures() -> Iterator[None]:
     """Let this thread register memory or query events while another thread captures a CUDA graph.
 
-    Without this context manager, such a call fails and invalidates the other thread's capture. It takes about 2 microseconds.
+    Without this context manager, such a call would fail and invalidate the other thread's capture. The context manager takes
+    about 2 microseconds.
     """
     runtime, mode = cuda_runtime(), ctypes.c_int(_CAPTURE_RELAXED)
     if runtime is None:
@@ -48,7 +49,7 @@ def unseen_by_captures() -> Iterator[None]:
 
 
 def clear_error() -> None:
-    """Clear the error of a failed call. Otherwise, the next kernel launch would report it, even if the launch is unrelated."""
+    """Clear the error that a failed call has left behind. Otherwise, the next kernel launch would report this error."""
     runtime = cuda_runtime()
     if runtime is not None:
         runtime.cudaGetLastError()

@@ -1,18 +1,18 @@
-"""Copies device values asynchronously, in stream order, into the page-locked ring.
+"""Asynchronous copies of device values into the page-locked ring, in stream order.
 
-The ring's pages are registered with CUDA once, so that a device can store into them while the CPU continues.
+The ring's pages are registered with CUDA once, so that a device can store values in them while the CPU continues.
 Values from a CUDA device then take one of these paths, on the caller's current stream:
 
-- One launch: one kernel per dtype (and per 64 values, see `gather`) gathers the values as float64 directly into the row. This
-  path is used only if a trial at the device's first use has shown that it works (see `MappedRing`).
-- Two launches: the same kernels gather the values into device memory, and one copy moves them into the row.
+- One launch: one kernel per dtype (and per 64 values, see `gather`) converts the values to float64 and stores them directly in
+  the row. This path is used only if a trial at the device's first use has shown that it works (see `MappedRing`).
+- Two launches: the same kernels gather the values in device memory, and one copy moves them into the row.
 
-Stream order makes the row a snapshot, because later changes to the tensors happen after the copy.
-The reader detects in memory that a row is complete: its words hold `PENDING` until the device has overwritten them with values.
-No event is recorded or polled, and nothing waits.
+Later changes to a tensor come after the copy in stream order, so the row is a snapshot.
+Each word of the row holds `PENDING` until the device overwrites it with a value. The reader can therefore detect that a row is
+complete just by reading memory. No event is recorded or polled, and nothing waits.
 
-Apple and Intel devices are read using events (`EventCopies`), and so are CUDA devices if the ring cannot be
-page-locked, for example because it is on a disk. Other values that become available later are polled (`PendingValues`).
+Values from Apple and Intel devices are copied with events (`EventCopies`). So are values from CUDA devices if the ring cannot
+be page-locked, for example because it is on a disk. Log calls poll other values that become available later (`PendingValues`).
 """
 
 import threading
@@ -36,20 +36,20 @@ __all__ = ["DeviceCopies", "place"]
 
 
 def place(value: DeviceValue | Deferred) -> tuple[int, int]:
-    """Return the sort key that orders a row's values for `DeviceCopies.copy`: first by device, then by dtype."""
+    """Return a sort key that orders a row's values for `DeviceCopies.copy`: first by device, then by dtype."""
     if isinstance(value, Deferred):
         return -2, 0
-    return value.tensor.get_device(), dtype_order(value.tensor)  # a process uses only one type of device
+    return value.tensor.get_device(), dtype_order(value.tensor)  # a process uses only one device type
 
 
 class DeviceCopies:
     """Copies device values into one ring.
 
-    As thread-safe as the ring's lanes, because each call changes only its own row.
+    Threads may use it at the same time if they write to different lanes, because each call changes only its own row.
     A forked child process must not use it. Such a process cannot use CUDA either.
 
     Attributes:
-        pending: Pending values, which log calls must poll because no device stores them.
+        pending: Pending values that log calls must poll, because devices do not store these values themselves.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class DeviceCopies:
         """
         Args:
             ring: Ring that this process has created.
-            on_failure: Function that receives the error of a polled value that will never arrive.
-            on_pending: Function that is called whenever a value is added to `pending`.
-            on_detour: Function that receives the reason why CUDA devices are read using events.
-            one_launch: Whether devices may store directly into the ring if a trial shows that this works.
+            on_failure: Callback that receives the error when a polled value cannot be delivered.
+            on_pending: Callback that is called whenever a value is added to `pending`.
+            on_detour: Callback that receives the reason if values from a CUDA device must be copied with events.
+            one_launch: Whether devices may store values directly in the ring if a trial shows that this works.
         """
         self.pending = PendingValues(ring, on_failure, on_pending)
         self._events = EventCopies(self.pending)
@@ -85,7 +85,7 @@ class DeviceCopies:
 
     @property
     def paths(self) -> dict[str, str]:
-        """Path of values from each CUDA device in use: `one launch`, `two launches (REASON)` or `events (REASON)`."""
+        """Copy path for each CUDA device in use: `one launch`, `two launches (REASON)` or `events (REASON)`."""
         detours = {str(device): f"events ({self._failure})" for device in self._detours.copy()}
         return detours | {
             str(device): "one launch" if mapped.view is not None else f"two launches (trial: {mapped.verdict})"
@@ -93,7 +93,7 @@ class DeviceCopies:
         }
 
     def prepare(self, tensor: "torch.Tensor") -> None:
-        """Check that a tensor's value can be copied, and prepare its device at the first use.
+        """Check that a tensor's value can be copied, and prepare the tensor's device when it is first used.
 
         Raises:
             Refused: Values cannot be copied from this device, or a CUDA graph is being captured.
@@ -117,10 +117,10 @@ class DeviceCopies:
                 self._begin(device)
 
     def copy(self, word: int, values: Sequence[DeviceValue | Deferred]) -> None:
-        """Launch the copies of values into consecutive words of the ring. Never waits.
+        """Launch copies of values into consecutive words of the ring. Never waits.
 
         Args:
-            word: Index of the first word. All of the words hold PENDING.
+            word: Index of the first word. All of the words must hold PENDING.
             values: Tensors on prepared devices and deferred values, sorted by `place`.
 
         Raises:
@@ -139,12 +139,13 @@ class DeviceCopies:
     def copy_distributions(
         self, counts_at: int, statistics_at: int, counted: Sequence[tuple["torch.Tensor", "torch.Tensor"]]
     ) -> None:
-        """Launch the copies of distributions on the current streams: first all counts, then all statistics. Never waits.
+        """Launch copies of distributions on the current streams: first of all counts, then of all statistics. Never waits.
 
         Args:
             counts_at: Index of the first word for counts.
-            statistics_at: Index of the first word for statistics. All of these words hold PENDING.
-            counted: Counts and statistics on prepared devices. Each tensor is contiguous and has a multiple of 8 bytes.
+            statistics_at: Index of the first word for statistics. All of these words must hold PENDING.
+            counted: Counts and statistics on prepared devices. Each tensor must be contiguous, and its size must be a multiple
+                of 8 bytes.
 
         Raises:
             Exception: A device reported an error.
@@ -162,7 +163,7 @@ class DeviceCopies:
             self.copy_words(word, statistics)
 
     def copy_words(self, word: int, words: "torch.Tensor") -> None:
-        """Launch the copy of a whole tensor from a CUDA device. Never waits."""
+        """Launch a copy of a whole tensor from a CUDA device to consecutive words of the ring. Never waits."""
         import torch
 
         assert self._host is not None
@@ -170,28 +171,28 @@ class DeviceCopies:
         self._host[word : word + len(flat)].copy_(flat, non_blocking=True)
 
     def give_up(self, word: int, number: int) -> None:
-        """Mark the values of a failed `copy` that have not arrived as lost."""
+        """Mark values as lost if they have not arrived. Call this method after `copy` has failed."""
         self._gave_up = True
         for index in range(word, word + number):
             if self._words[index] == PENDING:
                 self._words[index] = LOST
 
     def close(self) -> None:
-        """Stop copying. Copies that have been launched still arrive. Afterwards, `unlock_retired` may release the memory."""
+        """Stop copying. Copies that have already been launched still complete. `unlock_retired` can release the memory later."""
         if self._host is not None:
             retire(self._host, self._is_quiet)
         for mapped in self._mapped.values():
             mapped.retire()
 
     def _is_quiet(self) -> bool:
-        """Return whether all launched copies have been stored in the ring."""
+        """Return whether the values of all launched copies have arrived in the ring."""
         import torch
 
         assert self._host is not None
         return not self._gave_up and not bool((self._host.view(torch.int64) == PENDING).any())
 
     def is_settled(self, values: Iterable[object]) -> bool:
-        """Return whether the values are plain tensors on one CUDA device whose trial has ended."""
+        """Return whether all values are plain tensors on the same CUDA device, and the trial on this device has ended."""
         if not self._mapped:  # torch may not be installed
             return False
         import torch
@@ -201,10 +202,10 @@ class DeviceCopies:
         return mapped is not None and mapped.verdict != "running"
 
     def copy_tensors(self, word: int, device: "torch.device", tensors: Sequence["torch.Tensor"]) -> None:
-        """Launch the copies of tensors on one device, like `copy`. Tensors of the same dtype must be adjacent."""
+        """Launch copies of tensors from one device, like `copy`. Tensors of the same dtype must be adjacent."""
         import torch
 
-        with NoGradients():  # a loss that requires grad must not add the ring to its graph
+        with NoGradients():  # a loss that requires grad must not add the ring to its autograd graph
             mapped = self._mapped.get(device)
             if mapped is None and device.type in EVENT_DEVICES:
                 self._events.copy(word, tensors)
@@ -225,7 +226,7 @@ class DeviceCopies:
         return device not in self._mapped and (device.type in EVENT_DEVICES or self._host is None)
 
     def _begin(self, device: "torch.device") -> None:
-        """Page-lock the ring at the first use of any CUDA device, and start this device's trial."""
+        """Page-lock the ring if this is the first CUDA device, and start the trial on this device."""
         if self._host is None and self._failure is None:
             self._page_lock(device)
         if self._failure is not None:

@@ -1,7 +1,8 @@
-"""Copies from devices that cannot store into the ring: Apple (mps), Intel (xpu), and CUDA if the ring cannot be page-locked.
+"""Copies from devices that cannot store values in the ring themselves.
 
-Each dtype needs two launches: `torch.stack` and a non-blocking copy to the host. Then an event is recorded, and later log calls
-query it. The row is therefore not delivered until a later log call or `finish`.
+These are Apple devices (mps), Intel devices (xpu), and CUDA devices if the ring cannot be page-locked. Each dtype needs two
+launches: `torch.stack` and a non-blocking copy to the host. An event is recorded after the copies, and later log calls query
+it. The row can therefore be delivered only after a later log call or `finish`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,19 +20,19 @@ if TYPE_CHECKING:
 __all__ = ["EVENT_DEVICES", "Event", "EventCopies", "copy_to_host", "record_event"]
 
 EVENT_DEVICES: Final = ("mps", "xpu")
-"""Types of devices that are always read using events."""
+"""Device types whose values are always copied with events."""
 
 
 class Event(Protocol):
     """A point in a device's stream."""
 
     def query(self) -> bool:
-        """Return whether the device has reached the point. Does not wait."""
+        """Return whether the device has reached this point. Never waits."""
         ...
 
 
 def record_event(device: "torch.device") -> Event:
-    """Record an event at the end of a device's current stream."""
+    """Record an event on a device's current stream, after all work queued so far."""
     import torch
 
     if device.type == "cuda":
@@ -56,14 +57,14 @@ class _CaptureSafeEvent:
 
 
 def copy_to_host(tensor: "torch.Tensor") -> "torch.Tensor":
-    """Launch the copy of a tensor to the host. Never waits.
+    """Launch a copy of a tensor to the host. Never waits.
 
     Returns:
-        Tensor on the host. It holds the values once the device has reached an event that was recorded after the copy.
+        Tensor on the host. Its values are valid once the device has reached an event that was recorded after the copy.
     """
     import torch
 
-    # Only copies to page-locked memory are asynchronous, except on Apple devices, which share the host's memory.
+    # Only copies to page-locked memory are asynchronous. Apple devices share the host's memory and do not need it.
     pin = tensor.device.type in ("cuda", "xpu")
     with unseen_by_captures() if tensor.is_cuda else nullcontext():  # torch may have to allocate page-locked memory
         host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pin)
@@ -71,22 +72,22 @@ def copy_to_host(tensor: "torch.Tensor") -> "torch.Tensor":
 
 
 class EventCopies:
-    """Copies values into words of the ring by way of host tensors. Thread-safe."""
+    """Copies values to host tensors, and from there to words of the ring. Thread-safe."""
 
     def __init__(self, pending: PendingValues, record: Callable[["torch.device"], Event] = record_event) -> None:
         """
         Args:
-            pending: Pending values, which poll the events.
-            record: Function that records an event after a batch of copies.
+            pending: Pending values of the ring. Polling them also queries the events.
+            record: Function that records an event after a batch of copies to a device's current stream.
         """
         self._pending = pending
         self._record = record
 
     def copy(self, word: int, tensors: Sequence["torch.Tensor"]) -> None:
-        """Launch the copies of one-element tensors on one device. Never waits. Call it with grad mode off.
+        """Launch copies of one-element tensors from one device. Never waits. Grad mode must be off.
 
         Args:
-            word: Index of the first word. All of the words hold PENDING.
+            word: Index of the first word. All of the words must hold PENDING.
             tensors: One-element tensors. Tensors of the same dtype must be adjacent.
         """
         import torch
@@ -103,7 +104,7 @@ class EventCopies:
         self._pending.add(word, len(tensors), poll)
 
     def copy_gathered(self, word: int, values: "torch.Tensor") -> None:
-        """Launch the copy of a float tensor of shape (n,), like `copy`."""
+        """Launch a copy of a float tensor of shape (n,), like `copy`."""
         host, event = copy_to_host(values), self._record(values.device)
 
         def poll() -> list[float] | None:
@@ -115,12 +116,12 @@ class EventCopies:
     def copy_distributions(
         self, counts_at: int, counts: "torch.Tensor", statistics_at: int, statistics: "torch.Tensor"
     ) -> None:
-        """Launch the copies of distributions that one device has counted, like `copy`.
+        """Launch copies of distributions that one device has counted, like `copy`.
 
         Args:
-            counts_at: Index of the first word for counts. No reader uses the counts before the statistics have arrived.
+            counts_at: Index of the first word for counts. Readers do not use the counts until the statistics have arrived.
             counts: Contiguous int32 tensor with an even number of elements.
-            statistics_at: Index of the first word for statistics. All of these words hold PENDING.
+            statistics_at: Index of the first word for statistics. All of these words must hold PENDING.
             statistics: Contiguous tensor of floats.
         """
         host_counts, host_statistics = copy_to_host(counts), copy_to_host(statistics)

@@ -1,13 +1,14 @@
-"""Gathers one-element tensors on a device into consecutive words, in as few launches as torch's kernels allow.
+"""Gathering of one-element tensors on a device into consecutive words, in as few launches as torch's kernels allow.
 
-`torch._foreach_copy_` runs as one kernel, which also converts, if all sources have the same dtype and all tensors are dense, of
-the same shape and on one device. Otherwise, it silently makes a separate copy for each tensor. Sources are therefore gathered
-in runs of one dtype, as tensors of shape (). The kernel's arguments hold the addresses: 64 pairs per launch, or 448 if torch
-was built with CUDA 13. The number of launches for n values of one dtype is:
+`torch._foreach_copy_` runs as a single kernel, which also converts the values, under two conditions: all sources have the same
+dtype, and all tensors are dense, have the same shape and are on the same device. Otherwise, it silently makes a separate copy
+for each tensor. Sources are therefore reshaped to () and gathered in runs of the same dtype. The addresses are kernel
+arguments: 64 pairs of addresses per launch, or 448 if torch was built with CUDA 13. The number of launches for n values of the
+same dtype is:
 
 - float64, float32, float16, bfloat16, int64, int32, int16, int8, uint8, bool: n / 64 (or n / 448), rounded up.
-- Other real dtypes, such as 8-bit floats and uint16: one more. Not every torch version has kernels for them, so their bits are
-  gathered as integers of the same size and then converted in one launch.
+- Other real dtypes, such as 8-bit floats and uint16: one more. Some torch versions have no kernels for these dtypes, so the
+  bits are gathered as integers of the same size and then converted in one launch.
 """
 
 from collections.abc import Sequence
@@ -22,9 +23,9 @@ __all__ = ["NoGradients", "accumulator_dtype", "dtype_order", "gather", "scalar"
 
 
 class NoGradients:
-    """A context manager that disables autograd: no operation becomes part of a graph or gets a forward-mode gradient.
+    """A context manager that disables both reverse-mode and forward-mode autograd.
 
-    It takes a third of the time of torch's own context managers, which take 2 microseconds each.
+    It takes a third of the time that torch's own context managers take, which is 2 microseconds each.
     """
 
     __slots__ = ("_backward", "_forward")
@@ -54,20 +55,20 @@ def dtype_order(tensor: "torch.Tensor") -> int:
 
 
 def accumulator_dtype(device: "torch.device") -> "torch.dtype":
-    """Return the dtype of sums and gathered values on a device: float64, or float32 on Apple GPUs, which lack float64."""
+    """Return the dtype for sums and gathered values on a device: float64, or float32 on Apple GPUs, which lack float64."""
     import torch
 
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def gather(sources: Sequence["torch.Tensor"], words: "torch.Tensor", start: int = 0) -> None:
-    """Copy values into consecutive words on the same device, on its current stream. Never waits.
+    """Copy values into consecutive words on the same device, using the device's current stream. Never waits.
 
-    Call it within `NoGradients`.
+    Call this function within `NoGradients`.
 
     Args:
         sources: One-element tensors. Tensors of the same dtype must be adjacent (see `dtype_order`).
-        words: Contiguous tensor of floats, of shape (n,).
+        words: Contiguous tensor of floats with shape (n,).
         start: Index of the first word to write.
     """
     import torch
@@ -89,7 +90,8 @@ def _runs(dtypes: "tuple[torch.dtype, ...]") -> "tuple[tuple[int, int, torch.dty
     """Split a sequence of dtypes into runs of equal dtypes.
 
     Returns:
-        Start and end of each run, and the integer dtype for gathering its bits, or None to gather its values directly.
+        Start and end of each run, and the integer dtype for gathering the bits of its values. None instead of a dtype means
+        that the values are gathered directly.
     """
     runs, begin = [], 0
     for dtype, group in groupby(dtypes):
@@ -101,7 +103,7 @@ def _runs(dtypes: "tuple[torch.dtype, ...]") -> "tuple[tuple[int, int, torch.dty
 
 @cache
 def _with_kernels() -> "frozenset[torch.dtype]":
-    """Return the dtypes that the foreach kernels of every torch version can read."""
+    """Return the dtypes that the foreach kernels can read in every torch version."""
     import torch
 
     return frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,

@@ -1,8 +1,8 @@
-"""A trial that shows whether a device can store directly into the page-locked ring.
+"""A trial that determines whether a device can store values directly in the page-locked ring.
 
-The first use of a device launches the trial, and later log calls check its result, so nothing waits for it. The device stores a
-known value of each dtype into a page of shared memory like the ring's. Only after all values have arrived there correctly does
-the device store into the ring.
+When a device is first used, it stores a known value of each dtype in a separate page of shared memory. Later log calls check
+this page, so nothing waits for the trial. The device may store values in the ring only after all trial values have arrived
+correctly.
 """
 
 import mmap
@@ -33,10 +33,10 @@ _TRIAL: Final = {
 
 
 class MappedRing:
-    """The ring in the address space of one device.
+    """The ring, mapped into the address space of one device.
 
     Attributes:
-        view: Words of the ring as a tensor on the device, or None unless the trial has passed.
+        view: Words of the ring as a tensor on the device. None unless the trial has passed.
         verdict: `passed`, `running`, or the reason why the trial failed or was not run.
     """
 
@@ -46,7 +46,7 @@ class MappedRing:
         Args:
             ring: Page-locked words of the ring, as float64.
             device: CUDA device, including its index.
-            try_it: Whether to run the trial. Without the trial, the device never stores directly into the ring.
+            try_it: Whether to run the trial. Without the trial, the device never stores values directly in the ring.
         """
         self.view: torch.Tensor | None = None
         self._locked: torch.Tensor | None = None
@@ -60,11 +60,11 @@ class MappedRing:
         self._ring_view: torch.Tensor | None = None
         try:
             self._launch(ring, device)
-        except Exception as error:  # the slower path remains
+        except Exception as error:  # the slower path still works
             self.verdict = f"{error}" if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
 
     def poll(self) -> None:
-        """Check whether the trial has ended. Takes about a microsecond while the trial runs, and almost no time afterwards."""
+        """Check whether the trial has ended. This takes about a microsecond during the trial, and almost no time afterwards."""
         if self.verdict != "running" or not self._has_arrived():
             return
         wrong = [name for i, (name, value) in enumerate(_TRIAL.items()) if self._values[i] != value]
@@ -75,7 +75,7 @@ class MappedRing:
             self.view = self._ring_view
 
     def retire(self) -> None:
-        """Release the trial's page (see `page_locking.retire`). Do not use `view` afterwards."""
+        """Retire the trial's page (see `page_locking.retire`). Do not use `view` afterwards."""
         if self._locked is not None:
             retire(self._locked, self._has_arrived)
 

@@ -1,8 +1,8 @@
-"""Page-locks memory with CUDA, so that devices can store into it while the CPU continues.
+"""Page-locking of memory with CUDA, so that devices can store values in it while the CPU continues.
 
-Page-locked memory must stay mapped, because CUDA does not detect when it is unmapped. Devices would continue to store into the
-old pages. Memory that is later mapped at the same addresses, such as the next run's ring, would count as page-locked and never
-receive a value.
+Page-locked memory must stay mapped, because CUDA does not detect when it is unmapped. Devices would continue to store values in
+the old pages. CUDA would also treat memory that is later mapped at the same address, such as the next run's ring, as already
+page-locked. Values for this memory would never arrive.
 """
 
 import ctypes
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["is_in_memory", "page_lock", "retire", "unlock_retired", "view_on_device"]
 
 _PORTABLE: Final = 1
-"""Flag `cudaHostRegisterPortable`: page-locks the memory for every CUDA context, and so for every GPU of the process."""
+"""Flag `cudaHostRegisterPortable`. It page-locks the memory for all CUDA contexts, and so for all GPUs of the process."""
 
 _MAPPED: Final = 2
-"""Flag `cudaHostRegisterMapped`: maps the memory into the devices' address space, as unified addressing always does."""
+"""Flag `cudaHostRegisterMapped`. It maps the memory into the devices' address space, which unified addressing does anyway."""
 
 _ALREADY_REGISTERED: Final = 712
 """Error code `cudaErrorHostMemoryAlreadyRegistered`."""
@@ -32,22 +32,22 @@ _HOST_POINTERS_WORK: Final = 91
 """Device attribute `cudaDevAttrCanUseHostPointerForRegisteredMem`."""
 
 _locked: Final[dict[int, "torch.Tensor"]] = {}
-"""Page-locked memory by address. The reference keeps the memory mapped."""
+"""Page-locked tensors by memory address. These references keep the memory mapped."""
 
 _retired: Final[dict[int, Callable[[], bool]]] = {}
-"""Page-locked memory that is no longer used, by address. Each function returns whether all device stores have arrived."""
+"""The `is_quiet` functions of page-locked memory that is no longer used, by memory address."""
 
 
 def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
     """Page-lock a host tensor's memory, and keep it mapped. Takes milliseconds for a large tensor.
 
-    The memory stays page-locked until the process ends, or until `unlock_retired` is called after `retire`.
-    CUDA graph captures in other threads are not disturbed.
+    The memory stays page-locked until `retire` and then `unlock_retired` are called, or until the process ends.
+    Page-locking does not disturb CUDA graph captures in other threads.
 
     Args:
         memory: Tensor on the host.
-        device: CUDA device that the process already uses. An unused device would get a context, which takes hundreds of
-            megabytes of device memory. The memory is page-locked for all devices.
+        device: Any CUDA device that the process already uses. On an unused device, CUDA would create a context, which takes
+            hundreds of megabytes of device memory. The memory is page-locked for all devices.
 
     Raises:
         Refused: CUDA cannot page-lock the memory.
@@ -63,7 +63,7 @@ def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
     if code:
         clear_error()
     if code == _ALREADY_REGISTERED and (was_locked or _locked.get(address) is not memory):
-        return  # a signal handler, or the call that it interrupted, has locked it
+        return  # already locked by a signal handler, or by the call that this signal handler interrupted
     if code:
         _locked.pop(address, None)
         raise Refused(f"memory could not be page-locked (cudaHostRegister: error {code})")
@@ -71,23 +71,23 @@ def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
 
 
 def retire(memory: "torch.Tensor", is_quiet: Callable[[], bool]) -> None:
-    """Mark memory as unused. It stays page-locked until a later call to `unlock_retired`.
+    """Mark memory as unused. The memory stays page-locked until a later call to `unlock_retired`.
 
     Args:
-        memory: Tensor that was passed to `page_lock`. Memory that is not page-locked is ignored.
-        is_quiet: Function that returns whether all device stores have arrived. Until then, the memory stays page-locked.
+        memory: Tensor that was passed to `page_lock`. If the memory is not page-locked, the call does nothing.
+        is_quiet: Function that returns whether all values from devices have arrived. Until then, the memory stays page-locked.
     """
     if memory.data_ptr() in _locked:
         _retired[memory.data_ptr()] = is_quiet
 
 
 def unlock_retired() -> None:
-    """Release retired memory. Call this at the start of a run, because CUDA may wait for devices here.
+    """Release retired memory. Call this function at the start of a run, because CUDA may wait for devices.
 
-    At the end of a run, a device may hang, which is often the reason why the run ends.
+    At the end of a run, a device may hang. A hanging device is often the reason why a run ends.
     """
     for address, is_quiet in list(_retired.items()):
-        if not is_quiet() or _retired.pop(address, None) is None:  # another thread releases it
+        if not is_quiet() or _retired.pop(address, None) is None:  # another thread releases this memory
             continue
         import torch
 
@@ -101,14 +101,14 @@ def unlock_retired() -> None:
 
 
 def view_on_device(memory: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """Create a device tensor whose storage is page-locked host memory. Kernels that write to the tensor write to host memory.
+    """Create a device tensor that uses page-locked host memory as its storage. Kernels that write to it write to host memory.
 
     Args:
         memory: Page-locked, contiguous float64 tensor.
         device: CUDA device, including its index.
 
     Raises:
-        Refused: The device cannot address the memory, addresses it differently, or the address is unknown.
+        Refused: The device cannot access the memory at the host's address, or the CUDA runtime was not found.
     """
     import torch
 
@@ -125,7 +125,7 @@ def view_on_device(memory: "torch.Tensor", device: "torch.device") -> "torch.Ten
         if code:
             clear_error()
             raise Refused(f"the device cannot address the memory (CUDA error {code})")
-        if not same.value or device_pointer.value != pointer:  # a kernel that stores there would crash the process
+        if not same.value or device_pointer.value != pointer:  # a kernel that writes there would crash the process
             raise Refused("the device addresses host memory differently from the host")
         with torch.inference_mode(mode=False):
             view = torch.as_tensor(_CudaArray(pointer, memory.numel()), device=device)
@@ -137,7 +137,7 @@ def view_on_device(memory: "torch.Tensor", device: "torch.device") -> "torch.Ten
 def is_in_memory(path: Path) -> bool:
     """Return whether a file is on an in-memory file system.
 
-    Pages of ext4 or xfs files must not be page-locked for devices, because writeback would corrupt them.
+    Pages of files on ext4 or xfs must not be page-locked for devices, because writeback would corrupt the files.
     """
     import psutil
 
@@ -147,7 +147,7 @@ def is_in_memory(path: Path) -> bool:
 
 
 class _CudaArray:
-    """The CUDA array interface, version 2, for float64 words at an address."""
+    """An array of float64 words at an address, exposed through version 2 of the CUDA array interface."""
 
     def __init__(self, pointer: int, words: int) -> None:
         self.__cuda_array_interface__ = {
@@ -159,7 +159,7 @@ class _CudaArray:
 
 
 def _forget_after_fork() -> None:
-    """Forget retired memory in a forked child process. The child cannot use CUDA, and only its parent may unlock the memory."""
+    """Forget retired memory in a forked child process. The child cannot use CUDA, so only the parent can unlock the memory."""
     _retired.clear()
 
 

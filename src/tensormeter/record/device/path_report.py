@@ -1,4 +1,4 @@
-"""Checks how device values reach the ring on this machine, for `tensormeter doctor`."""
+"""A check for `tensormeter doctor`: how device values reach the ring on this machine."""
 
 import tempfile
 import threading
@@ -25,14 +25,14 @@ _VALUES: Final = {"float32": 1.5, "bfloat16": -2.0, "int64": 7.0, "bool": 1.0, "
 
 @dataclass(frozen=True)
 class DevicePath:
-    """Result of the check for one device.
+    """The result of the check for one device.
 
     Attributes:
         device: Name of the device, such as `cuda:0`.
         name: Product name of the device.
-        path: Path that values take, as in `DeviceCopies.paths`, or the failure if `works` is False.
-        works: Whether values of every dtype arrived and were correct.
-        synchronizes: Whether a copy made the host wait for the device, or None if that is unknown.
+        path: Path that values take, as in `DeviceCopies.paths`. If `works` is False, a description of the failure.
+        works: Whether values of every dtype arrived correctly.
+        synchronizes: Whether a copy made the host wait for the device, or None if this is unknown.
     """
 
     device: str
@@ -45,12 +45,13 @@ class DevicePath:
 def device_path_report(
     directory: Path | None = None, timeout: float = 10.0, *, one_launch: bool = True
 ) -> list[DevicePath]:
-    """Check for each CUDA device whether and how its values reach a ring. Waits for the devices, so do not call it in training.
+    """Check whether and how values from each CUDA device reach a ring. Waits for the devices, so do not call it during
+    training.
 
     Args:
-        directory: Directory for a temporary ring. None means `/dev/shm` if it exists, otherwise the default of `tempfile`.
-        timeout: Maximum seconds to wait for a value.
-        one_launch: Whether devices may store directly into the ring, as for `DeviceCopies`.
+        directory: Directory for a temporary ring. None selects `/dev/shm` if it exists, otherwise the default of `tempfile`.
+        timeout: Maximum time in seconds to wait for a value.
+        one_launch: Whether devices may store values directly in the ring (see `DeviceCopies`).
 
     Returns:
         One result per device. The list is empty if torch is not installed or finds no device.
@@ -91,7 +92,7 @@ def _try(copies: DeviceCopies, ring: RingFile, device: "torch.device", timeout: 
         expected = [value.tensor.double().item() for value in values]
         word = ring.lanes[0][0] // 8 + 64
         synchronizes = False
-        for _ in range(2):  # the second copy uses the path that the trial has selected
+        for _ in range(2):  # the second copy takes the path that the trial selected
             for index in range(len(values)):
                 ring.words[word + index] = PENDING
             synchronizes |= _synchronizes(lambda: copies.copy(word, values))
@@ -103,7 +104,7 @@ def _try(copies: DeviceCopies, ring: RingFile, device: "torch.device", timeout: 
         return DevicePath(
             str(device), torch.cuda.get_device_name(device), copies.paths[str(device)], True, synchronizes
         )
-    except Exception as error:  # a CUDA error is the result
+    except Exception as error:  # report a CUDA error as the result
         return _failed(device, f"{type(error).__name__}: {error}")
 
 
@@ -113,13 +114,13 @@ def _have_arrived(copies: DeviceCopies, ring: RingFile, word: int, number: int) 
 
 
 def _synchronizes(action: Callable[[], None]) -> bool:
-    """Return whether torch reports that an action waits for the device."""
+    """Run an action, and return whether torch reports that it waited for the device."""
     import torch
 
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")  # itself warns that torch does not report every synchronizing call
+        torch.cuda.set_sync_debug_mode("warn")  # warns that torch does not report every synchronization
         caught.clear()
         try:
             action()

@@ -1,7 +1,7 @@
-"""Words of the ring that this process stores later, when their values become available.
+"""Pending values, which this process stores in the ring once they become available.
 
-They are used for devices that cannot store into the ring, for JAX arrays, and for objects whose value arrives later.
-Log calls poll the values on their own threads. There is no separate thread, and no call waits.
+Such values come from devices that cannot store values in the ring, from JAX arrays, and from objects whose value arrives later.
+Log calls poll the values on their own threads. There is no separate thread, and polling never waits.
 """
 
 import threading
@@ -15,11 +15,11 @@ from tensormeter.ring.format import LOST, PENDING
 __all__ = ["PendingValues"]
 
 _MAX_UNAVAILABLE: Final = 32
-"""Number of unavailable entries after which a call stops polling, so that many entries do not slow down a log call."""
+"""Number of unavailable entries after which polling stops, so that a large number of entries does not slow down a log call."""
 
 
 class _Entry(NamedTuple):
-    """Values for consecutive words of the ring."""
+    """Pending values for consecutive words of the ring."""
 
     word: int
     number: int
@@ -27,7 +27,7 @@ class _Entry(NamedTuple):
 
 
 class PendingValues:
-    """Pending values of one ring. Any thread and any signal handler may use it."""
+    """The pending values of one ring. Any thread and any signal handler may use this object."""
 
     def __init__(
         self, ring: RingFile, on_failure: Callable[[Exception], None], on_add: Callable[[], None] = lambda: None
@@ -35,11 +35,11 @@ class PendingValues:
         """
         Args:
             ring: Ring that this process has created.
-            on_failure: Function that receives the error of a value that will never arrive. The reader counts the value as lost.
-            on_add: Function to call whenever an entry is added. It must arrange for `poll` to be called later.
+            on_failure: Callback that receives the error when a value cannot be delivered. The reader counts the value as lost.
+            on_add: Callback that is called whenever an entry is added. It must ensure that `poll` is called later.
         """
         self._words = ring.words
-        # An assignment to this view is a single 8-byte store, so no reader sees half a value.
+        # An assignment to this view is a single 8-byte store, so a reader never sees a partially written value.
         self._values = memoryview(ring.buffer).cast("d")
         self._bytes = memoryview(ring.buffer).cast("B")
         self._on_failure = on_failure
@@ -51,19 +51,20 @@ class PendingValues:
         return len(self._entries)
 
     def add(self, word: int, count: int, poll: Callable[[], Sequence[float] | None]) -> None:
-        """Store words once `poll` returns their values.
+        """Add an entry. Its values are stored in consecutive words once they are available.
 
         Args:
-            word: Index of the first word. All of the words hold PENDING.
+            word: Index of the first word. All of the words must hold PENDING.
             count: Number of words.
-            poll: Function that returns None until the values are available, then the values. It never blocks, and raises if
-                there will be no values.
+            poll: Function that returns None until the values are available, and then returns the values. It must never block,
+                and must raise an error if the values cannot become available.
         """
         self._entries.append(_Entry(word, count, poll))
         self._on_add()
 
     def store(self, word: int, content: bytes) -> None:
-        """Store words that no reader uses while other words of their row are pending. Meant for use in a `poll` function.
+        """Store words that readers do not use while other words of the row are pending. Meant to be called in a `poll`
+        function.
 
         Args:
             word: Index of the first word.
@@ -72,7 +73,7 @@ class PendingValues:
         self._bytes[8 * word : 8 * word + len(content)] = content
 
     def poll(self) -> None:
-        """Store the values that are available. Never waits. If another thread is polling, returns at once."""
+        """Store the values that have become available. Never waits. If another thread is already polling, does nothing."""
         if not self._entries or not self._busy.acquire(blocking=False):
             return
         try:
@@ -88,10 +89,10 @@ class PendingValues:
             self._busy.release()
 
     def settle(self, timeout: float) -> None:
-        """Wait for the pending values at the end of a run, and mark values that do not arrive in time as lost.
+        """Wait for the pending values at the end of a run. Mark values that do not arrive in time as lost.
 
         Args:
-            timeout: Maximum seconds to wait.
+            timeout: Maximum time to wait in seconds.
         """
         deadline, pause = time.monotonic() + timeout, threading.Event()
         self.poll()
@@ -103,16 +104,16 @@ class PendingValues:
         self._entries.clear()
 
     def _resolve(self, entry: _Entry) -> bool:
-        """Poll an entry and store its values. Return whether the entry is finished, with its values either stored or lost."""
+        """Poll an entry, and store its values if they are available. Return whether all values have been stored or lost."""
         try:
             values = entry.poll()
             if values is None:
                 return False
             for word, value in zip(range(entry.word, entry.word + entry.number), values, strict=True):
                 number = float(value)
-                # Every NaN becomes the default NaN, because another payload could look like PENDING.
+                # All NaNs are stored as the default NaN, because another payload could look like PENDING.
                 self._values[word] = number if number == number else float("nan")  # noqa: PLR0124
-        except Exception as error:  # errors of the value's own code must not stop the program
+        except Exception as error:  # errors in the value's own code must not stop the program
             self._give_up(entry)
             self._on_failure(error)
         return True
