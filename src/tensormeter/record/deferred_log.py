@@ -42,8 +42,8 @@ class DeferredLog:
     """Records rows for a fixed set of metrics inside compiled functions and CUDA graphs.
 
     `tensormeter.deferred_log` creates the object, and only the thread that created it may use it. Call `write` inside the
-    graph, and the other methods outside of it. Copies to the host run on the thread's current stream. As with any use of a
-    graph's results, this stream must wait for the graph.
+    graph, and the other methods outside of it. Copies to the host run on the thread's current stream. The writes must come
+    before these copies in stream order, as with any other use of a graph's results.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Timing of log calls: histograms in the ring, which the agent reads, and a stopwatch that detects slow calls."""
+"""Timing of log calls: duration histograms in the ring, which the agent reads, and a stopwatch that detects slow calls."""
 
 import time
 from typing import Final
@@ -9,20 +9,20 @@ from tensormeter.ring.format import DURATION_BUCKETS, SHORTEST_DURATION_BITS, Lo
 __all__ = ["LogTiming", "Stopwatch"]
 
 _SLOW: Final = 1_000_000
-"""Duration in nanoseconds above which a log call is slow and causes a warning."""
+"""Duration in nanoseconds above which a log call counts as slow and causes a warning."""
 
 
 class LogTiming:
-    """Counts the durations of calls to `Recorder.log` and to writers generated in Python. The C writer counts its own calls.
+    """Counts calls to `Recorder.log` and to Python writers by their duration. The C writer counts its own calls.
 
-    Any thread may use it. If several threads count at the same time, a count may be lost.
+    Any thread may use this object. If several threads count at the same time, a count may be lost.
     """
 
     def __init__(self, ring: RingFile, path: LogPath = LogPath.GENERAL) -> None:
         """
         Args:
             ring: Ring that stores the counts.
-            path: Path that the calls take through the recorder.
+            path: Code path of the calls.
         """
         self._words = ring.words
         self._start = ring.log_durations_offset(path) >> 3
@@ -31,7 +31,7 @@ class LogTiming:
         """Count a call.
 
         Args:
-            duration: Duration in nanoseconds. A negative duration, which occurs if the clock is set back, counts as 0.
+            duration: Duration in nanoseconds. If the clock is set back, the duration may be negative, and counts as 0.
         """
         duration = max(duration, 0)
         bucket = max(0, max(duration - 1, 0).bit_length() - SHORTEST_DURATION_BITS)
@@ -44,7 +44,7 @@ class Stopwatch:
 
     Attributes:
         duration: Duration of the call in nanoseconds.
-        running: CPU time of the thread during a slow call, in nanoseconds.
+        running: CPU time that the thread used during a slow call, in nanoseconds. 0 for other calls.
     """
 
     __slots__ = ("_cpu", "_wall", "duration", "running")
@@ -56,7 +56,7 @@ class Stopwatch:
         self._wall = time.perf_counter_ns()
 
     def stop(self) -> None:
-        """Stop the stopwatch at the end of the call."""
+        """Stop the stopwatch. Call this method at the end of the log call."""
         self.duration = time.perf_counter_ns() - self._wall
         if self.duration > _SLOW:
             self.running = time.thread_time_ns() - self._cpu

@@ -1,8 +1,8 @@
-"""Watches a model: logs norms and distributions of its gradients and parameters every few optimizer steps.
+"""Model watching, which logs norms and distributions of a model's gradients and parameters every few optimizer steps.
 
-torch calls a global hook before each optimizer step, on the thread that takes the step. Nothing is attached to the model or its
-parameters, so the model can still be pickled, compiled, wrapped and deleted, and the backward pass has no extra cost. When the
-hook runs, on any thread, the gradients are complete: accumulated, reduced over ranks, clipped and unscaled.
+torch calls a global hook before each optimizer step, on the thread that performs the step. Nothing is attached to the model or
+its parameters. The model can therefore still be pickled, compiled, wrapped and deleted, and the backward pass has no extra
+cost. When the hook runs, the gradients are final: accumulated, reduced over ranks, clipped and unscaled.
 """
 
 import weakref
@@ -29,9 +29,9 @@ _WRAPPERS: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_
 
 
 class Watch:
-    """Watches a model from `start` to `stop`, without keeping the model alive.
+    """Watches a model from `start` to `stop`. Holds only a weak reference to the model.
 
-    Any thread may call the methods. They never wait for a device, and turn errors in the model's code into warnings.
+    Any thread may call the methods. They never wait for a device. Errors in the model's code only cause a warning.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class Watch:
             model: Model to watch.
             record: Function that records a row, like `run.log`.
             log: Tensors to log: "gradients", "parameters" or "all".
-            every: Number of optimizer steps from one row to the next, at least 1. The first step gets a row.
-            norms: Whether to log Euclidean norms, in total and per parameter.
-            histograms: Whether to log distributions per parameter.
+            every: Number of optimizer steps between rows, at least 1. The first row is recorded at the first step.
+            norms: Whether to log Euclidean norms: one for all parameters together, and one per parameter.
+            histograms: Whether to log a distribution for each parameter.
 
         Raises:
             UsageError: An argument has an invalid type or value.
@@ -78,7 +78,7 @@ class Watch:
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     def is_of(self, model: object) -> bool:
-        """Return whether this object watches the given model, or a model that has been deleted."""
+        """Return whether this object watches the given model. Also return True if the watched model has been deleted."""
         watched = self._model()
         return watched is model or watched is None
 
@@ -91,7 +91,8 @@ class Watch:
     def log(self) -> None:
         """Record a row now.
 
-        Use this in training loops that have no `torch.optim.Optimizer`, or whose optimizer step is part of a CUDA graph.
+        Call this method in training loops that do not use a `torch.optim.Optimizer`, or that run the optimizer step in a CUDA
+        graph.
         """
         model = self._model()
         if model is None:
@@ -106,7 +107,7 @@ class Watch:
         """Stop watching. Idempotent."""
         if self._handle is None:
             return
-        if not self._in_hook:  # else torch is iterating over its hooks, in another thread or below a signal handler
+        if not self._in_hook:  # otherwise, torch is iterating over its hooks (other thread or signal handler)
             self._handle.remove()
         self._handle = None
         if not self._rows and self._model() is not None:
@@ -117,7 +118,7 @@ class Watch:
             )
 
     def _before_step(self, optimizer: "torch.optim.Optimizer", arguments: object, options: object) -> None:
-        """Handle an optimizer step. The first optimizer with a parameter of the model determines the steps from then on."""
+        """Handle an optimizer step. Count only the steps of the first optimizer that has any of the model's parameters."""
         if self._handle is None:
             return
         self._in_hook = True
@@ -190,7 +191,7 @@ def _euclidean_norms(
     """Compute the norm of all tensors together and the norm of each tensor. Takes a few launches per device and dtype.
 
     Returns:
-        Norm of all tensors, or None if there are none, and norms by name. The norms stay on their devices.
+        Norm of all tensors together (None if there are no tensors), and norms by name. The norms stay on their devices.
     """
     import torch
 
@@ -210,7 +211,7 @@ def _euclidean_norms(
             norms.update(zip(group, stacked.unbind(), strict=True))
         if not squares:
             return None, norms
-        first = squares[0]  # the sums' dtypes may also differ between devices
+        first = squares[0]  # the sums are converted to one dtype, because dtypes may differ between devices
         return torch.stack([square.to(first, non_blocking=True) for square in squares]).sum().sqrt(), norms
     finally:
         torch._C._set_grad_enabled(grad)
@@ -221,7 +222,7 @@ def _foreach_norm(tensors: Sequence["torch.Tensor"], dtype: "torch.dtype") -> li
 
     if dtype.itemsize == 1:  # torch has no kernel for norms of 8-bit floats
         tensors, dtype = [tensor.float() for tensor in tensors], torch.float32
-    if dtype.itemsize < 4:  # a 16-bit norm could overflow, or would have only two or three digits
+    if dtype.itemsize < 4:  # a 16-bit norm could overflow, and has only two or three significant digits
         return list(torch._foreach_norm(list(tensors), 2, dtype=torch.float32))
     return list(torch._foreach_norm(list(tensors), 2))
 
@@ -233,9 +234,9 @@ def _plain_name(name: str) -> str:
 
 
 def _local(tensor: "torch.Tensor") -> "torch.Tensor":
-    """Return this rank's part of a tensor that is sharded over ranks, because the whole tensor would require a collective.
+    """Return this rank's part of a tensor that is sharded over ranks. Gathering the whole tensor would require a collective.
 
-    Partial sums are returned unchanged, and are refused later.
+    A tensor of partial sums is returned unchanged, and is refused later.
     """
     placements = getattr(tensor, "placements", None)
     if placements is None or any(placement.is_partial() for placement in placements):

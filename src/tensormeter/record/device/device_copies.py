@@ -178,7 +178,7 @@ class DeviceCopies:
                 self._words[index] = LOST
 
     def close(self) -> None:
-        """Stop copying. Copies that have already been launched still complete. `unlock_retired` can release the memory later."""
+        """Stop copying. Copies that were already launched still complete. `unlock_retired` can release the memory later."""
         if self._host is not None:
             retire(self._host, self._is_quiet)
         for mapped in self._mapped.values():

@@ -1,1 +1,1 @@
-"""Histograms that are counted on the host or on a device."""
+"""Histograms whose values are counted on the host or on a device."""

@@ -1,8 +1,9 @@
-"""Counts values into the buckets of `tensormeter.ring.histogram_buckets`, on the host or on the device that holds them.
+"""Counting of values into the buckets of `tensormeter.ring.histogram_buckets`, on the device that holds the values or on the
+host.
 
-On a device, all shapes are static and no value is read back, so nothing synchronizes: the code avoids `bincount`, boolean
-indexing and `.item()`. The device also computes the bounds itself, so nothing is uploaded.
-On the host, NumPy counts in the calling thread. For large arrays this is faster than `np.histogram`.
+On a device, all shapes are static and the host reads no values, so nothing synchronizes. The code therefore avoids `bincount`,
+boolean indexing and `.item()`. The device also computes the bounds itself, so the host uploads no data.
+On the host, NumPy counts the values in the calling thread. For large arrays, this is faster than `np.histogram`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,21 +30,21 @@ __all__ = [
 ]
 
 MOST_ON_DEVICE: Final = (1 << 31) - 1
-"""Maximum number of elements in one tensor, because a bin's count has 32 bits."""
+"""Maximum number of elements in one distribution, because the count of a bin is a 32-bit integer."""
 
 _DEVICE_PIECE: Final = 1 << 23
-"""Number of elements that a device counts at a time. Each element needs 12 bytes of temporary device memory."""
+"""Number of elements that a device counts at once. Counting needs 12 bytes of temporary device memory per element."""
 
 _HOST_PIECE: Final = 1 << 17
-"""Number of elements that the host counts at a time. They are few enough to stay in the CPU cache."""
+"""Number of elements that the host counts at once. This number of elements fits into the CPU cache."""
 
 
 class Counted(NamedTuple):
-    """A distribution counted on the host.
+    """A distribution that was counted on the host.
 
     Attributes:
         counts: Bytes of the int32 counts, in the order of the table's bins.
-        statistics: Sum, minimum and maximum; NaN for a statistic that is not available.
+        statistics: Sum, minimum and maximum. Each is NaN if it is not available.
     """
 
     counts: bytes
@@ -51,7 +52,7 @@ class Counted(NamedTuple):
 
 
 def count_on_host(pieces: Iterable["NDArray[Any]"], table: Table) -> Counted:
-    """Count the elements of arrays in the table's format. Blocks until all elements are counted.
+    """Count the elements of arrays that have the table's format. Blocks until all elements have been counted.
 
     Args:
         pieces: Contiguous, non-empty arrays of shape (n,) in native byte order.
@@ -61,7 +62,7 @@ def count_on_host(pieces: Iterable["NDArray[Any]"], table: Table) -> Counted:
 
     counts = np.zeros(table.bins, np.int64)
     total, low, high = 0.0, np.inf, -np.inf
-    with np.errstate(all="ignore"):  # NaN and infinities are values
+    with np.errstate(all="ignore"):  # NaN and infinities are valid values
         cells = _cells(table)
         for piece in pieces:
             total += float(piece.sum(dtype=np.float64))
@@ -82,14 +83,14 @@ def add_exponential(first: bytes, second: bytes) -> bytes | None:
 
 
 def add_explicit(first: bytes, second: bytes) -> bytes | None:
-    """Add two precomputed histograms, each given as the words of its edges followed by those of its counts.
+    """Add two precomputed histograms. Each consists of the words of its edges, followed by the words of its counts.
 
     Returns:
-        Words of the sum; None if the edges differ or a count would overflow.
+        Words of the combined histogram, or None if the edges differ or a count would overflow.
     """
     import numpy as np
 
-    edges = len(first) // 16 * 8 + 8  # bytes: there is one more edge than counts
+    edges = len(first) // 16 * 8 + 8  # size in bytes: there is one more edge than there are counts
     if len(first) != len(second) or first[:edges] != second[:edges]:
         return None
     counts, more = np.frombuffer(first, np.int64, offset=edges), np.frombuffer(second, np.int64, offset=edges)
@@ -99,7 +100,7 @@ def add_explicit(first: bytes, second: bytes) -> bytes | None:
 
 
 def array_pieces(array: "NDArray[Any]", table: Table) -> Iterator["NDArray[Any]"]:
-    """Iterate over pieces of an array, converted to the table's format. Elements already in that format are not copied."""
+    """Iterate over pieces of an array, converted to the table's format. Pieces that already have this format are not copied."""
     import numpy as np
 
     flat, dtype = array.reshape(-1), np.float32 if table.fraction_bits == 23 else np.float64
@@ -116,7 +117,8 @@ def tensor_pieces(tensor: "torch.Tensor", table: Table) -> Iterator["NDArray[Any
 
 
 class DeviceTables:
-    """Counts tensors on devices, and keeps the tables' bounds there. The bounds take 12 or 68 KiB per device and table.
+    """Counts the elements of tensors on devices, and caches each table's bounds on each device. Cached bounds take 12 or 68
+    KiB.
 
     Thread-safe. A forked child process must not use it.
     """
@@ -125,15 +127,15 @@ class DeviceTables:
         self._bounds: dict[tuple[torch.device, Table], _Bounds] = {}
 
     def count(self, tensors: Sequence["torch.Tensor"], table: Table) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Launch the counting on the current stream. Never waits.
+        """Launch the counting of tensors on the current stream. Never waits.
 
         Args:
             tensors: Non-empty tensors on one device, each with up to `MOST_ON_DEVICE` elements.
-            table: Table that suits the dtypes of all tensors.
+            table: Table that is suitable for the dtypes of all tensors.
 
         Returns:
-            Counts as int32 of shape (tensors * bins,), and sums, minima and maxima as float64 of shape (tensors, 3). The latter
-            are float32 on Apple devices, which lack float64.
+            Counts as int32 with shape (tensors * bins,), and sums, minima and maxima as float64 with shape (tensors, 3). On
+            Apple devices, which lack float64, the sums, minima and maxima are float32.
         """
         import torch
 
@@ -160,18 +162,18 @@ class DeviceTables:
         bounds = self._bounds.get((device, table))
         if bounds is None:
             tensor = bounds_on_device(device, table)
-            # A trace without a device has no stream.
+            # PyTorch can trace code for CUDA with fake tensors on a machine without a device. Then there is no stream.
             stream = torch.cuda.current_stream(device) if device.type == "cuda" and _has_cuda() else None
             bounds = self._bounds[device, table] = _Bounds(tensor, stream, stream and stream.record_event())
         elif bounds.stream is not None:
             current = torch.cuda.current_stream(device)
-            if current != bounds.stream:  # the stream waits, not the host
+            if current != bounds.stream:  # the stream waits for the bounds; the host does not
                 current.wait_event(bounds.ready)
         return bounds.tensor
 
 
 class _Bounds(NamedTuple):
-    """Bounds on a device, the stream that computes them, and an event recorded after the computation."""
+    """Bounds on a device, with the stream that computes them and an event that was recorded after the computation."""
 
     tensor: "torch.Tensor"
     stream: "torch.cuda.Stream | None"
@@ -185,7 +187,7 @@ def _has_cuda() -> bool:
 
 
 def bounds_on_device(device: "torch.device", table: Table) -> "torch.Tensor":
-    """Compute the bounds between a table's bins on a device, from scalars that are passed as kernel arguments."""
+    """Compute the bounds between a table's bins on a device. Only scalars are passed to the device, as kernel arguments."""
     import torch
 
     single = table.fraction_bits == 23
@@ -202,7 +204,7 @@ def bounds_on_device(device: "torch.device", table: Table) -> "torch.Tensor":
 def _count(
     flat: "torch.Tensor", table: Table, bounds: "torch.Tensor"
 ) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"]:
-    """Compute a tensor's counts (int32), sum (`accumulator_dtype`), minimum and maximum (both in the table's format)."""
+    """Return a tensor's counts as int32, its sum in `accumulator_dtype`, and its minimum and maximum in the table's format."""
     import torch
 
     summary, wide = None, accumulator_dtype(flat.device)
@@ -238,13 +240,13 @@ def _as_format(values: "torch.Tensor", table: Table) -> "torch.Tensor":
 
 
 class _Cells:
-    """A lookup table that finds bins on the host faster than a search.
+    """A lookup table for finding bins on the host, which is faster than a binary search.
 
-    A cell consists of all numbers with the same 16 highest bits. It contains at most one bound.
+    A cell consists of all numbers that have the same 16 highest bits. A cell contains at most one bound.
 
     Attributes:
-        split: Bound in each cell, or an arbitrary number if the cell has none.
-        bins: Two consecutive bins for each cell: the bin of its numbers above the bound, then the bin of those up to the bound.
+        split: Bound in each cell, or an arbitrary number if the cell contains no bound.
+        bins: Two entries for each cell: the bin of the cell's numbers above the bound, then the bin of all its other numbers.
     """
 
     def __init__(self, table: Table) -> None:
@@ -277,7 +279,7 @@ def _cells(table: Table) -> _Cells:
 
 @cache
 def _bounds(table: Table) -> "NDArray[Any]":
-    """Compute the same bounds as `bounds_on_device`, with NumPy."""
+    """Compute the bounds that `bounds_on_device` computes, but on the host with NumPy."""
     import numpy as np
 
     exponents = (np.arange(table.lowest, table.highest, dtype=np.int64) + table.bias) << table.fraction_bits

@@ -1,4 +1,4 @@
-"""`Histogram`, which logs many values as a distribution under one name."""
+"""The `Histogram` class, for logging the distribution of many values under one name."""
 
 import array
 import struct
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["CountedOnDevice", "DeviceDistribution", "Histogram", "HostDistribution"]
 
 _MOST_BUCKETS: Final = 4096
-"""Maximum number of buckets in a precomputed histogram, because every point contains their bounds."""
+"""Maximum number of buckets in a precomputed histogram. Every point contains the bounds of all buckets."""
 
 
 class HostDistribution(NamedTuple):
-    """A counted distribution, as the columns of a row.
+    """A distribution that has been counted on the host.
 
     Attributes:
         code: Code of the counts column.
         words: Contents of the counts column, as bytes.
-        statistics: Sum, minimum and maximum; None if the row has no column for them.
+        statistics: Sum, minimum and maximum; None if the row has no column for these statistics.
     """
 
     code: str
@@ -51,8 +51,8 @@ class CountedOnDevice(NamedTuple):
     """A distribution that has been counted on a device.
 
     Attributes:
-        counts: Counts as int32 of shape (bins,).
-        statistics: Sum, minimum and maximum, in the device's `accumulator_dtype`.
+        counts: Counts as int32 with shape (bins,).
+        statistics: Sum, minimum and maximum in the device's `accumulator_dtype`.
         table: Table of the bins.
     """
 
@@ -64,24 +64,25 @@ class CountedOnDevice(NamedTuple):
 class Histogram:
     """The distribution of many values under one name: ``run.log({"gradients": Histogram(tensor)})``.
 
-    The log call counts the values where they are stored, and copies only the counts. A CUDA tensor takes a handful of
-    asynchronous launches on the current stream. Nothing waits, and the tensor may change after the call. The calling thread
-    counts tensors and arrays in host memory, which takes about 7 ns per value. MPS and XPU tensors are also counted on their
-    device, and later log calls fetch the counts. MPS sums in float32 and cannot count 32-bit or 64-bit integers.
+    The log call counts the values where they are stored, and copies only the counts. Counting a CUDA tensor takes a handful of
+    asynchronous launches on the current stream. Nothing waits, and the tensor may change after the call. MPS and XPU tensors
+    are also counted on their device, and later log calls fetch the counts. On MPS, sums are computed in float32, and 32-bit and
+    64-bit integers cannot be counted. The calling thread counts tensors and arrays in host memory, which takes about 7 ns per
+    value.
 
-    The result is an OpenTelemetry exponential histogram with up to 160 buckets on each side and exact bucket boundaries.
-    float32, and formats that float32 represents exactly (8 and 16 bits, bool), get a scale of 3 or less. float64, and 32-bit
-    and 64-bit integers (as the nearest float64), get a scale of 2 or less. Magnitudes up to 2**-64 (5.4e-20) count as zero.
-    NaN and infinities are not in the histogram; the gauge `tensormeter.histogram.nonfinite` counts them. A histogram of values
-    that include them has no sum, minimum or maximum.
+    The result is an OpenTelemetry exponential histogram with up to 160 buckets on each side and exact bucket boundaries. The
+    scale is at most 3 for float32 and for formats that float32 represents exactly (8 and 16 bits, bool). The scale is at most 2
+    for float64 and for 32-bit and 64-bit integers, which are converted to the nearest float64. Magnitudes up to 2**-64
+    (5.4e-20) count as zero. The histogram excludes NaN and infinities, and the gauge `tensormeter.histogram.nonfinite` counts
+    them. If there are any, the histogram has no sum, minimum or maximum.
 
-    When reduced over several calls (`every=`, `define_metric`), `mean` and `sum` merge all values into one distribution, and
-    `last` keeps the last distribution. `min` and `max` are refused. Precomputed histograms are merged while their edges stay
-    the same.
+    When histograms are reduced over several calls (`every=`, `define_metric`), `mean` and `sum` merge all values into one
+    distribution, and `last` keeps the last distribution. `min` and `max` are refused. Precomputed histograms are merged as long
+    as their edges stay the same.
 
-    A precomputed pair of counts and edges becomes a histogram with explicit buckets and no sum, minimum or maximum. NumPy's
-    buckets include their lower edge, but OpenTelemetry's include their upper edge, so values exactly on an edge appear one
-    bucket off.
+    A precomputed pair of counts and edges becomes a histogram with explicit buckets, and without a sum, minimum or maximum.
+    NumPy's buckets include their lower edge, but OpenTelemetry's buckets include their upper edge. A value that lies exactly on
+    an edge therefore appears in the bucket above it.
     """
 
     __slots__ = ("_np_histogram", "_values")
@@ -89,11 +90,12 @@ class Histogram:
     def __init__(self, values: Any = None, *, np_histogram: tuple[Any, Any] | None = None) -> None:
         """
         Args:
-            values: Tensor or NumPy array of real numbers, of any shape, or a sequence of numbers. The values are not copied.
-            np_histogram: Result of `numpy.histogram`, instead of values: integer counts of shape (k,), edges of shape (k + 1,).
+            values: Tensor or NumPy array of real numbers with any shape, or a sequence of numbers. The values are not copied.
+            np_histogram: Result of `numpy.histogram`, to be passed instead of `values`: integer counts with shape (k,), and
+                edges with shape (k + 1,).
 
         Raises:
-            UsageError: Both arguments or neither are given, or `np_histogram` is not a pair.
+            UsageError: Both arguments or neither argument was passed, or `np_histogram` is not a pair.
         """
         if (values is None) == (np_histogram is None):
             raise UsageError("Histogram: expected either values or np_histogram=(counts, edges)")
@@ -103,7 +105,7 @@ class Histogram:
         self._np_histogram = np_histogram
 
     def reduce(self) -> HostDistribution | DeviceDistribution:
-        """Count values that are on the host, and check values that are on a device. Blocks only while counting on the host.
+        """Count values on the host. For a tensor on a device, only check that it can be counted. Blocks only while counting.
 
         Raises:
             Refused: The values cannot be counted.
@@ -170,7 +172,7 @@ def _exponential(counted: Counted, table: Table) -> HostDistribution:
 
 
 def _explicit(counts: Any, edges: Any) -> HostDistribution:
-    """Check the counts and edges of a precomputed histogram, and pack the edges followed by the counts."""
+    """Check the counts and edges of a precomputed histogram, and pack the edges, followed by the counts, into bytes."""
     import numpy as np
 
     counts, edges = np.asarray(counts), np.asarray(edges)

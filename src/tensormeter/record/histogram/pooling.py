@@ -1,7 +1,8 @@
-"""Pools distributions over several log calls: merges the values of many `Histogram`s into one distribution.
+"""Pooling of distributions over several log calls, which merges the values of several `Histogram`s into one distribution.
 
-Counts and sums are added; the smallest minimum and the largest maximum are kept. For both `mean` and `sum`, the result is the
-distribution of all values. `last` keeps the last distribution. Distributions on a device are pooled there without waiting.
+Pooling adds the counts and sums, and keeps the smallest minimum and the largest maximum. For both `mean` and `sum`, the result
+is the distribution of all values. `last` keeps the last distribution. Distributions on a device are pooled there without
+waiting.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,16 +27,16 @@ Ready = dict[str, HostDistribution | CountedOnDevice]
 
 
 class Pools:
-    """Incomplete pools of the distributions that one thread has logged. Not thread-safe.
+    """The incomplete pools of distributions that one thread has logged. Not thread-safe.
 
-    Each combination of name, rule, buckets, and place of counting (host or device) has its own pool. If the edges of
+    Each combination of name, rule, kind of buckets, and place of counting (host or device) has a separate pool. If the edges of
     precomputed histograms change, or if a bin would overflow, the incomplete pool is written early.
     """
 
     def __init__(self, tables: DeviceTables) -> None:
         """
         Args:
-            tables: Tables that count on devices.
+            tables: Tables that count distributions on devices.
         """
         self._tables = tables
         self._host: dict[tuple[str, Rule, str], _HostPool] = {}
@@ -47,7 +48,7 @@ class Pools:
         """Add the distributions of a row. Tensors on a device are counted on the current stream, without waiting.
 
         Returns:
-            Distributions of the pools that are now complete. They do not change afterwards.
+            Distributions of the pools that this row completes. They do not change afterwards.
 
         Raises:
             Exception: A device reported an error.
@@ -64,10 +65,10 @@ class Pools:
         return ready
 
     def flush(self) -> list[tuple[int, Ready]]:
-        """Remove the incomplete pools.
+        """Remove the incomplete pools, and return their distributions so far.
 
         Returns:
-            Rows with the results so far: pairs of the last distribution's step and the distributions by name.
+            One row for each pool: the step of its last distribution, and the pooled distribution by name.
         """
         rows: list[tuple[int, Ready]] = [(pool.step, {key[0]: pool.result()}) for key, pool in self._host.items()]
         rows += [(pool.step, {key[0]: pool.result()}) for key, pool in self._device.items()]
@@ -98,7 +99,7 @@ class Pools:
         def place(item: tuple[str, DeviceDistribution]) -> tuple[str, str]:
             return str(item[1].tensor.device), item[1].table.code
 
-        # Tensors created in inference mode could not be changed outside it.
+        # Tensors that are created in inference mode cannot be changed outside of it.
         with torch.inference_mode(mode=False), NoGradients():
             for _, group in groupby(sorted(distributions.items(), key=place), place):
                 members = dict(group)
@@ -138,7 +139,7 @@ class _HostPool:
         self._pooled = distribution
 
     def add(self, distribution: HostDistribution) -> bool:
-        """Add a distribution. Return False if its edges differ or a bin would overflow."""
+        """Add a distribution. Return False if its edges are different or a bin would overflow."""
         add = add_explicit if distribution.code == EXPLICIT else add_exponential
         words = add(self._pooled.words, distribution.words)
         if words is None:
@@ -152,7 +153,7 @@ class _HostPool:
 
 
 class _DevicePool:
-    """Counts and statistics on a device, and the stream that computes them."""
+    """Counts and statistics on a device, with the stream that computes them."""
 
     __slots__ = ("_counts", "_statistics", "_stream", "_table", "calls", "elements", "step")
 
@@ -172,7 +173,7 @@ class _DevicePool:
         return self.elements + elements <= MOST_ON_DEVICE
 
     def join_stream(self) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Return counts and statistics for use on the current stream. It waits for the previous stream; the host does not."""
+        """Return counts and statistics for use on the current stream, which waits for the previous stream. The host does not wait."""
         current = _current_stream(self._counts)
         if current is not None and current != self._stream:
             current.wait_stream(self._stream)  # type: ignore[arg-type]
@@ -186,7 +187,7 @@ class _DevicePool:
 
 
 def _add_counted(adding: Sequence[tuple[_DevicePool, "torch.Tensor", "torch.Tensor"]]) -> None:
-    """Add new counts and statistics to their pools, in four launches for any number of pools."""
+    """Add new counts and statistics to their pools. This takes four launches, regardless of the number of pools."""
     import torch
 
     if not adding:
@@ -203,7 +204,11 @@ def _add_counted(adding: Sequence[tuple[_DevicePool, "torch.Tensor", "torch.Tens
 def _combine(
     first: tuple[float, float, float] | None, second: tuple[float, float, float] | None
 ) -> tuple[float, float, float] | None:
-    """Combine two sets of statistics. A NaN sum makes the extremes NaN. Statistics without values have NaN extremes."""
+    """Combine the statistics of two distributions.
+
+    If the combined sum is NaN, the minimum and maximum are also NaN. A distribution without values has a NaN minimum and
+    maximum, which are ignored.
+    """
     if first is None or second is None:
         return None
     total, low, high = first[0] + second[0], *first[1:]

@@ -1,4 +1,4 @@
-"""Images from arrays, tensors, PIL images, files or encoded bytes."""
+"""Images from arrays, tensors, PIL images, files and encoded bytes."""
 
 import importlib.util
 from pathlib import Path
@@ -28,8 +28,8 @@ class Image(Media):
     Arrays have the shape (height, width) or (height, width, c), where c is 1, 3 or 4. Tensors may also have torch's shape
     (c, height, width). Elements are uint8, bool, or floats from 0 to 1. The agent encodes arrays as PNG, which requires Pillow.
 
-    The limits are 16 MiB for the encoded image and 60 MiB for pixels. A larger image is not recorded but counted as a loss,
-    with a warning when it is logged or after it has been encoded.
+    The limits are 16 MiB for the encoded image and 60 MiB for pixels. A larger image is dropped and counted. The warning is
+    logged when the image is logged, or after it has been encoded.
 
     Attributes:
         body: JSON object that describes `data`.
@@ -39,7 +39,7 @@ class Image(Media):
     def __init__(self, data: Any, caption: str = "") -> None:
         """
         Args:
-            data: Array, tensor, PIL image, path or encoded bytes, as described above. The constructor copies the data.
+            data: Array, tensor, PIL image, path or encoded bytes (see above). The constructor copies the data.
             caption: Text to show with the image, truncated to 65,536 characters.
 
         Raises:
@@ -66,7 +66,7 @@ class Image(Media):
 
     @property
     def encoded_size(self) -> int:
-        """Size of the encoded image in bytes, or 0 if `data` holds pixels."""
+        """Size of the encoded image in bytes, or 0 if `data` contains pixels."""
         return len(self.data) if "content_type" in self.body else 0
 
     def pack(self) -> EventContent:
@@ -88,7 +88,7 @@ def _encoded(data: bytes) -> dict[str, Any]:
 
 
 def _pixels(data: Any) -> tuple[dict[str, Any], bytes]:
-    """Return the shape and dtype of an image's pixels, and their bytes row by row."""
+    """Return the shape, dtype and bytes of an image's pixels. The bytes are ordered row by row."""
     if hasattr(data, "convert") and hasattr(data, "tobytes"):  # PIL
         mode = data.mode if data.mode in ("L", "RGB", "RGBA") else "RGB"
         image = data.convert(mode)

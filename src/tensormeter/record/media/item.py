@@ -1,7 +1,7 @@
-"""The common representation of tables, images and texts, which scripts log in addition to numbers.
+"""The common representation of media items: tables, images and texts.
 
-Media items do not use the hot path. A log call copies the item to a file next to the ring, and the agent reads the file.
-The agent also does the slower work, such as compressing an image.
+Media items do not use the hot path. A log call copies an item to a file next to the ring, and the agent reads the file.
+The agent also does slower work, such as compressing images.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ __all__ = ["EventContent", "Media", "to_line"]
 
 
 class EventContent:
-    """Content of one media file: a JSON body and binary data.
+    """The content of one media file: a JSON body and binary data.
 
     Attributes:
         event: Event name of the log record that the agent creates from the file.
-        body: Body of the record, as JSON on one line.
-        data: Bytes of an image or of a table's images. If the body has a `content_type`, the image is encoded. Otherwise, the
-            data holds rows of pixels, and the body has their `shape` and `dtype`. A table's images are concatenated. For each
-            image, `images` in the table's body has an entry with the same keys and the image's `size`.
+        body: Body of the log record, stored as one line of JSON.
+        data: Bytes of an image or of a table's images. If the body has a `content_type`, the image is encoded. Otherwise,
+            `data` contains rows of pixels, and the body has their `shape` and `dtype`. The images of a table are concatenated.
+            The body's `images` list then has an entry for each image, with the same keys and the `size` of the image in bytes.
     """
 
     __slots__ = ("body", "data", "event")
@@ -32,18 +32,18 @@ class EventContent:
 
 
 class Media:
-    """A loggable item that is not a number. The item copies its values, so the caller may change the originals afterwards."""
+    """A loggable item other than a number. It copies its values, so the caller may change the originals afterwards."""
 
     def pack(self) -> EventContent:
         """Return a snapshot of the item.
 
         Raises:
-            Refused: The item cannot be recorded, for example because it is larger than its limit.
+            Refused: The item cannot be recorded, for example because it is too large.
         """
         raise NotImplementedError
 
 
 def to_line(content: EventContent, **about: Any) -> bytes:
-    """Return the first line of a media file, which contains the event name, the body and the entries of `about`."""
+    """Return the first line of a media file. It contains the event name, the body and the entries of `about`."""
     prefix = json_text({"event": content.event, **about}).removesuffix("}")
     return f'{prefix},"body":{content.body}}}\n'.encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""Queue of media items for the agent, with one file per item next to the ring."""
+"""A queue of media items for the agent. Each item is a file next to the ring."""
 
 import contextlib
 import itertools
@@ -18,29 +18,32 @@ _PRIVATE: Final = 0o700
 
 
 class Outbox:
-    """Writes files into the ring's media directory, which is in memory like the ring.
+    """Writes files to the ring's media directory, which is on the same file system as the ring and usually in memory.
 
-    Thread-safe. A file appears under its number only when it is complete, so a killed process leaves no partial files.
+    Thread-safe. A file gets its final name, a number, only when it is complete. If the process is killed, the agent therefore
+    finds no partial files.
     """
 
     def __init__(self, ring: RingFile, max_bytes: int) -> None:
         """
         Args:
             ring: Ring of this process.
-            max_bytes: Maximum total size in bytes of files that wait for the agent.
+            max_bytes: Maximum total size of the files that wait for the agent, in bytes.
         """
         self._folder = media_directory(ring.path)
         self._max_bytes = max_bytes
         self._numbers = itertools.count(1)
-        self._lock = threading.RLock()  # re-entered by a signal handler that logs
+        self._lock = threading.RLock()  # reentrant, because a signal handler may log
         self._newest: Path | None = None
         self._replaceable: Path | None = None
 
     def replace(self, content: EventContent) -> bool:
-        """Write an event, and delete the event of the previous `replace` if it still waits. Blocks and raises like `put`.
+        """Write an event that replaces the event from the last call of `replace`. Blocks and raises like `put`.
+
+        If the earlier event is still waiting for the agent, it is deleted.
 
         Returns:
-            False if the waiting files leave too little space for it.
+            False if there is too little space, because too many files wait for the agent.
         """
         with self._lock:
             if self._replaceable is not None:
@@ -51,10 +54,10 @@ class Outbox:
             return written
 
     def put(self, content: EventContent, key: str | None, step: int | None) -> bool:
-        """Write an event. Blocks while the event is copied into memory.
+        """Write an event. Blocks until the event has been copied to its file.
 
         Returns:
-            False if the waiting files leave too little space for it.
+            False if there is too little space, because too many files wait for the agent.
 
         Raises:
             OSError: The file cannot be written.

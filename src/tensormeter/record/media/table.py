@@ -1,4 +1,4 @@
-"""Tables with rows of numbers, texts and images."""
+"""Tables whose cells contain numbers, text and images."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ class Table(Media):
     Other objects are converted with `str`.
 
     The limits are 12 MiB as JSON, 700,000 cells (each row counts as one extra cell), and 256 images with a total of 16 MiB. A
-    larger table is not recorded but counted as a loss, with a warning when it is logged.
+    larger table is dropped and counted, with a warning when it is logged.
     """
 
     def __init__(self, columns: Sequence[str], data: Iterable[Sequence[Any]] = ()) -> None:
@@ -38,8 +38,8 @@ class Table(Media):
         self.columns = [text_of(column) for column in columns]
         self._images: list[Image] = []
         self._rows: list[list[Any]] = []
-        self._excess_rows = 0  # not stored, because the table is too large to record
-        self._max_rows = TABLE_CELLS // (len(self.columns) + 1) - 1  # the heading counts as a row
+        self._excess_rows = 0  # further rows are not stored, because the table is too large to record
+        self._max_rows = TABLE_CELLS // (len(self.columns) + 1) - 1  # the heading also counts as a row
         for row in data:
             self.add(*row)
 
@@ -62,7 +62,7 @@ class Table(Media):
         return len(self._rows) + self._excess_rows
 
     def _keep_image(self, image: "Image") -> dict[str, int]:
-        """Store an image, and return a cell that refers to it by index."""
+        """Store an image, and return a cell that refers to the image by its index."""
         self._images.append(image)
         return {"image": len(self._images) - 1}
 
@@ -104,7 +104,7 @@ def _too_large_table(reason: str) -> Refused:
 
 
 def _cell(value: Any) -> Any:
-    """Convert a value to a JSON value for its cell."""
+    """Convert a cell to a JSON value."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     try:

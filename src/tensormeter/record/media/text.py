@@ -1,4 +1,4 @@
-"""Texts, either plain or in Markdown."""
+"""Text items, which contain plain text or Markdown."""
 
 from tensormeter.conventions.fitting import json_bytes, json_text
 from tensormeter.conventions.limits import TEXT_BYTES, too_large
@@ -12,13 +12,12 @@ __all__ = ["Text"]
 
 
 class Text(Media):
-    """A text, either plain or in Markdown."""
+    """Plain text or Markdown to log: ``run.log({"sample": Text("Once upon a time")})``."""
 
     def __init__(self, text: str, *, markdown: bool = False) -> None:
         """
         Args:
-            text: Text of up to 4 MiB as JSON. A longer text is not recorded but counted as a loss, with a warning when it is
-                logged.
+            text: Text with a size of up to 4 MiB as JSON. Longer text is dropped and counted, with a warning when it is logged.
             markdown: Whether the text is Markdown.
         """
         self._text = text_of(text)

@@ -1,1 +1,1 @@
-"""Phases of training steps and their timeline on the device."""
+"""Phases of training steps, and their timeline on the device."""

@@ -1,8 +1,8 @@
-"""Measures the phases of training steps: their time on the host, their time on the device, and the lag between the two.
+"""Measurement of training phases: their time on the host, their time on the device, and the lag of the device behind the host.
 
 At the start and end of a phase, this module reads the host's clock. If the process uses CUDA, it also records a timing event on
-the current stream. The thread that recorded the events queries them after two more steps have ended. It uses only events that
-the device has reached by then, so nothing waits. While a thread captures a CUDA graph, it neither records nor queries events.
+the current stream. After two more steps have ended, the thread that recorded the events queries them. It uses only events that
+the device has reached by then, so nothing waits. A thread that is capturing a CUDA graph neither records nor queries events.
 """
 
 import threading
@@ -23,18 +23,18 @@ __all__ = ["DATA_LOADING", "Phase", "Phases", "Step"]
 logger: Final = get_logger()
 
 DATA_LOADING: Final = "data_loading"
-"""Name of the phase that counts as waiting for data. NVIDIA's one-logger uses this name too, as well as `model_forward`,
-`model_backward`, `optimizer_update` and `checkpoint_save`."""
+"""Name of the phase whose time counts as waiting for data. The name is also used by NVIDIA's one-logger, along with
+`model_forward`, `model_backward`, `optimizer_update` and `checkpoint_save`."""
 
 _STEPS_BEFORE_QUERY: Final = 2
 """Number of later steps that must have ended before a step's events are queried."""
 
 _MAX_WAITING: Final = 64
-"""Maximum number of periods that wait for their events. Beyond that, the oldest period is recorded with host times only."""
+"""Maximum number of periods that wait for their events. If there are more, the oldest is recorded with host times only."""
 
 _MAX_EVENTS: Final = 1000
-"""Maximum number of events in one step; later phases have host times only. Also the maximum number of phases in a row that is
-not part of a step."""
+"""Maximum number of events in one step. Phases beyond this limit have host times only. Also the maximum number of phases in a
+row that does not belong to a step."""
 
 _PHASE: Final = "tensormeter.phase.duration"
 _STEP: Final = "tensormeter.step.duration"
@@ -43,11 +43,11 @@ _SHARE: Final = "tensormeter.step.data_loading.share"
 _UNITS: Final = {_PHASE: "s", _STEP: "s", _THROUGHPUT: "{item}/s", _SHARE: "1"}
 
 _Key = tuple[str, str, str]
-"""Metric, phase and clock. Phase and clock are empty strings if the metric has none."""
+"""Metric, phase and clock. The phase and the clock are empty strings for metrics without them."""
 
 
 class _Span:
-    """A phase or a step between two marks."""
+    """A phase or a step: the time between two marks."""
 
     __slots__ = ("end", "name", "start")
 
@@ -63,7 +63,7 @@ class _Span:
 
 
 class _Period:
-    """A step, or a group of phases outside steps, that becomes one row."""
+    """A step with its phases, or a group of phases outside of steps. Each period becomes one row."""
 
     __slots__ = ("index", "marks", "spans", "step", "values")
 
@@ -78,7 +78,7 @@ class _Period:
 
 
 class _Thread:
-    """State of one thread's phases and steps."""
+    """The state of a thread's phases and steps."""
 
     def __init__(self, events: Events) -> None:
         self.thread = threading.current_thread()
@@ -91,14 +91,14 @@ class _Thread:
         self.index = -1
         self.depth = 0
         self.loading = 0.0
-        """Seconds spent in data loading phases within the current step, or since the last step ended."""
+        """Time in seconds spent in data loading phases during the current step or, between steps, since the last step ended."""
         self.other_phases = 0.0
-        """Seconds spent in other phases since the last step ended."""
+        """Time in seconds spent in other phases since the last step ended."""
         self.spans: list[_Span] = []
         self.marks: list[Mark] = []
 
     def mark(self) -> Mark:
-        """Mark the current moment. If device times are recorded, the mark has an event."""
+        """Mark the current moment. If device times are recorded, the mark includes an event."""
         event = None
         if self.on_device and len(self.marks) < _MAX_EVENTS:
             try:
@@ -112,7 +112,7 @@ class _Thread:
         return mark
 
     def close_period(self, index: int, step: _Span | None, values: dict[_Key, float]) -> _Period:
-        """Return a period with the spans and marks since the last one, and begin a new period."""
+        """Return a period with all spans and marks since the last period, and begin a new period."""
         period = _Period(index, self.spans, self.marks, step, values)
         self.spans, self.marks = [], []
         return period
@@ -156,7 +156,7 @@ class Step:
         thread.depth += 1
         self.next_before = self._phases.next_step()
         self.start = start = thread.mark()
-        # The time since the last step, minus the time in other phases, counts as waiting for data.
+        # The time since the last step counts as waiting for data, except for the time in other phases.
         if thread.last_end is None:
             self.loading = thread.loading
         else:
@@ -170,7 +170,7 @@ class Step:
 
 
 class Phases:
-    """Phases and steps of one process of a run. Each thread has its own, and threads do not wait for each other."""
+    """The phases and steps of one process. Each thread has separate phases and steps, and threads never wait for each other."""
 
     def __init__(
         self,
@@ -182,9 +182,9 @@ class Phases:
         """
         Args:
             find_row: Function that returns the layout for a row of gauges, or None if there are too many layouts.
-            write_row: Function that records a row with a given layout at a step.
-            next_step: Function that returns the step that the next row gets if it is logged without one.
-            new_events: Factory for a thread's events.
+            write_row: Function that records a row with the given layout, values and step.
+            next_step: Function that returns the step of the next row that is logged without a step.
+            new_events: Function that creates the events object for a thread.
         """
         self._find_row = find_row
         self._write_row = write_row
@@ -209,12 +209,13 @@ class Phases:
         """Return a context manager for a training step.
 
         Args:
-            index: Number of the step, a 64-bit int. None means the step of the last row that is logged within it, or else the
-                next step.
-            items: Number of items that the step processes, to compute the throughput. None means no throughput.
+            index: Number of the step as a 64-bit int. None selects the step of the last row that is logged during the training
+                step. If no row is logged, the next step is used.
+            items: Number of items that the step processes, for the throughput metric. None omits this metric.
 
         Raises:
-            UsageError: An argument has an invalid type. Tensors are refused because reading one would wait for its device.
+            UsageError: An argument has an invalid type. Tensors are refused, because reading a tensor would wait for its
+                device.
         """
         if index is not None and (type(index) is not int or not -(1 << 63) <= index < 1 << 63):
             raise UsageError(f"run.step: step: expected an int of 64 bits, got a {type(index).__name__}")
@@ -223,7 +224,7 @@ class Phases:
         return Step(self, index, items)
 
     def flush(self) -> None:
-        """Record the waiting periods of all threads, with the device times that are available. Never waits."""
+        """Record all periods that wait for their events, with the device times that are available. Never waits."""
         own = getattr(self._local, "thread", None)
         for thread in self._threads.copy():
             if thread.spans:
@@ -232,7 +233,7 @@ class Phases:
             self._record_waiting(thread, keep=0, ask=thread is own)
 
     def this_thread(self) -> _Thread:
-        """Return the state of the current thread. For a new thread, first record and remove the state of threads that ended."""
+        """Return the state of the current thread. When a new thread is added, record and remove the state of ended threads."""
         try:
             thread: _Thread = self._local.thread
         except AttributeError:
@@ -254,7 +255,7 @@ class Phases:
         elif outermost:
             thread.other_phases += span.host
         # Phases between steps, and data loading before the first step, belong to the next step's row. Without steps, each
-        # outermost phase gets its own row.
+        # outermost phase becomes a separate row.
         in_next_step = name == DATA_LOADING or thread.last_end is not None
         if outermost and (not in_next_step or len(thread.spans) >= _MAX_EVENTS):
             self._end_period(thread, self.next_step(), None)
@@ -278,8 +279,8 @@ class Phases:
     def _index(self, thread: _Thread, step: Step) -> int:
         """Choose the number of a step.
 
-        Use the given number if there is one, or else the step of the last row that was logged during the step. If no row was
-        logged, use the larger of the previous step's number plus one and the next row's step.
+        Use the given number, if any. Otherwise, use the step of the last row that was logged during the training step. If no
+        row was logged, use the step of the next row, or one more than the previous step's number, whichever is larger.
         """
         if step.given is not None:
             return step.given
@@ -298,12 +299,12 @@ class Phases:
             self._record_waiting(thread, keep=_STEPS_BEFORE_QUERY, ask=True)
 
     def _record_waiting(self, thread: _Thread, *, keep: int, ask: bool) -> None:
-        """Record the oldest periods whose events the device has reached.
+        """Record waiting periods, oldest first, as long as the device has reached all of their events.
 
         Args:
-            thread: Thread of the periods.
-            keep: Number of the latest periods to keep. 0 records all of them, with host times only where necessary.
-            ask: Whether the events may be queried. Only the thread that recorded them may do so.
+            thread: Thread that the periods belong to.
+            keep: Number of the latest periods to keep. With 0, all periods are recorded, if necessary with host times only.
+            ask: Whether the events may be queried. Only the thread that recorded the events may query them.
         """
         waiting, timeline = thread.waiting, thread.timeline
         while len(waiting) > keep:
@@ -348,7 +349,7 @@ class Phases:
 
 
 def _add(values: dict[_Key, float], metric: str, phase: str, span: _Span, timeline: Timeline | None) -> None:
-    """Add a span to the values of a row. If a phase occurs several times, add up its durations and keep the largest lag."""
+    """Add a span to a row's values. If the row already has this phase, add up the durations and keep the largest lag."""
     key = (metric, phase, "host")
     values[key] = values.get(key, 0.0) + span.host
     if timeline is not None and span.start.device is not None and span.end.device is not None:

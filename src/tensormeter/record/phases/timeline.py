@@ -1,9 +1,9 @@
-"""Timing events of a device, and the lag between host and device.
+"""Timing events of a device, and the lag of the device behind the host.
 
-CUDA returns the time between two events as float32 milliseconds. Device times are therefore float64 sums of the differences
-between consecutive events. Their origin differs from that of the host's clock. The lag of a launch is estimated as the
-difference between the device time and the host time, minus the smallest such difference so far. The estimate is right if the
-device has been idle at least once.
+CUDA returns the time between two events as float32 milliseconds. To keep their precision, device times are float64 sums of the
+times between consecutive events. The device clock and the host clock have different origins. The lag of a launch is therefore
+estimated as the difference between its device time and its host time, minus the smallest such difference so far. The estimate
+is correct if the device has been idle at least once.
 """
 
 import sys
@@ -17,20 +17,20 @@ from tensormeter.record.device.cuda_runtime import unseen_by_captures
 __all__ = ["CudaEvents", "Events", "Mark", "Timeline"]
 
 _DRIFT: Final = 20e-6
-"""Maximum drift between the clocks of the host and the device, in seconds per second."""
+"""Maximum drift between the host clock and the device clock, in seconds per second."""
 
 
 class Events(Protocol):
-    """Timing events of one thread. Only that thread calls the methods."""
+    """The timing events of one thread. Only this thread calls the methods."""
 
     def record(self) -> Any:
-        """Record a new event at the end of the current stream. Return None if that is impossible at the moment."""
+        """Record a new event on the current stream, or return None if no event can be recorded at the moment."""
 
     def asking(self) -> AbstractContextManager[None]:
-        """Return a context manager within which `are_over` and `seconds` may be called."""
+        """Return a context manager that must be active during calls of `are_over` and `seconds`."""
 
     def are_over(self, events: Sequence[Any]) -> bool:
-        """Return whether the device has reached all events, or False if they cannot be queried now. Must not wait."""
+        """Return whether the device has reached all events. Return False if they cannot be queried now. Must not wait."""
 
     def seconds(self, first: Any, second: Any) -> float:
         """Return the time in seconds between two events that the device has reached."""
@@ -40,7 +40,7 @@ class Events(Protocol):
 
 
 class CudaEvents:
-    """Pooled events of one CUDA device, which is the current device when the first event is recorded."""
+    """Pooled events for one CUDA device: the device that is current when the first event is recorded."""
 
     def __init__(self) -> None:
         self._pool: list[Any] = []
@@ -62,12 +62,12 @@ class CudaEvents:
         return event
 
     def asking(self) -> AbstractContextManager[None]:
-        return unseen_by_captures()  # `elapsed_time` also queries
+        return unseen_by_captures()  # `elapsed_time` also queries events
 
     def are_over(self, events: Sequence[Any]) -> bool:
         import torch
 
-        # A query during a capture on this thread would invalidate the capture.
+        # A query while this thread captures a graph would invalidate the capture.
         return not torch.cuda.is_current_stream_capturing() and all(event.query() for event in reversed(events))
 
     def seconds(self, first: Any, second: Any) -> float:
@@ -78,7 +78,7 @@ class CudaEvents:
 
 
 def _has_context(device: int) -> bool:
-    """Return whether the process has a CUDA context on a device, or True if this version of torch cannot check."""
+    """Return whether the process has a CUDA context on a device. Return True if this version of torch cannot check."""
     import torch
 
     has_context = getattr(torch._C, "_cuda_hasPrimaryContext", None)
@@ -86,7 +86,7 @@ def _has_context(device: int) -> bool:
 
 
 class Mark:
-    """A moment on the host and on the device.
+    """A moment in the program, with its time on the host and on the device.
 
     Attributes:
         host: Host time in nanoseconds, from `time.perf_counter_ns`.
@@ -103,7 +103,7 @@ class Mark:
 
 
 class Timeline:
-    """Computes the device times of marks, and the smallest difference between the two clocks."""
+    """Computes the device times of marks, and tracks the smallest difference between the device clock and the host clock."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
@@ -111,7 +111,7 @@ class Timeline:
         self._floor = 0.0
 
     def place(self, marks: Sequence[Mark]) -> None:
-        """Set the device times of marks whose events the device has reached, and free all of these events but the last."""
+        """Set the device times of marks whose events the device has reached. Free all of these events except the last one."""
         for mark in marks:
             host, last = mark.host / 1e9, self._last
             if last is None or last.device is None:
@@ -124,7 +124,7 @@ class Timeline:
             self._last = mark
 
     def lag(self, mark: Mark) -> float:
-        """Return the time in seconds from the host's call until the device reached the mark."""
+        """Return the time in seconds from when the host made the mark until the device reached it."""
         assert mark.device is not None
         return max(0.0, mark.device - mark.host / 1e9 - self._floor)
 
