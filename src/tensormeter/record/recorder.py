@@ -1,11 +1,11 @@
-"""The recorder, which routes each log call to the writer for its keys and types.
+"""The recorder, which passes each log call to the writer for its keys and types.
 
-Threads: any thread may log. Each thread gets its own lane of the ring. If there are more threads than lanes, the remaining
-threads share the last lane, under a lock that is held only while a row is written.
-Fork: in a child process, the recorder records nothing and calls `on_fork`. It never touches the parent's ring.
-Signals: a handler may log.
-Nothing here waits for the agent, a disk, a network or a device, and logged values never cause an exception. Values that cannot
-be recorded are counted, and the first such value of each key causes a warning on the `tensormeter` logger.
+Threads: any thread may log. Each thread gets a separate lane of the ring. If there are more threads than lanes, the remaining
+threads share the last lane. They hold a lock while they write a row.
+Forks: in a forked child process, the recorder records nothing and calls `on_fork`. It never accesses the parent's ring.
+Signals: a signal handler may log.
+The recorder never waits for the agent, a disk, a network or a device, and logged values never cause an exception. Values that
+cannot be recorded are counted, and the first such value of each key causes a warning on the `tensormeter` logger.
 """
 
 import os
@@ -45,11 +45,11 @@ __all__ = ["PeriodicTask", "Recorder"]
 _LAST_STEP: Final = (1 << 63) - 1
 
 _SETTLE_TIMEOUT: Final = 5.0
-"""Maximum seconds that `close` waits for pending values, which this process stores itself."""
+"""Maximum time in seconds that `close` waits for pending values."""
 
 
 class PeriodicTask(Protocol):
-    """A small task that each log call runs before it writes its row, on any thread that logs. It never blocks or raises."""
+    """A small task that every log call runs before it writes its row, on the calling thread. It must never block or raise."""
 
     def __call__(self) -> None: ...
 
@@ -71,13 +71,13 @@ class Recorder:
         """
         Args:
             ring: Ring that this process has created.
-            on_writer: Function that receives the writer for the next call whenever the writer changes. It is called on the
-                thread that owns the first lane.
-            on_stride: Function for slower checks, which must not block. Lanes call it every few rows (see `Lane`).
-            media_buffer_bytes: Maximum total size in bytes of the tables, images and texts that wait for the agent.
+            on_writer: Callback that receives the writer for the next log call, whenever this writer changes. It is called on
+                the thread that owns the first lane.
+            on_stride: Callback for slower checks, which must not block. Lanes call it every few rows (see `Lane`).
+            media_buffer_bytes: Maximum total size in bytes of the tables, images and text items that wait for the agent.
             one_launch: Whether devices may store values directly in the ring (see `DeviceCopies`).
-            first_step: Step of the first row if its call does not specify one.
-            on_fork: Function that a forked child process calls with the arguments of `log`, instead of recording.
+            first_step: Step of the first row if its log call does not specify a step.
+            on_fork: Function that replaces `log` in a forked child process, and receives the same arguments.
         """
         self._ring = ring
         self._on_writer = on_writer
@@ -105,7 +105,7 @@ class Recorder:
 
     @property
     def next_step(self) -> int:
-        """Step of the next row if its call does not specify one: the last row's step plus one, up to 2**63 - 1."""
+        """Step of the next row if its log call does not specify a step: the last row's step plus one, up to 2**63 - 1."""
         return min(self._last_step[0] + 1, _LAST_STEP)
 
     @property
@@ -115,20 +115,20 @@ class Recorder:
 
     @property
     def lost_names(self) -> dict[str, list[str]]:
-        """Quoted names of some of the values that could not be recorded, by reason."""
+        """Some of the names of values that could not be recorded, by reason. The names are quoted."""
         return self._notices.lost_names
 
     @property
     def device_paths(self) -> dict[str, str]:
-        """Path that values take to the ring from each CUDA device in use. See `DeviceCopies.paths`."""
+        """Copy path for each CUDA device in use (see `DeviceCopies.paths`)."""
         return self._device.paths
 
     def add_periodic_task(self, task: PeriodicTask, *, at_close: PeriodicTask) -> None:
-        """Run a task in every log call from now on. This slows log calls from less than one microsecond to a few microseconds.
+        """Run a task in every log call from now on. Log calls then take a few microseconds instead of less than one.
 
         Args:
-            task: Task that each `log` call runs on its thread before it writes its row.
-            at_close: Task that `close` runs once, before it closes the lanes. It may wait for a few seconds.
+            task: Task that each log call runs before it writes its row.
+            at_close: Task that `close` runs once, before it closes the lanes. This task may wait for a few seconds.
         """
         self._closing_tasks.append(at_close)
         self._periodic_tasks.append(task)
@@ -137,14 +137,14 @@ class Recorder:
     def count_lost(
         self, reason: Drop, number: int, message: str, *arguments: object, names: Iterable[str] = ()
     ) -> None:
-        """Count values that could not be recorded, and warn once for each message. A forked child process only warns.
+        """Count values that could not be recorded, and warn once for each message. In a forked child process, only warn.
 
         Args:
             reason: Reason for the loss.
             number: Number of lost points.
-            message: Format string of the warning, for `logging`. An empty string means no warning.
+            message: Format string of the warning for `logging`, or an empty string for no warning.
             arguments: Arguments for the format string.
-            names: Names of the lost values. Some of them are reported at the end of the run.
+            names: Names of the lost values. Some of these names are reported at the end of the run.
         """
         if self._pid == os.getpid():
             self._lanes.mine().count(reason, number)
@@ -154,14 +154,15 @@ class Recorder:
             self._notices.once(message, message, *arguments)
 
     def define(self, pattern: str, rule: Rule) -> None:
-        """Reduce the values of matching metrics from now on.
+        """Define a reduction rule for all metrics whose names match a pattern.
 
         Args:
-            pattern: Pattern for metric names, with `*`, `?` and `[...]` as in `fnmatch`. If several match, the latest applies.
-            rule: Rule for the metrics that match.
+            pattern: Pattern for metric names, with `*`, `?` and `[...]` as in `fnmatch`. If a name matches several patterns,
+                the pattern that was defined last applies.
+            rule: Rule for the matching metrics.
 
         Raises:
-            UsageError: A matching metric has already been logged. The caller may hold a writer that would ignore the rule.
+            UsageError: A matching metric has already been logged, so there may be a writer that would ignore the rule.
         """
         self._rules.define(pattern, rule, self._layouts.names())
 
@@ -177,9 +178,9 @@ class Recorder:
 
         Args:
             values: Numbers, one-element tensors or arrays, histograms and media items, by name.
-            step: Step of the row, any 64-bit integer. Steps may be in any order. None means the last row's step plus one.
-            every: Number of calls whose values are reduced to one. None means the rule from `define`, or no reduction.
-            reduce: Reduction, "mean" by default.
+            step: Step of the row as a 64-bit integer. Steps may be in any order. None selects the last row's step plus one.
+            every: Number of calls whose values are reduced to one value. None selects the rule from `define`, if there is one.
+            reduce: Reduction of the values. Default: "mean".
         """
         if self._pid != os.getpid():
             self._on_fork(values, step, every=every, reduce=reduce)
@@ -208,12 +209,12 @@ class Recorder:
             self._route(lane, values, step, rule)
 
     def record(self, stream: StreamWriter, value: Any) -> int | None:
-        """Record one measurement of an instrument as a separate row. Never blocks, and never raises because of the value.
+        """Record an instrument's measurement as a separate row. Never blocks, and never raises because of the value.
 
-        Records nothing in a forked child process or after `close`; the stream then looks up another recorder.
+        In a forked child process and after `close`, this method records nothing.
 
         Returns:
-            Index of the ring's word in which a device will store the value, or None for host values and refused values.
+            Index of the ring word in which the value will be stored later, or None for host values and refused values.
         """
         if self._closed or self._pid != os.getpid():
             return None
@@ -227,16 +228,16 @@ class Recorder:
 
     @property
     def positions(self) -> list[int]:
-        """Total number of bytes written to each lane, over all laps. The reader's TAIL words reach it when all are read."""
+        """Total number of bytes written to each lane, over all laps. Once the agent has spooled all rows, TAIL equals it."""
         return [lane.position for lane in self._lanes]
 
     def look_for_pending(self) -> None:
-        """Store the pending values that have become available. Never blocks. Log calls do the same."""
+        """Store the pending values that have become available. Log calls also do this. Never blocks."""
         if not self._closed and self._pid == os.getpid():
             self._device.pending.poll()
 
     def log_at_next_step(self, values: Mapping[str, Any]) -> None:
-        """Record a row at the next row's step, without advancing the step.
+        """Record a row under the step that the next regular row will use, without advancing the step.
 
         A slow call causes no warning, because counting the distributions of a whole model takes a long time on a CPU.
         """
@@ -250,11 +251,11 @@ class Recorder:
         self._last_step[0] = last
 
     def gauge_row(self, streams: Sequence[Stream]) -> Layout | None:
-        """Return the layout of a row of gauges with attributes and units.
+        """Return the layout for a row of gauges that have attributes and units.
 
         Returns:
-            The layout, or None if there are too many layouts (which counts the values as lost), in a forked child process, or
-            after `close`.
+            Layout of the row. None in a forked child process, after `close`, or if there are too many layouts. In the last
+            case, the values are counted as lost.
         """
         if self._pid != os.getpid() or self._closed:
             return None
@@ -265,7 +266,7 @@ class Recorder:
         return layout
 
     def write_gauges(self, layout: Layout, values: Sequence[float], step: int) -> None:
-        """Record a row of floats without advancing the step. Like `log`, never blocks or raises."""
+        """Record a row of floats without advancing the step. Never blocks or raises."""
         if self._pid != os.getpid() or self._closed:
             return
         lane = self._lanes.mine()
@@ -277,7 +278,7 @@ class Recorder:
             self._rows.write_words(lane, layout, words, step)
 
     def close(self, state: State) -> None:
-        """Stop recording, and store the end of each lane for the reader. Idempotent.
+        """Stop recording, and store the final position of each lane for the agent. Idempotent.
 
         Waits up to a few seconds for pending values. Rows that are logged in the meantime may be lost.
         """
@@ -287,7 +288,7 @@ class Recorder:
             self._flush_reductions()
             for task in self._closing_tasks:
                 task()
-        except Exception as error:  # a device error: earlier rows are safe, and the run must still end
+        except Exception as error:  # a device error: earlier rows are safe, and the run must still finish
             self._warn_of_lost_value(error)
         self._closed = True
         for lane in self._lanes:
@@ -296,7 +297,7 @@ class Recorder:
         self._device.close()
 
     def _flush_reductions(self) -> None:
-        """Write the incomplete reductions of all threads to the current thread's lane."""
+        """Write the results of all threads' incomplete reductions to the current thread's lane."""
         own = self._lanes.mine()
         with self._lanes.shared:
             for lane in self._lanes:
@@ -351,7 +352,7 @@ class Recorder:
             else:
                 numbers[key] = number
         if reduced:
-            # No writer is passed to `on_writer`: it would write the next row without reducing it.
+            # Do not pass a writer to `on_writer`, because it would write the next row without reducing its values.
             self._write(
                 lane,
                 *self._reduce(lane, rule, numbers, devices, step),
@@ -366,7 +367,7 @@ class Recorder:
                 writer = self._rows.make_device_writer(lane, values, numbers, devices)
             if writer is not None and lane is self._lanes.first and not self._closed and not self._periodic_tasks:
                 self._on_writer(writer)
-        # Warn last, so that the recordable values are safe even if a logging handler fails.
+        # Warn last, so that valid values have been recorded even if a logging handler fails.
         self._warn_of_changed_names()
         for key, refused in refusals:
             self._refuse(lane, key, refused)
@@ -386,7 +387,7 @@ class Recorder:
             self._rows.write(lane, numbers, devices, step)
 
     def alert(self, content: EventContent) -> None:
-        """Record an alert at the last row's step, or without a step if there is no row yet. Like `log`, never raises."""
+        """Record an alert with the step of the last row, or without a step if there is no row yet. Never raises."""
         if self._closed or self._pid != os.getpid():
             return
         step = self._last_step[0]
@@ -394,12 +395,12 @@ class Recorder:
         self._send(self._lanes.mine(), content, None, step if is_known else None)
 
     def send_config(self, config: Mapping[str, Any]) -> bool:
-        """Record the run's config as a media file, because it is too large for the ring's dictionary.
+        """Record the run's config as a media file. Use this if the config is too large for the ring's dictionary.
 
-        The new config replaces an earlier one that still waits for the agent.
+        If an earlier config is still waiting for the agent, the new config replaces it.
 
         Returns:
-            False if the media directory has no space for it, or if writing it fails.
+            False if the config does not fit into the media buffer, or if its file could not be written.
         """
         try:
             return self._outbox.replace(EventContent(RUN_CONFIG, {"config": config}))
@@ -440,7 +441,7 @@ class Recorder:
         self._notices.once(Drop.MEDIA_FULL, "%s is not recorded: %s", name, reason)
 
     def _warn_of_agent_losses(self) -> None:
-        """Warn about items that the agent or a receiver dropped, such as images that were too large once encoded."""
+        """Warn about items that the agent or a receiver has dropped, such as images that were too large after encoding."""
         if lost := self._ring.lost:
             self._notices.once(lost, "not delivered: %s", lost)
 
@@ -452,7 +453,7 @@ class Recorder:
         devices: dict[str, DeviceValue | Deferred],
         step: int,
     ) -> tuple[dict[str, float | int], dict[str, DeviceValue | Deferred]]:
-        """Return the values to write now: a row's values without a rule, and completed reductions."""
+        """Return the values to write now: the row's values that have no rule, and the results of completed reductions."""
         rules = self._rules.of((*numbers, *devices), rule)
         self._last_step[0] = step
         reduced: dict[str, DeviceValue] = {}
@@ -469,7 +470,7 @@ class Recorder:
         ready_numbers, ready_devices = lane.reductions.add(rules, host, {}, step)
         try:
             ready_devices = lane.reductions.add(rules, {}, reduced, step)[1]
-        except Exception as error:  # a device error, which the program's own calls will also raise
+        except Exception as error:  # a device error, which the program's own CUDA calls will also raise
             lane.count(Drop.DEVICE_UNFINISHED, len(reduced))
             self._notices.once(Rule, "device values are lost: %s", error)
         return numbers | ready_numbers, devices | ready_devices
@@ -481,7 +482,7 @@ class Recorder:
         distributions: dict[str, HostDistribution | DeviceDistribution],
         step: int,
     ) -> Distributions:
-        """Return the distributions to write now: a row's distributions without a rule, and completed pools."""
+        """Return the distributions to write now: the row's distributions that have no rule, and completed pools."""
         rules = self._rules.of(distributions, rule)
         pooled = {name: distributions.pop(name) for name in rules}
         host = {name: value for name, value in pooled.items() if isinstance(value, HostDistribution)}
@@ -511,7 +512,7 @@ class Recorder:
                 self._device.prepare(number.tensor)
         except Refused:
             raise
-        except Exception as error:  # errors of the value's own code must not stop the program
+        except Exception as error:  # errors in the value's own code must not stop the program
             raise Refused(f"cannot read its value ({describe(error)})") from None
         return number
 
@@ -521,7 +522,7 @@ class Recorder:
             return self.next_step
         try:
             return classify_step(step)
-        except Exception as error:  # Refused, or what the step's own code raises
+        except Exception as error:  # Refused, or an exception in the step's own code
             lane.count(Drop.UNSUPPORTED_VALUE)
             reason = str(error) if isinstance(error, Refused) else describe(error)
             shown = self.next_step if self.next_step < AUTOMATIC_STEPS else "the next step"
@@ -556,9 +557,9 @@ class Recorder:
         self._device.pending.settle(_SETTLE_TIMEOUT)
 
     def _warn_of_changed_names(self) -> None:
-        """Warn about names that are not Unicode text.
+        """Warn about names that are not valid Unicode text.
 
-        The caller must not hold a lock, because a program's logging handler may do anything.
+        The caller must not hold a lock, because the program's logging handlers may run any code.
         """
         changed = self._layouts.changed
         while changed:
@@ -589,11 +590,11 @@ def _is_mapping(values: object) -> bool:
 
 
 def _pairs(values: Mapping[str, Any], refusals: list[tuple[object, Refused]]) -> list[tuple[Any, Any]]:
-    """Return the keys and values that can be read, and append a refusal for each of the others to `refusals`."""
+    """Return the key-value pairs that can be read. For each pair that cannot be read, append a refusal to `refusals`."""
     pairs: list[tuple[Any, Any]] = []
     try:
         if isinstance(values, dict):
-            return list(values.items())  # in one call, because another thread may change it
+            return list(values.items())  # in one call, because another thread may change the dictionary
         for key in values:
             try:
                 pairs.append((key, values[key]))

@@ -1,6 +1,6 @@
-"""The recorder's warnings, logged once per cause to the `tensormeter` logger.
+"""The recorder's warnings, which are logged to the `tensormeter` logger once per cause.
 
-Nothing in this module raises, even if converting a script's keys or exceptions to text fails.
+The functions never raise, even if a script's keys or exceptions cannot be converted to text.
 """
 
 import itertools
@@ -17,12 +17,12 @@ __all__ = ["WarnOnce", "describe", "shown", "text_of"]
 logger: Final = get_logger()
 
 _MAX_WARNINGS: Final = 1000
-"""Maximum number of warnings. Beyond that, drops are counted without a warning."""
+"""Maximum number of warnings. Beyond this limit, drops are counted without a warning."""
 
 _NAMES_SHOWN: Final = 5
 
 _LONGEST_SHOWN: Final = 200
-"""Maximum length in characters of a key or an exception's message in a warning."""
+"""Maximum length of a key or an exception message in a warning, in characters."""
 
 
 class WarnOnce:
@@ -33,7 +33,7 @@ class WarnOnce:
         self._lost_names: dict[Drop, list[str]] = {}
 
     def once(self, about: object, message: str, *arguments: object) -> None:
-        """Log a warning, unless one was logged for the same cause before.
+        """Log a warning, unless a warning has already been logged for the same cause.
 
         Args:
             about: Hashable object that identifies the cause.
@@ -45,7 +45,7 @@ class WarnOnce:
             logger.warning(message, *arguments)
 
     def note(self, reason: Drop, name: str) -> None:
-        """Remember the name of a lost value. Only the first few names for each reason are kept."""
+        """Store the name of a lost value. Only the first few names for each reason are kept."""
         names = self._lost_names.setdefault(reason, [])
         if len(names) < _NAMES_SHOWN and name not in names:
             names.append(name)
@@ -56,7 +56,7 @@ class WarnOnce:
         return {reason.name.lower(): list(names) for reason, names in self._lost_names.items()}
 
     def slow(self, values: Mapping[str, Any], watch: Stopwatch) -> None:
-        """Warn that a log call was slow, once for each reason. Not meant for the first call of a kind, which is slower."""
+        """Warn that a log call was slow, once for each reason. Do not call this for rows with new keys, which are slower."""
         if watch.waited:
             reason = "its thread waited for other Python threads or for a processor"
         else:
@@ -79,7 +79,7 @@ def shown(key: object) -> str:
 
 
 def text_of(value: object) -> str:
-    """Convert a value with `str`. If that raises, return a text that names the value's type."""
+    """Convert a value to text with `str`. If that raises an exception, return the name of the value's type instead."""
     try:
         return str.__str__(str(value))
     except Exception:  # the value's own code may raise anything
@@ -87,7 +87,7 @@ def text_of(value: object) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Format an exception as its type and its message, truncated to 200 characters."""
+    """Format an exception as its type and its message. Truncate the message to 200 characters."""
     try:
         message = str(error)
     except Exception:  # the exception's own code may raise anything

@@ -1,1 +1,1 @@
-"""Reduction of several values to one, for `every=` and `define_metric`."""
+"""Reduction of several values to one value, for `every=` and `define_metric`."""

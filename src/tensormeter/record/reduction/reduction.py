@@ -1,6 +1,7 @@
-"""Reduces the values of several log calls to one. Device values are reduced on their device, without waiting for it.
+"""Reduction of the values from several log calls to one value. Device values are reduced on their device, without waiting for
+it.
 
-If one of the values is NaN, the mean, sum, minimum or maximum is NaN, so that the NaN stays visible.
+If any of the values is NaN, the mean, sum, minimum or maximum is NaN, so that the NaN stays visible.
 """
 
 import math
@@ -28,11 +29,11 @@ class Rule:
     """A rule that reduces a fixed number of logged values to one.
 
     Attributes:
-        every: Number of values to reduce to one, at least 1.
+        every: Number of values that are reduced to one value, at least 1.
         reduce: Reduction: "mean", "min", "max", "sum" or "last".
 
     Raises:
-        UsageError: `every` is not a positive integer, or `reduce` is not a reduction.
+        UsageError: `every` is not a positive integer, or `reduce` is not one of these reductions.
     """
 
     every: int
@@ -46,7 +47,7 @@ class Rule:
 
 
 class Reductions:
-    """Incomplete reductions of the values that one thread has logged. Not thread-safe.
+    """The incomplete reductions of values that one thread has logged. Not thread-safe.
 
     Host values and device values with the same name are reduced separately.
     """
@@ -59,7 +60,7 @@ class Reductions:
         """Add the values of a row.
 
         Returns:
-            Values of the reductions that are now complete. Their tensors do not change afterwards.
+            Results of the reductions that this row completes. Their tensors do not change afterwards.
         """
         ready: Numbers = {}
         for name, number in numbers.items():
@@ -71,10 +72,10 @@ class Reductions:
         return ready, self._add_on_device(rules, devices, step) if devices else {}
 
     def flush(self) -> list[tuple[int, Numbers, Devices]]:
-        """Remove the incomplete reductions.
+        """Remove the incomplete reductions, and return their results so far.
 
         Returns:
-            Rows with the results so far: tuples of the last value's step, host values by name, and device values by name.
+            One row for each reduction: the step of its last value, host values by name, and device values by name.
         """
         rows: list[tuple[int, Numbers, Devices]] = []
         for (name, rule), values in self._host.items():
@@ -93,7 +94,7 @@ class Reductions:
         groups: dict[tuple[torch.device, Rule], list[str]] = {}
         for name, value in devices.items():
             groups.setdefault((value.tensor.device, rules[name]), []).append(name)
-        # Tensors created in inference mode could not be changed outside it.
+        # Tensors that are created in inference mode cannot be changed outside of it.
         with torch.inference_mode(mode=False), NoGradients():
             for (device, rule), names in groups.items():
                 names.sort(key=lambda name: dtype_order(devices[name].tensor))
@@ -155,7 +156,7 @@ class _HostValues:
 
 
 class _DeviceValues:
-    """An incomplete reduction of device values: a tensor of shape () in `accumulator_dtype`, and its stream."""
+    """An incomplete reduction of device values: a tensor with shape () and `accumulator_dtype`, and its stream."""
 
     __slots__ = ("count", "step", "stream", "tensor")
 
@@ -169,7 +170,7 @@ class _DeviceValues:
         self.stream = _current_stream(tensor)
 
     def join_stream(self) -> "torch.Tensor":
-        """Return the tensor for use on the current stream. It waits for the previous stream; the host does not."""
+        """Return the tensor for use on the current stream, which waits for the previous stream. The host does not wait."""
         current = _current_stream(self.tensor)
         if current is not None and current != self.stream:
             current.wait_stream(self.stream)  # type: ignore[arg-type]
@@ -179,7 +180,7 @@ class _DeviceValues:
 
 
 def _gather(tensors: Sequence["torch.Tensor"], device: "torch.device") -> list["torch.Tensor"]:
-    """Copy tensors that are sorted by dtype to float tensors of shape () (see `gather`)."""
+    """Copy tensors, which must be sorted by dtype, to float tensors with shape () (see `gather`)."""
     import torch
 
     gathered = torch.empty(len(tensors), dtype=accumulator_dtype(device), device=device)

@@ -1,4 +1,4 @@
-"""Rules for metrics whose values are reduced."""
+"""Reduction rules for metrics."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -10,7 +10,7 @@ __all__ = ["Rules"]
 
 
 class Rules:
-    """Reduction rules by metric name pattern. Thread-safe."""
+    """Reduction rules, each with a pattern for metric names. Thread-safe."""
 
     def __init__(self) -> None:
         self._patterns: list[tuple[str, Rule]] = []
@@ -25,11 +25,11 @@ class Rules:
 
         Args:
             pattern: Pattern for metric names, as in `fnmatch`.
-            rule: Rule for the metrics whose names match.
+            rule: Rule for the matching metrics.
             logged: Names of metrics that have already been logged.
 
         Raises:
-            UsageError: The pattern matches one of those names.
+            UsageError: The pattern matches a name in `logged`.
         """
         for name in logged:
             if fnmatchcase(name, pattern):
@@ -38,11 +38,11 @@ class Rules:
         self._rules.clear()
 
     def of(self, names: Iterable[str], rule: Rule | None) -> Mapping[str, Rule]:
-        """Return the rules for a row's metrics. Metrics without a rule are omitted.
+        """Return the rules for a row's metrics by name. Omit metrics without a rule.
 
         Args:
             names: Names of the metrics.
-            rule: Rule of the log call, which applies to all metrics. None looks up each metric's rule.
+            rule: Rule of the log call, which applies to all metrics. With None, each metric's defined rule applies.
         """
         if rule is not None:
             return dict.fromkeys(names, rule)

@@ -1,7 +1,7 @@
-"""A fast path for rows with device values whose keys and types have been logged before.
+"""A fast path for rows with device values, if a row with the same keys and types has been logged before.
 
 The general path classifies every value. A writer on the fast path only checks that the values have the expected types, claims
-the row and launches the copies. For other values it does nothing, and the general path handles them.
+the space for the row and launches the copies. The general path handles rows with unexpected values.
 """
 
 import struct
@@ -31,9 +31,9 @@ class DeviceWriter(NamedTuple):
     """A writer for rows with device values, in two forms.
 
     Attributes:
-        write: Function that writes a row of values at a 64-bit step. The calling thread must be allowed to write to the lane.
-            For unexpected values, it returns False and has no effect.
-        log: Function that replaces `Recorder.log`.
+        write: Function that writes a row of values with a 64-bit step. The calling thread must be allowed to write to the lane.
+            If there are unexpected values, or if the lane has no room, the function writes nothing and returns False.
+        log: Function that has the same arguments as `Recorder.log` and replaces it.
     """
 
     write: Callable[[Any, int], bool]
@@ -57,13 +57,14 @@ def make_device_writer(
     Args:
         lane: Lane of the rows.
         layout: Layout of the rows, with the number columns first and the `D` columns last.
-        kinds: Kinds of the numbers, as for `Lane.make_writer`.
-        tensors: Example tensors for the `D` columns, on one device. Tensors of the same dtype must be adjacent.
-        copy: Function that receives the index of the first pending word and the tensors. It does not raise device errors.
+        kinds: Kinds of the numbers (see `Lane.make_writer`).
+        tensors: Example tensors for the `D` columns, all on the same device. Tensors of the same dtype must be adjacent.
+        copy: Function that copies tensors to consecutive words, given the index of the first word. It must not raise device
+            errors.
         fallback: Function that `log` calls for unexpected values.
-        last_step: Array with a single int64, the step of the last row.
-        cost: Counter of the durations of `log` calls.
-        notices: Warnings about slow `log` calls.
+        last_step: Array that contains only the step of the last row, as int64.
+        cost: Counter for the durations of `log` calls.
+        notices: Object that warns about slow `log` calls.
     """
     import torch
 
@@ -132,5 +133,5 @@ def make_device_writer(
 
 
 def _only(name: str) -> Callable[[Any], tuple[Any]]:
-    """Make an `itemgetter` for a single name that returns a tuple, as for several names."""
+    """Make a function like `itemgetter` that returns a tuple even for a single name."""
     return lambda values: (values[name],)

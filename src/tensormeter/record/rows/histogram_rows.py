@@ -1,12 +1,14 @@
-"""Writes rows with distributions. Such rows may also contain plain numbers.
+"""Writing of rows with distributions. Such rows may also contain plain numbers and device values.
 
-These rows are rare and large, so they use a slower path: the row's words are assembled first and then written in one call.
+These rows are rare and large, so they use a slower path, which first assembles the row's words and then writes them in one
+call.
 
-Counts from a CUDA device arrive in two steps. First, the row is written with its statistics set to `PENDING`. Then two copies
-are launched on the stream that counted: first the counts of all distributions, then their statistics. Copies on one stream
-complete in order, and a device's stores become visible on the host in order. Once the statistics have arrived, so have the
-counts. The counts need no sentinel, and could not have one, because every bit pattern is a valid count.
-MPS and XPU devices copy both to the host, and the log call that detects their arrival stores them in the same order.
+For distributions on a CUDA device, the row is written with its statistics set to `PENDING`. Then two copies are launched on the
+stream that counted: first the counts of all distributions, then their statistics. Copies on the same stream complete in order,
+and a device's stores become visible to the host in order. Once the statistics have arrived, the counts have also arrived. The
+counts therefore need no `PENDING` placeholder. None would be possible, because every bit pattern is a valid count.
+MPS and XPU devices copy counts and statistics to host tensors. The log call that detects their arrival stores them in the ring
+in the same order.
 """
 
 import struct
@@ -34,12 +36,12 @@ Distributions = Mapping[str, Distribution]
 _PENDING: Final = struct.pack("<q", PENDING)
 
 _LARGEST_SHARE: Final = 4
-"""Divisor of a lane's size that gives the maximum size of a row with several distributions. A row of that size fits as soon as
-some of the earlier rows have been read."""
+"""A row with several distributions takes at most this fraction of its lane: one divided by this number. Such a row fits as soon
+as the reader has read some of the earlier rows."""
 
 
 class HistogramRows:
-    """Writes rows with distributions into one ring. As thread-safe as the ring's lanes."""
+    """Writes rows with distributions to one ring. Threads may use it at the same time if they write to different lanes."""
 
     def __init__(
         self,
@@ -50,10 +52,10 @@ class HistogramRows:
     ) -> None:
         """
         Args:
-            device: Copier for device values.
+            device: Object that copies device values.
             tables: Tables that count distributions on devices.
             find_layout: Function that returns the layout for columns, or None if there are too many layouts.
-            lose: Function that receives the lane, a device error and the number of lost values.
+            lose: Callback for device errors. It receives the lane, the error and the number of lost values.
         """
         self._device = device
         self._find_layout = find_layout
@@ -65,7 +67,7 @@ class HistogramRows:
 
         Args:
             lane: Lane of the rows.
-            numbers: Number of other values in the first row.
+            numbers: Number of other values that the first row will contain.
             distributions: Distributions by name.
         """
         group: dict[str, Distribution] = {}
@@ -90,7 +92,8 @@ class HistogramRows:
         """Write one row, and launch the copies that complete it.
 
         Returns:
-            False if the lane has no room; None if the row exceeds the lane or there are too many layouts; otherwise True.
+            True if the row was written. False if the lane has no room. None if the row can never fit into the lane, or if there
+            are too many layouts.
         """
         columns: list[Column] = []
         words = bytearray()
@@ -142,11 +145,11 @@ class HistogramRows:
             self._device.give_up(word + statistics_at, len(words) // 8 - statistics_at)
             if not isinstance(error, Exception):
                 raise
-            self._lose(lane, error, 0)  # the reader counts them
+            self._lose(lane, error, 0)  # the reader counts the lost values
         return True
 
     def _counts(self, run: "_Run", table: Table) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Return the concatenated counts and statistics of a run. Tensors that have not been counted yet are counted now."""
+        """Return the concatenated counts and statistics of a run. Count tensors that have not been counted yet."""
         import torch
 
         tensors = [value.tensor for value in run.values() if isinstance(value, DeviceDistribution)]
@@ -158,7 +161,7 @@ class HistogramRows:
 
 
 _Run = Mapping[str, DeviceDistribution | CountedOnDevice]
-"""Distributions of the same kind, on the same device and with the same table. They are counted and copied together."""
+"""Distributions that are counted and copied together. They have the same type, device and table."""
 
 
 def _words_of(distribution: Distribution) -> int:
@@ -169,7 +172,7 @@ def _words_of(distribution: Distribution) -> int:
 
 
 def _runs(distributions: "_Run") -> list[tuple[Table, "_Run"]]:
-    """Group distributions on devices into runs, and return each run with its table."""
+    """Group the distributions on devices into runs, and return each run with its table."""
 
     def key(item: tuple[str, DeviceDistribution | CountedOnDevice]) -> tuple[bool, str, str]:
         value = item[1]

@@ -1,14 +1,14 @@
-"""One thread's part of the ring, and the writers that fill it.
+"""Lanes, which are the parts of the ring that belong to single threads, and the writers that fill them.
 
 A writer is a function ``write(values, step)`` that is specialized for one set of keys and types, because nanoseconds matter
-here. C code (`_writer.c`) provides it. If that code could not be compiled, the writer is generated in Python: names and offsets
-are constants in its code, and writing a row takes one `struct` call.
-A writer calls `fallback` if the keys or types differ, if the lane has no room, or if another thread calls it.
+here. Writers are implemented in C (`_writer.c`). If the C code could not be compiled, the writer is generated in Python. The
+generated code contains names and offsets as constants, and writes a row with one `struct` call.
+A writer calls `fallback` if the keys or types are unexpected, if the lane has no room, or if another thread calls it.
 
 A lane belongs to one thread (except the last lane, see `Recorder`), so nothing here takes a lock.
-A signal handler that logs may re-enter a lane. A writer claims the space for a row before it writes the row. CPython runs no
-handler between the claim and the end of the write, because that path contains no call and no backward jump before the C
-function that writes. `Lane.make_room` follows the same rule.
+A signal handler that logs may interrupt a log call on the same lane. A writer therefore claims the space for a row before it
+writes the row. CPython runs no signal handler between the claim and the end of the write, because this part of the code
+contains no backward jump, and no call other than the C function that writes. `Lane.make_room` follows the same rule.
 """
 
 import struct
@@ -49,19 +49,19 @@ except ImportError:
 __all__ = ["ABANDONED", "Lane", "Writer", "native_writers"]
 
 ABANDONED: Final = -1
-"""Cursor limit of a lane whose writers must not write, in a forked child process or after `finish`."""
+"""Cursor limit of a lane that must not be written to, because the process is a forked child or the run has finished."""
 
 _STRIDE: Final = 1 << 12
-"""Maximum number of bytes between two checks of the reader's position, and between two calls of `on_stride`: about seventy rows
-of four floats."""
+"""Maximum number of bytes that are written between two checks of the reader's position, and between two calls of `on_stride`.
+This corresponds to 64 rows of four floats."""
 
 _OFTEN: Final = 0.05
-"""Target interval between two checks in seconds. If checks happen more often, more rows are written between them. Rows at longer
-intervals check every time."""
+"""Target interval between two checks in seconds. If checks are more frequent, more bytes are written between them. If rows are
+written at longer intervals than this, each row causes a check."""
 
 
 class Writer(Protocol):
-    """A function that writes one row. It never blocks, and never raises because of `values`."""
+    """A function that writes one row. It never blocks, and invalid `values` never raise an exception."""
 
     def __call__(
         self,
@@ -74,17 +74,17 @@ class Writer(Protocol):
 
 
 class Lane:
-    """The writer's side of a lane.
+    """The writing side of a lane.
 
     Attributes:
-        cursor: ``[offset, limit, mark]``, shared by the writers: the offset of the next row in the file, the end of the space
-            that rows may use without `make_room`, and the mark of the next row without its layout.
-        size: Space for rows in bytes. A row of up to half this size always fits once all rows have been read.
-        writers: Writers by names (or an instrument's stream) and kinds.
-        device_writers: Writers for rows with device values, by names in the order of logging (see `device_rows`).
-        owner: Identifier of the only thread that may write; None for the shared lane.
-        reductions: Incomplete reductions of the lane's thread.
-        pools: Incomplete pools of distributions of the lane's thread.
+        cursor: ``[offset, limit, mark]``, shared by all writers of the lane: the offset of the next row in the file, the end of
+            the space that rows may use without a call of `make_room`, and the mark of the next row without its layout.
+        size: Space for rows in bytes. Once the reader has read all rows, a row of up to half this size always fits.
+        writers: Writers by key names (or an instrument's stream) and kinds.
+        device_writers: Writers for rows with device values, by key names in logging order (see `device_rows`).
+        owner: Identifier of the only thread that may write. None for the shared lane.
+        reductions: Incomplete reductions of values that the lane's thread has logged.
+        pools: Incomplete pools of distributions that the lane's thread has logged.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class Lane:
         """
         Args:
             ring: Ring that this process has created.
-            index: Index of the lane, from 0.
-            owner: Identifier of the only thread that may write, or None if callers hold a lock while they write.
-            on_stride: Function to call for each row if rows are at least 50 ms apart. If rows are more frequent, it is called
-                less often, but at least once per 4 KiB of rows.
+            index: Index of the lane, starting from 0.
+            owner: Identifier of the only thread that may write. None if callers hold a lock while they write.
+            on_stride: Callback for slower checks. If rows are at least 50 ms apart, each row calls it. If rows are more
+                frequent, it is called less often, but at least once per 4 KiB of rows.
             tables: Tables that count distributions on devices.
         """
         header, self.size = ring.lanes[index]
@@ -120,9 +120,9 @@ class Lane:
         self.pools = Pools(tables)
 
     def lend(self, owner: int) -> None:
-        """Assign the lane of a thread that has ended to another thread."""
+        """Assign the lane to another thread after its previous thread has ended."""
         self.owner = owner
-        self.writers.clear()  # they accept only the previous thread
+        self.writers.clear()  # existing writers accept only the previous thread
 
     @property
     def position(self) -> int:
@@ -135,13 +135,13 @@ class Lane:
         return self.cursor[1] == ABANDONED
 
     def make_room(self, size: int) -> bool:
-        """Raise the cursor's limit so that it covers a row of `size` bytes.
+        """Raise the cursor's limit, so that a row of `size` bytes fits.
 
         Returns:
-            False if the lane is closed, or full because the reader is behind.
+            False if the lane is closed, or if it is full because the reader has fallen behind.
         """
         now = monotonic()
-        # A signal handler that logs in between only changes when the next check happens.
+        # If a signal handler logs during this code, only the time of the next check changes.
         if now - self._looked >= _OFTEN:
             self._stride = 0
         elif self._stride < _STRIDE:
@@ -153,7 +153,7 @@ class Lane:
         return extended
 
     def _extend(self, size: int) -> bool:
-        # This code contains no call and no loop, so a signal handler (which may log or raise) runs before or after all of it.
+        # This code contains no call and no loop, so a signal handler, which may log or raise, runs only before or after it.
         cursor, words = self.cursor, self._words
         if cursor[1] == ABANDONED:
             return False
@@ -181,19 +181,19 @@ class Lane:
         self._words[self._header + LaneWord.DROPS + reason] += number
 
     def close(self) -> None:
-        """Stop writing, and store the position of the end of the last row."""
+        """Stop writing, and store the position after the last row."""
         self.cursor[1] = ABANDONED
         self._words[self._header + LaneWord.HEAD] = self.position
 
     def abandon(self) -> None:
-        """Make all existing writers call their fallback, in a forked child process. The lane belongs to the parent."""
+        """In a forked child process, make all existing writers call their fallback. The lane belongs to the parent process."""
         self.cursor[1] = ABANDONED
 
     def write_pending(self, layout: Layout, values: list[float], step: int) -> int | None:
-        """Write a row whose `D` columns are PENDING. They must be the last columns.
+        """Write a row whose `D` columns hold PENDING. The `D` columns must be the last columns.
 
         Returns:
-            Word index of the first `D` column, or None if the lane has no room.
+            Index of the first word with PENDING, or None if the lane has no room.
         """
         pending = [PENDING] * (len(layout.names) - len(values))
         words = struct.pack(f"<{layout.codes.replace('D', 'q')}", *values, *pending)
@@ -201,10 +201,10 @@ class Lane:
         return None if word is None else word + len(values)
 
     def write_words(self, layout: Layout, words: bytes, step: int) -> int | None:
-        """Write a row from the bytes of its words.
+        """Write a row. The argument `words` contains the bytes of its values.
 
         Returns:
-            Word index of the first value, or None if the lane has no room.
+            Index of the first value's word, or None if the lane has no room.
         """
         size = layout.row_bytes
         row = _row(len(words))
@@ -218,18 +218,18 @@ class Lane:
         try:
             row.pack_into(self._buffer, offset, mark, now, step, words, mark)
         except BaseException:
-            self._cover(offset, size, mark)  # even if the row is complete: its pending values would not arrive
+            self._cover(offset, size, mark)  # even a complete row, because its pending values would never arrive
             raise
         return (offset >> 3) + 3
 
     def make_writer(self, layout: Layout, kinds: str, fallback: Writer, last_step: "array[int]") -> Writer:
-        """Make a function that writes rows of a layout.
+        """Make a function that writes rows with the given layout.
 
         Args:
             layout: Layout without `D` columns.
             kinds: Kind of each column: `d` (a float), `i` (an int that is exact as float64) or `q` (a 64-bit int).
-            fallback: Function that receives all arguments of a call with unexpected keys, types or arguments.
-            last_step: Array with a single int64, the step of the last row.
+            fallback: Function that handles calls with unexpected keys, types or arguments. It receives the same arguments.
+            last_step: Array that contains only the step of the last row, as int64.
         """
         if not native_writers():
             return self._generate_writer(layout, kinds, fallback, last_step)
@@ -286,30 +286,30 @@ class Lane:
         return writer
 
     def _skip(self, offset: int, size: int, mark: int) -> None:
-        """Write a SKIP mark over a claimed row whose write failed, unless the row is complete."""
+        """Write a SKIP mark over a claimed row after its write has failed, unless the row is complete."""
         if self._words[(offset + size >> 3) - 1] != mark:
             self._cover(offset, size, mark)
 
     def _cover(self, offset: int, size: int, mark: int) -> None:
         """Write a SKIP mark over a row."""
         self._words[(offset >> 3) + 1] = size
-        self._words[offset >> 3] = mark >> LAYOUT_BITS << LAYOUT_BITS | SKIP  # last, because it publishes
+        self._words[offset >> 3] = mark >> LAYOUT_BITS << LAYOUT_BITS | SKIP  # last, because this publishes the mark
 
 
 def native_writers() -> bool:
-    """Return whether writers use the C code: it was compiled, and the machine is little-endian like the ring."""
+    """Return whether writers use the C code. This requires the compiled extension, and a little-endian machine because the ring is little-endian."""
     return _writer is not None and sys.byteorder == "little"
 
 
 @lru_cache(maxsize=1024)
 def _row(content: int) -> struct.Struct:
-    """Return the format of a row whose values take `content` bytes."""
+    """Return the `struct` format of a row whose values take `content` bytes."""
     return struct.Struct(f"<qqq{content}sq")
 
 
 @lru_cache(maxsize=1024)
 def _compiled(source: str) -> CodeType:
-    """Compile a writer's source, which takes half a millisecond. Lanes and an instrument's attribute sets share the result."""
+    """Compile a writer's source code, which takes half a millisecond. Lanes and streams with equal source share the result."""
     return compile(source, __file__, "exec")
 
 
@@ -321,8 +321,8 @@ _CHECKS: Final = {
 
 # Writes one row. The order matters: read the time, claim the space, write the row. The module's docstring explains why. (Leaving
 # the loop is not a backward jump.)
-# The last bits of the time select about one call in 64 to be timed. The row is complete by then, so a handler may run.
-# Only a plain dict is accepted, because `values[key]` would create a value in a defaultdict.
+# The lowest bits of the time select about one call in 64 for timing. The row is complete by then, so a signal handler may run.
+# Only a plain dict is accepted, because `values[key]` would add an entry to a defaultdict.
 _WRITER: Final = """\
 def log(values, step=None, *, every=None, reduce=None):
     now = time_ns()

@@ -1,8 +1,8 @@
-"""Assigns the lanes of a ring to threads.
+"""Assignment of a ring's lanes to threads.
 
-The first lane always belongs to the thread that creates the recorder, because its writers are passed on to the caller. The last
-lane is shared, under a lock, by all threads for which no separate lane is left. Each of the other lanes belongs to one thread
-until that thread ends.
+The first lane always belongs to the thread that creates the recorder, because the recorder passes this lane's writers to its
+caller. All threads for which no separate lane is left share the last lane, under a lock. Each of the other lanes belongs to one
+thread until this thread ends.
 """
 
 import threading
@@ -16,7 +16,7 @@ __all__ = ["Lanes"]
 
 
 class Lanes:
-    """The writers' side of a ring's lanes, in order.
+    """The lanes of a ring, in order, for writing.
 
     Attributes:
         first: Lane of the thread that constructed this object.
@@ -27,7 +27,7 @@ class Lanes:
         """
         Args:
             ring: Ring that this process has created.
-            on_stride: Function that performs slower checks (see `Lane`).
+            on_stride: Callback for slower checks (see `Lane`).
             tables: Tables that count distributions on devices (see `Lane`).
         """
         last = len(ring.lanes) - 1
@@ -38,14 +38,14 @@ class Lanes:
         self._free = self._lanes[last - 1 : 0 : -1]
         self._local = threading.local()
         self.first = self._lanes[0]
-        self.shared = threading.RLock()  # re-entered by a signal handler that logs
+        self.shared = threading.RLock()  # reentrant, because a signal handler may log
         self._local.lease = _Lease(self.first, None)
 
     def __iter__(self) -> Iterator[Lane]:
         return iter(self._lanes)
 
     def mine(self) -> Lane:
-        """Return the lane of the current thread. A thread's first call assigns one."""
+        """Return the lane of the current thread. If the thread has no lane yet, assign one."""
         try:
             lease: _Lease = self._local.lease
         except AttributeError:
@@ -62,7 +62,7 @@ class Lanes:
 
 
 class _Lease:
-    """The assignment of a lane to a thread. It ends with the thread, because Python then clears the thread's local data."""
+    """The assignment of a lane to a thread. When the thread ends, Python clears its local data, which ends the assignment."""
 
     __slots__ = ("_free", "lane")
 

@@ -1,4 +1,4 @@
-"""Layouts of the rows that a process has logged. Each is published once to the reader, in the ring's dictionary."""
+"""The layouts of the rows that a process has logged. Each layout is published once, in the ring's dictionary."""
 
 import itertools
 import threading
@@ -14,25 +14,27 @@ from tensormeter.ring.layout import Column, Layout, Stream
 __all__ = ["Layouts"]
 
 _MAX_KEY_SETS: Final = 4096
-"""Maximum number of key sets. Beyond that, a row with a new key set is written as one row per key, so programs need not limit
-their key sets."""
+"""Maximum number of key sets. Beyond this limit, a row with a new key set is written as one row per key. Programs may therefore
+use any number of key sets."""
 
 _MAX_WIDE_SETS: Final = 64
-"""Maximum number of key sets with several distributions. Their layouts take hundreds of bytes per distribution, and there may
-be many: for example, each row of a mixture-of-experts model may have the gradients of different experts."""
+"""Maximum number of key sets with several distributions. Their layouts take hundreds of bytes per distribution, and a program
+may use many of them. For example, each row of a mixture-of-experts model may contain the gradients of different experts."""
 
 _NOT_FOR_STREAMS: Final = 1 / 4
-"""Share of the ring's dictionary that is reserved for rows and not available to instruments' streams."""
+"""Fraction of the ring's dictionary that is reserved for the layouts of logged rows. Instruments' streams cannot use it."""
 
 
 class Layouts:
     """Layouts, indexed by their contents. Any thread and any signal handler may call the methods.
 
-    The methods return None if no more layouts can be added because there are too many, or because the dictionary is full.
+    A method that looks up a layout returns None if the layout cannot be added because a limit is reached or the dictionary is
+    full.
 
     Attributes:
         rows: Layouts of rows of plain gauges, by names and codes. Read-only for callers.
-        changed: Replacements for names and attributes that are not Unicode text. Callers remove the entries they have handled.
+        changed: Replacements for names and attributes that are not valid Unicode text. Callers remove the entries that they
+            have handled.
     """
 
     def __init__(self, ring: RingFile) -> None:
@@ -42,15 +44,15 @@ class Layouts:
         self._wide: dict[tuple[Column, ...], Layout] = {}
         self._streams: dict[tuple[Hashable, str], Layout] = {}
         self.changed: dict[str, str] = {}
-        self._claims = threading.RLock()  # re-entered by a signal handler that logs
+        self._claims = threading.RLock()  # reentrant, because a signal handler may log
 
     def names(self) -> Iterator[str]:
-        """Iterate over the names that rows of plain gauges have used so far."""
+        """Iterate over the names in the rows of plain gauges that have been logged so far."""
         for names, _ in list(self.rows):
             yield from names
 
     def of_row(self, names: tuple[str, ...], codes: str) -> Layout | None:
-        """Return the layout of a row of plain gauges."""
+        """Return the layout for a row of plain gauges."""
         layout = self.rows.get((names, codes))
         if layout is None:
             with self._claims:
@@ -63,13 +65,13 @@ class Layouts:
         return layout
 
     def of_distributions(self, columns: Sequence[Column]) -> Layout | None:
-        """Return the layout of a row with distributions. A lower limit applies to rows with more than one distribution."""
+        """Return the layout for a row with distributions. A lower limit applies to rows with more than one distribution."""
         if len(columns) > 2 and len(self._wide) >= _MAX_WIDE_SETS and tuple(columns) not in self._wide:
             return None
         return self.of_columns(columns)
 
     def of_columns(self, columns: Sequence[Column]) -> Layout | None:
-        """Return the layout of a row with arbitrary columns."""
+        """Return the layout for a row with arbitrary columns."""
         key = tuple(columns)
         layout = self._wide.get(key)
         if layout is None:
@@ -82,9 +84,10 @@ class Layouts:
         return layout
 
     def of_stream(self, writer: Hashable, stream: Stream, code: str) -> Layout | None:
-        """Return the layout of an instrument's measurement, which has no step.
+        """Return the layout for measurements of an instrument. Measurements have no step.
 
-        `writer` identifies the stream, because different streams may have attributes that compare equal (1, 1.0 and True).
+        The argument `writer` identifies the stream. The stream itself cannot, because 1, 1.0 and True are different attribute
+        values that compare equal.
         """
         layout = self._streams.get((writer, code))
         if layout is None and self._ring.dictionary_left > _NOT_FOR_STREAMS:
@@ -103,7 +106,7 @@ class Layouts:
             return layout if self._ring.add_layout(written) else None
 
     def _as_unicode(self, layout: Layout) -> Layout:
-        """Return the layout for the reader, in which all names are Unicode text. Writers use the caller's original names."""
+        """Return the layout to publish, in which all names are valid Unicode text. Writers keep the caller's original names."""
         if all(column.stream.name.isascii() and _is_plain(column.stream) for column in layout.columns):
             return layout
         written = [replace(column, stream=self._stream_as_unicode(column.stream)) for column in layout.columns]
@@ -119,7 +122,7 @@ class Layouts:
         return stream if written == stream else written
 
     def _written(self, given: Any) -> Any:
-        """Convert a stream's name, attributes or scope to Unicode text."""
+        """Convert a stream's name, attributes or scope to valid Unicode text."""
         if isinstance(given, tuple):
             return tuple(map(self._written, given))
         if not isinstance(given, str):

@@ -1,7 +1,7 @@
-"""Writes rows of classified values: numbers, device values, distributions and measurements.
+"""Writing of rows with classified values: numbers, device values, distributions and measurements.
 
-A row of numbers is written by the lane's writer for its names and kinds, which is created for the first such row. Device values
-are copied into a row after the row has been written. `HistogramRows` writes rows with distributions.
+A lane has a writer for each combination of names and kinds of numbers. The first row with a combination creates its writer.
+Device values are copied into a row after the row has been written. `HistogramRows` writes rows with distributions.
 Values that cannot be written are counted, and cause one warning.
 """
 
@@ -33,11 +33,11 @@ Devices = Mapping[str, DeviceValue | Deferred]
 _NO_STEP: Final = 0
 
 _MOST_DEVICE_WRITERS: Final = 256
-"""Maximum number of key sets with device values for which a lane keeps writers."""
+"""Maximum number of writers for rows with device values in one lane."""
 
 
 class Rows:
-    """Writes rows into one ring. The calling thread must be allowed to write to the lane that it passes."""
+    """Writes rows to one ring. The calling thread must be allowed to write to the lane that it passes."""
 
     def __init__(
         self,
@@ -54,11 +54,11 @@ class Rows:
         Args:
             ring: Ring that this process has created.
             layouts: Layouts of the ring's rows.
-            device: Copier for device values.
+            device: Object that copies device values.
             tables: Tables that count distributions on devices.
-            notices: Warnings about values that cannot be written.
+            notices: Object that warns about values that cannot be written.
             fallback: Function that writers call for unexpected arguments.
-            last_step: Array with a single int64, the step of the last row.
+            last_step: Array that contains only the step of the last row, as int64.
         """
         self._ring_bytes = len(ring.buffer)
         self._layouts = layouts
@@ -70,10 +70,10 @@ class Rows:
         self._wide = HistogramRows(device, tables, layouts.of_distributions, self.lose)
 
     def write(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> Writer | None:
-        """Write a row, unless there are no values.
+        """Write a row, unless it has no values.
 
         Returns:
-            Writer for further rows with the same names and kinds, or None.
+            Writer for further rows with the same names and kinds. None if there is no such writer.
         """
         if devices:
             self.write_devices(lane, numbers, devices, step)
@@ -81,7 +81,7 @@ class Rows:
         return self._write_numbers(lane, numbers, step) if numbers else None
 
     def write_devices(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> None:
-        """Write a row in which devices store values later."""
+        """Write a row with device values, which arrive later."""
         ordered, kinds, layout = self._order_devices(lane, numbers, devices)
         if layout is None:
             self.refuse(lane, next(iter(ordered)), len(kinds) + len(ordered))
@@ -92,16 +92,16 @@ class Rows:
     def make_device_writer(
         self, lane: Lane, values: Mapping[str, object], numbers: Numbers, devices: Devices
     ) -> Writer | None:
-        """Make a writer for further rows like the row with device values that has just been written.
+        """Make a writer for further rows like the one that has just been written, which has device values.
 
         Args:
-            lane: Lane of the row, which keeps the writer.
-            values: Logged values of the row.
-            numbers: Host values among them.
-            devices: Device values among them.
+            lane: Lane of the row. The lane keeps the writer.
+            values: Values of the row, as they were logged.
+            numbers: Host values of the row.
+            devices: Device values of the row.
 
         Returns:
-            Writer that replaces `Recorder.log`, or None if such rows cannot have a writer.
+            Writer that replaces `Recorder.log`, or None if no writer can handle such rows.
         """
         if not self._device.is_settled(values[name] for name in devices) or any(
             type(values[name]) is not type(number) for name, number in numbers.items()
@@ -133,7 +133,10 @@ class Rows:
     def write_distributions(
         self, lane: Lane, numbers: Numbers, devices: Devices, distributions: Distributions, step: int
     ) -> None:
-        """Write distributions as one row, or as several rows if the lane is small. The first row includes the other values."""
+        """Write distributions as one row, or as several rows if the lane is small.
+
+        The first row also contains the numbers and device values.
+        """
         for group in self._wide.split(lane, len(numbers) + len(devices), distributions):
             written = self._wide.write(lane, numbers, devices, group, step)
             if written is None and (len(group) > 1 or numbers or devices):
@@ -155,7 +158,7 @@ class Rows:
         self._last_step[0] = step
 
     def write_words(self, lane: Lane, layout: Layout, words: bytes, step: int) -> None:
-        """Write a row from the bytes of its values, without advancing the step."""
+        """Write a row without advancing the step. The argument `words` contains the bytes of its values."""
         if lane.write_words(layout, words, step) is None:
             self._count_full(lane, len(layout.names))
 
@@ -163,7 +166,7 @@ class Rows:
         """Write an instrument's measurement.
 
         Returns:
-            Writer for further numbers of the same type, or None if the measurement was not recorded.
+            Writer for further numbers of the same type. None if the measurement was not recorded.
         """
         code = "d" if type(number) is float else "q"
         layout = self._layouts.of_stream(stream, stream.stream, code)
@@ -185,7 +188,7 @@ class Rows:
         """Write an instrument's measurement whose value becomes available later.
 
         Returns:
-            Index of the ring's word for the value, or None if the measurement was not recorded.
+            Index of the ring word for the value, or None if the measurement was not recorded.
         """
         layout = self._layouts.of_stream(stream, stream.stream, "D")
         if layout is None:
@@ -194,11 +197,11 @@ class Rows:
         return self._write_copies(lane, layout, [], [value], _NO_STEP)
 
     def layout(self, lane: Lane, names: tuple[str, ...], codes: str) -> Layout | None:
-        """Return the layout of a row of plain gauges, or None if there are too many layouts or the row exceeds the lane."""
+        """Return the layout for a row of plain gauges, or None if there are too many layouts or the row exceeds the lane."""
         return self._layouts.of_row(names, codes) if row_bytes(len(names)) <= lane.size else None
 
     def refuse(self, lane: Lane, name: str, number: int = 1) -> None:
-        """Count values that cannot be written for lack of a layout, and warn once."""
+        """Count values that cannot be written because no layout is available, and warn once."""
         lane.count(Drop.TOO_MANY_LAYOUTS, number)
         self._notices.note(Drop.TOO_MANY_LAYOUTS, repr(name))
         self._notices.once(
@@ -208,7 +211,7 @@ class Rows:
         )
 
     def lose(self, lane: Lane, error: Exception, number: int) -> None:
-        """Count device values that are in no row, and warn once. The program's own calls will also raise the device's error."""
+        """Count device values that were lost before they were in a row, and warn once about the device error."""
         if number:
             lane.count(Drop.DEVICE_UNFINISHED, number)
         self._notices.once(DeviceCopies, "device values are lost: %s", error)
@@ -231,7 +234,7 @@ class Rows:
         return writer
 
     def _write_separately(self, lane: Lane, numbers: Numbers, step: int) -> Writer | None:
-        """Write one row per value, because the whole row exceeds its lane or there are too many key sets."""
+        """Write each value as a separate row. Use this if a row exceeds its lane, or if there are too many key sets."""
         writer = None
         if len(numbers) > 1:
             for name, number in numbers.items():
@@ -243,7 +246,7 @@ class Rows:
     def _order_devices(
         self, lane: Lane, numbers: Numbers, devices: Devices
     ) -> tuple[dict[str, DeviceValue | Deferred], str, Layout | None]:
-        """Return the device values in column order, the kinds of the numbers, and the layout (or None)."""
+        """Return the device values in column order, the kinds of the numbers, and the layout of the row (or None)."""
         ordered = dict(sorted(devices.items(), key=lambda item: place(item[1])))
         kinds = "".join(map(kind_of, numbers.values()))
         return ordered, kinds, self.layout(lane, (*numbers, *ordered), kinds.replace("i", "d") + "D" * len(ordered))
@@ -256,7 +259,7 @@ class Rows:
         devices: Sequence[DeviceValue | Deferred],
         step: int,
     ) -> int | None:
-        """Write a row whose last values come from devices, and return the word index of the first such value."""
+        """Write a row whose last values are device values. Return the index of the first device value's word."""
         word = lane.write_pending(layout, values, step)
         if word is None:
             self._count_full(lane, len(layout.names))
@@ -265,18 +268,18 @@ class Rows:
         return word
 
     def _copy(self, lane: Lane, word: int, number: int, launch: Callable[[], None]) -> None:
-        """Launch copies into a row's words. If that fails, mark the values as lost."""
+        """Launch copies to words of a row. If launching fails, mark the values as lost."""
         try:
             launch()
         except BaseException as error:
             self._device.give_up(word, number)
             if not isinstance(error, Exception):
                 raise
-            self.lose(lane, error, 0)  # the reader counts them
+            self.lose(lane, error, 0)  # the reader counts the lost values
 
     def _count_full(self, lane: Lane, points: int) -> None:
         """Count points that do not fit into the lane, and warn once."""
-        if lane.is_closed:  # another thread or a signal handler has closed it in the meantime
+        if lane.is_closed:  # closed in the meantime by another thread or a signal handler
             return
         lane.count(Drop.RING_FULL, points)
         self._notices.once(

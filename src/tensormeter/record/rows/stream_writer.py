@@ -1,7 +1,8 @@
 """Writers for the measurements of instruments.
 
-An instrument keeps a `StreamWriter` for each attribute set, and calls its `write_float` and `write_int` for ordinary numbers. A
-lane provides these functions for the thread that created the recorder. `record` handles other values and threads.
+An instrument keeps a `StreamWriter` for each attribute set, and calls its `write_float` and `write_int` for ordinary numbers.
+For the thread that created the recorder, these functions are writers of its lane. `record` handles all other values and
+threads.
 """
 
 import math
@@ -19,10 +20,10 @@ __all__ = ["MeasurementRecorder", "StreamWriter"]
 
 
 class MeasurementRecorder(Protocol):
-    """The methods of a recorder that a `StreamWriter` needs."""
+    """The interface of a recorder that a `StreamWriter` needs."""
 
     def record(self, stream: "StreamWriter", value: Any) -> int | None:
-        """Record a value. Return the index of the ring's word for a device value, or None for other values."""
+        """Record a value. Return the index of the ring word for a device value, or None for other values."""
         ...
 
     @property
@@ -37,8 +38,9 @@ class StreamWriter:
     Attributes:
         stream: Stream of the measurements.
         name: Name of the stream.
-        write_float: Function to call as ``write_float({name: value}, 0)``, with a finite float that `check` would accept.
-        write_int: Function to call in the same way, with a 64-bit int.
+        write_float: Function that writes a float: ``write_float({name: value}, 0)``. The float must be one that `check`
+            accepts.
+        write_int: Function that writes a 64-bit int in the same way.
     """
 
     __slots__ = ("_find", "_finite", "_minimum", "name", "stream", "write_float", "write_int")
@@ -55,7 +57,7 @@ class StreamWriter:
         Args:
             stream: Stream of the measurements.
             find: Function that returns this process's recorder, or None if measurements are not recorded.
-            finite: Whether NaN and infinities are refused.
+            finite: Whether to refuse NaN and infinities.
             minimum: Smallest accepted value.
         """
         self.stream = stream
@@ -70,7 +72,7 @@ class StreamWriter:
         """Record any value. Never blocks, and never raises because of the value.
 
         Returns:
-            For a device value, the ring's words and the index of the value in them; None for other values.
+            For a device value, the words of the ring and the index of the word for this value. None for other values.
         """
         recorder = self._find()
         word = None if recorder is None else recorder.record(self, value)
@@ -80,7 +82,7 @@ class StreamWriter:
         """Check that the stream accepts a number.
 
         Raises:
-            Refused: The number is below the minimum, or is not finite although the stream requires it.
+            Refused: The number is below the minimum, or is NaN or infinite in a stream that requires finite numbers.
         """
         if self._finite and not math.isfinite(number):
             raise Refused(f"{number} cannot be aggregated; check for it, or use a gauge, which records it")
@@ -88,7 +90,7 @@ class StreamWriter:
             raise Refused(f"{number} is less than {self._minimum:g}; use an up-down counter or a gauge")
 
     def use(self, code: str, writer: "Writer") -> None:
-        """Use a writer for further numbers with the column code `d` (floats) or `q` (ints)."""
+        """Use a writer for all further floats (code `d`) or ints (code `q`)."""
         if code == "d":
             self.write_float = writer
         else:
@@ -106,7 +108,7 @@ class StreamWriter:
         every: int | None = None,
         reduce: str | None = None,
     ) -> None:
-        """Record the stream's value. Writers call this for unexpected arguments."""
+        """Record a value of the stream. Writers call this method for unexpected arguments."""
         self.record(values[self.name])
 
 

@@ -13,11 +13,11 @@ GARBAGE: Final[Mapping[str, tuple[str, str, str]]] = {
     "cpython.gc.collected_objects": ("collected", "{object}", "Number of collected objects."),
     "cpython.gc.uncollectable_objects": ("uncollectable", "{object}", "Number of objects that could not be collected."),
 }
-"""Metrics by name, each with its key in `gc.get_stats`, unit and description."""
+"""Metrics by name. Each has a key in `gc.get_stats`, a unit and a description."""
 
 
 def garbage() -> Iterator[tuple[Stream, int]]:
-    """Yield the collector's totals for each generation. Takes a few microseconds. Thread-safe."""
+    """Yield the garbage collector's totals for each generation. Takes a few microseconds. Thread-safe."""
     for generation, statistics in enumerate(gc.get_stats()):
         attributes = (("cpython.gc.generation", generation),)
         for name, (key, unit, description) in GARBAGE.items():

@@ -1,4 +1,4 @@
-"""Periodic samples of torch's allocator and Python's garbage collector, which only the training process can take."""
+"""Periodic samples of torch's allocator and Python's garbage collector. Only the training process can read these statistics."""
 
 import time
 from itertools import chain
@@ -17,16 +17,16 @@ logger: Final = get_logger()
 
 
 class RuntimeMetrics:
-    """Records samples as rows without a step.
+    """Records samples of the runtime metrics as rows without a step.
 
-    Any thread that logs may call the methods. Two threads that call them at the same time may record two samples.
+    Any thread that logs may call the methods. If two threads call them at the same time, two samples may be recorded.
     """
 
     def __init__(self, recorder: Recorder, interval: float) -> None:
         """
         Args:
             recorder: Recorder of this process.
-            interval: Minimum seconds between two samples. 0 disables sampling.
+            interval: Minimum time in seconds between two samples. 0 disables sampling.
         """
         self._recorder = recorder
         self._interval = interval
@@ -34,7 +34,7 @@ class RuntimeMetrics:
         self._writers: dict[Stream, StreamWriter] = {}
 
     def beat(self) -> None:
-        """Record a sample if one is due. Never raises. Takes about 100 microseconds if a sample is due, otherwise 50 ns."""
+        """Record a sample if one is due. Never raises. A sample takes about 100 microseconds; other calls take 50 ns."""
         if self._interval and time.monotonic() >= self._next:
             self.sample()
 

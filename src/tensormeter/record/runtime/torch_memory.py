@@ -1,4 +1,4 @@
-"""Metrics of torch's memory allocator, which only the training process can read."""
+"""Metrics of torch's memory allocator. Only the training process can read its statistics."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -52,15 +52,15 @@ TORCH_MEMORY: Final[Mapping[str, tuple[tuple[str, ...], str, str, str]]] = {
         "Number of allocations that failed because memory ran out.",
     ),
 }
-"""Metrics by name, each with its path in torch's statistics, kind, unit and description."""
+"""Metrics by name. Each has a path in torch's statistics, a kind, a unit and a description."""
 
 
 def torch_memory() -> Iterator[tuple[Stream, int]]:
     """Yield the allocator's statistics for each GPU that this process uses.
 
     The allocator keeps the statistics in host memory. Reading them does not wait for the GPU, launch kernels, import torch or
-    initialize CUDA. Each GPU takes about 30 microseconds, so call this every few seconds rather than in every log call.
-    Thread-safe.
+    initialize CUDA. Reading takes about 30 microseconds per GPU, so call this function every few seconds, not in every log
+    call. Thread-safe.
     """
     torch: Any = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)  # None while torch is still being imported
@@ -78,7 +78,7 @@ def torch_memory() -> Iterator[tuple[Stream, int]]:
 
 
 def _value(statistics: Any, path: tuple[str, ...]) -> int | None:
-    """Look up a value. Return None if this version of torch or this allocator does not provide it."""
+    """Look up a value. Return None if this version of torch or this allocator does not provide the value."""
     for key in path:
         statistics = statistics.get(key) if isinstance(statistics, Mapping) else None
     return statistics if isinstance(statistics, int) else None

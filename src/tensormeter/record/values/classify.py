@@ -1,6 +1,6 @@
-"""Classifies logged values as host numbers, device values, deferred values or refused values.
+"""Classification of logged values as host numbers, device values, deferred values or refused values.
 
-Nothing here synchronizes with a device, because the type and device of a tensor are checked before its value is read.
+Classification never synchronizes with a device, because it checks the type and device of a tensor before reading its value.
 """
 
 import numbers
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 EXACT_INT: Final = 1 << 53
-"""Magnitude up to which every integer is exact as float64."""
+"""Magnitude up to which float64 represents every integer exactly."""
 
 LONGEST_NAME: Final = 1024
 """Maximum length of a metric name in characters. The server rejects longer names."""
@@ -62,7 +62,7 @@ def classify(value: Any) -> float | int | DeviceValue | Deferred:
     """Convert a logged value to a float, a 64-bit int, a device value or a deferred value. Never blocks.
 
     Integers that do not fit into 64 bits become the nearest float64. Booleans become 0.0 or 1.0.
-    Objects of other types may have a method `__tensormeter_snapshot__`; see `_snapshot`.
+    Objects of other types can be recorded if they have a method `__tensormeter_snapshot__` (see `_snapshot`).
 
     Raises:
         Refused: The value has an unsupported type, or is not a single real number.
@@ -101,7 +101,7 @@ def classify_step(step: Any) -> int:
     """Convert a step to a 64-bit int. Never blocks.
 
     Raises:
-        Refused: The step is not a whole number, does not fit into 64 bits, or is still being computed.
+        Refused: The step is not a whole number, does not fit into 64 bits, or is a value that a device may still be computing.
     """
     if type(step) is not int:
         try:
@@ -135,7 +135,7 @@ def _real(value: Any) -> float | int:
 
 
 def _array(value: Any) -> float | int:
-    """Convert a NumPy scalar or an array with one element."""
+    """Convert a NumPy scalar or a one-element NumPy array to a float or an int."""
     if value.size != 1:
         raise Refused(f"an array of shape {value.shape}; log one element, its mean, or a tensormeter.Histogram of it")
     if value.dtype.kind not in "fiub":
@@ -147,13 +147,13 @@ def _array(value: Any) -> float | int:
 
 
 def _snapshot(value: Any) -> float | int | DeviceValue | Deferred:
-    """Convert the snapshot of an object.
+    """Take a snapshot of an object, and classify it.
 
-    The object's method `__tensormeter_snapshot__()` takes no arguments. It must not wait, and returns one of these:
+    The object's method `__tensormeter_snapshot__()` takes no arguments. It must not wait, and must return one of these values:
 
-    - a number, or an array or tensor with one element, which is recorded as if it had been logged itself;
-    - a callable without arguments, which log calls and `finish` call on their threads until it returns the number.
-      It must return None until the number is available, must never wait, and must raise if there will be no number.
+    - A number, or a one-element array or tensor. It is recorded as if it had been logged itself.
+    - A callable without arguments. Log calls and `finish` call it on their threads until it returns the number. It must return
+      None while the number is not available, must never wait, and must raise an error if the number cannot become available.
     """
     snapshot = value.__tensormeter_snapshot__()
     if hasattr(type(snapshot), _PROTOCOL):
@@ -165,7 +165,7 @@ def _snapshot(value: Any) -> float | int | DeviceValue | Deferred:
 
 
 def _tensor(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
-    """Read a CPU tensor. A tensor on a device becomes a device value, which is copied in stream order."""
+    """Convert a CPU tensor to a number, and a tensor on a device to a device value, which is copied in stream order."""
     import torch
 
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
@@ -202,15 +202,15 @@ def check_plain(value: "torch.Tensor") -> None:
 
 
 def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
-    """Convert an instance of a tensor subclass: a DTensor that is replicated on every rank, or an object with a snapshot."""
+    """Convert an instance of a tensor subclass: a DTensor that is replicated on all ranks, or an object with a snapshot method."""
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is not None and isinstance(value, distributed.DTensor):
         import torch
 
         if all(placement.is_replicate() for placement in value.placements):
-            with torch.no_grad():  # to_local() does not communicate, and without gradients only reads an attribute
+            with torch.no_grad():  # without gradients, to_local() only reads an attribute and does not communicate
                 return classify(value.to_local())
-        # full_tensor() is a collective and would hang if only one rank logs. item() would return the local part as if it
+        # full_tensor() is a collective, which would hang if only one rank logged. item() would return the local part as if it
         # were the whole value.
         raise Refused(
             f"a DTensor with placements {tuple(value.placements)}, whose value is spread over ranks; "
@@ -223,7 +223,7 @@ def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | 
 
 @cache
 def _numeric_dtypes() -> "frozenset[torch.dtype]":
-    """Return the dtypes whose elements are real numbers. Excludes quantized numbers, bits and packed pairs."""
+    """Return the dtypes whose elements are real numbers. Exclude quantized numbers, bits and packed pairs."""
     import torch
 
     names = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz",

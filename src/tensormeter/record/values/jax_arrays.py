@@ -1,7 +1,7 @@
 """Classification of JAX arrays.
 
-JAX arrays are immutable, so a reference to one is a snapshot. JAX computes them asynchronously, so later log calls poll them.
-This module never imports JAX, because a program that logs a JAX array has already imported it.
+JAX arrays are immutable, so a reference to an array is a snapshot of its value. JAX computes arrays asynchronously, so later
+log calls poll them. This module need not import JAX, because a program that logs a JAX array has already imported it.
 """
 
 from types import ModuleType
@@ -13,14 +13,14 @@ __all__ = ["classify_jax"]
 
 
 def classify_jax(value: Any, jax: ModuleType) -> float | int | Deferred:
-    """Convert a `jax.Array` to a deferred value. Never blocks: later log calls poll the array until it has been computed.
+    """Convert a `jax.Array` to a deferred value. Never blocks, because later log calls poll the array until it is available.
 
     Args:
-        value: Array with one element.
+        value: One-element array.
         jax: The `jax` module.
 
     Raises:
-        Refused: The array is a tracer, has been donated, has more than one element, is partly on other hosts, or is not real.
+        Refused: The array is a tracer, has been donated, is partly on other hosts, or does not contain exactly one real number.
     """
     if isinstance(value, jax.core.Tracer):
         raise Refused("a JAX tracer has no value yet; inside jit, log through jax.debug.callback")
@@ -33,8 +33,8 @@ def classify_jax(value: Any, jax: ModuleType) -> float | int | Deferred:
     if not value.is_fully_addressable:
         raise Refused("a JAX array that is partly on other hosts; log one that is replicated or local")
     value.copy_to_host_async()
-    # When an array becomes ready, the copy to the host that was started above still takes a few microseconds.
-    # So the value is read by the next poll after the one that finds the array ready.
+    # When an array becomes ready, the host copy that was started above still takes a few more microseconds.
+    # One poll therefore detects that the array is ready, and the next poll reads the value.
     was_ready = False
 
     def poll() -> float | None:

@@ -1,4 +1,4 @@
-"""Outcomes of classifying a logged value that is not a number on the host."""
+"""The possible results of classifying a logged value, other than a host number."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ class Refused(Exception):  # noqa: N818 - an outcome of `classify`, not an error
 
 
 class DeviceValue:
-    """A one-element tensor whose device may still be computing its value.
+    """A one-element tensor whose value the device may still be computing.
 
     Attributes:
         tensor: One-element tensor on a device.
@@ -40,8 +40,8 @@ class Deferred:
     """A value that becomes available later.
 
     Attributes:
-        poll: Function that returns None until the value is available, then the value. It never blocks, and raises if there
-            will be no value.
+        poll: Function that returns None until the value is available, and then returns the value. It never blocks, and raises
+            an error if the value cannot become available.
     """
 
     __slots__ = ("poll",)
