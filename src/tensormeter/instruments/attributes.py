@@ -53,7 +53,7 @@ def clean_attributes(attributes: Any) -> AttributeSet:
 
 
 def plain_text(text: object) -> str:
-    """Convert an object to plain text: None to "", and other objects with `str`. Ignore the `__str__` of a `str` subclass."""
+    """Convert an object to a plain `str`, and None to "". Ignore the `__str__` method of a `str` subclass."""
     if isinstance(text, str):
         return str.__str__(text)
     return "" if text is None else str(text)

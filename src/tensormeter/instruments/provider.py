@@ -45,11 +45,11 @@ class MeterProvider(metrics.MeterProvider):
     """An OpenTelemetry meter provider whose instruments record into a tensormeter run.
 
     Instruments accept Python numbers, NumPy numbers, and one-element tensors and arrays. A device tensor is copied in stream
-    order, without waiting for the device. A gauge keeps every value with its time. The agent aggregates counters and histograms.
-    Exemplars are not recorded. All methods are thread-safe, and only the constructor raises exceptions.
+    order, without waiting for the device. A gauge keeps every value with its time. The agent aggregates counters and
+    histograms. Exemplars are not recorded. All methods are thread-safe, and only the constructor raises exceptions.
 
-    Without `run`, measurements go to the most recently started run. If no run has started, the first measurement starts one with
-    the settings from the environment. `shutdown` or the end of the program then finishes this run. After a run has ended,
+    Without `run`, measurements go to the most recently started run. If no run has started, the first measurement starts one
+    with the settings from the environment. `shutdown` or the end of the program then finishes this run. After a run has ended,
     measurements go to the next run that the program starts.
 
     A forked child process joins the run on its first measurement or its first call of `Run.log`; see the `after_fork` setting.
@@ -135,8 +135,8 @@ class MeterProvider(metrics.MeterProvider):
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Call the observable instruments' callbacks once, and deliver all measurements now.
 
-        In an offline run, the agent writes the measurements to disk instead. The flush does not wait for `schedule_delay`. Other
-        threads can record measurements in the meantime.
+        In an offline run, the agent writes the measurements to disk instead. The flush does not wait for `schedule_delay`.
+        Other threads can record measurements in the meantime.
 
         Args:
             timeout_millis: Maximum time to wait in milliseconds. With 0 or less, the call requests the flush without waiting.
@@ -210,7 +210,7 @@ class MeterProvider(metrics.MeterProvider):
         return {} if settings is None else {SERVICE_NAME: settings.project}
 
     def _recorder(self) -> Recorder | None:
-        """Return this process's recorder, or None if measurements are not recorded. Streams call this outside their fast path."""
+        """Return this process's recorder, or None if measurements are not recorded. Streams call it outside their fast path."""
         run = self._current_run()
         process = run._here() if run is not None else None
         if process is None:

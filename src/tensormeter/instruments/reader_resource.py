@@ -1,4 +1,4 @@
-"""The run's resource, as SDK metric readers receive it."""
+"""The resource of a run, in the form that SDK metric readers receive."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final

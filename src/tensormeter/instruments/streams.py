@@ -126,7 +126,7 @@ class Binder:
         """Return the streams for an attribute set. Never raises."""
         try:
             items = tuple(attributes.items()) if attributes else ()
-            # A tuple built from a generator is resized, which the garbage collector counts as another object. A list is not.
+            # A tuple built from a generator is resized, which the garbage collector counts as another object. Use a list instead.
             types = tuple([type(value) for value in attributes.values()]) if attributes else ()
             bound = self._typed.get((items, types))
             if bound is not None:

@@ -5,8 +5,8 @@ attributes takes two dictionary lookups and one write to memory. A device tensor
 the device.
 
 Exemplars are not recorded, because looking up the current span and its sampling decision takes longer than the rest of a
-measurement. The API makes exemplars optional. `context` is only passed to the SDK provider for additional metric readers, which
-creates exemplars itself.
+measurement. The API makes exemplars optional. `context` is passed only to the SDK provider for additional metric readers, and
+that provider creates exemplars itself.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Application of the user's views to an instrument.
 
-The SDK's `View` has no public attributes, so this module finds out the effect of views by a trial. It records one measurement
-with an SDK provider that has the views. The collected metrics then have the name, unit, kind, buckets and attributes that the
-views produce.
+The SDK's `View` has no public attributes, so this module determines the effect of views with a trial. The trial records one
+measurement with an SDK provider that uses the views. The collected metrics then have the name, unit, kind, buckets and
+attributes that the views produce.
 """
 
 import math

@@ -58,7 +58,7 @@ _SUM = 7
 _DATA = (5, 7, 9, 10, 11)
 _POINT_TAG = 1 << 3 | 2
 _FEW = 100
-"""Minimum size of a metric in bytes to read it with NumPy. protobuf reads smaller metrics just as quickly."""
+"""Minimum size in bytes of a metric that NumPy reads. protobuf reads smaller metrics just as quickly."""
 _MIN_MIXED_BYTES = 2000
 """Total size of a metric's points in bytes above which grouping the points by series is worthwhile."""
 _MANY_FIELDS = 1000

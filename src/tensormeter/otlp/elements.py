@@ -40,7 +40,7 @@ MAX_ELEMENTS: Final[Mapping[str, int]] = {
 """Maximum number of elements of each kind in one request.
 
 Points with the same series and layout are read as one column, which counts as `COLUMN` separate points. Any other point or
-distribution counts as one separate point. Attributes, values, exemplars, texts, numbers and unknown fields count as fields.
+distribution counts as one separate point. Attributes, values, exemplars, strings, numbers and unknown fields count as fields.
 """
 
 COLUMN: Final = 3
@@ -78,7 +78,7 @@ _FIXED_SIZES: Final = {
 }
 _NO_POINTS: Final[Sequence[tuple[int, int]]] = ()
 _CONTINUED: Final = bytes(range(0x80, 0x100))
-"""Possible values of all bytes of a varint except the last."""
+"""Values that a varint's bytes can have, except for its last byte."""
 
 
 class TooManyElementsError(EncodingError):
@@ -130,7 +130,7 @@ def check_metrics(body: bytes, check: Check = no_check) -> None:
         check: Function that is called at regular intervals. It can raise an error to stop the count.
 
     Raises:
-        TooManyElementsError: A kind of element exceeds its limit in `MAX_ELEMENTS`.
+        TooManyElementsError: The number of elements of one kind exceeds its limit in `MAX_ELEMENTS`.
         EncodingError: The bytes are not a protobuf message.
     """
     _walk(body, ExportMetricsServiceRequest.DESCRIPTOR, check)

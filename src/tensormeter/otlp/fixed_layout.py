@@ -30,11 +30,11 @@ _TAG_DOUBLE: Final = _AS_DOUBLE << 3 | _I64
 _TAG_INT: Final = _AS_INT << 3 | _I64
 
 _MIN_POINTS: Final = 4
-"""Minimum number of points to read with NumPy. protobuf reads fewer points just as quickly."""
+"""Minimum number of points that NumPy reads at once. protobuf reads fewer points just as quickly."""
 
 _MAX_POINT_BYTES: Final = 1 << 16
 """Maximum size of a point in bytes. The index of a point's bytes takes eight times the memory of the point. No store accepts
-larger points, which have too many attributes."""
+larger points, because they have too many attributes."""
 
 _MANY_FIELDS: Final = 1000
 """Maximum number of fields in a point that NumPy reads. protobuf reads points with more fields."""

@@ -1,4 +1,4 @@
-"""Tables, images, texts and alerts, which are sent as OTLP log records.
+"""Tables, images, text items and alerts, which are sent as OTLP log records.
 
 The step is an attribute of the log record. Metrics never have the step as an attribute, because each step would create a new
 time series.
@@ -183,7 +183,7 @@ def media_of(event: Event) -> tuple[Media, int | None] | None:
     """Return the item that an event contains and the item's step, or None if the event contains no item.
 
     Raises:
-        EncodingError: The event's name is that of an item, but its body is invalid.
+        EncodingError: The event name indicates an item, but the body is invalid.
     """
     kind = _KINDS.get(event.name)
     if kind is None:

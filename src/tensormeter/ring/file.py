@@ -164,7 +164,7 @@ class RingFile:
 
     @property
     def state(self) -> State:
-        """State of the writer, as it was last stored."""
+        """State that the writer has stored most recently."""
         return State(self.words[HeaderWord.STATE])
 
     def writer_alive(self) -> bool:
@@ -309,7 +309,7 @@ class RingFile:
         return number
 
     def flush_positions(self) -> list[int]:
-        """Return the position in each lane up to which the last flush request covers the rows."""
+        """Return the position in each lane up to which the last flush request asks the agent to deliver rows."""
         return [self.words[(start >> 3) + LaneWord.FLUSH] for start, _ in self.lanes]
 
     def release(self) -> None:
@@ -333,7 +333,7 @@ class RingFile:
             if start + size + 8 > self._dictionary_end:
                 return False
             try:
-                self._next_entry = start + size  # no call since the read, so a signal handler cannot use the same place
+                self._next_entry = start + size  # no call since the read, so no signal handler can claim the same space
                 self.buffer[start + 16 : start + 16 + length] = payload
                 self.words[(start >> 3) + 1] = kind
                 self.words[start >> 3] = length

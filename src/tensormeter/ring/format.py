@@ -95,9 +95,9 @@ class HeaderWord(enum.IntEnum):
     QUARANTINED_ITEMS = 20
     """Number of points and events that a receiver has rejected permanently."""
     ENDED = 19
-    """1 once all of the writer's data is in the spool, including the event that marks its end."""
+    """1 once all of the writer's data is in the spool, including the event that marks the writer's end."""
     FLUSHED = 21
-    """Number of the last completed flush request. All data recorded before the request was delivered (offline: spooled)."""
+    """Number of the last completed flush request. All earlier data has been delivered or, in an offline run, spooled."""
     PULSE = 24
     """Time of the agent's last heartbeat, in nanoseconds of the machine's monotonic clock; 0 before the first heartbeat."""
     DISK_REPORTS = 25
@@ -120,7 +120,7 @@ class LaneWord(enum.IntEnum):
     DROPS = 2
     """First counter of dropped points. There is one counter for each `Drop`."""
     FLUSH = 15
-    """Position up to which the last flush request covers the rows."""
+    """Position up to which the last flush request asks the agent to deliver rows."""
 
 
 class Drop(enum.IntEnum):

@@ -99,7 +99,7 @@ class Layout:
         return row_bytes(sum(column.words for column in self.columns))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the layout as a JSON object. To save space in the dictionary, it represents a plain gauge only by its name."""
+        """Return the layout as a JSON object. To save space in the dictionary, represent a plain gauge only by its name."""
         streams = [column.stream.to_json() for column in self.columns]
         entry: dict[str, Any] = {
             "id": self.id,

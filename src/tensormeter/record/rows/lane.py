@@ -297,7 +297,7 @@ class Lane:
 
 
 def native_writers() -> bool:
-    """Return whether writers use the C code. This requires the compiled extension, and a little-endian machine because the ring is little-endian."""
+    """Return whether writers use the C code. This requires the compiled extension and, as for the ring, a little-endian machine."""
     return _writer is not None and sys.byteorder == "little"
 
 
