@@ -70,7 +70,7 @@ class Streams:
         self._writers: dict[tuple[InstrumentIdentity, Template], dict[str, StreamWriter]] = {}
 
     def writer(self, instrument: InstrumentIdentity, template: Template, attributes: AttributeSet) -> StreamWriter:
-        """Return the stream for an attribute set, or the overflow stream if the limit is reached. The caller must hold `LOCK`."""
+        """Return the stream for an attribute set, or the overflow stream at the limit. The caller must hold `LOCK`."""
         writers = self._writers.setdefault((instrument, template), {})
         key = json.dumps(attributes)
         if key not in writers and len(writers) >= self.limit():
@@ -126,7 +126,7 @@ class Binder:
         """Return the streams for an attribute set. Never raises."""
         try:
             items = tuple(attributes.items()) if attributes else ()
-            # A tuple built from a generator is resized, which the garbage collector counts as another object. Use a list instead.
+            # The list avoids resizing the tuple, which the garbage collector would count as another object.
             types = tuple([type(value) for value in attributes.values()]) if attributes else ()
             bound = self._typed.get((items, types))
             if bound is not None:

@@ -4,8 +4,8 @@ The instruments are thread-safe, and can be used in signal handlers and after a 
 attributes takes two dictionary lookups and one write to memory. A device tensor is copied in stream order, without waiting for
 the device.
 
-Exemplars are not recorded, because looking up the current span and its sampling decision takes longer than the rest of a
-measurement. The API makes exemplars optional. `context` is passed only to the SDK provider for additional metric readers, and
+Exemplars are optional in the API. They are not recorded, because looking up the current span and its sampling decision takes
+longer than the rest of a measurement. `context` is passed only to the SDK provider for additional metric readers, and
 that provider creates exemplars itself.
 """
 

@@ -35,7 +35,7 @@ Attribute = bool | int | float | str | Sequence[bool] | Sequence[int] | Sequence
 
 
 class Temporality(enum.IntEnum):
-    """The period that a point covers: since the start of its series, or since the previous point. The numbers are those of OTLP."""
+    """The period that a point covers: since the start of its series, or since the previous point. Numbers are as in OTLP."""
 
     UNSPECIFIED = 0
     DELTA = 1

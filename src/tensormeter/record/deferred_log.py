@@ -95,7 +95,7 @@ class DeferredLog:
             recorder.add_periodic_task(self._collect_if_due, at_close=self._finish)
 
     def write(self, values: "Mapping[str, torch.Tensor]") -> None:
-        """Record one row. Compiled functions may call this method, and so may code that captures a CUDA graph.
+        """Record one row. Compiled functions may call this method, and it may be called while a CUDA graph is being captured.
 
         The method never waits for the device. A captured graph repeats the write on each replay.
 
@@ -121,7 +121,7 @@ class DeferredLog:
     def flush(self) -> None:
         """Start to copy the rows written so far, and record the rows that have already been copied. Never waits.
 
-        Log calls do this automatically four times a second, and so does the end of the run.
+        Log calls do this automatically four times a second. It also happens at the end of the run.
         While a CUDA graph is being captured, this method does nothing.
         """
         self._collect(at_once=True)

@@ -50,7 +50,7 @@ class Watch:
             record: Function that records a row, like `run.log`.
             log: Tensors to log: "gradients", "parameters" or "all".
             every: Number of optimizer steps between rows, at least 1. The first row is recorded at the first step.
-            norms: Whether to log Euclidean norms: one for all parameters together, and one per parameter.
+            norms: Whether to log Euclidean norms, both for the whole model and for each parameter.
             histograms: Whether to log a distribution for each parameter.
 
         Raises:

@@ -228,7 +228,7 @@ class Recorder:
 
     @property
     def positions(self) -> list[int]:
-        """Total number of bytes written to each lane, over all laps. Once the agent has spooled all rows, TAIL equals it."""
+        """Total number of bytes written to each lane, over all laps. When all rows are spooled, the TAIL words are equal."""
         return [lane.position for lane in self._lanes]
 
     def look_for_pending(self) -> None:

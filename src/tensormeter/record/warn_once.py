@@ -79,7 +79,7 @@ def shown(key: object) -> str:
 
 
 def text_of(value: object) -> str:
-    """Convert a value to text with `str`. If that raises an exception, return the name of the value's type instead."""
+    """Convert a value to text with `str`. If this raises an exception, return a placeholder that names the value's type."""
     try:
         return str.__str__(str(value))
     except Exception:  # the value's own code may raise anything

@@ -44,7 +44,7 @@ _SEPARATOR: Final = "\x1e"
 
 
 def media_directory(ring_path: Path) -> Path:
-    """Return the directory for tables, images and texts that wait for the agent. File names are numbers in logging order."""
+    """Return the directory for media items that wait for the agent. The file names are numbers in logging order."""
     return ring_path.with_suffix(".media")
 
 

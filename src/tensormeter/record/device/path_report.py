@@ -45,8 +45,7 @@ class DevicePath:
 def device_path_report(
     directory: Path | None = None, timeout: float = 10.0, *, one_launch: bool = True
 ) -> list[DevicePath]:
-    """Check whether and how values from each CUDA device reach a ring. Waits for the devices, so do not call it during
-    training.
+    """Check whether and how values from each CUDA device reach a ring. Waits for the devices, so do not use it in training.
 
     Args:
         directory: Directory for a temporary ring. None selects `/dev/shm` if it exists, otherwise the default of `tempfile`.

@@ -63,8 +63,7 @@ class PendingValues:
         self._on_add()
 
     def store(self, word: int, content: bytes) -> None:
-        """Store words that readers do not use while other words of the row are pending. Meant to be called in a `poll`
-        function.
+        """Store words that readers ignore while other words of the row are pending. Call this method in a `poll` function.
 
         Args:
             word: Index of the first word.

@@ -1,5 +1,4 @@
-"""Counting of values into the buckets of `tensormeter.ring.histogram_buckets`, on the device that holds the values or on the
-host.
+"""Counting of values into the buckets of `tensormeter.ring.histogram_buckets`, on a device or on the host.
 
 On a device, all shapes are static and the host reads no values, so nothing synchronizes. The code therefore avoids `bincount`,
 boolean indexing and `.item()`. The device also computes the bounds itself, so the host uploads no data.
@@ -117,8 +116,7 @@ def tensor_pieces(tensor: "torch.Tensor", table: Table) -> Iterator["NDArray[Any
 
 
 class DeviceTables:
-    """Counts the elements of tensors on devices, and caches each table's bounds on each device. Cached bounds take 12 or 68
-    KiB.
+    """Counts tensors on devices, and caches the bounds of each table on each device. The bounds take 12 or 68 KiB.
 
     Thread-safe. A forked child process must not use it.
     """

@@ -82,7 +82,7 @@ class Histogram:
 
     A precomputed pair of counts and edges becomes a histogram with explicit buckets, and without a sum, minimum or maximum.
     NumPy's buckets include their lower edge, but OpenTelemetry's buckets include their upper edge. A value that lies exactly on
-    an edge therefore appears in the bucket above it.
+    an edge therefore appears in the bucket above the edge, instead of the one below.
     """
 
     __slots__ = ("_np_histogram", "_values")

@@ -1,1 +1,1 @@
-"""Images, tables and texts."""
+"""Images, tables and text items."""

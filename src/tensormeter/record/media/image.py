@@ -28,8 +28,8 @@ class Image(Media):
     Arrays have the shape (height, width) or (height, width, c), where c is 1, 3 or 4. Tensors may also have torch's shape
     (c, height, width). Elements are uint8, bool, or floats from 0 to 1. The agent encodes arrays as PNG, which requires Pillow.
 
-    The limits are 16 MiB for the encoded image and 60 MiB for pixels. A larger image is dropped and counted. The warning is
-    logged when the image is logged, or after it has been encoded.
+    The limits are 16 MiB for the encoded image and 60 MiB for pixels. A larger image is dropped and counted. The warning
+    appears when the image is logged, or after the agent has encoded it.
 
     Attributes:
         body: JSON object that describes `data`.

@@ -1,4 +1,4 @@
-"""The common representation of media items: tables, images and texts.
+"""The common representation of media items: tables, images and text items.
 
 Media items do not use the hot path. A log call copies an item to a file next to the ring, and the agent reads the file.
 The agent also does slower work, such as compressing images.

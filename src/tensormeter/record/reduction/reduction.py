@@ -1,5 +1,4 @@
-"""Reduction of the values from several log calls to one value. Device values are reduced on their device, without waiting for
-it.
+"""Reduction of values from several log calls to one value. Device values are reduced on their device, without waiting.
 
 If any of the values is NaN, the mean, sum, minimum or maximum is NaN, so that the NaN stays visible.
 """
@@ -26,7 +25,7 @@ Devices = dict[str, DeviceValue]
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule that reduces a fixed number of logged values to one.
+    """A rule that reduces a fixed number of logged values to one value.
 
     Attributes:
         every: Number of values that are reduced to one value, at least 1.

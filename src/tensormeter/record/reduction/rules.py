@@ -42,7 +42,7 @@ class Rules:
 
         Args:
             names: Names of the metrics.
-            rule: Rule of the log call, which applies to all metrics. With None, each metric's defined rule applies.
+            rule: Rule of the log call, which applies to all metrics. None applies the rule that was defined for each metric.
         """
         if rule is not None:
             return dict.fromkeys(names, rule)

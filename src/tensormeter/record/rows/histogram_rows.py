@@ -1,12 +1,13 @@
 """Writing of rows with distributions. Such rows may also contain plain numbers and device values.
 
-These rows are rare and large, so they use a slower path, which first assembles the row's words and then writes them in one
-call.
+These rows are rare and large, so they use a slower path, which assembles the row's words before it writes them in one call.
 
 For distributions on a CUDA device, the row is written with its statistics set to `PENDING`. Then two copies are launched on the
-stream that counted: first the counts of all distributions, then their statistics. Copies on the same stream complete in order,
-and a device's stores become visible to the host in order. Once the statistics have arrived, the counts have also arrived. The
-counts therefore need no `PENDING` placeholder. None would be possible, because every bit pattern is a valid count.
+stream that counted the values: first the counts of all distributions, then their statistics. Copies on the same stream complete
+in order, and a device's stores become visible to the host in order. Once the statistics have arrived, the counts have also
+arrived. The counts therefore need no `PENDING` placeholder. Such a placeholder is also impossible, because every bit pattern is
+a valid count.
+
 MPS and XPU devices copy counts and statistics to host tensors. The log call that detects their arrival stores them in the ring
 in the same order.
 """
@@ -36,7 +37,7 @@ Distributions = Mapping[str, Distribution]
 _PENDING: Final = struct.pack("<q", PENDING)
 
 _LARGEST_SHARE: Final = 4
-"""A row with several distributions takes at most this fraction of its lane: one divided by this number. Such a row fits as soon
+"""Number by which a lane's size is divided to get the maximum size of a row with several distributions. Such a row fits as soon
 as the reader has read some of the earlier rows."""
 
 

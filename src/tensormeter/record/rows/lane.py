@@ -1,4 +1,4 @@
-"""Lanes, which are the parts of the ring that belong to single threads, and the writers that fill them.
+"""Lanes, and the writers that fill them. A lane is one thread's part of the ring.
 
 A writer is a function ``write(values, step)`` that is specialized for one set of keys and types, because nanoseconds matter
 here. Writers are implemented in C (`_writer.c`). If the C code could not be compiled, the writer is generated in Python. The
@@ -297,7 +297,7 @@ class Lane:
 
 
 def native_writers() -> bool:
-    """Return whether writers use the C code. This requires the compiled extension and, as for the ring, a little-endian machine."""
+    """Return whether writers use the C code. It must be compiled, and the machine must be little-endian, as the ring is."""
     return _writer is not None and sys.byteorder == "little"
 
 
