@@ -92,7 +92,7 @@ class Forwarding:
             "tensormeter.forward.lost",
             callbacks=[self._forward_pending],
             unit="{value}",
-            description="Device values that other metric readers did not get",
+            description="Device values that additional metric readers missed",
         )
 
     def synchronous(self, instrument: InstrumentIdentity) -> Forward | None:
@@ -148,7 +148,7 @@ class Forwarding:
         self._create(instrument, callback)
 
     def force_flush(self, timeout: float) -> bool:
-        """Make all readers collect and export metrics. Blocks for up to `timeout` seconds, or longer if a reader ignores it."""
+        """Make all readers export metrics. Blocks for up to `timeout` seconds, or longer if a reader ignores the timeout."""
         try:
             return self._provider.force_flush(timeout * 1000)
         except Exception as error:

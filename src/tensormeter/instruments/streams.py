@@ -62,7 +62,7 @@ class Streams:
         Args:
             views: The user's views.
             find: Function that returns this process's recorder, or None if measurements are not recorded.
-            limit: Function that returns the cardinality limit, which is the maximum number of attribute sets per instrument.
+            limit: Function that returns the cardinality limit: the maximum number of attribute sets per instrument and template.
         """
         self.views = views
         self.find = find
