@@ -72,12 +72,12 @@ def setting(
         variable: The setting's `TENSORMETER_*` environment variable.
         others: Environment variables of other software, with the functions that read them. A function returns None if its
             variable is unset or invalid, and never raises.
-        parse: Function that converts the text of `variable`, or raises ValueError. It may return text that is not a number
-            unchanged, so that `check` rejects it.
+        parse: Function that converts the string in `variable` to a value, or raises ValueError. It may return a string that is
+            not a number unchanged, so that `check` rejects it.
         check: Function that validates and normalizes the value.
         help: Description of the setting in the documentation.
-        shown: Default in the documentation, if it depends on the machine.
-        secret: Whether the value is a secret, which is neither shown nor stored.
+        shown: Description of the default in the documentation, if the documentation cannot show `default` itself.
+        secret: Whether the value is a secret, and is therefore neither shown nor stored.
     """
 
     def resolve() -> Any:
@@ -126,7 +126,7 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_int(text: str) -> int | str:
-    """Return the text as an integer, or unchanged if it is not an integer."""
+    """Convert a string to an integer, or return it unchanged if it is not an integer."""
     try:
         return int(text)
     except ValueError:
@@ -134,7 +134,7 @@ def parse_int(text: str) -> int | str:
 
 
 def parse_float(text: str) -> float | str:
-    """Return the text as a float, or unchanged if it is not a number."""
+    """Convert a string to a float, or return it unchanged if it is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -241,7 +241,7 @@ def path(value: Any) -> Path:
 
 
 def unique_names(value: Any) -> tuple[str, ...]:
-    """Check a list of distinct names, which may also be given as comma-separated text."""
+    """Check a list of distinct names, which may also be given as a comma-separated string."""
     names = parse_names(value) if isinstance(value, str) else value if isinstance(value, list | tuple) else ()
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"expected a list of distinct names, got {value!r}")
@@ -259,11 +259,11 @@ def tag_list(value: Any) -> tuple[str, ...]:
 
 
 def option_texts(value: Any) -> dict[str, str]:
-    """Check a mapping from `DESTINATION.OPTION` to text."""
+    """Check a mapping from `DESTINATION.OPTION` to strings."""
     if not isinstance(value, Mapping) or not all(
         isinstance(key, str) and isinstance(text, str) and _OPTION.fullmatch(key) for key, text in value.items()
     ):
-        raise ValueError(f"expected a mapping from DESTINATION.OPTION to text, got {value!r}")
+        raise ValueError(f"expected a mapping from DESTINATION.OPTION to strings, got {value!r}")
     return dict(value)
 
 

@@ -3,7 +3,7 @@
 Each setting is resolved independently: first the argument, then the environment variables in the listed order, then the default.
 `Settings()` reads the environment once, when it is constructed, and is immutable. An invalid argument or `TENSORMETER_*`
 variable raises an error. An invalid variable of other software is ignored with a warning (see `environment`).
-The parsers and checks of the settings are in `setting_field`.
+`setting_field` contains the parsers and checks.
 """
 
 import dataclasses
@@ -69,11 +69,11 @@ DEFAULT_PORT: Final = 4320
 _WITHOUT_ENDPOINT: Final = frozenset(
     {"console", "jsonl", "mlflow", "otel", "otlp", "prometheus", "tensorboard", "wandb"}
 )
-"""Destinations that do not send data to the `endpoint` setting."""
+"""Destinations that do not use the `endpoint` setting."""
 
 
 _RATE_OPTION: Final = "max_upload_bytes_per_second"
-"""Option of every destination. It is not passed to the exporter."""
+"""Option that every destination has. It is not passed to the exporter."""
 
 _OPTIONS_OF_THE_RUN: Final = ("max_export_batch_size", "schedule_delay")
 """Settings that apply to the whole run and cannot be set per destination."""
@@ -91,7 +91,7 @@ _endpoint: Final = endpoint_url(default_endpoint())
 
 
 def _read_later(variable: str) -> None:
-    """Return None. `Settings._default_endpoint` reads the variable, which matters only if a destination uses the endpoint."""
+    """Return None, because `Settings._default_endpoint` reads the variable after `exporters` is known."""
 
 
 def _default_buffer_directory() -> Path | None:
@@ -113,14 +113,14 @@ class Settings:
         ("OTEL_SERVICE_NAME", inherited.read_service_name),
         ("OTEL_RESOURCE_ATTRIBUTES", inherited.read_service_attribute),
         check=identifier,
-        help="Project of the run. It is recorded as the resource attribute `service.name`.",
+        help="Project of the run, recorded as the resource attribute `service.name`.",
     )
     run_id: str | None = setting(
         None,
         "TENSORMETER_RUN_ID",
         shown="random",
         check=optional(identifier),
-        help="Run id. It must be the same on every rank.",
+        help="Run ID. It must be the same on every rank.",
     )
     attempt: int | None = setting(
         None,
@@ -130,9 +130,9 @@ class Settings:
         parse=parse_int,
         shown="counted on this machine",
         check=optional(integer(1, MAX_ATTEMPT)),
-        help="Attempt number, from 1. A later attempt shadows the steps that it repeats.",
+        help="Attempt number, starting at 1. A later attempt shadows the steps that it repeats.",
     )
-    name: str | None = setting(None, "TENSORMETER_NAME", shown="the run id", help="Display name of the run.")
+    name: str | None = setting(None, "TENSORMETER_NAME", shown="the run ID", help="Display name of the run.")
     group: str = setting(
         "",
         "TENSORMETER_GROUP",
@@ -203,14 +203,14 @@ class Settings:
         shown="none",
         check=option_texts,
         help="Comma-separated destination options, as `DESTINATION.OPTION=VALUE`. Write `%2C` for a comma in a "
-        "value. Options are stored with the run, so do not put secrets here.",
+        "value. Options are stored with the run, so do not set secrets here.",
     )
     agent: AgentKind = setting(
         "process",
         "TENSORMETER_AGENT",
         check=choice(AgentKind),
         help="`process` delivers from a separate process, `thread` from a thread of the training process. `off` "
-        "only records data, for `tensormeter sync`.",
+        "only records data, which `tensormeter sync` can deliver later.",
     )
     directory: Path = setting(
         user_state_folder,
@@ -224,7 +224,7 @@ class Settings:
         "TENSORMETER_BUFFER_DIR",
         shown="`/dev/shm`",
         check=optional(path),
-        help="Directory for ring buffers. By default, they are in shared memory if available, otherwise next to the spool.",
+        help="Directory for ring buffers. If the default is not writable, they are stored next to the spool.",
     )
     buffer_bytes: int = setting(
         16 << 20,
@@ -239,7 +239,7 @@ class Settings:
         "TENSORMETER_MEDIA_BUFFER_BYTES",
         parse=parse_int,
         check=integer(0, 1 << 40),
-        help="Maximum total size in bytes of the tables, images and text that wait for the agent, per process. They "
+        help="Maximum total size in bytes of a process's tables, images and text that are waiting for the agent. They "
         "are stored next to the ring buffer. Items beyond the limit are dropped and counted.",
     )
     device_path: DevicePath = setting(
@@ -341,14 +341,14 @@ class Settings:
         ("OTEL_EXPORTER_OTLP_TIMEOUT", opentelemetry_timeout),
         parse=parse_float,
         check=number(0.1, 3600),
-        help="Timeout in seconds for sending one request.",
+        help="Timeout for one request, in seconds.",
     )
     finish_timeout: float = setting(
         60.0,
         "TENSORMETER_FINISH_TIMEOUT",
         parse=parse_float,
         check=number(0, _DAY),
-        help="Maximum time in seconds that `finish` waits for delivery. The agent delivers the rest afterwards.",
+        help="Maximum time in seconds that `finish` waits for delivery. The agent delivers any remaining data afterwards.",
     )
     linger_timeout: float = setting(
         300.0,
@@ -372,14 +372,14 @@ class Settings:
         parse=parse_float,
         check=number(0, 3600),
         help="Maximum time in seconds to deliver pending data on SIGTERM before the previous handler runs. With 0, "
-        "tensormeter does not handle SIGTERM, and a run that SIGTERM ends counts as crashed.",
+        "tensormeter does not handle SIGTERM, and a run ended by SIGTERM counts as crashed.",
     )
     durability: Durability = setting(
         "flush",
         "TENSORMETER_DURABILITY",
         check=choice(Durability),
         help="Durability of the spool in a power failure: `fsync` each batch, `flush` it to the operating system, or "
-        "`none`. With each of these values, a killed process loses no data.",
+        "`none`. With any of these values, killing a process loses no data.",
     )
     spool_max_bytes: int = setting(
         1 << 30,
@@ -434,7 +434,7 @@ class Settings:
         return dataclasses.replace(self, **changes)
 
     def options_of(self, destination: str) -> dict[str, str]:
-        """Return the options of one destination's exporter."""
+        """Return the options that are passed to a destination's exporter."""
         own = (_RATE_OPTION, SIGNALS_OPTION)
         return {name: value for name, value in self._all_options_of(destination).items() if name not in own}
 
@@ -443,7 +443,7 @@ class Settings:
         return excluded_signals(destination, self._all_options_of(destination))
 
     def takers(self, signal: Signal, destinations: Sequence[str]) -> tuple[str, ...]:
-        """Return the subset of the given destinations to which a signal is sent."""
+        """Return those of the given destinations that receive a signal."""
         return tuple(
             destination
             for destination in destinations
@@ -451,7 +451,7 @@ class Settings:
         )
 
     def upload_rate_of(self, destination: str) -> int | None:
-        """Return the maximum average upload rate to a destination in bytes per second; None for no limit.
+        """Return the maximum average upload rate to a destination in bytes per second, or None if it is unlimited.
 
         Raises:
             SettingsError: An option of the destination is invalid.
@@ -485,12 +485,15 @@ class Settings:
         return str(checked(f"token_file {self.token_file}", token_text, token))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values, without secrets. They are stored with the run for the process that delivers it."""
+        """Return the settings as JSON values, without secrets. The process that delivers the run reads them with `from_json`."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     def _default_endpoint(self) -> str:
-        """Return the endpoint of the OpenTelemetry variables or the default. Warn only if a destination uses it."""
+        """Return the endpoint from the OpenTelemetry variables, or the default.
+
+        Warn about invalid variables only if a destination uses the endpoint.
+        """
         used = self.mode != "disabled" and any(
             name.partition(":")[0] not in _WITHOUT_ENDPOINT for name in self.exporters
         )
@@ -523,7 +526,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host name or address can be reached only from this machine."""
+    """Return whether a host name or address is reachable only from this machine."""
     if host == "localhost":
         return True
     try:
