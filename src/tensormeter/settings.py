@@ -485,7 +485,7 @@ class Settings:
         return str(checked(f"token_file {self.token_file}", token_text, token))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values, without secrets. The process that delivers the run reads them with `from_json`."""
+        """Return the settings as JSON values, without secrets. `from_json` restores them in another process."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
