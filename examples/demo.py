@@ -17,7 +17,7 @@ def main() -> int:
         "--once", action="store_true", help="stop the server after training instead of leaving it running"
     )
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="folder for the demo's data")
-    parser.add_argument("--port", type=int, default=4320, help="port of the server; 0 selects a free one")
+    parser.add_argument("--port", type=int, default=4320, help="port of the server; 0 selects a free port")
     parser.add_argument("training", nargs="*", help="arguments for examples/digits.py; put them after --")
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
@@ -57,9 +57,9 @@ def start_server(
     port: int,
     environment: dict[str, str],
 ) -> tuple[subprocess.Popen[str], str] | None:
-    """Start the server and return its process and address when it is ready.
+    """Start the server, wait until it is ready, and return its process and URL.
 
-    Return None if the server could not start; it has then printed the reason.
+    Return None if the server printed an error instead of starting.
     """
     command = [sys.executable, "-m", "tensormeter", "serve", "--port", str(port), "--data", str(folder / "server")]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, process_group=0)
@@ -72,7 +72,7 @@ def start_server(
 
 
 def train(environment: dict[str, str], arguments: list[str]) -> bool:
-    """Run the training script in this terminal, so that its progress is visible. Return False if it failed."""
+    """Run the training script in this terminal, and return whether it succeeded."""
     command = [sys.executable, str(EXAMPLES / "digits.py"), *arguments]
     return subprocess.run(command, env=environment, check=False).returncode == 0
 

@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="name of the run")
     parser.add_argument(
-        "--record", type=Path, help="file to which every value is also written, for comparison: metric, step, float64"
+        "--record",
+        type=Path,
+        help="file to which every value is also written for comparison, as metric, step and float64",
     )
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
@@ -55,7 +57,7 @@ def train(run: tensormeter.Run, record: TextIO | None, progress: Progress, argum
     def log(values: dict[str, Any], step: int) -> None:
         run.log(values, step)
         if record is not None:
-            # Written independently of tensormeter, as exact hexadecimal floats.
+            # Write exact hexadecimal floats, independently of tensormeter.
             for name, value in values.items():
                 number = value.item() if isinstance(value, torch.Tensor) else float(value)
                 record.write(f"{name}\t{step}\t{number.hex()}\n")
@@ -95,7 +97,7 @@ def train(run: tensormeter.Run, record: TextIO | None, progress: Progress, argum
                         "train/loss": loss,
                         "train/accuracy": (logits.argmax(1) == labels[indices]).float().mean(),
                         "train/gradient_norm": gradient.norm(),
-                        # 0/0 at the first step, which has no previous gradient: a NaN that the charts should show.
+                        # NaN (0/0) at the first step, which has no previous gradient. The charts should show it.
                         "train/gradient_cosine": gradient @ previous / (gradient.norm() * previous.norm()),
                         "train/learning_rate": schedule.get_last_lr()[0],
                         "train/epoch": epoch,
@@ -106,7 +108,7 @@ def train(run: tensormeter.Run, record: TextIO | None, progress: Progress, argum
             schedule.step()
             averaged.update_parameters(model)
             if step % EVALUATE_EVERY == 0:
-                # Best loss of all previous evaluations; infinite at first.
+                # Log the best loss of all previous evaluations, which is infinite at first.
                 log({"eval/best_loss": best}, step)
                 test_loss, test_accuracy = evaluate(model, test_images, test_labels)
                 log({"eval/loss": test_loss, "eval/accuracy": test_accuracy}, step)
@@ -114,7 +116,7 @@ def train(run: tensormeter.Run, record: TextIO | None, progress: Progress, argum
             if step % MISTAKES_EVERY == 0 or step == steps - 1:
                 run.log({"eval/mistakes": mistakes(model, test_images, test_labels)}, step)
             if step % EVALUATE_EVERY == LATE_BY:
-                # A late result for an earlier step.
+                # Log a late result for an earlier step.
                 log({"eval/averaged_accuracy": evaluate(averaged, test_images, test_labels)[1]}, step - LATE_BY)
             progress.update(task, advance=1, description=f"loss {loss.item():.4f}")
             step += 1
@@ -132,7 +134,7 @@ def load_data() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-    """Return the loss and accuracy of a model."""
+    """Return the loss and accuracy of a model on the given images."""
     logits = model(images)
     return nn.functional.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
 

@@ -48,8 +48,8 @@ _PARTS: Final = (
         "Container",
         ContainerSensor.instruments,
         (
-            f"Sensor: `{ContainerSensor.name}`. It covers version 1 and 2 control groups whose limits are lower than the machine's "
-            "resources. If there are none, it reports nothing."
+            f"Sensor: `{ContainerSensor.name}`. It covers control groups (versions 1 and 2) whose limits are lower than the machine's "
+            "resources. Without such limits, it reports nothing."
         ),
     ),
     ("Sensors", SAMPLER_INSTRUMENTS, "These metrics report the cost and failures of the sampling itself."),
@@ -61,14 +61,14 @@ _HEAD: Final = """\
 # GPU, host and process metrics
 
 The agent samples these metrics once per run and node, not once per rank. Sampling adds no work to the training process, and
-continues even if that process is stopped or hangs. The `sample_interval` setting is the interval in seconds (default 10; 0 turns
-the metrics off). A request contains several samples.
+continues even if that process is stopped or hangs. The `sample_interval` setting is the interval in seconds (default 10; 0
+turns sampling off). Several samples share a request.
 
-The metrics belong to a separate process of the run, with `tensormeter.process.kind=node`. Its `service.instance.id` depends only
-on the project, run and host. Names, units and attributes follow OpenTelemetry's semantic conventions. Names that the conventions
-do not define begin with `tensormeter.`. Counters and up-down counters are cumulative sums. If a reading fails, its points are
-missing, and `tensormeter.sensor.failures` is incremented. A sensor that hangs does not affect the others. Apple GPUs are
-not supported, because no maintained library can read their metrics without root access.
+The metrics belong to a separate process of the run, which has `tensormeter.process.kind=node`. Its `service.instance.id`
+depends only on the project, run and host. Names, units and attributes follow OpenTelemetry's semantic conventions. Names that
+the conventions do not define begin with `tensormeter.`. Counters and up-down counters are cumulative sums. If a reading fails,
+its points are omitted and `tensormeter.sensor.failures` is incremented. A sensor that hangs does not affect the others. Apple
+GPUs are not supported, because no maintained library can read their metrics without root access.
 
 This page is generated: `python -m tensormeter.cli.sensors_reference > docs/sensors.md`.
 """
@@ -76,8 +76,8 @@ This page is generated: `python -m tensormeter.cli.sensors_reference > docs/sens
 _TRAINING_PROCESS: Final = """
 ## Training process
 
-The training process itself records metrics of the torch allocator and of Python's garbage collector. It records them in the first
-log call after each `sample_interval` and when the run finishes. Reading them does not wait for the GPU.
+The training process itself records metrics of torch's memory allocator and Python's garbage collector. It records them in the
+first log call after each `sample_interval` and when the run finishes. Reading them does not wait for the GPU.
 
 """
 

@@ -33,14 +33,14 @@ _DURATION: Final = Instrument(
     "tensormeter.sensor.sample.duration",
     "gauge",
     "s",
-    "Time that a sensor takes for one sample.",
+    "Duration of the sensor's last sample.",
     (SENSOR,),
 )
 _FAILURES: Final = Instrument(
     "tensormeter.sensor.failures",
     "counter",
     "{failure}",
-    "Number of failed readings. Their values are missing. `error.type` is the exception, `stuck` (the sensor hung) or "
+    "Number of failed readings. Their values are missing. `error.type` is the exception name, `stuck` (the sensor hung) or "
     "`overflow` (points were dropped because too many were waiting).",
     (SENSOR, "error.type"),
 )

@@ -9,7 +9,7 @@ from tensormeter.ring.layout import Stream
 __all__ = ["GARBAGE", "garbage"]
 
 GARBAGE: Final[Mapping[str, tuple[str, str, str]]] = {
-    "cpython.gc.collections": ("collections", "{collection}", "Number of collections of a generation."),
+    "cpython.gc.collections": ("collections", "{collection}", "Number of times that the generation was collected."),
     "cpython.gc.collected_objects": ("collected", "{object}", "Number of collected objects."),
     "cpython.gc.uncollectable_objects": ("uncollectable", "{object}", "Number of objects that could not be collected."),
 }

@@ -43,7 +43,7 @@ TORCH_MEMORY: Final[Mapping[str, tuple[tuple[str, ...], str, str, str]]] = {
         ("num_alloc_retries",),
         "observable_counter",
         "{retry}",
-        "Number of allocations retried after emptying the cache, which waits for the GPU.",
+        "Number of allocations retried after emptying the cache. Each retry waits for the GPU.",
     ),
     "tensormeter.torch.memory.out_of_memory_errors": (
         ("num_ooms",),

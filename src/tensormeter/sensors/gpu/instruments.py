@@ -22,10 +22,10 @@ UTILIZATION: Final = _gpu(
     "hw.gpu.utilization",
     "gauge",
     "1",
-    "Fraction of time during which a kernel or the codec was running.",
+    "Fraction of time during which the GPU ran kernels (`general`), or encoded or decoded video.",
     "hw.gpu.task",
 )
-MEMORY_USAGE: Final = _gpu("hw.gpu.memory.usage", "updowncounter", "By", "Memory used by all processes.")
+MEMORY_USAGE: Final = _gpu("hw.gpu.memory.usage", "updowncounter", "By", "GPU memory used by all processes.")
 MEMORY_LIMIT: Final = _gpu(
     "hw.gpu.memory.limit",
     "updowncounter",
@@ -41,7 +41,7 @@ ERRORS: Final = _gpu(
     "hw.errors",
     "counter",
     "{error}",
-    "ECC errors since the driver was loaded, by type (`corrected`, `uncorrected`).",
+    "Number of ECC errors since the driver was loaded, by type (`corrected`, `uncorrected`).",
     "error.type",
 )
 POWER: Final = _gpu("hw.power", "gauge", "W", "Power consumption.")
@@ -64,7 +64,7 @@ CLOCK: Final = _gpu(
     "Frequency of each clock (`graphics`, `sm`, `memory`, `video`).",
     "tensormeter.gpu.clock",
 )
-POWER_LIMIT: Final = _gpu("tensormeter.gpu.power.limit", "gauge", "W", "Maximum power consumption of the GPU.")
+POWER_LIMIT: Final = _gpu("tensormeter.gpu.power.limit", "gauge", "W", "Power limit of the GPU.")
 THROTTLED: Final = _gpu(
     "tensormeter.gpu.throttled",
     "gauge",
@@ -73,10 +73,14 @@ THROTTLED: Final = _gpu(
     "tensormeter.gpu.throttle.reason",
 )
 MEMORY_ACTIVITY: Final = _gpu(
-    "tensormeter.gpu.memory.activity", "gauge", "1", "Fraction of time during which memory was being read or written."
+    "tensormeter.gpu.memory.activity", "gauge", "1", "Fraction of time during which GPU memory was read or written."
 )
-SM_ACTIVITY: Final = _gpu("tensormeter.gpu.sm.activity", "gauge", "1", "Fraction of multiprocessors that were busy.")
-SM_OCCUPANCY: Final = _gpu("tensormeter.gpu.sm.occupancy", "gauge", "1", "Resident warps as a fraction of the maximum.")
+SM_ACTIVITY: Final = _gpu(
+    "tensormeter.gpu.sm.activity", "gauge", "1", "Average fraction of multiprocessors that were busy."
+)
+SM_OCCUPANCY: Final = _gpu(
+    "tensormeter.gpu.sm.occupancy", "gauge", "1", "Number of resident warps as a fraction of the maximum."
+)
 TENSOR_ACTIVITY: Final = _gpu(
     "tensormeter.gpu.tensor.activity", "gauge", "1", "Fraction of time during which the tensor cores were active."
 )
@@ -99,14 +103,14 @@ XID_ERRORS: Final = _gpu(
     "tensormeter.gpu.xid.errors",
     "counter",
     "{error}",
-    "Errors reported by the driver since sampling began, by error number (NVIDIA: XID).",
+    "Number of errors that the driver reported since sampling began, by error number (NVIDIA: XID).",
     "tensormeter.gpu.xid",
 )
 PROCESS_MEMORY: Final = _gpu(
     "tensormeter.gpu.process.memory.usage",
     "updowncounter",
     "By",
-    "GPU memory used by a process. The role is `trainer` for processes of the run, otherwise `other`.",
+    "GPU memory used by each process. The role is `trainer` for processes of the run, otherwise `other`.",
     "process.pid",
     PROCESS_ROLE,
 )
@@ -114,7 +118,7 @@ VISIBLE: Final = _gpu(
     "tensormeter.gpu.visible",
     "gauge",
     "1",
-    "1 if a process of the run may use the GPU (`CUDA_VISIBLE_DEVICES`), otherwise 0.",
+    "1 if `CUDA_VISIBLE_DEVICES` lets a process of the run use the GPU, otherwise 0.",
 )
 
 GPU_INSTRUMENTS: Final = (

@@ -26,7 +26,7 @@ _UTILIZATION: Final = Instrument(
     "system.filesystem.utilization",
     "gauge",
     "1",
-    "Fraction of the disk space in use.",
+    "Fraction of disk space in use.",
     (*_WHERE, "system.filesystem.state"),
 )
 

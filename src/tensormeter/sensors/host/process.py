@@ -28,7 +28,7 @@ _CPU_UTILIZATION: Final = Instrument(
     "process.cpu.utilization",
     "gauge",
     "1",
-    "CPU time since the last sample, as a fraction of the time of all processors.",
+    "CPU time since the last sample, as a fraction of the total time of all processors.",
     (*_WHO, "cpu.mode"),
 )
 _MEMORY: Final = Instrument(
@@ -47,7 +47,7 @@ _DISK_IO: Final = Instrument(
     "process.disk.io",
     "counter",
     "By",
-    "Bytes written to and read from disks (Linux).",
+    "Bytes read from and written to disk (Linux).",
     (*_WHO, "disk.io.direction"),
 )
 _SWITCHES: Final = Instrument(
