@@ -1,4 +1,4 @@
-"""Conversion of SDK metrics, with one object per point, to columns, with one series per metric and attribute set."""
+"""Conversion of the SDK's point objects to columns, one for each metric and attribute set."""
 
 import threading
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from tensormeter.otlp.batch import Attribute, Gauge, Scope, Sum, Temporality
 __all__ = ["Columns"]
 
 _MOST_POINTS: Final = 200_000
-"""Maximum number of points that wait to be taken, about 10 MB."""
+"""Maximum number of points that wait to be taken, which use about 10 MB."""
 
 
 class _About(TypedDict):
@@ -46,7 +46,7 @@ class Columns:
         """Number of points that were dropped because too many were waiting."""
 
     def add(self, data: export.MetricsData) -> None:
-        """Append all points of one collection to their series."""
+        """Append the points of one sample to their series."""
         with self._lock:
             for resource in data.resource_metrics:
                 for scope_metrics in resource.scope_metrics:

@@ -22,7 +22,7 @@ class Instrument:
         name: Name from the semantic conventions, or a name that begins with `tensormeter.` if they define none.
         kind: Kind of the OpenTelemetry observable instrument.
         unit: UCUM unit.
-        description: Description in one sentence, for people.
+        description: Human-readable description in one sentence.
         attributes: Names of the attributes that the instrument's points may have.
     """
 

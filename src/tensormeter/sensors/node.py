@@ -19,14 +19,14 @@ __all__ = ["Node"]
 
 _SAMPLES_A_REQUEST: Final = 10
 _LONGEST_WAIT: Final = 30.0
-"""Maximum seconds that points wait for further points, so that they can share a request."""
+"""Maximum seconds for which points wait, so that several samples can share a request."""
 
 _FIRST_WAIT: Final = 2.0
-"""Maximum seconds to wait for the first sample of all sensors, because a driver may take long to start."""
+"""Maximum seconds to wait until every sensor has one sample. A driver may take longer to start."""
 
 
 class Node:
-    """Sampler of all sensors until it is stopped. It is used by one thread, which it never blocks."""
+    """Sampler of all sensors, which runs until it is stopped. A single thread uses it and is blocked only by `stop`."""
 
     def __init__(self, resource: Mapping[str, Attribute], watch: Watch, *, interval: float, delay: float) -> None:
         """Start sampling.

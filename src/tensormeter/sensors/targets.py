@@ -10,8 +10,8 @@ class TrainingProcess:
     """A training process of the run on this node.
 
     Attributes:
-        id: Id of the process, sent as `service.instance.id`.
-        pid: Process id, as seen by the agent.
+        id: ID of the process, sent as `service.instance.id`.
+        pid: Operating system's process ID, as seen by the agent.
         began: Unix time at which the process was already running. It distinguishes the process from a later one with
             the same pid.
         visible_gpus: `CUDA_VISIBLE_DEVICES` of the process, or AMD's equivalent; None if it is not set.
@@ -25,10 +25,10 @@ class TrainingProcess:
 
 @dataclass
 class Watch:
-    """Current targets of the sensors. The agent replaces whole tuples, which the sensors read, so no lock is needed.
+    """Current targets of the sensors. The agent replaces whole tuples, so readers need no lock.
 
     Attributes:
-        processes: Training processes that are running.
+        processes: Running training processes.
         folders: Folders that the run writes to. Their file systems are observed.
     """
 

@@ -1,4 +1,4 @@
-"""Limits that a container or job scheduler sets for its processes, if they are lower than the machine's resources."""
+"""CPU and memory limits that a container or job scheduler sets, if they are lower than the machine's resources."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,7 +47,7 @@ _THROTTLED: Final = Instrument(
 
 
 class ContainerSensor:
-    """Sensor of control groups of versions 1 and 2. It reads nothing if no limit applies."""
+    """Sensor of control groups (versions 1 and 2). It reads nothing if no limit applies."""
 
     name = "container"
     instruments = (_CPU_TIME, _MEMORY_USAGE, _WORKING_SET, _MEMORY_LIMIT, _OOM_KILLS, _CPU_LIMIT, _THROTTLED)

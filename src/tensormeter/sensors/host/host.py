@@ -94,14 +94,14 @@ _CPU_MODES: Final = {"irq": "interrupt", "softirq": "interrupt"}
 """Modes whose names differ between psutil and the conventions."""
 
 _EXCLUDED_CPU_MODES: Final = frozenset({"guest", "guest_nice"})
-"""Modes that Linux already counts as user and nice."""
+"""Modes whose time Linux already includes in `user` and `nice`."""
 
 _SWAP_PAGE: Final = 4096
 """Page size, in bytes, that psutil uses to convert swapped pages to bytes."""
 
 _NO_DISKS: Final = ("loop", "ram", "zram", "fd", "sr")
 _NO_INTERFACES: Final = ("lo", "veth", "docker", "br-", "cali", "virbr", "tap", "ifb", "dummy")
-"""Name prefixes of virtual interfaces, which count packets of other interfaces a second time.
+"""Name prefixes of virtual interfaces, which would count packets of other interfaces a second time.
 
 A Kubernetes node can have hundreds of these interfaces.
 """
