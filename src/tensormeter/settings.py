@@ -120,7 +120,7 @@ class Settings:
         "TENSORMETER_RUN_ID",
         shown="random",
         check=optional(identifier),
-        help="Run ID. It must be the same on every rank.",
+        help="Run ID, which must be the same on every rank.",
     )
     attempt: int | None = setting(
         None,
@@ -156,8 +156,8 @@ class Settings:
         "TENSORMETER_MODE",
         ("OTEL_SDK_DISABLED", inherited.read_disabled),
         check=choice(Mode),
-        help="`online` delivers data; `offline` only writes it to the spool, for `tensormeter sync`; `disabled` records "
-        "nothing.",
+        help="`online` delivers data; `offline` only writes it to the spool, which `tensormeter sync` can deliver later; "
+        "`disabled` records nothing.",
     )
     ranks: Ranks = setting(
         "all",
@@ -387,7 +387,7 @@ class Settings:
         parse=parse_int,
         check=integer(1 << 16, 1 << 50),
         help="Maximum size of a run's spool in bytes. When the spool is full, system metrics are evicted first, then "
-        "media; then scalars are thinned out. The config and the last values are kept.",
+        "media; then scalars are thinned out. The config and the last value of each series are kept.",
     )
     max_upload_bytes_per_second: int | None = setting(
         None,
