@@ -22,7 +22,7 @@ UTILIZATION: Final = _gpu(
     "hw.gpu.utilization",
     "gauge",
     "1",
-    "Fraction of time during which the GPU ran kernels (`general`), or encoded or decoded video.",
+    "Fraction of time during which the GPU ran kernels (`general`) or processed video.",
     "hw.gpu.task",
 )
 MEMORY_USAGE: Final = _gpu("hw.gpu.memory.usage", "updowncounter", "By", "GPU memory used by all processes.")
@@ -103,7 +103,7 @@ XID_ERRORS: Final = _gpu(
     "tensormeter.gpu.xid.errors",
     "counter",
     "{error}",
-    "Number of errors that the driver reported since sampling began, by error number (NVIDIA: XID).",
+    "Number of driver errors since sampling began, by error number (NVIDIA: XID).",
     "tensormeter.gpu.xid",
 )
 PROCESS_MEMORY: Final = _gpu(
