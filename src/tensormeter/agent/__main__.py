@@ -26,8 +26,8 @@ _NICE: Final = 5
 def main(arguments: list[str]) -> int:
     """Run the agent: ``python -m tensormeter.agent RUN_DIRECTORY LOCKS DEATHS STANDBY NOTICE``.
 
-    Standard input contains the run and its settings as JSON. LOCKS is a comma-separated list of the descriptors that
-    hold the lock. The last three arguments are for `Standby`.
+    Standard input contains the description of the run and its settings as JSON. LOCKS is a comma-separated list of the
+    descriptors that hold the agent's lock. The last three arguments are the initial state of `Standby`.
     """
     locks = [int(descriptor) for descriptor in arguments[1].split(",")]
     for lock in locks:
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     signal.signal(signal.SIGUSR1, lambda *_: agent.retry_now())
-    # Publish the process id only now: before the handlers are installed, these signals would end the process.
+    # Publish the process ID only after the handlers are installed: until then, these signals would end the process.
     deaths, standby, notice = map(int, arguments[2:5])
     os.set_inheritable(notice, False)
     agent.become_agent((deaths, standby, notice))
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _allow_open_files() -> None:
-    """Raise the soft limit on open files to the hard limit, because the training process may have a low limit."""
+    """Raise the soft limit on open files to the hard limit, because the inherited soft limit may be low."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -2,8 +2,8 @@
 
 It runs as a separate process (`tensormeter.agent.__main__`) or, for notebooks and tests, on a thread. It finds the
 run's rings, drains them into the spool and delivers from the spool. It ends when the run's last process is gone and
-everything is delivered, or when the linger timeout expires. The spool keeps the rest for `tensormeter sync`. The agent
-holds the run's agent lock from start to end.
+everything is delivered, or when the linger timeout expires. Undelivered data remains in the spool for `tensormeter
+sync`. The agent holds the run's agent lock from start to end.
 """
 
 import contextlib
@@ -47,12 +47,12 @@ __all__ = ["Agent"]
 logger: Final = get_logger("tensormeter.agent")
 
 _POLL: Final = 0.05
-"""Seconds between two rounds. A lane of 8 MiB takes 140 ms to fill at a million rows per second."""
+"""Seconds between two rounds. At a million rows per second, a lane of 8 MiB fills in 140 ms."""
 
 _MOST_REPAIRS: Final = 3
 
 _DURABLE_WAIT: Final = 5.0
-"""Maximum seconds that a one-shot agent waits for a receiver's disk. A receiver syncs as soon as it is asked."""
+"""Maximum seconds that a one-shot agent waits for accepted data to become durable. Receivers sync on request."""
 
 
 class _MovedError(Exception):
@@ -60,14 +60,14 @@ class _MovedError(Exception):
 
 
 class Agent:
-    """Drains and delivers one run. `run` uses the calling thread, plus one thread for each delivery.
+    """Worker that drains and delivers one run. `run` uses the calling thread, plus one thread for each delivery.
 
     Attributes:
-        error: Reason why requests were not delivered, set by `run`.
-        accepted: Whether receivers accepted everything, even if some of it is not on their disks yet; set by `run`.
-        cut: Descriptions of how processes of the run were cut off. The last values of these processes may be missing.
-        leftover: Data that is left of the run, set by `run`.
-        unreachable: Destinations that could not be reached, set by `run`.
+        error: Reason for an incomplete delivery; set by `run`.
+        accepted: Whether receivers accepted everything, even if some data is not yet durable there; set by `run`.
+        cut: Descriptions of the run's processes that ended abruptly. Their last values may be missing.
+        leftover: Data that the run leaves on this machine; set by `run`.
+        unreachable: Destinations that could not be reached; set by `run`.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Agent:
         self._settings = settings
         self._lock = AgentLock(directory, [lock] if isinstance(lock, int) else lock)
         self._one_shot = one_shot
-        self._wake = threading.Event()  # never set by a signal handler: the interrupted thread may hold its lock
+        self._wake = threading.Event()  # not set by signal handlers: the interrupted thread may hold the event's lock
         self._stopping = False
         self._retrying = False
         self._pulse: Pulse | None = None
@@ -117,7 +117,7 @@ class Agent:
         self._overflow = 0
         """Value of `Rings.overflow` before the spool began to refuse writes."""
         self._accepted_at: float | None = None
-        """Time at which everything was first found to be accepted; None while requests are pending."""
+        """Time at which all requests were first found to be accepted; None while requests are pending."""
         self.error = ""
         self.accepted = False
         self.cut: list[str] = []
@@ -125,7 +125,7 @@ class Agent:
         self.unreachable: tuple[str, ...] = ()
 
     def close_lock(self) -> None:
-        """Close the descriptors of the lock, for an agent that does not run.
+        """Close the lock's descriptors without running the agent.
 
         Call this if the agent's thread could not be started, or in a forked child, whose parent keeps the lock.
         """
@@ -162,7 +162,7 @@ class Agent:
             self._end()
 
     def become_agent(self, standby_state: tuple[int, int, int]) -> None:
-        """Make this process the agent: keep a standby to replace it, and write the process id into the lock.
+        """Make this process the agent: keep a standby as its replacement, and write its process ID into the lock.
 
         Call this before `run`.
 
@@ -187,7 +187,7 @@ class Agent:
             return False
         self._pulse = Pulse(self._directory, self._standby.keep if self._standby else lambda: None)
         self._pulse.start()
-        # Load exporters only after the first pulse: loading some takes longer than processes wait for that pulse.
+        # Load exporters only after the first pulse: some take longer to load than processes wait for that pulse.
         self._numbering = Numbering(self._directory, self._settings, asks=_asks(self._settings))
         return True
 
@@ -208,7 +208,7 @@ class Agent:
             self._pulse.remove(ring)
 
     def _work(self) -> bool:
-        """Work until done, and reopen the spool whenever it was repaired, restored or moved."""
+        """Run until done, and reopen the spool whenever it was repaired, restored or moved."""
         damage = ""
         repairs = 0
         while True:
@@ -261,7 +261,7 @@ class Agent:
                 if is_over and (delivered := self._leave(spool)) is not None:
                     return delivered
             except (SpoolError, OSError) as error:
-                # A failing disk may look like damage to code that has the spool open.
+                # Errors from a failing disk can look like damage while the spool is open.
                 if isinstance(error, SpoolDamagedError) and (
                     is_over or self._location.in_memory or not disk_fails(self._directory.path)
                 ):
@@ -314,7 +314,7 @@ class Agent:
         )
 
     def _withdraw_signals(self, spool: Spool) -> None:
-        """Delete waiting requests with signals that their destination no longer receives."""
+        """Delete waiting requests whose signal is now excluded for their destination."""
         for destination in self._settings.exporters:
             for left_out in self._settings.excluded_signals(destination):
                 items = spool.withdraw(destination, left_out.signal)
@@ -375,7 +375,7 @@ class Agent:
             return False
         linger_timeout = self._settings.linger_timeout
         if self._location.in_memory and time.monotonic() - self._rings.left_at < linger_timeout:
-            return False  # wait until the disk takes the spool back or records its delivery
+            return False  # wait until the disk works again and can store the spool or its progress
         if self._settings.mode == "offline":
             return True
         if spool.pending() == 0:
@@ -384,11 +384,11 @@ class Agent:
         if self._one_shot:
             return self._deliveries.rest
         if self._deliveries.are_idle_or_parked and self._settings.token_file is None:
-            return True  # this process will not see another token, but the next agent may have one
+            return True  # this process cannot get a new token, but the next agent may have one
         return time.monotonic() - self._rings.left_at > linger_timeout
 
     def _is_durable_or_in_vain(self, spool: Spool) -> bool:
-        """Return whether everything accepted is durable, or waiting for durability is pointless."""
+        """Return whether all accepted requests are durable, or waiting any longer is pointless."""
         if spool.kept() == 0:
             return True
         if self._accepted_at is None:
@@ -398,7 +398,7 @@ class Agent:
         return time.monotonic() - max(self._rings.left_at, self._accepted_at) > self._settings.linger_timeout
 
     def _report_losses(self, spool: Spool) -> bool:
-        """Report losses that no event contains, and return whether there is a report to deliver."""
+        """Report losses that no event has reported, and return whether there is a report to deliver."""
         if self._stopping or self._rings or not self._losses.report(spool):
             return False
         self._deliveries.arrived()
@@ -407,7 +407,7 @@ class Agent:
     def _leave(self, spool: Spool) -> bool | None:
         """End, unless a new process of the run has just started.
 
-        `init` and the agent check for that under the same lock.
+        The agent holds the lock that `init` holds while it starts a process.
 
         Returns:
             Whether everything was delivered; None if the agent must continue.
@@ -443,7 +443,7 @@ class Agent:
             return delivered
 
     def _sum_up(self, spool: Spool, kept: int, *, delivered: bool) -> bool:
-        """Set `error` and `unreachable`, and return whether everything was delivered, including the rings."""
+        """Set `error` and `unreachable`, and return whether everything was delivered, including the rings' contents."""
         self.unreachable = self._deliveries.unreachable
         if delivered and self._rings.unreadable:
             self.error = "; ".join(self._rings.unreadable.values())

@@ -1,4 +1,4 @@
-"""Starts the agent from the training process."""
+"""Functions that start the agent from the training process."""
 
 import contextlib
 import fcntl
@@ -30,7 +30,7 @@ _handed_over: set[int] = set()
 """Descriptors of locks that are being handed over to an agent. A child that is forked meanwhile closes them."""
 
 _warned: list[object] = []
-"""Value of `sys.executable` that was warned about; empty before the warning."""
+"""Invalid value of `sys.executable`, once a warning has reported it."""
 
 _thread_agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()
 
@@ -59,9 +59,9 @@ def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
 def replace_agent(directory: RunDirectory, settings: Settings) -> bool:
     """Start an agent for a run whose agent seems to be gone, unless an agent holds the lock.
 
-    Only the lock in shared memory is checked and handed over, so a hanging disk does not block this. The agent acquires
-    the other lock, restores the run's directory if it was deleted, and opens its log. Without shared memory, this
-    blocks on the disk.
+    Only the lock in shared memory is checked and handed over, so a hanging disk does not block this call. The agent
+    acquires the lock in the run's directory, restores that directory if it was deleted, and opens its log. Without
+    shared memory, this call blocks on the disk.
 
     Returns:
         Whether an agent was started.
@@ -110,7 +110,7 @@ def reap_agents(adopted: int = 0) -> None:
     """Collect the exit statuses of ended agents, so that they do not remain zombies.
 
     Args:
-        adopted: Process id of an agent that this process did not start, or 0. It is checked only in the first process
+        adopted: Process ID of an agent that this process did not start, or 0. It is checked only in the first process
             of a container, which adopts all orphaned processes.
     """
     if adopted and os.getpid() == 1:
@@ -171,7 +171,7 @@ def _output(path: Path | None) -> int:
 
 
 def _description(directory: RunDirectory, settings: Settings) -> int:
-    """Return the run and its settings as a file for the agent's standard input, since `run.json` may be replaced."""
+    """Return a file with the run and its settings for the agent's standard input, since `run.json` may be replaced."""
     document = json.dumps({"directory": directory.to_json(), "settings": settings.to_json()}).encode()
     with tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else open(os.memfd_create("run"), "w+b") as file:
         file.write(document)

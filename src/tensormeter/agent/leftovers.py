@@ -15,7 +15,7 @@ _MOST_WORDS: Final = 3
 
 @dataclass(frozen=True)
 class Leftover:
-    """Data that is left of a run.
+    """Data that a run leaves on this machine.
 
     Attributes:
         waiting: Number of waiting items, by destination.
@@ -33,12 +33,12 @@ class Leftover:
 
     @property
     def keeps_folder(self) -> bool:
-        """Whether the run's folder is kept although nothing is waiting."""
+        """Whether the run's folder is kept even though no items are waiting."""
         return bool(self.rejected or self.damaged or self.losses.get("damaged"))
 
 
 def look_at(spool: Spool, rings: Iterable[Path]) -> Leftover:
-    """Return the data that is left in an open spool and next to it.
+    """Return the data that a run has left in its spool and in the files next to it.
 
     Args:
         spool: Open spool of the run.

@@ -1,9 +1,8 @@
-"""Monitoring of the agent from a process that records.
+"""Monitoring of the agent by recording processes.
 
-A recording thread only compares words in memory. If the agent's pulse has stopped, or there is something to report, it
-starts a thread that handles this and then ends. While nothing is wrong, the process therefore has no extra thread and
-forks safely. When started, the thread checks the lock in shared memory, and accesses the disk only if there is no
-shared memory.
+A recording thread only compares words in memory. If the agent's pulse has stopped or the agent has something to report,
+the recording thread starts a temporary thread to handle it. Otherwise, the process has no extra thread and forks
+safely. The temporary thread checks the lock in shared memory, and accesses the disk only if there is no shared memory.
 """
 
 import threading
@@ -26,7 +25,7 @@ _LONGEST_INTERVAL: Final = 4.0
 """Maximum seconds between two checks while the pulse has stopped but a suspended or new agent holds the lock."""
 
 _STOPPED: Final = 0.75
-"""Seconds without a pulse after which it counts as stopped. An agent writes four pulses per second."""
+"""Seconds since the last beat after which the pulse counts as stopped. An agent writes four beats per second."""
 
 _START: Final = 5.0
 """Seconds that an agent may take to write its first pulse."""
@@ -42,12 +41,12 @@ _LONGEST_DELAY: Final = 60.0
 
 
 class AgentMonitor:
-    """Ensures that a run has an agent. Any thread or signal handler may call `check`."""
+    """Monitor that replaces a run's agent when it is gone. Any thread or signal handler may call `check`."""
 
     def __init__(self, run_id: str, directory: RunDirectory, settings: Settings, ring: RingFile) -> None:
         """
         Args:
-            run_id: Id of the run, for messages.
+            run_id: ID of the run, for messages.
             directory: Directory of the run.
             settings: Settings for a new agent.
             ring: Ring of this process, whose header contains the pulse.
@@ -140,7 +139,7 @@ class AgentMonitor:
         if not started:
             self._interval = min(2 * self._interval, _LONGEST_INTERVAL)
             return
-        # Delay the next start only if the last agent did not live long.
+        # Delay the next start only if the last agent ended soon after its start.
         worked = pulse - self._started > _LONG or (self._first_pulse and pulse - self._first_pulse > _WORKED)
         self._delay = 0.0 if worked else min(max(2 * self._delay, _FIRST_DELAY), _LONGEST_DELAY)
         self._started = now

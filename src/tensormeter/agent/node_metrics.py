@@ -1,4 +1,4 @@
-"""Node metrics, from the sensors to the spool: one set per run and node, for any number of ranks."""
+"""Collection of node metrics into the spool: one set per run and node, regardless of the number of ranks."""
 
 import gzip
 import time
@@ -25,14 +25,17 @@ __all__ = ["NodeMetrics"]
 logger: Final = get_logger("tensormeter.agent")
 
 _GZIP_LEVEL: Final = 6
-"""Compression level. Names and attributes repeat in every point, so these bodies shrink to a twentieth."""
+"""Compression level. Names and attributes repeat in every point, so bodies shrink to a twentieth of their size."""
 
 _RETRY_DELAY: Final = 1.0
 _STOP_TIMEOUT: Final = 0.5
 
 
 class NodeMetrics:
-    """Samples node metrics while a training process is open on this node. Only the agent's main thread may use it."""
+    """Sampler of node metrics for as long as a training process is open on this node.
+
+    Only the agent's main thread may use it.
+    """
 
     def __init__(self, spool: Spool, settings: Settings) -> None:
         self._spool = spool
@@ -45,13 +48,13 @@ class NodeMetrics:
         self._retry_at = 0.0
 
     def advance(self, drains: Collection[RingDrainer], *, flush: bool) -> bool:
-        """Follow the run's processes, and move samples to the spool.
+        """Update the list of running processes, and move samples to the spool.
 
         Call this before advancing the drains, so that the last metrics enter the spool before the run's end event.
 
         Args:
             drains: Drains of all processes of the run.
-            flush: Whether to move samples before there are enough for a request.
+            flush: Whether to move samples even if they do not fill a request.
 
         Returns:
             Whether requests were added to the spool.
@@ -102,7 +105,7 @@ class NodeMetrics:
 
 
 def _is_training(drain: RingDrainer) -> bool:
-    """Return whether a process is a training process (not a child) that is open and alive."""
+    """Return whether a drain's process is a training process (not a child) that is open and alive."""
     return not drain.child and drain.ring.state is State.OPEN and drain.ring.writer_alive()
 
 

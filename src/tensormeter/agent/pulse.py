@@ -1,4 +1,4 @@
-"""The agent's pulse: a time in each ring's header that shows recording processes that they have an agent.
+"""The agent's pulse: a timestamp in each ring's header, which shows recording processes that the agent is alive.
 
 Recording processes compare two words in memory, which costs almost nothing and never waits for a disk. The agent writes
 the pulse on a separate thread, because an agent that is waiting for a disk is alive and must not be replaced.
@@ -25,7 +25,7 @@ _PATIENCE: Final = 5.0
 
 
 class Pulse:
-    """Writes the time into a run's rings until `stop`. Its thread finds the rings in shared memory by itself."""
+    """Thread that writes the time into a run's rings until `stop`. It finds rings in shared memory by itself."""
 
     def __init__(self, directory: RunDirectory, on_beat: Callable[[], None] = lambda: None) -> None:
         """
@@ -48,7 +48,7 @@ class Pulse:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread. This blocks for a moment, or for some seconds if a process cannot be started."""
+        """End the thread. This blocks briefly, or for up to 5 seconds while `on_beat` is running."""
         self._stopped.set()
         self._thread.join(_PATIENCE)
 
@@ -82,7 +82,7 @@ class Pulse:
 
 
 def _header(path: Path) -> memoryview | None:
-    """Return the header words of a ring; None if the file is not a ring of this version."""
+    """Return the header words of a ring; None if the file is not a ring in this version's format."""
     with open(open_file(path, os.O_RDWR), "r+b") as file:
         if os.fstat(file.fileno()).st_size < HEADER_BYTES:
             return None

@@ -1,10 +1,10 @@
 """A standby process that waits until the agent is killed and then becomes the next agent.
 
-The standby is a bare interpreter without packages. It needs about 10 MB, half of it shared, and sleeps in the kernel
-until the agent's end of a pipe closes. It opens no files, because it inherits the agent's locks, log and description of
-the run. Before it becomes the agent, it forks the next standby, so each agent has a standby from its first moment. The
-first agent is started in the same way. An agent that ends by itself notifies its standby, which then ends too. If the
-standby is gone, the agent starts another one.
+The standby is a bare interpreter without packages. It needs about 10 MB of memory, half of it shared, and sleeps in the
+kernel until the agent's end of a pipe closes. It opens no files, because it inherits the agent's locks, log and
+description of the run. Before it becomes the agent, it forks the next standby, so each agent has a standby from the
+start. The first agent is started in the same way. An agent that ends by itself notifies its standby, which then ends
+too. If the standby is gone, the agent starts another one.
 
 This file is run by its path, without `tensormeter` being importable, so it uses only the standard library.
 """
@@ -36,7 +36,7 @@ _RETRY = 5.0
 
 
 class Standby:
-    """Keeps a standby process running for the agent. Any thread may use it. It never waits for a disk."""
+    """Handle that keeps the agent's standby process running. Any thread may use it. It never waits for a disk."""
 
     def __init__(
         self, name: str, command: Sequence[str], locks: Callable[[], list[int]], state: "tuple[int, int, int]"
@@ -47,7 +47,7 @@ class Standby:
             command: Command line of an agent, to which `main` adds arguments.
             locks: Function that returns the descriptors that hold the agent's locks.
             state: State that this agent was started with: the number of consecutive agents that died before doing any
-                work, the process id of the standby, and the descriptor that wakes it.
+                work, the process ID of the standby, and the descriptor that wakes it.
         """
         self._name = name
         self._command = list(command)
@@ -63,7 +63,7 @@ class Standby:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the standby; None if there is none."""
+        """Process ID of the standby; None if there is none."""
         return self._pid
 
     def keep(self) -> None:
@@ -81,7 +81,7 @@ class Standby:
                 except OSError:  # no process or memory is available
                     self._retry_at = time.monotonic() + _RETRY
                 else:
-                    _end(*before)  # only now, so that there is always a standby
+                    _end(*before)  # after the start, so that there is always a standby
 
     def worked(self) -> None:
         """Notify the standby that the agent has done some work, so that it replaces the agent without delay."""
@@ -138,7 +138,7 @@ class Standby:
 def begin_command(name: str, locks: str, command: Sequence[str], *, notice: int = -1, deaths: int = 0) -> list[str]:
     """Return the command line of a process that becomes an agent.
 
-    It does so immediately, or when the agent that holds the other end of `notice` is gone.
+    It does so immediately if `notice` is -1, or else when the agent that holds the pipe's other end is gone.
     """
     return [sys.executable, "-I", "-S", __file__, name, str(notice), str(deaths), locks, *command]
 
@@ -166,8 +166,8 @@ def _tell(notice: int, word: bytes) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Wait, then become the agent or end: ``python -I -S standby.py NAME NOTICE DEATHS LOCKS COMMAND...``.
 
-    The agent is started as COMMAND, followed by LOCKS and three arguments for `Standby`: DEATHS, the process id of the
-    agent's standby, and a descriptor.
+    The agent's command line is COMMAND, followed by LOCKS and the state for `Standby`: DEATHS, the process ID of the
+    agent's standby, and the descriptor that wakes it.
     """
     notice, deaths, locks, command = int(arguments[1]), int(arguments[2]), arguments[3], [*arguments[4:]]
     while True:
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str]) -> None:
         if standby := os.fork():
             os.close(notice)
             os.set_inheritable(other_end, True)
-            os.lseek(0, 0, os.SEEK_SET)  # rewind the description of the run, which the last agent has read
+            os.lseek(0, 0, os.SEEK_SET)  # rewind the description of the run, which the previous agent has read
             os.execv(command[0], [*command, locks, str(deaths), str(standby), str(other_end)])  # noqa: S606
         os.setsid()
         os.close(other_end)

@@ -18,7 +18,7 @@ _INTERVAL: Final = 0.25
 
 
 class StatusPublisher:
-    """Publishes the delivery status. Only the agent's main thread may use it."""
+    """Publisher of the delivery status. Only the agent's main thread may use it."""
 
     def __init__(self, rings: Rings, deliveries: Deliveries, on_status: Callable[[int], None] | None) -> None:
         """
@@ -42,10 +42,10 @@ class StatusPublisher:
             disk_report: Description of a disk problem for users; empty if there is none.
         """
         pending = spool.pending()
-        # A flush is mainly about metrics, so it does not fail if a receiver accepts metrics but refuses log records.
+        # A flush mainly concerns metrics, so it succeeds if a receiver accepts metrics but refuses log records.
         signals: tuple[Signal, ...] = ("metrics",) if self._deliveries.logs_fail else SIGNALS
         flushed = {drain: number for drain in self._rings if (number := drain.complete_flush(signals)) is not None}
-        # Read after `pending` but published before it: 0 pending requests must never appear without their rejected
+        # Read after `pending` but publish before it, so that 0 pending requests never appear without the rejected
         # items.
         rejected = spool.quarantined_items()
         losses = spool.losses()

@@ -29,13 +29,13 @@ class SyncResult:
     """Result for one run.
 
     Attributes:
-        run: Directory of the run. It is gone if everything was delivered and nothing is kept.
+        run: Directory of the run, which is deleted if everything was delivered and nothing is kept.
         delivered: Whether everything that could still be delivered was delivered.
         message: Reason for an incomplete delivery; empty if there is none.
-        note: Settings of the caller that replaced the run's settings, and the reason; empty if none did.
-        cut: Descriptions of how processes of the run were cut off. The last values of these processes may be missing.
-        accepted: Whether everything was accepted, although some of it may not be on the receiver's disk yet.
-        leftover: Data that is left of the run, and its losses.
+        note: Description of the caller's settings that replaced the run's settings, with the reason; empty if none did.
+        cut: Descriptions of the run's processes that ended abruptly. Their last values may be missing.
+        accepted: Whether receivers accepted everything, even if some data is not yet durable there.
+        leftover: Data that the run leaves on this machine, and its losses.
     """
 
     run: RunDirectory
@@ -48,7 +48,7 @@ class SyncResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything is delivered, and a command has already reported all losses."""
+        """Whether everything was delivered, and a command has already reported all losses."""
         return self.delivered and not self.leftover.unreported and not self.leftover.rejected
 
     @property
@@ -113,10 +113,10 @@ def sync_runs(
         directory: `Settings.directory` of the runs.
         endpoint: Endpoint to deliver to; None to use each run's endpoint.
         token: Bearer token; None to use the token from the environment.
-        caller: Settings for runs whose own settings are in doubt; None to use those from the environment.
-        given: Whether the directory was given by its path, so that all of its runs are in doubt.
-        foreign: Whether to deliver runs in doubt.
-        marks: Whether the caller shows losses to a user, so that the next call does not count them as new.
+        caller: Settings for untrusted runs, whose own settings are not used; None to use settings from the environment.
+        given: Whether the directory was given by its path, which makes all of its runs untrusted.
+        foreign: Whether to deliver untrusted runs.
+        marks: Whether to mark losses as reported, because the caller shows them to a user.
         choose: Function that returns whether to deliver a run.
         on_status: Callback that periodically receives a run and the number of its undelivered items.
     """
@@ -134,7 +134,7 @@ def sync_runs(
 def belongs_to(run: RunDirectory, url: str) -> bool:
     """Return whether a run is for a server that has just started at `url`.
 
-    This is the case if its endpoint has that address, or if it was offline and no endpoint was chosen for it.
+    It is if its endpoint has that address, or if it was offline and has the default endpoint.
     """
     settings = run.settings()
     wanted, server = urlsplit(settings.endpoint), urlsplit(url)
