@@ -1,1 +1,1 @@
-"""Files and file systems: durable writes, locks, private folders, reserves and unresponsive disks."""
+"""Files and file systems: durable writes, locks, private folders, reserved space and unresponsive disks."""

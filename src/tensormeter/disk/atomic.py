@@ -27,7 +27,7 @@ def write_file(path: Path, *pieces: str | bytes, sync: bool = False) -> None:
 
     Args:
         path: Path of the target.
-        pieces: Content, in order; text is encoded as UTF-8.
+        pieces: Pieces of the content, in order; strings are encoded as UTF-8.
         sync: Whether to sync the content to the disk before the target is replaced.
 
     Raises:
@@ -42,10 +42,10 @@ def write_file(path: Path, *pieces: str | bytes, sync: bool = False) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that replaces the target when the block ends.
+    """Open a temporary file that is synced and then replaces the target when the block ends.
 
-    The file is synced before that. If the block raises an exception, the file is removed. Several processes may write
-    the same target; the last one wins. The file gets the mode of any new file, as set by the umask.
+    If the block raises an exception, the temporary file is removed. Several processes may write the same target; the
+    last one wins. The umask determines the file's mode, as for any new file.
 
     Raises:
         OSError: The file cannot be written. The target is unchanged.
@@ -55,7 +55,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         yield file
         mask = os.umask(0)
         os.umask(mask)
-        os.fchmod(descriptor, _READABLE & ~mask)  # temporary files are private
+        os.fchmod(descriptor, _READABLE & ~mask)  # `mkstemp` creates private files
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ __all__ = ["written_before_boot"]
 
 
 def written_before_boot(*paths: Path) -> bool:
-    """Return whether all these files were last written before the machine was started. Missing files are ignored.
+    """Return whether all these files were last written before the machine started. Missing files are ignored.
 
     The comparison uses wall-clock times. The result is False if no file exists or the system does not report its start
     time.

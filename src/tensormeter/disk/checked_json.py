@@ -18,16 +18,16 @@ def pack(document: Mapping[str, Any], *, indent: int | None = None) -> str:
 
     Args:
         document: JSON values by name.
-        indent: Spaces per level, for documents that people read; None for a single line.
+        indent: Spaces per indentation level; None for a single line.
     """
     return json.dumps({**document, _CHECKSUM: _checksum(document)}, indent=indent)
 
 
 def unpack(text: str | bytes) -> dict[str, Any]:
-    """Decode a document.
+    """Decode a document, and check its checksum.
 
     Raises:
-        ValueError, TypeError: The text is not a document, or does not match its checksum.
+        ValueError, TypeError: The text is not a JSON object, or does not match its checksum.
     """
     document = json.loads(text)
     if not isinstance(document, dict):

@@ -1,4 +1,4 @@
-"""Runs work that may block on a disk, with a deadline."""
+"""Deadlines for work that may block on a disk."""
 
 import threading
 from collections.abc import Callable
@@ -16,7 +16,8 @@ def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Cal
 
     Args:
         seconds: Maximum seconds to wait.
-        work: Function to run. Its argument is set when the deadline has passed. It should then have no visible effect.
+        work: Function to run. Its argument is an event that is set when the deadline passes. After that, the function
+            should have no visible effect.
         undo: Function that is called with a late result, on the temporary thread.
 
     Returns:

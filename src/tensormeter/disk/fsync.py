@@ -1,4 +1,4 @@
-"""Syncs files and their names to the disk, so that they survive a power failure.
+"""Functions that sync files and their names to the disk, so that both survive a power failure.
 
 To sync a file's content, sync the file. To sync its name, sync the folder that contains it. Any thread may call these
 functions, which block on the disk.
@@ -14,10 +14,10 @@ from typing import Final
 __all__ = ["REFUSALS", "fsync", "fsync_file", "fsync_folder", "fsync_names"]
 
 REFUSALS: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
-"""Errors from file systems that do not support syncing, as opposed to errors from failing disks."""
+"""Error numbers of file systems that do not support syncing, as opposed to those of failing disks."""
 
 _FULL_FSYNC: Final[int | None] = getattr(fcntl, "F_FULLFSYNC", None)
-"""On macOS, `fsync` leaves data in the disk's cache, but `F_FULLFSYNC` does not."""
+"""Command that also flushes the disk's cache on macOS, which `fsync` does not; None on other systems."""
 
 
 def fsync(descriptor: int) -> None:
@@ -72,7 +72,7 @@ def fsync_folder(folder: Path) -> None:
 def fsync_names(folder: Path) -> None:
     """Sync the names in a folder and in its parents, up to the root of the file system.
 
-    Parents that this user may not open were not created by this user, and are skipped.
+    Parents that this user cannot open are skipped, because this user did not create them.
 
     Raises:
         OSError: The folder itself cannot be synced.

@@ -1,4 +1,4 @@
-"""Reads the file locks that Linux lists in `/proc/locks`."""
+"""The file locks that Linux lists in `/proc/locks`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +10,13 @@ _LOCKS: Final = Path("/proc/locks")
 
 
 class KernelLock(NamedTuple):
-    """A lock that a process holds.
+    """A file lock that a process holds.
 
     Attributes:
-        kind: FLOCK, POSIX or OFDLCK.
-        pid: Process id of the holder.
-        major: Major number of the file's device. On some file systems, it differs from that in `stat`.
-        minor: Minor number of the file's device. On some file systems, it differs from that in `stat`.
+        kind: Kind of the lock: FLOCK, POSIX or OFDLCK.
+        pid: Process ID of the holder.
+        major: Major number of the file's device. On some file systems, it differs from the one in `stat`.
+        minor: Minor number of the file's device. On some file systems, it differs from the one in `stat`.
         inode: Inode of the file.
     """
 

@@ -24,7 +24,7 @@ logger: Final = get_logger()
 _PATIENCE: Final = 5.0
 _PAUSE: Final = 0.01
 _LONGEST_ID: Final = 24
-"""Upper bound (exclusive) on the size in bytes of a file that contains only a process id."""
+"""Exclusive upper bound on the size of a file that contains only a process ID, in bytes."""
 
 
 def wait_for_lock(descriptor: int, seconds: float = 0.0) -> bool:
@@ -54,7 +54,7 @@ def wait_for_lock(descriptor: int, seconds: float = 0.0) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """Release a lock for every process that has the open file. Closing the file is not enough after a fork."""
+    """Release a lock for all processes that share the open file. After a fork, closing the file is not enough."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
@@ -62,8 +62,8 @@ def unlock(descriptor: int) -> None:
 def locked(path: Path, patience: float = _PATIENCE) -> Iterator[None]:
     """Hold a lock during the block. If it is not free after `patience` seconds, warn and continue without it.
 
-    Processes hold the lock only briefly, so the deadline passes only if a holder is stopped (by SIGSTOP or a frozen
-    disk). At worst, a second agent starts, finds the first agent's lock and exits.
+    Processes hold the lock only briefly, so the wait fails only if the holder is stopped (by SIGSTOP or a frozen disk).
+    At worst, a second agent starts, finds the first agent's lock and exits.
 
     Raises:
         OSError: The file cannot be created, or files cannot be locked there.
@@ -104,14 +104,14 @@ def try_lock(path: Path) -> int | None:
 
 
 def note_holder(descriptor: int) -> None:
-    """Write this process's id into a file that it has locked, for systems that do not list locks."""
+    """Write this process's ID into a file that it has locked, because some systems do not list locks."""
     with contextlib.suppress(OSError):  # a full disk must not prevent a lock
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
 
 def holder(*paths: Path) -> str:
-    """Return the other processes that hold locks of any kind on these files, in the form " by process 123".
+    """Return the other processes that hold any kind of lock on these files, in the form " by process 123".
 
     Processes on other machines and in other containers are not included. The result is empty if the system lists no
     holders.
@@ -125,10 +125,10 @@ def lock_holder(path: Path, kinds: Collection[str] = ("FLOCK",)) -> str:
 
     Args:
         path: Path of the file.
-        kinds: Kinds of locks, as named by Linux: FLOCK, POSIX, OFDLCK.
+        kinds: Kinds of locks to consider, as named by Linux: FLOCK, POSIX, OFDLCK.
     """
     candidates = _listed(path, kinds)
-    # On some file systems, the device number listed there differs from that in `stat`.
+    # On some file systems, the listed device number differs from the one in `stat`.
     pid = max(candidates)[1] if candidates else None
     if pid is None and "FLOCK" in kinds:
         with contextlib.suppress(OSError, ValueError):
@@ -141,7 +141,7 @@ def lock_holder(path: Path, kinds: Collection[str] = ("FLOCK",)) -> str:
 
 
 def _listed(path: Path, kinds: Collection[str] | None = None) -> list[tuple[bool, int]]:
-    """Return the holders of locks on a file, as (whether the listed device is the file's device, process id)."""
+    """Return the holders of locks on a file, as (whether the listed device is the file's device, process ID)."""
     try:
         status = path.stat()
     except OSError:

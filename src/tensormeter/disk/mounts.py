@@ -1,4 +1,4 @@
-"""Detects network file systems and missing file system features."""
+"""Detection of network file systems and of missing file system features."""
 
 import errno
 import mmap
@@ -19,7 +19,7 @@ _NETWORK: Final = frozenset(
 )
 
 _LOCAL_FUSE: Final = frozenset({"fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.mergerfs", "fuse.ntfs-3g", "fuse.unionfs"})
-"""User-space file systems whose files are local. The files of any other one may be remote."""
+"""FUSE file systems whose files are local. Files on any other FUSE file system may be remote."""
 
 
 def network_filesystem(path: Path) -> str | None:
@@ -30,7 +30,7 @@ def network_filesystem(path: Path) -> str | None:
     except OSError:
         return None
     best, kind = "", ""
-    for mount in mounts:  # if several are mounted at one place, the last one is visible
+    for mount in mounts:  # if several are mounted at the same path, the last one is visible
         inside = os.path.commonpath([real, mount.mountpoint]) == mount.mountpoint
         if inside and len(mount.mountpoint) >= len(best):
             best, kind = mount.mountpoint, mount.fstype
@@ -38,10 +38,10 @@ def network_filesystem(path: Path) -> str | None:
 
 
 def missing_features(folder: Path) -> set[str]:
-    """Return which features the file system of a folder lacks: `maps` (shared memory) or `fsync`.
+    """Return the features that a folder's file system lacks: `maps` (shared memory) and `fsync`.
 
-    The features are tried with a small file. Errors of a failing disk do not count as missing features. This function
-    blocks on the disk.
+    This function tries the features on a small file, and blocks on the disk. Errors of a failing disk do not count as
+    missing features.
     """
     missing = set()
     try:

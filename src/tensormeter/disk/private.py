@@ -1,4 +1,4 @@
-"""Creates private folders and files, and checks existing ones.
+"""Private folders and files: creating them, and checking existing ones.
 
 Folders have mode 0700 and files 0600 under any umask. Opening a file never follows a symbolic link. Any thread may call
 these functions, which block on the disk.
@@ -39,8 +39,7 @@ _MOST_LINKS: Final = 40
 def fault(path: Path) -> str:
     """Return the reason why a folder is not private to this user. Its parents are not checked.
 
-    Only this user can create a folder that belongs to this user, so a folder without a fault contains only this user's
-    files.
+    Other users can neither create a folder without a fault nor write to it, so its files are trustworthy.
 
     Returns:
         Phrase that contains the folder's name; empty if the folder is private to this user or root, or does not exist.
@@ -57,8 +56,8 @@ def weakness(path: Path) -> str:
     """Return the reason why other users could have created a folder, or could change its content.
 
     The folder and its parents must belong to this user or root, and no other user may be able to write to them. Parents
-    may also be sticky (like /dev/shm and /tmp), unreachable for others, or writable for a group without other members.
-    Links in the path must belong to this user or root as well.
+    may also be sticky (like /dev/shm and /tmp), unreachable for others, or writable for a group whose only member is
+    this user. Links in the path must belong to this user or root as well.
 
     Returns:
         Phrase that contains the name of the folder at fault; empty if there is none or `path` does not exist.
@@ -109,7 +108,8 @@ def tighten_directory(path: Path) -> None:
             complaint = f"{path} belongs to {_name(status.st_uid)}, who could replace its content"
             if os.geteuid() != 0:
                 raise PermissionError(f"{complaint}; set TENSORMETER_DIR to a folder of your own")
-            # This happens in a container with a folder of the host's user. Delivery does not trust such runs' settings.
+            # This happens in a container that mounts a folder of a user on the host. Delivery does not trust such runs'
+            # settings.
             _warn_once(f"{complaint}; `tensormeter sync` delivers it with its own settings")
         if status.st_mode & _OTHERS:
             with contextlib.suppress(OSError):  # some file systems have no modes
@@ -204,7 +204,7 @@ def make_file(path: Path) -> None:
 
 
 def _make_one(path: Path) -> None:
-    """Create a folder in an existing one, with all permissions for this user under any umask.
+    """Create a folder in an existing one, and give this user all permissions under any umask.
 
     Raises:
         OSError: The folder cannot be created, or already exists.
@@ -274,7 +274,7 @@ def _fault(path: Path, status: os.stat_result) -> str:
 
 
 def _others_write(status: os.stat_result) -> bool:
-    """Return whether others can add, rename and remove entries of a folder if they can reach it."""
+    """Return whether others who can reach a folder can add, rename and remove its entries."""
     if status.st_mode & 0o003 == 0o003:
         return True
     return status.st_mode & 0o030 == 0o030 and not _is_alone_in(status.st_gid)
@@ -285,7 +285,7 @@ def _is_trusted(uid: int) -> bool:
 
 
 def _is_own(path: Path, uid: int) -> bool:
-    """Return whether the owner of a folder is this user. On some file systems, all files have the same owner."""
+    """Return whether a folder belongs to this user, even if its file system gives all files the same owner."""
     if uid == os.geteuid():
         return True
     try:
@@ -296,7 +296,7 @@ def _is_own(path: Path, uid: int) -> bool:
 
 
 def _is_alone_in(gid: int) -> bool:
-    """Return whether a group is the user's own group without other members, as on many systems."""
+    """Return whether a group is this user's own group and has no other members, as on many systems."""
     try:
         user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
     except KeyError:
@@ -306,7 +306,7 @@ def _is_alone_in(gid: int) -> bool:
 
 @functools.cache
 def _unmapped_uid() -> int | None:
-    """Return the owner shown for files whose owner has no id in this user namespace; None if all owners have one.
+    """Return the owner shown for files whose owner has no ID in this user namespace; None if all owners have one.
 
     In rootless containers, the host's root is such an owner.
     """

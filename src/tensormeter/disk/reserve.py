@@ -1,4 +1,4 @@
-"""Reserves disk space for writes that must succeed on a full disk.
+"""Reserved disk space for writes that must succeed on a full disk.
 
 An agent needs reserved space to mark requests as delivered. Without it, they would be resent forever. A server needs
 reserved space to empty its write-ahead log and to delete runs. Without it, the server could never free space again.
@@ -24,7 +24,7 @@ class Reserve:
     """
 
     def __init__(self, database: Path) -> None:
-        """Use the reserve of the database at this path. Nothing is created yet."""
+        """Use the reserve next to the database at this path, without creating it."""
         self._path = database.with_name("reserve")
 
     def keep(self, size: int) -> bool:
@@ -48,7 +48,7 @@ class Reserve:
         return False
 
     def room(self) -> tuple[float, float]:
-        """Return the numbers of free and reserved bytes. The first is infinite if the disk does not report it."""
+        """Return the numbers of free and reserved bytes. Free bytes are infinite if the disk does not report them."""
         with contextlib.suppress(OSError):
             return self._free(), self._reserved()
         return float("inf"), 0.0

@@ -1,6 +1,6 @@
 """The user's folders for state and data, in any environment.
 
-In some containers, HOME is missing, empty or relative, or the user id has no name.
+In some containers, HOME is missing, empty or relative, or the user ID has no name.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import platformdirs
 __all__ = ["NO_FOLDER", "user_data_folder", "user_state_folder"]
 
 NO_FOLDER: Final = Path("/dev/null/tensormeter")
-"""Placeholder for a user without a home. Not even root can create it, so its content is stored elsewhere."""
+"""Placeholder for a user without a home. Not even root can create it, so callers store its data elsewhere."""
 
 
 def user_state_folder() -> Path:
@@ -26,7 +26,7 @@ def user_data_folder() -> Path:
 
 
 def _absolute(find: Callable[[], Path]) -> Path:
-    """Return an absolute folder, or `NO_FOLDER`. The XDG specification requires relative folders to be ignored."""
+    """Return the folder if its path is absolute, or else `NO_FOLDER`: XDG requires relative paths to be ignored."""
     try:
         path = find().expanduser()
     except (RuntimeError, OSError, ValueError):

@@ -14,10 +14,10 @@ _WORD: Final = (1 << 32) - 1
 
 @dataclass(frozen=True)
 class WordSum:
-    """Contribution of some words to a checksum, independent of the words before them.
+    """Contribution of a sequence of words to a checksum, independent of the words before them.
 
     Attributes:
-        words: The two sums of the words alone.
+        words: Checksum of the words alone, as two sums.
         power: Symmetric matrix by which the checksum before the words is multiplied: top-left, off-diagonal and
             bottom-right elements.
     """
@@ -26,7 +26,7 @@ class WordSum:
     power: tuple[int, int, int]
 
     def after(self, state: tuple[int, int]) -> tuple[int, int]:
-        """Return the checksum after these words, from the checksum `state` before them."""
+        """Return the checksum after these words, given the checksum `state` before them."""
         first, other, second = self.power
         return (
             (first * state[0] + other * state[1] + self.words[0]) & _WORD,
@@ -56,7 +56,7 @@ def word_sums(rows: NDArray[np.uint8], *, big: bool) -> list[WordSum]:
 
 
 def checksum(data: bytes, *, big: bool) -> tuple[int, int]:
-    """Return the checksum of some bytes. Their number must be a multiple of 8."""
+    """Return the checksum of `data`, whose size in bytes must be a multiple of 8."""
     (sums,) = word_sums(np.frombuffer(data, np.uint8).reshape(1, -1), big=big)
     return sums.words
 

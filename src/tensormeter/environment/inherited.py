@@ -1,7 +1,7 @@
-"""Reads settings from environment variables of OpenTelemetry and of schedulers.
+"""Settings from environment variables of OpenTelemetry and schedulers.
 
-Each function returns None if its variable is unset or invalid, so that the next source applies. Invalid variables also
-cause a warning.
+Each function returns None if its variable is unset or invalid, so that the next source of the setting applies. Invalid
+variables also cause a warning.
 """
 
 import re
@@ -31,7 +31,7 @@ def read_disabled(variable: str) -> Literal["disabled"] | None:
 
 
 def read_restarts(variable: str) -> int | None:
-    """Return the attempt, given the number of restarts. 0 is ignored: torchrun restarts its count after a requeue."""
+    """Return the attempt number, given a count of restarts. 0 is ignored: torchrun resets its count after a requeue."""
     restarts = variables.read_count(variable, _MOST_RESTARTS, "a count of attempts on this machine")
     return restarts + 1 if restarts else None
 
@@ -63,7 +63,7 @@ def read_histogram_aggregation(variable: str) -> str | None:
 
 
 def _as_project(variable: str, name: str) -> str | None:
-    """Convert a service name, which can be any text, to a project. Invalid characters become `-`."""
+    """Convert a service name, which can be any string, to a project name. Invalid characters become `-`."""
     project = _NOT_IN_PROJECTS.sub("-", variables.mask(name)).lstrip("._-")[:_LONGEST_PROJECT]
     if name and project != name:
         expected = f"a name of up to {_LONGEST_PROJECT} letters, digits, '.', '_' and '-'"

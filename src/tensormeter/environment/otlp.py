@@ -1,7 +1,7 @@
-"""Reads the standard variables of OTLP exporters (OpenTelemetry specification, "OpenTelemetry Protocol Exporter").
+"""The standard variables of OTLP exporters (OpenTelemetry specification, "OpenTelemetry Protocol Exporter").
 
-Precedence: the destination's option, the signal's own variable, the general variable, the default. An invalid option is
-an error. An invalid variable is ignored with a warning (see `environment`).
+Sources in order of precedence: the destination's option, the signal's own variable, the general variable, the default.
+An invalid option is an error. An invalid variable is ignored with a warning (see `variables`).
 """
 
 import base64
@@ -41,7 +41,7 @@ _GRPC_KEY: Final = re.compile(r"[0-9a-z_.-]+(?<!-bin)")
 
 @dataclass(frozen=True)
 class OtlpTarget:
-    """The endpoint for a signal, and how to send to it.
+    """The endpoint for a signal, and how to send requests to it.
 
     Attributes:
         protocol: `grpc` or `http/protobuf`.
@@ -49,11 +49,11 @@ class OtlpTarget:
         secure: Whether to use TLS.
         headers: Header values by lower-case name. They may contain secrets, so `repr` does not show them.
         gzip: Whether to compress bodies.
-        certificate: File with the certificate authorities that verify the server; empty to use the system's
+        certificate: File with the certificate authorities for verifying the server; empty to use the system's
             authorities.
         client_certificate: File with the client's certificate for mutual TLS; empty for none.
         client_key: File with the client's private key; empty for none.
-        timeout: Maximum seconds for sending one request.
+        timeout: Timeout for one request, in seconds.
     """
 
     protocol: Protocol
@@ -110,10 +110,9 @@ def opentelemetry_endpoint(default: str, *, warn: bool) -> str | None:
 
 
 def belongs_to_opentelemetry(endpoint: str) -> bool:
-    """Return whether an endpoint comes from `OTEL_EXPORTER_OTLP_ENDPOINT`, so that the related variables apply to it.
+    """Return whether an endpoint comes from `OTEL_EXPORTER_OTLP_ENDPOINT`, so that related variables apply to it.
 
-    The variables do not apply to other endpoints. Headers often contain credentials, which must not be sent to another
-    host.
+    Related variables must not apply to other endpoints, because headers often contain credentials.
     """
     if environment.read("TENSORMETER_ENDPOINT"):
         return False
@@ -122,7 +121,7 @@ def belongs_to_opentelemetry(endpoint: str) -> bool:
 
 
 def opentelemetry_timeout(variable: str = f"{_PREFIX}TIMEOUT") -> float | None:
-    """Return the timeout in seconds. 0 in the variable means no limit, and becomes the longest timeout of an hour."""
+    """Return the timeout in seconds. The value 0, which disables the timeout in OpenTelemetry, becomes one hour."""
     return environment.read_seconds(variable, 0.1, 3600, f"{DEFAULT_TIMEOUT:g} s", zero=3600.0)
 
 
@@ -135,7 +134,7 @@ def read_targets(
         destination: Name of the destination, for messages.
         options: Options of the destination: `protocol`, `endpoint`, `compression`, `certificate`, `client_certificate`,
             `client_key`, `insecure`, `headers_variable`. Variables apply to missing or empty options.
-        timeout: Value of the setting `export_timeout`. A signal's own variable applies if the setting has its default.
+        timeout: Value of the setting `export_timeout`. If it is the default, a signal's own variable takes precedence.
         default_endpoint: Base URL if neither an option nor a variable sets one; None for the protocol's default.
 
     Raises:
@@ -151,7 +150,7 @@ def signal_url(base: str, signal: Signal) -> str:
 
 
 class _Reader:
-    """Reads options and variables for one signal of one destination."""
+    """Reader of the options and variables for one signal of one destination."""
 
     def __init__(
         self, destination: str, signal: Signal, options: Mapping[str, str], default_endpoint: str | None
@@ -209,14 +208,14 @@ class _Reader:
         return opentelemetry_timeout(f"{_PREFIX}{self._signal.upper()}_TIMEOUT") or given
 
     def _address(self, protocol: Protocol) -> tuple[_Address, bool]:
-        """Return the endpoint, and whether it is complete. If not, HTTP appends the signal's path to it."""
+        """Return the endpoint, and whether it is complete. If not, the signal's path is appended to it for HTTP."""
 
         def parse(text: str) -> _Address | None:
             return _parse_grpc(text, insecure=self._insecure()) if protocol == "grpc" else _parse_http(text)
 
         if given := self._options.get("endpoint"):
             address = parse(given)
-            if address is None or address.headers:  # options are stored with the run, so they must have no credentials
+            if address is None or address.headers:  # options are stored with the run, so they must not hold credentials
                 shown = "one with credentials" if address or "@" in given else repr(given)
                 raise SettingsError(
                     f"{self._destination}.endpoint: expected a URL such as {_DEFAULTS[protocol]}, got {shown}"
@@ -241,10 +240,11 @@ class _Reader:
         return _variable_insecure(self._signal) if given is None else given.lower() == "true"
 
     def _certificates(self) -> tuple[str, str, str]:
-        """Return the files for TLS. Files named by variables are tried, because an invalid one must not stop delivery.
+        """Return the files for TLS: authorities, client certificate and client key.
 
-        Without them, the connection is verified with the system's authorities and has no client certificate. A server
-        that requires more refuses the connection, so nothing is sent to the wrong server.
+        Files that variables name are tested, because an invalid file must not stop delivery. Without them, the system's
+        authorities verify the server, and no client certificate is sent. A server that requires more refuses the
+        connection, so no data reaches the wrong server.
         """
         authorities = self._options.get("certificate", "")
         if not authorities:
@@ -319,7 +319,7 @@ def _parse_grpc(text: str, *, insecure: bool) -> _Address | None:
 
     Args:
         text: Endpoint to parse.
-        insecure: Whether to omit TLS, unless the scheme (`https` or `http`) decides.
+        insecure: Whether to omit TLS if the scheme is neither `https` nor `http`.
     """
     if _GRPC_NAME.fullmatch(text):
         return None if re.search(r"\s", text) else _Address(text, text, not insecure, {})
@@ -362,7 +362,7 @@ def _grpc_metadata(variable: str, headers: Mapping[str, str]) -> dict[str, str]:
 
 def _tls_problem(*, authorities: str = "", certificate: str = "", key: str = "") -> str:
     """Return the reason why files cannot be used for TLS; empty if they can."""
-    import ssl  # imported only if such files are given
+    import ssl  # imported only if there are files for TLS
 
     try:
         with environment.key_log_usable():

@@ -13,7 +13,7 @@ Signal = Literal["metrics", "logs"]
 SIGNALS: Final[tuple[Signal, ...]] = get_args(Signal)
 
 SIGNALS_OPTION: Final = "signals"
-"""Option of `otlp` destinations that lists the signals to send, separated by spaces or `+`."""
+"""Option of `otlp` destinations that lists the signals to send, separated by spaces, commas or `+`."""
 
 _KIND: Final = "otlp"
 
@@ -34,8 +34,8 @@ class ExcludedSignal:
 def excluded_signals(destination: str, options: Mapping[str, str]) -> tuple[ExcludedSignal, ...]:
     """Return the signals that are not sent to a destination.
 
-    The destination's option decides, or else `OTEL_METRICS_EXPORTER` and `OTEL_LOGS_EXPORTER`. Only `otlp` destinations
-    can leave out a signal. Other destinations need both, because a run consists of events and values.
+    The destination's option takes precedence over `OTEL_METRICS_EXPORTER` and `OTEL_LOGS_EXPORTER`. Only `otlp`
+    destinations can leave out a signal. Other destinations need both, because a run consists of values and events.
 
     Args:
         destination: Name of the destination in the settings.

@@ -1,10 +1,10 @@
-"""Reads environment variables of other software: OpenTelemetry, launchers and schedulers.
+"""Environment variables of other software: OpenTelemetry, launchers and schedulers.
 
 A variable may be meant for another program, so no value raises an exception. The rules are those of OpenTelemetry's
-specification ("Environment Variable Specification", from "Parsing empty value" on). An empty variable is unset. Unknown
-words and invalid numbers are ignored. A Boolean is true only if it is `true`. Numbers beyond the supported range are
-clamped. Each process warns about each value of a variable only once. Our own variables, `TENSORMETER_*`, do raise
-exceptions; see `settings`.
+specification ("Environment Variable Specification", from "Parsing empty value" on). An empty variable counts as unset.
+Unknown words and invalid numbers are ignored. A Boolean is true only if it is `true`. Numbers beyond the supported
+range are clamped. Each process warns about each value of a variable only once. Invalid values of our own variables,
+`TENSORMETER_*`, do raise exceptions; see `settings`.
 """
 
 import contextlib
@@ -68,13 +68,13 @@ _KEY_LOG: Final = "SSLKEYLOGFILE"
 _PROPAGATORS: Final = "OTEL_PROPAGATORS"
 _LIMIT: Final = re.compile(r"OTEL_\w+_LIMIT")
 _LONGEST_LIMIT: Final = 4000
-"""Upper bound (exclusive) on the number of digits, because Python refuses to parse longer numbers."""
+"""Exclusive upper bound on a limit's number of digits. By default, Python refuses to parse over 4300 digits."""
 
 _making: Final = threading.Lock()
 """Lock that is held while a provider is constructed, because each sensor constructs one in its own thread."""
 
 _warned: set[tuple[str, str]] = set()
-"""Variables and values that have been warned about."""
+"""Pairs (variable, value) that a warning has reported."""
 
 
 def read(variable: str) -> str:
@@ -122,7 +122,7 @@ def read_flag(variable: str) -> bool:
 
 
 def read_word(variable: str, words: Sequence[str], instead: str) -> str | None:
-    """Return the lower-case value of an enumeration; None if it is unset or not in `words`."""
+    """Return the lower-case value of a variable; None if it is unset or not in `words`."""
     text = read(variable).lower()
     if not text or text in words:
         return text or None
@@ -131,7 +131,7 @@ def read_word(variable: str, words: Sequence[str], instead: str) -> str | None:
 
 
 def read_seconds(variable: str, low: float, high: float, instead: str, *, zero: float | None = None) -> float | None:
-    """Read a duration in milliseconds.
+    """Read a duration that a variable gives in milliseconds.
 
     Args:
         variable: Name of the variable.
@@ -214,8 +214,8 @@ def read_headers(variable: str) -> dict[str, str]:
 def importing_sdk() -> Iterator[None]:
     """Hide invalid limits (`OTEL_..._LIMIT`) and propagators during the block, with a warning for each.
 
-    OpenTelemetry's modules for spans and propagators raise exceptions for them on import. OpenTelemetry's encoder
-    imports the spans module, and MLflow imports both.
+    OpenTelemetry's modules for spans and propagators raise exceptions for such values on import. OpenTelemetry's
+    encoder imports the spans module, and MLflow imports both.
     """
     unusable = [name for name, value in os.environ.items() if _LIMIT.fullmatch(name) and not _is_limit(value)]
     for name in unusable:
@@ -230,9 +230,9 @@ def importing_sdk() -> Iterator[None]:
 
 @contextlib.contextmanager
 def sdk_enabled() -> Iterator[None]:
-    """Let SDK providers that are constructed in the block work even if `OTEL_SDK_DISABLED` is true.
+    """Enable SDK providers that are constructed in the block, even if `OTEL_SDK_DISABLED` is true.
 
-    A run that is recorded regardless (`TENSORMETER_MODE=online`) needs some providers internally.
+    A run that is recorded despite this variable (`TENSORMETER_MODE=online`) needs some providers internally.
     """
     with _making, _hidden("OTEL_SDK_DISABLED"):
         yield
@@ -240,7 +240,7 @@ def sdk_enabled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def key_log_usable() -> Iterator[None]:
-    """Hide `SSLKEYLOGFILE` during the block, with a warning, if the file is not writable. TLS contexts would raise."""
+    """Hide `SSLKEYLOGFILE` during the block, with a warning, if its file is not writable: TLS contexts would fail."""
     path = os.environ.get(_KEY_LOG, "")
     try:
         if path:
