@@ -1,8 +1,7 @@
 """The rule that assigns a run's attempt number, shared by training processes and the server.
 
-Processes that start at the same time on machines without a common disk get the same number, regardless of the order in
-which they ask. The rule depends on the launch and on the ranks that an attempt already has, not on the order of
-requests.
+Processes that start at the same time on machines without a shared disk get the same number. The rule depends on the
+launch and on the ranks that an attempt already has, not on the order in which processes ask.
 """
 
 import math
@@ -25,13 +24,13 @@ Basis = Literal["", "unknown", "counted", "given"]
 """Basis of an attempt's number.
 
 The number is `unknown` if this machine has no record of earlier attempts, and `counted` if this machine counted it. It
-is `given` if a scheduler set it, so that only the first step is open. "" means that nothing has to be settled.
+is `given` if a scheduler set it; then only the attempt's first step is open. "" means that nothing is left to settle.
 """
 
 DOUBTFUL: Final = 120.0
-"""Age in seconds above which a remote process that seems alive may be dead, if another process resumes the run.
+"""Age in seconds from which a seemingly alive remote process counts as dead when another process resumes the run.
 
-A machine that lost power and a pod that was killed report nothing.
+A machine that lost power or a pod that was killed reports nothing.
 """
 
 _GATHERING: Final = 600.0
@@ -43,10 +42,10 @@ class Member:
     """A process of an attempt.
 
     Attributes:
-        process: Globally unique id of the process.
+        process: Globally unique ID of the process.
         rank: Rank, if the launcher assigns one.
         world_size: Number of ranks in the launch, if known.
-        launch: Id that only the ranks of this launch share; empty if the launcher sets none.
+        launch: ID that only the ranks of this launch share; empty if the launcher sets none.
     """
 
     process: str
@@ -57,7 +56,7 @@ class Member:
 
 @dataclass(frozen=True)
 class KnownMember(Member):
-    """A process that already has a number.
+    """A process that already has an attempt number.
 
     Attributes:
         attempt: Number of its attempt, starting at 1.
@@ -73,11 +72,12 @@ class KnownMember(Member):
 def choose_attempt(member: Member, known: Iterable[KnownMember], *, resume: bool = False, least: int = 1) -> int:
     """Return the number of the attempt that a process belongs to.
 
-    A process joins the latest attempt if it belongs to the same launch, if that attempt does not have its rank yet, or
-    if a process of the attempt is alive. A rank that restarts after its process has ended begins a new attempt.
+    A process joins the latest attempt if it belongs to the same launch, if that attempt does not include the process's
+    rank yet, or if a process of the attempt is alive. A rank that restarts after its process has ended begins a new
+    attempt.
 
     Args:
-        member: Process to number.
+        member: Process that needs a number.
         known: Processes of the run that have a number.
         resume: Whether there was an earlier attempt, even if none is known.
         least: Lowest number to return, unless the process already has a number.

@@ -1,4 +1,4 @@
-"""Fits documents into a size limit: measures them as JSON and leaves out values."""
+"""Functions that fit documents into a size limit: they measure documents as JSON and leave out values."""
 
 import json
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ def fit(document: Mapping[str, Any], limit: int) -> tuple[dict[str, Any], list[O
         limit: Maximum size of the rest as JSON, in bytes.
 
     Returns:
-        The rest, and the values that were left out, largest first.
+        The rest, and the values that were left out, in descending order of size.
     """
     kept = _copy(document)
     excess = json_bytes(kept) - limit
@@ -63,7 +63,7 @@ def fit(document: Mapping[str, Any], limit: int) -> tuple[dict[str, Any], list[O
 
 
 def _copy(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the nested objects; all other values are shared with the original."""
+    """Copy a document and its nested objects; all other values are shared with the original."""
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in document.items()}
 
 

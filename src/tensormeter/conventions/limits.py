@@ -1,8 +1,8 @@
 """Limits on the size of an item. The client checks them when the item is logged, and the server when it arrives.
 
 Images are measured by their encoded bytes. Texts, tables, configurations and other log records are measured as JSON in
-UTF-8 (`fitting.json_bytes`). Items that the client accepts also fit later limits: the Collector's 20 MiB per request,
-and the server's limits on requests and on responses from its API.
+UTF-8 (`fitting.json_bytes`). Items that the client accepts also stay within later limits: the Collector's 20 MiB per
+request, and the server's limits on requests and on responses from its API.
 """
 
 from typing import Final

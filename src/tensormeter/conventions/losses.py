@@ -55,7 +55,7 @@ def describe_losses(counts: Mapping[str, int], names: Mapping[str, Sequence[str]
     An example is ``3 images: larger than 16 MiB in its encoded form; log a smaller one``.
 
     Args:
-        counts: Counts by reason. Unknown reasons are shown unchanged except for underscores.
+        counts: Counts by reason. In unknown reasons, underscores become spaces.
         names: Quoted examples of lost items, by reason.
     """
     return [_sentence(reason, count, (names or {}).get(reason, ())) for reason, count in counts.items()]

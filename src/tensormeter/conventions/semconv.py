@@ -1,6 +1,6 @@
 """Names of our events, metrics and attributes that several parts of tensormeter use, each defined once.
 
-Names that only one module uses are defined there, such as the instruments of the sensors. Names from OpenTelemetry's
+A name that only one module uses, such as a sensor's instrument, is defined in that module. Names from OpenTelemetry's
 semantic conventions are used unchanged.
 """
 
@@ -50,7 +50,7 @@ RUN_CONFIG: Final = "tensormeter.run.config"
 RUN_HEARTBEAT: Final = "tensormeter.run.heartbeat"
 """An idle process is alive. The body contains its drop counts."""
 RUN_END: Final = "tensormeter.run.end"
-"""The run has ended in this process. The body contains the state."""
+"""The run has ended in this process. The body contains the run's state."""
 PROCESS_END: Final = "tensormeter.process.end"
 """A process of the run has ended, but the run has not."""
 ALERT_EVENT: Final = "tensormeter.alert"
@@ -74,7 +74,7 @@ DROPPED: Final = "tensormeter.dropped"
 SERVICE_NAME: Final = "service.name"
 """Name of the project."""
 SERVICE_INSTANCE_ID: Final = "service.instance.id"
-"""Globally unique id of the process."""
+"""Globally unique ID of the process."""
 RUN_ID: Final = "tensormeter.run.id"
 RUN_NAME: Final = "tensormeter.run.name"
 RUN_ATTEMPT: Final = "tensormeter.run.attempt"
@@ -92,7 +92,7 @@ LOCAL_RANK: Final = "tensormeter.local_rank"
 WORLD_SIZE: Final = "tensormeter.world_size"
 LOCAL_WORLD_SIZE: Final = "tensormeter.local_world_size"
 LAUNCH_ID: Final = "tensormeter.launch.id"
-"""Id that all ranks of a launch, and no others, share."""
+"""ID that all ranks of a launch, and no others, share."""
 GPU_DRIVER_VERSION: Final = "tensormeter.gpu.driver_version"
 GPU_MODELS: Final = "tensormeter.gpu.models"
 GPU_VISIBLE_DEVICES: Final = "tensormeter.gpu.visible_devices"

@@ -1,7 +1,7 @@
 """Redaction of secrets in recorded data. Secrets are recognized by name and by form, and replaced with `***`.
 
-Redaction applies to command lines, configurations, resource attributes and addresses. `names` judges names, and
-`values` judges the form of a text. Numbers are kept, except integers whose name indicates a password.
+Redaction applies to command lines, configurations, resource attributes and addresses. The module `names` judges names,
+and `values` judges the form of strings. Numbers are kept, except integers whose name indicates a password.
 """
 
 from tensormeter.redaction.addresses import mask_address, mask_addresses, strip_address

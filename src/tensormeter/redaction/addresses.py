@@ -1,8 +1,8 @@
 """Redaction of addresses: users, passwords, parameters and webhook paths.
 
 Addresses are URLs, connection strings such as `postgresql://...`, and the forms that git and ssh use
-(`user@host:path`). Strings such as `Server=...;Password=...` are treated as text. Addresses need not be valid, because
-passwords often contain `@`, `/` or `#`.
+(`user@host:path`). Strings such as `Server=...;Password=...` are not treated as addresses. Addresses need not be valid,
+because passwords often contain `@`, `/` or `#`.
 """
 
 import re
@@ -34,17 +34,17 @@ _PARAMETERS: Final = frozenset((
     *("session_id", "jsessionid", "phpsessid", "awsaccesskeyid", "googleaccessid", "subscription-key"),
     *("x-amz-signature", "x-amz-credential", "x-amz-security-token", "x-goog-signature", "x-goog-credential"),
 ))  # fmt: skip
-"""Names of parameters that are secret only in addresses."""
+"""Names of parameters whose values are secret only in addresses."""
 
 _DEEPEST: Final = 3
-"""Maximum depth to which addresses within parameters are searched. Deeper addresses are masked completely."""
+"""Maximum nesting depth of addresses within parameters. Deeper addresses are masked completely."""
 
 _HOOK_HOST: Final = re.compile(r"(.*\.)?(web)?hooks?(-\w+)?\..*", re.IGNORECASE)
 _TOKEN_SCHEMES: Final = re.compile(
     r"(slack|discord|tgram|telegram|msteams|teams|pover|pushover|pbul|gotifys?|ntfys?|mmosts?|rockets?|pagerduty|ifttt|matrixs?)://",
     re.IGNORECASE,
 )
-"""Schemes of Apprise and shoutrrr, in which addresses consist of tokens."""
+"""Schemes of Apprise and shoutrrr whose addresses consist of tokens."""
 
 _ORACLE: Final = re.compile(r"(?P<kept>jdbc:oracle:\w+:)[^/@\s]+/\S+@")
 _HOOK_PATH: Final = re.compile(
@@ -58,11 +58,11 @@ _PING_HOSTS: Final = frozenset((
     *("hc-ping.com", "nosnch.in", "api.day.app", "sctapi.ftqq.com", "sc.ftqq.com", "xizhi.qqoq.net", "cronitor.link"),
     "heartbeat.uptimerobot.com",
 ))  # fmt: skip
-"""Services for which knowing the path suffices to send a message."""
+"""Services to which anyone with the path can send messages."""
 
 
 def mask_addresses(text: str) -> str:
-    """Mask the secrets in all addresses in a text."""
+    """Mask the secrets in all addresses in a string."""
     stripped = text.strip()
     if stripped.startswith("?"):
         return _mask_parameters(text, 0)
@@ -79,7 +79,7 @@ def mask_address(address: str) -> str:
     """Replace the secrets in an address with `***`, and keep its host, path and other parameters.
 
     Args:
-        address: Address in any form. Other text is returned unchanged.
+        address: Address in any form. Other strings are returned unchanged.
     """
     return _mask_address(address, 0)
 

@@ -19,9 +19,9 @@ class Suspicion(IntEnum):
     Attributes:
         NONE: The value is not a secret.
         RANDOM: The value is a secret if it looks random, as for `--key`, `user_key` and `signature`.
-        PIN: The value is a secret if it looks random or is a text of four or more digits.
-        SECRET: Every text is a secret, except words such as `true` and placeholders such as `<pad>`.
-        PASSWORD: Texts and integers are secrets.
+        PIN: The value is a secret if it looks random or is a string of four or more digits.
+        SECRET: Every string is a secret, except words such as `true` and placeholders such as `<pad>`.
+        PASSWORD: Strings and integers are secrets.
     """
 
     NONE = 0
@@ -92,7 +92,7 @@ _CRYPTIC: Final = _set(
 _KEYS: Final = _CRYPTIC | (
     _SERVICES - _set("id ray git linear registry redis gcs session refresh hub ci notion elastic")
 )
-"""Words before `key` that make every text a secret. Other keys, such as `root_key`, often contain names of entries."""
+"""Words before `key` that make every string value a secret. Other keys, such as `root_key`, often hold entry names."""
 
 _PLAIN_KEYS: Final = _set(
     """sort primary public foreign cache metric metrics partition rng prng random group index lookup unique composite join dict hot
@@ -159,8 +159,8 @@ def suspect_member(name: str, parent: str, inherited: Suspicion) -> Suspicion:
 def passed_on(name: str, suspicion: Suspicion) -> Suspicion:
     """Return the suspicion that a mapping passes on to its members because of its name.
 
-    `token` and `key` alone pass on none, because they also name parts of models. Most members of `auth` are settings,
-    such as `{"issuer": "https://..."}`.
+    The names `token` and `key` alone pass on none, because they also name parts of models. `auth` passes on only a weak
+    suspicion, because most of its members are settings, such as `{"issuer": "https://..."}`.
     """
     words = _words(_WORD, name[-_LONGEST_NAME:])
     if words in (["token"], ["key"]) or suspicion is Suspicion.NONE:

@@ -1,4 +1,4 @@
-"""Redaction of command lines, and of configurations at every depth."""
+"""Redaction of command lines and of nested configurations."""
 
 import json
 import re
@@ -29,23 +29,24 @@ _SEVERAL: Final = re.compile(r"(?i:.*(keys|tokens|secrets|passwords|credentials|
 
 
 def mask_config(config: Mapping[str, Any], known: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
-    """Replace secrets with `***`: texts whose names indicate a secret, and secrets within other texts.
+    """Replace secrets with `***`: strings whose names indicate a secret, and secrets within other strings.
 
-    Numbers, booleans and null are kept, except integers with names of passwords (`password`, `pwd`, `passphrase`).
+    Numbers, Booleans and null are kept, except integers whose name indicates a password (`password`, `pwd`,
+    `passphrase`).
 
     Args:
         config: JSON values, or attributes of a resource. The mapping is not changed.
         known: Known secrets, which are masked everywhere.
 
     Returns:
-        A copy, and the dotted names of the masked values, such as `service.api_key`.
+        A masked copy, and the dotted names of the masked values, such as `service.api_key`.
     """
     masking = _Masking(known)
     return masking.mapping(config, "", "", Suspicion.NONE), list(dict.fromkeys(masking.masked))
 
 
 def mask_arguments(arguments: Sequence[str]) -> list[str]:
-    """Replace secrets in a command line with `***`: option and assignment values by name, and secrets in other text."""
+    """Replace secrets in a command line with `***`: the values of suspicious options, and secrets in other text."""
     result = []
     suspicion, several = Suspicion.NONE, False  # for the values after an option
     for before, argument in zip(["", *arguments], arguments, strict=False):
@@ -161,8 +162,8 @@ def _judge(name: str, masked: str, parent: str = "", inherited: Suspicion = Susp
 
 
 def _mask_text(text: str, parent: str) -> str:
-    """Mask the secrets in a text, which may contain JSON."""
-    if text.lstrip()[:1] in ("{", "[", '"'):  # a JSON text may contain JSON in turn
+    """Mask the secrets in a string, which may contain JSON."""
+    if text.lstrip()[:1] in ("{", "[", '"'):  # a JSON string may contain JSON in turn
         try:
             document = json.loads(text)
             masked = _Masking(()).value(document, "", parent, Suspicion.NONE)

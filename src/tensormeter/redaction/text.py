@@ -30,7 +30,7 @@ _PAIR: Final = re.compile(
     r"(?P<name>[A-Za-z][\w.+-]{0,127})(?P<sign>[ \t]{0,8}:[ \t]*(?:(?i:bearer|basic|token|digest|apikey|negotiate)[ \t]+)?)"
     r"(?P<value>\S+)"
 )
-"""A text that consists only of `name: value`, with any characters in the value."""
+"""A string that consists only of `name: value`, with any characters in the value."""
 
 _ENTRY: Final = re.compile(
     rf"(?P<before>^|[\n{{,(])(?P<sign_before>[ \t]{{0,64}}(?:-[ \t]+|-H[ \t]?)?)(?P<name>[A-Za-z][\w.+-]{{0,127}})"
@@ -47,7 +47,7 @@ _WHOLE_LINE: Final = re.compile(
 _OPTION: Final = re.compile(
     rf"(?<!\S)(?P<name>-{{1,2}}[A-Za-z][\w.-]{{1,127}})(?P<sign>\s{{1,8}})(?P<value>{_QUOTED}|[^\s\"'-][^\s\"']*)"
 )
-"""`--name value`, in a text that contains a command line."""
+"""`--name value`, in a string that contains a command line."""
 
 
 _ELEMENT: Final = re.compile(
@@ -65,7 +65,7 @@ _LISTED_ELEMENT: Final = re.compile(
 _ESCAPED: Final = re.compile(
     r"\\{1,7}\"(?P<name>[^\"\\\n]{1,128})(?P<sign>\\{1,7}\"\s{0,64}:\s{0,64}\\{1,7}\")(?P<value>[^\"]+?)(?=\\{1,7}\")"
 )
-"""`\\"name\\": \\"value\\"`: JSON inside a quoted text."""
+"""`\\"name\\": \\"value\\"`: JSON inside a quoted string."""
 
 _NETRC: Final = re.compile(
     r"(?<![\w.-])(?:machine\s{1,64}\S{1,253}|default|login\s{1,64}\S{1,253}|account\s{1,64}\S{1,253})"
@@ -79,7 +79,7 @@ _PLAIN_WORDS: Final = re.compile(r"\s{0,8}[A-Za-z][a-z]{0,15}[.,!?]?(?:\s{1,8}[A
 
 
 def mask_text(text: str) -> str:
-    """Replace secrets in a text with `***`. The time is proportional to the text's length."""
+    """Replace secrets in a string with `***`, in time proportional to its length."""
     masked = mask_tokens(mask_addresses(text))
     pair = _PAIR.fullmatch(masked)
     if pair:

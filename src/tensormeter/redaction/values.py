@@ -72,11 +72,11 @@ _SIZE: Final = re.compile(r"(?<![A-Za-z0-9])\d+x\d+[a-z]?(?![A-Za-z0-9])")
 _HEXADECIMAL: Final = re.compile(r"(?=.*\d)(?=.*[a-f])[0-9a-f]{16,}")
 _RANDOM_SHARE: Final = 0.6
 _LONG_RANDOM_SHARE: Final = 0.45
-"""Share of adjacent characters that differ in kind (upper case, lower case, digit). Random texts average 0.6."""
+"""Share of adjacent characters that differ in kind (upper case, lower case, digit). Random strings average 0.6."""
 
 
 def is_secret(text: str, suspicion: Suspicion) -> bool:
-    """Return whether a text is a secret, given the suspicion derived from its name."""
+    """Return whether a string is a secret, given the suspicion derived from its name."""
     if suspicion is Suspicion.NONE or any(form.fullmatch(text) for form in (_PLACEHOLDER, _EXAMPLE, _PATTERN)):
         return False
     if suspicion is Suspicion.PASSWORD:
@@ -89,7 +89,7 @@ def is_secret(text: str, suspicion: Suspicion) -> bool:
 
 
 def mask_tokens(text: str) -> str:
-    """Replace tokens with a known form with `***`."""
+    """Replace tokens of a known form with `***`."""
     return _TOKEN.sub(lambda match: f"{scheme[0]}{MASK}" if (scheme := _SCHEME.match(match[0])) else MASK, text)
 
 

@@ -46,11 +46,11 @@ _LAUNCHES: Final = {
 }
 """Variables with the same value in all ranks of a launch, and another value in every other launch.
 
-The master's address is not among them, because ranks may name it differently and its port is usually the default.
+The master's address is not included, because ranks may write it differently and its port is usually the default.
 """
 
 _NO_LAUNCH: Final = frozenset({"", "none", "default"})
-"""Default ids that torchrun uses, which do not identify a launch."""
+"""Default IDs that torchrun uses, which do not identify a launch."""
 
 _LONGEST_LAUNCH: Final = 256
 
@@ -80,7 +80,7 @@ def describe_rank() -> dict[str, int]:
 
 
 def describe_cluster(environment: Mapping[str, str], namespace: Path = _NAMESPACE) -> dict[str, Any]:
-    """Return the attributes of the job that torchrun, Slurm and Kubernetes set.
+    """Return the job's attributes, as set by torchrun, Slurm and Kubernetes.
 
     Args:
         environment: Environment variables of the process.
@@ -95,7 +95,7 @@ def describe_cluster(environment: Mapping[str, str], namespace: Path = _NAMESPAC
 
 
 def describe_launch(environment: Mapping[str, str]) -> str:
-    """Return an id that all ranks of this launch, and no others, share; empty if no launcher sets one."""
+    """Return an ID that all ranks of this launch, and no others, share; empty if no launcher sets one."""
     parts = []
     for launcher, (name, *counts) in _LAUNCHES.items():
         if (launch := environment.get(name, "").strip()).lower() not in _NO_LAUNCH:

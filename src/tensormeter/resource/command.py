@@ -9,7 +9,7 @@ __all__ = ["mask_secrets"]
 
 _MOST_ARGUMENTS: Final = 64
 _LONGEST_ARGUMENT: Final = 256
-"""Maximum length of an argument in characters: `python -c` may hold a whole program, and a ring has little space."""
+"""Maximum characters per argument. An argument of `python -c` may be a whole program, but a ring has little space."""
 
 
 def mask_secrets(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:

@@ -48,7 +48,7 @@ _NODE_ATTRIBUTES: Final = (
 )
 
 _MOST_ATTRIBUTE_BYTES: Final = 16_384
-"""Maximum bytes of attributes from the environment. Receivers limit resources; our server accepts 64 KiB of JSON."""
+"""Maximum bytes of attributes from the environment. Receivers limit resources, our server to 64 KiB of JSON."""
 
 _IDENTITY: Final = (SERVICE_NAME, RUN_ID, "host.name", "host.id")
 """Attributes that identify a node. Containers may share a `host.id`, and machines without a network a `host.name`."""
@@ -71,14 +71,14 @@ def describe_process(
     """Describe this process as a resource.
 
     `OTEL_RESOURCE_ATTRIBUTES` adds attributes, but cannot change those that identify the run. A `service.instance.id`
-    in it becomes `tensormeter.service.instance.id`. All processes of a run inherit the variable, and points of
-    processes with the same id would replace each other. Secrets in added attributes are masked, as in the command line.
+    in it becomes `tensormeter.service.instance.id`: all processes of a run inherit the variable, and points of
+    processes with the same ID would replace each other. Secrets in added attributes are masked, as in the command line.
 
     Args:
         project: Project, which becomes `service.name`.
-        run_id: Run id, which becomes `tensormeter.run.id`.
+        run_id: Run ID, which becomes `tensormeter.run.id`.
         run_name: Run name, which becomes `tensormeter.run.name`.
-        process: Globally unique id, which becomes `service.instance.id`.
+        process: Globally unique ID of the process, which becomes `service.instance.id`.
         attempt: Number of the attempt, which becomes `tensormeter.run.attempt`.
         given: Additional attributes, which cannot change those that identify the run.
         command: Whether to include the command line, with secrets masked.
@@ -119,7 +119,7 @@ def _described(describe: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _from_environment(detected: Mapping[str, Any]) -> dict[str, str]:
-    """Return the attributes from `OTEL_RESOURCE_ATTRIBUTES`, which never replace detected values other than text."""
+    """Return the attributes from `OTEL_RESOURCE_ATTRIBUTES`, which replace a detected value only if it is a string."""
     variable = "OTEL_RESOURCE_ATTRIBUTES"
     attributes: dict[str, str] = {}
     room = _MOST_ATTRIBUTE_BYTES
@@ -189,7 +189,7 @@ def _python() -> Mapping[str, Any]:
     if isinstance(release := getattr(torch, "__version__", None), str):
         attributes["tensormeter.torch.version"] = str(
             release
-        )  # with its build, as in 2.13.0+cu130, which packages omit
+        )  # with its build, as in 2.13.0+cu130, which package metadata omits
     for name, module in (("cuda", "cuda"), ("hip", "hip")):
         release = getattr(getattr(torch, "version", None), module, None)
         if isinstance(release, str):

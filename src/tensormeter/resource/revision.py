@@ -1,6 +1,6 @@
-"""The git commit that a process runs.
+"""The git commit of the code that a process runs.
 
-It is read from git's files, because the `git` command may be missing, is slow, and refuses other users' folders.
+This module reads git's files, because the `git` command may be missing, is slow, and refuses other users' folders.
 """
 
 import configparser
@@ -20,10 +20,10 @@ _REVISION: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 def describe_revision(folder: Path | None = None) -> dict[str, Any]:
     """Describe the commit, branch and remote of the repository that contains the running script.
 
-    If the script is in no repository, the working folder is used.
+    If the script is not in a repository, the working folder's repository is described.
 
     Args:
-        folder: The only folder to search instead of these two.
+        folder: Folder to search instead of the script's folder and the working folder.
 
     Returns:
         Attributes; empty if there is no readable repository.
