@@ -1,1 +1,1 @@
-"""Attempt numbers of runs, which are counted on this machine and settled with the server."""
+"""Attempt numbers of runs: counted on this machine, and then settled with the server."""

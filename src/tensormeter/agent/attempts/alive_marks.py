@@ -10,7 +10,7 @@ __all__ = ["AliveMarks"]
 
 
 class AliveMarks:
-    """Writes the marks into a run's directory. Blocks on the disk."""
+    """Writer of the marks in a run's directory. It blocks on the disk."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory

@@ -38,7 +38,7 @@ _EXPIRES: Final = 4 * ALIVE_INTERVAL
 _FOLDER: Final = ".attempts"
 _ALIVE: Final = "alive"
 _MOST_RUNS: Final = 1000
-"""Maximum number of runs to remember. The oldest are forgotten."""
+"""Maximum number of runs to remember. The oldest runs are forgotten first."""
 _MOST_PROCESSES: Final = 10_000
 _MOST_SETTLED: Final = 1000
 _MOST_STEPS: Final = 100
@@ -48,15 +48,16 @@ _MOST_BYTES: Final = 4 << 20
 
 @dataclass
 class AttemptRecord:
-    """Record of the attempts at one run. Hold `runs_locked` to read and write it.
+    """Record of the attempts at one run. Hold `runs_locked` while reading or writing it.
 
     Attributes:
         path: Path of the file.
         attempt: Number of the latest attempt; 0 if none is recorded.
         provisional: Whether other machines may have made earlier attempts, because no server has confirmed the number.
-        processes: Rank, world size, launch, host and start time of the latest attempt's processes, by process id.
+        processes: Rank, world size, launch, host and start time of the latest attempt's processes, by process ID.
         steps: Highest step that any ended process of the attempt logged, by attempt.
-        settled: Number that a server gave the process's attempt, by process id. The first host that asked stored it.
+        settled: Number that a server assigned to the process's attempt, by process ID. The first host that asked stored
+            it.
     """
 
     path: Path
@@ -68,7 +69,7 @@ class AttemptRecord:
 
     @classmethod
     def read(cls, directory: RunDirectory, project: str) -> "AttemptRecord":
-        """Read the record of a run; return a record without attempts if none can be read."""
+        """Read the record of a run; return an empty record if none can be read."""
         run = f"{project}/{directory.run['run_id']}"
         name = hashlib.sha256(run.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         record = cls(directory.path.parent / _FOLDER / f"{name}.json")
@@ -126,7 +127,7 @@ class AttemptRecord:
             attempt: Provisional number.
             number: New number.
             last_step: Highest step of the attempt's ended processes; None if there is none.
-            confirmed: Whether a server gave the number.
+            confirmed: Whether a server assigned the number.
         """
         if confirmed and self.attempt == attempt:
             self.settled |= {process: self.settled.get(process, number) for process in self.processes}
@@ -157,7 +158,7 @@ def count_attempt(
     Args:
         directory: Directory of the run.
         project: Project of the run.
-        member: Process to number.
+        member: Process that needs a number.
         resume: Whether the run had an earlier attempt, possibly on another machine.
         number: Attempt number to store, if it is already known.
 
@@ -193,7 +194,7 @@ def mark_alive(directory: RunDirectory, processes: Iterable[str] | None) -> None
 
     Args:
         directory: Directory of the run.
-        processes: Ids of the living processes; None to only touch the file if they have not changed.
+        processes: IDs of the living processes; None to only touch the file, because they have not changed.
     """
     path = directory.path / _ALIVE
     with contextlib.suppress(OSError):
@@ -256,7 +257,7 @@ def _living_at(path: Path, now: float) -> set[str]:
 
 
 def _server_time(runs: Path) -> float:
-    """Return the file server's current time."""
+    """Return the current time of the file server that stores the runs."""
     path = runs / ".lock"
     with contextlib.suppress(OSError):
         os.utime(path, follow_symlinks=False)

@@ -1,13 +1,13 @@
-"""Settles a process's attempt number and first step before any of its data is delivered.
+"""Settling of attempt numbers and first steps, before any data with them is delivered.
 
 A training process takes its attempt number from the record on its machine. The agent encodes rows with that number and
 marks them as unsettled (`RUN_ATTEMPT_UNSETTLED`). If a destination's receiver stores attempts, the first delivery asks
 it for the number. The agent then encodes new rows with the settled number, and corrects earlier requests when they are
-sent. Request ids do not change.
+sent. Request IDs do not change.
 
-If the receiver gives no numbers, or the destination cannot ask, data is sent with this machine's number. If this
-machine has no record of the run, that number is marked as provisional. Settled numbers are stored with the run, so
-another agent and `tensormeter sync` use the same ones.
+If the receiver assigns no numbers, or the destination cannot ask, data is sent with this machine's number. That number
+is marked as provisional if this machine has no record of the run. Settled numbers are stored with the run, so another
+agent and `tensormeter sync` use the same ones.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ _MOST_BYTES: Final = 4 << 20
 _MOST_ATTEMPTS: Final = 1000
 _MOST_STEPS: Final = 1 << 62
 _LATEST_READY: Final = 5.0
-"""Maximum seconds that delivery waits for the rows of earlier attempts to be read, to learn their last steps."""
+"""Maximum seconds that delivery waits until the rows of earlier attempts are read and their last steps are known."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Settled:
         resume: Whether the run had an earlier attempt.
         number: Settled number; None while it is open.
         first_step: Step of the first row without an explicit one; provisional while the number is open.
-        confirmed: Whether a server gave the number.
+        confirmed: Whether a server assigned the number.
         ended: Highest `HeaderWord.LAST_STEP` and `LAST_AUTOMATIC` of processes that ended while the number was open.
     """
 
@@ -86,7 +86,7 @@ class Settled:
     ended: tuple[int, int] = (0, 0)
 
     def last_step(self, ended: tuple[int, int]) -> int | None:
-        """Return the highest delivered step, given the header words of a ring; None if no row had a step."""
+        """Return the highest delivered step, given the two header words in `ended`; None if no row had a step."""
         explicit, automatic = ended
         steps = [explicit - 1] if explicit else []
         if automatic:
@@ -141,7 +141,7 @@ def _rewrite_step(record: LogRecord, settled: Settled) -> None:
 
 
 class Numbering:
-    """Attempts at one run on this host. The agent's main thread registers processes; delivery threads call `ask`."""
+    """Attempts at one run on this host. The main thread registers processes, and delivery threads call `ask`."""
 
     def __init__(self, directory: RunDirectory, settings: Settings, *, asks: bool) -> None:
         """
@@ -158,7 +158,7 @@ class Numbering:
         self._refused = False
         self._ready = threading.Event()
         self._failures: list[Retry] = []
-        """Answer to the last question if it must be repeated; otherwise empty."""
+        """The last answer, if the question must be asked again; otherwise empty."""
         self._load()
         if not self._open():
             self._ready.set()
@@ -196,7 +196,7 @@ class Numbering:
         self._ready.set()
 
     def note_end(self, ring: RingFile, resource: Mapping[str, Any]) -> None:
-        """Store the last step of a process that has ended, for later attempts. All of its rows must have been read."""
+        """Store an ended process's last step for later attempts. All of the process's rows must have been read."""
         local = resource.get(RUN_ATTEMPT)
         if self._settings.run_id is None or not isinstance(local, int):
             return
@@ -273,7 +273,7 @@ class Numbering:
                     self._settle(local, None)
 
     def rewrite(self, request: Request) -> Request:
-        """Return a request with settled numbers and steps. Its id stays the same."""
+        """Return a request with settled numbers and steps, and the same ID."""
         if self._settings.run_id is None:
             return request
         try:
@@ -331,7 +331,7 @@ class Numbering:
         return sorted(local for local, settled in list(self._attempts.items()) if settled.number is None)
 
     def _settled_elsewhere(self, local: int) -> int | None:
-        """Return the number that a server gave another host that uses this directory; None if a scheduler set it."""
+        """Return the number that another host sharing this directory got from a server; None if a scheduler set it."""
         settled = self._attempts[local]
         if self._directory.doubt or settled.basis == "given":
             return None
@@ -362,7 +362,7 @@ class Numbering:
         settled = replace(settled, number=number, first_step=first, confirmed=answer is not None)
         self._keep(local, settled)
         last = settled.last_step(settled.ended)
-        if last is not None:  # later attempts, started while this one was open, continue after its last step
+        if last is not None:  # later attempts that started while this one was open continue after its last step
             for later in self._open():
                 if later > local and (attempt := self._attempts[later]).first_step <= last:
                     self._keep(later, replace(attempt, first_step=last + 1))

@@ -22,7 +22,7 @@ _STOP_TIMEOUT: Final = 15.0
 
 
 class Deliveries:
-    """Starts and stops the deliveries and summarizes their states. Only the agent's main thread may use it."""
+    """The deliveries of one agent, started and stopped together. Only the agent's main thread may use it."""
 
     def __init__(self, settings: Settings, on_progress: Callable[[], None]) -> None:
         """
@@ -55,7 +55,7 @@ class Deliveries:
             delivery.stop(_STOP_TIMEOUT)
 
     def check(self) -> None:
-        """Raise an error if a delivery has found the spool to be damaged.
+        """Raise an error if a delivery has found damage in the spool.
 
         Raises:
             SpoolDamagedError: The spool is damaged.
@@ -99,12 +99,12 @@ class Deliveries:
 
     @property
     def rest(self) -> bool:
-        """Whether each delivery has nothing to do, or nothing that it can do now."""
+        """Whether no delivery can make progress now: each one is idle, stalled or hanging."""
         return all(delivery.idle or delivery.stalled or delivery.hangs for delivery in self._deliveries)
 
     @property
     def stalled(self) -> bool:
-        """Whether waiting is pointless, because all remaining requests are for unreachable destinations."""
+        """Whether waiting is pointless, because the destinations of all remaining requests do not accept them now."""
         return any(delivery.stalled or delivery.hangs for delivery in self._deliveries) and self.rest
 
     @property
@@ -138,7 +138,7 @@ class Deliveries:
 
         Args:
             spool: Spool of the run.
-            path: Directory of the run, for the commands that the text suggests.
+            path: Directory of the run, for the suggested commands.
         """
         words = []
         for name, items in spool.waiting_items().items():

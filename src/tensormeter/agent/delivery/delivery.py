@@ -1,25 +1,26 @@
-"""Delivery from the spool to the receivers, with one thread per destination.
+"""Delivery from the spool to receivers, with one thread per destination.
 
-Each destination has its own thread, backoff and position in the spool, so a failing destination does not hold up the
-others. Requests are sent in order, one at a time.
+Each destination has its own thread, backoff and position in the spool, so a failing destination does not delay others.
+Requests are sent in order, one at a time.
 
 If an exporter has `independent_signals`, each signal of its destination has its own thread, backoff and position. A
-receiver that accepts only metrics still gets them while its log records wait. As long as both signals are accepted,
-they are sent in the order in which they were recorded: a run begins before its first value and ends after its last one.
+receiver that accepts only metrics then still gets them while its log records wait. As long as both signals are
+accepted, they are sent in the order in which they were recorded: a run begins before its first value and ends after its
+last one.
 
 The delay between attempts doubles from 1 to 60 seconds with full jitter (`retrying`). A `Retry-After` header sets a
 minimum delay of up to an hour. The number of attempts is unlimited while the agent runs. Undelivered requests stay in
 the spool. See `exporter_guard` for how exceptions in exporters are handled.
 
-Some receivers report what is on their disk (`Accepted.durability`). When the queue is empty, the agent asks such a
-receiver what is durable. It asks immediately if a process is waiting for delivery to finish, and otherwise after some
-seconds without a response.
+Some receivers report which requests are durable (`Accepted.durability`). When the queue is empty, the agent asks such a
+receiver. It asks immediately if a process is waiting for delivery to finish, and otherwise 10 seconds after the
+receiver's last response.
 
 A destination whose token is refused is parked. Nothing is sent to it until the token changes, `tensormeter sync` asks
 the agent to retry, or 15 minutes have passed.
 
-A request that is too large is sent in halves, which can be halved again. The halves and their ids are derived from the
-request, so a new agent sends the same ones.
+A request that is too large is sent in halves, which can be halved again. The halves and their IDs are derived from the
+request, so a new agent sends the same halves.
 """
 
 import threading
@@ -75,13 +76,13 @@ _TURN_LOOK: Final = 0.1
 """Seconds between two checks of whether it is a signal's turn."""
 
 _ASK_AFTER: Final = 10.0
-"""Seconds without a response before asking the receiver what is durable. Responses to requests report this too."""
+"""Seconds after a receiver's last response until it is asked what is durable. Responses to requests report this too."""
 
 _ASK_AGAIN: Final = 0.5
-"""Seconds between two such questions. The receiver syncs when it is asked, so one question is usually enough."""
+"""Seconds between two such questions. A receiver syncs when asked, so one question is usually enough."""
 
 _HANGING: Final = 15.0
-"""Minimum seconds after which an attempt counts as hanging; three times `export_timeout` if that is longer."""
+"""Seconds after which an attempt counts as hanging, or three times `export_timeout` if that is longer."""
 
 _HANGING_CREATION: Final = 120.0
 """Seconds after which creating an exporter counts as hanging. Exporters import packages, and some open connections."""
@@ -94,7 +95,7 @@ def deliveries(
     on_progress: Callable[[], None],
     numbering: Numbering | None = None,
 ) -> "list[Delivery]":
-    """Create the deliveries to some destinations: one `Delivery` per destination, or one per signal.
+    """Create the deliveries to the given destinations: one `Delivery` per destination, or one per signal.
 
     Args:
         destinations: Entry-point names of exporters, each followed by a colon and a label if there are several of a
@@ -126,7 +127,7 @@ def deliveries(
 
 
 class Delivery:
-    """Delivers all requests for one destination, or those with one signal.
+    """Delivery of all requests for one destination, or only of those with one signal.
 
     Attributes:
         destination: Name of the destination.
@@ -134,10 +135,10 @@ class Delivery:
         siblings: Deliveries of the other signals to the same destination.
         failures: Number of failed attempts since the last success.
         error: Error of the last failed attempt.
-        refused: Receiver's message about items that it left out of an accepted request; empty if it accepted all items.
-        stalled: Whether waiting for this destination is pointless: several attempts have failed, or the next one is far
-            off.
-        parked: Whether the token was refused, so that the delivery is waiting for another one.
+        refused: Receiver's message about items that it refused in an accepted request; empty if it accepted all items.
+        stalled: Whether waiting for this destination is pointless: several attempts have failed, or the next attempt is
+            far off.
+        parked: Whether the token was refused, so that the delivery is waiting for another token.
         damaged: Whether the spool is damaged, so that the agent has to repair it.
         refusal: Time since which the spool has been refusing writes, and its error; None if it accepts them.
     """
@@ -241,7 +242,7 @@ class Delivery:
         self._wake.set()
 
     def arrived(self) -> None:
-        """Record that the spool has new requests, which wait for the next attempt while attempts fail.
+        """Record that the spool has new requests. While attempts fail, the new requests wait for the next attempt.
 
         Only the agent's main thread may call this.
         """
@@ -250,7 +251,7 @@ class Delivery:
             self._wake.set()
 
     def set_urgent(self, urgent: bool) -> None:
-        """Set whether a process is waiting for everything to become durable. If so, ask the receiver immediately.
+        """Set whether a process is waiting for everything to become durable, so that the receiver is asked immediately.
 
         Any thread may call this.
         """
@@ -281,7 +282,7 @@ class Delivery:
                 self.damaged = True
                 self._on_progress()
                 return
-            except BaseException as error:  # the exporter could not be created, or the disk refused
+            except BaseException as error:  # the exporter could not be created, or the disk refused access
                 if not self.failures:
                     logger.error("delivery to %s failed\n%s", self.destination, format_error(error))
                 if isinstance(error, SpoolError):
@@ -328,7 +329,7 @@ class Delivery:
             self._pause(delay)
 
     def _pause(self, delay: float) -> None:
-        """Wait until there is something to do, for up to `delay` seconds; 0 means no limit."""
+        """Wait until there is something to do, for up to `delay` seconds, or without a limit if `delay` is 0."""
         if self.failures:
             self._wake.clear()  # set by requests that arrived during the failed attempt
         if not (self._again or self._stop.is_set()):
@@ -414,7 +415,7 @@ class Delivery:
         return delay
 
     def _ask(self, spool: Spool, exporter: Exporter, delays: Generator[float, None, None]) -> float | None:
-        """Ask the receiver what is durable, if it is time to. Return a delay, as `_deliver_next` does."""
+        """Ask the receiver what is durable, if the question is due. Return a delay, as `_deliver_next` does."""
         again = self._asked_at + _ASK_AGAIN
         due = again if self._urgent else max(self._answered_at + _ASK_AFTER, again)
         wait = due - time.monotonic()
@@ -454,7 +455,7 @@ class Delivery:
         return self._position is None or self._position < position
 
     def _call_siblings(self, *, recovered: bool = False) -> None:
-        """Wake siblings that are waiting for their turn; if the receiver has `recovered`, wake failing siblings too."""
+        """Wake siblings that wait for their turn, and failing siblings too if the receiver has `recovered`."""
         for sibling in self.siblings:
             if recovered and sibling.failures:
                 sibling._recalled = time.monotonic()

@@ -1,4 +1,4 @@
-"""Divides a request that its receiver refuses, until each refused item is alone.
+"""Division of a request that its receiver refuses, until each refused item is alone.
 
 A receiver responds to a whole request, even if it refuses only one metric in it. The agent finds that metric by sending
 parts. The order of the attempts matters: accepted parts cannot be taken back, and many receivers refuse points that are
@@ -12,13 +12,13 @@ of any of its metrics. Therefore:
    points of a single metric.
 
 If all points of a kind are refused, trying each of them would take two requests per point. When this seems to be the
-case, the latest item is tried alone (`divide_off`). If it is refused as well, the rest is quarantined.
+case, the kind's latest item is tried alone (`divide_off`). If it is refused as well, the rest is quarantined.
 
-Destinations other than OTLP find a value's step in the same request. For these, each part contains the steps of its
+Destinations other than OTLP read a value's step from the same request. For them, each part contains the steps of its
 rows, and steps do not count as items.
 
-The ids of the parts begin with the request's id. The sender stores how each part was divided, because the suspects
-change. The parts are derived from this record and the request, so another agent creates the same ones.
+The IDs of the parts begin with the request's ID. The sender stores how each part was divided, because the suspects
+change over time. Another agent derives the same parts from this record and the request.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class Piece:
     """A request, or a part of one.
 
     Attributes:
-        request: Request to send. The id of a part begins with the id of the original request.
+        request: Request to send. The ID of a part begins with the ID of the original request.
         items: Number of points or records of each kind.
         rows: Number of distinct times of the points; 0 for log records.
         keeps_steps: Whether steps stay with their values and do not count as items.
@@ -83,8 +83,8 @@ class Division:
     """Record of how a piece was divided.
 
     Attributes:
-        kinds: Kinds in the second part; empty if the piece was halved. If `off`, the kind whose latest item is the
-            first part.
+        kinds: Kinds in the second part; empty if the piece was halved. If `off` is true, the kind whose latest item is
+            the first part.
         off: Whether a single item was split off.
     """
 
@@ -163,8 +163,8 @@ def resume(piece: Piece, done: Collection[str], divisions: Mapping[str, Division
 
     Args:
         piece: Whole request.
-        done: Ids of the pieces that were accepted or quarantined.
-        divisions: Record of how pieces were divided, by piece id.
+        done: IDs of the pieces that were accepted or quarantined.
+        divisions: Record of how pieces were divided, by piece ID.
 
     Raises:
         DecodeError, OSError: The body cannot be decompressed or decoded.
@@ -214,7 +214,7 @@ def _with_steps(part: Piece, steps: Any) -> Piece:
 
 
 def _by_kind(piece: Piece, second: Collection[Kind]) -> list[Piece]:
-    """Return the items of all other kinds, and then the items of the given kinds."""
+    """Return two pieces: the items of all other kinds, and then the items of the given kinds."""
     body = gzip.decompress(piece.request.body)
     pieces = []
     for number, kinds in enumerate((piece.items.keys() - set(second), piece.items.keys() & set(second))):

@@ -31,7 +31,7 @@ def take_over_progress(spool: Spool, destination: str, signals: Sequence[Signal]
         folder: Folder of the destination.
 
     Raises:
-        SpoolError: The spool cannot be written although the disk has room. The file is kept.
+        SpoolError: The spool cannot be written, although the disk has room. The file is kept.
         OSError: The file cannot be removed.
     """
     file = folder / ("outgoing.json" if tuple(signals) == SIGNALS else f"outgoing-{signals[0]}.json")
@@ -59,10 +59,10 @@ def _translate(document: dict[str, Any], head: Head, sent: str | None) -> str:
     is_put_back = head.retried and document.get("retrying") != head.id  # the whole request is sent again
     if list(document["members"]) != [head.id] or is_put_back or not (done or divisions):
         return ""
-    if before.get("divisions"):  # stored after the file was written, or taken over from it
+    if before.get("divisions"):  # the spool's progress is newer than the file, or was taken over from it
         return ""
     halved: list[Any] = [[], False]
-    for part in done:  # requests over a destination's limit were halved without recording it
+    for part in done:  # earlier versions did not record that they had halved oversized requests
         for ancestor in _ancestors(part, head.id):
             divisions.setdefault(ancestor, halved)
     refused = int(before.get("refused", 0))
@@ -72,7 +72,7 @@ def _translate(document: dict[str, Any], head: Head, sent: str | None) -> str:
 
 
 def _ancestors(part: str, request: str) -> Iterator[str]:
-    """Yield the ids of the pieces that a part was split off from, up to the request."""
+    """Yield the IDs of the pieces that contained a part, from the smallest up to the request."""
     while part != request and part.startswith(f"{request}."):
         part = part.rpartition(".")[0]
         yield part

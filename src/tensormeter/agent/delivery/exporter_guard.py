@@ -1,8 +1,8 @@
 """Calls to exporters, with exceptions and unexpected results converted to outcomes.
 
-An exporter that raises an exception would block the queue forever, because a single item may be the cause. Outages
-(`outages`) are retried without limit. After any other exception, the request is tried three times, the last time with a
-new exporter. It is then divided until the item that causes the exception is alone, and that item is quarantined.
+A single item that makes an exporter raise an exception could block the queue forever. Outages (`outages`) are retried
+without limit. After any other exception, the request is tried three times, the last time with a new exporter. It is
+then divided until the item that causes the exception is alone, and that item is quarantined.
 """
 
 import dataclasses
@@ -32,10 +32,10 @@ __all__ = ["ExporterGuard", "describe_error", "format_error"]
 logger: Final = get_logger("tensormeter.agent")
 
 _TRIES: Final = 3
-"""Number of attempts at a request whose exporter raises an exception, before the request is divided."""
+"""Number of attempts, each raising an exception, after which a request is divided."""
 
 _TRIES_OF_ITEM: Final = 2
-"""Number of attempts at a single item of such a request before quarantining it. Larger parts get one attempt."""
+"""Number of such attempts after which a single item is quarantined. Larger parts of a request get one attempt."""
 
 _LEAST: Final = 2
 """Number of points in a request that cannot be divided: a value and its step."""
@@ -44,7 +44,7 @@ _LONGEST_REASON: Final = 500
 
 
 class ExporterGuard:
-    """Calls the exporters of one destination. Only one thread may call its methods; any thread may read its attributes.
+    """Caller of one destination's exporters. Only one thread may call its methods; any thread may read its attributes.
 
     Attributes:
         began: Time at which the current attempt began; None between attempts.
@@ -63,10 +63,10 @@ class ExporterGuard:
         self.began: float | None = None
         self.needs_renewal = False
         self._raising = ""
-        """Id of the request for which the exporter last raised an exception."""
+        """ID of the request for which the exporter last raised an exception."""
         self._raises = 0
         self._divided = ""
-        """Id of the last request that was divided because the exporter raised an exception."""
+        """ID of the last request that was divided because the exporter raised an exception."""
 
     def export(self, exporter: Exporter, request: Request, *, retrying: bool) -> Outcome:
         """Make one attempt to export a request.
@@ -85,7 +85,7 @@ class ExporterGuard:
             outcome = _checked(exporter.export(request), request.items)
             if self._numbering is not None and isinstance(outcome, Accepted):
                 self._numbering.accepted()
-        except BaseException as error:  # libraries raise anything, even `SystemExit`; the queue must continue
+        except BaseException as error:  # libraries may raise anything, even `SystemExit`; the queue must continue
             return self._outcome_of(error, request, retrying=retrying)
         finally:
             self.began = None

@@ -1,4 +1,4 @@
-"""Record of the kinds that one receiver refuses, so that dividing a refused request takes few attempts."""
+"""Record of the kinds of items that one receiver refuses, so that dividing a refused request takes few attempts."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -21,7 +21,7 @@ _LOST_KINDS: Final = 8
 """Number of refused kinds of a type that was never accepted, after which all kinds of that type count as refused."""
 
 _BARREN: Final = 3
-"""Number of consecutive requests with only refused items of a kind after which it is quarantined without trying."""
+"""Number of consecutive requests with only refused items of a kind, after which the kind is quarantined untried."""
 
 Advice = Literal["divide", "try one", "quarantine"]
 
@@ -37,7 +37,7 @@ class Refusals:
 
     @property
     def doubts(self) -> bool:
-        """Whether any kinds were refused, so that an acceptance would change the advice."""
+        """Whether any kinds are recorded as refused, so that accepted pieces must be recorded too."""
         return bool(self._strikes)
 
     def accepted(self, kinds: Iterable[Kind]) -> None:

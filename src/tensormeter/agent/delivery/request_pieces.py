@@ -1,10 +1,10 @@
-"""The next piece to send to a destination: a request from the spool, or a part of a divided one.
+"""The next piece to send to a destination: a request from the spool, or a part of a divided request.
 
 A request that is too large for its receiver is sent in halves. A request whose content the receiver refuses is divided
 until each refused item is alone (`division`), and the spool quarantines those items. Kinds that are always refused are
 quarantined in larger pieces (`refusals`).
 
-A receiver identifies a resent request by its id, so the next agent must create the same pieces as this one. Before the
+A receiver identifies a resent request by its ID, so the next agent must create the same pieces as this one. Before the
 next piece is sent, the spool stores how the request was divided and which pieces are done.
 """
 
@@ -49,21 +49,21 @@ class RequestPieces:
         """
         self._destination = destination
         self._signals = tuple(signals)
-        # Destinations with one queue per signal are sent OTLP, and their receivers join steps and values themselves.
+        # Destinations with one queue per signal receive OTLP, and their receivers join steps and values themselves.
         self._keeps_steps = self._signals == SIGNALS
         self.position: int | None = None
         self._head: Head | None = None
-        """The request whose pieces are in `_parts`."""
+        """Request whose pieces are in `_parts`."""
         self._whole: Request | None = None
         self._parts: list[Request] = []
         """Pieces that are still to be sent."""
         self._pieces: dict[str, Piece] = {}
-        """Contents of a divided request's parts, by id."""
+        """Contents of a divided request's parts, by ID."""
         self._rests: dict[str, str] = {}
-        """Id of the piece that is quarantined together with a split-off item, by the item's id."""
+        """ID of the piece that is quarantined together with a split-off item, by the item's ID."""
         self._refusals = Refusals()
         self._retrying = ""
-        """Id of the request that `tensormeter spool retry` put back and that is being sent; empty if there is none."""
+        """ID of the request that is being sent, if `tensormeter spool retry` put it back; otherwise empty."""
         self._is_stored = True
         """Whether the disk had room for the current request's progress."""
         self._floor = 0
@@ -76,22 +76,22 @@ class RequestPieces:
         """Forget how the current request was divided and which of its pieces are done."""
         self._pieces, self._rests = {}, {}
         self._divisions: dict[str, Division] = {}
-        """Division of each divided part, by id."""
+        """Division of each divided part, by ID."""
         self._done: list[str] = []
-        """Ids of the pieces that were accepted or quarantined."""
+        """IDs of the pieces that were accepted or quarantined."""
         self._aside: list[str] = []
-        """Ids of the quarantined pieces. They are not resent when the receiver has lost the others."""
+        """IDs of the quarantined pieces, which are not resent if the receiver has lost the accepted ones."""
         self._commit: Durability | None = None
         """Durability reported with the last accepted piece. Its `durable` field is not used."""
         self._refused = 0
         """Number of refused items in the current request."""
         self._credit = 0
-        """Number of refused items that were already counted when the request was sent before."""
+        """Number of refused items that were already counted, in this or an earlier attempt to send the request."""
 
     def next(self, spool: Spool) -> Request | None:
         """Return the piece to send.
 
-        It stays the same until it is `accepted`, `rejected` or `halved`, or leaves the spool.
+        The piece stays the same until it is `accepted`, `rejected` or `halved`, or its request leaves the spool.
         """
         head = self._find_head(spool)
         if not self._parts or head != self._head:
@@ -132,11 +132,11 @@ class RequestPieces:
             self._finish_request(spool, counted, answered=True)
 
     def keeps(self, spool: Spool) -> bool:
-        """Return whether the receiver has accepted requests that are not known to be on its disk."""
+        """Return whether the receiver has accepted requests that are not known to be durable."""
         return spool.keeps(self._destination, self._signals)
 
     def settle(self, spool: Spool, durability: Durability | None) -> bool:
-        """Process the receiver's answer about durability; None if it no longer reports durability.
+        """Process the durability that the receiver reports; None if it no longer reports any.
 
         Returns:
             Whether accepted requests are waiting again.
@@ -180,7 +180,7 @@ class RequestPieces:
         self._parts[:1] = [piece.request for piece in pieces]
 
     def _find_head(self, spool: Spool) -> Head | None:
-        # Read this before the query, because requests that are put later have higher numbers.
+        # Read this before the query, because requests that are stored later have higher numbers.
         newest = spool.last_sequence() if self._signals != SIGNALS else 0
         head = spool.head(self._destination, self._signals, after=self._floor)
         if head is None:
@@ -194,7 +194,7 @@ class RequestPieces:
         if request is None:
             return
         self._reset()
-        if head.retried and self._retrying != head.id:  # a user asked for it, so all of its kinds are tried again
+        if head.retried and self._retrying != head.id:  # a user asked for a retry, so all kinds are tried again
             self._refusals = Refusals()
             self._retrying = head.id
         self._restore(request.id, spool.sent_before(self._destination, head.sequence))
@@ -202,7 +202,7 @@ class RequestPieces:
         self._parts = self._left_of(request)
 
     def _left_of(self, request: Request) -> list[Request]:
-        """Return the pieces of a request that are not done; at least one."""
+        """Return the pieces of a request that are not done, or else the whole request."""
         if not self._divisions:
             return [request]
         try:
@@ -245,7 +245,7 @@ class RequestPieces:
         self._save(spool)
 
     def _quarantine(self, spool: Spool, reason: str, *, counts: bool) -> None:
-        """Quarantine the next part. If `counts`, count it as a refusal of its kinds."""
+        """Quarantine the next part. If `counts` is true, record its kinds as refused."""
         part = self._parts[0]
         piece = self._read(part)
         self._pieces.pop(part.id, None)
@@ -296,7 +296,7 @@ class RequestPieces:
         self._save(spool, refused)
 
     def _finish_request(self, spool: Spool, refused: int = 0, *, answered: bool = False) -> None:
-        """Mark the request as done. If `answered`, its last part was accepted and `_commit` is up to date."""
+        """Mark the request as done. `answered` means that its last part was accepted, so `_commit` is up to date."""
         assert self._head is not None
         recalled = spool.done(
             self._destination,
@@ -319,7 +319,7 @@ class RequestPieces:
         self._floor = 0
 
     def _forget_request(self) -> None:
-        """Forget the request, but keep what its refusals show about the receiver."""
+        """Forget the request, but keep the statistics of its refusals."""
         self._refusals.request_is_over()
         self._retrying = ""
 
@@ -335,7 +335,7 @@ class RequestPieces:
             self._credit += refused
 
     def _store(self, spool: Spool, head: Head, sent: str, refused: int = 0) -> bool:
-        """Store progress, and return whether there was room. A full disk must not block delivery, which frees space."""
+        """Store progress if there is room, and return whether there was. A full disk must not block delivery."""
         try:
             spool.remember(self._destination, head.sequence, sent, refused=refused)
         except SpoolFullError as error:
@@ -347,7 +347,7 @@ class RequestPieces:
         return self._is_stored
 
     def _describe_sending(self, head: Head, progress: Mapping[str, Any] | None = None) -> str:
-        """Describe how the request was sent, for `_restore`. `progress` is the state of its pieces until it is done."""
+        """Describe how the request was sent, for `_restore`. `progress` describes its pieces until it is done."""
         if not self._divisions and not self._refused:
             return ""
         document = {
@@ -362,7 +362,7 @@ class RequestPieces:
         return json.dumps({**document, **(progress or {})})
 
     def _restore(self, name: str, sent: str | None) -> None:
-        """Restore the state in `sent`, so that pieces keep the ids that the receiver may have accepted before."""
+        """Restore the state in `sent`, so that pieces keep the IDs that the receiver may have accepted before."""
         if not sent:
             return
         try:

@@ -7,7 +7,7 @@ __all__ = ["UploadRate"]
 
 
 class UploadRate:
-    """Limits the average rate at which bytes are sent to one destination. Any thread may use it."""
+    """Limiter of the average rate at which bytes are sent to one destination. Any thread may use it."""
 
     def __init__(self, bytes_per_second: int | None) -> None:
         self._bytes_per_second = bytes_per_second
