@@ -1,1 +1,1 @@
-"""From rings to the spool: rows are grouped into batches, and batches are encoded as requests."""
+"""Ingestion of rings into the spool: rows are grouped into batches, and batches are encoded as requests."""

@@ -1,8 +1,8 @@
 """Aggregation of instrument measurements: counters, up-down counters, histograms and observed totals.
 
 Each batch produces one point for every stream measured in it, at the time of the stream's last measurement. Observed
-totals produce a point for each observation. The spool stores the states of the streams together with the batch, so a
-killed agent neither counts a measurement twice nor loses one.
+totals produce a point for each observation. The spool stores the states of the streams together with the batch, so no
+measurement is lost or counted twice if the agent is killed.
 """
 
 import json
@@ -34,7 +34,7 @@ __all__ = ["AGGREGATED", "Aggregator", "Piece", "describe"]
 logger: Final = get_logger("tensormeter.agent")
 
 Piece = tuple[NDArray[np.uint64], NDArray[np.float64] | NDArray[np.int64]]
-"""Times and values, of equal length."""
+"""Times and values, as two arrays of equal length."""
 
 _DELTA_KINDS: Final = {
     "cumulative": frozenset[str](),
@@ -62,7 +62,7 @@ class Aggregator:
 
     @property
     def states(self) -> dict[str, str]:
-        """States that the last calls of `fold` have changed."""
+        """States, by stream, that the last calls to `fold` have changed."""
         return {key: json.dumps(aggregate.to_json()) for key, aggregate in self._changed.items()}
 
     @property
@@ -95,13 +95,13 @@ class Aggregator:
         first = min(int(times.min()) for times, _ in accepted)
         last = max(before.time + 1, *(int(times.max()) for times, _ in accepted))
         delta = stream.kind in self._delta
-        # A series covers the time from after its start up to and including its point's time.
+        # A point covers the time after its start, up to and including its own time.
         start = first - 1 if before.time == 0 else before.time if delta else before.start
         self._changed[key], series = before.add(stream, accepted, start, last, delta=delta)
         return series
 
     def commit(self) -> None:
-        """Keep the changes of the last calls of `fold`, whose results are now in the spool."""
+        """Keep the changes of the last calls to `fold`, whose results are now in the spool."""
         self._aggregates.update(self._changed)
         self._changed.clear()
 
@@ -112,7 +112,7 @@ class Aggregator:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """State of one stream; base class of the four states below.
+    """State of one stream; base class of the states below.
 
     Attributes:
         start: Start time of the points, in nanoseconds.
@@ -134,7 +134,7 @@ class Aggregate:
             pieces: Times and values. Neither the list nor any piece may be empty.
             start: Start time of the point.
             time: Time of the point.
-            delta: Whether the point covers only these values.
+            delta: Whether the point covers only these values, and not all values so far.
         """
         raise NotImplementedError
 
@@ -226,7 +226,7 @@ class Distribution(Aggregate):
         )
 
     def _columns(self, stream: Stream) -> "_Columns":
-        """Return the columns of one point. The sum is omitted if any value was negative, as metrics.proto requires.
+        """Return the columns of one point. The sum is omitted if any value was negative.
 
         Source: metrics.proto, `HistogramDataPoint.sum`: "sum should not be filled out when" negative events are
         recorded.
@@ -340,7 +340,7 @@ class _Metadata(TypedDict):
 
 
 def describe(stream: Stream) -> _Metadata:
-    """Return the metadata of a stream for its series."""
+    """Return a stream's metadata, as its series needs it."""
     name, version, schema_url, attributes = stream.scope or (SCOPE.name, SCOPE.version, SCOPE.schema_url, ())
     return {
         "unit": stream.unit,
@@ -360,7 +360,7 @@ def _aggregable(values: NDArray[np.float64] | NDArray[np.int64], least: float) -
 
 
 def _sum(values: NDArray[np.float64] | NDArray[np.int64]) -> float:
-    """Return the sum. It is exact for integers, which may add up to more than 64 bits."""
+    """Return the sum of values. The sum of integers is exact, even if it needs more than 64 bits."""
     if values.dtype.kind == "i":
         return sum(map(int, values.tolist()))
     with np.errstate(over="ignore"):
@@ -368,7 +368,7 @@ def _sum(values: NDArray[np.float64] | NDArray[np.int64]) -> float:
 
 
 def _numbers(values: list[float]) -> NDArray[np.float64] | NDArray[np.int64]:
-    """Return an int64 array if all values are integers that fit; otherwise float64."""
+    """Return values as an int64 array if all are integers that fit, and otherwise as a float64 array."""
     if all(type(value) is int and -(1 << 63) <= value < 1 << 63 for value in values):
         return np.array(values, np.int64)
     return np.array(values, np.float64)

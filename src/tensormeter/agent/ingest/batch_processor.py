@@ -1,8 +1,8 @@
 """The batching processor, which groups the rows of one process into batches of columns.
 
-Rows are read as they arrive. They are buffered until there are enough of them, the delay has passed, or the ring needs
-the space. Their space in the ring is freed only when the caller calls `release` after storing them in the spool, so a
-killed agent loses no rows.
+Rows are read as they arrive. They are buffered until there are enough rows, the delay has passed, or the ring needs the
+space. The caller stores them in the spool and then frees their space in the ring (`release`), so a killed agent loses
+no rows.
 """
 
 import json
@@ -37,7 +37,7 @@ _FULL_ENOUGH: Final = 1 / 8
 
 
 class BatchMeasurementProcessor:
-    """Groups the rows of one ring. Only one thread may use it. It does not block."""
+    """Processor that groups the rows of one ring. Only one thread may use it. It does not block."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class BatchMeasurementProcessor:
         if self._points == 0:
             if any(lane.unreleased for lane in self._lanes):
                 self._on_skip(dict(enumerate(self.cursors())))
-            self.release()  # no rows were read: only wrap-arounds and rows whose writing failed
+            self.release()  # only wrap-arounds and failed rows were read
         elif before == 0:
             self._since = time.monotonic()
         return self._points > before or self._points >= self._most
@@ -143,7 +143,7 @@ class BatchMeasurementProcessor:
     ) -> tuple[Batch, dict[int, Cursor]] | None:
         """Return the buffered rows as columns, and the cursors after them; None if none are buffered.
 
-        The rows stay buffered until `release`. Put the batch and the cursors into the spool together with `aggregates`.
+        The rows stay buffered until `release`. Store the batch and the cursors in the spool together with `aggregates`.
 
         Args:
             resource: Attributes of the process.
@@ -218,14 +218,14 @@ class BatchMeasurementProcessor:
             lane.release()
 
     def _stream_keys(self, layout: Layout) -> list[str]:
-        """Return a layout's streams as JSON keys. Streams themselves cannot be keys, because True equals 1."""
+        """Return a layout's streams as JSON keys. Streams themselves cannot be keys, because `True == 1`."""
         if layout.id not in self._keys:
             self._keys[layout.id] = [json.dumps(column.stream.to_json()) for column in layout.columns]
         return self._keys[layout.id]
 
 
 def _neighbours(series: list[Series]) -> list[Series]:
-    """Return the series ordered by scope and metric, so that the series of a metric share one message."""
+    """Return the series in the order of scopes and metrics, so that all series of a metric share one message."""
     order: dict[tuple[str, str], tuple[int, int]] = {}
     scopes: dict[str, int] = {}
     keys = [(repr(item.scope), item.name) for item in series]
@@ -235,7 +235,7 @@ def _neighbours(series: list[Series]) -> list[Series]:
 
 
 def _gauge(stream: Stream, pieces: list[Piece]) -> Gauge:
-    """Return one column in time order, because receivers such as Prometheus remote write refuse out-of-order points."""
+    """Return a gauge in time order, because receivers such as Prometheus remote write refuse out-of-order points."""
     times = np.concatenate([piece for piece, _ in pieces])
     values = np.concatenate([piece for _, piece in pieces])
     if np.any(times[1:] < times[:-1]):

@@ -1,6 +1,6 @@
 """Handling of cut-off processes: their rings are gone, and the spool does not contain their end events.
 
-This happens after a power failure, or when a container or a person deletes the memory that contains the rings. The
+This happens after a power failure, or when a container or a person deletes the shared memory with the rings. The
 contents of the spool are correct, but the last values may be missing. If a process is certainly gone, the agent adds
 its end event to the spool, with the state "crashed", so that the run does not stay "running" forever.
 """
@@ -48,17 +48,17 @@ def end_cut_processes(
     *,
     synced: bool = True,
 ) -> list[str]:
-    """Put the end events of cut-off processes into the spool.
+    """Store the end events of cut-off processes in the spool.
 
     Args:
         spool: Spool of the run.
-        present: Ids of the processes that have a ring.
+        present: IDs of the processes that have a ring.
         destinations: Destinations that receive log records.
-        losses: Losses of the spool so far, for the events.
+        losses: Losses of the spool so far, which the events report.
         synced: Whether the spool is synced. If not, a power failure may have removed any of its contents.
 
     Returns:
-        Distinct descriptions for users.
+        Distinct descriptions of how the processes ended, for users.
 
     Raises:
         SpoolError: The disk refuses the write.

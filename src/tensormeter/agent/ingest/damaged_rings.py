@@ -26,8 +26,8 @@ def put_ring_aside(path: Path, error: Exception) -> int:
         error: Error that reading the ring caused.
 
     Returns:
-        Number of items known to be lost with the ring; 0 if the ring stays, because another agent may be able to read
-        it.
+        Number of items known to be lost with the ring; 0 if the ring is not renamed, because another agent may be able
+        to read it.
     """
     is_transient = isinstance(error, OSError | MemoryError | SpoolError) or isinstance(error.__cause__, OSError)
     if is_transient or is_of_another_version(path) or is_written(path.resolve()):

@@ -1,9 +1,10 @@
-"""Exponential histograms of numbers: mapping values to buckets, and limiting the number of buckets.
+"""Exponential histograms: mapping values to buckets, and limiting the number of buckets.
 
 At a given scale, bucket i is ``(base ** i, base ** (i + 1)]`` with ``base = 2 ** 2 ** -scale``. When the values of one
 sign span more buckets than allowed, the scale decreases and neighboring buckets merge in pairs.
 
-Source: OpenTelemetry's metrics data model, "ExponentialHistogram". The mapping is bit-for-bit that of the Python SDK.
+Source: OpenTelemetry's metrics data model, "ExponentialHistogram". The mapping is identical to that of the Python SDK,
+bit for bit.
 """
 
 import math
@@ -27,10 +28,10 @@ Counts = Mapping[int, int]
 
 @dataclass(frozen=True)
 class Buckets:
-    """Buckets for both signs at one scale.
+    """Buckets for positive and negative values at one scale.
 
     Attributes:
-        scale: Scale for both signs.
+        scale: Scale for positive and negative values.
         zeros: Number of values that are 0.
         positive: Counts of positive values, by bucket.
         negative: Counts of the magnitudes of negative values, by bucket.

@@ -1,4 +1,4 @@
-"""Conversion of distributions in columns of rows to OpenTelemetry histograms.
+"""Conversion of distributions in rows to OpenTelemetry histograms.
 
 Each row's distribution becomes one point with delta temporality. The point's interval begins and ends at the time of
 the row. Such empty intervals never overlap within a series, as OTLP requires. A start time of 0 would mean that the
@@ -21,7 +21,7 @@ from tensormeter.ring.layout import Stream
 __all__ = ["NONFINITE_METRIC", "distribution_series"]
 
 NONFINITE_METRIC: Final = "tensormeter.histogram.nonfinite"
-"""Gauge that counts a distribution's values that are in no bucket. It has points only where there are such values."""
+"""Gauge that counts a distribution's infinities and NaNs, which no bucket can hold. Zero counts have no points."""
 
 _NONFINITE_BINS: Final = {"-Inf": 0, "+Inf": -2, "NaN": -1}
 
@@ -33,7 +33,7 @@ class _Piece(NamedTuple):
 
 
 def distribution_series(stretches: Iterable[Rows]) -> list[Series]:
-    """Return the series of all distributions in some rows, each in time order."""
+    """Return the series of all distributions in the given rows, each in time order."""
     pieces_of: defaultdict[tuple[Stream, str, int], list[_Piece]] = defaultdict(list)
     for rows in stretches:
         for stream, code, piece in _pieces(rows):
@@ -48,7 +48,7 @@ def distribution_series(stretches: Iterable[Rows]) -> list[Series]:
 
 
 def _pieces(rows: Rows) -> Iterator[tuple[Stream, str, _Piece]]:
-    """Yield the counts and statistics of each distribution, without those that the device never finished."""
+    """Yield the counts and statistics of each distribution, except in rows that the device never finished."""
     columns = [
         (column, values, missing)
         for column, values, missing in zip(rows.layout.columns, rows.columns, rows.lost, strict=True)
@@ -121,7 +121,7 @@ def _side(
 
 
 def _index(position: int, table: Table, coarser: int) -> int:
-    """Return the index of the bucket that a table's bucket is merged into."""
+    """Return the index of the bucket into which a table's bucket is merged."""
     return position + table.first_index >> coarser
 
 

@@ -1,8 +1,8 @@
 """Reader for the rows in a lane of a ring.
 
-NumPy finds and copies consecutive rows with the same layout, one stretch at a time. Rows of instrument measurements all
-have the same size, so they form one stretch even if the instruments alternate. The reader uses only the file, so the
-writer may be dead.
+NumPy finds and copies one stretch of rows at a time, which are consecutive and have the same layout. Rows of instrument
+measurements all have the same size, so they form one stretch even if the instruments alternate. The reader uses only
+the file, so the writer may be dead.
 """
 
 import platform
@@ -35,7 +35,7 @@ __all__ = ["LaneReader", "Layouts", "Rows"]
 
 _STORES_IN_ORDER: Final = platform.machine() in ("x86_64", "AMD64", "i686")
 _SETTLE: Final = 0.002
-"""Seconds after which another core's stores are certainly visible. This usually takes well under a microsecond."""
+"""Seconds after which another core's stores are certainly visible; usually, a microsecond is enough."""
 
 _MEASUREMENT_BYTES: Final = row_bytes(1)
 
@@ -53,9 +53,9 @@ class Rows:
         layout: Layout of the rows.
         times: uint64, shape (n,). Each time is unique in the process: a multiple of 64 ns plus the lane's index.
         steps: int64, shape (n,).
-        columns: One float64 or int64 array per column, of shape (n,), or (n, words) for wider columns. Columns of
-            distributions are always int64.
-        lost: For each column, a boolean mask of values that the device never finished, or None.
+        columns: One float64 or int64 array per column, of shape (n,), or of shape (n, words) for wider columns. Columns
+            of distributions are always int64.
+        lost: For each column, a Boolean mask of the values that the device never finished; None if there are none.
     """
 
     layout: Layout
@@ -72,9 +72,9 @@ class Layouts:
     ring: RingFile
     metadata: dict[str, object] = field(default_factory=dict)
     measurements: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1 << LAYOUT_BITS, np.bool_))
-    """Whether the rows of each layout id are instrument measurements: a single value of one word, without a step."""
+    """Whether the rows of each layout ID are instrument measurements: a single value of one word, without a step."""
     deferred: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1 << LAYOUT_BITS, np.bool_))
-    """Whether the rows of each layout id are device measurements."""
+    """Whether the rows of each layout ID are device measurements."""
     _known: dict[int, tuple[Layout, np.dtype[np.void]]] = field(default_factory=dict)
 
     def refresh(self) -> None:
@@ -95,14 +95,14 @@ class Layouts:
                 self._known[layout.id] = (layout, np.dtype([*fields, ("end", "<i8")]))
 
     def find(self, number: int) -> tuple[Layout, np.dtype[np.void]] | None:
-        """Return the layout with the given id; None if the ring has not published it."""
+        """Return the layout with the given ID; None if the ring has not published it."""
         if number not in self._known:
             self.refresh()
         return self._known.get(number)
 
 
 class LaneReader:
-    """Reads one lane, starting at a cursor."""
+    """Reader of one lane, starting at a cursor."""
 
     def __init__(self, layouts: Layouts, index: int, cursor: Cursor) -> None:
         ring = layouts.ring
@@ -116,13 +116,13 @@ class LaneReader:
         self._head_word = (header >> 3) + LaneWord.HEAD
         self.unreadable = 0
         """Number of points skipped because their layout is unknown, estimated from their number of words."""
-        # The space just after the cursor may have been freed already because it contained no rows.
+        # The space just after the cursor may already have been freed, if it contained no rows.
         self.cursor = Cursor(max(cursor.position, self._words[self._tail_word]), cursor.last_time)
 
     def read(self, most: int, *, abandon_pending: bool) -> list[Rows]:
         """Copy complete rows, up to about `most` values, and move the cursor past them.
 
-        Their space is not freed until `release`.
+        The rows' space is freed only by `release`.
 
         Args:
             most: Number of values after which reading stops at the next row.
@@ -201,7 +201,7 @@ class LaneReader:
         return position
 
     def release(self) -> None:
-        """Free the space of everything read so far. Call this once the rows are in the spool."""
+        """Free the space of all rows read so far. Call this once the rows are in the spool."""
         self._words[self._tail_word] = self.cursor.position
 
     @property
@@ -240,7 +240,7 @@ class LaneReader:
         return np.frombuffer(self._buffer, dtype, count, offset).copy()
 
     def _measurements(self, position: int, offset: int, most: int, abandon_pending: bool) -> list[Rows]:
-        """Return the complete measurements at a position, by layout. Like `_stretch`, check more in each pass."""
+        """Return the complete measurements at a position, by layout. Like `_stretch`, check more rows in each pass."""
         room = min(most, (self._start + self._size - offset) // _MEASUREMENT_BYTES)
         count, step = 0, 16
         while count < room:
@@ -283,7 +283,7 @@ class LaneReader:
         return groups
 
     def _words_of(self, offset: int, count: int) -> NDArray[np.int64]:
-        """Return the words of some measurements, one measurement per line."""
+        """Return the words of `count` measurements, one measurement per line."""
         line = _MEASUREMENT_BYTES >> 3
         return np.frombuffer(self._buffer, np.int64, count * line, offset).reshape(count, line)
 

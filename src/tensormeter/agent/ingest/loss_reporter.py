@@ -14,7 +14,7 @@ _MOST_REPORTS: Final = 3
 
 
 class LossReporter:
-    """Adds loss events to a run's spool. Only the agent's main thread may use it."""
+    """Reporter that adds loss events to a run's spool. Only the agent's main thread may use it."""
 
     def __init__(self, directory: RunDirectory, settings: Settings) -> None:
         self._directory = directory
@@ -28,9 +28,9 @@ class LossReporter:
         self._spare = None if spool.reports() else self._describe_run(spool)
 
     def report(self, spool: Spool) -> bool:
-        """Report losses to all destinations unless the last event contains them. Return whether a report was added.
+        """Report losses to all destinations, unless the last event contains them. Return whether a report was added.
 
-        The end event of the last process was encoded when the process ended; items may have been lost since.
+        The end event of the last process was encoded when the process ended, but items may have been lost since then.
         """
         if self._settings.mode == "offline" or self._reports == _MOST_REPORTS:
             return False

@@ -1,4 +1,4 @@
-"""Inbox for media, which turns the files next to a ring into log records."""
+"""Inbox for media, which converts the media files next to a ring to log records."""
 
 import io
 import json
@@ -65,7 +65,8 @@ class Inbox:
         """
         Args:
             ring_path: Path of the process's ring.
-            taken: Number of the last piece in the spool. Files up to this number, left by a killed agent, are deleted.
+            taken: Number of the last piece in the spool. Files up to this number are leftovers of a killed agent, and
+                are deleted.
         """
         self._folder = media_directory(ring_path)
         for piece in self.pieces():
@@ -118,7 +119,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _image(key: str, body: dict[str, Any], data: bytes) -> Image:
-    """Encode pixels as PNG; keep an encoded image as it is."""
+    """Return an image, encoding raw pixels as PNG. An encoded image is kept as it is."""
     if "content_type" in body:
         return Image(key, data, body["content_type"], *_size(data), body["caption"])
     import PIL.Image

@@ -1,4 +1,4 @@
-"""Drains one process's ring into the spool, from its first row to its end event."""
+"""Draining of one process's ring into the spool, from its first row to its end event."""
 
 import gzip
 import time
@@ -32,10 +32,10 @@ __all__ = ["RingDrainer"]
 logger: Final = get_logger("tensormeter.agent")
 
 _MEDIA: Final = MAX_LANES
-"""Number, in place of a lane index, of the cursor for media files (tables, images and texts)."""
+"""Number of the cursor for media files (tables, images and texts), used in place of a lane index."""
 
 _GZIP_LEVEL: Final = 1
-"""Compression level. Times and doubles compress little: level 6 takes four times the CPU time for 3 % fewer bytes."""
+"""Compression level. Times and doubles compress poorly: level 6 takes four times the CPU time for 3 % fewer bytes."""
 
 _SPOOL_TROUBLE_DELAY: Final = 1.0
 
@@ -43,14 +43,14 @@ _WARNING_INTERVAL: Final = 60.0
 """Minimum seconds between two log lines about a spool that refuses some writes, as on an almost full disk."""
 
 _DURABLE_DELAY: Final = 1.0
-"""Maximum seconds that rows wait in the ring with `fsync` durability. The ring does not survive a power failure."""
+"""Maximum seconds that rows wait in the ring with `fsync` durability, as the ring does not survive a power failure."""
 
 _MOST_BATCHES: Final = 16
 """Maximum number of batches of one process before other processes get their turn."""
 
 
 class RingDrainer:
-    """Moves one ring's rows into the spool. Only the agent's main thread may use it. It blocks only on the disk."""
+    """Drainer of one ring into the spool. Only the agent's main thread may use it. It blocks only on the disk."""
 
     def __init__(
         self,
@@ -113,18 +113,18 @@ class RingDrainer:
 
     @property
     def resource(self) -> Mapping[str, Attribute]:
-        """Attributes of the process. An OpenTelemetry program may add more later."""
+        """Attributes of the process, with any settled attempt number. An OpenTelemetry program may add more later."""
         resource = self._unsettled
         settled = self._numbering.of(resource) if self._numbering is not None else None
         return resource if settled is None else settled.resource(resource)
 
     @property
     def _unsettled(self) -> Mapping[str, Attribute]:
-        """Attributes of the process, with the attempt number that the process was given."""
+        """Attributes of the process, with the attempt number that the process recorded."""
         return cast("Mapping[str, Attribute]", self._processor.metadata.get("resource", {}))
 
     def note_end(self) -> None:
-        """Store the last step of the process, which is gone and whose rows are all in the spool."""
+        """Store the last step of the process. The process must be gone, and all of its rows must be in the spool."""
         if self._numbering is not None:
             self._numbering.note_end(self.ring, self._unsettled)
 
@@ -139,7 +139,7 @@ class RingDrainer:
         return self.ring.words[HeaderWord.FLUSH_REQUESTS] > self.ring.words[HeaderWord.FLUSHED]
 
     def complete_flush(self, signals: Sequence[Signal] = SIGNALS) -> int | None:
-        """Return the number of the last flush request if all data recorded before it is delivered; otherwise None.
+        """Return the number of the last flush request if all data recorded before it was delivered; otherwise None.
 
         Args:
             signals: Signals that must be delivered.
@@ -162,7 +162,7 @@ class RingDrainer:
         """
         if time.monotonic() < self._retry_at:
             return False
-        # Check this before reading, so that everything a dead writer wrote can then be read.
+        # Check this before reading, so that everything that a dead writer wrote is read.
         alive = self.alive = self.ring.writer_alive()
         over = not alive or self.ring.state is not State.OPEN
         requested = self.ring.words[HeaderWord.FLUSH_REQUESTS] if self.flushing else 0
@@ -215,7 +215,7 @@ class RingDrainer:
         """Send a heartbeat if the process has been silent for a while or its drop counts have changed.
 
         Args:
-            destinations: Destinations to which delivery of log records works. No heartbeats are stored for others.
+            destinations: Destinations that currently accept log records. No heartbeats are stored for others.
             speaks: Whether this process reports the spool's losses.
         """
         interval, now = self._heartbeat_interval, time.monotonic()
@@ -250,7 +250,7 @@ class RingDrainer:
         self._spool.put((), (), self.ring.process, cursors, started=self._started, ended=self._ended)
 
     def _flush(self) -> None:
-        """Put the buffered rows into the spool, then free their space in the ring."""
+        """Store the buffered rows in the spool, then free their space in the ring."""
         resource = self._unsettled
         settled = self._numbering.of(resource) if self._numbering is not None else None
         if settled is None:
@@ -277,7 +277,7 @@ class RingDrainer:
             ended=self._ended,
             aggregates=self._processor.aggregates,
         )
-        # Publish before freeing the space: a process that sees everything read must also see that it is undelivered.
+        # Publish before freeing the space: a process that sees its rows read must also see that they are undelivered.
         self._publish()
         self._processor.release()
 
@@ -355,7 +355,7 @@ class RingDrainer:
         self._publish()
 
     def _publish(self) -> None:
-        """Notify the writer, which may be waiting in `finish`, that the spool has new requests."""
+        """Publish to the writer, which may be waiting in `finish`, that the spool has new requests."""
         self._fresh = True
         self._sent_at = time.monotonic()
         self.ring.words[HeaderWord.PENDING_REQUESTS] = self._spool.pending()
@@ -379,7 +379,7 @@ class RingDrainer:
         return [Event(RUN_START, self.ring.words[HeaderWord.CREATED], body)]
 
     def _send_configuration(self) -> None:
-        """Send a changed configuration. If another agent has already sent it, this event is identical."""
+        """Send a changed configuration. If another agent has already sent it, the two events are identical."""
         self._processor.refresh()
         changed_at = cast("int", self._processor.metadata.get("reconfigured", 0))
         if changed_at != self._reconfigured and not self._ended:
@@ -419,10 +419,10 @@ class RingDrainer:
 
 
 def _cursors(ring: RingFile, spool: Spool) -> dict[int, Cursor]:
-    """Return the positions up to which lanes have been read, from the spool or, if it lost transactions, from the ring.
+    """Return the cursors of all lanes: from the spool or, if it lost transactions, from the ring.
 
-    Space in the ring is freed only after its rows are in the spool. A cursor that lies before the freed space therefore
-    means that the spool's last transactions are gone.
+    Space in the ring is freed only after its rows are in the spool. A cursor before the end of the freed space
+    therefore shows that the spool's last transactions are gone.
     """
     cursors = {}
     missing = False

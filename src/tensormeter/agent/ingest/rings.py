@@ -25,10 +25,10 @@ logger: Final = get_logger("tensormeter.agent")
 
 
 class Rings:
-    """Finds and drains rings. Only the agent's main thread may use it.
+    """The rings of one run, which are found and drained. Only the agent's main thread may use it.
 
     Attributes:
-        unreadable: Errors of rings that are left for the next agent, by path.
+        unreadable: Errors of unreadable rings that are left for the next agent, by path.
         left_at: Time at which the last process ended, or at which the agent started.
     """
 
@@ -92,7 +92,7 @@ class Rings:
 
     @property
     def living(self) -> set[str]:
-        """Ids of the living processes."""
+        """IDs of the living processes."""
         return {drain.ring.process for drain in self if drain.alive}
 
     def use(self, spool: Spool) -> None:
@@ -101,11 +101,11 @@ class Rings:
             drain.use(spool)
 
     def forget(self) -> None:
-        """Forget all rings, so that they are reopened and draining continues where a repaired spool ends."""
+        """Forget all rings, so that they are reopened and drained from the position in the repaired spool."""
         self._drains.clear()
 
     def discover(self, spool: Spool, numbering: Numbering, *, sync: bool) -> None:
-        """Open new rings. If `sync`, also sync the run's description, which the rings' processes have rewritten."""
+        """Open new rings. If `sync` is true, also sync the run's description, which their processes have rewritten."""
         for path in self._directory.ring_files():
             if path in self._drains or path in self.unreadable:
                 continue
@@ -114,7 +114,7 @@ class Rings:
                 self._drains[path] = RingDrainer(ring, spool, self._settings.exporters, self._settings, numbering)
             except SpoolError:
                 raise
-            except Exception as error:  # whatever is wrong with this ring, the other processes must be delivered
+            except Exception as error:  # whatever is wrong with this ring, the other rings must be drained
                 self._set_aside(spool, path, error)
                 continue
             self._on_found(ring)
@@ -126,8 +126,8 @@ class Rings:
 
         Args:
             spool: Spool to write to.
-            working: Destinations to which delivery of log records works, for heartbeats.
-            stopping: Whether to move everything immediately.
+            working: Destinations that currently accept log records; only these receive heartbeats.
+            stopping: Whether to move all rows immediately.
 
         Returns:
             Whether requests were added to the spool.
@@ -155,7 +155,7 @@ class Rings:
         return is_fresh
 
     def end_cut_processes(self, spool: Spool) -> list[str] | None:
-        """End the processes that no longer have a ring. This happens once, and only if all rings can be read.
+        """Store end events for the processes that no longer have a ring, once and only if all rings can be read.
 
         Returns:
             Descriptions of how the processes were cut off; None if there was nothing to do.
@@ -186,7 +186,7 @@ class Rings:
         logger.error("the ring %s is damaged, and kept; at least %d items in it count as lost (damaged)", path, lost)
 
     def _sync_names(self) -> None:
-        """Sync the run's description and the folders that lead to it, so that a power failure does not hide the run."""
+        """Sync the run's description and the folders on its path, so that the run survives a power failure."""
         try:
             fsync_file(self._directory.path / "run.json")
             fsync_names(self._directory.path)

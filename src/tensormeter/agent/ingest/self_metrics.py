@@ -20,15 +20,14 @@ _BOUNDS: Final[NDArray[np.float64]] = np.array(
 
 
 class SelfMetrics:
-    """Self-metrics of one process. Only the agent's main thread may use it. It never blocks.
+    """Self-metrics of one process. Only the agent's main thread may use this class, which never blocks.
 
     `tensormeter.log.duration`: histogram of call durations in seconds, by `tensormeter.log.path`. One in 64 `direct`
-    calls (with a known row of plain numbers) and every `general` call is timed.
-    `tensormeter.rows`: number of rows that this agent has read.
-    `tensormeter.dropped`: number of values that could not be recorded, by `tensormeter.reason`.
-    `tensormeter.ring.utilization`: largest share of a lane that is waiting to be spooled.
-    `tensormeter.agent.lag`: seconds since the oldest row that is waiting to be spooled was read.
-    `tensormeter.spool.requests`: number of requests that are waiting for a receiver.
+    calls (with a known row of plain numbers) and every `general` call is timed. `tensormeter.rows`: number of rows that
+    this agent has read. `tensormeter.dropped`: number of values that could not be recorded, by `tensormeter.reason`.
+    `tensormeter.ring.utilization`: largest share of any lane that is waiting to be spooled. `tensormeter.agent.lag`:
+    seconds that the oldest unspooled row has been waiting since it was read. `tensormeter.spool.requests`: number of
+    requests that are waiting for a receiver.
     """
 
     def __init__(self, ring: RingFile, processor: BatchMeasurementProcessor, interval: float) -> None:
@@ -50,7 +49,7 @@ class SelfMetrics:
         return self._interval > 0 and time.monotonic() >= self._next
 
     def report(self, pending_requests: int) -> list[Series]:
-        """Return the current values, one point each; empty if reports are disabled.
+        """Return the current values, with one point per series; empty if reports are disabled.
 
         Args:
             pending_requests: Number of requests in the spool.
