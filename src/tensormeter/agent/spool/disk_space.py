@@ -1,4 +1,4 @@
-"""Disk space for a spool, including a reserve for marking deliveries when the disk is full."""
+"""Disk space for a spool, including a reserve for marking requests as delivered when the disk is full."""
 
 import contextlib
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from tensormeter.disk.reserve import Reserve
 __all__ = ["DiskSpace"]
 
 _MARKING: Final = 256 << 10
-"""Bytes reserved for transactions that mark requests. SQLite's log is checkpointed whenever they are used up."""
+"""Bytes reserved for transactions that mark requests. SQLite's log is checkpointed whenever this space is used up."""
 
 
 class DiskSpace:
@@ -26,7 +26,7 @@ class DiskSpace:
         return self._reserve.give()
 
     def keep(self) -> bool:
-        """Reserve the space that marking deliveries needs, and return whether it is reserved. Call this often."""
+        """Reserve the space for marking requests as delivered, and return whether it is reserved. Call this often."""
         return self._reserve.keep(self._growth() + _MARKING)
 
     def leave(self, size: int, make_room: Callable[[], bool]) -> None:
@@ -34,7 +34,8 @@ class DiskSpace:
 
         Args:
             size: Number of bytes to write.
-            make_room: Function that deletes something unneeded from the spool and returns whether there was anything.
+            make_room: Function that deletes something unneeded from the spool, and returns whether there was anything
+                to delete.
 
         Raises:
             SpoolFullError: The disk has too little space.
@@ -51,12 +52,12 @@ class DiskSpace:
             )
 
     def shorten_log(self) -> None:
-        """Checkpoint and empty SQLite's log as far as possible, using the space of the reserve."""
+        """Checkpoint and empty SQLite's log as far as possible, using the reserved space."""
         self._reserve.give()
         self._file.carry_over()
 
     def has(self, size: int) -> bool:
-        """Return whether `size` bytes fit in SQLite's log and then in the file, with room left to mark deliveries."""
+        """Return whether `size` bytes fit in SQLite's log and then in the file, with room left to mark requests."""
         free, reserved = self._reserve.room()
         growth = self._growth() + size - self._file.bytes_of("freelist_count")
         return free >= size and free + reserved >= max(0, growth) + _MARKING

@@ -12,11 +12,11 @@ __all__ = ["ERRORS", "SpoolDamagedError", "SpoolFullError", "SpoolVersionError",
 _FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 """SQLite's codes for a full disk.
 
-The last two report a quota, a file-size limit, or a disk that is full when the database is opened.
+SQLite uses the last two for a quota, a file-size limit, or a disk that is full when the database is opened.
 """
 
 ERRORS: Final = (sqlite3.Error, UnicodeDecodeError, OverflowError)
-"""Exceptions that SQLite raises, including when its own message or a number in the file is damaged."""
+"""Exceptions that SQLite raises, including those for a damaged message or number in the file."""
 
 
 class SpoolDamagedError(SpoolError):
@@ -37,7 +37,7 @@ def named(error: Exception, what: str, path: Path | None = None) -> SpoolError:
     Args:
         error: Exception that SQLite raised.
         what: Description of the failed operation.
-        path: Path of the database, used to name the process that has it locked.
+        path: Path of the database, for naming the process that has locked it.
     """
     extended = getattr(error, "sqlite_errorcode", 0)
     code = extended & 0xFF

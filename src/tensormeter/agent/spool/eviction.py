@@ -1,15 +1,15 @@
 """Eviction from a full spool.
 
-Requests are evicted in this order, each group oldest first:
+Requests are evicted in this order, and within each group from the oldest to the newest:
 
-- requests that receivers have accepted but not yet written to their disks (nothing is lost);
+- requests that receivers have accepted but that are not yet durable there (nothing is lost);
 - rejected requests, which are kept for users;
 - system metrics;
 - media.
 
-Then scalars are thinned: every second row is dropped from the history, repeatedly and evenly. When only the last value
-of each series is left, old requests are joined into one with the latest of those values. The run's configuration, its
-start and end, and the last value of every series are kept, even if they exceed the limit.
+Then scalars are thinned: every second row is dropped from the history, repeatedly and evenly. When each request holds
+only the last value of each series, old requests are joined into one with the latest values. The run's configuration,
+its start and end, and the last value of every series are kept, even if they exceed the limit.
 """
 
 import gzip
@@ -42,7 +42,7 @@ def sacrifice(database: sqlite3.Connection) -> tuple[str, int] | None:
         Reason and number of lost items; None if nothing is left to evict.
     """
     if give_up_kept(database):
-        return "accepted", 0  # nothing is lost, unless the receiver loses power now
+        return "accepted", 0  # nothing is lost, unless the receiver loses power soon
     if database.execute(
         "UPDATE quarantine SET body = x'' WHERE number = (SELECT min(number) FROM quarantine WHERE length(body) > 0)"
     ).rowcount:
@@ -100,7 +100,8 @@ def _join(database: sqlite3.Connection) -> tuple[str, int] | None:
 
 
 def _replace(database: sqlite3.Connection, sequence: int, body: bytes, items: int, times: int) -> None:
-    # Use a new id. If a receiver accepted the whole request but its response was lost, the two must not be confused.
+    # Use a new ID. If a receiver accepted the original but its response was lost, it must not take the two for the same
+    # request.
     batch = uuid.uuid4().hex
     database.execute(
         "UPDATE request SET id = ?, items = ?, thinned = ?, checksum = ?, body = ? WHERE sequence = ?",
@@ -114,6 +115,6 @@ def _replace(database: sqlite3.Connection, sequence: int, body: bytes, items: in
 
 
 def _items(database: sqlite3.Connection, sequence: int) -> int:
-    """Return the number of items in a damaged request, as far as it is known."""
+    """Return the number of items in a damaged request; 1 if it is unknown."""
     items = database.execute("SELECT max(items) FROM pending WHERE sequence = ?", (sequence,)).fetchone()[0]
     return items if isinstance(items, int) and items > 0 else 1

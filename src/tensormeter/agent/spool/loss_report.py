@@ -1,8 +1,8 @@
-"""Reports of losses: the counts of lost items in the events that are sent to receivers.
+"""Reports of losses: counts of lost items in the events that are sent to receivers.
 
 A process's end event is encoded when the process ends. Items that the spool loses afterwards (through damage, or
-because a receiver leaves them out) are reported in another event of that process, once everything else is delivered.
-Each event replaces the counts of the previous one, so reports of one process are never added up.
+because a receiver refuses them) are reported in another event of that process, once everything else is delivered. Each
+event replaces the counts of the previous event, so a process's reports are never added up.
 """
 
 import gzip
@@ -39,7 +39,7 @@ class Report:
     """Losses that one process reports.
 
     Attributes:
-        process: Id of the process.
+        process: ID of the process.
         resource: Resource of the process, which is the source of its events.
         dropped: Number of rows that the process itself could not record, by reason.
         reported: Number of items that the spool lost and this process reports, by reason.
@@ -60,7 +60,7 @@ class Report:
 
 
 def unreported(process: str, reports: Sequence[Report], losses: Mapping[str, int]) -> dict[str, int]:
-    """Return the spool's losses that no other process has reported, so that this process reports them, by reason.
+    """Return the spool's losses that this process must report because no other process has, by reason.
 
     Args:
         process: Id of the process.
@@ -76,7 +76,7 @@ def unreported(process: str, reports: Sequence[Report], losses: Mapping[str, int
 
 
 def due(reports: Sequence[Report], losses: Mapping[str, int]) -> Report | None:
-    """Return the report of the last process if receivers do not have all losses; otherwise None.
+    """Return a new report for the process that reported last; None if receivers already have all losses.
 
     Args:
         reports: Reports so far, in order; not empty.
@@ -88,7 +88,7 @@ def due(reports: Sequence[Report], losses: Mapping[str, int]) -> Report | None:
 
 
 def anonymous(project: str, run_id: str, name: str, host: str) -> Report:
-    """Return an empty report for a run whose spool no longer lists processes. Its process id is always the same."""
+    """Return an empty report for a run whose spool lists no processes, with an ID derived from run and host."""
     process = uuid.uuid5(_NAMESPACE, as_unicode(f"{project}/{run_id}/{host}")).hex
     resource = {
         "host.name": host,

@@ -1,9 +1,9 @@
 """A spool in shared memory, used while the disk fails.
 
 When the disk has refused writes for some seconds, the agent copies the waiting requests into a spool in shared memory
-and works with that. When the disk works again, the contents are moved to the spool on the disk in one transaction. If
-the agent is killed, both spools may exist, and the next agent reads both. Requests keep their ids throughout, so none
-is stored twice.
+and uses that spool instead. When the disk works again, the contents are moved to the spool on the disk in one
+transaction. If the agent is killed, both spools may exist, and the next agent reads both. Requests keep their IDs, so
+no receiver stores a request twice.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ MAX_BYTES: Final = 64 << 20
 """Maximum size of a spool in memory, in bytes."""
 
 _MOST_COPIED: Final = MAX_BYTES // 2
-"""Maximum bytes of waiting requests to copy from the disk. The others wait there until the disk works again."""
+"""Maximum bytes of waiting requests to copy from the disk. Other requests wait on the disk until it works again."""
 
 _NOTE: Final = ("", "refuge")
-"""Key of a note in the table `aggregate`, where no process has an empty name. The note lists the copied requests."""
+"""Key of a note, which lists the copied requests, in the table `aggregate`. No process has an empty name."""
 
 _TRIAL: Final = ("", "trial")
 _TRIAL_BYTES: Final = 64 << 10
@@ -44,7 +44,7 @@ _REQUEST: Final = "id, signal, items, priority, thinned, checksum, body"
 
 
 class MemorySpool:
-    """The location of a run's spool in shared memory. Only the agent's main thread may use it."""
+    """A run's spool in shared memory. Only the agent's main thread may use it."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
@@ -136,7 +136,7 @@ class MemorySpool:
         return {}
 
     def _copy_states(self, source: Path, target: Path) -> None:
-        """Copy the destinations' state, such as how far they have written their files."""
+        """Copy the exporters' state files."""
         with contextlib.suppress(OSError, shutil.Error):
             shutil.copytree(source / "exporters", target / "exporters", symlinks=True, dirs_exist_ok=True)
 
@@ -158,7 +158,7 @@ def works(path: Path) -> bool:
 
 
 def _copy(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
-    """Copy positions, states and the oldest waiting requests."""
+    """Copy cursors, states and the oldest waiting requests."""
     # Read everything before writing anything, because the disk may fail in between.
     tables = {table: _rows(disk, table) for table in ("cursor", "process", "aggregate", "loss", "report", "origin")}
     requests, size = [], 0
@@ -182,7 +182,7 @@ def _copy(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
 
 
 def _copy_recent(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
-    """Copy requests that may be waiting and are still in memory. Nothing can be read from the disk."""
+    """Copy requests from memory that may still be waiting, because the disk cannot be read."""
     for recent in disk.recent:
         batch, signal, items, priority, check, body = recent.row
         row = (recent.sequence, batch, signal, items, priority, 0, check, body)

@@ -1,4 +1,4 @@
-"""Origin of a process, stored in the spool so that its end can be detected and sent when its ring is gone.
+"""Origin of a process, stored in the spool so that the process's end can be detected when its ring is gone.
 
 Rings are in memory. After a power failure, only the spool is left, and it does not contain the process's end event.
 """
@@ -21,10 +21,10 @@ class Origin:
 
     Attributes:
         host: Name of the machine.
-        boot: Id of the machine's boot; empty if it has none.
-        pid: Process id.
+        boot: ID of the machine's boot; empty if unknown.
+        pid: Process ID.
         began: Start time of the process, in kernel ticks since boot; empty if unknown.
-        child: Whether another process started this one, so that it does not end the run.
+        child: Whether the process is a child of another process of the run, so that its end does not end the run.
         resource: Attributes of the process's resource.
     """
 
@@ -42,7 +42,7 @@ class Origin:
 
     @classmethod
     def from_json(cls, text: str) -> "Origin | None":
-        """Decode an origin that `to_json` encoded; return None if the text is not an origin."""
+        """Decode an origin that `to_json` encoded; return None if the string is not an origin."""
         try:
             origin = cls(**json.loads(text))
         except (ValueError, TypeError, RecursionError):
@@ -52,7 +52,7 @@ class Origin:
         return origin if all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)) else None
 
     def to_json(self) -> str:
-        """Encode the origin as text for `from_json`."""
+        """Encode the origin as a string for `from_json`."""
         return json.dumps(asdict(self))
 
     @property
@@ -62,7 +62,7 @@ class Origin:
         return self.host == socket.gethostname() and bool(self.boot and here) and self.boot != here
 
     def fate(self) -> str:
-        """Return how a process without a ring ended, described for users; empty if it may be alive."""
+        """Return a description, for users, of how a process without a ring ended; empty if it may be alive."""
         if self.host != socket.gethostname():
             return ""
         if self.rebooted:
@@ -82,7 +82,7 @@ def _boot() -> str:
 
 def _began(pid: int) -> str:
     try:
-        # The program's name, in parentheses, may contain anything.
+        # The program's name, in parentheses, may contain any characters.
         fields = Path(f"/proc/{pid:d}/stat").read_bytes().rpartition(b")")[2].split()
         return os.fsdecode(fields[19])
     except (OSError, IndexError, ValueError):

@@ -1,4 +1,4 @@
-"""The latest requests of the spool, kept in memory in case the disk can no longer be read."""
+"""The spool's latest requests, kept in memory in case the disk can no longer be read."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple

@@ -1,8 +1,8 @@
 """Opening of a spool that may be damaged: a full disk may have truncated it, or bits may have flipped.
 
-The damaged file is renamed, and every readable request is copied into a new spool under its old id. A request that only
-some of its destinations have accepted may be resent to all of them under the same id. Losses count as `damaged`: the
-known items of each lost request, and at least one.
+The damaged file is renamed, and every readable request is copied into a new spool with its old ID. A request that only
+some of its destinations have accepted may be resent to all of them with the same ID. Losses count as `damaged`: all
+items of a lost request if their number is known, and at least one.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ _MOST_FAILURES: Final = 5000
 """Maximum number of sequence numbers to try, one by one, after an unreadable part."""
 
 _SMALLEST: Final = 100
-"""Size of SQLite's header in bytes. A shorter file contains nothing."""
+"""Size of SQLite's header in bytes. A shorter file has no contents."""
 
 _HEADER: Final = (
     # Bytes that every spool has at these offsets. Source: SQLite's file format, section 1.3.
@@ -59,7 +59,7 @@ def open_repaired(
         durability: Durability, as for `Spool`.
         max_bytes: Maximum size in bytes, as for `Spool`.
         damage: Description of damage that was detected in use. If given, the spool is repaired without a check, because
-            damage to an index may only show when the index is used.
+            a damaged index may be noticed only when it is used.
 
     Raises:
         SpoolError: The disk refuses access, or the spool was written by another version.
@@ -106,7 +106,7 @@ def open_repaired(
 
 
 def open_left(path: Path, *, durability: Durability = "flush", max_bytes: int | None = None) -> Spool:
-    """Open a spool as its last agent left it, and count what is missing at the end of SQLite's log.
+    """Open a spool as its last agent left it, and count data missing from the end of SQLite's log as lost.
 
     No agent may have the spool open.
 
@@ -138,7 +138,7 @@ def _open_behind(log: LogState, path: Path, *, durability: Durability, max_bytes
 
 
 def _is_gone(path: Path) -> bool:
-    """Return whether a spool is gone and only the files next to it are left."""
+    """Return whether a spool is gone, although the reserve next to it shows that there was one."""
     try:
         if path.stat().st_size >= _SMALLEST:
             return False
@@ -169,7 +169,7 @@ def _move_aside(path: Path) -> Path:
 def _opened(aside: Path) -> int:
     try:
         return open_file(aside, os.O_RDWR)
-    except OSError as error:  # do not follow links: writing through one would change another file
+    except OSError as error:  # links are not followed: writing through one would change another file
         raise SpoolError(f"cannot repair the spool {aside}: {error}") from error
 
 
@@ -192,7 +192,7 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             tables.write(new, table, rows)
             if not is_whole:
                 logger.error("rows of the table %s in %s cannot be read", table, aside)
-                # Rings also contain cursors, and processes are described again. But sums restart, and counts are lost.
+                # Cursors are also in the rings, and processes are described again. Only sums and loss counts are lost.
                 lost += table in ("aggregate", "loss")
         rejected = tables.rejected()
         columns = "destination, id, reason, signal, items, priority, checksum, body"
@@ -222,7 +222,7 @@ def _mend_header(aside: Path) -> None:
 def _salvage_requests(
     old: sqlite3.Connection, tables: "_Tables", new: sqlite3.Connection, destinations: list[str]
 ) -> tuple[int, int]:
-    """Copy requests and the destinations that they wait for, and return the same counts as `_salvage`."""
+    """Copy requests and their pending destinations, and return the same counts as `_salvage`."""
     requests = list(_readable(old, "sequence, id, signal, items, priority, thinned, checksum, body", "request"))
     good = [row for row in requests if _good(row)]
     sizes = {row[0]: row[3] for row in good}
@@ -233,7 +233,7 @@ def _salvage_requests(
     for _, sequence, items, _ in pending:
         if sequence not in sizes:
             missing[sequence] = max(1, items, missing.get(sequence, 1))
-    # Accepted requests that are not known to be on the receiver's disk are resent. An unreadable one is no loss.
+    # Accepted requests that are not known to be durable are resent. An unreadable one does not count as lost.
     kept, _ = tables.read("kept")
     unknown = {row[0] for row in requests} - sizes.keys() - missing.keys() - {row[1] for row in kept}
     lost = sum(missing.values()) + len(unknown)
@@ -261,7 +261,7 @@ def _salvage_requests(
 
 
 class _Tables:
-    """Reads the tables of a damaged spool, except its requests. The spool may have the schema of version 2."""
+    """Reader of a damaged spool's tables, except `request`. The spool may have the schema of version 2."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
@@ -274,7 +274,7 @@ class _Tables:
             self._columns = {}
 
     def read(self, table: str) -> tuple[list[tuple[Any, ...]], bool]:
-        """Return the readable rows that match their checksums, and whether those are all rows."""
+        """Return the readable rows that match their checksums, and whether these are all of the table's rows."""
         columns = self._columns.get(table)
         if columns == set():  # version 2 did not have this table
             return [], True

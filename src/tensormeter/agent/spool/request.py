@@ -25,7 +25,7 @@ class Priority(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A request that is not yet in the spool. The other fields are those of `Request`.
+    """A request that is not yet in the spool. Its other fields are those of `Request`.
 
     Attributes:
         priority: Priority of the request. None means SCALARS for metrics and ESSENTIAL for logs.
@@ -38,12 +38,12 @@ class Encoded:
 
 
 def checksum(batch: str, signal: str, items: int, body: bytes) -> int:
-    """Return a checksum over everything in a request that its receiver sees."""
+    """Return a checksum over all parts of a request that its receiver sees."""
     return zlib.crc32(body, zlib.crc32(f"{batch} {signal} {items}".encode()))
 
 
 def intact(batch: object, signal: object, items: object, body: object, expected: object) -> bool:
-    """Return whether database columns match their checksum. If bits have flipped, their types may differ, too."""
+    """Return whether database columns match their checksum. Flipped bits may have changed their types, too."""
     return (
         isinstance(batch, str)
         and isinstance(signal, str)
@@ -55,5 +55,5 @@ def intact(batch: object, signal: object, items: object, body: object, expected:
 
 
 def seal(*values: str | int) -> int:
-    """Return the checksum of a row in one of the spool's small tables, over all its other columns."""
+    """Return the checksum of a row in one of the spool's small tables, given its other columns."""
     return zlib.crc32(repr(values).encode("utf-8", "surrogatepass"))

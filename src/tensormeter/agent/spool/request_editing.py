@@ -1,4 +1,4 @@
-"""Editing of encoded requests, which is rarely needed.
+"""Editing of encoded requests that are too large or do not fit into a full spool.
 
 `halves` splits an oversized request in two. `thinned` and `condensed` reduce requests that do not fit into a full
 spool. All three accept OTLP messages with any kind of point, and return the same bytes for the same input.
@@ -23,7 +23,7 @@ _DELTA: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
 
 
 def halves(request: Request) -> tuple[Request, Request] | None:
-    """Return two requests, each with half of the items and an id derived from the request's id; None for a single item.
+    """Return two requests with half of the items each, and IDs derived from the request's ID; None for a single item.
 
     Raises:
         DecodeError, OSError: The body cannot be decompressed or decoded.
@@ -40,7 +40,7 @@ def halves(request: Request) -> tuple[Request, Request] | None:
 
 
 def thinned(body: bytes) -> tuple[bytes, int, int]:
-    """Return every second row of a metrics request, and the last point of each series.
+    """Return a metrics request with every second row and the last point of each series.
 
     All points of delta sums and delta histograms are kept, because each is part of a total.
 
@@ -54,7 +54,7 @@ def thinned(body: bytes) -> tuple[bytes, int, int]:
 
 
 def condensed(bodies: Sequence[bytes]) -> tuple[bytes, int, int]:
-    """Return the last point of each series in several metrics requests, and the points that `thinned` always keeps.
+    """Join metrics requests, keeping only the last point of each series and the points that `thinned` always keeps.
 
     Returns:
         The same values as `thinned`.
@@ -71,7 +71,7 @@ def pack(message: Any) -> bytes:
 
 
 def keep_metrics(message: Any, wanted: Callable[[Any], bool]) -> None:
-    """Remove the metrics of a request that are unwanted or have no points, then everything that is empty."""
+    """Remove a request's unwanted and empty metrics, and then scopes and resources without metrics."""
     for resource in message.resource_metrics:
         for scope in resource.scope_metrics:
             _drop_empty(scope.metrics, lambda metric: metric.WhichOneof("data") is not None and wanted(metric))
@@ -80,7 +80,7 @@ def keep_metrics(message: Any, wanted: Callable[[Any], bool]) -> None:
 
 
 def keep_points(message: Any, wanted: Callable[[Any], bool]) -> None:
-    """Remove the unwanted points of a metrics request, then everything that is empty."""
+    """Remove a request's unwanted points, and then metrics, scopes and resources without points."""
     _keep(message, lambda _number, point, _delta: wanted(point))
 
 
@@ -139,7 +139,7 @@ def _keep_last_and(message: Any, wanted: Callable[[Any], bool]) -> tuple[bytes, 
 
 
 def _keep(message: Any, wanted: Callable[[int, Any, bool], bool]) -> int:
-    """Remove the unwanted points, then everything that is empty, and return the number of remaining points.
+    """Remove unwanted points and what is then empty, and return the number of remaining points.
 
     `wanted` receives a point's number, the point, and whether it is a delta.
     """

@@ -1,10 +1,10 @@
-"""Requests that a receiver has accepted but that are not yet on the receiver's disk.
+"""Requests that a receiver has accepted but that are not yet durable there.
 
 Each row of the table `kept` describes one request and one destination. It contains the epoch and number that the
-receiver reported, how the request was divided, and how many of its items were refused. Once the request is on the
-receiver's disk, the row and the request are deleted. If the receiver's epoch changes, the request waits again. Its row
-is kept without an epoch, so that the request is resent in the same pieces, whose ids the receiver may have seen. The
-row of a partly sent request is kept for the same reason.
+receiver reported, how the request was divided, and how many of its items were refused. Once the request is durable, the
+row and the request are deleted. If the receiver's epoch changes, the request waits again. Its row is kept without an
+epoch, so that the request is resent in the same pieces, whose IDs the receiver may know. A partly sent request has such
+a row for the same reason.
 
 Call all functions in a transaction.
 """
@@ -24,11 +24,11 @@ FORGET: Final = (
     "DELETE FROM request WHERE sequence = ?1 AND NOT EXISTS (SELECT 1 FROM pending WHERE sequence = ?1) "
     "AND NOT EXISTS (SELECT 1 FROM kept WHERE sequence = ?1)"
 )
-"""Statement that deletes a request that no destination needs any longer."""
+"""Statement that deletes a request if no destination needs it any longer."""
 
 
 def keep(database: sqlite3.Connection, destination: str, sequence: int, durability: Durability, sent: str) -> None:
-    """Keep a request that a destination has accepted until it is durable.
+    """Keep a request that a destination has accepted, until it is durable there.
 
     Args:
         database: Connection to the spool.
@@ -42,7 +42,7 @@ def keep(database: sqlite3.Connection, destination: str, sequence: int, durabili
 
 
 def remember(database: sqlite3.Connection, destination: str, sequence: int, sent: str) -> None:
-    """Store how a waiting request has been sent so far."""
+    """Store how much of a waiting request has been sent, and in which pieces."""
     _write(database, [(destination, sequence, "", 0, sent)])
 
 
@@ -52,7 +52,7 @@ def settle(database: sqlite3.Connection, destination: str, condition: str, durab
     Args:
         database: Connection to the spool.
         destination: Name of the destination.
-        condition: SQL condition on the column `signal` that selects the requests.
+        condition: SQL condition on the column `signal` that selects requests.
         durability: State of the disk; None if the receiver no longer reports it, so that everything is resent a last
             time.
 
@@ -81,7 +81,7 @@ def settle(database: sqlite3.Connection, destination: str, condition: str, durab
 
 
 def forget_kept(database: sqlite3.Connection, condition: str, *arguments: str) -> None:
-    """Forget accepted requests that match an SQL condition on `destination` and `signal` and are not waiting again."""
+    """Forget accepted requests that match an SQL condition on `destination` and `signal`, unless they wait again."""
     rows = database.execute(
         f"SELECT destination, sequence FROM kept JOIN request USING (sequence) WHERE epoch != '' AND {condition}",
         arguments,
@@ -90,7 +90,7 @@ def forget_kept(database: sqlite3.Connection, condition: str, *arguments: str) -
 
 
 def give_up_kept(database: sqlite3.Connection) -> bool:
-    """Evict the oldest requests that are kept only until they are durable, and return whether there were any."""
+    """Evict the oldest accepted requests that are not yet durable, and return whether there were any."""
     rows = database.execute(
         "SELECT destination, sequence FROM kept WHERE epoch != '' ORDER BY sequence LIMIT ?", (_GIVEN_UP_AT_ONCE,)
     ).fetchall()
@@ -99,7 +99,7 @@ def give_up_kept(database: sqlite3.Connection) -> bool:
 
 
 def _write(database: sqlite3.Connection, rows: Iterable[tuple[str, int, str, int, str]]) -> None:
-    """Write rows for waiting requests. A request may have been evicted from a full spool since it was read."""
+    """Write rows for waiting requests. Skip requests that have been evicted from a full spool meanwhile."""
     database.executemany(
         "INSERT OR REPLACE INTO kept SELECT ?1, ?2, ?3, ?4, ?5, ?6 "
         "WHERE EXISTS (SELECT 1 FROM pending WHERE destination = ?1 AND sequence = ?2)",

@@ -1,8 +1,8 @@
 """The spool's tables: creating, migrating and checking them.
 
 Every row has a checksum. A request's checksum covers its body (`request.checksum`); in the other tables, it covers all
-other columns (`request.seal`). The table `pending` also contains a request's number of items, so that they can be
-counted if the request is damaged.
+other columns (`request.seal`). The table `pending` repeats a request's number of items, so that they can be counted if
+the request is damaged.
 """
 
 import re
@@ -125,19 +125,19 @@ OF_VERSION_2: Final = {
     "process": "SELECT process, started, ended FROM process",
     "loss": "SELECT reason, items, 0 FROM loss",
 }
-"""Queries for the same columns in version 2, which had checksums only for requests."""
+"""Queries for these columns in version 2, in which only requests had checksums."""
 
 HIGHEST_SEQUENCE: Final = 1 << 60
 
 _FAILURE: Final = re.compile(r"error code=(\d+)")
-"""Part of SQLite's message about a page that its check could not read."""
+"""Part of SQLite's message about a page that its integrity check could not read."""
 
 _APPLICATION_ID: Final = 0x746D7300 | _VERSION
 """A second copy of the version. If the two copies differ, the spool is damaged rather than of another version."""
 
 
 def prepare(database: sqlite3.Connection, path: Path) -> None:
-    """Create the tables in an empty file, or migrate those of version 2. Call this in a transaction.
+    """Create the tables in an empty file, or migrate tables of version 2. Call this in a transaction.
 
     Raises:
         SpoolDamagedError: The file is damaged.
@@ -163,9 +163,9 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
 def check(database: sqlite3.Connection, path: Path) -> None:
     """Check the whole file, using only SQLite to read it.
 
-    A process that closes a file releases all POSIX locks that it holds on that file. If the file were read in another
-    way, SQLite would not notice that its locks are gone. Another process that closes the database would then act as if
-    it were the last one, and delete the log.
+    A process that closes a file releases all POSIX locks that it holds on that file. If this process read the file in
+    another way, SQLite would not notice that its locks are gone. Another process that closes the database could then
+    delete the log, as if it were the last process.
 
     Raises:
         SpoolDamagedError: The file is damaged.
@@ -185,7 +185,7 @@ def check(database: sqlite3.Connection, path: Path) -> None:
         raise SpoolDamagedError(f"the spool {path} is damaged: {contradiction}")
     database.execute("BEGIN IMMEDIATE")
     try:
-        # Set the value that it already has, because BEGIN alone does not check whether the file is writable.
+        # Set the version to its current value, because BEGIN alone does not check whether the file is writable.
         database.execute(f"PRAGMA user_version = {_VERSION}")
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
@@ -197,7 +197,7 @@ def check(database: sqlite3.Connection, path: Path) -> None:
 
 
 def is_sealed(row: Sequence[Any]) -> bool:
-    """Return whether the last column of a row is the checksum of the others."""
+    """Return whether the last column of a row is the checksum of the other columns."""
     return all(isinstance(value, str | int) for value in row) and seal(*row[:-1]) == row[-1]
 
 
@@ -213,7 +213,7 @@ def of_version_2(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _contradictions(database: sqlite3.Connection) -> Iterator[str]:
-    """Yield contradictions in tables that SQLite can read."""
+    """Yield descriptions of contradictions that SQLite's own check does not find."""
     for table, columns in SEALED.items():
         for row in database.execute(f"SELECT {columns}, checksum FROM {table}"):
             if not is_sealed(row):

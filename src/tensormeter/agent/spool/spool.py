@@ -1,26 +1,25 @@
 """The spool, which stores encoded requests on disk until their receivers have accepted them.
 
 It is an SQLite database, one for each run and node. A single transaction stores requests, the position up to which each
-lane has been read, and the state of each process. Each row of a ring is therefore in the spool once or not at all, no
-matter when the agent is killed.
+lane has been read, and the state of each process. Each row of a ring is therefore stored once or not at all, no matter
+when the agent is killed.
 
 A request is deleted when every destination has accepted or rejected it. Rejected requests are kept in `quarantine`. An
-accepted request stays until it is on the receiver's disk, and may have to be resent
-(`tensormeter.agent.spool.retained`).
+accepted request is kept until it is durable, because it may have to be resent (`tensormeter.agent.spool.retained`).
 
 Each request has a checksum. A request that does not match its checksum is skipped and logged, and its items are counted
-as lost. The rows of the other tables have checksums too. If one of them does not match, the spool counts as damaged
-(`tensormeter.agent.spool.recovery`).
+as lost. The rows of the other tables have checksums too. If one of these checksums does not match, the spool counts as
+damaged (`tensormeter.agent.spool.recovery`).
 
 The size is bounded. `tensormeter.agent.spool.eviction` decides what to evict. Losses are counted by reason in `loss`.
 
 Durability: killing any process loses nothing. After a power failure, a spool with `fsync` contains everything that was
 stored. With `flush`, the last transactions may be missing. With `none`, the spool may have to be repaired
-(`tensormeter.agent.spool.recovery`). In all modes, tables are durable once they are created, and a process is durable
-once the `put` that introduces it returns.
+(`tensormeter.agent.spool.recovery`). In all modes, tables are durable once they are created, and a process's record is
+durable once the first `put` for that process returns.
 
 The journal is a write-ahead log, which needs memory shared by all processes that have the file open. Network file
-systems do not reliably provide this, so the journal is a rollback journal there.
+systems do not reliably provide such memory, so the journal there is a rollback journal.
 
 Threads: each thread opens its own `Spool`. Calls block on the disk, and wait up to 10 s for another thread's
 transaction.
@@ -54,10 +53,10 @@ __all__ = ["Retried", "Spool"]
 logger: Final = get_logger("tensormeter.agent")
 
 _ROOM_FOR_PROGRESS: Final = 1 << 20
-"""Minimum free bytes on the disk for storing how a request was divided. Delivery can do without this record."""
+"""Minimum free bytes on the disk for storing a request's progress. Delivery also works without this record."""
 
 _PAGES: Final = 64 << 10
-"""Maximum bytes that a transaction writes besides the requests, for pages of indexes and small tables."""
+"""Maximum bytes that a transaction writes in addition to requests, for pages of indexes and small tables."""
 
 
 class Retried(NamedTuple):
@@ -176,7 +175,7 @@ class Spool(SpoolQueries):
                 return row[0], request
 
     def withdraw(self, destination: str, signal: Signal) -> int:
-        """Remove a signal's requests from a destination's queue, and return the number of their items."""
+        """Remove all requests with a signal from a destination's queue, and return the number of their items."""
         with self.transaction():
             rows = self._database.execute(
                 "SELECT sequence, request.items FROM pending JOIN request USING (sequence) WHERE destination = ? AND signal = ?",
@@ -220,9 +219,9 @@ class Spool(SpoolQueries):
         Args:
             destination: Name of the destination.
             sequence: Sequence number of the request.
-            refused: Number of items that the receiver left out and that have not been counted yet.
-            durability: State of the receiver's disk. The request is kept until it is durable there; None deletes it
-                now.
+            refused: Number of items that the receiver refused and that have not been counted yet.
+            durability: State of the receiver's disk. The request is kept until it is durable there; with None, it is
+                deleted now.
             sent: Description of how the request was sent, as for `retained.keep`.
             signals: Signals of the other requests that `durability` applies to.
 
@@ -241,7 +240,7 @@ class Spool(SpoolQueries):
             recalled = bool(signals) and settle(self._database, destination, of_signals(signals), durability)
 
         if (destination, sequence) == self._done:
-            # Sequence numbers are never reused, so the database has brought back a request that it had deleted.
+            # Sequence numbers are never reused, so a deleted request has reappeared in the database.
             raise SpoolDamagedError(f"the spool {self.path} is damaged: request {sequence} cannot be deleted")
         self._mark(write)
         self._done = None if recalled else (destination, sequence)
@@ -250,7 +249,7 @@ class Spool(SpoolQueries):
     def settle(
         self, destination: str, durability: ReceiverDurability | None, signals: Sequence[Signal] = SIGNALS
     ) -> bool:
-        """Process the state of a receiver's disk as `done` does, and return whether requests are waiting again."""
+        """Process the durability that a receiver reports, and return whether requests are waiting again."""
         recalled = False
 
         def write() -> None:
@@ -263,12 +262,12 @@ class Spool(SpoolQueries):
         return recalled
 
     def remember(self, destination: str, sequence: int, sent: str, *, refused: int = 0) -> None:
-        """Store how a waiting request has been sent so far, and count its refused items.
+        """Store the progress of a waiting request, and count its refused items.
 
         See `retained.remember` for `sent`, and `done` for `refused`.
 
         Raises:
-            SpoolFullError: The disk has only the space that marking deliveries needs.
+            SpoolFullError: The disk has only the space for marking requests as delivered.
             SpoolError: The disk refuses the write.
         """
         if not self._space.has(_ROOM_FOR_PROGRESS + len(sent)):
@@ -278,7 +277,7 @@ class Spool(SpoolQueries):
             remember(self._database, destination, sequence, sent)
 
     def forget_kept(self, destinations: Sequence[str]) -> None:
-        """Forget requests accepted by other destinations, which are no longer asked what is durable."""
+        """Forget requests accepted by any other destinations, which are no longer asked what is durable."""
         with self.transaction():
             forget_kept(self._database, f"destination NOT IN ({', '.join('?' * len(destinations))})", *destinations)
 
@@ -310,9 +309,9 @@ class Spool(SpoolQueries):
         self._mark(write)
 
     def retry(self) -> Retried:
-        """Put rejected requests back into the queues of their destinations, under the same ids.
+        """Put rejected requests back into the queues of their destinations, with the same IDs.
 
-        A destination's next requests are sent even if it has refused their kinds before.
+        These requests are sent even if the destination has refused their kinds before.
         """
         requests = items = damaged = given_up = 0
         with self.transaction():
@@ -347,7 +346,7 @@ class Spool(SpoolQueries):
             items = 0
             if row is not None:
                 sizes = [pending[2] for pending in self._all_sealed("pending", "sequence = ?", sequence)]
-                # The number of items in a damaged row may be wrong, but `pending` contains it as well.
+                # A damaged row's number of items may be wrong, but `pending` contains that number as well.
                 items = row[0] if reason != "damaged" and isinstance(row[0], int) else max([1, *sizes])
                 self._count_loss(reason, items)
             self._database.execute("DELETE FROM request WHERE sequence = ?", (sequence,))
@@ -377,16 +376,16 @@ class Spool(SpoolQueries):
         return int(self._cache.get("SELECT count(*) FROM pending", 0)) + self.elsewhere
 
     def forget_rejections(self) -> None:
-        """Delete rejected requests."""
+        """Delete all rejected requests."""
         with self.transaction():
             self._database.execute("DELETE FROM quarantine")
 
     def keep_room(self) -> bool:
-        """Reserve the disk space that marking deliveries needs, and return whether it is reserved. Call this often."""
+        """Reserve disk space for marking requests as delivered, and return whether it is reserved. Call this often."""
         return self._space.keep()
 
     def _mark(self, write: Callable[[], None]) -> None:
-        """Write a change of a request's state, using the reserved disk space if the disk is full."""
+        """Write a change to a request's state, using the reserved disk space if the disk is full."""
         try:
             with self.transaction():
                 write()

@@ -58,7 +58,7 @@ class SpoolFile:
                     make_file(companion)
         try:
             self._database = sqlite3.connect(path, timeout=10, isolation_level=None)
-            # A flipped bit may leave invalid UTF-8. It must be readable, so that the checksum can detect and count it.
+            # A flipped bit may leave invalid UTF-8, which must be readable, so that the checksum can detect the damage.
             self._database.text_factory = _text
         except ERRORS as error:
             raise SpoolError(f"cannot open the spool {path}: {error}") from error
@@ -125,12 +125,12 @@ class SpoolFile:
             raise named(error, f"cannot read the spool {self.path}", self.path) from error
 
     def transaction(self) -> Transaction:
-        """Return a context manager whose statements are executed together or not at all."""
+        """Return a context manager that executes all of its statements or none."""
         return Transaction(self._database, self.path)
 
     @contextlib.contextmanager
     def _durable(self) -> Iterator[None]:
-        """Sync the transactions in the context, and all earlier ones."""
+        """Sync the transactions in the block, and all earlier ones."""
         self._set_synchronous("fsync")
         try:
             yield
@@ -138,12 +138,12 @@ class SpoolFile:
             self._set_synchronous(self._durability)
 
     def _set_synchronous(self, durability: Durability) -> None:
-        """Sync as the durability requires, if the file system supports it."""
+        """Make SQLite sync as the durability requires, if the file system supports syncing."""
         mode = "OFF" if "fsync" in self.missing else _SYNCHRONOUS[durability]
         self._database.execute(f"PRAGMA synchronous = {mode}")
 
     def _write(self, table: str, *row: str | int, replace: bool = True) -> None:
-        """Insert a row and its checksum into one of the small tables, in a transaction."""
+        """Insert a row and its checksum into one of the small tables. Call this in a transaction."""
         marks = ", ".join("?" * (len(row) + 1))
         self._database.execute(
             f"INSERT {'OR REPLACE ' if replace else ''}INTO {table} ({schema.SEALED[table]}, checksum) VALUES ({marks})",
@@ -168,11 +168,11 @@ class SpoolFile:
         return [row[:-1] for row in rows]
 
     def _count(self, query: str) -> int:
-        """Return the result of a counting query, which is executed again only if something was written."""
+        """Return the result of a counting query, which is repeated only if something was written."""
         return int(self._cached(query, lambda: int(self._fetch(query)[0])))  # type: ignore[index]
 
     def _cached(self, name: str, read: Callable[[], Any]) -> Any:
-        """Return the result of `read`, cached until something is written: it is needed many times per second."""
+        """Return the result of `read`, which is cached until something is written."""
         changes = (int(self._fetch("PRAGMA data_version")[0]), self._database.total_changes)  # type: ignore[index]
         if self._changes != changes:
             self._changes = changes
@@ -204,10 +204,10 @@ class SpoolFile:
 
 
 def _names_another_file(journal: Path) -> bool:
-    """Return whether SQLite would read another file when it replays this journal, and delete that file afterwards.
+    """Return whether replaying a journal would make SQLite read and then delete another file.
 
-    SQLite does this for transactions that span several databases, which spools never have. Others may have the spool
-    open. Their locks are on the database, so closing the journal releases none of them.
+    SQLite does this for transactions across several databases, which spools never have. Other threads may have the
+    spool open. Their locks are on the database, so closing the journal releases none of them.
     """
     try:
         with open(open_file(journal, os.O_RDONLY), "rb") as file:

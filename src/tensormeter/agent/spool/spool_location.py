@@ -26,17 +26,17 @@ TROUBLE_DELAY: Final = 1.0
 """Seconds between two attempts to use a spool that refuses writes."""
 
 TROUBLE_LIMIT: Final = 300.0
-"""Seconds that the spool may refuse writes before the agent gives up. The next agent may find a repaired disk."""
+"""Seconds that the spool may refuse writes before the agent gives up. The disk may work again for the next agent."""
 
 _DISK_PATIENCE: Final = 2.0
 """Seconds that the disk may refuse writes before the agent switches to memory."""
 
 _MEMORY_DELAY: Final = 30.0
-"""Seconds until the agent tries again to switch to memory, after memory had no room."""
+"""Seconds between two attempts to switch to memory, if memory had no room."""
 
 _FIRST_DISK_TRIAL: Final = 3.0
 _LONGEST_DISK_TRIAL: Final = 60.0
-"""Maximum seconds between two checks of whether the disk works again. The delay doubles whenever it fails again."""
+"""Maximum seconds between two checks of whether the disk works again. Each new failure doubles the delay."""
 
 _RESERVE_DELAY: Final = 5.0
 """Seconds between two attempts to reserve disk space."""
@@ -55,13 +55,13 @@ class RestoredError(SpoolDamagedError):
 
 
 class SpoolLocation:
-    """Opens one run's spool, and moves it between disk and memory.
+    """Location that opens one run's spool, and moves it between disk and memory.
 
     Only the agent's main thread may use it. It blocks on the disk.
 
     Attributes:
         in_memory: Whether the spool is in memory because the disk fails.
-        report: Description of a disk problem for users; empty if there was none.
+        report: Description of the last disk problem for users; empty if there was none.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class SpoolLocation:
         """Open the spool on the disk or, if the disk fails, the spool in memory.
 
         Args:
-            damage: Description of known damage, as for `open_repaired`.
+            damage: Description of damage that was detected in use, as for `open_repaired`.
 
         Raises:
             SpoolError, OSError: Neither spool can be opened.
@@ -153,7 +153,7 @@ class SpoolLocation:
         return True
 
     def try_disk(self) -> bool:
-        """Check from time to time whether the disk works again. If this returns True, the spool must be reopened.
+        """Return whether the disk works again, checking only from time to time. If so, the spool must be reopened.
 
         Raises:
             SpoolError: Another agent has taken over the run's directory.
@@ -176,7 +176,7 @@ class SpoolLocation:
         return True
 
     def restore_deleted(self, spool: Spool) -> None:
-        """Restore the run's directory and the spool, which is still open here, if they were deleted.
+        """Restore the run's directory and the spool if they were deleted. The spool is still open in this process.
 
         Raises:
             RestoredError: They were restored, and the spool must be reopened.
@@ -186,7 +186,7 @@ class SpoolLocation:
             self._restore(spool)
 
     def keep_room(self, spool: Spool) -> None:
-        """Reserve the disk space that marking deliveries needs."""
+        """Reserve the disk space for marking requests as delivered."""
         now = time.monotonic()
         if now >= self._reserve_at and not spool.keep_room():
             self._reserve_at = now + _RESERVE_DELAY

@@ -15,7 +15,7 @@ __all__ = ["Head", "SpoolQueries", "of_signals"]
 
 
 class Head(NamedTuple):
-    """The oldest request that is waiting for a destination. Its id is that of `Request`.
+    """The oldest request that is waiting for a destination, without its body.
 
     Attributes:
         retried: Whether the request was quarantined and then put back into the queue by `tensormeter spool retry`.
@@ -35,7 +35,7 @@ class SpoolQueries(SpoolFile):
         return Cursor(row[2], row[3]) if row else Cursor()
 
     def lifecycle(self, process: str) -> tuple[bool, bool]:
-        """Return whether the start and the end of a process are in the spool."""
+        """Return whether a process's start event and end event are in the spool."""
         row = self._sealed("process", "process = ?", process)
         return (bool(row[1]), bool(row[2])) if row else (False, False)
 
@@ -44,7 +44,7 @@ class SpoolQueries(SpoolFile):
         return {stream: state for _, stream, state in self._all_sealed("aggregate", "process = ?", process)}
 
     def processes(self) -> list[tuple[str, bool, str]]:
-        """Return the processes with data in the spool: (process, whether its end is in the spool, its origin or "")."""
+        """Return the processes in the spool, as (process, whether its end event is in the spool, origin or "")."""
         rows = self._rows(
             "SELECT process, ended, coalesce(description, '') FROM process LEFT JOIN origin USING (process) ORDER BY process"
         )
@@ -56,21 +56,21 @@ class SpoolQueries(SpoolFile):
         return row[0] if row and isinstance(row[0], int) else 0
 
     def oldest(self) -> Request | None:
-        """Return the oldest intact request for any destination, or None. Damaged requests are not counted."""
+        """Return the oldest intact request for any destination, or None. Damaged requests are not counted as lost."""
         for row in self._fetch_all("SELECT id, signal, body, items, checksum FROM request ORDER BY sequence LIMIT 10"):
             if intact(row[0], row[1], row[3], row[2], row[4]):
                 return Request(*row[:4])
         return None
 
     def head(self, destination: str, signals: Sequence[Signal] = SIGNALS, *, after: int = 0) -> Head | None:
-        """Return a destination's oldest waiting request that has one of the given signals.
+        """Return a destination's oldest waiting request with one of the given signals.
 
         The request's checksum is not checked. A request whose signal is damaged matches any signal; `read` detects the
         damage.
 
         Args:
             destination: Name of the destination.
-            signals: Signals of the request.
+            signals: Signals to consider.
             after: Sequence number after which to search.
         """
         row = self._fetch(
@@ -82,7 +82,7 @@ class SpoolQueries(SpoolFile):
         return None if row is None else Head(row[0], str(row[1]), bool(row[2]))
 
     def sent_before(self, destination: str, sequence: int) -> str | None:
-        """Return the progress of a waiting request; None if it was not sent, and "" if it was not divided."""
+        """Return a waiting request's stored progress; None if it was never sent, and "" if it was not divided."""
         row = self._fetch("SELECT sent FROM kept WHERE destination = ? AND sequence = ?", destination, sequence)
         return None if row is None else str(row[0])
 
@@ -91,12 +91,12 @@ class SpoolQueries(SpoolFile):
         return self._count("SELECT count(*) FROM kept WHERE epoch != ''")
 
     def keeps(self, destination: str, signals: Sequence[Signal] = SIGNALS) -> bool:
-        """Return whether a destination has accepted requests that are not known to be on its disk."""
+        """Return whether a destination has accepted requests that are not known to be durable."""
         query = "SELECT 1 FROM kept JOIN request USING (sequence) WHERE destination = ? AND epoch != '' AND "
         return self._fetch(f"{query} {of_signals(signals)} LIMIT 1", destination) is not None
 
     def losses(self) -> dict[str, int]:
-        """Return the number of lost items by reason, without those in quarantine."""
+        """Return the number of lost items, by reason. Quarantined items are not included."""
         losses: dict[str, int] = self._cached(
             "losses", lambda: {reason: items for reason, items, _ in self._all_sealed("loss", "1 ORDER BY reason")}
         )
@@ -113,7 +113,7 @@ class SpoolQueries(SpoolFile):
         return dict(self._cache.get("losses", {}))
 
     def reports(self) -> list[Report]:
-        """Return the losses that each process reported in its last report, in the order of the reports."""
+        """Return the last report of each process, in the order of the reports."""
         return [
             Report(process, *map(json.loads, (resource, dropped, reported)))
             for process, resource, dropped, reported, _ in self._all_sealed("report", "1 ORDER BY time")
@@ -133,7 +133,7 @@ class SpoolQueries(SpoolFile):
         return int(row[0]) if row else 0
 
     def abandoned(self, destinations: Iterable[str]) -> set[str]:
-        """Return the names of the destinations, except the given ones, that requests are waiting for."""
+        """Return the destinations with waiting requests that are not among the given ones."""
         return self.waiting_items().keys() - {*destinations}
 
     def waiting_items(self) -> dict[str, int]:
@@ -163,7 +163,7 @@ class SpoolQueries(SpoolFile):
         return self._rows("SELECT destination, reason, sum(items) FROM quarantine GROUP BY destination, reason")
 
     def used_bytes(self) -> int:
-        """Return the number of bytes in the file that its contents use."""
+        """Return the size of the file's contents in bytes, without unused pages."""
         return self.bytes_of("page_count") - self.bytes_of("freelist_count")
 
 

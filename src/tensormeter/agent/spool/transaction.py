@@ -9,7 +9,7 @@ __all__ = ["Transaction"]
 
 
 class Transaction:
-    """A context manager for BEGIN IMMEDIATE ... COMMIT that translates SQLite's errors."""
+    """A context manager that runs a transaction (BEGIN IMMEDIATE, COMMIT) and translates SQLite's errors."""
 
     def __init__(self, database: sqlite3.Connection, path: Path) -> None:
         self._database = database

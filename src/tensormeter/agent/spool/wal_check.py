@@ -1,8 +1,8 @@
-"""Check of a write-ahead log that a killed process left, made before SQLite opens the log.
+"""Check of the write-ahead log that a killed process left, before SQLite opens the log.
 
 SQLite reads a log up to the first frame that does not match its checksum, and silently drops the rest. The log's index
 (`-shm`) survives its processes and contains the length of the log. Without an index, frames of the same log after the
-first bad one show that transactions are missing. Sources: SQLite's file format, section 4; for the index, "WAL-mode
+first bad frame show that transactions are missing. Sources: SQLite's file format, section 4; for the index, "WAL-mode
 file format".
 
 A process that reads a file and closes it releases its locks on that file, so this process must not have the spool open.
@@ -42,8 +42,8 @@ class LogState(NamedTuple):
 
     Attributes:
         lost: Whether transactions are lost.
-        torn: Whether frames follow the log's last complete transaction. SQLite writes before these frames, so a later
-            check could take them for part of the log; the log should therefore be checkpointed and emptied.
+        torn: Whether frames follow the log's last complete transaction. A later check could take these frames for part
+            of the log, so the log should be checkpointed and emptied.
     """
 
     lost: bool
@@ -68,7 +68,7 @@ def mend_log(database: Path) -> "LogState":
     from it.
 
     After a power failure, the end of a log and its index may contain anything, so only SQLite's rule applies: the log
-    ends at the first bad frame. Lost data is then detected through processes without an end event (`cut_processes`).
+    ends at the first bad frame. Lost data is then noticed because processes have no end event (`cut_processes`).
 
     Args:
         database: Path of the spool. This process must not have it open.
@@ -123,7 +123,7 @@ def _read(path: Path) -> bytes:
 
 
 def _index(path: Path) -> _Index | None:
-    """Read the index; return None if it is unreliable."""
+    """Read the log's index; return None if it is unreliable."""
     try:
         content = _read(path)[: 2 * _INDEX_HEADER + 4]
     except OSError:
@@ -146,8 +146,8 @@ def _frames(log: bytes) -> tuple[int, int, int, bytes | None]:
     """Count the frames of a log.
 
     Returns:
-        Number of frames up to the last commit that match their checksums, number of complete frames of this log, number
-        of the last frame that may belong to this log, and the log's salts.
+        Number of intact frames up to the last commit, number of complete frames of this log, number of the last frame
+        that may belong to this log, and the log's salts.
     """
     if len(log) < _HEADER:
         return 0, 0, 0, None
