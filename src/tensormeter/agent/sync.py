@@ -209,7 +209,7 @@ def _shorten(value: Any) -> str:
 def wake_agent(run: RunDirectory) -> str:
     """Ask the agent that is working on a run to retry now, and return a description of the result for users."""
     if run.doubt:
-        return "its agent is at work"  # the process id in the folder is not trustworthy
+        return "its agent is at work"  # the process ID in the folder is not trustworthy
     pid = run.agent_pid()
     if pid is None or not _is_agent(pid):
         return "its agent is at work"

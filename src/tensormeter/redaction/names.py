@@ -211,10 +211,10 @@ def _judge(own: list[str], parent: list[str]) -> Suspicion:
         return Suspicion.SECRET
     if any(_STRONG.fullmatch(word) and not _NO_COOKIE.fullmatch(word) for word in words):
         return Suspicion.SECRET
-    if words[-2:] == ["token", "id"]:  # token ids of a hosted service, but not `pad_token_id`
+    if words[-2:] == ["token", "id"]:  # token IDs of a hosted service, but not `pad_token_id`
         owner = words[-3:-2] or parent[-1:]
         return Suspicion.RANDOM if owner and owner[0] in _TOKEN_IDS else Suspicion.NONE
-    if last == "id" and len(words) > 2 and words[-2] == "key":  # id of an AWS access key
+    if last == "id" and len(words) > 2 and words[-2] == "key":  # ID of an AWS access key
         return Suspicion.SECRET if words[-3] in _KEYS else Suspicion.NONE
     if last == "id":
         return Suspicion.RANDOM if before in ("session", "sess") else Suspicion.NONE

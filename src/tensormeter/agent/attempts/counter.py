@@ -3,8 +3,8 @@
 ::
 
     <settings.directory>/runs/
-        .attempts/<hash>.json     for each run with a chosen id: its latest attempt, its processes, the last steps
-        <run id>@<host>/alive     ids of the run's processes that are alive on this host; its agent touches the file
+        .attempts/<hash>.json     for each run with a chosen ID: its latest attempt, its processes, the last steps
+        <run id>@<host>/alive     IDs of the run's processes that are alive on this host; its agent touches the file
 
 Several hosts may share the directory. A process is alive on another host if that host's file lists it and was touched
 recently. Ages are differences between times from the file server, because the hosts' clocks differ.

@@ -1,10 +1,9 @@
 """The lock that an agent holds on its run.
 
 The lock consists of two files: one in the run's directory, and one in shared memory next to the rings. An agent
-normally holds both. If one of them cannot be locked, the agent holds only the other. This happens on a disk that fails
-or does not support locks, and on a machine without shared memory. An agent runs only if no other process holds either
-file. As long as one of the files can be locked, two agents can therefore never run at the same time. The file in shared
-memory can be checked even while the disk hangs.
+normally locks both. It locks only one of them on a machine without shared memory, or if the disk fails or does not
+support locks. An agent runs only if no other process holds either file. As long as one of the files can be locked, two
+agents can therefore never run at the same time. The file in shared memory can be checked even while the disk hangs.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ from tensormeter.disk.locks import unlock
 __all__ = ["AgentLock"]
 
 _CONTENT: Final = 64
-"""Maximum size of the lock files' content in bytes. They contain a process id."""
+"""Maximum size of the lock files' content in bytes. They contain a process ID."""
 
 
 class AgentLock:
@@ -59,19 +58,19 @@ class AgentLock:
             if descriptor is None:
                 return False
             self._descriptors.append(descriptor)
-            with contextlib.suppress(OSError):  # the lock is held, although the disk accepts no more data
+            with contextlib.suppress(OSError):  # the lock is held even if the disk accepts no more data
                 os.pwrite(descriptor, content, 0)
         return True
 
     def write(self, pid: int) -> None:
-        """Write the agent's process id into the lock files. From then on, the agent may be sent signals."""
+        """Write the agent's process ID into the lock files. From then on, others may send it signals."""
         for descriptor in self._descriptors:
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{pid}\n".encode(), 0)
 
     def release(self) -> None:
-        """Release the locks for every process that has inherited the descriptors."""
+        """Release the locks, also for processes that have inherited the descriptors."""
         for descriptor in self._descriptors:
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)

@@ -31,10 +31,10 @@ def encode_description(run: dict[str, Any]) -> str:
 
 
 def describe_folder(path: Path) -> dict[str, Any]:
-    """Describe a run with an unreadable `run.json` by its id and host, which form the name of its folder.
+    """Describe a run with an unreadable `run.json`, using the ID and host in its folder's name.
 
     Raises:
-        ValueError: The folder's name has another form.
+        ValueError: The folder's name is not of the form `ID@HOST`.
     """
     run_id, at, host = path.name.partition("@")
     if not at or not IDENTIFIER.fullmatch(run_id) or not _HOST.fullmatch(host):

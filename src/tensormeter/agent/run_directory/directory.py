@@ -5,20 +5,19 @@
     <settings.directory>/runs/
         .lock                     held briefly while runs are created or removed
         <run id>@<host>/
-            run.json              names of the run, path of its rings, settings
-            agent.lock            held by the agent while it runs; contains its process id
+            run.json              the run's ID and name, path of its rings, settings
+            agent.lock            held by the agent while it runs; contains its process ID
             agent.log
             spool.sqlite
 
 The rings are in `settings.buffer_directory` (shared memory) if there is one, and otherwise in the run directory.
 Folders (0700) and files (0600) are private. The directory is deleted when everything in it has been delivered.
 
-A folder with a spool or rings is a run, even if its `run.json` is missing or damaged. Its id and host are taken from
-the folder's name and the rest from the spool. It is delivered like a run in doubt.
+A folder with a spool or rings is a run, even if its `run.json` is missing or damaged. Its ID and host are taken from
+the folder's name, and the rest from the spool. It is delivered like an untrusted run.
 
-A run directory is in doubt if others could have put it there, or if a command was given its path. Its contents are then
-treated as untrusted data. The identity of the run and the temporality of its sums are read from its `run.json`; all
-other settings are the caller's.
+A run directory is untrusted (`doubt`) if others could have put it there, or if a command was given its path. Only the
+run's identity and the temporality of its sums are then read from its `run.json`; all other settings are the caller's.
 """
 
 import contextlib
@@ -53,7 +52,7 @@ from tensormeter.settings import Settings
 __all__ = ["RunDirectory", "find_runs", "list_runs", "runs_locked"]
 
 _BELIEVED: Final = ("project", "run_id", "name", "temporality")
-"""Settings that are used from a run.json in doubt: they identify the run and determine how its rows are read."""
+"""Settings that are used even from an untrusted run.json: they identify the run and determine how its rows are read."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,8 @@ class RunDirectory:
         rings: Folder of the ring files.
         run: Contents of `run.json`: run_id, name, host, created (nanoseconds), and the settings of the latest process,
             without secrets.
-        doubt: Phrase that says why the settings in `run` are not used; empty if they are used.
+        doubt: Reason why the run is untrusted and the settings in `run` are not used, as a phrase; empty if it is
+            trusted.
         damage: Phrase that describes the damage to `run.json`; empty if there is none.
     """
 
@@ -77,7 +77,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, settings: Settings, run_id: str, name: str) -> "RunDirectory":
-        """Create the directories, or find those that another rank created. Hold `runs_locked` while calling this.
+        """Create the directories, or find those of another rank. Hold `runs_locked` while calling this.
 
         Raises:
             OSError: The directories cannot be created, or belong to another user.
@@ -101,7 +101,7 @@ class RunDirectory:
             directory.restore()
         except OSError:
             with contextlib.suppress(OSError):
-                path.rmdir()  # if it is empty, because the run is stored elsewhere
+                path.rmdir()  # remove an empty folder, because the run is stored elsewhere
             raise
         return directory
 
@@ -111,7 +111,7 @@ class RunDirectory:
 
         Args:
             path: Path of the directory.
-            given: Whether the path was given to a command, so that the directory may have come from anywhere.
+            given: Whether the path was given to a command, so that the directory's origin is unknown.
 
         Raises:
             RefusedRunError: The run directory contains something that no run creates, such as a link.
@@ -161,15 +161,15 @@ class RunDirectory:
         write_file(self.path / "run.json", encode_description(self.run))
 
     def settings(self, caller: Settings | None = None) -> Settings:
-        """Return the settings to deliver with.
+        """Return the settings for delivering the run.
 
         The setting `directory` is always the current one, because the run may have been moved or copied from another
         machine.
 
         Args:
-            caller: Settings of this process; None to use those from its environment. They are used if the directory is
-                in doubt. Otherwise the run's settings are used, with secrets from this process's environment. Only
-                valid values of a damaged `run.json` are used.
+            caller: Settings of this process; None to use those from its environment. They are used if the run is
+                untrusted. Otherwise, the run's settings are used, with secrets from this process's environment. Invalid
+                values in a damaged `run.json` are ignored.
 
         Raises:
             SettingsError: The settings were written by a version with other rules.
@@ -217,7 +217,7 @@ class RunDirectory:
         return self.path / "agent.log"
 
     def ring_files(self) -> list[Path]:
-        """Return the rings that exist now. Incomplete rings, and rings where others can write, are omitted."""
+        """Return the rings that exist now, without incomplete rings and rings in folders that others can write to."""
         paths: list[Path] = []
         for folder in dict.fromkeys(self.ring_folders):
             if folder != self.rings_on_disk and (fault(folder.parent) or fault(folder)):
@@ -237,7 +237,7 @@ class RunDirectory:
 
     @property
     def unread_rings(self) -> str:
-        """Description of rings of this run that are ignored, and what to do about them; empty if there are none."""
+        """Description of this run's rings that are ignored, and what to do about them; empty if there are none."""
         weak = self.rings_weakness
         if weak and any(_owner(path) == os.geteuid() for path in self.rings.glob("*.ring")):
             return (
@@ -277,7 +277,7 @@ class RunDirectory:
 
     @functools.cached_property
     def ring_folders(self) -> list[Path]:
-        """Folders for rings: in shared memory, in the run directory, and elsewhere if those cannot be mapped."""
+        """Folders for rings: in shared memory, in the run directory, and others in case those cannot be mapped."""
         name = ring_name(path_when_made(self.path, self.run)) if self.rings == self.rings_on_disk else self.rings.name
         others = [
             place / f"tensormeter-{os.getuid()}" / name
@@ -302,7 +302,7 @@ class RunDirectory:
 
     @property
     def memory_lock(self) -> Path | None:
-        """The agent's second lock, in shared memory, so that no disk delays it; None if there is no shared memory."""
+        """The agent's second lock, in shared memory, where no disk can delay it; None if there is no shared memory."""
         return None if self.rings == self.rings_on_disk else self.rings / "agent.lock"
 
     def try_agent_lock(self) -> int | None:
@@ -327,7 +327,7 @@ class RunDirectory:
         return try_lock(self.memory_lock)
 
     def agent_pid(self) -> int | None:
-        """Return the process id of the agent that holds the lock; None if the agent is a thread or just starting."""
+        """Return the process ID of the agent that holds the lock; None if the agent is a thread or just starting."""
         for path in (self.agent_lock, self.memory_lock):
             if path is not None and (path == self.agent_lock or not self.rings_weakness):
                 with contextlib.suppress(OSError, ValueError):
@@ -335,7 +335,7 @@ class RunDirectory:
         return None
 
     def remove(self) -> None:
-        """Delete the directory, when there are no rings. Hold `runs_locked` and the agent's lock while calling this.
+        """Delete the directory, which has no rings. Hold `runs_locked` and the agent's lock while calling this.
 
         Raises:
             OSError: The directory cannot be deleted.
@@ -347,7 +347,7 @@ class RunDirectory:
 
 
 def list_runs(directory: Path) -> list[RunDirectory]:
-    """Return every run directory below `settings.directory`, oldest first. Other folders are omitted.
+    """Return every run directory below `settings.directory`, from oldest to newest. Other folders are omitted.
 
     The argument may also be a folder that contains run directories, or a single run directory.
     """
@@ -357,12 +357,12 @@ def list_runs(directory: Path) -> list[RunDirectory]:
 def find_runs(
     directory: Path, *, given: bool = False, foreign: bool = True
 ) -> tuple[list[RunDirectory], list[tuple[Path, str]]]:
-    """Find run directories as `list_runs` does, and also the folders that are refused.
+    """Find run directories, as `list_runs` does, and the folders that are refused.
 
     Args:
         directory: Directory, as for `list_runs`.
         given: Whether the directory's path was given to a command, as for `RunDirectory.open`.
-        foreign: Whether to include runs in doubt.
+        foreign: Whether to include untrusted runs.
 
     Returns:
         The runs, and the path and reason of each refused folder.
@@ -408,7 +408,7 @@ def runs_locked(directory: Path, patience: float = 5.0) -> Iterator[None]:
 
 
 def _folders(directory: Path, refused: list[tuple[Path, str]]) -> list[Path]:
-    """Return the folders in a directory that may be runs; add a directory that cannot be read to `refused`."""
+    """Return the folders in a directory that may be runs. If the directory cannot be read, add it to `refused`."""
     try:
         with os.scandir(directory) as entries:
             return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
@@ -425,7 +425,7 @@ def _first_words(error: Exception) -> str:
 
 
 def _make_runs_directory(directory: Path) -> None:
-    """Create the private folder that holds the runs, and make its parent private too if that contains nothing else."""
+    """Create the private folder for runs, and make its parent private too if the parent contains nothing else."""
     runs = directory / "runs"
     make_directory(runs)
     tighten_directory(runs)

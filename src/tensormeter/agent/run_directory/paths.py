@@ -1,4 +1,4 @@
-"""Paths of a run: its directory, and the folder of its rings in shared memory."""
+"""Paths of a run: its directory, and the folder for its rings in shared memory."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ def run_path(directory: Path, run: dict[str, Any]) -> Path:
 
 
 def path_when_made(path: Path, run: dict[str, Any]) -> Path:
-    """Return the path that a run's ring directory is named after.
+    """Return the path from which the name of a run's ring directory is derived.
 
     It is the path that the run used, unless that path now leads to another folder.
     """
@@ -31,7 +31,7 @@ def path_when_made(path: Path, run: dict[str, Any]) -> Path:
 
 
 def ring_directory(buffer: Path | None, path: Path) -> Path:
-    """Return the folder of a run's rings.
+    """Return the folder for a run's rings.
 
     Args:
         buffer: Value of the setting `buffer_directory`.
@@ -48,7 +48,7 @@ def ring_name(path: Path) -> str:
 
 
 def holds_data(path: Path) -> bool:
-    """Return whether a folder contains data of a run, even if its `run.json` is missing or damaged.
+    """Return whether a folder contains a run's data, even if its `run.json` is missing or damaged.
 
     Raises:
         OSError: The folder cannot be read.

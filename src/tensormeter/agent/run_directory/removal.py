@@ -1,4 +1,4 @@
-"""Removal of only those files that tensormeter created.
+"""Removal of the files that tensormeter created, and of no others.
 
 Every file is removed by its name inside an open folder. A link, or a folder that is swapped in meanwhile, therefore
 cannot redirect the removal.
@@ -66,7 +66,7 @@ def remove_run(path: Path, *, whole: bool) -> None:
     if not whole:
         _remove_known(path)
         return
-    # Rename first, so that a half-deleted folder is never taken for a run. `RunDirectory.create` deletes the rest.
+    # Rename first, so that a half-deleted folder is never taken for a run. `RunDirectory.create` deletes any remains.
     before = path.lstat()
     removed = path.with_name(f"{REMOVED}{path.name}-{time.time_ns()}")
     try:
@@ -79,7 +79,7 @@ def remove_run(path: Path, *, whole: bool) -> None:
     if not os.path.samestat(before, removed.lstat()):
         removed.rename(path)
         raise OSError(f"{path} was replaced while it was being removed; it is still there")
-    # This follows no links. Network file systems keep open files under other names until they are closed.
+    # This follows no links. Errors are ignored, because network file systems keep open files under other names.
     shutil.rmtree(removed, ignore_errors=True)
 
 

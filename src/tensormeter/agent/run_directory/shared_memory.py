@@ -1,6 +1,6 @@
 """Folders in shared memory. Their names are predictable, so another user may have created them first.
 
-These folders contain rings, and also runs while `settings.directory` cannot be used. A folder is used only if it
+These folders contain rings. They also contain runs if `settings.directory` cannot be used. A folder is used only if it
 belongs to this user and no other user can write to it. If the usual folder belongs to another user, runs are stored in
 a folder with an unpredictable name, which readers search for.
 """
@@ -16,7 +16,7 @@ __all__ = ["make_memory_directory", "make_private_directory", "memory_directorie
 
 
 def memory_directories(settings: Settings) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Return the folders that hold runs of this user in the same way as `settings.directory`.
+    """Return the folders in shared memory that hold this user's runs, as `settings.directory` does.
 
     Returns:
         The existing folders, and the path and reason of each refused folder.
@@ -33,9 +33,9 @@ def memory_directories(settings: Settings) -> tuple[list[Path], list[tuple[Path,
 
 
 def make_memory_directory(settings: Settings) -> Path:
-    """Find or create a folder for runs that only this user can write to, in shared memory or among temporary files.
+    """Find or create a private folder for runs, in shared memory or else among temporary files.
 
-    If another user created the usual folder, the new one has a name with an unpredictable ending.
+    If another user created the usual folder, the new folder's name ends unpredictably.
 
     Raises:
         OSError: The folder cannot be created.
@@ -73,7 +73,7 @@ def _parent(settings: Settings) -> Path:
 
 
 def _tops(parent: Path) -> list[Path]:
-    """Return the usual folder, which need not exist, and the substitutes created because another user owned it."""
+    """Return the usual folder, which need not exist, and any substitutes created because another user owned it."""
     return [parent / _name(), *sorted(parent.glob(f"{_name()}-*"))]
 
 
