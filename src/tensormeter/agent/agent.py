@@ -2,8 +2,8 @@
 
 It runs as a separate process (`tensormeter.agent.__main__`) or, for notebooks and tests, on a thread. It finds the
 run's rings, drains them into the spool and delivers from the spool. It ends when the run's last process is gone and
-everything is delivered, or when the linger timeout expires. Undelivered data remains in the spool for `tensormeter
-sync`. The agent holds the run's agent lock from start to end.
+everything is delivered, or when the linger timeout expires. Undelivered data remains in the spool, for delivery by
+`tensormeter sync`. The agent holds the run's agent lock from start to end.
 """
 
 import contextlib
@@ -328,7 +328,7 @@ class Agent:
                     )
 
     def _do_round(self, spool: Spool) -> bool:
-        """Do one round, and return whether the agent has nothing left to do."""
+        """Run one round, and return whether the agent has nothing left to do."""
         self._deliveries.check()
         if self._retrying:
             self._retrying = False
@@ -407,7 +407,7 @@ class Agent:
     def _leave(self, spool: Spool) -> bool | None:
         """End, unless a new process of the run has just started.
 
-        The agent holds the lock that `init` holds while it starts a process.
+        `init` takes the same lock, so no process can start during this check.
 
         Returns:
             Whether everything was delivered; None if the agent must continue.

@@ -27,10 +27,10 @@ logger: Final = get_logger("tensormeter")
 _INHERITED_LOCK: Final = 3
 _children: set[int] = set()
 _handed_over: set[int] = set()
-"""Descriptors of locks that are being handed over to an agent. A child that is forked meanwhile closes them."""
+"""Descriptors of locks that are being handed over to an agent. A child forked meanwhile closes them."""
 
 _warned: list[object] = []
-"""Invalid value of `sys.executable`, once a warning has reported it."""
+"""Invalid value of `sys.executable` for which a warning was logged."""
 
 _thread_agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()
 
@@ -83,7 +83,7 @@ def replace_agent(directory: RunDirectory, settings: Settings) -> bool:
 
 
 def _start(directory: RunDirectory, settings: Settings, lock: int, *, log: bool) -> None:
-    """Hand the lock over to a new agent. If `log`, this process opens the agent's log."""
+    """Hand the lock over to a new agent. If `log` is true, this process opens the agent's log."""
     _handed_over.add(lock)
     try:
         if settings.agent == "thread" or not _can_start_python():
@@ -155,7 +155,7 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
 
 
 def _output(path: Path | None) -> int:
-    """Return the file for an agent's output: its log, or /dev/null if `path` is None or cannot be opened."""
+    """Return a descriptor for an agent's output: its log, or /dev/null if `path` is None or cannot be opened."""
     if path is not None:
         with contextlib.suppress(OSError):
             log = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -171,7 +171,7 @@ def _output(path: Path | None) -> int:
 
 
 def _description(directory: RunDirectory, settings: Settings) -> int:
-    """Return a file with the run and its settings for the agent's standard input, since `run.json` may be replaced."""
+    """Return a descriptor of the run and its settings for the agent's input, because `run.json` may be replaced."""
     document = json.dumps({"directory": directory.to_json(), "settings": settings.to_json()}).encode()
     with tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else open(os.memfd_create("run"), "w+b") as file:
         file.write(document)

@@ -28,13 +28,13 @@ _STOPPED: Final = 0.75
 """Seconds since the last beat after which the pulse counts as stopped. An agent writes four beats per second."""
 
 _START: Final = 5.0
-"""Seconds that an agent may take to write its first pulse."""
+"""Seconds that an agent may take until its first beat."""
 
 _LONG: Final = 5.0
-"""Minimum seconds from an agent's start to its last pulse for it to be replaced without delay."""
+"""Minimum seconds from an agent's start to its last beat for a replacement without delay."""
 
 _WORKED: Final = 1.0
-"""Minimum seconds from an agent's first to its last pulse for it to be replaced without delay."""
+"""Minimum seconds from an agent's first beat to its last beat for a replacement without delay."""
 
 _FIRST_DELAY: Final = 1.0
 _LONGEST_DELAY: Final = 60.0

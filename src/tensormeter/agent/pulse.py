@@ -53,11 +53,11 @@ class Pulse:
         self._thread.join(_PATIENCE)
 
     def add(self, ring: RingFile) -> None:
-        """Also write into this ring, which need not be in shared memory."""
+        """Also write the time into this ring, which need not be in shared memory."""
         self._headers.setdefault(ring.path, ring.words)
 
     def remove(self, ring: RingFile) -> None:
-        """Stop writing into a ring that is about to be deleted."""
+        """Stop writing the time into a ring that is about to be deleted."""
         self._headers.pop(ring.path, None)
 
     def _run(self) -> None:

@@ -14,7 +14,7 @@ from tensormeter.ring.format import HeaderWord, SpoolLoss
 __all__ = ["StatusPublisher"]
 
 _INTERVAL: Final = 0.25
-"""Seconds between two calls of `on_status`."""
+"""Minimum seconds between two calls to `on_status`."""
 
 
 class StatusPublisher:
@@ -45,7 +45,7 @@ class StatusPublisher:
         # A flush mainly concerns metrics, so it succeeds if a receiver accepts metrics but refuses log records.
         signals: tuple[Signal, ...] = ("metrics",) if self._deliveries.logs_fail else SIGNALS
         flushed = {drain: number for drain in self._rings if (number := drain.complete_flush(signals)) is not None}
-        # Read after `pending` but publish before it, so that 0 pending requests never appear without the rejected
+        # Read this after `pending` and publish it first, so that 0 pending requests never appear without the rejected
         # items.
         rejected = spool.quarantined_items()
         losses = spool.losses()

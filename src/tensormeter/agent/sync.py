@@ -26,7 +26,7 @@ _NOT_SETTINGS_OF_DELIVERY: Final = ("mode", "directory", "agent")
 
 @dataclass(frozen=True)
 class SyncResult:
-    """Result for one run.
+    """Result of delivering one run.
 
     Attributes:
         run: Directory of the run, which is deleted if everything was delivered and nothing is kept.
@@ -48,7 +48,7 @@ class SyncResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything was delivered, and a command has already reported all losses."""
+        """Whether everything was delivered, nothing was rejected, and a command has already reported all losses."""
         return self.delivered and not self.leftover.unreported and not self.leftover.rejected
 
     @property
@@ -134,7 +134,7 @@ def sync_runs(
 def belongs_to(run: RunDirectory, url: str) -> bool:
     """Return whether a run is for a server that has just started at `url`.
 
-    It is if its endpoint has that address, or if it was offline and has the default endpoint.
+    The run is for that server if its endpoint has that address, or if it was offline and has the default endpoint.
     """
     settings = run.settings()
     wanted, server = urlsplit(settings.endpoint), urlsplit(url)

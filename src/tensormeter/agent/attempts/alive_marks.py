@@ -18,7 +18,7 @@ class AliveMarks:
         self._marked_at = 0.0
 
     def write(self, living: set[str]) -> None:
-        """Record which processes are alive, if that has changed or the last mark is old."""
+        """Update the marks if the set of living processes has changed or the last mark is old."""
         now = time.monotonic()
         if living != self._living:
             with contextlib.suppress(OSError), self._directory.siblings_locked():

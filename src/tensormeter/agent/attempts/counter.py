@@ -143,7 +143,7 @@ class AttemptRecord:
         self.steps[attempt] = max(self.steps.get(attempt, step), step)
 
     def last_step(self, attempt: int) -> int | None:
-        """Return the highest known step of earlier attempts."""
+        """Return the highest known step of all attempts before the given one."""
         return max((step for number, step in self.steps.items() if number < attempt), default=None)
 
 

@@ -1,4 +1,4 @@
-"""Settling of attempt numbers and first steps, before any data with them is delivered.
+"""Settlement of each process's attempt number and first step, before its data is delivered.
 
 A training process takes its attempt number from the record on its machine. The agent encodes rows with that number and
 marks them as unsettled (`RUN_ATTEMPT_UNSETTLED`). If a destination's receiver stores attempts, the first delivery asks
@@ -7,7 +7,7 @@ sent. Request IDs do not change.
 
 If the receiver assigns no numbers, or the destination cannot ask, data is sent with this machine's number. That number
 is marked as provisional if this machine has no record of the run. Settled numbers are stored with the run, so another
-agent and `tensormeter sync` use the same ones.
+agent and `tensormeter sync` use the same numbers.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ class Settled:
         basis: Basis of the number; see `tensormeter.conventions.attempt_number.Basis`.
         resume: Whether the run had an earlier attempt.
         number: Settled number; None while it is open.
-        first_step: Step of the first row without an explicit one; provisional while the number is open.
+        first_step: Step of the first row without an explicit step; provisional while the number is open.
         confirmed: Whether a server assigned the number.
         ended: Highest `HeaderWord.LAST_STEP` and `LAST_AUTOMATIC` of processes that ended while the number was open.
     """
@@ -254,7 +254,7 @@ class Numbering:
     def _ask(self, ask: _Ask, local: int) -> AttemptNumber | Retry | Unauthorized | None:
         """Ask for the number of an attempt.
 
-        If a host that shares the directory got a different number, ask for the last step before that number instead.
+        If a host that shares the directory got a different number, ask again for the last step before that number.
         """
         answer = ask(self._question(local))
         if isinstance(answer, AttemptNumber) and (first := self._settled_elsewhere(local)) not in (None, answer.number):

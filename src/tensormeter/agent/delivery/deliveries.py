@@ -114,7 +114,7 @@ class Deliveries:
 
     @property
     def refusals(self) -> list[tuple[float, Exception]]:
-        """Start times and errors of the spool failures that deliveries are currently seeing."""
+        """Current spool failures of the deliveries, as (start time, error)."""
         return [delivery.refusal for delivery in self._deliveries if delivery.refusal]
 
     @property

@@ -6,7 +6,7 @@ Requests are sent in order, one at a time.
 If an exporter has `independent_signals`, each signal of its destination has its own thread, backoff and position. A
 receiver that accepts only metrics then still gets them while its log records wait. As long as both signals are
 accepted, they are sent in the order in which they were recorded: a run begins before its first value and ends after its
-last one.
+last value.
 
 The delay between attempts doubles from 1 to 60 seconds with full jitter (`retrying`). A `Retry-After` header sets a
 minimum delay of up to an hour. The number of attempts is unlimited while the agent runs. Undelivered requests stay in
@@ -366,7 +366,7 @@ class Delivery:
         if request is None:
             keeps = self._pieces.keeps(spool)
             if self.failures and not keeps:
-                # The failing request has left the spool; the next one must not wait for another attempt at it.
+                # The failing request has left the spool; the next request must not wait for a retry of it.
                 self._works()
             if self._seen_arrivals != arrivals:
                 self._seen_arrivals = arrivals

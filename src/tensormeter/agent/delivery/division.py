@@ -3,7 +3,7 @@
 A receiver responds to a whole request, even if it refuses only one metric in it. The agent finds that metric by sending
 parts. The order of the attempts matters: accepted parts cannot be taken back, and many receivers refuse points that are
 older than the points they have. Prometheus, for example, stores the time of each resource and accepts no earlier point
-of any of its metrics. Therefore:
+for any metric of that resource. Therefore:
 
 1. kinds that were refused before go last;
 2. next, delta temporality is separated from the rest, then gauges from other types, as receivers refuse whole types;

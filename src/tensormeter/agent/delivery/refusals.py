@@ -68,9 +68,9 @@ class Refusals:
         """Return advice on a refused piece with these kinds.
 
         Returns:
-            `quarantine` if all kinds have been refused several times. They are retried at growing intervals, in case
-            the receiver has changed. `try one` if all kinds are probably refused, so that a single item decides.
-            Otherwise `divide`.
+            `quarantine` if all kinds have been refused several times. Such kinds are tried again at growing intervals,
+            in case the receiver has changed. `try one` if all kinds are probably refused, so that a single item
+            decides. Otherwise `divide`.
         """
         barren = min((self._barren[kind] for kind in kinds), default=0)
         if barren >= _BARREN and barren & (barren - 1):

@@ -4,8 +4,8 @@ A request that is too large for its receiver is sent in halves. A request whose 
 until each refused item is alone (`division`), and the spool quarantines those items. Kinds that are always refused are
 quarantined in larger pieces (`refusals`).
 
-A receiver identifies a resent request by its ID, so the next agent must create the same pieces as this one. Before the
-next piece is sent, the spool stores how the request was divided and which pieces are done.
+A receiver identifies a resent request by its ID, so the next agent must create the same pieces as this agent. Before
+the next piece is sent, the spool stores how the request was divided and which pieces are done.
 """
 
 import json
@@ -38,7 +38,7 @@ class RequestPieces:
     """The pieces of the oldest request for one destination. Only one thread may use it. Methods block on the disk.
 
     Attributes:
-        position: Sequence number of the first waiting request after `next`; None if no request waits.
+        position: Sequence number of the first waiting request, as found by the last `next`; None if no request waits.
     """
 
     def __init__(self, destination: str, signals: Sequence[Signal] = SIGNALS) -> None:
@@ -108,7 +108,7 @@ class RequestPieces:
 
         Args:
             spool: Spool that contains the request.
-            refused: Number of items that the receiver left out.
+            refused: Number of items that the receiver refused.
             durability: State of the receiver's disk; None if it does not report durability.
         """
         part = self._parts[0]
@@ -136,7 +136,7 @@ class RequestPieces:
         return spool.keeps(self._destination, self._signals)
 
     def settle(self, spool: Spool, durability: Durability | None) -> bool:
-        """Process the durability that the receiver reports; None if it no longer reports any.
+        """Process the durability that the receiver reports, or None if the receiver no longer reports any.
 
         Returns:
             Whether accepted requests are waiting again.

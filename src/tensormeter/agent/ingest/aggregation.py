@@ -187,7 +187,7 @@ class Observed(Aggregate):
         previous, last = self.value, self.time or start
         for observed_at, value in points:
             at = max(observed_at, last + 1)
-            reset = monotonic and value < previous  # the program has started counting again
+            reset = monotonic and value < previous  # the program has started counting from zero again
             start = last if delta or reset else start
             starts.append(start)
             sent.append(value if not delta or reset else value - previous)
@@ -340,7 +340,7 @@ class _Metadata(TypedDict):
 
 
 def describe(stream: Stream) -> _Metadata:
-    """Return a stream's metadata, as its series needs it."""
+    """Return the metadata that a stream's series needs."""
     name, version, schema_url, attributes = stream.scope or (SCOPE.name, SCOPE.version, SCOPE.schema_url, ())
     return {
         "unit": stream.unit,

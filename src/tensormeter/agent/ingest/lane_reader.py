@@ -1,8 +1,8 @@
 """Reader for the rows in a lane of a ring.
 
-NumPy finds and copies one stretch of rows at a time, which are consecutive and have the same layout. Rows of instrument
-measurements all have the same size, so they form one stretch even if the instruments alternate. The reader uses only
-the file, so the writer may be dead.
+NumPy finds and copies rows in stretches of consecutive rows with the same layout. Rows of instrument measurements all
+have the same size, so they form one stretch even if the instruments alternate. The reader uses only the file, so the
+writer may be dead.
 """
 
 import platform
@@ -115,7 +115,7 @@ class LaneReader:
         self._words = ring.words
         self._head_word = (header >> 3) + LaneWord.HEAD
         self.unreadable = 0
-        """Number of points skipped because their layout is unknown, estimated from their number of words."""
+        """Number of points in skipped, unreadable rows, estimated from the size of the rows."""
         # The space just after the cursor may already have been freed, if it contained no rows.
         self.cursor = Cursor(max(cursor.position, self._words[self._tail_word]), cursor.last_time)
 

@@ -259,7 +259,7 @@ class RingDrainer:
             result = self._processor.batch(settled.resource(resource), settled.steps)
         if result is None:
             return
-        # Do this before the rows are in the spool, because another agent would not read them again.
+        # Publish the steps before the rows are in the spool, because another agent would not read the rows again.
         words, (explicit, automatic) = self.ring.words, self._processor.last_steps
         words[HeaderWord.LAST_STEP] = max(words[HeaderWord.LAST_STEP], explicit)
         words[HeaderWord.LAST_AUTOMATIC] = max(words[HeaderWord.LAST_AUTOMATIC], automatic)
@@ -409,7 +409,7 @@ class RingDrainer:
         return [Event(RUN_END, time.time_ns(), body)]
 
     def _end(self) -> tuple[str, str]:
-        """Return the process's final state and the cause as text."""
+        """Return the process's final state and a description of the cause."""
         if self.ring.state is not State.OPEN:
             self._processor.refresh()  # the writer's last entry describes its end
             return self.ring.state.name.lower(), str(self._processor.metadata.get("end", ""))

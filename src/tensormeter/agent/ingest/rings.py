@@ -82,7 +82,7 @@ class Rings:
 
     @property
     def refusals(self) -> list[tuple[float, Exception]]:
-        """Start times and errors of the spool failures that drainers are currently seeing."""
+        """Current spool failures of the drainers, as (start time, error)."""
         return [drain.refusal for drain in self if drain.refusal]
 
     @property
@@ -155,7 +155,7 @@ class Rings:
         return is_fresh
 
     def end_cut_processes(self, spool: Spool) -> list[str] | None:
-        """Store end events for the processes that no longer have a ring, once and only if all rings can be read.
+        """Store end events for processes that no longer have a ring, but only once, and only if all rings can be read.
 
         Returns:
             Descriptions of how the processes were cut off; None if there was nothing to do.

@@ -23,11 +23,12 @@ class SelfMetrics:
     """Self-metrics of one process. Only the agent's main thread may use this class, which never blocks.
 
     `tensormeter.log.duration`: histogram of call durations in seconds, by `tensormeter.log.path`. One in 64 `direct`
-    calls (with a known row of plain numbers) and every `general` call is timed. `tensormeter.rows`: number of rows that
-    this agent has read. `tensormeter.dropped`: number of values that could not be recorded, by `tensormeter.reason`.
-    `tensormeter.ring.utilization`: largest share of any lane that is waiting to be spooled. `tensormeter.agent.lag`:
-    seconds that the oldest unspooled row has been waiting since it was read. `tensormeter.spool.requests`: number of
-    requests that are waiting for a receiver.
+    calls (with a known row of plain numbers) and every `general` call is timed.
+    `tensormeter.rows`: number of rows that this agent has read.
+    `tensormeter.dropped`: number of values that could not be recorded, by `tensormeter.reason`.
+    `tensormeter.ring.utilization`: largest share of any lane that is waiting to be spooled.
+    `tensormeter.agent.lag`: seconds that the oldest unspooled row has been waiting since it was read.
+    `tensormeter.spool.requests`: number of requests that are waiting for a receiver.
     """
 
     def __init__(self, ring: RingFile, processor: BatchMeasurementProcessor, interval: float) -> None:

@@ -69,7 +69,7 @@ def check_contents(path: Path) -> None:
     """Check that a run directory contains only files and folders, so that nothing is written elsewhere.
 
     Raises:
-        RefusedRunError: It contains something else, such as a link.
+        RefusedRunError: The directory contains something else, such as a link.
     """
     own = path.stat().st_uid in (0, os.geteuid())
     for folder, folders, files in os.walk(path):

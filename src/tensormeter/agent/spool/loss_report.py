@@ -63,7 +63,7 @@ def unreported(process: str, reports: Sequence[Report], losses: Mapping[str, int
     """Return the spool's losses that this process must report because no other process has, by reason.
 
     Args:
-        process: Id of the process.
+        process: ID of the process.
         reports: Reports of all processes.
         losses: Losses of the spool, by reason.
     """

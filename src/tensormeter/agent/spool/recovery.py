@@ -255,7 +255,7 @@ def _salvage_requests(
         good,
     )
     tables.write(new, "pending", waiting)
-    # Without an epoch, requests wait again and are sent in the same pieces, whose ids the receiver may have seen.
+    # Without an epoch, requests wait again and are sent in the same pieces, whose IDs the receiver may know.
     tables.write(new, "kept", [(row[0], row[1], "", 0, row[4]) for row in kept if row[1] in sizes])
     return len(good), lost
 

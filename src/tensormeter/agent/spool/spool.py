@@ -122,16 +122,17 @@ class Spool(SpoolQueries):
         Args:
             requests: Requests to store.
             destinations: Names of the requests' destinations. Without destinations, requests are not stored.
-            process: Id of the process.
+            process: ID of the process.
             cursors: Positions up to which lanes have been read, by lane.
-            started: Whether the start of the process is in the spool.
-            ended: Whether the end of the process is in the spool.
+            started: Whether the process's start event is in the spool.
+            ended: Whether the process's end event is in the spool.
             aggregates: States of the aggregated streams that have changed.
-            origin: Description of where the process runs, given once. It makes the transaction durable in every mode.
+            origin: Description of where the process runs, passed only once. It makes the transaction durable in every
+                mode.
             report: Losses that one of the requests reports.
 
         Raises:
-            SpoolError: The disk refuses, or the rest of its space is needed to mark requests as delivered. Nothing is
+            SpoolError: The disk refuses the write, or has only the space for marking requests as delivered. Nothing is
                 stored.
         """
         to = tuple(destinations)
