@@ -1,4 +1,4 @@
-"""Functions that fit documents into a size limit: they measure documents as JSON and leave out values."""
+"""Functions that fit JSON documents into a size limit by leaving out values."""
 
 import json
 from collections.abc import Mapping

@@ -35,7 +35,7 @@ PIXEL_BYTES: Final = 60 << 20
 """Limit for an image's pixels before encoding, and for the pixels of all images in a table together, in bytes."""
 CONFIG_BYTES: Final = 1 << 20
 ALERT_CHARACTERS: Final = 65_536
-"""Limit for the text of an alert, in characters; longer texts are truncated."""
+"""Limit for the text of an alert, in characters; longer text is truncated."""
 TITLE_CHARACTERS: Final = 1_024
 """Limit for the title of an alert, in characters; longer titles are truncated."""
 CAPTION_CHARACTERS: Final = 65_536

@@ -66,7 +66,7 @@ def locked(path: Path, patience: float = _PATIENCE) -> Iterator[None]:
     At worst, a second agent starts, finds the first agent's lock and exits.
 
     Raises:
-        OSError: The file cannot be created, or files cannot be locked there.
+        OSError: The file cannot be created, or its file system does not support locks.
     """
     descriptor = _open(path)
     try:
@@ -85,7 +85,7 @@ def try_lock(path: Path) -> int | None:
         Descriptor that holds the lock, even after exec in a child that inherits it; None if the lock is held.
 
     Raises:
-        OSError: The file cannot be created, or files cannot be locked there.
+        OSError: The file cannot be created, or its file system does not support locks.
     """
     while True:
         descriptor = _open(path)

@@ -1,7 +1,7 @@
 """Private folders and files: creating them, and checking existing ones.
 
-Folders have mode 0700 and files 0600 under any umask. Opening a file never follows a symbolic link. Any thread may call
-these functions, which block on the disk.
+Folders have mode 0700 and files have mode 0600, under any umask. Opening a file never follows a symbolic link. Any
+thread may call these functions, which block on the disk.
 """
 
 import contextlib
@@ -93,7 +93,7 @@ def tighten_directory(path: Path) -> None:
     """Check that a folder belongs to this user, and remove all other users' permissions.
 
     Raises:
-        PermissionError: The folder belongs to another user. Root only gets a warning.
+        PermissionError: The folder belongs to another user. For root, this is only a warning.
         OSError: The path is not a folder.
     """
     link = path.lstat()
@@ -108,8 +108,8 @@ def tighten_directory(path: Path) -> None:
             complaint = f"{path} belongs to {_name(status.st_uid)}, who could replace its content"
             if os.geteuid() != 0:
                 raise PermissionError(f"{complaint}; set TENSORMETER_DIR to a folder of your own")
-            # This happens in a container that mounts a folder of a user on the host. Delivery does not trust such runs'
-            # settings.
+            # This happens in a container that mounts a folder from the host. Delivery does not trust the settings of
+            # such runs.
             _warn_once(f"{complaint}; `tensormeter sync` delivers it with its own settings")
         if status.st_mode & _OTHERS:
             with contextlib.suppress(OSError):  # some file systems have no modes
@@ -166,7 +166,7 @@ def open_file(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
 
 
 def oddity(path: Path) -> str:
-    """Describe what is in the place of one of our files, and what to do about it.
+    """Describe an unexpected entry in the place of one of our files, and what to do about it.
 
     Returns:
         Sentence that contains the path; empty if the file is regular or missing, or if the disk fails.

@@ -1,4 +1,4 @@
-"""A check of whether a disk responds, which does not block on the disk.
+"""A non-blocking check of whether a disk responds.
 
 A process that waits for a hanging file system cannot be killed, even by SIGKILL. A separate process therefore accesses
 the disk first. If the disk hangs, only that process is stuck, and not a thread of the training process.

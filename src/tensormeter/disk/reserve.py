@@ -1,7 +1,8 @@
 """Reserved disk space for writes that must succeed on a full disk.
 
-An agent needs reserved space to mark requests as delivered. Without it, they would be resent forever. A server needs
-reserved space to empty its write-ahead log and to delete runs. Without it, the server could never free space again.
+An agent needs reserved space to mark requests as delivered. Without it, delivered requests would be resent forever. A
+server needs reserved space to empty its write-ahead log and to delete runs. Without it, the server could never free
+space again.
 """
 
 import contextlib

@@ -84,7 +84,7 @@ def opentelemetry_endpoint(default: str, *, warn: bool) -> str | None:
     """Return the base URL in `OTEL_EXPORTER_OTLP_ENDPOINT`, without credentials.
 
     Args:
-        default: Endpoint that replaces an invalid one, for the warning.
+        default: Endpoint that replaces an invalid endpoint, as named in the warning.
         warn: Whether to warn about an invalid endpoint.
 
     Returns:

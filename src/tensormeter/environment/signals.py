@@ -35,7 +35,8 @@ def excluded_signals(destination: str, options: Mapping[str, str]) -> tuple[Excl
     """Return the signals that are not sent to a destination.
 
     The destination's option takes precedence over `OTEL_METRICS_EXPORTER` and `OTEL_LOGS_EXPORTER`. Only `otlp`
-    destinations can leave out a signal. Other destinations need both, because a run consists of values and events.
+    destinations can leave out a signal. Other destinations need both signals, because a run consists of values and
+    events.
 
     Args:
         destination: Name of the destination in the settings.

@@ -103,7 +103,7 @@ def ignore(variable: str, expected: str, instead: str) -> None:
     Args:
         variable: Name of the variable.
         expected: Description of valid values.
-        instead: Value that is used instead.
+        instead: Value that is used instead of the invalid one.
     """
     warn_once(variable, f"expected {expected}; {instead} is used instead")
 
@@ -137,7 +137,7 @@ def read_seconds(variable: str, low: float, high: float, instead: str, *, zero: 
         variable: Name of the variable.
         low: Minimum seconds; shorter durations are raised to it.
         high: Maximum seconds; longer durations are reduced to it.
-        instead: Value that replaces an invalid duration, for the warning.
+        instead: Value that replaces an invalid duration, as named in the warning.
         zero: Seconds that 0 stands for; None if 0 is invalid.
 
     Returns:

@@ -62,7 +62,7 @@ _KUBERNETES: Final = {
     "k8s.container.name": ("K8S_CONTAINER_NAME", "CONTAINER_NAME"),
     "k8s.job.name": ("JOB_NAME",),
 }
-"""Usual variables for the Kubernetes downward API. Only a pod's host name is always set."""
+"""Variables commonly set through the Kubernetes downward API. Only a pod's host name is always set."""
 
 _NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 

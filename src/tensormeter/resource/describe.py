@@ -48,7 +48,7 @@ _NODE_ATTRIBUTES: Final = (
 )
 
 _MOST_ATTRIBUTE_BYTES: Final = 16_384
-"""Maximum bytes of attributes from the environment. Receivers limit resources, our server to 64 KiB of JSON."""
+"""Maximum bytes of attributes from the environment. Our server, for example, limits a resource to 64 KiB of JSON."""
 
 _IDENTITY: Final = (SERVICE_NAME, RUN_ID, "host.name", "host.id")
 """Attributes that identify a node. Containers may share a `host.id`, and machines without a network a `host.name`."""
