@@ -62,12 +62,14 @@ class _MovedError(Exception):
 class Agent:
     """Worker that drains and delivers one run. `run` uses the calling thread, plus one thread for each delivery.
 
+    The attributes describe the result of `run`.
+
     Attributes:
-        error: Reason for an incomplete delivery; set by `run`.
-        accepted: Whether receivers accepted everything, even if some data is not yet durable there; set by `run`.
+        error: Reason for an incomplete delivery.
+        accepted: Whether receivers accepted everything, even if some data is not yet durable there.
         cut: Descriptions of the run's processes that ended abruptly. Their last values may be missing.
-        leftover: Data that the run leaves on this machine; set by `run`.
-        unreachable: Destinations that could not be reached; set by `run`.
+        leftover: Data that the run leaves on this machine.
+        unreachable: Destinations that could not be reached.
     """
 
     def __init__(

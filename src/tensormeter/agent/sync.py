@@ -81,12 +81,7 @@ class SyncResult:
 
 @dataclass(frozen=True)
 class SkippedRun:
-    """A folder that was skipped.
-
-    Attributes:
-        path: Path of the folder.
-        reason: Reason for skipping the folder.
-    """
+    """A folder that was skipped, and the reason."""
 
     path: Path
     reason: str

@@ -16,7 +16,7 @@ class KernelLock(NamedTuple):
         kind: Kind of the lock: FLOCK, POSIX or OFDLCK.
         pid: Process ID of the holder.
         major: Major number of the file's device. On some file systems, it differs from the one in `stat`.
-        minor: Minor number of the file's device. On some file systems, it differs from the one in `stat`.
+        minor: Minor number of the file's device, with the same limitation.
         inode: Inode of the file.
     """
 

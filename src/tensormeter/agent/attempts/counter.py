@@ -233,7 +233,6 @@ def _living_elsewhere(record: AttemptRecord, directory: RunDirectory, now: float
 
 
 def _living_here(directory: RunDirectory) -> set[str]:
-    """Return the run's living processes on this host."""
     processes = set()
     for path in directory.ring_files():
         with contextlib.suppress(RingError, OSError):
@@ -288,6 +287,5 @@ def _number(value: Any) -> int | None:
 
 
 def _read_settled(document: Any) -> dict[str, int]:
-    """Return the valid settled numbers in a record."""
     items = document.items() if isinstance(document, dict) else ()
     return {process: number for process, number in items if type(number) is int and 1 <= number <= MAX_ATTEMPT}

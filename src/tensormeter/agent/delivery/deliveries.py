@@ -124,7 +124,6 @@ class Deliveries:
 
     @property
     def unreachable(self) -> tuple[str, ...]:
-        """Destinations that cannot be reached."""
         return tuple(delivery.destination for delivery in self._deliveries if delivery.stalled and not delivery.parked)
 
     @property

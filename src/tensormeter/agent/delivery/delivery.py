@@ -98,8 +98,7 @@ def deliveries(
     """Create the deliveries to the given destinations: one `Delivery` per destination, or one per signal.
 
     Args:
-        destinations: Entry-point names of exporters, each followed by a colon and a label if there are several of a
-            kind.
+        destinations: Names of the destinations, as for `Delivery`.
         spool: Path of the spool.
         settings: Settings of the run.
         on_progress: Callback, as for `Delivery`.

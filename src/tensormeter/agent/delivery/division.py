@@ -97,7 +97,7 @@ def piece_of(request: Request, *, keeps_steps: bool = False) -> Piece:
 
     Args:
         request: Request to count.
-        keeps_steps: Whether steps stay with their values and do not count as items.
+        keeps_steps: Value of `Piece.keeps_steps`.
 
     Raises:
         DecodeError, OSError: The body cannot be decompressed or decoded.

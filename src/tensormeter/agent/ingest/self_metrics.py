@@ -46,7 +46,6 @@ class SelfMetrics:
         self._next = time.monotonic() + interval
 
     def due(self) -> bool:
-        """Return whether a report is due."""
         return self._interval > 0 and time.monotonic() >= self._next
 
     def report(self, pending_requests: int) -> list[Series]:

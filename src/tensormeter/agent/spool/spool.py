@@ -354,7 +354,6 @@ class Spool(SpoolQueries):
         return items
 
     def count_loss(self, reason: str, items: int) -> None:
-        """Count items as lost for a reason."""
         with self.transaction():
             self._count_loss(reason, items)
 
