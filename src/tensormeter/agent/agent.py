@@ -176,7 +176,7 @@ class Agent:
         self._lock.write(os.getpid())
 
     def _begin(self) -> bool:
-        """Acquire the rest of the lock, and signal to the run's processes that they have an agent.
+        """Acquire the rest of the agent's lock, and show the run's processes that they have an agent.
 
         Returns:
             False if another agent holds the lock.

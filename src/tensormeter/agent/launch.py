@@ -129,7 +129,7 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
     environment = dict(os.environ)
     environment.pop("TENSORMETER_TOKEN", None)
     if settings.token:
-        environment["TENSORMETER_TOKEN"] = settings.token  # through the environment, because everyone can see arguments
+        environment["TENSORMETER_TOKEN"] = settings.token  # not as an argument, which everyone could see
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[variable] = "1"
     path = os.fspath(directory.path)

@@ -32,7 +32,7 @@ _STOP_TIMEOUT: Final = 0.5
 
 
 class NodeMetrics:
-    """Sampler of node metrics for as long as a training process is open on this node.
+    """Sampler of node metrics while the run has an open training process on this node.
 
     Only the agent's main thread may use it.
     """

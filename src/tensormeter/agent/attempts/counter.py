@@ -139,7 +139,7 @@ class AttemptRecord:
             self.provisional = self.provisional and not confirmed
 
     def note_step(self, attempt: int, step: int) -> None:
-        """Record that a process of an attempt logged steps up to the given one."""
+        """Record that a process of an attempt logged steps up to the given step."""
         self.steps[attempt] = max(self.steps.get(attempt, step), step)
 
     def last_step(self, attempt: int) -> int | None:

@@ -164,7 +164,7 @@ class Numbering:
             self._ready.set()
 
     def register(self, metadata: Mapping[str, Any]) -> None:
-        """Register a process whose ring was found, and hold delivery until `poll`.
+        """Register a process whose ring was found, and hold delivery until `poll` releases it.
 
         Only the agent's main thread may call this.
         """

@@ -79,7 +79,7 @@ _ASK_AFTER: Final = 10.0
 """Seconds after a receiver's last response until it is asked what is durable. Responses to requests report this too."""
 
 _ASK_AGAIN: Final = 0.5
-"""Seconds between two such questions. A receiver syncs when asked, so one question is usually enough."""
+"""Seconds between two questions about durability. A receiver syncs when asked, so one question is usually enough."""
 
 _HANGING: Final = 15.0
 """Seconds after which an attempt counts as hanging, or three times `export_timeout` if that is longer."""

@@ -35,7 +35,7 @@ _TRIES: Final = 3
 """Number of attempts, each raising an exception, after which a request is divided."""
 
 _TRIES_OF_ITEM: Final = 2
-"""Number of such attempts after which a single item is quarantined. Larger parts of a request get one attempt."""
+"""Number of attempts, each raising an exception, after which a single item is quarantined. Larger parts get one."""
 
 _LEAST: Final = 2
 """Number of points in a request that cannot be divided: a value and its step."""

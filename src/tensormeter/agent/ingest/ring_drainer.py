@@ -99,7 +99,8 @@ class RingDrainer:
         self._heartbeat_interval = settings.heartbeat_interval
         self._offline = settings.mode == "offline"
         self._spooled_flush = (0, 0)
-        """Last flush request whose rows are all in the spool, and the spool's last sequence number at that time."""
+        """Number of the last flush request whose rows are all in the spool, and the spool's last sequence number
+        then."""
         ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
         ring.words[HeaderWord.ENDED] = self._ended
 

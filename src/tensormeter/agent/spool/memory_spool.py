@@ -193,7 +193,7 @@ def _copy_recent(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
 
 
 def _move(memory: Spool, disk: Spool, note: dict[str, Any]) -> None:
-    """Merge the spool in memory into the spool on the disk, in a transaction of the latter."""
+    """Merge the spool in memory into the spool on the disk. Call this in a transaction of the spool on the disk."""
     copied = [number for number in note.get("copied", ()) if isinstance(number, int)]
     _execute(disk, "DELETE FROM request WHERE sequence = ?", [(number,) for number in copied])
     pending, kept = _rows(memory, "pending"), _rows(memory, "kept")

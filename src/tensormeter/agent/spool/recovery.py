@@ -295,7 +295,7 @@ class _Tables:
         )
 
     def rejected(self) -> list[tuple[Any, ...]]:
-        """Return the readable rows of `quarantine` without their numbers."""
+        """Return the readable rows of `quarantine` without the column `number`."""
         if "checksum" in self._columns.get("quarantine", {"checksum"}):
             columns = "number, destination, id, reason, signal, items, priority, checksum, body"
             return [row[1:] for row in _readable(self._database, columns, "quarantine", key="number")]

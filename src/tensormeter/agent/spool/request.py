@@ -11,7 +11,7 @@ __all__ = ["Encoded", "Priority", "checksum", "intact", "seal"]
 
 
 class Priority(enum.IntEnum):
-    """Priority of a request in a full spool. The lowest priority is evicted first, and ESSENTIAL never."""
+    """Priority of a request in a full spool. Low priorities are evicted first; ESSENTIAL requests are never evicted."""
 
     SYSTEM = 0
     """Host and GPU statistics, and heartbeats."""
