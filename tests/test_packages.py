@@ -41,7 +41,10 @@ def test_a_missing_package_is_named_at_the_start_and_at_the_end(tmp_path):
     assert before.count("wandb: ") == 1
     assert f"would be imported from {package}" in before
     assert "pip install 'tensormeter[wandb]'" in before
-    assert "run r is not delivered to wandb yet (wandb: SettingsError: wandb needs the package 'wandb'" in after
+    assert (
+        "run r has not been fully delivered to wandb yet (wandb: SettingsError: wandb needs the package 'wandb'"
+        in after
+    )
     assert "http://" not in after
 
 

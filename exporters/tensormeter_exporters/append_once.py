@@ -91,7 +91,7 @@ class AppendOnce:
             files = {Path(path): (int(before), int(after)) for path, before, after in document["files"]}
             writer = str(document["writer"])
             if not _WRITER.fullmatch(writer):
-                raise ValueError(f"{state}: the writer is {writer!r}")
+                raise ValueError(f"{state}: invalid writer {writer!r}")
             self._files = {path: lengths for path, lengths in files.items() if self._may_hold(path, writer)}
             self._id = str(document["id"])
             self.writer = writer
@@ -99,7 +99,7 @@ class AppendOnce:
             self._files = {}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._files = {}
-            logger.warning("%s cannot be read (%s); later requests go to new files", state, error)
+            logger.warning("cannot read %s (%s); later requests will be written to new files", state, error)
 
     def _may_hold(self, path: Path, writer: str) -> bool:
         inside = not path.is_symlink() and path.resolve().is_relative_to(self._directory.resolve())

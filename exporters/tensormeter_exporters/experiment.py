@@ -98,8 +98,8 @@ class ExperimentExporter:
             return Rejected(answer.reason, divide=answer.status in _CONTENT)
         if answer.status in (401, 403):
             return Unauthorized(
-                f"{answer.reason}; set TENSORMETER_TOKEN to a token of that server, or, if it is OpenTelemetry's endpoint, "
-                "OTEL_EXPORTER_OTLP_HEADERS to credentials that it accepts"
+                f"{answer.reason}; set TENSORMETER_TOKEN to a token for that server, or, if the endpoint comes from "
+                "OpenTelemetry's variables, set OTEL_EXPORTER_OTLP_HEADERS"
             )
         if answer.status == 413:
             return TooLarge(answer.reason)
@@ -248,7 +248,8 @@ def _route(target: OtlpTarget) -> OtlpPost | Exporter:
         from tensormeter_exporters.otlp.grpc import OtlpGrpcSender  # imported only if used
     except ModuleNotFoundError as error:
         raise SettingsError(
-            f"OTEL_EXPORTER_OTLP_PROTOCOL=grpc needs the package {error.name!r}; pip install 'tensormeter[grpc]', or set it "
-            "to http/protobuf, and OTEL_EXPORTER_OTLP_ENDPOINT to the port of OTLP over HTTP"
+            f"OTEL_EXPORTER_OTLP_PROTOCOL=grpc needs the package {error.name!r}; run pip install "
+            "'tensormeter[grpc]', or use http/protobuf and set OTEL_EXPORTER_OTLP_ENDPOINT to the server's OTLP/HTTP "
+            "port"
         ) from None
     return OtlpGrpcSender(target, target.timeout)

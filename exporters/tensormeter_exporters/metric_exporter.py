@@ -108,5 +108,5 @@ class TensormeterMetricExporter(MetricExporter):
                         continue
                 case _:
                     reason = outcome.reason
-            logger.error("%d points are lost: %s", request.items, reason)
+            logger.error("lost %d points: %s", request.items, reason)
             return MetricExportResult.FAILURE

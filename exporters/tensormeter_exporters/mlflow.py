@@ -63,8 +63,10 @@ File systems allow 255 per part, including step and extension.
 _UNSAFE: Final = re.compile(r"[^\w./: -]")
 _UNSAFE_EXTENSION: Final = re.compile(r"[^a-z0-9]")
 
-_RULE: Final = f"MLflow's names have letters, digits and _ - . / :, and here up to {_LONGEST_NAME} characters"
-_PATH_RULE: Final = f"paths of artifacts have letters, digits and _ - . / :, and up to {_LONGEST_PATH} bytes"
+_RULE: Final = f"MLflow allows only letters, digits and _ - . / : in names, and at most {_LONGEST_NAME} characters here"
+_PATH_RULE: Final = (
+    f"MLflow allows only letters, digits and _ - . / : in artifact paths, and at most {_LONGEST_PATH} bytes"
+)
 
 _OWN_TAGS: Final = ("mlflow.", "tensormeter.")
 
@@ -121,7 +123,7 @@ class MlflowExporter(DecodingExporter):
         self._runs: dict[tuple[str, str], tuple[str, str]] = {}
         name = config.destination or "mlflow"
         self._keys = ChangedNames(name, _RULE, _clean, _LONGEST_NAME)
-        self._tags = ChangedNames(name, f"{_RULE}; its own tags begin with `mlflow.`", _clean_tag, _LONGEST_NAME)
+        self._tags = ChangedNames(name, f"{_RULE}; the prefix `mlflow.` is reserved", _clean_tag, _LONGEST_NAME)
         self._series = SeriesNames(name, config.state, self._keys, _clean_part, _LONGEST_NAME)
         self._paths = ChangedNames(name, _PATH_RULE, _clean_path, _LONGEST_PATH, in_bytes=True)
         self._media: dict[tuple[str, str, str, str], int] = {}
@@ -232,7 +234,7 @@ class MlflowExporter(DecodingExporter):
             elif len(part) > 1:
                 waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
         if waiting:
-            refused.add(f"{kind}: MLflow refuses all of them", sum(map(len, waiting)))
+            refused.add(f"{kind}: MLflow refused all of them", sum(map(len, waiting)))
         return stored
 
     def _log_event(self, run_event: RunEvent, refused: RefusedItems) -> None:
@@ -307,7 +309,7 @@ class MlflowExporter(DecodingExporter):
             name = self._keys(key)
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             if len(text) > _MAX_VALUE:
-                refused.add(f"parameter {name} has {len(text)} characters, MLflow's limit is {_MAX_VALUE}")
+                refused.add(f"parameter {name} has {len(text)} characters; MLflow's limit is {_MAX_VALUE}")
             elif name not in known:
                 fresh.append(Param(name, text))
             elif known[name] != text:
@@ -344,7 +346,7 @@ class MlflowExporter(DecodingExporter):
             run = active[0]
         elif runs:
             raise _Deleted(
-                f"MLflow's run {runs[0].info.run_id} was deleted; restore it in MLflow's page or with `mlflow runs restore "
+                f"MLflow run {runs[0].info.run_id} was deleted; restore it in MLflow's UI or with `mlflow runs restore "
                 f"--run-id {runs[0].info.run_id}`, or discard the pending data with `tensormeter spool purge`"
             )
         else:
@@ -363,8 +365,9 @@ class MlflowExporter(DecodingExporter):
                     raise
         if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
             raise _Deleted(
-                f"MLflow's experiment {name!r} was deleted; restore it in MLflow's page or with `mlflow experiments restore "
-                f"--experiment-id {experiment.experiment_id}`, or set another one with the option `experiment`"
+                f"MLflow experiment {name!r} was deleted; restore it in MLflow's UI or with `mlflow experiments "
+                "restore "
+                f"--experiment-id {experiment.experiment_id}`, or choose another one with the option `experiment`"
             )
         return experiment.experiment_id
 
@@ -434,7 +437,8 @@ def _outcome(error: MlflowException) -> Outcome:
         return Unauthorized(f"{reason}; set MLFLOW_TRACKING_TOKEN")
     if _INACTIVE.search(str(error.message)):
         return Retry(
-            f"{reason}; restore it in MLflow's page or with `mlflow runs restore` (of an experiment: `mlflow experiments "
+            f"{reason}; restore it in MLflow's UI or with `mlflow runs restore` (for an experiment: `mlflow "
+            "experiments "
             "restore`), or discard the pending data with `tensormeter spool purge`"
         )
     if error.error_code in _PERMANENT:

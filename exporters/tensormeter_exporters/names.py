@@ -93,9 +93,9 @@ class ChangedNames:
     def _warn(self, original: str, name: str) -> None:
         self._warnings += 1
         if self._warnings <= _MOST_WARNINGS:
-            more = "; no further changed names are reported" if self._warnings == _MOST_WARNINGS else ""
+            more = "; further renames will not be reported" if self._warnings == _MOST_WARNINGS else ""
             clean = self._clean(original) == original and name.startswith(original)
-            rule = "changed names end like this one" if clean else self._rule
+            rule = "names that look like a changed name also get a suffix" if clean else self._rule
             logger.warning(
                 "%s: %r is stored as %r: %s%s", self._destination, _short(original), _short(name), rule, more
             )

@@ -57,14 +57,14 @@ class OTelExporter(DecodingExporter):
         entries = entry_points(group=_GROUP, name=config.label)
         if not entries:
             known = ", ".join(sorted(entry_points(group=_GROUP).names))
-            raise SettingsError(f"exporters: expected otel:NAME with a name of {known}, got {config.destination!r}")
+            raise SettingsError(f"exporters: expected otel:NAME with a NAME from {known}; got {config.destination!r}")
         (entry,) = entries
         try:
             exporter = entry.load()()
         except Exception as error:
             raise SettingsError(
-                f"{config.destination}: {entry.value} cannot be constructed ({type(error).__name__}: {error}); see "
-                "the environment variables that it reads"
+                f"{config.destination}: cannot create {entry.value} ({type(error).__name__}: {error}); check the "
+                "environment variables that it reads"
             ) from None
         if not isinstance(exporter, MetricExporter):
             raise SettingsError(f"{config.destination}: {entry.value} is not a metric exporter")
@@ -79,7 +79,7 @@ class OTelExporter(DecodingExporter):
             if not self._logs_reported:
                 self._logs_reported = True
                 logger.info(
-                    "%s accepts metrics only: configuration, state and media are not sent there", self._destination
+                    "%s accepts only metrics; configuration, run states and media are not sent to it", self._destination
                 )
             return Accepted()
         body = decompress(request)
@@ -88,7 +88,7 @@ class OTelExporter(DecodingExporter):
         result = self._exporter.export(data, timeout_millis=self._timeout * 1000)
         if result is not MetricExportResult.SUCCESS:
             return Retry(f"{type(self._exporter).__name__} failed; see its log messages")
-        return Accepted(left_out, "the SDK has no summaries" if left_out else "")
+        return Accepted(left_out, "the SDK does not support summaries" if left_out else "")
 
     def shutdown(self) -> None:
         self._exporter.shutdown(timeout_millis=self._timeout * 1000)

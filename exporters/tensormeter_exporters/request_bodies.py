@@ -45,4 +45,4 @@ def decoding(request: Request) -> Iterator[None]:
         raise
     except Exception as error:
         reason = str(error) if isinstance(error, EncodingError) else f"{type(error).__name__}: {error}"
-        raise EncodingError(f"request {request.id} cannot be read ({reason[:300]})") from error
+        raise EncodingError(f"cannot read request {request.id} ({reason[:300]})") from error

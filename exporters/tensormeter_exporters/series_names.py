@@ -114,7 +114,7 @@ class SeriesNames:
             pass
         except (OSError, ValueError, TypeError) as error:
             logger.warning(
-                "%s: %s cannot be read (%s); some metrics may get other names from now on",
+                "%s: cannot read %s (%s); some metrics may be stored under different names from now on",
                 self._destination,
                 self._state,
                 error,

@@ -187,7 +187,8 @@ def _settings_of_rank(settings: Settings) -> Settings:
         return settings.replace(mode="disabled")
     if rank == 1 and settings.run_id is None and settings.mode != "disabled":  # one warning, not hundreds
         logger.warning(
-            "rank %d begins a separate run, because it got no id; pass the same id on all ranks (id=, or TENSORMETER_RUN_ID "
+            "rank %d started a separate run, because it was given no id; pass the same id on all ranks (id=, or "
+            "TENSORMETER_RUN_ID "
             "in the launcher's environment), or record one rank only (TENSORMETER_RANKS=first)",
             rank,
         )
@@ -227,7 +228,8 @@ def _warn_of_packages(settings: Settings, by_grpc: set[str]) -> None:
         if package and (problem := problem_with(package)):
             extra = "grpc" if destination in by_grpc else kind
             logger.warning(
-                "%s: %s, so nothing is delivered there; run pip install 'tensormeter[%s]', then deliver the recorded data with "
+                "%s: %s, so nothing is delivered to it; run pip install 'tensormeter[%s]', then deliver the recorded "
+                "data with "
                 "`tensormeter sync`",
                 *(destination, problem, extra),
             )
@@ -245,7 +247,7 @@ def _warn_of_signals(settings: Settings) -> None:
         return
     for destination in settings.exporters:
         for omission in settings.excluded_signals(destination):
-            logger.warning("%s: no %s are sent, because %s", destination, omission.signal, omission.reason)
+            logger.warning("%s: not sending %s, because %s", destination, omission.signal, omission.reason)
 
 
 def _resolve(settings: Settings | Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> Settings:

@@ -291,8 +291,8 @@ def load_exporter(destination: str) -> type[Exporter]:
             return entry.load()  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
         return _unavailable(f"{kind} needs the package {error.name!r}; pip install 'tensormeter[{kind}]'")
-    except (Exception, SystemExit) as error:  # an imported package may raise because of its environment
-        return _unavailable(f"{kind} cannot be imported ({type(error).__name__}: {error}); see {entry.value}")
+    except (Exception, SystemExit) as error:  # an imported package may raise at its environment
+        return _unavailable(f"{kind} could not be imported ({type(error).__name__}: {error}); check {entry.value}")
 
 
 def _unavailable(reason: str) -> type[Exporter]:
@@ -320,4 +320,4 @@ def check_exporters(destinations: Iterable[str]) -> None:
     known = entry_points(group=_GROUP).names
     for destination in destinations:
         if not _DESTINATION.fullmatch(destination) or destination.partition(":")[0] not in known:
-            raise SettingsError(f"exporters: expected some of {', '.join(sorted(known))}, got {destination!r}")
+            raise SettingsError(f"exporters: expected one of {', '.join(sorted(known))}, got {destination!r}")

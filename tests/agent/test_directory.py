@@ -78,7 +78,7 @@ def test_rings_in_a_folder_that_others_can_write_to_are_not_read(directory, leve
     (directory.rings / "a.ring").touch()
     (directory.rings if level == "rings" else directory.rings.parent).chmod(0o777)
     assert directory.ring_files() == []
-    assert "others can write to" in directory.rings_weakness
+    assert "other users can write to" in directory.rings_weakness
 
 
 def test_a_link_of_a_ring_is_not_read(directory, tmp_path):

@@ -276,4 +276,4 @@ def test_a_body_that_cannot_be_read_is_set_aside(agent, spool):
     sender.next(spool)
     sender.rejected(spool, "400", divide=True)
     assert sender.next(spool) is None
-    assert set_aside(spool) == {"a body that cannot be read: 400": 7}
+    assert set_aside(spool) == {"an unreadable body: 400": 7}

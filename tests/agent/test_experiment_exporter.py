@@ -150,7 +150,7 @@ def test_an_answer_that_does_not_end(new_exporter, receiver, monkeypatch, kind, 
     exporter = new_exporter(receiver.url, timeout=0.5, kind=kind)
     receiver.script(how)
     outcome = exporter.export(REQUEST)
-    assert outcome == Retry(f"{receiver.url}/v1/metrics: the answer did not end in time")
+    assert outcome == Retry(f"{receiver.url}/v1/metrics: the response did not arrive in time")
     assert exporter.export(REQUEST) == Accepted()  # on another connection
 
 

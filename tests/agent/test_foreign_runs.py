@@ -203,7 +203,7 @@ def test_rings_that_are_not_found_keep_a_given_folder_from_being_removed(sync, t
     (rings,) = memory.glob("tensormeter-*/r@*")
     rings.chmod(0o777)
     done = sync(TENSORMETER_DIR=str(state))
-    assert f"points of it are in {rings}, which is not read: others can write to" in done.stdout
+    assert f"some points of the run are in {rings}, which was not read: other users can write to" in done.stdout
     rings.chmod(0o700)
     assert list(state.glob("runs/r@*/run.json"))
     done = sync(state, **there | {"TENSORMETER_BUFFER_DIR": str(memory)})
@@ -264,7 +264,7 @@ def test_a_journal_that_names_another_file_is_not_played_back(recorded, tmp_path
         check=False,
     )
     assert done.returncode == 1
-    assert "names another file" in done.stdout + done.stderr
+    assert "refers to another file" in done.stdout + done.stderr
     assert victim.read_text() == "years of work"
 
 
@@ -277,7 +277,7 @@ def test_the_process_that_a_given_folder_names_is_sent_no_signal(recorded, sync,
             lock.write(f"{process.pid}\n")
             lock.flush()
             done = sync(tmp_path / "incoming", TENSORMETER_ENDPOINT=receiver.url)
-        assert "its agent is at work" in done.stdout
+        assert "its agent is running" in done.stdout
         process.communicate(b"\n", timeout=60)
     assert process.returncode == 0
 
@@ -353,7 +353,7 @@ def test_a_run_that_others_could_have_replaced_is_delivered_with_the_callers_set
     assert f"other users can replace {loose / 'state/runs'}" in said
     done = victim.tensormeter("sync", dir=loose / "state", token=SECRET, endpoint=receiver.url)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"because others can write to {loose} (mode 0777)" in done.stdout
+    assert f"because other users can write to {loose} (mode 0777)" in done.stdout
     assert another_receiver.received == []
     assert tokens(receiver) == {f"Bearer {SECRET}"}
 
@@ -428,7 +428,7 @@ def test_runs_in_doubt_are_not_listed_where_nobody_asked_for_them(tmp_path):
     run.path.chmod(0o777)
     assert find_runs(settings.directory, foreign=False) == (
         [],
-        [(run.path, f"others can write to {run.path} (mode 0777)")],
+        [(run.path, f"other users can write to {run.path} (mode 0777)")],
     )
     (run.path.parent).chmod(0o777)
     (refused,) = find_runs(settings.directory, foreign=False)[1]

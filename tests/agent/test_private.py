@@ -58,7 +58,7 @@ def test_a_loose_folder_of_this_user_is_tightened_with_a_warning(reachable, capl
     tighten_directory(reachable)
     assert mode(reachable) == 0o700
     assert [record.getMessage() for record in caplog.records] == [
-        f"other users could write to {reachable} (mode 0777), where runs are kept; its mode is 0700 now"
+        f"other users could write to {reachable} (mode 0777), which contains runs; changed its mode to 0700"
     ]
 
 
@@ -81,7 +81,7 @@ def test_a_folder_counts_only_if_no_other_user_can_replace_it(reachable, loose, 
     folder = reachable / "open" / "run"
     make_directory(folder)
     folder.parent.chmod(loose)
-    assert weakness(folder) == f"others can write to {folder.parent} (mode {loose:#05o})".replace("0o", "0")
+    assert weakness(folder) == f"other users can write to {folder.parent} (mode {loose:#05o})".replace("0o", "0")
     assert weakness(folder / "not there yet") != ""
     folder.parent.chmod(0o1777)
     assert weakness(folder) == "", "a sticky folder keeps what is in it"
@@ -107,6 +107,6 @@ def test_links_that_lead_to_a_folder_count(reachable):
     (other / "link").symlink_to("../open")
     assert weakness(other / "link" / "run") == ""
     folder.chmod(0o757)
-    assert weakness(other / "link" / "run") == f"others can write to {folder} (mode 0757)"
+    assert weakness(other / "link" / "run") == f"other users can write to {folder} (mode 0757)"
     (other / "round").symlink_to("round")
     assert "too many links" in weakness(other / "round")

@@ -112,7 +112,7 @@ def test_a_ring_directory_that_others_can_write_to_is_left_alone(tmp_path, caplo
     (tmp_path / "rings").chmod(0o777)
     remove_rings(tmp_path / "rings")
     assert files(tmp_path / "rings") == {"a.ring"}
-    assert "others can write to" in caplog.text
+    assert "other users can write to" in caplog.text
 
 
 @pytest.mark.parametrize("given", [True, False])

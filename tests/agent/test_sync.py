@@ -102,14 +102,14 @@ def test_one_destination_fails_while_another_has_nothing_to_do(left, outcomes, e
     outcomes["b"] = Retry("it is away")
     result = only(left("a", "b"))
     assert not result.delivered
-    assert result.message == "b: it is away (2 items wait)"
+    assert result.message == "b: it is away (2 items waiting)"
     assert len(exported["a"]) == 2
 
 
 def test_what_waits_for_a_destination_that_is_not_named_is_said(left, exported):
     result = only(left("a", "former", named=["a"]))
     assert "TENSORMETER_EXPORTERS=former tensormeter sync" in result.message
-    assert "(2 items wait)" in result.message
+    assert "(2 items waiting)" in result.message
     assert (len(exported["a"]), result.leftover.waiting) == (2, {"former": 2})
     (result,) = sync_runs(result.run.path, given=True, caller=Settings(exporters=["former"]))
     assert (result.outcome, len(exported["former"])) == ("delivered", 2)
@@ -118,7 +118,7 @@ def test_what_waits_for_a_destination_that_is_not_named_is_said(left, exported):
 def test_a_token_is_refused(left, outcomes, exported):
     outcomes["a"] = Unauthorized("the token is refused")
     result = only(left("a", "b"))
-    assert result.message == "a: the token is refused (2 items wait)"
+    assert result.message == "a: the token is refused (2 items waiting)"
     assert len(exported["b"]) == 2
 
 
@@ -128,7 +128,7 @@ def test_an_exporter_cannot_be_made(left, outcomes, exported):
 
     outcomes["making a"] = fail
     result = only(left("a", "b"))
-    assert result.message == "a: RuntimeError: no licence (2 items wait)"
+    assert result.message == "a: RuntimeError: no licence (2 items waiting)"
     assert len(exported["b"]) == 2
 
 
@@ -145,7 +145,7 @@ def test_there_is_no_such_exporter(left, exported, monkeypatch):
 
     monkeypatch.setattr(delivery, "load_exporter", load)
     result = only(left("a", "b"))
-    assert result.message == "a: there is no exporter 'a' (2 items wait)"
+    assert result.message == "a: there is no exporter 'a' (2 items waiting)"
     assert len(exported["b"]) == 2
 
 
@@ -163,7 +163,7 @@ def test_an_exporter_that_hangs_is_given_up(left, outcomes, exported, monkeypatc
         result = only(left("a", "b", export_timeout=0.1))
     finally:
         over.set()
-    assert result.message.startswith("a: the exporter does not return")
+    assert result.message.startswith("a: the exporter has not returned")
     assert len(exported["b"]) == 2
 
 
@@ -185,8 +185,9 @@ def test_a_slow_receiver_gets_everything(left, outcomes, exported, monkeypatch):
 def test_where_the_endpoint_refuses_the_option_is_named(left, outcomes):
     outcomes["experiment"] = Retry("Connection refused")
     run = left("experiment", endpoint="http://127.0.0.1:9")
-    assert "the run is for the server at http://127.0.0.1:9: start that, or name another one with --endpoint" in (
-        only(run).message
+    assert (
+        "the run's destination is the server at http://127.0.0.1:9; start it, or choose another one with --endpoint"
+        in (only(run).message)
     )
 
 
@@ -282,8 +283,8 @@ def test_a_process_that_is_no_agent_is_sent_no_signal(left):
     lock = run.try_agent_lock()
     try:
         os.pwrite(lock, b"1\n", 0)  # no process of ours, and no agent
-        assert wake_agent(run) == "its agent is at work"
+        assert wake_agent(run) == "its agent is running"
         os.pwrite(lock, b"99999999999999999999\n", 0)
-        assert wake_agent(run) == "its agent is at work"
+        assert wake_agent(run) == "its agent is running"
     finally:
         os.close(lock)

@@ -111,7 +111,7 @@ def test_show_prints_no_control_characters_of_names(run_cli):
 
 
 def test_unknown_and_ambiguous_ids_of_runs_are_an_error(run_cli):
-    assert "there is no run 'zzz'; see `tensormeter runs`" in failed(run_cli("show", "zzz"))
+    assert "no run 'zzz'; list runs with `tensormeter runs`" in failed(run_cli("show", "zzz"))
     assert "2 runs match 'ab' (" in failed(run_cli("show", "ab"))
     assert run_cli("show", "ab", "--project", "demo").returncode == 0
 

@@ -149,7 +149,7 @@ def test_a_failed_export_leaves_no_file(run_cli, tmp_path):
     done = run_cli("export", "abc123", "-o", str(tmp_path / "no" / "such" / "folder.csv"))
     assert done.returncode == 1
     assert "cannot write the file (No such file or directory)" in done.stderr
-    assert "there is no run 'zzz'" in run_cli("export", "zzz").stderr
+    assert "no run 'zzz'" in run_cli("export", "zzz").stderr
     assert os.listdir(tmp_path) == []
 
 

@@ -89,7 +89,7 @@ def test_a_disk_that_hangs_is_named(cli, new_run, state, odd_disk, given):
             ]
             done = cli(*arguments, TENSORMETER_DIR=str(disk.path))
             said = done.stdout + done.stderr
-            assert (done.returncode, f"{disk.path}: " in said, "does not answer within 5 s" in said) == (
+            assert (done.returncode, f"{disk.path}: " in said, "did not respond within 5 s" in said) == (
                 1,
                 True,
                 True,
@@ -226,7 +226,7 @@ def test_doctor_advises_on_each_fault(cli, tmp_path):
     loose.mkdir(parents=True)
     loose.chmod(0o777)
     done = cli("doctor", TENSORMETER_DIR=str(loose.parent))
-    assert f"others can write to {loose} (mode 0777)" in " ".join(done.stdout.split())
+    assert f"other users can write to {loose} (mode 0777)" in " ".join(done.stdout.split())
     wrong = cli("doctor", TENSORMETER_TOKEN="wrong")
     assert wrong.returncode == 1
     assert "the server refuses the token" in wrong.stdout

@@ -53,7 +53,7 @@ def test_the_holder_is_named_by_the_file_where_the_system_lists_no_locks(path, o
     assert holder(path) == ""
     assert lock_holder(path) == f"process {other.pid}"
     path.write_text("not a number\n")
-    assert lock_holder(path) == "a process of unknown id"
+    assert lock_holder(path) == "an unknown process"
 
 
 def test_waiting_ends_with_the_holder(path, other):
@@ -81,5 +81,5 @@ def test_an_unlocked_file_is_free_though_a_copy_of_the_descriptor_is_open(path):
 
 def test_something_else_in_the_place_of_the_file_is_named(path):
     path.mkdir()
-    with pytest.raises(OSError, match="a folder, where a file belongs; remove it"):
+    with pytest.raises(OSError, match="a folder, but must be a regular file; remove it"):
         try_lock(path)

@@ -36,7 +36,7 @@ def test_rows_of_every_kind_of_child_arrive_once(
         check=False,
     )
     assert script.returncode == 0, script.stderr
-    warned = "a forked child calls log, which is ignored"
+    warned = "ignored log() in a forked child process"
     assert (warned in script.stderr) == (after_fork == "ignore")
     wanted = expected(forked=after_fork == "record")
     wait_for(lambda: server.points("family").total() >= wanted.total(), "the children's rows arrive")

@@ -131,7 +131,7 @@ def test_the_demo_shows_statistics(tmp_path: Path, environment: dict[str, str]) 
         timeout=900,
     )
     # They do not crowd out what was logged.
-    assert "and statistics of GPUs, host and processes" in done.stdout
+    assert "and metrics of GPUs, host and processes" in done.stdout
     assert "system.cpu.utilization" not in done.stdout
     server.start()  # on the data that the demo has left
     (run,) = server.get("/runs", project="digits")["runs"]

@@ -194,7 +194,7 @@ def test_metrics_whose_names_become_the_same_are_told_apart(make, exporter, capl
         assert list(found[name][1].values()) == [values[name]]
     assert list(found["a_b"][1].values()) == [values["a/b"]]
     said = [record.getMessage() for record in caplog.records]
-    of_train_loss = "prometheus: metrics 'train_loss' and 'train.loss' would both be 'train_loss'; the latter is scraped as 'train_loss_"
+    of_train_loss = "prometheus: metrics 'train_loss' and 'train.loss' would both become 'train_loss'; the second one is exported as 'train_loss_"
     assert sum(text.startswith(of_train_loss) for text in said) == 1
     assert len(said) == 5  # three of `train_loss`, `1digit`, `a:b`
     assert scrape(exporter)["tensormeter_prometheus_refused_total", None, None] == 0
@@ -340,7 +340,7 @@ def test_units_and_forms_of_one_name_are_told_apart(make, exporter, caplog):
     found = families(exporter)
     values = sorted(value for text, family in found.values() if text == "m" for value in family.values())
     assert values == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    assert any("metrics 'm' and 'm (By)' would both be 'm'" in record.getMessage() for record in caplog.records)
+    assert any("metrics 'm' and 'm (By)' would both become 'm'" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's package prometheus is not installed")
@@ -363,12 +363,12 @@ def test_series_that_cannot_be_told_apart_are_refused_and_counted(make, exporter
         make.gauge("m", [make.T0], [3.0], x="1", empty=""),
     ]
     outcome = exporter.export(make.logged(1, series))
-    assert outcome == Accepted(2, "no room (see the option max_series), or no unique labels")
+    assert outcome == Accepted(2, "too many series (see the option max_series), or labels not unique")
     assert list(families(exporter)["m"][1].values()) == [1.0]
     assert scrape(exporter)["tensormeter_prometheus_refused_total", None, None] == 2
     (record,) = caplog.records
     assert record.getMessage().startswith(
-        "prometheus: refusing series of 'm' whose labels equal those of another series"
+        "prometheus: rejected series of 'm' whose labels are the same as another series'"
     )
 
 

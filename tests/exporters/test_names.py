@@ -143,7 +143,7 @@ def test_a_damaged_state_is_reported_and_delays_nothing(make, tmp_path, caplog):
     names.begin([found])
     assert names.of(found, "/mean") == "grad/mean"
     names.save()
-    assert "some metrics may get other names" in caplog.text
+    assert "some metrics may be stored under different names" in caplog.text
 
 
 def test_nested_keys_of_a_configuration_stay_apart():

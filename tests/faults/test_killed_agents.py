@@ -95,7 +95,7 @@ def test_fault_126_where_both_are_killed_a_log_call_brings_them_back(
     trainer.go("end")
     status, said = trainer.end()
     assert status == 0, said
-    assert said.count("started another") == 1
+    assert said.count("started a new one") == 1
     gone()
     oracle.agrees(receiver, range(steps))
 
@@ -133,7 +133,7 @@ def test_an_agent_that_is_told_to_end_is_not_replaced_by_its_standby(train, stat
     trainer.go()
     status, said = trainer.end()
     assert status == 0, said
-    assert "started another" in said
+    assert "started a new one" in said
     gone()
 
 

@@ -105,7 +105,7 @@ def test_fault_118_a_disk_that_hangs_from_the_start(train, receiver, disk, oracl
     status, said = trainer.end()
     assert status == 0, said
     assert disk.hanging, "the trainer has ended before the disk answers"
-    assert f"because {disk.path}/state cannot be used (it does not answer" in said
+    assert f"because {disk.path}/state is unusable (it did not respond" in said
     disk.behave()
 
 
@@ -132,7 +132,7 @@ def test_doctor_says_that_the_disk_hangs(disk, state, monkeypatch):
     monkeypatch.setattr(doctor_checks, "_TIMEOUT", 0.2)
     disk.behave(hang=True)
     finding = doctor_checks.spool(Settings(directory=state))
-    assert (finding.state, "does not answer" in finding.summary) == ("failed", True)
+    assert (finding.state, "did not respond" in finding.summary) == ("failed", True)
 
 
 FAILURES = [

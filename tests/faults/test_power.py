@@ -328,7 +328,7 @@ def test_fault_112_accepted_requests_that_are_not_durable_are_left_to_sync(
     wait_for(lambda: not (folder / "agent.lock").read_bytes(), "the agent has given up waiting")
     (result,) = sync_runs(state, endpoint=receiver.url)
     assert (result.delivered, result.accepted) == (False, True)
-    assert "has not reported them as durable" in result.message
+    assert "has not confirmed durable storage" in result.message
     assert folder.exists()
     receiver.syncs = True
     (result,) = sync_runs(state, endpoint=receiver.url)

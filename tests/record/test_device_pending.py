@@ -102,7 +102,7 @@ def test_values_that_never_come_are_lost_and_warned_about_once(recording, warnin
         recording.log({"c": 1.0}, step)
     assert recording.values() == [{"a": None, "b": 1.0}, {"c": 1.0}] * 2
     (message,) = warnings_logged()
-    assert message.startswith("device values are lost: ")
+    assert message.startswith("lost device values: ")
 
 
 def test_nan_is_a_value(recording):
@@ -215,7 +215,7 @@ class TestEvents:
         recording.log({"n": 1.0})
         assert recording.values() == [{"a": None}, {"n": 1.0}]
         (message,) = warnings_logged()
-        assert "device values are lost" in message
+        assert "lost device values" in message
 
 
 class FakeArray:
@@ -283,7 +283,7 @@ class TestJax:
         array.deleted = True
         recording.log({"n": 1.0})
         assert recording.values() == [{"a": None}, {"n": 1.0}]
-        assert warnings_logged() == ["device values are lost: Array has been deleted."]
+        assert warnings_logged() == ["lost device values: Array has been deleted."]
 
     @pytest.mark.parametrize(
         ("array", "remedy"),

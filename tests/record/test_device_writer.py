@@ -240,7 +240,7 @@ def test_a_failing_device_loses_its_values_only(recording, monkeypatch, warnings
         recording.log({"a": torch.tensor(2.0), "n": 2.0})
     recording.log({"a": torch.tensor(3.0), "n": 3.0})
     assert recording.values() == [{"a": 1.0, "n": 1.0}, {"a": None, "n": 2.0}, {"a": 3.0, "n": 3.0}]
-    assert warnings_logged() == ["device values are lost: CUDA error"]
+    assert warnings_logged() == ["lost device values: CUDA error"]
 
 
 def test_an_error_inside_torch_does_not_stop_the_program(recording, monkeypatch):

@@ -171,7 +171,7 @@ def test_a_stuck_reading_does_not_keep_the_caller(start, monkeypatch, caplog):
 
     def reported():
         sampler.report_if_stuck()
-        return "has not answered" in caplog.text
+        return "has not responded" in caplog.text
 
     wait_for(reported, "the hang is reported")
     sampler.columns.take()  # does not wait

@@ -264,7 +264,7 @@ def test_errors_say_what_to_do(client, server):
     with pytest.raises(SettingsError, match="token") as caught:
         tensormeter.Client(server.url, token="my secret")
     assert "my secret" not in str(caught.value)
-    with pytest.raises(UsageError, match="names of metrics"):
+    with pytest.raises(UsageError, match="at least one metric name"):
         client.run("aa01").series()
     with pytest.raises(UsageError, match="a list of names, got 'loss'"):
         client.series([], "loss")
@@ -283,7 +283,7 @@ def test_a_server_that_went_away(start, make):
     client = tensormeter.Client(server.url)
     run = client.run("run")
     server.kill()
-    with pytest.raises(TensormeterError, match=r"(no server at|no answer from) http"):
+    with pytest.raises(TensormeterError, match=r"(no server at|no response from) http"):
         run.metrics()
     assert "http" in repr(client)
 

@@ -90,7 +90,7 @@ def test_log_after_finish_warns_once(settings, caplog):
         for log in (kept, faster, run.log):
             log({"loss": 2.0}, step=1)
     assert [record.message for record in caplog.records].count(
-        "log() after the run was finished: nothing is recorded",
+        "log() was called after the run finished; nothing is recorded",
     ) == 1
     assert items(settings) == 4
 
@@ -128,7 +128,7 @@ def test_unknown_settings_are_named():
 
 
 def test_unknown_exporters_are_named_at_once(settings):
-    with pytest.raises(SettingsError, match=r"exporters: expected some of .*experiment.*, got 'expriment'"):
+    with pytest.raises(SettingsError, match=r"exporters: expected one of .*experiment.*, got 'expriment'"):
         tensormeter.init(settings=settings.replace(exporters=["expriment"]))
     assert not settings.directory.exists()
 
@@ -169,12 +169,16 @@ class BrokenItems(dict):
     ("value", "kept", "said"),
     [
         (Unshown(), None, "'x' is left out: cannot convert a Unshown (RuntimeError); pass a number or text"),
-        ([1, Unshown()], [1, None], "'x'.1 is null: cannot convert a Unshown (RuntimeError); pass a number or text"),
-        ({Unshown(): 1, "n": 2}, {"n": 2}, "is left out: cannot convert its key to text (RuntimeError)"),
+        (
+            [1, Unshown()],
+            [1, None],
+            "'x'.1 is stored as null: cannot convert a Unshown (RuntimeError); pass a number or text",
+        ),
+        ({Unshown(): 1, "n": 2}, {"n": 2}, "is left out: cannot convert the key to text (RuntimeError)"),
         (BrokenItems(), None, "'x' is left out: cannot convert a BrokenItems (RuntimeError); pass a number or text"),
         (10**5000, None, "'x' is left out: the integer has too many digits; pass it as text"),
         (endless(), {"a": [1, None]}, "'x'.'a'.1 is null: it contains itself"),
-        (nested(30), nested(22), "is left out: nested deeper than 24 levels; flatten it"),
+        (nested(30), nested(22), "is left out: it is nested deeper than 24 levels; flatten it"),
         ({1: "a", "1": "b"}, {"1": "b"}, "'x'.1 is replaced by '1': both are recorded as 'x'.'1'"),
     ],
     ids=["no text", "in a list", "key", "items", "huge", "endless", "deep", "twice"],
@@ -218,7 +222,7 @@ def test_what_cannot_be_shown_ends_no_training(settings):
         run.log({"text": tensormeter.Text(Unshown()), "table": tensormeter.Table([Unshown()], [[Unshown()]])})
         with pytest.raises(UsageError, match=r"run\.phase: expected a name, got <Unshown instance"):
             run.phase(Unshown())
-        with pytest.raises(UsageError, match="alert: expected a level of INFO, WARN, ERROR, got <Unshown instance"):
+        with pytest.raises(UsageError, match="alert: expected the level INFO, WARN or ERROR, got <Unshown instance"):
             run.alert("title", level=Unshown())
         with pytest.raises(UsageError, match=r"finish: expected the state .* got <Unshown instance"):
             run.finish(Unshown())
@@ -294,11 +298,11 @@ def test_ranks_without_a_common_id_are_told_so_once(settings, monkeypatch, caplo
     for rank in range(4):
         monkeypatch.setenv("RANK", str(rank))
         tensormeter.init(settings=settings).finish()
-    assert caplog.text.count("begins a separate run") == 1
+    assert caplog.text.count("started a separate run") == 1
     monkeypatch.setenv("RANK", "1")
     tensormeter.init(settings=settings, id="same").finish()
     tensormeter.init(settings=settings.replace(ranks="first")).finish()
-    assert caplog.text.count("begins a separate run") == 1
+    assert caplog.text.count("started a separate run") == 1
 
 
 def test_disabled_touches_nothing(settings):
@@ -371,10 +375,10 @@ def test_what_was_dropped_is_said_at_the_end(settings, caplog):
         for step in range(20_000):  # more than the ring of 256 KiB holds, and nobody reads it
             run.log({"loss": 1.0, "text": "refused"} if step == 0 else {"loss": 1.0}, step)
     assert any("'text' is not recorded: cannot record a str" in record.message for record in caplog.records)
-    assert any("is full, rows are dropped" in record.message for record in caplog.records)
+    assert any("is full, so rows are dropped" in record.message for record in caplog.records)
     losses = [record.message for record in caplog.records if "not recorded: " in record.message]
     assert any("points: the ring buffer was full; raise TENSORMETER_BUFFER_BYTES" in words for words in losses)
-    assert any("1 value ('text'): of a kind that cannot be recorded" in words for words in losses)
+    assert any("1 value ('text'): unsupported type" in words for words in losses)
 
 
 def test_a_phase_after_the_last_step_is_recorded_at_the_end(settings, caplog, monkeypatch):

@@ -153,7 +153,7 @@ class DeltaToCumulative:
             pass
         except (OSError, DecodeError, ValueError, IndexError) as error:
             self._points.clear()
-            logger.warning("%s cannot be read (%s); the sums of distributions start from zero again", self._file, error)
+            logger.warning("cannot read %s (%s); the sums of distributions restart from zero", self._file, error)
 
     def _save(self) -> None:
         if self._file is None:
@@ -164,10 +164,8 @@ class DeltaToCumulative:
             write_file(self._file, b"%b %08x\n%b" % (name, zlib.crc32(body, zlib.crc32(name)), body))
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._file.unlink()  # the file is outdated
-            logger.warning(
-                "%s cannot be written (%s); another agent would start the sums from zero again", self._file, error
-            )
+                self._file.unlink()  # it is outdated
+            logger.warning("cannot write %s (%s); the next agent would restart the sums from zero", self._file, error)
 
 
 def _begin(point: _Point) -> None:
@@ -312,7 +310,7 @@ def _read(body: bytes) -> Iterator[tuple[_Key, _Point]]:
         size = int.from_bytes(body[position : position + 4], "little")
         part = body[position + 4 : position + 4 + size]
         if len(part) < size:
-            raise ValueError("it is cut off")
+            raise ValueError("it is truncated")
         parts.append(part)
         position += 4 + size
         if len(parts) == _PARTS:
@@ -323,7 +321,7 @@ def _read(body: bytes) -> Iterator[tuple[_Key, _Point]]:
             yield tuple(key), _TYPES[kind].FromString(point)
             parts = []
     if parts:
-        raise ValueError("it is cut off")
+        raise ValueError("it is truncated")
 
 
 _PARTS: Final = 7

@@ -71,5 +71,5 @@ def _sender(target: OtlpTarget, timeout: float) -> "Exporter | OtlpHttpSender":
     try:
         from tensormeter_exporters.otlp.grpc import OtlpGrpcSender  # imported only if used
     except ModuleNotFoundError as error:
-        raise SettingsError(f"otlp needs the package {error.name!r}; pip install 'tensormeter[grpc]'") from None
+        raise SettingsError(f"otlp needs the package {error.name!r}; run pip install 'tensormeter[grpc]'") from None
     return OtlpGrpcSender(target, timeout)

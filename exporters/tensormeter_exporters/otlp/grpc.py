@@ -131,7 +131,7 @@ def _credentials(target: OtlpTarget) -> grpc.ChannelCredentials:
         try:
             return Path(path).read_bytes() if path else None
         except OSError as error:
-            raise SettingsError(f"{target.endpoint}: its certificates cannot be read: {error}") from None
+            raise SettingsError(f"{target.endpoint}: cannot read its certificates: {error}") from None
 
     return grpc.ssl_channel_credentials(
         root_certificates=read(target.certificate),

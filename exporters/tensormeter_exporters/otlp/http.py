@@ -37,7 +37,7 @@ class OtlpHttpSender(DecodingExporter):
     def deliver(self, request: Request) -> Outcome:
         body = request.body if self._target.gzip else decompress(request)
         if not self._target.gzip and len(body) > _LARGEST_REQUEST:
-            return TooLarge(f"{len(body)} bytes are more than OTLP allows in one request")
+            return TooLarge(f"a request of {len(body)} bytes is larger than OTLP allows")
         answer = self._post.send(self._target.endpoint, body, {})
         if isinstance(answer, Retry):
             return answer
@@ -74,5 +74,5 @@ def tls_context(target: OtlpTarget) -> ssl.SSLContext | None:
                 target.client_certificate, target.client_key or None, password=""
             )  # an empty password prevents a prompt
     except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"{target.endpoint}: its certificates cannot be read: {error}") from None
+        raise SettingsError(f"{target.endpoint}: cannot read its certificates: {error}") from None
     return context

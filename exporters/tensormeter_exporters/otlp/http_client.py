@@ -93,11 +93,11 @@ class OtlpPost:
                     response.close()  # part of the response is unread, so the connection cannot be reused
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 late = self._connections.expired or time.monotonic() >= deadline
-                return Retry(f"{url}: {'the answer did not end in time' if late else _describe(error)}")
-            if self._connections.expired or time.monotonic() >= deadline:  # the headers did not arrive in time
-                return Retry(f"{url}: the answer did not end in time")
+                return Retry(f"{url}: {'the response did not arrive in time' if late else _describe(error)}")
+            if self._connections.expired or time.monotonic() >= deadline:  # the deadline ended the headers
+                return Retry(f"{url}: the response did not arrive in time")
         if not whole and 200 <= response.status < 300:
-            return Retry(f"{url}: the answer is longer than {_LONGEST_ANSWER} bytes; is the endpoint right?")
+            return Retry(f"{url}: the response is longer than {_LONGEST_ANSWER} bytes; is the endpoint right?")
         return Answer(
             url,
             response.status,
@@ -195,7 +195,7 @@ def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> tuple[bytes, b
         if len(answer) > _LONGEST_ANSWER:
             return bytes(answer[:_LONGEST_ANSWER]), False
         if time.monotonic() > deadline:
-            raise urllib3.exceptions.HTTPError("the answer did not end in time")
+            raise urllib3.exceptions.HTTPError("the response did not arrive in time")
     return bytes(answer), True
 
 

@@ -162,7 +162,7 @@ class _LastValues(Collector):
         self._names.take(origin, name)
         if rival is not None:
             logger.warning(
-                "%s: metrics %r and %r would both be %r; the latter is scraped as %r",
+                "%s: metrics %r and %r would both become %r; the second one is exported as %r",
                 *(self._destination, rival.text_with_unit, origin.text_with_unit, origin.plain_name, name),
             )
         shown = (
@@ -195,7 +195,8 @@ class _LastValues(Collector):
         if not family.warned:
             family.warned = True
             logger.warning(
-                "%s: refusing series of %r whose labels equal those of another series: %s; give the series different attributes",
+                "%s: rejected series of %r whose labels are the same as another series': %s; give the series "
+                "different attributes",
                 *(self._destination, family.name, dict(labels)),
             )
         return None
@@ -215,7 +216,7 @@ class _LastValues(Collector):
                     family.add_sample(name + suffix, dict(labels) | ({"le": bound} if bound else {}), value)
             yield family
         dropped = CounterMetricFamily(
-            _REFUSED_FAMILY, "Points of series that were refused: no room, or no unique labels."
+            _REFUSED_FAMILY, "Points of rejected series: too many series, or labels not unique."
         )
         dropped.add_metric([], refused)
         yield dropped
@@ -265,7 +266,7 @@ class PrometheusExporter(DecodingExporter):
         for name, least in (("port", 0), ("max_series", 0), ("max_buckets", 6)):
             if not options[name].isdecimal() or int(options[name]) < least:
                 raise SettingsError(
-                    f"{config.destination}.{name}: expected a number from {least}, got {options[name]!r}"
+                    f"{config.destination}.{name}: expected a number of at least {least}, got {options[name]!r}"
                 )
         self._max_buckets = int(options["max_buckets"])
         self._buckets: dict[tuple[Origin, _SeriesKey], ClassicBuckets] = {}
@@ -281,11 +282,12 @@ class PrometheusExporter(DecodingExporter):
                 refusal = error
         else:
             raise SettingsError(
-                f"{config.destination}: cannot listen on any of the ports {first} to {port}: {refusal}; set {config.destination}.port"
+                f"{config.destination}: cannot listen on any port from {first} to {port}: {refusal}; set "
+                f"{config.destination}.port"
             )
         self.port = self._server.server_port
         logger.info(
-            "%s: metrics for Prometheus at http://%s:%d/metrics", config.destination, options["host"], self.port
+            "%s: serving metrics for Prometheus at http://%s:%d/metrics", config.destination, options["host"], self.port
         )
 
     def deliver(self, request: Request) -> Outcome:
@@ -299,7 +301,7 @@ class PrometheusExporter(DecodingExporter):
                 with refused.item(stepped.name[:100]):
                     left_out = self._put(stepped, statistics=statistics)
                     if left_out:
-                        refused.add("no room (see the option max_series), or no unique labels", left_out)
+                        refused.add("too many series (see the option max_series), or labels not unique", left_out)
         return Accepted(refused.count, refused.reason)
 
     def shutdown(self) -> None:

@@ -116,11 +116,9 @@ class WandbExporter(DecodingExporter):
         self._journal = _open_journal(config.state)
         self._keys = ChangedNames(self._destination, "W&B reserves that column", _clean_key, 4096)
         self._series = SeriesNames(self._destination, config.state, self._keys)
-        self._config_keys = ChangedNames(
-            self._destination, "W&B changes such keys of a configuration", _clean_config, 4096
-        )
+        self._config_keys = ChangedNames(self._destination, "W&B changes such configuration keys", _clean_config, 4096)
         self._tags = ChangedNames(
-            self._destination, f"W&B's tags have 1 to {_MAX_TAG} characters", _clean_tag, _MAX_TAG
+            self._destination, f"W&B tags must have 1 to {_MAX_TAG} characters", _clean_tag, _MAX_TAG
         )
         self._media_keys: dict[int, ChangedNames] = {}
         self._runs: dict[str, Any] = {}
@@ -153,7 +151,7 @@ class WandbExporter(DecodingExporter):
             if not _is_of_service(error):
                 raise
             self._lost = True
-            return Retry(f"wandb's own process has died ({type(error).__name__}: {error}); restarting it")
+            return Retry(f"the wandb process died ({type(error).__name__}: {error}); restarting it")
         outcome = refused.outcome(stored)
         if isinstance(outcome, Rejected):
             self._journal.drop(entry)
@@ -197,8 +195,8 @@ class WandbExporter(DecodingExporter):
             while writer := _writer_of(file.path):
                 if time.monotonic() > deadline:
                     raise RuntimeError(
-                        f"waited {self._timeout:g} s for process {writer}, the wandb of an earlier agent, which still writes "
-                        f"{file.path}; end it if it hangs"
+                        f"waited {self._timeout:g} s for process {writer} (wandb of an earlier agent), which is "
+                        f"still writing {file.path}; kill it if it hangs"
                     )
                 threading.Event().wait(_LOOK)
             file.read()
@@ -208,7 +206,7 @@ class WandbExporter(DecodingExporter):
             try:
                 run_events, rows, _ = self._contents(self._journal.request(entry), refused)
             except (EncodingError, FileNotFoundError) as error:
-                logger.warning("%s: %r of the journal cannot be read: %s", self._destination, entry.id, error)
+                logger.warning("%s: cannot read %r in the journal: %s", self._destination, entry.id, error)
                 self._journal.drop(entry)
                 continue
             self._log(entry, run_events, rows, refused)
@@ -273,7 +271,7 @@ class WandbExporter(DecodingExporter):
         """Return the names of media. W&B combines the run's id and the key into an artifact name."""
         room = _MAX_ARTIFACT - _CHECKSUM - len(f"run-{_run_id(sender)}-")
         if room not in self._media_keys:
-            rule = f"W&B uses keys as paths, here of up to {room} bytes"
+            rule = f"W&B uses keys as file paths, with at most {room} bytes here"
             self._media_keys[room] = ChangedNames(self._destination, rule, _clean_media, room, in_bytes=True)
         return self._media_keys[room]
 
@@ -349,7 +347,7 @@ class WandbExporter(DecodingExporter):
             except Exception as error:  # of any type, because a request cannot be the cause
                 if _is_of_service(error):
                     _tear_down()
-                raise _Unavailable(f"cannot begin a run ({type(error).__name__}: {error})") from error
+                raise _Unavailable(f"cannot start a run ({type(error).__name__}: {error})") from error
         return self._runs[sender.process]
 
     def _begin(self, sender: ProcessRef) -> None:
@@ -392,7 +390,7 @@ def _open_journal(folder: Path | None) -> Journal:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         aside = Journal.set_aside(folder)
         logger.warning(
-            "cannot read the journal of W&B (%s: %s), so it is renamed to %s; the last rows may be missing or duplicated",
+            "cannot read the W&B journal (%s: %s); renamed it to %s. The last rows may be missing or duplicated",
             *(type(error).__name__, error, aside),
         )
         return Journal(folder)
@@ -463,9 +461,9 @@ def _media_row(
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], refused: RefusedItems, what: str) -> wandb.Table:
     """Return a table with one type per column, or with mixed types for a column that has several."""
     if len(rows) > _MAX_ROWS:
-        refused.add(f"{what} has {len(rows)} rows, W&B's limit is {_MAX_ROWS}; the rest is left out")
+        refused.add(f"{what} has {len(rows)} rows, but W&B's limit is {_MAX_ROWS}; the remaining rows were left out")
     cells = [
-        [_cell(cell, refused, f"{what}, a picture in row {number}") for cell in row]
+        [_cell(cell, refused, f"{what}, image in row {number}") for cell in row]
         for number, row in enumerate(rows[:_MAX_ROWS])
     ]
     names = _distinct(columns)

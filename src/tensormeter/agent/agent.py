@@ -185,7 +185,7 @@ class Agent:
             with contextlib.suppress(OSError), runs_locked(self._directory.path.parents[1]):
                 self._directory.restore()
         if not self._lock.complete():
-            self.error = "its agent is at work"
+            self.error = "its agent is running"
             return False
         self._pulse = Pulse(self._directory, self._standby.keep if self._standby else lambda: None)
         self._pulse.start()
@@ -245,7 +245,7 @@ class Agent:
 
             self._statistics = NodeMetrics(spool, self._settings)
         if weakness := self._directory.rings_weakness:
-            logger.warning("rings in %s are ignored: %s", self._directory.rings, weakness)
+            logger.warning("ignored the rings in %s: %s", self._directory.rings, weakness)
         try:
             return self._loop(spool)
         finally:
@@ -322,7 +322,7 @@ class Agent:
                 items = spool.withdraw(destination, left_out.signal)
                 if items:
                     logger.warning(
-                        "%s: %d waiting items of %s are not sent, because %s",
+                        "%s: not sending %d waiting items of %s, because %s",
                         destination,
                         items,
                         left_out.signal,
@@ -440,7 +440,9 @@ class Agent:
                 try:
                     self._directory.remove()
                 except OSError as error:
-                    logger.error("everything is delivered, but %s cannot be removed: %s", self._directory.path, error)
+                    logger.error(
+                        "everything was delivered, but %s could not be removed: %s", self._directory.path, error
+                    )
             self._end()
             return delivered
 
@@ -461,9 +463,9 @@ class Agent:
 
 
 def _describe_kept(kept: int, trouble: str) -> str:
-    requests = "1 request is" if kept == 1 else f"{kept} requests are"
+    requests = "1 request was" if kept == 1 else f"{kept} requests were"
     why = f" ({trouble})" if trouble else ""
-    return f"{requests} accepted, but the receiver has not reported them as durable{why}; they are kept, and resent if it loses them"
+    return f"{requests} accepted, but the receiver has not confirmed durable storage{why}; the spool keeps a copy to resend after a loss"
 
 
 def _asks(settings: Settings) -> bool:

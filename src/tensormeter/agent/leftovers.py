@@ -63,6 +63,6 @@ def damaged_files(spool: Path, rings: Iterable[Path]) -> list[Path]:
 
 def describe_rejections(rejections: Sequence[tuple[str, str, int]]) -> str:
     """Return a description of rejected items for users."""
-    words = [f"{destination}: {items} items of {reason}" for destination, reason, items in rejections]
+    words = [f"{destination}: {items} items: {reason}" for destination, reason, items in rejections]
     more = f"; and {len(words) - _MOST_WORDS} more" if len(words) > _MOST_WORDS else ""
     return "; ".join(words[:_MOST_WORDS]) + more

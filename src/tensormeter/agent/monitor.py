@@ -116,7 +116,7 @@ class AgentMonitor:
         reap_agents(before)
         self._pid = pid
         if before and pid != before and not self._started_here:
-            logger.warning("the agent of run %s had ended; started another one, which continues its work", self._run_id)
+            logger.warning("the agent of run %s had stopped; started a new one, which continues its work", self._run_id)
         if pid != before:
             self._started_here = False
 
@@ -145,4 +145,4 @@ class AgentMonitor:
         self._started = now
         self._first_pulse = 0.0
         self._started_here = True
-        logger.warning("the agent of run %s had ended; started another one, which continues its work", self._run_id)
+        logger.warning("the agent of run %s had stopped; started a new one, which continues its work", self._run_id)

@@ -97,7 +97,7 @@ class NodeMetrics:
             raise
         except SpoolError as error:
             if not self._retry_at:
-                logger.error("%s; statistics wait until this is mended", error)
+                logger.error("%s; system metrics are paused until this is fixed", error)
             self._retry_at = time.monotonic() + _RETRY_DELAY
             return False
         self._waiting, self._retry_at = None, 0.0

@@ -57,25 +57,25 @@ class SyncResult:
         run, left = self.run.path, self.leftover
         losses = left.unreported or left.losses
         lost = f"{sum(losses.values()):,} points were lost: {_list(losses)}" if losses else ""
-        kept = f"{run} keeps what is left of it; `tensormeter spool purge {run.name}` deletes that"
+        kept = f"{run} keeps the remaining files; to delete them, run `tensormeter spool purge {run.name}`"
         if not self.delivered or left.rejected:
             if self.delivered:
                 words = []
             elif self.accepted:
                 words = [f"delivered, but {self.message}"]
             else:
-                words = [f"not delivered, {self.message or 'see its agent.log'}"]
+                words = [f"not delivered: {self.message or 'see its agent.log'}"]
             if left.rejected:
                 quarantined = (
-                    f"{describe_rejections(left.rejected)}, which are quarantined; `tensormeter spool retry {run.name}` puts them back "
-                    f"into the queue, `tensormeter spool purge --rejected {run.name}` deletes them"
+                    f"{describe_rejections(left.rejected)}(quarantined); to queue them again, run `tensormeter spool "
+                    f"retry {run.name}`; to delete them, run `tensormeter spool purge --rejected {run.name}`"
                 )
-                words.append(quarantined if words else f"not delivered, {quarantined}")
+                words.append(quarantined if words else f"not delivered: {quarantined}")
             return "; ".join([*words, *([lost] if lost else [])])
         if left.unreported:
             return f"delivered, but {lost}" + (f"; {kept}" if left.keeps_folder else "")
         if left.keeps_folder:
-            return f"nothing waits; {lost or 'a file was damaged'}, as reported before; {kept}"
+            return f"nothing to deliver; {lost or 'a file was damaged'}, as reported before; {kept}"
         return "delivered"
 
 
@@ -164,7 +164,8 @@ def _sync(
     message = agent.error
     if endpoint is None and "experiment" in agent.unreachable:
         message += (
-            f"; the run is for the server at {settings.endpoint}: start that, or name another one with --endpoint"
+            f"; the run's destination is the server at {settings.endpoint}; start it, or choose another one with "
+            "--endpoint"
         )
     if marks and agent.leftover.unreported:
         _mark_reported(run)
@@ -193,7 +194,7 @@ def _note(run: RunDirectory, used: Settings) -> str:
     shown = [f"{name} {_shorten(ours[name])} (run.json: {_shorten(theirs[name])})" for name in differ if name in _SHOWN]
     others = [name for name in differ if name not in _SHOWN]
     shown += [", ".join(others)] if others else []
-    return f"delivered with this command's settings, not those of its run.json, because {run.doubt}: {'; '.join(shown)}"
+    return f"delivered with this command's settings, not those in its run.json, because {run.doubt}: {'; '.join(shown)}"
 
 
 def _shorten(value: Any) -> str:
@@ -204,15 +205,15 @@ def _shorten(value: Any) -> str:
 def wake_agent(run: RunDirectory) -> str:
     """Ask the agent that is working on a run to retry now, and return a description of the result for users."""
     if run.doubt:
-        return "its agent is at work"  # the process ID in the folder is not trustworthy
+        return "its agent is running"  # the process id in the folder cannot be trusted
     pid = run.agent_pid()
     if pid is None or not _is_agent(pid):
-        return "its agent is at work"
+        return "its agent is running"
     try:
         os.kill(pid, signal.SIGUSR1)
     except ProcessLookupError:
         return "its agent has just ended; try again"
-    return f"its agent (process {pid}) is at work, and was asked to retry now"
+    return f"its agent (process {pid}) is running, and was asked to retry now"
 
 
 def _is_agent(pid: int) -> bool:

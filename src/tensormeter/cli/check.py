@@ -18,7 +18,7 @@ __all__ = ["check"]
 @data_option
 @click.option("--store", metavar="URL", help="Check a ClickHouse database instead: clickhouse://HOST[:PORT]/DATABASE.")
 @click.option(
-    "--full", is_flag=True, help="Run SQLite's own check even on a file of more than 1 GiB, in one long read."
+    "--full", is_flag=True, help="Run SQLite's integrity check even on a file larger than 1 GiB, in one long read."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 @click.pass_context
@@ -39,9 +39,9 @@ def check(context: click.Context, directory: Path | None, store: str | None, *, 
         absent = missing_store(file)
         if absent is not None:
             damaged = _report([("", absent)], as_json=as_json)
-            counts, summary = {}, "checked nothing"
+            counts, summary = {}, "nothing was checked"
         elif not file.is_file():
-            raise StoreError(f"there is no store in {file.parent}; set --data to the server's data folder")
+            raise StoreError(f"no store in {file.parent}; set --data to the server's data folder")
         else:
             damaged, counts, summary = _sqlite(file, full=full, as_json=as_json)
     if as_json:
@@ -78,7 +78,7 @@ def _sqlite(file: Path, *, full: bool, as_json: bool) -> tuple[int, dict[str, in
     except StoreError as error:
         if not isinstance(error, DamagedError) and not may_be_damage(error.__cause__):
             raise
-        return _report([("", str(error))], as_json=as_json), {}, "checked nothing"
+        return _report([("", str(error))], as_json=as_json), {}, "nothing was checked"
     with closing(connection):
         inspection = Inspection(connection)
         damaged = _report((("", lost),) if lost else (), as_json=as_json)
@@ -89,7 +89,7 @@ def _sqlite(file: Path, *, full: bool, as_json: bool) -> tuple[int, dict[str, in
     summary = f"checked {', '.join(f'{n:,} {table}' for table, n in counts.items() if n) or empty}"
     if inspection.unsealed:
         old = sum(inspection.unsealed.values())
-        summary += f"; {old:,} rows of an older version have no checksum yet, and get one at their next write"
+        summary += f"; {old:,} rows from an older version have no checksum yet; the next write to each row adds one"
     return damaged, counts, summary
 
 

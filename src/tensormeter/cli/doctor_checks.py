@@ -63,7 +63,7 @@ def shared_memory(settings: Settings) -> Finding:
     if folder is None:
         return Finding(
             "warning",
-            "there is no shared memory, so ring buffers are on disk, and log calls can wait for the disk",
+            "no shared memory, so ring buffers are on disk and log calls may wait for the disk",
             "mount /dev/shm",
         )
     existing = _existing(folder)
@@ -131,7 +131,7 @@ def agent(settings: Settings) -> Finding:
             finally:
                 spool.close()
             if items >= 2:
-                return Finding("ok", f"an agent started, and wrote a row to disk within {seconds:.1f} s")
+                return Finding("ok", f"an agent started, and wrote a row to disk after {seconds:.1f} s")
     return Finding(
         "failed",
         "no agent wrote a row to disk within 30 s",
@@ -145,14 +145,14 @@ def spool(settings: Settings) -> Finding:
     if not answers(directory, PATIENCE):
         return Finding(
             "failed",
-            f"{directory} does not answer within {PATIENCE:.0f} s",
+            f"{directory} did not respond within {PATIENCE:.0f} s",
             "set TENSORMETER_DIR to a folder on another disk",
         )
     existing = _existing(directory)
     if not os.access(existing, os.W_OK):
         return Finding(
             "warning",
-            f"{existing} is not writable: spools are kept in memory, and do not survive a reboot",
+            f"{existing} is not writable; spools are kept in memory and do not survive a reboot",
             "set TENSORMETER_DIR to a folder that you can write to",
         )
     kind = network_filesystem(existing)
@@ -162,7 +162,7 @@ def spool(settings: Settings) -> Finding:
     except OSError as error:
         return Finding(
             "warning",
-            f"files in {existing} cannot be locked ({error}): spools are kept in memory, and do not survive a reboot",
+            f"files in {existing} cannot be locked ({error}); spools are kept in memory and do not survive a reboot",
             "set TENSORMETER_DIR to a local disk",
         )
     if kind is not None:
@@ -180,7 +180,7 @@ def spool(settings: Settings) -> Finding:
     searches = [find_runs(folder) for folder in (directory, *memory_directories(settings)[0])]
     runs = [run for runs, _ in searches for run in runs]
     unreadable = [str(path) for _, refused in searches for path, _ in refused]
-    waiting = f"{len(runs)} runs are not delivered"
+    waiting = f"{len(runs)} runs have undelivered data"
     free = shutil.disk_usage(existing).free
     if free < settings.spool_max_bytes:
         return Finding(
@@ -229,7 +229,7 @@ def token(settings: Settings) -> Finding:
     if has_token and settings.endpoint.startswith("http:") and not is_loopback(_host(settings)):
         return Finding("warning", "the token is sent unencrypted", "use an https:// endpoint")
     if not isinstance(outcome, Accepted):
-        return Finding("warning", "unknown, because the endpoint does not answer")
+        return Finding("warning", "unknown, because the endpoint does not respond")
     return Finding("ok", "accepted" if has_token else "no token; the server needs none")
 
 
@@ -271,7 +271,7 @@ def gpu(settings: Settings) -> Finding:
     if all(path.works and not path.synchronizes for path in paths):
         slower = any(path.path.startswith("events") for path in paths)
         return Finding("warning" if slower else "ok", summary)
-    return Finding("failed", summary, "log .item() of values on these devices, and report this output to us")
+    return Finding("failed", summary, "log .item() for values on these devices, and report this output to us")
 
 
 CHECKS: Final[list[Check]] = [shared_memory, ring, writer, gpu, agent, spool, endpoint, token, clock]

@@ -27,7 +27,7 @@ _STDOUT: Final = Path("-")
     "--output",
     "-o",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write; - writes to standard output.  [default: RUN_ID.FORMAT in the current folder]",
+    help="Output file; - is standard output.  [default: RUN_ID.FORMAT in the current folder]",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option(
@@ -35,9 +35,9 @@ _STDOUT: Final = Path("-")
     "patterns",
     multiple=True,
     metavar="GLOB",
-    help="Export only metrics whose name matches; may be repeated.  [default: all]",
+    help="Export only metrics whose names match this pattern; may be repeated.  [default: all]",
 )
-@click.option("--project", help="Project of the run, if several projects have a run with this id or name.")
+@click.option("--project", help="Project of the run; required if the id or name exists in several projects.")
 @endpoint_option
 def export(
     run: str,

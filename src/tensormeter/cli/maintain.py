@@ -25,8 +25,8 @@ def compact(directory: Path | None) -> None:
 
     result = compact_store(store_folder(directory))
     click.echo(
-        f"compacted {result.segments_before:,} segments to {result.segments_after:,}, "
-        f"and {result.bytes_before:,} bytes to {result.bytes_after:,}"
+        f"compacted {result.segments_before:,} segments to {result.segments_after:,} and {result.bytes_before:,} "
+        f"bytes to {result.bytes_after:,}"
     )
     if result.damaged:
         raise StoreError(

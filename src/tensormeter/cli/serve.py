@@ -25,7 +25,7 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to bind; an address that other machines can reach needs a token.",
+    help="Address to bind; an address that other machines can reach requires a token.",
 )
 @click.option("--port", default=DEFAULT_PORT, show_default=True, help="Port to bind; 0 selects a free one.")
 @data_option
@@ -35,18 +35,18 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     help="Store the data in ClickHouse: clickhouse://[USER@]HOST[:PORT]/DATABASE; see docs/server.md."
     "  [default: $TENSORMETER_STORE, or a SQLite file in --data]",
 )
-@click.option("--print-schema", is_flag=True, help="Print the SQL that creates the tables of --store, and exit.")
+@click.option("--print-schema", is_flag=True, help="Print the SQL that creates the tables for --store, and exit.")
 @click.option(
     "--token-file",
     type=_FILE,
-    help="File with a token for all permissions, which clients must send.  [default: $TENSORMETER_TOKEN, or none]",
+    help="File that contains a token with all permissions, which clients must send.  [default: $TENSORMETER_TOKEN, or none]",
 )
 @click.option(
     "--allowed-host",
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="Additional host name under which clients reach this server; needs a token. May be repeated.",
+    help="Additional host name by which clients reach this server; requires a token. May be repeated.",
 )
 @click.option(
     "--stall-after",
@@ -63,15 +63,14 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--retention-bytes",
     type=click.IntRange(min=1 << 20),
-    help="Maximum bytes of the store; above it, the oldest ended runs are deleted.  [default: no limit]",
+    help="Maximum size of the store in bytes; above it, the oldest ended runs are deleted.  [default: no limit]",
 )
 @click.option(
     "--durability",
     type=click.Choice(("group", "always")),
     default="group",
     show_default=True,
-    help="When to respond to a write. group: at once; the data is synced to disk within two seconds. always: after the sync, for "
-    "senders that do not resend data that a power failure destroyed.",
+    help="When to respond to a write. group: immediately; the data is synced to disk within two seconds. always: after the sync, for senders that do not resend data lost in a power failure.",
 )
 @click.option(
     "--alerts",
@@ -79,13 +78,13 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     type=_FILE,
     help="TOML file with alert rules and webhooks.  [default: standard rules, no webhook]",
 )
-@click.option("--tls-cert", type=_FILE, help="PEM file with the certificate for https.  [default: http]")
+@click.option("--tls-cert", type=_FILE, help="PEM file with the certificate for HTTPS.  [default: http]")
 @click.option("--tls-key", type=_FILE, help="PEM file with the certificate's private key, without a passphrase.")
 @click.option(
     "--forwarded-allow-ips",
     default="",
     metavar="ADDRESSES",
-    help="Comma-separated addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted; needs a token."
+    help="Comma-separated addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto headers are trusted; requires a token."
     "  [default: none]",
 )
 @click.option(
@@ -93,14 +92,14 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     default=2048,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Maximum number of connections; above it, the server closes idle or incomplete ones, or responds 503 to new ones.",
+    help="Maximum number of connections; above it, the server closes idle or incomplete ones, or responds with 503 to new ones.",
 )
 @click.option(
     "--header-timeout",
     default=30.0,
     show_default=True,
     type=click.FloatRange(0, 3600, min_open=True, max_open=True),
-    help="Maximum seconds until the headers of a request are complete.",
+    help="Maximum seconds for a client to send the headers of a request.",
 )
 @click.option(
     "--send-timeout",
@@ -113,13 +112,12 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     "--self-metrics",
     multiple=True,
     type=click.Choice(("store", "otlp")),
-    help="Destination of the server's own metrics: its store (as a project), or an OTLP endpoint that OpenTelemetry's variables "
-    "configure. May be repeated.  [default: none]",
+    help="Destination of the server's own metrics: its store (as a project), or an OTLP endpoint configured by OpenTelemetry's variables. May be repeated.  [default: none]",
 )
 @click.option(
-    "--log-format", type=click.Choice(("text", "json")), default="text", show_default=True, help="Format of the log."
+    "--log-format", type=click.Choice(("text", "json")), default="text", show_default=True, help="Log format."
 )
-@click.option("--access-log", is_flag=True, help="Log each request, without its query and token.")
+@click.option("--access-log", is_flag=True, help="Log each request, without its query string and token.")
 @click.option("--alert-interval", default=5.0, show_default=True, type=click.FloatRange(min=0.05), hidden=True)
 def serve(
     *,

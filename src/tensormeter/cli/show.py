@@ -29,13 +29,13 @@ STATISTICS: Final = ("system.", "process.", "hw.", "container.", "cpython.", "te
 
 @click.command()
 @click.argument("run")
-@click.option("--project", help="Project of the run, if several projects have a run with this id or name.")
+@click.option("--project", help="Project of the run; required if the id or name exists in several projects.")
 @click.option(
     "--metric",
     "patterns",
     multiple=True,
     metavar="GLOB",
-    help="Draw the metrics whose name matches; may be repeated.  [default: one with 'loss' in its name, else the first]",
+    help="Draw the metrics whose names match this pattern; may be repeated.  [default: one with 'loss' in its name, else the first]",
 )
 @endpoint_option
 def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str | None) -> None:
@@ -51,7 +51,9 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
     logged = [metric for metric in metrics if not metric["name"].startswith(STATISTICS)]
     _print_values(console, logged)
     if any(metric["name"] != STEP_METRIC and metric not in logged for metric in metrics):
-        console.print(Text("and statistics of GPUs, host and processes; draw some with --metric 'system.cpu.*'"))
+        console.print(
+            Text("and metrics of GPUs, host and processes; to draw some, pass for example --metric 'system.cpu.*'")
+        )
     names = list(dict.fromkeys(metric["name"] for metric in (metrics if patterns else logged)))
     matches = _matching(names, patterns)
     for name in matches[:MAX_CHARTS]:
@@ -60,7 +62,7 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
             console.print()
             console.print(Text.from_ansi(draw_chart(title, series, console.width, color=console.is_terminal)))
     if len(matches) > MAX_CHARTS:
-        console.print(Text(f"{len(matches) - MAX_CHARTS} more metrics match; narrow --metric to draw them"))
+        console.print(Text(f"{len(matches) - MAX_CHARTS} more metrics match; use a narrower --metric to draw them"))
     if patterns and not matches:
         console.print(Text("no metric matches --metric"))
 

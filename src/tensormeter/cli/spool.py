@@ -102,7 +102,7 @@ def show(run: str, directory: Path | None) -> None:
             contents.add_row(Text(plain(destination)), Text(plain(signal)), state, *(f"{count:,}" for count in counts))
         console.print(contents if contents.row_count else "nothing is waiting")
         if kept := spool.kept():
-            console.print(Text(f"accepted, but perhaps not on the receiver's disk yet: {kept:,} requests"))
+            console.print(Text(f"accepted, but possibly not on the receiver's disk yet: {kept:,} requests"))
         for sentence in describe_losses(spool.losses()):
             console.print(Text(f"lost: {plain(sentence)}"), soft_wrap=True)
         for destination, reason, items in spool.rejections():
@@ -135,7 +135,7 @@ def purge(run: str, rejected: bool, yes: bool, directory: Path | None) -> None:
     except SpoolError as error:
         if rejected:
             raise
-        what = f"{selected.path.name}, whose spool cannot be read"
+        what = f"{selected.path.name}, whose spool is unreadable"
         if not yes:
             click.confirm(f"{plain(error)}\ndelete {plain(what)}?", abort=True)
     if not rejected:
@@ -186,11 +186,11 @@ def retry(run: str | None, directory: Path | None) -> None:
             has_agent = _agent_is_alive(candidate)
             if has_agent:
                 wake_agent(candidate)
-            sender = "its agent sends them now" if has_agent else "deliver them with `tensormeter sync`"
+            sender = "its agent is sending them now" if has_agent else "deliver them with `tensormeter sync`"
             click.echo(f"{name}: queued {retried.items:,} items ({retried.requests:,} requests); {sender}")
         if retried.damaged:
             failed = True
-            click.echo(f"{name}: {retried.damaged:,} items are damaged, and counted as lost", err=True)
+            click.echo(f"{name}: {retried.damaged:,} items are damaged and count as lost", err=True)
         if retried.given_up:
             failed = True
             click.echo(

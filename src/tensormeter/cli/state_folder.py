@@ -36,4 +36,4 @@ def describe_hang() -> str:
     """Return the message for a folder whose disk does not respond, with a remedy."""
     from tensormeter.disk.probe import PATIENCE
 
-    return f"it does not answer within {PATIENCE:.0f} s; check its disk, and try again"
+    return f"it did not respond within {PATIENCE:.0f} s; check its disk, and try again"

@@ -30,7 +30,7 @@ __all__ = ["sync"]
     default=10.0,
     show_default=True,
     type=click.FloatRange(0.1),
-    help="With --watch: seconds between two searches.",
+    help="With --watch: seconds between searches.",
 )
 def sync(directory: Path | None, endpoint: str | None, watch: bool, interval: float) -> None:
     """Deliver the data that earlier runs have left in their spools and ring buffers.

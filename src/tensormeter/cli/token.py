@@ -35,8 +35,7 @@ def token() -> None:
     multiple=True,
     required=True,
     type=click.Choice(("write", "read", "admin")),
-    help="Permission; may be repeated. write: send metrics and logs. read: read runs. Both together: also edit names, tags and "
-    "notes. admin: everything, including deleting runs.",
+    help="Permission; may be repeated. write: send metrics and logs. read: read runs. Both: also edit names, tags and notes. admin: do everything, including deleting runs.",
 )
 @click.option("--project", help="Restrict the token to this project.  [default: all projects]")
 @click.option(

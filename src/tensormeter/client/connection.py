@@ -101,7 +101,9 @@ class Connection:
         response = self._request("GET" if body is None else "POST", path, query=query, body=body, headers=headers)
         if response.status != 200 or response.headers.get("Content-Type") != COLUMNS:
             self._document(response)
-            raise TensormeterError(f"{self._endpoint} has no binary answers for this; upgrade the server")
+            raise TensormeterError(
+                f"{self._endpoint} does not support binary responses for this request; upgrade the server"
+            )
         data = memoryview(response.data)
         return json.loads(bytes(data[4 : 4 + int.from_bytes(data[:4], "little")])), data
 
@@ -129,9 +131,7 @@ class Connection:
             segments = "/".join(quote(segment, safe="") for segment in path)
             parameters = urlencode({name: value for name, value in query.items() if value is not None})
         except UnicodeEncodeError as error:
-            raise UsageError(
-                f"expected Unicode text, got {error.object!r}, which has half of a surrogate pair; pass valid text"
-            ) from None
+            raise UsageError(f"expected Unicode text, got {error.object!r}, which contains a lone surrogate") from None
         url = f"{self._endpoint}/api/v1/{segments}" + (f"?{parameters}" if parameters else "")
         all_headers = dict(headers or {})
         if self._token is not None:
@@ -162,5 +162,6 @@ class Connection:
             return f"no server at {self._endpoint}; start one with `tensormeter serve`, or pass another endpoint"
         detail = f": {error}" if isinstance(error, urllib3.exceptions.SSLError) else ""
         return (
-            f"no answer from {self._endpoint} ({type(error).__name__}{detail}); check the endpoint and the server's log"
+            f"no response from {self._endpoint} ({type(error).__name__}{detail}); check the endpoint and the "
+            "server's log"
         )

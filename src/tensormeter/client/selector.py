@@ -38,7 +38,7 @@ def find_run(connection: Connection, selector: str, project: str | None = None) 
     if len(matches) == 1:
         return connection.get("runs", matches[0]["id"], project=matches[0]["project"])
     if not matches:
-        raise UsageError(f"there is no run {selector!r}; see `tensormeter runs`")
-    # Escaped like a Python literal, so that a project's name cannot move the terminal's cursor.
+        raise UsageError(f"no run {selector!r}; list runs with `tensormeter runs`")
+    # Escaped like a Python literal, so that the name of a project cannot move the cursor of a terminal.
     ids = ", ".join(repr(f"{run['project']}/{run['id']}")[1:-1] for run in matches[:5])
     raise UsageError(f"{len(matches)} runs match {selector!r} ({ids}{', ...' if len(matches) > 5 else ''}); pass an id")

@@ -55,4 +55,4 @@ def too_large(size: int, limit: int, what: str, advice: str) -> str:
         what: Noun for the item, such as "the text".
         advice: Remedy.
     """
-    return f"{what} has {size:,} bytes, the limit is {limit >> 20} MiB ({limit:,} bytes): {advice}"
+    return f"{what} has {size:,} bytes, but the limit is {limit >> 20} MiB ({limit:,} bytes); {advice}"

@@ -11,13 +11,13 @@ _MIB: Final = 1 << 20
 
 REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
     "ring_full": ("point", "the ring buffer was full", "raise TENSORMETER_BUFFER_BYTES, or log less often"),
-    "unsupported_value": ("value", "of a kind that cannot be recorded", "earlier warnings name each key"),
+    "unsupported_value": ("value", "unsupported type", "earlier warnings name each key"),
     "too_many_layouts": ("point", "too many different metrics were logged", "use fewer names"),
     "device_unfinished": ("point", "not computed by the device before the process ended", ""),
     "media_full": (
         "item",
-        "too many tables, images and texts waited for the agent",
-        "log fewer at once, or raise TENSORMETER_MEDIA_BUFFER_BYTES",
+        "too many tables, images and texts were waiting for the agent",
+        "log fewer at a time, or raise TENSORMETER_MEDIA_BUFFER_BYTES",
     ),
     "text_too_large": ("text", f"larger than {TEXT_BYTES // _MIB} MiB", "log it in parts"),
     "table_too_large": (
@@ -35,7 +35,7 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
         f"the configuration was larger than {CONFIG_BYTES // _MIB} MiB, so its largest values were left out",
         "log them as a table or text",
     ),
-    "media_damaged": ("item", "a table, image or text that could not be read or encoded", ""),
+    "media_damaged": ("item", "a table, image or text could not be read or encoded", ""),
     "spool_full_system": ("point", "the spool was full of data that could not be delivered (system metrics)", ""),
     "spool_full_media": ("item", "the spool was full of data that could not be delivered (tables, images, texts)", ""),
     "spool_full_scalars": (
@@ -43,7 +43,7 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
         "the spool was full of data that could not be delivered, so the history was thinned",
         "raise TENSORMETER_SPOOL_MAX_BYTES",
     ),
-    "damaged": ("point", "could not be read any more", "look after the disk"),
+    "damaged": ("point", "could no longer be read", "check the disk"),
     "refused": ("point or event", "refused by the receiver", ""),
 }
 """Noun for the counted items, cause, and remedy (or ""), by reason."""

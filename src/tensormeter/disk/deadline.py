@@ -58,7 +58,7 @@ def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Cal
             if not done.is_set():
                 late.set()
     if late.is_set():
-        raise TimeoutError(f"it does not answer within {seconds:.0f} s")
+        raise TimeoutError(f"it did not respond within {seconds:.0f} s")
     if errors:
         raise errors[0]
     return results[0]

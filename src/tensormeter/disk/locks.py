@@ -71,7 +71,9 @@ def locked(path: Path, patience: float = _PATIENCE) -> Iterator[None]:
     descriptor = _open(path)
     try:
         if not wait_for_lock(descriptor, patience):
-            logger.warning("waited %.0f s for %s, which is locked%s; going on without", patience, path, holder(path))
+            logger.warning(
+                "waited %.0f s for %s, which is locked%s; continuing without the lock", patience, path, holder(path)
+            )
         yield
     finally:
         unlock(descriptor)
@@ -121,7 +123,7 @@ def holder(*paths: Path) -> str:
 
 
 def lock_holder(path: Path, kinds: Collection[str] = ("FLOCK",)) -> str:
-    """Return the process that holds a lock on a file, as "process 4711" or "a process of unknown id".
+    """Return the process that holds a lock on a file, such as "process 4711", or "an unknown process".
 
     Args:
         path: Path of the file.
@@ -137,7 +139,7 @@ def lock_holder(path: Path, kinds: Collection[str] = ("FLOCK",)) -> str:
             )
             os.kill(stored_pid, 0) if stored_pid > 0 else None
             pid = stored_pid or None
-    return "a process of unknown id" if pid is None else f"process {pid}"
+    return "an unknown process" if pid is None else f"process {pid}"
 
 
 def _listed(path: Path, kinds: Collection[str] | None = None) -> list[tuple[bool, int]]:

@@ -49,7 +49,7 @@ def fault(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        return f"{path} cannot be checked: {error.strerror}"
+        return f"cannot check {path}: {error.strerror}"
 
 
 def weakness(path: Path) -> str:
@@ -67,7 +67,7 @@ def weakness(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        return f"{path} cannot be checked: {error.strerror}"
+        return f"cannot check {path}: {error.strerror}"
 
 
 def make_directory(path: Path) -> None:
@@ -99,24 +99,23 @@ def tighten_directory(path: Path) -> None:
     link = path.lstat()
     if stat.S_ISLNK(link.st_mode) and not _is_trusted(link.st_uid):
         raise PermissionError(
-            f"the link {path} belongs to {_name(link.st_uid)}; set TENSORMETER_DIR to a folder of your own"
+            f"the link {path} belongs to {_name(link.st_uid)}; set TENSORMETER_DIR to a folder that you own"
         )
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
         if not _is_own(path, status.st_uid):
-            complaint = f"{path} belongs to {_name(status.st_uid)}, who could replace its content"
+            complaint = f"{path} belongs to {_name(status.st_uid)}, who could replace its contents"
             if os.geteuid() != 0:
-                raise PermissionError(f"{complaint}; set TENSORMETER_DIR to a folder of your own")
-            # This happens in a container that mounts a folder from the host. Delivery does not trust the settings of
-            # such runs.
-            _warn_once(f"{complaint}; `tensormeter sync` delivers it with its own settings")
+                raise PermissionError(f"{complaint}; set TENSORMETER_DIR to a folder that you own")
+            # As in a container with a folder of the host's user. Delivery does not trust the settings of such runs.
+            _warn_once(f"{complaint}; `tensormeter sync` uses its own settings to deliver it")
         if status.st_mode & _OTHERS:
             with contextlib.suppress(OSError):  # some file systems have no modes
                 os.fchmod(descriptor, _DIRECTORY)
             if status.st_mode & 0o022 and not os.fstat(descriptor).st_mode & _OTHERS:
                 logger.warning(
-                    "other users could write to %s (mode %s), where runs are kept; its mode is 0700 now",
+                    "other users could write to %s (mode %s), which contains runs; changed its mode to 0700",
                     path,
                     _mode(status),
                 )
@@ -178,7 +177,7 @@ def oddity(path: Path) -> str:
     if stat.S_ISREG(mode):
         return ""
     kind = "a folder" if stat.S_ISDIR(mode) else "a link" if stat.S_ISLNK(mode) else "not a regular file"
-    return f"{path} is {kind}, where a file belongs; remove it"
+    return f"{path} is {kind}, but must be a regular file; remove it"
 
 
 def make_file(path: Path) -> None:
@@ -241,7 +240,7 @@ def _faults(path: Path) -> Iterator[str]:
         if stat.S_ISLNK(status.st_mode):
             links += 1
             if links > _MOST_LINKS:
-                yield f"{folder} is one of too many links"
+                yield f"too many links: {folder}"
                 return
             if not _is_trusted(status.st_uid):
                 yield f"the link {folder} belongs to {_name(status.st_uid)}"
@@ -260,7 +259,7 @@ def _faults(path: Path) -> Iterator[str]:
         if not _is_trusted(status.st_uid) and not _is_unmapped(status.st_uid):
             yield f"{folder} belongs to {_name(status.st_uid)}"
         if reachable[current] and not status.st_mode & stat.S_ISVTX and _others_write(status):
-            yield f"others can write to {folder} (mode {_mode(status)})"
+            yield f"other users can write to {folder} (mode {_mode(status)})"
         reachable[folder] = reachable[current] and bool(status.st_mode & 0o011)
         current = folder
 
@@ -270,7 +269,7 @@ def _fault(path: Path, status: os.stat_result) -> str:
         return f"{path} is {'a link' if stat.S_ISLNK(status.st_mode) else 'not a folder'}"
     if not _is_trusted(status.st_uid):
         return f"{path} belongs to {_name(status.st_uid)}"
-    return f"others can write to {path} (mode {_mode(status)})" if status.st_mode & 0o022 else ""
+    return f"other users can write to {path} (mode {_mode(status)})" if status.st_mode & 0o022 else ""
 
 
 def _others_write(status: os.stat_result) -> bool:

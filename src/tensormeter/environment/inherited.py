@@ -32,7 +32,7 @@ def read_disabled(variable: str) -> Literal["disabled"] | None:
 
 def read_restarts(variable: str) -> int | None:
     """Return the attempt number, given a count of restarts. 0 is ignored: torchrun resets its count after a requeue."""
-    restarts = variables.read_count(variable, _MOST_RESTARTS, "a count of attempts on this machine")
+    restarts = variables.read_count(variable, _MOST_RESTARTS, "the attempt count of this machine")
     return restarts + 1 if restarts else None
 
 
@@ -66,6 +66,6 @@ def _as_project(variable: str, name: str) -> str | None:
     """Convert a service name, which can be any string, to a project name. Invalid characters become `-`."""
     project = _NOT_IN_PROJECTS.sub("-", variables.mask(name)).lstrip("._-")[:_LONGEST_PROJECT]
     if name and project != name:
-        expected = f"a name of up to {_LONGEST_PROJECT} letters, digits, '.', '_' and '-'"
+        expected = f"a name of at most {_LONGEST_PROJECT} letters, digits, '.', '_' and '-'"
         variables.ignore(variable, expected, f"the project {project!r}" if project else "the default")
     return project or None

@@ -101,7 +101,7 @@ def opentelemetry_endpoint(default: str, *, warn: bool) -> str | None:
         address = _parse_grpc(text, insecure=_variable_insecure("metrics"))
         if address is not None and not _GRPC_NAME.fullmatch(address.netloc):
             return f"{'https' if address.secure else 'http'}://{address.netloc}"
-        expected = "host:port, or a URL (for other names of gRPC, set TENSORMETER_EXPORTERS=otlp)"
+        expected = "host:port, or a URL (for other gRPC name schemes, set TENSORMETER_EXPORTERS=otlp)"
     elif _parse_grpc(text, insecure=True):
         expected += " (for gRPC, set OTEL_EXPORTER_OTLP_PROTOCOL=grpc)"
     if warn:
@@ -231,7 +231,7 @@ class _Reader:
             if usable and variable == usable[0]:
                 break
             if environment.read(variable):
-                expected = "host:port, a URL, or a name of gRPC" if protocol == "grpc" else "an http or https URL"
+                expected = "host:port, a URL, or a gRPC name" if protocol == "grpc" else "an http or https URL"
                 environment.ignore(variable, f"{expected}, for {self._destination}", address.url)
         return address, usable is not None and usable[0] == own
 
@@ -250,7 +250,7 @@ class _Reader:
         if not authorities:
             for variable in filter(environment.read, _names(self._signal, "CERTIFICATE")):
                 if problem := _tls_problem(authorities=environment.read(variable)):
-                    environment.warn_once(variable, f"{problem}; the system's authorities are used instead")
+                    environment.warn_once(variable, f"{problem}; using the system's certificate authorities instead")
                     continue
                 authorities = environment.read(variable)
                 break
@@ -260,12 +260,10 @@ class _Reader:
         key = key or environment.read(key_variable)
         certificate = certificate or environment.read(certificate_variable)
         if certificate_variable and (problem := _tls_problem(certificate=certificate, key=key)):
-            environment.warn_once(certificate_variable, f"{problem}; no client certificate is sent")
+            environment.warn_once(certificate_variable, f"{problem}; no client certificate will be sent")
             return authorities, "", ""
         if key_variable and not certificate:
-            environment.warn_once(
-                key_variable, "there is no OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE; the key is not used"
-            )
+            environment.warn_once(key_variable, "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE is not set; ignoring the key")
             return authorities, "", ""
         return authorities, certificate, key
 
@@ -356,7 +354,7 @@ def _grpc_metadata(variable: str, headers: Mapping[str, str]) -> dict[str, str]:
     """Return the headers that gRPC can send. Keys that end in `-bin` are left out: their values must be bytes."""
     sendable = {name: value for name, value in headers.items() if _GRPC_KEY.fullmatch(name)}
     for name in headers.keys() - sendable.keys():
-        environment.warn_once(variable, f"gRPC has no header {name!r}; it is left out", secret=True)
+        environment.warn_once(variable, f"{name!r} is not a valid gRPC header name; ignoring it", secret=True)
     return sendable
 
 

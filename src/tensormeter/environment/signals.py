@@ -49,7 +49,7 @@ def excluded_signals(destination: str, options: Mapping[str, str]) -> tuple[Excl
     if destination.partition(":")[0] != _KIND:
         if chosen is not None:
             raise SettingsError(
-                f"{destination}.{SIGNALS_OPTION}: only {_KIND} destinations can leave a signal out; remove the option"
+                f"{destination}.{SIGNALS_OPTION}: only {_KIND} destinations can exclude a signal; remove the option"
             )
         return ()
     if chosen is not None:

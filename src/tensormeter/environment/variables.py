@@ -105,7 +105,7 @@ def ignore(variable: str, expected: str, instead: str) -> None:
         expected: Description of valid values.
         instead: Value that is used instead of the invalid one.
     """
-    warn_once(variable, f"expected {expected}; {instead} is used instead")
+    warn_once(variable, f"expected {expected}; using {instead} instead")
 
 
 def mask(value: str) -> str:
@@ -153,8 +153,8 @@ def read_seconds(variable: str, low: float, high: float, instead: str, *, zero: 
     if milliseconds == 0 and zero is not None:
         return zero
     if not (math.isfinite(milliseconds) and milliseconds > 0):
-        least = "from 0" if zero is not None else "above 0"
-        ignore(variable, f"a number of milliseconds {least}", instead)
+        least = "0 or more" if zero is not None else "above 0"
+        ignore(variable, f"a number of milliseconds, {least}", instead)
         return None
     seconds = min(max(milliseconds / 1000, low), high)
     if seconds != milliseconds / 1000:
@@ -182,7 +182,7 @@ def read_attributes(variable: str = "OTEL_RESOURCE_ATTRIBUTES") -> dict[str, str
     for item in filter(None, (item.strip() for item in read(variable).split(","))):
         name, separator, value = item.partition("=")
         if not separator or not name.strip():
-            warn_once(variable, "expected NAME=VALUE,NAME=VALUE; items without a name or '=' are left out")
+            warn_once(variable, "expected NAME=VALUE,NAME=VALUE; ignoring items without a name or '='")
             continue
         attributes[unquote(name.strip())] = unquote(value.strip())
     return attributes
@@ -198,11 +198,11 @@ def read_headers(variable: str) -> dict[str, str]:
         name, separator, value = item.partition("=")
         name, value = unquote(name).strip().lower(), unquote(value.strip())
         if not separator or not _HEADER_NAME.fullmatch(name):
-            problem = "expected NAME=VALUE,NAME=VALUE; other items are left out"
+            problem = "expected NAME=VALUE,NAME=VALUE; ignoring other items"
         elif not _HEADER_VALUE.fullmatch(value):
-            problem = f"the value of {name!r} has characters that headers cannot have; it is left out"
+            problem = f"the value of {name!r} contains characters that are not allowed in headers; ignoring it"
         elif name in _FRAMING:
-            problem = f"{name!r} is the protocol's own header; it is left out"
+            problem = f"{name!r} is set by the protocol; ignoring it"
         else:
             headers[name] = value
             continue
@@ -219,7 +219,7 @@ def importing_sdk() -> Iterator[None]:
     """
     unusable = [name for name, value in os.environ.items() if _LIMIT.fullmatch(name) and not _is_limit(value)]
     for name in unusable:
-        ignore(name, "a whole number from 0", "the default")
+        ignore(name, "an integer of at least 0", "the default")
     if not _are_propagators(os.environ.get(_PROPAGATORS, "")):
         unusable.append(_PROPAGATORS)
         if read(_PROPAGATORS):

@@ -43,7 +43,7 @@ def clean_attributes(attributes: Any) -> AttributeSet:
         if content is None:
             warn_once(
                 (AttributeSet, name),
-                "attribute %r is left out: expected a str, bool, int, float or a sequence of those, got %s",
+                "dropped attribute %r: expected a str, bool, int, float or a sequence of these, got %s",
                 name,
                 type(value).__name__,
             )

@@ -92,7 +92,7 @@ class Forwarding:
             "tensormeter.forward.lost",
             callbacks=[self._forward_pending],
             unit="{value}",
-            description="Device values that additional metric readers missed",
+            description="Device values that were not forwarded to other metric readers",
         )
 
     def synchronous(self, instrument: InstrumentIdentity) -> Forward | None:
@@ -121,7 +121,7 @@ class Forwarding:
             except Refused:
                 return  # the ring also refused it and has warned
             except Exception as error:  # raised by a reader's or a view's code
-                warn_once((Forwarding, instrument), "%r is not forwarded: %s", instrument.name, error, error=error)
+                warn_once((Forwarding, instrument), "could not forward %r: %s", instrument.name, error, error=error)
 
         return forward
 
@@ -138,7 +138,7 @@ class Forwarding:
                 except Refused:  # the ring also refuses it and warns
                     continue
                 except Exception as error:  # raised by the value's or the mapping's own code
-                    warn_once((Forwarding, instrument), "%r is not forwarded: %s", instrument.name, error, error=error)
+                    warn_once((Forwarding, instrument), "could not forward %r: %s", instrument.name, error, error=error)
                     continue
                 if isinstance(number, (DeviceValue, Deferred)):  # its value is not available in this collection
                     self._lost += 1
@@ -172,8 +172,8 @@ class Forwarding:
     ) -> Any:
         try:
             return create_sdk_instrument(self._provider, instrument, callbacks)
-        except Exception as error:  # for example, a unit that the SDK rejects
-            warn_once((Forwarding, instrument), "metric readers do not get %r: %s", instrument.name, error)
+        except Exception as error:  # for example, a unit that the SDK refuses
+            warn_once((Forwarding, instrument), "cannot forward %r to metric readers: %s", instrument.name, error)
             return None
 
     def _enqueue(self, pending: _Pending) -> None:

@@ -110,7 +110,7 @@ class Meter(metrics.Meter):
             if name != first:
                 warn_once(
                     (Meter, self._scope, name),
-                    "the instrument %r is recorded as %r, the spelling of its first use",
+                    "the instrument %r is recorded as %r, the spelling used first",
                     name,
                     first,
                 )
@@ -164,8 +164,9 @@ class Meter(metrics.Meter):
                 if other.name == identity.name and self._streams.views.conflict(other, identity):
                     warn_once(
                         (Meter, identity),
-                        "the %s %r (unit %r, description %r) of the meter %r has the same name as its %s (unit %r, description %r), "
-                        "which conflict for receivers; use one kind, unit and description, or rename one with "
+                        "the %s %r (unit %r, description %r) of the meter %r has the same name as its %s (unit %r, "
+                        "description %r), which is a conflict for receivers; use the same kind, unit and "
+                        "description, or rename one with "
                         "View(instrument_name=%r, instrument_type=..., instrument_unit=..., name=...)",
                         identity.kind, identity.name, identity.unit, identity.description, self._scope.name,
                         other.kind, other.unit, other.description, identity.name,
@@ -175,7 +176,7 @@ class Meter(metrics.Meter):
         if identity.bounds != existing.bounds:
             warn_once(
                 (Meter, identity),
-                "the histogram %r exists with the bucket boundaries %s, which stay in use; the boundaries %s are ignored",
+                "the histogram %r already has the bucket boundaries %s; ignoring the boundaries %s",
                 identity.name,
                 existing.bounds,
                 identity.bounds,
@@ -197,7 +198,8 @@ def _valid(name: Any) -> bool:
         return True
     warn_once(
         (Meter, repr(name)),
-        "the instrument name %r is not valid, so nothing is recorded; use a letter, then at most 254 letters, digits, '_', "
+        "the instrument name %r is invalid, so nothing will be recorded; use a letter, then at most 254 letters, "
+        "digits, '_', "
         "'.', '-' or '/'",
         name,
     )
@@ -215,7 +217,8 @@ def _bounds(name: Any, advised: Any) -> tuple[float, ...] | None:
         return bounds
     warn_once(
         (Meter, repr(name), "bounds"),
-        "the histogram %r has advised bucket boundaries %r; pass increasing finite numbers (the default ones are used)",
+        "the histogram %r has invalid advisory bucket boundaries %r; pass increasing finite numbers (using the "
+        "default boundaries)",
         name,
         advised,
     )

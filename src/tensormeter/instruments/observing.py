@@ -70,7 +70,7 @@ class _Callback:
             if number == _MOST_OBSERVATIONS:
                 warn_once(
                     (self, "endless"),
-                    "a callback of %r returned more than %d observations; the rest is left out",
+                    "a callback of %r returned more than %d observations; dropped the rest",
                     instrument,
                     _MOST_OBSERVATIONS,
                 )
@@ -80,7 +80,7 @@ class _Callback:
             else:
                 warn_once(
                     (self, "item"),
-                    "a callback of %r returned a %s, which is left out; expected an Observation",
+                    "a callback of %r returned a %s, which was dropped; expected an Observation",
                     instrument,
                     type(item).__name__,
                 )
@@ -144,7 +144,7 @@ class _Observable:
             try:
                 self._add(observation, numbers)
             except Exception as error:  # raised by the value's or the mapping's own code
-                warn_once((self, "observation"), "an observation of %r is left out: %s", self.name, _describe(error))
+                warn_once((self, "observation"), "dropped an observation of %r: %s", self.name, _describe(error))
         for stream, number in numbers.items():
             stream.record(number)
 
@@ -229,9 +229,7 @@ class Observer:
             try:
                 thread.start()
             except RuntimeError as error:  # the interpreter is exiting, or the system has no more threads
-                warn_once(
-                    Observer, "observable instruments are not observed, because no thread can be started: %s", error
-                )
+                warn_once(Observer, "cannot start a thread, so observable instruments will not be observed: %s", error)
                 return
             self._thread = thread
             self._forked = False
@@ -277,8 +275,8 @@ class Observer:
             for instrument in [] if self._stopped else list(self._instruments):
                 try:
                     instrument.measure(options)
-                except BaseException as error:  # the other instruments must still be observed
-                    warn_once((Observer, instrument), "%r is not observed: %s", instrument.name, error, error=error)
+                except BaseException as error:  # the other instruments are observed all the same
+                    warn_once((Observer, instrument), "cannot observe %r: %s", instrument.name, error, error=error)
             for done in flushes:
                 self._flushes.remove(done)
                 done.set()

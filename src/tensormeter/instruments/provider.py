@@ -116,7 +116,9 @@ class MeterProvider(metrics.MeterProvider):
     ) -> metrics.Meter:
         """Return the meter for an instrumentation scope. Calls with the same arguments return the same object."""
         if self._ended:
-            warn_once((MeterProvider, "meter", id(self)), "get_meter() after shutdown(): the meter records nothing")
+            warn_once(
+                (MeterProvider, "meter", id(self)), "get_meter() was called after shutdown(); the meter records nothing"
+            )
             return metrics.NoOpMeter(name or "", version, schema_url)
         if not isinstance(name, str) or not name:
             warn_once((MeterProvider, repr(name)), "get_meter: expected a name that is a non-empty str, got %r", name)
@@ -145,7 +147,7 @@ class MeterProvider(metrics.MeterProvider):
             Whether everything was delivered within the timeout. False after `shutdown`, or if the run has no agent.
         """
         if self._ended:
-            warn_once((MeterProvider, "flush", id(self)), "force_flush() after shutdown() does nothing")
+            warn_once((MeterProvider, "flush", id(self)), "force_flush() was called after shutdown(); it has no effect")
             return False
         deadline = _Deadline(timeout_millis, 10_000)
         process = self._run._joined() if self._run is not None else None
@@ -177,7 +179,7 @@ class MeterProvider(metrics.MeterProvider):
             if self._observer.is_current_thread:
                 warn_once(
                     (MeterProvider, "callback", id(self)),
-                    "shutdown() in a callback of an observable instrument is ignored; call it elsewhere",
+                    "ignored shutdown() inside a callback of an observable instrument; call it elsewhere",
                 )
                 return False
             self._ending = True
@@ -246,7 +248,7 @@ class MeterProvider(metrics.MeterProvider):
         except (TensormeterError, OSError) as error:
             warn_once(
                 (MeterProvider, "begin", id(self)),
-                "measurements are not recorded, because no run can be begun: %s",
+                "measurements are not recorded, because no run could be started: %s",
                 error,
             )
         return self._own_run
@@ -263,7 +265,8 @@ class MeterProvider(metrics.MeterProvider):
         if not observed:
             warn_once(
                 (MeterProvider, "late", id(self)),
-                "a callback of an observable instrument has not returned within %g s; its last observations are not recorded",
+                "a callback of an observable instrument did not return within %g s; its last observations are not "
+                "recorded",
                 timeout,
             )
         return observed

@@ -76,7 +76,8 @@ class Streams:
         if key not in writers and len(writers) >= self.limit():
             warn_once(
                 (Streams, instrument),
-                "%r has more than %d attribute sets; further ones are recorded as otel.metric.overflow (use fewer, or raise "
+                "%r has more than %d attribute sets; recording further ones as otel.metric.overflow (use fewer, or "
+                "raise "
                 "TENSORMETER_CARDINALITY_LIMIT)",
                 instrument.name,
                 self.limit(),
@@ -140,7 +141,7 @@ class Binder:
             bound = self._bind(clean_attributes(attributes))
         except Exception as error:  # raised by the mapping's own code
             warn_once(
-                (Binder, self.instrument), "attributes of %r are left out: %s", self.instrument.name, error, error=error
+                (Binder, self.instrument), "dropped attributes of %r: %s", self.instrument.name, error, error=error
             )
             bound = self._bind(())
         if cachable and len(self._typed) < _CACHED * self._streams.limit():

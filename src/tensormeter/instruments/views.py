@@ -123,7 +123,7 @@ class Views:
         except Exception as error:  # raised by a view, or because the SDK rejects a unit
             warn_once(
                 (Views, instrument),
-                "views are not applied to the instrument %r: %s",
+                "cannot apply views to the instrument %r: %s",
                 instrument.name,
                 error,
                 error=error,

@@ -37,6 +37,6 @@ def parse_document(data: bytes | str, object_hook: Callable[[dict[str, Any]], An
             json.dumps(document, ensure_ascii=False).encode()
         return document
     except UnicodeEncodeError:
-        raise EncodingError("not Unicode text: contains half of a surrogate pair (\\ud800 to \\udfff)") from None
+        raise EncodingError("not Unicode text: contains a lone surrogate (\\ud800 to \\udfff)") from None
     except (ValueError, RecursionError) as error:
         raise EncodingError(f"not JSON: {type(error).__name__}: {str(error)[:500]}") from None

@@ -274,7 +274,7 @@ class _Walk:
             elif wire == 5:
                 at += 4
             else:  # groups, which OTLP does not use
-                raise self._malformed(f"a field has the wire type {wire}")
+                raise self._malformed(f"a field has the invalid wire type {wire}")
 
     def _columns(self, begin: int, end: int) -> tuple[int, Sequence[tuple[int, int]]]:
         """Return the offset of a metric's points, and the start and end offsets of each column's first point.

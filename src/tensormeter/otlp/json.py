@@ -60,11 +60,12 @@ def _check_size(body: bytes) -> None:
     """Reject a body that would take a long time to parse. No other thread can run while the parser runs."""
     if len(body) > MAX_JSON_BYTES:
         raise TooManyElementsError(
-            f"the request has more than {MAX_JSON_BYTES} bytes of JSON; send smaller batches, or protobuf"
+            f"the request has more than {MAX_JSON_BYTES} bytes of JSON; send smaller batches, or use protobuf"
         )
     if sum(map(body.count, (b"{", b"[", b","))) > MAX_JSON_ELEMENTS:
         raise TooManyElementsError(
-            f"the request has more than {MAX_JSON_ELEMENTS} braces, brackets and commas; send smaller batches, or protobuf"
+            f"the request has more than {MAX_JSON_ELEMENTS} braces, brackets and commas; send smaller batches, or "
+            "use protobuf"
         )
 
 

@@ -117,8 +117,8 @@ class Table(_Media):
         if len(self.rows) * (len(self.columns) + 1) > TABLE_CELLS:
             raise TooLargeError(
                 "table",
-                f"table {self.key!r}: {len(self.rows)} rows of {len(self.columns)} cells exceed the limit of {TABLE_CELLS} cells and "
-                "rows together; log the table in parts",
+                f"table {self.key!r}: {len(self.rows)} rows of {len(self.columns)} cells exceed the limit of "
+                f"{TABLE_CELLS} for cells plus rows; log the table in parts",
             )
         size = sum(len(cell.data) for row in self.rows for cell in row if isinstance(cell, Image))
         _check_size(
@@ -170,7 +170,7 @@ class Alert(_Media):
             )
         if self.level not in ALERT_LEVELS:
             raise EncodingError(
-                f"alert {self.title!r}: expected a level of {', '.join(ALERT_LEVELS)}, got {self.level!r}"
+                f"alert {self.title!r}: expected one of the levels {', '.join(ALERT_LEVELS)}, got {self.level!r}"
             )
 
 

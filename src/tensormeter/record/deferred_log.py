@@ -70,7 +70,7 @@ class DeferredLog:
         import torch._dynamo
 
         if isinstance(names, str) or not names or len(set(names)) != len(names):
-            raise UsageError(f"deferred_log: expected different names of metrics, got {names!r}")
+            raise UsageError(f"deferred_log: expected distinct metric names, got {names!r}")
         if type(capacity) is not int or capacity < 1:
             raise UsageError(f"deferred_log: capacity: expected at least 1 row, got {capacity!r}")
         if device is None:
@@ -108,12 +108,12 @@ class DeferredLog:
         import torch
 
         if len(values) != len(self._names):
-            raise UsageError("deferred_log: write() expects a value for each of its names, and no others")
+            raise UsageError("deferred_log: write() expects exactly one value for each name")
         row = []
         for name in self._names:
             value = values.get(name)
             if not isinstance(value, torch.Tensor):
-                raise UsageError("deferred_log: write() expects a tensor for each of its names")
+                raise UsageError("deferred_log: write() expects a tensor for each name")
             row.append(value.detach().reshape(()).to(self._rows.dtype))
         self._rows.index_copy_(0, self._count % self._capacity, torch.stack(row).unsqueeze(0))
         self._count.add_(1)
@@ -161,7 +161,7 @@ class DeferredLog:
                 self._collect(at_once=False)
         if self._copying is not None and self._recorder is not None:
             self._recorder.count_lost(
-                Drop.DEVICE_UNFINISHED, 1, "deferred_log: rows are lost: the device did not finish within 5 s"
+                Drop.DEVICE_UNFINISHED, 1, "deferred_log: lost rows, because the device did not finish within 5 s"
             )
         self._recorder = None
         self._copies.close()
@@ -181,8 +181,8 @@ class DeferredLog:
             self._recorder.count_lost(
                 Drop.RING_FULL,
                 lost,
-                "deferred_log: rows were overwritten before they were copied from the device; "
-                "raise its capacity, or call flush() more often",
+                "deferred_log: rows were overwritten before they were copied from the device; raise `capacity`, or "
+                "call flush() more often",
             )
         for number in range(count - available, count):
             values = dict(zip(self._names, rows(number % self._capacity), strict=True))

@@ -112,8 +112,8 @@ class Watch:
         self._handle = None
         if not self._rows and self._model() is not None:
             self._warn(
-                "watch(%s) has recorded nothing: no torch optimizer with its parameters has made a step; "
-                "call log() of the object that watch() returns",
+                "watch(%s) recorded nothing: no torch optimizer with the model's parameters made a step; call log() "
+                "on the object that watch() returned",
                 self._name,
             )
 
@@ -133,7 +133,9 @@ class Watch:
     def _step(self) -> None:
         if _is_captured():
             self._warn(
-                "watch(%s) cannot record while a CUDA graph is captured; call its log() after replays", self._name
+                "watch(%s) cannot record while a CUDA graph is being captured; call log() on the watch object after "
+                "replays",
+                self._name,
             )
             return
         if self._steps % self._every == 0:

@@ -194,7 +194,7 @@ class Recorder:
 
     def _log(self, values: Mapping[str, Any], step: int | None, every: int | None, reduce: str | None) -> None:
         if self._closed:
-            self._notices.once(Drop, "log() after the run was finished: nothing is recorded")
+            self._notices.once(Drop, "log() was called after the run finished; nothing is recorded")
             return
         lane = self._lanes.mine()
         if not self._out_of_graphs:
@@ -316,7 +316,7 @@ class Recorder:
             return Rule(every, cast("Reduce", reduce or "mean"))
         except UsageError as error:
             lane.count(Drop.UNSUPPORTED_VALUE)
-            self._notices.once(Rule, "log() ignores every= and reduce=: %s", error)
+            self._notices.once(Rule, "log() ignored every= and reduce=: %s", error)
             return None
 
     def _route(self, lane: Lane, values: Mapping[str, Any], step: int | None, rule: Rule | None) -> None:
@@ -429,9 +429,7 @@ class Recorder:
             if self._outbox.put(content, key, step):
                 self._warn_of_agent_losses()
                 return
-            reason = (
-                "the buffer for media that wait for the agent is full, or smaller than this item; log less at once, or "
-            )
+            reason = "the media buffer is full, or smaller than this item; log less at a time, or "
             reason += "raise TENSORMETER_MEDIA_BUFFER_BYTES"
         except OSError as error:
             reason = f"cannot write it next to the ring ({error.strerror})"
@@ -443,7 +441,7 @@ class Recorder:
     def _warn_of_agent_losses(self) -> None:
         """Warn about items that the agent or a receiver has dropped, such as images that were too large after encoding."""
         if lost := self._ring.lost:
-            self._notices.once(lost, "not delivered: %s", lost)
+            self._notices.once(lost, "could not deliver an item: %s", lost)
 
     def _reduce(
         self,
@@ -464,7 +462,9 @@ class Recorder:
                 del devices[name]
             elif value is not None:
                 self._notices.once(
-                    (name, Rule), "%r is recorded each time: values that arrive later cannot be reduced", name
+                    (name, Rule),
+                    "recording every value of %r: values that the device delivers later cannot be reduced",
+                    name,
                 )
         host = {name: numbers.pop(name) for name in rules if name in numbers}
         ready_numbers, ready_devices = lane.reductions.add(rules, host, {}, step)
@@ -472,7 +472,7 @@ class Recorder:
             ready_devices = lane.reductions.add(rules, {}, reduced, step)[1]
         except Exception as error:  # a device error, which the program's own CUDA calls will also raise
             lane.count(Drop.DEVICE_UNFINISHED, len(reduced))
-            self._notices.once(Rule, "device values are lost: %s", error)
+            self._notices.once(Rule, "lost device values: %s", error)
         return numbers | ready_numbers, devices | ready_devices
 
     def _pool(
@@ -502,7 +502,9 @@ class Recorder:
             if isinstance(value, Histogram):
                 for applied in self._rules.of((cast("str", key),), rule).values():
                     if applied.reduce not in POOLED:
-                        raise Refused(f"cannot reduce a Histogram by {applied.reduce}; use one of {', '.join(POOLED)}")
+                        raise Refused(
+                            f"cannot reduce a Histogram with {applied.reduce!r}; use one of {', '.join(POOLED)}"
+                        )
                 distribution = value.reduce()
                 if isinstance(distribution, DeviceDistribution):
                     self._device.prepare(distribution.tensor)
@@ -526,14 +528,14 @@ class Recorder:
             lane.count(Drop.UNSUPPORTED_VALUE)
             reason = str(error) if isinstance(error, Refused) else describe(error)
             shown = self.next_step if self.next_step < AUTOMATIC_STEPS else "the next step"
-            self._notices.once(State, "a step is replaced by %s: %s", shown, reason)
+            self._notices.once(State, "replaced a step with %s: %s", shown, reason)
             return self.next_step
 
     def _measure(self, lane: Lane, stream: StreamWriter, value: Any) -> int | None:
         try:
             number = self._classify(stream.name, value, None)
             if isinstance(number, (DeviceDistribution, HostDistribution)):
-                raise Refused("an instrument records one value at a time; log a Histogram with `run.log`")
+                raise Refused("an instrument records a single number; log a Histogram with `run.log`")
             if not isinstance(number, (DeviceValue, Deferred)):
                 stream.check(number)
         except Refused as refusal:
@@ -575,10 +577,10 @@ class Recorder:
         )
 
     def _warn_of_lost_value(self, error: Exception) -> None:
-        self._notices.once(DeviceCopies, "device values are lost: %s", error)
+        self._notices.once(DeviceCopies, "lost device values: %s", error)
 
     def _warn_of_detour(self, reason: str) -> None:
-        message = "CUDA values use the slower copy path because the ring buffer could not be page-locked: %s"
+        message = "CUDA values use the slower copy path, because the ring buffer could not be page-locked: %s"
         self._notices.once(message, message, reason)
 
 

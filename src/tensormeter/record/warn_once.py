@@ -58,9 +58,9 @@ class WarnOnce:
     def slow(self, values: Mapping[str, Any], watch: Stopwatch) -> None:
         """Warn that a log call was slow, once for each reason. Do not call this for rows with new keys, which are slower."""
         if watch.waited:
-            reason = "its thread waited for other Python threads or for a processor"
+            reason = "its thread waited for other Python threads or for a CPU"
         else:
-            reason = "it had too many or too large values; log fewer values per call, or numbers instead of arrays"
+            reason = "it had too many values, or values that are too large; log fewer values per call, or numbers instead of arrays"
         try:
             names = ", ".join(map(shown, itertools.islice(values, _NAMES_SHOWN)))
             more = f" and {len(values) - _NAMES_SHOWN} more" if len(values) > _NAMES_SHOWN else ""

@@ -114,7 +114,7 @@ def _described(describe: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
     try:
         return describe()
     except Exception as error:
-        logger.debug("%r failed; the resource lacks its attributes", describe, exc_info=error)
+        logger.debug("%r failed; its attributes are missing from the resource", describe, exc_info=error)
         return {}
 
 
@@ -126,10 +126,12 @@ def _from_environment(detected: Mapping[str, Any]) -> dict[str, str]:
     for name, value in read_attributes(variable).items():
         room -= len(f"{name}{value}".encode("utf-8", "surrogatepass"))
         if room < 0:
-            warn_once(variable, f"longer than {_MOST_ATTRIBUTE_BYTES} bytes; ignored the attributes from {name!r} on")
+            warn_once(
+                variable, f"longer than {_MOST_ATTRIBUTE_BYTES} bytes; ignoring {name!r} and all attributes after it"
+            )
             break
         if not isinstance(detected.get(name, ""), str):
-            warn_once(variable, f"ignored {name}, which is not text; the detected value is used")
+            warn_once(variable, f"{name} is not text; using the detected value")
         else:
             attributes[name] = value
     if instance := attributes.pop(SERVICE_INSTANCE_ID, ""):

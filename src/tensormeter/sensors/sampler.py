@@ -96,7 +96,9 @@ class Sampler:
             self._reported = True
             self._failures["stuck"] = self._failures.get("stuck", 0) + 1
             logger.warning(
-                "sensor %s has not answered for %.0f s; the other sensors continue", self.name, time.monotonic() - since
+                "sensor %s has not responded for %.0f s; the other sensors continue",
+                self.name,
+                time.monotonic() - since,
             )
 
     def _run(self) -> None:

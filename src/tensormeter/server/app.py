@@ -146,5 +146,7 @@ def _on_store_error(request: Request, error: Exception) -> Response:
 
 
 def _on_bug(request: Request, _: Exception) -> Response:
-    # Starlette re-raises the exception after this response, and uvicorn logs the traceback.
-    return error_response(request.scope, 500, "internal", "internal server error; the server's log has the traceback")
+    # Starlette raises the exception again after this response, and uvicorn logs its traceback.
+    return error_response(
+        request.scope, 500, "internal", "internal server error; see the traceback in the server's log"
+    )

@@ -136,7 +136,7 @@ class ServerConfig:
         for name in ("header_timeout", "send_timeout"):
             if not 0 < getattr(self, name) < 3600:
                 raise SettingsError(
-                    f"{name}: expected seconds, more than 0 and less than 3600, got {getattr(self, name)}"
+                    f"{name}: expected a number of seconds above 0 and below 3600, got {getattr(self, name)}"
                 )
         # The messages omit the value, because even a wrong token is a secret.
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.split()):

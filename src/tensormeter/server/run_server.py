@@ -229,7 +229,8 @@ def _raise_file_limit(connections: int) -> int:
     if soft == resource.RLIM_INFINITY or connections <= room:
         return connections
     _log.warning(
-        "tensormeter: the system allows %d open files; the server accepts %d connections instead of %d. Raise it with `ulimit -n`",
+        "tensormeter: the system allows %d open files; the server accepts %d connections instead of %d. Raise the "
+        "limit with `ulimit -n`",
         soft,
         room,
         connections,

@@ -207,7 +207,7 @@ def _otlp_exporter() -> MetricExporter:
             module = importlib.import_module("opentelemetry.exporter.otlp.proto.http.metric_exporter")
     except ModuleNotFoundError as error:
         raise SettingsError(
-            f"self_metrics: otlp needs {error.name!r}; pip install opentelemetry-exporter-otlp-proto-http"
+            f"self_metrics: otlp needs {error.name!r}; run pip install opentelemetry-exporter-otlp-proto-http"
         ) from None
     exporter: MetricExporter = module.OTLPMetricExporter()
     return exporter

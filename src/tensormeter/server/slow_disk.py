@@ -23,7 +23,7 @@ def warn_if_slow(folder: Path) -> Iterator[None]:
         _SLOW_START,
         _log.warning,
         (
-            "tensormeter: opening the store in %s takes more than %.0f s; the server is waiting for the disk",
+            "tensormeter: opening the store in %s is taking more than %.0f s; the server is waiting for the disk",
             folder,
             _SLOW_START,
         ),
@@ -53,5 +53,5 @@ def _watch(stalled: Callable[[], str | None], seconds: float) -> None:
     pause.wait(seconds)
     while (problem := stalled()) is None:
         pause.wait(_POLL_INTERVAL)
-    _log.warning("tensormeter: %s; the server exits without waiting for the disk, acknowledged data is kept", problem)
+    _log.warning("tensormeter: %s; the server exits without waiting for the disk; acknowledged data is kept", problem)
     os._exit(0)

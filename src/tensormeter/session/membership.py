@@ -141,7 +141,7 @@ class Joining:
             membership = self._join_in_memory(error)
             homeless = run.settings.directory == NO_FOLDER
             logger.warning(
-                "run %s is kept in memory (%s), because %s cannot be used (%s); a reboot deletes undelivered data",
+                "run %s is kept in memory (%s), because %s is unusable (%s); a reboot deletes undelivered data",
                 run.id,
                 membership.settings.directory,
                 run.settings.directory,
@@ -149,7 +149,7 @@ class Joining:
             )
         if self._parent is None and membership.weakness:
             logger.warning(
-                "run %s: other users can replace %s (%s). `tensormeter sync` ignores the destination that is stored there; set "
+                "run %s: other users can replace %s (%s). `tensormeter sync` ignores the destination stored there; set "
                 "TENSORMETER_DIR to a private folder",
                 run.id,
                 membership.directory.path,
@@ -191,7 +191,7 @@ class Joining:
     def _join_in_time(self, settings: Settings) -> Membership:
         """Join in `settings.directory`; raise TimeoutError (an OSError) if the disk takes too long."""
         if not answers(settings.directory, _JOIN_TIMEOUT):
-            raise TimeoutError(f"it does not answer within {_JOIN_TIMEOUT:.0f} s")
+            raise TimeoutError(f"it did not respond within {_JOIN_TIMEOUT:.0f} s")
         return within(_JOIN_TIMEOUT, lambda late: self._join(settings, late), Membership.leave)
 
     def _join_in_memory(self, reason: OSError) -> Membership:
@@ -270,7 +270,9 @@ class Joining:
                     errors.append(error)
                     continue
                 if errors and folder == directory.rings_on_disk:
-                    logger.warning("%s; the ring buffer is on disk instead, where log calls may wait for it", errors[0])
+                    logger.warning(
+                        "%s; the ring buffer is on disk instead, so log calls may wait for the disk", errors[0]
+                    )
                 elif errors:
                     logger.warning("%s; the ring buffer is in %s instead", errors[0], folder)
                 return ring

@@ -228,7 +228,7 @@ class Run:
             UsageError: `level` is invalid.
         """
         if not issubclass(type(level), str) or level not in ("INFO", "WARN", "ERROR"):
-            raise UsageError(f"alert: expected a level of INFO, WARN, ERROR, got {shown(level)}")
+            raise UsageError(f"alert: expected the level INFO, WARN or ERROR, got {shown(level)}")
         if self._process is not None and self._process.is_this:
             body = {
                 "title": _cut(text_of(title), TITLE_CHARACTERS),
@@ -382,7 +382,7 @@ class Run:
                 recorder.define(name, rule)
             self._phases = Phases(recorder.gauge_row, recorder.write_gauges, lambda: recorder.next_step)
         except (OSError, RingError) as error:
-            logger.warning("run %s records nothing, because this machine cannot store it: %s", self.id, error)
+            logger.warning("run %s records nothing, because it cannot be stored on this machine: %s", self.id, error)
 
     def _without_secrets(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Mask secrets, and log one warning that names the masked entries."""
@@ -470,7 +470,7 @@ class Run:
             self._process = None
             if self.settings.after_fork == "ignore":
                 logger.warning(
-                    "run %s: a forked child calls log, which is ignored; set after_fork='record' to record it", self.id
+                    "run %s: ignored log() in a forked child process; set after_fork='record' to record it", self.id
                 )
             else:
                 self._parent = self._parent or parent.id

@@ -83,7 +83,7 @@ class _Conversion:
                 text = str.__str__(to_text(key))
             except Exception as error:  # raised by the key's own code
                 self.faults.append(
-                    f"{above}{shown(key)} is left out: cannot convert its key to text ({type(error).__name__})"
+                    f"{above}{shown(key)} is left out: cannot convert the key to text ({type(error).__name__})"
                 )
                 continue
             name = as_unicode(text)
@@ -120,7 +120,7 @@ class _Conversion:
         if id(value) in self._inside:
             raise _ValueError("it contains itself")
         if len(self._inside) >= _MAX_DEPTH:
-            raise _ValueError(f"nested deeper than {_MAX_DEPTH} levels; flatten it")
+            raise _ValueError(f"it is nested deeper than {_MAX_DEPTH} levels; flatten it")
         self._inside.append(id(value))
         try:
             if isinstance(value, dict):
@@ -137,11 +137,12 @@ class _Conversion:
                 values.append(self._value(item, f"{above}{index}."))
                 continue
             except _ValueError as fault:
-                self.faults.append(f"{above}{index} is null: {fault}")
+                self.faults.append(f"{above}{index} is stored as null: {fault}")
             except Exception as error:  # raised by the value's own code
                 kind = type(item).__name__
                 self.faults.append(
-                    f"{above}{index} is null: cannot convert a {kind} ({type(error).__name__}); pass a number or text"
+                    f"{above}{index} is stored as null: cannot convert a {kind} ({type(error).__name__}); pass a "
+                    "number or text"
                 )
             values.append(None)
         return values

@@ -153,7 +153,7 @@ class RunProcess:
         if not self.recorder.send_config(run.config) and not self._config_warned:
             self._config_warned = True
             logger.warning(
-                "run %s: the configuration is not updated, because the queue of media for the agent is full; raise "
+                "run %s: the configuration was not updated, because the media buffer is full; raise "
                 "TENSORMETER_MEDIA_BUFFER_BYTES, or call update_config less often",
                 run.id,
             )
@@ -286,7 +286,8 @@ class RunProcess:
             self._monitor.check()
             wait(_POLL_INTERVAL)
         logger.warning(
-            "run %s is not delivered to %s yet%s; the agent keeps trying for %.0f s, then deliver the rest with "
+            "run %s has not been fully delivered to %s yet%s; the agent keeps trying for %.0f s; after that, deliver "
+            "the rest with "
             "`tensormeter sync`",
             run.id,
             ", ".join(f"{name} ({settings.endpoint})" if name == "experiment" else name for name in settings.exporters),

@@ -189,7 +189,7 @@ def test_sort(sweep, sort, order):
 
 def test_sort_and_fields(sweep):
     status, document = sweep.ask("/api/v1/runs", sort="started,,id")
-    assert (status, "between commas" in document["error"]["message"]) == (400, True)
+    assert (status, "comma-separated" in document["error"]["message"]) == (400, True)
     status, document = sweep.ask("/api/v1/runs", sort="nothing")
     assert (status, "'nothing'" in document["error"]["message"]) == (400, True)
     fields = "config.lr,config.opt.name,config.a.b,summary.train/loss"

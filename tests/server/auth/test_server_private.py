@@ -67,7 +67,7 @@ def test_files_are_for_the_servers_user_whatever_the_umask(start, make, tmp_path
     assert modes(folder) == {}
     if mode is None:
         assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
-    warned = "can be written to by its group and all users (mode 0777)" in server.stderr
+    warned = "is writable by its group and all users (mode 0777)" in server.stderr
     assert warned == (mode == 0o777)
     assert server.stderr.count("\n") == int(warned)
 
@@ -84,7 +84,7 @@ def test_files_that_are_open_to_others_are_closed_at_the_start(start, tmp_path):
     server = start(folder=folder)
     assert modes(folder) == {"of-somebody-else": 0o644}
     (line,) = server.stderr.splitlines()
-    assert f"files in {folder} were open to other users and are 0600 now" in line
+    assert f"files in {folder} were accessible to other users; changed their modes to 0600" in line
     assert all(f"{name} (was 0664)" in line for name in files)
     assert run("token", "ls", "--data", folder).returncode == 0
 

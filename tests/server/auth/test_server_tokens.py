@@ -294,7 +294,7 @@ def test_many_at_once_lose_nothing(tmp_path):
 def test_names_that_cannot_be(tmp_path):
     file = TokenFile(tmp_path)
     file.create("one", ["read"])
-    with pytest.raises(UsageError, match="there is a token 'one' already"):
+    with pytest.raises(UsageError, match="a token named 'one' already exists"):
         file.create("one", ["write"])
     for name in ("", "x" * 129, "a\nb"):
         with pytest.raises(SettingsError, match="name"):

@@ -206,7 +206,7 @@ def test_a_filter_takes_bounded_time(start, make):
     slow = " or ".join(['notes ~ "(x{0,30}){0,30}y"'] * 10)
     status, answer = server.ask("/api/v1/runs", project="filter", filter=slow)
     assert (status, answer["error"]["code"]) == (413, "too_large")
-    assert "processor time" in answer["error"]["message"]
+    assert "CPU time" in answer["error"]["message"]
     assert meter.seconds() - before < expansion.MAX_SECONDS
     for many in (
         " or ".join(['name ~ "a"'] * 11),
@@ -266,7 +266,7 @@ def test_json_of_too_many_points_is_refused(server):
                 assert answer.status == 413
                 error = json.loads(answer.data)["error"]
                 assert error["code"] == "too_many_points"
-                assert "ask for the binary form" in error["message"]
+                assert "Request the binary form" in error["message"]
             else:
                 assert answer.status == 200
                 assert len(answer.data) > 16 * len(times)
@@ -291,7 +291,7 @@ def test_a_read_that_takes_too_long_says_what_to_ask():
         request.state.access = Access("test")
         await ResponseLimiter().points(request, ApiThreads(lambda: None).run_checked, work)
 
-    with pytest.raises(TooManyPointsError, match=r"processor time; ask for fewer metrics, for one process"):
+    with pytest.raises(TooManyPointsError, match=r"CPU time; request fewer metrics, a single process"):
         anyio.run(ask)
     assert len(calls) == 2
 

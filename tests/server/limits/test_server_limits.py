@@ -267,7 +267,7 @@ def test_unread_answers_cost_little_memory_and_are_given_up(start, make, eventua
         other = held.enter_context(connect(server))
         other.sendall(read_of_run("large").replace(b"Host:", b"Connection: close\r\nHost:"))
         assert len(everything(other)) > 32_000_000
-        eventually(lambda: "the client read nothing of a response for 4 s" in server.stderr, 60)
+        eventually(lambda: "the client did not read from a response for 4 s" in server.stderr, 60)
     assert most < 200e6, f"{most / 1e6:.0f} MB"
 
 
@@ -297,7 +297,7 @@ def test_a_stream_that_is_not_read_is_given_up(start, make, eventually):
             nonlocal sent
             assert server.metrics(make.rows("wide", [(T0 + sent, sent, names)])).status == 200
             sent += 1
-            return "the client read nothing of a response" in server.stderr
+            return "the client did not read from a response" in server.stderr
 
         eventually(given_up, 120)
 
@@ -365,9 +365,9 @@ def test_signals_that_are_not_stored_are_refused_with_the_reason(start, path, si
     binary, text = answers
     assert binary.headers["Content-Type"] == "application/x-protobuf"
     assert binary.data.startswith(b"\x08\x05\x12")  # google.rpc.Status: NOT_FOUND, and a message
-    assert f"{signal} are not stored here".encode() in binary.data
+    assert f"this server does not store {signal}".encode() in binary.data
     assert text.json()["code"] == 5
-    assert text.json()["message"].startswith(f"{signal} are not stored here")
+    assert text.json()["message"].startswith(f"this server does not store {signal}")
     assert server.stop() == 0
     assert server.stderr.count("\n") == 1
-    assert f"sent {signal}, which are not stored" in server.stderr
+    assert f"sent {signal}, which the server does not store" in server.stderr

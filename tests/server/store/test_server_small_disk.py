@@ -215,7 +215,7 @@ def test_a_snapshot_that_is_kept_for_too_long_puts_requests_off(tmp_path, make, 
                 index += 1
             except StoreUnavailableError as error:
                 refusal = str(error)
-        assert "reads an old snapshot" in refusal
+        assert "is reading an old snapshot" in refusal
         assert (tmp_path / "store" / "tensormeter.db-wal").stat().st_size < 3 << 20
     append(store, make, index)
     assert (tmp_path / "store" / "tensormeter.db-wal").stat().st_size < 1 << 20

@@ -167,7 +167,7 @@ def test_a_fold_waits_until_it_is_known_whether_a_chunk_is_damaged(folder, make,
     for index in range(3, 7):  # more than the chunk has, so that they are merged with it
         append(store, make, index)
     failing_once(monkeypatch, compaction, "find_segments")
-    with pytest.raises(StoreUnavailableError, match="checks whether the file is damaged"):
+    with pytest.raises(StoreUnavailableError, match="is checking whether the file is damaged"):
         store.flush()
     eventually(lambda: store.problem() is None)
     store.flush()
@@ -187,7 +187,7 @@ def test_what_looks_damaged_while_the_disk_fails_is_read_again_before_it_is_repo
     monkeypatch.setattr(queries, "_DOUBT", 3600)
     store._failed_at = time.monotonic()
     for selection in (Selection(["v"]), Selection(["v"], damaged=[])):
-        with pytest.raises(StoreUnavailableError, match="the disk fails"):
+        with pytest.raises(StoreUnavailableError, match="the disk reported"):
             store.read(RunRef("r"), selection)
     assert store.problem() is None
     store._failed_at = -math.inf

@@ -359,7 +359,7 @@ def test_check_names_what_is_damaged(damaged_copy):
         ("UPDATE media SET data = zeroblob(100)", "SHA-256"),
         ("UPDATE journal SET payload = zeroblob(20)", "journal"),
         ("UPDATE batch SET rejected = 1", "batch"),
-        ("DELETE FROM process WHERE process = 'p1'", "there is no process"),
+        ("DELETE FROM process WHERE process = 'p1'", "its process"),
     ],
 )
 def test_check_finds(damaged_copy, statement, said):

@@ -373,7 +373,7 @@ class Numbering:
                 if record.attempt:
                     record.write()
         if number != local:
-            logger.info("this is attempt %d at the run, not %d: other machines have made attempts", number, local)
+            logger.info("this is attempt %d of the run, not %d: other machines have started attempts", number, local)
 
     def _first_step(self, local: int) -> int:
         """Return the step after the last step of earlier attempts in this machine's record."""
@@ -386,7 +386,9 @@ class Numbering:
         try:
             write_file(self._path, json.dumps(document))
         except OSError as error:
-            logger.warning("cannot write %s (%s): another agent has to settle attempt numbers again", self._path, error)
+            logger.warning(
+                "cannot write %s (%s); the next agent will have to settle the attempt numbers again", self._path, error
+            )
 
     def _load(self) -> None:
         try:

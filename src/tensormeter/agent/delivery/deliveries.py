@@ -147,8 +147,9 @@ class Deliveries:
             reason = "; ".join(dict.fromkeys(troubles)) or self._without_exporter.get(name, "")
             if name not in self._settings.exporters:
                 reason = (
-                    f"the run's last settings do not name it; `TENSORMETER_EXPORTERS={name} tensormeter sync {path}` sends it, with "
-                    f"options from the environment; `tensormeter spool purge {path.name}` deletes it"
+                    f"the run's last settings do not include this destination; to send its data, run "
+                    f"`TENSORMETER_EXPORTERS={name} tensormeter sync {path}` with its options in the environment; to "
+                    f"delete the data, run `tensormeter spool purge {path.name}`"
                 )
-            words.append(f"{name}: {reason or 'not delivered yet'} ({items} items wait)")
+            words.append(f"{name}: {reason or 'not delivered yet'} ({items} items waiting)")
         return "; ".join(words) or self.trouble

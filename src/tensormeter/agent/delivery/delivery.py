@@ -229,7 +229,7 @@ class Delivery:
     def trouble(self) -> str:
         """Reason why nothing is delivered; empty if there is none."""
         if self.hangs:
-            return "the exporter does not return" + (f"; before that, {self.error}" if self.error else "")
+            return "the exporter has not returned" + (f"; before that, {self.error}" if self.error else "")
         return self.error
 
     def start(self) -> None:

@@ -44,9 +44,9 @@ def take_over_progress(spool: Spool, destination: str, signals: Sequence[Signal]
         if head is not None and (sent := _translate(unpack(text), head, spool.sent_before(destination, head.sequence))):
             spool.remember(destination, head.sequence, sent)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        logger.warning("%s: %s is damaged (%s); sending its request as a whole", destination, file, error)
-    except SpoolFullError as error:  # delivery will free space
-        logger.warning("%s: cannot use %s (%s); sending its request as a whole", destination, file, error)
+        logger.warning("%s: %s is damaged (%s); sending the whole request", destination, file, error)
+    except SpoolFullError as error:  # delivery makes room
+        logger.warning("%s: cannot use %s (%s); sending the whole request", destination, file, error)
         return
     file.unlink(missing_ok=True)
 

@@ -31,7 +31,7 @@ _LOG_INTERVAL: Final = 60.0
 """Minimum seconds between two log lines about refused items."""
 
 _MOST_NAMES: Final = 3
-_UNREADABLE: Final = "a body that cannot be read"
+_UNREADABLE: Final = "an unreadable body"
 
 
 class RequestPieces:
@@ -170,12 +170,12 @@ class RequestPieces:
         try:
             pieces = halve(piece_of(part, keeps_steps=self._keeps_steps))
         except Exception as error:  # a damaged body must not block the queue
-            self.rejected(spool, f"{reason}; and it cannot be halved ({error})")
+            self.rejected(spool, f"{reason}; the request cannot be split ({error})")
             return
         if pieces is None:
-            self.rejected(spool, f"{reason}, to a single item")
+            self.rejected(spool, f"{reason}, even for a single item")
             return
-        logger.info("%s: %s; sending %r in halves", self._destination, reason, part)
+        logger.info("%s: %s; splitting %r into halves", self._destination, reason, part)
         self._note_division(spool, part, Division())
         self._parts[:1] = [piece.request for piece in pieces]
 
@@ -207,10 +207,8 @@ class RequestPieces:
             return [request]
         try:
             pieces = resume(piece_of(request, keeps_steps=self._keeps_steps), self._done, self._divisions)
-        except Exception as error:  # let the receiver judge the whole request
-            logger.warning(
-                "%s: cannot divide %r as before (%s); sending it as a whole", self._destination, request, error
-            )
+        except Exception as error:  # the receiver will judge the whole request
+            logger.warning("%s: cannot divide %r as before (%s); sending all of it", self._destination, request, error)
             return [request]
         self._pieces = {piece.request.id: piece for piece in pieces}
         return [piece.request for piece in pieces] or [request]
@@ -229,7 +227,7 @@ class RequestPieces:
             )
             parts = off or divide(piece, self._refusals.suspects, reason)
         except Exception as error:  # a damaged body must not block the queue
-            logger.warning("%s: cannot divide %r (%s), so it is quarantined", self._destination, part, error)
+            logger.warning("%s: cannot divide %r (%s); it was quarantined", self._destination, part, error)
             return None
         if parts is None:
             return None
@@ -283,7 +281,7 @@ class RequestPieces:
         if now >= self._log_at:
             self._log_at = now + _LOG_INTERVAL
             logger.error(
-                "%s refused %d items of %s, which are quarantined in the spool: %s",
+                "%s refused %d items of %s; they are quarantined in the spool: %s",
                 self._destination,
                 self._unlogged.total(),
                 _list(list(self._unlogged)),
@@ -340,7 +338,7 @@ class RequestPieces:
             spool.remember(self._destination, head.sequence, sent, refused=refused)
         except SpoolFullError as error:
             if self._is_stored:
-                logger.warning("%s: cannot store how a request is divided: %s", self._destination, error)
+                logger.warning("%s: cannot store the progress of a divided request: %s", self._destination, error)
             self._is_stored = False
         else:
             self._is_stored = True

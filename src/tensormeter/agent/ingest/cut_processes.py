@@ -25,14 +25,14 @@ logger: Final = get_logger("tensormeter.agent")
 _GZIP_LEVEL: Final = 1
 
 _NOTHING_STORED: Final = (
-    "nothing of it had reached the disk when it was cut off, by a power failure or because its files were deleted; its values "
+    "a power failure, or the deletion of its files, cut the process off before any data reached the disk; its values "
     "are lost"
 )
 
 _NOTHING_KNOWN: Final = "its spool was damaged and no longer lists its processes; its last values may be missing"
 
 
-_NEVER_SYNCED: Final = "the machine lost power or was restarted, and durability is none, so the spool was not synced: any of its values may be missing"
+_NEVER_SYNCED: Final = "the machine lost power or was restarted, and the spool was not synced (durability is none); any values may be missing"
 
 
 def describe_unknown(losses: Mapping[str, int]) -> str:
@@ -72,7 +72,9 @@ def end_cut_processes(
             continue
         fate = origin.fate() if origin is not None else ""
         if origin is None or not fate:
-            descriptions["it had not ended when its spool was last written; its last values may be missing"] = None
+            descriptions["the process had not ended at the last write to its spool; its last values may be missing"] = (
+                None
+            )
             continue
         descriptions[f"{fate}; its last values may be missing"] = None
         encoded = [] if origin.child else _end(origin, fate, spool.last_time(process), losses)
@@ -87,6 +89,6 @@ def _end(origin: Origin, fate: str, last_time: int, losses: Mapping[str, int]) -
     try:
         encoded = encode_events(origin.resource, [Event(RUN_END, last_time or time.time_ns(), body)])
     except Exception as error:
-        logger.warning("cannot send the end of a process: %s", error)
+        logger.warning("cannot record the end of a process: %s", error)
         return []
     return [Encoded("logs", gzip.compress(encoded, _GZIP_LEVEL, mtime=0), 1, Priority.ESSENTIAL)]

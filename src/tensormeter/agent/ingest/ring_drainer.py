@@ -284,7 +284,7 @@ class RingDrainer:
 
     def _count_unreadable(self) -> None:
         if points := self._processor.take_unreadable():
-            logger.error("%s: about %d points cannot be read; they count as lost (damaged)", self.ring.path, points)
+            logger.error("%s: could not read about %d points; they count as lost (damaged)", self.ring.path, points)
             self._spool.count_loss("damaged", points)
 
     def _take_media(self) -> None:
@@ -297,7 +297,7 @@ class RingDrainer:
                 encoded.append(Encoded("logs", body, 1, priority))
             except EncodingError as error:
                 self.lost = str(error)
-                logger.error("an item is not delivered: %s", error)
+                logger.error("could not deliver an item; it was dropped: %s", error)
                 if isinstance(error, TooLargeError):
                     reason = SpoolLoss[f"{error.kind}_too_large".upper()]
                 self._spool.count_loss(reason.name.lower(), 1)
@@ -415,7 +415,7 @@ class RingDrainer:
             self._processor.refresh()  # the writer's last entry describes its end
             return self.ring.state.name.lower(), str(self._processor.metadata.get("end", ""))
         if self.ring.words[HeaderWord.SIGTERM]:
-            return "preempted", "the process was asked to end (SIGTERM) and is gone"
+            return "preempted", "the process received SIGTERM and exited"
         return "crashed", "the process ended without finishing the run"
 
 
@@ -434,7 +434,7 @@ def _cursors(ring: RingFile, spool: Spool) -> dict[int, Cursor]:
             cursor = Cursor(tail, cursor.last_time)
         cursors[lane] = cursor
     if missing:
-        logger.error("the spool has lost rows of %s that were already read; they count as lost (damaged)", ring.path)
+        logger.error("the spool lost rows that were already read from %s; they count as lost (damaged)", ring.path)
         spool.count_loss("damaged", 1)
         started, ended = spool.lifecycle(ring.process)
         spool.put((), (), ring.process, cursors, started=started, ended=ended)  # count the loss only once

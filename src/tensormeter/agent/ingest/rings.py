@@ -183,7 +183,9 @@ class Rings:
             self.unreadable[path] = str(error)
             return
         spool.count_loss("damaged", lost)
-        logger.error("the ring %s is damaged, and kept; at least %d items in it count as lost (damaged)", path, lost)
+        logger.error(
+            "the ring %s is damaged; the file was kept, and at least %d items in it count as lost (damaged)", path, lost
+        )
 
     def _sync_names(self) -> None:
         """Sync the run's description and the folders on its path, so that the run survives a power failure."""

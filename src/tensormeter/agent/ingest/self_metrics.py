@@ -60,9 +60,14 @@ class SelfMetrics:
         now = np.array([max(time.time_ns(), self._created + 1)], np.uint64)
         created, since = np.array([self._created], np.uint64), np.array([self._since], np.uint64)
         gauges = [
-            ("tensormeter.ring.utilization", "1", self._processor.utilization, "Share of the ring that waits."),
-            ("tensormeter.agent.lag", "s", self._processor.lag, "Age of the oldest row that waits for the spool."),
-            ("tensormeter.spool.requests", "{request}", pending_requests, "Requests that wait for a receiver."),
+            (
+                "tensormeter.ring.utilization",
+                "1",
+                self._processor.utilization,
+                "Share of the ring buffer that is waiting to be read.",
+            ),
+            ("tensormeter.agent.lag", "s", self._processor.lag, "Age of the oldest row that is not in the spool yet."),
+            ("tensormeter.spool.requests", "{request}", pending_requests, "Requests waiting for delivery."),
         ]
         return [
             *self._log_durations(now, created),
@@ -99,7 +104,7 @@ class SelfMetrics:
                         _BOUNDS,
                         np.array([counts], np.uint64),
                         unit="s",
-                        description="How long log calls took.",
+                        description="Duration of log calls.",
                         attributes={"tensormeter.log.path": path.name.lower()},
                     ),
                 )

@@ -38,7 +38,7 @@ def describe_folder(path: Path) -> dict[str, Any]:
     """
     run_id, at, host = path.name.partition("@")
     if not at or not IDENTIFIER.fullmatch(run_id) or not _HOST.fullmatch(host):
-        raise ValueError(f"{path.name} is not the name of a run's folder")
+        raise ValueError(f"{path.name} is not a valid name for a run's folder")
     created = int(path.stat().st_mtime_ns)
     return {"run_id": run_id, "name": run_id, "host": host, "created": created, "rings": "", "settings": {}}
 
@@ -54,13 +54,13 @@ def read_description(path: Path) -> tuple[dict[str, Any], int, bool]:
     with open(open_file(path / "run.json", os.O_RDONLY), "rb") as file:
         status = os.fstat(file.fileno())
         if status.st_size > _MOST_BYTES:
-            raise ValueError(f"run.json has {status.st_size} bytes")
+            raise ValueError(f"run.json is too large ({status.st_size} bytes)")
         run = json.loads(file.read(_MOST_BYTES))
     for name, kind in (("run_id", str), ("host", str), ("rings", str), ("settings", dict)):
         if not isinstance(run[name], kind):
-            raise TypeError(f"run.json: {name} is {run[name]!r}")
+            raise TypeError(f"run.json: invalid {name} {run[name]!r}")
     if not IDENTIFIER.fullmatch(run["run_id"]) or "/" in run["host"] or "\0" in run["host"] + run["rings"]:
-        raise ValueError(f"run.json: the run is {run['run_id']!r} on {run['host']!r}")
+        raise ValueError(f"run.json: invalid run {run['run_id']!r} or host {run['host']!r}")
     matches = is_intact(run)
     return run | {"created": run["created"] if isinstance(run.get("created"), int) else 0}, status.st_uid, matches
 
@@ -80,8 +80,8 @@ def check_contents(path: Path) -> None:
             except FileNotFoundError:  # the run is still active
                 continue
             if stat.S_ISLNK(status.st_mode):
-                raise RefusedRunError(f"{entry} is a link, which no run makes; remove it")
+                raise RefusedRunError(f"{entry} is a link, and runs do not create links; remove it")
             if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
-                raise RefusedRunError(f"{entry} is neither a file nor a folder, which no run makes; remove it")
+                raise RefusedRunError(f"{entry} is neither a file nor a folder; remove it")
             if not own and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
-                raise RefusedRunError(f"{entry} has several names, and belongs to another user; copy the folder")
+                raise RefusedRunError(f"{entry} has several hard links and belongs to another user; copy the folder")

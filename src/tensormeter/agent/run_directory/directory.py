@@ -118,7 +118,7 @@ class RunDirectory:
             SpoolError: The path is not a run directory.
         """
         if (path / "run.json").is_symlink():
-            raise RefusedRunError(f"{path / 'run.json'} is a link, which no run makes; remove it")
+            raise RefusedRunError(f"{path / 'run.json'} is a link, and runs do not create links; remove it")
         damage = ""
         try:
             run, owner, matches = read_description(path)
@@ -180,7 +180,7 @@ class RunDirectory:
             try:
                 return Settings.from_json(written | here)
             except TypeError as error:
-                raise SettingsError(f"{self.path / 'run.json'}: its settings cannot be used: {error}") from None
+                raise SettingsError(f"{self.path / 'run.json'}: invalid settings: {error}") from None
         settings = (caller or Settings()).replace(**here)
         for name in _BELIEVED:
             if not self.damage and name in written:
@@ -241,13 +241,14 @@ class RunDirectory:
         weak = self.rings_weakness
         if weak and any(_owner(path) == os.geteuid() for path in self.rings.glob("*.ring")):
             return (
-                f"points of it are in {self.rings}, which is not read: {weak}; if they are its own, run chmod 700 on it"
+                f"some points of the run are in {self.rings}, which was not read: {weak}; if you trust that folder, "
+                "run chmod 700 on it"
             )
         written = Path(self.run["rings"] or self.rings)
         same_run = written.name == ring_name(path_when_made(self.path, self.run))
         if self.doubt and same_run and written != self.rings and any(written.glob("*.ring")):
             return (
-                f"points of it are in {written}, which is not read: "
+                f"some points of the run are in {written}, which was not read: "
                 f"set TENSORMETER_BUFFER_DIR to {written.parent.parent}, and run this as the user who recorded it"
             )
         return ""
@@ -376,7 +377,7 @@ def find_runs(
     for path in [directory, *_folders(directory, refused), *_folders(directory / "runs", refused)]:
         try:
             if given and path.resolve() != path:
-                raise RefusedRunError(f"{path} is a link, or leads through one; give the folder itself")
+                raise RefusedRunError(f"{path} is a link, or its path contains one; give the real path")
             run = RunDirectory.open(path, given=given)
             if run.doubt and not foreign:
                 raise RefusedRunError(f"{run.doubt}; `tensormeter sync` delivers it" if run.damage else run.doubt)

@@ -93,12 +93,12 @@ def _remove_known(path: Path) -> None:
         left = os.listdir(descriptor)
     if left:
         shown = ", ".join(map(repr, sorted(left)[:5]))
-        logger.warning("%s stays, because tensormeter has not made everything in it: %s", path, shown)
+        logger.warning("kept %s, because it contains files that tensormeter did not create: %s", path, shown)
         return
     try:
         path.rmdir()
     except OSError as error:
-        logger.warning("%s is empty now, and cannot be removed: %s", path, error.strerror)
+        logger.warning("%s is empty, but cannot be removed: %s", path, error.strerror)
 
 
 def _remove_ring_files(descriptor: int) -> None:

@@ -48,7 +48,8 @@ class DiskSpace:
             pass
         if not self.has(size):
             raise SpoolFullError(
-                f"cannot write to the spool {self._file.path}: the disk is full, but for the room that delivery needs"
+                f"cannot write to the spool {self._file.path}: the disk is full, except for the space that delivery "
+                "needs"
             )
 
     def shorten_log(self) -> None:

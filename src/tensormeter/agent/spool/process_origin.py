@@ -70,7 +70,7 @@ class Origin:
         began = _began(self.pid)
         if not self.began or began == self.began or (not began and not Path("/proc/self").exists()):
             return ""
-        return "the process is gone, and so is the memory with the values that it logged last"
+        return "the process is gone, and with it the memory that contained its last values"
 
 
 def _boot() -> str:

@@ -98,7 +98,7 @@ def open_repaired(
         damage,
         aside.name,
         saved,
-        f"at least {lost} items are lost, and count as damaged" if lost else "nothing is known to be lost",
+        f"at least {lost} items are lost and count as damaged" if lost else "nothing is known to be lost",
     )
     if not lost:
         _remove(aside)
@@ -191,8 +191,8 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             rows, is_whole = tables.read(table)
             tables.write(new, table, rows)
             if not is_whole:
-                logger.error("rows of the table %s in %s cannot be read", table, aside)
-                # Cursors are also in the rings, and processes are described again. Only sums and loss counts are lost.
+                logger.error("cannot read some rows of table %s in %s", table, aside)
+                # Cursors are in the ring, too; a process is described again. A sum begins again, and counts are gone.
                 lost += table in ("aggregate", "loss")
         rejected = tables.rejected()
         columns = "destination, id, reason, signal, items, priority, checksum, body"

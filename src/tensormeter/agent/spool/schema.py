@@ -180,7 +180,7 @@ def check(database: sqlite3.Connection, path: Path) -> None:
         model.executescript(_SCHEMA)
         expected = _tables(model)
     if _tables(database) != expected:
-        raise SpoolDamagedError(f"the spool {path} is damaged: its tables are not those of a spool")
+        raise SpoolDamagedError(f"the spool {path} is damaged: it does not have the tables of a spool")
     if contradiction := next(_contradictions(database), ""):
         raise SpoolDamagedError(f"the spool {path} is damaged: {contradiction}")
     database.execute("BEGIN IMMEDIATE")
@@ -190,7 +190,9 @@ def check(database: sqlite3.Connection, path: Path) -> None:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
             raise
-        raise SpoolDamagedError(f"the spool {path} is damaged: SQLite takes it for one of a future format") from error
+        raise SpoolDamagedError(
+            f"the spool {path} is damaged: its header has a file format that SQLite does not support"
+        ) from error
     finally:
         if database.in_transaction:
             database.execute("ROLLBACK")
@@ -221,15 +223,15 @@ def _contradictions(database: sqlite3.Connection) -> Iterator[str]:
     if database.execute(
         "SELECT 1 FROM pending LEFT JOIN request USING (sequence) WHERE request.sequence IS NULL LIMIT 1"
     ).fetchone():
-        yield "a request waits and is not there"
+        yield "a waiting request is missing"
     if database.execute(
         "SELECT 1 FROM request WHERE NOT EXISTS (SELECT 1 FROM pending WHERE pending.sequence = request.sequence) "
         "AND NOT EXISTS (SELECT 1 FROM kept WHERE kept.sequence = request.sequence) LIMIT 1"
     ).fetchone():
-        yield "a request is there, and no destination needs it"
+        yield "a request has no destination"
     for (number,) in database.execute("SELECT seq FROM sqlite_sequence UNION ALL SELECT max(sequence) FROM request"):
         if number is not None and not (isinstance(number, int) and 0 <= number < HIGHEST_SEQUENCE):
-            yield f"the number of a request is {number!r}"
+            yield f"a request has the invalid number {number!r}"
 
 
 def _number(database: sqlite3.Connection) -> None:

@@ -169,7 +169,7 @@ class Spool(SpoolQueries):
             if row is None:
                 return None
             if row[0] == last_sequence:
-                raise SpoolDamagedError(f"the spool {self.path} is damaged: request {row[0]} waits and is not there")
+                raise SpoolDamagedError(f"the spool {self.path} is damaged: the waiting request {row[0]} is missing")
             last_sequence = row[0]
             request = self.read(row[0])
             if request is not None:
@@ -197,10 +197,11 @@ class Spool(SpoolQueries):
             return Request(batch, signal, body, items)
         lost = self.discard(sequence, "damaged")
         logger.error(
-            "%s: request %d (%s) does not match its checksum; it is not sent, and its %d items count as lost (damaged)",
+            "%s: request %d (%s) does not match its checksum; it will not be sent, and its %d items count as lost "
+            "(damaged)",
             self.path,
             sequence,
-            signal if signal in SIGNALS else "of an unknown signal",
+            signal if signal in SIGNALS else "unknown signal",
             lost,
         )
         return None
@@ -241,8 +242,8 @@ class Spool(SpoolQueries):
             recalled = bool(signals) and settle(self._database, destination, of_signals(signals), durability)
 
         if (destination, sequence) == self._done:
-            # Sequence numbers are never reused, so a deleted request has reappeared in the database.
-            raise SpoolDamagedError(f"the spool {self.path} is damaged: request {sequence} cannot be deleted")
+            # No number is used twice: the database has deleted the request, and shows it again.
+            raise SpoolDamagedError(f"the spool {self.path} is damaged: cannot delete request {sequence}")
         self._mark(write)
         self._done = None if recalled else (destination, sequence)
         return recalled

@@ -46,7 +46,7 @@ _NEXT_TO_NOTHING: Final = 1 << 20
 
 _LACKS: Final = {
     "fsync": "fsync, so the spool may not survive a power failure",
-    "maps": "shared memory maps, so the spool there is slower",
+    "maps": "shared memory maps, so the spool is slower",
 }
 
 
@@ -142,13 +142,15 @@ class SpoolLocation:
         try:
             self._memory.open(spool, self._settings.spool_max_bytes).close()
         except (OSError, SpoolError) as failure:
-            logger.error("%s; and the spool cannot be moved to memory: %s", error, failure)
+            logger.error("%s; moving the spool to memory failed as well: %s", error, failure)
             self._not_before = time.monotonic() + _MEMORY_DELAY
             return False
         self.in_memory, self._returning = True, False
         self._disk_trial_at = time.monotonic() + self._disk_trial_delay
         self._disk_trial_delay = min(2 * self._disk_trial_delay, _LONGEST_DISK_TRIAL)
-        self.report = f"{self._directory.path} cannot be used ({error}); the run goes on in memory, and returns to the disk when that works"
+        self.report = (
+            f"cannot use {self._directory.path} ({error}); the spool is kept in memory until the disk works again"
+        )
         logger.error("%s", self.report)
         return True
 
@@ -171,7 +173,7 @@ class SpoolLocation:
         if not works(self._directory.spool):
             return False
         if not self._lock.complete():
-            raise SpoolError(f"another agent uses {self._directory.path} now")
+            raise SpoolError(f"another agent is using {self._directory.path} now")
         self._returning = True
         return True
 
@@ -214,11 +216,11 @@ class SpoolLocation:
             raise
         if self.in_memory:
             self.in_memory = self._returning = False
-            self.report = f"{self._directory.path} can be used again; the run is stored on the disk"
+            self.report = f"{self._directory.path} works again; the spool is back on disk"
             logger.warning("%s", self.report)
         elif spool.missing and not self.report:
             lacks = " and ".join(_LACKS[feature] for feature in sorted(spool.missing))
-            self.report = f"the file system of {self._directory.path} has no {lacks}"
+            self.report = f"the file system of {self._directory.path} does not support {lacks}"
             logger.warning("%s", self.report)
         return spool
 
@@ -228,11 +230,11 @@ class SpoolLocation:
             with runs_locked(path.parents[1]):
                 self._directory.restore()
                 if not self._lock.complete():
-                    raise SpoolError(f"{path} was deleted and created again, and another agent uses it")
+                    raise SpoolError(f"{path} was deleted and created again, and another agent is using it")
                 spool.save_to(self._directory.spool)
         except OSError as error:
-            raise SpoolError(f"{path} was deleted, and cannot be created again: {error}") from error
-        raise RestoredError(f"{path} was deleted; it was restored with the contents of the spool")
+            raise SpoolError(f"{path} was deleted and cannot be created again: {error}") from error
+        raise RestoredError(f"{path} was deleted; it was restored from the open spool")
 
 
 def disk_fails(folder: Path) -> bool:

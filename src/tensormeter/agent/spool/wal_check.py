@@ -102,14 +102,14 @@ def mend_log(database: Path) -> "LogState":
         logger.error("cannot keep a copy of %s: %s", path, error)
     if whole:
         if log:
-            logger.warning("%s was damaged; nothing is lost, because the database contains all of it", path)
+            logger.warning("%s was damaged; nothing is lost, because the database contains all its data", path)
         return LogState(lost=False, torn=False)
     logger.error(
-        "%s is damaged: %d of %d pages can be read, and the last changes to the spool are lost%s",
+        "%s is damaged: only %d of %d pages can be read, so the last changes to the spool are lost%s",
         path,
         good,
         expected,
-        f"; a copy is {aside.name}" if log else "",
+        f"; a copy was saved as {aside.name}" if log else "",
     )
     return LogState(lost=True, torn=True)
 
@@ -118,7 +118,7 @@ def _read(path: Path) -> bytes:
     with open(open_file(path, os.O_RDONLY), "rb") as file:
         content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
-        raise OSError(errno.EFBIG, f"{path} has more than {_MOST_BYTES} bytes")
+        raise OSError(errno.EFBIG, f"{path} is larger than {_MOST_BYTES} bytes")
     return content
 
 

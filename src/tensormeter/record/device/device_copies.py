@@ -105,12 +105,13 @@ class DeviceCopies:
             if device.type in EVENT_DEVICES:
                 return
             raise Refused(
-                f"a tensor on {device}; only CUDA, MPS and XPU devices are read without waiting, so log .item()"
+                f"a tensor on {device}; only values on CUDA, MPS and XPU devices can be read without waiting, so log "
+                ".item()"
             )
         if torch.cuda.is_current_stream_capturing():
             raise Refused(
                 "a CUDA graph is being captured, and its replays would overwrite this row; "
-                "log after the replay, or inside the graph by tensormeter.deferred_log"
+                "log after the replay, or inside the graph with tensormeter.deferred_log"
             )
         if device not in self._mapped and device not in self._detours:
             with self._preparing:

@@ -114,7 +114,7 @@ def view_on_device(memory: "torch.Tensor", device: "torch.device") -> "torch.Ten
 
     runtime = cuda_runtime()
     if runtime is None:
-        raise Refused("the CUDA runtime that torch uses was not found")
+        raise Refused("could not find the CUDA runtime that torch uses")
     pointer = memory.data_ptr()
     with torch.cuda.device(device):
         same, device_pointer = ctypes.c_int(0), ctypes.c_void_p(None)

@@ -98,7 +98,7 @@ class Histogram:
             UsageError: Both arguments or neither argument was passed, or `np_histogram` is not a pair.
         """
         if (values is None) == (np_histogram is None):
-            raise UsageError("Histogram: expected either values or np_histogram=(counts, edges)")
+            raise UsageError("Histogram: pass either values or np_histogram=(counts, edges)")
         if np_histogram is not None and not (isinstance(np_histogram, tuple | list) and len(np_histogram) == 2):
             raise UsageError(f"Histogram: np_histogram: expected (counts, edges), got a {type(np_histogram).__name__}")
         self._values = values
@@ -130,12 +130,15 @@ def _tensor(tensor: "torch.Tensor") -> HostDistribution | DeviceDistribution:
     if tensor.numel() > MOST_ON_DEVICE:
         raise Refused(f"a tensor of {tensor.numel():,} elements; log parts of at most {MOST_ON_DEVICE:,}")
     if tensor.device.type == "mps" and table is DOUBLE:
-        raise Refused(f"a Histogram of {tensor.dtype} on {tensor.device}, which counts in float32; pass .float() of it")
+        raise Refused(
+            f"a Histogram of {tensor.dtype} on {tensor.device}, where only float32 is supported; pass its .float()"
+        )
     if tensor.is_cuda or tensor.device.type in EVENT_DEVICES:
         return DeviceDistribution(tensor, table)
     if tensor.device.type != "cpu":
         raise Refused(
-            f"a Histogram of a tensor on {tensor.device}; only CUDA, MPS and XPU devices count without waiting, so pass .cpu() of it"
+            f"a Histogram of a tensor on {tensor.device}; only CUDA, MPS and XPU devices can count without waiting, "
+            "so pass its .cpu()"
         )
     return _exponential(count_on_host(tensor_pieces(tensor, table), table), table)
 
@@ -147,9 +150,9 @@ def _array(values: Any) -> HostDistribution:
         raise Refused(f"a Histogram of a {type(values).__name__}; pass a tensor, an array or a sequence of numbers")
     first = None if isinstance(values, np.ndarray) or not len(values) else values[0]
     if first is not None and type(first).__module__.partition(".")[0] == "torch":
-        raise Refused("a Histogram of a sequence of tensors; pass torch.stack() or torch.cat() of them")
+        raise Refused("a Histogram of a sequence of tensors; combine them with torch.stack() or torch.cat()")
     if getattr(values, "mask", None) is not None:
-        raise Refused("a Histogram of a masked array; pass .compressed() of it")
+        raise Refused("a Histogram of a masked array; pass its .compressed()")
     try:
         elements = np.asarray(values)
     except ValueError as error:
@@ -157,7 +160,7 @@ def _array(values: Any) -> HostDistribution:
     if elements.size == 0 and elements.dtype.kind not in "fiub":
         elements = elements.astype(np.float64)
     if elements.dtype.kind not in "fiub" or elements.dtype.itemsize > 8:
-        raise Refused(f"a Histogram of dtype {elements.dtype}; pass real numbers of at most 64 bits")
+        raise Refused(f"a Histogram of dtype {elements.dtype}; pass real numbers with at most 64 bits")
     if elements.size > MOST_ON_DEVICE:
         raise Refused(f"an array of {elements.size:,} elements; log parts of at most {MOST_ON_DEVICE:,}")
     single = elements.dtype.itemsize <= (4 if elements.dtype.kind == "f" else 2)
@@ -186,7 +189,7 @@ def _explicit(counts: Any, edges: Any) -> HostDistribution:
     integers = counts.astype(np.int64, casting="unsafe") if counts.dtype.kind in "fiu" else None
     if integers is None or (integers != counts).any() or (integers < 0).any():
         raise Refused(
-            "the counts of np_histogram must be whole numbers of 0 or more; call np.histogram without weights and density=True"
+            "the counts of np_histogram must be nonnegative integers; call np.histogram without weights or density=True"
         )
     words = struct.pack(f"<{len(edges)}d{len(counts)}q", *edges.tolist(), *integers.tolist())
     return HostDistribution(EXPLICIT, words, None)

@@ -72,7 +72,12 @@ class Image(Media):
     def pack(self) -> EventContent:
         for size, limit, what, advice in (
             (self.encoded_size, IMAGE_BYTES, "the image", "log a smaller one, or a JPEG"),
-            (len(self.data), PIXEL_BYTES, "the image, as pixels,", "log a smaller one, or pass uint8 or encoded bytes"),
+            (
+                len(self.data),
+                PIXEL_BYTES,
+                "the uncompressed image",
+                "log a smaller one, or pass uint8 values or an encoded image",
+            ),
         ):
             if size > limit:
                 raise Refused(too_large(size, limit, what, advice), Drop.IMAGE_TOO_LARGE)
@@ -84,7 +89,7 @@ def _encoded(data: bytes) -> dict[str, Any]:
     for signature, content_type in _SIGNATURES.items():
         if data.startswith(signature):
             return {"content_type": content_type}
-    raise UsageError("Image: expected the bytes of a PNG, JPEG, GIF or WebP")
+    raise UsageError("Image: expected a PNG, JPEG, GIF or WebP file as bytes")
 
 
 def _pixels(data: Any) -> tuple[dict[str, Any], bytes]:
@@ -97,19 +102,22 @@ def _pixels(data: Any) -> tuple[dict[str, Any], bytes]:
     if hasattr(data, "detach"):
         if data.device.type != "cpu":
             raise UsageError(
-                f"Image: the tensor is on {data.device}, and reading it would wait for the device; log image.cpu()"
+                f"Image: the tensor is on {data.device}, and reading it would block until the device is done; log "
+                "image.cpu()"
             )
         data, channels_first = data.detach().numpy(), True
     if not hasattr(data, "__array_interface__"):
         raise UsageError(f"Image: expected an array, a tensor, a PIL image, a path or bytes, got {type(data).__name__}")
     shape, dtype = list(data.shape), str(data.dtype)
     if dtype not in ("uint8", "float16", "float32", "float64", "bool"):
-        raise UsageError(f"Image: expected an array of uint8, of floats from 0 to 1, or of bool, got {dtype}")
+        raise UsageError(f"Image: expected an array of uint8, bool, or floats from 0 to 1, got {dtype}")
     if channels_first and len(shape) == 3 and shape[0] in (1, 3, 4):
         data = data.transpose(1, 2, 0)
         shape = [*shape[1:], shape[0]]
     if len(shape) == 2:
         shape = [*shape, 1]
     if len(shape) != 3 or shape[2] not in (1, 3, 4) or 0 in shape:
-        raise UsageError(f"Image: expected shape (h, w), (h, w, c) or, of a tensor, (c, h, w), got {tuple(data.shape)}")
+        raise UsageError(
+            f"Image: expected shape (h, w), (h, w, c) or, for a tensor, (c, h, w), got {tuple(data.shape)}"
+        )
     return {"shape": shape, "dtype": dtype}, data.tobytes()

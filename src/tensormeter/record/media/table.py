@@ -69,29 +69,29 @@ class Table(Media):
     def pack(self) -> EventContent:
         if self._max_rows < 0:
             raise _too_large_table(
-                f"it has {len(self.columns)} columns, the limit is {TABLE_CELLS // 2}: log it in parts"
+                f"it has {len(self.columns)} columns, but the limit is {TABLE_CELLS // 2}; log it in parts"
             )
         if self._excess_rows and len(self._rows) < self._max_rows:
             raise _too_large_table(
-                f"it has more than {TABLE_IMAGES} images: log it in parts, or log the images separately"
+                f"it has more than {TABLE_IMAGES} images; log it in parts, or log the images separately"
             )
         if self._excess_rows:
             raise _too_large_table(
-                f"it has {len(self)} rows of {len(self.columns)} cells, the limit is {self._max_rows} such rows: "
+                f"it has {len(self)} rows of {len(self.columns)} cells, but the limit is {self._max_rows} such rows; "
                 "log it in parts"
             )
         body: dict[str, Any] = {"columns": self.columns, "rows": self._rows}
         text = json_text(body)
         size = json_bytes(body, text)
         if size > TABLE_BYTES:
-            raise _too_large_table(too_large(size, TABLE_BYTES, "it", "log it in parts, or leave columns out"))
+            raise _too_large_table(too_large(size, TABLE_BYTES, "it", "log it in parts, or with fewer columns"))
         data = b"".join(image.data for image in self._images)
         for form, total, limit in (
             ("encoded", sum(image.encoded_size for image in self._images), IMAGE_BYTES),
-            ("in pixels", len(data), PIXEL_BYTES),
+            ("uncompressed", len(data), PIXEL_BYTES),
         ):
             if total > limit:
-                advice = "log it in parts, or smaller images"
+                advice = "log it in parts, or with smaller images"
                 raise _too_large_table(too_large(total, limit, f"all its images together ({form})", advice))
         if self._images:
             images = [{**image.body, "size": len(image.data)} for image in self._images]
@@ -100,7 +100,7 @@ class Table(Media):
 
 
 def _too_large_table(reason: str) -> Refused:
-    return Refused(f"the table is too large; {reason}", Drop.TABLE_TOO_LARGE)
+    return Refused(f"the table is too large: {reason}", Drop.TABLE_TOO_LARGE)
 
 
 def _cell(value: Any) -> Any:

@@ -105,7 +105,7 @@ class _Thread:
                 event = self.events.record()
             except Exception as error:  # a CUDA error, which the program's own calls will also raise
                 self.on_device = False
-                logger.warning("phases have host times only from now on: cannot record a CUDA event: %s", error)
+                logger.warning("cannot record a CUDA event, so phases will have only host times: %s", error)
         mark = Mark(event)
         if event is not None:
             self.marks.append(mark)
@@ -151,7 +151,7 @@ class Step:
     def __enter__(self) -> None:
         self._thread = thread = self._phases.this_thread()
         if thread.step is not None:
-            raise UsageError("run.step: a step has not ended yet on this thread; use run.phase inside of it")
+            raise UsageError("run.step: another step is still open on this thread; use run.phase inside a step")
         thread.step = self
         thread.depth += 1
         self.next_before = self._phases.next_step()
@@ -218,7 +218,7 @@ class Phases:
                 device.
         """
         if index is not None and (type(index) is not int or not -(1 << 63) <= index < 1 << 63):
-            raise UsageError(f"run.step: step: expected an int of 64 bits, got a {type(index).__name__}")
+            raise UsageError(f"run.step: step: expected a 64-bit int, got a {type(index).__name__}")
         if items is not None and type(items) not in (int, float):
             raise UsageError(f"run.step: items: expected an int or a float, got a {type(items).__name__}")
         return Step(self, index, items)
@@ -317,14 +317,14 @@ class Phases:
                             timeline.place(period.marks)
                             has_device_times = True
             except Exception as error:
-                self._warn("phases have host times only: cannot query CUDA events: %s", error)
+                self._warn("cannot query CUDA events, so phases have only host times: %s", error)
             if not has_device_times and keep and len(waiting) <= _MAX_WAITING:
                 return
             waiting.popleft()
             if not has_device_times and ask:
                 timeline.interrupt(period.marks)
                 if keep:
-                    self._warn("a device is more than %d steps behind: phases have host times only", _MAX_WAITING)
+                    self._warn("a device is more than %d steps behind, so phases have only host times", _MAX_WAITING)
             self._record(period, timeline if has_device_times else None)
 
     def _record(self, period: _Period, timeline: Timeline | None) -> None:

@@ -147,8 +147,8 @@ class Rows:
                 lane.count(Drop.TOO_MANY_LAYOUTS)
                 self._notices.once(
                     HistogramRows,
-                    "%r is not recorded: the ring of %d bytes is too small for this distribution, or for so many different "
-                    "names; raise TENSORMETER_BUFFER_BYTES",
+                    "%r is not recorded: the ring (%d bytes) is too small for this distribution or for so many "
+                    "different names; raise TENSORMETER_BUFFER_BYTES",
                     next(iter(group)),
                     self._ring_bytes,
                 )
@@ -214,7 +214,7 @@ class Rows:
         """Count device values that were lost before they were in a row, and warn once about the device error."""
         if number:
             lane.count(Drop.DEVICE_UNFINISHED, number)
-        self._notices.once(DeviceCopies, "device values are lost: %s", error)
+        self._notices.once(DeviceCopies, "lost device values: %s", error)
 
     def _write_numbers(self, lane: Lane, numbers: Numbers, step: int) -> Writer | None:
         names = tuple(numbers)
@@ -284,6 +284,7 @@ class Rows:
         lane.count(Drop.RING_FULL, points)
         self._notices.once(
             Drop.RING_FULL,
-            "the ring of %d bytes is full, rows are dropped: raise TENSORMETER_BUFFER_BYTES, or check that the agent runs",
+            "the ring (%d bytes) is full, so rows are dropped; raise TENSORMETER_BUFFER_BYTES, or check that the "
+            "agent is running",
             self._ring_bytes,
         )

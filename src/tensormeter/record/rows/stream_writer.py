@@ -85,7 +85,7 @@ class StreamWriter:
             Refused: The number is below the minimum, or is NaN or infinite in a stream that requires finite numbers.
         """
         if self._finite and not math.isfinite(number):
-            raise Refused(f"{number} cannot be aggregated; check for it, or use a gauge, which records it")
+            raise Refused(f"{number} cannot be aggregated; skip such values, or use a gauge, which records them")
         if number < self._minimum:
             raise Refused(f"{number} is less than {self._minimum:g}; use an up-down counter or a gauge")
 

@@ -51,5 +51,5 @@ class RuntimeMetrics:
         except Exception as error:  # another version of torch may lack these statistics
             self._interval = 0.0
             logger.warning(
-                "metrics of torch's memory and Python's garbage collector have stopped: cannot read (%s)", error
+                "stopped the metrics of torch's allocator and Python's garbage collector: cannot read them (%s)", error
             )

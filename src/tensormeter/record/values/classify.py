@@ -53,7 +53,7 @@ def check_name(key: object) -> None:
     if not key:
         raise Refused("the name is empty")
     if key == STEP_METRIC:
-        raise Refused("the name is that of the row's step; use the argument `step`")
+        raise Refused("the name is reserved for the row's step; use the argument `step`")
     if (length := len(key if key.isascii() else as_unicode(key))) > LONGEST_NAME:
         raise Refused(f"the name has {length} characters; use at most {LONGEST_NAME}")
 
@@ -109,7 +109,7 @@ def classify_step(step: Any) -> int:
         except Refused:
             raise Refused(f"a {_name(step)} is not a whole number; pass an int") from None
         if isinstance(number, (DeviceValue, Deferred)):
-            raise Refused("a device is still computing it; keep the step as an int")
+            raise Refused("a device is still computing it; pass an int")
         if number != number // 1:
             raise Refused(f"{number!r} is not a whole number; pass an int")
         step = int(number)
@@ -131,7 +131,7 @@ def _real(value: Any) -> float | int:
     try:
         return float(value)
     except (OverflowError, ValueError, TypeError) as error:
-        raise Refused(f"a {_name(value)} that cannot be converted to a float ({error})") from None
+        raise Refused(f"cannot convert a {_name(value)} to a float ({error})") from None
 
 
 def _array(value: Any) -> float | int:
@@ -157,7 +157,7 @@ def _snapshot(value: Any) -> float | int | DeviceValue | Deferred:
     """
     snapshot = value.__tensormeter_snapshot__()
     if hasattr(type(snapshot), _PROTOCOL):
-        raise Refused(f"the snapshot of a {_name(value)} is an object of the same kind; return a number or a callable")
+        raise Refused(f"the snapshot of a {_name(value)} has the same type; return a number or a callable")
     if callable(snapshot) and not isinstance(snapshot, numbers.Number):
         poll: Callable[[], float | None] = snapshot
         return Deferred(poll)
@@ -192,7 +192,7 @@ def check_plain(value: "torch.Tensor") -> None:
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
         raise Refused(f"a tensor of type {_name(value)}; log a plain tensor, such as its local part")
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
-        raise Refused("a tensor inside a function transform (vmap, grad, ...); log outside of it")
+        raise Refused("a tensor inside a function transform (vmap, grad, ...); log outside the transform")
     if value.layout is not torch.strided or value.is_meta:
         raise Refused("a sparse or meta tensor has no single value; log a dense one")
     if value.is_complex():
@@ -213,7 +213,7 @@ def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | 
         # full_tensor() is a collective, which would hang if only one rank logged. item() would return the local part as if it
         # were the whole value.
         raise Refused(
-            f"a DTensor with placements {tuple(value.placements)}, whose value is spread over ranks; "
+            f"a DTensor with placements {tuple(value.placements)}, whose value is distributed over ranks; "
             "log .full_tensor() on every rank, or .to_local() for the local part"
         )
     if hasattr(type(value), _PROTOCOL):

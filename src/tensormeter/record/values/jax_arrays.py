@@ -31,7 +31,7 @@ def classify_jax(value: Any, jax: ModuleType) -> float | int | Deferred:
     if value.is_deleted():
         raise Refused("a JAX array that was donated to a computation; log it before it is donated")
     if not value.is_fully_addressable:
-        raise Refused("a JAX array that is partly on other hosts; log one that is replicated or local")
+        raise Refused("a JAX array that is partly on other hosts; log a replicated or local array")
     value.copy_to_host_async()
     # When an array becomes ready, the host copy that was started above still takes a few more microseconds.
     # One poll therefore detects that the array is ready, and the next poll reads the value.

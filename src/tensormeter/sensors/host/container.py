@@ -65,7 +65,7 @@ class ContainerSensor:
         if "memory" in self._controllers:
             yield "memory limit", self._memory
         if "cpu" in self._controllers:
-            yield "processor limit", self._cpu
+            yield "CPU limit", self._cpu
 
     def close(self) -> None:
         pass

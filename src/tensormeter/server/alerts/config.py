@@ -53,7 +53,7 @@ class Rule:
             raise SettingsError(f"kind: expected one of {', '.join(get_args(Kind))}, got {self.kind!r}")
         for name in ("project", "metric"):
             if not isinstance(getattr(self, name), str):
-                raise SettingsError(f"{name}: expected a text, got {getattr(self, name)!r}")
+                raise SettingsError(f"{name}: expected a string, got {getattr(self, name)!r}")
         for name in ("above", "below", "score", "factor", "seconds"):
             value = getattr(self, name)
             if value is not None and (
@@ -63,7 +63,7 @@ class Rule:
         if isinstance(self.window, bool) or not isinstance(self.window, int) or not 20 <= self.window <= 10_000:
             raise SettingsError(f"window: expected an integer from 20 to 10000, got {self.window!r}")
         if self.kind == "threshold" and self.above is None and self.below is None:
-            raise SettingsError("threshold: expected above, or below, or both")
+            raise SettingsError("threshold: set above, below or both")
 
     def applies(self, project: str, metric: str | None = None) -> bool:
         """Return whether the rule applies to the project and, if given, the metric."""
@@ -96,7 +96,7 @@ def load_alert_config(file: Path) -> AlertConfig:
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"alerts {file}: cannot be read ({error})") from None
+        raise SettingsError(f"alerts {file}: cannot read the file ({error})") from None
     unknown = document.keys() - {"defaults", "rule", "webhook"}
     if unknown:
         raise SettingsError(f"alerts {file}: expected defaults, rule and webhook, got {sorted(unknown)}")

@@ -218,20 +218,20 @@ def _described(kind: inspect.Type) -> str:
         case inspect.IntType(ge=int(least), le=int(most)) if (least, most) != (MIN_INTEGER, MAX_INTEGER):
             return f"an integer from {least} to {most}"
         case inspect.IntType():
-            return "an integer of 64 bits"
+            return "a 64-bit integer"
         case inspect.FloatType(gt=float(least), lt=float(most)):
             return f"a number between {least:g} and {most:g}"
         case inspect.BoolType():
             return "true or false"
         case inspect.StrType(min_length=least, max_length=int(most)):
-            return f"a text of {least} to {most} characters" if least else f"a text of at most {most} characters"
+            return f"a string of {least} to {most} characters" if least else f"a string of at most {most} characters"
         case inspect.ListType(item_type=item, max_length=int(most)):
-            return f"a list of at most {most} texts{_expected(item).removeprefix('a text')}"
+            return f"a list of at most {most} strings{_expected(item).removeprefix('a string')}"
         case inspect.ListType():
-            return "a list of texts, not empty"
+            return "a nonempty list of strings"
         case inspect.LiteralType(values=values):
             return " or ".join(map(str, values))
         case inspect.DictType():
             return "a JSON object"
         case _:
-            return "a text"
+            return "a string"

@@ -197,8 +197,9 @@ def _check_json(points: int, series: int) -> None:
     """
     if points + _SERIES_WEIGHT * series > MAX_JSON_POINTS:
         raise TooManySeriesError(
-            f"{points} points of {series} series are too many for JSON: more than {MAX_JSON_POINTS} points, each series counting as "
-            f"{_SERIES_WEIGHT} more; ask for the binary form (`Accept: {COLUMNS}`), or for fewer points with `start` and `stop`"
+            f"{points} points of {series} series are too many for JSON; the limit is {MAX_JSON_POINTS} points, and "
+            f"each series counts as {_SERIES_WEIGHT} points more. Request the binary form (`Accept: {COLUMNS}`), or "
+            "fewer points with `start` and `stop`"
         )
 
 

@@ -40,8 +40,8 @@ _FIRST_TIME: Final = Meta(description="Earliest time, in nanoseconds since the U
 _LAST_TIME: Final = Meta(
     description="Upper bound of the time, in nanoseconds since the Unix epoch; the bound itself is excluded."
 )
-_ATTEMPT: Final = Meta(description="Number of the only attempt to read, or `all`. Default: the effective line.")
-_PROCESS: Final = Meta(description="Id of the only process to read.")
+_ATTEMPT: Final = Meta(description="Number of the attempt to read, or `all`. Default: the effective line.")
+_PROCESS: Final = Meta(description="Id of the process to read.")
 _SCOPE: Final = Meta(description="Name of the instrumentation scope.")
 _UNIT: Final = Meta(description="Unit of the metric.")
 _KIND: Final = Meta(description="Kind of the metric.")
@@ -62,7 +62,7 @@ class Query(Struct, kw_only=True):
         list[str],
         Meta(min_length=1, description="Names of the metrics.", extra_json_schema={"maxItems": MAX_METRICS}),
     ]
-    project: Annotated[str | None, Meta(description="Project of the runs that are given by id only.")] = None
+    project: Annotated[str | None, Meta(description="Project of runs that are given by id only.")] = None
     x: Annotated[str | None, _AXIS] = "step"
     start: Annotated[Coordinate | None, _START] = None
     stop: Annotated[Coordinate | None, _STOP] = None
@@ -76,7 +76,7 @@ class Query(Struct, kw_only=True):
             extra_json_schema={"anyOf": [{"const": 0}, {"minimum": 4}]},
         ),
     ] = 1000
-    process: Annotated[str | None, Meta(description="Id of the only process to read, or `all`.")] = None
+    process: Annotated[str | None, Meta(description="Id of the process to read, or `all`.")] = None
     attributes: Annotated[dict[str, Any] | None, Meta(description="Attributes that the series must have.")] = None
     after: Annotated[str | None, Meta(description="Cursor of an earlier result; only later points are returned.")] = (
         None
@@ -106,7 +106,7 @@ class RunParameters(Struct, kw_only=True):
 
 
 class RunsParameters(Struct, kw_only=True):
-    project: Annotated[str | None, Meta(description="Only project to list.")] = None
+    project: Annotated[str | None, Meta(description="Project to list. Default: all.")] = None
     filter: Annotated[str, Meta(description="Filter expression.")] = ""
     sort: Annotated[str, Meta(description="Comma-separated fields; `-` sorts in descending order.")] = ""
     fields: Annotated[
@@ -128,14 +128,14 @@ class AttemptParameters(RunParameters, kw_only=True):
 
 _RUN_LIST: Final = Meta(
     description=f"Comma-separated ids of 1 to {MAX_RUNS} runs, or `project/id`.",
-    extra={"expected": f"1 to {MAX_RUNS} ids between commas"},
+    extra={"expected": f"1 to {MAX_RUNS} comma-separated ids"},
     extra_json_schema={"pattern": f"^[^,]+(,[^,]+){{0,{MAX_RUNS - 1}}}$"},
 )
 
 
 class RunListParameters(Struct, kw_only=True):
     runs: Annotated[str, _RUN_LIST]
-    project: Annotated[str | None, Meta(description="Project of the runs that are given by id only.")] = None
+    project: Annotated[str | None, Meta(description="Project of runs that are given by id only.")] = None
 
 
 class StreamParameters(RunListParameters, kw_only=True):
@@ -155,7 +155,7 @@ class EventsParameters(RunParameters, kw_only=True):
             extra_json_schema={"pattern": "^[0-9]{1,18}-[0-9]{1,18}$"},
         ),
     ] = None
-    max_body: Annotated[Int64 | None, Meta(description="Length of the longest body to return, in characters.")] = None
+    max_body: Annotated[Int64 | None, Meta(description="Maximum length of a body to return, in characters.")] = None
 
 
 class _MetricParameters(RunParameters, kw_only=True):
@@ -205,7 +205,7 @@ class _VariantParameters(_MetricParameters, kw_only=True):
 
 
 class RanksParameters(_VariantParameters, kw_only=True):
-    max_points: Annotated[int, Meta(ge=1, le=MAX_POINTS, description="Maximum number of x.")] = 500
+    max_points: Annotated[int, Meta(ge=1, le=MAX_POINTS, description="Maximum number of x values.")] = 500
 
 
 class HistogramsParameters(_VariantParameters, kw_only=True):

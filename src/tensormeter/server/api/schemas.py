@@ -26,7 +26,7 @@ Temporality = Literal["delta", "cumulative", "unspecified"]
 
 class ErrorDetails(Struct):
     code: Annotated[str, Meta(description="Stable code for programs, such as `not_found`.")]
-    message: Annotated[str, Meta(description="Explanation for people.")]
+    message: Annotated[str, Meta(description="Human-readable explanation.")]
 
 
 class Error(Struct):
@@ -56,9 +56,9 @@ class Summary(Struct, gc=False):
     """Statistics of one metric over all processes, attribute sets and attempts of a run."""
 
     last: Annotated[Float, Meta(description="Value with the latest time.")]
-    min: Annotated[Float | None, Meta(description="Lowest value; NaN is ignored.")]
-    max: Annotated[Float | None, Meta(description="Highest value; NaN is ignored.")]
-    mean: Annotated[Float | None, Meta(description="Mean of the values; NaN is ignored.")]
+    min: Annotated[Float | None, Meta(description="Lowest value, ignoring NaN.")]
+    max: Annotated[Float | None, Meta(description="Highest value, ignoring NaN.")]
+    mean: Annotated[Float | None, Meta(description="Mean of the values, ignoring NaN.")]
     count: Annotated[int, Meta(description="Number of points.")]
     last_step: Annotated[int | None, Meta(description="Step at the time of the last value.")]
     last_time: Nanoseconds
@@ -69,7 +69,7 @@ class _RunFields(Struct, kw_only=True):
     project: str
     name: str
     state: State
-    attempt: Annotated[int, Meta(description="Number of the latest attempt, from 1.")]
+    attempt: Annotated[int, Meta(description="Number of the latest attempt, starting at 1.")]
     started: Annotated[Nanoseconds, Meta(description="Time of the earliest start, point or event.")]
     ended: Annotated[Nanoseconds | None, Meta(description="Time of the latest end; null while the run is running.")]
     last_time: Annotated[Nanoseconds, Meta(description="Time of the last arrival, by the server's clock.")]
@@ -84,7 +84,7 @@ class _RunFields(Struct, kw_only=True):
         Meta(description="Seconds between the newest point and the last arrival; null without points."),
     ]
     config: Annotated[Attributes, Meta(description="Configuration of the run.")]
-    summary: Annotated[Mapping[str, Summary], Meta(description="Statistics by name of the metric.")]
+    summary: Annotated[Mapping[str, Summary], Meta(description="Statistics by metric name.")]
 
 
 class Run(_RunFields, kw_only=True):
@@ -98,8 +98,8 @@ class Process(Struct):
 
     id: str
     attempt: int
-    rank: Annotated[Any, Meta(description="Rank as it was sent, normally an integer; null if there is none.")]
-    host: Annotated[Any, Meta(description="Host name as it was sent, normally a text; null if there is none.")]
+    rank: Annotated[Any, Meta(description="Rank as sent, normally an integer; null if there is none.")]
+    host: Annotated[Any, Meta(description="Host name as sent, normally a string; null if there is none.")]
     state: State | None
     resource: Annotated[Attributes, Meta(description="Attributes of the OpenTelemetry resource.")]
 
@@ -126,14 +126,16 @@ class Runs(Struct, kw_only=True):
 class Attempt(Struct):
     """The attempt of a process."""
 
-    attempt: Annotated[int, Meta(description="Number of the attempt, from 1.")]
-    last_step: Annotated[int | None, Meta(description="Highest last step of the earlier attempts.")]
+    attempt: Annotated[int, Meta(description="Number of the attempt, starting at 1.")]
+    last_step: Annotated[int | None, Meta(description="Highest of the earlier attempts' last steps.")]
 
 
 class Durable(Struct):
     """The commits that survive a power failure; all fields are null if the store does not report them."""
 
-    epoch: Annotated[str | None, Meta(description="Id of the count; a new one starts when commits may be missing.")]
+    epoch: Annotated[
+        str | None, Meta(description="Id of the commit count; it changes when commits may have been lost.")
+    ]
     committed: Annotated[int | None, Meta(description="Number of the latest commit.")]
     durable: Annotated[int | None, Meta(description="Number of the latest commit that is on disk.")]
 
@@ -152,7 +154,7 @@ class Metric(Struct, kw_only=True):
     monotonic: bool | None
     attributes: Annotated[Sequence[Attributes], Meta(description="Attribute sets of the series.")]
     points: Annotated[int, Meta(description="Number of points.")]
-    processes: Annotated[int, Meta(description="Number of processes, of the attempt with the most.")]
+    processes: Annotated[int, Meta(description="Number of processes in the attempt that has the most.")]
     last: Annotated[Float | None, Meta(description="Latest value; null for distributions.")]
     last_step: Annotated[int | None, Meta(description="Step of the latest point.")]
     last_time: Nanoseconds | None
@@ -239,7 +241,7 @@ class SampledSeries(SampledHeader, kw_only=True):
 
     x: Sequence[Float]
     y: Sequence[Float]
-    gaps: Annotated[Sequence[Float] | UnsetType, Meta(description="x of the last points before gaps.")] = UNSET
+    gaps: Annotated[Sequence[Float] | UnsetType, Meta(description="x of the last point before each gap.")] = UNSET
 
 
 class SampledArrays(SampledHeader, kw_only=True):
@@ -253,7 +255,7 @@ class SampledArrays(SampledHeader, kw_only=True):
 class QueryFooter(Struct, kw_only=True):
     """The result of a query without its series."""
 
-    cursor: Annotated[str, Meta(description="State of the store, for `after` of a later query.")]
+    cursor: Annotated[str, Meta(description="State of the store, to pass as `after` in a later query.")]
     reset: Annotated[bool, Meta(description="True if `after` was too old, so `series` contains everything.")]
     damaged: Annotated[
         Sequence[str] | UnsetType,
@@ -305,10 +307,10 @@ class FullArrays(FullHeader, kw_only=True):
     step: ArrayPlace
     value: Annotated[ArrayPlace, Meta(description="Bits of float64 values, or int64 values where `integers` is 1.")]
     stepped: Annotated[
-        ArrayPlace | UnsetType, Meta(description="0 where a point has no step. Default: all have one.")
+        ArrayPlace | UnsetType, Meta(description="0 where a point has no step. If absent, all points have one.")
     ] = UNSET
     integers: Annotated[
-        ArrayPlace | UnsetType, Meta(description="1 where a value is an integer. Default: none is.")
+        ArrayPlace | UnsetType, Meta(description="1 where a value is an integer. If absent, no value is one.")
     ] = UNSET
     gaps: ArrayPlace | UnsetType = UNSET
 
@@ -354,8 +356,8 @@ class Ranks(Struct):
     lowest: Annotated[Sequence[str], Meta(description="Ids of the processes with the lowest value.")]
     highest: Annotated[Sequence[str], Meta(description="Ids of the processes with the highest value.")]
     processes: Annotated[int, Meta(description="Number of processes.")]
-    variant: Annotated[Variant | None, Meta(description="Variant of the metric that the statistics are about.")]
-    others: Annotated[Sequence[Variant], Meta(description="Further variants of the metric.")]
+    variant: Annotated[Variant | None, Meta(description="Variant of the metric that the statistics describe.")]
+    others: Annotated[Sequence[Variant], Meta(description="Other variants of the metric.")]
 
 
 class Distribution(Struct, kw_only=True, gc=False):
@@ -366,7 +368,7 @@ class Distribution(Struct, kw_only=True, gc=False):
     min: Float | None
     max: Float | None
     bounds: Sequence[Float]
-    counts: Annotated[Sequence[int], Meta(description="Counts of the buckets: one more than `bounds`.")]
+    counts: Annotated[Sequence[int], Meta(description="Bucket counts: one more than `bounds`.")]
     quantiles: Annotated[
         Sequence[tuple[Float, Float]] | UnsetType,
         Meta(description="Pairs of quantile and value; only summaries have them."),
@@ -441,4 +443,4 @@ class Update(Struct):
 class Cursor(Struct):
     """The data of a `cursor` event of the stream."""
 
-    cursor: Annotated[str, Meta(description="State of the store, for `after` of a later query or stream.")]
+    cursor: Annotated[str, Meta(description="State of the store, to pass as `after` in a later query or stream.")]

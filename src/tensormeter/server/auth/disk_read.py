@@ -43,7 +43,7 @@ class Lookup:
             self._begin(loop)
         done, _ = await asyncio.wait((lookup,), timeout=_TIMEOUT)
         if not done:
-            raise StoreUnavailableError("the disk does not answer; retry the request later")
+            raise StoreUnavailableError("the disk is not responding; retry the request later")
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._next is not None:

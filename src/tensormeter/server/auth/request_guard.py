@@ -114,7 +114,7 @@ class RequestGuard:
             return error_response(scope, 421, "unknown_host", message)
         origin = headers.get("origin")
         if origin is not None and _origin_host(origin) != host.lower():
-            return error_response(scope, 403, "cross_origin", "requests from web pages of other sites are refused")
+            return error_response(scope, 403, "cross_origin", "requests from other sites' web pages are refused")
         return None
 
     def _refusal(self, scope: Scope) -> Response | None:

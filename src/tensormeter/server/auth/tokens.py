@@ -160,7 +160,7 @@ class TokenFile:
             raise SettingsError(f"permissions: expected some of {', '.join(PERMISSIONS)}")
         with self._changing() as tokens:
             if any(token.name == name for token in tokens.values()):
-                raise UsageError(f"there is a token {name!r} already; revoke it first, or choose another name")
+                raise UsageError(f"a token named {name!r} already exists; revoke it first, or choose another name")
             identity = secrets.token_hex(4)
             while identity in tokens:
                 identity = secrets.token_hex(4)

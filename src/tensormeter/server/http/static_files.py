@@ -82,7 +82,7 @@ class StaticFiles:
         """Return a script, style sheet or image."""
         file = self._files.get(request.path_params["name"])
         if file is None:
-            return error_response(request.scope, 404, "not_found", "the web page has no such file")
+            return error_response(request.scope, 404, "not_found", "the web page has no file of this name")
         return _answer(request, file)
 
 

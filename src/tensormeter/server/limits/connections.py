@@ -276,7 +276,7 @@ class LimitedProtocol(H11Protocol):
                 self._note(None if self.cycle is not None and not self.cycle.response_complete else Waiting.IDLE)
         elif self.stalled > self.limits.send_timeout:
             self.limits.unread.warning(
-                "tensormeter: closed a connection from %s: the client read nothing of a response for %g s",
+                "tensormeter: closed a connection from %s: the client did not read from a response for %g s",
                 self.address,
                 self.limits.send_timeout,
             )
@@ -362,4 +362,4 @@ _NO_GRPC: Final = "gRPC is not supported; use OTLP/HTTP on /v1/metrics and /v1/l
 
 _BUSY: Final = _response("503 Service Unavailable", "too many connections; retry later\n", "Retry-After: 5")
 
-_SLOW: Final = _response("408 Request Timeout", "the headers took too long\n")
+_SLOW: Final = _response("408 Request Timeout", "the request headers did not arrive in time\n")

@@ -87,7 +87,7 @@ class CpuBudget:
             raise ClientDisconnect
         if time.thread_time() - self._started_at > self._seconds:
             raise TookTooLongError(
-                413, f"the request needs more than {self._seconds:g} s of processor time; send smaller requests"
+                413, f"the request needs more than {self._seconds:g} s of CPU time; send smaller requests"
             )
 
 
@@ -123,7 +123,7 @@ class StallWatchdog:
                     return await anyio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
                 finally:
                     self._scopes.discard(scope)
-        raise StoreUnavailableError(problem or self._stalled() or "the disk did not answer; retry the request later")
+        raise StoreUnavailableError(problem or self._stalled() or "the disk did not respond; retry the request later")
 
     def _watch(self) -> None:
         if self._timer is None:

@@ -49,12 +49,12 @@ _WAIT: Final = 30.0
 _POLL_INTERVAL: Final = 0.5
 
 TOO_LONG: Final = (
-    f"this needs more than {MAX_SECONDS:g} s of processor time; ask for fewer metrics, for one process with `process`, "
-    "or for a smaller range with `start` and `stop`"
+    f"the request needs more than {MAX_SECONDS:g} s of CPU time; request fewer metrics, a single process with "
+    "`process`, or a smaller range with `start` and `stop`"
 )
 """Message for a read that needs too much processor time."""
 
-_BUSY: Final = "too many large responses wait to be read; read the pending ones, or retry later"
+_BUSY: Final = "too many large responses are waiting to be read; read the pending ones, or retry later"
 
 
 class Reader(Protocol):

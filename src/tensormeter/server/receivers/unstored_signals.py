@@ -32,15 +32,15 @@ class OtherSignals:
     async def refuse(self, request: Request) -> Response:
         """Respond with 404, which OTLP senders do not retry (OTLP specification, OTLP/HTTP: Failures)."""
         signal = _PATHS[request.url.path]
-        message = f"{signal} are not stored here; send metrics and logs only, to /v1/metrics and /v1/logs"
-        # No data is lost with an empty request, which some health checks send.
+        message = f"this server does not store {signal}; send only metrics and logs, to /v1/metrics and /v1/logs"
+        # An empty request, which some health checks send, loses no data.
         is_empty = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
         if signal not in self._logged and not is_empty:
             self._logged.add(signal)
             client = request.client.host if request.client is not None else "a client"
             _log.warning(
-                "tensormeter: %s sent %s, which are not stored and are answered 404; "
-                "disable them in the sender, or remove this server from the Collector's pipeline of %s. Logged once",
+                "tensormeter: %s sent %s, which the server does not store (response 404); disable them in the "
+                "sender, or remove this server from the Collector's pipeline for %s. Logged once",
                 client,
                 signal,
                 signal,

@@ -51,9 +51,9 @@ class Background:
                 self._work()
             except StoreUnavailableError as error:
                 if not unavailable:
-                    _log.warning("tensormeter: %s waits: %s", self._thread.name, error)
+                    _log.warning("tensormeter: %s is waiting: %s", self._thread.name, error)
                 unavailable = True
             except Exception:
-                _log.exception("tensormeter: %s failed; it will be tried again", self._thread.name)
+                _log.exception("tensormeter: %s failed and will be retried", self._thread.name)
             else:
                 unavailable = False

@@ -147,7 +147,7 @@ def _query_runs(
         series += result.series
         if len(series) > MAX_SERIES:
             raise TooManySeriesError(
-                f"more than {MAX_SERIES} series; ask for fewer runs or metrics, or for one process with `process`"
+                f"more than {MAX_SERIES} series; request fewer runs or metrics, or a single process with `process`"
             )
     if damaged and not series:
         raise DamagedError(damaged[0], named=True)

@@ -83,7 +83,7 @@ def _parse_sort(text: str) -> Sequence[_Order]:
     for part in text.split(","):
         name = part.strip()
         if not name.lstrip("-+"):
-            raise UsageError(f"sort: expected names of fields between commas, got {text[:80]!r}")
+            raise UsageError(f"sort: expected comma-separated field names, got {text[:80]!r}")
         try:
             field = find_field(name.removeprefix("-").removeprefix("+").strip("`"))
         except UsageError as error:

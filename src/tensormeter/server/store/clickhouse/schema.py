@@ -287,7 +287,7 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
         version = int(rows[0][0]) if rows else 0
         if version > SCHEMA_VERSION:
             raise StoreError(
-                f"{address} was made by a newer tensormeter (schema {version}; this one supports {SCHEMA_VERSION}); "
+                f"{address} was created by a newer tensormeter (schema {version}; this one supports {SCHEMA_VERSION}); "
                 "upgrade tensormeter, or choose another database"
             )
         if version < SCHEMA_VERSION:

@@ -255,7 +255,7 @@ class ClickHouseStore:
         media = self._events.media(self._find(ref), digest)
         if media is None:
             raise NotFoundError(
-                f"run {ref.run_id!r} has no media {digest[:80]!r}; its events have the digests of its media"
+                f"run {ref.run_id!r} has no media {digest[:80]!r}; the run's events contain the digests of its media"
             )
         return media
 

@@ -47,7 +47,9 @@ class BatchConflictError(StoreError):
     """A batch ID was reused with a different payload."""
 
     def __init__(self, batch_id: str) -> None:
-        super().__init__(f"batch {batch_id!r} was stored with another payload; send this one under a new id")
+        super().__init__(
+            f"batch {batch_id!r} was already stored with a different payload; send this payload under a new id"
+        )
 
 
 class TooManyPointsError(StoreError):

@@ -100,7 +100,7 @@ def trim_config(event: Event) -> tuple[Event, str | None]:
         return event, None
     names = ", ".join(value.name[:_LONGEST_KEY] for value in left_out[:_MOST_NAMED])
     more = ", ..." if len(left_out) > _MOST_NAMED else ""
-    reason = f"the configuration is larger than {CONFIG_BYTES >> 20} MiB as JSON: left out {names}{more}"
+    reason = f"the configuration is larger than {CONFIG_BYTES >> 20} MiB as JSON; left out {names}{more}"
     return replace(event, body={**details, "config": fitting}), reason
 
 

@@ -17,13 +17,13 @@ def check_limit(total: int, limit: int, metrics: Collection[str]) -> None:
     if total > limit:
         names = sorted(metrics)
         raise TooManyPointsError(
-            f"{', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}: {total} points here, more than the "
-            f"limit of {limit} for one request; ask for fewer metrics, for one process with `process`, "
-            "or for a range of time with `start` and `stop`",
+            f"{', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}: {total} points, but the limit "
+            f"for one request is {limit}; request fewer metrics, a single process with `process`, or a time range "
+            "with `start` and `stop`",
         )
 
 
-DELETED: Final = "the run was deleted; start it again, or under another id"
+DELETED: Final = "the run was deleted; start it again, or use another id"
 """Reason for refusing points and events of a deleted run."""
 
 

@@ -67,7 +67,7 @@ def is_of_type(data: bytes, content_type: object) -> bool:
 
 def _check(data: bytes, content_type: object) -> Media:
     if not is_of_type(data, content_type):
-        raise MediaError(f"media is none of {', '.join(_SIGNATURES)}")
+        raise MediaError(f"media must be one of {', '.join(_SIGNATURES)}")
     if len(data) > IMAGE_BYTES:
         raise MediaError(too_large(len(data), IMAGE_BYTES, "the image", "send a smaller one"))
     assert isinstance(content_type, str)

@@ -54,7 +54,7 @@ def identify(attributes: Mapping[str, Attribute]) -> Source | str:
         identity = canonical_json([service, instance]) if instance else resource
         run_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not IDENTIFIER.fullmatch(run_id):
-        return "tensormeter.run.id is not 1 to 128 letters, digits, '.', '_' or '-' beginning with a letter or digit"
+        return "tensormeter.run.id must be 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit"
     if max(map(len, (project, name, instance))) > MAX_NAME:
         return f"service.name, service.instance.id or tensormeter.run.name is longer than {MAX_NAME} characters"
     if len(resource) > MAX_RESOURCE_JSON:

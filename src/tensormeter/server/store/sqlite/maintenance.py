@@ -81,7 +81,7 @@ def compact(folder: Path) -> CompactionResult:
                     except (DamagedError, SuspectedDamageError) as error:
                         damaged += 1
                         cause = name_damage(connection, error) if isinstance(error, DamagedError) else error.__cause__
-                        _log.warning("tensormeter: not compacted: series %d: %s", series, cause)
+                        _log.warning("tensormeter: could not compact series %d: %s", series, cause)
                 for key in find_missing_rollups(connection):
                     try:
                         rollups = build_rollups(connection, [key])
@@ -194,5 +194,5 @@ def _store_file(folder: Path) -> Path:
     if missing is not None:
         raise StoreError(missing)
     if not file.is_file():
-        raise StoreError(f"there is no store in {folder}; give the server's data folder with --data")
+        raise StoreError(f"no store in {folder}; set --data to the server's data folder")
     return file

@@ -20,7 +20,7 @@ def tighten_files(folder: Path) -> None:
     try:
         ours = sorted({path for pattern in _OURS for path in folder.glob(pattern)})
     except OSError as error:
-        _log.warning("tensormeter: the modes of the files in %s cannot be checked: %s", folder, error.strerror)
+        _log.warning("tensormeter: cannot check the file modes in %s: %s", folder, error.strerror)
         return
     for path in ours:
         try:
@@ -45,7 +45,9 @@ def tighten_files(folder: Path) -> None:
             )
     if changed:
         _log.warning(
-            "tensormeter: files in %s were open to other users and are 0600 now: %s", folder, ", ".join(changed)
+            "tensormeter: files in %s were accessible to other users; changed their modes to 0600: %s",
+            folder,
+            ", ".join(changed),
         )
 
 
@@ -58,8 +60,8 @@ def protect_folder(folder: Path) -> None:
     if mode & 0o022:
         others = " and ".join(word for bit, word in ((0o020, "its group"), (0o002, "all users")) if mode & bit)
         _log.warning(
-            "tensormeter: the data folder %s can be written to by %s (mode %04o), who can replace the store and its tokens; "
-            "chmod go-w it, or choose another folder",
+            "tensormeter: the data folder %s is writable by %s (mode %04o), who can replace the store and its "
+            "tokens; run chmod go-w on it, or choose another folder",
             folder,
             others,
             mode,

@@ -131,7 +131,7 @@ class SqliteQueries:
                 complete = [run for run in runs_ if self._check_complete(connection, run, damaged)]
                 summaries = runs.load_runs(connection, snapshots, complete, metrics, self._stall_after, damaged=damaged)
         if damaged is not None and not self._damage.is_catalog_sound:  # already recorded
-            damaged.append(f"{self._damage.structure or 'rows of the catalog are damaged'}; filters may miss runs")
+            damaged.append(f"{self._damage.structure or 'catalog rows are damaged'}; filters may miss runs")
         return summaries
 
     def run(self, ref: RunRef) -> RunSummary:
@@ -223,7 +223,7 @@ class SqliteQueries:
             )
         if image is None:
             raise NotFoundError(
-                f"run {ref.run_id!r} has no media {digest[:80]!r}; its events have the digests of its media"
+                f"run {ref.run_id!r} has no media {digest[:80]!r}; the run's events contain the digests of its media"
             )
         return image
 
@@ -276,7 +276,9 @@ class SqliteQueries:
         except DamagedError as error:
             if self._is_doubtful():
                 connection = self._reconnected(connection)
-                raise StoreUnavailableError(f"{error}; the disk fails, so it is read again later") from error
+                raise StoreUnavailableError(
+                    f"{error}; the disk reported an error, and the read will be retried"
+                ) from error
             named_error = name_damage(connection, error)
             if str(named_error) != self._verifier.confirmed:
                 self._damage.add(named_error)
@@ -316,7 +318,7 @@ class SqliteQueries:
         yield
         if self._is_doubtful() and len(damaged or ()) > known:
             raise StoreUnavailableError(
-                "the disk fails, so the extent of the damage is unknown; send this request again later"
+                "the disk reported errors, so the extent of the damage is unknown; retry the request later"
             )
         for text in (damaged or ())[known:]:
             self._damage.add(DamagedError(text))

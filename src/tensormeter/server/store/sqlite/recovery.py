@@ -66,7 +66,7 @@ class Recovery:
                 points, example = sum(len(arrival.points) for arrival in orphans), orphans[0]
                 self.damage.add(
                     DamagedError(
-                        f"damaged: {points} points of journal row {seq} belong to missing rows, such as metric "
+                        f"damaged: {points} points of journal row {seq} belong to missing series, such as metric "
                         f"{example.metric!r} of run {example.source.run_id!r}; the request is kept in the table `damaged`"
                     )
                 )
@@ -97,4 +97,4 @@ class Recovery:
             with writing(self.writer):
                 commit_log.quarantine(self.writer, seq, remove=remove)
         except StoreError as error:
-            _log.warning("tensormeter: journal row %d cannot be quarantined: %s", seq, error)
+            _log.warning("tensormeter: cannot quarantine journal row %d: %s", seq, error)

@@ -230,7 +230,7 @@ def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
     """
     if sqlite3.sqlite_version_info < (3, 35):
         raise StoreError(
-            f"the store needs SQLite 3.35 or newer (for RETURNING), and this Python has {sqlite3.sqlite_version}"
+            f"the store needs SQLite 3.35 or newer (for RETURNING), but this Python has {sqlite3.sqlite_version}"
         )
     try:
         # SQLite creates its log and its index with the same mode as this file.

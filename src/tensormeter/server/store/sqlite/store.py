@@ -336,10 +336,10 @@ class SqliteStore(SqliteQueries):
         try:
             self.flush()
         except StoreUnavailableError as error:
-            _log.warning("tensormeter: %s; the newest points stay in the commit log for the next start", error)
+            _log.warning("tensormeter: %s; the newest points stay in the commit log until the next start", error)
         except StoreError:
             _log.exception(
-                "tensormeter: flushing the store failed; its newest points stay in the commit log for the next start"
+                "tensormeter: flushing the store failed; its newest points stay in the commit log until the next start"
             )
         self._disk.stop()
         self._close_readers()
@@ -369,7 +369,7 @@ class SqliteStore(SqliteQueries):
         except StoreError as error:
             self._leave_out_syncs(error)
             if self._problem is None:
-                _log.warning("tensormeter: %s; points wait in memory and in the commit log", error)
+                _log.warning("tensormeter: %s; points stay in memory and in the commit log", error)
             self._problem = str(error)
             if isinstance(error, StoreUnavailableError):
                 self._disk.failed(error)
@@ -422,9 +422,13 @@ class SqliteStore(SqliteQueries):
             StoreUnavailableError: The cause may be a failing disk instead of damage.
         """
         if self._is_doubtful():
-            raise StoreUnavailableError(f"cannot read the store: {error}; the disk fails, so it is read again later")
+            raise StoreUnavailableError(
+                f"cannot read the store: {error}; the disk reported an error, and the read will be retried"
+            )
         if may_be_damage(error.__cause__) and self._verifier.confirmed is None:
-            raise SuspectedDamageError(f"cannot read the store: {error}; the server checks whether the file is damaged")
+            raise SuspectedDamageError(
+                f"cannot read the store: {error}; the server is checking whether the file is damaged"
+            )
         self._damage.add(name_damage(self._flusher, error) if isinstance(error, DamagedError) else error)
 
     def _yield_to_readers(self) -> None:
@@ -547,7 +551,7 @@ class SqliteStore(SqliteQueries):
         pending = self._memtable.pending()
         if pending and pending + points > self._max_pending_points:
             self._background.wake()
-            raise StoreUnavailableError(f"{pending} points wait to be written to disk; send this request again later")
+            raise StoreUnavailableError(f"{pending} points are waiting to be written to disk; retry the request later")
 
     def _check_room(self, size: int, points: int) -> None:
         """Refuse a request that would use space that the store needs. The caller holds the write lock."""

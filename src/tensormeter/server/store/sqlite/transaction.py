@@ -70,7 +70,7 @@ def mapped_errors(verb: str) -> Iterator[None]:
     except (sqlite3.DatabaseError, *CHANGED) as error:
         if may_be_damage(error):
             raise SuspectedDamageError(
-                f"cannot {verb} the store: {describe(error)}; the server checks whether the file is damaged"
+                f"cannot {verb} the store: {describe(error)}; the server is checking whether the file is damaged"
             ) from error
         raise DamagedError(
             f"cannot {verb} the store: {type(error).__name__}: {error}; `tensormeter check` lists all damage",

@@ -63,8 +63,8 @@ class WriteAheadLog:
             self._next_wait = time.monotonic() + _PAUSE
         if size > _MOST * usual:
             raise StoreUnavailableError(
-                f"the write-ahead log {self._path} has grown to {size >> 20} MiB, because something reads an old snapshot "
-                "(`tensormeter backup`?); requests are accepted again once that has ended"
+                f"the write-ahead log {self._path} has grown to {size >> 20} MiB, because a process is reading an "
+                "old snapshot (`tensormeter backup`?); the server accepts requests again once that process has finished"
             )
 
     def empty(self, writer: sqlite3.Connection, *, patient: bool = True) -> bool:

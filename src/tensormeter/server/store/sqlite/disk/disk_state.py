@@ -95,7 +95,7 @@ class DiskMonitor:
         waited = 0.0 if since is None else time.monotonic() - since
         if waited < _STALLED:
             return None
-        return f"the disk of {self._folder} has not responded for {waited:.0f} s; requests continue once it does"
+        return f"the disk of {self._folder} has not responded for {waited:.0f} s; requests will continue once it does"
 
     def problem(self) -> str | None:
         """Return a human-readable message about the disk's current problem, or None."""
@@ -130,7 +130,8 @@ class DiskMonitor:
             reason = error.strerror if isinstance(error, OSError) else repr(error)
             self._full = isinstance(error, OSError) and error.errno in FULL
             self._error = (
-                f"cannot write to the disk of {self._folder}: {reason}; requests are accepted again once the disk works"
+                f"cannot write to the disk of {self._folder}: {reason}; the server accepts requests again once the "
+                "disk works"
             )
             regained = False
         finally:

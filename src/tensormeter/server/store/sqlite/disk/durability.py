@@ -102,8 +102,8 @@ class LogSyncer:
                 ) from error
             if not self._supported:
                 _log.warning(
-                    "tensormeter: the file system of %s cannot sync files (%s): a power failure may lose data stored in "
-                    "the last minutes, and senders get no information about durability; use a local disk",
+                    "tensormeter: the file system of %s cannot sync files (%s): a power failure may lose data stored "
+                    "in the last few minutes, and senders get no information about durability; use a local disk",
                     self._database.parent,
                     error.strerror,
                 )
@@ -130,7 +130,7 @@ class LogSyncer:
         problem = self._problem
         if not problem or not (self._supported or self._is_promised):
             return None
-        return f"the store in {self._database.parent} cannot be synced ({problem}); new commits are not durable until it can"
+        return f"cannot sync the store in {self._database.parent} ({problem}); new commits are not durable until syncing works again"
 
     def progress(self) -> Progress | None:
         """Return the current progress; None if durability is unknown because the file system cannot sync."""
@@ -156,10 +156,8 @@ class LogSyncer:
         with self._changed:
             through = self._committed
             if not self._wait(through, _LONGEST_WAIT):
-                why = self._problem or f"the disk takes longer than {_LONGEST_WAIT:g} s"
-                raise StoreUnavailableError(
-                    f"stored, but not synced to disk yet ({why}); send this request again later"
-                )
+                why = self._problem or f"the disk took longer than {_LONGEST_WAIT:g} s"
+                raise StoreUnavailableError(f"stored, but not synced to disk yet ({why}); retry the request later")
 
     def close(self) -> None:
         """Stop the thread. Waiting callers continue even though their commits are not durable."""
@@ -216,7 +214,7 @@ class LogSyncer:
                 if not self._supported:
                     return
                 if self._problem:
-                    _log.warning("tensormeter: the store in %s can be synced again", self._database.parent)
+                    _log.warning("tensormeter: syncing the store in %s works again", self._database.parent)
                 self._problem = ""
                 self._durable = through
                 self._wanted &= through < self._committed
@@ -231,7 +229,7 @@ class LogSyncer:
             is_new, self._problem = not self._problem, reason
         if is_new:
             _log.error(
-                "tensormeter: the store in %s cannot be synced (%s): a power failure would lose data stored since; "
+                "tensormeter: cannot sync the store in %s (%s): a power failure would lose data stored from now on; "
                 "agents keep that data and resend it",
                 self._database.parent,
                 reason,

@@ -86,13 +86,14 @@ class FileSystem:
     def _warn(self, folder: Path) -> None:
         if not self.maps:
             _log.warning(
-                "tensormeter: the file system of %s has no shared memory maps, so the store uses a rollback journal, which is slower; "
-                "a local disk is better",
+                "tensormeter: the file system of %s has no shared memory maps, so the store uses a rollback journal, "
+                "which is slower; use a local disk",
                 folder,
             )
         if not self.syncs:
             _log.warning(
-                "tensormeter: the file system of %s cannot sync files, so a power failure may damage the store; a local disk is better",
+                "tensormeter: the file system of %s cannot sync files, so a power failure may damage the store; use "
+                "a local disk",
                 folder,
             )
 

@@ -136,8 +136,8 @@ class FreeSpace:
     def _describe(self) -> str:
         free, needed = self._free / _MIB, max(self._lacking, _LEAST) / _MIB
         return (
-            f"the disk of {self._file.parent} is full: {free:.1f} MiB are free, the store needs {needed:.1f}; "
-            "make room there or delete runs; requests are accepted again once there is room"
+            f"the disk of {self._file.parent} is full: {free:.1f} MiB are free, but the store needs {needed:.1f} "
+            "MiB. Free some space or delete runs; the server then accepts requests again"
         )
 
 

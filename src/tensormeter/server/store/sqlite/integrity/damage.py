@@ -56,8 +56,8 @@ def name_damage(connection: sqlite3.Connection, error: DamagedError) -> DamagedE
         return error
     about = "" if error.series is None else f"{name_series(connection, error.series)}: "
     return DamagedError(
-        f"damaged: {about}{error}; only this data is not returned; `tensormeter check` lists all damage; "
-        "a backup of the data folder may contain it",
+        f"damaged: {about}{error}; only this data is missing from the response. `tensormeter check` lists all "
+        "damage; a backup of the data folder may contain the data",
         series=error.series,
         named=True,
     )

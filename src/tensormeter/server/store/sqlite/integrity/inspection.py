@@ -370,16 +370,16 @@ class Inspection:
         ).fetchone()
         deleted = self._connection.execute("SELECT deleted FROM run WHERE id = ?", (run,)).fetchone()
         if count != counted and deleted is not None and not deleted[0]:
-            raise _DamagedRowError(f"{counted} series were written, but there are {count}")
+            raise _DamagedRowError(f"expected {counted} series, found {count}")
 
     def _check_series(self, row: Sequence[Any]) -> None:
         series, points, process = row
         segments = spans(self._connection, series)
         total = sum(span.n for span in segments)
         if total != points:
-            raise _DamagedRowError(f"{points} points were written to segments, but there are {total}")
+            raise _DamagedRowError(f"expected {points} points in segments, found {total}")
         if self._connection.execute("SELECT 1 FROM process WHERE id = ?", (process,)).fetchone() is None:
-            raise _DamagedRowError(f"there is no process {process}")
+            raise _DamagedRowError(f"its process {process} is missing")
 
     def _check_segment(self, row: Sequence[Any]) -> None:
         if row[-1] is None:
@@ -390,7 +390,7 @@ class Inspection:
         if len(times) != segment.n or times[0] != segment.t_min or np.any(times[1:] <= times[:-1]):
             raise _DamagedRowError("its times are not in order")
         if self._connection.execute("SELECT 1 FROM series WHERE id = ?", (row[1],)).fetchone() is None:
-            raise _DamagedRowError(f"there is no series {row[1]}")
+            raise _DamagedRowError(f"its series {row[1]} is missing")
 
     def _check_rollup(self, row: Sequence[Any]) -> None:
         (
@@ -426,14 +426,14 @@ class Inspection:
             "SELECT count(*) FROM process WHERE id = ? AND run = ?", (row[2], row[1])
         ).fetchone()
         if not count:
-            raise _DamagedRowError(f"there is no process {row[2]} in run {row[1]}")
+            raise _DamagedRowError(f"its process {row[2]} of run {row[1]} is missing")
 
     def _check_media(self, row: Sequence[Any]) -> None:
         _, _, digest, content_type, data = row
         if hashlib.sha256(data).hexdigest() != digest:
-            raise _DamagedRowError(f"its bytes do not have the SHA-256 {digest}")
+            raise _DamagedRowError(f"its SHA-256 differs from the digest {digest}")
         if not is_of_type(data, content_type):
-            raise _DamagedRowError(f"it is not of the type {content_type}")
+            raise _DamagedRowError(f"its content is not of type {content_type}")
 
     def _check_journal(self, row: Sequence[Any]) -> None:
         self._sound("journal", row[-1], row[1])

@@ -89,17 +89,17 @@ class StartCheck:
             except (StoreUnavailableError, OSError) as error:
                 if self._stopping.is_set():
                     return
-                _log.info("tensormeter: the check of the store after the start will be repeated later: %s", error)
+                _log.info("tensormeter: the start check of the store will be repeated later: %s", error)
                 suspected = None
                 if self._stopping.wait(_AGAIN):
                     return
                 continue
             except StoreError as error:
                 if not self._stopping.is_set():
-                    _log.warning("tensormeter: the check of the store after the start ended early: %s", error)
+                    _log.warning("tensormeter: the start check of the store ended early: %s", error)
                 return
             except Exception:
-                _log.exception("tensormeter: the check of the store at its start failed")
+                _log.exception("tensormeter: the start check of the store failed")
                 return
             if suspected is None and any(findings):
                 suspected = findings

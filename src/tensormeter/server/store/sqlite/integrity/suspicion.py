@@ -83,11 +83,11 @@ class DamageVerifier:
         except (OSError, sqlite3.OperationalError) as error:
             self._doubts = 0
             reason = error.strerror if isinstance(error, OSError) else error
-            self._pending = f"the disk cannot read {self._file}: {reason}; the server will try again"
+            self._pending = f"the disk cannot read {self._file}: {reason}; the server will retry the read"
             return
         if damage is None:
             self._pending = None
-            _log.warning("tensormeter: %s was checked and is not damaged; the disk had failed to read it", self._file)
+            _log.warning("tensormeter: checked %s, which is not damaged; earlier errors came from the disk", self._file)
             return
         self._doubts += 1
         if self._doubts > 1:

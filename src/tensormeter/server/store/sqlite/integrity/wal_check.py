@@ -101,5 +101,5 @@ def _inspect(log: BinaryIO, header: bytes, size: int) -> str | None:
     where = f"frame {is_broken_at} of {number}" if is_broken_at else "its header"
     return (
         f"the write-ahead log is damaged at {where}: {commits} later transactions were committed but cannot be read; "
-        "their points and events are missing unless senders send them again"
+        "their points and events are missing unless senders resend them"
     )

@@ -253,7 +253,7 @@ class _RollupReader:
             else:
                 full.append(candidate)
         if listed_spans:
-            raise DamagedError(f"segments of series {series}: some are missing", series=series)
+            raise DamagedError(f"series {series}: some segments are missing", series=series)
         if total < self._blocks * BLOCK_POINTS:
             return [], seqs + [candidate.seq for candidate in full]
         return full, seqs

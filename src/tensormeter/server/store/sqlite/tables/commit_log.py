@@ -150,6 +150,6 @@ def _payload(connection: sqlite3.Connection, seq: int) -> bytes:
 
 def _damaged(seq: int, why: object) -> str:
     return (
-        f"journal row {seq} is damaged: {why}; the points of one request are lost, its bytes are kept in the table `damaged`; "
-        "a backup may have them"
+        f"journal row {seq} is damaged: {why}; the points of one request are lost. Its bytes are kept in the table "
+        "`damaged`; a backup may contain the points"
     )

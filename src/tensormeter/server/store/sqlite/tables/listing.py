@@ -84,7 +84,7 @@ def _series(connection: sqlite3.Connection, run: int) -> list[Sequence[Any]]:
     ).fetchall()
     counted = connection.execute("SELECT series FROM run WHERE id = ?", (run,)).fetchone()
     if counted is not None and counted[0] != len(rows):
-        raise DamagedError(f"run {run} has {counted[0]} series, but only {len(rows)} of them can be found", named=True)
+        raise DamagedError(f"run {run} has {counted[0]} series, but only {len(rows)} were found", named=True)
     return rows
 
 
