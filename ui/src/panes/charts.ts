@@ -104,7 +104,7 @@ export class ChartsPane implements Pane {
         h("h2", {}, all.length ? "No matching charts" : "No metrics yet"),
         all.length
           ? h("p", {}, `${all.length} charts do not match. `, button("Show all", () => route.change({ q: null })))
-          : h("p", {}, "Charts appear here automatically after the first call of run.log."),
+          : h("p", {}, "Charts appear here automatically after the first call to run.log."),
       );
     }
     this.grid.update(
