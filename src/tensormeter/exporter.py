@@ -290,7 +290,7 @@ def load_exporter(destination: str) -> type[Exporter]:
         with importing_sdk():
             return entry.load()  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
-        return _unavailable(f"{kind} needs the package {error.name!r}; pip install 'tensormeter[{kind}]'")
+        return _unavailable(f"{kind} needs the package {error.name!r}; run pip install 'tensormeter[{kind}]'")
     except (Exception, SystemExit) as error:  # an imported package may raise at its environment
         return _unavailable(f"{kind} could not be imported ({type(error).__name__}: {error}); check {entry.value}")
 

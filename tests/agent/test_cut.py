@@ -104,7 +104,7 @@ def test_a_process_that_lives_is_not_ended(spool, begin):
 def test_a_process_of_another_machine_is_not_ended(spool, begin, dead):
     begin(dataclasses.replace(dead, host="elsewhere"))
     assert end_cut(spool) == [
-        "the process had not ended at the last write to its spool; its last values may be missing"
+        "the process had not ended when its spool was last written; its last values may be missing"
     ]
     assert ends(spool) == []
 
@@ -140,7 +140,7 @@ def test_without_any_sync_all_may_be_missing_after_a_reboot(spool, begin, dead, 
     assert end_cut(spool, synced=False) == []
     monkeypatch.setattr(origin_module, "_boot", lambda: "another")
     (said,) = end_cut(spool, synced=False)
-    assert "any values may be missing" in said
+    assert "any of its values may be missing" in said
 
 
 def test_the_first_words_of_a_process_are_synced_with_any_durability(tmp_path, dead):

@@ -367,9 +367,7 @@ def test_series_that_cannot_be_told_apart_are_refused_and_counted(make, exporter
     assert list(families(exporter)["m"][1].values()) == [1.0]
     assert scrape(exporter)["tensormeter_prometheus_refused_total", None, None] == 2
     (record,) = caplog.records
-    assert record.getMessage().startswith(
-        "prometheus: rejected series of 'm' whose labels are the same as another series'"
-    )
+    assert record.getMessage().startswith("prometheus: rejected series of 'm' with the same labels as another series")
 
 
 def test_memory_is_bounded_and_refused_series_are_counted(make, config):

@@ -68,7 +68,7 @@ def test_definitions_hold_where_the_call_says_nothing(recording, warnings_logged
 
 def test_a_metric_is_defined_before_it_is_logged(recording):
     recording.log({"train/loss": 1.0}, 0)
-    with pytest.raises(UsageError, match=r"'train/loss' has been logged already; define it before"):
+    with pytest.raises(UsageError, match=r"'train/loss' has already been logged; define it before its first log call"):
         recording.recorder.define("train/*", Rule(2, "mean"))
     recording.recorder.define("eval/*", Rule(2, "mean"))
 

@@ -235,7 +235,7 @@ def test_a_configuration_that_is_too_large_again_and_again_is_warned_about_once(
             run.update_config({"a\nkey": "x" * ((1 << 20) + number), "n": number})
         assert run.config == {"n": 4}
     first, last = (text for record in caplog.records if "configuration" in (text := record.getMessage()))
-    assert r"so its largest values are not recorded: config.a\nkey (1,048,588 bytes)" in first
+    assert r"so its largest values were not recorded: config.a\nkey (1,048,588 bytes)" in first
     assert r"not recorded: 5 configuration values ('a\nkey', ...)" in last
 
 

@@ -76,14 +76,14 @@ class Answer:
         if not body:
             return Accepted()
         if self._type in _PAGE_TYPES or body[:1] == b"<":
-            return Retry(f"{answered} with {self._type or 'a web page'} instead of OTLP; is the endpoint right?")
+            return Retry(f"{answered} with {self._type or 'a web page'} instead of OTLP; check the endpoint")
         if self._type in _PROTOBUF_TYPES:
             try:
                 return read_response(signal, self.body, items)
             except DecodeError:
                 if not _is_text(body):
-                    return Retry(f"{answered} with a body that is not OTLP; is the endpoint right?")
-        # A word such as "ok" may have any content type, because some servers copy the request's type.
+                    return Retry(f"{answered} with a body that is not OTLP; check the endpoint")
+        # A word such as "ok" may have any type: servers copy that of the request.
         with contextlib.suppress(ValueError, RecursionError):
             return _read_json(signal, json.loads(body), items)
         return Accepted()

@@ -84,7 +84,7 @@ class OtlpGrpcSender(DecodingExporter):
         try:
             return read_response(request.signal, answer, request.items)
         except DecodeError:
-            return Retry(f"{self._target.endpoint} answered with something other than OTLP; is the endpoint right?")
+            return Retry(f"{self._target.endpoint} sent a response that is not OTLP; check the endpoint")
 
     def shutdown(self) -> None:
         self._channel.close()
@@ -101,13 +101,13 @@ class OtlpGrpcSender(DecodingExporter):
         if match := _NOT_GRPC.search(details):
             if match[1] == "413":
                 return TooLarge(reason)
-            return Retry(f"{reason}; is the endpoint right?")
+            return Retry(f"{reason}; check the endpoint")
         after = _retry_delay(error)
         if code in _RETRYABLE or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and after is not None):
             return Retry(reason, after)
         if code is grpc.StatusCode.UNIMPLEMENTED:
-            # A person must correct the address.
-            return Retry(f"{reason}; is the endpoint right? {how_to_leave_out(signal)}")
+            # A person has to correct the address.
+            return Retry(f"{reason}; check the endpoint. {how_to_leave_out(signal)}")
         return Rejected(reason, divide=code is not grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 

@@ -50,8 +50,8 @@ class OtlpHttpSender(DecodingExporter):
         if answer.status == 413:
             return TooLarge(answer.reason)
         if answer.status in (404, 405, 501) or 300 <= answer.status < 400:
-            # A person must correct the address; dropping data would not help.
-            return Retry(f"{answer.reason}; is the endpoint right? {how_to_leave_out(request.signal)}")
+            # A person has to correct the address; dropping data would not help.
+            return Retry(f"{answer.reason}; check the endpoint. {how_to_leave_out(request.signal)}")
         return Rejected(answer.reason, divide=answer.status in _CONTENT)
 
     def shutdown(self) -> None:

@@ -97,7 +97,7 @@ class OtlpPost:
             if self._connections.expired or time.monotonic() >= deadline:  # the deadline ended the headers
                 return Retry(f"{url}: the response did not arrive in time")
         if not whole and 200 <= response.status < 300:
-            return Retry(f"{url}: the response is longer than {_LONGEST_ANSWER} bytes; is the endpoint right?")
+            return Retry(f"{url}: the response is longer than {_LONGEST_ANSWER} bytes; check the endpoint")
         return Answer(
             url,
             response.status,

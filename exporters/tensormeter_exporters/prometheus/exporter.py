@@ -195,7 +195,7 @@ class _LastValues(Collector):
         if not family.warned:
             family.warned = True
             logger.warning(
-                "%s: rejected series of %r whose labels are the same as another series': %s; give the series "
+                "%s: rejected series of %r with the same labels as another series: %s; give the series "
                 "different attributes",
                 *(self._destination, family.name, dict(labels)),
             )

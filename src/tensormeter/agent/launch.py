@@ -102,7 +102,9 @@ def _can_start_python() -> bool:
         return True
     if not _warned:
         _warned.append(executable)
-        logger.warning("sys.executable is not a Python (%r); running the agent on a thread of this process", executable)
+        logger.warning(
+            "sys.executable is not a Python interpreter (%r); running the agent on a thread of this process", executable
+        )
     return False
 
 

@@ -106,8 +106,8 @@ class AgentMonitor:
             self.report()
             if stopped:
                 self._start()
-        except Exception:  # a background thread must not write a traceback to stderr
-            logger.warning("run %s: its agent cannot be monitored", self._run_id, exc_info=True)
+        except Exception:  # a thread of ours must not write a traceback to stderr
+            logger.warning("run %s: cannot monitor its agent", self._run_id, exc_info=True)
         finally:
             self._busy = False
 

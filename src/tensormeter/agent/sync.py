@@ -67,7 +67,7 @@ class SyncResult:
                 words = [f"not delivered: {self.message or 'see its agent.log'}"]
             if left.rejected:
                 quarantined = (
-                    f"{describe_rejections(left.rejected)}(quarantined); to queue them again, run `tensormeter spool "
+                    f"{describe_rejections(left.rejected)} (quarantined); to queue them again, run `tensormeter spool "
                     f"retry {run.name}`; to delete them, run `tensormeter spool purge --rejected {run.name}`"
                 )
                 words.append(quarantined if words else f"not delivered: {quarantined}")

@@ -20,9 +20,7 @@ _STDOUT: Final = Path("-")
 
 @click.command()
 @click.argument("run")
-@click.option(
-    "--format", type=click.Choice(get_args(Format)), default="csv", show_default=True, help="Format of the file."
-)
+@click.option("--format", type=click.Choice(get_args(Format)), default="csv", show_default=True, help="File format.")
 @click.option(
     "--output",
     "-o",

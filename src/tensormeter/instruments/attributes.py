@@ -33,7 +33,7 @@ def clean_attributes(attributes: Any) -> AttributeSet:
     cleaned = {}
     for key, value in attributes.items():
         if not isinstance(key, str) or not str.__len__(key):
-            warn_once((AttributeSet, repr(key)), "attributes: expected a key that is a non-empty str, got %r", key)
+            warn_once((AttributeSet, repr(key)), "attributes: expected a non-empty str as a key, got %r", key)
             continue
         name = str.__str__(key)
         try:

@@ -64,7 +64,9 @@ class _Callback:
             observations.append(result)
             return
         if result is None:
-            warn_once((self, "none"), "a callback of %r returned None; return a list of Observation", instrument)
+            warn_once(
+                (self, "none"), "a callback of %r returned None; return a list of Observation objects", instrument
+            )
             return
         for number, item in enumerate(result):
             if number == _MOST_OBSERVATIONS:

@@ -121,7 +121,7 @@ class MeterProvider(metrics.MeterProvider):
             )
             return metrics.NoOpMeter(name or "", version, schema_url)
         if not isinstance(name, str) or not name:
-            warn_once((MeterProvider, repr(name)), "get_meter: expected a name that is a non-empty str, got %r", name)
+            warn_once((MeterProvider, repr(name)), "get_meter: expected a non-empty str as the name, got %r", name)
         scope = ScopeIdentity(
             plain_text(name),
             plain_text(version),

@@ -197,7 +197,7 @@ def _bind(config: ServerConfig) -> socket.socket:
     except OSError as error:
         raise SettingsError(
             f"cannot listen on {config.host} port {config.port}: {error.strerror}; "
-            "stop the process that uses it, or choose another port with --port",
+            "stop the process that is using it, or choose another port with --port",
         ) from error
     return listener
 

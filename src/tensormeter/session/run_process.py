@@ -140,7 +140,8 @@ class RunProcess:
         self.resource = run.describe(self.id, self.attempt)
         if not self.ring.add_metadata({"resource": with_basis(self.resource, self.basis)}):
             logger.warning(
-                "run %s: resource attributes are not recorded, because too many different names were logged; use fewer names",
+                "run %s: resource attributes were not recorded, because too many different names were logged; use "
+                "fewer names",
                 run.id,
             )
 
@@ -170,8 +171,8 @@ class RunProcess:
         self.recorder.count_lost(
             Drop.CONFIG_TOO_LARGE,
             len(values),
-            f"run {self._run.id}: the configuration is larger than {CONFIG_BYTES >> 20} MiB as JSON, so its largest values are not "
-            f"recorded: {largest}{more}. Log them as a Table or Text"
+            f"run {self._run.id}: the configuration is larger than {CONFIG_BYTES >> 20} MiB as JSON, so its largest "
+            f"values were not recorded: {largest}{more}. Log them as a Table or Text"
             if warns
             else "",
             names=[value.name for value in values],

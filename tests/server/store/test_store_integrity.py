@@ -672,7 +672,7 @@ def contents(folder):
         (63, 1, "has schema 5, but its tables are of schema 7"),
         (63, 3, "has schema 15, but its tables are of schema 7 (if a newer tensormeter wrote it, upgrade)"),
         (60, 0, "but its tables are of schema 7"),
-        (71, 0, "application id 0x746d7473, but a store has 0x746d7472"),
+        (71, 0, "application id 0x746d7473, but a store's is 0x746d7472"),
         (16, 0, "file is not a database"),
     ],
 )

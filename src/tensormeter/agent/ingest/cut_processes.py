@@ -25,14 +25,13 @@ logger: Final = get_logger("tensormeter.agent")
 _GZIP_LEVEL: Final = 1
 
 _NOTHING_STORED: Final = (
-    "a power failure, or the deletion of its files, cut the process off before any data reached the disk; its values "
-    "are lost"
+    "no data reached the disk before a power failure or the deletion of the run's files; the values are lost"
 )
 
 _NOTHING_KNOWN: Final = "its spool was damaged and no longer lists its processes; its last values may be missing"
 
 
-_NEVER_SYNCED: Final = "the machine lost power or was restarted, and the spool was not synced (durability is none); any values may be missing"
+_NEVER_SYNCED: Final = "the machine lost power or was restarted, and the spool was not synced (durability is none); any of its values may be missing"
 
 
 def describe_unknown(losses: Mapping[str, int]) -> str:
@@ -72,9 +71,9 @@ def end_cut_processes(
             continue
         fate = origin.fate() if origin is not None else ""
         if origin is None or not fate:
-            descriptions["the process had not ended at the last write to its spool; its last values may be missing"] = (
-                None
-            )
+            descriptions[
+                "the process had not ended when its spool was last written; its last values may be missing"
+            ] = None
             continue
         descriptions[f"{fate}; its last values may be missing"] = None
         encoded = [] if origin.child else _end(origin, fate, spool.last_time(process), losses)

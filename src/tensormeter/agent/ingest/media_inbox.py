@@ -48,7 +48,7 @@ class Piece:
             return media.event(header["time"], header["step"])
         except TooLargeError as error:
             if header["event"] == Table.EVENT and error.kind != "table":
-                raise TooLargeError("table", f"table {header['key']!r}: in it, {error}") from None
+                raise TooLargeError("table", f"table {header['key']!r}: {error}") from None
             raise
         except (ValueError, KeyError, TypeError, ImportError) as error:
             raise EncodingError(f"{self.path.name}: {type(error).__name__}: {error}") from None

@@ -153,7 +153,7 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
         _migrate(database)
     elif version != _VERSION:
         if known in (0, _APPLICATION_ID, 0x746D7302):
-            raise SpoolDamagedError(f"the spool {path} is damaged: version {version}")
+            raise SpoolDamagedError(f"the spool {path} is damaged: invalid version {version}")
         raise SpoolVersionError(
             f"{path} has spool version {version}, but this tensormeter reads version {_VERSION}; "
             "deliver the run with the tensormeter that recorded it"

@@ -131,14 +131,15 @@ def _tensor(tensor: "torch.Tensor") -> HostDistribution | DeviceDistribution:
         raise Refused(f"a tensor of {tensor.numel():,} elements; log parts of at most {MOST_ON_DEVICE:,}")
     if tensor.device.type == "mps" and table is DOUBLE:
         raise Refused(
-            f"a Histogram of {tensor.dtype} on {tensor.device}, where only float32 is supported; pass its .float()"
+            f"a Histogram of {tensor.dtype} on {tensor.device}, where only float32 is supported; convert it with "
+            ".float()"
         )
     if tensor.is_cuda or tensor.device.type in EVENT_DEVICES:
         return DeviceDistribution(tensor, table)
     if tensor.device.type != "cpu":
         raise Refused(
             f"a Histogram of a tensor on {tensor.device}; only CUDA, MPS and XPU devices can count without waiting, "
-            "so pass its .cpu()"
+            "so convert it with .cpu()"
         )
     return _exponential(count_on_host(tensor_pieces(tensor, table), table), table)
 
@@ -152,7 +153,7 @@ def _array(values: Any) -> HostDistribution:
     if first is not None and type(first).__module__.partition(".")[0] == "torch":
         raise Refused("a Histogram of a sequence of tensors; combine them with torch.stack() or torch.cat()")
     if getattr(values, "mask", None) is not None:
-        raise Refused("a Histogram of a masked array; pass its .compressed()")
+        raise Refused("a Histogram of a masked array; convert it with .compressed()")
     try:
         elements = np.asarray(values)
     except ValueError as error:

@@ -57,7 +57,7 @@ class Image(Media):
             self._set(_encoded(bytes(data)), bytes(data))
             return
         if importlib.util.find_spec("PIL") is None:
-            raise UsageError("Image: encoding an array as PNG needs Pillow; install tensormeter[media]")
+            raise UsageError("Image: encoding an array as PNG needs Pillow; run pip install 'tensormeter[media]'")
         self._set(*_pixels(data))
 
     def _set(self, body: dict[str, Any], data: bytes) -> None:

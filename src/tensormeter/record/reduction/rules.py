@@ -33,7 +33,9 @@ class Rules:
         """
         for name in logged:
             if fnmatchcase(name, pattern):
-                raise UsageError(f"define_metric({pattern!r}): {name!r} has been logged already; define it before")
+                raise UsageError(
+                    f"define_metric({pattern!r}): {name!r} has already been logged; define it before its first log call"
+                )
         self._patterns.insert(0, (pattern, rule))
         self._rules.clear()
 

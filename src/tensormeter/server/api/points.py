@@ -198,7 +198,8 @@ def _check_json(points: int, series: int) -> None:
     if points + _SERIES_WEIGHT * series > MAX_JSON_POINTS:
         raise TooManySeriesError(
             f"{points} points of {series} series are too many for JSON; the limit is {MAX_JSON_POINTS} points, and "
-            f"each series counts as {_SERIES_WEIGHT} points more. Request the binary form (`Accept: {COLUMNS}`), or "
+            f"each series counts as {_SERIES_WEIGHT} additional points. Request the binary form (`Accept: "
+            f"{COLUMNS}`), or "
             "fewer points with `start` and `stop`"
         )
 

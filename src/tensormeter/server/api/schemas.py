@@ -310,7 +310,7 @@ class FullArrays(FullHeader, kw_only=True):
         ArrayPlace | UnsetType, Meta(description="0 where a point has no step. If absent, all points have one.")
     ] = UNSET
     integers: Annotated[
-        ArrayPlace | UnsetType, Meta(description="1 where a value is an integer. If absent, no value is one.")
+        ArrayPlace | UnsetType, Meta(description="1 where a value is an integer. If absent, no value is an integer.")
     ] = UNSET
     gaps: ArrayPlace | UnsetType = UNSET
 

@@ -219,8 +219,8 @@ class ClickHouseStore:
                 try:
                     self._connection.execute(f"ALTER TABLE {name} DELETE WHERE run = {run} SETTINGS mutations_sync = 0")
                 except StoreUnavailableError as error:
-                    # The run is no longer visible, but its rows still take up space.
-                    _log.warning("tensormeter: rows of a deleted run stay in %s: %s", table.name, error)
+                    # The run is not visible any more, but its rows still take up space.
+                    _log.warning("tensormeter: cannot delete rows of a deleted run from %s: %s", table.name, error)
 
     def metrics(self, ref: RunRef) -> list[MetricSummary]:
         """See `Store`."""

@@ -263,7 +263,7 @@ def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
             connection.close()
     except (sqlite3.Error, UnicodeDecodeError) as error:
         if primary_code(error) == sqlite3.SQLITE_FULL:
-            raise StoreFullError(f"cannot open the store {file}: the disk is full; make room there") from error
+            raise StoreFullError(f"cannot open the store {file}: the disk is full; free some space") from error
         raise StoreError(
             unreadable(file) or f"cannot open the store {file}: {error}{holder_of(file, error)}"
         ) from error

@@ -384,7 +384,7 @@ class SqliteStore(SqliteQueries):
             return
         with self._writing, self._transaction():
             for run in expired_runs(self._writer, before, self._retention.max_bytes, self._damage.add):
-                _log.warning("tensormeter: retention deletes run %d", run)
+                _log.warning("tensormeter: retention is deleting run %d", run)
                 self._catalog.delete(run, time.time_ns(), self._memtable.last())
         if before is not None:
             more = True

@@ -62,7 +62,7 @@ class FileSystem:
         except OSError as error:
             if error.errno in FULL:
                 raise StoreFullError(
-                    f"the disk of {folder} is full ({error.strerror}); make room there, then start the server again"
+                    f"the disk of {folder} is full ({error.strerror}); free some space, then start the server again"
                 ) from error
             raise StoreError(f"cannot write to the data folder {folder}: {error.strerror}; check its disk") from error
         filesystem._warn(folder)

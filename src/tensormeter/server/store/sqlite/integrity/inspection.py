@@ -426,7 +426,7 @@ class Inspection:
             "SELECT count(*) FROM process WHERE id = ? AND run = ?", (row[2], row[1])
         ).fetchone()
         if not count:
-            raise _DamagedRowError(f"its process {row[2]} of run {row[1]} is missing")
+            raise _DamagedRowError(f"its process {row[2]} is missing from run {row[1]}")
 
     def _check_media(self, row: Sequence[Any]) -> None:
         _, _, digest, content_type, data = row

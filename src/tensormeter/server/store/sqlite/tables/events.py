@@ -150,5 +150,5 @@ def _sealed_event(row: Sequence[Any], max_body: int | None = None) -> StoredEven
     columns = run, process, time, name, key, step, digest, body, attributes, record
     verify(f"event {number} of run {run}", seal, *columns)
     if process_name is None:
-        raise DamagedError(f"event {number} of run {run}: its process {process} cannot be found")
+        raise DamagedError(f"event {number} of run {run}: its process {process} is missing")
     return stored_event((number, time, name, step, process_name, attributes, body, record), max_body)
