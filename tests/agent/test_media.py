@@ -178,6 +178,6 @@ def test_too_much_is_dropped_and_counted(new_source, spool, caplog):
 def test_an_alert_of_no_level(tmp_path):
     with (
         tensormeter.init(settings={"mode": "disabled", "directory": tmp_path}) as run,
-        pytest.raises(UsageError, match="expected a level of INFO, WARN, ERROR, got 'bad'"),
+        pytest.raises(UsageError, match="expected the level INFO, WARN or ERROR, got 'bad'"),
     ):
         run.alert("x", level="bad")

@@ -207,7 +207,7 @@ def test_signals_that_do_not_exist_are_refused(value):
 def test_other_destinations_need_both_signals(monkeypatch):
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
     assert Settings(exporters=("jsonl",)).takers("metrics", ("jsonl",)) == ("jsonl",)
-    with pytest.raises(SettingsError, match="only otlp destinations can leave a signal out"):
+    with pytest.raises(SettingsError, match="only otlp destinations can exclude a signal"):
         Settings(exporters=("jsonl",), exporter_options={"jsonl.signals": "metrics"})
 
 

@@ -126,7 +126,7 @@ def test_late_values_are_not_reduced(recording, warnings_logged):
     recording.log({"b": 1.0}, 2)
     assert recording.values() == [{"a": 2.0}, {"n": 0.5, "a": 2.0}, {"b": 1.0}]
     (message,) = warnings_logged()
-    assert "'a' is recorded each time" in message
+    assert "recording every value of 'a'" in message
 
 
 def test_no_writer_takes_the_looks_away(recording):

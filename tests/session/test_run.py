@@ -177,7 +177,7 @@ class BrokenItems(dict):
         ({Unshown(): 1, "n": 2}, {"n": 2}, "is left out: cannot convert the key to text (RuntimeError)"),
         (BrokenItems(), None, "'x' is left out: cannot convert a BrokenItems (RuntimeError); pass a number or text"),
         (10**5000, None, "'x' is left out: the integer has too many digits; pass it as text"),
-        (endless(), {"a": [1, None]}, "'x'.'a'.1 is null: it contains itself"),
+        (endless(), {"a": [1, None]}, "'x'.'a'.1 is stored as null: it contains itself"),
         (nested(30), nested(22), "is left out: it is nested deeper than 24 levels; flatten it"),
         ({1: "a", "1": "b"}, {"1": "b"}, "'x'.1 is replaced by '1': both are recorded as 'x'.'1'"),
     ],
