@@ -39,7 +39,7 @@ def check(context: click.Context, directory: Path | None, store: str | None, *, 
         absent = missing_store(file)
         if absent is not None:
             damaged = _report([("", absent)], as_json=as_json)
-            counts, summary = {}, "nothing was checked"
+            counts, summary = {}, "checked nothing"
         elif not file.is_file():
             raise StoreError(f"no store in {file.parent}; set --data to the server's data folder")
         else:
@@ -78,7 +78,7 @@ def _sqlite(file: Path, *, full: bool, as_json: bool) -> tuple[int, dict[str, in
     except StoreError as error:
         if not isinstance(error, DamagedError) and not may_be_damage(error.__cause__):
             raise
-        return _report([("", str(error))], as_json=as_json), {}, "nothing was checked"
+        return _report([("", str(error))], as_json=as_json), {}, "checked nothing"
     with closing(connection):
         inspection = Inspection(connection)
         damaged = _report((("", lost),) if lost else (), as_json=as_json)
