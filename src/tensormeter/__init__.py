@@ -1,4 +1,4 @@
-"""Training telemetry on OpenTelemetry that never stalls the GPU and loses nothing."""
+"""Training telemetry built on OpenTelemetry. It never stalls your GPU, loses no data, and sends OTLP to any backend."""
 
 import typing
 
@@ -48,7 +48,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Resolve `Client`, which is imported on first use, and `run`, the latest unfinished run or None."""
+    """Resolve `Client`, which is imported on first use, and `run`, the most recently started unfinished run or None."""
     if name == "Client":
         from tensormeter.client import Client
 

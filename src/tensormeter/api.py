@@ -1,4 +1,4 @@
-"""The functions `init`, `log`, `finish` and `deferred_log`. `log` and `finish` use the most recently started run."""
+"""The functions `init`, `log`, `finish` and `deferred_log`."""
 
 import reprlib
 import secrets
@@ -32,7 +32,7 @@ _PACKAGE_OF: Final = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
 }
-"""Python package that each kind of destination needs."""
+"""Python package required by each kind of destination."""
 
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
 
@@ -52,37 +52,37 @@ def init(
 ) -> Run:
     """Start a run.
 
-    This takes about ten milliseconds and does not use the network. The run ends when `Run.finish` is called, at the end
-    of its `with` block, or when the interpreter exits. Its final state is:
+    The call takes about ten milliseconds and does not use the network. The run ends when `Run.finish` is called, when
+    its `with` block ends, or when the interpreter exits. Its final state is:
 
     - `finished` if the program ended normally.
     - `failed` if it ended with an exception or a nonzero exit status.
     - `preempted` if SIGTERM ended it.
     - `crashed` if the process disappeared without ending the run.
 
-    In a notebook, starting a run finishes the previous ones.
+    In a notebook, starting a run finishes all previous runs.
 
-    Calling `init` with the `id` of a run whose processes have all ended starts another attempt at that run. The data of
+    If you pass the `id` of a run whose processes have all ended, `init` starts another attempt at that run. The data of
     earlier attempts is kept. If the new attempt repeats a step, its values hide the earlier ones.
 
     Args:
         project: Name of the run's project.
-        name: Display name of the run. Default: the id.
+        name: Display name of the run. Default: the run's ID.
         config: Hyperparameters and other values that describe the run. Values that JSON cannot represent are converted
             with `str`; values that cannot be converted are omitted with a warning. Secrets are masked (see the setting
             `mask_config`). To add values later, call `Run.update_config`.
-        id: Id of the run. Pass the same id on all ranks. Default: a random id.
-        group: Name of the run's group, for example a sweep.
+        id: ID of the run. Pass the same ID on all ranks. Default: a random ID.
+        group: Name of the run's group, for example the name of a sweep.
         tags: Keywords for finding the run.
-        notes: Free text about the run. Edits to the notes, group and tags on the server take precedence.
+        notes: Notes about the run. If users edit the notes, group or tags on the server, their edits take precedence.
         resume: Whether to continue a run that had an earlier attempt, on this or another machine. Rows logged without a
             step then continue after the last step of the earlier attempts. Requires `id`.
-        mode: `online`, `offline` (records to disk only) or `disabled`.
+        mode: `online`, `offline` (only records to disk) or `disabled`.
         settings: A `Settings` object, or a mapping of its fields. The other arguments of `init` take precedence.
 
     Raises:
-        SettingsError: An argument, a setting or a `TENSORMETER_*` variable is invalid. Invalid variables of other
-            software (`OTEL_*`, launchers and schedulers) are ignored with a warning.
+        SettingsError: An argument, a setting or a `TENSORMETER_*` variable is invalid. Other software's invalid
+            variables (`OTEL_*`, and those of launchers and schedulers) are ignored with a warning.
     """
     fields = {
         "project": project,
@@ -121,7 +121,7 @@ def log(
     every: int | None = None,
     reduce: str | None = None,
 ) -> None:
-    """Record one row of metrics in the most recently started run. See `Run.log` for the arguments.
+    """Record one row of metrics in the most recently started unfinished run. See `Run.log` for the arguments.
 
     Raises:
         UsageError: No run is in progress.
@@ -132,7 +132,7 @@ def log(
 
 
 def finish() -> None:
-    """End the most recently started run, if there is one, and wait for delivery. See `Run.finish`."""
+    """End the most recently started unfinished run, if there is one, and wait for delivery. See `Run.finish`."""
     if open_runs:
         open_runs[-1].finish()
 
@@ -147,22 +147,22 @@ def deferred_log(
 ) -> "DeferredLog":
     """Create an object that records inside CUDA graphs and `torch.compile` functions, even with `fullgraph=True`.
 
-    Call the object's `write({name: tensor})` inside the graph. The call adds a few tensor operations but no graph
-    break. Each replay of a CUDA graph writes a row. Later `run.log` calls on this thread (four times a second),
-    `flush()` and `run.finish` fetch the rows without waiting for the device. Rows are recorded in the order in which
-    they were written, with the time of the fetch. If more than `capacity` rows are written between two fetches, the
-    oldest rows are lost and counted.
+    Call the object's `write({name: tensor})` method inside the graph. It adds a few tensor operations but no graph
+    break. Each replay of a CUDA graph writes a row. Rows are fetched without waiting for the device by `flush()`, by
+    `run.finish`, and up to four times a second by `run.log` calls on this thread. They are recorded in the order in
+    which they were written, with the time of the fetch. If more than `capacity` rows are written between two fetches,
+    the oldest rows are lost and counted.
 
-    Every execution of the write records a row, including warm-ups and the recomputation in activation checkpointing.
-    Integers are exact up to 2**53. While the object exists, each `run.log` takes a few microseconds.
+    Every execution of `write` records a row, including warm-ups and recomputation during activation checkpointing.
+    Integers are exact up to 2**53. While the object exists, each `run.log` call takes a few microseconds.
 
     Args:
-        run: Run that `init` started in this process.
+        run: Run started by `init` in this process.
         names: Names of the metrics in each row.
         capacity: Number of rows to buffer, both on the device and on the host, at 8 bytes per value.
         device: Torch device of the values. Default: the current CUDA device, or the CPU if there is none.
-        first_step: Step of the first row; it increases by one with each row. Default: 0, or, with `resume=True`, the
-            step after the last one of the earlier attempts.
+        first_step: Step of the first row; each further row increases the step by one. Default: 0, or, with
+            `resume=True`, the step after the last step of the earlier attempts.
 
     Raises:
         UsageError: An argument is invalid, or the host memory for the rows cannot be page-locked.
@@ -179,7 +179,10 @@ def deferred_log(
 
 
 def _settings_of_rank(settings: Settings) -> Settings:
-    """Return the settings of this rank, disabled if it records nothing; warn if each rank starts its own run."""
+    """Return this rank's settings, with mode `disabled` if the setting `ranks` excludes it.
+
+    Warn if each rank starts a separate run.
+    """
     ranks = describe_rank()
     local_rank = ranks.get(LOCAL_RANK, 0)
     rank = ranks.get(RANK, local_rank)
@@ -196,10 +199,10 @@ def _settings_of_rank(settings: Settings) -> Settings:
 
 
 def _check_targets(settings: Settings) -> set[str]:
-    """Read the OTLP targets, so that errors in them are also reported in this process, not only by the agent.
+    """Read the OTLP targets, so that this process, and not only the agent, reports invalid ones.
 
     Returns:
-        Destinations that use gRPC.
+        Names of the destinations that use gRPC.
 
     Raises:
         SettingsError: A destination has an invalid option.
@@ -219,7 +222,7 @@ def _check_targets(settings: Settings) -> set[str]:
 
 
 def _warn_of_packages(settings: Settings, by_grpc: set[str]) -> None:
-    """Warn about destinations whose package is missing. Their data waits in the spool, and the run continues."""
+    """Warn about destinations whose package is missing. Their data stays in the spool, and the run continues."""
     if settings.agent == "off" or describe_rank().get(RANK):  # one warning, not hundreds
         return
     for destination in settings.exporters:
@@ -236,7 +239,7 @@ def _warn_of_packages(settings: Settings, by_grpc: set[str]) -> None:
 
 
 def _in_notebook() -> bool:
-    """Return whether this is a notebook, where an unfinished run was most likely forgotten."""
+    """Return whether this process runs a notebook, where users often forget to finish a run."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and ipython.get_ipython() is not None
 

@@ -1,7 +1,7 @@
 """The `Run` object that training scripts use.
 
-This module does not use the network, and only `finish` waits. If the machine cannot record a run (no space for the
-ring, or no writable directory), a warning is logged and the run records nothing.
+Nothing here uses the network, and only `finish` waits. If the machine cannot record a run because there is no space for
+the ring or no writable directory, the run logs a warning and records nothing.
 """
 
 import dataclasses
@@ -46,17 +46,17 @@ _MOST_NAMED: Final = 10
 class Run:
     """A run in progress, created by `init`.
 
-    All methods are thread-safe. `log` can also be called in a signal handler.
+    All methods are thread-safe. `log` can also be called from a signal handler.
 
     Child processes can log to the run. A forked child (for example, a DataLoader worker) joins the run on its first
     `log` call, unless the setting `after_fork` is `"ignore"`. A spawned child joins when it unpickles the run. Only the
     process that called `init` determines the run's final state.
 
     Attributes:
-        id: Id of the run: unique within its project, and the same on every rank.
+        id: ID of the run, unique within its project and the same on every rank.
         name: Display name of the run.
         project: Name of the run's project.
-        config: Recorded configuration as JSON values, read-only. Secrets are replaced by `***` (see the setting
+        config: Recorded configuration as JSON values, read-only. Secrets are shown as `***` (see the setting
             `mask_config`).
         settings: Settings of the run.
     """
@@ -90,29 +90,29 @@ class Run:
         """Record one row of metrics.
 
         The call returns immediately: it does no I/O, encoding or device synchronization, and never waits for a lock
-        that is held during I/O. It never raises because of the contents of `values` or a failed delivery. Values that
-        cannot be recorded are counted, with one warning per key.
+        that another thread holds during I/O. It does not raise if `values` contains invalid values or if delivery
+        fails. Values that cannot be recorded are counted, with one warning per key.
 
         Args:
             values: Values by metric name. Numbers, NumPy scalars, and one-element arrays and CPU tensors are read
                 immediately. One-element device tensors and JAX arrays are read in stream order, without waiting for the
-                device. Other objects need a method `__tensormeter_snapshot__()` that returns one of these types, or a
-                callable that returns the number, or None until it is available. NaN and infinities are valid. Integers
-                are exact up to 64 bits, or up to 2**53 on a device.
+                device. Other objects need a method `__tensormeter_snapshot__()`. It returns a value of one of these
+                types, or a callable that returns None until the number is available. NaN and infinities are valid.
+                Integers are exact up to 64 bits, or up to 2**53 on a device.
             step: Step of the row: any 64-bit integer, in any order. Default: one more than the step of the last row.
-            every: Number of values to reduce to one. The reduction runs where the values are, including on the device,
-                and is recorded on every `every`-th call with the metric. When the run finishes, a partial reduction is
-                recorded. See `define_metric`.
+            every: Number of values of a metric to reduce to one. Device values are reduced on the device. The result is
+                recorded on every `every`-th call that contains the metric. When the run finishes, a partial reduction
+                is recorded. See `define_metric`.
             reduce: Reduction to use with `every`: `mean` (default), `min`, `max`, `sum` or `last`. All except `last`
                 propagate NaN. For `Histogram`s, `mean` and `sum` merge all values into one distribution; `min` and
-                `max` are refused.
+                `max` are not supported.
         """
-        # An instance attribute `log`, which is generated for the run's keys, shadows this method; see `_use_writer`.
+        # The generated instance attribute `log` shadows this method; see `_use_writer`.
         if self._process is not None:
             self._process.recorder.log(values, step, every=every, reduce=reduce)
 
     def define_metric(self, name: str, *, every: int, reduce: str = "mean") -> None:
-        """Reduce the values of metrics over several steps, in `log` calls without `every`.
+        """Set the reduction of metrics for `log` calls without `every`.
 
         Each thread and each child process reduces its own values. A forked child inherits the definitions; a spawned
         child must call `define_metric` itself.
@@ -120,7 +120,7 @@ class Run:
         Args:
             name: Metric name, or a pattern with `*`, `?` and `[...]`, such as `train/*`.
             every: Number of values to reduce to one.
-            reduce: Reduction: `mean`, `min`, `max`, `sum` or `last`.
+            reduce: `mean`, `min`, `max`, `sum` or `last`.
 
         Raises:
             UsageError: A matching metric has already been logged, or `every` or `reduce` is invalid.
@@ -135,11 +135,11 @@ class Run:
         return MappingProxyType(self._identity.config)
 
     def update_config(self, values: Mapping[str, Any]) -> None:
-        """Add values that are known only after `init` to the run's configuration, such as the number of parameters.
+        """Add values to the run's configuration that are known only after `init`, such as the number of parameters.
 
-        The call returns immediately. Use `log` for values that change during training. If the configuration exceeds 1
-        MiB as JSON, its largest values are omitted and named in a warning. The run shows the configuration that was
-        sent last by any process, so call this on all ranks or on exactly one.
+        The call returns immediately. Use `log` for values that change during training. If the configuration exceeds
+        1 MiB as JSON, its largest values are omitted, and a warning names them. The server shows the configuration that
+        it received last from any process, so call this method on all ranks or on exactly one.
 
         Args:
             values: Values to add or replace, by name. They are converted and masked like the `config` of `init`.
@@ -163,10 +163,10 @@ class Run:
 
     @property
     def attempt(self) -> int:
-        """Number of this attempt at the run as counted on this machine, starting at 1.
+        """Number of this attempt at the run, as counted on this machine, from 1.
 
-        `init` does not wait for the network. If this machine has no record of earlier attempts, the agent asks the
-        server and corrects the number before delivery.
+        `init` does not wait for the network. If this machine has no record of earlier attempts, the agent requests the
+        number from the server and corrects it before delivery.
         """
         return self.settings.attempt or 1
 
@@ -182,21 +182,21 @@ class Run:
         """Log norms and distributions of a model's gradients or parameters every `every` optimizer steps.
 
         They are computed on the model's device just before the optimizer step, without waiting for the device. The
-        metrics are named `gradient_norm`, `gradient_norm/PARAMETER` and `gradients/PARAMETER`; those for parameters
-        start with `parameter` instead. Each row has the step of the next row that is logged without one. Parameters
-        without a gradient are omitted. Each rank logs its own shard of a sharded parameter. The gradients are those
-        that the optimizer receives: accumulated, clipped and unscaled. A fused optimizer under a `GradScaler` is an
-        exception, because it unscales the gradients itself.
+        metrics are named `gradient_norm`, `gradient_norm/PARAMETER` and `gradients/PARAMETER`; for parameters, the
+        names start with `parameter` instead. Each row has the step that the next `log` call without a step will use.
+        Parameters without a gradient are omitted. Each rank logs its own shard of a sharded parameter. The gradients
+        are those that the optimizer receives: accumulated, clipped and unscaled. The exception is a fused optimizer
+        under a `GradScaler`, which unscales the gradients itself.
 
-        The run neither changes the model nor keeps it alive. It watches the model until `unwatch` is called or the run
+        Watching neither changes the model nor keeps it alive. It continues until `unwatch` is called or the run
         finishes.
 
         Args:
-            model: A `torch.nn.Module`, which may be compiled or wrapped. A second call for the same model replaces the
-                first.
+            model: A `torch.nn.Module`, which may be compiled or wrapped. A second call for the same model replaces its
+                watch.
             log: Values to log: `gradients`, `parameters` or `all`.
-            every: Number of steps between two rows. The first row is logged at the first step.
-            norms: Whether to log Euclidean norms of the whole model and of each parameter.
+            every: Number of optimizer steps between two rows. The first row is logged at the first optimizer step.
+            norms: Whether to log the Euclidean norms of the whole model and of each parameter.
             histograms: Whether to log a distribution for each parameter.
 
         Returns:
@@ -214,14 +214,14 @@ class Run:
         return watch
 
     def alert(self, title: str, text: str = "", level: Literal["INFO", "WARN", "ERROR"] = "INFO") -> None:
-        """Record an alert, which is shown on the run's page and by other receivers of log records.
+        """Record an alert, which appears on the run's page and in every destination that receives log records.
 
         The alert is an OTLP log record with the step of the last row. Like `log`, this call returns immediately and
-        never raises because of a failed delivery.
+        does not raise if delivery fails.
 
         Args:
-            title: Short title, truncated to 1,024 characters.
-            text: Longer description, truncated to 65,536 characters.
+            title: Title, truncated to 1,024 characters.
+            text: Description, truncated to 65,536 characters.
             level: Severity of the alert: `INFO`, `WARN` or `ERROR`.
 
         Raises:
@@ -251,11 +251,12 @@ class Run:
         is the phase's name, and `tensormeter.clock` is one of:
 
         - `host`: time on the host.
-        - `device`, if the process uses CUDA: time between two CUDA events, on the current streams at the start and end.
+        - `device`, if the process uses CUDA: time between two CUDA events, one at the start and one at the end of the
+          phase, each on the stream that is current then.
         - `lag`, if the process uses CUDA: estimated lag of the device behind the host at the start of the phase.
 
-        Nothing waits for the device: device times are recorded two steps later. Phases may be nested, and each thread
-        has its own phases. A forked child records phases only after its first `log` call.
+        Nothing waits for the device, so device times are recorded two steps later. Phases can be nested, and each
+        thread has its own phases. A forked child records phases only after its first `log` call.
 
         Args:
             name: Name of the phase, such as `data_loading` (which counts as waiting for data), `model_forward`,
@@ -273,25 +274,25 @@ class Run:
         When the step ends, one row records its phases, `tensormeter.step.duration` in seconds (with the attribute
         `tensormeter.clock`, see `phase`), `tensormeter.step.throughput` in items per second, and
         `tensormeter.step.data_loading.share` from 0 to 1. Throughput and share cover the step and the time since the
-        previous step. The time between steps counts as waiting for data, except for phases that are not named
+        previous step. The time between steps counts as waiting for data, except for phases with a name other than
         `data_loading`.
 
         Args:
-            step: Step of the row. Default: the step of the last row logged within the block, or the next step if there
-                was none.
+            step: Step of the row. Default: the step of the last row logged within the block, or the next step if no row
+                was logged.
             items: Number of items processed in the step, such as the batch size.
 
         Raises:
-            UsageError: An argument is invalid, or another step is already open on this thread when the block is
-                entered.
+            UsageError: An argument is invalid, or another step is already open on this thread. The latter error is
+                raised on entering the block.
         """
         return self._phases.step(step, items) if self._phases is not None else nullcontext()
 
     def finish(self, state: str | None = None, *, timeout: float | None = None) -> None:
         """End the run, and wait up to `finish_timeout` seconds for delivery.
 
-        The wait ends when everything is delivered, or when everything is on disk but the receiver is unreachable. In
-        the latter case, the agent continues delivery in the background. Ctrl-C ends the wait immediately without losing
+        The wait ends when all data is delivered, or when all data is on disk but the receiver is unreachable. In the
+        latter case, the agent continues delivery in the background. Ctrl-C ends the wait immediately, without losing
         data. A second call does nothing. In a child process, `finish` ends only the child's part of the run and does
         not wait.
 
@@ -373,7 +374,7 @@ class Run:
                 on_writer=self._use_writer,
                 on_fork=self._log_after_fork,
             )
-            # Child processes and processes that unpickle the run belong to the same attempt.
+            # Forked children and processes that unpickle the run belong to the same attempt.
             self.settings = self.settings.replace(attempt=self._process.attempt)
             self._identity = dataclasses.replace(self._identity, settings=self.settings, basis=self._process.basis)
             self._report_left_out(self._process)
@@ -435,18 +436,18 @@ class Run:
             self._process.describe(self._identity)
 
     def _use_writer(self, writer: Writer) -> None:
-        # This is an instance attribute, because a method that forwards to the writer would make calls 20% slower.
+        # An instance attribute, because a method that forwards calls to the writer would make them 20% slower.
         self.__dict__["log"] = writer
 
     def _log_at_next_step(self, values: Mapping[str, Any]) -> None:
-        """Record a row with the same step as the next row."""
+        """Record a row with the step that the next `log` call without a step will use."""
         if self._process is not None:
             self._process.recorder.log_at_next_step(values)
 
     def _after_fork(self) -> None:
-        """Reset the run in a forked child before any other code uses it. Threads of the parent may hold its locks."""
+        """Reset the run in a forked child, before any other code uses it. The parent's threads may hold its locks."""
         self.__dict__.pop("log", None)
-        self._phases = None  # these write to the parent's ring; the first `log` call creates new ones
+        self._phases = None  # writes to the parent's ring; the first `log` call creates a new object
         self._lock = threading.RLock()
 
     def _log_after_fork(
@@ -517,7 +518,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def remember(run: Run) -> None:
-    """Register a started run, so that it is finished when the process ends."""
+    """Register a started run, to finish it when the process ends."""
     exit_hooks.install(finish_all)
     if run.settings.sigterm_timeout and run._process is not None:
         exit_hooks.install_sigterm(_on_sigterm, run.settings.sigterm_timeout)
@@ -535,7 +536,7 @@ def _forget(run: Run) -> None:
 
 
 def finish_all() -> None:
-    """Finish all unfinished runs, latest first, with the state that describes how the process ends."""
+    """Finish all unfinished runs, latest first, with a state that depends on how the process ends."""
     state, message = exit_hooks.outcome()
     for run in reversed(open_runs.copy()):  # iterate over a copy, because finishing a run removes it
         run._finish(state, message, run.settings.finish_timeout)
