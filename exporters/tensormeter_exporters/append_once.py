@@ -1,6 +1,6 @@
 """A writer that appends each request to files exactly once.
 
-Before a request is appended, its id and the length of each file before and after it are written to a small state file.
+Before a request is appended, its ID and the length of each file before and after it are written to a small state file.
 If the writer is killed before it acknowledges the request, the request is retried, and its earlier copy is removed
 first. An incomplete request at the end of a file is detected and truncated.
 

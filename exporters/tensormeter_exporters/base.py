@@ -10,7 +10,7 @@ __all__ = ["DecodingExporter", "FileExporter"]
 
 
 class DecodingExporter(abc.ABC):
-    """Base of exporters that decode requests. Subclasses implement `deliver`."""
+    """Base class of exporters that decode requests. Subclasses implement `deliver`."""
 
     def export(self, request: Request) -> Outcome:
         """Deliver one request. A body that cannot be decoded is `Rejected`, because every retry would fail."""
@@ -32,14 +32,14 @@ class DecodingExporter(abc.ABC):
 
 
 class FileExporter(DecodingExporter):
-    """Base of exporters that write files into a folder.
+    """Base class of exporters that write files to a folder.
 
     Attributes:
         directory: Folder for the files.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Create an exporter for a folder, which is not created yet."""
+        """Create an exporter. The folder itself is created later."""
         self.directory = directory
 
     def export(self, request: Request) -> Outcome:

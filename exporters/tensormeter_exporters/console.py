@@ -15,7 +15,7 @@ __all__ = ["ConsoleExporter"]
 
 
 class ConsoleExporter(DecodingExporter):
-    """See `tensormeter.exporter.Exporter` for the contract. It has no options."""
+    """See `tensormeter.exporter.Exporter` for the contract. There are no options."""
 
     def __init__(self, config: ExporterConfig) -> None:
         config.options_or()

@@ -1,7 +1,7 @@
 """The `jsonl` destination: files in the OTLP file format, with one JSON document per line and one signal per file.
 
-The Collector's `otlp_json_file` receiver and `tensormeter import` read these files. Retried requests are written only
-once; see `append_once`.
+The Collector's `otlp_json_file` receiver and `tensormeter import` can read these files. A retried request is written
+only once; see `append_once`.
 """
 
 import re
@@ -27,7 +27,7 @@ class JsonLinesExporter(FileExporter):
 
     Options:
         directory: Folder for the files. Default: `otlp` in the user's data directory, accessible only to this user.
-        max_bytes: Maximum size of a file in bytes, after which a new file is started.
+        max_bytes: Size of a file in bytes at which a new file is started.
     """
 
     def __init__(self, config: ExporterConfig) -> None:
@@ -57,9 +57,9 @@ class JsonLinesExporter(FileExporter):
         return Accepted()
 
     def _path(self, request: Request, length: int) -> Path:
-        """Return the newest file of this signal and spool, or the next one if that file is full.
+        """Return the newest file of this signal and spool, or the next file if the newest is full.
 
-        Two spools never share a file, so neither do two agents.
+        Spools never share a file, so agents do not either.
         """
         stem = f"{request.signal}-{self._files.writer}"
         number = self._numbers.get(stem) or max(

@@ -1,9 +1,9 @@
 """An OpenTelemetry SDK exporter that sends to the experiment server: `OTEL_METRICS_EXPORTER=tensormeter`.
 
 It is meant for programs that use OpenTelemetry's instruments without `tensormeter.init`. The SDK's periodic reader
-neither retries nor stores anything on disk. Therefore, this exporter retries with backoff until the reader's timeout.
-Points that are still undelivered then are lost, and an error is logged. All attempts carry the same id, so the server
-deduplicates them.
+neither retries nor stores anything on disk. Therefore, this exporter retries with backoff until the reader's timeout
+expires. Points that have not been delivered by then are lost, and an error is logged. Retries carry the same ID, so the
+server deduplicates them.
 """
 
 import gzip
@@ -40,8 +40,8 @@ class TensormeterMetricExporter(MetricExporter):
     The server is configured by `TENSORMETER_ENDPOINT` and `TENSORMETER_TOKEN`, or by `OTEL_EXPORTER_OTLP_ENDPOINT` and
     the related variables.
 
-    `export` blocks until the server has responded or the timeout has passed; `shutdown` ends the wait. A forked child
-    opens its own connection.
+    `export` blocks until the server responds or the timeout expires; `shutdown` ends the wait. A forked child opens its
+    own connection.
 
     Raises:
         SettingsError: A `TENSORMETER_*` variable is invalid.
@@ -61,7 +61,7 @@ class TensormeterMetricExporter(MetricExporter):
         os.register_at_fork(after_in_child=lambda: (open_again := this()) and open_again())
 
     def _open(self) -> None:
-        """Open a connection. A forked child opens a new one, because the parent's lock may be held there forever."""
+        """Open a connection. A forked child needs a new one, because its copy of the parent's lock may stay locked."""
         self._exporter = ExperimentExporter(self._config)
         self._lock = threading.Lock()
 
@@ -81,7 +81,7 @@ class TensormeterMetricExporter(MetricExporter):
             return self._send(request, deadline)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Wait for an export on another thread to end, and return whether it has. Nothing else is buffered."""
+        """Wait for an export on another thread, and return whether it has ended. Nothing else is buffered."""
         if not self._lock.acquire(timeout=min(max(timeout_millis / 1000, 0.0), threading.TIMEOUT_MAX)):
             return False
         self._lock.release()

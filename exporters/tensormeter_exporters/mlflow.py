@@ -1,12 +1,12 @@
 """The `mlflow` destination: metrics in batches, parameters, tags, status, and artifacts.
 
 Each run has one MLflow run, identified by the tag `tensormeter.run.id`, in the experiment named after the project.
-Metrics of the first process keep their names; those of other processes become `process-ID/NAME`. MLflow deduplicates
-metrics by key, time in milliseconds, step and value, so a retried request changes nothing. Because of MLflow's limits,
-times are truncated to milliseconds, and infinities become the largest double.
+Metrics of the first process keep their names; metrics of other processes are named `process-ID/NAME`. MLflow
+deduplicates metrics by key, time in milliseconds, step and value, so a retried request changes nothing. Because of
+MLflow's limits, times are truncated to milliseconds, and infinities become the largest double.
 
-A refused batch is divided until the refused item is isolated. Deleted runs and experiments can be restored, so delivery
-waits until they are.
+A refused batch is divided until the refused item is isolated. If a run or experiment was deleted in MLflow, delivery
+waits until it is restored.
 """
 
 import json
@@ -57,7 +57,7 @@ _LONGEST_NAME: Final = 233
 _LONGEST_PATH: Final = 200
 """Maximum length of a path made from a key, in UTF-8 bytes.
 
-File systems allow 255 per part, including step and extension.
+File systems allow 255 bytes per path component, including step and extension.
 """
 
 _UNSAFE: Final = re.compile(r"[^\w./: -]")
@@ -78,21 +78,21 @@ _INTERNAL: Final = "INTERNAL_ERROR"
 _INACTIVE: Final = re.compile(
     r"(^|: )(The (run|experiment) \S+ must be in (the )?'active'|Could not create run under non-active experiment)"
 )
-"""MLflow's message about a deleted run or experiment, which has no error code."""
+"""MLflow's message about a deleted run or experiment. There is no error code for it."""
 
 _ACCESS: Final = re.compile(r"credential|accessdenied|forbidden|unauthorized|authentication", re.IGNORECASE)
-"""Names of exceptions that artifact stores raise when they refuse the user."""
+"""Names of exceptions that artifact stores raise when they deny access to the user."""
 
 _ACCESS_CODE: Final = re.compile(r"\((AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|Forbidden)\)")
-"""Error codes with the same meaning in the messages of S3 exceptions."""
+"""Error codes in the messages of S3 exceptions that mean denied access."""
 
 _TEMPORARY_STATUS: Final = frozenset({401, 403, 404, 408, 425, 429, *range(500, 600)})
 
 _INTERNAL_ERRORS: Final = 3
-"""Number of attempts that fail with an internal MLflow error before an item is suspected as the cause."""
+"""Number of deliveries that fail with an internal MLflow error before an item is suspected as the cause."""
 
 _REFUSED_THROUGHOUT: Final = 64
-"""Number of refused items after which the rest of a request is not tried, if nothing was stored."""
+"""Number of refused items after which the rest of a request is skipped, if no item was stored."""
 
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/svg+xml": "svg"}
 
@@ -105,8 +105,8 @@ class MlflowExporter(DecodingExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
     MLflow's client reads its credentials from `MLFLOW_TRACKING_TOKEN`, or from `MLFLOW_TRACKING_USERNAME` and
-    `MLFLOW_TRACKING_PASSWORD`. Three client settings get other defaults in this process: the timeout
-    (`MLFLOW_HTTP_REQUEST_TIMEOUT`) is delivery's timeout, and retries and usage reports are off.
+    `MLFLOW_TRACKING_PASSWORD`. This process changes three of the client's defaults: the timeout
+    (`MLFLOW_HTTP_REQUEST_TIMEOUT`) equals the exporter's timeout, and retries and usage reports are off.
 
     Options:
         tracking_uri: Tracking URI. Default: `MLFLOW_TRACKING_URI`.
@@ -127,7 +127,7 @@ class MlflowExporter(DecodingExporter):
         self._series = SeriesNames(name, config.state, self._keys, _clean_part, _LONGEST_NAME)
         self._paths = ChangedNames(name, _PATH_RULE, _clean_path, _LONGEST_PATH, in_bytes=True)
         self._media: dict[tuple[str, str, str, str], int] = {}
-        """Times of the artifacts written by this agent, by run, process, kind and path."""
+        """Times of the artifacts that this agent has written, by run, process, kind and path."""
         self._failing = ""
         """Id of the last request that caused an internal MLflow error."""
         self._internal_errors = 0
@@ -158,7 +158,7 @@ class MlflowExporter(DecodingExporter):
         return refused.outcome(stored)
 
     def _temporary(self, request: str, sender: ProcessRef | None) -> Callable[[Exception], bool]:
-        """Return a function that recognizes exceptions whose cause is not an item of the request."""
+        """Return a function that returns whether an exception has a cause other than an item of the request."""
         item_may_be_the_cause = (
             sender is not None
             and request == self._failing
@@ -176,10 +176,7 @@ class MlflowExporter(DecodingExporter):
         return is_temporary
 
     def _takes_anything(self, sender: ProcessRef) -> bool:
-        """Return whether MLflow stores an item that is certainly valid.
-
-        If so, an item of the request caused the internal error.
-        """
+        """Return whether MLflow stores a valid test item. If it does, an item of the request caused the internal error."""
         try:
             run, process = self._run(sender)
             self._client.set_tag(run, _PROCESS_TAG, process)
@@ -216,11 +213,12 @@ class MlflowExporter(DecodingExporter):
         """Log a batch, and divide it until refused items are isolated. Return the number of stored items.
 
         Args:
-            run: Id of the MLflow run.
+            run: ID of the MLflow run.
             kind: `metrics`, `params` or `tags`.
             items: Items of the batch.
-            refused: Collector of the refused items.
-            most: Maximum number of items to try individually if nothing is stored; 0 for `_REFUSED_THROUGHOUT`.
+            refused: Counter of refused items.
+            most: Number of refused items after which the rest is skipped if no item was stored; 0 for
+                `_REFUSED_THROUGHOUT`.
         """
         stored, waiting = 0, [list(items)]
         while waiting and (stored or refused.count < (most or _REFUSED_THROUGHOUT)):
@@ -278,7 +276,7 @@ class MlflowExporter(DecodingExporter):
         return path if owner == time else f"{path}-{time}"
 
     def _table(self, run: str, path: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Log columns and rows as a document. Images become separate files, and their cells contain the paths."""
+        """Log columns and rows as a JSON document. Images become separate files, and their cells contain the paths."""
         data = [list(row) for row in rows]
         for number, row in enumerate(data):
             for place, cell in enumerate(row):
@@ -326,7 +324,7 @@ class MlflowExporter(DecodingExporter):
             self._client.log_artifact(run, str(file), folder)
 
     def _run(self, sender: ProcessRef) -> tuple[str, str]:
-        """Return the id of the MLflow run, and the process whose metrics keep their names."""
+        """Return the ID of the MLflow run, and the process whose metrics keep their names."""
         key = sender.project, sender.run
         if key not in self._runs:
             self._runs[key] = self._find_run(sender)
@@ -373,7 +371,7 @@ class MlflowExporter(DecodingExporter):
 
 
 def _clean(name: str) -> str:
-    """Return a name with only valid characters, and without path parts that MLflow would change."""
+    """Return a name with only valid characters, and without path components that MLflow would change."""
     path = "/".join(part for part in _UNSAFE.sub("_", name).split("/") if part.strip("."))
     return (path.lstrip(".") if path.startswith("..") else path) or "_"
 
@@ -383,7 +381,7 @@ def _clean_tag(tag: str) -> str:
 
 
 def _clean_part(text: str) -> str:
-    """Return text that may follow a valid name, with only valid characters."""
+    """Return a suffix for a valid name, with only valid characters."""
     return _UNSAFE.sub("_", text)
 
 
@@ -423,7 +421,7 @@ def _is_about_a_file(error: MlflowException) -> bool:
 
 
 def _is_refused_user(error: Exception) -> bool:
-    """Return whether an artifact store refused the user rather than the artifact."""
+    """Return whether an artifact store denied access to the user, rather than refusing the artifact."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return status in _TEMPORARY_STATUS

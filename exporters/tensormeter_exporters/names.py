@@ -1,7 +1,7 @@
-"""Conversion of names to names that a destination can store. Different names stay different.
+"""Conversion of names to valid names of a destination. Different names stay different.
 
-A name that the destination cannot store is changed and gets a suffix, which is a hash of the whole original name. The
-result is therefore the same in every agent, on every node, and in any order. Other names stay unchanged.
+An invalid name is changed and gets a suffix, which is a hash of the whole original name. The result is therefore the
+same in every agent and on every node, in whichever order names appear. Valid names stay unchanged.
 """
 
 import hashlib
@@ -20,10 +20,7 @@ _LONGEST_SHOWN: Final = 100
 
 
 def suffix_of(original: str) -> str:
-    """Return an underscore and eight hexadecimal digits of the text's hash.
-
-    The digits include a letter and a numeral.
-    """
+    """Return an underscore and eight hexadecimal digits of the string's hash, with at least one letter and one number."""
     text = original.encode("utf-8", "surrogatepass")
     while True:
         digest = hashlib.sha256(text).hexdigest()
@@ -34,7 +31,7 @@ def suffix_of(original: str) -> str:
 
 
 def _looks_changed(name: str) -> bool:
-    """Return whether a name ends like one that `suffix_of` has changed.
+    """Return whether a name ends with a suffix like those of `suffix_of`.
 
     Such names are changed too, so that they cannot equal a changed name.
     """
@@ -49,7 +46,7 @@ def _looks_changed(name: str) -> bool:
 
 
 class ChangedNames:
-    """Names of one destination, with a warning for each name that it cannot store. Used by one thread."""
+    """Conversion of names for one destination, with a warning for each invalid name. Not thread-safe."""
 
     def __init__(
         self, destination: str, rule: str, clean: Callable[[str], str], longest: int, *, in_bytes: bool = False
@@ -57,9 +54,9 @@ class ChangedNames:
         """
         Args:
             destination: Name of the destination, for warnings.
-            rule: Description of names that the destination can store, for warnings.
-            clean: Function that converts any text to a valid name of unlimited length.
-            longest: Maximum length of a name including its suffix, in characters, or in UTF-8 bytes if `in_bytes`.
+            rule: Description of valid names, for warnings.
+            clean: Function that converts any string to a valid name of unlimited length.
+            longest: Maximum length of a name with its suffix, in characters or bytes.
             in_bytes: Whether `longest` is in UTF-8 bytes.
         """
         self._destination = destination

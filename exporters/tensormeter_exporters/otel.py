@@ -1,8 +1,8 @@
 """The `otel:NAME` destinations: any OpenTelemetry metric exporter, by the name that `OTEL_METRICS_EXPORTER` uses.
 
-The exporter is constructed without arguments and configured by its own environment variables. It receives every point,
-with steps as the gauge `tensormeter.step`, but no events, because these are not metrics. Deduplication is left to its
-receiver. OpenTelemetry exporters do not report why they failed, so failures are always retried.
+The OpenTelemetry exporter is constructed without arguments and configured by its own environment variables. It receives
+every point, with steps as the gauge `tensormeter.step`, but no events, because these are not metrics. Deduplication is
+left to its receiver. OpenTelemetry exporters do not report why they failed, so every failure is retried.
 """
 
 import math
@@ -46,7 +46,7 @@ logger: Final = get_logger("tensormeter.agent")
 _GROUP: Final = "opentelemetry_metrics_exporter"
 
 _TAKES_NO_SUM: Final = ("opentelemetry.exporter.otlp.", "opentelemetry.sdk.", "tensormeter_exporters.")
-"""Modules of exporters that omit a sum of None. Other exporters may calculate with the sum, so they receive NaN."""
+"""Modules of exporters that omit a sum of None. Other exporters may do arithmetic with the sum, so they receive NaN."""
 
 
 class OTelExporter(DecodingExporter):
@@ -99,11 +99,11 @@ def metrics_data(batches: Sequence[columns.Batch], *, no_sum: float | None = Non
 
     Args:
         batches: Batches to convert.
-        no_sum: Sum to use for histograms that have none. OTLP omits the sum if there are negative values, because
+        no_sum: Sum to use for histograms without a sum. OTLP omits the sum if there are negative values, because
             receivers treat sums as counters.
 
     Returns:
-        SDK objects, and the number of points that the SDK does not support (those of summaries).
+        SDK objects, and the number of summary points, which the SDK does not support.
     """
     left_out = 0
     # Keyed by content, because the SDK's OTLP encoder keeps only the last of several equal resources or scopes.
@@ -171,7 +171,7 @@ def _data(series: columns.Series, no_sum: float | None) -> Gauge | Sum | Histogr
 
 
 def _statistics(series: columns.Distribution, at: int, no_sum: float | None) -> dict[str, Any]:
-    """Return the fields of both kinds of histograms, with the SDK's values for a missing minimum or maximum."""
+    """Return the fields that both kinds of histograms have, with the SDK's values for a missing minimum or maximum."""
     low, high, total = float(series.minima[at]), float(series.maxima[at]), float(series.sums[at])
     return {
         "start_time_unix_nano": int(series.start_times[at]),

@@ -55,9 +55,9 @@ class ProcessRef:
 
     Attributes:
         project: Project of the run, from `service.name`.
-        run: Id of the run.
+        run: ID of the run.
         name: Display name of the run.
-        process: Id of the process, from `service.instance.id`.
+        process: ID of the process, from `service.instance.id`.
     """
 
     project: str

@@ -1,9 +1,9 @@
 """Unique series names for destinations that lack histograms and attributes.
 
 Such a destination receives composed names: `grad/mean` for the mean of the distribution `grad`, `hw.power{hw.id=GPU-0}`
-for a series with attributes. If a composed name equals the name of another metric, the first of the two keeps it, and
-the other gets a suffix. Within a request, the logged metric counts as first. The names are stored in the destination's
-folder, so that the next agent uses the same ones.
+for a series with attributes. If a composed name equals the name of another metric, the first of the two keeps the name,
+and the other gets a suffix. Within a request, the logged metric counts as first. The names are stored in the
+destination's folder, so that the next agent uses the same names.
 """
 
 import json
@@ -25,7 +25,7 @@ _STATE: Final = "names.json"
 
 
 class SeriesNames:
-    """Unique names of series and their statistics. Used by one thread; calls block while they access the disk."""
+    """Unique names of series and their statistics. Not thread-safe. Calls block while they access the disk."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class SeriesNames:
         Args:
             destination: Name of the destination, for warnings.
             state: Folder for the state file; None to forget the names when the agent ends.
-            stored: Function that converts a metric's name to one that the destination can store.
-            clean: Function that converts the composed part of a name to text that the destination can store.
+            stored: Function that converts a metric's name to a valid name.
+            clean: Function that converts the composed part of a name to valid characters.
             longest: Maximum length of a name in characters; 0 for no limit.
         """
         self._destination = destination
@@ -61,7 +61,7 @@ class SeriesNames:
                 self.of(stepped)
 
     def of(self, stepped: SteppedSeries, part: str = "") -> str:
-        """Return the name of a series, or of a part such as `/mean`. `save` stores the name."""
+        """Return the name of a series, or of its statistic such as `/mean`. Call `save` to store the name."""
         process, identity = stepped.sender.process, f"{stepped.identity}\0{part}"
         name = self._names.get((process, identity))
         if name is None:

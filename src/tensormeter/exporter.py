@@ -12,15 +12,15 @@ An exporter may block for at most the configured timeout. It neither retries nor
 delivery handles backoff, `Retry-After`, ordering and the spool.
 
 A receiver may accept a request before it is durable, that is, before it would survive a power failure at the receiver.
-In that case, `Accepted` has a `durability`, and the exporter has a method `durability()` that asks the receiver how far
-it has come. Delivery keeps such a request in the spool until it is durable, and resends it with the same id if the
-receiver's epoch changes. Otherwise, a request leaves the spool as soon as it is accepted.
+In that case, `Accepted` has a `durability`, and the exporter has a method `durability()` that asks the receiver which
+requests are durable. Delivery keeps such a request in the spool until it is durable, and resends it with the same ID if
+the receiver's epoch changes. Any other request leaves the spool as soon as it is accepted.
 
 Outcomes are return values, not exceptions. An exporter that cannot write some items writes the others, and returns
-`Accepted` with the number of refused items in `rejected`. If `export` raises, it should leave no part of the request
-behind. An outage (`outages.is_outage`: network, disk, a missing package) is treated as `Retry`. After any other
-exception, delivery tries the request up to three times, the last time with a new exporter. It then treats the exception
-as `Rejected` with `divide`: it splits the request and quarantines the item that caused the exception.
+`Accepted` with the number of refused items in `rejected`. If `export` raises, it should not have written any part of
+the request. Delivery treats an outage (`outages.is_outage`: network, disk, a missing package) like `Retry`. After any
+other exception, delivery tries the request up to three times, the last time with a new exporter. It then treats the
+exception like `Rejected` with `divide`: it splits the request and quarantines the item that caused the exception.
 """
 
 import re
@@ -68,7 +68,7 @@ class ExporterConfig:
         destination: Name in the settings: the entry point, optionally followed by a colon and a label that
             distinguishes several destinations of the same kind.
         options: Options of this destination from the settings.
-        state: Folder for state that the exporter needs for retries, or None. The folder may not exist yet, and is
+        state: Folder for state that must survive a restart of the agent, or None. The folder may not exist yet, and is
             deleted once the run is delivered.
         signals: Signals that this instance receives: both, or one if the exporter has `independent_signals`.
     """
@@ -94,10 +94,10 @@ class ExporterConfig:
         return self.destination.partition(":")[2]
 
     def options_or(self, **defaults: str) -> dict[str, str]:
-        """Return all options of an exporter, with the values from the settings or the defaults.
+        """Return the exporter's options: the given defaults, overridden by the settings.
 
         Raises:
-            SettingsError: The settings contain an option that the exporter does not have.
+            SettingsError: The settings contain an option that the exporter does not support.
         """
         unknown = sorted(self.options.keys() - defaults.keys())
         if unknown:
@@ -111,7 +111,7 @@ class Request:
     """An OTLP export request as stored in the spool.
 
     Attributes:
-        id: Globally unique id that stays the same across retries and restarts, so that the receiver can deduplicate.
+        id: Globally unique ID that stays the same across retries and restarts, so that the receiver can deduplicate.
         signal: Signal that the request contains.
         body: Gzip-compressed Protobuf message `ExportMetricsServiceRequest` or `ExportLogsServiceRequest`.
         items: Number of data points or log records.
@@ -128,13 +128,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Durability:
-    """How far a receiver has made requests durable.
+    """A receiver's report about the durability of requests.
 
     Attributes:
-        epoch: Non-empty id that changes whenever the receiver restarts. Numbers from different epochs cannot be
+        epoch: Non-empty ID that changes whenever the receiver restarts. Numbers from different epochs cannot be
             compared; requests that were not durable in an earlier epoch may be lost.
-        number: Number of the accepted request in the epoch, which increases with each request.
-        durable: Number up to which all requests would survive a power failure at the receiver.
+        number: Number of the accepted request, which increases with each request in the epoch.
+        durable: Highest number up to which all requests would survive a power failure at the receiver.
     """
 
     epoch: str
@@ -163,7 +163,7 @@ class Retry:
 
     Attributes:
         reason: Human-readable reason.
-        after: Seconds to wait, as requested by the receiver, or None.
+        after: Delay that the receiver requested, in seconds, or None.
     """
 
     reason: str
@@ -177,7 +177,7 @@ class Rejected:
     Attributes:
         reason: Human-readable reason.
         divide: Whether the receiver may accept parts of the request. Delivery then divides the request until the
-            refused items are isolated, and quarantines them. The parts get the same ids on every attempt. If a single
+            refused items are isolated, and quarantines them. The parts get the same IDs on every retry. If a single
             row is divided, each part keeps the row's step, unless the exporter has `independent_signals`.
     """
 
@@ -189,7 +189,7 @@ class Rejected:
 class TooLarge:
     """The request is too large, but the receiver may accept it in parts.
 
-    Delivery sends the request in halves, which get the same ids on every attempt. A single point that is too large is
+    Delivery sends the request in halves, which get the same IDs on every retry. A single point that is too large is
     treated as `Rejected`.
 
     Attributes:
@@ -212,13 +212,13 @@ class Unauthorized:
 
 @dataclass(frozen=True)
 class AttemptQuestion:
-    """Question to the receiver about which attempt of a run a process belongs to.
+    """Request to the receiver for the number of the attempt that a process belongs to.
 
     Attributes:
         project: Project of the run.
-        run_id: Id of the run.
+        run_id: ID of the run.
         member: Identity of the process.
-        number: Number of the attempt, if it is already known and only the last step is needed.
+        number: Number of the attempt if it is already known, so that only the last step is requested.
         least: Lowest valid attempt number.
         resume: Whether the process resumes a run that had an earlier attempt.
     """
@@ -237,7 +237,7 @@ class AttemptNumber:
 
     Attributes:
         number: Number of the attempt, from 1.
-        last_step: Highest step that earlier attempts have logged; None if there is none.
+        last_step: Highest step that earlier attempts have logged; None if they have logged none.
     """
 
     number: int
@@ -248,20 +248,18 @@ Outcome = Accepted | Retry | Rejected | TooLarge | Unauthorized
 
 
 class Exporter(Protocol):
-    """A destination. The module's docstring describes the order of the calls and their thread.
-
-    A class may set `independent_signals = True`, which that docstring describes too.
+    """A destination. The module's docstring describes the order of calls, their thread, and `independent_signals`.
 
     A class may have a method ``durability(self) -> Durability | Retry | None``, which asks the receiver for its
-    durability within the configured timeout. The receiver should sync to disk at once. The method returns None if the
-    receiver no longer reports durability. Delivery calls this method when there is nothing to send and an accepted
+    durability within the configured timeout. The receiver should sync to disk immediately. The method returns None if
+    the receiver no longer reports durability. Delivery calls this method when there is nothing to send but an accepted
     request is not durable yet.
 
     If the receiver assigns attempt numbers, the class may have a method ``ask_attempt(self, question: AttemptQuestion)
     -> AttemptNumber | Retry | Unauthorized | None``. Delivery calls it, with the same timeout, before it exports any
-    data of the attempt. The method returns None if the receiver does not assign numbers. `Retry` blocks the
-    destination. After `Unauthorized`, delivery calls `export`; if the receiver accepts the request, it is assumed to
-    assign no numbers.
+    data of the attempt. The method returns None if the receiver does not assign numbers. `Retry` pauses delivery to the
+    destination. After `Unauthorized`, delivery calls `export`; if the receiver accepts the request, delivery assumes
+    that the receiver does not assign numbers.
     """
 
     def __init__(self, config: ExporterConfig) -> None: ...
@@ -276,12 +274,12 @@ class Exporter(Protocol):
 
 
 def load_exporter(destination: str) -> type[Exporter]:
-    """Import the exporter of a destination by its entry-point name (the part before a colon).
+    """Import the exporter class of a destination, whose entry point is the part of its name before a colon.
 
-    If a required package is missing, the constructor of the returned class raises.
+    If a required package is missing, the constructor of the returned class raises an error.
 
     Raises:
-        SettingsError: No such exporter is installed; the message lists those that are.
+        SettingsError: No such exporter is installed; the message lists the installed ones.
     """
     check_exporters([destination])
     kind = destination.partition(":")[0]
@@ -315,7 +313,7 @@ def check_exporters(destinations: Iterable[str]) -> None:
     """Check that exporters for these destinations are installed, without importing them.
 
     Raises:
-        SettingsError: No exporter is installed for a destination; the message lists those that are.
+        SettingsError: No exporter is installed for a destination; the message lists the installed ones.
     """
     known = entry_points(group=_GROUP).names
     for destination in destinations:

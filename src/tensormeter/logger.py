@@ -10,10 +10,10 @@ __all__ = ["Logger", "get_logger"]
 
 
 class Logger(logging.LoggerAdapter[logging.Logger]):
-    """Wrapper of a `logging.Logger`, for any thread and after a fork. It blocks as long as the program's handlers do.
+    """Thread-safe and fork-safe wrapper of a `logging.Logger`. Calls block while the program's handlers run.
 
     Attributes:
-        unsaid: Number of records that no handler could write.
+        unsaid: Number of records lost because a filter or handler raised an exception.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -23,7 +23,7 @@ class Logger(logging.LoggerAdapter[logging.Logger]):
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Write a record, like `logging.Logger.log`. Exceptions from filters and handlers are counted, not raised.
 
-        Others, such as the KeyboardInterrupt of a Ctrl-C while a handler writes, are raised.
+        A KeyboardInterrupt, or any other exception that is not an `Exception`, is raised.
         """
         try:
             if self.logger.isEnabledFor(level):
@@ -34,5 +34,5 @@ class Logger(logging.LoggerAdapter[logging.Logger]):
 
 
 def get_logger(name: str = "tensormeter") -> Logger:
-    """Create a wrapper of the logger with this name. Callers should keep it."""
+    """Create a wrapper of the logger with this name. Call this once per module."""
     return Logger(logging.getLogger(name))

@@ -1,7 +1,7 @@
 """Detection of outages: exceptions caused by the network, the disk or the installation rather than by the data.
 
-The same data can be delivered after the outage. Any other exception from an exporter may be caused by an item that
-would fail on every retry.
+After an outage, the same data can be delivered. Any other exception from an exporter may be caused by an item that would
+fail on every retry.
 """
 
 import errno
@@ -37,7 +37,7 @@ _DISK: Final = frozenset(
         errno.ETXTBSY,
     }
 )
-"""Errors of disks and of process limits. Others, such as "name too long", may be caused by an item's key."""
+"""Errors that a disk or a process limit causes. Other errors, such as "name too long", may be caused by an item's key."""
 
 _NETWORK: Final = (ConnectionError, TimeoutError, socket.gaierror, socket.herror, ssl.SSLError)
 _UNREACHABLE: Final = frozenset(

@@ -25,8 +25,8 @@ PACKAGES: Final = {
 def problem_with(package: str) -> str:
     """Return why importing one of `PACKAGES` will probably fail, or "" if it should succeed.
 
-    A folder with the package's name does not count: W&B, for example, writes to a folder `wandb` in the working
-    directory. The call blocks for a few milliseconds of disk access.
+    A plain folder with the package's name is ignored: W&B, for example, writes to a folder `wandb` in the working
+    directory. The call blocks for a few milliseconds while it accesses the disk.
     """
     if sys.modules.get(package) is not None:
         return ""

@@ -2,9 +2,9 @@
 
 See "Exponential Backoff And Jitter", Marc Brooker, AWS Architecture Blog, 2015.
 
-Delivery may run in a training process that seeds `random` for reproducible results. `backoff.full_jitter` draws from
-that generator, so a retry would change the training, and ranks with the same seed would retry at the same time. This
-module draws its randomness from the operating system instead.
+Delivery may run in a training process that seeds `random` for reproducible results. `backoff.full_jitter` uses that
+generator, so a retry would change the training results, and ranks with the same seed would retry at the same time. This
+module uses the operating system's random numbers instead.
 """
 
 import math
@@ -33,14 +33,14 @@ def retry_delay(
     Args:
         longest: Current delay of the exponential backoff in seconds.
         requested: Seconds that the receiver requested with `Retry-After` or `RetryInfo`; None if it did not.
-        at_most: Upper limit of the requested time in seconds.
+        at_most: Upper limit for `requested`, in seconds.
         jitter: Function that converts a delay to a random time.
     """
     return max(jitter(longest), min(requested or 0.0, at_most))
 
 
 def exponential_delays(first: float, longest: float) -> Generator[float, None, None]:
-    """Generate delays in seconds, without jitter, that double from `first` up to `longest` and then stay constant."""
+    """Yield delays in seconds, without jitter, that double from `first` up to `longest` and then stay constant."""
     delays = backoff.expo(base=2, factor=first, max_value=longest)
     next(delays)  # the library's generators yield their first value on the second call
     return delays

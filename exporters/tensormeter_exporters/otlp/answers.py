@@ -1,9 +1,9 @@
-"""Parser for HTTP responses from OTLP receivers: whether a request was accepted, and which part was refused.
+"""Parser for HTTP responses from OTLP receivers: whether a request was accepted, and how many items were refused.
 
 The protocol requires a response message, but many receivers send none: Prometheus, Mimir, VictoriaMetrics and
 VictoriaLogs return 200 without a body, Loki returns 204, and others return 202, `{}` or `ok`. Any 2xx response
-therefore counts as acceptance, unless it clearly does not come from a receiver. Examples are a proxy's or login web
-page, and bytes that are neither an OTLP message nor text.
+therefore counts as acceptance, unless it clearly does not come from a receiver. Examples of the latter are a proxy's
+error page, a login page, and bytes that are neither an OTLP message nor text.
 """
 
 import codecs
@@ -40,8 +40,8 @@ class Answer:
         phrase: HTTP reason phrase, or "".
         content_type: Content type of the body.
         body: Body of the response.
-        retry_after: Seconds to wait, as requested by the receiver, or None.
-        headers: Headers whose names begin with ``tensormeter-``, with the names in lowercase.
+        retry_after: Delay that the receiver requested, in seconds, or None.
+        headers: Headers whose names begin with ``tensormeter-``. The names are in lowercase.
     """
 
     url: str
@@ -59,13 +59,13 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """URL, status and the receiver's explanation, for people."""
+        """Human-readable URL, status and explanation from the receiver."""
         answered = f"{self.url} answered {self.status} {self.phrase}".rstrip()
         explained = _explanation(self._type, self.body)
         return f"{answered}: {explained}" if explained else answered
 
     def accepted(self, signal: Signal, items: int) -> Outcome:
-        """Return the outcome of a 2xx response: `Accepted`, or `Retry` if it does not come from a receiver.
+        """Return the outcome of a 2xx response: `Accepted`, or `Retry` if the response is not from a receiver.
 
         Args:
             signal: Signal of the request.
@@ -99,7 +99,7 @@ def read_response(signal: Signal, body: bytes, items: int) -> Accepted:
     Args:
         signal: Signal of the request.
         body: Protobuf message.
-        items: Number of points or records in the request, which limits the number of refused ones.
+        items: Number of points or records in the request, which limits the number of refused items.
 
     Raises:
         DecodeError: The body is not an OTLP response message.
@@ -135,10 +135,10 @@ def _is_text(body: bytes) -> bool:
 
 
 def _explanation(kind: str, body: bytes) -> str:
-    """Return the receiver's error message if it is meant for people, otherwise ""."""
+    """Return the receiver's error message if it is human-readable, otherwise ""."""
     if kind in _PROTOBUF_TYPES:
         try:
-            # google.rpc.Status has its code and message in the same fields, and its package is not needed otherwise.
+            # google.rpc.Status has its code and message in the same fields, but would need another package.
             return _readable(ExportMetricsPartialSuccess.FromString(body).error_message)
         except DecodeError:
             return ""

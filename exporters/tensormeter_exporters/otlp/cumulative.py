@@ -1,11 +1,12 @@
 """Conversion of distributions and sums to cumulative temporality, for receivers that require it.
 
-The spool contains one point of delta temporality for each logged distribution. Prometheus and Mimir refuse such points.
-This module replaces each point with the sum of all points so far, like the Collector's `delta_to_cumulative` processor.
+The spool contains one point with delta temporality for each logged distribution. Prometheus and Mimir refuse such
+points. This module replaces each point with the sum of all points so far, like the Collector's `delta_to_cumulative`
+processor.
 
-As soon as a request is accepted, the sums are written to a file, together with the request's id. An agent that takes
-over continues with these sums: it recognizes an accepted request by its id and adds any other request to the sums. If
-the file is lost, streams restart with a new start time.
+As soon as a request is accepted, the sums and the request's ID are written to a file. An agent that takes over
+continues with these sums. It recognizes the accepted request by its ID, and adds all other requests to the sums. If the
+file is lost, streams restart with a new start time.
 """
 
 import contextlib
@@ -46,15 +47,12 @@ _MAX_BUCKETS: Final = 160
 _LEAD: Final = 1_000_000
 """Nanoseconds between a stream's start time and its first point.
 
-If a point's start and end times are equal, its start is unknown, and receivers take the first value as a baseline
-instead of counting it. Some receivers store only milliseconds.
+If the two times were equal, receivers would treat the start as unknown and the first value as a baseline, without
+counting it. Some receivers store only milliseconds.
 """
 
 _MOST_INTEGER: Final = 1 << 63
-"""Smallest integer that does not fit OTLP's signed 64-bit fields.
-
-Counts are unsigned, so their limit is twice as large.
-"""
+"""Smallest integer that does not fit OTLP's signed 64-bit fields. The limit of unsigned counts is twice as large."""
 
 _Point = Any
 """A NumberDataPoint, HistogramDataPoint or ExponentialHistogramDataPoint."""
@@ -64,7 +62,7 @@ _Key = tuple[bytes, ...]
 
 @dataclass
 class Added:
-    """A converted request, with the sums that apply once it is accepted."""
+    """A converted request, and the sums that become valid when the receiver accepts it."""
 
     request: Request
     id: str
@@ -72,12 +70,12 @@ class Added:
 
 
 class DeltaToCumulative:
-    """Cumulative sums of one destination's streams. Used by one thread."""
+    """Cumulative sums of one destination's streams. Not thread-safe."""
 
     def __init__(self, folder: Path | None) -> None:
         """
         Args:
-            folder: Folder for the sums, so that they survive restarts; None for no file.
+            folder: Folder for the file with the sums, so that they survive restarts; None for no file.
         """
         self._file = None if folder is None else folder / _STATE
         self._points: dict[_Key, _Point] = {}
@@ -85,14 +83,14 @@ class DeltaToCumulative:
         self._load()
 
     def has(self, request: str) -> bool:
-        """Return whether the request was already accepted.
+        """Return whether the receiver has already accepted the request.
 
-        This can happen if an agent is killed before it updates the spool.
+        The spool still contains such a request if an agent was killed before it updated the spool.
         """
         return request == self._last
 
     def add(self, request: Request) -> Added:
-        """Convert a request to cumulative points. The new sums apply only after `keep`.
+        """Convert a request to cumulative points. The new sums become valid only when `keep` is called.
 
         Raises:
             EncodingError: The body cannot be decoded.
@@ -113,7 +111,7 @@ class DeltaToCumulative:
         return added
 
     def keep(self, added: Added) -> None:
-        """Store the sums of an accepted request. Blocks while it writes to disk."""
+        """Store the sums after the receiver has accepted the request. Blocks while it writes to disk."""
         if not added.points:
             return
         self._points |= added.points
@@ -179,7 +177,7 @@ def _begin(point: _Point) -> None:
 
 
 def _fits(before: _Point, point: _Point) -> bool:
-    """Return whether a delta point can be added to a stream; if not, the stream restarts."""
+    """Return whether a delta point can be added to a stream. Otherwise, the stream restarts."""
     if isinstance(point, NumberDataPoint):
         kind = point.WhichOneof("value")
         if kind != before.WhichOneof("value"):
@@ -194,7 +192,7 @@ def _fits(before: _Point, point: _Point) -> bool:
 
 
 def _add(before: _Point, point: _Point) -> None:
-    """Convert a delta point in place to the next point of a stream that it fits."""
+    """Convert a delta point in place to the next point of a stream. `_fits` must be true."""
     if isinstance(point, NumberDataPoint):
         if point.WhichOneof("value") == "as_int":
             point.as_int += before.as_int
@@ -225,16 +223,16 @@ def _add_statistics(before: _Point, point: _Point) -> None:
 
 
 def _drop_sum_of_negatives(point: _Point) -> None:
-    """Drop a sum that may decrease, as OTLP requires. Receivers treat sums as counters, and a decrease as a restart."""
+    """Drop a sum that may decrease, as OTLP requires. Receivers treat sums as counters and a decrease as a restart."""
     if point.HasField("min") and point.min < 0:
         point.ClearField("sum")
 
 
 def _add_exponential(before: _Point, point: _Point) -> None:
-    """Add buckets at the coarser of both scales, or an even coarser one if a side would need more than 160 buckets.
+    """Add buckets at the coarser of the two scales, or at an even coarser one if a side would exceed 160 buckets.
 
     Bucket ``i`` lies inside bucket ``i >> d`` of a scale that is smaller by ``d``, so the merge is exact. The larger of
-    the two zero buckets is used. Buckets that overlap it are merged into it, and it is extended to their end.
+    the two zero buckets is kept. Buckets that overlap it are merged into it, and it is extended to their end.
     """
     sides: dict[str, dict[int, int]] = {"positive": {}, "negative": {}}
     scale = min(before.scale, point.scale)
@@ -292,14 +290,14 @@ _TYPES: Final[dict[str, Any]] = {
 
 
 def _write(points: dict[_Key, _Point]) -> Iterator[bytes]:
-    """Yield each part of a key and each point, preceded by its length."""
+    """Yield the parts of each key and each point, all preceded by their length."""
     for key, point in points.items():
         for part in (*key, point.SerializeToString()):
             yield len(part).to_bytes(4, "little") + part
 
 
 def _read(body: bytes) -> Iterator[tuple[_Key, _Point]]:
-    """Read what `_write` has written.
+    """Yield the keys and points that `_write` has written.
 
     Raises:
         ValueError, DecodeError, KeyError: The file is truncated or damaged.

@@ -15,7 +15,7 @@ _PREFERENCE: Final = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
 
 def read_targets(config: ExporterConfig) -> dict[Signal, OtlpTarget]:
-    """Return the target of each signal that the exporter receives.
+    """Return the target of each of the exporter's signals.
 
     Raises:
         SettingsError: An option is invalid. An invalid variable is ignored with a warning.
@@ -25,7 +25,7 @@ def read_targets(config: ExporterConfig) -> dict[Signal, OtlpTarget]:
 
 
 def wants_cumulative(config: ExporterConfig) -> bool:
-    """Return whether the option, or else OpenTelemetry's variable, asks for cumulative distributions.
+    """Return whether distributions must be sent as cumulative sums, according to the option or OpenTelemetry's variable.
 
     If neither is set, distributions are sent as they were recorded.
 
@@ -41,7 +41,7 @@ def wants_cumulative(config: ExporterConfig) -> bool:
 
 
 def how_to_leave_out(signal: Signal) -> str:
-    """Return a hint for users whose receiver does not accept a signal."""
+    """Return a hint on how to stop sending a signal that the receiver does not accept."""
     return f"If this receiver does not accept {signal}, set OTEL_{signal.upper()}_EXPORTER=none"
 
 

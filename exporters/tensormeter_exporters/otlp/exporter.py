@@ -1,6 +1,6 @@
 """The `otlp` destination: any OTLP endpoint, such as a Collector or a vendor, over HTTP or gRPC.
 
-Requests are sent as stored in the spool. Deduplication is left to the receiver, because OTLP has no request ids.
+Requests are sent as stored in the spool. Deduplication is left to the receiver, because OTLP has no request IDs.
 """
 
 from typing import Final
@@ -30,8 +30,8 @@ class OtlpExporter(DecodingExporter):
         insecure: Whether gRPC disables TLS for an endpoint without a scheme.
         temporality: `cumulative` converts distributions to cumulative sums, for receivers that refuse deltas; `delta`
             and `lowmemory` send them unchanged.
-        headers_variable: Environment variable to read headers from instead of `OTEL_EXPORTER_OTLP_HEADERS`, so that
-            several destinations of this kind can have different headers.
+        headers_variable: Environment variable with the headers. Default: `OTEL_EXPORTER_OTLP_HEADERS`. With this
+            option, several destinations of this kind can have different headers.
 
     Raises:
         SettingsError: An option is invalid. An invalid variable is ignored with a warning.

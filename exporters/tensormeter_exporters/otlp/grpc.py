@@ -33,11 +33,10 @@ _RETRYABLE: Final = frozenset(
         grpc.StatusCode.DATA_LOSS,
     },
 )
-"""Retryable statuses of the OTLP specification. RESOURCE_EXHAUSTED is retryable only with a RetryInfo."""
+"""Retryable statuses according to the OTLP specification. RESOURCE_EXHAUSTED is retryable only with a RetryInfo."""
 
 _TOO_LARGE: Final = ("larger than max", "length too large", "message too large")
-"""Messages of grpc-go, tonic and grpc-java about a request that is too large. gRPC has no status for this.
-"""
+"""Messages of grpc-go, tonic and grpc-java about a request that is too large. gRPC has no status for this error."""
 
 _NOT_GRPC: Final = re.compile(r"Received http2 header with status: (\d+)|Stream removed")
 """gRPC messages about a response without a gRPC status: a proxy's web page, a redirect, or an interrupted stream."""
@@ -112,7 +111,7 @@ class OtlpGrpcSender(DecodingExporter):
 
 
 def _retry_delay(error: grpc.RpcError) -> float | None:
-    """Return the delay of a `google.rpc.RetryInfo` in the trailing metadata in seconds, or None if there is none."""
+    """Return the delay in seconds from a `google.rpc.RetryInfo` in the trailing metadata, or None if there is none."""
     for entry in error.trailing_metadata() or ():
         if entry.key == "grpc-status-details-bin":
             try:

@@ -14,10 +14,10 @@ from tensormeter_exporters.request_bodies import decompress
 __all__ = ["OtlpHttpSender", "tls_context"]
 
 _RETRYABLE: Final = frozenset({408, 425, 429, 502, 503, 504, 507, *range(520, 528), 530})
-"""Retryable statuses of the OTLP specification, and those of proxies that cannot reach the receiver or time out."""
+"""Retryable statuses: those of the OTLP specification, and those of proxies whose receiver is unreachable or slow."""
 
 _CONTENT: Final = frozenset({400, 422, 500})
-"""Permanent errors that a single item may cause. Prometheus returns 500 for a metric of an unsupported type."""
+"""Permanent errors that a single item may cause. Prometheus returns 500 for a metric with an unsupported type."""
 
 _LARGEST_REQUEST: Final = 64 << 20
 

@@ -19,9 +19,9 @@ from tensormeter_exporters.otlp.answers import PROTOBUF, Answer
 __all__ = ["OtlpPost"]
 
 _LONGEST_ANSWER: Final = 4 << 20
-"""Maximum size of a response in bytes, as for gRPC.
+"""Maximum size of a response in bytes, the same as for gRPC.
 
-A partial success may list many points, and an error may be a long page.
+A partial success may list many points, and an error may be a long web page.
 """
 
 _PIECE: Final = 1 << 16
@@ -32,7 +32,7 @@ _OURS: Final = "tensormeter-"
 class OtlpPost:
     """Client for requests to one server.
 
-    Used by one thread. Redirects are not followed, because they would send the headers elsewhere.
+    Not thread-safe, except for `abort`. Redirects are not followed, because they would send the headers elsewhere.
     """
 
     def __init__(self, timeout: float, headers: Mapping[str, str], context: ssl.SSLContext | None = None) -> None:
@@ -54,15 +54,15 @@ class OtlpPost:
     def send(
         self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float | None = None
     ) -> Answer | Retry:
-        """POST a body. Blocks for at most the timeout, which can be shortened for this request.
+        """Send a POST request. Blocks for at most the timeout, which can be shortened for this request.
 
         Returns:
-            Response with any status; `Retry` if it did not arrive in time.
+            Response with any status, or `Retry` if no complete response arrived in time.
         """
         return self._request("POST", url, body, {**self._headers, **headers}, timeout)
 
     def get(self, url: str) -> Answer | Retry:
-        """GET a URL with the target's headers. Otherwise the same as `send`."""
+        """Send a GET request with the configured headers. See `send` for the timeout and the result."""
         kept = {name: value for name, value in self._headers.items() if not name.startswith("content-")}
         return self._request("GET", url, None, kept, None)
 
@@ -117,7 +117,7 @@ class OtlpPost:
 
 
 class _Connections:
-    """Open sockets, so that a deadline can interrupt any of them.
+    """Open connections, which a deadline can interrupt.
 
     A urllib3 timeout applies to each read from the socket, so headers that arrive one byte per second could take hours.
     """
@@ -185,7 +185,7 @@ def _pool(connections: _Connections, context: ssl.SSLContext | None) -> urllib3.
 
 
 def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> tuple[bytes, bool]:
-    """Read the body within the deadline, even if it arrives byte by byte.
+    """Read the body until the deadline, even if it arrives byte by byte.
 
     Return at most `_LONGEST_ANSWER` bytes, and whether they are the whole body.
     """
@@ -216,7 +216,7 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _describe(error: BaseException) -> str:
-    """Return the innermost cause, such as `Connection refused`, which people can act on, without the pool's `repr`."""
+    """Describe the innermost cause, such as `Connection refused`, without urllib3's internal details."""
     while True:
         inner = getattr(error, "reason", None) or error.__cause__
         if not isinstance(inner, BaseException):

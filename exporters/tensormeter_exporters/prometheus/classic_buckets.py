@@ -1,9 +1,9 @@
 """Conversion of distributions to classic Prometheus histograms with few, stable bounds.
 
-Prometheus stores each bound as a separate time series, so there must be few bounds, and they must be the same at every
-scrape. Explicit bounds are kept, or reduced to every n-th bound. Exponential buckets are merged exactly into buckets of
-one coarse scale per series, which cover the range of all values so far. If the range needs too many buckets, the scale
-is halved; the new bounds are a subset of the previous ones.
+Prometheus stores each bucket as a separate time series, so there must be few bounds, and they must not change between
+scrapes. Explicit bounds are kept, or reduced to every n-th bound. Exponential buckets are merged exactly into buckets
+of one coarser scale per series, which cover the range of all values so far. If the range needs too many buckets, the
+scale is reduced by one; the new bounds are a subset of the previous ones.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ class ClassicBuckets:
         """Indices of the first and last bucket at the current scale, for negative and for positive values."""
 
     def of(self, series: Distribution, index: int) -> list[tuple[float, int]]:
-        """Return (inclusive upper bound, cumulative count) pairs of one distribution. The last bound is infinity."""
+        """Return one distribution as pairs of inclusive upper bound and cumulative count. The last bound is infinity."""
         total = int(series.counts[index])
         if isinstance(series, Histogram):
             bounds, counts = self._explicit(series, index)

@@ -1,7 +1,7 @@
 """The `prometheus` destination: a scrape endpoint in the agent that serves the last value of every series.
 
-Prometheus stores one value per scrape and misses values between scrapes; to store all values, use OTLP or remote write.
-The endpoint exists while the agent runs. A retried request changes nothing.
+Prometheus stores one value per scrape and misses all values between scrapes. To store all values, use OTLP or remote
+write. The endpoint exists while the agent runs. A retried request changes nothing.
 """
 
 import socket
@@ -45,11 +45,11 @@ _Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class _Point:
-    """Samples of one point of a series.
+    """A point of a series as Prometheus samples.
 
     Attributes:
         time: Unix time in nanoseconds.
-        samples: Tuples of name suffix, upper bound of a bucket or "", and value.
+        samples: Tuples of name suffix, upper bound of the bucket ("" for other samples), and value.
     """
 
     time: int
@@ -65,8 +65,8 @@ class _Family:
         help: Help text of the family.
         names: Names of the family's labels.
         points: Labels and last point of each series.
-        owners: Series by its non-empty labels, because Prometheus treats empty labels as missing.
-        warned: Whether a warning about indistinguishable series has been logged.
+        owners: Series by non-empty labels. Prometheus treats empty labels as missing.
+        warned: Whether a warning about several series with the same labels has been logged.
     """
 
     name: str
@@ -83,10 +83,10 @@ class _SeriesKey:
 
     Attributes:
         attributes: Attribute keys with the `repr` of their values, so that True differs from 1.
-        texts: Attribute keys with the text of their values, as in labels.
+        texts: Attribute keys with their label values.
         sender: Process that sent the series.
         scope: Name and version of the instrumentation scope.
-        scope_details: Labels for the scope's other fields, with their texts.
+        scope_details: Names and values of labels for the scope's other fields.
     """
 
     attributes: tuple[tuple[str, str], ...]
@@ -122,7 +122,7 @@ def _scope_details(scope: Scope) -> tuple[tuple[str, str], ...]:
 
 
 class _LastValues(Collector):
-    """Last values of all series. The delivery thread writes them, and scrapes read them."""
+    """Last values of all series. The delivery thread updates them, and scrapes read them."""
 
     def __init__(self, destination: str, max_series: int) -> None:
         self._destination = destination
@@ -134,9 +134,9 @@ class _LastValues(Collector):
         self._refused = 0
 
     def put(self, origin: Origin, key: _SeriesKey, description: str, point: _Point) -> bool:
-        """Store a point unless a later one is stored.
+        """Store a point unless a later point of its series is stored.
 
-        Return False if the point is refused, because there are too many series or another series has the same labels.
+        Return False if there are too many series or another series has the same labels, so that the point is refused.
         """
         with self._lock:
             family = self._families.get(origin)
@@ -223,7 +223,7 @@ class _LastValues(Collector):
 
 
 def _host() -> str:
-    """Return the address in OpenTelemetry's variable if this machine has it, else the loopback address."""
+    """Return the address in OpenTelemetry's variable if this machine has that address, otherwise the loopback address."""
     variable = "OTEL_EXPORTER_PROMETHEUS_HOST"
     host = variables.read(variable)
     if not host:
@@ -251,8 +251,8 @@ class PrometheusExporter(DecodingExporter):
         host: Address to listen on. Default: `OTEL_EXPORTER_PROMETHEUS_HOST` or the loopback address.
         port: First of sixteen ports to try, or 0 for any free port. Each agent on a machine uses the first free one.
             Default: `OTEL_EXPORTER_PROMETHEUS_PORT` or 9464.
-        max_series: Maximum number of series. Points of further series are counted as refused. Each bucket of a
-            distribution is a series.
+        max_series: Maximum number of series. Each bucket of a distribution is a series. Points of further series are
+            counted as refused.
         max_buckets: Maximum number of buckets per distribution, at least 6.
     """
 
@@ -313,8 +313,8 @@ class PrometheusExporter(DecodingExporter):
 
         Args:
             stepped: Series with the point.
-            statistics: Whether to store the statistics of the series, such as the mean of a distribution, instead of
-                the series itself.
+            statistics: Whether to store statistics of the series, such as the means of distributions, instead of the
+                series itself.
 
         Returns:
             Number of refused points.
@@ -365,6 +365,6 @@ def _number(bound: float) -> str:
 
 
 def _by_precedence(stepped: SteppedSeries) -> tuple[bool, Origin]:
-    """Return a sort key that makes the names in a request independent of the order in which series were logged."""
+    """Return a sort key, so that the chosen names do not depend on the order in which series were logged."""
     origin = Origin(stepped.series.name, "", "gauge", stepped.series.unit)
     return not origin.exact, origin

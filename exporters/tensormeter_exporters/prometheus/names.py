@@ -1,7 +1,7 @@
-"""Unique Prometheus names for metrics and attributes, even if replacing characters makes several names equal.
+"""Unique Prometheus names for metrics and attributes, even if replacing invalid characters makes several names equal.
 
-The first metric keeps the plain name. The others get a suffix that depends only on the original name, so that it is the
-same on every node and after every restart.
+The first metric keeps the plain name. The others get a suffix that depends only on the original name, so it is the same
+on every node and after every restart.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ _SAMPLES: Final[Mapping[Kind, tuple[str, ...]]] = {
 }
 """Suffixes of the names that a family reserves in OpenMetrics. Other families must not use these names.
 
-In the older text format, a gauge histogram is a histogram, and strict parsers do not accept its `_count` and `_sum` in
-other families.
+In the older text format, a gauge histogram is a histogram, and strict parsers do not let other families use its names
+`_count` and `_sum`.
 """
 
 _REPLACED: Final = re.compile(r"[^a-zA-Z0-9_]")
-"""Characters that are replaced by `_`.
+"""Characters that are replaced by `_`, including colons.
 
-Colons are reserved for recording rules, and prometheus_client replaces them in only one of its formats.
+Colons are reserved for recording rules, and prometheus_client replaces them in only one of its two formats.
 """
 
 _DIGITS: Final = (8, 16, 64)
-"""Lengths of the suffix in hexadecimal digits. The next length is used if the name already exists."""
+"""Lengths of the suffix in hexadecimal digits. If a name already exists, the next length is used."""
 
 
 @dataclass(frozen=True, order=True)
@@ -78,7 +78,7 @@ class Origin:
 
     @property
     def exact(self) -> bool:
-        """Whether no character was replaced. Such a metric takes precedence over others in the same request."""
+        """Whether no character was replaced. Within a request, such metrics take precedence over others."""
         return _REPLACED.search(self.metric) is None and not self.metric[:1].isdigit()
 
 
@@ -99,8 +99,8 @@ class MetricNames:
         """Choose a name without reserving it.
 
         Returns:
-            Name of the family (without `_total` for a counter), and the origin that already uses the plain name, or
-            None if that name is free.
+            Name of the family, without a counter's `_total`, and the origin that already uses the plain name, or None
+            if the plain name is free.
         """
         plain = origin.plain_name
         rival = self._rival(origin, plain) if plain else None

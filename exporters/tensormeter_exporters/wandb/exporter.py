@@ -127,7 +127,7 @@ class WandbExporter(DecodingExporter):
         self._lost = False
         """Whether wandb's own process has died before it wrote all rows."""
         self._refused: dict[str, RefusedItems] = {}
-        """Refused items of requests that an earlier agent began, by request id."""
+        """Refused items of requests that an earlier agent began, by request ID."""
         self._look_back()
 
     def deliver(self, request: Request) -> Outcome:
@@ -268,7 +268,7 @@ class WandbExporter(DecodingExporter):
                 yield run_event.sender, what, partial(_media_row, run_event, run_event.media, names, refused, what)
 
     def _media_names(self, sender: ProcessRef) -> ChangedNames:
-        """Return the names of media. W&B combines the run's id and the key into an artifact name."""
+        """Return the names of media. W&B combines the run's ID and the key into an artifact name."""
         room = _MAX_ARTIFACT - _CHECKSUM - len(f"run-{_run_id(sender)}-")
         if room not in self._media_keys:
             rule = f"W&B uses keys as file paths, with at most {room} bytes here"
@@ -497,7 +497,7 @@ def _distinct(columns: Sequence[str]) -> list[str | int]:
 
 
 def _writer_of(path: Path) -> int | None:
-    """Return the id of a process that has this file open, or None if no such process is visible."""
+    """Return the ID of a process that has this file open, or None if no such process is visible."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if any(file.path == os.fspath(path) for file in process.open_files()):

@@ -29,7 +29,7 @@ class Entry:
 
     Attributes:
         number: Number of the request, which is also the name of its file.
-        id: Id of the request.
+        id: ID of the request.
         signal: Signal of the request.
         first: W&B step of the first row, by process.
         rows: Number of rows, by process.
@@ -52,7 +52,7 @@ class Journal:
     Used by one thread; calls block while they access the disk.
 
     Attributes:
-        accepted: Id of the last request that was logged except for refused items.
+        accepted: ID of the last request that was logged except for refused items.
         refused: Number of refused items in that request, and the reason.
         entries: Requests that may not be in wandb's files yet, in order.
         files: Current or last wandb file, by process.

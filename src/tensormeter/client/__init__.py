@@ -1,4 +1,4 @@
-"""Client for reading runs from an experiment server: points as NumPy arrays or pandas frames, tables, and images.
+"""Client for reading runs from an experiment server: points as NumPy arrays or DataFrames, tables, and images.
 
 This package is imported on first use of `tensormeter.Client`, so training processes do not load it.
 """

@@ -1,4 +1,4 @@
-"""Reader of a metric's data in blocks, so that client and server hold only one block in memory at a time."""
+"""Reader for a metric's data in blocks, so that client and server hold only one block in memory at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
@@ -12,7 +12,7 @@ Block = TypeVar("Block")
 _TOO_MANY: Final = "too_many_points"
 
 _MIN_SPAN: Final = 1_000_000_000
-"""Time span, in nanoseconds, below which spans are not halved."""
+"""Shortest time span, in nanoseconds, that the reader halves."""
 
 
 class BlockReader(Generic[Block]):
@@ -22,7 +22,7 @@ class BlockReader(Generic[Block]):
         """Create a reader.
 
         Args:
-            request: Function that requests blocks. Its arguments are a process id (None for all), the start and
+            request: Function that requests blocks. Its arguments are a process ID (None for all), the start and
                 exclusive end of the time range in nanoseconds since the Unix epoch, and the maximum number of points
                 that the server reads.
             size: Maximum number of points that the server reads per request.
@@ -36,7 +36,7 @@ class BlockReader(Generic[Block]):
         """Read the blocks of all processes, with one request if there is little data, otherwise process by process.
 
         Args:
-            processes: Function that returns the ids of all processes. It is called only if needed.
+            processes: Function that returns the IDs of all processes. It is called only if one request is not enough.
             start: Start of the time range, in nanoseconds since the Unix epoch.
             stop: Exclusive end of the time range, in nanoseconds since the Unix epoch.
 
@@ -57,8 +57,8 @@ class BlockReader(Generic[Block]):
     def read_process(self, process: str, start: int, stop: int) -> Iterator[Block]:
         """Read the blocks of one process; see `read`.
 
-        A time span with too many points is halved. Because the server reads whole segments, a shorter span may not
-        help. In that case, the limit of the request is raised.
+        A time span with too many points is halved. If even the shortest span has too many, because the server reads
+        whole segments, the reader raises the request's limit instead.
         """
         spans = [(start, stop)]
         while spans:

@@ -19,7 +19,7 @@ _PAGE: Final = 500
 class Client:
     """Client that reads runs from an experiment server.
 
-    Each method blocks until the server has responded and does not retry. If the server is unreachable or returns an
+    Each method blocks until the server responds. Requests are not retried: if the server is unreachable or returns an
     error, the method raises a `TensormeterError` whose message suggests a remedy. The client is thread-safe. After a
     fork, create a new client in the child.
 
@@ -36,7 +36,7 @@ class Client:
 
         Args:
             url: URL of the server. Default: `TENSORMETER_ENDPOINT`, or the server on this machine.
-            token: Access token. Default: `TENSORMETER_TOKEN`, or the content of the file named by
+            token: Access token. Default: `TENSORMETER_TOKEN`, or the contents of the file named by
                 `TENSORMETER_TOKEN_FILE`.
             timeout: Maximum time to wait for the next byte of a response, in seconds.
 
@@ -57,7 +57,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close idle connections. Runs and images that were already read open new ones when needed."""
+        """Close idle connections. Existing run and image objects open new connections when needed."""
         self._connection.close()
 
     def projects(self) -> list[str]:
@@ -73,7 +73,7 @@ class Client:
         limit: int | None = None,
         fields: Sequence[str] | None = None,
     ) -> Iterator[StoredRun]:
-        """Return an iterator over runs, which reads them page by page.
+        """Iterate over runs, reading them page by page.
 
         Args:
             project: Project of the runs. Default: all projects.
@@ -81,12 +81,12 @@ class Client:
                 Archived runs are omitted unless the condition contains `archived`.
             sort: Comma-separated fields to sort by; the prefix `-` means descending order. Default: newest first.
             limit: Maximum number of runs. Default: no limit.
-            fields: Parts of the configuration and summary to read, such as `config.lr`. Reading fewer fields is faster.
-                Default: all.
+            fields: Fields of the configuration and summary to read, such as `config.lr`. Reading fewer fields is
+                faster. Default: all fields.
 
         Raises:
-            TensormeterError: The filter or sort order is invalid, or the server does not respond. Raised during
-                iteration.
+            TensormeterError: The filter or sort order is invalid, or the server does not respond. The error is raised
+                during iteration.
         """
         names = None if fields is None else ",".join(fields)
         offset = 0
@@ -105,7 +105,7 @@ class Client:
         """Return one run.
 
         Args:
-            selector: Id of the run. If no run has this id, its name or the beginning of its id.
+            selector: ID of the run. If no run has this ID, its name or the beginning of its ID.
             project: Project of the run. Default: all projects.
 
         Raises:
@@ -138,8 +138,8 @@ class Client:
             start: Start of the x range.
             stop: Exclusive end of the x range.
             max_points: Maximum number of points per series: at least 4, or 0 for all points.
-            process: Id of the process to read.
-            attempt: Number of the attempt to read, or "all".
+            process: ID of a process.
+            attempt: Number of an attempt, or "all".
             attributes: Attributes that the series must have.
             scope: Name of the instrumentation scope.
             unit: Unit of the series.

@@ -35,16 +35,16 @@ class ApiError(TensormeterError):
 class Connection:
     """A connection to one server.
 
-    Each method blocks until the whole response has arrived or the timeout has passed. The connection is thread-safe.
-    After a fork, create a new connection in the child.
+    Each method blocks until the whole response has arrived or a timeout expires. The connection is thread-safe. After a
+    fork, create a new connection in the child.
     """
 
     def __init__(self, endpoint: str | None = None, token: str | None = None, timeout: float = 60.0) -> None:
-        """Create a connection, which the first request opens.
+        """Create a connection. The first request opens it.
 
         Args:
             endpoint: Base URL. Default: the setting `endpoint`.
-            token: Bearer token. Default: `TENSORMETER_TOKEN`, or the content of the file named by
+            token: Bearer token. Default: `TENSORMETER_TOKEN`, or the contents of the file named by
                 `TENSORMETER_TOKEN_FILE`.
             timeout: Maximum time to wait for the next byte of a response, in seconds.
 
@@ -71,8 +71,8 @@ class Connection:
         """Return a JSON document under /api/v1/.
 
         Args:
-            path: Path segments, not percent-encoded.
-            query: Query parameters. Those with the value None are omitted.
+            path: Path segments below /api/v1/, not percent-encoded.
+            query: Query parameters. Parameters with the value None are omitted.
 
         Raises:
             ApiError: The server returns an error.
@@ -81,9 +81,9 @@ class Connection:
         return self._document(self._request("GET", path, query=query))
 
     def send(self, method: str, *path: str, document: Mapping[str, Any] | None = None, **query: str | None) -> Any:
-        """Send a request with a method other than GET.
+        """Send a request with a method other than GET, and return the JSON document, or None for an empty response.
 
-        Return the JSON document, or None if the response is empty. See `get` for the arguments and errors.
+        See `get` for the arguments and errors.
         """
         body = None if document is None else json.dumps(document).encode()
         response = self._request(method, path, query=query, body=body)
@@ -92,7 +92,7 @@ class Connection:
     def columns(
         self, *path: str, document: Mapping[str, Any] | None = None, **query: str | float | None
     ) -> tuple[dict[str, Any], memoryview]:
-        """Return the header of a binary response and the whole response.
+        """Return a binary response: its header, and all its bytes.
 
         The offsets in the header are relative to the start of the response. See `get` for the arguments and errors.
         """

@@ -1,4 +1,4 @@
-"""Access to all distributions of a metric in blocks, exactly as they were logged."""
+"""Blocks of a metric's distributions, exactly as they were logged."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ With 320 buckets each, this is about 20 MB of JSON.
 """
 
 _MAX_BLOCK: Final = 20_000
-"""Highest number that the server allows."""
+"""Maximum number of distributions per request that the server allows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class DistributionBlock:
     """A block of n distributions of one series, sorted by time. Missing numbers are NaN.
 
     Attributes:
-        process: Id of the process.
+        process: ID of the process.
         attempt: Number of the attempt.
         metric: Name of the metric.
         kind: "histogram", "exponential_histogram" or "summary".
@@ -81,7 +81,7 @@ def distribution_reader(
 
     Args:
         connection: Connection to the server.
-        run: Project and id of the run.
+        run: Project and ID of the run.
         metric: Name of the metric.
         block: Maximum number of distributions that the server reads per request.
     """

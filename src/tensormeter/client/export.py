@@ -1,7 +1,4 @@
-"""Export of a run to a file, as one table with a row per point or distribution, in bounded memory.
-
-The file appears only once it is complete.
-"""
+"""Export of a run to a file, in bounded memory, as a table with one row per point or distribution."""
 
 import csv
 import importlib
@@ -29,10 +26,10 @@ Format = Literal["parquet", "csv", "jsonl"]
 COLUMNS: Final = ("project", "run", "process", "rank", "attempt", "metric", "attributes", "step", "time", "value")
 
 VARIANT_COLUMNS: Final = ("scope", "unit", "kind", "temporality")
-"""Columns added after `metric` if metrics with the same name differ in one of them."""
+"""Columns that follow `metric` if metrics with the same name differ in one of them."""
 
 DISTRIBUTION_COLUMNS: Final = ("kind", "temporality", "count", "sum", "min", "max", "bounds", "counts", "quantiles")
-"""Columns of distributions, which have no `value`. They are empty in rows with numbers."""
+"""Columns of distributions. They are empty in rows with numbers, and `value` is empty in rows with distributions."""
 
 _FORMULA: Final = re.compile(r"[=+\-@\t\r]")
 
@@ -66,8 +63,8 @@ def export_run(
 ) -> int:
     """Write the points and distributions of all attempts at a run to a file, which appears only once it is complete.
 
-    Points are written before distributions. Both are sorted by metric, process and time. If a process has several
-    attribute sets, their rows alternate in blocks.
+    Points are written before distributions. Both are sorted by metric, process and time. If a metric has several
+    attribute sets in one process, blocks of their rows alternate.
 
     Args:
         run: Run to export.
@@ -75,7 +72,7 @@ def export_run(
         format: `csv` or `jsonl` (both UTF-8), or `parquet`.
         choose: Function that returns, for a metric's name, whether to export it. Default: all metrics.
         block: Maximum number of points or distributions in memory. Default: 500,000 points or 2,048 distributions.
-        on_rows: Function to call after each block with the number of rows written so far.
+        on_rows: Function that is called after each block with the number of rows written so far.
 
     Returns:
         Number of rows written.
@@ -139,7 +136,7 @@ def export_points(
 
 
 def _stops(metrics: Iterable[Metric]) -> dict[str, int]:
-    """Return the distinct names of metrics, with the exclusive end of each name's time range."""
+    """Return the exclusive end of the time range of each metric name."""
     stops: dict[str, int] = {}
     for metric in metrics:
         stops[metric.name] = max(stops.get(metric.name, 0), (metric.last_time or 0) + 1)
@@ -151,8 +148,8 @@ class _Header:
     """Columns of a table.
 
     Attributes:
-        variants: `VARIANT_COLUMNS` if the table needs them; else empty.
-        distributions: `DISTRIBUTION_COLUMNS` without those in `variants`; empty if there are no distributions.
+        variants: `VARIANT_COLUMNS` if the table needs them; otherwise empty.
+        distributions: `DISTRIBUTION_COLUMNS` except those in `variants`; empty if there are no distributions.
     """
 
     variants: tuple[str, ...]
@@ -206,7 +203,7 @@ class _Csv:
 
 
 class _JsonLines:
-    """Writer of JSON Lines, one object per row.
+    """Writer of JSON Lines, with one object per row.
 
     NaN and infinities are strings. A missing step or number is null. Points have a `value`; distributions have the
     distribution columns instead.
@@ -233,10 +230,10 @@ class _JsonLines:
 
 
 class _Parquet:
-    """Writer of Parquet with zstd compression, one row group per block.
+    """Writer of Parquet with zstd compression, with one row group per block.
 
-    `integer` is the exact value of a logged integer, otherwise null. Bounds and counts are lists; quantiles are a list
-    of structs.
+    The column `integer` has the exact value of a logged integer, and is null for other values. Bounds and counts are
+    lists; quantiles are a list of structs.
     """
 
     def __init__(self, file: IO[bytes], header: _Header) -> None:
@@ -285,7 +282,7 @@ class _Parquet:
     def _write(
         self, about: Mapping[str, Any], block: PointBlock | DistributionBlock, columns: Mapping[str, Any]
     ) -> None:
-        """Append a block, whose rows all have the values `about`. Missing columns are null."""
+        """Append a block. The values `about` are the same in all its rows. Missing columns are null."""
         arrow, n = self._arrow, len(block)
         arrays = dict(columns)
         arrays["step"] = arrow.array(block.step, mask=~block.stepped)
@@ -312,7 +309,7 @@ def _cells(about: Mapping[str, Any]) -> list[Any]:
 
 
 def _no_formula(cell: Any) -> Any:
-    """Prefix text that a spreadsheet would evaluate as a formula, because senders choose names."""
+    """Prefix text that a spreadsheet would evaluate as a formula. Names are chosen by senders and may be malicious."""
     return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
@@ -352,10 +349,7 @@ def _steps(block: PointBlock | DistributionBlock, missing: str) -> Iterator[int 
 
 
 def _values(block: PointBlock, quote: Callable[[str], str]) -> list[Any]:
-    """Return floats, exact integers, and strings for NaN and infinities.
-
-    Floats are written in the shortest form that parses to the same value.
-    """
+    """Return the values for text formats: exact integers, floats, and quoted strings for NaN and infinities."""
     values: list[Any] = block.value.tolist()
     for index in np.flatnonzero(block.is_integer).tolist():
         values[index] = int(block.integer[index])

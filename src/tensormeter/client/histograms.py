@@ -15,7 +15,7 @@ class Histograms:
     """Distributions of one series, sorted by x. n is their number, and missing values are NaN.
 
     Attributes:
-        process: Id of the process; "" if there are no points.
+        process: ID of the process; "" if there are no points.
         kind: "histogram", "exponential_histogram" or "summary"; "" if there are no points.
         attributes: Attributes of the series.
         scope: Name of the instrumentation scope; "" for tensormeter itself or if there is none.

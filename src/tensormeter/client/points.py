@@ -1,4 +1,4 @@
-"""Access to all points of a metric in blocks, exactly as they were logged."""
+"""Blocks of a metric's points, exactly as they were logged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from tensormeter.client.series import read_column
 __all__ = ["BLOCK_POINTS", "PointBlock", "point_reader"]
 
 BLOCK_POINTS: Final = 500_000
-"""Default number of points that the server reads per request, about 12 MB on both sides."""
+"""Default number of points that the server reads per request. They take about 12 MB in the server and in the client."""
 
 _MAX_BLOCK: Final = 20_000_000
-"""Highest number that the server allows."""
+"""Maximum number of points per request that the server allows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class PointBlock:
     """A block of n points of one series, sorted by time.
 
     Attributes:
-        process: Id of the process.
+        process: ID of the process.
         attempt: Number of the attempt.
         metric: Name of the metric.
         kind: "gauge" or "sum".
@@ -36,8 +36,8 @@ class PointBlock:
         time: Times in nanoseconds since the Unix epoch: int64, shape (n,).
         step: Steps, with 0 for a missing step: int64, shape (n,).
         stepped: Whether each point has a step: bool, shape (n,).
-        value: Values, bit-exact except that integers outside ±2^53 are rounded: float64, shape (n,).
-        integer: Exact values of integers; 0 for other values: int64, shape (n,).
+        value: Values: float64, shape (n,). Floats are bit-exact; integers outside ±2^53 are rounded.
+        integer: Exact values of integers, with 0 for other values: int64, shape (n,).
         is_integer: Whether each value was logged as an integer: bool, shape (n,).
     """
 
@@ -67,7 +67,7 @@ def point_reader(
 
     Args:
         connection: Connection to the server.
-        run: Project and id of the run.
+        run: Project and ID of the run.
         metric: Name of the metric.
         block: Maximum number of points that the server reads per request, including step points.
     """

@@ -25,16 +25,16 @@ class Record:
         key: Key under which the event was logged; "" if there is none.
         step: Step of the event; None if there is none.
         time: Time of the event, in nanoseconds since the Unix epoch.
-        process: Id of the process.
+        process: ID of the process.
         attributes: Attributes of the log record.
         body: Body as JSON values. Bytes are base64-encoded, except that an image's bytes are replaced by their digest.
         severity_number: OTLP severity number, from 1 (TRACE) to 24 (FATAL4); 0 if there is none.
-        severity_text: Sender's name for the severity; "" if there is none.
-        trace_id: Hexadecimal id of the trace; "" if there is none.
-        span_id: Hexadecimal id of the span; "" if there is none.
+        severity_text: Name of the severity, as chosen by the sender; "" if there is none.
+        trace_id: Hexadecimal ID of the trace; "" if there is none.
+        span_id: Hexadecimal ID of the span; "" if there is none.
         flags: OTLP log record flags.
-        observed_time: Time of collection, in nanoseconds since the Unix epoch; None if it equals `time`.
-        scope: `name`, `version` and `attributes` of the instrumentation scope, without missing ones.
+        observed_time: Time when the event was collected, in nanoseconds since the Unix epoch; None if it equals `time`.
+        scope: `name`, `version` and `attributes` of the instrumentation scope, as far as they exist.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Record:
 
     @staticmethod
     def fields_of(document: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the constructor arguments for an event from the API."""
+        """Return the constructor arguments for an event's API document."""
         fields = {name: document[name] for name in ("name", "step", "process", "attributes", "body")}
         # Older servers do not send these.
         fields |= {name: document[name] for name in _LOG_FIELDS if name in document}
@@ -109,7 +109,7 @@ class RecordedImage(Record):
         return str(self.body.get("caption", ""))
 
     def read(self) -> bytes:
-        """Return the encoded image. The call blocks until the server has sent it.
+        """Download the encoded image.
 
         Raises:
             TensormeterError: The server does not respond or returns an error.

@@ -1,4 +1,4 @@
-"""The `StoredRun` object, a run on the server."""
+"""The `StoredRun` object, which represents a run on the server."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,11 +46,12 @@ class Process:
     """A process of a run, in one attempt.
 
     Attributes:
-        id: Id of the process.
+        id: ID of the process.
         attempt: Number of the attempt, from 1.
         rank: Rank of the process; None if the process did not send one.
         host: Host name of the process; None if the process did not send one.
-        state: State of the process, such as "running" or "finished"; None if it has sent neither its start nor its end.
+        state: State of the process, such as "running" or "finished"; None if it has reported neither its start nor its
+            end.
         resource: OpenTelemetry resource attributes.
     """
 
@@ -105,30 +106,30 @@ class Metric:
 class StoredRun:
     """A run on the server.
 
-    The attributes are a snapshot, which `refresh` updates. Each method sends a request and blocks until the server has
-    responded. It raises `TensormeterError` if the server does not respond or returns an error. Times are in nanoseconds
+    The attributes are a snapshot, which `refresh` updates. Each method sends requests and blocks until the server
+    responds. It raises `TensormeterError` if the server does not respond or returns an error. Times are in nanoseconds
     since the Unix epoch.
 
     Attributes:
-        id: Id of the run, unique within its project.
+        id: ID of the run, unique within its project.
         project: Name of the run's project.
         name: Display name.
         state: "running", "finished", "failed", "crashed", "preempted" or "stalled".
         attempt: Number of the latest attempt, from 1.
-        started: Earliest time of a start, point or event.
-        ended: Time when the run ended; None while it continues.
-        last_time: Time when the run's data last arrived, by the server's clock.
+        started: Time of the run's earliest start, point or event.
+        ended: Time when the run ended; None while it is in progress.
+        last_time: Time when the server last received data of the run, by the server's clock.
         group: Name of the run's group; "" for none.
         tags: Tags of the run.
-        notes: Free text about the run.
-        archived: Whether lists omit the run.
-        points_stored: Number of points on the server. The method `points` reads them.
+        notes: Notes about the run.
+        archived: Whether the run is hidden from lists.
+        points_stored: Number of points on the server.
         config: Configuration as JSON values. NaN and infinities are the strings "NaN", "Infinity" and "-Infinity".
         summary: Summary of each metric, limited to the requested `fields`.
     """
 
     def __init__(self, connection: Connection, document: Mapping[str, Any]) -> None:
-        """Create a run from an API document. Call `Client.run` or `Client.runs` instead."""
+        """Create a run from an API document. Use `Client.run` or `Client.runs` instead."""
         self._connection = connection
         self._load(document)
 
@@ -153,7 +154,7 @@ class StoredRun:
         return f"StoredRun({self.project!r}, {self.id!r}, name={self.name!r}, state={self.state!r})"
 
     def refresh(self) -> "StoredRun":
-        """Read the run again, with its complete configuration and summary, and return it."""
+        """Update the attributes, with the complete configuration and summary, and return this run."""
         self._load(self._connection.get("runs", self.id, project=self.project))
         return self
 
@@ -166,14 +167,16 @@ class StoredRun:
         group: str | None = None,
         archived: bool | None = None,
     ) -> "StoredRun":
-        """Change the run's labels, and return the run. Data that arrives later does not overwrite them.
+        """Edit the run, and return it. Data that arrives later does not overwrite the edits.
+
+        Arguments that are None change nothing.
 
         Args:
-            name: Display name of the run. For this and the other arguments, None means no change.
-            tags: New tags, which replace the current ones.
-            notes: Notes.
+            name: Display name.
+            tags: Tags, which replace the current ones.
+            notes: Notes about the run.
             group: Name of the run's group; "" for none.
-            archived: Whether lists omit the run.
+            archived: Whether to hide the run from lists.
         """
         fields = {"name": name, "tags": tags, "notes": notes, "group": group, "archived": archived}
         changes = {key: value for key, value in fields.items() if value is not None}
@@ -186,7 +189,7 @@ class StoredRun:
         return [Process(**{key: document[key] for key in Process.__dataclass_fields__}) for document in documents]
 
     def metrics(self) -> list[Metric]:
-        """Return the run's metrics, sorted by name. A name with several kinds or units has several entries."""
+        """Return the run's metrics, sorted by name. Metrics that differ in kind or unit may have the same name."""
         documents = self._connection.get("runs", self.id, "metrics", project=self.project)["metrics"]
         return [_metric(document) for document in documents]
 
@@ -211,11 +214,11 @@ class StoredRun:
                 "metric:NAME".
             start: Start of the x range. Default: no limit.
             stop: Exclusive end of the x range. Default: no limit.
-            max_points: Maximum number of points per series: at least 4, or 0 for all. Sampling preserves the lowest and
-                highest points.
-            process: Id of a process. Default: all processes.
-            attempt: Number of an attempt, or "all". Default: all points that no later attempt has repeated.
-            attributes: Attributes that the series must have; they may have others. Default: all series.
+            max_points: Maximum number of points per series: at least 4, or 0 for all points. Sampling preserves the
+                lowest and highest points.
+            process: ID of a process. Default: all processes.
+            attempt: Number of an attempt, or "all". Default: all attempts, without points that a later attempt repeated.
+            attributes: Attributes that the series must have, among others. Default: all series.
             scope: Name of an instrumentation scope. Default: all scopes.
             unit: Unit. Default: all units.
 
@@ -245,9 +248,9 @@ class StoredRun:
 
         Args:
             metric: Name of the metric.
-            process: Id of a process. Default: all processes.
+            process: ID of a process. Default: all processes.
             start: Start of the time range, in nanoseconds since the Unix epoch. Default: no limit.
-            stop: Exclusive end of the time range. Default: just after the point that is latest when iteration begins.
+            stop: Exclusive end of the time range. Default: just after the latest point at the start of the iteration.
             block: Maximum number of points that the server reads per request, unless a single segment has more.
         """
         reader = point_reader(self._connection, (self.project, self.id), metric, block)
@@ -275,9 +278,10 @@ class StoredRun:
             start: Start of the x range. Default: no limit.
             stop: Exclusive end of the x range. Default: no limit.
             max_points: Maximum number of distributions, 2 to 2,000. If there are more, the result contains the first,
-                the last and evenly spaced ones between them.
-            process: Id of a process. Default: any process.
-            attempt: Number of an attempt, or "all". Default: all points that no later attempt has repeated.
+                the last, and evenly spaced distributions between them.
+            process: ID of a process. Default: any process.
+            attempt: Number of an attempt, or "all". Default: all attempts, without distributions that a later attempt
+                repeated.
             attributes: Attributes of the series. Default: any attributes.
             scope: Name of an instrumentation scope. Default: any scope.
             unit: Unit. Default: any unit.
@@ -299,17 +303,17 @@ class StoredRun:
         stop: int | None = None,
         block: int = BLOCK_DISTRIBUTIONS,
     ) -> Iterator[DistributionBlock]:
-        """Iterate in bounded memory over all distributions of a metric, exactly as they were logged.
+        """Iterate in bounded memory over all distributions of a metric, as they were logged.
 
         Blocks cover all attempts and are ordered as in `points`. Exponential histograms have bounds and counts like
-        other histograms. If one has more than 640 buckets, adjacent buckets are merged.
+        other histograms. If an exponential histogram has more than 640 buckets, adjacent buckets are merged.
 
         Args:
             metric: Name of the metric.
-            process: Id of a process. Default: all processes.
+            process: ID of a process. Default: all processes.
             start: Start of the time range, in nanoseconds since the Unix epoch. Default: no limit.
-            stop: Exclusive end of the time range. Default: just after the distribution that is latest when iteration
-                begins.
+            stop: Exclusive end of the time range. Default: just after the latest distribution at the start of the
+                iteration.
             block: Maximum number of distributions that the server reads per request, unless a single segment has more.
         """
         reader = distribution_reader(self._connection, (self.project, self.id), metric, block)
@@ -319,14 +323,14 @@ class StoredRun:
         """Read events (log records), newest first.
 
         Args:
-            name: Name of the events. A trailing `*` matches any ending. Default: all events.
+            name: Name of the events. A trailing `*` matches any ending. Default: all names.
             key: Key under which the events were logged. Default: all keys.
             limit: Maximum number of events, up to 10,000.
         """
         return [Record(**Record.fields_of(event)) for event in self._events(name, key, limit)]
 
     def alerts(self, limit: int = 1000) -> list[Record]:
-        """Read alerts from the training script and the server, newest first. `limit` is at most 10,000."""
+        """Read alerts from the training script and the server, newest first. The maximum `limit` is 10,000."""
         return self.events(ALERT_EVENT, limit=limit)
 
     def texts(self, key: str | None = None, limit: int = 1000) -> list[Record]:
@@ -338,10 +342,7 @@ class StoredRun:
         return [RecordedTable(**Record.fields_of(event)) for event in self._events(TABLE_EVENT, key, limit)]
 
     def images(self, key: str | None = None, limit: int = 1000) -> list[RecordedImage]:
-        """Read images, newest first, without their bytes.
-
-        `RecordedImage.read` reads the bytes. See `events` for the arguments.
-        """
+        """Read images, newest first, without their bytes, which `RecordedImage.read` reads. See `events` for arguments."""
         run = self.project, self.id
         events = self._events(IMAGE_EVENT, key, limit)
         return [RecordedImage(**Record.fields_of(event), connection=self._connection, run=run) for event in events]

@@ -1,4 +1,4 @@
-"""Lookup of a run by its id, its name or the beginning of its id."""
+"""Lookup of a run by its ID, its name or the beginning of its ID."""
 
 from typing import Any, Final
 
@@ -12,11 +12,11 @@ _PAGE: Final = 1000
 
 
 def find_run(connection: Connection, selector: str, project: str | None = None) -> dict[str, Any]:
-    """Return the API document of a run.
+    """Find a run, and return its API document.
 
     Args:
         connection: Connection to the server.
-        selector: Id of the run. If no run has this id, its name or the beginning of its id.
+        selector: ID of the run. If no run has this ID, its name or the beginning of its ID.
         project: Project of the run. Default: all projects.
 
     Raises:

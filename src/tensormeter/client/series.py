@@ -1,4 +1,4 @@
-"""Series of points as NumPy arrays and as pandas frames."""
+"""Series of points as NumPy arrays and DataFrames."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Series", "SeriesList", "query_series", "read_column"]
 
 _MAX_NAMES: Final = 200
-"""Maximum number of runs in one request, and of metrics."""
+"""Maximum number of runs, and maximum number of metrics, in one request."""
 
 _TYPES: Final = {"f64": "<f8", "i64": "<i8", "u8": "|u1"}
 
@@ -26,9 +26,9 @@ class Series:
     """Points of one metric of one process with one attribute set, sorted by x.
 
     Attributes:
-        run: Id of the run.
-        process: Id of the process.
-        attempt: Number of the attempt; the latest one if the series combines several.
+        run: ID of the run.
+        process: ID of the process.
+        attempt: Number of the attempt, or of the latest attempt if the series combines several.
         metric: Name of the metric.
         kind: "gauge" or "sum".
         attributes: Attributes of the series.
@@ -88,9 +88,10 @@ class SeriesList(Sequence[Series]):
     def to_pandas(self) -> "pd.DataFrame":
         """Return a DataFrame with one row per point.
 
-        The columns are `run`, `process`, `metric`, `attributes.NAME` for each attribute, the x axis under its name, and
-        `value`. The columns `scope`, `unit`, `kind` and `temporality` are added if series of one metric differ in them.
-        The axis `metric:NAME` is named `NAME`, unless another column has that name. Text columns are categorical.
+        The columns are `run`, `process`, `metric`, `attributes.NAME` for each attribute, a column named after the x
+        axis, and `value`. If series of one metric differ in `scope`, `unit`, `kind` or `temporality`, these columns are
+        added. The axis `metric:NAME` is named `NAME`, unless another column has that name. All columns except the x
+        axis and `value` are categorical.
 
         Raises:
             UsageError: pandas is not installed.
@@ -134,10 +135,10 @@ def query_series(
 
     Args:
         connection: Connection to the server.
-        runs: Project and id of each run.
+        runs: Project and ID of each run.
         metrics: Names of gauges and sums.
         x: X axis; see `StoredRun.series`.
-        options: Additional fields of the API query. Those with the value None are omitted.
+        options: Additional fields of the API query. Fields with the value None are omitted.
     """
     series: list[Series] = []
     fields = {name: value for name, value in options.items() if value is not None}
@@ -152,7 +153,7 @@ def query_series(
 
 
 def read_column(data: memoryview, column: Mapping[str, Any]) -> NDArray[Any]:
-    """Copy a column of a binary response to an array in this machine's byte order, shape (length,)."""
+    """Copy a column of a binary response to an array of shape (length,) in this machine's byte order."""
     dtype = np.dtype(_TYPES[column["type"]])
     view: NDArray[Any] = np.frombuffer(data, dtype, column["length"], column["offset"])
     return view.astype(dtype.newbyteorder("="))

@@ -11,7 +11,7 @@ class TrainingProcess:
 
     Attributes:
         id: ID of the process, sent as `service.instance.id`.
-        pid: Operating system's process ID, as seen by the agent.
+        pid: Process ID, as seen by the agent.
         began: Unix time at which the process was already running. It distinguishes the process from a later one with
             the same pid.
         visible_gpus: `CUDA_VISIBLE_DEVICES` of the process, or AMD's equivalent; None if it is not set.

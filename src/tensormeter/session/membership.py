@@ -1,4 +1,4 @@
-"""Joining a run: finding its directory, counting the attempt, creating the process's ring, and starting an agent."""
+"""Steps to join a run: find its directory, count the attempt, create the process's ring, and start an agent."""
 
 import contextlib
 import dataclasses
@@ -32,16 +32,16 @@ __all__ = ["Joining", "Membership", "RunIdentity", "with_basis"]
 logger: Final = get_logger()
 
 _JOIN_TIMEOUT: Final = 3.0
-"""Seconds after which an unresponsive state directory is not used."""
+"""Seconds to wait for an unresponsive state directory before memory is used instead."""
 
 _LOCK_TIMEOUT: Final = 2.0
-"""Maximum seconds to wait for other joining processes, which take a few milliseconds each."""
+"""Maximum seconds to wait while other processes join. Each takes a few milliseconds."""
 
 _MEMORY_SPOOL_BYTES: Final = 64 << 20
 """Maximum size of a spool in memory, in bytes."""
 
 _CHILD_BUFFER_BYTES: Final = 1 << 20
-"""Maximum size of a child's ring in bytes. It is small because a process may have many children, which log little."""
+"""Maximum size of a child's ring in bytes. A process may have many children, and each logs little."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class RunIdentity:
     """Properties that all processes of a run share.
 
     Attributes:
-        id: Id of the run, unique within its project.
+        id: ID of the run, unique within its project.
         name: Display name of the run.
         config: Configuration of the run as JSON values.
         settings: Settings of the run.
-        resource: Resource attributes that an OpenTelemetry program adds to those of `describe_process`.
+        resource: Additional resource attributes from an OpenTelemetry program.
         resume: Whether the run had an earlier attempt, perhaps on another machine.
-        basis: In a child, source of the parent's attempt number; "" if the agent does not need to check the number.
+        basis: In a child, the source of the parent's attempt number; "" if the agent does not need to check the number.
     """
 
     id: str
@@ -68,7 +68,7 @@ class RunIdentity:
 
     @property
     def first_step(self) -> int:
-        """Step of the first row logged without one. For a resumed run, the agent assigns the actual step later."""
+        """Step of the first row logged without a step. For a resumed run, the agent assigns the actual step later."""
         return AUTOMATIC_STEPS if self.resume else 0
 
     def describe(self, process: str, attempt: int) -> Mapping[str, Any]:
@@ -95,7 +95,7 @@ class Membership:
         basis: Source of the attempt number.
         resource: Attributes of the process's resource.
         ring: Ring of the process.
-        weakness: Result of `tensormeter.disk.private.weakness` for the directory.
+        weakness: Result of `disk.private.weakness` for the directory.
     """
 
     settings: Settings
@@ -107,22 +107,22 @@ class Membership:
     weakness: str
 
     def leave(self) -> None:
-        """Delete the ring, because the process does not use this membership."""
+        """Delete the ring of a membership that will not be used."""
         self.ring.release()
         with contextlib.suppress(OSError):
             self.ring.remove()
 
 
 class Joining:
-    """The steps by which one process joins a run."""
+    """Procedure by which one process joins a run."""
 
     def __init__(self, run: RunIdentity, process: str, parent: str | None) -> None:
-        """Prepare to join. This changes nothing on disk.
+        """Prepare to join. Nothing changes on disk.
 
         Args:
             run: Run to join.
-            process: Id of the process.
-            parent: Id of the parent process, if it belongs to the run; else None.
+            process: ID of the process.
+            parent: ID of the parent process, if it belongs to the run; else None.
         """
         self._run = run
         self._process = process
@@ -158,17 +158,16 @@ class Joining:
         return membership
 
     def join_parent(self, parent: Membership, has_agent: Callable[[], bool]) -> Membership | None:
-        """Join a forked child where its parent joined, without reading the disk.
+        """Make a forked child join its parent's directory, without reading the disk.
 
         The parent's agent finds every ring in shared memory.
 
         Args:
             parent: Membership of the parent.
-            has_agent: Function that returns whether an agent is running and cannot end because the parent is still
-                recording.
+            has_agent: Function that returns whether an agent is running that cannot end while the parent is recording.
 
         Returns:
-            The child's membership, or None if the rings are not in shared memory or no agent may be running.
+            The child's membership, or None if the rings are not in shared memory or an agent may not be running.
         """
         if parent.directory.memory_lock is None or not has_agent():
             return None
@@ -189,13 +188,13 @@ class Joining:
         return membership
 
     def _join_in_time(self, settings: Settings) -> Membership:
-        """Join in `settings.directory`; raise TimeoutError (an OSError) if the disk takes too long."""
+        """Join in `settings.directory`; raise TimeoutError (an OSError) if the disk takes too long to respond."""
         if not answers(settings.directory, _JOIN_TIMEOUT):
             raise TimeoutError(f"it did not respond within {_JOIN_TIMEOUT:.0f} s")
         return within(_JOIN_TIMEOUT, lambda late: self._join(settings, late), Membership.leave)
 
     def _join_in_memory(self, reason: OSError) -> Membership:
-        """Join in a folder in memory; raise `reason` if the failed directory already is such a folder."""
+        """Join in a folder in memory; raise `reason` if the directory that failed already is such a folder."""
         settings = self._run.settings
 
         def join(settings: Settings, late: threading.Event) -> Membership:
@@ -233,7 +232,7 @@ class Joining:
         run = self._run
         if self._parent is not None:  # children belong to their parent's attempt
             return settings.attempt or 1, run.basis
-        if settings.run_id is None:  # no later run can have the same random id
+        if settings.run_id is None:  # no later run can have the same random ID
             return settings.attempt or 1, ""
         ranks = describe_rank()
         member = Member(self._process, ranks.get(RANK), ranks.get(WORLD_SIZE), describe_launch(os.environ))
@@ -258,7 +257,7 @@ class Joining:
     def _create_ring(
         self, directory: RunDirectory, settings: Settings, metadata: Mapping[str, Any], folders: Sequence[Path]
     ) -> RingFile:
-        """Create the ring in the first folder where it can be mapped, or a smaller ring if large files are refused."""
+        """Create the ring in the first folder where it can be mapped, or a smaller ring if the file is too large."""
         size = settings.buffer_bytes if self._parent is None else min(settings.buffer_bytes, _CHILD_BUFFER_BYTES)
         errors: list[OSError | RingError] = []
         for buffer_bytes in dict.fromkeys([size, min(size, _CHILD_BUFFER_BYTES)]):

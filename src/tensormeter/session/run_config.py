@@ -20,7 +20,7 @@ _MOST_NAMED: Final = 10
 """Maximum number of faults that one warning lists."""
 
 _MOST_REMEMBERED: Final = 1000
-"""Maximum number of faults that are remembered to avoid repeated warnings."""
+"""Maximum number of faults to remember, so that warnings about them are not repeated."""
 
 
 def as_json(config: Mapping[str, Any], warned: set[str] | None = None) -> dict[str, Any]:
@@ -30,8 +30,7 @@ def as_json(config: Mapping[str, Any], warned: set[str] | None = None) -> dict[s
 
     Args:
         config: Configuration to convert. Values that JSON cannot represent are converted with `str`.
-        warned: Faults that earlier calls have already warned about, to which new ones are added; None if there were no
-            earlier calls.
+        warned: Faults that earlier calls have warned about. New faults are added. None if there were no earlier calls.
 
     Raises:
         SettingsError: `config` is not a mapping.

@@ -26,10 +26,10 @@ __all__ = ["FlushRequest", "RunProcess"]
 logger: Final = get_logger()
 
 _POLL_INTERVAL: Final = 0.01
-"""Interval in seconds at which a process that waits for delivery checks the ring's header."""
+"""Interval, in seconds, between checks of the ring's header while a process waits for delivery."""
 
 _PULSE_AGE: Final = 2.0
-"""Age of the agent's last pulse, in seconds, above which a forked child does not rely on it (normally 0.25 s)."""
+"""Age of the last pulse, in seconds, above which a forked child does not rely on the agent (normally 0.25 s)."""
 
 _ROW_DICTIONARY_SHARE: Final = 1 / 4
 """Fraction of the ring's dictionary that configuration updates leave free for rows."""
@@ -41,7 +41,7 @@ _LONGEST_NAME: Final = 100
 """Maximum length of a name in such a warning, in characters."""
 
 _MOST_LEFT_OUT: Final = 50
-"""Maximum number of omitted configuration values that are named. Further values are only counted."""
+"""Maximum number of omitted configuration values whose names are remembered. Further values are only counted."""
 
 
 class FlushRequest(NamedTuple):
@@ -49,8 +49,8 @@ class FlushRequest(NamedTuple):
 
     Attributes:
         number: Number of the request in the ring's header.
-        positions: Position that each lane had reached at the time of the request.
-        rejected: Numbers of items that receivers had refused before the request.
+        positions: Position of each lane at the time of the request.
+        rejected: Numbers of refused items that had been quarantined and lost at the time of the request.
     """
 
     number: int
@@ -62,8 +62,8 @@ class RunProcess:
     """One process of a run, from construction until `finish`.
 
     Attributes:
-        id: Globally unique id, sent as the resource's `service.instance.id`.
-        parent: Id of the parent process, if it belongs to the run; else None. A child does not determine the run's
+        id: Globally unique ID, sent as the resource's `service.instance.id`.
+        parent: ID of the parent process, if it belongs to the run; else None. A child does not determine the run's
             final state and does not wait for delivery.
         attempt: Number of the attempt, from 1. The agent may correct it before delivery.
         basis: Source of the attempt number; "" if the agent does not need to check it.
@@ -131,7 +131,7 @@ class RunProcess:
 
     @property
     def is_this(self) -> bool:
-        """Whether this object was created in the current process, not in the parent before a fork."""
+        """Whether the current process created this object, rather than its parent before a fork."""
         return self._pid == os.getpid()
 
     def describe(self, run: RunIdentity) -> None:
@@ -179,22 +179,22 @@ class RunProcess:
         )
 
     def request_flush(self) -> "FlushRequest":
-        """Ask the agent to deliver everything recorded so far, without waiting for `schedule_delay`. Does not block."""
+        """Ask the agent to deliver all recorded data now, without waiting for `schedule_delay`. Does not block."""
         with self._flushing:
             positions = self.recorder.positions
             return FlushRequest(self.ring.request_flush(positions), positions, self._rejected())
 
     def wait_for_flush(self, request: "FlushRequest", timeout: float) -> bool:
-        """Wait until everything recorded before a flush request is delivered, or written to disk in an offline run.
+        """Wait until all data recorded before a flush request is delivered, or written to disk in an offline run.
 
         Args:
             request: Result of `request_flush`.
             timeout: Maximum time to wait in seconds. The agent continues the flush afterwards.
 
         Returns:
-            Whether everything was delivered and receivers refused nothing. The result is False immediately if no agent
-            delivers this run or the receiver is unreachable, and in a child that has finished, because the agent no
-            longer reports to it.
+            Whether all data was delivered and receivers refused nothing. The method returns False immediately if no
+            agent delivers this run, if the receiver is unreachable, or in a child that has finished, because the agent
+            no longer reports to it.
         """
         words = self.ring.words
         if self._settings.agent == "off":
@@ -266,7 +266,7 @@ class RunProcess:
             reap_agents()
 
     def _tend(self) -> None:
-        """Check the agent and sample the runtime's metrics, as log calls do regularly."""
+        """Check the agent and sample the runtime's metrics. Log calls do this regularly."""
         self._monitor.check()
         self._runtime_metrics.beat()
 

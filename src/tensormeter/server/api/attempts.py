@@ -52,7 +52,7 @@ class AttemptsApi:
 
 
 def _members(store: Store, ref: RunRef, *, resume: bool) -> dict[str, KnownMember]:
-    """Return the training processes of a run by id. The result is empty if the run does not exist."""
+    """Return the training processes of a run by ID. The result is empty if the run does not exist."""
     try:
         running = store.run(ref).state == "running"
         processes = store.processes(ref)

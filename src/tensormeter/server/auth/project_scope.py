@@ -62,7 +62,7 @@ class Stores:
 class ProjectStore:
     """A `Store` limited to a single project. Runs of other projects are not found, and data for them is refused.
 
-    Batch ids are scoped to the project: the same id in another project, or from a sender with access to all projects,
+    Batch IDs are scoped to the project: the same ID in another project, or from a sender with access to all projects,
     identifies another batch.
     """
 
@@ -200,9 +200,9 @@ class ProjectStore:
 
     @contextmanager
     def _batch(self, batch_id: str | None) -> Iterator[str | None]:
-        """Yield the id under which the store keeps this project's batch. It differs from all ids of other projects.
+        """Yield the ID under which the store keeps this project's batch. It differs from all IDs of other projects.
 
-        Batch ids come from headers, which contain no line breaks, so each pair of id and project yields a different
+        Batch IDs come from headers, which contain no line breaks, so each pair of ID and project yields a different
         text.
         """
         try:

@@ -94,7 +94,7 @@ class TokenFile:
         return latest
 
     def tokens(self) -> dict[str, Token] | None:
-        """Return the current tokens by id, or None if there is no file. The file is read only if it has changed.
+        """Return the current tokens by ID, or None if there is no file. The file is read only if it has changed.
 
         Raises:
             StoreError: The file exists but cannot be read.
@@ -172,10 +172,10 @@ class TokenFile:
         return token, text
 
     def revoke(self, selector: str) -> Token:
-        """Revoke the token with this name or id. A running server refuses it from now on.
+        """Revoke the token with this name or ID. A running server refuses it from now on.
 
         Raises:
-            UsageError: No token has this name or id.
+            UsageError: No token has this name or ID.
             StoreError: The file cannot be read or written.
         """
         with self._changing() as tokens:
