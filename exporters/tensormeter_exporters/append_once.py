@@ -1,10 +1,10 @@
 """A writer that appends each request to files exactly once.
 
-Before a request is appended, its ID and the length of each file before and after it are written to a small state file.
-If the writer is killed before it acknowledges the request, the request is retried, and its earlier copy is removed
-first. An incomplete request at the end of a file is detected and truncated.
+Before a request is appended, its ID and the length of each file before and after the append are written to a small
+state file. If the writer is killed before the request is acknowledged, the request is retried after its earlier copy is
+removed. An incomplete request at the end of a file is detected and removed.
 
-Killing the process loses nothing; a power failure can lose the latest requests.
+If the process is killed, no data is lost. A power failure can lose the latest requests.
 
 The state file may come from another machine or another user. Therefore, only files in the folder that this process
 writes to are accepted, and only if their name contains the state's `writer`.
@@ -31,7 +31,7 @@ _WRITER: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class AppendOnce:
-    """Writer of requests to files. Used by one thread of one process; calls block while they access the disk.
+    """Writer of requests to files. Not thread-safe. Calls block while they access the disk.
 
     Attributes:
         writer: Unique name for the files of this spool, stored in the state file. It must be part of each file's name;
@@ -73,13 +73,13 @@ class AppendOnce:
                 file.write(data)
 
     def size(self, request_id: str, path: Path) -> int:
-        """Return the length of a file without this request."""
+        """Return the length of a file, in bytes, without this request."""
         if request_id == self._id and path in self._files:
             return self._files[path][0]
         return path.stat().st_size if path.exists() else 0
 
     def _undo(self, *, whole: bool) -> None:
-        """Remove the last request from the files: unconditionally if `whole`, otherwise only if it is incomplete."""
+        """Remove the last request from the files if it is incomplete. With `whole`, also remove a complete request."""
         for path, (before, after) in self._files.items():
             size = path.stat().st_size if path.exists() else 0
             if before < size and (whole or size < after):

@@ -1,9 +1,9 @@
 """The `experiment` destination: the experiment server, over OTLP/HTTP with Protobuf and gzip.
 
-Any OTLP/HTTP receiver understands these requests. The experiment server deduplicates them by the header
-`Tensormeter-Batch-Id`. Its response contains `Tensormeter-Commit`, the number of the request, and
-`Tensormeter-Durable`, the number up to which all requests have been synced to its disk. Responses of other servers lack
-these headers, so those servers do not report durability.
+Any OTLP/HTTP receiver accepts these requests. The experiment server deduplicates them by the header
+`Tensormeter-Batch-Id`. Its response contains the headers `Tensormeter-Commit`, the number of the request, and
+`Tensormeter-Durable`, the number up to which all requests have been synced to its disk. Other servers do not send these
+headers, so their durability is unknown.
 
 If the endpoint comes from `OTEL_EXPORTER_OTLP_ENDPOINT`, the other OTLP exporter variables apply too: headers,
 per-signal endpoints, compression, timeouts, certificates, and the protocol, which may be gRPC.
@@ -50,23 +50,23 @@ _HEADERS: Final = ("tensormeter-commit", "tensormeter-durable")
 _POSITION: Final = re.compile(r"([0-9A-Za-z]{1,64})-([0-9]{1,18})", re.ASCII)
 _DURABLE_PATH: Final = "/api/v1/durable"
 
-# Statuses that indicate a server other than an experiment server, or a proxy that forwards only OTLP.
+# Statuses that come from a server other than an experiment server, or from a proxy that forwards only OTLP.
 _NOT_THERE: Final = frozenset({404, 405, 410})
 
 
 _BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
-"""Statuses of temporary errors."""
+"""Statuses of temporary errors, after which `ask_attempt` asks again."""
 
 _MOST_STEPS: Final = 1 << 62
 
 _MOST_QUESTIONS: Final = 10
-"""Maximum number of retries after such a response. The receiver may accept requests nevertheless."""
+"""Maximum number of such retries. A receiver that always returns such a status may still accept data."""
 
 
 class ExperimentExporter:
     """See `tensormeter.exporter.Exporter` for the contract.
 
-    Redirects are not followed, so that the token is sent to no other server.
+    Redirects are not followed, because they would send the token to another server.
     """
 
     independent_signals: Final = True
@@ -78,7 +78,7 @@ class ExperimentExporter:
         self._has_no_durability = False
 
     def export(self, request: Request, timeout: float | None = None) -> Outcome:
-        """Implement the contract. `timeout` can shorten this call."""
+        """Implement the contract. `timeout`, in seconds, can shorten this call."""
         target, route = self._targets[request.signal], self._routes[request.signal]
         if not isinstance(route, OtlpPost):
             return route.export(request)
@@ -128,7 +128,7 @@ class ExperimentExporter:
         return not self._has_no_durability and self._targets[signal].endpoint.endswith(_path(signal))
 
     def ask_attempt(self, question: AttemptQuestion) -> AttemptNumber | Retry | Unauthorized | None:
-        """Implement the contract. Other OTLP receivers do not support the question and assign no numbers."""
+        """Implement the contract. OTLP receivers other than the experiment server do not assign attempt numbers."""
         signal, target = next(iter(self._targets.items()))
         route, url = self._routes[signal], _attempt_url(target, signal, question)
         if not isinstance(route, OtlpPost) or not url:
@@ -144,7 +144,7 @@ class ExperimentExporter:
         return _attempt_number(answer.body) if answer.ok else None
 
     def abort(self) -> None:
-        """Abort an `export` call on another thread, which then returns `Retry`."""
+        """Abort an `export` call on another thread. That call then returns `Retry`."""
         for route in self._routes.values():
             if isinstance(route, OtlpPost):
                 route.abort()
@@ -184,7 +184,7 @@ def _read_document(body: bytes) -> Durability | None:
 
 
 def _attempt_url(target: OtlpTarget, signal: Signal, question: AttemptQuestion) -> str:
-    """Return the URL at which an experiment server assigns attempt numbers, or "" if there cannot be one."""
+    """Return the URL at which the experiment server assigns attempt numbers, or "" if it cannot be derived."""
     parts = urlsplit(target.endpoint)
     path = parts.path.removesuffix(f"/v1/{signal}")
     if parts.scheme not in ("http", "https") or path == parts.path:

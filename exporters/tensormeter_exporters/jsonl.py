@@ -27,7 +27,7 @@ class JsonLinesExporter(FileExporter):
 
     Options:
         directory: Folder for the files. Default: `otlp` in the user's data directory, accessible only to this user.
-        max_bytes: Size of a file in bytes at which a new file is started.
+        max_bytes: Maximum size of a file in bytes, unless a single request is larger. Default: 64 MiB.
     """
 
     def __init__(self, config: ExporterConfig) -> None:

@@ -50,7 +50,7 @@ _TAKES_NO_SUM: Final = ("opentelemetry.exporter.otlp.", "opentelemetry.sdk.", "t
 
 
 class OTelExporter(DecodingExporter):
-    """See `tensormeter.exporter.Exporter` for the contract. It has no options."""
+    """See `tensormeter.exporter.Exporter` for the contract. There are no options."""
 
     def __init__(self, config: ExporterConfig) -> None:
         config.options_or()

@@ -1,7 +1,7 @@
-"""Decoder for destinations that do not use OTLP. It converts requests to series with steps and to events.
+"""Decoder for destinations that do not use OTLP. It converts requests to events and to series with steps.
 
 The step of a point is the value of the gauge `tensormeter.step` from the same process at the same time. Points and
-steps are joined as in the server. Rows are never split across requests, so the gauge is always in the same request.
+steps are joined as in the server. Rows are never split across requests, so each row's gauge is in the same request.
 """
 
 from collections import Counter
@@ -67,7 +67,7 @@ class ProcessRef:
 
     @classmethod
     def of(cls, resource: Mapping[str, Attribute]) -> "ProcessRef":
-        """Create from a resource. Every instance of other software counts as a run."""
+        """Create a reference from a resource. For other software, each service instance counts as a run."""
         process = str(resource.get(SERVICE_INSTANCE_ID) or "unknown")
         run = str(resource.get(RUN_ID) or process)
         return cls(
@@ -85,8 +85,8 @@ class SteppedSeries:
     Attributes:
         sender: Process that sent the data.
         series: Points of the series.
-        steps: Step of each point, int64, shape (n,). Points without a step, such as those of sensors, have the Unix
-            time in seconds, which needs no state and stays the same when a request is retried.
+        steps: Step of each point, int64, shape (n,). For points without a step, such as those of sensors, the Unix time
+            in seconds, which needs no state and stays the same when a request is retried.
         stepped: Whether each point has a step, bool, shape (n,).
     """
 
@@ -104,7 +104,7 @@ class SteppedSeries:
 
     @property
     def identity(self) -> str:
-        """Text that identifies the series within its process; the plain name if that is sufficient."""
+        """Identifier of the series within its process; the plain name if that is sufficient."""
         series = self.series
         scope = [] if series.scope.name in ("", SCOPE.name) else [series.scope.name, series.scope.version]
         if not series.attributes and not scope:
@@ -132,7 +132,7 @@ class RunEvent:
 
     @property
     def axis_step(self) -> int:
-        """Step, or the Unix time in seconds if there is none, like the steps of points."""
+        """Step, or the Unix time in seconds if there is no step, as for points."""
         return self.event.time // _NANOSECONDS if self.step is None else self.step
 
     @property
@@ -149,7 +149,7 @@ class Scalars:
         name: Name of the series, with a suffix such as `/mean` if its points are not numbers.
         values: Numbers, float64 or int64, shape (n,).
         part: Suffix of the name, such as `/mean`, or "".
-        statistic: Whether NaN stands for a missing value.
+        statistic: Whether the numbers are statistics, in which NaN means a missing value.
     """
 
     name: str
@@ -197,7 +197,7 @@ def read_events(request: Request) -> list[RunEvent]:
                 try:
                     media, step = media_of(event) or (None, None)
                     run_events.append(RunEvent(sender, event, media, step))
-                except Exception as error:  # of any type, so that only this event is lost
+                except Exception as error:  # any exception, so that only this event is lost
                     run_events.append(RunEvent(sender, event, error=f"{event.name}: {error}"))
     return run_events
 
@@ -221,10 +221,10 @@ def scalars(stepped: SteppedSeries) -> Iterator[Scalars]:
 
 
 def bucket_edges(series: Distribution, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return one distribution as finite, increasing edges, shape (k + 1,), and counts, shape (k,).
+    """Return one distribution as finite, increasing edges of shape (k + 1,), and counts of shape (k,).
 
-    Open-ended buckets extend to the minimum and maximum. If these are unknown, such a bucket is as wide as the average
-    bucket. Empty open-ended buckets are omitted. Zeros of exponential histograms have a separate bucket; see
+    Open-ended buckets extend to the minimum and maximum. If these are unknown, an open-ended bucket is as wide as the
+    average bucket. Empty open-ended buckets are omitted. Zeros of exponential histograms have a separate bucket; see
     `explicit_buckets`.
     """
     if isinstance(series, Histogram):
@@ -248,7 +248,7 @@ def bucket_edges(series: Distribution, index: int) -> tuple[NDArray[np.float64],
 def flatten(config: Mapping[str, object]) -> dict[str, object]:
     """Flatten nested mappings, and join their keys with dots.
 
-    In `{"a.b": 1, "a": {"b": 2}}` the first key gets a suffix.
+    If a key already contains dots and equals a joined key, as in `{"a.b": 1, "a": {"b": 2}}`, it gets a suffix.
     """
     leaves = list(_leaves(config, ()))
     paths = Counter(".".join(path) for path, _ in leaves)
@@ -301,7 +301,7 @@ def _join(
 def _closed(
     bounds: Sequence[float], counts: Sequence[int], low: float, high: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Replace open ends of buckets with finite edges, and return the edges and counts.
+    """Replace the infinite ends of the outer buckets with finite edges, and return the edges and counts.
 
     `low` and `high` are the minimum and maximum, or NaN if they are unknown.
     """
@@ -309,7 +309,7 @@ def _closed(
         low, high = (low, high) if low < high else (-1.0, 1.0)
         return np.array([low, high]), np.array(counts, np.float64)
     width = (bounds[-1] - bounds[0]) / len(bounds) or 1.0
-    # As in Prometheus, a first bucket that ends at 0 is taken to contain zeros if the minimum is unknown.
+    # As in Prometheus, if the minimum is unknown, a first bucket that ends at 0 is assumed to contain zeros.
     below = float(np.nextafter(0.0, -1.0)) if bounds[0] == 0 else bounds[0] - width
     edges, kept = list(bounds), list(counts)
     if len(edges) > 1 and not kept[0]:

@@ -1,4 +1,4 @@
-"""Counter of items that a destination refuses while it stores the rest of the request."""
+"""Counter for items that a destination refuses while it stores the rest of the request."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -60,7 +60,7 @@ class RefusedItems:
             what: Name of the item for messages.
 
         Raises:
-            Exception: The block raised a temporary exception.
+            Exception: The block raised a temporary exception, which is passed on.
         """
         try:
             yield
@@ -75,10 +75,10 @@ class RefusedItems:
         return "; ".join(self._reasons) + ("; and more" if self._more else "")
 
     def outcome(self, stored: int) -> Outcome:
-        """Return the outcome of the request, normally `Accepted` without the refused items.
+        """Return the outcome of the request, normally `Accepted` with the number of refused items.
 
         If many items were refused and none was stored, the items are unlikely to be the cause. The outcome is then
-        `Rejected`, so that the request is kept and can be sent again.
+        `Rejected`, so that delivery quarantines the request and users can send it again.
 
         Args:
             stored: Number of stored items.

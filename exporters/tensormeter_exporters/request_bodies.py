@@ -1,4 +1,4 @@
-"""Decompression of request bodies. Any damage raises an `EncodingError`."""
+"""Decompression of request bodies. Damaged bodies raise an `EncodingError`."""
 
 import gzip
 import io
@@ -12,7 +12,7 @@ from tensormeter.exporter import Request
 __all__ = ["decoding", "decompress"]
 
 _LARGEST: Final = 1 << 30
-"""Maximum size of a decompressed body in bytes. It is far above the agent's requests and limits malicious ones."""
+"""Maximum size of a decompressed body in bytes, far above that of the agent's requests. It limits malicious requests."""
 
 
 def decompress(request: Request) -> bytes:
@@ -35,9 +35,9 @@ def decompress(request: Request) -> bytes:
 def decoding(request: Request) -> Iterator[None]:
     """Convert exceptions raised by a decoder to an `EncodingError`.
 
-    For a damaged body, decompressors, Protobuf and the code that reads their results raise many exceptions:
-    BadGzipFile, EOFError, zlib.error, DecodeError, UnicodeDecodeError, OverflowError and others. All of them mean that
-    the body can never be decoded.
+    For a damaged body, decompressors, Protobuf and the code that reads their results raise many types of exceptions:
+    BadGzipFile, EOFError, zlib.error, DecodeError, UnicodeDecodeError, OverflowError and others. A body that causes any
+    of them can never be decoded.
     """
     try:
         yield

@@ -2,8 +2,8 @@
 
 Each process has its own folder, DIRECTORY/PROJECT/RUN/PROCESS, which TensorBoard shows as a run. The files are written
 with TensorBoard's own record writer and messages, without TensorFlow or torch. TensorBoard stores scalars in single
-precision. Retried requests are written only once; see `append_once`. Any text is a valid tag, except `config`, `state`
-and `alerts`, which are reserved for texts from tensormeter.
+precision. A retried request is written only once; see `append_once`. Any string is a valid tag, except `config`,
+`state` and `alerts`, which are reserved for tensormeter's own texts.
 """
 
 import io
@@ -52,7 +52,7 @@ _FILE_VERSION: Final = "brain.Event:2"
 _SMALLEST: Final = float(np.finfo(np.float32).tiny)
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _MAX_ROWS: Final = 1000
-"""Maximum number of table rows, because TensorBoard renders the text in the browser."""
+"""Maximum number of rows in a table. TensorBoard renders tables as text in the browser."""
 
 
 class TensorBoardExporter(FileExporter):

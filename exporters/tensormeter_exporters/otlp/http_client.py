@@ -147,7 +147,7 @@ class _Connections:
             timer.cancel()
 
     def _expire(self, call: int) -> None:
-        if call == self._call:  # otherwise, that call has ended and another one has begun
+        if call == self._call:  # otherwise, that call has ended and a new one has begun
             self.expire()
 
     def expire(self) -> None:

@@ -4,9 +4,9 @@ Each process has one W&B run, grouped by the run. Steps are stored in the histor
 the default x-axis, because W&B's own step counter cannot decrease.
 
 Each request is logged once, even if it is retried or the agent is killed while logging it; see `journal`. The next
-agent waits for files that the killed agent's wandb is still writing. Only alerts may be repeated.
+agent waits while the killed agent's wandb process is still writing files. Only alerts may be repeated.
 
-Items that wandb cannot write, such as invalid images or reserved keys, are refused or renamed individually. The rest of
+Items that wandb cannot write, such as invalid images or reserved keys, are individually refused or renamed. The rest of
 the row, table or configuration is written.
 """
 
@@ -58,23 +58,20 @@ logger: Final = get_logger("tensormeter.agent")
 
 STEP: Final = "tensormeter/step"
 _LOOK: Final = 0.1
-"""Seconds between checks whether a process is still writing a file."""
+"""Interval, in seconds, between checks whether a process is still writing a file."""
 
 _MAX_BINS: Final = 512
 _MAX_TAG: Final = 64
 _MAX_TITLE: Final = 63
 _SHORTEST_WAIT: Final = timedelta(milliseconds=1)
-"""Minimum interval between alerts with the same title.
-
-W&B silently drops alerts that follow sooner.
-"""
+"""`wait_duration` of alerts, within which W&B silently drops further alerts with the same title."""
 
 _MAX_ROWS: Final = 200_000
 _MAX_NAME: Final = 128
 _MAX_ID: Final = 64
 _MAX_ARTIFACT: Final = 128
 _CHECKSUM: Final = 7
-"""Number of characters that W&B appends to an artifact's name when it replaces characters in that name."""
+"""Number of characters that W&B appends to an artifact's name if it replaces characters in the name."""
 
 _NANOSECONDS: Final = 1e9
 _RESERVED: Final = frozenset({STEP, "_step", "_timestamp", "_runtime", "_wandb"})
@@ -86,14 +83,14 @@ _PICTURE_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;1
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
 _DRIVE: Final = re.compile(r"^([^/]):")
-"""Drive of a Windows path. W&B refuses paths with a drive, and since Python 3.12 any character counts as one."""
+"""Drive of a Windows path. W&B refuses paths with a drive. Since Python 3.12, any character counts as a drive letter."""
 
 _Row = tuple[ProcessRef, str, Callable[[], dict[str, Any]]]
-"""Sender of a row, its name for messages, and a function that creates the row when it is logged."""
+"""Sender of a row, the row's name for messages, and a function that creates the row when it is logged."""
 
 
 class _Unavailable(Exception):  # noqa: N818 - a temporary state
-    """wandb cannot start a run, or has ended."""
+    """wandb cannot start a run, or its process has ended."""
 
 
 class WandbExporter(DecodingExporter):
@@ -125,9 +122,9 @@ class WandbExporter(DecodingExporter):
         self._files: dict[str, WandbFile] = {}
         self._logged: dict[str, int] = {}
         self._lost = False
-        """Whether wandb's own process has died before it wrote all rows."""
+        """Whether wandb's own process died before it wrote all rows."""
         self._refused: dict[str, RefusedItems] = {}
-        """Refused items of requests that an earlier agent began, by request ID."""
+        """Refused items, by request ID, of requests that an earlier agent began to log."""
         self._look_back()
 
     def deliver(self, request: Request) -> Outcome:
@@ -161,7 +158,7 @@ class WandbExporter(DecodingExporter):
         return outcome
 
     def shutdown(self) -> None:
-        """Close the files. Unfinished runs remain resumable, so that another agent can continue them."""
+        """Close the files. Unfinished runs remain resumable, so another agent can continue them."""
         finished = set()
         for process, run in self._runs.items():
             try:
@@ -173,7 +170,7 @@ class WandbExporter(DecodingExporter):
         self._runs.clear()
 
     def _start_again(self) -> None:
-        """Continue with a new wandb process, as another agent would, and log unwritten rows again."""
+        """Start a new wandb process, as another agent would, and log unwritten rows again."""
         _tear_down()
         self._runs.clear()
         self._logged.clear()
@@ -184,7 +181,7 @@ class WandbExporter(DecodingExporter):
         return Path(self._options["directory"]).expanduser().absolute()
 
     def _look_back(self) -> None:
-        """Log the rows that an earlier agent's wandb did not write."""
+        """Log the rows that an earlier agent's wandb process did not write."""
         deadline = time.monotonic() + self._timeout
         processes = {process for entry in self._journal.entries for process in entry.rows}
         for process in processes & self._journal.files.keys():
@@ -213,7 +210,7 @@ class WandbExporter(DecodingExporter):
             self._refused[entry.id] = refused
 
     def _go_on(self, senders: set[ProcessRef]) -> None:
-        """For processes that are not in the journal, continue after the last step in their files.
+        """Continue processes that are not in the journal after the last step in their files.
 
         W&B steps cannot decrease.
         """
@@ -225,7 +222,7 @@ class WandbExporter(DecodingExporter):
                 self._journal.go_on(sender.process, max((file.last_step for file in files), default=-1))
 
     def _contents(self, request: Request, refused: RefusedItems) -> tuple[list[RunEvent], list[_Row], dict[str, int]]:
-        """Return the events and rows of a request, and its number of rows per process.
+        """Return the events and rows of a request, and the number of rows per process.
 
         Raises:
             EncodingError: The body cannot be decoded.
@@ -268,7 +265,7 @@ class WandbExporter(DecodingExporter):
                 yield run_event.sender, what, partial(_media_row, run_event, run_event.media, names, refused, what)
 
     def _media_names(self, sender: ProcessRef) -> ChangedNames:
-        """Return the names of media. W&B combines the run's ID and the key into an artifact name."""
+        """Return the converter for media names. W&B combines the run's ID and the key to an artifact name."""
         room = _MAX_ARTIFACT - _CHECKSUM - len(f"run-{_run_id(sender)}-")
         if room not in self._media_keys:
             rule = f"W&B uses keys as file paths, with at most {room} bytes here"
@@ -330,7 +327,7 @@ class WandbExporter(DecodingExporter):
         return False
 
     def _written(self, process: str) -> int:
-        """Return the last W&B step of a process in its files, as far as they have been read."""
+        """Return the last W&B step of a process found in its files so far."""
         file = self._files.get(process)
         return max(self._journal.written.get(process, -1), -1 if file is None else file.last_step)
 
@@ -344,14 +341,14 @@ class WandbExporter(DecodingExporter):
         if sender.process not in self._runs:
             try:
                 self._begin(sender)
-            except Exception as error:  # of any type, because a request cannot be the cause
+            except Exception as error:  # any exception, because the request cannot be the cause
                 if _is_of_service(error):
                     _tear_down()
                 raise _Unavailable(f"cannot start a run ({type(error).__name__}: {error})") from error
         return self._runs[sender.process]
 
     def _begin(self, sender: ProcessRef) -> None:
-        """Start or resume a W&B run. wandb must not touch the training process's console, signals or machine."""
+        """Start or resume a W&B run. wandb must not affect the training process or record the agent's machine."""
         directory = self._directory()
         directory.mkdir(parents=True, exist_ok=True)
         self._runs[sender.process] = run = wandb.init(
@@ -459,7 +456,7 @@ def _media_row(
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], refused: RefusedItems, what: str) -> wandb.Table:
-    """Return a table with one type per column, or with mixed types for a column that has several."""
+    """Create a table. A column with values of several types gets a mixed type."""
     if len(rows) > _MAX_ROWS:
         refused.add(f"{what} has {len(rows)} rows, but W&B's limit is {_MAX_ROWS}; the remaining rows were left out")
     cells = [
@@ -497,7 +494,7 @@ def _distinct(columns: Sequence[str]) -> list[str | int]:
 
 
 def _writer_of(path: Path) -> int | None:
-    """Return the ID of a process that has this file open, or None if no such process is visible."""
+    """Return the PID of a process that has this file open, or None if no such process is visible."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if any(file.path == os.fspath(path) for file in process.open_files()):
@@ -506,7 +503,7 @@ def _writer_of(path: Path) -> int | None:
 
 
 def _histogram(series: Distribution, index: int) -> wandb.Histogram:
-    """Return a histogram within W&B's bin limit. Adjacent bins are merged, which keeps the counts exact."""
+    """Create a histogram within W&B's bin limit. Merging adjacent bins keeps the counts exact."""
     edges, counts = bucket_edges(series, index)
     merge = -(-len(counts) // _MAX_BINS)
     starts = np.arange(0, len(counts), merge)

@@ -1,9 +1,9 @@
-"""A journal of requests that were logged to W&B and may not be in its files yet.
+"""A journal of requests that were logged to W&B but may not be in its files yet.
 
 wandb passes rows to a separate process, which writes its file every 15 seconds without confirmation. If the agent is
 killed, unwritten rows are lost. Therefore, the journal stores each request in the destination's folder before it is
-logged, and keeps it until its rows are found in wandb's file. It also fixes the W&B step of each row in advance. The
-next agent logs the stored rows that are not in the files.
+logged, and keeps it until its rows are found in wandb's file. The journal also fixes the W&B step of each row in
+advance. The next agent logs the stored rows that are not in the files.
 """
 
 import os
@@ -47,12 +47,12 @@ class Entry:
 
 
 class Journal:
-    """The journal, a small file that is replaced atomically, with one file per request body.
+    """The journal: a small file that is replaced atomically, and one file per request body.
 
-    Used by one thread; calls block while they access the disk.
+    Not thread-safe. Calls block while they access the disk.
 
     Attributes:
-        accepted: ID of the last request that was logged except for refused items.
+        accepted: ID of the last request that was logged, perhaps without refused items.
         refused: Number of refused items in that request, and the reason.
         entries: Requests that may not be in wandb's files yet, in order.
         files: Current or last wandb file, by process.
@@ -78,7 +78,7 @@ class Journal:
         self._number = int(document["number"])
 
     def begin(self, request: Request, rows: Mapping[str, int]) -> Entry:
-        """Store a request before any of it is logged. Storing it again changes nothing.
+        """Store a request before any part of it is logged. Storing it again changes nothing.
 
         Args:
             request: Request to store.
@@ -103,11 +103,11 @@ class Journal:
         return process in self._next
 
     def go_on(self, process: str, written: int) -> None:
-        """Continue the rows of a process after a step."""
+        """Set the last W&B step of a process. Its next row gets the step after it."""
         self._next[process] = written + 1
 
     def accept(self, entry: Entry, refused: int = 0, reason: str = "") -> None:
-        """Record that a request has been logged except for refused items."""
+        """Record that a request has been logged, except for `refused` items."""
         self.accepted = entry.id
         self.refused = refused, reason
         self._save()
@@ -121,7 +121,7 @@ class Journal:
 
     @staticmethod
     def set_aside(folder: Path | None) -> Path | None:
-        """Rename the journal's file, so that a new journal begins. Return the new path."""
+        """Rename the journal's file, so that a new journal can begin. Return the new path."""
         if folder is None:
             return None
         aside = folder / f"{_STATE}.damaged"

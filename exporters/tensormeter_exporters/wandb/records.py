@@ -1,7 +1,7 @@
-"""Reader for a run's `.wandb` file, which shows how much wandb has written.
+"""Reader for a run's `.wandb` file, which finds out how much wandb has written.
 
-The file is a log in LevelDB's format: 7 bytes, then blocks of 32 KiB with chunks of records. Each chunk has a checksum,
-a length and a type. wandb itself can read the file only in Go.
+The file is a log in LevelDB's format: a header of 7 bytes, followed by blocks of 32 KiB with chunks of records. Each
+chunk has a checksum, a length and a type. wandb's own reader is available only in Go.
 """
 
 import struct
@@ -21,7 +21,7 @@ _WHOLE, _FIRST, _LAST = 1, 2, 4
 
 
 class WandbFile:
-    """Reader of a `.wandb` file. Each call reads what was added since the last one, except for incomplete records.
+    """Reader of a `.wandb` file. Each `read` call reads the complete records that were added since the previous call.
 
     Attributes:
         path: Path of the file, which may not exist yet.

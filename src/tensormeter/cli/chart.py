@@ -67,7 +67,7 @@ def _finite(
 
 
 def _gap_positions(gaps: Sequence[int], times: Sequence[int], along: Sequence[float | None]) -> NDArray[np.float64]:
-    """Return the x value of the last point before each gap. Gaps without such a point are skipped."""
+    """Return the x value of the last point before each gap. Gaps before the first point are skipped."""
     if not gaps or not times:
         return np.empty(0)
     xs = np.array(along, np.float64)
@@ -82,7 +82,7 @@ def _thin(
     values: NDArray[np.float64],
     buckets: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Divide the points into `buckets` sections and keep the lowest and highest point of each, in order."""
+    """Divide the points into `buckets` sections, and keep each section's lowest and highest point, in order."""
     if len(xs) <= 2 * buckets:
         return xs, values
     indices: list[int] = []

@@ -1,4 +1,4 @@
-"""The checks of `tensormeter doctor`. Each function examines one thing and suggests a remedy."""
+"""The checks of `tensormeter doctor`. Each check examines one thing and suggests a remedy."""
 
 import gzip
 import os
@@ -44,8 +44,8 @@ class Finding:
     """Result of a check.
 
     Attributes:
-        state: `ok`, `warning` (works with a drawback) or `failed`.
-        summary: Readable description of the observed state.
+        state: `ok`, `warning` (works, but with a drawback) or `failed`.
+        summary: Human-readable description of the observed state.
         advice: Suggested remedy, or "".
     """
 
@@ -278,7 +278,7 @@ CHECKS: Final[list[Check]] = [shared_memory, ring, writer, gpu, agent, spool, en
 """Checks in the order in which they run.
 
 Each check receives the settings and may raise any error. The output shows its function name with its finding, or with
-the first line of its docstring if it raises.
+the first line of its docstring if it raises an error.
 """
 
 

@@ -1,4 +1,4 @@
-"""Delivery of earlier runs when `tensormeter serve` starts: the server collects the data that they left for it."""
+"""Delivery of earlier runs' data when `tensormeter serve` starts."""
 
 import threading
 
@@ -13,8 +13,8 @@ __all__ = ["deliver_waiting_runs"]
 def deliver_waiting_runs(url: str, token: str | None) -> None:
     """Start delivering earlier runs whose endpoint is `url` to the server that has just started there.
 
-    The call returns immediately; a daemon thread does the work. Data that is undelivered when the server stops remains
-    in the spools.
+    The call returns immediately; a daemon thread does the work. If data is still undelivered when the server stops, it
+    remains in the spools.
     """
     threading.Thread(target=_deliver, args=(url, token), name="tensormeter-sync", daemon=True).start()
 

@@ -46,14 +46,14 @@ def backup(target: Path, directory: Path | None) -> None:
 
 
 def store_folder(directory: Path | None) -> Path:
-    """Return the given folder, or a server's default data folder if it is None."""
+    """Return the given folder, or the server's default data folder if none is given."""
     from tensormeter.server import ServerConfig
 
     return ServerConfig().directory if directory is None else directory.expanduser().absolute()
 
 
 def need_server() -> None:
-    """Raise a UsageError that names the missing package if the server is not installed."""
+    """Check that the server is installed; if not, raise a UsageError that names the missing package."""
     try:
         import tensormeter.server  # noqa: F401
     except ModuleNotFoundError as error:

@@ -88,7 +88,7 @@ def _print_header(console: Console, run: dict[str, Any]) -> None:
 def _describe_processes(processes: list[dict[str, Any]]) -> Text:
     """Return the number of training processes, with their states if these differ within the latest attempt.
 
-    Processes without a state are agents.
+    Processes without a state are agents, which are counted only if there are no other processes.
     """
     training = [process for process in processes if process["state"] is not None] or processes
     latest = max((process["attempt"] for process in training), default=1)

@@ -204,7 +204,7 @@ def retry(run: str | None, directory: Path | None) -> None:
 
 
 def _is_written(ring: Path) -> bool:
-    """Return whether the process that writes a ring buffer is alive, or False if the ring buffer cannot be read."""
+    """Return whether the process that writes a ring buffer is alive. Return False for an unreadable ring buffer."""
     from tensormeter.ring.file import RingFile
 
     try:
@@ -218,7 +218,7 @@ def _runs(directory: Path | None) -> "list[RunDirectory]":
 
 
 def _search(directory: Path | None) -> "tuple[list[RunDirectory], bool]":
-    """Find the runs on this machine. Return them, and whether all folders could be searched."""
+    """Find the runs on this machine. Return the runs, and whether all folders could be searched."""
     from tensormeter.agent.run_directory.directory import find_runs
     from tensormeter.agent.run_directory.shared_memory import memory_directories
     from tensormeter.disk.probe import PATIENCE, answers

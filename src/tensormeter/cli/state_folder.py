@@ -1,4 +1,4 @@
-"""The type of command-line arguments that are folders of runs. Their disk may be unresponsive."""
+"""The type of command-line arguments that name folders of runs, whose disk may be unresponsive."""
 
 import os
 from pathlib import Path

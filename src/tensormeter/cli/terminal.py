@@ -8,7 +8,7 @@ __all__ = ["local_time", "number", "plain"]
 
 
 def plain(text: object) -> str:
-    """Replace control and other invisible characters, so that, for example, a metric's name cannot move the cursor.
+    """Replace control characters and other invisible characters, so that, for example, names cannot move the cursor.
 
     Pass the result to rich as `Text`, never as markup.
     """
@@ -16,14 +16,14 @@ def plain(text: object) -> str:
 
 
 def number(value: object) -> str:
-    """Format a value from the API for people. NaN and infinities arrive as strings and stay unchanged."""
+    """Format a value from the API for display. NaN and infinities, which are strings, stay unchanged."""
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.6g}"
     return plain(value)
 
 
 def local_time(nanoseconds: int) -> str:
-    """Format a time in this machine's time zone, to the second."""
+    """Format a time, given in nanoseconds since the Unix epoch, in this machine's time zone, to the second."""
     try:
         return datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""Conversion of the SDK's point objects to columns, one for each metric and attribute set."""
+"""Conversion of SDK metrics, which have one object per point, to columns, with one series per metric and attribute set."""
 
 import threading
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from tensormeter.otlp.batch import Attribute, Gauge, Scope, Sum, Temporality
 __all__ = ["Columns"]
 
 _MOST_POINTS: Final = 200_000
-"""Maximum number of points that wait to be taken, which use about 10 MB."""
+"""Maximum number of points to buffer, about 10 MB."""
 
 
 class _About(TypedDict):
@@ -35,7 +35,7 @@ class _Column:
 
 
 class Columns:
-    """Collection of samples until they are taken. One thread adds samples and another takes them."""
+    """Buffer for samples. One thread adds samples, and another takes them."""
 
     def __init__(self, most_points: int = _MOST_POINTS) -> None:
         self._lock = threading.Lock()
@@ -43,10 +43,10 @@ class Columns:
         self._most = most_points
         self.points = 0
         self.dropped = 0
-        """Number of points that were dropped because too many were waiting."""
+        """Number of points that were dropped because the buffer was full."""
 
     def add(self, data: export.MetricsData) -> None:
-        """Append the points of one sample to their series."""
+        """Append the points of one collection to their series."""
         with self._lock:
             for resource in data.resource_metrics:
                 for scope_metrics in resource.scope_metrics:
@@ -57,7 +57,7 @@ class Columns:
                                 self._append(scope, metric, point)
 
     def take(self) -> list[Gauge | Sum]:
-        """Remove and return all series collected since the last call."""
+        """Remove and return all series."""
         with self._lock:
             columns, self._columns, self.points = self._columns, {}, 0
         return [_series(column) for column in columns.values()]

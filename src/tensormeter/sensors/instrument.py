@@ -37,7 +37,7 @@ Observed = tuple[Instrument, int | float, Mapping[str, Attribute]]
 """An instrument with one of its values and the value's attributes."""
 
 Reading = tuple[str, Callable[[], Iterable[Observed]]]
-"""Readable name, and a function that reads values from the machine once.
+"""Human-readable name, and a function that reads values from the machine once.
 
 The function may raise any error; see `observe`.
 """
@@ -50,7 +50,7 @@ class AbsentError(Exception):
 class Sensor(Protocol):
     """A sensor for one part of the machine.
 
-    A single thread constructs, uses and closes it, and the sensor may block that thread.
+    A single thread constructs, uses and closes the sensor, which may block that thread.
     """
 
     @property

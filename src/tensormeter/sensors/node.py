@@ -19,14 +19,14 @@ __all__ = ["Node"]
 
 _SAMPLES_A_REQUEST: Final = 10
 _LONGEST_WAIT: Final = 30.0
-"""Maximum seconds for which points wait, so that several samples can share a request."""
+"""Maximum seconds to collect points for one request."""
 
 _FIRST_WAIT: Final = 2.0
-"""Maximum seconds to wait until every sensor has one sample. A driver may take longer to start."""
+"""Maximum seconds to wait until all sensors have taken their first sample. A driver may be slow to start."""
 
 
 class Node:
-    """Sampler of all sensors, which runs until it is stopped. A single thread uses it and is blocked only by `stop`."""
+    """Sampler of all sensors, which runs until it is stopped. One thread uses it and is never blocked, except by `stop`."""
 
     def __init__(self, resource: Mapping[str, Attribute], watch: Watch, *, interval: float, delay: float) -> None:
         """Start sampling.
@@ -56,7 +56,7 @@ class Node:
 
         Args:
             flush: Whether to return the points even if no batch is due.
-            most_points: Number of points at which a batch is due immediately.
+            most_points: Number of buffered points at which a batch is due immediately.
         """
         for sampler in self._samplers:
             sampler.report_if_stuck()
@@ -74,7 +74,7 @@ class Node:
         """Stop sampling. Points from completed samples can still be taken.
 
         Args:
-            timeout: Maximum total time to wait for samples in progress, in seconds.
+            timeout: Maximum total time, in seconds, to wait for samples in progress. Default: 0.
         """
         deadline = time.monotonic() + timeout
         for sampler in self._samplers:

@@ -53,7 +53,7 @@ class Sampler:
     The sampling thread is a daemon, so it is abandoned if it hangs in a driver.
 
     Attributes:
-        columns: Collected points, which another thread may take.
+        columns: Buffer from which another thread may take the points.
     """
 
     def __init__(self, name: str, make: Callable[[], Sensor], interval: float) -> None:
@@ -88,7 +88,7 @@ class Sampler:
         self._thread.join(timeout)
 
     def report_if_stuck(self) -> None:
-        """Log and count a reading that takes too long, once per reading."""
+        """If a reading takes too long, log and count it, once per reading."""
         since = self._busy_since
         if since is None:
             self._reported = False
@@ -187,7 +187,7 @@ class Sampler:
 
 
 def next_due(due: float, now: float, interval: float) -> float:
-    """Return the due time of the next sample, given that the last one was due at `due`.
+    """Return the time of the next sample, if the last sample was due at `due`.
 
     Missed samples are skipped rather than made up for, so that a slow driver is not read continuously.
     """

@@ -1,4 +1,4 @@
-"""Processes and folders of a run that sensors observe."""
+"""The processes and folders of a run that sensors observe."""
 
 from dataclasses import dataclass, field
 
@@ -12,8 +12,8 @@ class TrainingProcess:
     Attributes:
         id: ID of the process, sent as `service.instance.id`.
         pid: Process ID, as seen by the agent.
-        began: Unix time at which the process was already running. It distinguishes the process from a later one with
-            the same pid.
+        began: Unix time at which the process was already running. It distinguishes the process from a later process
+            with the same PID.
         visible_gpus: `CUDA_VISIBLE_DEVICES` of the process, or AMD's equivalent; None if it is not set.
     """
 
@@ -25,7 +25,7 @@ class TrainingProcess:
 
 @dataclass
 class Watch:
-    """Current targets of the sensors. The agent replaces whole tuples, so readers need no lock.
+    """Current targets of the sensors. No lock is needed, because the agent always replaces whole tuples.
 
     Attributes:
         processes: Running training processes.

@@ -1,6 +1,6 @@
 """The sensor for AMD GPUs, which uses AMD SMI (`amdsmi` from ROCm or PyPI). Without a driver, it reads nothing.
 
-It has not been run on an AMD GPU yet. Tests run amdsmi's Python code with a replacement for the native library.
+The sensor has not been run on an AMD GPU yet. Tests run amdsmi's Python code with a fake native library.
 """
 
 from collections.abc import Callable, Iterable
@@ -56,7 +56,7 @@ class AmdSensor:
 
 
 class _Gpu:
-    """A GPU. A reading that the GPU does not support is tried only once."""
+    """A GPU. An unsupported reading is tried only once."""
 
     def __init__(self, smi: Any, handle: Any, number: int, watch: "Watch") -> None:
         self._smi = smi

@@ -1,6 +1,6 @@
 """Instruments for GPUs of all vendors.
 
-Names that start with `hw.` come from the semantic conventions, which define none for the other instruments.
+Names that start with `hw.` come from the semantic conventions, which define no names for the other instruments.
 """
 
 from typing import Final
@@ -11,7 +11,7 @@ from tensormeter.sensors.instrument import Instrument, Kind
 __all__ = ["GPU_INSTRUMENTS", "Monotonic", "visible_to"]
 
 _GPU: Final = ("hw.id", "hw.name", "hw.type", "hw.parent")
-"""Attributes of a GPU: its UUID, its display number, the type `gpu`, and for a MIG device the UUID of its GPU."""
+"""Attributes of a GPU: UUID, display number, the type `gpu`, and, for a MIG device, the UUID of its GPU."""
 
 
 def _gpu(name: str, kind: Kind, unit: str, description: str, *attributes: str) -> Instrument:
@@ -154,7 +154,7 @@ def visible_to(devices: str | None, number: int, *uuids: str) -> bool:
     Args:
         devices: `CUDA_VISIBLE_DEVICES` of the process: comma-separated numbers or UUID prefixes; None allows all GPUs.
             Entries after an invalid one are ignored (CUDA C++ Programming Guide, environment variables).
-        number: Number of the GPU in bus order, which equals CUDA's order if all GPUs are the same model.
+        number: Number of the GPU in bus order, which equals CUDA's order if all GPUs are of the same model.
         uuids: UUIDs of the GPU and of its MIG devices.
     """
     if devices is None:
@@ -171,7 +171,7 @@ def visible_to(devices: str | None, number: int, *uuids: str) -> bool:
 
 
 class Monotonic:
-    """A total that only increases, computed from a driver's counter, which may wrap around or be reset."""
+    """Monotonic total of a driver's counter, which may wrap around or be reset."""
 
     def __init__(self) -> None:
         self._last = 0

@@ -238,7 +238,7 @@ class _Gpu(Device):
         ]
 
     def _fields(self, *fields: Any) -> list[float]:
-        """Return the values of NVML fields, given their numbers. Raise the error of the first field that cannot be read."""
+        """Return the values of NVML fields by number. If some cannot be read, raise the error of the first such field."""
         values = []
         for item in self.nvml.nvmlDeviceGetFieldValues(self.handle, list(fields)):
             if item.nvmlReturn != self.nvml.NVML_SUCCESS:

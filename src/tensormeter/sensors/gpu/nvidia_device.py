@@ -1,4 +1,4 @@
-"""The common part of GPUs and MIG devices: an NVML handle, and readings that are dropped if unsupported."""
+"""The base class for GPUs and MIG devices: an NVML handle, and readings that are dropped if unsupported."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -49,14 +49,14 @@ class Device:
             raise AbsentError from None
 
     def value(self, instrument: Instrument, value: float, **attributes: str | int) -> Observed:
-        """Create an observation of this device. Keyword arguments are attributes, with `__` for `.` in their names."""
+        """Create an observation of this device. Keyword arguments are attributes; `__` in a name becomes `.`."""
         more = {name.replace("__", "."): value for name, value in attributes.items()}
         return instrument, value, {**self.attributes, **more}
 
     def memory(self) -> Iterable[Observed]:
         nvml = self.nvml
         try:
-            # Version 2 excludes memory that the driver reserves for itself from the used memory.
+            # In version 2, the used memory excludes memory that the driver reserves for itself.
             info = nvml.nvmlDeviceGetMemoryInfo(self.handle, version=nvml.nvmlMemory_v2)
         except nvml.NVMLError_FunctionNotFound:
             info = nvml.nvmlDeviceGetMemoryInfo(self.handle)

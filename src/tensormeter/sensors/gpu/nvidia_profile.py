@@ -1,4 +1,4 @@
-"""Multiprocessor activity between two samples, from NVML's GPU performance monitoring (GPM; Hopper and later)."""
+"""Multiprocessor activity between two samples, read with NVML's GPU performance monitoring (GPM; Hopper and later)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -23,7 +23,7 @@ class Profile:
         """
         Args:
             nvml: Module `pynvml`.
-            take: Function that fills an allocated sample.
+            take: Function that stores the current counters in an allocated sample.
             handle: Handle of the GPU, or of the GPU that contains the MIG device.
         """
         self._nvml = nvml

@@ -1,4 +1,4 @@
-"""Control groups of this process, versions 1 and 2 (kernel documentation: admin-guide/cgroup-v1, -v2)."""
+"""Control groups of the current process, versions 1 and 2 (kernel documentation: admin-guide/cgroup-v1, -v2)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Controller:
     folders: tuple[Path, ...]
 
     def tightest(self, limit: Callable[[Path], float | None]) -> tuple[float, Path] | None:
-        """Return the lowest limit in the folders and the folder that sets it, or None if there is no limit."""
+        """Return the lowest limit of all folders, and its folder, or None if there is no limit."""
         limits = [(value, folder) for folder in self.folders if (value := limit(folder)) is not None]
         return min(limits, key=lambda item: item[0], default=None)
 
@@ -51,7 +51,7 @@ def controllers(root: Path = Path("/")) -> Mapping[str, Controller]:
 
 
 def _folders(root: Path, mounts: list[list[str]], controller: str | None, path: str) -> Iterator[Path]:
-    """Yield the folders from the group itself up to the mount point, as far as they are visible to this process."""
+    """Yield the folders from the group itself up to the mount point that are visible to this process."""
     for fields in mounts:
         dash = fields.index("-")
         kind, options = fields[dash + 1], fields[dash + 3].split(",")

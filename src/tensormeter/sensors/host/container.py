@@ -1,4 +1,4 @@
-"""CPU and memory limits that a container or job scheduler sets, if they are lower than the machine's resources."""
+"""The limits of a container or job, if they are lower than the machine's resources."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Space on the run's file systems. This is a separate sensor, because an unresponsive network file system hangs it."""
+"""Space on the run's file systems. The sensor is separate, because an unresponsive network file system hangs it."""
 
 import os
 import tempfile
@@ -67,7 +67,7 @@ class FilesystemSensor:
 
 
 def _mount_point(folder: str, mounts: Iterable[str]) -> str:
-    """Return the mount point of a folder. It is determined from the path, because a file-system query may hang."""
+    """Return the mount point of a folder. It is derived from the path, because a file-system query may hang."""
     while folder not in mounts and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
     return folder

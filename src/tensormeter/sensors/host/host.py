@@ -1,6 +1,6 @@
 """The machine's `system.*` metrics: processors, memory, swap, disks and network.
 
-Names follow the semantic conventions, and psutil reads the values.
+Names follow the semantic conventions. The values come from psutil.
 """
 
 import sys
@@ -91,24 +91,24 @@ _NETWORK_ERRORS: Final = Instrument(
 )
 
 _CPU_MODES: Final = {"irq": "interrupt", "softirq": "interrupt"}
-"""Modes whose names differ between psutil and the conventions."""
+"""Processor modes whose names differ between psutil and the semantic conventions."""
 
 _EXCLUDED_CPU_MODES: Final = frozenset({"guest", "guest_nice"})
-"""Modes whose time Linux already includes in `user` and `nice`."""
+"""Processor modes that Linux already counts as `user` and `nice`."""
 
 _SWAP_PAGE: Final = 4096
 """Page size, in bytes, that psutil uses to convert swapped pages to bytes."""
 
 _NO_DISKS: Final = ("loop", "ram", "zram", "fd", "sr")
 _NO_INTERFACES: Final = ("lo", "veth", "docker", "br-", "cali", "virbr", "tap", "ifb", "dummy")
-"""Name prefixes of virtual interfaces, which would count packets of other interfaces a second time.
+"""Name prefixes of virtual interfaces, which count other interfaces' packets again.
 
 A Kubernetes node can have hundreds of these interfaces.
 """
 
 
 class HostSensor:
-    """Sensor of the machine's metrics. A sample takes about a millisecond."""
+    """Sensor of the machine's `system.*` metrics. A sample takes about a millisecond."""
 
     name = "host"
     instruments = (

@@ -19,7 +19,7 @@ from tensormeter.sensors.targets import TrainingProcess, Watch
 __all__ = ["ProcessSensor"]
 
 _WHO: Final = ("process.pid", PROCESS_ID, PROCESS_ROLE)
-"""Pid, `service.instance.id`, and role: `trainer`, `children` (the sum over a trainer's children) or `agent`."""
+"""PID, `service.instance.id`, and role: `trainer`, `children` (the sum over a trainer's children) or `agent`."""
 
 _CPU_TIME: Final = Instrument(
     "process.cpu.time", "counter", "s", "CPU time in user and system mode.", (*_WHO, "cpu.mode")
@@ -66,18 +66,18 @@ _CHILDREN: Final = Instrument(
 )
 
 _LATE: Final = 1.0
-"""Seconds by which a process's start time may exceed `began`, because start times are rounded to clock ticks."""
+"""Seconds by which a process's start time may exceed `began`. Start times are rounded to clock ticks."""
 
 
 _Child = tuple[int, float]
-"""Pid and start time, which together identify a process."""
+"""PID and start time, which together identify a process."""
 
 
 class ProcessSensor:
     """Sensor of the agent, the training processes and their children.
 
-    The values of children are summed per training process, because one series for each worker of each epoch would be
-    too many. Summed times also include ended children that appeared in at least one sample.
+    The values of children are summed per training process, because a series for each worker of each epoch would be too
+    many. Summed times include children that have ended, if they appeared in at least one sample.
     """
 
     name = "process"
@@ -216,7 +216,7 @@ class ProcessSensor:
     def _find_trainer(self, trainer: "TrainingProcess") -> psutil.Process:
         """Find a training process.
 
-        Raise AbsentError if it has ended or runs in another container, where its pid differs.
+        Raise AbsentError if it has ended or runs in another container, where its PID differs.
         """
         try:
             process = self._find(trainer.pid)
@@ -235,7 +235,7 @@ class _ChildrenTime:
         self._dead = (0.0, 0.0)
 
     def add(self, living: dict[_Child, tuple[float, float]]) -> tuple[float, float]:
-        """Update the times of living children, and return the sums over all children in user mode and system mode."""
+        """Update the times of living children, and return the user and system times summed over all children."""
         dead = [times for child, times in self._living.items() if child not in living]
         self._dead = _total([self._dead, *dead])
         self._living = living

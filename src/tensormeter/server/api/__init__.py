@@ -19,7 +19,7 @@ __all__ = ["Shutdown", "api_routes"]
 
 
 def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
-    """Return all API routes. Their handlers use separate threads from ingest."""
+    """Return all API routes. Their handlers and the receivers use separate threads."""
     threads, limiter = ApiThreads(stores.stalled), ResponseLimiter()
     routes = [
         Route("/api/v1/openapi.json", describe_api),

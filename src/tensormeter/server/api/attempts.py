@@ -1,7 +1,7 @@
 """Assignment of attempt numbers, for runs whose machines share only this server.
 
-Requests write nothing: the number is derived from the stored processes, so processes that ask at the same time get the
-same number (`tensormeter.conventions.attempt_number`).
+Requests write nothing. The number is derived from the stored processes, so processes that request it at the same time
+get the same number (`tensormeter.conventions.attempt_number`).
 """
 
 import time
@@ -52,7 +52,7 @@ class AttemptsApi:
 
 
 def _members(store: Store, ref: RunRef, *, resume: bool) -> dict[str, KnownMember]:
-    """Return the training processes of a run by ID. The result is empty if the run does not exist."""
+    """Return a run's training processes by process ID. The result is empty if the run does not exist."""
     try:
         running = store.run(ref).state == "running"
         processes = store.processes(ref)

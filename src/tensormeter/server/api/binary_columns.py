@@ -1,4 +1,4 @@
-"""Binary responses with series as columns, which browsers and NumPy read without parsing numbers.
+"""Binary responses with series as columns, which browsers and NumPy can read without parsing numbers.
 
 A response consists of the header's length as a little-endian u32, the header as JSON, padding to a multiple of 8, and
 the arrays. Equal arrays are written only once.
@@ -37,7 +37,7 @@ class _Arrays:
         self._size = 0
 
     def add(self, array: NDArray[Any]) -> ArrayPlace:
-        """Append an array and return its place for the header."""
+        """Append an array, and return its place, which belongs in the header."""
         data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
         # Series that were logged together share the same x, which is written only once.
         offset = self._offsets.setdefault(data, self._size)
@@ -51,7 +51,7 @@ class _Arrays:
 
     def encode(self, document: QueryColumns | MetricColumns) -> list[bytes]:
         """Return the whole response in parts. Offsets are relative to its start."""
-        # The header's length depends on the digits of the offsets, so it is first measured with very large offsets.
+        # The header's length depends on the offsets' number of digits, so it is first measured with very large offsets.
         self._move(1 << 40)
         start = -(-(4 + len(encode(document))) // 8) * 8
         self._move(start - (1 << 40))
@@ -65,7 +65,7 @@ class _Arrays:
 
 
 def encode_columns(result: PointsResult, *, reset: bool, check: Check = no_check) -> list[bytes]:
-    """Return the binary response to a query in parts."""
+    """Return the binary response to a query, in parts."""
     arrays = _Arrays()
     documents = []
     for series in result.series:
@@ -91,7 +91,7 @@ def encode_columns(result: PointsResult, *, reset: bool, check: Check = no_check
 def encode_full_columns(
     metric: str, x: Literal["step", "time"], all_series: Sequence[RawSeries], check: Check = no_check
 ) -> list[bytes]:
-    """Return the binary response with every point of a metric in parts."""
+    """Return the binary response with every point of a metric, in parts."""
     arrays = _Arrays()
     documents = []
     for series in all_series:

@@ -1,4 +1,4 @@
-"""API documents, built from the store's values."""
+"""API documents, created from the store's values."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -27,13 +27,13 @@ _OWN_SCOPE: Final = frozenset({""})
 
 
 def run_document(run: RunSummary, config: Mapping[str, Any] | None = None) -> schemas.Run:
-    """Return a run for a list of runs. `config`, if given, replaces the full configuration."""
+    """Return the document of a run in a list. `config`, if given, replaces the full configuration."""
     fields = _run_fields(run)
     return schemas.Run(**(fields if config is None else fields | {"config": config}), processes=run.processes)
 
 
 def run_details(run: RunSummary, processes: Sequence[ProcessSummary], losses: Mapping[str, int]) -> schemas.RunDetails:
-    """Return a run with its processes and losses."""
+    """Return the document of a run with its processes and losses."""
     documents = [_process(process) for process in processes]
     return schemas.RunDetails(
         **_run_fields(run), processes=documents, environment=_environment(processes), losses=losses
@@ -86,7 +86,7 @@ def join_metrics(runs: Sequence[Sequence[schemas.Metric]]) -> list[schemas.Metri
 
 
 def event_document(event: StoredEvent) -> schemas.Event:
-    """Return an event. Fields that are missing in its log record are 0, empty or null."""
+    """Return the document of an event. Fields that its log record lacks are 0, empty or null."""
     record = event.record
     observed = record.get("observed_time")
     return schemas.Event(
@@ -109,7 +109,7 @@ def event_document(event: StoredEvent) -> schemas.Event:
 
 
 def trim_config(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Return the named parts of a configuration. Dots in a name separate nested objects."""
+    """Return only the given keys of a configuration. Dots in a key separate nested objects."""
     trimmed: dict[str, Any] = {}
     for key in keys:
         if key in config:
@@ -176,7 +176,7 @@ def _process(process: ProcessSummary) -> schemas.Process:
 def _environment(processes: Sequence[ProcessSummary]) -> Mapping[str, Any]:
     """Return the resource of the lowest rank in the latest attempt.
 
-    A node's resource has neither a command line nor a revision, so it is used only if there is no training process.
+    An agent's resource has neither a command line nor a revision, so it is used only if there is no training process.
     """
 
     def order(process: ProcessSummary) -> tuple[bool, int, float]:
@@ -217,9 +217,9 @@ def _kind_fields(kind: Kind) -> dict[str, Any]:
 
 
 def _rare_fields(scopes: Collection[str], *, stepped: bool) -> dict[str, Any]:
-    """Return the optional fields of a metric, which few metrics have.
+    """Return the fields that few metrics have.
 
-    These fields are the scopes of other libraries, and `stepped` if there are steps but the latest point has none.
+    These fields are the scopes of other libraries, and `stepped` if some points but not the latest one have a step.
     """
     return {"scopes": UNSET if set(scopes) == _OWN_SCOPE else sorted(scopes), "stepped": True if stepped else UNSET}
 

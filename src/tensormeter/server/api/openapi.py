@@ -24,7 +24,7 @@ _IN_PATH: Final[Mapping[str, str]] = {"run_id": "Id of the run.", "digest": "Dig
 
 
 def openapi_document() -> dict[str, Any]:
-    """Return the document. A test checks that its paths equal those of the routes."""
+    """Return the OpenAPI document. A test compares its paths with the server's routes."""
     document = _Document()
     add = document.add
     add("/api/v1/openapi.json", "Describe the API", {_JSON: {"type": "object"}})
@@ -91,7 +91,7 @@ class _Document:
         }
 
     def schema(self, kind: type[msgspec.Struct]) -> _Schema:
-        """Return a reference to a class's schema, which becomes a component."""
+        """Return a reference to the schema of a class. The schema becomes a component."""
         self._types.append(kind)
         return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
@@ -151,7 +151,7 @@ def _components(kinds: list[type[msgspec.Struct]]) -> dict[str, Any]:
 
 
 def _name_types(schema: Any) -> None:
-    """Add the type, which msgspec omits, to string enumerations. Client generators need it."""
+    """Add the type to string enumerations. msgspec omits it, but client generators need it."""
     if isinstance(schema, dict):
         if all(isinstance(value, str) for value in schema.get("enum", [None])):
             schema["type"] = "string"
@@ -170,7 +170,7 @@ def _parameters(kind: type[msgspec.Struct]) -> list[_Schema]:
 
 def _parameter(name: str, schema: dict[str, Any], *, required: bool) -> _Schema:
     description = schema.pop("description")
-    # A missing parameter is null for the server, but no text in a query represents null.
+    # A missing parameter is null for the server, but no query string represents null.
     if schema.get("default", 0) is None:
         del schema["default"]
         alternatives = [part for part in schema.pop("anyOf") if part != {"type": "null"}]

@@ -1,4 +1,4 @@
-"""Request parameters and bodies, validated with the classes in `request_schemas`."""
+"""Validation of request parameters and bodies with the classes in `request_schemas`."""
 
 import json
 import re
@@ -31,7 +31,7 @@ _SHOWN: Final = 40
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
 
 _INTEGER: Final = re.compile(r"-?\d{1,19}", re.ASCII)
-"""Text of an int64, which has at most 19 digits. `int` is slow for long texts, and it accepts other formats too."""
+"""Pattern of an int64, which has at most 19 digits. `int` is slow for long strings and accepts other formats too."""
 
 _POSITIVE: Final = re.compile(r"\d{1,9}", re.ASCII)
 _NUMBER: Final = re.compile(r"(?=.{1,39}$)[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
@@ -70,7 +70,7 @@ def run_refs(parameters: RunListParameters) -> list[RunRef]:
 
 
 def read_parameters(request: Request, kind: type[_T]) -> _T:
-    """Return the parameters of a request. Unknown ones are ignored, so that newer clients work with older servers.
+    """Return a request's parameters. Unknown parameters are ignored, so that newer clients work with older servers.
 
     Raises:
         HTTPException: 400 if a parameter is missing or invalid.
@@ -113,7 +113,7 @@ def unique(name: str, values: list[str], most: int) -> list[str]:
 
 
 def invalid(name: str, kind: type[msgspec.Struct], document: Mapping[str, Any]) -> HTTPException:
-    """Return the error for an invalid field, with its name, the expected value and the actual value."""
+    """Return the error for an invalid field. Its message contains the name, the expected value and the actual value."""
     field = next(field for field in _fields(kind) if field.name == name)
     value = _shown(document[name]) if name in document else "nothing"
     return HTTPException(400, f"{name}: expected {_expected(field.type)}, got {value}")
@@ -169,7 +169,7 @@ def _fields(kind: type[msgspec.Struct]) -> tuple[inspect.Field, ...]:
 
 @cache
 def _converters(kind: type[msgspec.Struct]) -> Mapping[str, Callable[[str], Any]]:
-    """Return a function for each parameter that converts its text. Invalid text stays text and fails validation."""
+    """Return, for each parameter, a function that converts its string. Invalid strings stay strings and fail validation."""
     return {field.name: _converter(field.type) for field in _fields(kind)}
 
 
@@ -190,7 +190,7 @@ def _converter(kind: inspect.Type) -> Callable[[str], Any]:
 
 
 def _parse_object(text: str) -> Any:
-    """Parse JSON. Empty text stands for a missing value. The text `null` does not, so it remains text."""
+    """Parse JSON. An empty string means a missing value. The string `null` does not, so it stays a string."""
     if not text:
         return None
     document = parse_document(text)

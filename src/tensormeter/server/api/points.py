@@ -39,13 +39,13 @@ MAX_JSON_POINTS: Final = 2_500_000
 """Maximum number of points in a JSON response. Writing a million points takes a fraction of a second."""
 
 _SERIES_WEIGHT: Final = 20
-"""Number of additional points that each series counts as, because of its header."""
+"""Number of points that the header of each series counts as."""
 
 _FEWEST_POINTS: Final = 4
 """Smallest number of points per series that sampling can return."""
 
 _SLICE: Final = 16_384
-"""Number of values to encode at once. The encoder holds the GIL, and ingest must not wait for it for long."""
+"""Number of values to encode at once. The encoder holds the GIL, so long calls would delay ingest."""
 
 _FEW: Final = 64
 """Number of distributions to encode at once."""
@@ -113,7 +113,7 @@ class PointsApi:
         return await self._response_limiter.points(request, self._threads.run_checked, work, parameters.limit)
 
     async def ranks(self, request: Request) -> Response:
-        """Return statistics of a metric over the processes of a run."""
+        """Return statistics of a metric over a run's processes."""
         ref, parameters = run_ref(request), read_parameters(request, request_schemas.RanksParameters)
         query = RunQuery(
             (parameters.metric,),
@@ -178,7 +178,7 @@ class PointsApi:
         return await self._response_limiter.points(request, self._threads.run_checked, work, parameters.limit)
 
     async def _read(self, request: Request, work: Callable[[CpuBudget], bytes]) -> bytes:
-        """Run work on a worker thread.
+        """Run `work` on a worker thread.
 
         Raises:
             TooManyPointsError: The work needs too much processor time.
@@ -190,7 +190,7 @@ class PointsApi:
 
 
 def _check_json(points: int, series: int) -> None:
-    """Refuse a JSON response that would be very large.
+    """Check that a JSON response would not be too large.
 
     Raises:
         TooManySeriesError: The response would be too large.
@@ -320,7 +320,7 @@ def _encode_array(name: str, column: NDArray[np.float64]) -> Iterator[bytes]:
 
 
 def _size(all_series: Sequence[RawSeries]) -> int:
-    """Return the size of series in memory, in bytes."""
+    """Return the memory that the series use, in bytes."""
     size = 0
     for series in all_series:
         arrays = series.steps, series.stepped, series.gaps, *series.points.arrays()
@@ -333,7 +333,7 @@ def _size(all_series: Sequence[RawSeries]) -> int:
 def _encode_full(
     metric: str, x: Literal["step", "time"], all_series: Sequence[RawSeries]
 ) -> Generator[bytes, None, None]:
-    """Yield the document piece by piece. Starlette requests each piece on a worker thread."""
+    """Yield the document in pieces. Starlette requests each piece on a worker thread."""
     yield encode(schemas.MetricSeriesHeader(metric, x))[:-1] + b',"series":['
     ambiguous = len({(series.kind, series.scope, series.unit) for series in all_series}) > 1
     for position, series in enumerate(all_series):
@@ -371,7 +371,7 @@ def _column(series: RawSeries, name: str, part: slice) -> list[Any]:
 
 
 def _encode_distributions(metric: str, all_series: Sequence[RawSeries]) -> Generator[bytes, None, None]:
-    """Yield the document piece by piece, like `_encode_full`."""
+    """Yield the document in pieces, like `_encode_full`."""
     yield encode({"metric": metric})[:-1] + b',"series":['
     for position, series in enumerate(all_series):
         header = schemas.DistributionHeader(

@@ -1,4 +1,4 @@
-"""API responses: documents as JSON."""
+"""JSON responses of the API."""
 
 from typing import Any, Final
 
@@ -19,5 +19,5 @@ def encode(document: Any) -> bytes:
 
 
 def json_response(body: bytes) -> Response:
-    """Return a response that contains an encoded document."""
+    """Create a response from an encoded document."""
     return Response(body, media_type="application/json")

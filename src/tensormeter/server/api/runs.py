@@ -32,7 +32,7 @@ __all__ = ["RunsApi"]
 MAX_FIELDS: Final = 1000
 MAX_LEVELS: Final = 100
 _MAX_POSITION: Final = 39
-"""Maximum length of a position in characters: two 63-bit integers and a separator."""
+"""Maximum length of an event position in characters: two 63-bit integers and a separator."""
 
 _RUN: Final = "/api/v1/runs/{run_id}"
 
@@ -45,7 +45,7 @@ _MEDIA_HEADERS: Final = {
 
 
 class RunsApi:
-    """Handlers of these routes."""
+    """Handlers for projects, runs, metrics, events and media."""
 
     def __init__(self, stores: Stores, threads: ApiThreads) -> None:
         self._stores = stores

@@ -1,4 +1,4 @@
-"""Live updates: server-sent events that list metrics with new points, so that a page can query only those."""
+"""Live updates: server-sent events that list metrics with new points, so that a page can query only these metrics."""
 
 import time
 from collections import Counter
@@ -27,8 +27,8 @@ __all__ = ["Shutdown", "StreamApi"]
 MAX_STREAMS: Final = 256
 """Maximum number of open streams.
 
-At this limit, a new stream replaces the oldest stream of the client with the most streams, provided that client has
-more streams than the new stream's client would have.
+At this limit, a new stream replaces the oldest stream of the client with the most streams, provided that this client
+has more streams than the new stream's client would have.
 """
 
 _POLL: Final = 1.0
@@ -36,14 +36,14 @@ _KEEPALIVE: Final = 15.0
 
 
 class Shutdown:
-    """Signal that the server is stopping. Streams then end within one poll."""
+    """Signal that the server is stopping. Streams end within one poll interval."""
 
     def __init__(self) -> None:
         self.started = False
 
 
 class _Place:
-    """Place of an open stream: its client, and whether it must end to make room for another client."""
+    """Place of an open stream: its client, and whether the stream must end to make room for another client."""
 
     def __init__(self, client: str, reader: Reader | None) -> None:
         self.client = client
@@ -51,7 +51,7 @@ class _Place:
         self._reader = reader
 
     def end(self) -> None:
-        """End the stream within one poll, or immediately if its client is not reading."""
+        """End the stream within one poll interval, or immediately if its client is not reading."""
         self.evicted = True
         if self._reader is not None and self._reader.stalled:
             self._reader.abort()
@@ -65,7 +65,7 @@ class _Places:
         self._taken: dict[_Place, None] = {}
 
     def take(self, client: str, reader: Reader | None) -> _Place | None:
-        """Reserve a place for a new stream. Return None if there is no place for this client."""
+        """Reserve a place for a new stream, or return None if there is no place for this client."""
         if len(self._taken) >= self._most:
             counts = Counter(place.client for place in self._taken)
             largest, most = counts.most_common(1)[0]

@@ -1,4 +1,4 @@
-"""Error responses in the protocol's format: `google.rpc.Status` for OTLP, a JSON object for the API."""
+"""Error responses in the format of the protocol: `google.rpc.Status` for OTLP, a JSON object for the API."""
 
 import json
 from collections.abc import Mapping

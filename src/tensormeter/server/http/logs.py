@@ -1,4 +1,4 @@
-"""The server's log on standard error: lines for people, or one JSON object per line for log collectors."""
+"""The server's log on standard error: human-readable lines, or one JSON object per line for log collectors."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ __all__ = ["ACCESS", "LogFormat", "RateLimitedLog", "configure_logs"]
 LogFormat = Literal["text", "json"]
 
 ACCESS: Final = logging.getLogger("tensormeter.server.access")
-"""Logger with one INFO record per request. Details are in the attribute `fields`. Off by default."""
+"""Logger with one INFO record per request, which is off by default. The record's attribute `fields` has the details."""
 
 
 class _Text(logging.Formatter):
@@ -42,7 +42,7 @@ class _Json(logging.Formatter):
 
 
 class RateLimitedLog:
-    """Log with at most one warning per interval, which includes the number of suppressed ones. For one thread."""
+    """Log with at most one warning per interval, which includes the number of suppressed warnings. For one thread."""
 
     def __init__(self, logger: logging.Logger, seconds: float = 60.0) -> None:
         """Args:
@@ -66,7 +66,7 @@ class RateLimitedLog:
 
 
 def configure_logs(form: LogFormat, *, access: bool) -> None:
-    """Send the logs of the whole process to standard error. A second call replaces the first configuration.
+    """Send all of the process's logs to standard error. A second call replaces the first configuration.
 
     Args:
         form: Format: `text`, or `json`, which escapes all non-ASCII characters.

@@ -1,4 +1,4 @@
-"""Hooks that observe the server: the outcome and duration of each request, and the content of OTLP requests."""
+"""Hooks that observe the server: the outcome and duration of each request, and the size of OTLP requests."""
 
 import time
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Observed:
 
     Attributes:
         method: HTTP method.
-        route: Path with placeholders for parameters; "" if no route matches, so that clients cannot create many
+        route: Path with placeholders for parameters, or "" if no route matches. Clients therefore cannot create many
             distinct values.
         status: HTTP status, or 0 if the client disconnected before the response.
         seconds: Duration in seconds, from the request's headers to the last byte of the response.
@@ -63,14 +63,14 @@ class Listener:
 
 
 class Observer:
-    """Outermost ASGI middleware, which logs each request and notifies a listener."""
+    """The outermost ASGI middleware, which logs each request and notifies a listener."""
 
     def __init__(self, app: ASGIApp, listener: Listener) -> None:
         self._app = app
         self._listener = listener
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and report it when it ends."""
+        """Handle the request, and report it when it ends."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -71,7 +71,7 @@ class StaticFiles:
         self._files.setdefault("index.html", _file(_NOT_BUILT, "index.html"))
 
     def routes(self) -> list[Route]:
-        """Return the handlers' routes, except `/`, which the page shares with API clients."""
+        """Return the handlers' routes, except `/`, where browsers get the page and other clients get JSON."""
         return [Route(STATIC_PREFIX + "{name}", self.asset)]
 
     def index(self, request: Request) -> Response:
@@ -87,7 +87,7 @@ class StaticFiles:
 
 
 def wants_page(request: Request) -> bool:
-    """Return whether the client that requests `/` is a browser. Programs get JSON."""
+    """Return whether the client that requests `/` is a browser. Other clients get JSON."""
     return "text/html" in request.headers.get("accept", "")
 
 

@@ -1,4 +1,4 @@
-"""The server's TLS certificate, reloaded when its files change."""
+"""The server's TLS certificate, which is reloaded when its files change."""
 
 import logging
 import os

@@ -38,9 +38,9 @@ THREADS: Final = 4
 """Maximum number of requests that are decoded concurrently. Each may need several times the size limit in memory."""
 
 WAITING_THREADS: Final = 16
-"""The same limit for a remote store.
+"""Maximum number of concurrent requests with a remote store.
 
-It is higher, because most threads wait for the store, which commits several requests together.
+This limit is higher, because most threads wait for the store, which commits several requests together.
 """
 
 
@@ -65,14 +65,14 @@ class Receiver:
         """Args:
         stores: Stores that requests may write to.
         max_body_bytes: Maximum size of a body in bytes, both before and after decompression.
-        listener: Listener to call for each stored request.
+        listener: Listener to notify of each stored request.
         threads: Maximum number of requests that are decoded and stored concurrently.
         """
         self._stores = stores
         self._listener = listener
         self._max_body_bytes = max_body_bytes
         self._bodies = BodyReader(max_body_bytes)
-        # Receivers have a separate limit, so that slow queries cannot occupy all threads.
+        # Receivers have separate threads, so that slow queries cannot occupy all of them.
         self._threads = anyio.CapacityLimiter(threads)
         self._watchdog = StallWatchdog(stores.stalled)
 
@@ -151,7 +151,7 @@ def _append_logs(store: Store, payload: bytes, batch_id: str | None, check: Chec
 
 
 def _check_headers(request: Request) -> _Form:
-    """Return the format of the request's body according to its headers.
+    """Return the format of a request's body, as declared by its headers.
 
     Raises:
         HTTPException: 415 for an unsupported content type or encoding.

@@ -16,23 +16,23 @@ __all__ = ["BodyReader", "decompress"]
 _ZSTD_WINDOW: Final = 8 << 20
 
 _MAX_MEMBERS: Final = 10_000
-"""Maximum number of gzip members or zstd frames in a body. Each costs time, and no ordinary sender uses this many."""
+"""Maximum number of gzip members or zstd frames in a body. Each takes time, and ordinary senders use far fewer."""
 
 _SLICE: Final = 1 << 16
 
 READ_TIMEOUT: Final = 60.0
-"""Maximum seconds to receive a body, so that a client that sends single bytes cannot occupy a connection for longer."""
+"""Maximum seconds to receive a body. It limits how long a client that sends single bytes can occupy a connection."""
 
 
 class BodyReader:
-    """Reader of bodies. All bodies that are in memory share a limit. For one event loop."""
+    """Reader of bodies. All bodies in memory share one limit. For one event loop."""
 
     def __init__(self, max_bytes: int) -> None:
         """Create a reader.
 
         Args:
-            max_bytes: Maximum size of one body as sent, in bytes. All bodies that are being read or stored share four
-                times as much.
+            max_bytes: Maximum size of one body as sent, in bytes. All bodies that are being read or stored share a
+                limit of four times this size.
         """
         self._max_bytes = max_bytes
         self._budget = 4 * max_bytes
@@ -74,12 +74,12 @@ class BodyReader:
                 self._buffered_bytes -= size
 
     def release(self, size: int) -> None:
-        """Stop counting a body of this size that `read` returned, once the body is no longer needed."""
+        """Stop counting a body that `read` returned and that is no longer needed."""
         self._buffered_bytes -= size
 
 
 def too_large(max_bytes: int) -> HTTPException:
-    """Create a 413 error that states the limit and the remedy."""
+    """Create a 413 error whose message contains the limit and a remedy."""
     return HTTPException(413, f"the body is larger than {max_bytes} bytes after decompression; send smaller batches")
 
 
@@ -90,7 +90,7 @@ def decompress(body: bytes, encoding: str, max_bytes: int, check: Check = no_che
         body: Body as sent.
         encoding: "gzip" or "zstd", with 1 to 10,000 members or frames; "" for no compression.
         max_bytes: Maximum size of the result in bytes.
-        check: Function to call for each piece. It ends the work by raising an error, because even a body with a small
+        check: Function that is called for each piece and can end the work by raising an error. Even a body with a small
             result can take long to decompress.
 
     Raises:

@@ -1,6 +1,6 @@
 """Responses to OTLP signals that the server does not store.
 
-Senders get 404, and the log explains it once per signal.
+Senders get 404, and the log explains the reason once per signal.
 """
 
 import logging
