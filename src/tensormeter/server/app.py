@@ -55,8 +55,8 @@ def create_app(
     Args:
         store: Store that requests read from and write to.
         config: Limits and access rules of the server.
-        shutdown: Signal that ends open-ended streams when the server stops.
-        listener: Listener to call for each finished request and each stored OTLP request.
+        shutdown: Signal that ends streams when the server stops.
+        listener: Listener to notify of each finished request and each stored OTLP request.
     """
     page = StaticFiles()
     stores = Stores(store)

@@ -54,17 +54,17 @@ class ServerConfig:
         clickhouse: Address of a ClickHouse store, which replaces the SQLite store.
         token: Bearer token with all permissions, in addition to the tokens in the folder's `TokenFile`; None for no
             such token. A server that other machines can reach requires this token or one in the file; see `is_local`.
-        own_token: Random token that the server's own process uses to send data.
-        allowed_hosts: Additional host names, without port, that clients may use for this server. A name that is not a
+        own_token: Random token with which the server's own process sends data.
+        allowed_hosts: Additional host names, without port, that clients may use for this server. A name other than a
             loopback name implies that other machines can reach the server.
         max_body_bytes: Maximum size of a request body in bytes, both before and after decompression.
         stall_after: Seconds without data after which an unfinished run counts as stalled.
         retention_days: Age at which points and inactive runs are deleted, in days; None to keep them forever.
-        retention_bytes: Size of the store in bytes above which the oldest ended runs are deleted; None for no limit.
-        durability: When the SQLite store acknowledges a write: `group` responds immediately and syncs to disk within
-            two seconds, together with other writes; `always` responds after the sync.
+        retention_bytes: Size of the store, in bytes, above which the oldest ended runs are deleted; None for no limit.
+        durability: Time at which the SQLite store acknowledges a write: `group` responds immediately and syncs to disk
+            within two seconds, together with other writes; `always` responds after the sync.
         alerts: Alert rules and notification destinations.
-        alert_interval: Interval between evaluations of the alert rules in seconds.
+        alert_interval: Interval between evaluations of the alert rules, in seconds.
         tls_cert: PEM file with the certificate and its intermediate certificates; requires `tls_key`. If the file is
             replaced, new connections use the new certificate immediately.
         tls_key: PEM file with the private key, without a passphrase.
@@ -152,11 +152,11 @@ class ServerConfig:
 
     @property
     def is_local(self) -> bool:
-        """Whether, according to the settings, only this machine can reach the server. If so, tokens are optional."""
+        """Whether only this machine can reach the server, according to the settings. If so, tokens are optional."""
         return self._reachable_by() is None
 
     def _reachable_by(self) -> str | None:
-        """Return a description of the setting that lets other machines reach the server, or None if there is none."""
+        """Describe the setting that lets other machines reach the server, or return None if there is none."""
         if not is_loopback(self.host):
             return f"host: {self.host!r} is reachable from other machines"
         names = sorted(name for name in self.allowed_hosts if not is_loopback(name))
@@ -168,7 +168,7 @@ class ServerConfig:
 
 
 def _host_name(text: str) -> str:
-    """Normalize a host name or an address without brackets for comparison with the `Host` header.
+    """Normalize a host name, or an address without brackets, for comparison with the `Host` header.
 
     Raises:
         SettingsError: The text is neither a host name nor an address.

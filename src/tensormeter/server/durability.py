@@ -1,4 +1,4 @@
-"""Durability as reported to senders, in response headers and at GET /api/v1/durable.
+"""Durability reports to senders, in response headers and at GET /api/v1/durable.
 
 If a request has the header `Tensormeter-Batch-Id`, the response contains the number of its commit and the number up to
 which all commits are durable, each as ``EPOCH-NUMBER``. The sender keeps an accepted request until it is durable, and
@@ -26,13 +26,13 @@ DURABLE_HEADER: Final = "Tensormeter-Durable"
 
 _THREADS: Final = 16
 _LONGEST_SYNC: Final = 2.0
-"""Maximum seconds that a response waits for the disk. If the sync takes longer, the sender has to ask again."""
+"""Maximum seconds for which a response waits for the disk. If the sync takes longer, the sender has to ask again."""
 
 
 def durability_headers(store: Store) -> Mapping[str, str]:
     """Return the durability headers for the response to a request that was just committed.
 
-    They are empty if the store does not report durability.
+    There are none if the store does not report durability.
     """
     progress = None if store.syncer is None else store.syncer.progress()
     if progress is None:
@@ -44,7 +44,7 @@ def durability_headers(store: Store) -> Mapping[str, str]:
 
 
 class DurableApi:
-    """Handler of `DURABLE_PATH`, which syncs and responds with the progress. Concurrent requests share one sync."""
+    """Handler of `DURABLE_PATH`. Concurrent requests share one sync."""
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
@@ -55,7 +55,7 @@ class DurableApi:
         return [Route(DURABLE_PATH, self.durable, methods=["GET"])]
 
     async def durable(self, request: Request) -> Response:
-        """Sync and respond with the progress. All values are null if the store does not report durability."""
+        """Sync to disk, and report which commits are durable. All values are null if the store does not report this."""
         syncer = self._stores.of(request).syncer
         progress = None
         if syncer is not None:

@@ -39,8 +39,8 @@ _SHUTDOWN_SECONDS: Final = 5
 _KEEP_ALIVE_SECONDS: Final = 75
 """Idle timeout of connections in seconds.
 
-It exceeds the one-minute timeout of SDKs and many proxies. Otherwise, a request might arrive on a connection that the
-server is closing.
+It exceeds the one-minute idle timeout of SDKs and many proxies. Otherwise, a request might arrive on a connection that
+the server is closing.
 """
 
 _OTHER_FILES: Final = 512
@@ -50,8 +50,8 @@ _LARGE_BLOCK: Final = 1 << 20
 _GC_THRESHOLDS: Final = (50_000, 20, 100)
 """Garbage collector thresholds.
 
-A request allocates hundreds of thousands of objects, hardly any in cycles. With Python's default (700, 10, 10), garbage
-collection would take a third of the request's time.
+A request allocates hundreds of thousands of objects, but hardly any reference cycles. With Python's default (700, 10,
+10), garbage collection would take a third of the request's time.
 """
 
 
@@ -60,8 +60,8 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
 
     Args:
         config: Server settings.
-        on_ready: Function to call with the base URL once the server accepts connections. It runs on the event loop's
-            thread and must return immediately; use another thread for slow work or for requests to the server.
+        on_ready: Function that is called with the base URL once the server accepts connections. It runs on the event
+            loop's thread and must return immediately; use another thread for slow work or for requests to the server.
 
     Raises:
         SettingsError: The address cannot be bound.
@@ -103,7 +103,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
             if uvicorn_config.ssl is not None and config.tls_cert is not None and config.tls_key is not None:
                 Certificate(config.tls_cert, config.tls_key).attach(uvicorn_config.ssl)
                 handshakes = Handshakes(uvicorn_config.ssl, protocol.limits.admission, config.header_timeout, protocol)
-                # Handshakes made by asyncio would not count towards the connection limit.
+                # asyncio's own handshakes would not count towards the connection limit.
                 uvicorn_config.http_protocol_class, uvicorn_config.ssl = handshakes, None  # type: ignore[assignment]
             server = _Server(uvicorn_config, lambda: on_ready(url), shutdown, handshakes, store.stalled)
             asyncio.run(server.serve(sockets=[listener]))
@@ -205,8 +205,8 @@ def _bind(config: ServerConfig) -> socket.socket:
 def _return_freed_memory() -> None:
     """Make glibc return large freed blocks to the system. This does nothing with other C libraries.
 
-    By default, glibc raises the threshold for this up to 32 MiB at run time. Each thread would then keep as much memory
-    as its largest query needed.
+    By default, glibc increases the minimum size of such blocks up to 32 MiB at run time. Each thread would then keep as
+    much memory as its largest query needed.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
@@ -215,8 +215,8 @@ def _return_freed_memory() -> None:
 def _raise_file_limit(connections: int) -> int:
     """Raise the file descriptor limit for `connections` connections and the store, as far as the system allows.
 
-    Return the number of connections that fit the limit. Without free descriptors, the server could not even refuse a
-    new client.
+    Return the number of connections that the limit allows. Without free descriptors, the server could not even refuse a
+    new connection.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * connections + _OTHER_FILES  # twice as many, because an evicted connection is closed a moment later

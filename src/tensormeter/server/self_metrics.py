@@ -1,6 +1,6 @@
 """Metrics of the server itself, which the OpenTelemetry SDK writes to the server's store or sends to another backend.
 
-They are off by default. Metric names follow the semantic conventions where these define one.
+They are off by default. Metric names follow the semantic conventions, as far as these define them.
 """
 
 import importlib
@@ -40,7 +40,7 @@ with importing_sdk():
 __all__ = ["PROJECT", "ServerMetrics"]
 
 PROJECT: Final = "tensormeter-server"
-"""`service.name` of the server, which is also the name of the project with its metrics."""
+"""`service.name` of the server, and therefore the project that contains its metrics."""
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Bucket bounds in seconds that the semantic conventions recommend for http.server.request.duration."""
@@ -65,7 +65,7 @@ class ServerMetrics(Listener):
 
         Args:
             store: Store of the server, to which the target `store` writes.
-            directory: Folder of the server. It identifies the run, so a restarted server continues the same run.
+            directory: Folder of the server. The run's ID is derived from it, so a restarted server continues its run.
             targets: Destinations of the metrics. OpenTelemetry's environment variables configure `otlp`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Behavior with an unresponsive disk: a starting server waits indefinitely, and a stopping one for a few seconds."""
+"""Handling of an unresponsive disk: a server that starts waits indefinitely; one that stops waits a few seconds."""
 
 import logging
 import os
@@ -39,7 +39,7 @@ def warn_if_slow(folder: Path) -> Iterator[None]:
 def exit_if_stalled(stalled: Callable[[], str | None], seconds: float) -> None:
     """Start a thread that ends the process if it is still running after `seconds` and the disk is unresponsive.
 
-    No acknowledged data is lost, because it is in the write-ahead log.
+    Acknowledged data is not lost, because it is in the write-ahead log.
 
     Args:
         stalled: Function that returns why the disk is unresponsive, or None. It must not block.

@@ -1,4 +1,4 @@
-"""Alerts: the server checks new points against rules, stores alerts as events of the run, and sends them to webhooks."""
+"""Alerts: the server checks new points against rules, stores alerts as events of their run, and sends them to webhooks."""
 
 from tensormeter.server.alerts.config import AlertConfig, load_alert_config
 from tensormeter.server.alerts.service import AlertService

@@ -1,4 +1,4 @@
-"""Rules and webhooks. They are read from a TOML file of the server's owner, so clients cannot add any."""
+"""Alert rules and webhooks. They are read from a TOML file of the server's owner, so clients cannot add any."""
 
 import math
 import tomllib
@@ -23,16 +23,16 @@ class Rule:
 
     Attributes:
         kind: `nan` for a value that is NaN or infinite, `spike` for a value far above the previous values, `stall` for
-            a run that makes no steps, or `threshold` for a value above or below a bound.
+            a run without new steps, or `threshold` for a value above or below a bound.
         project: Pattern that project names must match, such as `llm-*`.
-        metric: Pattern that metric names must match. It is ignored for `stall`.
+        metric: Pattern that metric names must match; ignored for `stall`.
         above: Bound above which a value raises a `threshold` alert.
         below: Bound below which a value raises a `threshold` alert.
-        score: Number of robust standard deviations above the median of the previous values at which a value is a
+        score: Distance from the median of the previous values, in robust standard deviations, above which a value is a
             `spike`. A robust standard deviation is 1.4826 times the median absolute deviation.
-        window: Number of previous values to compare a `spike` with, 20 to 10,000.
-        factor: Multiple of the median step time after which a run without steps has stalled.
-        seconds: Minimum time without steps after which a run has stalled, in seconds.
+        window: Number of previous values to compare each value with for `spike`, 20 to 10,000.
+        factor: Multiple of the median step time after which a run without new steps has stalled.
+        seconds: Minimum time without new steps, in seconds, after which a run has stalled.
 
     Raises:
         SettingsError: A value is invalid.
@@ -81,7 +81,7 @@ _DEFAULTS: Final = (
 
 @dataclass(frozen=True)
 class AlertConfig:
-    """Rules and webhook addresses. The addresses are secrets."""
+    """Alert rules and webhook URLs. The URLs are secrets."""
 
     rules: Sequence[Rule] = _DEFAULTS
     webhooks: Sequence[str] = field(default=(), repr=False)
@@ -91,7 +91,7 @@ def load_alert_config(file: Path) -> AlertConfig:
     """Read a file with `defaults = false`, `[[rule]]` (attributes of `Rule`) and `[[webhook]]` (`url`), all optional.
 
     Raises:
-        SettingsError: The file cannot be read or contains an invalid value; the message says where.
+        SettingsError: The file cannot be read or contains an invalid value, which the message names.
     """
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Detectors: functions that receive a series' values in order and return a message when a problem begins."""
+"""Detectors: functions that receive the values of a series in order, and return a message when a problem begins."""
 
 import math
 from collections import deque
@@ -12,7 +12,7 @@ from tensormeter.server.alerts.config import Rule
 __all__ = ["Detector", "make_detector"]
 
 Detector = Callable[[float], str | None]
-"""Function that receives the next value and returns a message if a problem begins with it, otherwise None."""
+"""Function that receives the next value, and returns a message if a problem begins with this value, otherwise None."""
 
 _MIN_VALUES: Final = 20
 _MAD_TO_SIGMA: Final = 1.4826  # for a normal distribution
@@ -34,7 +34,7 @@ def make_detector(rule: Rule) -> Detector:
 
 
 class _Once:
-    """Detector that reports a problem once, and a further problem only after a number of normal values."""
+    """Detector that reports a problem once, and the next problem only after `_QUIET_VALUES` normal values."""
 
     def __init__(self, test: Detector, quiet_values: int = _QUIET_VALUES) -> None:
         self._test = test

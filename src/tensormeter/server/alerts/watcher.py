@@ -39,7 +39,7 @@ _SeriesKey = tuple[str, str, str]
 
 @dataclass
 class _Pace:
-    """Times of the latest steps by the sender's clock, and arrival time of the newest one by the server's clock."""
+    """Times of the latest steps by the sender's clock, and arrival time of the newest step by the server's clock."""
 
     times: list[int] = field(default_factory=list)
     arrived: float = 0.0
@@ -63,7 +63,7 @@ class _RunState:
 
 
 class Watcher:
-    """Watcher of all runs in a store, which it reads through the store's public interface. Not thread-safe."""
+    """Watcher of all runs in a store. It uses the store's public interface. Not thread-safe."""
 
     def __init__(self, store: Store, rules: Sequence[Rule], clock: Callable[[], float] = time.monotonic) -> None:
         """Create a watcher for points that arrive from now on.
@@ -82,10 +82,10 @@ class Watcher:
             self._cursor = store.changes(None).cursor
 
     def check(self) -> None:
-        """Check the points that have arrived since the last check and raise alerts.
+        """Check the points that have arrived since the last check, and raise alerts.
 
         Raises:
-            StoreError: The store cannot be read or written now. The next check resumes at this point.
+            StoreError: The store cannot be read or written now. The next check continues where this one stopped.
         """
         after = self._cursor
         changes = self._store.changes(after)
@@ -136,7 +136,7 @@ class Watcher:
             detector = state.detectors.setdefault((key, number), make_detector(rule))
             for index, value in enumerate(points.floats().tolist()):
                 message = detector(value)
-                # If the reading is complete, its points may be old. In that case, update the detectors without raising
+                # A complete reading may contain old points. In that case, update the detectors without raising
                 # alerts.
                 if message is not None and reading.complete is False and self._is_due(state, series.metric, number):
                     moment = int(points.times[index])
@@ -150,7 +150,7 @@ class Watcher:
                     )
 
     def _is_due(self, state: _RunState, metric: str, rule: int) -> bool:
-        """Return whether the rule has raised no recent alert about the metric, for example for another rank."""
+        """Return whether the rule has not raised an alert about the metric recently, for example for another rank."""
         now = self._clock()
         if now - state.last_alerts.get((metric, rule), -1e9) < _MIN_INTERVAL:
             return False
@@ -214,7 +214,7 @@ class Watcher:
 
 _SEVERE: Final = (13, "WARN")
 _SEVERITIES: Final = {"nan": (17, "ERROR")}
-"""Severity of alerts by kind."""
+"""OTLP severity number and text of alerts, by kind of rule."""
 
 _MIN_INTERVAL: Final = 60.0
 """Minimum seconds between two alerts about the same rule, metric and run."""

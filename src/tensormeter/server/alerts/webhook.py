@@ -1,4 +1,4 @@
-"""Delivery of alerts to a webhook, each at least once, in order, and across server restarts."""
+"""Delivery of alerts to a webhook, at least once and in order, even across server restarts."""
 
 import hashlib
 import json
@@ -29,10 +29,10 @@ _log = logging.getLogger(__name__)
 
 
 class Webhook:
-    """Sender of alerts to one address, which runs on a daemon thread from construction until `stop`.
+    """Sender of alerts to one URL, which runs on a daemon thread from construction until `stop`.
 
-    The store keeps the position of the last acknowledged alert. Redirects are not followed. The address is a secret and
-    is not logged.
+    The store keeps the position of the last acknowledged alert. Redirects are not followed. The URL is a secret and is
+    not logged.
     """
 
     def __init__(self, store: Store, url: str) -> None:
@@ -72,7 +72,7 @@ class Webhook:
             self._store.mark(self._watermark, event.id + 1)
 
     def _skip_old_alerts(self) -> None:
-        """Skip all existing alerts if the address is new."""
+        """Skip all existing alerts if the URL is new."""
         if self._skipped_old:
             return
         if self._store.mark(self._watermark) == 0:

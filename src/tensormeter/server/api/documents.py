@@ -176,7 +176,7 @@ def _process(process: ProcessSummary) -> schemas.Process:
 def _environment(processes: Sequence[ProcessSummary]) -> Mapping[str, Any]:
     """Return the resource of the lowest rank in the latest attempt.
 
-    An agent's resource has neither a command line nor a revision, so it is used only if there is no training process.
+    A node's resource has neither a command line nor a revision, so it is used only if there is no training process.
     """
 
     def order(process: ProcessSummary) -> tuple[bool, int, float]:

@@ -1,4 +1,4 @@
-"""Authentication: the access that a request's bearer token grants."""
+"""Authentication: finds out which access a request's bearer token grants."""
 
 import hmac
 import re
@@ -15,7 +15,7 @@ __all__ = ["Access", "Authenticator", "needed_permissions"]
 _ATTEMPT_PATH: Final = re.compile(r"/api/v1/runs/[^/]+/attempt")
 """Path from which agents get attempt numbers.
 
-The response has only two numbers, so the permission to write suffices.
+The response contains only two numbers, so the permission `write` suffices.
 """
 
 
@@ -25,7 +25,7 @@ class Access:
 
     Attributes:
         who: Name for logs: the token's name, "server token", "this server", or "anyone" if the server needs no token.
-        project: Only project that the holder can access; None for all projects.
+        project: The only project that the holder can access; None for all projects.
         allows: Function that returns whether the holder has a permission.
         valid: Function that returns whether the access is still valid, for long requests. It blocks while it accesses
             the disk.
@@ -38,14 +38,14 @@ class Access:
 
 
 class Authenticator:
-    """Checker of tokens: the server token, that of the server's own process, and those read by the last `refresh`."""
+    """Checker of tokens: the server token, the server process's own token, and the tokens read by the last `refresh`."""
 
     def __init__(self, directory: Path, token: str | None, own_token: str, *, is_local: bool) -> None:
         """
         Args:
             directory: Folder that contains the token file.
             token: Server token, which has all permissions; None if there is none.
-            own_token: Token of this process, which has the permission to write.
+            own_token: Token of this process, which has the permission `write`.
             is_local: Whether only this machine can connect.
         """
         self._tokens = TokenFile(directory)
@@ -92,7 +92,7 @@ class Authenticator:
 
 
 def needed_permissions(method: str, path: str) -> tuple[Permission, ...]:
-    """Return the permissions that a request needs."""
+    """Return all permissions that a request needs."""
     if path.startswith(OTLP_PATHS) or path == DURABLE_PATH or _ATTEMPT_PATH.fullmatch(path):
         return ("write",)
     match method:

@@ -1,4 +1,4 @@
-"""Disk lookups for requests. They run on a thread, so that the event loop does not wait for the disk."""
+"""Disk lookups for requests, which run on a thread, so that the event loop does not wait for the disk."""
 
 import asyncio
 import queue
@@ -12,7 +12,7 @@ from tensormeter.server.store.models.errors import StoreUnavailableError
 __all__ = ["Lookup"]
 
 _TIMEOUT: Final = 5.0
-"""Maximum seconds that a request waits for the disk."""
+"""Maximum seconds for which a request waits for the disk."""
 
 _Future = asyncio.Future[None]
 
@@ -22,8 +22,7 @@ class Lookup:
 
     def __init__(self, look: Callable[[], object]) -> None:
         """Args:
-        look: Function that blocks while it accesses the disk. It stores its result, and any StoreError, for the
-            callers.
+        look: Function that blocks while it accesses the disk. It stores its result, or a StoreError, for the callers.
         """
         self._look = look
         self._next: _Future | None = None
@@ -32,7 +31,7 @@ class Lookup:
         self._thread = threading.Thread(target=self._work, name="tensormeter-lookup", daemon=True)
 
     async def fresh(self) -> None:
-        """Wait for the result of a lookup that begins after this call, so that changes on disk take effect immediately.
+        """Wait for a lookup that begins after this call, so that changes on disk take effect immediately.
 
         Raises:
             StoreUnavailableError: The disk is unresponsive.

@@ -1,6 +1,6 @@
 """Access to a single project of a store, for requests whose token is limited to that project.
 
-Handlers reach a store only through `Stores`, so each request gets only the part of the store that it may access.
+Handlers access a store only through `Stores`, so each request can reach only the permitted part of the store.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ __all__ = ["ForbiddenError", "ProjectStore", "Stores"]
 
 
 class ForbiddenError(StoreError):
-    """The request's token does not permit this operation."""
+    """The request's token does not allow this operation."""
 
 
 class Stores:
@@ -50,11 +50,11 @@ class Stores:
         self._store = store
 
     def stalled(self) -> str | None:
-        """Return why the store is currently unresponsive, or None. Does not block."""
+        """Return why the store is unresponsive, or None if it is responsive. Does not block."""
         return self._store.stalled()
 
     def of(self, request: Request) -> Store:
-        """Return the whole store, or only the project that the request's token is limited to."""
+        """Return the whole store, or a view of the single project to which the request's token is limited."""
         access: Access = request.state.access
         return self._store if access.project is None else ProjectStore(self._store, access.project)
 
@@ -62,8 +62,8 @@ class Stores:
 class ProjectStore:
     """A `Store` limited to a single project. Runs of other projects are not found, and data for them is refused.
 
-    Batch IDs are scoped to the project: the same ID in another project, or from a sender with access to all projects,
-    identifies another batch.
+    Batch IDs are scoped to the project. The same ID in another project, or from a sender with access to all projects,
+    identifies a different batch.
     """
 
     def __init__(self, store: Store, project: str) -> None:
@@ -202,8 +202,8 @@ class ProjectStore:
     def _batch(self, batch_id: str | None) -> Iterator[str | None]:
         """Yield the ID under which the store keeps this project's batch. It differs from all IDs of other projects.
 
-        Batch IDs come from headers, which contain no line breaks, so each pair of ID and project yields a different
-        text.
+        Batch IDs come from headers, which contain no line breaks, so each pair of ID and project yields a unique
+        string.
         """
         try:
             yield None if batch_id is None else f"{batch_id}\n{self._project}"

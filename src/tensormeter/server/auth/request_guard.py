@@ -1,8 +1,8 @@
 """Access control based only on a request's headers, before the server reads the body.
 
-- `Host` must be a name of this server. Otherwise, a web page could rebind its own host name to 127.0.0.1 and read from
-  the server.
-- `Origin`, if a browser sends it, must be this server, so that pages of other sites can neither read nor write.
+- `Host` must be a name of this server. Otherwise, a web page could rebind its own host name to 127.0.0.1 and read data
+  from the server.
+- `Origin`, if a browser sends it, must be this server, so that other sites' pages can neither read nor write data.
 - A bearer token must allow the request, unless the server needs no tokens. `/`, `/healthz`, `/readyz` and the web page's files show
   no data and need no token.
 """
@@ -33,7 +33,7 @@ _PUBLIC: Final = frozenset({"/", "/healthz", "/readyz"})
 _log: Final = logging.getLogger(__name__)
 
 _LOG_INTERVAL: Final = 60.0
-"""Minimum seconds between two log lines about the same token file error."""
+"""Minimum seconds between two log lines about the same error in the token file."""
 
 _FORWARDED: Final = ("forwarded", "x-forwarded-", "x-real-ip")
 """Prefixes of headers that proxies add to forwarded requests."""
@@ -75,7 +75,7 @@ class RequestGuard:
         self._bound_to_loopback = is_loopback(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on or refuse it."""
+        """Handle or refuse the request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

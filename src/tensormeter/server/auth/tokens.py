@@ -27,15 +27,15 @@ __all__ = ["PERMISSIONS", "Permission", "Token", "TokenFile"]
 Permission = Literal["write", "read", "admin"]
 
 PERMISSIONS: Final[Sequence[Permission]] = get_args(Permission)
-"""`write` allows sending metrics and logs, and `read` allows reading runs.
+"""Permissions: `write` allows sending metrics and logs, and `read` allows reading runs.
 
-Together, they also allow editing names, tags and notes. `admin` allows everything, including deleting runs.
+Together, these two also allow editing names, tags and notes. `admin` allows everything, including deleting runs.
 """
 
 FILE_NAME: Final = "tokens.json"
 
 LOCK_SECONDS: Final = 10.0
-"""Maximum seconds to wait for another process's change, which usually takes milliseconds."""
+"""Maximum seconds to wait while another process changes the file, which usually takes milliseconds."""
 
 _TOKEN: Final = re.compile(r"tm_([0-9a-f]{8})_([0-9a-f]{48})")
 _VERSION: Final = 1
@@ -48,9 +48,9 @@ class Token:
 
     Attributes:
         id: Public part of the token.
-        name: Readable name, such as the holder's; unique within a file.
+        name: Human-readable name, such as the holder's name; unique within a file.
         permissions: Permissions of the holder.
-        project: Only project that the token grants access to; None for all projects.
+        project: The only project that the token grants access to; None for all projects.
         created: Creation time, in seconds since the Unix epoch.
         expires: Expiry time, in seconds since the Unix epoch; None if the token never expires.
         digest: SHA-256 of the token, in hex.
@@ -77,7 +77,7 @@ class TokenFile:
     """Token file in a server's folder. Any number of processes and threads may read and change it concurrently."""
 
     def __init__(self, directory: Path) -> None:
-        """Set the folder. The file is not read until a method needs it."""
+        """Create an object for a folder. The file is not read until a method needs it."""
         self._path = directory / FILE_NAME
         self._loaded: tuple[tuple[int, ...], dict[str, Token]] | None = None
         self._latest: dict[str, Token] | StoreError | None = None
@@ -86,7 +86,7 @@ class TokenFile:
         """Return the last result of `tokens` without accessing the disk.
 
         Raises:
-            StoreError: The last call of `tokens` raised this error.
+            StoreError: The last `tokens` call raised this error.
         """
         latest = self._latest
         if isinstance(latest, StoreError):
@@ -120,11 +120,11 @@ class TokenFile:
         return loaded[1]
 
     def find(self, text: str, *, latest: bool = False) -> Token | None:
-        """Find the unexpired token with this text. The search takes equally long whether or not the secret is right.
+        """Find an unexpired token. The search takes equally long whether or not the secret is correct.
 
         Args:
-            text: Text that a client sent.
-            latest: Whether to use the tokens of `latest` without accessing the disk.
+            text: Token as the client sent it.
+            latest: Whether to search the result of `latest`, without accessing the disk.
 
         Raises:
             StoreError: `tokens` or `latest` raised this error.
@@ -144,7 +144,7 @@ class TokenFile:
         project: str | None = None,
         days: float | None = None,
     ) -> tuple[Token, str]:
-        """Add a token. Return its record and the text for its holder, which is not stored anywhere.
+        """Add a token. Return its record and the token itself, which is not stored anywhere.
 
         Raises:
             UsageError: A token with this name already exists.
@@ -172,7 +172,7 @@ class TokenFile:
         return token, text
 
     def revoke(self, selector: str) -> Token:
-        """Revoke the token with this name or ID. A running server refuses it from now on.
+        """Revoke the token with this name or ID. A running server refuses it immediately.
 
         Raises:
             UsageError: No token has this name or ID.

@@ -1,4 +1,4 @@
-"""A limit on the number of connections, with eviction of connections that wait for their client."""
+"""A limit on the number of connections, and the eviction of connections that wait for their client."""
 
 import ipaddress
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Final, Protocol
 __all__ = ["Admission", "Admitted", "Waiting", "client_group"]
 
 _MIN_SECONDS: Final = 5.0
-"""Seconds that a client has to send a body or read a response before its connection can be evicted."""
+"""Seconds after which a connection that waits for a body or for a slow reader can be evicted."""
 
 
 class Waiting(IntEnum):
@@ -31,7 +31,7 @@ class Admitted(Protocol):
     """Interface through which `Admission` uses a connection."""
 
     def waits(self, waiting: Waiting) -> bool:
-        """Return whether the connection still waits for this action."""
+        """Return whether the connection is still waiting for this action."""
         ...
 
     def give_way(self) -> None:
@@ -40,7 +40,7 @@ class Admitted(Protocol):
 
 
 class _Group:
-    """Waiting connections of one client address, by action and oldest first, with the start time of each wait."""
+    """Waiting connections of one client address, by action, with the start time of each wait, oldest first."""
 
     def __init__(self) -> None:
         self.waiting: dict[Waiting, dict[Admitted, float]] = {waiting: {} for waiting in Waiting}
@@ -78,7 +78,7 @@ class Admission:
         return len(self._open)
 
     def admit(self, connection: Admitted, address: str, now: float) -> bool:
-        """Admit a new connection, which waits for a request, and evict another one if necessary.
+        """Admit a new connection, which waits for a request. At the limit, evict another connection.
 
         Return False if no connection can be evicted.
         """

@@ -1,6 +1,6 @@
 """A limit on the number of small pieces in a body.
 
-Each piece, however small, costs the event loop about 40 microseconds.
+Each piece, however small, takes the event loop about 40 microseconds.
 """
 
 from typing import Any, Final
@@ -13,7 +13,7 @@ _PIECES: Final = 20_000
 """Number of pieces per body that may have any size."""
 
 _PIECE_BYTES: Final = 1024
-"""Minimum average size of further pieces in bytes. Network packets are larger."""
+"""Minimum average size, in bytes, of all further pieces. Network packets are larger."""
 
 
 class BoundedConnection(h11.Connection):

@@ -23,9 +23,9 @@ from tensormeter.server.limits.body_pieces import BoundedConnection
 __all__ = ["PIECE", "LimitedProtocol", "limited_protocol"]
 
 PIECE: Final = 1 << 15
-"""Bytes of a response to send at once.
+"""Number of bytes of a response to send at once.
 
-The server produces no more data while the connection's buffer holds more than this.
+While the connection's buffer holds more than this, the server produces no more data.
 """
 
 _UNSENT: Final = 1 << 17
@@ -35,7 +35,7 @@ _MAX_HEAD: Final = 1 << 16
 """Maximum size of a request's headers in bytes (uvicorn's default)."""
 
 _POLL_INTERVAL: Final = 1.0
-"""Seconds between checks of how much clients have read."""
+"""Interval, in seconds, between checks of how much clients have read."""
 
 _UNREAD: Final = 3.0
 """Seconds without progress after which a response counts as unread."""
@@ -47,15 +47,15 @@ _log: Final = logging.getLogger(__name__)
 
 
 class _RequestError(h11.RemoteProtocolError):
-    """The server refuses a request that h11 accepts."""
+    """The server refuses a request that h11 would accept."""
 
 
 class _Framing(BoundedConnection):
-    """HTTP/1.1 that refuses requests with an ambiguous length (RFC 9112, 6.3 and 11.2).
+    """State machine for HTTP/1.1 that refuses requests with an ambiguous length (RFC 9112, 6.3 and 11.2).
 
     Attributes:
         written: Number of response bytes so far.
-        problem: Error in the last request; "" if it was valid.
+        problem: Description of the error in the last request; "" if the request was valid.
         is_ambiguous: Whether the error is an ambiguous length.
     """
 
@@ -104,15 +104,15 @@ def _check_request(request: h11.Request, data: bytes) -> None:
 
 
 def limited_protocol(max_connections: int, header_timeout: float, send_timeout: float) -> type["LimitedProtocol"]:
-    """Create a variant of uvicorn's HTTP/1.1 protocol whose connections share limits.
+    """Create a subclass of uvicorn's HTTP/1.1 protocol whose connections share limits.
 
     Args:
         max_connections: Maximum number of connections. At this limit, a new connection evicts one that waits for its
             client: the oldest one from the address with the most such connections. If there is none, the new connection
             gets 503 and is closed.
         header_timeout: Maximum time to receive a request's headers in seconds, measured from the start of the
-            connection or the first byte of a further request. After that, the connection gets 408 and is closed, even
-            if the client is still sending single bytes.
+            connection or the first byte of a further request. After that, the client gets 408 and the connection is
+            closed, even if the client is still sending single bytes.
         send_timeout: Seconds without progress after which a connection is closed because its client is not reading the
             response.
     """
@@ -124,7 +124,7 @@ def limited_protocol(max_connections: int, header_timeout: float, send_timeout: 
 
 
 class _Limits:
-    """State that all connections of a server share, and a timer that checks the connections."""
+    """State that a server's connections share, and a timer that checks the connections."""
 
     def __init__(self, admission: Admission, header_timeout: float, send_timeout: float) -> None:
         self.admission = admission
@@ -137,7 +137,7 @@ class _Limits:
         self._is_scheduled = False
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Check all connections periodically as long as there are any."""
+        """Check all connections periodically while there are any."""
         if not self._is_scheduled:
             self._is_scheduled = True
             loop.call_later(_POLL_INTERVAL, self._check_connections, loop)
@@ -180,7 +180,7 @@ class LimitedProtocol(H11Protocol):
 
     @property
     def stalled(self) -> float:
-        """Seconds since the client last read any of the data that waits to be sent; 0 if no data waits."""
+        """Seconds since the client last read any of its pending data; 0 if no data is pending."""
         return max(self.loop.time() - self._progressed, 0.0) if self._is_stalled else 0.0
 
     @property
@@ -342,7 +342,7 @@ def _is_logged_by_uvicorn(record: logging.LogRecord) -> bool:
 
 
 def _unacknowledged(connected: Any) -> int:
-    """Return the number of buffered bytes that the peer has not acknowledged; 0 if the system does not report it."""
+    """Return the number of buffered bytes that the peer has not acknowledged; 0 if the system does not report them."""
     if sys.platform != "linux":
         return 0
     try:

@@ -1,8 +1,8 @@
 """A limit on a request's processor time, and cancellation when its client disconnects.
 
-The first limit on a request's cost is its number of elements. This module adds a second limit for all other costs:
-loops that work on a request regularly call `check`, which measures the processor time of their thread. Waiting does not
-count, so requests do not fail because the machine is busy.
+Other limits apply to the number of elements in a request. This module limits all remaining costs: loops that work on a
+request regularly call `check`, which measures the processor time of their thread. Waiting does not count, so requests
+do not fail merely because the machine is busy.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ __all__ = ["MAX_SECONDS", "CpuBudget", "StallWatchdog", "TookTooLongError", "run
 _T = TypeVar("_T")
 
 MAX_SECONDS: Final = 4.0
-"""Maximum processor time of a request in seconds. Work after the last check, such as the response, is not included."""
+"""Maximum processor time of a request in seconds, without work after the last check, such as sending the response."""
 
 _CALLS: Final = 8
 """Number of `check` calls per reading of the clock, which is a system call."""
@@ -33,7 +33,7 @@ _POLL_INTERVAL: Final = 1.0
 
 
 def _never() -> None:
-    """Report no stall, for work that does not need the disk."""
+    """Return None, for work that does not need the disk."""
 
 
 class TookTooLongError(HTTPException):
@@ -43,7 +43,7 @@ class TookTooLongError(HTTPException):
 class CpuBudget:
     """Processor time of a request. Any thread may create it; the thread that does the work calls `begin` and `check`.
 
-    The work may consist of successive parts on different threads, whose times are added up.
+    If parts of the work run on different threads, one after the other, their times are added up.
     """
 
     def __init__(self, seconds: float = MAX_SECONDS) -> None:
@@ -57,7 +57,7 @@ class CpuBudget:
         """Start counting the processor time of the calling thread.
 
         Raises:
-            ClientDisconnect: The client disconnected while the work waited for a thread.
+            ClientDisconnect: The client disconnected while the work was waiting for a thread.
         """
         self._started_at = time.thread_time() - self._used
         self.check_now()
@@ -92,7 +92,7 @@ class CpuBudget:
 
 
 class StallWatchdog:
-    """Watchdog that ends requests that wait for an unresponsive disk. For one event loop."""
+    """Watchdog that ends requests whose work waits for an unresponsive disk. For one event loop."""
 
     def __init__(self, stalled: Callable[[], str | None] = _never) -> None:
         """Args:
@@ -103,10 +103,10 @@ class StallWatchdog:
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, work: Callable[[], _T], limiter: anyio.CapacityLimiter) -> _T:
-        """Run `work` on a thread, and abandon it if the disk is unresponsive.
+        """Run `work` on a thread, and abandon the thread if the disk is unresponsive.
 
-        The thread continues when the disk responds again, so the data may be stored although the client received an
-        error.
+        The abandoned thread continues when the disk responds again. Data may therefore be stored although the client
+        received an error.
 
         Returns:
             Result of `work`.
@@ -159,7 +159,7 @@ async def run_while_connected(
         Result of `work`.
 
     Raises:
-        TookTooLongError: The work needs too much processor time.
+        TookTooLongError: The work took too much processor time.
         ClientDisconnect: The client disconnected before the work ended.
         StoreUnavailableError: The disk is unresponsive.
     """

@@ -14,7 +14,7 @@ __all__ = ["Handshakes"]
 class Handshakes:
     """Factory of protocols for new connections: first a handshake, then HTTP over TLS. For one event loop.
 
-    With asyncio's own handshakes, the server could not count a connection until its handshake is complete.
+    asyncio's own handshakes would not let the server count a connection before its handshake is complete.
     """
 
     def __init__(
@@ -24,10 +24,10 @@ class Handshakes:
 
         Args:
             context: TLS context with the certificate.
-            admission: Admission that counts connections.
+            admission: Limit on the number of connections.
             timeout: Maximum duration of a handshake in seconds.
-            connected: Factory of the protocol to use after the handshake. It receives the arguments that the server
-                passes to protocols.
+            connected: Factory of the protocol to use after the handshake. It receives the same arguments as this
+                factory.
         """
         self._context = context
         self._admission = admission
@@ -40,12 +40,12 @@ class Handshakes:
         return _Handshake(self, lambda: self._connected(**options))
 
     def stop(self) -> None:
-        """Close connections with an incomplete handshake."""
+        """Close all connections with an incomplete handshake."""
         for handshake in [*self._pending]:
             handshake.give_way()
 
     def begin(self, handshake: "_Handshake", transport: asyncio.Transport, address: str) -> bool:
-        """Count a connection. Return False if there is no place for it."""
+        """Count a connection. Return False if the limit is reached."""
         now = asyncio.get_running_loop().time()
         if not self._admission.admit(handshake, address, now):
             return False
@@ -53,7 +53,7 @@ class Handshakes:
         return True
 
     def end(self, handshake: "_Handshake") -> None:
-        """Stop counting a connection that is lost or that its next protocol counts from now on."""
+        """Stop counting a connection that was lost, or that its next protocol will count."""
         self._admission.discard(handshake)
         self._pending.discard(handshake)
 

@@ -1,4 +1,4 @@
-"""Limits on the memory of unread responses, for each client and for all clients together."""
+"""Limits on the memory that unread responses use, per client and in total."""
 
 import asyncio
 import time
@@ -23,28 +23,28 @@ from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooMan
 __all__ = ["TOO_LONG", "BufferedResponse", "Pieces", "Reader", "ResponseLimiter", "client_of", "reader_of"]
 
 SHARE: Final = 48 << 20
-"""Maximum number of unread bytes in a client's large responses. Above it, the client gets no further response.
+"""Maximum number of unread bytes in a client's large responses. Above this limit, the client gets no further response.
 
 The client's small responses have a separate limit of the same size.
 """
 
 TOTAL: Final = 96 << 20
-"""Maximum number of unread bytes for all clients together, again for large and small responses separately."""
+"""Maximum number of unread bytes for all clients together, also separate for large and small responses."""
 
 SMALL_POINTS: Final = 100_000
 """Maximum number of points in a response that is produced without waiting for its turn.
 
-Larger responses use six times their size in memory, so they are produced one at a time.
+While larger responses are produced, they use six times their size in memory, so they are produced one at a time.
 """
 
 _STALLED: Final = 3.0
-"""Seconds without progress after which an unread response can be aborted to make room for another one."""
+"""Seconds without progress after which an unread response can be aborted to make room for another response."""
 
 _LONG: Final = 60.0
-"""Age in seconds at which a response can be aborted if another client waits for memory."""
+"""Age, in seconds, at which a response can be aborted if another client waits for memory."""
 
 _WAIT: Final = 30.0
-"""Maximum seconds that a large response waits for its turn."""
+"""Maximum seconds for which a large response waits for its turn."""
 
 _POLL_INTERVAL: Final = 0.5
 
@@ -58,11 +58,11 @@ _BUSY: Final = "too many large responses are waiting to be read; read the pendin
 
 
 class Reader(Protocol):
-    """Connection of a client that reads a response."""
+    """Connection to a client that reads a response."""
 
     @property
     def stalled(self) -> float:
-        """Seconds since the client last read any of the data that waits to be sent."""
+        """Seconds since the client last read any of its pending data; 0 if no data is pending."""
         ...
 
     @property
@@ -89,9 +89,9 @@ class BufferedResponse(StreamingResponse):
         """Create the response.
 
         Args:
-            pieces: Pieces of the body, either a list, which is emptied at the end, or a generator, which runs on worker
+            pieces: Pieces of the body: a list, which is emptied at the end, or a generator, which runs on worker
                 threads.
-            buffered_bytes: Size of the data that stays in memory until the response is sent, in bytes.
+            buffered_bytes: Size, in bytes, of the data that stays in memory until the response is sent.
             media_type: Content type of the response.
         """
         if isinstance(pieces, list):
@@ -164,7 +164,7 @@ class _Account:
             del self._bytes[unread.client]
 
     def of(self, client: str) -> int:
-        """Return a client's number of unread bytes."""
+        """Return the client's number of unread bytes."""
         return self._bytes.get(client, 0)
 
     def has_room(self, client: str) -> bool:
@@ -174,9 +174,9 @@ class _Account:
     def cut_off(self, client: str) -> None:
         """Abort a response, if possible, to free memory.
 
-        The response belongs to `client` if that client has used up its share, otherwise to the client with the most
-        unread bytes. The response that has stalled longest is aborted. If none has stalled, the oldest response of
-        another client is aborted if it has taken very long.
+        The candidates are the responses of `client` if it has used up its share, otherwise those of the client with the
+        most unread bytes. The response that has stalled longest is aborted. If none has stalled, the oldest response of
+        another client is aborted, provided that it is older than `_LONG`.
         """
         is_own = self.of(client) >= SHARE
         owner = client if is_own else max(self._bytes, key=self.of, default=client)
@@ -202,9 +202,8 @@ class _Waiter:
 class ResponseLimiter:
     """Limiter that counts the bytes of unsent responses, and produces large responses one at a time.
 
-    For one event loop.
-
-    Large and small responses are counted separately, so that a client that downloads everything can still load charts.
+    For one event loop. Large and small responses are counted separately, so that a client can load charts during large
+    downloads.
     """
 
     def __init__(self) -> None:
@@ -216,7 +215,7 @@ class ResponseLimiter:
     def bounded(
         self, handler: Callable[[Request], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response | ASGIApp]]:
-        """Wrap a handler so that its responses are counted. Clients with too much unread data get status 503."""
+        """Wrap a handler, so that its responses are counted. Clients with too much unread data get status 503."""
 
         async def handle(request: Request) -> Response | ASGIApp:
             response = await handler(request)
@@ -248,14 +247,14 @@ class ResponseLimiter:
         Args:
             request: Request of the client.
             run: Function that runs its argument on a worker thread and stops it when the request ends.
-            work: Function that produces the response from up to the given number of points, or raises
+            work: Function that produces the response from at most the given number of points, or raises
                 TooManyPointsError. All calls check the same budget.
             most: Maximum number of points.
             sampled: Whether the response is sampled, so that it is small even if many points are read.
 
         Raises:
             HTTPException: 503 if too many large responses are waiting to be read.
-            TooManyPointsError: More than `most` points match, or reading them needs too much processor time.
+            TooManyPointsError: More than `most` points match, or reading the points takes too much processor time.
         """
         try:
             return await self._produce(request, run, work, most, sampled=sampled)
@@ -337,13 +336,13 @@ class ResponseLimiter:
 
 
 class Pieces:
-    """ASGI middleware that sends large bodies in pieces, so that unread data is not copied to a connection's buffer."""
+    """ASGI middleware that sends large bodies in pieces, so that a connection's buffer never holds a whole body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
+        """Handle the request."""
 
         async def send_pieces(message: Message) -> None:
             body = message.get("body", b"") if message["type"] == "http.response.body" else b""
@@ -369,6 +368,6 @@ def client_of(request: Request) -> str:
 
 
 def reader_of(request: Request) -> Reader | None:
-    """Return the request's connection, or None in tests without a server."""
+    """Return the request's connection, or None in tests that run without a server."""
     reader: Reader | None = getattr(request.state, "connection", None)
     return reader
