@@ -1,4 +1,4 @@
-"""What people log with, each as a context manager that gives a function ``log(values, step)``. No server takes part."""
+"""Loggers to compare: context managers that return a function ``log(values, step)``. None of them uses a server."""
 
 import contextlib
 import os
@@ -27,13 +27,13 @@ def tensormeter_log(folder: Path) -> Iterator[Log]:
 
     settings = {"directory": folder / "runs", "mode": "offline"}
     with tensormeter.init("bench", settings=settings) as run:
-        # Through the attribute, as scripts do it.
+        # Look up the attribute in each call, as scripts do.
         yield lambda values, step: run.log(values, step)  # noqa: PLW0108 - `run.log` changes
 
 
 @contextlib.contextmanager
 def tensormeter_without_agent(folder: Path) -> Iterator[Log]:
-    """What the calls themselves cost: nobody reads the ring, which has room for all of them."""
+    """Measure only the calls. No agent reads the ring, which has space for all rows."""
     import tensormeter
 
     settings = {"directory": folder / "runs", "agent": "off", "buffer_bytes": 64 << 20, "sample_interval": 0.0}

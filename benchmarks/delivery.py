@@ -1,6 +1,6 @@
-"""What delivery costs: the agent's processor time and memory, how fast it is, how late points are, and bytes on the wire.
+"""Cost of delivery: the agent's processor time and memory, its throughput, the latency of points, and bytes on the wire.
 
-Run it alone on a quiet machine: ``python benchmarks/delivery.py [--seconds 5]``
+Run this benchmark on an otherwise idle machine: ``python benchmarks/delivery.py [--seconds 5]``
 """
 
 import argparse
@@ -41,7 +41,7 @@ console = Console(width=110)
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """A server on a free port."""
+    """Run a server on a free port, and yield its URL."""
     command = [sys.executable, "-m", "tensormeter", "serve", "--port", "0", "--data", str(folder / "server")]
     environment = os.environ | {"TENSORMETER_DIR": str(folder / "none")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -54,7 +54,10 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 def agent_at(rate: int, seconds: float, folder: Path) -> tuple[float, float, float]:
-    """Points a second that were logged, share of a core that the agent used, and its resident MiB at most; offline."""
+    """Log at the given rate in an offline run.
+
+    Return the logged points per second, the share of a core that the agent used, and its maximum resident memory in MiB.
+    """
     settings = Settings(directory=folder / f"state-{rate}", mode="offline", buffer_bytes=64 << 20)
     run = tensormeter.init("bench", settings=settings)
     names = [f"metric/{k}" for k in range(PER_ROW)]
@@ -78,7 +81,7 @@ def agent_at(rate: int, seconds: float, folder: Path) -> tuple[float, float, flo
 
 
 def ring_to_spool(folder: Path) -> float:
-    """Points a second from ring to spool, encoded and on disk, on one core."""
+    """Return the points per second that one core can encode and move from the ring to the spool on disk."""
     ring = RingFile.create(folder / "bench.ring", {}, buffer_bytes=128 << 20)
     recorder = Recorder(ring, on_writer=lambda writer: None)
     row = {f"metric/{k}": k * 0.1 for k in range(PER_ROW)}
@@ -97,7 +100,7 @@ def ring_to_spool(folder: Path) -> float:
 
 
 def latency(folder: Path, rows: int) -> tuple[float, float]:
-    """Seconds from `log` to visible in the API, p50 and p99, at the default settings."""
+    """Return p50 and p99 of the seconds from a `log` call until the API returns the point, with default settings."""
     with serving(folder) as url, urllib3.PoolManager() as pool:
         run = tensormeter.init("bench", id="latency", settings={"directory": folder / "state", "endpoint": url})
         at: dict[int, float] = {}
@@ -128,7 +131,7 @@ def latency(folder: Path, rows: int) -> tuple[float, float]:
 
 
 class Counter:
-    """A TCP proxy that counts the bytes which a client sends, headers included, and those that it gets."""
+    """A TCP proxy that counts the bytes that a client sends and receives, including headers."""
 
     def __init__(self, url: str) -> None:
         self._target = urlsplit(url)
@@ -173,7 +176,10 @@ trackio.finish()
 
 
 def wire(folder: Path, rows: int) -> dict[str, float]:
-    """Bytes a point of four random values a row: over a socket, HTTP included, where there is a server to send them to."""
+    """Return the bytes per point for rows of four random values.
+
+    For contenders with a server, these are all bytes on the socket, including HTTP headers.
+    """
     values = np.random.default_rng(0).random((rows, 4))
     names = ("loss", "accuracy", "lr", "norm")
     data = [{name: float(x) for name, x in zip(names, line, strict=True)} for line in values]
@@ -189,7 +195,7 @@ def wire(folder: Path, rows: int) -> dict[str, float]:
             run.log(row, step)
         run.finish(timeout=120)
         found["tensormeter, sent"] = counter.sent / points
-        found["tensormeter, answers"] = counter.received / points
+        found["tensormeter, responses"] = counter.received / points
     with contextlib.suppress(ImportError):
         found |= trackio_wire(folder, data)
     with contextlib.suppress(ImportError):
@@ -202,13 +208,13 @@ def wire(folder: Path, rows: int) -> dict[str, float]:
             run.log(row, step)
         run.finish()
         files = [file.read_bytes() for file in (folder / "wandb").rglob("*.wandb")]
-        found["wandb, its file offline"] = sum(map(len, files)) / points
-        found["wandb, that file, gzip"] = sum(len(gzip.compress(file, 6)) for file in files) / points
+        found["wandb, offline file"] = sum(map(len, files)) / points
+        found["wandb, offline file, gzip"] = sum(len(gzip.compress(file, 6)) for file in files) / points
     return found
 
 
 def trackio_wire(folder: Path, data: list[dict[str, float]]) -> dict[str, float]:
-    """Its client, sending to a server of its own on this machine."""
+    """Measure trackio's client, which sends to a trackio server on this machine."""
     if importlib.util.find_spec("trackio") is None:
         raise ImportError("trackio")
     (folder / "rows.json").write_text(json.dumps(data))
@@ -235,7 +241,7 @@ def trackio_wire(folder: Path, data: list[dict[str, float]]) -> dict[str, float]
         server.kill()
         server.communicate()
     points = 4 * len(data)
-    return {"trackio, sent": counter.sent / points, "trackio, answers": counter.received / points}
+    return {"trackio, sent": counter.sent / points, "trackio, responses": counter.received / points}
 
 
 def main() -> None:
@@ -244,18 +250,18 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tensormeter-bench-") as name:
         folder = Path(name)
-        table = Table(title="The agent, offline, 20 values a row")
-        for column in ("points/s wanted", "points/s logged", "of a core", "resident MiB"):
+        table = Table(title="The agent of an offline run, 20 values per row")
+        for column in ("target points/s", "logged points/s", "share of one core", "resident MiB"):
             table.add_column(column, justify="right")
         for rate in RATES:
             logged, share, resident = agent_at(rate, arguments.seconds, folder)
             table.add_row(f"{rate:,}", f"{logged:,.0f}", f"{share:.1%}", f"{resident:.0f}")
         console.print(table)
-        console.print(f"ring to spool: {ring_to_spool(folder):,.0f} points/s of one core (steps are points, too)")
+        console.print(f"ring to spool: {ring_to_spool(folder):,.0f} points/s per core (steps count as points)")
         p50, p99 = latency(folder, 100)
         console.print(f"log to visible: p50 {p50:.2f} s, p99 {p99:.2f} s (schedule_delay 1 s)")
         for who, size in wire(folder, 20_000).items():
-            console.print(f"bytes a point: {who} {size:.1f}")
+            console.print(f"bytes per point, {who}: {size:.1f}")
 
 
 if __name__ == "__main__":

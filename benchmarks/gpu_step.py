@@ -1,10 +1,12 @@
-"""What logging does to a training step of a transformer on a GPU: about 125M parameters, bf16.
+"""Effect of logging on a training step of a transformer with about 125M parameters, in bf16 on a GPU.
 
-Every step logs ten scalars (tensors on the GPU, for those who take them), and every step, or every tenth, the norms of all
-gradients and ten histograms of them. Contenders take turns in one process, on one model. Reported are the time of a step (a
-slice's, with the GPU waited for at its end, over its steps), what the host alone spends on one, and, from a trace of some steps
-of their own, the share of the time in which the GPU did nothing, the kernels, and the bytes copied to the host. What
-tensormeter's kernels store in the host's memory, 8 bytes a value, is not a copy and not among them. Needs a CUDA device.
+Each step logs ten scalars, as GPU tensors. Every step, or every tenth step, also logs the norms of all gradients and
+ten histograms of gradients. The contenders take turns in one process, with one model. A CUDA device is required.
+
+A turn ends with a wait for the GPU. The duration of a step is the turn's duration divided by its number of steps. The
+host times do not include this wait. The GPU's idle share, the kernels per step and the bytes copied to the host per step
+come from a trace of separate steps. The 8 bytes per value that tensormeter's kernels store directly in host memory are
+not included.
 """
 
 import contextlib
@@ -28,7 +30,7 @@ Log = Callable[[dict[str, torch.Tensor], torch.nn.Module, int], None]
 
 
 class Size(NamedTuple):
-    """Of the model, and of a batch."""
+    """Size of the model and of a batch."""
 
     layers: int = 12
     width: int = 768
@@ -54,7 +56,7 @@ class Transformer(torch.nn.Module):
 
 
 def watched(model: torch.nn.Module) -> list[torch.Tensor]:
-    """The gradients of ten large parameters."""
+    """Return the gradients of the ten largest parameters."""
     large = sorted((p for p in model.parameters() if p.grad is not None), key=lambda p: -p.numel())
     return [p.grad for p in large[:10] if p.grad is not None]
 
@@ -127,7 +129,10 @@ class Training:
         self.steps = 0
 
     def run(self, log: Log, steps: int) -> tuple[float, list[float]]:
-        """Seconds of all steps, with the GPU waited for at the end; and those of each until the host has come to the next."""
+        """Train some steps. Return their total duration, including the wait for the GPU, and the host's time per step.
+
+        All times are in seconds.
+        """
         torch.cuda.synchronize()
         began, taken = time.perf_counter(), []
         for _ in range(steps):
@@ -146,12 +151,12 @@ class Training:
 
 
 class Trace(NamedTuple):
-    """What the GPU did.
+    """Activity of the GPU.
 
     Attributes:
-        idle: Share of the time, from its first work to its last, in which it did nothing.
-        kernels: Of a step.
-        to_host: Bytes copied to the host, a step.
+        idle: Share of idle time between the start of its first operation and the end of its last, from 0 to 1.
+        kernels: Number of kernels per step.
+        to_host: Bytes copied to the host per step.
     """
 
     idle: float
@@ -160,7 +165,7 @@ class Trace(NamedTuple):
 
 
 def profile(training: Training, log: Log, folder: Path) -> Trace | None:
-    """None where the profiler sees nothing of the GPU."""
+    """Profile some steps, or return None if the profiler records no GPU activity."""
     from torch.profiler import ProfilerActivity
 
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
@@ -171,7 +176,7 @@ def profile(training: Training, log: Log, folder: Path) -> Trace | None:
 
 
 def read_trace(events: list[dict[str, Any]], steps: int) -> Trace | None:
-    """What a trace in Chrome's format says."""
+    """Evaluate a trace in Chrome's format, or return None if it contains no GPU activity."""
     work = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
     if not work:
         return None
@@ -196,8 +201,8 @@ def measure(size: Size, every: int, steps: int, rounds: int) -> None:
             try:
                 logs[contender] = stack.enter_context(start(Path(name), every))
             except ImportError as error:
-                print(f"{contender} is left out: {error}", file=sys.stderr)
-        for number in range(rounds + 1):  # the first is for kernels and caches, and does not count
+                print(f"skipping {contender}: {error}", file=sys.stderr)
+        for number in range(rounds + 1):  # the first turn fills caches of kernels and memory, and does not count
             for contender, log in logs.items():
                 whole, taken = training.run(log, steps)
                 if number:
@@ -207,10 +212,19 @@ def measure(size: Size, every: int, steps: int, rounds: int) -> None:
             traces[contender] = profile(training, log, Path(name))
     parameters = sum(p.numel() for p in training.model.parameters())
     table = Table(
-        title=f"A step of a transformer of {parameters / 1e6:.0f}M parameters on {torch.cuda.get_device_name()}; norms and "
+        title=f"A step of a transformer with {parameters / 1e6:.0f}M parameters on {torch.cuda.get_device_name()}; norms and "
         f"histograms every {every} steps"
     )
-    columns = ("", "step, ms", "beside nothing", "host p50, ms", "host p99, ms", "GPU idle", "kernels", "KiB to host")
+    columns = (
+        "",
+        "step, ms",
+        "relative to nothing",
+        "host p50, ms",
+        "host p99, ms",
+        "GPU idle",
+        "kernels",
+        "KiB to host",
+    )
     for column in columns:
         table.add_column(column, justify="right" if column else "left")
     for contender, seconds in slices.items():
@@ -226,14 +240,14 @@ def measure(size: Size, every: int, steps: int, rounds: int) -> None:
 
 @click.command(help=__doc__)
 @click.option(
-    "--every", "everys", type=int, multiple=True, default=(10, 1), help="Steps from one histogram to the next."
+    "--every", "everys", type=int, multiple=True, default=(10, 1), help="Number of steps between two histograms."
 )
-@click.option("--steps", default=30, help="In a slice.")
-@click.option("--rounds", default=7, help="Slices of each contender.")
+@click.option("--steps", default=30, help="Number of steps per turn.")
+@click.option("--rounds", default=7, help="Number of turns per contender.")
 @click.option("--size", type=int, nargs=6, default=Size(), help="Layers, width, heads, vocabulary, length, batch.")
 def main(everys: tuple[int, ...], steps: int, rounds: int, size: tuple[int, ...]) -> None:
     if not torch.cuda.is_available():
-        print("gpu_step.py is left out: it needs a CUDA device", file=sys.stderr)
+        print("skipping gpu_step.py: it needs a CUDA device", file=sys.stderr)
         return
     for every in everys:
         measure(Size(*size), every, steps, rounds)

@@ -1,7 +1,7 @@
-"""What the histogram of many values on the CPU costs the training loop, beside what people would use instead.
+"""Duration of computing a histogram of many values on the CPU, compared with alternatives.
 
-Contenders take turns in one process, each on one thread. Ours keeps buckets fine enough for any range, where the others
-make 64 of equal width.
+The contenders take turns in one process, each on one thread. tensormeter's exponential buckets resolve any range of
+values; the others use 64 buckets of equal width.
 """
 
 import sys
@@ -29,14 +29,14 @@ def contenders(run: tensormeter.Run) -> dict[str, Callable[[np.ndarray], object]
 
         found["wandb.Histogram"] = wandb.Histogram
     except ImportError as error:
-        print(f"wandb is left out: {error}", file=sys.stderr)
+        print(f"skipping wandb: {error}", file=sys.stderr)
     try:
         import torch
 
         torch.set_num_threads(1)
         found["torch.histogram"] = lambda values: torch.histogram(torch.from_numpy(values), 64)
     except ImportError as error:
-        print(f"torch is left out: {error}", file=sys.stderr)
+        print(f"skipping torch: {error}", file=sys.stderr)
     return found
 
 
@@ -48,13 +48,13 @@ def main() -> int:
             for size in SIZES:
                 values = (1e-3 * np.random.default_rng(0).standard_normal(size)).astype(np.float32)
                 taken: dict[str, list[float]] = {name: [] for name in calls}
-                for turn in range(ROUNDS + 1):  # the first does not count
+                for turn in range(ROUNDS + 1):  # the first turn does not count
                     for contender, call in calls.items():
                         start = time.perf_counter()
                         call(values)
                         if turn:
                             taken[contender].append((time.perf_counter() - start) * 1e3)
-                title = f"A histogram of {size:,} float32 on the CPU, {ROUNDS} calls each, milliseconds"
+                title = f"Histogram of {size:,} float32 values on the CPU: milliseconds, {ROUNDS} calls each"
                 print_table(title, {key: np.array(times) for key, times in taken.items()}, beside="tensormeter")
     return 0
 

@@ -1,7 +1,7 @@
-"""What one measurement with OpenTelemetry's metrics API costs: our provider beside the SDK's.
+"""Duration of a measurement with OpenTelemetry's metrics API: tensormeter's provider compared with the SDK's.
 
-Both get the same values with the same prebuilt attributes, in turns, in one process; the figures to compare are the ratios of
-one run. Only the call is timed.
+Both receive the same values with the same prebuilt attributes. They take turns in one process. Compare only ratios
+within one run of the benchmark. Only the calls are timed.
 """
 
 import gc
@@ -29,7 +29,7 @@ Call = Callable[[float], None]
 
 
 def calls(provider: APIMeterProvider, name: str) -> dict[str, Call]:
-    """The calls to measure, by title."""
+    """Return the calls to measure, by title."""
     meter = provider.get_meter("benchmark")
     counter = meter.create_counter("counter")
     gauge = meter.create_gauge("gauge")
@@ -44,11 +44,11 @@ def calls(provider: APIMeterProvider, name: str) -> dict[str, Call]:
 
 
 def measure(contenders: dict[str, Call]) -> dict[str, np.ndarray]:
-    """Microseconds of every call; what the timer and an empty call take is taken off."""
+    """Return the duration of each call in microseconds, without the duration of the timer and an empty call."""
     clock = time.perf_counter_ns
     values = itertools.cycle([i / 7 for i in range(1000)])
     samples: dict[str, list[int]] = {name: [] for name in ["", *contenders]}
-    for turn in range(SLICES + 1):  # the first does not count
+    for turn in range(SLICES + 1):  # the first turn does not count
         for name, call in {"": lambda value: None, **contenders}.items():
             taken = []
             for value in itertools.islice(values, SLICE):
@@ -73,7 +73,7 @@ def main() -> int:
         ours.shutdown()
         theirs.shutdown()
         run.finish()
-    title = f"One measurement, {SLICE * SLICES:,} calls each, microseconds"
+    title = f"One measurement: microseconds, {SLICE * SLICES:,} calls each"
     print_table(title, taken, beside="counter.add(float), tensormeter")
     return 0
 

@@ -1,10 +1,11 @@
-"""What one log call costs the training loop, beside what people would use instead.
+"""Duration of a log call, compared with alternatives.
 
-Every contender logs the same four Python floats from the same prebuilt dictionaries; and then, where there is a CUDA device,
-those who take them, four tensors on it, whose values are there already.
-They take turns in slices, in one process, so that the machine's moods fall on all of them alike; the figures to compare are
-the ratios of one run.
-Only the call is timed. What a contender does on other threads or processes meanwhile slows everybody's slices alike.
+Each contender logs the same four Python floats from the same prebuilt dictionaries. On a machine with a CUDA device,
+contenders that support tensors also log four CUDA tensors, whose values have already been computed.
+
+The contenders take turns in one process, so that changes in the machine's speed affect all of them equally. Compare only
+ratios within one run of the benchmark. Only the calls are timed. A contender's work on other threads or processes slows
+the calls of all contenders equally.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from report import print_table
 SLICE = 1000
 SLICES = 20
 SLOW_SLICE = 100
-"""Calls in a slice of a contender that takes more than 0.3 ms: some flush for minutes afterwards."""
+"""Calls per turn if a call takes more than 0.3 ms. With more calls, some contenders would flush for minutes."""
 
 ROWS = [{"loss": 1.0 / (i + 1), "accuracy": i / 100, "lr": 1e-3, "grad_norm": float(i)} for i in range(64)]
 
@@ -35,7 +36,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def tensor_rows() -> Rows:
-    """Empty where there is no CUDA device."""
+    """Return rows of CUDA tensors, or none if there is no CUDA device."""
     import torch
 
     if not torch.cuda.is_available():
@@ -46,13 +47,13 @@ def tensor_rows() -> Rows:
 
 
 def measure(logs: dict[str, Log], rows: Rows) -> dict[str, np.ndarray]:
-    """Microseconds of every call, by contender; the timer's own cost is taken off."""
+    """Return the duration of each call in microseconds, by contender, without the timer's own duration."""
     clock = time.perf_counter_ns
     empty = min(-(clock() - clock()) for _ in range(10_000))
     samples: dict[str, list[int]] = {name: [] for name in logs}
     steps = dict.fromkeys(logs, 0)
     slices = dict.fromkeys(logs, SLOW_SLICE)
-    for _ in range(SLICES + 1):  # the first is for tables, threads and files, and does not count
+    for _ in range(SLICES + 1):  # the first turn creates tables, threads and files, and does not count
         for name, log in logs.items():
             taken = []
             for step in range(steps[name], steps[name] + slices[name]):
@@ -76,12 +77,12 @@ def run(title: str, rows: Rows, contenders: Iterable[str]) -> None:
                 with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
                     logs[contender] = stack.enter_context(CONTENDERS[contender](Path(name)))
             except ImportError as error:
-                print(f"{contender} is left out: {error}", file=sys.stderr)
+                print(f"skipping {contender}: {error}", file=sys.stderr)
         gc.collect()
         taken = measure(logs, rows)
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             stack.close()
-    print_table(f"{title}, up to {SLICE * SLICES:,} calls each, microseconds", taken, beside="tensormeter")
+    print_table(f"{title}: microseconds, up to {SLICE * SLICES:,} calls each", taken, beside="tensormeter")
 
 
 def main() -> int:

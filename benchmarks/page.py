@@ -1,8 +1,8 @@
-"""The web page in a real browser, beside TensorBoard's and MLflow's, with the same points: `benchmarks/page.py --help`.
+"""Load times of the web page in a real browser, compared with TensorBoard and MLflow: `benchmarks/page.py --help`.
 
-Each contender gets the same runs and a browser context of its own; they take turns. Time counts from the navigation: to the
-first chart with a curve on it, and to the last of those in sight. What is in sight differs: each page lays charts out as it
-likes, so the number of charts and of points a chart is beside the times.
+All contenders show the same runs. They take turns, each in a separate browser context. Times are measured from navigation
+to the first chart with a curve, and to the last visible chart. The pages arrange charts differently, so the table also
+shows the number of drawn charts.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from sample_runs import SECOND, Sender
 VIEWPORT = {"width": 1600, "height": 900}
 PATIENCE_MS = 180_000
 LOADING_S = 600
-"""Within which a contender must have taken in the runs; one that has not is left out, and it is said how far it came."""
+"""Maximum seconds to ingest the runs. A contender that takes longer is skipped, and its progress is printed."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How much there is to look at."""
+    """Amount of data that a page shows."""
 
     runs: int
     metrics: int
@@ -58,7 +58,15 @@ class Shape:
 
 @dataclass
 class Reading:
-    """What one load of a page took: seconds, bytes over the wire, bytes of JavaScript heap, arrays included, after a collection."""
+    """Result of loading a page once.
+
+    Attributes:
+        first: Seconds until the first chart was drawn.
+        visible: Seconds until all visible charts were drawn.
+        charts: Number of drawn charts.
+        bytes: Bytes received over the network.
+        heap: Size of the JavaScript heap in bytes, including arrays, after garbage collection.
+    """
 
     first: float
     visible: float
@@ -68,17 +76,17 @@ class Reading:
 
 
 class Contender:
-    """A page with the runs of a shape in it."""
+    """A page that shows the runs of a shape."""
 
     name = ""
     url = ""
     chart = ""
-    """Script: how many charts show a curve."""
+    """Script that returns the number of charts with a curve."""
     pending = ""
-    """Script: how many charts in sight do not yet."""
+    """Script that returns the number of visible charts without a curve."""
 
     def settle(self, page: Page) -> None:
-        """Whatever must be clicked before the charts come."""
+        """Click the elements that must be clicked before charts appear."""
 
 
 class Tensormeter(Contender):
@@ -99,7 +107,7 @@ class Tensormeter(Contender):
             for first in range(0, shape.metrics, 50):
                 names = range(first, min(first + 50, shape.metrics))
                 columns = {f"train/metric{metric:03}": shape.curve(run, metric) for metric in names}
-                # Each row is a moment, also where the columns of one row come in several requests.
+                # Each row needs a distinct time, even if its columns are sent in several requests.
                 sender.rows(began + steps * SECOND + first, steps, columns)
         ids = ",".join(f"run{run:03}" for run in range(shape.runs))
         self.url = f"{self.server.url}/#/p/bench/runs/{ids}"
@@ -188,7 +196,7 @@ class MLflow(Contender):
 
 
 def measure(browser: Browser, contender: Any) -> Reading:
-    """Load a contender's page once, in a context without anything kept from before."""
+    """Load a contender's page once, in a new browser context."""
     context = browser.new_context(viewport=VIEWPORT)
     page = context.new_page()
     session = context.new_cdp_session(page)
@@ -210,14 +218,17 @@ def measure(browser: Browser, contender: Any) -> Reading:
     page.wait_for_timeout(500)
     session.send("HeapProfiler.collectGarbage")
     usage = session.send("Runtime.getHeapUsage")
-    # Arrays of numbers lie outside of what V8 calls used.
+    # V8's used size excludes arrays of numbers.
     heap = usage["usedSize"] + usage.get("backingStorageSize", 0)
     context.close()
     return Reading(first, visible, charts, received, heap)
 
 
 def live_update(browser: Browser, contender: Tensormeter, shape: Shape) -> tuple[float, float]:
-    """(bytes, those of the stream too, and milliseconds of the page's main thread) that ten new points of each metric in each of ten runs cost."""
+    """Measure an update with ten new points of each metric in each of ten runs.
+
+    Return the bytes received, including those of the stream, and the milliseconds of the page's main thread.
+    """
     context = browser.new_context(viewport=VIEWPORT)
     page = context.new_page()
     session = context.new_cdp_session(page)
@@ -244,7 +255,7 @@ def live_update(browser: Browser, contender: Tensormeter, shape: Shape) -> tuple
     session.on("Network.dataReceived", receive)
     page.goto(contender.url)
     page.wait_for_function(f"() => {contender.chart} > 0 && {contender.pending} === 0", timeout=PATIENCE_MS)
-    # What is read behind the first picture is no part of an update.
+    # Wait for requests that follow the first drawing, because they do not belong to the update.
     calm = 0
     while calm < 10:
         page.wait_for_timeout(250)
@@ -268,7 +279,7 @@ def live_update(browser: Browser, contender: Tensormeter, shape: Shape) -> tuple
 
 
 def scroll_runs(browser: Browser, folder: Path, runs: int) -> tuple[float, float]:
-    """(median, 99th percentile) of milliseconds between frames while a table of many runs is scrolled."""
+    """Return the median and 99th percentile of the milliseconds between frames while scrolling a table of runs."""
     server = LiveServer(folder)
     now = time.time_ns()
     for run in range(runs):
@@ -319,7 +330,7 @@ def _json(url: str) -> dict[str, Any]:
 def _in_time(began: float, runs: int, shape: Shape) -> None:
     if time.monotonic() - began > LOADING_S:
         raise TimeoutError(
-            f"in {LOADING_S} s {runs} of {shape.runs} runs taken in, {runs * shape.metrics * shape.points:,} points"
+            f"ingested {runs} of {shape.runs} runs in {LOADING_S} s, {runs * shape.metrics * shape.points:,} points"
         )
 
 
@@ -327,7 +338,7 @@ def _wait(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + LOADING_S
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {LOADING_S} s: {what}")
+            raise TimeoutError(f"waited {LOADING_S} s for {what}")
         time.sleep(0.5)
 
 
@@ -338,7 +349,7 @@ def _contenders(shape: Shape, folder: Path, names: list[str]) -> Iterator[Any]:
         try:
             yield kind(shape, folder / kind.name)
         except (ImportError, TimeoutError) as error:
-            print(f"{kind.name} is left out: {error}", file=sys.stderr)
+            print(f"skipping {kind.name}: {error}", file=sys.stderr)
 
 
 def main() -> int:
@@ -346,7 +357,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=["tensormeter", "tensorboard", "mlflow"])
     parser.add_argument("--shape", type=int, nargs=3, action="append", metavar=("METRICS", "RUNS", "POINTS"))
-    parser.add_argument("--table", type=int, default=10_000, help="runs in the table that is scrolled; 0: none")
+    parser.add_argument("--table", type=int, default=10_000, help="number of runs in the table to scroll; 0: skip")
     arguments = parser.parse_args()
     shapes = [
         Shape(runs, metrics, points) for metrics, runs, points in arguments.shape or [(50, 10, 1000), (300, 100, 100)]
@@ -373,13 +384,13 @@ def main() -> int:
                     if isinstance(contender, Tensormeter):
                         size, cost = live_update(browser, contender, shape)
                         console.print(
-                            f"live update of tensormeter: {size / 1024:.0f} KiB, {cost:.0f} ms of the main thread"
+                            f"live update of tensormeter: {size / 1024:.0f} KiB, {cost:.0f} ms on the main thread"
                         )
                     contender.close()
             if arguments.table:
                 median, worst = scroll_runs(browser, folder / "table", arguments.table)
                 console.print(
-                    f"a table of {arguments.table:,} runs scrolled: {median:.1f} ms a frame, p99 {worst:.1f} ms"
+                    f"scrolling a table of {arguments.table:,} runs: {median:.1f} ms per frame, p99 {worst:.1f} ms"
                 )
             browser.close()
     finally:
@@ -388,8 +399,16 @@ def main() -> int:
 
 
 def _table(shape: Shape, readings: dict[str, list[Reading]]) -> Table:
-    table = Table(title=f"{shape}, {VIEWPORT['width']} x {VIEWPORT['height']} pixels, median of the loads")
-    for column in ("", "loads", "first chart s", "all in sight s", "charts drawn", "received KiB", "heap MiB"):
+    table = Table(title=f"{shape}, {VIEWPORT['width']} x {VIEWPORT['height']} pixels, medians over all loads")
+    for column in (
+        "",
+        "loads",
+        "first chart, s",
+        "all visible charts, s",
+        "charts drawn",
+        "received, KiB",
+        "heap, MiB",
+    ):
         table.add_column(column, justify="right" if column else "left")
     for name, taken in readings.items():
         if not taken:

@@ -1,4 +1,4 @@
-"""Tables of what was measured, and on what."""
+"""Tables of results, with the machine and the versions of the packages."""
 
 import contextlib
 import math
@@ -14,9 +14,9 @@ from rich.table import Table
 
 
 def print_table(title: str, taken: Mapping[str, np.ndarray], *, beside: str) -> None:
-    """Percentiles of each contender's samples, and its median as a multiple of another's."""
+    """Print percentiles of each contender's samples, and its median relative to the contender `beside`."""
     table = Table(title=title)
-    for column in ("", "p50", "p99", "p99.9", f"p50 beside {beside}"):
+    for column in ("", "p50", "p99", "p99.9", f"p50 relative to {beside}"):
         table.add_column(column, justify="right" if column else "left")
     reference = np.median(taken[beside])
     for name, values in taken.items():
@@ -33,19 +33,19 @@ def print_paired_table(
     *,
     beside: str,
 ) -> None:
-    """Percentiles of each contender's samples, the median of its paired ratios with a 95 % interval, and its processor time.
+    """Print percentiles of each contender's samples, the median of its paired ratios, and its processor time.
 
-    The interval is that of order statistics: it asks nothing of how the ratios are distributed.
+    The median has a 95% confidence interval from order statistics, which does not depend on the ratios' distribution.
     """
     table = Table(title=title)
-    for column in ("", "p50", "p99", "p99.9", f"beside {beside}", "95 %", "processor"):
+    for column in ("", "p50", "p99", "p99.9", f"relative to {beside}", "95 %", "processor time"):
         table.add_column(column, justify="right" if column else "left")
     for name, values in taken.items():
         p50, p99, p999 = np.percentile(values, [50, 99, 99.9])
         row = [name, f"{p50:.3f}", f"{p99:.2f}", f"{p999:.1f}"]
         if name in ratios:
             ordered = np.sort(ratios[name])
-            away = 0.98 * math.sqrt(len(ordered))  # 1.96 standard deviations of a binomial count
+            away = 0.98 * math.sqrt(len(ordered))  # 1.96 standard deviations of a binomial distribution
             low = ordered[max(0, math.floor(len(ordered) / 2 - away))]
             high = ordered[min(len(ordered) - 1, math.ceil(len(ordered) / 2 + away) - 1)]
             row += [f"{np.median(ordered):.3f}x", f"{low:.3f} to {high:.3f}", f"{processor[name]:.3f}x"]
@@ -54,7 +54,7 @@ def print_paired_table(
 
 
 def print_on_machine(table: Table) -> None:
-    """With the versions of what was measured, and the machine."""
+    """Print a table, the machine, and the versions of the measured packages."""
     console = Console(width=110)
     console.print(table)
     installed = []

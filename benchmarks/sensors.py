@@ -1,8 +1,8 @@
-"""What a sample of the node's statistics costs, beside what people would use instead.
+"""Processor time and memory that sampling the node's statistics needs, compared with alternatives.
 
-Each contender samples in a process of its own (and in those that it starts), one after another: processor time of all of it for a
-sample, and resident memory beyond that of the process before it began to sample.
-They do not read the same things; how many series each gives is part of the table.
+Each contender samples in a separate process, one after the other. The table shows the processor time per sample and the
+additional resident memory since sampling began, both including child processes. The contenders read different
+statistics, so the table also shows the number of series.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ Figures = dict[str, float]
 
 
 def processor_time(process: psutil.Process) -> float:
-    """Seconds of a process and of all that it has started, whether they still run or not."""
+    """Return the processor time, in seconds, of a process and all its descendants, including ended ones."""
     with contextlib.suppress(psutil.NoSuchProcess):
         times = process.cpu_times()
         own = times.user + times.system + times.children_user + times.children_system
@@ -38,7 +38,7 @@ def processor_time(process: psutil.Process) -> float:
 
 
 def resident(process: psutil.Process) -> int:
-    """Bytes of a process and of all that it has started."""
+    """Return the resident memory, in bytes, of a process and all its descendants."""
     sizes = 0
     for one in [process, *process.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -47,7 +47,7 @@ def resident(process: psutil.Process) -> int:
 
 
 def tensormeter() -> Figures:
-    """From the sensors to the compressed request, as the agent does it."""
+    """Measure everything from the sensors to the compressed request, as in the agent."""
     import gzip
 
     from tensormeter.otlp.encode import encode_metrics
@@ -67,7 +67,7 @@ def tensormeter() -> Figures:
         if batch is None:
             continue
         body = gzip.compress(encode_metrics([batch]), 6, mtime=0)
-        if begun is None:  # the first request has one sample, and bears the cost of starting
+        if begun is None:  # the first request has one sample and includes the startup time
             begun = time.process_time()
             continue
         samples += max(len(one.times) for one in batch.series)
@@ -85,7 +85,7 @@ def tensormeter() -> Figures:
 
 
 def opentelemetry() -> Figures:
-    """opentelemetry-instrumentation-system-metrics, collected and encoded by the SDK's own exporter code."""
+    """Measure opentelemetry-instrumentation-system-metrics, collected and encoded with the SDK's exporter code."""
     import gzip
 
     from opentelemetry.instrumentation.system_metrics import SystemMetricsInstrumentor
@@ -123,7 +123,7 @@ def opentelemetry() -> Figures:
 
 
 def wandb() -> Figures:
-    """Offline: its sampler is in a process of its own, so what that one costs without sampling is taken off."""
+    """Measure wandb offline. Its sampler runs in a separate process, whose cost without sampling is subtracted."""
     with_sampling, without = _wandb(sampling=True), _wandb(sampling=False)
     return {
         "milliseconds": 1e3 * (with_sampling[0] - without[0]) / (WANDB_SECONDS / INTERVAL),
@@ -132,7 +132,7 @@ def wandb() -> Figures:
 
 
 def _wandb(*, sampling: bool) -> tuple[float, int]:
-    """Seconds of processor time, and resident bytes, of all of wandb's processes over the time of the measurement."""
+    """Return the processor time in seconds, and the resident memory in bytes, of all wandb processes in the period."""
     code = (
         "import sys, wandb; "
         "s = wandb.Settings(x_stats_sampling_interval=float(sys.argv[2]), x_disable_stats=sys.argv[1] == '0', silent=True); "
@@ -177,8 +177,8 @@ def main() -> int:
             figures = CONTENDERS[sys.argv[1]][2]()
         print(json.dumps(figures))
         return 0
-    table = Table(title=f"A sample of the node's statistics, {SAMPLES} samples every {INTERVAL} s")
-    for column in ("", "CPU a sample, ms", "more resident memory, MB", "series", "bytes a sample, gzip"):
+    table = Table(title=f"A sample of the node's statistics: {SAMPLES} samples, one every {INTERVAL} s")
+    for column in ("", "CPU per sample, ms", "additional resident memory, MB", "series", "bytes per sample, gzip"):
         table.add_column(column, justify="right" if column else "left")
     used = []
     for name, (module, package, _) in CONTENDERS.items():
@@ -186,7 +186,7 @@ def main() -> int:
             __import__(module)
             used.append(f"{package} {version(package)}")
         except ImportError as error:
-            print(f"{name} is left out: {error}", file=sys.stderr)
+            print(f"skipping {name}: {error}", file=sys.stderr)
             continue
         done = subprocess.run([sys.executable, __file__, name], stdout=subprocess.PIPE, text=True, check=True)
         figures = json.loads(done.stdout)

@@ -1,10 +1,11 @@
-"""What the experiment server takes and how soon it answers, beside MLflow's and trackio's servers, in one run.
+"""Throughput and response times of the experiment server, compared with the servers of MLflow and trackio.
 
-    python benchmarks/server.py [--scale 1] [--beside 0.02] [--grow 1e6,1e7]
+    `python benchmarks/server.py [--scale 1] [--beside 0.02] [--grow 1e6,1e7]`
 
-With a scale of 1 ours stores 10 million points, then a series of one million, ten thousand runs, and one of 512 ranks; the others do `--beside` times as
-much (0: they are left out), because they take a hundred times as long. `--grow` adds how a single series answers at several
-lengths: `--grow 1e6,1e7,1e8` takes some minutes and 2 GB of disk. Each point of it comes with its step, which is stored as well.
+With a scale of 1, tensormeter stores 10 million points, a series of one million points, ten thousand runs, and a run with
+512 ranks. The other servers would take a hundred times as long, so their scale is multiplied by `--beside`; 0 skips them.
+`--grow` also measures queries of a single series at several lengths: `--grow 1e6,1e7,1e8` takes a few minutes and 2 GB of
+disk space. Each point of that series has a step, which is stored too.
 """
 
 import argparse
@@ -30,7 +31,7 @@ METRICS = 100
 
 
 def measure_ingest(server: Server, points: int) -> float:
-    """Points a second, from four senders at once, each into a run of its own."""
+    """Return the points stored per second with four concurrent senders, each for a separate run."""
     rows = max(points // METRICS // 4, server.batch_rows)
     bodies: list[list[tuple[str, bytes]]] = [[] for _ in range(4)]
     for sender in range(4):
@@ -51,7 +52,7 @@ def measure_ingest(server: Server, points: int) -> float:
 
 
 def measure_under_queries(server: Server, requests: int) -> NDArray[np.float64]:
-    """Milliseconds of small requests (1,000 points), while two clients draw charts without pause."""
+    """Return the durations, in milliseconds, of requests with 1,000 points while two clients request charts nonstop."""
     stop = threading.Event()
 
     def draw() -> None:
@@ -84,7 +85,7 @@ def fill_series(server: Server, run: str, first: int, points: int) -> None:
 
 
 def fill_crowd(server: Tensormeter, ranks: int, rows: int) -> None:
-    """A run of many ranks, which log a metric and the step."""
+    """Store a run with many ranks. Each rank logs one metric and the step."""
     server.prepare("crowd", {"lr": 0.1})
     for first in range(0, rows, 1000):
         n = min(1000, rows - first)
@@ -98,7 +99,7 @@ def fill_crowd(server: Tensormeter, ranks: int, rows: int) -> None:
 
 
 def measure_ranks(server: Tensormeter) -> tuple[float, float]:
-    """Milliseconds of statistics over the ranks of a run: the first time, and after that."""
+    """Return the durations, in milliseconds, of the first and of later requests for statistics over a run's ranks."""
     url = f"{server.url}/api/v1/runs/crowd/ranks"
     fields = {"project": PROJECT, "metric": "m0", "max_points": "400"}
 
@@ -112,10 +113,10 @@ def measure_ranks(server: Tensormeter) -> tuple[float, float]:
 def fill_runs(server: Server, runs: int) -> None:
     names = [f"run-{i:05}" for i in range(runs)]
     configs = [{"lr": 1e-3 * (i % 97), "layers": 12} for i in range(runs)]
-    if isinstance(server, Tensormeter):  # the others take one run a request
+    if isinstance(server, Tensormeter):  # the others accept one run per request
         for first in range(0, runs, 500):
             some = range(first, min(first + 500, runs))
-            # Messages of protobuf that follow each other are one message.
+            # Concatenated Protobuf messages form one message.
             server.send("/v1/logs", b"".join(server.start(names[i], configs[i]) for i in some))
             batches = [server.batch(names[i], i * 10, columns_of(i * 10, 10, 5)) for i in some]
             server.send("/v1/metrics", encode_metrics(batches))
@@ -127,23 +128,23 @@ def fill_runs(server: Server, runs: int) -> None:
 
 
 def measure(kind: type[Server], folder: Path, scale: float) -> dict[str, str]:
-    """Every row of the table for one server."""
+    """Return one server's results, by row of the table."""
     found: dict[str, str] = {}
     points, live = max(int(10_000_000 * scale), 4 * METRICS * kind.batch_rows), 200 if scale >= 0.1 else 40
     with serving(kind, folder / f"{kind.name}-ingest") as server:
         idle = server.rss()
         found["ingest, 4 senders"] = f"{measure_ingest(server, points):,.0f} points/s ({points:,})"
-        found["resident, idle and after that"] = f"{idle:.0f}, {server.rss():.0f} MiB"
+        found["resident, idle and after ingest"] = f"{idle:.0f}, {server.rss():.0f} MiB"
         p50, p99 = np.percentile(measure_under_queries(server, live), [50, 99])
-        found["1,000 points beside two busy charts, p50 and p99"] = f"{p50:.1f}, {p99:.1f} ms"
+        found["a request of 1,000 points while two clients draw charts, p50 and p99"] = f"{p50:.1f}, {p99:.1f} ms"
         server.stop()
-        found["bytes a point on disk"] = f"{server.bytes_on_disk() / (points + live * 10 * METRICS):.1f}"
+        found["bytes per point on disk"] = f"{server.bytes_on_disk() / (points + live * 10 * METRICS):.1f}"
     with serving(kind, folder / f"{kind.name}-read") as server:
         n = max(int(1_000_000 * scale), 2000)
         fill_series(server, "long", 0, n)
         for x in ("time", "step") if kind is Tensormeter else ("step",):
             taken = repeat(partial(server.chart, "long", ["m0"], 2000, x))
-            found[f"a series to 2,000 points by {x}, p50"] = f"{np.median(taken):.0f} ms ({n:,})"
+            found[f"reducing a series to 2,000 points by {x}, p50"] = f"{np.median(taken):.0f} ms ({n:,})"
         runs = max(int(10_000 * scale), 50)
         fill_runs(server, runs)
         sorts = ("-summary.m0.last", "config.lr", "-started") if kind is Tensormeter else ("-summary.m0.last",)
@@ -157,22 +158,27 @@ def measure(kind: type[Server], folder: Path, scale: float) -> dict[str, str]:
             rows = max(int(30_000 * scale), 100)
             fill_crowd(server, 512, rows)
             first, again = measure_ranks(server)
-            found["statistics over 512 ranks, first and again, p50"] = f"{first:.0f}, {again:.0f} ms ({512 * rows:,})"
-            found["resident after that"] = f"{server.rss():.0f} MiB"
+            found["statistics over 512 ranks, first and later reads, p50"] = (
+                f"{first:.0f}, {again:.0f} ms ({512 * rows:,})"
+            )
+            found["resident after the statistics"] = f"{server.rss():.0f} MiB"
     return found
 
 
 def grow(folder: Path, lengths: list[int], console: Console) -> Table:
-    """One series that grows, asked for as a chart asks for it first, and for its last hundredth; folded each time."""
-    table = Table(title="one series, as it grows")
+    """Measure queries of one growing series: the whole series, as a chart requests it, and its last hundredth.
+
+    The server is stopped before each measurement, which compacts the series.
+    """
+    table = Table(title="One growing series")
     for column in (
         "points",
-        "all to 2,000 by step",
+        "reduced to 2,000 by step",
         "by time",
-        "the last 1 % by time",
+        "its last hundredth by time",
         "first page",
         "resident",
-        "bytes a point",
+        "bytes per point",
         "points/s",
     ):
         table.add_column(column)
@@ -186,7 +192,7 @@ def grow(folder: Path, lengths: list[int], console: Console) -> Table:
             fill_series(server, "long", had, n - had)
             rate = (n - had) / (time.perf_counter() - started)
         finally:
-            server.stop()  # folds
+            server.stop()  # compacts the series
         had = n
         stored = server.bytes_on_disk() / (2 * n)
         server = Tensormeter(place)
@@ -217,8 +223,10 @@ def ask(server: Server, x: str, start: float | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", type=float, default=1.0, help="0: only what grows")
-    parser.add_argument("--beside", type=float, default=0.02)
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="scale of the data, relative to 10 million points; 0: only --grow"
+    )
+    parser.add_argument("--beside", type=float, default=0.02, help="the others' scale, relative to tensormeter's")
     parser.add_argument("--grow", type=lambda text: [int(float(part)) for part in text.split(",") if part], default=[])
     given = parser.parse_args()
     console = Console(width=150)
@@ -232,9 +240,9 @@ def main() -> None:
             console.print(f"{kind.name} ...")
             try:
                 columns[kind.name] = measure(kind, folder, scale)
-            except (AssertionError, RuntimeError, OSError) as error:  # the others are still worth their figures
+            except (AssertionError, RuntimeError, OSError) as error:  # continue with the other servers
                 columns[kind.name] = {"failed": str(error)[:200]}
-        table = Table("", *columns, title=f"experiment servers, project {PROJECT!r}; how much is in brackets")
+        table = Table("", *columns, title=f"Experiment servers, project {PROJECT!r} (in parentheses: amount of data)")
         for what in dict.fromkeys(what for found in columns.values() for what in found):
             table.add_row(what, *(found.get(what, "") for found in columns.values()))
         if given.scale:

@@ -1,6 +1,6 @@
-"""Three servers behind one interface, each a real process that is asked over HTTP: ours, MLflow's and trackio's.
+"""A common interface to the servers of tensormeter, MLflow and trackio, which run as real processes and respond over HTTP.
 
-A batch is rows of one run: each row has a time, a step and the same metrics.
+A batch consists of rows of one run. Each row has a time, a step and the same metrics.
 """
 
 import json
@@ -30,11 +30,11 @@ PROJECT = "bench"
 
 
 class Server(ABC):
-    """A server in a process and a folder of its own. `Request` is what `encode` makes and `send` takes."""
+    """A server with a separate process and folder."""
 
     name: ClassVar[str]
     batch_rows: ClassVar[int]
-    """Rows of 100 metrics that fit into one request."""
+    """Number of rows with 100 metrics that fit into one request."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,26 +44,26 @@ class Server(ABC):
 
     @abstractmethod
     def launch(self) -> subprocess.Popen[str]:
-        """Start the process, wait until it answers, and set `url`."""
+        """Start the process, wait until it responds, and set `url`."""
 
     @abstractmethod
     def prepare(self, run: str, config: dict[str, float]) -> None:
-        """Make a run."""
+        """Create a run."""
 
     @abstractmethod
     def encode(self, run: str, first: int, columns: dict[str, NDArray[np.float64]]) -> list[tuple[str, bytes]]:
-        """Requests for rows from step `first` on: (path, body). Not part of what is measured."""
+        """Return requests, as paths and bodies, for rows that start at step `first`. Encoding is not measured."""
 
     @abstractmethod
     def chart(self, run: str, metrics: Sequence[str], most: int, x: str = "step") -> None:
-        """Ask for a few metrics of a run, sampled to `most` points where the server can."""
+        """Request metrics of a run, reduced to `most` points if the server supports this."""
 
     @abstractmethod
     def page(self, sort: str) -> None:
-        """Ask for the first 50 runs of the project, by the last value of a metric, where the server can."""
+        """Request the first 50 runs of the project, sorted by `sort` if the server supports this."""
 
     def send(self, path: str, body: bytes) -> None:
-        """Send until it is taken: a server that has enough to do says so."""
+        """Send a request, and retry while the server is overloaded."""
         while True:
             answer = self.http.request("POST", self.url + path, body=body, headers=self.headers())
             if answer.status not in (429, 503):
@@ -75,7 +75,7 @@ class Server(ABC):
         return {"Content-Type": "application/json"}
 
     def rss(self) -> float:
-        """Resident MiB, of all its processes."""
+        """Return the resident memory of all the server's processes in MiB."""
         root = psutil.Process(self.process.pid)
         total = 0
         for process in (root, *root.children(recursive=True)):
@@ -99,7 +99,7 @@ class Server(ABC):
 
 
 def columns_of(first: int, n: int, metrics: int) -> dict[str, NDArray[np.float64]]:
-    """A noisy loss of float32 in each metric."""
+    """Return a noisy loss curve with float32 precision for each metric."""
     chaos = np.random.default_rng(first)
     curve = np.exp(-np.arange(first, first + n) / 2e4)
     noise = chaos.standard_normal((metrics, n)) * 0.05
@@ -107,7 +107,7 @@ def columns_of(first: int, n: int, metrics: int) -> dict[str, NDArray[np.float64
 
 
 def times_of(first: int, n: int) -> NDArray[np.uint64]:
-    """Jittered times, 10 ms apart."""
+    """Return jittered times about 10 ms apart, in nanoseconds since the Unix epoch."""
     steps = np.arange(first, first + n)
     return (T0 + steps * 10**7 + np.random.default_rng(first).integers(0, 10**6, n)).astype(np.uint64)
 
@@ -135,7 +135,7 @@ class Tensormeter(Server):
 
     @staticmethod
     def start(run: str, config: dict[str, float]) -> bytes:
-        """The request that says that a run starts."""
+        """Return the request that starts a run."""
         return encode_events(_resource(run), [Event("tensormeter.run.start", T0, {"config": config})])
 
     def encode(self, run: str, first: int, columns: dict[str, NDArray[np.float64]]) -> list[tuple[str, bytes]]:
@@ -166,7 +166,7 @@ class Tensormeter(Server):
 
 
 class Mlflow(Server):
-    """`mlflow server` on SQLite, one worker. A request takes 1,000 values; histories are not sampled."""
+    """`mlflow server` on SQLite with one worker. A request can contain 1,000 values."""
 
     name = "MLflow"
     batch_rows = 10
@@ -226,7 +226,7 @@ class Mlflow(Server):
         ]
 
     def chart(self, run: str, metrics: Sequence[str], most: int, x: str = "step") -> None:
-        # What its page asks for: at most 25,000 points of each, which are sampled by step.
+        # MLflow's page sends the same request, which reads up to 25,000 points per metric, sampled by step.
         for metric in metrics:
             fields = {"run_ids": self._runs[run], "metric_key": metric, "max_results": str(most)}
             answer = self.http.request(
@@ -241,7 +241,7 @@ class Mlflow(Server):
 
 
 class Trackio(Server):
-    """`trackio.show`. A request may be of any size; its list of runs has no pages and no order."""
+    """`trackio.show`. A request can have any size. The list of runs has no pages and cannot be sorted."""
 
     name = "trackio"
     batch_rows = 500
@@ -265,7 +265,7 @@ class Trackio(Server):
         return {"Content-Type": "application/json", "X-Trackio-Write-Token": "bench"}
 
     def prepare(self, run: str, config: dict[str, float]) -> None:
-        pass  # the first log makes it
+        pass  # the first logged row creates the run
 
     def encode(self, run: str, first: int, columns: dict[str, NDArray[np.float64]]) -> list[tuple[str, bytes]]:
         n = len(next(iter(columns.values())))
@@ -293,7 +293,7 @@ class Trackio(Server):
 
 @contextmanager
 def serving(kind: type[Server], folder: Path) -> Iterator[Server]:
-    """A server in `folder`, until the end of the block."""
+    """Run a server in `folder` until the end of the block."""
     folder.mkdir(parents=True)
     server = kind(folder)
     try:
@@ -303,7 +303,7 @@ def serving(kind: type[Server], folder: Path) -> Iterator[Server]:
 
 
 def repeat(call: Callable[[], object], times: int = 15) -> NDArray[np.float64]:
-    """Milliseconds."""
+    """Return the duration of each call in milliseconds."""
     taken = []
     for _ in range(times):
         started = time.perf_counter()
@@ -329,4 +329,4 @@ def _wait_for(http: urllib3.PoolManager, url: str, process: subprocess.Popen[str
             if http.request("GET", url, timeout=5).status < 500:
                 return
         time.sleep(0.1)
-    raise RuntimeError(f"{url} does not answer; see the log beside its data")
+    raise RuntimeError(f"{url} does not respond; see the file log in the server's folder")

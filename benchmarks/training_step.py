@@ -1,16 +1,18 @@
-"""What logging does to a training step of about a millisecond: its slowest steps most of all.
+"""Effect of logging on a training step of about a millisecond, especially on the slowest steps.
 
-Each contender trains in a process of its own, so that its threads and helpers slow its own steps; all are started first, and
-take short turns, one at a time. A turn of a contender follows one without logging, and the figure is the ratio of the two
-medians; of all rounds' ratios the median counts. So the machine's moods, which last longer than two turns, fall on both.
-Before each pair the machine may rest, so that what a contender still does in the background slows nobody else.
-The training thread stays on one core (where the system lets it); helper threads and processes go where they like.
-Every step logs the loss and three floats.
+Each contender trains in a separate process, so that its threads and helper processes slow only its own steps. All
+processes are started first and then take short turns, one at a time. Each turn of a contender follows a turn without
+logging, and the two medians give a ratio. The result is the median of the ratios from all rounds. Changes in the
+machine's speed usually last longer than two turns, so they affect both medians of a pair.
 
-The last column is the processor time of the training thread, beside that without logging: what the calls themselves cost, whoever
-else wants the processor.
+Before each pair, the benchmark pauses, so that a contender's background work does not slow the next one. The training
+thread stays on one core if the system supports this; helper threads and processes can use any core. Each step logs the
+loss and three floats.
 
-`BENCH_ROUNDS`, `BENCH_STEPS` and `BENCH_CONTENDERS` (names, separated by semicolons) make it smaller.
+The last column is the training thread's processor time relative to training without logging. It shows the cost of the
+calls themselves, independent of other processes' load.
+
+To shorten the benchmark, set `BENCH_ROUNDS`, `BENCH_STEPS` or `BENCH_CONTENDERS` (names separated by semicolons).
 """
 
 import contextlib
@@ -32,14 +34,17 @@ ROUNDS = int(os.environ.get("BENCH_ROUNDS", "30"))
 STEPS = int(os.environ.get("BENCH_STEPS", "300"))
 WARM_UP = 300
 REST = 0.5
-"""Seconds."""
+"""Pause before each pair of turns, in seconds."""
 
 ALL = {**CONTENDERS, "tensormeter, no agent": tensormeter_without_agent}
 CHOSEN = [name for name in os.environ.get("BENCH_CONTENDERS", "").split(";") if name] or list(ALL)
 
 
 def serve_turns(contender: str) -> None:
-    """A trainer: for each line that comes, a turn; its answer are the nanoseconds of each step, and the thread's of all."""
+    """Train one turn for each line on standard input, which contains the number of steps.
+
+    Answer with the duration of each step and the thread's total processor time, in nanoseconds.
+    """
     import torch
 
     answers, sys.stdout = sys.stdout, io.StringIO()
@@ -51,7 +56,7 @@ def serve_turns(contender: str) -> None:
     step = 0
     with tempfile.TemporaryDirectory() as folder, ALL[contender](Path(folder)) as log:
         if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # of this thread only
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # only for this thread
         for line in sys.stdin:
             taken, running = [], time.thread_time_ns()
             for _ in range(int(line)):
@@ -76,10 +81,10 @@ class Trainer:
         )  # fmt: skip
 
     def turn(self, steps: int) -> tuple[np.ndarray, float]:
-        """Milliseconds of each step, and of processor time of the thread in all.
+        """Train one turn. Return each step's duration and the thread's total processor time, in milliseconds.
 
         Raises:
-            OSError, ValueError: The contender cannot be had.
+            OSError, ValueError: The contender cannot run on this machine.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -103,7 +108,7 @@ def main() -> int:
             trainer.turn(WARM_UP)
             trainers[contender] = trainer
         except (OSError, ValueError):
-            print(f"{contender} is left out: it does not start here", file=sys.stderr)
+            print(f"skipping {contender}: it does not start on this machine", file=sys.stderr)
             trainer.end()
     taken: dict[str, list[np.ndarray]] = {name: [] for name in trainers}
     ratios: dict[str, list[float]] = {name: [] for name in trainers if name != "nothing"}
@@ -123,7 +128,7 @@ def main() -> int:
         with contextlib.suppress(OSError):
             trainer.end()
     print_paired_table(
-        f"A training step on one CPU thread, {ROUNDS} pairs of turns of {STEPS} steps each, milliseconds",
+        f"A training step on one CPU thread: milliseconds, {ROUNDS} pairs of turns with {STEPS} steps each",
         {name: np.concatenate(samples) for name, samples in taken.items()},
         {name: np.array(each) for name, each in ratios.items()},
         {name: float(np.median(each)) for name, each in processor.items()},

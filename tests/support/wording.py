@@ -19,6 +19,7 @@ CHECKED = (
     "exporters/**/*.py",
     "build_hooks/*.py",
     "examples/*.py",
+    "benchmarks/*.py",
     "*.py",
 )
 
