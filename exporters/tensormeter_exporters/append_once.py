@@ -6,8 +6,8 @@ removed. An incomplete request at the end of a file is detected and removed.
 
 If the process is killed, no data is lost. A power failure can lose the latest requests.
 
-The state file may come from another machine or another user. Therefore, only files in the folder that this process
-writes to are accepted, and only if their name contains the state's `writer`.
+The state file may come from another machine or user. Therefore, its entries are used only for files in this process's
+folder whose names contain the state's `writer`.
 """
 
 import os
@@ -79,7 +79,7 @@ class AppendOnce:
         return path.stat().st_size if path.exists() else 0
 
     def _undo(self, *, whole: bool) -> None:
-        """Remove the last request from the files if it is incomplete. With `whole`, also remove a complete request."""
+        """Remove the last request from the files if it is incomplete or `whole` is set."""
         for path, (before, after) in self._files.items():
             size = path.stat().st_size if path.exists() else 0
             if before < size and (whole or size < after):

@@ -1,4 +1,4 @@
-"""Base classes of exporters that decode requests. Undecodable bodies are rejected; disk errors are retried."""
+"""Base classes of exporters that decode requests."""
 
 import abc
 from pathlib import Path

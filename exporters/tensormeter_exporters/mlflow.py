@@ -89,7 +89,7 @@ _ACCESS_CODE: Final = re.compile(r"\((AccessDenied|InvalidAccessKeyId|SignatureD
 _TEMPORARY_STATUS: Final = frozenset({401, 403, 404, 408, 425, 429, *range(500, 600)})
 
 _INTERNAL_ERRORS: Final = 3
-"""Number of deliveries that fail with an internal MLflow error before an item is suspected as the cause."""
+"""Number of internal MLflow errors in a row after which an item is suspected as the cause."""
 
 _REFUSED_THROUGHOUT: Final = 64
 """Number of refused items after which the rest of a request is skipped, if no item was stored."""
@@ -129,7 +129,7 @@ class MlflowExporter(DecodingExporter):
         self._media: dict[tuple[str, str, str, str], int] = {}
         """Times of the artifacts that this agent has written, by run, process, kind and path."""
         self._failing = ""
-        """Id of the last request that caused an internal MLflow error."""
+        """ID of the last request that caused an internal MLflow error."""
         self._internal_errors = 0
 
     def export(self, request: Request) -> Outcome:
@@ -158,7 +158,7 @@ class MlflowExporter(DecodingExporter):
         return refused.outcome(stored)
 
     def _temporary(self, request: str, sender: ProcessRef | None) -> Callable[[Exception], bool]:
-        """Return a function that returns whether an exception has a cause other than an item of the request."""
+        """Return a predicate for exceptions that have a cause other than an item of the request."""
         item_may_be_the_cause = (
             sender is not None
             and request == self._failing
@@ -264,9 +264,9 @@ class MlflowExporter(DecodingExporter):
                 self._client.set_terminated(run, status, end_time=run_event.event.time // 1_000_000)
 
     def _path(self, key: str, run_event: RunEvent) -> str:
-        """Return the path of an artifact by key and step.
+        """Return the path of an artifact, which consists of key and step.
 
-        If another artifact has the same kind, key and step, the time is appended to the path.
+        If another artifact has the same kind, key and step, the time is appended.
         """
         time = run_event.event.time
         path = f"{self._paths(key)}-{time if run_event.step is None else run_event.step}"
@@ -396,7 +396,7 @@ def _extension(media_type: str) -> str:
 
 
 def _prefix(sender: ProcessRef, first: str) -> str:
-    """Return the prefix for the metrics of a process, which is empty for the first one."""
+    """Return the prefix for the metrics of a process, which is empty for the run's first process."""
     return "" if sender.process == first else f"process-{sender.process[:8]}/"
 
 
@@ -415,7 +415,7 @@ def _name_of(run_event: RunEvent) -> str:
 
 
 def _is_about_a_file(error: MlflowException) -> bool:
-    """Return whether a file store failed to create a file with the item's name."""
+    """Return whether MLflow's file store failed to create a file with the item's name."""
     cause = error.__cause__ or error.__context__
     return isinstance(cause, OSError) and cause.errno is not None and not is_outage(cause)
 

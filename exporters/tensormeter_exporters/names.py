@@ -1,7 +1,7 @@
 """Conversion of names to valid names of a destination. Different names stay different.
 
 An invalid name is changed and gets a suffix, which is a hash of the whole original name. The result is therefore the
-same in every agent and on every node, in whichever order names appear. Valid names stay unchanged.
+same in every agent and on every node, regardless of the order of names. Valid names stay unchanged.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _LONGEST_SHOWN: Final = 100
 
 
 def suffix_of(original: str) -> str:
-    """Return an underscore and eight hexadecimal digits of the string's hash, with at least one letter and one number."""
+    """Return an underscore and eight hexadecimal digits of the string's hash, including a letter and a numeral."""
     text = original.encode("utf-8", "surrogatepass")
     while True:
         digest = hashlib.sha256(text).hexdigest()
@@ -31,10 +31,7 @@ def suffix_of(original: str) -> str:
 
 
 def _looks_changed(name: str) -> bool:
-    """Return whether a name ends with a suffix like those of `suffix_of`.
-
-    Such names are changed too, so that they cannot equal a changed name.
-    """
+    """Return whether a name ends with a suffix like those of `suffix_of`. Such names are changed too, to avoid clashes."""
     digits = name[-_DIGITS:]
     return (
         name[-_DIGITS - 1 : -_DIGITS] == "_"
@@ -84,7 +81,7 @@ class ChangedNames:
         suffix = suffix_of(original)
         room = self._longest - len(suffix)
         kept = clean.encode()[:room].decode(errors="ignore") if self._in_bytes else clean[:room]
-        # Slashes, dots and spaces are valid only inside a name.
+        # Slashes, dots and spaces are not valid at the start or end of a name.
         return f"{self._clean(kept).rstrip('/. ')}{suffix}"
 
     def _warn(self, original: str, name: str) -> None:

@@ -99,7 +99,7 @@ def metrics_data(batches: Sequence[columns.Batch], *, no_sum: float | None = Non
 
     Args:
         batches: Batches to convert.
-        no_sum: Sum to use for histograms without a sum. OTLP omits the sum if there are negative values, because
+        no_sum: Value to use for a missing sum. OTLP omits a histogram's sum if there are negative values, because
             receivers treat sums as counters.
 
     Returns:

@@ -60,7 +60,7 @@ class RefusedItems:
             what: Name of the item for messages.
 
         Raises:
-            Exception: The block raised a temporary exception, which is passed on.
+            Exception: The block raised a temporary exception.
         """
         try:
             yield

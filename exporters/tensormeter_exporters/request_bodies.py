@@ -36,8 +36,7 @@ def decoding(request: Request) -> Iterator[None]:
     """Convert exceptions raised by a decoder to an `EncodingError`.
 
     For a damaged body, decompressors, Protobuf and the code that reads their results raise many types of exceptions:
-    BadGzipFile, EOFError, zlib.error, DecodeError, UnicodeDecodeError, OverflowError and others. A body that causes any
-    of them can never be decoded.
+    BadGzipFile, EOFError, zlib.error, DecodeError, UnicodeDecodeError, OverflowError and others.
     """
     try:
         yield

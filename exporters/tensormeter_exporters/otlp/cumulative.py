@@ -75,7 +75,7 @@ class DeltaToCumulative:
     def __init__(self, folder: Path | None) -> None:
         """
         Args:
-            folder: Folder for the file with the sums, so that they survive restarts; None for no file.
+            folder: Folder for the sums, so that they survive restarts; None to keep them only in memory.
         """
         self._file = None if folder is None else folder / _STATE
         self._points: dict[_Key, _Point] = {}
@@ -229,10 +229,11 @@ def _drop_sum_of_negatives(point: _Point) -> None:
 
 
 def _add_exponential(before: _Point, point: _Point) -> None:
-    """Add buckets at the coarser of the two scales, or at an even coarser one if a side would exceed 160 buckets.
+    """Add buckets at the coarser of the two scales, or at an even coarser scale if a side would exceed 160 buckets.
 
     Bucket ``i`` lies inside bucket ``i >> d`` of a scale that is smaller by ``d``, so the merge is exact. The larger of
-    the two zero buckets is kept. Buckets that overlap it are merged into it, and it is extended to their end.
+    the two zero buckets is kept. Buckets that overlap the zero bucket are merged into it, and it is extended to their
+    end.
     """
     sides: dict[str, dict[int, int]] = {"positive": {}, "negative": {}}
     scale = min(before.scale, point.scale)

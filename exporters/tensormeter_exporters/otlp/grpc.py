@@ -105,8 +105,8 @@ class OtlpGrpcSender(DecodingExporter):
         if code in _RETRYABLE or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and after is not None):
             return Retry(reason, after)
         if code is grpc.StatusCode.UNIMPLEMENTED:
-            # A person has to correct the address.
-            return Retry(f"{reason}; check the endpoint. {how_to_leave_out(signal)}")
+            # Only the user can correct the address.
+            return Retry(f"{reason}; is the endpoint right? {how_to_leave_out(signal)}")
         return Rejected(reason, divide=code is not grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 

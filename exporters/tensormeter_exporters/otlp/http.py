@@ -50,8 +50,8 @@ class OtlpHttpSender(DecodingExporter):
         if answer.status == 413:
             return TooLarge(answer.reason)
         if answer.status in (404, 405, 501) or 300 <= answer.status < 400:
-            # A person has to correct the address; dropping data would not help.
-            return Retry(f"{answer.reason}; check the endpoint. {how_to_leave_out(request.signal)}")
+            # Only the user can correct the address; dropping data would not help.
+            return Retry(f"{answer.reason}; is the endpoint right? {how_to_leave_out(request.signal)}")
         return Rejected(answer.reason, divide=answer.status in _CONTENT)
 
     def shutdown(self) -> None:
@@ -59,7 +59,7 @@ class OtlpHttpSender(DecodingExporter):
 
 
 def tls_context(target: OtlpTarget) -> ssl.SSLContext | None:
-    """Return the TLS context for connections to a target, or None for connections without TLS.
+    """Return the TLS context for a target, or None for connections without TLS.
 
     Raises:
         SettingsError: A certificate or key cannot be read.

@@ -136,7 +136,7 @@ class _LastValues(Collector):
     def put(self, origin: Origin, key: _SeriesKey, description: str, point: _Point) -> bool:
         """Store a point unless a later point of its series is stored.
 
-        Return False if there are too many series or another series has the same labels, so that the point is refused.
+        Return False, and refuse the point, if there are too many series or another series has the same labels.
         """
         with self._lock:
             family = self._families.get(origin)
@@ -249,7 +249,7 @@ class PrometheusExporter(DecodingExporter):
 
     Options:
         host: Address to listen on. Default: `OTEL_EXPORTER_PROMETHEUS_HOST` or the loopback address.
-        port: First of sixteen ports to try, or 0 for any free port. Each agent on a machine uses the first free one.
+        port: First of sixteen ports to try, or 0 for any free port. Each agent on a machine uses the first free port.
             Default: `OTEL_EXPORTER_PROMETHEUS_PORT` or 9464.
         max_series: Maximum number of series. Each bucket of a distribution is a series. Points of further series are
             counted as refused.
@@ -339,7 +339,7 @@ class PrometheusExporter(DecodingExporter):
         return refused
 
     def _put_distribution(self, series: Distribution, at: int, key: _SeriesKey) -> bool:
-        """Store a cumulative distribution as a histogram, and any other as a gauge histogram."""
+        """Store a distribution: as a histogram if it is cumulative, otherwise as a gauge histogram."""
         cumulative = series.temporality is Temporality.CUMULATIVE
         kind: Kind = "histogram" if cumulative else "gaugehistogram"
         origin = Origin(series.name, "", kind, series.unit, _form(series))

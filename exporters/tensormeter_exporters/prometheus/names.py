@@ -59,17 +59,17 @@ class Origin:
 
     @property
     def text(self) -> str:
-        """Readable name."""
+        """Human-readable name."""
         return f"{self.statistic.removeprefix('/')} of {self.metric}" if self.statistic else self.metric
 
     @property
     def text_with_unit(self) -> str:
-        """Readable name with the unit, which distinguishes two metrics with the same name."""
+        """Human-readable name with the unit, which distinguishes metrics with the same name."""
         return f"{self.text} ({self.unit})" if self.unit else self.text
 
     @property
     def plain_name(self) -> str:
-        """Name with invalid characters replaced; empty if it has no letters or digits."""
+        """Name with invalid characters replaced; empty if the name contains no letters or digits."""
         clean = _REPLACED.sub("_", f"{self.metric}{self.statistic}")
         if not clean.strip("_"):
             return ""

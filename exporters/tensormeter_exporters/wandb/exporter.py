@@ -1,7 +1,7 @@
 """The `wandb` destination: Weights & Biases, offline by default. `wandb sync` uploads offline runs.
 
-Each process has one W&B run, grouped by the run. Steps are stored in the history column `tensormeter/step`, which is
-the default x-axis, because W&B's own step counter cannot decrease.
+Each process has a separate W&B run; the processes of a run form a W&B group. W&B's own step counter cannot decrease, so
+steps are stored in the history column `tensormeter/step`, which is the default x-axis.
 
 Each request is logged once, even if it is retried or the agent is killed while logging it; see `journal`. The next
 agent waits while the killed agent's wandb process is still writing files. Only alerts may be repeated.
@@ -187,7 +187,7 @@ class WandbExporter(DecodingExporter):
         for process in processes & self._journal.files.keys():
             path = self._journal.files[process]
             if not path.resolve().is_relative_to(self._directory().resolve()):
-                continue  # a journal may come from elsewhere, so files outside our folder are ignored
+                continue  # a journal may come from another machine, so files outside our folder are ignored
             file = WandbFile(path)
             while writer := _writer_of(file.path):
                 if time.monotonic() > deadline:
@@ -327,7 +327,7 @@ class WandbExporter(DecodingExporter):
         return False
 
     def _written(self, process: str) -> int:
-        """Return the last W&B step of a process found in its files so far."""
+        """Return the last W&B step of a process that its files contain, as far as they have been read."""
         file = self._files.get(process)
         return max(self._journal.written.get(process, -1), -1 if file is None else file.last_step)
 
@@ -394,7 +394,7 @@ def _open_journal(folder: Path | None) -> Journal:
 
 
 def _is_temporary(error: Exception) -> bool:
-    """Return whether an exception has a cause other than the logged item."""
+    """Return whether the logged item is not the cause of an exception."""
     return is_outage(error) or isinstance(error, _Unavailable | wandb.errors.CommError) or _is_of_service(error)
 
 

@@ -113,7 +113,7 @@ class Journal:
         self._save()
 
     def drop(self, entry: Entry) -> None:
-        """Remove a request that has not been logged and will not be."""
+        """Remove a request that will not be logged."""
         self.entries = [other for other in self.entries if other is not entry]
         if self._folder is not None:
             self._body(entry).unlink(missing_ok=True)
@@ -143,7 +143,7 @@ class Journal:
         """Remove the requests whose rows are in wandb's files.
 
         Args:
-            written: Last W&B step in the files, by process. Rows are written in order, so earlier rows are there too.
+            written: Last W&B step in the files, by process. The files also contain all earlier rows.
             finished: Processes whose rows are all in the files.
         """
         waiting: list[Entry] = []

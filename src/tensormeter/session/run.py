@@ -62,7 +62,7 @@ class Run:
     """
 
     def __init__(self, identity: RunIdentity, *, parent: str | None = None) -> None:
-        """Create a run without starting it; call `init` instead."""
+        """Create a run without starting it. Call `init` instead."""
         self.id = identity.id
         self.name = identity.name
         self.project = identity.settings.project
@@ -182,10 +182,10 @@ class Run:
         """Log norms and distributions of a model's gradients or parameters every `every` optimizer steps.
 
         They are computed on the model's device just before the optimizer step, without waiting for the device. The
-        metrics are named `gradient_norm`, `gradient_norm/PARAMETER` and `gradients/PARAMETER`; for parameters, the
-        names start with `parameter` instead. Each row has the step that the next `log` call without a step will use.
-        Parameters without a gradient are omitted. Each rank logs its own shard of a sharded parameter. The gradients
-        are those that the optimizer receives: accumulated, clipped and unscaled. The exception is a fused optimizer
+        metrics are named `gradient_norm`, `gradient_norm/PARAMETER` and `gradients/PARAMETER`; for parameters,
+        `parameter` replaces `gradient`. Each row has the step that the next `log` call without a step will use.
+        Parameters without a gradient are omitted. Each rank logs its own shard of a sharded parameter. Gradients are
+        logged as the optimizer receives them: accumulated, clipped and unscaled. The exception is a fused optimizer
         under a `GradScaler`, which unscales the gradients itself.
 
         Watching neither changes the model nor keeps it alive. It continues until `unwatch` is called or the run
@@ -405,14 +405,14 @@ class Run:
         return masked
 
     def _fitting(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Remove the largest values from a configuration that exceeds the size limit."""
+        """If a configuration exceeds the size limit, remove its largest values."""
         kept, left_out = fit(config, CONFIG_BYTES)
         self._omitted += left_out
         return kept if left_out else config
 
     def _report_left_out(self, process: RunProcess) -> None:
         left_out, self._omitted = self._omitted, []
-        # A child has the same configuration as its parent, and so do the other ranks.
+        # Children and other ranks have the same configuration, so only one process reports.
         if left_out and self._parent is None and not describe_rank().get(RANK):
             process.leave_out_of_config(left_out)
 

@@ -1,9 +1,9 @@
 """Detection of how a training process ends: normally, by an exception, with an exit status, or by SIGTERM.
 
-The previous exception hook, `sys.exit` and SIGTERM handler still run after ours. SIGTERM is handled only if its
-previous action was the default or a Python handler, and only if a run starts on the main thread. The previous handler
-is restored after the last run, and immediately in a forked child. Python cannot run a handler while native code keeps
-the main thread busy; `_sigterm.c` covers that case if it could be compiled.
+The previous exception hook, `sys.exit` and SIGTERM handler run after ours. SIGTERM is handled only if its previous
+action was the default or a Python handler, and only if a run starts on the main thread. The previous handler is
+restored when the last run ends, and immediately in a forked child. Python cannot run a handler while native code blocks
+the main thread; `_sigterm.c` handles that case if it could be compiled.
 """
 
 import atexit
@@ -39,17 +39,17 @@ _failure = ""
 
 _sigterm_received = False
 _chained_hooks: list[Callable[..., Any]] = []
-"""Previous exception hook and `sys.exit`, which ours call; empty until ours are installed."""
+"""Previous exception hook and `sys.exit`, which our hooks call; empty until our hooks are installed."""
 
 _previous_handlers: list[_Handler | int] = []
-"""Previous SIGTERM handler; empty while ours is not installed."""
+"""Previous SIGTERM handler; empty while our handler is not installed."""
 
 _deferring: list[None] = []
 """One entry for each active `defer_sigterm` block."""
 
 _deferred_signals: list[int] = []
 _installed_in = 0
-"""Id of the process that installed our handler."""
+"""PID of the process that installed our handler."""
 
 _callbacks: list[Callable[[bool], None]] = []
 
@@ -82,7 +82,7 @@ def describe_exception(kind: type[BaseException], error: BaseException | None) -
 
 
 def install_sigterm(callback: Callable[[bool], None], limit: float) -> None:
-    """Call a function on SIGTERM, before the previous handler runs. Do nothing if that is impossible.
+    """Make SIGTERM call a function before the previous handler runs. Do nothing if that is impossible.
 
     Args:
         callback: Function to call. Its argument is True if the signal's default action then ends the process.
@@ -92,7 +92,7 @@ def install_sigterm(callback: Callable[[bool], None], limit: float) -> None:
     if _previous_handlers or threading.current_thread() is not threading.main_thread():
         return
     previous = signal.getsignal(signal.SIGTERM)
-    if previous is None or previous == signal.SIG_IGN:  # a handler written in C cannot be called from ours
+    if previous is None or previous == signal.SIG_IGN:  # our handler cannot call a handler written in C
         return
     _previous_handlers.append(previous)
     _callbacks[:] = [callback]
