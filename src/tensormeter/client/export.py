@@ -282,7 +282,7 @@ class _Parquet:
     def _write(
         self, about: Mapping[str, Any], block: PointBlock | DistributionBlock, columns: Mapping[str, Any]
     ) -> None:
-        """Append a block. The values `about` are the same in all its rows. Missing columns are null."""
+        """Append a block. All its rows have the same values `about`. Missing columns are null."""
         arrow, n = self._arrow, len(block)
         arrays = dict(columns)
         arrays["step"] = arrow.array(block.step, mask=~block.stepped)
@@ -309,7 +309,7 @@ def _cells(about: Mapping[str, Any]) -> list[Any]:
 
 
 def _no_formula(cell: Any) -> Any:
-    """Prefix text that a spreadsheet would evaluate as a formula. Names are chosen by senders and may be malicious."""
+    """Prefix text that a spreadsheet would evaluate as a formula, because senders can choose any name."""
     return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 

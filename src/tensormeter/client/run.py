@@ -48,8 +48,8 @@ class Process:
     Attributes:
         id: ID of the process.
         attempt: Number of the attempt, from 1.
-        rank: Rank of the process; None if the process did not send one.
-        host: Host name of the process; None if the process did not send one.
+        rank: Rank of the process; None if unknown.
+        host: Host name of the process; None if unknown.
         state: State of the process, such as "running" or "finished"; None if it has reported neither its start nor its
             end.
         resource: OpenTelemetry resource attributes.

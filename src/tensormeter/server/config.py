@@ -73,9 +73,8 @@ class ServerConfig:
             reach the server.
         self_metrics: Destinations of the server's own metrics: `store` writes them to a project in this server's store;
             `otlp` sends them as configured by OpenTelemetry's environment variables.
-        max_connections: Maximum number of open connections. At this limit, the server closes a connection that waits
-            for its client: the oldest one from the address with the most such connections. If there is none, the new
-            connection gets status 503.
+        max_connections: Maximum number of open connections. At this limit, a new connection can evict one that waits
+            for its client. If none can be evicted, the new connection gets status 503.
         header_timeout: Maximum time to receive a request's headers in seconds.
         send_timeout: Seconds without progress after which the server closes a connection whose client is not reading
             the response.

@@ -160,7 +160,7 @@ class RunProcess:
             )
 
     def leave_out_of_config(self, values: Sequence[OmittedValue]) -> None:
-        """Count values that did not fit into the configuration, and warn about the largest, once per name."""
+        """Count values that were omitted from the configuration, and warn about the largest, once per name."""
         new = {value.name for value in values} - self._left_out
         warns = bool(new) and len(self._left_out) < _MOST_LEFT_OUT
         self._left_out.update(new if warns else ())

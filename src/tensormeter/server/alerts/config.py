@@ -30,7 +30,7 @@ class Rule:
         below: Bound below which a value raises a `threshold` alert.
         score: Distance from the median of the previous values, in robust standard deviations, above which a value is a
             `spike`. A robust standard deviation is 1.4826 times the median absolute deviation.
-        window: Number of previous values to compare each value with for `spike`, 20 to 10,000.
+        window: Number of previous values with which `spike` compares a value, 20 to 10,000.
         factor: Multiple of the median step time after which a run without new steps has stalled.
         seconds: Minimum time without new steps, in seconds, after which a run has stalled.
 

@@ -127,7 +127,7 @@ def _document(ref: RunRef, event: StoredEvent) -> Mapping[str, Any]:
 
 
 def _retry_after(text: str | None) -> float:
-    """Convert a delay in seconds or a date (RFC 9110) to seconds; 0 if it is neither."""
+    """Convert a `Retry-After` header (seconds or a date; RFC 9110) to seconds; 0 if it is missing or invalid."""
     if not text:
         return 0.0
     if text.strip().isascii() and text.strip().isdecimal() and len(text) < 12:

@@ -1,4 +1,4 @@
-"""Authentication: finds out which access a request's bearer token grants."""
+"""Authentication: determination of the access that a bearer token grants."""
 
 import hmac
 import re
@@ -38,7 +38,7 @@ class Access:
 
 
 class Authenticator:
-    """Checker of tokens: the server token, the server process's own token, and the tokens read by the last `refresh`."""
+    """Access by token: the server token, the server process's own token, and the tokens read by the last `refresh`."""
 
     def __init__(self, directory: Path, token: str | None, own_token: str, *, is_local: bool) -> None:
         """

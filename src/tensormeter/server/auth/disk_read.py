@@ -18,7 +18,7 @@ _Future = asyncio.Future[None]
 
 
 class Lookup:
-    """Lookups on a daemon thread, for one event loop. Requests that arrive during a lookup share the next one."""
+    """Lookups on a daemon thread, for one event loop. Requests that arrive during a lookup share the next lookup."""
 
     def __init__(self, look: Callable[[], object]) -> None:
         """Args:

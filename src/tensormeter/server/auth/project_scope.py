@@ -44,7 +44,7 @@ class ForbiddenError(StoreError):
 
 
 class Stores:
-    """Provider of the part of the store that each request may access."""
+    """Provider of the part of a store that a request may access."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -61,7 +61,7 @@ class RequestGuard:
         """
         Args:
             app: Application to protect.
-            authenticator: Authenticator that determines the access of a request's token.
+            authenticator: Authenticator for the requests' tokens.
             host: Address that the server is bound to.
             allowed_hosts: Additional `Host` values that requests may have.
             stalled: Function that returns why the disk is unresponsive, or None. It must not block.

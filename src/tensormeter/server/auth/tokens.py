@@ -48,7 +48,7 @@ class Token:
 
     Attributes:
         id: Public part of the token.
-        name: Human-readable name, such as the holder's name; unique within a file.
+        name: Human-readable name, such as the holder's name, which is unique within a file.
         permissions: Permissions of the holder.
         project: The only project that the token grants access to; None for all projects.
         created: Creation time, in seconds since the Unix epoch.
@@ -77,7 +77,7 @@ class TokenFile:
     """Token file in a server's folder. Any number of processes and threads may read and change it concurrently."""
 
     def __init__(self, directory: Path) -> None:
-        """Create an object for a folder. The file is not read until a method needs it."""
+        """Use the token file in a folder. The file is not read until a method needs it."""
         self._path = directory / FILE_NAME
         self._loaded: tuple[tuple[int, ...], dict[str, Token]] | None = None
         self._latest: dict[str, Token] | StoreError | None = None

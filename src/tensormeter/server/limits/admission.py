@@ -8,7 +8,7 @@ from typing import Final, Protocol
 __all__ = ["Admission", "Admitted", "Waiting", "client_group"]
 
 _MIN_SECONDS: Final = 5.0
-"""Seconds after which a connection that waits for a body or for a slow reader can be evicted."""
+"""Seconds after which a connection can be evicted that waits for a body or for a client to read a response."""
 
 
 class Waiting(IntEnum):
@@ -62,7 +62,7 @@ class Admission:
 
     The evicted connection is from the address with the most waiting connections, provided that this address has more of
     them than the new connection's address. Otherwise, it is from the new connection's own address. A client that opens
-    idle or slow connections can therefore evict only its own. For one event loop.
+    many idle or slow connections can therefore evict only its own. For one event loop.
     """
 
     def __init__(self, most: int) -> None:
@@ -127,7 +127,7 @@ class Admission:
 
 
 def client_group(address: str) -> str:
-    """Return an IPv4 address, or the /64 network of an IPv6 address. One host can use many addresses of its network."""
+    """Return an IPv4 address, or the /64 network of an IPv6 address, because one host can use the whole network."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

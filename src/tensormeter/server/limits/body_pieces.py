@@ -10,7 +10,7 @@ import h11
 __all__ = ["BoundedConnection"]
 
 _PIECES: Final = 20_000
-"""Number of pieces per body that may have any size."""
+"""Number of pieces of a body that may have any size."""
 
 _PIECE_BYTES: Final = 1024
 """Minimum average size, in bytes, of all further pieces. Network packets are larger."""

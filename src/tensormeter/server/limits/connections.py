@@ -104,12 +104,11 @@ def _check_request(request: h11.Request, data: bytes) -> None:
 
 
 def limited_protocol(max_connections: int, header_timeout: float, send_timeout: float) -> type["LimitedProtocol"]:
-    """Create a subclass of uvicorn's HTTP/1.1 protocol whose connections share limits.
+    """Create a class for uvicorn's HTTP/1.1 connections, which share limits.
 
     Args:
-        max_connections: Maximum number of connections. At this limit, a new connection evicts one that waits for its
-            client: the oldest one from the address with the most such connections. If there is none, the new connection
-            gets 503 and is closed.
+        max_connections: Maximum number of connections. At this limit, a new connection can evict one that waits for its
+            client (see `Admission`). If none can be evicted, the new connection gets 503 and is closed.
         header_timeout: Maximum time to receive a request's headers in seconds, measured from the start of the
             connection or the first byte of a further request. After that, the client gets 408 and the connection is
             closed, even if the client is still sending single bytes.
@@ -198,7 +197,7 @@ class LimitedProtocol(H11Protocol):
         transport.set_write_buffer_limits(high=PIECE)
         connected = transport.get_extra_info("socket")
         with contextlib.suppress(OSError, AttributeError):  # some systems lack this option
-            # Otherwise, the system would buffer megabytes of a response that may never be read.
+            # Otherwise, the system might buffer megabytes of a response that is never read.
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         self._progressed = self.loop.time()
         if self.limits.admission.admit(self, self.address, self._progressed):
@@ -261,10 +260,7 @@ class LimitedProtocol(H11Protocol):
         self._close()
 
     def check_progress(self, now: float) -> None:
-        """Check whether the client has read anything since the last check.
-
-        Close the connection if the client is too slow.
-        """
+        """Check whether the client has read anything since the last check. If it is too slow, close the connection."""
         waiting = self.transport.get_write_buffer_size() + _unacknowledged(self.transport.get_extra_info("socket"))
         acknowledged = self.conn.written - waiting
         if not waiting or acknowledged != self._acknowledged:

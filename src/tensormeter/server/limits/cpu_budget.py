@@ -29,7 +29,7 @@ _CALLS: Final = 8
 
 
 _POLL_INTERVAL: Final = 1.0
-"""Interval in seconds at which the watchdog checks whether the disk responds."""
+"""Interval, in seconds, between the watchdog's checks whether the disk responds."""
 
 
 def _never() -> None:
@@ -82,7 +82,7 @@ class CpuBudget:
             self.check_now()
 
     def check_now(self) -> None:
-        """Check the clock now, for example after a slow step. Raise the same errors as `check`."""
+        """Check the clock immediately, for example after a slow step. Raises the same errors as `check`."""
         if self._cancelled:
             raise ClientDisconnect
         if time.thread_time() - self._started_at > self._seconds:
@@ -146,7 +146,7 @@ async def run_while_connected(
     *,
     watchdog: StallWatchdog | None = None,
 ) -> _T:
-    """Run a request's work on a thread. End it if the client disconnects or it needs too much processor time.
+    """Run a request's work on a thread. End the work if the client disconnects or it takes too much processor time.
 
     Args:
         request: Request whose body has been read.

@@ -60,7 +60,7 @@ class Handshakes:
     async def shake(self, handshake: "_Handshake", transport: asyncio.Transport) -> asyncio.Transport | None:
         """Perform the handshake.
 
-        Return the encrypted transport, or None if the client does not use TLS or did not finish.
+        Return the encrypted transport, or None if the handshake failed or timed out.
         """
         loop = asyncio.get_running_loop()
         try:

@@ -29,7 +29,7 @@ The client's small responses have a separate limit of the same size.
 """
 
 TOTAL: Final = 96 << 20
-"""Maximum number of unread bytes for all clients together, also separate for large and small responses."""
+"""Maximum number of unread bytes for all clients together, again separate for large and small responses."""
 
 SMALL_POINTS: Final = 100_000
 """Maximum number of points in a response that is produced without waiting for its turn.
@@ -117,7 +117,7 @@ class BufferedResponse(StreamingResponse):
 
 
 def _batched(pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
-    """Join small pieces, because each step of the generator on a worker thread costs about 0.1 ms."""
+    """Join small pieces, because each step of the generator on a worker thread takes about 0.1 ms."""
     waiting: list[bytes] = []
     size = 0
     try:
@@ -147,7 +147,7 @@ class _Unread:
 
 
 class _Account:
-    """Unread responses of one kind, large or small, with their size per client in bytes."""
+    """Unread responses of one kind (large or small), and their total size per client in bytes."""
 
     def __init__(self) -> None:
         self._unread: set[_Unread] = set()
@@ -242,7 +242,7 @@ class ResponseLimiter:
         *,
         sampled: bool = False,
     ) -> BufferedResponse:
-        """Produce a response with points. If it reads many points, it first waits for its turn and for room.
+        """Produce a response with points. If it reads many points, first wait for its turn and for free memory.
 
         Args:
             request: Request of the client.
@@ -288,7 +288,7 @@ class ResponseLimiter:
 
     @asynccontextmanager
     async def _turn(self, request: Request, account: _Account) -> AsyncIterator[None]:
-        """Wait until there is room and no other large response is being produced.
+        """Wait until there is free memory and no other large response is being produced.
 
         Clients with the least unread data go first.
         """
@@ -362,7 +362,7 @@ def _cut(body: bytes) -> Iterator[tuple[bytes, bool]]:
 
 
 def client_of(request: Request) -> str:
-    """Return a client's identifier, which consists of its token's name and its address."""
+    """Return an identifier of the client, which consists of its token's name and its address."""
     address = client_group(request.client.host) if request.client is not None else ""
     return f"{request.state.access.who}\n{address}"
 
