@@ -26,7 +26,7 @@ _FIRST_WAIT: Final = 2.0
 
 
 class Node:
-    """Sampler of all sensors, which runs until it is stopped. One thread uses it and is never blocked, except by `stop`."""
+    """Sampler of all sensors, which runs until it is stopped. Not thread-safe. Only `stop` blocks."""
 
     def __init__(self, resource: Mapping[str, Attribute], watch: Watch, *, interval: float, delay: float) -> None:
         """Start sampling.

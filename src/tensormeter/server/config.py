@@ -53,7 +53,7 @@ class ServerConfig:
             data folder.
         clickhouse: Address of a ClickHouse store, which replaces the SQLite store.
         token: Bearer token with all permissions, in addition to the tokens in the folder's `TokenFile`; None for no
-            such token. A server that other machines can reach requires this token or one in the file; see `is_local`.
+            such token. A server that other machines can reach requires this token or one in the file (see `is_local`).
         own_token: Random token with which the server's own process sends data.
         allowed_hosts: Additional host names, without port, that clients may use for this server. A name other than a
             loopback name implies that other machines can reach the server.

@@ -1,4 +1,4 @@
-"""Handling of an unresponsive disk: a server that starts waits indefinitely; one that stops waits a few seconds."""
+"""Handling of an unresponsive disk: the server waits indefinitely at startup, and a few seconds at shutdown."""
 
 import logging
 import os

@@ -114,7 +114,7 @@ class Membership:
 
 
 class Joining:
-    """Procedure by which one process joins a run."""
+    """Procedure for a process to join a run."""
 
     def __init__(self, run: RunIdentity, process: str, parent: str | None) -> None:
         """Prepare to join. Nothing changes on disk.
