@@ -19,9 +19,9 @@ class Background:
 
         Args:
             name: Name of the thread.
-            work: Task to repeat. If it raises an exception, the exception is logged and the task runs again after the
-                interval. While the store is unavailable, only the first failure is logged.
-            interval: Seconds between two calls if `wake` is not called.
+            work: Task to repeat. If it raises an exception, the thread logs the exception and repeats the task after
+                the interval. It logs only the first of several consecutive `StoreUnavailableError` exceptions.
+            interval: Seconds between two calls unless `wake` is called.
         """
         self._work = work
         self._interval = interval

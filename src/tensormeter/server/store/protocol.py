@@ -4,14 +4,17 @@ A store keeps runs with their processes, series of points, and events.
 
 Every implementation guarantees:
 
-- A batch is stored completely or not at all. When `append_*` returns, the batch survives a crash of the process.
-- A batch ID is stored once. A batch with the same ID and a different payload is refused.
+- Once `append_*` returns, the request survives a crash of the server process. If it fails, a retry is safe.
+- A request with a batch ID is stored once. A different payload with the same batch ID is refused.
 - A series is identified by (project, run, process, metric, kind, scope, attributes), and a point within it by its time.
-  If two batches contain the same point, the first one wins. Senders without batch IDs can therefore retry safely.
-- Reads return everything that `append_*` accepted before them.
+  If several requests contain the same point, the first one wins. Senders without batch IDs can therefore retry safely.
+- Reads return everything that earlier `append_*` calls accepted.
 
-A store returns columns. Axes, sampling, statistics over processes, and filters and sorting of runs are implemented in
-`tensormeter.server.query`.
+`SqliteStore` stores a request completely or not at all. `ClickHouseStore` may store part of a request if `append_*`
+fails; a retry completes it.
+
+A store returns columns. `tensormeter.server.query` implements x axes, sampling, statistics over processes, and the
+filtering and sorting of runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,17 +42,17 @@ from tensormeter.server.store.models.series import MetricSummary, Reading, Selec
 __all__ = ["STALL_AFTER", "Store"]
 
 STALL_AFTER: Final = 300.0
-"""Seconds without points or events after which a run that has not ended counts as stalled."""
+"""Seconds without points or events after which an unfinished run counts as stalled."""
 
 
 class Store(Protocol):
-    """A store of runs, which also answers queries about them.
+    """A store of runs with their points and events.
 
     Every method may block on the disk, and any number of threads may call it at once. Reads and `append_*` calls block
-    each other only briefly, for work in memory. The owner of the store closes it once, after the last call.
+    each other only briefly, while they work in memory. The owner closes the store once, after all other calls.
 
     Attributes:
-        syncer: Object that makes commits durable and reports their durability; None if the store does not report it.
+        syncer: Object that makes commits durable and reports which are; None if the store does not report durability.
 
     Raises:
         StoreUnavailableError: From any method: the call failed, but may succeed later.
@@ -59,7 +62,7 @@ class Store(Protocol):
 
     @property
     def syncer(self) -> Syncer | None:
-        """Object that reports durability, see the class."""
+        """Object that reports durability; see the class."""
         ...
 
     def append_metrics(
@@ -74,11 +77,10 @@ class Store(Protocol):
 
         Args:
             batches: Decoded points.
-            payload: Encoded `ExportMetricsServiceRequest` from which `decode_metrics` decoded `batches`.
-            batch_id: ID of the request, which is the same in every retry; None if the sender does not identify its
+            payload: Encoded `ExportMetricsServiceRequest` from which `batches` was decoded.
+            batch_id: ID that stays the same in every retry of the request; None if the sender does not identify its
                 requests.
-            check: Function that is called often before the commit. If it raises an exception, the call ends and nothing
-                is stored.
+            check: Function called repeatedly before the commit. If it raises an exception, nothing is stored.
 
         Raises:
             BatchConflictError: `batch_id` is already stored with a different payload.
@@ -101,12 +103,12 @@ class Store(Protocol):
         ...
 
     def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
-        """Return fields of all runs of a project, or of all projects, in no particular order.
+        """Return fields of all runs in one project or in all projects, in no particular order.
 
         Args:
             project: Project name; None for all projects.
-            fields: Names of `RunSummary` attributes (except `config` and `summary`), `config.KEY` with dots for nested
-                objects, and `summary.METRIC.PART` with the parts of `Summary`.
+            fields: Field names: `RunSummary` attributes (except `config` and `summary`), `config.KEY` with dots for
+                nested objects, and `summary.METRIC.PART` with an attribute of `Summary` as the part.
             check: Function called for each field, and repeatedly for large fields. It can raise an exception to stop
                 the query.
         """
@@ -115,18 +117,18 @@ class Store(Protocol):
     def runs(
         self, runs: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None
     ) -> list[RunSummary]:
-        """Return runs from a `RunTable` in the given order, without runs that have since been deleted.
+        """Return runs in the given order, without runs that have since been deleted.
 
         Args:
-            runs: Run numbers from `RunTable`.
+            runs: Run numbers from a `RunTable`.
             metrics: Metrics whose summaries are returned; None for all metrics.
-            damaged: List to which a message is added for each damaged run, which is then omitted; None to raise an
-                error instead.
+            damaged: List that receives a message for each damaged run, which is then omitted; None to raise an error
+                instead.
         """
         ...
 
     def run(self, ref: RunRef) -> RunSummary:
-        """Return one run with all summaries."""
+        """Return one run with the summaries of all its metrics."""
         ...
 
     def processes(self, ref: RunRef) -> list[ProcessSummary]:
@@ -134,7 +136,7 @@ class Store(Protocol):
         ...
 
     def losses(self, ref: RunRef) -> Mapping[str, int]:
-        """Return the number of items that a run's processes dropped, by reason."""
+        """Return how many items a run's processes dropped, by reason."""
         ...
 
     def update(self, ref: RunRef, changes: RunChanges) -> None:
@@ -142,7 +144,7 @@ class Store(Protocol):
         ...
 
     def delete(self, ref: RunRef) -> None:
-        """Delete a run. It disappears immediately. Later points and events are refused until the run starts again."""
+        """Delete a run with immediate effect. Its later points and events are refused until the run starts again."""
         ...
 
     def metrics(self, ref: RunRef) -> list[MetricSummary]:
@@ -161,20 +163,21 @@ class Store(Protocol):
     def read_rollups(
         self, ref: RunRef, selection: Selection, window: PointRange, blocks: int
     ) -> list[SeriesRollup] | None:
-        """Read series of numbers as blocks if they are too long to read every point.
+        """Read numeric series, and return long ones as blocks instead of points.
 
         The series are ordered by metric, process and attributes. Series without points are omitted.
 
         Args:
             ref: Run to read.
-            selection: Selection of numbers. Its range and cursor are ignored. Points inside blocks do not count toward
-                its limit.
+            selection: Selection of numeric series. Its range and cursor are ignored. Points inside blocks do not count
+                toward its limit.
             window: Range of points to read.
             blocks: Minimum number of blocks for a series to be returned as blocks. Shorter series are returned as
                 points.
 
         Returns:
-            None if rollups cannot answer the query: all series are short, or steps are not in time order.
+            Series in order; None if rollups cannot answer the query because all series are short or steps are not in
+            time order.
 
         Raises:
             TooManyPointsError: See `read`.
@@ -182,11 +185,11 @@ class Store(Protocol):
         ...
 
     def events(self, ref: RunRef, query: EventQuery = ALL_EVENTS) -> EventPage:
-        """Return events of a run, the newest first. There are fewer if their bodies together would exceed `MAX_ANSWER_TEXT`."""
+        """Return events of a run, newest first, with bodies of up to `MAX_ANSWER_TEXT` characters in total."""
         ...
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
-        """Return the content type and the bytes of a run's image.
+        """Return the content type and bytes of an image from a run.
 
         Raises:
             NotFoundError: The run has no image with this digest.
@@ -194,19 +197,20 @@ class Store(Protocol):
         ...
 
     def changes(self, after: str | None, runs: Sequence[RunRef] | None = None) -> Changes:
-        """Return changes since a cursor, for the given runs or for all. Runs that do not exist are omitted.
+        """Return changes since a cursor, for the given runs or for all runs. Runs that do not exist are omitted.
 
-        A store keeps changes for a limited time. For an older cursor, the result contains every requested run, or every
-        run with recent points or events, without metrics. Without `after`, the result contains only the current cursor.
+        A store keeps changes for a limited time. For an older cursor, the result contains every requested run, or else
+        every run with recent points or events, without naming metrics. If `after` is None, the result contains only the
+        current cursor.
         """
         ...
 
     def raise_alert(self, run: RunRef, event: Event) -> None:
-        """Add an event created by the server to a run, as an event of the run's first process."""
+        """Add an event that the server created to a run's first process."""
         ...
 
     def mark_stalled(self, run: RunRef, *, stalled: bool) -> None:
-        """Mark a run as stalled, or clear the mark. Starts and ends of the run also clear it."""
+        """Mark a run as stalled, or clear the mark. A start or end of the run also clears the mark."""
         ...
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
@@ -214,7 +218,7 @@ class Store(Protocol):
         ...
 
     def mark(self, name: str, value: int | None = None) -> int:
-        """Return a named number that survives restarts, initially 0. If `value` is given, store it first."""
+        """Return a named number, initially 0, that survives restarts. If `value` is given, store it first."""
         ...
 
     def problem(self) -> str | None:
@@ -222,7 +226,7 @@ class Store(Protocol):
         ...
 
     def stalled(self) -> str | None:
-        """Return a human-readable message if the disk does not respond, so that calls would block; otherwise None.
+        """Return a human-readable message if the disk does not respond and other calls would block; otherwise None.
 
         Never raises or blocks.
         """

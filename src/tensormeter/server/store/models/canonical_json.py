@@ -1,4 +1,4 @@
-"""JSON encoding of OTLP values that supports every value, and is equal for equal values."""
+"""JSON encoding of OTLP values that supports every value and encodes equal values equally."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separato
 
 
 def json_value(value: Any) -> Any:
-    """Convert an OTLP value to JSON values, with bytes as base64, and NaN and infinities as in protobuf's JSON."""
+    """Convert an OTLP value to JSON values, with bytes as base64 and with NaN and infinities as in protobuf's JSON."""
     if type(value) in _PLAIN:  # nearly all values; the class patterns below are slower
         return value
     match value:
@@ -30,5 +30,5 @@ def json_value(value: Any) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """Encode a value with sorted keys and without spaces, so that equal values have equal encodings."""
+    """Encode a value as JSON with sorted keys and without spaces, so that equal values have equal encodings."""
     return _ENCODER.encode(json_value(value))

@@ -1,4 +1,4 @@
-"""Durability of commits: when the server responds to a request, and which commits survive a power failure."""
+"""Durability of commits: which of them survive a power failure, and whether responses wait for that."""
 
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, get_args
@@ -6,7 +6,7 @@ from typing import Final, Literal, Protocol, get_args
 __all__ = ["DURABILITIES", "Progress", "ServerDurability", "Syncer"]
 
 ServerDurability = Literal["group", "always"]
-"""When the server responds: before a sync shared by several commits (`group`), or after the sync (`always`)."""
+"""When the server responds to a request: before a sync that several commits share (`group`), or after it (`always`)."""
 
 
 DURABILITIES: Final[tuple[ServerDurability, ...]] = get_args(ServerDurability)
@@ -14,12 +14,12 @@ DURABILITIES: Final[tuple[ServerDurability, ...]] = get_args(ServerDurability)
 
 @dataclass(frozen=True)
 class Progress:
-    """Number of commits, and the number of durable commits.
+    """Numbers of the last commit and the last durable commit.
 
     Attributes:
         epoch: Random ID that changes each time the store is opened.
         committed: Number of the last commit.
-        durable: Number of the last durable commit. It and all earlier commits survive a power failure.
+        durable: Number of the last durable commit; it and all earlier commits survive a power failure.
     """
 
     epoch: str
@@ -28,7 +28,7 @@ class Progress:
 
 
 class Syncer(Protocol):
-    """An object that makes commits durable and reports its progress. Thread-safe."""
+    """An interface for making commits durable and reporting the progress. Thread-safe."""
 
     def progress(self) -> Progress | None:
         """Return the progress; None if the disk cannot guarantee durability. Never blocks."""

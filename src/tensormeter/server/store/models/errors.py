@@ -18,7 +18,8 @@ __all__ = [
 ]
 
 MAX_ANSWER_TEXT: Final = 32 << 20
-"""Maximum number of JSON characters decoded per read of events. Decoded values take several times that memory."""
+"""Maximum number of JSON characters to decode in one read of events; in memory, they take several times as much space.
+"""
 
 
 class DamagedError(StoreError):
@@ -26,7 +27,7 @@ class DamagedError(StoreError):
 
     Attributes:
         series: Row ID of the series with the damaged data, if any.
-        named: Whether the message names the run.
+        named: Whether the message needs no further names; otherwise, `name_damage` adds those of the run and metric.
     """
 
     def __init__(self, message: str, *, series: int | None = None, named: bool = False) -> None:
@@ -57,11 +58,11 @@ class TooManyPointsError(StoreError):
 
 
 class TooManySeriesError(TooManyPointsError):
-    """A response would contain too many series. Raising the limit on points does not help."""
+    """A response would contain too many series. Raising the point limit does not help."""
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot do this now but may later: the disk is full, too many points await writing, or it is closing."""
+    """The operation failed but may succeed later: the disk is full or failing, or too many points are pending."""
 
 
 class StoreFullError(StoreUnavailableError):
@@ -69,4 +70,4 @@ class StoreFullError(StoreUnavailableError):
 
 
 class SuspectedDamageError(StoreUnavailableError):
-    """SQLite reported damage. I/O errors can also cause this, so the store checks the file before it reports damage."""
+    """SQLite reported damage. An I/O error can be the cause, so the store checks the file before it reports damage."""

@@ -1,4 +1,4 @@
-"""The events of a run that a reader asks for."""
+"""A query for the events of a run."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -8,16 +8,17 @@ __all__ = ["ALL_EVENTS", "EventQuery"]
 
 @dataclass(frozen=True)
 class EventQuery:
-    """Conditions on the events of a run, and limits of the answer.
+    """Conditions on the events, and limits on the result.
 
     Attributes:
-        name: Name of the events; a `*` at its end stands for any text. None for all names.
-        key: Value of the events' attribute `tensormeter.key`; None for all events.
-        start: Earliest time, in nanoseconds since the Unix epoch; None for no bound.
-        stop: End of the range of times, exclusive; None for no bound.
+        name: Event name, in which a trailing `*` matches any text; None for all names.
+        key: Value of the event attribute `tensormeter.key`; None for all events.
+        start: Start of the time range, inclusive, in nanoseconds since the Unix epoch; None for no bound.
+        stop: End of the time range, exclusive, in nanoseconds since the Unix epoch; None for no bound.
         limit: Maximum number of events.
-        before: Time and id of an event; only events that follow it in the answer, newest first, are returned.
-        max_body: Maximum number of characters of a body as JSON; longer bodies are None. None for no limit.
+        before: Time and ID of an event; only older events are returned. Among events of the same time, lower IDs are
+            older.
+        max_body: Maximum number of characters in a JSON body; longer bodies are replaced with None. None for no limit.
     """
 
     name: str | None = None

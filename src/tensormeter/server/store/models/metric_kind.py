@@ -1,4 +1,4 @@
-"""Kinds of series in the store: the OTLP kind, with temporality and, for sums, monotonicity."""
+"""The kind of a series: its OTLP kind with temporality and, for sums, monotonicity."""
 
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -31,9 +31,9 @@ class Kind:
 
 
 def kind_of(series: Series) -> str:
-    """Return the kind of a series as text, for example `gauge`, `sum cumulative monotonic` or `histogram delta`.
+    """Return the kind of a series as a string, such as `gauge`, `sum cumulative monotonic` or `histogram delta`.
 
-    The text is part of the identity of the series.
+    This string is part of the series' identity.
     """
     match series:
         case Gauge():
@@ -51,7 +51,7 @@ def kind_of(series: Series) -> str:
 
 
 def parse_kind(text: str) -> Kind:
-    """Parse a text from `kind_of`."""
+    """Parse a string returned by `kind_of`."""
     name, *rest = text.split()
     temporality = rest[0] if rest else None
     return Kind(cast("KindName", name), temporality, len(rest) > 1 if name == "sum" else None)

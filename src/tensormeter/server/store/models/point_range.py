@@ -1,4 +1,4 @@
-"""The range of points that a reader requests, without points shadowed by a later attempt."""
+"""The range of points to read, which excludes points shadowed by a later attempt."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class PointRange:
         by_step: Whether to select only points with a step.
         first_step: Start of the step range, inclusive; None for no bound. Requires `by_step`.
         last_step: End of the step range, exclusive; None for no bound. Requires `by_step`.
-        begins: Starts of later attempts, as pairs (step, time), by shadowed process.
+        begins: Starts of later attempts as pairs (step, time), by the process whose points they shadow.
     """
 
     start: int | None = None
@@ -34,12 +34,12 @@ class PointRange:
         return self.by_step or process in self.begins
 
     def takes(self, process: str, times: tuple[int, int], steps: tuple[int, int] | None) -> bool | None:
-        """Return whether the points between two times are selected: all (True), none (False), or possibly some (None).
+        """Return whether all (True), none (False) or possibly some (None) of the points between two times are selected.
 
         Args:
             process: Process of the points.
             times: Earliest and latest time.
-            steps: Lowest and highest step if every point has a step; None if the steps are unknown.
+            steps: Lowest and highest step; None if they are unknown or a point has no step.
         """
         (first, last), is_inside = times, True
         if (self.start is not None and last < self.start) or (self.stop is not None and first >= self.stop):
@@ -97,7 +97,7 @@ def kept(
     """Return a mask of a process's points that no later attempt shadows.
 
     Args:
-        times, steps, stepped: Arguments of `PointRange.mask`.
+        times, steps, stepped: Same as for `PointRange.mask`.
         begins: Starts of later attempts, as pairs (step, time).
     """
     mask = np.ones(len(times), np.bool_)

@@ -1,4 +1,4 @@
-"""Points in columns, as the store keeps them: floats, integers or whole distributions."""
+"""Columns of points, as the store keeps them: floats, integers or distributions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -49,7 +49,7 @@ class Column(ABC):
         return type(self)(*(array[index] for array in self.arrays()))
 
     def distinct(self) -> Self:
-        """Return the points in time order, and for equal times only the first point."""
+        """Return the points in time order, keeping only the first of points with equal times."""
         if len(self.times) < 2 or np.all(self.times[1:] > self.times[:-1]):
             return self
         ordered = self[np.argsort(self.times, kind="stable")]
@@ -58,11 +58,11 @@ class Column(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Points(Column):
-    """Numbers as 64-bit words, which preserve NaN payloads, the sign of -0.0 and all digits of an int64.
+    """Numeric points, stored as 64-bit words to preserve NaN payloads, the sign of -0.0 and every digit of an int64.
 
     Attributes:
-        words: int64, shape (n,): the bits of a float64, or an int64.
-        integers: bool, shape (n,): whether each word is an int64.
+        words: int64, shape (n,): values, each an int64 or the bits of a float64.
+        integers: bool, shape (n,): whether each value is an int64.
     """
 
     words: NDArray[np.int64]
@@ -130,11 +130,10 @@ class Blobs(Column):
 
 
 def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the steps logged at exactly these times, or 0, and whether a step was logged; both of shape (n,).
+    """Return the step logged at exactly each time, or 0, and whether there is one. Both arrays have shape (n,).
 
     Args:
-        steps: Points of `tensormeter.step`, with distinct times in ascending order. Values that are not whole numbers
-            are ignored.
+        steps: Points of `tensormeter.step`, with distinct times in ascending order. Non-integer values are ignored.
         times: int64, shape (n,).
     """
     words, known = steps.words, steps.integers
@@ -154,7 +153,9 @@ def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64]
 
 
 def beginning(steps: Points) -> tuple[int, int] | None:
-    """Return the lowest step in points of `tensormeter.step`, and the time of the earliest step; None without steps."""
+    """Return the lowest step in points of `tensormeter.step`, and the time of the first step; None if there are no
+    steps.
+    """
     logged, stepped = steps_at(steps, steps.times)
     if not stepped.any():
         return None
@@ -166,7 +167,7 @@ Newest = tuple[int, int, bool]
 
 
 def newest(points: Column) -> Newest:
-    """Return the point with the latest time, and of several such points the first. `points` must not be empty."""
+    """Return the point with the latest time, or the first of several. `points` must not be empty."""
     index = int(points.times.argmax())
     if isinstance(points, Points):
         return int(points.times[index]), int(points.words[index]), bool(points.integers[index])

@@ -1,4 +1,4 @@
-"""Rollups of points: each block of neighboring points is reduced to the few points that a chart may show."""
+"""Rollups: blocks of neighboring points, each reduced to the few points that a chart may show."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from tensormeter.server.store.models.errors import DamagedError
 __all__ = ["BLOCK_POINTS", "FIRST", "HIGHEST", "LAST", "LOWEST", "MISSING", "PICKS", "Blocks"]
 
 BLOCK_POINTS: Final = 512
-"""Maximum number of points in a block that is created from points."""
+"""Default and maximum number of points in a block when points are divided into blocks."""
 
 FIRST, LAST, LOWEST, HIGHEST, MISSING = range(5)
 PICKS: Final = 5
-"""Number of points kept from a block: the first, last, lowest and highest, and the first NaN, or else the first again.
+"""Number of points kept from a block: first, last, lowest, highest, and the first NaN (or else the first point again).
 
-NaN is never the lowest or highest, unless all points are NaN.
+NaN is the lowest or highest only if all points are NaN.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """The b blocks of one series, in ascending order of time. They are not empty and do not overlap in time.
+    """The b blocks of one series, in time order. Blocks are not empty and do not overlap in time.
 
     Attributes:
         counts: int64, shape (b,): number of points in each block.
-        times: int64, shape (b, 5): times of the points kept from each block, see `PICKS`.
+        times: int64, shape (b, 5): times of the points kept from each block; see `PICKS`.
         values: float64, shape (b, 5): values of the kept points; integers with more than 53 bits are rounded.
-        steps: int64, shape (b, 5): steps logged at these times; 0 if steps were not requested.
+        steps: int64, shape (b, 5): steps logged at `times`; 0 if steps were not requested.
     """
 
     ROWS: ClassVar[int] = 1 + 3 * PICKS
@@ -54,7 +54,7 @@ class Blocks:
         Args:
             times: Ascending times, shape (n,), n > 0.
             values: Values, shape (n,); may be NaN.
-            steps: Steps, shape (n,); None for zeros.
+            steps: Steps, shape (n,); None to store zeros.
             size: Number of points in a block; the last block may be smaller.
         """
         n = len(times)
@@ -77,7 +77,7 @@ class Blocks:
 
     @classmethod
     def concat(cls, parts: Iterable["Blocks"]) -> "Blocks":
-        """Return the blocks of all parts, in order. There must be at least one part."""
+        """Concatenate one or more sequences of blocks."""
         items = list(parts)
         if len(items) == 1:
             return items[0]
@@ -97,7 +97,7 @@ class Blocks:
             edges: Index of the first block in each group: ascending, distinct, starting with 0; shape (g,).
 
         Returns:
-            Rows and columns in the arrays of these blocks, each of shape (g, 5).
+            Row and column indices into this object's arrays, each of shape (g, 5).
         """
         group = np.repeat(np.arange(len(edges)), np.diff(edges, append=len(self)))
         lowest, highest = self.values[:, LOWEST], self.values[:, HIGHEST]
@@ -124,7 +124,7 @@ class Blocks:
 
     @classmethod
     def decode(cls, words: NDArray[np.int64]) -> "Blocks":
-        """Decode one or more results of `encode`, shape (..., ROWS, b), into one sequence of blocks.
+        """Decode one result of `encode`, or several stacked ones, from an array of shape (..., ROWS, b).
 
         Raises:
             DamagedError: A block is empty.
@@ -138,7 +138,7 @@ class Blocks:
 
 
 def _first_of_each(wanted: NDArray[np.bool_], group: NDArray[np.intp], edges: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the first wanted index of each group, or the group's first index if none is wanted."""
+    """Return the index of the first wanted item in each group, or of the group's first item if none is wanted."""
     first_indices = edges.copy()
     index = np.flatnonzero(wanted)
     groups, first = np.unique(group[index], return_index=True)

@@ -1,4 +1,4 @@
-"""Runs, processes and events that a store takes and returns."""
+"""Values that describe projects, runs, processes and events."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,13 +27,12 @@ State = Literal["running", "finished", "failed", "crashed", "preempted", "stalle
 
 @dataclass(frozen=True)
 class Receipt:
-    """The result of storing a batch.
+    """The result of storing a request.
 
     Attributes:
         rejected: Number of points or events that the store permanently refused; all others are stored.
         message: Human-readable reasons; "" if nothing was refused.
-        duplicate: Whether the batch was already stored. Nothing is stored again, and the other fields repeat the first
-            receipt.
+        duplicate: Whether the request was already stored. The other fields then repeat the first receipt.
     """
 
     rejected: int = 0
@@ -70,7 +69,7 @@ class ProcessSummary:
 
     Attributes:
         state: State of the process; None until its first start or end arrives.
-        started: Time of the latest start, in nanoseconds since the Unix epoch; None without a start.
+        started: Time of the latest start, in nanoseconds since the Unix epoch; None if no start has arrived.
     """
 
     process: str
@@ -82,12 +81,12 @@ class ProcessSummary:
 
 @dataclass(frozen=True)
 class ProcessAttempt:
-    """The attempt of a process, for runs with several attempts.
+    """The attempt to which a process belongs, in a run with several attempts.
 
     Attributes:
         number: Attempt number, starting at 1.
         first_step: Lowest step that the process logged; None for attempt 1 and for processes without steps.
-        began: Time of the process's earliest step, in nanoseconds since the Unix epoch; 0 without `first_step`.
+        began: Time of the process's earliest step, in nanoseconds since the Unix epoch; 0 if `first_step` is None.
         rank: Rank of the process, or None.
     """
 
@@ -99,13 +98,13 @@ class ProcessAttempt:
 
 @dataclass(frozen=True)
 class Summary:
-    """A summary of a metric's numbers in one run, over all processes and attributes.
+    """A summary of a metric's numbers in one run, across all processes and attributes.
 
     Attributes:
         last: Value of the latest point.
-        min: Lowest value. `min`, `max` and `mean` are NaN if all values are NaN, or if the run's series differ in unit
-            or kind.
-        count: Number of points. A point resent without a batch ID counts twice until the store has been flushed.
+        min: Lowest value. `min`, `max` and `mean` are NaN if all values are NaN, or if the metric's series differ in
+            unit or kind.
+        count: Number of points. A point resent without a batch ID counts twice until the store is flushed.
         last_step: Step logged at `last_time`, or None.
         last_time: Time of the latest point, in nanoseconds since the Unix epoch.
     """
@@ -124,18 +123,19 @@ class RunSummary:
     """A run. All times are in nanoseconds since the Unix epoch.
 
     Attributes:
-        name: Name given by a user, or else the name that the sender gave.
+        name: Name set by a user, or else the name that the sender gave.
         created: Time of the earliest point or event.
         started: Time of the earliest start, or else `created`.
         ended: Time of the latest end; None while the run is active.
         updated: Time when points or events last arrived, on the server's clock.
-        newest: Time of the latest point, limited to its arrival time in case the sender's clock is fast; 0 without
-            points.
-        config: Config from the latest `tensormeter.run.start` or `tensormeter.run.config` event that has one, as JSON
-            values.
-        points: Number of stored points in all series, including `tensormeter.step`. For resent points, see `Summary`.
+        newest: Time of the latest point, but no later than its arrival, because the sender's clock may be fast; 0
+            without points.
+        config: Config as JSON values, from the latest `tensormeter.run.start` or `tensormeter.run.config` event that
+            has one.
+        points: Number of stored points in all series, including `tensormeter.step`. Resent points count as in
+            `Summary`.
         processes: Number of processes.
-        lost: Number of items that the processes reported as dropped, for any reason.
+        lost: Number of items that the processes reported as dropped.
         summary: Requested summaries, by metric.
     """
 
@@ -177,7 +177,7 @@ class RunTable:
 
     Attributes:
         runs: Run numbers in the store, for `Store.runs`.
-        columns: Values by field name; None for runs without a value.
+        columns: Values of all runs, by field name; None where a run has no value.
     """
 
     runs: Sequence[int]
@@ -186,12 +186,12 @@ class RunTable:
 
 @dataclass(frozen=True)
 class StoredEvent:
-    """An event. Images in the body are replaced with their digests, see `Store.media`.
+    """An event. Images in its body are replaced with references to `Store.media`.
 
     Attributes:
-        record: Other fields of the log record, if present: `severity_number`, `severity_text`, `trace_id`, `span_id`
-            (both hexadecimal), `flags`, `observed_time`, and `scope` (`name`, `version`, `attributes`).
-        size: Number of characters in the JSON body.
+        record: Remaining fields of the log record, if present: `severity_number`, `severity_text`, `trace_id`,
+            `span_id` (both hexadecimal), `flags`, `observed_time`, and `scope` (`name`, `version`, `attributes`).
+        size: Number of characters in the body as JSON.
     """
 
     id: int
@@ -209,7 +209,7 @@ class EventPage(list[StoredEvent]):
     """A page of events, newest first.
 
     Attributes:
-        more: Whether older events may have been cut off by the limit or the maximum size of a response.
+        more: Whether the limit or the maximum size of a response may have cut off older events.
     """
 
     def __init__(self, events: Iterable[StoredEvent], *, more: bool) -> None:
@@ -219,7 +219,7 @@ class EventPage(list[StoredEvent]):
 
 @dataclass(frozen=True)
 class Change:
-    """A run's changes: metrics with new points, the current state, and whether there are new events."""
+    """A run's changes: its metrics with new points, its current state, and whether it has new events."""
 
     run: RunRef
     metrics: Sequence[str]

@@ -1,4 +1,4 @@
-"""Series of points that a store returns, and selections of them."""
+"""Series of points, and the selections that a store reads them by."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class MetricSummary:
         last: Value of the latest point; None for distributions and for series without points.
         last_time: Time of the latest point, in nanoseconds since the Unix epoch; None without points.
         last_step: Step of the latest point, or None.
-        scope: Instrumentation scope, see `Series`.
+        scope: Instrumentation scope; see `Series`.
     """
 
     metric: str
@@ -52,10 +52,10 @@ class Series:
     """The points of one series, with distinct times in ascending order.
 
     Attributes:
-        scope: Name of the instrumentation scope. If the scope has attributes, a JSON list of name and attributes. ""
-            for tensormeter's own series and for senders without a scope name.
-        gaps: int64, ascending: times at which the sender reported a missing value, if gaps were requested. Charts
-            interrupt the line there.
+        scope: Name of the instrumentation scope, or a JSON list of its name and attributes if it has attributes; "" for
+            tensormeter's own series and for senders without a scope name.
+        gaps: int64, ascending: times at which the sender reported a missing value, where charts interrupt the line;
+            empty unless gaps were requested.
     """
 
     process: str
@@ -73,17 +73,17 @@ class Selection:
     """A selection of a run's points.
 
     Attributes:
-        metrics: Names of the metrics. Names that the run does not have are ignored.
+        metrics: Names of the metrics. Metrics that the run does not have are ignored.
         process: Process ID; None for all processes.
         numeric: Whether to read numbers (`Points`) rather than distributions (`Blobs`).
         start: Start of the time range, inclusive, in nanoseconds since the Unix epoch.
         stop: End of the time range, exclusive, in nanoseconds since the Unix epoch.
-        after: Cursor of an earlier read, to read only points that arrived later. All points are read if the store no
-            longer has the arrivals since the cursor, or if an attempt has since turned out to begin earlier.
+        after: Cursor of an earlier read, to read only points that arrived after it. All points are read if the store no
+            longer has the arrivals since the cursor, or if an attempt turned out to begin earlier.
         limit: Maximum number of points and gaps to read.
-        gaps: Whether to read gaps. If there are new gaps since the cursor, all points are read.
+        gaps: Whether to read gaps. If gaps have arrived since the cursor, all points are read.
         check: Function called for each series; it can raise an exception to stop the read.
-        damaged: List to which a message is added for each damaged part, which is then omitted; None to raise an error
+        damaged: List that receives a message for each damaged part, which is then omitted; None to raise an error
             instead.
     """
 
@@ -105,7 +105,7 @@ class Reading:
 
     Attributes:
         series: Series with points, ordered by metric, process and attributes.
-        cursor: Opaque cursor for the state that was read; `after` of a later read.
+        cursor: Opaque cursor, to pass to a later read as `after`.
         complete: Whether all points were read, rather than only those that arrived after a cursor.
         started: Start of the run, in nanoseconds since the Unix epoch.
         attempts: Attempts of the run's processes; empty if all processes belong to attempt 1.
@@ -120,15 +120,15 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class SeriesRollup:
-    """A series of numbers for charts, as blocks or as points with steps.
+    """A numeric series for charts, as blocks or as points with steps.
 
     Attributes:
-        scope: Instrumentation scope, see `Series`.
+        scope: Instrumentation scope; see `Series`.
         points: Points with distinct times in ascending order; None if there are blocks.
         steps: int64, shape (n,): steps logged at the times of the points; 0 if steps were not requested; None if there
             are blocks.
-        blocks: Blocks in ascending order of time, and of steps if they were requested; None if there are points.
-        gaps: Gaps, see `Series`.
+        blocks: Blocks in ascending order of time, and also of steps if requested; None if there are points.
+        gaps: Gaps; see `Series`.
     """
 
     process: str
