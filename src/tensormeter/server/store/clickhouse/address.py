@@ -1,6 +1,6 @@
 """Addresses of ClickHouse databases.
 
-The form is `clickhouse://[USER@]HOST[:PORT][/DATABASE][?secure=true&cluster=NAME&SETTING=VALUE...]`.
+Their format is `clickhouse://[USER@]HOST[:PORT][/DATABASE][?secure=true&cluster=NAME&SETTING=VALUE...]`.
 """
 
 import os
@@ -29,7 +29,7 @@ class Address:
     Attributes:
         cluster: Name of the cluster that shards and replicates the tables; "" for a single server.
         settings: ClickHouse settings to send with every statement.
-        password: Password, which is left out of the text form.
+        password: Password, which is omitted from the string form.
     """
 
     host: str
@@ -42,7 +42,7 @@ class Address:
     password: str = field(default="", repr=False)
 
     def __str__(self) -> str:
-        """Return host, port and database, for display and logs."""
+        """Return a string without credentials, for display and logs."""
         return f"clickhouse://{self.host}:{self.port}/{self.database}"
 
 
@@ -50,10 +50,10 @@ def parse_address(text: str, environment: Mapping[str, str] | None = None) -> Ad
     """Parse an address, and read user and password from the environment.
 
     Args:
-        text: Address in the module's format, without a password, because all users of the machine can read command
-            lines.
-        environment: Environment variables: `TENSORMETER_CLICKHOUSE_USER`, used if the text contains no user, and
-            `TENSORMETER_CLICKHOUSE_PASSWORD`. The default is `os.environ`.
+        text: Address in this module's format. It must not contain a password, because any user on the machine can read
+            command lines.
+        environment: Environment variables; None for `os.environ`. `TENSORMETER_CLICKHOUSE_USER` applies if `text`
+            contains no user, and `TENSORMETER_CLICKHOUSE_PASSWORD` always.
 
     Raises:
         SettingsError: The text is not a valid address. The message does not repeat it, because it may contain a secret.

@@ -1,8 +1,8 @@
-"""The arrival log: recent commits of each server, so that readers can request only new data.
+"""The arrival log of recent commits by each server, from which readers learn what has arrived since a cursor.
 
-A cursor contains the last number of each server. It stays valid while only these servers write and none of them fails.
-A server that fails, or finds that part of a request is already stored, continues under a new name. Readers with an
-older cursor then read everything again.
+A cursor contains the number of each server's last entry. A server whose commit fails, or which finds part of a request
+already stored, continues under a new ID. Cursors that lack a server's ID are invalid, so their readers read everything
+again.
 """
 
 import re
@@ -20,7 +20,7 @@ __all__ = ["Arrived", "Log"]
 
 _KEPT: Final = 3600
 _GOOD: Final = 3000
-"""Seconds for which a cursor is valid; less than `_KEPT` because server clocks differ."""
+"""Seconds for which a cursor stays valid; less than `_KEPT` because server clocks differ."""
 
 _REPEAT: Final = 600
 _CURSOR: Final = re.compile(r"(\d{1,16})((?:-[0-9a-f]{1,16}\.\d{1,18}){0,1000})", re.ASCII)
@@ -43,8 +43,8 @@ class Arrived:
     Attributes:
         first: Earliest time of a point.
         events: Whether the commit contains events.
-        read_all: Whether readers must read all points again, because an attempt turned out to start earlier or because
-            there are gaps.
+        read_all: Whether readers must read all points again, because an attempt turned out to begin earlier or because
+            gaps arrived.
     """
 
     run: int
@@ -56,7 +56,7 @@ class Arrived:
 
 
 class Log:
-    """The arrival log, with methods to write this server's entries and to read those of all servers."""
+    """The arrival log. Writes entries of this server, and reads those of all servers."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -65,18 +65,18 @@ class Log:
         self._written = 0.0
 
     def begin(self, number: int) -> None:
-        """Switch to a new server name, and write an empty entry."""
+        """Switch to a new server ID, and write an empty entry."""
         with self._lock:
             self._server = secrets.randbits(63) + 1
         self._write_empty(number)
 
     def repeat(self, number: int) -> None:
-        """Write an empty entry if the last one is old, so that cursors stay valid while the store is idle."""
+        """Write an empty entry if the last entry is old, so that cursors stay valid while the store is idle."""
         if time.monotonic() - self._written > _REPEAT:
             self._write_empty(number)
 
     def write(self, arrived: Sequence[Arrived]) -> None:
-        """Add entries to the log. Callers must add them in order of their numbers."""
+        """Add entries to the log, in ascending order of number."""
         received = int(time.time())
         server = self._server
         rows = [(received, a.run, server, a.number, a.first, sorted(a.metrics), a.events, a.read_all) for a in arrived]
@@ -84,14 +84,14 @@ class Log:
         self._written = time.monotonic()
 
     def cursor(self) -> str:
-        """Return a cursor with the current last number of each server."""
+        """Return a cursor for the current end of the log."""
         rows = self._connection.rows(
             f"SELECT server, max(number) FROM arrival WHERE received > {_since()} GROUP BY server"
         )
         return f"{int(time.time())}" + "".join(f"-{server:x}.{number}" for server, number in sorted(rows))
 
     def since(self, cursor: str, run: int | None = None) -> list[Arrived] | None:
-        """Return the entries after a cursor, of one run or of all runs. Return None if the cursor is invalid."""
+        """Return the entries after a cursor, for one run or for all runs; None if the cursor is invalid."""
         known = _parse(cursor)
         if known is None:
             return None

@@ -1,4 +1,4 @@
-"""One commit of several requests, which inserts new data in an order that makes retries safe."""
+"""A commit of several requests, which inserts data in an order that makes retries safe."""
 
 import time
 from collections import defaultdict
@@ -74,11 +74,11 @@ _MEDIA_COLUMNS: Final = {
 }
 _MediaRow = tuple[int, bytes, str, bytes, int, int]
 _MEDIA_BYTES: Final = 4 << 20
-"""Maximum bytes of images in one insert. A larger image is inserted alone."""
+"""Maximum total bytes of the images in one insert. A larger image is inserted alone."""
 
 
 class Commit:
-    """One commit. The commits of a server do not overlap."""
+    """A commit. Only one commit of a server may run at a time."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Commit:
         self._eventful: set[int] = set()
 
     def run(self) -> list[Request]:
-        """Commit and settle the requests. Return the requests that must wait for the next commit."""
+        """Commit and settle the requests, and return those that must wait for the next commit."""
         fresh, again = self._new_batches()
         sources = [arrival.source for request in fresh for arrival in request.arrivals]
         described = [
@@ -139,10 +139,10 @@ class Commit:
         return again
 
     def _new_batches(self) -> tuple[list[Request], list[Request]]:
-        """Settle requests whose batch ID is stored, and return the others.
+        """Settle requests whose batch ID is already stored, and return the others.
 
         Returns:
-            Requests to store now, and requests that must wait because they repeat the batch ID of one of these.
+            Requests to store now, and requests that must wait because they share a batch ID with one of these.
         """
         ids = sorted({request.batch_id for request in self._requests if request.batch_id is not None})
         rows = []
@@ -187,7 +187,7 @@ class Commit:
         series.requests.append((request, len(times)))
 
     def _place_gaps(self, fresh: Sequence[Request], tombstones: Tombstones) -> None:
-        """Assign gaps to their series, and drop gaps whose series does not exist."""
+        """Assign gaps to their series, and drop gaps whose series do not exist."""
         gaps: dict[tuple[int, int], NDArray[np.int64]] = {}
         for request in fresh:
             for gap in request.gaps:
@@ -199,7 +199,7 @@ class Commit:
         self._gaps = {key: times for key, times in gaps.items() if key[1] in known or key[1] in self._series}
 
     def _add_event(self, request: Request, source: Source, event: Event, tombstones: Tombstones) -> None:
-        moment = event.time or request.received  # in OTLP, both times of a log record may be unknown
+        moment = event.time or request.received  # OTLP allows log records without a time
         reason = refusal(event, moment)
         event, why = trim_config(event)
         if why is not None:
@@ -227,7 +227,7 @@ class Commit:
         ]
 
     def _look_up(self) -> int:
-        """Remove stored points, and series beyond the run's limit. Return the number of stored points."""
+        """Remove stored points, and refuse series beyond a run's limit. Return the number of removed points."""
         all_series = self._series
         for series in all_series.values():
             series.join()
@@ -256,7 +256,8 @@ class Commit:
         if self._processes:
             rows = [process.row(named=self._cache.is_changed(process)) for process in self._processes.values()]
             connection.insert("process", process_updates.COLUMNS, encode_rows(process_updates.COLUMNS, rows))
-        # Write series before points. If this server dies in between, a retry looks up every point that may be stored.
+        # Write series before points. If the server dies in between, a retry then looks up every point that may already
+        # be stored.
         series = encode_rows(SERIES_COLUMNS, series_rows(all_series))
         if series:
             connection.insert("series", SERIES_COLUMNS, series)
@@ -322,7 +323,7 @@ class Commit:
 
 
 def event_row(run: int, process: str, event: Event, prepared: PreparedEvent, *, time: int, number: int) -> list[object]:
-    """Return a row for the table `event`."""
+    """Create a row for the table `event`."""
     key, step = key_and_step(event)
     return [
         *(run, time, process, event.name, prepared.digest, number),
@@ -332,7 +333,7 @@ def event_row(run: int, process: str, event: Event, prepared: PreparedEvent, *, 
 
 
 def _pieces(media: Sequence[_MediaRow]) -> Iterator[Sequence[_MediaRow]]:
-    """Split images into lists that are small enough to encode, which takes several times their size in memory."""
+    """Split images into lists that are small enough to encode. Encoding takes several times their size in memory."""
     piece: list[_MediaRow] = []
     size = 0
     for row in media:

@@ -1,4 +1,4 @@
-"""Cache of data that this server has committed."""
+"""A cache of data that this server has committed."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -13,10 +13,10 @@ _CACHED: Final = 200_000
 
 
 class CommitCache:
-    """Cache of names, attempt starts and keys, so that commits need not write or compute them again.
+    """A cache of names, attempt starts and keys, so that commits need not write or compute them again.
 
-    Only one commit uses the cache at a time. Correctness does not depend on it: other servers commit too, and a commit
-    rewrites rows that are not cached.
+    Only one commit uses the cache at a time. Correctness does not depend on the cache, because a commit rewrites rows
+    that are not cached.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class CommitCache:
         self._keys: dict[tuple[int, str, str, str, str, str], int] = {}
 
     def key(self, run: int, arrival: Arrival) -> int:
-        """Return the key of a series."""
+        """Return the key of the series that an arrival belongs to."""
         about = (run, arrival.source.process, arrival.metric, arrival.kind, arrival.scope, arrival.attributes)
         key = self._keys.get(about)
         if key is None:
@@ -46,7 +46,7 @@ class CommitCache:
         return process.first_step < step or process.began < began
 
     def remember(self, written: Iterable[ProcessUpdate]) -> None:
-        """Cache updates that have been written."""
+        """Add updates that have been written."""
         if len(self._names) > _CACHED:
             self.forget()
         for process in written:

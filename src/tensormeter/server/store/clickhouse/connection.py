@@ -1,4 +1,4 @@
-"""A connection to ClickHouse, with small results as JSON rows and large results as arrays of fixed-size rows."""
+"""A connection to ClickHouse, which returns small results as JSON rows and large ones as arrays of fixed-size rows."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ __all__ = ["Connection", "numbers"]
 _CONNECTIONS: Final = 16
 _MAX_ERROR: Final = 400
 _ADDRESS: Final = re.compile(r"/\?\S+")
-"""Pattern for the URL of a request with all its parameters."""
+"""Pattern for the path and parameters of a request's URL."""
 
 _CODE: Final = re.compile(r"\bCode: (\d+)\. DB::Exception")
 _DAMAGE: Final = {
@@ -37,23 +37,23 @@ _DAMAGE: Final = {
 """ClickHouse error codes that indicate damaged files."""
 
 _WHOLE: Final = 1 << 24
-"""Maximum number of rows in an insert that form one block, which ClickHouse stores completely or not at all."""
+"""Maximum number of rows per block. ClickHouse stores each block of an insert completely or not at all."""
 
 _SETTINGS: Final[Mapping[str, str | int]] = {
     "max_execution_time": 60,
     "max_memory_usage": 8 << 30,
     "max_query_size": 64 << 20,  # statements may contain the keys of many series
-    "prefer_column_name_to_alias": 1,  # an aggregate may have the same name as its column
+    "prefer_column_name_to_alias": 1,  # so that an aggregate can have the same name as its column
     "output_format_json_quote_64bit_integers": 0,
     "max_insert_block_size": _WHOLE,
     "min_insert_block_size_rows": _WHOLE,
     "min_insert_block_size_bytes": 1 << 30,
     "input_format_parallel_parsing": 0,
     "async_insert": 0,  # the inserts of a commit must keep their order
-    "distributed_foreground_insert": 1,  # otherwise shards receive the rows after the response
+    "distributed_foreground_insert": 1,  # otherwise, ClickHouse responds before the shards receive the rows
 }
 
-# These libraries log complete requests; the errors that they raise are enough.
+# These libraries log complete requests; their exceptions contain enough information.
 for _name in ("clickhouse_connect", "urllib3.connectionpool"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
@@ -68,7 +68,7 @@ class Connection:
             retry.
 
     Attributes:
-        damage: Error from a read that found damaged files, or None.
+        damage: Error message from a read that found damaged files, or None.
     """
 
     damage: str | None = None
@@ -78,7 +78,7 @@ class Connection:
 
         Args:
             address: Address of ClickHouse.
-            database: Database for unqualified names; None for the user's default.
+            database: Database for unqualified table names; None for the user's default database.
         """
         self._where = str(address)
         try:
@@ -90,7 +90,7 @@ class Connection:
                 interface="https" if address.secure else "http",
                 database=database or "__default__",
                 settings={**_SETTINGS, **address.settings},
-                autogenerate_session_id=False,  # a session runs only one statement at a time
+                autogenerate_session_id=False,  # a session would run only one statement at a time
                 pool_mgr=get_pool_manager(maxsize=_CONNECTIONS, num_pools=1),
                 connect_timeout=10,
                 send_receive_timeout=120,
@@ -100,12 +100,12 @@ class Connection:
             raise self._error(error) from None
 
     def rows(self, statement: str, **parameters: Any) -> list[list[Any]]:
-        """Return the rows of a SELECT as JSON values. Integers are exact. Floats must be finite."""
+        """Return the rows of a SELECT as JSON values, with exact integers. Floats must be finite."""
         answer = self._ask(statement, "JSONCompactEachRow", parameters)
         return [json.loads(line) for line in answer.splitlines()] if answer else []
 
     def columns(self, statement: str, dtype: np.dtype[Any], **parameters: Any) -> NDArray[Any]:
-        """Return the rows of a SELECT of fixed-size columns as an array of `dtype`, which must not be padded."""
+        """Return the rows of a SELECT as an array of `dtype`, an unpadded type that matches the fixed-size columns."""
         return np.frombuffer(self._ask(statement, "RowBinary", parameters), dtype)
 
     def raw(self, statement: str, **parameters: Any) -> bytes:
@@ -113,8 +113,8 @@ class Connection:
         return self._ask(statement, "RowBinary", parameters)
 
     def insert(self, table: str, columns: Iterable[str], rows: bytes) -> None:
-        """Insert rows in RowBinary format. Up to sixteen million rows are inserted completely or not at all."""
-        # Do not use `raw_insert`, which retries when a connection breaks; the sender retries instead.
+        """Insert rows in RowBinary format. Up to 16 million rows are inserted completely or not at all."""
+        # Do not use `raw_insert`, because it retries when a connection breaks; retries are up to the sender.
         statement = f"INSERT INTO {table} ({', '.join(columns)}) FORMAT RowBinary"
         try:
             self._client.command(statement, data=rows)

@@ -23,7 +23,7 @@ class EventReader:
         self._runs = runs
 
     def events(self, run: int, query: EventQuery) -> EventPage:
-        """Events of a run; see `Store.events`."""
+        """See `Store.events`."""
         conditions = [f"run = {run}"]
         if query.name is not None:
             conditions.append("startsWith(name, {name:String})" if query.name.endswith("*") else "name = {name:String}")
@@ -50,7 +50,7 @@ class EventReader:
         return EventPage([stored_event(row, query.max_body) for row in rows], more=number < len(sizes))
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
-        """Return alerts of all runs with IDs greater than `after`, oldest first."""
+        """See `Store.alerts`."""
         rows = self._connection.rows(
             f"SELECT run, {_COLUMNS} FROM event FINAL WHERE name = {{name:String}} AND id > {int(after)}"
             f" AND run GLOBAL NOT IN (SELECT run FROM deleted) ORDER BY id LIMIT {int(limit)}",
@@ -60,7 +60,7 @@ class EventReader:
         return [(names[row[0]], stored_event(row[1:])) for row in rows if row[0] in names]
 
     def media(self, run: int, digest: str) -> tuple[str, bytes] | None:
-        """Return the content type and the bytes of a run's image, or None if the image does not exist."""
+        """Return the content type and bytes of an image from a run; None if the run has no such image."""
         where = f"FROM media FINAL WHERE run = {run} AND digest = {{digest:String}} LIMIT 1"
         if len(digest) != 64 or not digest.isascii():
             return None

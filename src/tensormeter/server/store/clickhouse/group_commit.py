@@ -1,4 +1,4 @@
-"""Group commit: requests that wait at the same time share one commit."""
+"""Group commits, in which requests that wait at the same time share one commit."""
 
 import threading
 import time
@@ -18,12 +18,12 @@ __all__ = ["GroupCommit"]
 
 
 class GroupCommit:
-    """A group commit for requests from any thread. One of the waiting threads commits for all of them.
+    """A group commit for requests from any thread. One of the waiting threads commits all requests.
 
-    If the server dies during a commit, the sender can safely send the request again, to this server or another one. A
-    commit inserts processes, series with their latest point's time, points, events, log entries and finally the batch
-    ID. A retry uses the times of the series to look up points that may be stored, and writes the rest. Points that are
-    written twice have the same key and are merged.
+    If the server dies during a commit, the sender can safely retry the request on any server. A commit inserts
+    processes, series with the time of their latest point, points, events, log entries, and finally the batch ID. A
+    retry uses these times to find points that may already be stored, and writes the rest. Points written twice have the
+    same key and are merged.
     """
 
     def __init__(self, connection: Connection, numbers: Numbers, log: Log, interval: float) -> None:
@@ -33,8 +33,8 @@ class GroupCommit:
             connection: Connection to ClickHouse.
             numbers: Source of arrival numbers.
             log: Arrival log to write to.
-            interval: Minimum seconds between two commits. Each commit creates a part in several tables, which
-                ClickHouse must merge.
+            interval: Minimum seconds between two commits. Each commit creates parts in several tables, which ClickHouse
+                must merge.
         """
         self._connection = connection
         self._numbers = numbers
@@ -47,11 +47,11 @@ class GroupCommit:
         self._cache = CommitCache()
 
     def commit(self, request: Request) -> Receipt:
-        """Store a request, possibly together with others. Blocks until it is stored.
+        """Store a request, possibly together with others. Blocks until the request is stored.
 
         Raises:
             BatchConflictError: The batch ID is already stored with a different payload.
-            StoreUnavailableError: The request may be partly stored; a retry completes it.
+            StoreUnavailableError: The request failed and may be partly stored; a retry completes it.
         """
         with self._lock:
             self._waiting.append(request)
@@ -62,7 +62,7 @@ class GroupCommit:
 
     @contextmanager
     def alone(self) -> Iterator[int]:
-        """Block commits and yield the next number, because log entries must be in order of their numbers."""
+        """Block commits and yield the next number, so that the caller can add a log entry in order."""
         with self._committing:
             yield self._numbers.take()
 
@@ -81,7 +81,7 @@ class GroupCommit:
             for request in requests:
                 if not request.done.is_set():
                     request.settle(outcome)
-            # The log has no entry for the data that was written, so invalidate all cursors.
+            # Some data may have been written without a log entry, so invalidate all cursors.
             self._renew()
             if outcome is not error:
                 raise
@@ -93,7 +93,7 @@ class GroupCommit:
         try:
             self._log.begin(self._numbers.take())
         except StoreUnavailableError:
-            return  # the next entry uses the new name
+            return  # the next entry uses the new server ID
 
 
 def _failure(error: Exception) -> StoreUnavailableError:

@@ -1,4 +1,4 @@
-"""Inspection of ClickHouse tables: ClickHouse verifies its checksums on request."""
+"""Inspection of ClickHouse tables by verifying their checksums."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,7 +16,7 @@ _MOST: Final = 100
 
 
 def check_tables(address: Address) -> Iterator[tuple[str, str]]:
-    """Run `CHECK TABLE` for each table, and yield pairs (table, problem).
+    """Run `CHECK TABLE` on each table, and yield each problem as a pair (table, message).
 
     On a cluster, only the server at the address is checked.
 

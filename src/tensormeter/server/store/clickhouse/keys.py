@@ -1,4 +1,4 @@
-"""Keys that are the same on every server: run and series keys from names, and arrival numbers from the clock."""
+"""Run and series keys, which are hashes and therefore the same on every server, and arrival numbers."""
 
 import hashlib
 import threading
@@ -14,12 +14,12 @@ __all__ = ["Numbers", "invert", "run_key", "series_key", "steps_key"]
 _ALL_BITS: Final = (1 << 64) - 1
 
 _CACHED: Final = 10_000
-"""Maximum number of cached keys. Every series in a request needs the keys of its run and process."""
+"""Maximum number of keys in each cache. Every series in a request needs the keys of its run and of its step series."""
 
 
 @lru_cache(_CACHED)
 def run_key(project: str, run_id: str, generation: int) -> int:
-    """Return the key of a run. `generation` is the time at which the previous run with this name was deleted, or 0."""
+    """Return the key of a run. `generation` is the time at which the last run with this ID was deleted, or 0."""
     return _hash([project, run_id, generation])
 
 
@@ -30,7 +30,7 @@ def series_key(run: int, process: str, metric: str, *, kind: str, scope: str, at
 
 @lru_cache(_CACHED)
 def steps_key(run: int, process: str) -> int:
-    """Return the key of the step series that a tensormeter process writes."""
+    """Return the key of the step series that tensormeter writes for a process."""
     return series_key(run, process, STEP_METRIC, kind="gauge", scope="", attributes="{}")
 
 
@@ -40,7 +40,7 @@ def invert(number: int) -> int:
 
 
 class Numbers:
-    """Arrival numbers: microseconds on this server's clock, strictly increasing. Thread-safe."""
+    """Generator of arrival numbers: microseconds on this server's clock, strictly increasing. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -15,12 +15,12 @@ Resources = Sequence[tuple[Mapping[str, Attribute], Sequence[Event]]]
 
 @dataclass(eq=False)
 class Request:
-    """A request and, once `done` is set, its receipt or error.
+    """A request waiting to be committed and, once `done` is set, its receipt or error.
 
     Attributes:
         digest: SHA-256 digest of signal and payload, 32 bytes.
         received: Time of arrival on this server's clock, in nanoseconds since the Unix epoch.
-        noun: Noun for the items that the receipt counts.
+        noun: Noun for the request's items in the receipt's message.
         gaps: Gaps as returned by `gaps_of`.
     """
 

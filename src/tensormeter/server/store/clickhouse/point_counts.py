@@ -1,7 +1,7 @@
 """Counts and sums of stored points, computed on request and cached for idle runs.
 
-They are not stored, because an increment that is written twice would count twice. A point that is written twice remains
-one point.
+They are not stored, because a retry may write a commit twice. Stored counts would then be too high, whereas a point
+that is written twice remains one point.
 """
 
 import threading
@@ -17,7 +17,7 @@ from tensormeter.server.store.clickhouse.connection import Connection, numbers
 __all__ = ["MetricCounts", "PointCounts"]
 
 _IDLE: Final = 600 * 10**9
-"""Nanoseconds without an arrival after which a run's counts are cached; exceeds commit times and clock differences."""
+"""Nanoseconds without an arrival after which a run's counts are cached; longer than commits and clock differences."""
 
 _KEPT: Final = 3600 * 10**9
 """Nanoseconds after which cached counts are computed again, because retention removes points."""
@@ -26,7 +26,7 @@ _CACHED: Final = 200_000
 """Maximum number of cached counts, which take up to 50 MB."""
 
 _NAME: Final = 64
-"""Number of characters in requested metric names that take as much space in the cache as one count."""
+"""Number of characters in requested metric names that take as much cache space as one count."""
 
 _NUMBERS: Final = (
     "SELECT run, series, count() AS points, countIf(NOT isNaN(value)) AS present, sumIf(value, NOT isNaN(value)) AS total"
@@ -36,7 +36,7 @@ _NAMES: Final = "SELECT DISTINCT run, series, metric FROM series WHERE {of_run}{
 
 
 class MetricCounts(NamedTuple):
-    """Number of points of a metric, with the number and sum of those that are not NaN (`present` and `total`)."""
+    """Number of a metric's points, with the number (`present`) and sum (`total`) of those that are not NaN."""
 
     points: int = 0
     present: int = 0
@@ -46,7 +46,7 @@ class MetricCounts(NamedTuple):
 class PointCounts:
     """Counter of stored points, with a cache. Thread-safe.
 
-    `updated` arguments contain the runs to count, with the time of each run's last arrival.
+    The arguments `updated` contain the time of the last arrival for each run to count.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -67,7 +67,7 @@ class PointCounts:
     def of_metrics(
         self, updated: Mapping[int, int], metrics: Collection[str] | None
     ) -> dict[int, dict[str, MetricCounts]]:
-        """Return the counts of each run by metric, for these metrics or for all."""
+        """Return the counts of each run by metric, for the given metrics or for all."""
         names = None if metrics is None else sorted(metrics)
 
         def count(runs: Collection[int]) -> Iterable[tuple[int, str, MetricCounts]]:
@@ -104,7 +104,7 @@ class PointCounts:
         updated: Mapping[int, int],
         count: Callable[[Collection[int]], Iterable[tuple[int, Any, Any]]],
     ) -> dict[int, dict[Any, Any]]:
-        """Return counts by run and key, from the cache or else from `count`, which yields (run, key, counts)."""
+        """Return counts by run and key from the cache, or else from `count`, which yields (run, key, counts)."""
         now = time.time_ns()
         keys = {run: (kind, run, moment, now // _KEPT) for run, moment in updated.items()}
         with self._lock:

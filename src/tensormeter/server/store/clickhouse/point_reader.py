@@ -36,7 +36,7 @@ class PointReader:
         self._counts = counts
 
     def metrics(self, run: int) -> list[MetricSummary]:
-        """Return every series of a run, ordered by metric, process and attributes."""
+        """See `Store.metrics`."""
         rows = self._connection.rows(
             "SELECT series, metric, anyLast(kind) AS k, anyLast(process) AS p, anyLast(attributes) AS a, anyLast(unit),"
             f" anyLast(description), max(last), anyLast(scope) AS s FROM series WHERE run = {run} GROUP BY series, metric"
@@ -64,7 +64,7 @@ class PointReader:
         return [row for row in rows if parse_kind(row[3]).numeric == selection.numeric]
 
     def read(self, run: int, rows: Sequence[Sequence[Any]], selection: Selection) -> list[Series]:
-        """Return the selected points of these series, whenever they arrived. Errors are as for `check_limit`."""
+        """Return the selected points of these series, regardless of when they arrived. Raises TooManyPointsError."""
         if not rows:
             return []
         start, stop = selection.start, selection.stop
@@ -82,14 +82,14 @@ class PointReader:
         return self._select(rows, tail, selection, gaps=gaps)
 
     def _count(self, table: str, where: str) -> int:
-        """Return the number of rows. A point that was written twice counts twice until its rows are merged.
+        """Return the number of matching rows.
 
-        FINAL would avoid this, but costs more.
+        A point written twice counts twice until its rows are merged. FINAL would avoid this, but is slower.
         """
         return int(self._connection.rows(f"SELECT count() FROM {table} WHERE {where}")[0][0])
 
     def _gaps(self, where: str, most: int) -> Mapping[int, NDArray[np.int64]]:
-        """Return the newest gaps of each series, ascending: at most `most` in total, plus one if there are more."""
+        """Return the newest gaps of each series, ascending; up to `most` in total, plus one if there are more."""
         gaps = self._connection.columns(
             f"SELECT DISTINCT series, time FROM gap WHERE {where} ORDER BY series, time DESC"
             f" LIMIT {MAX_GAPS} BY series LIMIT {max(most, 0) + 1}",
@@ -102,7 +102,7 @@ class PointReader:
     def read_new(
         self, run: int, rows: Sequence[Sequence[Any]], arrived: Collection[Arrived], selection: Selection
     ) -> list[Series]:
-        """Return the points of the given commits."""
+        """Return the selected points that arrived in the given commits."""
         metrics = {metric for commit in arrived for metric in commit.metrics}
         rows = [row for row in rows if row[2] in metrics]
         if not rows:
@@ -110,7 +110,7 @@ class PointReader:
         first = min(commit.first for commit in arrived if commit.metrics)
         table = "points" if selection.numeric else "distributions"
         commits = numbers([invert(commit.number) for commit in arrived])
-        # Do not use FINAL, which would return the older of two equal points.
+        # Do not use FINAL: of two points with the same key, it returns the one that arrived first.
         return self._select(
             rows,
             f"FROM {table} WHERE run = {run} AND series IN ({numbers([row[0] for row in rows])}){_range(first, None)}"
@@ -176,7 +176,7 @@ def _metric(
 
 
 def _decode_blobs(data: bytes) -> tuple[NDArray[np.uint64], Blobs]:
-    """Decode RowBinary rows of series, time and data, in which a varint length precedes the data."""
+    """Decode RowBinary rows of series, time and data. A varint length precedes the data."""
     keys, times, blobs = [], [], []
     position = 0
     while position < len(data):

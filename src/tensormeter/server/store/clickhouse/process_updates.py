@@ -1,4 +1,4 @@
-"""The update of a process in one commit: a row that ClickHouse merges with earlier rows."""
+"""The update that a commit makes to a process: a row that ClickHouse merges with earlier rows."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,7 +10,7 @@ from tensormeter.server.store.rules.resource_identity import Source
 __all__ = ["COLUMNS", "NEVER", "ProcessUpdate"]
 
 NEVER: Final = (1 << 63) - 1
-"""A missing time or step. It is larger than any other value, so a minimum ignores it."""
+"""Placeholder for a missing time or step. It exceeds every real value, so minima ignore it."""
 
 _NO_NUMBER: Final = (1 << 64) - 1
 
@@ -37,12 +37,12 @@ COLUMNS: Final = {
     "first_step": "q",
     "began": "q",
 }
-"""The columns and their types, for `encode_rows`."""
+"""Columns of the table `process` with their types, for `encode_rows`."""
 
 
 @dataclass(slots=True)
 class ProcessUpdate:
-    """Update of one process. `number` and the numbers inside tuples are arrival numbers."""
+    """An update to one process. `number` and the numbers inside tuples are arrival numbers."""
 
     run: int
     source: Source
@@ -63,18 +63,18 @@ class ProcessUpdate:
     began: int = NEVER
 
     def add_times(self, first: int, newest: int) -> None:
-        """Add the time range of points, or the time `first` of an event, with 0 for `newest`."""
+        """Add the time range of points, or the time of an event as `first` with `newest` 0."""
         self.created = min(self.created, first)
         self.newest = max(self.newest, min(newest, self.received))
 
     def add_steps(self, steps: Points) -> None:
-        """Add the steps of a process that belongs to the second or a later attempt."""
+        """Add the steps of a process in the second or a later attempt."""
         start = beginning(steps)
         if start is not None:
             self.first_step, self.began = min(self.first_step, start[0]), min(self.began, start[1])
 
     def add_lifecycle(self, update: LifecycleUpdate, time: int, number: int) -> None:
-        """Add the update contained in an event."""
+        """Add the changes made by an event."""
         if update.losses is not None:
             self.losses = number, update.losses
         if update.starts:
@@ -94,7 +94,7 @@ class ProcessUpdate:
             self.notes = min(self.notes, (number, update.notes))
 
     def row(self, *, named: bool) -> list[Any]:
-        """Return the values of `COLUMNS`. Name and resource are empty unless `named` is set."""
+        """Return the values of `COLUMNS`, with an empty name and resource unless `named` is True."""
         source, number = self.source, self.number
         name = (number, source.name) if named else (0, "")
         resource = (number, source.attempt, source.resource) if named else (0, 0, "")

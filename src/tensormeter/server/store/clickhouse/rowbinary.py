@@ -39,9 +39,9 @@ def encode_rows(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> by
     """Encode rows as RowBinary.
 
     Args:
-        columns: Type letters of each column: B, I, Q for unsigned integers of 8, 32, 64 bits; q for Int64 (and
-            DateTime64); d for Float64; s for String from text; b for String from bytes; f for FixedString; a for
-            Array(String). A tuple has one letter per item.
+        columns: Type letters by column: B, I, Q for unsigned integers of 8, 32, 64 bits; q for Int64 and DateTime64; d
+            for Float64; s for String from str; b for String from bytes; f for FixedString; a for Array(String). A tuple
+            has one letter per item.
         rows: Values in the order of the letters, with tuples flattened.
     """
     encoders = [_ENCODERS[letter] for letters in columns.values() for letter in letters]

@@ -1,4 +1,4 @@
-"""Queries for runs: find them by name, merge the updates of processes and users, and summarize metrics."""
+"""Queries for runs, which merge the updates from processes and users and summarize metrics."""
 
 import json
 import time
@@ -51,7 +51,7 @@ class Runs:
         self._stall_after = stall_after
 
     def find(self, ref: RunRef) -> int:
-        """Return the key of a run. Raises the same errors as `Store`."""
+        """Return the key of a run. Raises NotFoundError or AmbiguousRunError."""
         only = "" if ref.project is None else " AND project = {project:String}"
         rows = self._connection.rows(
             "SELECT run, any(project) AS p FROM process WHERE run_id = {run_id:String}"
@@ -70,7 +70,7 @@ class Runs:
         raise NotFoundError(f"there is no run {ref.run_id!r}{where}; list the runs to see their ids")
 
     def existing(self, refs: Sequence[RunRef]) -> set[int]:
-        """Return the keys of those runs that exist."""
+        """Return the keys of the runs that exist."""
         ids = sorted({ref.run_id for ref in refs})
         rows = self._connection.rows(
             f"SELECT DISTINCT run, run_id, project FROM process WHERE run_id IN {{ids:Array(String)}} AND {_NOT_DELETED}",
@@ -80,7 +80,7 @@ class Runs:
         return {run for run, run_id, project in rows if wanted & {(run_id, project), (run_id, None)}}
 
     def recent(self, since: int) -> set[int]:
-        """Return the keys of runs with an arrival since the given time."""
+        """Return the keys of runs for which data has arrived since the given time."""
         rows = self._connection.rows(f"SELECT DISTINCT run FROM process WHERE updated > {since} AND {_NOT_DELETED}")
         return {row[0] for row in rows}
 
@@ -99,7 +99,7 @@ class Runs:
         return {row[0]: RunRef(row[1], row[2]) for row in rows}
 
     def projects(self) -> list[ProjectSummary]:
-        """Return all projects, by name."""
+        """Return all projects, ordered by name."""
         rows = self._connection.rows(
             "SELECT project, uniqExact(run), max(updated) FROM"
             f" (SELECT run, any(project) AS project, max(updated) AS updated FROM process WHERE {_NOT_DELETED} GROUP BY run)"
@@ -134,11 +134,11 @@ class Runs:
         return int(created if first_start == NEVER else first_start)
 
     def updated(self, run: int) -> int:
-        """Return the time of the last arrival for a run."""
+        """Return the time when data last arrived for a run."""
         return int(self._connection.rows(f"SELECT max(updated) FROM process WHERE run = {run}")[0][0])
 
     def load(self, runs: Sequence[int], metrics: Collection[str] | None) -> list[RunSummary]:
-        """Return the existing runs in the given order, with summaries of `metrics`, or of all metrics if None."""
+        """Return the existing runs in the given order, with summaries of `metrics`; None for all metrics."""
         if not runs:
             return []
         loaded = self._load(f"run IN ({numbers(runs)})", runs, config=True)
@@ -193,14 +193,14 @@ class Runs:
         return RunTable(runs, columns)
 
     def _mixed(self, runs: Collection[int]) -> Sequence[Sequence[Any]]:
-        """Return pairs of run and metric for metrics whose series differ in unit or kind."""
+        """Return a pair (run, metric) for each metric whose series in the run differ in unit or kind."""
         return self._connection.rows(
             f"SELECT run, metric FROM series WHERE run IN ({numbers(runs)}) AND (kind = 'gauge' OR kind LIKE 'sum %')"
             " GROUP BY run, metric HAVING uniqExact(kind, unit) > 1"
         )
 
     def step_at(self, wanted: Collection[tuple[int, int, int]]) -> dict[tuple[int, int], int]:
-        """Return steps by (series, time), without times at which no step was logged.
+        """Return the steps logged at certain times, by (series, time), omitting times without a step.
 
         Args:
             wanted: Triples (run, key of the step series, time).
@@ -225,7 +225,7 @@ class Runs:
     def _load(
         self, condition: str, runs: Collection[int] | None, *, config: bool = False, **parameters: Any
     ) -> dict[int, RunSummary]:
-        """Return runs by key, without `points` and `summary`, and with their config only if `config` is set."""
+        """Return runs by key, without `points` and `summary`, and without their config unless `config` is True."""
         inner = _PROCESS.format(condition=f"{condition} AND {_NOT_DELETED}", numbered=NUMBERED)
         rows = self._connection.rows(
             _RUN.format(inner=inner, config="tupleElement(max(config), 3)" if config else "''"), **parameters
@@ -288,7 +288,7 @@ class Runs:
         steps: bool,
         **parameters: Any,
     ) -> dict[int, dict[str, Totals]]:
-        """Return totals of numbers by run and metric, with counts and sums from `counts`."""
+        """Return totals by run and metric, with counts and sums from `counts`."""
         only = "" if metrics is None else " AND metric IN {metrics:Array(String)}"
         rows = self._connection.rows(
             "SELECT run, metric, reinterpretAsInt64(min(minimum)), reinterpretAsInt64(max(maximum)), max(last)"

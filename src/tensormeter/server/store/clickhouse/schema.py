@@ -1,13 +1,15 @@
 """The ClickHouse tables, for a single server or for a cluster of shards and replicas.
 
-On a single server, a table is named `NAME`. On a cluster, each server stores its part as `NAME_local`, on all replicas
-of its shard, and `NAME` reads all parts. Series are distributed over the shards, so a run may be larger than a shard.
-All rows of a series are on the same shard.
+On a cluster, each shard stores its rows of a table `NAME` in `NAME_local`, on all its replicas, and `NAME` reads all
+shards. All rows of a series are on the same shard. The series of a run are on different shards, so a run may be larger
+than a shard.
 
-- `points` takes 8 to 10 bytes per point on disk. `value` is computed on reading.
-- `precedence` is the inverted arrival number: of equal rows, ClickHouse keeps the one that arrived first.
+- `points` takes 8 to 10 bytes per point on disk. Its column `value` is computed when it is read.
+- `precedence` is the inverted arrival number, so ClickHouse keeps the row that arrived first if several have the same
+  key.
 - `series` and `process` are aggregates, such as minima, maxima and latest values, that repeated rows cannot change.
-  Every commit writes new rows, and ClickHouse merges them into one. Counts and sums are computed from `points`.
+  Every commit writes new rows, and ClickHouse merges the rows with the same key. Counts and sums are computed from
+  `points`.
 """
 
 from collections.abc import Iterator
@@ -35,7 +37,7 @@ class Table:
     """A ClickHouse table.
 
     Attributes:
-        shard: Expression that distributes the rows over the shards.
+        shard: Expression that assigns rows to shards.
         expires: Whether retention removes rows.
     """
 
@@ -248,8 +250,8 @@ def statements(database: str, cluster: str = "", retention_days: float | None = 
 
     Args:
         database: Name of the database.
-        cluster: Name in `system.clusters`; "" for a single server. The macros {shard} and {replica} identify each
-            replica.
+        cluster: Name of the cluster in `system.clusters`; "" for a single server. Each server must define the macros
+            {shard} and {replica}.
         retention_days: Days after arrival at which points, distributions, gaps, events, media and batch IDs are
             removed; None to keep them.
     """
@@ -266,7 +268,7 @@ def statements(database: str, cluster: str = "", retention_days: float | None = 
 
 
 def prepare(address: Address, retention_days: float | None) -> Connection:
-    """Connect, create missing tables, and upgrade tables of older versions.
+    """Connect, create missing tables, and upgrade tables from older versions.
 
     Raises:
         StoreError: The tables were created by a newer version.
@@ -304,7 +306,7 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
 
 
 def _complete() -> Iterator[str]:
-    """Yield statements that write `series` rows for points of commits that version 2 would have recounted later."""
+    """Yield statements that write `series` rows for points that version 2 stored but would have counted only later."""
     unfinished = "FROM intent WHERE run != 0 AND number GLOBAL NOT IN (SELECT over FROM intent)"
     series = f"run GLOBAL IN (SELECT run {unfinished}) AND series GLOBAL IN (SELECT arrayJoin(series) {unfinished})"
     merged = ("process", "kind", "scope", "attributes", "unit", "description")
@@ -328,7 +330,7 @@ def _complete() -> Iterator[str]:
 
 
 def _upgrade(cluster: str) -> Iterator[str]:
-    """Yield statements that upgrade the tables of versions 1 and 2. Each statement can safely be repeated."""
+    """Yield statements that upgrade tables from versions 1 and 2. Each statement can safely be repeated."""
     on = f" ON CLUSTER '{cluster}'" if cluster else ""
     local = "_local" if cluster else ""
     for suffix in dict.fromkeys((local, "")):

@@ -1,4 +1,4 @@
-"""The new points of one commit by series, and the rows that describe the series."""
+"""The new points in one commit by series, and the rows that describe these series."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -56,7 +56,7 @@ POINT_COLUMNS: Final = tuple(_POINT.names or ())
 GAP_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "precedence": "Q", "received": "I"}
 BLOB_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "data": "b", "precedence": "Q", "received": "I"}
 _ROWS: Final = 200_000
-"""Maximum number of points in one insert: 10 MB, which encoding and sending copy."""
+"""Maximum number of points in one insert, which are 10 MB and are copied during encoding and sending."""
 
 _KNOWN: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
 
@@ -66,12 +66,12 @@ _NO_NUMBERS: Final = (np.inf, -np.inf)
 
 @dataclass(eq=False, slots=True)
 class SeriesBatch:
-    """The points of one series.
+    """The points of one series in one commit.
 
     Attributes:
         arrival: First arrival that contains points of the series.
-        requests: Requests that contain points of the series, with the number of these points.
-        points: Joined points with distinct times, from which `leave_out_known` removes stored points.
+        requests: Requests that contain points of the series, each with its number of points.
+        points: Points from all parts, with distinct times; `leave_out_known` removes those that are already stored.
     """
 
     run: int
@@ -82,7 +82,7 @@ class SeriesBatch:
     points: Column = field(default_factory=Points.empty)
 
     def join(self) -> None:
-        """Set `points` from the parts."""
+        """Join the parts into `points`."""
         self.points = type(self.parts[0]).concat(self.parts).distinct()
 
     @property
@@ -92,7 +92,7 @@ class SeriesBatch:
 
 
 def known_series(connection: Connection, keys: Collection[tuple[int, int]]) -> dict[int, int]:
-    """Return the time of the newest point of each existing series, given pairs (run, series)."""
+    """Return the time of the newest point by series, for those of the given pairs (run, series) that exist."""
     if not keys:
         return {}
     rows = connection.rows(
@@ -103,15 +103,15 @@ def known_series(connection: Connection, keys: Collection[tuple[int, int]]) -> d
 
 
 def encode_gaps(gaps: Mapping[tuple[int, int], NDArray[np.int64]], number: int, received: int) -> bytes:
-    """Return rows for the table `gap` from times by (run, series). `received` is in Unix seconds."""
+    """Encode gaps, given as times by (run, series), as rows for the table `gap`. `received` is in Unix seconds."""
     rows = ((run, key, time, invert(number), received) for (run, key), times in gaps.items() for time in times.tolist())
     return encode_rows(GAP_COLUMNS, rows)
 
 
 def leave_out_known(connection: Connection, all_series: Iterable[SeriesBatch], newest_known: Mapping[int, int]) -> int:
-    """Remove points that are already stored, and return their number.
+    """Remove points that are already stored, and return how many were removed.
 
-    Only series that have a point no later than their newest stored point are looked up.
+    Skips the lookup for series whose new points are all newer than the stored ones.
     """
     late: dict[tuple[int, str], list[SeriesBatch]] = defaultdict(list)
     for series in all_series:
@@ -134,7 +134,7 @@ def leave_out_known(connection: Connection, all_series: Iterable[SeriesBatch], n
 
 
 def encode_points(all_series: Iterable[SeriesBatch], number: int, received: int) -> Iterator[bytes]:
-    """Yield rows for the table `points`, split into inserts of limited size. `received` is in Unix seconds."""
+    """Encode rows for the table `points`, split into inserts of limited size. `received` is in Unix seconds."""
     rows = np.empty(_ROWS, _POINT)
     filled = 0
     for series in all_series:
@@ -157,7 +157,7 @@ def encode_points(all_series: Iterable[SeriesBatch], number: int, received: int)
 
 
 def encode_blobs(all_series: Iterable[SeriesBatch], number: int, received: int) -> bytes:
-    """Return rows for the table `distributions`. `received` is in Unix seconds."""
+    """Encode rows for the table `distributions`. `received` is in Unix seconds."""
     rows = (
         (series.run, series.key, time, blob, invert(number), received)
         for series in all_series
@@ -168,7 +168,7 @@ def encode_blobs(all_series: Iterable[SeriesBatch], number: int, received: int) 
 
 
 def series_rows(all_series: Collection[SeriesBatch]) -> list[list[Any]]:
-    """Return rows for the table `series` that describe these points. Repeated rows have no effect."""
+    """Return rows for the table `series`. Writing a row twice has no effect."""
     steps: dict[tuple[int, str], list[Points]] = defaultdict(list)
     for series in all_series:
         if series.arrival.metric == STEP_METRIC and series.arrival.kind == "gauge":

@@ -1,4 +1,4 @@
-"""The ClickHouse store, which implements `Store` with the modules for writing, reading and the arrival log."""
+"""The implementation of `Store` for ClickHouse."""
 
 import json
 import logging
@@ -60,8 +60,8 @@ _log = logging.getLogger(__name__)
 class ClickHouseStore:
     """A `Store` in a ClickHouse database. See the interface for threads and errors.
 
-    Any number of servers can use one database at the same time. Their clocks must agree to within a few minutes. If two
-    servers store different values for the same point, the value with the earlier arrival time wins.
+    Any number of servers can use a database at the same time. Their clocks must agree to within a few minutes. If two
+    servers store different values for one point, the value that arrived first wins.
     """
 
     syncer: Final = None
@@ -79,13 +79,14 @@ class ClickHouseStore:
 
         Args:
             address: Address of the database.
-            commit_interval: Minimum seconds between two commits. Requests that arrive in between share the next commit.
-            stall_after: Seconds without an arrival after which a run that has not ended counts as stalled.
-            retention_days: Age in days at which points are removed; None to keep them. Applies only to tables that this
-                call creates.
+            commit_interval: Minimum seconds between two commits. Requests that arrive in the meantime share the next
+                commit.
+            stall_after: Seconds without points or events after which an unfinished run counts as stalled.
+            retention_days: Days after arrival at which points and events are removed; None to keep them. Applies only
+                to tables that this call creates.
 
         Raises:
-            StoreError: ClickHouse is unreachable, rejected a statement, or has tables of a newer version.
+            StoreError: ClickHouse is unreachable, rejected a statement, or has tables from a newer version.
         """
         try:
             self._connection = prepare(address, retention_days)
@@ -122,7 +123,7 @@ class ClickHouseStore:
         self._check_open()
         arrivals, rejections = arrivals_of(batches, check)
         gaps = gaps_of(batches, check)
-        del batches  # frees them if the caller holds no reference
+        del batches  # frees memory if the caller holds no reference either
         content = digest("metrics", payload)
         request = Request(
             content, batch_id, time.time_ns(), "data point", arrivals=arrivals, gaps=gaps, rejections=rejections
@@ -229,7 +230,7 @@ class ClickHouseStore:
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
         run = self._find(ref)
-        cursor = self._log.cursor()  # before reading: points that arrive meanwhile are read twice rather than missed
+        cursor = self._log.cursor()  # before reading: points arriving meanwhile are read twice rather than missed
         arrived = None if selection.after is None else self._log.since(selection.after, run)
         started, attempts = self._runs.started(run), self._runs.attempts(run)
         rows = self._points.series(run, selection)
@@ -325,7 +326,7 @@ class ClickHouseStore:
         return None
 
     def flush(self) -> None:
-        """See `Store`. Nothing needs to be flushed, because ClickHouse merges on its own."""
+        """Do nothing, because ClickHouse merges its data in the background."""
         self._check_open()
 
     def close(self) -> None:
@@ -338,7 +339,7 @@ class ClickHouseStore:
         self._connection.close()
 
     def _look(self) -> None:
-        """Check that ClickHouse responds, and keep this server in the arrival log."""
+        """Check that ClickHouse responds, and keep this server's entries in the arrival log recent."""
         try:
             self._connection.rows("SELECT 1")
             with self._group_commit.alone() as number:

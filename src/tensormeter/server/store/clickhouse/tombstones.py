@@ -1,4 +1,4 @@
-"""Tombstones of deleted runs, which determine a run's current key and whether its new data is refused."""
+"""Tombstones of deleted runs, which determine a run's current key and whether new data for the run is refused."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -10,7 +10,7 @@ from tensormeter.server.store.rules.resource_identity import Source
 __all__ = ["Tombstones"]
 
 _IDS: Final = 200
-"""Maximum number of run IDs in a statement. Parameters are in the URL, where ClickHouse accepts 128 KiB per field."""
+"""Maximum number of run IDs in a statement. The URL contains them, and ClickHouse accepts 128 KiB per field."""
 
 
 class Tombstones:
@@ -33,7 +33,7 @@ class Tombstones:
             self._alive = {row[0] for row in alive}
 
     def current(self, source: Source) -> int | None:
-        """Return the key of a source's run, or None if the run is deleted. Does not revive the run."""
+        """Return the key of a source's run, or None if the run is deleted. Never revives the run."""
         deleted = self._times.get((source.project, source.run_id), 0)
         run = run_key(source.project, source.run_id, deleted)
         return run if not deleted or run in self._alive else None
@@ -41,7 +41,8 @@ class Tombstones:
     def run(self, source: Source, time: int, *, starts: bool = False) -> int | None:
         """Return the key of a source's run, or None if the run is deleted.
 
-        A start event after the deletion revives the run. Any later data revives it if the sender sends no start events.
+        A start event from after the deletion revives the run. If the sender sets no run ID, any later data also revives
+        the run.
         """
         deleted = self._times.get((source.project, source.run_id), 0)
         run = run_key(source.project, source.run_id, deleted)
