@@ -1,4 +1,4 @@
-"""Digests of requests, to compare two batches with the same ID."""
+"""Digests of requests, for comparing two requests with the same batch ID."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ __all__ = ["digest"]
 
 
 def digest(signal: str, payload: bytes) -> bytes:
-    """Return the digest of a request's signal and payload, regardless of compression in transit."""
+    """Return the digest of a request's signal and uncompressed payload."""
     hashed = hashlib.sha256(signal.encode() + b"\0")
     hashed.update(payload)
     return hashed.digest()

@@ -32,18 +32,18 @@ _LIMITS: Final = {
     # JSON quotes cells such as NaN. A table that passes the client's check must also pass this one.
     TABLE_EVENT: ("table", TABLE_BYTES + 2 * TABLE_CELLS + ENVELOPE_BYTES),
 }
-"""Noun and maximum size as JSON without images, by event name. Other events have the limit EVENT_BYTES."""
+"""Noun and maximum bytes as JSON without images, by event name. Other events have the limit `EVENT_BYTES`."""
 
 DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 _LONGEST_KEY: Final = 100
-"""Maximum number of characters of a key in a reason for refusal."""
+"""Maximum number of characters of a key to quote in a reason for refusal."""
 
 _MOST_NAMED: Final = 3
 
 
 _IDENTITY: Final = ("severity_number", "severity_text", "trace_id", "span_id")
-"""Fields that distinguish records with equal time, name, body and attributes."""
+"""Fields that distinguish log records with equal time, name, body and attributes."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PreparedEvent:
     Attributes:
         body: Canonical JSON, without images.
         attributes: Canonical JSON.
-        record: Other fields of the log record, as canonical JSON; see `record_of`.
+        record: Remaining fields of the log record, as canonical JSON; see `record_of`.
         digest: SHA-256 digest that distinguishes the event from others with the same name and time.
         images: Images extracted from the body.
     """
@@ -66,7 +66,7 @@ class PreparedEvent:
 
 
 def prepare_event(event: Event) -> PreparedEvent | str:
-    """Convert an event to its stored form, or return the reason why it is refused."""
+    """Return the stored form of an event, or the reason why the event is refused."""
     try:
         content, images = take_media(event.body)
     except MediaError as error:
@@ -80,16 +80,16 @@ def prepare_event(event: Event) -> PreparedEvent | str:
         return too_large(size, limit, f"{noun} {(key or event.name)[:_LONGEST_KEY]!r}", "send it in parts")
     identity = f"{body}\0{attributes}"
     fields_of_identity = {name: fields[name] for name in _IDENTITY if name in fields}
-    if fields_of_identity:  # without them, the digest equals that of older versions
+    if fields_of_identity:  # if they are missing, keep the digest that older versions computed
         identity += f"\0{canonical_json(fields_of_identity)}"
     return PreparedEvent(body, attributes, record, hashlib.sha256(identity.encode()).digest(), images)
 
 
 def trim_config(event: Event) -> tuple[Event, str | None]:
-    """Shorten the config in a run's event to its size limit. The result is the same for equal events.
+    """Remove values from an event's config until it is within the size limit. Equal events have equal results.
 
     Returns:
-        The event, and the reason why values of its config were removed, or None.
+        The event, and the reason why config values were removed; None if none were.
     """
     details = event.body if isinstance(event.body, Mapping) else {}
     config = details.get("config")
@@ -121,11 +121,11 @@ def record_of(event: Event) -> dict[str, Any]:
 
 
 def stored_event(row: Sequence[Any], max_body: int | None = None) -> StoredEvent:
-    """Create an event from the columns id, time, name, step, process, attributes, body, record.
+    """Create an event from the columns id, time, name, step, process, attributes, body and record.
 
     Args:
         row: Values of these columns.
-        max_body: Maximum number of characters in the body, see `Store.events`.
+        max_body: Maximum number of characters in the body; see `EventQuery`.
     """
     number, time, name, step, process, attributes, body, record = row
     size = len(body or "")
@@ -135,7 +135,7 @@ def stored_event(row: Sequence[Any], max_body: int | None = None) -> StoredEvent
 
 
 def key_and_step(event: Event) -> tuple[str | None, int | None]:
-    """Return an event's key and step, by which queries filter."""
+    """Return an event's key and step, which are stored in separate columns for filtering."""
     attributes = event.attributes
     key, step = attributes.get(MEDIA_KEY), attributes.get(STEP_METRIC)
     return key if isinstance(key, str) else None, step if isinstance(step, int) else None

@@ -17,11 +17,11 @@ MAX_GAPS: Final = 10_000
 
 
 def gaps_of(batches: Sequence[Batch], check: Check = no_check) -> list[Arrival]:
-    """Return the gaps in batches that can be stored, as arrivals whose values are meaningless."""
+    """Return the storable gaps in batches, as arrivals whose values are meaningless."""
     arrivals, _ = arrivals_of([Batch(batch.resource, batch.gaps) for batch in batches if batch.gaps], check)
     return arrivals
 
 
 def gap_times(arrival: Arrival) -> NDArray[np.int64]:
-    """Return the newest times in a result of `gaps_of`, ascending and distinct."""
+    """Return the newest `MAX_GAPS` times of an arrival from `gaps_of`, ascending and distinct."""
     return np.unique(arrival.points.times)[-MAX_GAPS:]

@@ -1,4 +1,4 @@
-"""Sorting a decoded request's points into series that can be stored, with reasons for refusing others."""
+"""Selection of the points in a decoded request that can be stored, by series, with reasons for refusing others."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from tensormeter.server.store.rules.resource_identity import MAX_NAME, Source, i
 __all__ = ["Arrival", "Rejections", "arrivals_of"]
 
 MAX_ATTRIBUTES_JSON: Final = 16_384
-"""Maximum number of characters in a series' attributes as JSON."""
+"""Maximum number of characters in the attributes of a series as JSON."""
 
 MAX_DISTRIBUTION_BYTES: Final = 65_536
 """Maximum number of bytes in a histogram or summary as protobuf, without attributes."""
@@ -31,8 +31,8 @@ class Arrival:
     """The points of one series from one source.
 
     Attributes:
-        kind: Kind, see `kind_of`.
-        scope: Instrumentation scope as text; "" for tensormeter's own scope.
+        kind: Kind; see `kind_of`.
+        scope: Instrumentation scope; see `models.series.Series`.
         attributes: Attributes as canonical JSON.
     """
 
@@ -50,7 +50,7 @@ class Rejections(Counter[str]):
     """Number of refused items, by reason."""
 
     def describe(self, noun: str) -> str:
-        """Return a text such as "3 data points: time is missing; 1 data point: ..."; "" if nothing was refused."""
+        """Return a message such as "3 data points: time is missing; 1 data point: ..."; "" if nothing was refused."""
         return "; ".join(f"{count} {noun}{'' if count == 1 else 's'}: {reason}" for reason, count in self.items())
 
 
@@ -69,7 +69,7 @@ def arrivals_of(batches: Sequence[Batch], check: Check = no_check) -> tuple[list
     arrivals: list[Arrival] = []
     rejections = Rejections()
     scopes: dict[int, str] = {}
-    """Scope texts by object identity. All series of a scope share one scope object, which may have many attributes."""
+    """Scopes as strings, by object identity. All series of a scope share one object, which may have many attributes."""
     for batch in batches:
         check()
         source = identify(batch.resource)
@@ -101,7 +101,7 @@ def arrivals_of(batches: Sequence[Batch], check: Check = no_check) -> tuple[list
 
 
 def _bucket_fault(series: Histogram) -> str:
-    """Return the error in a histogram's buckets, or ""."""
+    """Return a message about invalid histogram buckets; "" if they are valid."""
     bounds, counts = len(series.bounds), series.buckets.shape[1]
     if counts != (bounds + 1 if counts else bounds):
         return (
@@ -137,7 +137,7 @@ def _timed(points: Column, rejections: Rejections) -> Column:
 
 
 def _scope(scope: Scope) -> str:
-    """Return the text that identifies a scope, without its version, so that a series continues in a new version."""
+    """Return a string that identifies a scope. It excludes the version, so that a series continues across versions."""
     if scope.attributes:
         return canonical_json([scope.name, dict(scope.attributes)])
     return "" if scope.name == SCOPE.name else scope.name

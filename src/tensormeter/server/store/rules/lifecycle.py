@@ -21,7 +21,7 @@ __all__ = [
 
 
 NUMBERED: Final = f'"{RUN_ATTEMPT}":'
-"""Text that a resource's JSON contains if the sender numbers attempts."""
+"""Substring of a resource's JSON that is present if the sender numbers attempts."""
 
 _PRECEDENCE: Final[tuple[State, ...]] = ("failed", "crashed", "preempted", "running", "finished")
 _END_STATES: Final = ("finished", "crashed", "preempted")
@@ -34,9 +34,9 @@ class ProcessLifecycle:
 
     Attributes:
         attempt: Number of the process's attempt.
-        started: Time of the latest start, in nanoseconds since the Unix epoch, or None.
-        ended: Time of the latest end, in nanoseconds since the Unix epoch, or None.
-        end_state: State in which the process ended, or None.
+        started: Time of the latest start, in nanoseconds since the Unix epoch; None if there is none.
+        ended: Time of the latest end, in nanoseconds since the Unix epoch; None if there is none.
+        end_state: State reported by the latest end; None if there is none.
         numbered: Whether the sender numbers attempts.
     """
 
@@ -48,12 +48,12 @@ class ProcessLifecycle:
 
     @property
     def state(self) -> State | None:
-        """State of the process, see `process_state`."""
+        """State of the process; see `process_state`."""
         return process_state(self.started, self.ended, self.end_state)
 
     @property
     def final_end(self) -> int | None:
-        """Time of the end if the process has not started again, or None."""
+        """Time of the latest end; None if the process has not ended or has started again."""
         return self.ended if self.ended is not None and self.ended >= (self.started or 0) else None
 
 
@@ -64,7 +64,7 @@ class LifecycleUpdate:
     Attributes:
         losses: JSON object with the number of items that the process dropped, by reason.
         starts: Whether the event starts the run.
-        end_state: State in which the process ended, if it ended.
+        end_state: State in which the process ended, if the event ends it.
         config: Config as a JSON object.
         tags: Tags as a JSON array.
     """
@@ -110,7 +110,7 @@ def lifecycle_update(event: Event) -> LifecycleUpdate:
 
 
 def run_lifecycle(processes: Sequence[ProcessLifecycle]) -> tuple[State, int, int | None]:
-    """Return the state, latest attempt and end of a run, based on its processes."""
+    """Return the state, latest attempt and end time of a run, derived from its processes."""
     attempt, members = _latest_attempt(processes)
     ends = [process.final_end for process in members if process.state is not None]
     ended = max((time for time in ends if time is not None), default=None) if None not in ends else None
@@ -118,10 +118,10 @@ def run_lifecycle(processes: Sequence[ProcessLifecycle]) -> tuple[State, int, in
 
 
 def present_state(state: State, updated: int, *, stalled: bool, now: int, stall_after: float) -> State:
-    """Return the current state: a running run is stalled if it is marked as such, or if nothing arrived for too long.
+    """Return the current state. A running run is stalled if it is marked as such, or if nothing arrived for too long.
 
     Args:
-        state: State according to the run's processes.
+        state: State derived from the run's processes.
         updated: Time of the last arrival, in nanoseconds since the Unix epoch.
         stalled: Whether the run is marked as stalled.
         now: Current time, in nanoseconds since the Unix epoch.
@@ -142,8 +142,8 @@ def process_state(started: int | None, ended: int | None, end_state: str | None)
 def _latest_attempt(processes: Sequence[ProcessLifecycle]) -> tuple[int, Sequence[ProcessLifecycle]]:
     """Return the number of the latest attempt, and its processes.
 
-    If no sender numbers attempts, an attempt begins when a process starts after all earlier processes have ended. If
-    senders number attempts, a process can still join an attempt after others have crashed.
+    If senders number attempts, their numbers decide, so a process can join an attempt after others have crashed.
+    Otherwise, an attempt begins when a process starts after all earlier processes have ended.
     """
     attempt = max((process.attempt for process in processes), default=1)
     if any(process.numbered for process in processes):
@@ -162,7 +162,7 @@ def _latest_attempt(processes: Sequence[ProcessLifecycle]) -> tuple[int, Sequenc
 
 
 def _run_state(states: Iterable[State | None]) -> State:
-    """Return a run's state from the states of its processes, ignoring None."""
+    """Derive a run's state from the states of its processes, ignoring None."""
     known = {state for state in states if state is not None}
     for state in _PRECEDENCE:
         if state in known:

@@ -24,8 +24,9 @@ def check_limit(total: int, limit: int, metrics: Collection[str]) -> None:
 
 
 DELETED: Final = "the run was deleted; start it again, or use another id"
-"""Reason for refusing points and events of a deleted run."""
+"""Reason for refusing points and events from a deleted run."""
 
 
 MAX_SERIES_PER_RUN: Final = 100_000
-"""Maximum number of series in a run. Runs usually exceed it because a name or attribute contains an ID or step."""
+"""Maximum number of series in a run. A run usually exceeds it because metric names or attributes contain IDs or steps.
+"""

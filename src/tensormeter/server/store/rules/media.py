@@ -1,4 +1,4 @@
-"""Images in event bodies, which are extracted, checked, and stored under the hash of their bytes."""
+"""Extraction and validation of images in event bodies. A store identifies images by the digest of their bytes."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,7 +15,8 @@ _SIGNATURES: Final = {
     "image/gif": lambda data: data.startswith((b"GIF87a", b"GIF89a")),
     "image/webp": lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP",
 }
-"""Supported content types, with a test of the first bytes. SVG is refused because it can contain scripts."""
+"""Supported content types, each with a test of the image's first bytes. SVG is refused because it can contain scripts.
+"""
 
 
 class MediaError(ValueError):
@@ -60,7 +61,7 @@ def _take(value: Any, images: list[Media]) -> Any:
 
 
 def is_of_type(data: bytes, content_type: object) -> bool:
-    """Return whether the bytes are an image of the given type, and the type is supported."""
+    """Return whether the content type is supported and the bytes are an image of this type."""
     matches = _SIGNATURES.get(content_type) if isinstance(content_type, str) else None
     return matches is not None and matches(data)
 

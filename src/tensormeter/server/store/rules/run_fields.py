@@ -1,4 +1,4 @@
-"""Fields for lists of runs: values inside configs, and parts of summaries."""
+"""Run fields inside configs and summaries, for `Store.table`."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ from tensormeter.server.store.rules.totals import Totals
 __all__ = ["PARTS", "dig", "summary_fields", "summary_of"]
 
 PARTS: Final = {"min": "minimum", "max": "maximum"}
-"""Parts of a summary whose names differ in `Totals`."""
+"""Attribute names in `Totals`, by summary part; other parts have the same name in both."""
 
 
 def summary_fields(fields: Sequence[str]) -> dict[str, list[str]]:
-    """Return the requested summary parts, by metric."""
+    """Return the summary parts in the given field names, by metric."""
     parts_of: dict[str, list[str]] = defaultdict(list)
     for name in fields:
         if name.startswith("summary."):
@@ -24,7 +24,7 @@ def summary_fields(fields: Sequence[str]) -> dict[str, list[str]]:
 
 
 def dig(config: Any, key: str) -> Any:
-    """Return the config value under the full key, or else along its dotted path; None if there is none."""
+    """Return the config value under the full key, or else at its dotted path; None if neither exists."""
     if isinstance(config, Mapping) and key in config:
         return config[key]
     for part in key.split("."):
@@ -35,7 +35,7 @@ def dig(config: Any, key: str) -> Any:
 
 
 def summary_of(totals: Totals) -> Summary:
-    """Convert totals to the summary that the store returns."""
+    """Convert totals to a summary."""
     return Summary(
         last=totals.last,
         min=totals.minimum,

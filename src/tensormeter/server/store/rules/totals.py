@@ -1,4 +1,4 @@
-"""Mergeable summaries of metrics: count, extremes, mean and last value."""
+"""Mergeable statistics of metrics: count, extremes, mean and last value."""
 
 import math
 import struct
@@ -16,13 +16,13 @@ _WORD, _FLOAT = struct.Struct("q"), struct.Struct("d")
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Statistics of numbers.
+    """Statistics of numeric points.
 
     Attributes:
         count: Number of points.
         numbers: Number of points that are not NaN. `total`, `minimum` and `maximum` cover only these points.
         last_time: Time of the latest point, to which `last_word`, `last_integer` and `last_step` belong.
-        last_step: Step logged at `last_time`; None if there is none or it is not yet known.
+        last_step: Step logged at `last_time`; None if there is none or the step is not yet known.
     """
 
     count: int
@@ -37,14 +37,14 @@ class Totals:
 
     @classmethod
     def of(cls, points: Points, last_step: int | None = None) -> "Totals":
-        """Compute the statistics of points. There must be at least one point."""
+        """Compute the statistics of one or more points."""
         values = points.floats()
         index = int(points.times.argmax())
         with np.errstate(all="ignore"):
             total = float(values.sum())
             numbers = len(values)
             minimum, maximum = float(values.min()), float(values.max())
-            if math.isnan(total):  # a value is NaN, or infinities of both signs occur
+            if math.isnan(total):  # a value is NaN, or the values include infinities of both signs
                 present = values[~np.isnan(values)]
                 numbers = len(present)
                 total = float(present.sum())
@@ -64,7 +64,7 @@ class Totals:
 
     @classmethod
     def merge(cls, totals: Iterable["Totals"]) -> "Totals":
-        """Merge one or more statistics. If last times are equal, the first one wins."""
+        """Merge one or more statistics. If their last times are equal, the first last point wins."""
         parts = list(totals)
         if len(parts) == 1:
             return parts[0]
@@ -83,7 +83,7 @@ class Totals:
         )
 
     def without_statistics(self) -> "Totals":
-        """Remove sum and extremes, which are meaningless if series differ in unit or kind."""
+        """Return a copy without sum and extremes, which are meaningless if series differ in unit or kind."""
         return replace(self, total=math.nan, minimum=math.nan, maximum=math.nan)
 
     @property
