@@ -1,4 +1,4 @@
-"""Queries on a store: x axes, sampling, statistics over processes, and run search.
+"""Queries on a store: points with x axes and sampling, statistics over processes, and run search.
 
-This package takes and returns columns; it does not depend on SQLite, HTTP or JSON.
+This package takes and returns columns, independently of SQLite, HTTP and JSON.
 """

@@ -1,1 +1,1 @@
-"""Queries for metric points: sampled for charts, in full, or as distributions."""
+"""Queries for the points of metrics: sampled for charts, raw, or as distributions."""

@@ -1,4 +1,4 @@
-"""The x axis: the step, the time, or the value of another metric logged by the same process at the same time."""
+"""The x axis: the time, the step, or the value of another metric that the same process logged at the same time."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -20,7 +20,7 @@ class Axis:
 
     Attributes:
         metric: Metric whose values are the x values; None for time.
-        relative: Whether time is measured from the start of the run.
+        relative: Whether time counts from the start of the run.
     """
 
     metric: str | None
@@ -31,7 +31,7 @@ class Axis:
         """Parse `step`, `time`, `relative` or `metric:NAME`.
 
         Raises:
-            UsageError: The text has none of these forms.
+            UsageError: The text has none of these formats.
         """
         if text in ("time", "relative"):
             return cls(None, relative=text == "relative")
@@ -61,13 +61,13 @@ class Axis:
 
     @staticmethod
     def nanoseconds(x: float | None, origin: float) -> int | None:
-        """Convert an x in seconds to nanoseconds since the Unix epoch; None stays None."""
+        """Convert an x value in seconds to nanoseconds since the Unix epoch; None stays None."""
         if x is None:
             return None
         return int(min(max((x + origin) * 1e9, 0.0), 2.0**63 - 1024))
 
     @staticmethod
     def seconds(times: NDArray[np.int64], origin: float) -> NDArray[np.float64]:
-        """Convert times in nanoseconds since the Unix epoch to x in seconds."""
-        whole = int(origin)  # subtract whole seconds as integers, to keep all digits
+        """Convert times in nanoseconds since the Unix epoch to x values in seconds."""
+        whole = int(origin)  # subtract whole seconds as integers to keep every digit
         return (times - whole * 10**9) / 1e9 - (origin - whole)

@@ -1,4 +1,4 @@
-"""Downsampling that preserves the shape of a chart: it keeps every peak, gap and NaN."""
+"""Downsampling that preserves the shape of a line: extremes and NaN values stay visible."""
 
 from typing import Final
 
@@ -10,13 +10,13 @@ from tensormeter.server.store.models.rollup_blocks import MISSING, Blocks
 __all__ = ["blocks_needed", "choose_evenly", "sample", "sample_blocks"]
 
 _BLOCKS_IN_BUCKET: Final = 2
-"""Minimum number of blocks in a bucket. With two or three, a series of half a million points is read as blocks."""
+"""Minimum number of blocks per bucket. With 2, series of about half a million points or more are read as blocks."""
 
 
 def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
-    """Select the points of a series to show in a chart.
+    """Select which points of a series a chart shows.
 
-    The points are divided into buckets of equal size. Each bucket keeps its first, last, lowest and highest point, and
+    The points are divided into buckets of equal size. Each bucket keeps its first, last, lowest and highest points, and
     one NaN if it contains any. The lowest and highest points of the series are therefore always kept.
 
     Args:
@@ -24,7 +24,8 @@ def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
         max_points: Maximum number of points to keep, at least 4; 0 for all points.
 
     Returns:
-        Ascending indices, shape (m,). m can exceed max_points only if max_points is below 5 and there are NaN values.
+        Ascending indices of the points to keep, shape (m,). m exceeds max_points only if max_points is 4 and there are
+        NaN values.
     """
     n = len(values)
     if max_points == 0 or n <= max_points:
@@ -51,19 +52,19 @@ def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
 
 
 def blocks_needed(max_points: int) -> int:
-    """Return the number of blocks that `sample_blocks` needs to form buckets of similar size."""
+    """Return the number of blocks that `sample_blocks` needs for buckets of similar size."""
     return _BLOCKS_IN_BUCKET * max(max_points // 4, 1)
 
 
 def sample_blocks(blocks: Blocks, max_points: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Select points as `sample` does, with buckets of whole blocks and about the same number of points in each bucket.
+    """Select points as `sample` does, but with buckets that consist of whole blocks and therefore vary in size.
 
     Args:
         blocks: Blocks in order of x; the points within each block are also in order of x.
         max_points: Maximum number of points to keep, at least 4.
 
     Returns:
-        Rows and columns of the selected points in the arrays of `blocks`, in order of x, each of shape (m,).
+        Row and column indices of the selected points in the arrays of `blocks`, in order of x, each of shape (m,).
     """
     any_missing = bool(np.isnan(blocks.values[:, MISSING]).any())
     buckets = max(max_points // (5 if any_missing else 4), 1)
@@ -75,13 +76,13 @@ def sample_blocks(blocks: Blocks, max_points: int) -> tuple[NDArray[np.intp], ND
     times = blocks.times[rows, columns]
     order = np.lexsort((times, rows))
     rows, columns, times = rows[order], columns[order], times[order]
-    # Within a block, the time identifies a point. A point may be selected twice, for example as first and lowest.
+    # Remove points selected twice, for example as first and lowest. Within a block, the time identifies a point.
     distinct = np.concatenate(([True], (rows[1:] != rows[:-1]) | (times[1:] != times[:-1])))
     return rows[distinct], columns[distinct]
 
 
 def choose_evenly(n: int, max_points: int) -> NDArray[np.intp]:
-    """Return at most `max_points` evenly spaced indices below n, including the first and the last; 0 selects all."""
+    """Return up to `max_points` evenly spaced indices below n, including the first and last; 0 returns all."""
     if max_points == 0 or n <= max_points:
         return np.arange(n)
     return np.unique(np.linspace(0, n - 1, max(max_points, 2)).round().astype(np.intp))

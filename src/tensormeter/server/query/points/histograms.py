@@ -1,4 +1,4 @@
-"""Decoding stored distributions of any kind into bounds and counts."""
+"""Decoding of stored distributions of any kind into bucket bounds and counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ class Distribution:
         sum: Sum of the values; None if the sender did not send it.
         min: Lowest value; None if the sender did not send it.
         max: Highest value; None if the sender did not send it.
-        bounds: Increasing bucket bounds. Bucket i is (bounds[i - 1], bounds[i]]; the first and last buckets are
-            unbounded.
-        counts: Number of values in each bucket, one more item than `bounds`; empty if there are no buckets.
+        bounds: Bucket bounds in increasing order. Bucket i is (bounds[i - 1], bounds[i]]; the first bucket has no lower
+            bound, and the last no upper bound.
+        counts: Number of values in each bucket, with one more item than `bounds`; empty if there are no buckets.
         quantiles: Pairs (quantile, value) of a summary.
     """
 
@@ -51,7 +51,7 @@ def decode_distribution(kind: Kind, blob: bytes, max_buckets: int = MAX_BUCKETS)
     Args:
         kind: Kind of the series.
         blob: Stored bytes.
-        max_buckets: Maximum number of buckets of an exponential histogram. If there are more, neighboring buckets are
+        max_buckets: Maximum number of buckets of an exponential histogram. To stay within it, neighboring buckets are
             merged exactly.
 
     Raises:
@@ -87,7 +87,7 @@ def _distribution(
 
 
 def _valid_buckets(bounds: list[float], counts: list[int]) -> tuple[list[float], list[int]]:
-    """Return bounds and counts as sent, or empty lists if their lengths do not match, which OTLP does not allow."""
+    """Return bounds and counts unchanged, or empty lists if their lengths do not match, which OTLP forbids."""
     return increasing(bounds, counts) if len(counts) == len(bounds) + 1 else ([], [])
 
 

@@ -1,4 +1,4 @@
-"""Lines: series of points with their positions on the x axis."""
+"""Lines: series whose points have positions on the x axis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,8 +22,8 @@ class Line:
     Attributes:
         series: Series with n points, in order of x.
         x: float64, shape (n,), ascending.
-        attempt: Attempt to which the series' process belongs.
-        gaps: Positions of gaps in the line, see `gap_positions`.
+        attempt: Number of the attempt to which the process of the series belongs.
+        gaps: Positions of gaps in the line; see `gap_positions`.
     """
 
     series: Series
@@ -37,7 +37,7 @@ class LineReading(NamedTuple):
 
     Attributes:
         lines: Lines with at least one point.
-        cursor: Cursor for a later read, see `Reading`.
+        cursor: Cursor for a later read; see `Reading`.
         complete: Whether all points were read, rather than only those after a cursor.
     """
 
@@ -52,7 +52,7 @@ class LineReading(NamedTuple):
 
 
 def line_along(series: Series, x_series: Sequence[Series]) -> Line:
-    """Return a line whose x is the value of another metric at the same time, without points that have no such value.
+    """Return a line whose x values are another metric's values at the same times, omitting points without one.
 
     Args:
         series: Series with the y values.
@@ -94,13 +94,13 @@ def cut_line(line: Line, start: float | None, stop: float | None) -> Line:
 
 
 def add_gaps(line: Line) -> Line:
-    """Return the line with the positions of the series' gaps."""
+    """Return the line with the positions of its series' gaps."""
     gaps = line.series.gaps
     return replace(line, gaps=gap_positions(gaps, line.series.points.times, line.x)) if len(gaps) else line
 
 
 def join_lines(pieces: Sequence[Line]) -> Line:
-    """Join pieces of a line from several attempts. The result is named after the last piece."""
+    """Join the pieces of a line from several attempts. The result has the identity of the last piece."""
     if len(pieces) == 1:
         return pieces[0]
     x = np.concatenate([piece.x for piece in pieces])
@@ -112,10 +112,10 @@ def join_lines(pieces: Sequence[Line]) -> Line:
 
 
 def gap_positions(gaps: NDArray[np.int64], times: NDArray[np.int64], x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the x value of the last point before each gap, ascending. Gaps before the first point are omitted.
+    """Return the x value of the last point before each gap, in ascending order, omitting gaps before the first point.
 
-    A chart does not connect neighboring points a and b if a.x <= position < b.x. This holds for any subset of the
-    points, so sampling does not move the gaps.
+    A chart does not connect neighboring points a and b if a.x <= position < b.x. This rule works for any subset of the
+    points, so sampling does not move gaps.
     """
     if not len(gaps):
         return NO_POSITIONS

@@ -17,13 +17,13 @@ __all__ = ["RawSeries", "join_raw"]
 
 @dataclass(frozen=True, eq=False)
 class RawSeries:
-    """Points of one series exactly as logged.
+    """The points of one series exactly as logged.
 
     Attributes:
         points: n points. Points of the same process have distinct times.
         steps: int64, shape (n,): step logged at the time of each point; 0 where `stepped` is False.
         stepped: bool, shape (n,): whether a step was logged at the time of each point.
-        gaps: int64, ascending: times after the first point at which the sender reported a missing value.
+        gaps: int64, ascending: times of the gaps after the first point.
     """
 
     process: str
@@ -38,9 +38,9 @@ class RawSeries:
     gaps: NDArray[np.int64] = field(default_factory=lambda: NO_GAPS, repr=False)
 
     def by_step(self, start: float | None, stop: float | None) -> "RawSeries":
-        """Keep points with start <= step < stop, ordered by step and time; points without a step come last.
+        """Keep points with start <= step < stop, ordered by step and time.
 
-        Points without a step are removed if there is a `start` or `stop`.
+        Points without a step come last, or are removed if there is a `start` or `stop`.
         """
         points, steps, stepped, gaps = self.points, self.steps, self.stepped, self.gaps
         if start is not None or stop is not None:
@@ -64,13 +64,13 @@ def join_raw(
     steps: Mapping[str, Points],
     shadowed: Mapping[str, Sequence[tuple[int, int]]],
 ) -> RawSeries:
-    """Join pieces from several attempts without shadowed points. The result is named after the last piece.
+    """Join pieces from several attempts, without shadowed points. The result has the identity of the last piece.
 
     Args:
         pieces: Pieces of one line, in attempt order.
         attempt: Attempt of the last piece.
         steps: Points of `tensormeter.step`, by process.
-        shadowed: Starts of later attempts, by process, see `Attempts.shadowed`.
+        shadowed: Starts of later attempts, by process; see `Attempts.shadowed`.
     """
     no_steps = Points.empty()
     columns = [

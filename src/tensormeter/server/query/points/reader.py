@@ -1,4 +1,4 @@
-"""Reading a run's points for a query: as lines, as rollups, or as logged."""
+"""Reading of a run's points as lines, as rollups, or as logged."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +28,7 @@ class RunReader:
             ref: Run to read.
             query: Points to read.
             check: Function called for each series; it can raise an exception to stop the query.
-            damaged: List to which messages about damaged data are added, see `Selection`.
+            damaged: List that receives messages about damaged data; see `Selection`.
         """
         self._store = store
         self._ref = ref
@@ -37,10 +37,10 @@ class RunReader:
         self._damaged = damaged
 
     def lines(self, limit: int = MAX_READ_POINTS, *, gaps: bool = False) -> LineReading:
-        """Read the points with start <= x < stop, with their x values.
+        """Read the points in the query's x range as lines.
 
-        If the query asks for the effective line, the pieces of several attempts form one line. The line is named after
-        the latest process that has points in the range.
+        If the query asks for the effective line, pieces from several attempts form one line. It has the identity of the
+        latest piece in the range.
 
         Args:
             limit: Maximum number of points to read, including points for x values and gaps.
@@ -77,7 +77,7 @@ class RunReader:
             if query.numeric and reading.complete:
                 x_series = [candidate for candidate in reading.series if candidate.metric == axis.metric]
             elif series:
-                x_series = self._read_during(axis.metric, series, limit)  # their x values may have arrived before them
+                x_series = self._read_during(axis.metric, series, limit)  # x values may have arrived before the cursor
         cuts = attempts.shadowed()
         shadowed = [candidate for candidate in series if candidate.process in cuts]
         if shadowed:
@@ -102,16 +102,16 @@ class RunReader:
         return LineReading(lines, reading.cursor, reading.complete)
 
     def rollups(self, blocks: int, limit: int, *, gaps: bool = False) -> Rollups | None:
-        """Read the range start <= x < stop: long series as rollups, short series as points.
+        """Read the query's x range, with long series as rollups and short series as points.
 
         Args:
-            blocks: Minimum number of blocks for a series to count as long, see `Store.read_rollups`.
+            blocks: Minimum number of blocks for a series to count as long; see `Store.read_rollups`.
             limit: Maximum number of points to read.
             gaps: Whether to read gaps.
 
         Returns:
-            None if rollups cannot answer the query: x is a metric other than the step, steps or attempts are not in
-            time order, or no series is long.
+            Series in the range; None if rollups cannot answer the query because x is neither time nor step, steps or
+            attempts are not in time order, or no series is long.
 
         Raises:
             StoreError: See `Store.read_rollups`.
@@ -137,12 +137,12 @@ class RunReader:
     def raw(self, limit: int = MAX_READ_POINTS) -> list[RawSeries]:
         """Read every point of one metric as logged.
 
-        The order is by time, or by step and time if the axis is the step. Points without a step come last, and are left
-        out if the query has a range of steps. If the query asks for the effective line, the pieces of several attempts
-        form one series, which is named after the latest process. The query's `after` is ignored.
+        Points are in order of time, or of step and time if the axis is the step. In that case, points without a step
+        come last, and are omitted if the query has a step range. If the query asks for the effective line, pieces from
+        several attempts form one series with the identity of the last piece. The query's `after` is ignored.
 
         Args:
-            limit: Maximum number of points to read. For numbers, this includes the points with their steps.
+            limit: Maximum number of points to read. Steps of numeric points count too.
 
         Raises:
             StoreError: See `Store.read`.
@@ -188,7 +188,7 @@ class RunReader:
         return self._store.read(self._ref, selection)
 
     def _read_during(self, metric: str, series: Sequence[Series], limit: int) -> Sequence[Series]:
-        """Read a metric over the time range of the points of these series."""
+        """Read a metric over the time range that the points of these series span."""
         first = min(int(piece.points.times[0]) for piece in series)
         last = max(int(piece.points.times[-1]) for piece in series) + 1
         selection = Selection([metric], self._query.process, start=first, stop=last, limit=limit, check=self._check)

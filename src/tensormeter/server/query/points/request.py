@@ -1,4 +1,4 @@
-"""The query object, which describes the points of a run to read."""
+"""The query for points of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ __all__ = ["RunQuery"]
 
 @dataclass(frozen=True)
 class RunQuery:
-    """A query for points of one run. It is hashable only if it has no `attributes`.
+    """A query for points of one run. It is hashable only if `attributes` is empty.
 
     Attributes:
         metrics: Names of the metrics. Names that the run does not have are ignored.
         axis: The x axis.
-        start: Start of the x range, inclusive, in steps or seconds. `RunReader.raw` expects an integer: a step, or
-            nanoseconds.
-        stop: End of the x range, exclusive, in the units of `start`.
+        start: Start of the x range, inclusive, in the unit of the axis, with times in seconds. `RunReader.raw` expects
+            an integer: a step, or a time in nanoseconds.
+        stop: End of the x range, exclusive, in the same unit as `start`.
         process: Process ID; None for all processes.
-        attempt: Choice of attempts, see `AttemptChoice`.
-        after: Cursor of an earlier read. Only points that arrived after it are read.
-        variant: Required kind, scope and unit of a series.
+        attempt: Choice of attempts; see `AttemptChoice`.
+        after: Cursor of an earlier read, to read only points that arrived after it; None for all points.
+        variant: Filter for the variants of series.
         attributes: Required attributes of a series. A series may have others too.
         max_points: Maximum number of points in a series; 0 for all points.
         numeric: True for numbers, False for distributions.

@@ -28,7 +28,7 @@ class RollupLine:
         y: float64, shape (n,).
         total: Number of points in the range before sampling.
         loaded: Number of points loaded into memory.
-        gaps: Positions of gaps in the line, see `gap_positions`.
+        gaps: Positions of gaps in the line; see `gap_positions`.
     """
 
     series: SeriesRollup
@@ -42,14 +42,14 @@ class RollupLine:
 
 @dataclass(frozen=True, eq=False)
 class Rollups:
-    """Series along time or steps: long series as blocks, short series as points.
+    """Series whose x is the time or step, with long series as blocks and short series as points.
 
     Attributes:
         series: Series in the range, from the requested attempts.
         attempts: Attempts of the run.
         axis: Time or step.
-        origin: Time at which x is 0, see `Axis.origin`.
-        cursor: Cursor for a later read, see `Reading`.
+        origin: Time at which x is 0; see `Axis.origin`.
+        cursor: Cursor for a later read; see `Reading`.
     """
 
     series: Sequence[SeriesRollup]
@@ -59,18 +59,18 @@ class Rollups:
     cursor: str
 
     def x(self, times: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the x values of points, given their times and steps in arrays of the same shape."""
+        """Return x values for points, given their times and steps in arrays of the same shape."""
         return self.axis.seconds(times, self.origin) if self.axis.is_time else steps.astype(np.float64)
 
     def lines(self, max_points: int, check: Check = no_check) -> list[RollupLine] | None:
-        """Sample lines as `sample` does, except that buckets are only approximately equal in size.
+        """Sample all lines as `sample` does, except that buckets are only approximately equal in size.
 
         Args:
             max_points: Maximum number of points in a line.
             check: Function called for each line; it can raise an exception to stop the query.
 
         Returns:
-            None if a line's attempts are not in time order; the query must then read points instead.
+            Sampled lines; None if a line's attempts are not in time order, so that the query must read points instead.
         """
         lines = []
         for pieces in self.attempts.group_series(self.series):
@@ -99,7 +99,7 @@ class Rollups:
         return RollupLine(pieces[-1], 1, x, blocks.values[picks], total, blocks.values.size, gaps)
 
     def _gaps(self, piece: SeriesRollup) -> NDArray[np.float64]:
-        """Return the positions of gaps among the points of the piece."""
+        """Return the positions of gaps within a piece."""
         if not len(piece.gaps):
             return NO_POSITIONS
         if piece.blocks is not None:

@@ -1,4 +1,4 @@
-"""Sampled points of series from one or more runs, for charts."""
+"""Points of one or more runs, sampled for charts."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,10 @@ __all__ = ["PointsResult", "SampledSeries", "query_points"]
 MAX_SERIES: Final = 2000
 
 WHOLE_POINTS: Final = 1_000_000
-"""Number of points up to which a run is read completely, in about 70 ms. Above it, rollups are tried first."""
+"""Maximum number of points to read without trying rollups first, which takes about 70 ms."""
 
 MOST_LOOKED_AT: Final = 150_000_000
-"""Maximum number of points, including those of x, to read for one answer when processes are read one at a time.
+"""Maximum number of points, including x values, to read for one response when processes are read one at a time.
 
 The request's CPU time limit may stop the query earlier.
 """
@@ -51,7 +51,7 @@ class SampledSeries:
         x: float64, shape (n,).
         y: float64, shape (n,).
         total: Number of points in the range before sampling.
-        gaps: Positions of gaps in the line, see `gap_positions`.
+        gaps: Positions of gaps in the line; see `gap_positions`.
     """
 
     run: str
@@ -70,12 +70,12 @@ class SampledSeries:
 
 @dataclass(frozen=True, eq=False)
 class PointsResult:
-    """Result of a query.
+    """The result of `query_points`.
 
     Attributes:
-        series: Series of all runs.
+        series: Sampled series of all runs.
         cursor: Cursor for a later query.
-        complete: Whether all points are included, rather than only those after the query's cursor.
+        complete: Whether `series` contains all points, rather than only those that arrived after the query's cursor.
         damaged: Messages about damaged data that was omitted.
     """
 
@@ -86,7 +86,7 @@ class PointsResult:
 
 
 class _RunResult(NamedTuple):
-    """Sampled series of one run, with the cursor, whether all points were read, and how many points were loaded."""
+    """Sampled series of one run, the cursor, whether all points were read, and the number of points loaded."""
 
     series: list[SampledSeries]
     cursor: str
@@ -103,18 +103,18 @@ def query_points(
         store: Store to read from.
         runs: Runs to read.
         query: Points to read from each run.
-        limit: Maximum number of points to read; None for the maximum of a request.
+        limit: Maximum number of points to read; None for the maximum per request.
         check: Function called for each series; it can raise an exception to stop the query.
 
     Raises:
         TooManyPointsError: The query needs more series or points than one request may read.
-        DamagedError: All data of the query is damaged. If only part of the data is damaged, that part is omitted.
+        DamagedError: All requested data is damaged. If only part of it is damaged, that part is omitted.
         StoreError: See `Store.read`.
     """
     limit = MAX_READ_POINTS if limit is None else min(limit, MAX_READ_POINTS)
     result = _query_runs(store, runs, query, limit, check)
     if result is None:
-        # New points cannot be told apart in at least one run, so read all points of all runs to be consistent.
+        # The new points of at least one run cannot be identified, so read all points of all runs for consistency.
         result = _query_runs(store, runs, replace(query, after=None), limit, check)
     assert result is not None
     return result
@@ -123,9 +123,9 @@ def query_points(
 def _query_runs(
     store: Store, runs: Sequence[RunRef], query: RunQuery, budget: int, check: Check
 ) -> PointsResult | None:
-    """Read all runs. Return None if some run cannot be read from the query's cursor."""
+    """Read all runs. Return None if a run's points after the query's cursor cannot be read separately."""
     series: list[SampledSeries] = []
-    # Keep the cursor of the first read. Points that arrive in the meantime are then read twice rather than lost.
+    # Keep the cursor of the first read, so that points arriving in the meantime are read twice rather than lost.
     cursor: str | None = None
     damaged: list[str] = []
     for ref in runs:
@@ -177,7 +177,7 @@ def _query_run(
 def _query_each_process(
     store: Store, ref: RunRef, query: RunQuery, check: Check, damaged: list[str]
 ) -> tuple[list[SampledSeries], str]:
-    """Read a run with too many points for memory, by sampling each process before reading the next.
+    """Read a run that has too many points for memory, sampling each process before reading the next.
 
     Raises:
         TooManyPointsError: One process has too many points, or all processes together have more than `MOST_LOOKED_AT`.
@@ -201,7 +201,7 @@ def _query_each_process(
 
 
 def _join(pieces: Sequence[SampledSeries], max_points: int) -> SampledSeries:
-    """Join the pieces of one line, given in attempt order, and sample the result."""
+    """Join pieces of a line, given in attempt order, and sample the result."""
     if len(pieces) == 1:
         return pieces[0]
     x, y = np.concatenate([piece.x for piece in pieces]), np.concatenate([piece.y for piece in pieces])

@@ -1,9 +1,9 @@
-"""Shadowing of points that a later attempt repeats, and joining attempts into one line.
+"""Shadowing of points that a later attempt repeats, and grouping of series from several attempts into one line.
 
 A preempted run continues from its last checkpoint and therefore logs some steps twice. An attempt shadows points of
-lower-numbered attempts if they were logged before it began, at its first step or a later one. Shadowed points are not
-deleted; a query can ask for them. Points logged after the attempt began come from concurrent processes and are not
-shadowed, regardless of their attempt. Points without a step (host metrics, instruments) are never shadowed.
+lower-numbered attempts that were logged before it began, at its first step or a later step. Shadowed points are not
+deleted, and a query can ask for them. Points logged after the attempt began come from concurrent processes, so it does
+not shadow them. Points without a step (host metrics, instruments) are never shadowed.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ from tensormeter.server.store.models.points import steps_at
 __all__ = ["AttemptChoice", "Attempts"]
 
 AttemptChoice = int | Literal["all"] | None
-"""Attempt number; `all` for each attempt as a separate line; None for the effective line, without shadowed points."""
+"""Attempt number; `all` for every attempt as a separate line; None for the effective line, without shadowed points."""
 
 _Piece = TypeVar("_Piece", Series, SeriesRollup)
 _T = TypeVar("_T")
@@ -34,7 +34,7 @@ class Attempts:
     """Attempts of one run, and the attempts that a query asks for.
 
     Attributes:
-        by_process: Attempt of each process; empty if the run has only one attempt.
+        by_process: Attempt of each process; empty if all processes belong to attempt 1.
         choice: Attempts that the query asks for.
     """
 
@@ -52,9 +52,9 @@ class Attempts:
         return list(series)
 
     def shadowed(self) -> dict[str, list[tuple[int, int]]]:
-        """Return the starts of later attempts for each shadowed process, as pairs (step, time).
+        """Return the starts of later attempts as pairs (step, time), by the process whose points they shadow.
 
-        The result is empty if the query does not ask for the effective line.
+        The result is empty unless the query asks for the effective line.
         """
         if self.choice is not None:
             return {}
@@ -71,12 +71,11 @@ class Attempts:
         return shadowed
 
     def remove_shadowed(self, series: Iterable[Series], steps: Iterable[Series]) -> list[Series]:
-        """Remove shadowed points, and series that become empty.
+        """Remove shadowed points, and any series that becomes empty.
 
         Args:
             series: Series of any processes.
-            steps: Series of `tensormeter.step` for the shadowed processes, which cover at least the time range of
-                `series`.
+            steps: Series of `tensormeter.step` for the shadowed processes, covering at least the time range of `series`.
         """
         shadowed = self.shadowed()
         logged: dict[str, list[Points]] = defaultdict(list)
@@ -94,10 +93,10 @@ class Attempts:
         return [piece for piece in remaining if len(piece.points)]
 
     def group_series(self, series: Sequence[_Piece]) -> list[list[_Piece]]:
-        """Group series into pieces of lines, in attempt order: one series of a rank from each attempt.
+        """Group series into lines. A line has one series per attempt, from processes of the same rank, in attempt order.
 
-        If an attempt has several series of the same rank, the series that continues the line is ambiguous. All series
-        of the group then stay separate lines.
+        If an attempt has several series for a line, it is ambiguous which of them continues the line. Each series in
+        the group then becomes a separate line.
         """
 
         def identity(piece: _Piece) -> tuple[object, ...]:
@@ -106,7 +105,7 @@ class Attempts:
         return self._group(series, lambda piece: piece.process, identity)
 
     def group_processes(self, processes: Iterable[str]) -> list[list[str]]:
-        """Group processes as `group_series` does, leaving out attempts that the query does not ask for."""
+        """Group processes as `group_series` does, omitting attempts that the query does not ask for."""
         selected = [
             process for process in processes if not isinstance(self.choice, int) or self.number(process) == self.choice
         ]

@@ -1,4 +1,4 @@
-"""Variants of a metric: two libraries, or two processes, may use the same name for different quantities."""
+"""Variants of a metric, which arise when libraries or processes use one name for different quantities."""
 
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -8,7 +8,7 @@ from tensormeter.server.store import Kind
 __all__ = ["ANY", "Variant", "VariantFilter", "VariantSelector", "Varying"]
 
 Variant = tuple[Kind, str, str]
-"""Kind, scope and unit. Two series of a metric are comparable only if all three are equal."""
+"""Kind, scope and unit. Series of a metric are comparable only if all three are equal."""
 
 
 class Varying(Protocol):
@@ -26,7 +26,7 @@ class Varying(Protocol):
 
 @dataclass(frozen=True)
 class VariantFilter:
-    """Filter for the variants that a request asks for; None matches any value."""
+    """A filter for variants. A field that is None matches any value."""
 
     scope: str | None = None
     unit: str | None = None
@@ -47,11 +47,11 @@ ANY: Final = VariantFilter()
 
 
 class VariantSelector:
-    """Selector of series of a single variant, which is the variant of the first series that matches a filter.
+    """A selector of comparable series, which all have the variant of the first series that matches a filter.
 
     Attributes:
         variant: The selected variant; None before the first match.
-        others: Other variants that match the filter, in the order they were first seen.
+        others: Other variants that match the filter, in order of first appearance.
     """
 
     def __init__(self, variants: VariantFilter) -> None:
@@ -60,7 +60,7 @@ class VariantSelector:
         self.others: list[Variant] = []
 
     def accepts(self, series: Varying) -> bool:
-        """Return whether a series has the selected variant. The first series that matches the filter sets it."""
+        """Return whether a series has the selected variant. The first series that matches the filter determines it."""
         if not self._variants.matches(series):
             return False
         variant = series.kind, series.scope, series.unit

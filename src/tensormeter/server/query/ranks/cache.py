@@ -1,4 +1,4 @@
-"""Cache of statistics over processes. An open page repeats its queries, so expensive results are kept and extended."""
+"""A cache of statistics over processes. Open pages repeat their queries, so expensive results are kept and extended."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ from tensormeter.server.store import MAX_READ_POINTS, RunRef, Store, TooManyPoin
 __all__ = ["RankCache"]
 
 _WHOLE_POINTS: Final = 1_000_000
-"""Maximum number of points, including those of x, for which statistics are computed from all points without caching."""
+"""Maximum number of points, including x values, for which statistics are exact and not cached."""
 
 _LIFETIME: Final = 600.0
 """Seconds after which all points are read again, because retention may have removed some of them."""
@@ -36,7 +36,7 @@ _Key = tuple[str | None, RunRef, RunQuery]
 
 
 class RankCache:
-    """Cached statistics over the processes of a store's runs. Thread-safe; identical queries wait for each other."""
+    """Cached statistics over the processes of runs. Thread-safe; identical queries wait for each other."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -45,7 +45,7 @@ class RankCache:
     def query(
         self, store: Store, ref: RunRef, query: RunQuery, *, project: str | None, check: Check = no_check
     ) -> RankStatistics:
-        """Return statistics of a metric over a run's processes: exact for few points, from `RankReader` for many."""
+        """Return statistics of a metric over a run's processes, which are exact only if there are few points."""
         key = project, ref, query
         with self._lock:
             cached = key in self._entries

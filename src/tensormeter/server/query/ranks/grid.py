@@ -1,4 +1,4 @@
-"""Grid of statistics over processes, filled one process at a time when memory cannot hold all points."""
+"""A grid of statistics over processes, filled one process at a time if memory cannot hold all points."""
 
 import math
 from typing import Final, NamedTuple
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 __all__ = ["Aggregates", "RankGrid"]
 
 _CELLS: Final = 2_000_000
-"""Maximum number of cells for all processes together; each cell holds four numbers."""
+"""Maximum number of cells for all processes together. Each cell holds four numbers."""
 
 _FEWEST_COLUMNS: Final = 100
 
 
 class Aggregates(NamedTuple):
-    """Aggregates of one process's points, or blocks of points; arrays of shape (n,).
+    """Aggregates of a process's points or blocks of points, as arrays of shape (n,).
 
     Attributes:
-        x: X of each point, or of the first point in each block; finite and ascending.
+        x: X value of each point, or of the first point in each block; finite and ascending.
         low: Lowest value; NaN if there is no value, in which case `high`, `mean` and `weight` are ignored.
         high: Highest value.
         mean: Mean of the values.
@@ -33,13 +33,13 @@ class Aggregates(NamedTuple):
 
 
 class RankGrid:
-    """Aggregates of processes in equal intervals of x, whose width is a power of two and grows with the range of x.
+    """Aggregates of processes in equal intervals of x. Their width is a power of two and grows with the x range.
 
     Attributes:
         columns: Maximum number of intervals.
-        low, high, total, count: Lowest value, highest value, sum and number of a process's values in an interval; inf,
-            -inf, 0 and 0 if the process has none. float64, shape (processes, columns).
-        x: Lowest x of any point in an interval; inf if there is none. float64, shape (columns,).
+        low, high, total, count: Minimum, maximum, sum and count of each process's values in each interval; inf, -inf, 0
+            and 0 if there are none. float64, shape (processes, columns).
+        x: Lowest x of the points in each interval; inf if there are none. float64, shape (columns,).
     """
 
     def __init__(self, processes: int, max_points: int) -> None:
@@ -47,8 +47,8 @@ class RankGrid:
 
         Args:
             processes: Number of processes.
-            max_points: Maximum number of intervals to show. With many processes, the grid has fewer intervals to save
-                memory.
+            max_points: Maximum number of intervals in the result. With many processes, there are fewer intervals, to
+                save memory.
         """
         self.columns = 2 * max(min(max_points, _CELLS // max(processes, 1) // 2), min(max_points, _FEWEST_COLUMNS))
         shape = processes, self.columns
@@ -56,7 +56,7 @@ class RankGrid:
         self.total, self.count = np.zeros(shape), np.zeros(shape)
         self.x = np.full(self.columns, np.inf)
         self._exponent: int | None = None  # the width of an interval is 2 ** exponent
-        self._first = 0  # number of the first column's interval, which begins at number * width
+        self._first = 0  # number of the first column's interval, which begins at x = number * width
 
     def add(self, row: int, aggregates: Aggregates) -> None:
         """Add aggregates of the process in the given row."""
@@ -70,7 +70,7 @@ class RankGrid:
         if missing.any():
             low, high = np.where(missing, np.inf, low), np.where(missing, -np.inf, high)
             mean, weight = np.where(missing, 0.0, mean), np.where(missing, 0.0, weight)
-        with np.errstate(invalid="ignore"):  # infinities of both signs may occur
+        with np.errstate(invalid="ignore"):  # values may include infinities of both signs
             self.low[row, columns] = np.minimum(self.low[row, columns], np.minimum.reduceat(low, first))
             self.high[row, columns] = np.maximum(self.high[row, columns], np.maximum.reduceat(high, first))
             self.total[row, columns] += np.add.reduceat(mean * weight, first)
@@ -101,7 +101,7 @@ class RankGrid:
             self._move(begin, wider)
 
     def _move(self, begin: int, wider: int) -> None:
-        """Make intervals `2 ** wider` times as wide, and move interval `begin` to the first column."""
+        """Make intervals `2 ** wider` times as wide, and move the interval with number `begin` to the first column."""
         assert self._exponent is not None
         used = np.flatnonzero(np.isfinite(self.x))
         targets = ((self._first + used) >> wider) - begin

@@ -1,4 +1,4 @@
-"""Statistics over processes with too many points for memory: processes are read one at a time."""
+"""Statistics over processes that have too many points for memory and are therefore read one at a time."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,20 +23,18 @@ from tensormeter.server.store.models.rollup_blocks import FIRST, HIGHEST, LAST, 
 __all__ = ["RankReader"]
 
 _LONG_BLOCKS: Final = 128
-"""Minimum number of blocks (65,536 points) of a process that is read as rollups. A block summarizes 512 points."""
+"""Minimum number of blocks, 512 points each, for a process to be read as rollups."""
 
 
 class RankReader:
-    """The statistics of `rank_statistics`, computed in less memory with two approximations.
+    """The statistics of `rank_statistics`, computed in less memory with two approximations. Not thread-safe.
 
-    Neighboring x are merged into intervals of equal width. For a process with more than 65,536 points, the mean is the
-    mean of the first and last points of its blocks. The lowest and highest values are exact.
-
-    Not thread-safe.
+    Neighboring x values are merged into intervals of equal width. For a process with more than 65,536 points, means are
+    computed from only the first and last point of each block. The lowest and highest values are exact.
     """
 
     def __init__(self, store: Store, ref: RunRef, query: RunQuery, check: Check = no_check) -> None:
-        """Read all points. The query's axis must be the time or the step.
+        """Read all points. The query's axis must be time or step.
 
         Raises:
             TooManyPointsError: The query needs more points than one request may read.
@@ -44,7 +42,7 @@ class RankReader:
         """
         self._ref = ref
         self._query = query
-        # Get the cursor before reading: points that arrive meanwhile then count twice in means, but are not lost.
+        # Get the cursor before reading, so that points arriving meanwhile count twice in means but are not lost.
         run = store.read(ref, Selection([]))
         self._started, self._attempts, self._cursor = run.started, run.attempts, run.cursor
         processes = (summary.process for summary in store.processes(ref))
@@ -70,7 +68,7 @@ class RankReader:
         """Add points that have arrived since the last read.
 
         Returns:
-            False if the points cannot be added; a new reader must then read all points.
+            Whether the points were added. If False, a new reader must read all points.
 
         Raises:
             StoreError: See `Store.read`.
@@ -112,7 +110,7 @@ class RankReader:
 
     def _add(self, process: str, aggregates: Aggregates) -> None:
         row = self._rows[process]
-        self._names[row] = process  # the latest attempt of a rank comes last and provides the name
+        self._names[row] = process  # a rank's latest attempt comes last and provides the name
         self._grid.add(row, aggregates)
 
     def _read(self, store: Store, process: str, limit: int, check: Check) -> Iterator[Aggregates]:
@@ -127,7 +125,7 @@ class RankReader:
             if not self._variant.accepts(series):
                 continue
             if series.blocks is not None:
-                # Intervals narrower than a block would each contain points of only a few processes.
+                # If intervals were narrower than a block, each would contain points from only a few processes.
                 self._max_points = min(self._max_points, len(series.blocks))
             yield _aggregate_rollup(rollups, series)
 
@@ -150,7 +148,7 @@ def _aggregate_rollup(rollups: Rollups, series: SeriesRollup) -> Aggregates:
         return _aggregate_points(x[order], values[order])
     blocks = series.blocks
     low, high = blocks.values[:, LOWEST], blocks.values[:, HIGHEST]
-    # Use the mean of the first and last points. With the extremes, one spike would be a quarter of its block.
+    # Use the mean of the first and last points. If extremes counted too, a spike would make up a quarter of its block.
     ends = blocks.values[:, [FIRST, LAST]]
     present = ~np.isnan(ends)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,4 +1,4 @@
-"""Statistics of a metric over the processes of a run, computed on the server so that processes need not communicate."""
+"""Statistics of a metric over a run's processes, computed on the server so that processes need not communicate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from tensormeter.server.store import Points
 __all__ = ["RankStatistics", "rank_statistics", "statistics_of"]
 
 _MAX_CELLS: Final = 2_000_000
-"""Maximum number of processes times buckets: 64 MB of sums, and about as much again for medians."""
+"""Maximum number of processes times buckets, which takes 64 MB for sums and about as much for medians."""
 
 _MERGE_SIZE: Final = 10_000
-"""Minimum number of x values to merge at once."""
+"""Minimum number of x values to collect before merging them."""
 
 
 @dataclass(frozen=True, eq=False)
 class RankStatistics:
-    """Lowest, median and highest value over processes at each x, for one variant of a metric; arrays of shape (n,).
+    """Minimum, median and maximum over processes at each x, for one variant of a metric, as arrays of shape (n,).
 
     NaN counts as a missing value. If no process has a value at an x, the statistics are NaN and the process IDs are "".
 
@@ -31,7 +31,7 @@ class RankStatistics:
         lowest: ID of the process with the lowest value at each x.
         highest: ID of the process with the highest value at each x.
         processes: Number of processes.
-        others: Other variants of the metric, which are not included in the statistics.
+        others: Other variants of the metric, which the statistics do not include.
     """
 
     x: NDArray[np.float64]
@@ -48,8 +48,8 @@ class RankStatistics:
 def rank_statistics(lines: Sequence[Line], max_points: int, check: Check = no_check) -> RankStatistics:
     """Compute statistics at every x that occurs in any process.
 
-    If there are more than `max_points` x values, neighboring ones are merged. A merged x has the lowest and highest of
-    all their values, and the median of the processes' means.
+    If there are more than `max_points` x values, neighboring ones are merged. A merged x has the minimum and maximum of
+    all its values, and the median of its processes' means.
     """
     processes = sorted({line.series.process for line in lines})
     if not lines:
@@ -73,7 +73,7 @@ def rank_statistics(lines: Sequence[Line], max_points: int, check: Check = no_ch
             present = ~np.isnan(values)
             column = np.searchsorted(edges, line.x[present], side="right") - 1
             values = values[present]
-            # x is ascending, so the columns are too, and the points of a bucket are adjacent.
+            # x is ascending, so the columns are too, and points in the same bucket are adjacent.
             columns, first = np.unique(column, return_index=True)
             if len(columns):
                 low[row, columns] = np.minimum(low[row, columns], np.minimum.reduceat(values, first))
@@ -93,7 +93,7 @@ def _every_x(lines: Sequence[Line], check: Check) -> NDArray[np.float64]:
         if not np.array_equal(line.x, x):
             unmerged.append(line.x)
             size += len(line.x)
-        if size > max(_MERGE_SIZE, len(x)):  # merging each line separately would take quadratic time
+        if size > max(_MERGE_SIZE, len(x)):  # merging lines one by one would take quadratic time
             x, unmerged, size = np.unique(np.concatenate([x, *unmerged])), [], 0
     return np.unique(np.concatenate([x, *unmerged])) if unmerged else x
 
@@ -101,13 +101,12 @@ def _every_x(lines: Sequence[Line], check: Check) -> NDArray[np.float64]:
 def statistics_of(
     processes: Sequence[str], x: NDArray[np.float64], columns: Sequence[NDArray[np.float64]]
 ) -> RankStatistics:
-    """Combine processes into statistics.
+    """Compute statistics from the aggregates of processes.
 
     Args:
         processes: IDs of the processes.
         x: X values, shape (n,).
-        columns: Lowest value, highest value, sum and number of values of each process at each x, shape (processes, n)
-            each.
+        columns: Minimum, maximum, sum and count of each process's values at each x, each of shape (processes, n).
     """
     low, high, total, count = columns
     with np.errstate(invalid="ignore", divide="ignore"):

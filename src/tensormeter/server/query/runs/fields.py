@@ -1,4 +1,4 @@
-"""Run fields, named as in filters and sort orders."""
+"""Run fields that filters and sort orders can name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ class Field:
     """A run field.
 
     Attributes:
-        name: Name as the user wrote it.
-        stored: Columns of `Store.table` from which the field is computed.
-        column: Function from these columns to the field's values; a value is None if the run has none.
-        is_time: Whether the values are in nanoseconds since the Unix epoch.
+        name: Name as written in the filter or sort order.
+        stored: Names of the `Store.table` columns from which the field is computed.
+        column: Function from these columns to the field's values, with None for runs without a value.
+        is_time: Whether the values are times in nanoseconds since the Unix epoch.
     """
 
     name: str

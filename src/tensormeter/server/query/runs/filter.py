@@ -1,7 +1,7 @@
 """The filter language: `state = "running" and config.lr > 1e-4 and not tags has "base"`.
 
-A recursive descent parser turns the text into functions over columns; no part of the text reaches a database. Regular
-expressions are matched by RE2, in linear time for every pattern.
+A recursive descent parser turns the filter into functions over columns, so no part of it reaches a database. RE2
+matches regular expressions, in linear time for every pattern.
 """
 
 import json
@@ -29,7 +29,7 @@ MAX_PATTERNS: Final = 10
 MAX_FIELDS: Final = 100
 
 _MATCHED: Final = 4096
-"""Maximum number of characters to search in a value; RE2's time is proportional to text length times pattern length."""
+"""Maximum number of characters to search in a value. RE2's time grows with value length times pattern length."""
 
 Predicate = Callable[[int], bool]
 _Bind = Callable[[Columns], Predicate]
@@ -55,7 +55,7 @@ class Filter:
     """A condition on runs.
 
     Attributes:
-        fields: Fields used in the condition, by name.
+        fields: Fields that the condition uses, by name.
         bind: Function that turns the columns of these fields into a predicate on rows.
     """
 
@@ -71,7 +71,7 @@ def parse_filter(text: str, check: Check = no_check) -> Filter:
         check: Function called before each regular expression search; it can raise an exception to stop the query.
 
     Raises:
-        UsageError: The filter is invalid; the message contains the position.
+        UsageError: The filter is invalid. The message contains the position.
     """
     if len(text) > MAX_LENGTH:
         raise UsageError(f"filter: expected at most {MAX_LENGTH} characters, got {len(text)}")

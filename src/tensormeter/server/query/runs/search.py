@@ -1,4 +1,4 @@
-"""Run search: filter, sort order and page."""
+"""Search for runs with a filter, a sort order and pages."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,10 +25,11 @@ class RunSearch:
 
     Attributes:
         limit: Maximum number of runs on the page.
-        offset: Number of matching runs before the page.
+        offset: Number of matching runs to skip before the page.
         project: Project name; None for all projects.
         filter: Condition in the filter language. Archived runs match only if the condition uses the field `archived`.
-        sort: Comma-separated field names, each with a leading `-` for descending order; "" for newest start first.
+        sort: Comma-separated field names, with a leading `-` for descending order; "" to put the run that started last
+            first.
         metrics: Names of the metrics to summarize; None for all metrics.
     """
 
@@ -49,7 +50,7 @@ def find_runs(
         store: Store to search.
         search: Filter, sort order and page.
         check: Function called for each field and each run; it can raise an exception to stop the search.
-        damaged: List to which messages about damaged runs are added, see `Store.runs`.
+        damaged: List that receives messages about damaged runs; see `Store.runs`.
 
     Raises:
         UsageError: The filter or the sort order cannot be parsed.
@@ -66,7 +67,7 @@ def find_runs(
         check()
         if (shows_archived or not archived[row]) and predicate(row):
             rows.append(row)
-    # Sorting is stable, so sort by the least significant field first. Among equal runs, the newest comes first.
+    # Sorting is stable, so sort by the least significant field first. Among equal runs, put the newest first.
     rows.sort(key=table.runs.__getitem__, reverse=True)
     for order in reversed(orders):
         column = order.field.column(table.columns)
@@ -95,7 +96,7 @@ def _parse_sort(text: str) -> Sequence[_Order]:
 
 
 def _key(column: Sequence[Any], rows: Sequence[int]) -> Callable[[int], Any]:
-    """Return a function from row to sort key, which is the value itself if all values have comparable types."""
+    """Return a function from row to sort key. The key is the value itself if all values have comparable types."""
     types = {type(column[row]) for row in rows}
     if types <= {int, float, bool} or types == {str}:
         return column.__getitem__
@@ -103,7 +104,7 @@ def _key(column: Sequence[Any], rows: Sequence[int]) -> Callable[[int], Any]:
 
 
 def _sortable(value: Any) -> tuple[int, Any]:
-    """Return a key that sorts numbers before text, and text before everything else."""
+    """Return a sort key that puts numbers before strings, and strings before everything else."""
     if isinstance(value, int | float):
         return 0, value
     if isinstance(value, str):
