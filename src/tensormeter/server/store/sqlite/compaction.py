@@ -1,10 +1,10 @@
-"""Flushing the memtable to segments in the file, and merging young segments.
+"""Flushes, which move points from the memtable to segments in the file and merge young segments.
 
-A series grows by the logarithmic method: a flush writes points to a new segment, and merges the youngest segments into
-it as long as they are no longer than the new segment. A series therefore has few small segments, and each point is
-rewritten a logarithmic number of times. A full segment never changes again.
+A flush writes a series' points to a new segment, and merges the youngest segments into it as long as they are no longer
+than the new segment. With this logarithmic method, a series has few small segments, and each point is rewritten a
+logarithmic number of times. A full segment never changes again.
 
-Segments of a series never contain the same time: a flush skips times that are already in the series' segments.
+Two segments of a series never contain the same time, because a flush skips times that are already in segments.
 """
 
 import sqlite3
@@ -35,13 +35,13 @@ class SeriesFlush:
     """Changes to one series in a flush.
 
     Attributes:
-        first: Sequence number of the first new segment. Old segments from this number on are replaced.
+        first: Sequence number of the first new segment. The new segments replace all old segments from this number on.
         segments: New segments.
-        directory: Checksum of the series' complete list of segments after the flush.
-        added: Number of points that no segment contained before.
+        directory: Checksum of the complete list of segments after the flush.
+        added: Number of points that the flush adds to segments.
         newest: Latest of the added points.
         last_step: Step logged at the time of `newest`, or None.
-        totals: Totals of the added points if they are numbers, or None.
+        totals: Totals of the added points; None if they are distributions.
     """
 
     series: int
@@ -68,7 +68,7 @@ def plan_flush(
         connection: Connection to read with.
         snapshot: Memtable contents to flush.
         yield_to_readers: Function called before each series.
-        report: Function called for each damaged part, with the error. A damaged segment stays as it is, and new
+        report: Function called with the error for each damaged part. A damaged segment stays unchanged, and new
             segments follow it.
     """
     steps = StepLookup(connection, [snapshot])
@@ -82,7 +82,7 @@ def plan_flush(
 
 
 def apply_flush(connection: sqlite3.Connection, flushes: Sequence[SeriesFlush], upto: int) -> None:
-    """Write a flush and retire the journal rows of its points, inside the caller's transaction."""
+    """Write a flush and delete its points' journal rows, inside the caller's transaction."""
     connection.executemany("DELETE FROM chunk WHERE series = ? AND seq >= ?", [(f.series, f.first) for f in flushes])
     insert_segments(
         connection, ((f.series, f.first + i, segment) for f in flushes for i, segment in enumerate(f.segments))
@@ -109,7 +109,7 @@ def apply_flush(connection: sqlite3.Connection, flushes: Sequence[SeriesFlush], 
 
 
 def full_segments(flushes: Sequence[SeriesFlush]) -> list[tuple[int, int]]:
-    """Return (series, sequence number) of each full segment of numbers that a flush has written."""
+    """Return (series, sequence number) for each full numeric segment that the flush writes."""
     return [
         (flush.series, flush.first + i)
         for flush in flushes
@@ -148,7 +148,7 @@ def _plan(
 
 
 def _merge(segments: "_SeriesSegments", points: Column) -> tuple[int, list[Segment]]:
-    """Merge points with the youngest segments. Return the first new segment's sequence number, and the new segments."""
+    """Merge points with the youngest segments. Return the new segments and the sequence number of the first one."""
     full = segment_capacity(points)
     first = segments.spans[-1].seq + 1 if segments.spans else 0
     total = len(points)
@@ -167,7 +167,7 @@ def _merge(segments: "_SeriesSegments", points: Column) -> tuple[int, list[Segme
 
 
 class _SeriesSegments:
-    """Segments of one series without damaged ones, each read at most once."""
+    """The undamaged segments of one series, each read at most once."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class _SeriesSegments:
         return self._read[span.seq]
 
     def directory(self, first: int, added: Sequence[Segment]) -> int:
-        """Return the checksum of the list of segments after those from `first` on are replaced. It preserves damage."""
+        """Return the checksum of the segment list after replacing segments from `first` on. Damage stays detectable."""
         kept = [astuple(span) for span in self.spans if span.seq < first]
         new = [(first + i, segment.n, segment.t_min, segment.t_max) for i, segment in enumerate(added)]
         return directory_of(kept + new) ^ self._damage

@@ -1,4 +1,4 @@
-"""A lock on a data folder, so that only one server at a time can use it."""
+"""A lock on the data folder, so that only one server at a time can use it."""
 
 import errno
 import os
@@ -14,22 +14,22 @@ from tensormeter.server.store.sqlite.disk.filesystem_trial import lacks_locks
 __all__ = ["FolderLock"]
 
 _NO_FOLDER: Final = frozenset({errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
-"""Error codes for a path that is not a folder, or not a folder of this user."""
+"""Error codes for a path that is not a folder or that this user may not use."""
 
 
 class FolderLock:
-    """A lock that is held from construction until `release` or the end of the process, including by SIGKILL.
+    """A lock that is held from construction until `release` or the end of the process, even by SIGKILL.
 
-    It uses `flock` instead of `lockf`. A `lockf` lock does not exclude a second store in the same process, and is
-    released when any code in the process closes the file.
+    It uses `flock`, because a `lockf` lock would not exclude a second store in the same process, and would be released
+    when any code in the process closes the file.
     """
 
     def __init__(self, folder: Path) -> None:
         """Create the folder if needed, accessible only to this user, and lock it.
 
         Raises:
-            StoreError: Another process, named in the message, holds the lock; or the folder cannot be written to; or
-                its file system has no locks.
+            StoreError: Another process, named in the message, holds the lock; the folder is not writable; or its file
+                system does not support locks.
         """
         path = folder / "lock"
         try:
@@ -51,6 +51,6 @@ class FolderLock:
         note_holder(self._descriptor)
 
     def release(self) -> None:
-        """Release the lock. The file stays, because removing it would race with a process that is opening it."""
-        with suppress(OSError):  # the lock is released even if the disk fails
+        """Release the lock but keep its file. Removing the file would race with a process that is opening it."""
+        with suppress(OSError):  # the lock is released even if the disk reports an error
             os.close(self._descriptor)

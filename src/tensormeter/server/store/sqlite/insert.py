@@ -1,4 +1,4 @@
-"""Inserting a request's sources, series and events inside its transaction."""
+"""Insertion of a request's sources, series and events inside its transaction."""
 
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def locate_arrivals(
     rejections: Rejections,
     check: Check = no_check,
 ) -> list[SeriesPoints]:
-    """Find or create the rows for arrivals inside a transaction, which is rolled back if `check` raises an error."""
+    """Find or create the rows for arrivals. The caller's transaction must be rolled back if `check` raises."""
     spans: dict[Source, tuple[int, int]] = {}
     for arrival in arrivals:
         times = arrival.points.times
@@ -63,7 +63,7 @@ def insert_events(
     *,
     check: Check = no_check,
 ) -> None:
-    """Store events and count refused ones inside a transaction, which is rolled back if `check` raises an error."""
+    """Store events and count refused ones. The caller's transaction must be rolled back if `check` raises."""
     changed: set[int] = set()
     for attributes, events in resources:
         check()

@@ -1,4 +1,4 @@
-"""Maintenance commands for a store's folder: compaction, and backup while a server uses the store."""
+"""Maintenance of a data folder: compaction, and backup even while a server uses the store."""
 
 import logging
 import os
@@ -28,12 +28,12 @@ __all__ = ["CompactionResult", "back_up", "compact"]
 
 _FILE: Final = "tensormeter.db"
 _PAGES: Final = 1024
-"""Number of 4 KiB pages that a backup copies before other processes can use the file."""
+"""Number of 4 KiB pages that a backup copies before it lets other processes use the file."""
 
 _log = logging.getLogger(__name__)
 
 _BACKUP_PATIENCE: Final = 30.0
-"""Maximum seconds that a backup waits for a lock on the store."""
+"""Maximum seconds for a backup to wait for a lock on the store."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class CompactionResult:
 
 
 def compact(folder: Path) -> CompactionResult:
-    """Flush the commit log, merge the segments of each series into as few as possible, and free unused space.
+    """Flush the commit log, merge each series into as few segments as possible, and free unused space.
 
-    No server may use the folder at the same time. The file is rewritten, so the disk needs space for a second copy. No
+    No server may use the folder in the meantime. The file is rewritten, so the disk needs space for a second copy. No
     data is lost if the process is killed.
 
     Raises:
-        StoreError: The folder is in use, contains no store, or cannot be written to.
+        StoreError: The folder is in use, contains no store, or is not writable.
     """
     file = _store_file(folder)
     store = SqliteStore(folder, flush_interval=3600)
@@ -100,13 +100,13 @@ def compact(folder: Path) -> CompactionResult:
 
 
 def back_up(folder: Path, target: Path) -> int:
-    """Copy the store in a folder to a new file, even while a server uses it. Return the copy's size in bytes.
+    """Copy the store in a folder to a new file, even while a server uses it, and return the copy's size in bytes.
 
-    The copy contains the state at one moment, including the commit log. To use it, place it in an empty folder as
+    The copy is a consistent snapshot that includes the commit log. To use it, place it in an empty folder as
     `tensormeter.db`.
 
     Raises:
-        StoreError: The folder contains no store, or `target` exists or cannot be written to.
+        StoreError: The folder contains no store, `target` exists, or `target` is not writable.
     """
     file = _store_file(folder)
     try:
@@ -121,7 +121,7 @@ def back_up(folder: Path, target: Path) -> int:
             with _name_holder(file), mapped_errors("copy"):
                 source.execute(
                     "BEGIN"
-                )  # one snapshot, because commits of a busy server would otherwise restart the copy repeatedly
+                )  # one snapshot; otherwise, a busy server's commits would keep restarting the copy
                 source.execute("SELECT count(*) FROM run").fetchall()
                 source.backup(copy, pages=_PAGES, progress=_Progress())
                 problems = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -141,7 +141,7 @@ def back_up(folder: Path, target: Path) -> int:
 
 @contextmanager
 def _name_holder(file: Path) -> Iterator[None]:
-    """Add the process that has locked the store to error messages."""
+    """Add the name of the process that has locked the store to error messages."""
     try:
         yield
     except StoreUnavailableError as error:
@@ -149,14 +149,14 @@ def _name_holder(file: Path) -> Iterator[None]:
 
 
 class _Progress:
-    """Callback that stops a backup without progress, because SQLite's backup waits for a lock indefinitely."""
+    """A callback that stops a backup that makes no progress, because SQLite's backup waits for a lock indefinitely."""
 
     def __init__(self) -> None:
         self._remaining = -1
         self._moved = time.monotonic()
 
     def __call__(self, status: int, remaining: int, total: int) -> None:
-        """Check the progress, see `sqlite3.Connection.backup`. Raises StoreUnavailableError."""
+        """Check the progress; see `sqlite3.Connection.backup`. Raises StoreUnavailableError."""
         now = time.monotonic()
         if remaining != self._remaining:
             self._remaining, self._moved = remaining, now
@@ -165,12 +165,12 @@ class _Progress:
 
 
 def _merge(connection: sqlite3.Connection, series: int) -> None:
-    """Merge the segments of a series. If one is damaged, raise DamagedError and change nothing."""
+    """Merge the segments of a series. Raises DamagedError and changes nothing if a segment is damaged."""
     all_spans = spans(connection, series)
     decoded: list[tuple[int, Column]] = []
     for span, segment in zip(all_spans, find_segments(connection, series, all_spans), strict=True):
         points = segment_points(segment)
-        if decoded or span.n != segment_capacity(points):  # leave full segments at the beginning unchanged
+        if decoded or span.n != segment_capacity(points):  # keep leading full segments unchanged
             decoded.append((span.seq, points))
     if len(decoded) < 2:
         return

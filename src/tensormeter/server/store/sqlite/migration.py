@@ -1,4 +1,4 @@
-"""Migration of files from older versions: one transaction adds tables and columns, and copies rows if needed."""
+"""Migration of files from older versions, in one transaction that adds tables and columns and copies rows if needed."""
 
 import logging
 import sqlite3
@@ -33,9 +33,9 @@ _TABLES_1: Final = ("run", "process", "series", "chunk", "event", "batch", "jour
 
 
 def migrate(connection: sqlite3.Connection, version: int, schema: str, target: int) -> None:
-    """Migrate a store from an older version, which cannot read it afterwards.
+    """Migrate a file from an older version, which cannot read the file afterwards.
 
-    If the process is killed, the file has either the old or the new version, never a mixture.
+    If the process is killed, the file has either the old version or the new one, never a mixture.
 
     Args:
         connection: Connection in autocommit mode.
@@ -71,7 +71,7 @@ def _from_1(connection: sqlite3.Connection, schema: str) -> None:
     """Migrate from version 1, which had only gauges, and no summaries, tags or media."""
     for index in ("run_by_run_id", "run_by_created", "chunk_by_series"):
         connection.execute(f"DROP INDEX {index}")
-    connection.execute("PRAGMA legacy_alter_table = ON")  # keeps the references of other tables
+    connection.execute("PRAGMA legacy_alter_table = ON")  # so that other tables' references stay unchanged
     for table in _TABLES_1:
         connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
     for statement in _statements(schema):
@@ -95,7 +95,7 @@ def _from_1(connection: sqlite3.Connection, schema: str) -> None:
     )
     common = "id, digest, received, rejected, message"
     connection.execute(f"INSERT INTO batch ({common}) SELECT {common} FROM old_batch")
-    # A number must never be reused, even if the table no longer contains the last one.
+    # A number must never be reused, even if the row with the last number has been deleted.
     connection.execute("INSERT INTO journal (seq, payload) SELECT seq, payload FROM old_journal")
     last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name IN ('journal', 'old_journal')").fetchall()
     for table in _TABLES_1:
@@ -114,13 +114,13 @@ def _from_2(connection: sqlite3.Connection) -> None:
 
 
 def _from_3(connection: sqlite3.Connection, schema: str) -> None:
-    """Migrate from version 3, which had no rollups; the store builds them once it is open."""
+    """Migrate from version 3, which had no rollups. The store builds them once it is open."""
     (statement,) = (candidate for candidate in _statements(schema) if "CREATE TABLE sample " in candidate)
     connection.execute(statement)
 
 
 def _from_4(connection: sqlite3.Connection) -> None:
-    """Migrate from version 4, which did not store the severity, IDs and scope of log records."""
+    """Migrate from version 4, which did not store severity, trace and span IDs, and scope of log records."""
     columns = {row[1] for row in connection.execute("PRAGMA table_info(event)")}
     if "record" not in columns:
         connection.execute("ALTER TABLE event ADD COLUMN record TEXT NOT NULL DEFAULT '{}'")
@@ -136,7 +136,7 @@ def _from_5(connection: sqlite3.Connection, schema: str) -> None:
 
 
 def _from_6(connection: sqlite3.Connection, schema: str) -> None:
-    """Migrate from version 6, which had no checksums; rows get them when they are next written."""
+    """Migrate from version 6, which had no checksums. Each row gets one when it is next written."""
     for table, columns in _SEALS.items():
         known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
         for column in columns:

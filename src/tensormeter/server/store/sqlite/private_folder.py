@@ -9,13 +9,13 @@ from typing import Final
 __all__ = ["protect_folder", "tighten_files"]
 
 _OURS: Final = ("tensormeter.db*", "tokens.*", ".tokens.*", "lock", "reserve", "probe")
-"""Name patterns of the server's files in its folder."""
+"""Name patterns of the server's files in its data folder."""
 
 _log: Final = logging.getLogger(__name__)
 
 
 def tighten_files(folder: Path) -> None:
-    """Remove other users' access to the server's files in a folder, and log a warning if they had access."""
+    """Remove other users' access to the server's files, and log a warning if they had access."""
     changed: list[str] = []
     try:
         ours = sorted({path for pattern in _OURS for path in folder.glob(pattern)})
@@ -27,7 +27,7 @@ def tighten_files(folder: Path) -> None:
             status = path.lstat()
             if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o077:
                 continue
-            # Use a descriptor, because the name may refer to a different file by now.
+            # Use a descriptor, because the name may by now refer to a different file.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 os.fchmod(descriptor, 0o600)
@@ -52,10 +52,10 @@ def tighten_files(folder: Path) -> None:
 
 
 def protect_folder(folder: Path) -> None:
-    """Make the files in a server's folder private, and warn if other users can write to the folder."""
+    """Make the server's files private, and warn if other users can write to the folder."""
     try:
         mode = stat.S_IMODE(folder.stat().st_mode)
-    except OSError:  # missing or unreadable: opening the folder reports that
+    except OSError:  # missing or unreadable; opening it will report the error
         return
     if mode & 0o022:
         others = " and ".join(word for bit, word in ((0o020, "its group"), (0o002, "all users")) if mode & bit)

@@ -1,4 +1,4 @@
-"""Queries of the SQLite store: every read in the interface, from the memtable and a snapshot of the file."""
+"""The read methods of the SQLite store, which combine the memtable with a snapshot of the file."""
 
 import math
 import queue
@@ -52,10 +52,10 @@ from tensormeter.server.store.sqlite.transaction import reading
 __all__ = ["READERS", "SqliteQueries"]
 
 READERS: Final = 4
-"""Number of concurrent reads. Further reads wait, so a server should not start more at once."""
+"""Maximum number of concurrent reads. Further reads wait, so a server should not start more at once."""
 
 _DOUBT: Final = 5.0
-"""Seconds after a failed read during which wrong checksums do not count as damage."""
+"""Seconds after a failed read for which wrong checksums do not count as damage."""
 
 _LATELY: Final = 24 * 3600 * 10**9
 
@@ -64,14 +64,14 @@ _UNKNOWN: Final = -1
 
 @dataclass(frozen=True)
 class _Cursor:
-    """The position of a reader: the last journal row and the last event. Its text form is opaque to clients."""
+    """A reader's position: the last journal row and the last event. Its string form is opaque to clients."""
 
     seq: int
     event: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse a cursor's text form. Any other text, such as another store's cursor, becomes an unknown position."""
+        """Parse a cursor string. Any other string, such as another store's cursor, becomes an unknown position."""
         seq, _, event = text.partition(".")
         if not (seq.isascii() and seq.isdecimal() and event.isascii() and event.isdecimal() and len(text) < 40):
             return cls(_UNKNOWN, 0)
@@ -82,7 +82,7 @@ class _Cursor:
 
 
 class SqliteQueries:
-    """The reads of `SqliteStore`. See the interface for threads and errors."""
+    """The read methods of `SqliteStore`. See `Store` for threads and errors."""
 
     def __init__(self, file: Path, filesystem: FileSystem, memtable: Memtable, stall_after: float) -> None:
         """Open connections for reading.
@@ -91,7 +91,7 @@ class SqliteQueries:
             file: Path of a database prepared by `prepare`.
             filesystem: Capabilities of the database's file system.
             memtable: Points that no segment contains yet.
-            stall_after: Seconds without points or events after which a run that has not ended counts as stalled.
+            stall_after: Seconds without points or events after which an unfinished run counts as stalled.
         """
         self._memtable = memtable
         self._stall_after = stall_after
@@ -165,7 +165,7 @@ class SqliteQueries:
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
         with self._reader() as connection, self._recording_damage(selection.damaged):
-            seq = self._memtable.last()  # before reading: points that arrive meanwhile are read twice rather than lost
+            seq = self._memtable.last()  # before reading: points arriving meanwhile are read twice rather than lost
             with reading(connection):
                 run = find_run(connection, *_names(ref))
                 self._check_complete(connection, run, selection.damaged)
@@ -215,7 +215,7 @@ class SqliteQueries:
             run = find_run(connection, *_names(ref))
             image = read_media(connection, run, digest)
             is_named = image is None and names_media(connection, run, digest)
-        if is_named:  # not recorded as damage, because the reference may come from the sender
+        if is_named:  # do not record damage, because the reference may come from the sender
             raise DamagedError(
                 f"damaged: media {digest} of run {ref.run_id!r} is missing, although an event refers to it; "
                 "`tensormeter check` lists all damage; a backup of the data folder may contain it",
@@ -287,10 +287,10 @@ class SqliteQueries:
             self._readers.put(connection)
 
     def _check_complete(self, connection: sqlite3.Connection, run: int, damaged: list[str] | None = None) -> bool:
-        """Check that all series of a run exist, if the catalog is known to be damaged. Return whether they do.
+        """Return whether a run's processes and series are complete. Checks only if catalog damage is known.
 
         Raises:
-            DamagedError: Series are missing, and `damaged` is None. Otherwise, a message is added to `damaged`.
+            DamagedError: Rows are damaged or missing, and `damaged` is None. Otherwise, a message is added to `damaged`.
         """
         if self._damage.is_catalog_sound:
             return True
@@ -302,14 +302,14 @@ class SqliteQueries:
         return not messages
 
     def _is_doubtful(self) -> bool:
-        """Return whether the disk has recently failed to read, so that apparent damage may not be real."""
+        """Return whether apparent damage may not be real, because the disk has recently failed to read."""
         if self._verifier.confirmed is not None:
             return False
         return self._verifier.problem() is not None or time.monotonic() < self._failed_at + _DOUBT
 
     @contextmanager
     def _recording_damage(self, damaged: list[str] | None) -> Iterator[None]:
-        """Record damage that was skipped inside the block.
+        """Record the damage that code inside the block adds to `damaged`.
 
         Raises:
             StoreUnavailableError: The disk is failing, so the damage may not be real.
@@ -325,7 +325,7 @@ class SqliteQueries:
 
     @contextmanager
     def _checking_damage(self) -> Iterator[None]:
-        """Start a check of the file if SQLite reports damage inside the block.
+        """Start a check of the file if SQLite reports damage to code inside the block.
 
         Raises:
             DamagedError: The check has confirmed the damage.
@@ -342,7 +342,7 @@ class SqliteQueries:
         return connect(self._file, read_only=True, filesystem=self._filesystem)
 
     def _reconnected(self, connection: sqlite3.Connection) -> sqlite3.Connection:
-        """Replace a failed connection, whose descriptors may be stale. Return the failed one if opening fails."""
+        """Replace a failed connection, whose descriptors may be stale. If this fails, return the old connection."""
         try:
             new_connection = self._connect_reader()
         except sqlite3.Error:
@@ -352,7 +352,7 @@ class SqliteQueries:
 
     @contextmanager
     def _snapshot(self, ref: RunRef) -> Iterator[tuple[sqlite3.Connection, list[MemtableSnapshot], int]]:
-        """Find a run, and yield a consistent view of it in memory and in the file."""
+        """Find a run, and yield a consistent view of its data in memory and in the file."""
         with self._reader() as connection:
             with reading(connection):
                 run = find_run(connection, *_names(ref))

@@ -1,4 +1,4 @@
-"""Priority of readers over background work, which briefly pauses for them."""
+"""Priority of readers over background work, which pauses briefly for them."""
 
 import threading
 import time
@@ -9,17 +9,17 @@ from typing import Final
 __all__ = ["ReadPriority"]
 
 _WORK: Final = 0.01
-"""Seconds of work between two checks for readers."""
+"""Seconds of background work between two checks for readers."""
 
 _WAIT: Final = 0.05
 """Maximum seconds of one pause."""
 
 _LINGER: Final = 0.005
-"""Seconds for which a reader still counts after its read, because it may still convert the result or read more."""
+"""Seconds for which a reader still counts after a read, because it may still be converting the result or read more."""
 
 
 class ReadPriority:
-    """Pauses of one background thread for readers, between small steps of work that block the interpreter.
+    """Pauses for readers in one background thread, whose steps of work block the interpreter.
 
     Any number of threads may call `reading`.
     """
@@ -44,7 +44,7 @@ class ReadPriority:
                 self._changed.notify()
 
     def yield_to_readers(self) -> None:
-        """Block while there are reads, for at most 50 ms. Call this method between two steps of work."""
+        """Block for up to 50 ms while there are reads. Call this method between two steps of work."""
         now = time.monotonic()
         if now < self._until:
             return

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recovery:
-    """Recovery of a store that is being opened, for use by the thread that opens it.
+    """The recovery of a store, for use by the thread that opens the store.
 
     Attributes:
         file: Path of the database.
@@ -33,7 +33,7 @@ class Recovery:
         connect: Function that opens a new connection to read with.
         catalog: Catalog of the store.
         memtable: Empty memtable to which points are added.
-        damage: Damage of the store, to which unreadable requests are added.
+        damage: Damage record of the store, to which unreadable requests are added.
         verifier: Verifier that can read the whole file.
     """
 
@@ -46,7 +46,7 @@ class Recovery:
     verifier: DamageVerifier
 
     def replay(self, connection: sqlite3.Connection) -> None:
-        """Read the commit log from `connection`, and add its points to the memtable.
+        """Read the commit log with `connection`, and add its points to the memtable.
 
         Raises:
             StoreError: The disk cannot read the log.

@@ -1,4 +1,4 @@
-"""Removal of data in small parts: data of deleted runs, and data that has exceeded the retention limits."""
+"""Removal, in small parts, of data that belongs to deleted runs or exceeds the retention limits."""
 
 import sqlite3
 from collections.abc import Callable, Iterable
@@ -12,10 +12,10 @@ from tensormeter.server.store.sqlite.points.segment_rows import Span, spans, upd
 __all__ = ["Retention", "deleted_runs", "expired_runs", "purge_some", "remove_old_points", "used_bytes"]
 
 Report = Callable[[DamagedError], None]
-"""Function called for each damaged part, with the error."""
+"""Function called with the error for each damaged part."""
 
 _SEGMENTS: Final = 64
-"""Maximum number of segments that one transaction removes, because ingestion waits for it."""
+"""Maximum number of segments that one transaction removes. Ingestion waits for the transaction."""
 
 KEEP: Final = "keep"
 """Tag that protects a run from retention."""
@@ -23,34 +23,34 @@ KEEP: Final = "keep"
 
 @dataclass(frozen=True)
 class Retention:
-    """Limits for the data that a store keeps.
+    """Limits on the data that a store keeps.
 
     Attributes:
         max_age: Age in seconds at which points, and runs without new points or events, are removed; None to keep them.
-        max_bytes: Maximum size of the data in the file, in bytes. If it is exceeded, the runs that ended longest ago
-            are removed, archived runs first. None for no limit.
+        max_bytes: Maximum size of the data in the file, in bytes. If it is exceeded, ended runs are removed, archived
+            runs first, and among these the ones whose data arrived longest ago. None for no limit.
     """
 
     max_age: float | None = None
     max_bytes: int | None = None
 
     def before(self, now: int) -> int | None:
-        """Return the time before which data is too old, in nanoseconds since the Unix epoch; None without `max_age`."""
+        """Return the time before which data is too old, in nanoseconds since the Unix epoch; None for no age limit."""
         return None if self.max_age is None else now - int(self.max_age * 1e9)
 
 
 def deleted_runs(connection: sqlite3.Connection, report: Report) -> list[int]:
     """Return deleted runs that still have data.
 
-    Runs with damaged rows are excluded, because they may not have been deleted.
+    Runs with damaged rows are excluded, because their deletion flag may be wrong.
     """
     return _sound(connection, [row[0] for row in connection.execute("SELECT id FROM run WHERE deleted")], report)
 
 
 def purge_some(connection: sqlite3.Connection, run: int) -> bool:
-    """Remove some data of a deleted run inside the caller's transaction. Return whether there was any.
+    """Remove some of a deleted run's data inside the caller's transaction. Return whether there was any.
 
-    The memtable must no longer contain points of the run.
+    The memtable must not contain points of the run.
     """
     series = "SELECT series.id FROM series JOIN process ON process.id = series.process WHERE process.run = ?"
     processes = "SELECT id FROM process WHERE run = ?"
@@ -70,9 +70,9 @@ def purge_some(connection: sqlite3.Connection, run: int) -> bool:
 
 
 def remove_old_points(connection: sqlite3.Connection, before: int, report: Report) -> bool:
-    """Remove some segments that contain only old points; return whether there were any. Call it inside a transaction.
+    """Remove some segments that contain only old points, inside the caller's transaction. Return whether there were any.
 
-    Runs with the tag "keep" are skipped. Summaries, and segments whose times may be damaged, are left unchanged.
+    Runs with the tag "keep" are skipped. Summaries and segments with possibly damaged times stay unchanged.
     """
     candidates = connection.execute(
         "SELECT chunk.id, chunk.series, chunk.n, process.run, chunk.seq, chunk.t_min, chunk.t_max"
@@ -104,9 +104,9 @@ def remove_old_points(connection: sqlite3.Connection, before: int, report: Repor
 def expired_runs(
     connection: sqlite3.Connection, before: int | None, max_bytes: int | None, report: Report
 ) -> list[int]:
-    """Return runs that retention must delete now: those without points or events since `before`.
+    """Return the runs that retention must delete now, which are those without points or events since `before`.
 
-    If there are none and the store is too large, return the run that ended longest ago, preferring archived runs.
+    If there are none and the store is too large, return the ended run with the oldest last arrival, archived runs first.
     """
     condition = f"NOT deleted AND {_unprotected()}"
     runs: list[int] = []
@@ -122,7 +122,7 @@ def expired_runs(
 
 
 def used_bytes(connection: sqlite3.Connection) -> int:
-    """Return the number of bytes in the file that contain data."""
+    """Return the number of bytes in the file that are in use."""
     pages, free, size = (
         connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
     )
@@ -130,7 +130,7 @@ def used_bytes(connection: sqlite3.Connection) -> int:
 
 
 def _sound(connection: sqlite3.Connection, runs: Iterable[int], report: Report) -> list[int]:
-    """Return the runs whose rows are undamaged. Only these may be deleted."""
+    """Return the runs whose rows are undamaged. Only these runs may be deleted."""
     sound_runs = []
     for run in runs:
         for seal in (RUN_TALLY, RUN_TEXTS):

@@ -1,15 +1,16 @@
 """The SQLite file: its tables, version and connections.
 
-Durability: the file uses WAL with `synchronous=NORMAL`. A commit survives a crash of the process at any moment. After a
-power failure the file is consistent, but the last commits may be missing.
+The file uses WAL with `synchronous=NORMAL`. Commits survive a crash of the process. After a power failure, the file is
+consistent, but the last commits may be missing.
 
 Some tables have older names on disk than in the code:
 
-- `journal` is the commit log, `batch` contains the IDs of stored requests, and `damaged` contains quarantined requests.
-- `chunk` contains the segments, which are compressed blocks of points from one series.
+- `journal` is the commit log, `batch` contains the batch IDs of stored requests, and `damaged` the quarantined
+  requests.
+- `chunk` contains segments. A segment is a compressed block of points from one series.
 - `sample` contains the rollups of full segments.
-- The column `directory` of a series is the checksum of its list of segments.
-- `grp` is the group of a run, `title` is the name given by a user, and `mark` contains the numbers for `Store.mark`.
+- The column `series.directory` is the checksum of the series' list of segments.
+- `run.grp` is the run's group, `run.title` is the name set by a user, and `mark` contains the numbers for `Store.mark`.
 """
 
 import os
@@ -226,21 +227,21 @@ def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
 
     Raises:
         StoreFullError: The disk is full.
-        StoreError: The file is not a store, is damaged or has a newer version, or the folder cannot be written to.
+        StoreError: The file is not a store, is damaged, or has a newer version; or the folder is not writable.
     """
     if sqlite3.sqlite_version_info < (3, 35):
         raise StoreError(
             f"the store needs SQLite 3.35 or newer (for RETURNING), but this Python has {sqlite3.sqlite_version}"
         )
     try:
-        # SQLite creates its log and its index with the same mode as this file.
+        # SQLite creates its log and index with the same mode as this file.
         os.close(open_file(file.resolve()))
     except OSError as error:
         raise StoreError(f"cannot open the store {file}: {error.strerror}") from error
     try:
         connection = sqlite3.connect(file, timeout=5, isolation_level=None)
         try:
-            if not filesystem.maps:  # with an exclusive lock, SQLite can read an existing log without shared memory
+            if not filesystem.maps:  # under an exclusive lock, SQLite can read an existing log without shared memory
                 connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             _configure(connection, filesystem)
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -277,7 +278,7 @@ def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
 
 
 def holder_of(file: Path, error: Exception) -> str:
-    """Return text about the process that has locked the store, for an error message; "" if no lock is the cause."""
+    """Return a message part that names the process that has locked the store; "" if a lock did not cause the error."""
     if "locked" not in str(error):
         return ""
     files = [file, *(file.with_name(file.name + suffix) for suffix in ("-shm", "-wal"))]
@@ -287,9 +288,9 @@ def holder_of(file: Path, error: Exception) -> str:
 
 
 def connect(file: Path, *, read_only: bool = False, filesystem: FileSystem = _COMPLETE) -> sqlite3.Connection:
-    """Open a connection in autocommit mode, so that only explicit statements begin and end transactions.
+    """Open a connection in autocommit mode, in which only explicit statements begin and end transactions.
 
-    The caller must ensure that only one thread at a time uses the connection.
+    Only one thread at a time may use the connection.
     """
     connection = sqlite3.connect(file, timeout=filesystem.patience, isolation_level=None, check_same_thread=False)
     try:
@@ -307,5 +308,5 @@ def connect(file: Path, *, read_only: bool = False, filesystem: FileSystem = _CO
 def _configure(connection: sqlite3.Connection, filesystem: FileSystem) -> None:
     connection.execute(f"PRAGMA synchronous = {filesystem.synchronous}")
     connection.execute("PRAGMA foreign_keys = ON")
-    # Some builds overwrite deleted data by default, which would need as much space in the log as the data.
+    # Some SQLite builds overwrite deleted data by default, which takes as much space in the log as the data itself.
     connection.execute("PRAGMA secure_delete = FAST").fetchall()

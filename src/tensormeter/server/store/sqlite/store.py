@@ -1,9 +1,8 @@
 """The SQLite store: a commit log, a catalog and segments in one file.
 
-A request is written to the commit log in one transaction, together with its batch ID and new catalog rows. Its points
-are then added to the memtable, and the server responds. A background thread flushes the memtable to compressed
-segments. The transaction of a flush also deletes the journal rows of its points. Opening the store replays the commit
-log.
+A single transaction writes a request to the commit log, together with its batch ID and new catalog rows. The request's
+points are then added to the memtable, and the server responds. A background thread flushes the memtable to compressed
+segments, and deletes the flushed points from the commit log in the same transaction. Opening the store replays the log.
 
 Locks must be taken in this order: flush, write, the memtable's lock. Segments are not read, decoded or compressed while
 the write lock is held.
@@ -80,10 +79,10 @@ from tensormeter.server.store.sqlite.transaction import mapped_errors, may_be_da
 __all__ = ["SqliteStore"]
 
 _ROLLUPS_AT_ONCE: Final = 16
-"""Maximum number of segments whose rollups one transaction writes, because ingestion waits for it."""
+"""Maximum number of segments whose rollups one transaction writes. Ingestion waits for the transaction."""
 
 _RECOVERY: Final = "recovery"
-"""Name of the mark that is written to check whether the store can be written to again."""
+"""Name of the mark that the store writes to check whether writing works again."""
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ _T = TypeVar("_T")
 
 
 class SqliteStore(SqliteQueries):
-    """A `Store` in a folder on a local disk. See the interface for threads and errors."""
+    """A `Store` in a data folder. See `Store` for threads and errors."""
 
     def __init__(
         self,
@@ -108,15 +107,15 @@ class SqliteStore(SqliteQueries):
 
         Args:
             folder: Data folder. Only one server at a time can use it.
-            flush_points: Number of points in memory at which a flush starts immediately; a point takes 17 bytes.
-            flush_interval: Seconds between two flushes of fewer points.
+            flush_points: Number of points in memory, 17 bytes each, at which a flush starts immediately.
+            flush_interval: Maximum seconds between flushes; a flush starts even if there are fewer points.
             max_pending_points: Number of points in memory above which requests are temporarily refused.
-            stall_after: Seconds without points or events after which a run that has not ended counts as stalled.
-            retention: Limits for the data to keep; None for no limits.
-            durability: Whether commits are synced in groups after the server has responded, or before it responds.
+            stall_after: Seconds without points or events after which an unfinished run counts as stalled.
+            retention: Limits on the data to keep; None for no limits.
+            durability: Whether the server responds before (`group`) or after (`always`) commits are synced.
 
         Raises:
-            StoreError: The folder is in use or cannot be written to, or the file is missing, damaged or too new.
+            StoreError: The folder is in use or not writable, or the file is missing, damaged, or from a newer version.
         """
         self._flush_points = flush_points
         self._max_pending_points = max_pending_points
@@ -154,7 +153,7 @@ class SqliteStore(SqliteQueries):
                 self._damage.add(
                     StoreError(lost if copy is None else f"{lost}; the damaged log is kept in {copy.name}")
                 )
-            with suppress(sqlite3.Error):  # before requests use the space
+            with suppress(sqlite3.Error):  # before requests can use up the space
                 self._with_reserve(lambda: self._log.empty(self._writer))
             recovery = Recovery(
                 file, self._writer, self._connect_reader, self._catalog, self._memtable, self._damage, self._verifier
@@ -280,7 +279,7 @@ class SqliteStore(SqliteQueries):
         return self._mark(name)
 
     def pending_points(self) -> int:
-        """Return the number of points in memory and in the commit log that no segment contains yet."""
+        """Return the number of points that are in memory and the commit log but not yet in segments."""
         return self._memtable.pending()
 
     def problem(self) -> str | None:
@@ -300,17 +299,17 @@ class SqliteStore(SqliteQueries):
     def flush(self) -> None:
         """Flush the memtable, remove deleted runs, and build rollups of full segments.
 
-        The background thread calls this method; tests also call it directly.
+        The background thread calls this method, and tests call it directly.
 
         Raises:
-            StoreError: The flush failed. Its points stay in memory and in the commit log.
+            StoreError: The flush failed. The points stay in memory and in the commit log.
         """
         with self._flushing:
             self._renew_flusher()
-            with self._writing:  # between a commit and its append, the memtable lacks points that are in the journal
+            with self._writing:  # between committing and appending, the memtable lacks points that are in the journal
                 snapshot = self._memtable.freeze()
                 with self._checking_damage(), mapped_errors("read"):
-                    # Deleted runs get no more points, so segments already contain all points that this flush does not.
+                    # Deleted runs receive no more points, so all of their points are in segments or in this flush.
                     deleted = deleted_runs(self._writer, self._damage.add)
             if snapshot is not None:
                 with self._checking_damage(), reading(self._flusher):
@@ -325,7 +324,7 @@ class SqliteStore(SqliteQueries):
                 self._checkpoint()
 
     def close(self) -> None:
-        """See `Store`. Points that cannot be flushed stay in the commit log until the next start."""
+        """See `Store`. Points that cannot be flushed stay in the commit log, which the next start replays."""
         with self._writing:
             if self._closed:
                 return
@@ -378,7 +377,7 @@ class SqliteStore(SqliteQueries):
         self._space.keep()
 
     def _expire(self) -> None:
-        """Delete data that retention does not keep."""
+        """Delete data beyond the retention limits."""
         before = self._retention.before(time.time_ns())
         if before is None and self._retention.max_bytes is None:
             return
@@ -403,7 +402,7 @@ class SqliteStore(SqliteQueries):
                     rollups = build_rollups(self._flusher, keys)
             except StoreUnavailableError:
                 raise
-            except StoreError as error:  # a segment is damaged; the others can be read as points
+            except StoreError as error:  # a segment is damaged; read the others as points
                 self._note_damage(error)
                 rollups = []
             with self._writing, self._transaction():
@@ -468,7 +467,7 @@ class SqliteStore(SqliteQueries):
             self.syncer.settle()
 
     def _carry_over(self) -> bool:
-        """Copy SQLite's log to the database, and return whether the log was copied completely."""
+        """Copy SQLite's log to the database, and return whether the copy is complete."""
         with mapped_errors("checkpoint"), closing(self._connect()) as connection:
             busy, logged, carried = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
             return not busy and logged == carried
@@ -501,7 +500,7 @@ class SqliteStore(SqliteQueries):
                 old.close()
 
     def _leave_out_syncs(self, error: StoreError) -> None:
-        """Continue without syncs if the file system turns out not to support them."""
+        """Continue without syncs if the error shows that the file system cannot sync."""
         if getattr(error.__cause__, "sqlite_errorcode", 0) != sqlite3.SQLITE_IOERR_FSYNC or not self._filesystem.syncs:
             return
         with suppress(StoreError):
@@ -525,11 +524,11 @@ class SqliteStore(SqliteQueries):
             self._log.empty(self._writer)
 
     def _with_reserve(self, work: Callable[[], _T], prepare: Callable[[], object] = lambda: None) -> _T:
-        """Do work that must succeed even on a full disk. If it fails there, free the reserve and try once more.
+        """Do work that must succeed even on a full disk. If the disk is full, free the reserve and retry once.
 
         Args:
             work: Work to do.
-            prepare: Function called before the second attempt.
+            prepare: Function called before the retry.
         """
         try:
             return work()
@@ -554,7 +553,7 @@ class SqliteStore(SqliteQueries):
             raise StoreUnavailableError(f"{pending} points are waiting to be written to disk; retry the request later")
 
     def _check_room(self, size: int, points: int) -> None:
-        """Refuse a request that would use space that the store needs. The caller holds the write lock."""
+        """Refuse a request that would use up space that the store needs. The caller holds the write lock."""
         try:
             with mapped_errors("write to"):
                 self._log.shorten(self._writer)

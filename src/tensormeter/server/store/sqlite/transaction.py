@@ -16,19 +16,19 @@ from tensormeter.server.store.models.errors import (
 __all__ = ["CHANGED", "describe", "mapped_errors", "may_be_damage", "primary_code", "reading", "writing"]
 
 _SUSPECTED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""Primary result codes for damage. SQLite also uses the first one when the disk cannot read a page (EIO)."""
+"""Primary result codes for damage. SQLite also returns the first one if the disk cannot read a page (EIO)."""
 
 CHANGED: Final = (ValueError, TypeError, AttributeError, LookupError, OverflowError)
-"""Exceptions caused by values of an unexpected type. If bits have flipped, SQLite may return any type."""
+"""Exceptions caused by values of an unexpected type, which SQLite may return if bits have flipped."""
 
 
 @contextmanager
 def writing(connection: sqlite3.Connection) -> Iterator[None]:
-    """Execute either all statements inside the block or none of them.
+    """Execute the statements inside the block in one transaction.
 
     Raises:
         StoreFullError: The disk is full. Nothing was stored.
-        SuspectedDamageError: SQLite reported damage, which may be an I/O error. Nothing was stored.
+        SuspectedDamageError: SQLite reported damage, possibly because of an I/O error. Nothing was stored.
         StoreUnavailableError: SQLite failed because of an I/O error or a lock. Nothing was stored.
         DamagedError: The file is damaged.
     """
@@ -45,7 +45,7 @@ def writing(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def reading(connection: sqlite3.Connection) -> Iterator[None]:
-    """Run all statements inside the block on one consistent snapshot. Raises the same errors as `writing`."""
+    """Execute the statements inside the block on one consistent snapshot. Raises the same errors as `writing`."""
     with mapped_errors("read"):
         connection.execute("BEGIN")
         try:
@@ -57,13 +57,13 @@ def reading(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def mapped_errors(verb: str) -> Iterator[None]:
-    """Convert SQLite exceptions to the errors of `Store`; `verb` describes the failed operation in messages."""
+    """Convert SQLite exceptions to the errors of `Store`, whose messages describe the failed operation with `verb`."""
     try:
         yield
     except TensormeterError:
         raise
     except sqlite3.OperationalError as error:
-        if "decode to UTF-8" in str(error):  # the stored text has changed
+        if "decode to UTF-8" in str(error):  # bits in the stored text have flipped
             raise DamagedError(f"a text: {error}") from error
         unavailable = StoreFullError if primary_code(error) == sqlite3.SQLITE_FULL else StoreUnavailableError
         raise unavailable(f"cannot {verb} the store: {describe(error)}") from error
@@ -84,11 +84,11 @@ def primary_code(error: BaseException | None) -> int:
 
 
 def may_be_damage(error: BaseException | None) -> bool:
-    """Return whether SQLite reported damage, which may also mean that the disk failed to read."""
+    """Return whether SQLite reported damage. The cause may also be that the disk failed to read."""
     return isinstance(error, sqlite3.DatabaseError) and primary_code(error) in _SUSPECTED
 
 
 def describe(error: BaseException) -> str:
-    """Return SQLite's text for an error, with the name of the error code if it adds information."""
+    """Return SQLite's message for an error, with the name of the error code if it adds information."""
     name = getattr(error, "sqlite_errorname", "")
     return f"{error} ({name})" if name.count("_") > 1 else str(error)

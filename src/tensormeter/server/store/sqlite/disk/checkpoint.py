@@ -45,8 +45,8 @@ class WriteAheadLog:
         """Prepare for a commit: set the size at which SQLite runs checkpoints, and empty the log if it is too long.
 
         Raises:
-            StoreUnavailableError: The log is far too long because a reader keeps an old snapshot. sqlite3.Error:
-                Writing to the disk failed.
+            StoreUnavailableError: The log is far too long because a reader keeps an old snapshot.
+            sqlite3.Error: Writing to the disk failed.
         """
         usual = self._space.log_bytes
         if self._usual is None or self._usual[0] is not writer or self._usual[1] != usual:
