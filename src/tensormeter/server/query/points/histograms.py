@@ -1,4 +1,4 @@
-"""Decoding of stored distributions of any kind into bucket bounds and counts."""
+"""A decoder that converts stored distributions of any kind to bucket bounds and counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

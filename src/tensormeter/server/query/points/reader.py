@@ -1,4 +1,4 @@
-"""Reading of a run's points as lines, as rollups, or as logged."""
+"""A reader of a run's points, as lines, as rollups, or as logged."""
 
 from collections.abc import Sequence
 from dataclasses import replace

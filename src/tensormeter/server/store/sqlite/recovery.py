@@ -33,7 +33,7 @@ class Recovery:
         connect: Function that opens a new connection to read with.
         catalog: Catalog of the store.
         memtable: Empty memtable to which points are added.
-        damage: Damage record of the store, to which unreadable requests are added.
+        damage: Record of the store's damage, to which unreadable requests are added.
         verifier: Verifier that can read the whole file.
     """
 

@@ -39,7 +39,7 @@ CREATE TABLE run (
     project TEXT NOT NULL,
     run_id TEXT NOT NULL,
     name TEXT NOT NULL,                     -- latest name that was sent
-    title TEXT,                             -- name given by a user; NULL if none
+    title TEXT,                             -- name set by a user; NULL if none
     config TEXT NOT NULL DEFAULT '{}',      -- JSON object
     config_time INTEGER NOT NULL DEFAULT 0, -- time of the event that contained config
     state TEXT NOT NULL DEFAULT 'running',  -- from lifecycle events
@@ -158,7 +158,7 @@ CREATE TABLE gap (                          -- times at which senders reported t
     id INTEGER PRIMARY KEY,
     series INTEGER NOT NULL REFERENCES series,
     time INTEGER NOT NULL,
-    seq INTEGER NOT NULL,                   -- journal row that contained it or the number of the next one
+    seq INTEGER NOT NULL,                   -- journal row that contains the gap or else the next journal row
     seal INTEGER,
     UNIQUE (series, time)
 );

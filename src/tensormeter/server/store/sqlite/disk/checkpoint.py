@@ -1,9 +1,9 @@
-"""SQLite's write-ahead log, which is kept small even during reads.
+"""Control of the size of SQLite's write-ahead log, which could otherwise grow without limit during reads.
 
-SQLite can restart the log only when no snapshot needs its contents, normally at the first commit after a checkpoint. If
-reads overlap continuously, that never happens. Once the log reaches twice its usual size, writers therefore wait for
-the current reads. A longer snapshot, such as a backup, lets the log grow to 16 times its usual size. Requests are then
-refused until the snapshot ends.
+SQLite can restart the log only when no snapshot needs its contents. This normally happens at the first commit after a
+checkpoint, but never if reads overlap continuously. Once the log reaches twice its usual size, writers therefore wait
+for the current reads. A longer snapshot, such as a backup, lets the log grow to 16 times its usual size. The store then
+refuses requests until the snapshot ends.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ __all__ = ["WriteAheadLog"]
 _PAGE: Final = 4096
 _WAIT_FROM: Final = 2
 _MOST: Final = 16
-"""Multiples of the log's usual size at which writers wait for readers, and above which requests are refused."""
+"""Multiples of the log's usual size above which writers wait for readers, and above which requests are refused."""
 
 _PAUSE: Final = 10.0
 """Seconds before writers wait for readers again after an unsuccessful wait."""
 
 
 class WriteAheadLog:
-    """The write-ahead log of one store, for the thread that holds the write lock. Calls block on the disk."""
+    """The write-ahead log of a store, for use by the thread that holds the write lock. Calls block on the disk."""
 
     def __init__(self, file: Path, space: FreeSpace) -> None:
         """Create a handle for the log.
@@ -42,7 +42,7 @@ class WriteAheadLog:
         self._next_wait = 0.0
 
     def shorten(self, writer: sqlite3.Connection) -> None:
-        """Prepare for a commit: set the size at which SQLite runs checkpoints, and empty the log if it is too long.
+        """Prepare for a commit. Set the log size at which SQLite runs checkpoints, and empty the log if it is too long.
 
         Raises:
             StoreUnavailableError: The log is far too long because a reader keeps an old snapshot.
@@ -71,7 +71,7 @@ class WriteAheadLog:
         """Write the log to the database and truncate it. Return whether it is now empty.
 
         Args:
-            writer: Connection that writes.
+            writer: Connection to write with.
             patient: Whether to wait a few seconds for current reads.
 
         Raises:

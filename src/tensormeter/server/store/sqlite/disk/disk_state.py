@@ -1,7 +1,7 @@
 """The state of the disk, for responses that must not wait for the disk.
 
-A thread writes a small file at intervals, unless commits show that the disk works. It also measures the free space. Its
-results, and the time for which it has waited for the disk, can be read at any time without blocking.
+A thread measures the free space at intervals, and writes a small file unless recent commits show that the disk works.
+Its results, and how long it has been waiting for the disk, can be read at any time without blocking.
 """
 
 import logging
@@ -20,18 +20,18 @@ from tensormeter.server.store.sqlite.disk.free_space import FreeSpace
 __all__ = ["DiskMonitor"]
 
 _STALLED: Final = 5.0
-"""Seconds after which the disk counts as not responding to an operation."""
+"""Seconds that an operation may take before the disk counts as not responding."""
 
 _BUSY: Final = 1.0
 _IDLE: Final = 3.0
-"""Seconds between two checks of the disk: `_BUSY` while it is written to or has a problem, otherwise `_IDLE`."""
+"""Seconds between two checks of the disk: `_BUSY` while the disk is in use or has a problem, otherwise `_IDLE`."""
 
 _WELL: Final = 3.0
-"""Seconds without a problem before a log message reports that the disk works again."""
+"""Seconds without a problem before a log message that the disk works again."""
 
 _BLOCK: Final = 4096
 _MUCH: Final = 256 << 10
-"""Number of bytes to write to check whether the disk works, and whether a full disk has space again."""
+"""Number of bytes to write to check whether the disk works and, if it was full, whether it has space again."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ class DiskMonitor:
         """Start the thread.
 
         Args:
-            on_change: Function called on the monitor's thread when the disk works or has space again, to retry failed
-                work. It must not block.
+            on_change: Function that starts a retry of failed work. It is called on the monitor's thread when the disk
+                works or has space again, and must not block.
         """
         self._on_change = on_change
         self._thread.start()
@@ -79,7 +79,7 @@ class DiskMonitor:
         self._failure = self._error = None
 
     def failed(self, error: Exception) -> None:
-        """Record that a commit of the store failed."""
+        """Record that the store has failed to commit."""
         self._failure = str(error)
         self._retry = True
         self._wake.set()
@@ -90,7 +90,7 @@ class DiskMonitor:
         return self._failure is not None
 
     def stalled(self) -> str | None:
-        """Return a message if the disk does not respond, so that nothing can be read or written; otherwise None."""
+        """Return a human-readable message if the disk does not respond, or None."""
         since = self._waiting_since
         waited = 0.0 if since is None else time.monotonic() - since
         if waited < _STALLED:
@@ -117,7 +117,7 @@ class DiskMonitor:
                 self._wake.clear()
 
     def _check(self) -> bool:
-        """Check the disk once. Return whether no change is expected soon."""
+        """Check the disk once. Return whether the next check can wait for `_IDLE` seconds."""
         worked, self._worked = self._worked, False
         was_wrong = self._error is not None or self._failure is not None
         self._waiting_since = time.monotonic()
@@ -138,7 +138,7 @@ class DiskMonitor:
             self._waiting_since = None
         if self._error is None and (regained or was_wrong or self._retry):
             self._retry = False
-            self._on_change()  # the callback commits, which shows whether the disk works
+            self._on_change()  # it starts a commit, which shows whether the disk works
         return not worked and self._error is None and self._failure is None and self._space.problem() is None
 
     def _write(self) -> None:
@@ -165,7 +165,7 @@ class DiskMonitor:
 
 
 class _Report:
-    """Log messages when the disk develops a problem, and when it has worked again for a few seconds."""
+    """A reporter that logs when the disk develops a problem, and when it has worked again for a few seconds."""
 
     def __init__(self, problem: Callable[[], str | None], folder: Path) -> None:
         self._problem = problem

@@ -1,20 +1,20 @@
-"""Durability: which commits of a SQLite store survive a power failure.
+"""Syncs of a SQLite store, and a record of the commits that survive a power failure.
 
-SQLite writes a commit to its log without waiting for the disk (`synchronous=NORMAL`). A thread then syncs the log, at
-most `GROUP_INTERVAL` seconds after a commit, so many commits share one sync. A sync of the log makes every earlier
-commit durable, including those in earlier logs, because SQLite syncs the database before it restarts the log. With a
-rollback journal (on file systems without shared memory), SQLite syncs the database itself, and this module syncs the
-end of the journal. On a file system that cannot sync, SQLite does not sync either, and nothing is guaranteed.
+SQLite writes a commit to its log without waiting for the disk (`synchronous=NORMAL`). A thread then syncs the log
+within `GROUP_INTERVAL` seconds, so that many commits share one sync. A sync makes all earlier commits durable, even
+those in earlier logs, because SQLite syncs the database before it restarts the log. With a rollback journal (on file
+systems without shared memory), SQLite syncs the database itself, and this module syncs the end of the journal. On file
+systems that cannot sync, SQLite does not sync either, and nothing is guaranteed.
 
-Commits are numbered from 1 in each *epoch*; an epoch lasts while the store is open. A sender keeps accepted requests
-until their numbers are durable. If the epoch changes, the sender resends the requests that it kept, and the store
+Commits are numbered from 1 in each *epoch*, which lasts while the store is open. A sender keeps accepted requests until
+their commits are durable. If the epoch changes, the sender resends the requests that it kept, and the store
 deduplicates them by batch ID.
 
-A failed sync may have lost data even if the next sync succeeds. After a failure, nothing counts as durable until SQLite
-has copied its whole log to the database and synced the database itself.
+A failed sync may have lost data even if the next sync succeeds. After a failure, no further commit counts as durable
+until SQLite has copied its whole log to the database and synced the database.
 
-This module may open and close the files of SQLite's log and journal. SQLite's locks are on the database and its index,
-so closing these files releases no lock.
+This module can safely open and close SQLite's log and journal. Closing them releases no locks, because SQLite's locks
+are on the database and the log's index.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ __all__ = ["GROUP_INTERVAL", "LogSyncer"]
 
 
 GROUP_INTERVAL: Final = 1.0
-"""Seconds between two syncs if no request waits for one. With the sync itself, they stay below two seconds."""
+"""Seconds between two syncs if no request waits for one. Commits normally become durable within two seconds."""
 
 _LONGEST_WAIT: Final = 30.0
 _RETRY_DELAY: Final = 1.0
@@ -47,14 +47,14 @@ _log: Final = logging.getLogger(__name__)
 
 
 class LogSyncer:
-    """A thread that syncs the commits of one store from `start` until `close`, and numbers them. Thread-safe."""
+    """A thread that numbers the commits of a store and syncs them, from `start` until `close`. Thread-safe."""
 
     def __init__(self, database: Path, carry_over: Callable[[], bool], *, interval: float = GROUP_INTERVAL) -> None:
         """Create a syncer.
 
         Args:
             database: Path of the SQLite file.
-            carry_over: Function that copies SQLite's log to the database, and returns whether the complete log is
+            carry_over: Function that copies SQLite's log to the database, and returns whether the whole log has been
                 copied and synced. The syncer's thread calls it only after failures.
             interval: Seconds between two syncs if no request waits for one.
         """
@@ -70,15 +70,15 @@ class LogSyncer:
         self._is_promised = False
         self._problem = ""
         self._files: dict[str, tuple[tuple[int, int], int]] = {}
-        """Descriptors of SQLite's log and journal by suffix, each with the file's identity."""
+        """Identity and descriptor of SQLite's log and journal, by suffix."""
         self._thread = threading.Thread(target=self._run, name="tensormeter-sync", daemon=True)
 
     def start(self, durability: ServerDurability, *, syncs: bool = True) -> None:
-        """Make the current contents durable, including file names, and start the thread.
+        """Make the current files and their names durable, and start the thread.
 
         Args:
             durability: Whether requests wait for syncs (`always`) or not (`group`).
-            syncs: Whether the file system can sync, as far as known.
+            syncs: Whether the file system is believed to support syncs.
 
         Raises:
             StoreError: With `always`, the file system cannot sync.
@@ -133,15 +133,14 @@ class LogSyncer:
         return f"cannot sync the store in {self._database.parent} ({problem}); new commits are not durable until syncing works again"
 
     def progress(self) -> Progress | None:
-        """Return the current progress; None if durability is unknown because the file system cannot sync."""
+        """Return the current progress; None if the file system cannot sync."""
         with self._changed:
             return Progress(self._epoch, self._committed, self._durable) if self._supported else None
 
     def sync(self, timeout: float) -> Progress | None:
-        """Sync the current commits, in one sync for all callers. Blocks for up to `timeout` seconds.
+        """Sync the current commits, with one sync for all callers, and return the progress.
 
-        Returns:
-            Progress after the sync.
+        Blocks for up to `timeout` seconds.
         """
         with self._changed:
             self._wait(self._committed, timeout)
@@ -151,7 +150,7 @@ class LogSyncer:
         """Wait until all current commits are durable.
 
         Raises:
-            StoreUnavailableError: The disk failed to sync them, or took too long.
+            StoreUnavailableError: The disk failed to sync the commits, or took too long.
         """
         with self._changed:
             through = self._committed
@@ -160,7 +159,7 @@ class LogSyncer:
                 raise StoreUnavailableError(f"stored, but not synced to disk yet ({why}); retry the request later")
 
     def close(self) -> None:
-        """Stop the thread. Waiting callers continue even though their commits are not durable."""
+        """Stop the thread. Waiting callers stop waiting, even though their commits are not durable."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -169,7 +168,7 @@ class LogSyncer:
         self._close_files()
 
     def _wait(self, through: int, timeout: float) -> bool:
-        """Wait for all commits up to the given number to become durable, and return whether they are.
+        """Wait for all commits up to a number to become durable, and return whether they are.
 
         The caller holds the condition's lock.
 
@@ -236,7 +235,7 @@ class LogSyncer:
             )
 
     def _sync_files(self) -> None:
-        """Sync SQLite's log and journal, and also the folder if one of them was created or removed."""
+        """Sync SQLite's log and journal, and also the folder if a file was created or removed."""
         names_changed = False
         for suffix in _SUFFIXES:
             path = self._database.with_name(self._database.name + suffix)
@@ -250,7 +249,7 @@ class LogSyncer:
                 os.close(self._files.pop(suffix)[1])
                 names_changed, opened = True, None
             if identity is None:
-                names_changed |= suffix == "-wal"  # without a log, the journal's name must also be durable
+                names_changed |= suffix == "-wal"  # if there is no log, the journal's name must also be durable
                 continue
             if opened is None:
                 try:

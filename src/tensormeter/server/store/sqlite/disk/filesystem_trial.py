@@ -1,4 +1,4 @@
-"""Capabilities of the data folder's file system, which the server tests when it starts.
+"""The capabilities of the data folder's file system, which the server tests at startup.
 
 Network and cloud file systems may lack features that SQLite needs. Without shared memory maps, the store uses a
 rollback journal instead of a write-ahead log. Without `fsync`, it does not sync. Without locks, two servers could
@@ -24,7 +24,7 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error codes of a full file system or an exhausted user quota."""
 
 _LACKING: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENODEV, errno.ENOTTY})
-"""Error codes for operations that a file system does not support. Other errors are failures, which may be temporary."""
+"""Error codes for operations that a file system does not support. Other errors may be temporary."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -43,11 +43,11 @@ class FileSystem:
 
     @classmethod
     def examine(cls, folder: Path) -> "FileSystem":
-        """Test the capabilities with a small file in a folder, and log warnings about missing ones. Blocks on the disk.
+        """Test a folder's file system with a small file, and warn about missing capabilities. Blocks on the disk.
 
         Raises:
             StoreFullError: The disk has no space for the file.
-            StoreError: The folder cannot be used, or the file system has no locks.
+            StoreError: The folder cannot be used, or the file system does not support locks.
         """
         path = folder / "probe"
         try:

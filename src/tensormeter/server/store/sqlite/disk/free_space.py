@@ -1,7 +1,7 @@
-"""Free disk space: the space that the store needs before it accepts a request, and a reserve for a full disk.
+"""Free disk space: how much the store needs before it accepts a request, and a reserve for a full disk.
 
 A request is accepted only if the disk has space for the request, for a flush of everything in memory, and for the next
-checkpoint. Requests therefore never use the space that the store needs to empty its write-ahead log. Checkpoints,
+checkpoint. Requests therefore never use up the space that the store needs to empty its write-ahead log. Checkpoints,
 flushes and deletions may use the reserve.
 """
 
@@ -19,16 +19,16 @@ __all__ = ["FreeSpace"]
 _MIB: Final = 1 << 20
 
 _PLENTY: Final = 1 << 30
-"""Number of free bytes above which the check skips the calculation."""
+"""Number of free bytes at which a request is accepted without calculating the space it needs."""
 
 _LEAST: Final = 256 << 10
 """Number of free bytes below which the disk counts as full, even without requests."""
 
 _PAGES: Final = 128 << 10
-"""Number of bytes in pages that a request changes, in addition to its own size."""
+"""Number of bytes in database pages that a request changes, in addition to its own size."""
 
 _FLUSH_BYTES: Final = 32
-"""Maximum bytes that a flush writes per point: 17 for the point, and about as many to merge young segments."""
+"""Maximum bytes that a flush writes per point: 17 for the point, and about as many for merging young segments."""
 
 _LOG_BYTES: Final = 64 * _MIB
 _RESERVE_BYTES: Final = 16 * _MIB
@@ -36,7 +36,7 @@ _PARTS: Final = 16
 
 
 class FreeSpace:
-    """The free space on a store's disk. Thread-safe. Calls block on the disk unless stated otherwise."""
+    """The free space on a store's disk. Thread-safe. Methods block on the disk unless stated otherwise."""
 
     def __init__(self, file: Path) -> None:
         """Measure the free space. Does not create the reserve yet.
@@ -54,20 +54,20 @@ class FreeSpace:
 
     @property
     def log_bytes(self) -> int:
-        """Size of the write-ahead log that makes a checkpoint due: 1/16 of the space, 1 to 64 MiB. Does not block."""
+        """Log size in bytes at which a checkpoint is due: 1/16 of the available space, 1 to 64 MiB. Does not block."""
         return self._share
 
     @property
     def tight(self) -> bool:
-        """Whether space is scarce, so that the store frees unused space as soon as it can. Does not block."""
+        """Whether space is scarce, so that the store should free unused space as soon as possible. Does not block."""
         return self._share < _LOG_BYTES
 
     def flush_points(self, most: int) -> int:
-        """Return the number of points in memory that makes a flush due, at most `most`. Does not block."""
+        """Return the number of points in memory, up to `most`, at which a flush is due. Does not block."""
         return min(most, 2 * self._share // _FLUSH_BYTES) if self.tight else most
 
     def refresh(self) -> bool:
-        """Measure the free space. Return whether the disk was full and no longer is."""
+        """Measure the free space. Return whether the disk was full before and no longer is."""
         was_full = self._full
         free, reserved = self._reserve.room()
         self._free = free
@@ -112,7 +112,7 @@ class FreeSpace:
         self._reserve.keep(min(self._share, _RESERVE_BYTES))
 
     def is_short(self, error: Exception) -> bool:
-        """Return whether an error was caused by a full disk."""
+        """Return whether a full disk caused an error."""
         full = isinstance(error, StoreFullError) or primary_code(error) == sqlite3.SQLITE_FULL
         return full or self._reserve.room()[0] < _LEAST
 
@@ -121,7 +121,7 @@ class FreeSpace:
         self._reserve.give()
 
     def hint(self) -> str:
-        """Return text to append to an error message if the disk is full, or "". Blocks on the disk."""
+        """Return a suffix for an error message if the disk is full, or ""."""
         self.refresh()
         return f" ({self._describe()})" if self._full else ""
 

@@ -1,4 +1,4 @@
-"""Damage found in a store: described in readable messages, logged once, and remembered until the store is reopened."""
+"""A record of the damage found in a store, kept until the store is reopened. Each message is logged once."""
 
 import logging
 import sqlite3
@@ -12,17 +12,18 @@ from tensormeter.server.store.models.errors import DamagedError
 __all__ = ["Damage", "name_damage", "name_series", "skip_damaged"]
 
 _MOST: Final = 1000
-"""Maximum number of messages to remember."""
+"""Maximum number of messages to record."""
 
 _log = logging.getLogger(__name__)
 
 
 class Damage:
-    """Damage found so far. Thread-safe.
+    """The damage found so far. Thread-safe.
 
     Attributes:
-        structure: Message about damage in SQLite's pages or indexes, which may hide rows, or None.
-        is_catalog_sound: Whether the rows of runs, processes and series are intact, as far as known.
+        structure: Message about damaged SQLite pages or indexes, which may hide rows; None if there is no such damage.
+        is_catalog_sound: Whether no damage is known in SQLite's structures and in the rows of runs, processes and
+            series.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,7 @@ class Damage:
         self.is_catalog_sound = True
 
     def add(self, error: Exception) -> None:
-        """Remember damage, and log it if it is new."""
+        """Record damage, and log it if it is new."""
         text = str(error)
         with self._lock:
             if text in self._texts or len(self._texts) >= _MOST:
@@ -41,7 +42,7 @@ class Damage:
         _log.warning("tensormeter: the store: %s", text)
 
     def text(self) -> str | None:
-        """Return a human-readable line that describes all damage, or None."""
+        """Return a one-line message that summarizes all damage, or None if there is none."""
         with self._lock:
             if not self._texts:
                 return None
@@ -51,7 +52,7 @@ class Damage:
 
 
 def name_damage(connection: sqlite3.Connection, error: DamagedError) -> DamagedError:
-    """Add the names of run and metric, as far as they can be read, and a remedy to an error message."""
+    """Add a remedy to an error message and, if they can be read, the names of the metric and run."""
     if error.named:
         return error
     about = "" if error.series is None else f"{name_series(connection, error.series)}: "
@@ -77,7 +78,7 @@ def skip_damaged(connection: sqlite3.Connection, damaged: list[str] | None) -> I
 
 
 def name_series(connection: sqlite3.Connection, series: int) -> str:
-    """Return a readable name of a series: its metric, process, run and project."""
+    """Return a human-readable description of a series, which names its metric, process, run and project."""
     try:
         row = connection.execute(
             "SELECT metric, process.process, run_id, project FROM series JOIN process ON process.id = series.process"

@@ -1,4 +1,4 @@
-"""Comparison of a file's header with its tables, so that a flipped bit in the header cannot start a migration."""
+"""Comparison of the file's header with its tables, so that a flipped bit in the header cannot start a migration."""
 
 import sqlite3
 from contextlib import closing
@@ -18,15 +18,15 @@ _INTRODUCED: Final = (
     ("gap", "time"),
     ("damaged", "payload"),
 )
-"""Table and column that each version introduced, starting with version 1."""
+"""A table and column that each version introduced, starting with version 1."""
 
 _Columns = dict[str, frozenset[str]]
 
 
 def version_of_tables(connection: sqlite3.Connection, schema: str) -> int | None:
-    """Return the version of the tables in the file; None if there are none, or if some tables of a version are missing.
+    """Return the version of the file's tables; None if there are none or the tables match no version completely.
 
-    Tables of a newer version count as the current version if they include all of its columns.
+    Tables from a newer version count as the current version if they have all of its columns.
 
     Args:
         connection: Connection to the file.
@@ -39,9 +39,9 @@ def version_of_tables(connection: sqlite3.Connection, schema: str) -> int | None
 
 
 def header_fault(connection: sqlite3.Connection, schema: str) -> str | None:
-    """Return a human-readable message if the header does not match this file, or None.
+    """Return a human-readable message if the header does not match the tables; otherwise None.
 
-    Files of newer versions or other programs do not count as faulty. Arguments and errors are the same as for
+    Files from newer versions or other programs do not count as faulty. Arguments and errors are the same as for
     `version_of_tables`.
     """
     version, application = (

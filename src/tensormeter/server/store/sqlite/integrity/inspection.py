@@ -1,6 +1,7 @@
-"""Inspection of a whole store: every checksum, blob and reference, and SQLite's own structures.
+"""Inspection of a whole store, including every checksum, blob and reference, and SQLite's own structures.
 
-It only reads, a few rows at a time, so a server can use the file and shorten its write-ahead log in the meantime.
+An inspection only reads, a few rows at a time, so that a server can meanwhile use the file and shorten its write-ahead
+log.
 """
 
 import hashlib
@@ -35,13 +36,13 @@ from tensormeter.server.store.sqlite.transaction import CHANGED, describe, may_b
 __all__ = ["SMALL", "Finding", "Inspection", "open_read_only"]
 
 _FEW: Final = 8
-"""Number of rows with large blobs to read at once."""
+"""Number of rows to read at once if they have large blobs."""
 
 _MANY: Final = 500
-"""Number of other rows to read at once."""
+"""Number of rows to read at once otherwise."""
 
 SMALL: Final = 1 << 30
-"""Maximum file size in bytes for a complete check by SQLite while the file is in use; the check is one long read."""
+"""Maximum file size in bytes for a complete check by SQLite, which is one long read, while the file is in use."""
 
 _CATALOG: Final = ("run", "process", "series", "summary", "batch", "tombstone", "mark", "gap")
 """Tables that are small compared to the rest of the file."""
@@ -57,8 +58,8 @@ class Finding:
     """A damaged part of a store.
 
     Attributes:
-        what: Description of the damaged part and the damage.
-        about: Readable name of the run or series with the damage; "" if unknown.
+        what: Description of the damaged part and its damage.
+        about: Human-readable name of the damaged run or series; "" if unknown.
     """
 
     what: str
@@ -69,7 +70,7 @@ class Finding:
 
 
 class _DamagedRowError(Exception):
-    """A row is damaged; the message contains the reason."""
+    """A row is damaged. The message contains the reason."""
 
 
 def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Connection:
@@ -81,7 +82,7 @@ def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Co
 
     Raises:
         StoreUnavailableError: The file cannot currently be read.
-        DamagedError: The file is so damaged that nothing can be inspected.
+        DamagedError: The file is too damaged for an inspection.
         StoreError: The file is not a store of this version.
     """
     connection = None
@@ -122,15 +123,15 @@ class Inspection:
     """An inspection of a store, for use by one thread.
 
     Attributes:
-        counts: Number of inspected rows by table.
-        unsealed: Number of rows without a checksum by table; a version without checksums wrote them.
+        counts: Number of inspected rows, by table.
+        unsealed: Number of rows without a checksum, which older versions wrote, by table.
     """
 
     def __init__(self, connection: sqlite3.Connection, yield_to_readers: Callable[[], None] = lambda: None) -> None:
         """Create an inspection.
 
         Args:
-            connection: Connection in autocommit mode to read with.
+            connection: Connection to read with, in autocommit mode.
             yield_to_readers: Function called between two reads; it can raise an exception to stop the inspection.
         """
         self._connection = connection
@@ -143,7 +144,7 @@ class Inspection:
         """Inspect everything.
 
         Args:
-            full: Whether SQLite checks even large files completely.
+            full: Whether to check SQLite's structures completely even if the file is large.
 
         Raises:
             StoreUnavailableError: The file cannot currently be read.
@@ -154,11 +155,11 @@ class Inspection:
             yield from self.contents()
 
     def structure(self, *, full: bool = False, most: int = SMALL) -> Iterator[Finding]:
-        """Run SQLite's check of pages and indexes on all tables, or only on catalog tables if the file is large.
+        """Run SQLite's integrity check on all tables, or only on catalog tables if the file is large.
 
         Args:
             full: Whether to check all tables regardless of the file's size.
-            most: Maximum size, in bytes, of a file that does not count as large.
+            most: File size in bytes above which a file counts as large.
         """
         try:
             fault = header_fault(self._connection, SCHEMA)
@@ -207,7 +208,7 @@ class Inspection:
         )
 
     def _parts(self, *parts: Iterator[Finding]) -> Iterator[Finding]:
-        """Yield the findings of all parts. A failed part becomes a finding, unless the file cannot be read now."""
+        """Yield the findings of all parts. A failed part becomes a finding, unless the file is currently unreadable."""
         for part in parts:
             try:
                 yield from part

@@ -1,6 +1,6 @@
 """Detection of a database that is missing although other files of its store exist.
 
-Without this check, SQLite would create a new database and delete the old log.
+Without this check, SQLite would create a new database and delete the old database's log.
 """
 
 from pathlib import Path
@@ -9,11 +9,11 @@ __all__ = ["missing_store"]
 
 
 def missing_store(file: Path) -> str | None:
-    """Return a human-readable message if a missing or empty database must not be replaced by a new one; otherwise None.
+    """Return a human-readable message if a new database must not replace a missing or empty one; otherwise None.
 
     Call this function before SQLite opens the file, even for reading, because SQLite deletes the log of an empty
-    database. SQLite writes the log after the first page of the file, and the store creates the reserve after the
-    tables. A first start that was killed therefore leaves neither file next to an empty database.
+    database. A log or reserve next to an empty database means that data is missing: a killed first start leaves neither,
+    because SQLite writes the file's first page before the log, and the store creates its tables before the reserve.
 
     Args:
         file: Path of the database.

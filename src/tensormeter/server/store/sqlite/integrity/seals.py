@@ -1,11 +1,11 @@
-"""Seals: checksums of rows, to detect bits that flip on disk before the store returns a wrong value.
+"""Seals: checksums of rows, which reveal bits that flipped on disk before the store returns a wrong value.
 
-A seal is a CRC-32 of a row's columns. They include the identifying columns, so a row in the wrong place is also
-detected. A seal of NULL means that a version without seals wrote the row; the row is sealed when it is next written.
+A seal is a CRC-32 of a row's columns, including the identifying columns, so a row in the wrong place is also detected.
+A seal is NULL if a version without seals wrote the row. Such a row is sealed when it is next written.
 
 Rows that never change are sealed when they are inserted. Rows that change are sealed by temporary triggers, which
-belong to a connection rather than the file. A trigger preserves damage: the new seal differs from the correct seal in
-the same bits as the old one.
+belong to a connection rather than the file. A trigger keeps damage detectable, because the new seal differs from the
+correct one in the same bits as the old seal.
 """
 
 import sqlite3
@@ -35,7 +35,7 @@ Value = int | float | str | bytes | None
 
 
 def checksum(*values: Value) -> int:
-    """Return the 32-bit checksum of values in the given order. Text is encoded as UTF-8."""
+    """Return the 32-bit checksum of values in the given order. Strings are encoded as UTF-8."""
     crc = 0
     plain: list[int | float | None] = []
     for value in values:
@@ -49,7 +49,7 @@ def checksum(*values: Value) -> int:
 
 
 def is_sound(seal: object, *values: Value) -> bool:
-    """Return whether a row matches its seal or has none."""
+    """Return whether a row matches its seal or has no seal."""
     return seal is None or seal == checksum(*values)
 
 
@@ -60,7 +60,7 @@ def verify(what: str, seal: object, *values: Value, series: int | None = None) -
         what: Name of the row for the error message.
         seal: Stored seal.
         values: Values covered by the seal.
-        series: Series that the row belongs to, or None.
+        series: Row ID of the series that the row belongs to, or None.
 
     Raises:
         DamagedError: The row does not match its seal.
@@ -70,7 +70,7 @@ def verify(what: str, seal: object, *values: Value, series: int | None = None) -
 
 
 class RowSeal:
-    """A seal of rows that may change.
+    """The seal of a table whose rows may change.
 
     Attributes:
         table: Table that contains the rows.
@@ -85,8 +85,8 @@ class RowSeal:
             table: Table that contains the rows.
             seal: Column that contains the seal.
             columns: Names of the covered columns, separated by spaces.
-            texts: Names of text columns, separated by spaces. Triggers read them as bytes, because damaged text may not
-                be UTF-8.
+            texts: Names of the covered text columns, separated by spaces. Triggers read them as bytes, because damaged
+                text may not be UTF-8.
         """
         self.table, self.seal, self.columns = table, seal, tuple(columns.split())
         self._texts = frozenset(texts.split())
@@ -101,7 +101,7 @@ class RowSeal:
         verify(what, row[-1], *row[:-1], series=series)
 
     def triggers(self) -> Iterable[str]:
-        """Yield statements that create this seal's triggers for a connection."""
+        """Yield statements that create this seal's triggers on a connection."""
         keys = "run = new.run AND metric = new.metric" if self.table == "summary" else "id = new.id"
         name = f"{self.table}_{self.seal}"
         new, old = (", ".join(self._bytes(side, column) for column in self.columns) for side in ("new", "old"))
@@ -150,7 +150,7 @@ ROW_SEALS: Final = (RUN_TEXTS, RUN_TALLY, PROCESS, RESOURCE, SERIES, SUMMARY)
 
 
 def seal_changes(connection: sqlite3.Connection) -> None:
-    """Seal changeable rows whenever this connection writes them."""
+    """Make a connection seal changeable rows whenever it writes them."""
     connection.create_function("seal_of", -1, checksum, deterministic=True)
     connection.create_function("seal_again", -1, _reseal, deterministic=True)
     for seal in ROW_SEALS:
@@ -167,7 +167,7 @@ def _reseal(seal: int | None, *values: Value) -> int:
 
 
 def directory_of(rows: Iterable[Sequence[int]]) -> int:
-    """Return the checksum of a series' list of segments, to detect missing segments and flipped bits in the index.
+    """Return the checksum of a series' segment list, which reveals missing segments and flipped bits in the index.
 
     Args:
         rows: (seq, n, t_min, t_max) of each segment, in ascending order of seq.

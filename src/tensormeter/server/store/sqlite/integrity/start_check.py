@@ -1,4 +1,4 @@
-"""A check of SQLite's structures and catalog rows, which runs while the server already handles requests."""
+"""A check of SQLite's structures and catalog rows that runs at startup, while the server already handles requests."""
 
 import logging
 import sqlite3
@@ -17,13 +17,13 @@ from tensormeter.server.store.sqlite.integrity.inspection import SMALL, Inspecti
 __all__ = ["StartCheck"]
 
 _PAUSE: Final = 0.002
-"""Seconds to pause between two reads, so that requests can use the interpreter."""
+"""Seconds to pause between two reads, so that requests get time in the interpreter."""
 
 _AGAIN: Final = 5.0
-"""Seconds before restarting a check that a disk error interrupted."""
+"""Seconds to wait before restarting a check after a disk error."""
 
 _FEW_BYTES: Final = 16 << 20
-"""Maximum file size in bytes for a complete check by SQLite if commits must wait for it."""
+"""Maximum file size in bytes for a complete check by SQLite that commits must wait for."""
 
 _Findings = tuple[dict[str, None], dict[str, None]]
 
@@ -37,8 +37,8 @@ class _StoppedError(Exception):
 class StartCheck:
     """A single check of a store on a separate thread and connection, which adds its findings to `damage`.
 
-    If the file exceeds 1 GiB (16 MiB with a rollback journal), only catalog tables are checked; `tensormeter check`
-    reads everything. A failing disk can look like damage. A finding therefore counts only if it occurs twice and the
+    If the file exceeds 1 GiB (16 MiB with a rollback journal), SQLite checks only catalog tables; `tensormeter check`
+    can check everything. Because a failing disk can look like damage, a finding counts only if it occurs twice and the
     disk can read the whole file in between. If the disk cannot, the check restarts after a few seconds.
     """
 
@@ -50,7 +50,7 @@ class StartCheck:
         Args:
             file: Path of the database.
             filesystem: Capabilities of the database's file system.
-            damage: Damage of the store, to which findings are added.
+            damage: Record of the store's damage, to which findings are added.
             read: Function that reads the whole file, or stops early when its argument returns True. It raises OSError
                 if the disk cannot read the file.
         """
@@ -111,7 +111,7 @@ class StartCheck:
             return
 
     def _inspect(self) -> "_Findings":
-        """Return the findings about SQLite's structures, and those about catalog rows."""
+        """Return findings about SQLite's structures, and findings about catalog rows."""
         self._connection = connection = open_read_only(self._file, self._filesystem)
         try:
             inspection = Inspection(connection, self._look)

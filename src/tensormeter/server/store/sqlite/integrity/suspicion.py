@@ -1,8 +1,8 @@
 """Verification of damage that SQLite reports, because the disk may merely have failed to read.
 
-SQLite also reports damage when the disk cannot read a page (EIO). When it does, the store reads the whole file, and
-SQLite then checks it, including indexes, on a new connection. Damage is confirmed if it is found twice on a disk that
-can read the file.
+SQLite also reports damage if the disk cannot read a page (EIO). After a report, the store reads the whole file, and
+SQLite then checks the file and its indexes on a new connection. Damage is confirmed if SQLite finds it twice while the
+disk can read the whole file.
 """
 
 import errno
@@ -23,13 +23,13 @@ _PAUSE: Final = 5.0
 """Seconds between two checks until damage is confirmed or ruled out."""
 
 _UNREADABLE: Final = "error code="
-"""Text by which SQLite's check reports a page that cannot be read, rather than a damaged page."""
+"""Substring of SQLite's message about a page that cannot be read, rather than a damaged page."""
 
 _log: Final = logging.getLogger(__name__)
 
 
 class DamageVerifier:
-    """A verifier of damage reports, on a thread that starts with the first report. Thread-safe."""
+    """A verifier of damage reports. Its thread starts with the first report. Thread-safe."""
 
     def __init__(self, file: Path, connect: Callable[[], sqlite3.Connection]) -> None:
         """Create a verifier.
@@ -55,7 +55,7 @@ class DamageVerifier:
         return self._confirmed
 
     def problem(self) -> str | None:
-        """Return a human-readable message about confirmed or reported damage, or None. Does not block."""
+        """Return a human-readable message about confirmed or suspected damage, or None. Does not block."""
         return self._confirmed or self._pending
 
     def suspect(self, message: str) -> None:
@@ -67,7 +67,7 @@ class DamageVerifier:
             self._background.wake()
 
     def close(self) -> None:
-        """Stop the verification. All connections to the file must already be closed."""
+        """Stop the verification. All connections to the file must be closed beforehand."""
         self._closed = True
         if self._background is not None:
             self._background.stop()
@@ -102,7 +102,7 @@ class DamageVerifier:
         Raises:
             OSError: The disk cannot read the file.
         """
-        # Keep descriptors open, because closing one would release this process's locks on the file.
+        # Keep the descriptors open, because closing one would release this process's locks on the file.
         with self._opening:
             if self._descriptor is None:
                 self._descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
@@ -138,7 +138,7 @@ class DamageVerifier:
 
 
 def unreadable(file: Path) -> str | None:
-    """Return a message if the disk cannot read a database, or None. This process must have no open connection to it."""
+    """Return a message if the disk cannot read a database, or None. This process must not be connected to it."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:

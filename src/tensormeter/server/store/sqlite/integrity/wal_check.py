@@ -1,8 +1,8 @@
-"""A check of SQLite's write-ahead log before SQLite opens it, because SQLite silently drops damaged parts.
+"""A check of the write-ahead log before SQLite opens it, because SQLite silently drops damaged parts of it.
 
-SQLite replays the log up to the first frame with a wrong checksum, which it treats as the end of the log. A killed
-process leaves frames of an uncommitted transaction there. If commits follow that frame, the server had already
-responded to their requests, so the frame is damaged.
+SQLite replays the log up to the first frame with a wrong checksum, which it treats as the end of the log. There, a
+killed process may leave frames of an uncommitted transaction. If committed transactions follow that frame, however, the
+frame is damaged, and the server may already have responded to the requests in these transactions.
 """
 
 import os
@@ -26,9 +26,9 @@ _COPY: Final = 1 << 20
 
 
 def lost_transactions(file: Path) -> str | None:
-    """Return a human-readable message if committed transactions in a write-ahead log cannot be replayed, or None.
+    """Return a human-readable message if a write-ahead log has committed transactions that cannot be replayed, or None.
 
-    Reads up to the whole log, at about two seconds per gigabyte. A log that changes during the check counts as intact.
+    May read the whole log, at about two seconds per gigabyte. A log that changes during the check counts as intact.
     """
     path = file.with_name(file.name + "-wal")
     try:
@@ -42,7 +42,7 @@ def lost_transactions(file: Path) -> str | None:
 
 
 def keep_damaged_log(file: Path) -> Path | None:
-    """Copy the write-ahead log before SQLite overwrites it. Return the copy's path, or None if it cannot be created."""
+    """Copy the write-ahead log before SQLite overwrites it. Return the path of the copy, or None if the copy failed."""
     path = file.with_name(file.name + "-wal")
     copy = file.with_name(file.name + "-wal.damaged")
     if copy.exists():  # the first copy contains the most data
@@ -81,7 +81,7 @@ def _inspect(log: BinaryIO, header: bytes, size: int) -> str | None:
         count = len(content) // (_FRAME + page)
         rows = np.frombuffer(content, np.uint8, count * (_FRAME + page)).reshape(count, _FRAME + page)
         frame_headers = np.ascontiguousarray(rows[:, :_FRAME]).view(">u4")
-        if is_broken_at == 0 and first == 0:  # the header's salts may also be damaged
+        if is_broken_at == 0 and first == 0:  # the salts in the header may also be damaged
             salts = int(frame_headers[0][2]), int(frame_headers[0][3])
         sums = None
         if is_broken_at is None:

@@ -34,12 +34,12 @@ _TRIM: Final = (
 
 
 def insert_gaps(connection: sqlite3.Connection, gaps: Iterable[Arrival], seq: int, check: Check = no_check) -> None:
-    """Store gaps of existing series inside a transaction, which is rolled back if `check` raises an error.
+    """Store gaps of existing series. The caller's transaction must be rolled back if `check` raises.
 
     Args:
         connection: Connection to write with.
-        gaps: Gaps, see `gaps_of`.
-        seq: Number of the journal row that contains the gaps, or of the next journal row if none does.
+        gaps: Gaps; see `gaps_of`.
+        seq: Number of the journal row that contains the gaps; if none does, number of the next journal row.
         check: Function called for each series.
     """
     for gap in gaps:
@@ -54,7 +54,7 @@ def insert_gaps(connection: sqlite3.Connection, gaps: Iterable[Arrival], seq: in
 
 
 def has_new_gaps(connection: sqlite3.Connection, series: Iterable[int], after: int) -> bool:
-    """Return whether any of these series has gaps that arrived after a journal row."""
+    """Return whether any of these series has gaps that arrived after the journal row with number `after`."""
     series_json = json.dumps([*series])
     result = connection.execute(
         "SELECT EXISTS (SELECT 1 FROM gap WHERE seq > ? AND series IN (SELECT value FROM json_each(?)))",
@@ -66,9 +66,9 @@ def has_new_gaps(connection: sqlite3.Connection, series: Iterable[int], after: i
 def read_gaps(
     connection: sqlite3.Connection, series: Iterable[int], start: int | None, stop: int | None, most: int
 ) -> Mapping[int, NDArray[np.int64]]:
-    """Return the gaps of series with start <= time < stop, ascending.
+    """Return the times of gaps with start <= time < stop, ascending, by series.
 
-    The total number of gaps is at most `most`, plus one if there are more.
+    Up to `most` gaps are returned in total, plus one if there are more.
     """
     first, last = max(start or 0, 0), _LAST if stop is None else max(min(stop, _LAST), 0)
     rows = connection.execute(

@@ -1,6 +1,6 @@
-"""The memtable: the newest points of each series in memory, until they are flushed to segments.
+"""The memtable, which holds the newest points of each series in memory until they are flushed to segments.
 
-The commit log contains everything in the memtable, so losing the memtable loses no data.
+The commit log contains the same points, so losing the memtable loses no data.
 """
 
 import threading
@@ -16,7 +16,7 @@ __all__ = ["BufferSnapshot", "Memtable", "MemtableSnapshot", "SeriesPoints"]
 
 @dataclass(frozen=True, slots=True)
 class SeriesPoints:
-    """One or more points of a series, with the catalog rows that they belong to."""
+    """One or more points of a series, with the row IDs of their run, process and series."""
 
     run: int
     process: int
@@ -26,21 +26,21 @@ class SeriesPoints:
 
 
 class TotalsCache:
-    """Totals computed by one reader of a buffer, for later readers.
+    """The totals of a buffer, computed by one reader for later readers.
 
     Attributes:
-        value: Number of parts included, and their totals; None at first.
+        value: Number of parts included and their totals, or None before the first computation.
     """
 
     __slots__ = ("value",)
 
     def __init__(self) -> None:
-        self.value: tuple[int, Totals] | None = None  # replaced as a whole, so threads need no lock
+        self.value: tuple[int, Totals] | None = None  # replaced as a whole, so that threads need no lock
 
 
 @dataclass(slots=True)
 class _SeriesBuffer:
-    """Points of one series in order of arrival; `seqs` contains the numbers of their journal rows."""
+    """The points of one series in order of arrival. `seqs` contains the numbers of their journal rows."""
 
     process: int
     metric: str
@@ -49,7 +49,7 @@ class _SeriesBuffer:
     n: int
     newest: Newest
     totals_cache: TotalsCache = field(default_factory=TotalsCache)
-    snapshot: "BufferSnapshot | None" = None  # snapshot of the current contents, if a reader has requested one
+    snapshot: "BufferSnapshot | None" = None  # snapshot of the current contents, if a reader has taken one
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class _Table:
 
 @dataclass(frozen=True, slots=True)
 class BufferSnapshot:
-    """Contents of a buffer at one moment."""
+    """The contents of a buffer at one moment."""
 
     run: int
     process: int
@@ -75,7 +75,7 @@ class BufferSnapshot:
     totals_cache: TotalsCache
 
     def totals(self) -> Totals | None:
-        """Return the totals of all parts; None if they are not numbers."""
+        """Return the totals of all parts; None for distributions."""
         included, totals = self.totals_cache.value or (0, None)
         if included < len(self.parts):
             new_parts = [part for part in self.parts[included:] if isinstance(part, Points)]
@@ -89,11 +89,11 @@ class BufferSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class MemtableSnapshot:
-    """Contents of buffers at one moment.
+    """The contents of buffers at one moment.
 
     Attributes:
-        upto: Number of the last journal row in the buffers. Once the journal contains no row up to this number,
-            segments contain all of these points.
+        upto: Number of the last journal row in the buffers. Once the journal has no rows up to this number, all of
+            these points are in segments.
         series: Requested buffers, by series.
         points: Number of points by run, including duplicates.
     """
@@ -104,12 +104,12 @@ class MemtableSnapshot:
 
 
 class Memtable:
-    """Two tables: an active one that grows and, during a flush, a frozen one that is being flushed.
+    """A memtable. Points are added to an active table, and a flush freezes it and starts a new one.
 
     The most recently flushed table stays in memory for readers that request new points since their last read.
 
-    Every method takes one short lock and may be called on any thread. Only a thread that holds the write lock may call
-    `append` and `freeze`, so that these calls follow the order of the journal.
+    Any thread may call any method, which takes a lock briefly. Only a thread that holds the write lock may call `append`
+    and `freeze`, so that these calls follow the order of the journal.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Memtable:
         self._last = 0
 
     def begin(self, seq: int) -> None:
-        """Set the last journal row whose points are already in segments. Call this method first."""
+        """Set the number of the last journal row whose points are already in segments. Call this method first."""
         with self._lock:
             self._floor = self._last = seq
 
@@ -149,7 +149,7 @@ class Memtable:
                     buffer.newest = latest
 
     def freeze(self) -> MemtableSnapshot | None:
-        """Return everything to flush next, or None. The result does not change until `discard` is called."""
+        """Return everything to flush next, or None. The result stays the same until `discard` is called."""
         with self._lock:
             if self._frozen is None and self._active.upto:
                 self._frozen, self._active = self._active, _Table()
@@ -172,13 +172,13 @@ class Memtable:
     ) -> list[MemtableSnapshot]:
         """Return the current contents, oldest first.
 
-        Take these snapshots before the database snapshot. Points that move to segments in between are then in both,
-        which `upto` reveals. In the opposite order, they could be in neither.
+        Take these snapshots before the database snapshot. Points that are flushed in between are then in both, which
+        `upto` reveals. In the opposite order, they would be in neither.
 
         Args:
-            runs: Runs whose buffers are returned; None for all runs. Point counts always cover all runs.
-            series: Series to which the buffers are limited; None for all series.
-            metrics: Metrics whose buffers are returned from all runs, instead of `runs` and `series`.
+            runs: Runs whose buffers to return; None for all runs. Point counts always cover all runs.
+            series: Series whose buffers to return; None for all series of these runs.
+            metrics: Metrics whose buffers to return, from all runs; None to use `runs` and `series`.
         """
         with self._lock:
             return [
@@ -194,7 +194,7 @@ class Memtable:
     def since(
         self, run: int, after: int, series: Collection[int] | None = None
     ) -> dict[int, tuple[Column, ...]] | None:
-        """Return a run's points from journal rows after `after`, by series; None if they are no longer in memory."""
+        """Return a run's points from journal rows after `after`, by series; None if rows have left memory."""
         with self._lock:
             if not self._floor <= after <= self._last:
                 return None
@@ -209,7 +209,7 @@ class Memtable:
             return parts_by_series
 
     def grown(self, after: int, runs: Collection[int] | None = None) -> dict[int, set[str]] | None:
-        """Return the metrics with new points since journal row `after`, by run; None if it is no longer in memory."""
+        """Return the metrics with points from journal rows after `after`, by run; None if rows have left memory."""
         with self._lock:
             if not self._floor <= after <= self._last:
                 return None

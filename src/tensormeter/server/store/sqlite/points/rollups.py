@@ -1,8 +1,8 @@
 """Rollups of segments, which are built once a segment is full and read instead of its points.
 
-A full segment never changes, so its rollups do not either. Fine rollups have blocks of 512 points, and coarse rollups
-blocks of 4,096 points. They contain steps if every point of the segment has one; otherwise, queries by step read the
-points.
+A full segment never changes, and neither do its rollups. Fine rollups have blocks of 512 points, and coarse rollups
+have blocks of 4,096 points. Rollups contain steps only if every point of the segment has a step. Otherwise, queries by
+step read the points.
 """
 
 import json
@@ -43,13 +43,13 @@ _JOINED: Final = 8
 """Number of fine blocks in a coarse block."""
 
 ROLLUP_COLUMNS: Final = "chunk, step_min, step_max, ascending, coarse, fine, seal, coarse_seal, fine_seal"
-"""Columns of the table `sample`."""
+"""Columns of the table `sample`, in the order of `build_rollups`."""
 
 _CACHED: Final = 4
-"""Number of decoded step segments to cache. Metrics of a process are flushed together, so they share these segments."""
+"""Number of decoded step segments to cache. All metrics of a process share these segments."""
 
 SegmentKey = tuple[int, int]
-"""(series, sequence number) of a full segment of numbers without rollups."""
+"""(series, sequence number) of a full numeric segment that lacks rollups."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class _Full:
         seq: Sequence number of the segment in the series.
         n: Number of points.
         times: Earliest and latest time.
-        steps: Lowest and highest step if every point has a step, or None.
+        steps: Lowest and highest step; None unless every point has a step.
         ascending: Whether steps never decrease.
     """
 
@@ -74,11 +74,11 @@ class _Full:
 
 
 class _UnorderedError(Exception):
-    """Steps are not in time order or not integers, so the query must read points instead of rollups."""
+    """Rollups cannot be used: steps are not in time order, are not integers, or are in several series."""
 
 
 def find_missing_rollups(connection: sqlite3.Connection) -> list[SegmentKey]:
-    """Return full segments of numbers without rollups, which older versions and killed processes leave behind."""
+    """Return full numeric segments that lack rollups, because an older version wrote them or a process was killed."""
     rows = connection.execute(
         "SELECT chunk.series, chunk.seq FROM chunk LEFT JOIN sample ON sample.chunk = chunk.id"
         " WHERE chunk.n >= ? AND sample.chunk IS NULL ORDER BY chunk.series, chunk.seq",
@@ -88,7 +88,7 @@ def find_missing_rollups(connection: sqlite3.Connection) -> list[SegmentKey]:
 
 
 def build_rollups(connection: sqlite3.Connection, keys: Sequence[SegmentKey]) -> list[tuple[object, ...]]:
-    """Build rows for the table `sample` from those segments that still exist. Writes nothing."""
+    """Build rows for the table `sample` from those of the segments that still exist. Writes nothing."""
     rows: list[tuple[object, ...]] = []
     steps: _Steps | None = None
     for series, seq in keys:
@@ -120,7 +120,7 @@ def build_rollups(connection: sqlite3.Connection, keys: Sequence[SegmentKey]) ->
 
 
 def insert_rollups(connection: sqlite3.Connection, rows: Sequence[tuple[object, ...]]) -> None:
-    """Write the result of `build_rollups` inside the caller's transaction, except for segments that no longer exist."""
+    """Write rows from `build_rollups` inside the caller's transaction, except for segments that no longer exist."""
     connection.executemany(
         f"INSERT OR REPLACE INTO sample ({ROLLUP_COLUMNS}) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE EXISTS (SELECT 1 FROM chunk WHERE id = ?1)",
         rows,
@@ -161,7 +161,7 @@ def read_rollups(
 
 
 class _RollupReader:
-    """Reader of several series within one limit."""
+    """A reader of several series that share one point limit."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class _RollupReader:
         self._steps: _Steps | None = None
 
     def series(self, row: SeriesRow) -> Iterator[SeriesRollup]:
-        """Read a series. Yields nothing if no points are selected."""
+        """Read a series. Yields one result, or nothing if no points are selected."""
         series, process, metric, kind, attributes, scope, unit = row
         steps = self._steps_of(series, process)
         if self._window.by_step and steps is None:
@@ -207,7 +207,7 @@ class _RollupReader:
         yield SeriesRollup(*identity, None, None, self._join(series, full_segments, points, stepped), scope, unit)
 
     def _steps_of(self, series: int, process: str) -> "_Steps | None":
-        """Return the steps of a series' process, if they are needed and exist."""
+        """Return the steps of a series' process; None if steps are not needed or do not exist."""
         if not self._window.needs_steps(process):
             return None
         row = _process_of(self._connection, series)
@@ -218,7 +218,7 @@ class _RollupReader:
         return self._steps if self._steps.any() else None
 
     def _select_segments(self, series: int, process: str, window: PointRange) -> tuple[list[_Full], list[int]]:
-        """Return non-overlapping full segments to read as rollups, and sequence numbers of those to read as points."""
+        """Return non-overlapping full segments to read as rollups, and numbers of the segments to read as points."""
         full: list[_Full] = []
         seqs: list[int] = []
         total = 0
@@ -244,7 +244,8 @@ class _RollupReader:
             candidate = _Full(segment, seq, n, (t_min, t_max), steps, bool(ascending))
             total += n
             while full and full[-1].times[1] >= t_min:
-                # If two overlap, read the longer one as points: usually, only a few outlying times make it long.
+                # If two segments overlap, read the longer one as points, because usually only a few outlying times make
+                # it long.
                 longer = max(full[-1], candidate, key=_duration)
                 seqs.append(longer.seq)
                 if longer is candidate:
@@ -261,10 +262,10 @@ class _RollupReader:
     def _split_overlapping(
         self, series: int, full: Sequence[_Full], points: Points, metric: str
     ) -> tuple[list[_Full], Points]:
-        """Split off full segments that have points between their times.
+        """Remove full segments whose time range contains other points, and read their points.
 
         Returns:
-            Remaining full segments, and the given points merged with those of the segments that were split off.
+            Remaining full segments, and the given points merged with those of the removed segments.
         """
         separate: list[_Full] = []
         mixed: list[_Full] = []
@@ -291,7 +292,7 @@ class _RollupReader:
         return Points.concat(parts).distinct()
 
     def _join(self, series: int, full: Sequence[_Full], points: Points, steps: NDArray[np.int64] | None) -> Blocks:
-        """Join full segments and the points between them into one sequence of blocks."""
+        """Join the rollups of full segments and the points between them into one sequence of blocks."""
         by_step = self._window.by_step
         if by_step and not all(segment.ascending for segment in full):
             raise _UnorderedError
@@ -314,7 +315,7 @@ class _RollupReader:
 
 
 class _Steps:
-    """Steps of one process, in memory and in segments, for one snapshot and one thread.
+    """The steps of one process, in memory and in segments, as of one snapshot and for use by one thread.
 
     Attributes:
         ambiguous: Whether several series contain steps.
@@ -343,7 +344,7 @@ class _Steps:
         return bool(self._spans) or len(self._in_memory) > 0
 
     def at(self, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the steps at ascending times, see `steps_at`. Raises _UnorderedError if a step is not an integer."""
+        """Return the steps at ascending times; see `steps_at`. Raises _UnorderedError if a step is not an integer."""
         parts: list[Points] = []
         for span in self._spans.values():
             index = int(np.searchsorted(times, span.t_min))
@@ -369,7 +370,7 @@ class _Steps:
 
 
 def _read_blocks(connection: sqlite3.Connection, series: int, segments: Sequence[int], *, coarse: bool) -> Blocks:
-    """Read rollups of some of a series' segments. The order of the blocks may differ."""
+    """Read rollups of some segments of a series. The blocks may be in any order."""
     name = "coarse" if coarse else "fine"
     by_size: dict[int, list[bytes]] = defaultdict(list)
     for segment in segments:

@@ -1,4 +1,4 @@
-"""Reading points: segments from the file and buffers from memory, joined into one series."""
+"""Functions that read a series' points from segments in the file and buffers in memory."""
 
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ _AFTER_LAST_TIME: Final = (1 << 63) - 1
 def _find_segments_between(
     connection: sqlite3.Connection, series: int, start: int | None, stop: int | None
 ) -> Iterator[Segment]:
-    """Read a series' segments that may contain points with start <= time < stop, in order of arrival.
+    """Read the segments that may contain points with start <= time < stop, in order of arrival.
 
     Raises:
         DamagedError: A segment is damaged or missing.
@@ -46,7 +46,7 @@ def read_points(
     *,
     numeric: bool = True,
 ) -> Column:
-    """Read the points of a series with start <= time < stop, with distinct times in ascending order."""
+    """Read the points of a series with start <= time < stop. Their times are distinct and ascending."""
     parts = [segment_points(segment) for segment in _find_segments_between(connection, series, start, stop)]
     for snapshot in snapshots:
         if series in snapshot.series:
@@ -66,7 +66,7 @@ def count_points(
     start: int | None = None,
     stop: int | None = None,
 ) -> int:
-    """Return the number of points that `read_points` must read, which may exceed its result. Raises DamagedError."""
+    """Return the number of points that `read_points` must decode, which may exceed its result. Raises DamagedError."""
     low, high = _bounds(start, stop)
     stored = sum(span.n for span in spans(connection, series) if span.t_max >= low and span.t_min < high)
     return stored + sum(snapshot.series[series].n for snapshot in snapshots if series in snapshot.series)
@@ -78,9 +78,9 @@ def read_at(
     series: int,
     times: NDArray[np.int64],
 ) -> Points:
-    """Read points of a series of numbers in time order, including all points at `times` (ascending).
+    """Read points of a numeric series in time order, including all points at `times` (ascending) and possibly others.
 
-    Segments that contain none of these times are not decoded.
+    Segments that cannot contain these times are not decoded.
     """
     selected = []
     for span in spans(connection, series):
@@ -95,7 +95,7 @@ def read_at(
 
 
 def _bounds(start: int | None, stop: int | None) -> tuple[int, int]:
-    """Return a range of times that fits into SQLite's integers. The default includes every stored time."""
+    """Return a time range that fits into SQLite's integers. None stands for the earliest or latest possible time."""
     low = _FIRST_TIME if start is None else min(max(start, _FIRST_TIME), _AFTER_LAST_TIME)
     high = _AFTER_LAST_TIME if stop is None else min(max(stop, _FIRST_TIME), _AFTER_LAST_TIME)
     return low, high

@@ -1,4 +1,4 @@
-"""Segment rows, which are sealed on writing and verified on reading, and the list of a series' segments."""
+"""Segment rows, which are sealed on writing and verified on reading, and the segment lists of series."""
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ SEGMENT_COLUMNS: Final = "series, seq, n, t_min, t_max, kind, times, words, inte
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The range of a segment: `n` points between two times, inclusive."""
+    """The range of a segment, which has `n` points between two times, inclusive."""
 
     seq: int
     n: int
@@ -48,7 +48,7 @@ def parse_segment(row: Sequence[object]) -> Segment:
 
 
 def find_segment(connection: sqlite3.Connection, series: int, seq: int) -> Segment | None:
-    """Read a segment; None if it does not exist. Raises DamagedError."""
+    """Read a segment; return None if it does not exist. Raises DamagedError."""
     row = connection.execute(
         f"SELECT {SEGMENT_COLUMNS} FROM chunk WHERE series = ? AND seq = ?", (series, seq)
     ).fetchone()
@@ -82,7 +82,7 @@ def find_segments(connection: sqlite3.Connection, series: int, selected: Sequenc
 
 
 def insert_segments(connection: sqlite3.Connection, rows: Iterable[tuple[int, int, Segment]]) -> None:
-    """Write segments inside the caller's transaction, given (series, sequence number, segment) of each."""
+    """Write segments, given as (series, sequence number, segment), inside the caller's transaction."""
     columns = [(series, seq, c.n, c.t_min, c.t_max, c.kind, c.times, c.words, c.integers) for series, seq, c in rows]
     connection.executemany(
         f"INSERT INTO chunk ({SEGMENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -91,7 +91,7 @@ def insert_segments(connection: sqlite3.Connection, rows: Iterable[tuple[int, in
 
 
 def spans(connection: sqlite3.Connection, series: int, *, strict: bool = True) -> list[Span]:
-    """Read a series' list of segments from the index, in order of arrival.
+    """Read a series' segment list from the index, in order of arrival.
 
     Args:
         connection: Connection to read with.
@@ -112,6 +112,6 @@ def spans(connection: sqlite3.Connection, series: int, *, strict: bool = True) -
 
 
 def update_directory(connection: sqlite3.Connection, series: int) -> None:
-    """Write the checksum of a series' current list of segments inside the caller's transaction."""
+    """Update the checksum of a series' segment list inside the caller's transaction."""
     rows = connection.execute("SELECT seq, n, t_min, t_max FROM chunk WHERE series = ? ORDER BY seq", (series,))
     connection.execute("UPDATE series SET directory = ? WHERE id = ?", (directory_of(rows), series))

@@ -1,7 +1,8 @@
-"""Encoding of segments: points of one series as compressed bytes.
+"""Encoding of a series' points as segments of compressed bytes.
 
 Times are stored as differences. Times and values are split into byte planes (all first bytes, all second bytes, ...)
-and compressed with zstd. The planes of exponents and of evenly spaced times change slowly, so they compress well.
+and compressed with zstd. Planes with exponents and with differences of evenly spaced times compress well, because they
+change slowly.
 Measured on a loss curve with jittered times, a point takes 2.3 + 6.9 bytes, or 2.3 + 3.2 bytes if the values came from
 float32.
 """
@@ -30,10 +31,10 @@ __all__ = [
 ]
 
 SEGMENT_POINTS: Final = 65_536
-"""Maximum number of points in a segment: half a MiB of words, decoded in about a millisecond."""
+"""Maximum number of points in a segment. Their words take half a MiB and are decoded in about a millisecond."""
 
 SEGMENT_BLOBS: Final = 1024
-"""Maximum number of distributions in a segment, a few hundred bytes each."""
+"""Maximum number of distributions in a segment. Each takes a few hundred bytes."""
 
 _FLOATS, _INTEGERS, _MIXED, _BLOBS = 0, 1, 2, 3
 _LEVEL: Final = 1
@@ -43,7 +44,7 @@ _MAX_BLOBS: Final = 1 << 30
 
 @dataclass(frozen=True)
 class Segment:
-    """A compressed block of points from one series, which is a row of the table `chunk`.
+    """A compressed block of points from one series, stored as a row of the table `chunk`.
 
     Attributes:
         n: Number of points.
@@ -51,8 +52,9 @@ class Segment:
         t_max: Latest time, in nanoseconds since the Unix epoch.
         kind: 0 for float64 only, 1 for int64 only, 2 for both, 3 for distributions.
         times: Compressed time differences.
-        words: Compressed words. For distributions, the length of each as uint32, followed by all bytes, compressed.
-        integers: Compressed bit mask of the words that are int64; empty unless both types occur.
+        words: Compressed words. For distributions, compressed lengths (uint32) followed by the bytes of all
+            distributions.
+        integers: Compressed bit mask that marks int64 words; empty unless both types occur.
         series: Row ID of the series if the segment was read from the table, or None.
     """
 
@@ -72,7 +74,7 @@ class Segment:
 
 
 def segment_capacity(points: Column) -> int:
-    """Return the maximum number of points of this type in a segment."""
+    """Return the maximum number of points in a segment of this column's type."""
     return SEGMENT_BLOBS if isinstance(points, Blobs) else SEGMENT_POINTS
 
 
@@ -137,7 +139,7 @@ def _times(segment: Segment) -> NDArray[np.int64]:
 
 @contextmanager
 def _about(segment: Segment) -> Iterator[None]:
-    """Add the series of a segment to errors."""
+    """Add a segment's series to errors raised inside the block."""
     try:
         yield
     except DamagedError as error:
@@ -145,7 +147,7 @@ def _about(segment: Segment) -> Iterator[None]:
 
 
 def compress_words(words: NDArray[np.int64]) -> bytes:
-    """Compress the byte planes of words of any shape, in C order."""
+    """Compress words as byte planes. The array may have any shape and is read in C order."""
     return _compress(words.reshape(-1))
 
 
@@ -166,13 +168,13 @@ def _decompress(blob: bytes, n: int) -> NDArray[np.int64]:
     planes = np.frombuffer(_inflate(blob, 8 * n), np.uint8).reshape(8, n)
     rows = np.zeros((n, 8), np.uint8)
     for index, plane in enumerate(planes):
-        if plane.any():  # most planes are zero: high bytes of differences, low bytes of values that were float32
+        if plane.any():  # most planes are zero, such as high bytes of differences and low bytes of former float32s
             rows[:, index] = plane
     return rows.view("<i8").reshape(n).astype(np.int64, copy=False)
 
 
 def _inflate(blob: bytes, size: int | None) -> bytes:
-    """Decompress to exactly `size` bytes. The frame's size is checked first, so damage cannot allocate gigabytes."""
+    """Decompress to exactly `size` bytes. Checks the frame's size first, so that damage cannot allocate gigabytes."""
     try:
         claimed = zstandard.frame_content_size(blob)
         if claimed == size or (size is None and 0 <= claimed <= _MAX_BLOBS):

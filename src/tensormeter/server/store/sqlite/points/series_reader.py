@@ -1,4 +1,4 @@
-"""Reading the points of selected metrics of a run, within a limit."""
+"""Functions that read the points of selected metrics in a run, within a limit."""
 
 import json
 import sqlite3
@@ -52,7 +52,7 @@ def find_series(connection: sqlite3.Connection, run: int, selection: Selection) 
 
 
 def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, ProcessAttempt], int]:
-    """Return the attempts of a run's processes, and the journal row that last changed the start of an attempt.
+    """Return the attempts of a run's processes, and the number of the journal row that last changed an attempt's start.
 
     The attempts are empty if all processes belong to attempt 1.
     """
@@ -107,7 +107,7 @@ def read_series(
 
 
 def new_series(rows: Sequence[SeriesRow], parts: Mapping[int, Sequence[Column]], selection: Selection) -> list[Series]:
-    """Create series from their new points."""
+    """Create series from newly arrived points, given as parts by row ID."""
     column = Points if selection.numeric else Blobs
     result = []
     for row in rows:

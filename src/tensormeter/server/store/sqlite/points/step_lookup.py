@@ -1,4 +1,4 @@
-"""Lookup of the step that was logged at a time, from the gauge `tensormeter.step` of the same process."""
+"""Lookup of the step that a process logged at a given time, from its gauge `tensormeter.step`."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ __all__ = ["StepLookup"]
 
 
 class StepLookup:
-    """Lookup of single steps, first in memory and then in segments, for one snapshot and one thread."""
+    """A lookup of single steps, first in memory and then in segments, as of one snapshot and for use by one thread."""
 
     def __init__(self, connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot]) -> None:
         self._connection = connection

@@ -22,7 +22,7 @@ _CACHED: Final = 200_000
 
 @dataclass(slots=True)
 class _Tombstone:
-    """The time of a run's deletion, the last journal row before it, and whether the run has been started again."""
+    """The time of a run's deletion, the last journal row before it, and whether the run has since started again."""
 
     time: int
     journal: int
@@ -38,7 +38,7 @@ class _Process:
 
 
 class Catalog:
-    """A cache of row IDs that finds or creates rows, for one thread at a time, inside a transaction of `connection`.
+    """A cache of row IDs that finds or creates rows inside the caller's transaction. Not thread-safe.
 
     Call `forget` after a transaction that was not committed.
     """
@@ -51,7 +51,7 @@ class Catalog:
         self._known_tombstones: dict[tuple[str, str], _Tombstone] | None = None
 
     def forget(self, connection: sqlite3.Connection | None = None) -> None:
-        """Clear the cache, because rows may have disappeared. Never waits for the disk.
+        """Clear the cache, because rows may have disappeared. Does not block.
 
         Args:
             connection: Connection to use from now on; None to keep the current one.
@@ -71,11 +71,11 @@ class Catalog:
         starts: bool = False,
         points: bool = True,
     ) -> tuple[int, int] | None:
-        """Return the row IDs (run, process) of a source that has just sent a request; None if its run was deleted.
+        """Return the row IDs (run, process) of a request's sender, creating rows if needed; None for a deleted run.
 
         Args:
-            source: Sender; its latest name and resource are stored.
-            times: Earliest and latest time in the request.
+            source: Sender, whose latest name and resource are stored.
+            times: Earliest and latest time of the data, in nanoseconds since the Unix epoch.
             received: Current time, in nanoseconds since the Unix epoch.
             starts: Whether the request starts the run, which revives a deleted run.
             points: Whether the request contains points.
@@ -95,7 +95,7 @@ class Catalog:
             run = cached.run
         self._connection.execute(
             "UPDATE run SET created = min(created, ?), updated = max(updated, ?), newest = max(newest, ?) WHERE id = ?",
-            # A sender's clock may be years ahead. Without this limit, the run would never again count as late.
+            # A sender's clock may be years ahead. Without this limit, the run's lag would stay 0.
             (time, received, min(newest, received) if points else 0, run),
         )
         if cached is None or cached.resource != source.resource:
@@ -112,7 +112,7 @@ class Catalog:
         return run, process
 
     def record_first_steps(self, arrivals: Iterable[Arrival], seq: int) -> None:
-        """Record the first steps of processes in later attempts, and the journal row that contains them."""
+        """Record where processes of later attempts begin, and the journal row with these steps."""
         for arrival in arrivals:
             source = arrival.source
             if source.attempt == 1 or arrival.metric != STEP_METRIC or not isinstance(arrival.points, Points):
@@ -153,7 +153,7 @@ class Catalog:
     def place(self, seq: int, arrivals: Iterable[Arrival], orphans: list[Arrival]) -> Iterable[SeriesPoints]:
         """Yield the arrivals of journal row `seq` with their rows, for a replay.
 
-        Arrivals of deleted runs, and of series beyond their run's limit, are skipped. Other arrivals without rows
+        Arrivals for deleted runs and for series beyond the run's limit are skipped. Other arrivals without rows
         indicate a damaged catalog and are added to `orphans`.
         """
         for arrival in arrivals:
@@ -171,7 +171,7 @@ class Catalog:
                 if row is None:
                     orphans.append(arrival)
                     continue
-                # Leave out name and resource, so that the next request writes them to the rows.
+                # Omit name and resource, so that the next request writes them to the rows.
                 self._processes[key] = _Process(row[0], row[1], "", "")
             process = self._processes[key]
             series = self._find_series(process.process, arrival)
@@ -192,7 +192,7 @@ class Catalog:
             " ON CONFLICT DO UPDATE SET time = excluded.time, journal = excluded.journal, revived = 0",
             (received, journal, run),
         )
-        # Free the ID for a new run. The replacement is not a valid identifier, so no sender can use it.
+        # Free the run ID for a new run. No sender can use the replacement, because it is not a valid run ID.
         self._connection.execute("UPDATE run SET deleted = ?, run_id = '/' || id WHERE id = ?", (received, run))
         self.forget()
 
@@ -207,7 +207,7 @@ class Catalog:
         tombstone = self._tombstones.get((source.project, source.run_id))
         if tombstone is None or tombstone.revived:
             return False
-        # Senders without tensormeter support never send the start of a run.
+        # Senders that set no run ID never send the start of a run.
         if time <= tombstone.time or not (starts or source.derived):
             return True
         tombstone.revived = True

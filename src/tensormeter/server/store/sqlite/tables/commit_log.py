@@ -1,6 +1,6 @@
-"""The commit log (table `journal`) of accepted requests with points, and the IDs of stored batches (table `batch`).
+"""The commit log (table `journal`) of accepted requests with points, and batch IDs (table `batch`).
 
-A request stays in the log, compressed, until its points are in segments. Its ID is kept permanently.
+A request's compressed payload stays in the log until the points are in segments. The batch ID is kept permanently.
 """
 
 import sqlite3
@@ -32,12 +32,17 @@ def compress(payload: bytes) -> bytes:
 
 
 def find_batch(connection: sqlite3.Connection, batch_id: str, content: bytes) -> Receipt | None:
-    """Return the receipt of the batch with this ID; None if the batch is new or its row is damaged.
+    """Return the receipt for a batch ID; None if the batch ID is new or its row is damaged.
 
-    If the row is damaged, the caller stores the batch again. This is safe, because duplicates are skipped.
+    If the row is damaged, the caller stores the request again. This is safe, because duplicates are skipped.
+
+    Args:
+        connection: Connection to read with.
+        batch_id: Batch ID of the request.
+        content: Digest of the request; see `rules.batch_digest`.
 
     Raises:
-        BatchConflictError: The stored batch has different content.
+        BatchConflictError: The stored request has a different digest.
     """
     row = connection.execute("SELECT digest, rejected, message, seal FROM batch WHERE id = ?", (batch_id,)).fetchone()
     if row is None or not is_sound(row[3], batch_id, *row[:3]):
@@ -48,7 +53,7 @@ def find_batch(connection: sqlite3.Connection, batch_id: str, content: bytes) ->
 
 
 def record_batch(connection: sqlite3.Connection, batch_id: str, content: bytes, receipt: Receipt) -> None:
-    """Store a batch's ID and receipt permanently."""
+    """Store a batch ID permanently, with the request's digest and receipt."""
     connection.execute(
         "INSERT OR REPLACE INTO batch (id, digest, received, rejected, message, seal) VALUES (?, ?, ?, ?, ?, ?)",
         (
@@ -59,7 +64,7 @@ def record_batch(connection: sqlite3.Connection, batch_id: str, content: bytes, 
 
 
 def append(connection: sqlite3.Connection, compressed: bytes) -> int:
-    """Append a compressed payload, and return its number, which is greater than all earlier numbers."""
+    """Append a compressed payload. Return its number, which is greater than all earlier numbers."""
     seq = connection.execute(
         "INSERT INTO journal (payload, seal) VALUES (?, ?)", (compressed, checksum(compressed))
     ).lastrowid
@@ -68,18 +73,18 @@ def append(connection: sqlite3.Connection, compressed: bytes) -> int:
 
 
 def retire(connection: sqlite3.Connection, upto: int) -> None:
-    """Delete payloads up to the given number after their points have been written to segments."""
+    """Delete the payloads up to the given number, whose points have been written to segments."""
     connection.execute("DELETE FROM journal WHERE seq <= ?", (upto,))
 
 
 def is_flushed(connection: sqlite3.Connection, upto: int) -> bool:
-    """Return whether every payload up to the given number has been retired."""
+    """Return whether all payloads up to the given number have been retired."""
     row = connection.execute("SELECT EXISTS (SELECT 1 FROM journal WHERE seq <= ?)", (upto,)).fetchone()
     return not row[0]
 
 
 def flushed(connection: sqlite3.Connection) -> int:
-    """Return the number just before the first payload that is not yet in segments."""
+    """Return the number up to which all payloads have been retired."""
     first = connection.execute("SELECT min(seq) FROM journal").fetchone()[0]
     if first is not None:
         return int(first) - 1
@@ -88,7 +93,7 @@ def flushed(connection: sqlite3.Connection) -> int:
 
 
 def replay(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes | DamagedError]]:
-    """Yield (number, payload or its damage) for every payload that is not yet in segments, in order."""
+    """Yield (number, payload or error) for every payload whose points are not yet in segments, in order."""
     expected = None
     for (seq,) in connection.execute("SELECT seq FROM journal ORDER BY seq").fetchall():
         if expected is not None and seq != expected:
@@ -108,7 +113,7 @@ def replay(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes | Damage
 
 
 def find_payload(connection: sqlite3.Connection, seq: int) -> bytes | None:
-    """Read a payload; None if no payload has this number.
+    """Return the payload with this number, or None if there is none.
 
     Raises:
         DamagedError: The payload has changed since it was written.
@@ -118,13 +123,13 @@ def find_payload(connection: sqlite3.Connection, seq: int) -> bytes | None:
 
 
 def quarantine(connection: sqlite3.Connection, seq: int, *, remove: bool) -> None:
-    """Move or copy a payload that cannot be replayed to the table `damaged`, inside the caller's transaction.
+    """Move or copy an unreadable payload to the table `damaged`, inside the caller's transaction.
 
     Args:
         connection: Connection to write with.
         seq: Number of the payload.
-        remove: Whether no part of the payload can be replayed. The payload is then removed from the journal, so that
-            the others can be flushed.
+        remove: Whether to remove the payload from the journal, because no part of it can be replayed. Other payloads
+            can then be flushed.
     """
     connection.execute(
         "INSERT OR REPLACE INTO damaged (seq, time, payload, seal) SELECT seq, ?, payload, seal FROM journal WHERE seq = ?",

@@ -31,10 +31,10 @@ _READ: Final = (
 def insert_event(
     connection: sqlite3.Connection, run: int, process: int, event: Event, time: int, *, changed: set[int]
 ) -> str | None:
-    """Store an event, unless the process already has an equal one. Return the reason if it is refused, or None.
+    """Store an event unless the process already has an equal one. Return the reason if the event is refused, or None.
 
-    Heartbeats are not stored. They only update the run's last arrival and the process's losses. The run is added to
-    `changed` if it needs `refresh_run`.
+    Heartbeats only update the run's last arrival and the process's losses. A run that needs `refresh_run` is added to
+    `changed`.
     """
     prepared = prepare_event(event)
     if isinstance(prepared, str):
@@ -59,7 +59,7 @@ def insert_event(
 
 
 def read_events(connection: sqlite3.Connection, run: int, query: EventQuery) -> EventPage:
-    """Read events of a run, see `Store.events`."""
+    """Read events of a run; see `Store.events`."""
     condition = "event.run = ?"
     parameters: list[Any] = [run]
     if query.name is not None and query.name.endswith("*"):
@@ -100,10 +100,7 @@ def read_events(connection: sqlite3.Connection, run: int, query: EventQuery) -> 
 def read_alerts(
     connection: sqlite3.Connection, after: int, limit: int, damaged: list[str]
 ) -> list[tuple[RunRef, StoredEvent]]:
-    """Read alerts of all runs with IDs greater than `after`, oldest first.
-
-    Messages about damaged alerts are added to `damaged`.
-    """
+    """Read alerts; see `Store.alerts`. Messages about damaged alerts are added to `damaged`."""
     rows = connection.execute(
         f"SELECT run_id, project, {_READ} FROM event JOIN run ON run.id = event.run LEFT JOIN process ON process.id = event.process"
         " WHERE event.id > ? AND event.name = ? AND NOT deleted ORDER BY event.id LIMIT ?",
@@ -117,7 +114,7 @@ def read_alerts(
 
 
 def read_media(connection: sqlite3.Connection, run: int, digest: str) -> tuple[str, bytes] | None:
-    """Return the content type and the bytes of a run's image, or None."""
+    """Return the content type and bytes of an image from a run; None if the run has no such image."""
     row = connection.execute(
         "SELECT content_type, data FROM media WHERE run = ? AND digest = ?", (run, digest)
     ).fetchone()
@@ -130,7 +127,7 @@ def read_media(connection: sqlite3.Connection, run: int, digest: str) -> tuple[s
 
 
 def names_media(connection: sqlite3.Connection, run: int, digest: str) -> bool:
-    """Return whether an event of a run refers to an image. Reads the bodies of all of the run's events."""
+    """Return whether any event of a run refers to an image. Reads the bodies of all events of the run."""
     if not DIGEST.fullmatch(digest):
         return False
     reference = f'"digest":"{digest}"'
@@ -145,7 +142,7 @@ def last_event(connection: sqlite3.Connection) -> int:
 
 
 def _sealed_event(row: Sequence[Any], max_body: int | None = None) -> StoredEvent:
-    """Create an event from the columns `_READ`, with `max_body` as in `Store.events`. Raises DamagedError."""
+    """Create an event from the columns `_READ`, with `max_body` as in `EventQuery`. Raises DamagedError."""
     number, run, process, time, name, key, step, digest, body, attributes, record, seal, process_name = row
     columns = run, process, time, name, key, step, digest, body, attributes, record
     verify(f"event {number} of run {run}", seal, *columns)

@@ -1,4 +1,4 @@
-"""Lists of projects, processes and metrics, from catalog rows and points in memory."""
+"""Lists of projects, processes and metrics, from catalog rows and from points in memory."""
 
 import json
 import sqlite3
@@ -41,7 +41,7 @@ def list_processes(connection: sqlite3.Connection, run: int) -> list[ProcessSumm
 
 
 def list_losses(connection: sqlite3.Connection, run: int) -> dict[str, int]:
-    """Return the number of items that a run's processes dropped, by reason."""
+    """Return how many items a run's processes dropped, by reason."""
     losses: dict[str, int] = {}
     for row in _processes(connection, run, PROCESS.selection):
         for reason, count in json.loads(row[7]).items():
@@ -102,7 +102,7 @@ def _metric(row: Sequence[Any], snapshots: Sequence[MemtableSnapshot], steps: St
         buffer = snapshot.series.get(series)
         if buffer is not None:
             points += buffer.n
-            if newest is None or buffer.newest[0] > newest[0]:  # if times are equal, the first point wins
+            if newest is None or buffer.newest[0] > newest[0]:  # the first of several points with equal times wins
                 newest = buffer.newest
                 step = steps.at(process, newest[0])
     kind = parse_kind(kind_text)

@@ -1,4 +1,4 @@
-"""Run and process states in the SQLite file."""
+"""States of runs and processes in the SQLite file."""
 
 import sqlite3
 
@@ -13,8 +13,7 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
     """Write the changes that an event makes to its run and process, inside the caller's transaction.
 
     Returns:
-        Whether the run needs `refresh_run`, which reads all processes of the run. Call it once after all events of a
-        request.
+        Whether the run needs `refresh_run`. It reads all processes of the run, so call it once per request.
     """
     update = lifecycle_update(event)
     if update.losses is not None:
@@ -28,7 +27,7 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
         connection.execute("UPDATE process SET started = max(ifnull(started, 0), ?) WHERE id = ?", (time, process))
         connection.execute("UPDATE run SET started = min(ifnull(started, ?), ?) WHERE id = ?", (time, time, run))
         for column, value in (("tags", update.tags), ("grp", update.group), ("notes", update.notes)):
-            if value is not None:  # keep values set by a user
+            if value is not None:  # do not overwrite a value set by a user
                 connection.execute(f"UPDATE run SET {column} = ifnull({column}, ?) WHERE id = ?", (value, run))
     elif update.end_state is not None:
         connection.execute(
@@ -51,5 +50,5 @@ def refresh_run(connection: sqlite3.Connection, run: int) -> None:
     )
     if not all(
         is_sound(row[-1], *row[1:-1]) for row in rows
-    ):  # a state derived from damaged rows counts as damaged, too
+    ):  # a state derived from damaged rows also counts as damaged
         connection.execute("UPDATE run SET tally = tally + 1 WHERE id = ?", (run,))

@@ -1,4 +1,4 @@
-"""Run rows: single runs with their summaries, columns of many runs for filters and sorting, and users' changes."""
+"""Run rows: runs with their summaries, columns of many runs for filtering and sorting, and users' changes."""
 
 import json
 import re
@@ -28,7 +28,7 @@ __all__ = ["RUN_FIELDS", "load_runs", "load_states", "load_table", "metrics_need
 _SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
 
 _FEW_METRICS: Final = 500
-"""Maximum number of names in a statement. If there are more, all metrics of a run are read."""
+"""Maximum number of metric names in a statement. If more are requested, all metrics of a run are read."""
 
 _ROWS: Final = 64
 """Number of rows between two calls of `check`."""
@@ -36,7 +36,7 @@ _ROWS: Final = 64
 _T = TypeVar("_T")
 
 _PLAIN_KEY: Final = re.compile(r"[\w ./:@-]+")
-"""Pattern of keys that need no escaping in a path for SQLite's JSON functions."""
+"""Pattern for keys that need no escaping in the paths of SQLite's JSON functions."""
 
 
 _SOURCES: Final = {
@@ -45,7 +45,7 @@ _SOURCES: Final = {
     "min": ("minimum",),
     "max": ("maximum",),
 }
-"""Columns from which parts of a summary are computed. Other parts are columns of the same name."""
+"""Columns from which a summary part is computed. Other parts are columns of the same name."""
 
 _BASE: Final = {
     "id": "run_id",
@@ -63,7 +63,7 @@ _BASE: Final = {
     "notes": "ifnull(notes, '')",
     "archived": "archived",
     "processes": "(SELECT count(*) FROM process WHERE process.run = run.id)",
-    # Use total() instead of sum(), because a sum of integers could overflow.
+    # Use total() because a sum() of integers could overflow.
     "lost": "CAST((SELECT total(value) FROM process, json_each(losses) WHERE run = run.id AND losses != '{}') AS INTEGER)",
 }
 
@@ -86,10 +86,10 @@ def load_runs(
     *,
     damaged: list[str] | None = None,
 ) -> list[RunSummary]:
-    """Load runs by row ID in the given order, without deleted ones, with the summaries of `metrics` or of all metrics.
+    """Load runs by row ID in the given order, without deleted runs. See `Store.runs` for `metrics`.
 
     Raises:
-        DamagedError: Data of a run is damaged, and `damaged` is None. Otherwise, a message is added to `damaged`.
+        DamagedError: A run's data is damaged, and `damaged` is None. Otherwise, a message is added to `damaged`.
     """
     steps = StepLookup(connection, snapshots)
     memory: dict[int, dict[str, list[Totals]]] = defaultdict(lambda: defaultdict(list))
@@ -114,7 +114,7 @@ def _load(
     now: int,
     stall_after: float,
 ) -> Iterator[RunSummary]:
-    """Load a run. Yields nothing if the run was deleted."""
+    """Load a run. Yields the run, or nothing if the run was deleted."""
     row = connection.execute(
         f"SELECT {RUN_TALLY.selection}, {RUN_TEXTS.selection}, {_BASE['processes']} FROM run WHERE id = ? AND NOT deleted",
         (run,),
@@ -167,7 +167,7 @@ def _lost(connection: sqlite3.Connection, run: int) -> int:
 
 
 def _mixed(connection: sqlite3.Connection, run: int, metrics: Collection[str]) -> list[str]:
-    """Return the metrics of a run whose series differ in unit or kind, out of the given metrics."""
+    """Return those of the given metrics whose series in the run differ in unit or kind."""
     few = len(metrics) < _FEW_METRICS
     condition = f" AND metric IN ({', '.join('?' * len(metrics))})" if few else ""
     rows = connection.execute(
@@ -179,7 +179,7 @@ def _mixed(connection: sqlite3.Connection, run: int, metrics: Collection[str]) -
 
 
 def load_states(connection: sqlite3.Connection, runs: Collection[int], stall_after: float) -> dict[int, State]:
-    """Return the current states of runs."""
+    """Return the current states of runs, by row ID."""
     now = time.time_ns()
     rows = connection.execute(
         f"SELECT id, state, updated, stalled FROM run WHERE NOT deleted AND id IN ({', '.join(map(str, runs))})"
@@ -196,7 +196,7 @@ def load_table(
     *,
     check: Check = no_check,
 ) -> RunTable:
-    """Load fields of all runs, see `Store.table`."""
+    """Load fields of all runs; see `Store.table`."""
     # Read only the required columns, because there may be many runs.
     needed = [column for name in fields for column in _COLUMNS_OF.get(name, ())]
     names = ["id", *dict.fromkeys(needed)]
@@ -238,7 +238,7 @@ def load_table(
 
 
 def metrics_needed(fields: Sequence[str]) -> set[str]:
-    """Return the metrics whose buffers `load_table` needs."""
+    """Return the metrics whose memtable buffers `load_table` needs for these fields."""
     parts_of = summary_fields(fields)
     stepped = any("last_step" in parts for parts in parts_of.values())
     return {*parts_of, STEP_METRIC} if stepped else {*parts_of}
@@ -247,7 +247,7 @@ def metrics_needed(fields: Sequence[str]) -> set[str]:
 def _config_column(
     connection: sqlite3.Connection, project: str | None, key: str, runs: Sequence[int], check: Check
 ) -> list[Any]:
-    """Return the config value of each run under the full key, or else along its dotted path; None if there is none."""
+    """Return each run's config value under the full key, or else at its dotted path; None if neither exists."""
     if not _PLAIN_KEY.fullmatch(key):
         rows = connection.execute(
             "SELECT id, config FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
@@ -260,7 +260,7 @@ def _config_column(
             " WHERE project = ifnull(?, project) AND NOT deleted",
             (*paths, project),
         )
-        # SQLite returns 1 for true, which compares equal.
+        # SQLite returns 1 for true, which compares equal to True.
         values = {run: None if text == "null" else json.loads(text) for run, text in _checked(texts, check)}
     return [values.get(run) for run in runs]
 
@@ -283,7 +283,7 @@ def _summary_parts(
     memory: dict[int, list[Totals]] = defaultdict(list)
     for run, _, totals in _in_memory(snapshots, steps, (metric,)):
         memory[run].append(totals)
-    # Merging with points in memory needs all stored columns; otherwise, a few are enough.
+    # Merging with points in memory requires all stored columns; otherwise, a few are enough.
     needed = (
         _SUMMARY_COLUMNS.split(", ") if memory else [column for part in parts for column in _SOURCES.get(part, (part,))]
     )

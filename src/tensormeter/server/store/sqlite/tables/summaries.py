@@ -10,7 +10,7 @@ _LATER = "excluded.last_time > last_time"
 
 
 def add_totals(connection: sqlite3.Connection, run: int, metric: str, totals: Totals) -> None:
-    """Add totals to a stored summary inside the caller's transaction."""
+    """Merge totals into a stored summary inside the caller's transaction."""
     connection.execute(
         "INSERT INTO summary (run, metric, count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
