@@ -4,7 +4,7 @@ A store keeps runs with their processes, series of points, and events.
 
 Every implementation guarantees:
 
-- Once `append_*` returns, the request survives a crash of the server process. If it fails, a retry is safe.
+- Once `append_*` returns, the request survives a crash of the server process. A failed request can safely be retried.
 - A request with a batch ID is stored once. A different payload with the same batch ID is refused.
 - A series is identified by (project, run, process, metric, kind, scope, attributes), and a point within it by its time.
   If several requests contain the same point, the first one wins. Senders without batch IDs can therefore retry safely.
@@ -52,7 +52,7 @@ class Store(Protocol):
     each other only briefly, while they work in memory. The owner closes the store once, after all other calls.
 
     Attributes:
-        syncer: Object that makes commits durable and reports which are; None if the store does not report durability.
+        syncer: Object that makes commits durable and reports its progress; None if the store does not support this.
 
     Raises:
         StoreUnavailableError: From any method: the call failed, but may succeed later.
@@ -62,7 +62,7 @@ class Store(Protocol):
 
     @property
     def syncer(self) -> Syncer | None:
-        """Object that reports durability; see the class."""
+        """Object that makes commits durable; see the class."""
         ...
 
     def append_metrics(
@@ -140,7 +140,7 @@ class Store(Protocol):
         ...
 
     def update(self, ref: RunRef, changes: RunChanges) -> None:
-        """Apply a user's changes to a run. Later events do not overwrite them."""
+        """Apply a user's changes to a run. Later events do not overwrite these changes."""
         ...
 
     def delete(self, ref: RunRef) -> None:
@@ -176,8 +176,8 @@ class Store(Protocol):
                 points.
 
         Returns:
-            Series in order; None if rollups cannot answer the query because all series are short or steps are not in
-            time order.
+            The series; None if rollups cannot answer the query because all series are short or steps are not in time
+            order.
 
         Raises:
             TooManyPointsError: See `read`.
@@ -214,7 +214,7 @@ class Store(Protocol):
         ...
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
-        """Return alerts (events named `tensormeter.alert`) of all runs with IDs greater than `after`, oldest first."""
+        """Return alerts (`tensormeter.alert` events) of any run with event IDs greater than `after`, oldest first."""
         ...
 
     def mark(self, name: str, value: int | None = None) -> int:

@@ -14,7 +14,7 @@ _BLOCKS_IN_BUCKET: Final = 2
 
 
 def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
-    """Select which points of a series a chart shows.
+    """Select the points of a series to show in a chart.
 
     The points are divided into buckets of equal size. Each bucket keeps its first, last, lowest and highest points, and
     one NaN if it contains any. The lowest and highest points of the series are therefore always kept.

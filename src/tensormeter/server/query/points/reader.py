@@ -137,9 +137,10 @@ class RunReader:
     def raw(self, limit: int = MAX_READ_POINTS) -> list[RawSeries]:
         """Read every point of one metric as logged.
 
-        Points are in order of time, or of step and time if the axis is the step. In that case, points without a step
-        come last, and are omitted if the query has a step range. If the query asks for the effective line, pieces from
-        several attempts form one series with the identity of the last piece. The query's `after` is ignored.
+        If the axis is the step, points are ordered by step and time. Points without a step then come last, and are
+        omitted if the query has a step range. Otherwise, points are ordered by time. If the query asks for the
+        effective line, pieces from several attempts form one series with the identity of the last piece. The query's
+        `after` is ignored.
 
         Args:
             limit: Maximum number of points to read. Steps of numeric points count too.

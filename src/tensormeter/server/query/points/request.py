@@ -17,7 +17,7 @@ class RunQuery:
     """A query for points of one run. It is hashable only if `attributes` is empty.
 
     Attributes:
-        metrics: Names of the metrics. Names that the run does not have are ignored.
+        metrics: Names of the metrics. Metrics that the run does not have are ignored.
         axis: The x axis.
         start: Start of the x range, inclusive, in the unit of the axis, with times in seconds. `RunReader.raw` expects
             an integer: a step, or a time in nanoseconds.
@@ -26,7 +26,7 @@ class RunQuery:
         attempt: Choice of attempts; see `AttemptChoice`.
         after: Cursor of an earlier read, to read only points that arrived after it; None for all points.
         variant: Filter for the variants of series.
-        attributes: Required attributes of a series. A series may have others too.
+        attributes: Required attributes of a series. A series may have additional attributes.
         max_points: Maximum number of points in a series; 0 for all points.
         numeric: True for numbers, False for distributions.
     """

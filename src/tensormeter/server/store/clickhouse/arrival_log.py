@@ -43,8 +43,8 @@ class Arrived:
     Attributes:
         first: Earliest time of a point.
         events: Whether the commit contains events.
-        read_all: Whether readers must read all points again, because an attempt turned out to begin earlier or because
-            gaps arrived.
+        read_all: Whether readers must read all points again, because the start of an attempt has changed or gaps have
+            arrived.
     """
 
     run: int
@@ -56,7 +56,7 @@ class Arrived:
 
 
 class Log:
-    """The arrival log. Writes entries of this server, and reads those of all servers."""
+    """The arrival log, to which this server adds entries and from which it reads those of all servers."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""Durability of commits: which of them survive a power failure, and whether responses wait for that."""
+"""Durability of commits, that is, whether they survive a power failure."""
 
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, get_args

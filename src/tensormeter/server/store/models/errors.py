@@ -18,8 +18,7 @@ __all__ = [
 ]
 
 MAX_ANSWER_TEXT: Final = 32 << 20
-"""Maximum number of JSON characters to decode in one read of events; in memory, they take several times as much space.
-"""
+"""Maximum JSON characters to decode in one read of events. Decoded values take several times as much memory."""
 
 
 class DamagedError(StoreError):
@@ -62,7 +61,7 @@ class TooManySeriesError(TooManyPointsError):
 
 
 class StoreUnavailableError(StoreError):
-    """The operation failed but may succeed later: the disk is full or failing, or too many points are pending."""
+    """The operation may succeed later. For example, the disk is full, or too many points await a flush."""
 
 
 class StoreFullError(StoreUnavailableError):

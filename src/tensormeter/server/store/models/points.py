@@ -145,7 +145,7 @@ def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64]
             known = known | whole
     if not len(words):
         return np.zeros(len(times), np.int64), np.zeros(len(times), np.bool_)
-    if np.array_equal(steps.times, times):  # the usual case, a metric in every row; four times faster
+    if np.array_equal(steps.times, times):  # the usual case, in which every row has the metric; four times faster
         return np.where(known, words, 0), known
     index = np.minimum(np.searchsorted(steps.times, times), len(words) - 1)
     stepped = (steps.times[index] == times) & known[index]
@@ -153,9 +153,7 @@ def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64]
 
 
 def beginning(steps: Points) -> tuple[int, int] | None:
-    """Return the lowest step in points of `tensormeter.step`, and the time of the first step; None if there are no
-    steps.
-    """
+    """Return the lowest step and the time of the earliest step in points of `tensormeter.step`; None without steps."""
     logged, stepped = steps_at(steps, steps.times)
     if not stepped.any():
         return None

@@ -12,7 +12,7 @@ from tensormeter.server.store.models.errors import DamagedError
 __all__ = ["BLOCK_POINTS", "FIRST", "HIGHEST", "LAST", "LOWEST", "MISSING", "PICKS", "Blocks"]
 
 BLOCK_POINTS: Final = 512
-"""Default and maximum number of points in a block when points are divided into blocks."""
+"""Default number of points in a block."""
 
 FIRST, LAST, LOWEST, HIGHEST, MISSING = range(5)
 PICKS: Final = 5
@@ -34,7 +34,7 @@ class Blocks:
     """
 
     ROWS: ClassVar[int] = 1 + 3 * PICKS
-    """Number of words into which `encode` encodes one block."""
+    """Number of words in which `encode` encodes one block."""
 
     counts: NDArray[np.int64]
     times: NDArray[np.int64]

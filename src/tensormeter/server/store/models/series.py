@@ -1,4 +1,4 @@
-"""Series of points, and the selections that a store reads them by."""
+"""Series of points, and selections of points to read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +79,7 @@ class Selection:
         start: Start of the time range, inclusive, in nanoseconds since the Unix epoch.
         stop: End of the time range, exclusive, in nanoseconds since the Unix epoch.
         after: Cursor of an earlier read, to read only points that arrived after it. All points are read if the store no
-            longer has the arrivals since the cursor, or if an attempt turned out to begin earlier.
+            longer has the arrivals since the cursor, or if the start of an attempt has changed.
         limit: Maximum number of points and gaps to read.
         gaps: Whether to read gaps. If gaps have arrived since the cursor, all points are read.
         check: Function called for each series; it can raise an exception to stop the read.

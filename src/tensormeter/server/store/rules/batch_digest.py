@@ -6,7 +6,7 @@ __all__ = ["digest"]
 
 
 def digest(signal: str, payload: bytes) -> bytes:
-    """Return the digest of a request's signal and uncompressed payload."""
+    """Return the digest of a request's signal (metrics or logs) and uncompressed payload."""
     hashed = hashlib.sha256(signal.encode() + b"\0")
     hashed.update(payload)
     return hashed.digest()

@@ -86,7 +86,7 @@ def prepare_event(event: Event) -> PreparedEvent | str:
 
 
 def trim_config(event: Event) -> tuple[Event, str | None]:
-    """Remove values from an event's config until it is within the size limit. Equal events have equal results.
+    """Remove config values from an event until its config fits the size limit. Equal events give equal results.
 
     Returns:
         The event, and the reason why config values were removed; None if none were.

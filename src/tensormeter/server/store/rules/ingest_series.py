@@ -1,4 +1,4 @@
-"""Selection of the points in a decoded request that can be stored, by series, with reasons for refusing others."""
+"""Selection of the storable points in a decoded request, by series, with reasons for refusing the others."""
 
 from collections import Counter
 from collections.abc import Sequence

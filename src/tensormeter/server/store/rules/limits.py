@@ -28,5 +28,4 @@ DELETED: Final = "the run was deleted; start it again, or use another id"
 
 
 MAX_SERIES_PER_RUN: Final = 100_000
-"""Maximum number of series in a run. A run usually exceeds it because metric names or attributes contain IDs or steps.
-"""
+"""Maximum number of series in a run. Runs usually exceed it because names or attributes contain IDs or steps."""

@@ -15,8 +15,7 @@ _SIGNATURES: Final = {
     "image/gif": lambda data: data.startswith((b"GIF87a", b"GIF89a")),
     "image/webp": lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP",
 }
-"""Supported content types, each with a test of the image's first bytes. SVG is refused because it can contain scripts.
-"""
+"""Supported content types, each with a test of the first bytes. SVG is refused because it can contain scripts."""
 
 
 class MediaError(ValueError):

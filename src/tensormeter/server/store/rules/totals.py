@@ -64,7 +64,7 @@ class Totals:
 
     @classmethod
     def merge(cls, totals: Iterable["Totals"]) -> "Totals":
-        """Merge one or more statistics. If their last times are equal, the first last point wins."""
+        """Merge one or more statistics. If several have the same last time, the first one's last point wins."""
         parts = list(totals)
         if len(parts) == 1:
             return parts[0]

@@ -278,7 +278,7 @@ def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
 
 
 def holder_of(file: Path, error: Exception) -> str:
-    """Return a message part that names the process that has locked the store; "" if a lock did not cause the error."""
+    """Return the part of an error message that names the process locking the store; "" if a lock is not the cause."""
     if "locked" not in str(error):
         return ""
     files = [file, *(file.with_name(file.name + suffix) for suffix in ("-shm", "-wal"))]
