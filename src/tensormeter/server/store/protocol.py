@@ -107,8 +107,8 @@ class Store(Protocol):
 
         Args:
             project: Project name; None for all projects.
-            fields: Field names: `RunSummary` attributes (except `config` and `summary`), `config.KEY` with dots for
-                nested objects, and `summary.METRIC.PART` with an attribute of `Summary` as the part.
+            fields: Names of `RunSummary` attributes (except `config` and `summary`), `config.KEY` with dots for nested
+                objects, and `summary.METRIC.PART` with an attribute of `Summary` as the part.
             check: Function called for each field, and repeatedly for large fields. It can raise an exception to stop
                 the query.
         """
@@ -176,8 +176,7 @@ class Store(Protocol):
                 points.
 
         Returns:
-            The series; None if rollups cannot answer the query because all series are short or steps are not in time
-            order.
+            The series; None if rollups cannot answer the query, because all series are short or steps are not in time order.
 
         Raises:
             TooManyPointsError: See `read`.
@@ -222,11 +221,11 @@ class Store(Protocol):
         ...
 
     def problem(self) -> str | None:
-        """Return a human-readable message about the store's current problem, or None. Never raises or blocks."""
+        """Return a message about the store's current problem, or None. Never raises or blocks."""
         ...
 
     def stalled(self) -> str | None:
-        """Return a human-readable message if the disk does not respond and other calls would block; otherwise None.
+        """Return a message if the disk does not respond and other calls would block; otherwise None.
 
         Never raises or blocks.
         """

@@ -30,8 +30,8 @@ class Distribution:
         sum: Sum of the values; None if the sender did not send it.
         min: Lowest value; None if the sender did not send it.
         max: Highest value; None if the sender did not send it.
-        bounds: Bucket bounds in increasing order. Bucket i is (bounds[i - 1], bounds[i]]; the first bucket has no lower
-            bound, and the last no upper bound.
+        bounds: Bucket bounds in increasing order. Bucket i is (bounds[i - 1], bounds[i]]. The first and last buckets
+            are unbounded at their outer ends.
         counts: Number of values in each bucket, with one more item than `bounds`; empty if there are no buckets.
         quantiles: Pairs (quantile, value) of a summary.
     """

@@ -15,7 +15,7 @@ Resources = Sequence[tuple[Mapping[str, Attribute], Sequence[Event]]]
 
 @dataclass(eq=False)
 class Request:
-    """A request waiting to be committed and, once `done` is set, its receipt or error.
+    """A request and, once `done` is set, its receipt or error.
 
     Attributes:
         digest: SHA-256 digest of signal and payload, 32 bytes.

@@ -99,7 +99,7 @@ class Runs:
         return {row[0]: RunRef(row[1], row[2]) for row in rows}
 
     def projects(self) -> list[ProjectSummary]:
-        """Return all projects, ordered by name."""
+        """See `Store.projects`."""
         rows = self._connection.rows(
             "SELECT project, uniqExact(run), max(updated) FROM"
             f" (SELECT run, any(project) AS project, max(updated) AS updated FROM process WHERE {_NOT_DELETED} GROUP BY run)"

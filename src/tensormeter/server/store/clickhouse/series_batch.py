@@ -71,7 +71,7 @@ class SeriesBatch:
     Attributes:
         arrival: First arrival that contains points of the series.
         requests: Requests that contain points of the series, each with its number of points.
-        points: Points from all parts, with distinct times; `leave_out_known` removes those that are already stored.
+        points: Points from all parts, with distinct times, without those that `leave_out_known` removed.
     """
 
     run: int

@@ -26,7 +26,7 @@ class DamagedError(StoreError):
 
     Attributes:
         series: Row ID of the series with the damaged data, if any.
-        named: Whether the message needs no further names; otherwise, `name_damage` adds those of the run and metric.
+        named: Whether `name_damage` must leave the message as it is.
     """
 
     def __init__(self, message: str, *, series: int | None = None, named: bool = False) -> None:

@@ -16,8 +16,7 @@ class EventQuery:
         start: Start of the time range, inclusive, in nanoseconds since the Unix epoch; None for no bound.
         stop: End of the time range, exclusive, in nanoseconds since the Unix epoch; None for no bound.
         limit: Maximum number of events.
-        before: Time and ID of an event; only older events are returned. Among events of the same time, lower IDs are
-            older.
+        before: Time and ID of an event; only events with a lower (time, ID) are returned.
         max_body: Maximum number of characters in a JSON body; longer bodies are replaced with None. None for no limit.
     """
 

@@ -75,11 +75,9 @@ class Points(Column):
 
     @classmethod
     def empty(cls) -> "Points":
-        """Return a column without points."""
         return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_))
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """Return times, words and integers."""
         return self.times, self.words, self.integers
 
     def floats(self) -> NDArray[np.float64]:
@@ -121,11 +119,9 @@ class Blobs(Column):
 
     @classmethod
     def empty(cls) -> "Blobs":
-        """Return a column without points."""
         return cls(np.empty(0, np.int64), np.empty(0, np.object_))
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """Return times and blobs."""
         return self.times, self.blobs
 
 

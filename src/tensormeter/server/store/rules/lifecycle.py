@@ -34,9 +34,9 @@ class ProcessLifecycle:
 
     Attributes:
         attempt: Number of the process's attempt.
-        started: Time of the latest start, in nanoseconds since the Unix epoch; None if there is none.
-        ended: Time of the latest end, in nanoseconds since the Unix epoch; None if there is none.
-        end_state: State reported by the latest end; None if there is none.
+        started: Time of the latest start, in nanoseconds since the Unix epoch, or None.
+        ended: Time of the latest end, in nanoseconds since the Unix epoch, or None.
+        end_state: State reported by the latest end, or None.
         numbered: Whether the sender numbers attempts.
     """
 

@@ -41,10 +41,8 @@ class CompactionResult:
     """The result of a compaction.
 
     Attributes:
-        segments_before: Number of segments before the compaction.
-        segments_after: Number of segments after the compaction.
-        bytes_before: Size of the file before the compaction, in bytes.
-        bytes_after: Size of the file after the compaction, in bytes.
+        segments_before, segments_after: Number of segments.
+        bytes_before, bytes_after: Size of the file in bytes.
         damaged: Number of damaged series, which were left unchanged.
     """
 

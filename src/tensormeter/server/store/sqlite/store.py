@@ -299,8 +299,6 @@ class SqliteStore(SqliteQueries):
     def flush(self) -> None:
         """Flush the memtable, remove deleted runs, and build rollups of full segments.
 
-        The background thread calls this method, and tests call it directly.
-
         Raises:
             StoreError: The flush failed. The points stay in memory and in the commit log.
         """

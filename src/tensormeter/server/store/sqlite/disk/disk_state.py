@@ -40,12 +40,6 @@ class DiskMonitor:
     """A monitor of a store's disk, which runs from `watch` until `stop`. Only `stop` blocks, for up to one second."""
 
     def __init__(self, folder: Path, space: FreeSpace) -> None:
-        """Create a monitor.
-
-        Args:
-            folder: Data folder of the store.
-            space: Free space of the store.
-        """
         self._folder = folder
         self._path = folder / "probe"
         self._space = space
@@ -65,8 +59,8 @@ class DiskMonitor:
         """Start the thread.
 
         Args:
-            on_change: Function that starts a retry of failed work. It is called on the monitor's thread when the disk
-                works or has space again, and must not block.
+            on_change: Function that starts a retry of failed work, called on the monitor's thread when the disk works
+                or has space again. It must not block.
         """
         self._on_change = on_change
         self._thread.start()
@@ -90,7 +84,7 @@ class DiskMonitor:
         return self._failure is not None
 
     def stalled(self) -> str | None:
-        """Return a human-readable message if the disk does not respond, or None."""
+        """Return a message if the disk does not respond, or None."""
         since = self._waiting_since
         waited = 0.0 if since is None else time.monotonic() - since
         if waited < _STALLED:
@@ -98,7 +92,7 @@ class DiskMonitor:
         return f"the disk of {self._folder} has not responded for {waited:.0f} s; requests will continue once it does"
 
     def problem(self) -> str | None:
-        """Return a human-readable message about the disk's current problem, or None."""
+        """Return a message about the disk's current problem, or None."""
         return self.stalled() or self._space.problem() or self._error or self._failure
 
     def stop(self) -> None:

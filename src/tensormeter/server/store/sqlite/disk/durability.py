@@ -126,7 +126,7 @@ class LogSyncer:
             self._changed.notify_all()
 
     def problem(self) -> str | None:
-        """Return a human-readable message about failed syncs, or None. Does not block."""
+        """Return a message about failed syncs, or None. Does not block."""
         problem = self._problem
         if not problem or not (self._supported or self._is_promised):
             return None

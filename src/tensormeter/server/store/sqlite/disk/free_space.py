@@ -126,7 +126,7 @@ class FreeSpace:
         return f" ({self._describe()})" if self._full else ""
 
     def problem(self) -> str | None:
-        """Return a human-readable message if the disk is full, or None. Does not block."""
+        """Return a message if the disk is full, or None. Does not block."""
         return self._describe() if self._full else None
 
     @property

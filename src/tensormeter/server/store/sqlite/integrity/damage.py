@@ -22,8 +22,7 @@ class Damage:
 
     Attributes:
         structure: Message about damaged SQLite pages or indexes, which may hide rows; None if there is no such damage.
-        is_catalog_sound: Whether no damage is known in SQLite's structures and in the rows of runs, processes and
-            series.
+        is_catalog_sound: Whether no damage to SQLite's structures or catalog rows is known.
     """
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ def version_of_tables(connection: sqlite3.Connection, schema: str) -> int | None
 
 
 def header_fault(connection: sqlite3.Connection, schema: str) -> str | None:
-    """Return a human-readable message if the header does not match the tables; otherwise None.
+    """Return a message if the header does not match the tables; otherwise None.
 
     Files from newer versions or other programs do not count as faulty. Arguments and errors are the same as for
     `version_of_tables`.

@@ -9,11 +9,11 @@ __all__ = ["missing_store"]
 
 
 def missing_store(file: Path) -> str | None:
-    """Return a human-readable message if a new database must not replace a missing or empty one; otherwise None.
+    """Return a message if a new database must not replace a missing or empty one; otherwise None.
 
     Call this function before SQLite opens the file, even for reading, because SQLite deletes the log of an empty
-    database. A log or reserve next to an empty database means that data is missing: a killed first start leaves neither,
-    because SQLite writes the file's first page before the log, and the store creates its tables before the reserve.
+    database. A killed first start leaves no log or reserve next to an empty database, because SQLite writes the
+    database's first page before the log, and the store creates its tables before the reserve.
 
     Args:
         file: Path of the database.

@@ -85,7 +85,7 @@ class RowSeal:
             table: Table that contains the rows.
             seal: Column that contains the seal.
             columns: Names of the covered columns, separated by spaces.
-            texts: Names of the covered text columns, separated by spaces. Triggers read them as bytes, because damaged
+            texts: Names of the covered text columns, separated by spaces. Triggers read their bytes, because damaged
                 text may not be UTF-8.
         """
         self.table, self.seal, self.columns = table, seal, tuple(columns.split())

@@ -51,11 +51,11 @@ class DamageVerifier:
 
     @property
     def confirmed(self) -> str | None:
-        """Human-readable message about confirmed damage, or None. Does not block."""
+        """Message about confirmed damage, or None. Does not block."""
         return self._confirmed
 
     def problem(self) -> str | None:
-        """Return a human-readable message about confirmed or suspected damage, or None. Does not block."""
+        """Return a message about confirmed or suspected damage, or None. Does not block."""
         return self._confirmed or self._pending
 
     def suspect(self, message: str) -> None:

@@ -1,8 +1,8 @@
 """A check of the write-ahead log before SQLite opens it, because SQLite silently drops damaged parts of it.
 
-SQLite replays the log up to the first frame with a wrong checksum, which it treats as the end of the log. There, a
-killed process may leave frames of an uncommitted transaction. If committed transactions follow that frame, however, the
-frame is damaged, and the server may already have responded to the requests in these transactions.
+SQLite replays the log up to the first frame with a wrong checksum, which it treats as the end of the log. A killed
+process may leave an uncommitted transaction there. If committed transactions follow, however, the frame is damaged, and
+the server may already have responded to the requests in these transactions.
 """
 
 import os
@@ -26,7 +26,7 @@ _COPY: Final = 1 << 20
 
 
 def lost_transactions(file: Path) -> str | None:
-    """Return a human-readable message if a write-ahead log has committed transactions that cannot be replayed, or None.
+    """Return a message if a write-ahead log has committed transactions that cannot be replayed, or None.
 
     May read the whole log, at about two seconds per gigabyte. A log that changes during the check counts as intact.
     """

@@ -43,7 +43,7 @@ _JOINED: Final = 8
 """Number of fine blocks in a coarse block."""
 
 ROLLUP_COLUMNS: Final = "chunk, step_min, step_max, ascending, coarse, fine, seal, coarse_seal, fine_seal"
-"""Columns of the table `sample`, in the order of `build_rollups`."""
+"""Columns of the table `sample`."""
 
 _CACHED: Final = 4
 """Number of decoded step segments to cache. All metrics of a process share these segments."""

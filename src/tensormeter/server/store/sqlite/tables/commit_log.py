@@ -36,13 +36,8 @@ def find_batch(connection: sqlite3.Connection, batch_id: str, content: bytes) ->
 
     If the row is damaged, the caller stores the request again. This is safe, because duplicates are skipped.
 
-    Args:
-        connection: Connection to read with.
-        batch_id: Batch ID of the request.
-        content: Digest of the request; see `rules.batch_digest`.
-
     Raises:
-        BatchConflictError: The stored request has a different digest.
+        BatchConflictError: The digest of the stored request is not `content`.
     """
     row = connection.execute("SELECT digest, rejected, message, seal FROM batch WHERE id = ?", (batch_id,)).fetchone()
     if row is None or not is_sound(row[3], batch_id, *row[:3]):

@@ -21,7 +21,7 @@ __all__ = ["check_series", "list_losses", "list_metrics", "list_processes", "lis
 
 
 def list_projects(connection: sqlite3.Connection) -> list[ProjectSummary]:
-    """Return all projects, ordered by name."""
+    """See `Store.projects`."""
     rows = connection.execute(
         "SELECT project, count(*), max(updated) FROM run WHERE NOT deleted GROUP BY project ORDER BY project"
     )
@@ -29,7 +29,7 @@ def list_projects(connection: sqlite3.Connection) -> list[ProjectSummary]:
 
 
 def list_processes(connection: sqlite3.Connection, run: int) -> list[ProcessSummary]:
-    """Return the processes of a run, in order of first appearance."""
+    """See `Store.processes`."""
     processes = []
     for row in _processes(connection, run, f"{PROCESS.selection}, {RESOURCE.selection}"):
         _, _, process, attempt, started, ended, end_state, *_ = row
@@ -41,7 +41,7 @@ def list_processes(connection: sqlite3.Connection, run: int) -> list[ProcessSumm
 
 
 def list_losses(connection: sqlite3.Connection, run: int) -> dict[str, int]:
-    """Return how many items a run's processes dropped, by reason."""
+    """See `Store.losses`."""
     losses: dict[str, int] = {}
     for row in _processes(connection, run, PROCESS.selection):
         for reason, count in json.loads(row[7]).items():
@@ -60,7 +60,7 @@ def _processes(connection: sqlite3.Connection, run: int, columns: str) -> Iterat
 def list_metrics(
     connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot], run: int
 ) -> list[MetricSummary]:
-    """Return every series of a run, ordered by metric, process and attributes."""
+    """See `Store.metrics`."""
     rows = _series(connection, run)
     for _ in _processes(connection, run, PROCESS.selection):
         pass
