@@ -205,7 +205,7 @@ class Store(Protocol):
         ...
 
     def raise_alert(self, run: RunRef, event: Event) -> None:
-        """Add an event that the server created to a run's first process."""
+        """Add a server-created event to a run, as an event of its first process."""
         ...
 
     def mark_stalled(self, run: RunRef, *, stalled: bool) -> None:

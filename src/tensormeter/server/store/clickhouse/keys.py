@@ -1,4 +1,4 @@
-"""Run and series keys, which are hashes and therefore the same on every server, and arrival numbers."""
+"""Keys of runs and series, which are the same on every server, and arrival numbers."""
 
 import hashlib
 import threading

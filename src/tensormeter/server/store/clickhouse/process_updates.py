@@ -63,7 +63,7 @@ class ProcessUpdate:
     began: int = NEVER
 
     def add_times(self, first: int, newest: int) -> None:
-        """Add the time range of points, or the time of an event as `first` with `newest` 0."""
+        """Add the time range of points. For an event, `first` is its time and `newest` is 0."""
         self.created = min(self.created, first)
         self.newest = max(self.newest, min(newest, self.received))
 

@@ -92,7 +92,7 @@ class SeriesBatch:
 
 
 def known_series(connection: Connection, keys: Collection[tuple[int, int]]) -> dict[int, int]:
-    """Return the time of the newest point by series, for those of the given pairs (run, series) that exist."""
+    """Return the time of the newest point in each existing series. `keys` contains pairs (run, series)."""
     if not keys:
         return {}
     rows = connection.rows(

@@ -161,7 +161,7 @@ Newest = tuple[int, int, bool]
 
 
 def newest(points: Column) -> Newest:
-    """Return the point with the latest time, or the first of several. `points` must not be empty."""
+    """Return the first of the points with the latest time. `points` must not be empty."""
     index = int(points.times.argmax())
     if isinstance(points, Points):
         return int(points.times[index]), int(points.words[index]), bool(points.integers[index])

@@ -118,14 +118,14 @@ def run_lifecycle(processes: Sequence[ProcessLifecycle]) -> tuple[State, int, in
 
 
 def present_state(state: State, updated: int, *, stalled: bool, now: int, stall_after: float) -> State:
-    """Return the current state. A running run is stalled if it is marked as such, or if nothing arrived for too long.
+    """Return the current state. An unfinished run is stalled if it is marked as such or silent for too long.
 
     Args:
         state: State derived from the run's processes.
         updated: Time of the last arrival, in nanoseconds since the Unix epoch.
         stalled: Whether the run is marked as stalled.
         now: Current time, in nanoseconds since the Unix epoch.
-        stall_after: Seconds without an arrival after which a running run is stalled.
+        stall_after: Seconds without an arrival after which an unfinished run is stalled.
     """
     if state == "running" and (stalled or now - updated > stall_after * 1e9):
         return "stalled"

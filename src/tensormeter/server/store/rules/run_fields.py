@@ -1,4 +1,4 @@
-"""Run fields inside configs and summaries, for `Store.table`."""
+"""Access to run fields inside configs and summaries."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

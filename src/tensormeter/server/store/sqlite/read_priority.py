@@ -19,7 +19,7 @@ _LINGER: Final = 0.005
 
 
 class ReadPriority:
-    """Pauses for readers in one background thread, whose steps of work block the interpreter.
+    """Pauses that a background thread, whose work blocks the interpreter, takes for readers.
 
     Any number of threads may call `reading`.
     """

@@ -104,7 +104,7 @@ def remove_old_points(connection: sqlite3.Connection, before: int, report: Repor
 def expired_runs(
     connection: sqlite3.Connection, before: int | None, max_bytes: int | None, report: Report
 ) -> list[int]:
-    """Return the runs that retention must delete now, which are those without points or events since `before`.
+    """Return the runs that retention must delete now: those without points or events since `before`.
 
     If there are none and the store is too large, return the ended run with the oldest last arrival, archived runs first.
     """

@@ -159,7 +159,7 @@ class LogSyncer:
                 raise StoreUnavailableError(f"stored, but not synced to disk yet ({why}); retry the request later")
 
     def close(self) -> None:
-        """Stop the thread. Waiting callers stop waiting, even though their commits are not durable."""
+        """Stop the thread. Callers that wait for a sync return, even though their commits are not durable."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

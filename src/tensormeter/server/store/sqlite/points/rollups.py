@@ -88,7 +88,7 @@ def find_missing_rollups(connection: sqlite3.Connection) -> list[SegmentKey]:
 
 
 def build_rollups(connection: sqlite3.Connection, keys: Sequence[SegmentKey]) -> list[tuple[object, ...]]:
-    """Build rows for the table `sample` from those of the segments that still exist. Writes nothing."""
+    """Build rows for the table `sample`, skipping segments that no longer exist. Writes nothing."""
     rows: list[tuple[object, ...]] = []
     steps: _Steps | None = None
     for series, seq in keys:
