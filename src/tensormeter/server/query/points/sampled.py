@@ -34,7 +34,7 @@ __all__ = ["PointsResult", "SampledSeries", "query_points"]
 MAX_SERIES: Final = 2000
 
 WHOLE_POINTS: Final = 1_000_000
-"""Maximum number of points to read without trying rollups first, which takes about 70 ms."""
+"""Maximum number of points to read without trying rollups first. Reading them takes about 70 ms."""
 
 MOST_LOOKED_AT: Final = 150_000_000
 """Maximum number of points, including x values, to read for one response when processes are read one at a time.

@@ -15,7 +15,7 @@ from tensormeter.server.store import Points
 __all__ = ["RankStatistics", "rank_statistics", "statistics_of"]
 
 _MAX_CELLS: Final = 2_000_000
-"""Maximum number of processes times buckets, which takes 64 MB for sums and about as much for medians."""
+"""Maximum number of processes times buckets. Sums then take 64 MB, and medians about as much."""
 
 _MERGE_SIZE: Final = 10_000
 """Minimum number of x values to collect before merging them."""

@@ -82,7 +82,7 @@ def plan_flush(
 
 
 def apply_flush(connection: sqlite3.Connection, flushes: Sequence[SeriesFlush], upto: int) -> None:
-    """Write a flush and delete its points' journal rows, inside the caller's transaction."""
+    """Write a flush and delete the journal rows of its points, inside the caller's transaction."""
     connection.executemany("DELETE FROM chunk WHERE series = ? AND seq >= ?", [(f.series, f.first) for f in flushes])
     insert_segments(
         connection, ((f.series, f.first + i, segment) for f in flushes for i, segment in enumerate(f.segments))

@@ -262,10 +262,10 @@ class _RollupReader:
     def _split_overlapping(
         self, series: int, full: Sequence[_Full], points: Points, metric: str
     ) -> tuple[list[_Full], Points]:
-        """Remove full segments whose time range contains other points, and read their points.
+        """Exclude full segments whose time range contains other points, and read their points.
 
         Returns:
-            Remaining full segments, and the given points merged with those of the removed segments.
+            Remaining full segments, and the given points merged with those of the excluded segments.
         """
         separate: list[_Full] = []
         mixed: list[_Full] = []

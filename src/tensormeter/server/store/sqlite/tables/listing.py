@@ -1,4 +1,4 @@
-"""Lists of projects, processes and metrics, from catalog rows and from points in memory."""
+"""Lists of projects, processes and metrics, from catalog rows and points in memory."""
 
 import json
 import sqlite3
