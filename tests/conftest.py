@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Fixtures and rules of all tests."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ settings.register_profile("tensormeter", deadline=None, derandomize="CHAOS_KILLS
 settings.load_profile("tensormeter")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # So it is in whatever a shell runs in the background, and children would inherit it; some tests send them Ctrl-C.
+    # A shell sets this for background processes, and children would inherit it; some tests send them Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -51,7 +51,7 @@ def _no_statistics() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_is_slow() -> Iterator[None]:
-    """On a busy machine any log call can be slow, and would be warned about; `test_cost` has a clock of its own."""
+    """On a busy machine any log call can be slow, and would be warned about; `test_cost` replaces the clock."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tensormeter.record.log_timing._SLOW", 1 << 62)
         yield
@@ -65,9 +65,9 @@ def _nothing_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_agent_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An agent that goes on in a thread sends to whatever listens at the old port, and writes into the next test's log.
+    """An agent that goes on in a thread sends to any process at the old port, and writes into the next test's log.
 
-    What the test has patched stays so for the agent: `monkeypatch` is undone after this.
+    Patches of the test hold for the agent until it ends: `monkeypatch` is undone after this.
     """
     yield
     deadline = time.monotonic() + 60
@@ -91,7 +91,7 @@ def wait_for_without_words() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a ClickHouse for all tests. Each takes a database of its own."""
+    """The port of a ClickHouse for all tests. Each test uses another database."""
     pytest.importorskip("clickhouse_connect")
     folder = tmp_path_factory.mktemp("chdb")
     command = module_command("clickhouse_server", str(folder))

@@ -51,7 +51,7 @@ def test_a_missing_package_is_named_at_the_start_and_at_the_end(tmp_path):
 @pytest.fixture
 def begin(tmp_path, caplog, monkeypatch):
     """Begins a run to a destination, and returns what was said about it."""
-    monkeypatch.chdir(tmp_path)  # TensorBoard writes into a folder beside the script
+    monkeypatch.chdir(tmp_path)  # TensorBoard writes into a folder next to the script
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
 
     def begin(destination, **settings):

@@ -1,4 +1,4 @@
-"""What the agent makes of logged distributions, for tests."""
+"""The distributions that the agent makes of log calls, for tests."""
 
 import collections
 
@@ -9,7 +9,7 @@ from tensormeter.ring.file import RingFile
 
 
 class Reading:
-    """What the agent makes of a source's rows."""
+    """Reads the rows of a source as the agent does."""
 
     def __init__(self, source):
         self.processor = BatchMeasurementProcessor(
@@ -43,7 +43,7 @@ def side(buckets, row=0):
 
 
 def steps_of(source, *names):
-    """What has arrived since the last call: (step, count, sum, minimum, maximum) of each point, by name."""
+    """The points since the last call as (step, count, sum, minimum, maximum), by name."""
     batch = Reading(source).batch()
     steps = {series.name: series for series in batch.series if not series.attributes}[STEP_METRIC]
     step_at = dict(zip(steps.times.tolist(), steps.values.tolist(), strict=True))

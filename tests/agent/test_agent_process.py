@@ -1,4 +1,4 @@
-"""The agent as it is used: a training process, its agent, and a receiver, any of which may die or be away."""
+"""A training process, its agent and a receiver. Each of them may die or be away."""
 
 import os
 import signal
@@ -83,7 +83,7 @@ def environment(tmp_path, state, receiver):
 
 @pytest.fixture
 def start(environment, state):
-    """Starts trainers; whatever is left of them and of their agents at the end is killed."""
+    """Starts trainers, and kills those that are left at the end, with their agents."""
     trainers = []
 
     def start(**settings):
@@ -464,7 +464,7 @@ def test_the_token_reaches_the_receiver_and_nothing_else(start, state, receiver,
 
 
 def test_a_forked_child_of_the_trainer_is_a_process_of_its_own(environment, receiver, gone):
-    """By whatever reference it logs: none may write to its parent's ring. And it ends."""
+    """No reference to `log` may write to the parent's ring. And the child ends."""
     script = """
 import os, sys, tensormeter
 run = tensormeter.init("forks")

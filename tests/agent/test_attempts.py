@@ -113,7 +113,7 @@ def test_a_scheduler_knows_better(settings, tmp_path, monkeypatch, environment, 
 
 
 def test_a_scheduler_that_has_restarted_nothing_says_nothing(settings, monkeypatch):
-    """Whoever runs torchrun again by hand, or by Kubernetes, is at a further attempt all the same."""
+    """A torchrun that a user or Kubernetes starts again is a further attempt."""
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     with tensormeter.init(settings=settings, id="elsewhere", resume=True) as run:
         assert run.attempt == 2
@@ -230,7 +230,7 @@ def test_a_phase_before_the_first_row_goes_on_behind_the_last_step(settings, rec
 
 
 def test_an_old_event_before_the_first_row_has_no_step(settings):
-    """Of a version that gave such an event the step before the first one."""
+    """An earlier version gave such an event the step before the first one."""
     step = {"tensormeter.step": AUTOMATIC_STEPS - 1}
     settled = Settled(Member(""), "unknown", resume=True, number=2, first_step=42)
     event = Event("tensormeter.alert", 1, None, step | {"key": "x"})

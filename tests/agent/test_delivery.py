@@ -1,4 +1,4 @@
-"""Delivery from a real spool to a real server that fails: order, backoff, quarantine, and that nobody waits for another."""
+"""Delivery from a real spool to a real server that fails: order, backoff and quarantine. No destination waits for another."""
 
 import gzip
 import logging
@@ -80,7 +80,7 @@ def test_requests_arrive_in_order(deliver, put, spool, receiver, wait_for):
     wait_for(lambda: spool.pending() == 0, "everything is delivered")
     put(b"4")
     delivery.wake()
-    wait_for(lambda: spool.pending() == 0, "what came later is delivered")
+    wait_for(lambda: spool.pending() == 0, "the later request is delivered")
     assert bodies(receiver) == [b"1", b"2", b"3", b"4"]
     assert len(receiver.accepted()) == 4
     assert (delivery.failures, delivery.error, delivery.delays) == (0, "", [])
@@ -97,7 +97,7 @@ def test_the_same_request_is_sent_until_it_is_accepted(deliver, put, spool, rece
     assert delivery.failures == 0
 
 
-def test_delays_begin_anew_after_a_success_and_do_not_exceed_a_minute(
+def test_delays_begin_again_after_a_success_and_do_not_exceed_a_minute(
     deliver, put, spool, receiver, answering, wait_for
 ):
     receiver.script(*[answering(500)] * 9, "ok", answering(500))
@@ -316,6 +316,6 @@ def test_a_stopped_delivery_leaves_the_rest_in_the_spool(deliver, put, spool, re
 
 def test_exporters_are_found_by_name():
     assert load_exporter("experiment") is ExperimentExporter
-    with pytest.raises(SettingsError, match=r"expected one of .*experiment.*, got 'nobody'"):
-        load_exporter("nobody")
+    with pytest.raises(SettingsError, match=r"expected some of .*experiment.*, got 'unknown'"):
+        load_exporter("unknown")
     assert Accepted() == Accepted(0, "")

@@ -64,7 +64,7 @@ def test_a_ring_directory_that_is_a_link_is_refused(directory, tmp_path):
 
 
 def test_shared_memory_need_not_be_sticky(directory):
-    """As Kubernetes mounts it: the run's own folder counts, which nobody else can make."""
+    """As Kubernetes mounts it: the run's own folder counts, and no other user can make it."""
     directory.rings.parent.parent.mkdir()
     directory.rings.parent.parent.chmod(0o777)
     directory.make_ring_directory()
@@ -206,7 +206,7 @@ def test_a_child_forked_while_runs_are_locked_does_not_keep_them_locked(settings
 def test_a_child_forked_while_an_agent_is_started_does_not_keep_its_lock(
     kind, settings, directory, forked, monkeypatch
 ):
-    """Another thread may fork at any time; whoever holds the lock passes for the run's agent."""
+    """Another thread may fork at any time. Any process that holds the lock passes for the run's agent."""
     started = []
 
     def start(_directory, _settings, lock, **_):

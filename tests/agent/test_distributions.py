@@ -61,7 +61,7 @@ def test_the_whole_range_of_both_formats_fits(source):
         assert series.positive.counts[0].sum() == series.negative.counts[0].sum() == 2
 
 
-def test_one_point_for_each_row_beside_its_numbers(source):
+def test_one_point_for_each_row_next_to_its_numbers(source):
     for step in range(3):
         source.log({"loss": step / 2, "g": Histogram(torch.full((step + 1,), 1.5)), "n": step}, step)
     batch = Reading(source).batch()

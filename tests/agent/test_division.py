@@ -1,4 +1,4 @@
-"""Requests that a receiver refuses for something in them: divided until that stands alone, once each, whoever is killed."""
+"""Requests that a receiver refuses for one item: they are divided until it stands alone, once each, despite kills."""
 
 import gzip
 import itertools
@@ -133,7 +133,7 @@ def test_points_at_the_beginning_that_are_too_old_do_not_cost_the_rest(agent, sp
     put(a=[*range(rows)])
     taken, posts = deliver(agent(), spool, lambda _, __, value: value < old)
     assert sorted(value for _, _, value in taken) == [*range(old, rows)]
-    assert posts < 400, "what is refused throughout is not tried point by point"
+    assert posts < 400, "a metric that is refused throughout is not tried point by point"
     assert spool.quarantined_items() == old
 
 

@@ -79,7 +79,7 @@ def test_a_configuration_that_changes_is_told_once(new_source, spool, open_drain
 
 
 def test_what_the_spool_dropped_is_told_by_one_process(new_source, spool, open_drain):
-    """All of a node have one spool. Who speaks for it while they run leaves it to the others at its end, until one is left."""
+    """All processes of a node have one spool. One of them reports its losses, and leaves that to another when it ends."""
     sources = [new_source() for _ in range(2)]
     first, second = [open_drain(source, heartbeat_interval=1e-9) for source in sources]
     for drain in (first, second):

@@ -174,7 +174,7 @@ def test_a_refusal_with_a_long_page_is_a_refusal(new_exporter, receiver, answeri
     assert exporter.export(REQUEST) == Accepted()
 
 
-def test_nobody_listens(new_exporter, receiver):
+def test_no_server_listens(new_exporter, receiver):
     exporter = new_exporter(receiver.url)
     receiver.stop()
     outcome = exporter.export(REQUEST)

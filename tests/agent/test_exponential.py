@@ -1,4 +1,4 @@
-"""Exponential buckets beside the OpenTelemetry SDK's own."""
+"""Exponential buckets, compared with those of the OpenTelemetry SDK."""
 
 import math
 import sys

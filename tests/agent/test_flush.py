@@ -290,7 +290,7 @@ def test_a_flush_without_a_timeout_is_only_requested(begin, receiver, wait_for, 
 
 @pytest.mark.parametrize("timeout", [float("inf"), float("nan"), None, "soon", 1e300])
 def test_a_timeout_of_any_kind_is_taken(begin, receiver, timeout):
-    """What is no number is the usual timeout."""
+    """A timeout that is not a number means the usual timeout."""
     _run, provider = begin()
     provider.get_meter("m").create_counter("a").add(1)
     provider.force_flush(LONG)

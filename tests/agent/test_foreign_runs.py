@@ -94,14 +94,14 @@ def belongs(process, folder, users):
 
 @pytest.fixture
 def users():
-    """Somebody else, and the user whose commands must not harm that user."""
+    """Another user, and the user whose commands must not harm that user."""
     if os.getuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("needs root and setpriv, to be two users")
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     (folder / "shared").mkdir()
     (folder / "shared").chmod(0o1777)
-    first = 1_000_000 + 2 * os.getpid()  # no tests that run beside these have them
+    first = 1_000_000 + 2 * os.getpid()  # no tests that run at the same time have them
     found = User(first, folder), User(first + 1, folder)
     if found[0].run("-c", "import tensormeter").returncode:
         pytest.skip("another user cannot run this Python")
@@ -283,7 +283,7 @@ def test_the_process_that_a_given_folder_names_is_sent_no_signal(recorded, sync,
 
 
 def test_an_agent_believes_its_starter_not_the_disk(tmp_path, receiver, another_receiver):
-    """Where others can replace the folder, what is written there may not be what the run has written."""
+    """If others can replace the folder, its files may not be those of the run."""
     settings = Settings(
         directory=tmp_path / "state",
         buffer_directory=tmp_path / "shm",
@@ -420,7 +420,7 @@ def test_a_link_that_another_user_has_made_is_not_used_for_runs(users):
     assert thesis.stat().st_mode & 0o777 == 0o755
 
 
-def test_runs_in_doubt_are_not_listed_where_nobody_asked_for_them(tmp_path):
+def test_runs_in_doubt_are_listed_only_on_request(tmp_path):
     settings = Settings(directory=tmp_path / "state", buffer_directory=tmp_path / "shm")
     with runs_locked(settings.directory):
         run = RunDirectory.create(settings, "run-1", "a name")

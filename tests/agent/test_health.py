@@ -65,7 +65,7 @@ def test_reports_come_at_their_interval_and_at_the_end(source, tmp_path, monkeyp
     )
 
     def reports():
-        """How many rows each report that is new in the spool tells of."""
+        """The numbers of rows of the new reports in the spool."""
         told = []
         while found := spool.next("a"):
             sequence, request = found

@@ -1,4 +1,4 @@
-"""What a receiver has accepted, and its disk does not have yet: kept, sent again after the receiver's restart, and forgotten."""
+"""Requests that a receiver has accepted but not synced: they are kept, sent again after its restart, and forgotten."""
 
 import gzip
 import sqlite3

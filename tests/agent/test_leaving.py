@@ -42,7 +42,7 @@ def test_a_run_that_begins_again_does_not_wait_for_an_exporter_to_shut_down(shut
         run.log({"x": 1.0}, 1)
     assert begun.wait(300)
     with (state / "runs" / ".lock").open("r+b") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if somebody holds it
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if another process holds it
     with tensormeter.init(settings=settings) as run:
         run.log({"x": 2.0}, 2)
         may_end.set()

@@ -1,4 +1,4 @@
-"""Tables, images, texts and alerts: from `log` to the log records in the spool, whatever is killed in between."""
+"""Tables, images, texts and alerts: from `log` to the log records in the spool, also when processes are killed."""
 
 import gzip
 import io
@@ -100,10 +100,10 @@ def test_images_in_the_cells_of_a_table(source, spool):
 )
 def test_pixels_become_png(source, spool, data, expected):
     drain = drain_of(source, spool)
-    source.log({"image": Image(data, caption="what it is")}, 3)
+    source.log({"image": Image(data, caption="a caption")}, 3)
     drain.advance(flush=True)
     ((image, step),) = media_in(spool)
-    assert (image.key, image.content_type, image.caption, step) == ("image", "image/png", "what it is", 3)
+    assert (image.key, image.content_type, image.caption, step) == ("image", "image/png", "a caption", 3)
     assert (image.height, image.width) == expected.shape[:2]
     assert pixels(image).tolist() == expected.tolist()
 

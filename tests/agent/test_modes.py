@@ -1,4 +1,4 @@
-"""What a run makes is for its user alone, whatever the umask; what the user has asked for follows the umask."""
+"""Files of a run are for its user alone, under every umask. Files that the user asked for follow the umask."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def run(tmp_path):
 
 
 def loose(*folders: Path) -> dict[str, str]:
-    """What others may read or write below these folders."""
+    """The files below these folders that others may read or write."""
     below = [path for folder in folders for path in folder.rglob("*")]
     assert below
     return {str(path): oct(path.lstat().st_mode & 0o777) for path in below if path.lstat().st_mode & 0o077}
@@ -88,11 +88,11 @@ def test_what_an_agent_keeps_is_private(run, tmp_path, umask, wait_for):
     assert names >= {"run.json", "spool.sqlite", "agent.log", ".attempts", "appended.json"}
     assert loose(tmp_path / "home") == {}
     (target, *_) = (tmp_path / "out" / "made").glob("*.jsonl")
-    assert target.stat().st_mode & 0o777 == 0o666 & ~umask, "what the user has asked for follows the umask"
+    assert target.stat().st_mode & 0o777 == 0o666 & ~umask, "files that the user asked for follow the umask"
 
 
 def test_folders_that_were_loose_are_tightened_and_the_run_goes_on(run, tmp_path):
-    """As an earlier version, or somebody's `mkdir`, has made them."""
+    """As an earlier version, or a `mkdir` of the user, has made them."""
     state = tmp_path / "home/.local/state/tensormeter"
     (state / "runs").mkdir(parents=True)
     for path in (state, state / "runs"):

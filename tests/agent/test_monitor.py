@@ -1,4 +1,4 @@
-"""How soon an agent that has ended is replaced: at once, unless agents end right after they start."""
+"""An agent that has ended is replaced at once, unless agents end right after they start."""
 
 from types import SimpleNamespace
 
@@ -110,7 +110,7 @@ def test_an_agent_pulses_while_it_loads_exporters(tmp_path, monkeypatch, wait_fo
     assert pulses
 
 
-def test_an_agent_pulses_in_a_ring_beside_rings_that_are_gone(tmp_path, wait_for):
+def test_an_agent_pulses_in_a_ring_next_to_rings_that_are_gone(tmp_path, wait_for):
     """Another ring may be deleted between the look into the folder and the one into the ring."""
     settings = Settings(directory=tmp_path / "state", buffer_directory=tmp_path / "rings", run_id="r")
     with runs_locked(settings.directory):

@@ -31,7 +31,7 @@ def mode(path):
     return path.stat().st_mode & 0o777
 
 
-def test_all_levels_and_files_are_private_whatever_the_umask(umask, reachable):
+def test_all_levels_and_files_are_private_under_every_umask(umask, reachable):
     folder = reachable / "a" / "b" / "c"
     make_directory(folder)
     write_file(folder / "written", "text")

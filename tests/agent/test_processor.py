@@ -108,7 +108,7 @@ def test_a_batch_is_due_when_the_ring_needs_the_space(new_source, clock):
     assert processor.due()
 
 
-def test_each_row_has_its_step_beside_it(source, clock):
+def test_each_row_has_a_step(source, clock):
     source.log({"a": 1.0, "b": 2.0}, 7)
     source.log({"a": 3.0}, 7)
     source.log({"b": 4.0}, -(1 << 63))

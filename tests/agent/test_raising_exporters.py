@@ -33,7 +33,7 @@ def spool(tmp_path):
 
 
 class Place:
-    """What an exporter has written, and how many exporters there were."""
+    """The items that exporters have written, and the number of exporters."""
 
     def __init__(self):
         self.values = []

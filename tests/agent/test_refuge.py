@@ -93,7 +93,7 @@ def test_a_second_move_is_another_one(disk, refuge):
 
 
 def test_what_cannot_be_read_waits_on_the_disk(disk, refuge, monkeypatch):
-    """What was put last is still in memory, and goes out under its id."""
+    """The last requests are still in memory, and are sent under their ids."""
     put(disk, b"before")
     with closing(Spool(disk.path)) as other:  # as another agent, which has not put the first one
         put(other, b"recent")

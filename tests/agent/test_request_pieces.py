@@ -57,7 +57,7 @@ def rows(request):
 
 
 def drain(pieces, spool):
-    """All requests that wait, each of which is accepted."""
+    """All requests that wait. Each is accepted."""
     requests = []
     while (request := pieces.next(spool)) is not None:
         requests.append(request)

@@ -171,7 +171,7 @@ def test_what_was_given_up_holds_up_nothing_that_comes_later(deliver, put, spool
     receiver.routes.clear()
     put("logs", b"end")
     found["logs"].arrived()
-    wait_for(lambda: received(receiver) == [b"end"], "what came later arrives")
+    wait_for(lambda: received(receiver) == [b"end"], "the later event arrives")
 
 
 def test_the_limit_on_bytes_is_that_of_the_destination(deliver):

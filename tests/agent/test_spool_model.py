@@ -1,6 +1,6 @@
 """The spool against a model, with its files torn as a crash of the machine may tear them.
 
-What is simulated, and what is not: SQLite has no file system of ours below it. Instead, its files are copied at instants
+The limits of the simulation: SQLite has no file system of ours below it. Instead, its files are copied at instants
 between its calls, as they are in the kernel's cache, and a crash goes back to what such a copy and a later one have in common:
 the write-ahead log is a beginning of the later one, cut at any byte, with what stands behind the cut zeroed or old or gone.
 That covers torn and missing appends to the log, which is where everything is written. It does not cover a database file that
@@ -100,7 +100,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost(self):
-        assert self.spool.losses().keys() <= {"damaged"}, "what a torn log has lost, as far as that can be seen"
+        assert self.spool.losses().keys() <= {"damaged"}, "the losses of a torn log, as far as they are visible"
         assert self.spool.pending() == sum(map(len, self.waiting.values()))
 
     def teardown(self):

@@ -94,9 +94,9 @@ def test_the_last_samples_are_there_before_the_run_has_ended(statistics, begin, 
     source.recorder.close(State.FINISHED)
     assert statistics.advance([drain], flush=False)
     assert batches(spool)
-    wait_for(lambda: not sampling(samplers), "nobody samples any more")
+    wait_for(lambda: not sampling(samplers), "no sampler is left")
     assert not statistics.advance([drain], flush=False)
-    # Another process of the run comes: it begins anew.
+    # Another process of the run comes: it begins again.
     wait_for(lambda: statistics.advance([drain, begin("c")[1]], flush=False), "samples are in the spool again")
 
 
@@ -132,7 +132,7 @@ def test_a_spool_that_refuses_is_tried_again(statistics, begin, spool, wait_for,
         waiting = statistics._waiting
         assert not statistics.advance([drain], flush=False)
         assert statistics._waiting is waiting
-    wait_for(lambda: statistics.advance([drain], flush=False), "what waited is in the spool")
+    wait_for(lambda: statistics.advance([drain], flush=False), "the waiting rows are in the spool")
     assert batches(spool)[0].points == waiting.items
     assert caplog.text.count("the disk is full") == 1
 

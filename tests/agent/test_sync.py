@@ -22,13 +22,13 @@ from tensormeter.otlp.encode import encode_metrics
 
 @pytest.fixture
 def outcomes():
-    """What exporters answer, by destination: an outcome, a list of them, or a function of the request."""
+    """The answers of exporters by destination: an outcome, a list of outcomes, or a function of the request."""
     return {}
 
 
 @pytest.fixture
 def exported(outcomes, monkeypatch):
-    """What was accepted, by destination. All exporters are ours."""
+    """The accepted requests, by destination. All exporters are ours."""
     accepted: dict[str, list] = {}
 
     class Scripted:
@@ -278,7 +278,7 @@ def test_an_agent_that_is_at_work_sends_what_is_put_back(receiver, answering, tm
 
 
 def test_a_process_that_is_no_agent_is_sent_no_signal(left):
-    """Whatever `agent.lock` says."""
+    """`agent.lock` may contain any number."""
     run = left("a")
     lock = run.try_agent_lock()
     try:

@@ -1,4 +1,4 @@
-"""What of a dead writer's ring cannot be read costs no other row, and is counted."""
+"""Unreadable rows in the ring of a dead writer cost no other row, and are counted."""
 
 import pytest
 

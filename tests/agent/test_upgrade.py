@@ -29,7 +29,7 @@ def state(tmp_path):
 
 @pytest.fixture
 def accepted(state, monkeypatch):
-    """What destinations have accepted: a list of (id, values) by the label of the destination. `refusing` refuses `bad`."""
+    """The accepted requests as (id, values), by the label of the destination. `refusing` refuses `bad`."""
     (path,) = state.glob("runs/old@*")
     requests = {
         name.partition(":")[2]: [(batch, [tuple(value) for value in values]) for batch, values in old]

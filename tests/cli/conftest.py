@@ -1,4 +1,4 @@
-"""A real server with two runs in it, and the command line in a process of its own."""
+"""A real server with two runs, and the command line in a separate process."""
 
 import math
 import subprocess

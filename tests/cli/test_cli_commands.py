@@ -1,4 +1,4 @@
-"""What the commands print."""
+"""The output of the commands."""
 
 import socket
 import subprocess
@@ -118,8 +118,8 @@ def test_unknown_and_ambiguous_ids_of_runs_are_an_error(run_cli):
 
 def test_a_server_that_does_not_answer_is_an_error_with_advice(run_cli, url):
     port = reserve_port()
-    nobody = failed(run_cli("runs", "--endpoint", f"http://127.0.0.1:{port}"))
-    assert f"no server at http://127.0.0.1:{port}; start one with `tensormeter serve`" in nobody
+    error = failed(run_cli("runs", "--endpoint", f"http://127.0.0.1:{port}"))
+    assert f"no server at http://127.0.0.1:{port}; start one with `tensormeter serve`" in error
     assert "token" in failed(run_cli("runs", TENSORMETER_TOKEN="wrong"))
     assert "endpoint: expected a URL" in failed(run_cli("runs", "--endpoint", "ftp://x"))
 

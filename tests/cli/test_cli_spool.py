@@ -1,4 +1,4 @@
-"""`tensormeter spool`, `sync` and `doctor`, on a state directory of their own."""
+"""`tensormeter spool`, `sync` and `doctor`, on a state directory of the test."""
 
 import gzip
 import json
@@ -101,7 +101,7 @@ def test_a_disk_that_hangs_is_named(cli, new_run, state, odd_disk, given):
 def test_spool_purge_removes_requests(cli, new_run, state):
     run = new_run("first")
     reject(run)
-    assert cli("spool", "purge", "first").returncode == 1, "nobody has said yes"
+    assert cli("spool", "purge", "first").returncode == 1, "the user has not confirmed it"
     assert "5 items" in cli("spool", "purge", "first", "--rejected", "--yes").stdout
     spool = Spool(run.spool)
     assert (spool.quarantined_items(), spool.pending_items()) == (0, 1)
@@ -230,4 +230,4 @@ def test_doctor_advises_on_each_fault(cli, tmp_path):
     wrong = cli("doctor", TENSORMETER_TOKEN="wrong")
     assert wrong.returncode == 1
     assert "the server refuses the token" in wrong.stdout
-    assert "wrong" not in wrong.stdout.replace("what is wrong", "")
+    assert "wrong" not in wrong.stdout.replace("is wrong", "")

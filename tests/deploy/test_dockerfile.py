@@ -1,4 +1,4 @@
-"""The Dockerfile keeps hadolint's rules that apply to it; hadolint's numbers stand beside them."""
+"""The Dockerfile keeps hadolint's rules that apply to it; hadolint's numbers stand next to them."""
 
 import json
 import re

@@ -22,7 +22,7 @@ def umask(request):
 
 
 @pytest.mark.parametrize("mask", [0, 0o277])
-def test_a_written_file_is_private_whatever_the_umask(tmp_path, umask, mask):
+def test_a_written_file_is_private_under_every_umask(tmp_path, umask, mask):
     umask(mask)
     write_file(tmp_path / "state", b"bytes ", "t\u00ebxt")
     assert (tmp_path / "state").read_text() == "bytes t\u00ebxt"

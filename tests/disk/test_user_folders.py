@@ -14,9 +14,9 @@ from tensormeter.server.config import ServerConfig
 from tensormeter.settings import Settings, describe_settings
 
 
-@pytest.mark.parametrize("home", ["", "relative", "~nobody-at-all"])
+@pytest.mark.parametrize("home", ["", "relative", "~no-such-user"])
 @pytest.mark.parametrize("find", [user_state_folder, user_data_folder])
-def test_the_folder_of_a_user_is_absolute_whatever_the_home(monkeypatch, find, home):
+def test_the_folder_of_a_user_is_absolute_for_every_home(monkeypatch, find, home):
     for variable in ("XDG_STATE_HOME", "XDG_DATA_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", home)

@@ -1,5 +1,5 @@
-"""Attempts at one run on several machines: hosts that share a state directory, machines that share nothing but the server, and machines
-that are offline. Each machine is a process with an environment of its own.
+"""Attempts at one run on several machines: hosts that share a state directory, machines that share nothing but the server,
+and machines that are offline. Each machine is a process with a separate environment.
 """
 
 import os
@@ -247,9 +247,7 @@ def test_a_host_that_shares_a_directory_may_be_the_last_that_asks_for_the_number
 
 
 @needs_hosts
-def test_attempts_of_hosts_that_share_a_directory_stay_apart_in_whatever_order_they_are_delivered(
-    folder, environment, server
-):
+def test_attempts_of_hosts_that_share_a_directory_stay_apart_in_any_order_of_delivery(folder, environment, server):
     """The second host's is the server's first, as the first host's is here."""
     alpha, beta = (Machine(folder, environment, f"host-{name}", "shared") for name in ("alpha", "beta"))
     alpha.train(range(3), TENSORMETER_MODE="offline")

@@ -70,7 +70,7 @@ def beats(server: RestartableServer) -> int:
 
 
 def of_trainers(server: RestartableServer) -> set[int]:
-    """The pids of which there is processor utilization as trainers."""
+    """The pids with processor utilization as trainers."""
     return {
         item["attributes"]["process.pid"]
         for item in series(server, "process.cpu.utilization")

@@ -45,7 +45,7 @@ def line(server: RestartableServer, metric: str = "loss", **query: str) -> list[
 
 
 def points(server: RestartableServer) -> int:
-    """How often each of the two metrics is there."""
+    """The number of points of each of the two metrics."""
     summary = server.get("/runs/resumed")["summary"]
     return min(summary.get(metric, {}).get("count", 0) for metric in ("loss", "attempt"))
 

@@ -1,5 +1,5 @@
-"""No surroundings keep a run from being recorded: whatever a machine, a scheduler or a launcher makes of a process, `init` does not raise,
-the script ends as it should, and what it logged arrives.
+"""No machine, scheduler or launcher keeps a run from being recorded: `init` does not raise, the script ends as it should, and
+its rows arrive.
 
 Each surrounding is a real process with a real agent and a real server. Those that only root can make are skipped for other users.
 """
@@ -40,15 +40,15 @@ as_root = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Surrounding:
-    """What is odd about a process.
+    """The oddity of a process.
 
     Attributes:
         name: In a word or two.
-        variables: Of its environment; None removes one. `{home}` and `{folder}` stand for folders of the test.
+        variables: Variables of its environment; None removes one. `{home}` and `{folder}` stand for folders of the test.
         before: Python that runs first.
         code: The script.
-        options: Of Python.
-        shell: What a shell does before it executes Python.
+        options: Options of Python.
+        shell: Commands of a shell before it executes Python.
         wrapper: Command that runs the shell.
     """
 
@@ -67,11 +67,11 @@ HOMES = [
     Surrounding("relative HOME", {"HOME": "home"}),
     Surrounding("HOME that is missing", {"HOME": "{folder}/missing"}),
     Surrounding("HOME that is a file", {"HOME": "{folder}/file"}),
-    Surrounding("HOME that is no path", {"HOME": "~nobody-at-all"}),
+    Surrounding("HOME that is no path", {"HOME": "~no-such-user"}),
     Surrounding("empty XDG_STATE_HOME", {"XDG_STATE_HOME": ""}),
     Surrounding("relative XDG_STATE_HOME", {"XDG_STATE_HOME": "state"}),
     Surrounding("XDG_STATE_HOME that is a file", {"XDG_STATE_HOME": "{folder}/file"}),
-    Surrounding("XDG_STATE_HOME of another user", {"XDG_STATE_HOME": "~nobody-at-all/state"}),
+    Surrounding("XDG_STATE_HOME of another user", {"XDG_STATE_HOME": "~no-such-user/state"}),
     Surrounding("no user names", {"USER": None, "LOGNAME": None, "HOME": None}),
     Surrounding("empty TMPDIR", {"TMPDIR": ""}),
     Surrounding("TMPDIR that is missing", {"TMPDIR": "{folder}/missing"}),
@@ -254,7 +254,7 @@ class Machine:
         )
 
     def failures(self, surroundings: list[Surrounding], uids: list[int | None]) -> dict[str, str]:
-        """What went wrong, by surrounding."""
+        """The failures, by surrounding."""
         with ThreadPoolExecutor(4) as threads:
             ids = [f"run-{number}" for number in range(len(surroundings))]
             ended = list(threads.map(self.start, surroundings, ids, uids))

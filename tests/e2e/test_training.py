@@ -95,7 +95,9 @@ def test_a_server_that_starts_after_training_gets_every_value(
     record = tmp_path / "record"
     environment |= {"TENSORMETER_MODE": mode, "TENSORMETER_FINISH_TIMEOUT": "1"}
     if mode == "offline":
-        del environment["TENSORMETER_ENDPOINT"]  # nobody has chosen one, so the server that starts here takes the run
+        del environment[
+            "TENSORMETER_ENDPOINT"
+        ]  # the user has not chosen one, so the server that starts here takes the run
     training = start_training(environment, record)
     run_id = run_id_of(training)
     finish(training)

@@ -1,4 +1,4 @@
-"""Variables of other software never end a training: whatever they hold is warned about once, and ignored."""
+"""Variables of other software never end a training: bad values are warned about once, and ignored."""
 
 import json
 import os
@@ -258,7 +258,7 @@ def test_importing_the_sdk_of_others_does_not_raise(monkeypatch, caplog, variabl
         ("TENSORMETER_TEMPORALITY", "foo"),
         ("TENSORMETER_MODE", "disable"),
         ("TENSORMETER_ATTEMPT", "0"),
-        ("TENSORMETER_DIR", "~nobody-has-this-name/x"),
+        ("TENSORMETER_DIR", "~no-such-user/x"),
     ],
 )
 def test_our_own_variables_still_raise(monkeypatch, variable, value):
@@ -306,7 +306,7 @@ def test_warnings_show_no_secrets(monkeypatch, caplog, value):
     assert "BEGIN" not in caplog.text
 
 
-def test_a_given_instance_is_kept_beside_the_processes_own(monkeypatch):
+def test_a_given_instance_is_kept_next_to_that_of_the_process(monkeypatch):
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=trainer%201,service.namespace=lab")
     found = describe_process("p", "r", "n", "unique")
     assert found["service.instance.id"] == "unique"

@@ -24,7 +24,7 @@ def make() -> type[Requests]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., ExporterConfig]:
-    """What delivery gives an exporter."""
+    """The configuration that delivery gives an exporter."""
 
     def config(destination: str = "test", timeout: float = 60.0, **options: str) -> ExporterConfig:
         return ExporterConfig(
@@ -74,7 +74,7 @@ def _event_key(event: Any) -> tuple[int, str]:
 
 
 def _digests(document: Any) -> Iterator[str]:
-    """Of every image in some events."""
+    """The digests of all images in some events."""
     if isinstance(document, Mapping):
         if "digest" in document:
             yield document["digest"]

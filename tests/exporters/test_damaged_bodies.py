@@ -1,4 +1,4 @@
-"""A body that cannot be read is rejected by every exporter, whatever is wrong with it: nothing can make it readable."""
+"""Every exporter rejects a body that cannot be read, because nothing can make it readable."""
 
 import gzip
 import random
@@ -13,7 +13,7 @@ from tensormeter_exporters.otlp_series import read_events, read_metrics
 
 
 def damaged(good):
-    """Bodies of which none can be read, by what is wrong with them."""
+    """Bodies that cannot be read, by their damage."""
     packed = gzip.compress(good, mtime=0)
     middle = len(packed) // 2
     return {

@@ -3,7 +3,7 @@
 from tensormeter_exporters.append_once import AppendOnce
 
 
-def test_whatever_bit_of_the_state_flips_what_is_in_the_files_stays(tmp_path):
+def test_a_flipped_bit_of_the_state_leaves_the_files_as_they_are(tmp_path):
     folder, state = tmp_path / "out", tmp_path / "state"
     files = AppendOnce(state, folder)
     path = folder / f"log-{files.writer}.jsonl"

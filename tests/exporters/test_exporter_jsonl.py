@@ -1,4 +1,4 @@
-"""Files in the OTLP file format: what is written can be read, once, whatever is killed."""
+"""Files in the OTLP file format: every request can be read from them once, also after kills."""
 
 import gzip
 import json
@@ -152,7 +152,7 @@ def test_the_state_cannot_choose_where_files_are(make, config, tmp_path):
 
 
 def test_the_default_folder_is_for_this_user_alone(make, config, tmp_path, monkeypatch):
-    """Nobody has chosen it; a folder that was chosen, and files in it, follow the umask."""
+    """The user has not chosen it. A folder that the user chose, and the files in it, follow the umask."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     before = os.umask(0)
     try:

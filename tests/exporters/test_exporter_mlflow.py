@@ -163,7 +163,7 @@ def test_a_server_that_is_away_is_tried_again(make, config):
 
 @pytest.fixture
 def exporter_of(server, tmp_path):
-    """Makes exporters as one agent after another would, with a state of their own."""
+    """Makes exporters as one agent after another would, with a separate state."""
 
     def exporter_of(**options):
         from tensormeter_exporters.mlflow import MlflowExporter
@@ -224,7 +224,7 @@ def test_a_batch_that_is_refused_is_divided(make, exporter_of, client, monkeypat
     """MLflow refuses a whole batch for one of its items."""
     from tensormeter_exporters import mlflow
 
-    monkeypatch.setattr(mlflow, "_clean", lambda name: name)  # whatever MLflow's rules will be
+    monkeypatch.setattr(mlflow, "_clean", lambda name: name)  # as if MLflow's rules were others
     rows = {step: {"loss": step / 7, "a@b": 1.0, "acc": 0.5} for step in range(3)}
     outcome = exporter_of().export(make.logged(1, make.rows(rows), project="divided"))
     assert isinstance(outcome, Accepted)

@@ -38,7 +38,7 @@ class Recorder(MetricExporter):
 
 @pytest.fixture
 def recorder(tmp_path, monkeypatch):
-    """Somebody's package with a metric exporter in it, as pip would leave it."""
+    """A third-party package with a metric exporter, as pip installs it."""
     (tmp_path / "somebodys.py").write_text(RECORDER)
     about = tmp_path / "somebodys-1.dist-info"
     about.mkdir()
@@ -257,7 +257,7 @@ def test_a_forked_child_of_the_plain_sdk_sends_for_itself(experiment_server, cle
 
 
 def test_equal_resources_and_scopes_are_grouped(make):
-    """Of two equal ones the SDK's encoder would keep the last."""
+    """The SDK's encoder would keep the last of two equal scopes."""
     batches = [Batch(make.resource(), [make.gauge(name, [make.T0], [1.0])]) for name in ("a", "b")]
     data, _ = metrics_data([*batches, *decode_metrics(gzip.decompress(make.metrics(1, *batches).body))])
     (resource,) = ExportMetricsServiceRequest.FromString(sdk_encode(data).SerializeToString()).resource_metrics

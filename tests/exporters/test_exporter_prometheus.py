@@ -345,7 +345,7 @@ def test_units_and_forms_of_one_name_are_told_apart(make, exporter, caplog):
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's package prometheus is not installed")
 def test_strict_parsers_take_counts_next_to_a_distribution(make, exporter):
-    """A gauge histogram is a histogram to them, so that `_count` and `_sum` are nobody else's."""
+    """A gauge histogram is a histogram to them, so that no other metric may have its `_count` and `_sum`."""
     rows = make.rows({1: {"grad_count": 1.0, "grad/sum": 2.0}})
     assert exporter.export(make.logged(1, [make.histogram("grad", make.T0), *rows])) == Accepted()
     answer = urllib3.request("GET", f"http://127.0.0.1:{exporter.port}/metrics", retries=False)

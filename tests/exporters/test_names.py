@@ -91,7 +91,7 @@ def test_a_logged_metric_and_a_statistic_of_its_name_stay_apart_in_every_order(m
         names.of(both[0], "/mean"),
         "grad/max",
     ]
-    assert names.of(both[1]) == "grad/mean", "what was logged goes first within a request"
+    assert names.of(both[1]) == "grad/mean", "logged metrics go first within a request"
     assert re.fullmatch("grad/mean_[0-9a-f]{8}", names.of(both[0], "/mean"))
     names.save()
     # The next agent sees the other one first, and still makes the same.

@@ -1,6 +1,6 @@
-"""Every kind of item under odd keys and with odd contents, to each destination: each arrives or is refused alone, under a name of its own.
+"""Every kind of item under odd keys and with odd contents, to each destination: each arrives or is refused alone, under another name.
 
-What arrived is read back from the destination. Two keys never share a name.
+The test reads the items back from the destination. Two keys never share a name.
 """
 
 import json
@@ -313,7 +313,7 @@ def test_every_good_item_can_be_scraped(tmp_path):
 
 def test_every_good_item_arrives_at_the_server(tmp_path, experiment_server):
     delivered = deliver("experiment", tmp_path / "state", settings={"endpoint": experiment_server.url})
-    assert delivered["rejections"] == [], "what the server refuses is counted by item"
+    assert delivered["rejections"] == [], "items that the server refuses are counted one by one"
     found = experiment_server.everything("odd")["run1"]
     for number, key in enumerate(KEYS):
         if key in found["series"]:

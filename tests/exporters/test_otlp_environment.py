@@ -1,4 +1,4 @@
-"""Where OTLP goes and with what: options and the standard variables of OpenTelemetry."""
+"""The destination and headers of OTLP: options and the standard variables of OpenTelemetry."""
 
 import dataclasses
 
@@ -173,7 +173,7 @@ def test_credentials_in_an_endpoint_become_a_header(config, monkeypatch):
         ({"METRICS_TIMEOUT": "0"}, 10.0, 3600.0),
         ({"METRICS_TIMEOUT": "1e12"}, 10.0, 3600.0),
         ({"METRICS_TIMEOUT": "1"}, 10.0, 0.1),
-        ({"METRICS_TIMEOUT": "7000"}, 3.0, 3.0),  # the setting has a value of its own
+        ({"METRICS_TIMEOUT": "7000"}, 3.0, 3.0),  # the setting has another value
     ],
 )
 def test_each_signal_has_its_timeout(config, monkeypatch, variables, given, seconds):

@@ -112,7 +112,7 @@ def test_the_reason_of_the_receiver_is_passed_on(make, config, http, kind, body,
 
 
 def test_the_message_has_a_step_next_to_the_value(make):
-    """What the servers above compare with is a message with a step beside the value."""
+    """The servers above compare with a message that has a step next to the value."""
     body = gzip.decompress(make.logged(1, make.rows({1: {"loss": 1.0}})).body)
     (scope,) = ExportMetricsServiceRequest.FromString(body).resource_metrics[0].scope_metrics
     assert [metric.name for metric in scope.metrics] == ["tensormeter.step", "loss"]

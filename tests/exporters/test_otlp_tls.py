@@ -52,7 +52,7 @@ def test_mutual_tls_needs_both_certificates(make, config, certificates, monkeypa
     target = {"endpoint": f"https://127.0.0.1:{server.port}", "protocol": protocol}
     try:
         with exporting(config(**target)) as exporter:
-            assert isinstance(exporter.export(request), Retry)  # an authority that nobody knows
+            assert isinstance(exporter.export(request), Retry)  # an unknown authority
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(certificates / "ca.pem"))
         with exporting(config(**target)) as exporter:
             assert isinstance(exporter.export(request), Retry)  # the server wants to know who we are

@@ -119,7 +119,7 @@ def environment(tmp_path_factory, clean_environment):
 
 @pytest.fixture(scope="module")
 def direct(environment, experiment_server):
-    """What the run leaves when it is sent straight to the server."""
+    """The run as the server has it when it is sent there directly."""
     train(environment, "direct", TENSORMETER_ENDPOINT=experiment_server.url)
     found = experiment_server.everything("direct")
     run = found["same-run"]
@@ -238,7 +238,7 @@ def test_a_run_through_a_file_arrives_as_if_sent_directly(environment, experimen
 
 
 def test_a_broken_destination_does_not_delay_others(environment, experiment_server, direct, tmp_path):
-    """The broken one holds up nobody: the others have everything while it still fails."""
+    """The broken one does not delay the others: they have everything while it still fails."""
     done = subprocess.run(
         [sys.executable, "-c", TRAINER, "several"],
         env=environment
@@ -260,7 +260,7 @@ def test_a_broken_destination_does_not_delay_others(environment, experiment_serv
 
 
 def test_all_destinations_work_in_one_agent(environment, experiment_server, direct, tmp_path):
-    """Every destination that needs no server of its own, in one agent; when it ends, nothing is left to deliver."""
+    """Every destination that needs no separate server, in one agent. When it ends, nothing is left to deliver."""
     options = {
         "jsonl.directory": tmp_path / "otlp",
         "otlp.endpoint": experiment_server.url,

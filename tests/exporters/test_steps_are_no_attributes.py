@@ -110,7 +110,7 @@ def test_exporters_of_the_sdk_get_no_attributes_of_steps(spooled):
 
 
 def test_names_of_series_contain_no_steps(spooled):
-    """What MLflow, TensorBoard, W&B and Prometheus make their names and labels of."""
+    """The sources of the names and labels of MLflow, TensorBoard, W&B and Prometheus."""
     for request in spooled:
         names = {numbers.name for stepped in read_metrics(request) for numbers in scalars(stepped)}
         assert names == {"loss", "tokens"}

@@ -1,4 +1,4 @@
-"""What is in W&B's files. wandb reads them in Go only, so LevelDB's log format is undone here: blocks of 32 KiB, chunks with a
+"""The records in W&B's files. wandb reads them in Go only, so LevelDB's log format is undone here: blocks of 32 KiB, chunks with a
 header of 7 bytes.
 """
 

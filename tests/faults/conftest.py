@@ -1,7 +1,7 @@
 """Places in which things go wrong: a receiver that fails on demand, a proxy that cuts connections, trainers, and an oracle.
 
 The oracle is arithmetic: the row of a step is known from the step, and how many calls of `log` had returned is counted in
-shared memory. What must have arrived follows from that, and is compared with what the receiver has accepted.
+shared memory. The expected rows follow from that, and are compared with those that the receiver has accepted.
 """
 
 import os
@@ -165,7 +165,7 @@ class Proxy:
 
 @pytest.fixture
 def kills():
-    """How many kills a test makes: 20, or what `make chaos` says."""
+    """The number of kills of a test: 20, or the number of `make chaos`."""
     return int(os.environ.get("CHAOS_KILLS", "20"))
 
 
@@ -179,7 +179,7 @@ def instants():
 
 @pytest.fixture
 def prelude():
-    """What every training script begins with."""
+    """The beginning of every training script."""
     return PRELUDE
 
 
@@ -206,7 +206,7 @@ def environment(tmp_path, state, receiver):
 
 @pytest.fixture
 def train(environment, state, tmp_path):
-    """Starts training scripts; whatever is left of them and of their agents at the end is killed."""
+    """Starts training scripts, and kills those that are left at the end, with their agents."""
     trainers = []
 
     def train(script, **settings):

@@ -1,4 +1,4 @@
-"""What waits on disk is damaged: what is lost is counted, reported to the receiver, and said by `sync`; a run is never hidden."""
+"""Damaged spools: losses are counted, reported to the receiver, and printed by `sync`; a run is never hidden."""
 
 import gzip
 import json
@@ -73,7 +73,7 @@ def only(state, **options):
 
 
 def told(receiver):
-    """What the receiver knows to be lost: the last word of each process, added up."""
+    """The losses that the receiver knows: the sum of the last reports of all processes."""
     last = {}
     for request in receiver.accepted().values():
         if request.path == "/v1/logs":
@@ -186,7 +186,7 @@ def test_fault_97_a_changed_row_of_a_small_table_is_found(waiting, state, receiv
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
 def test_fault_98_a_damaged_log_of_sqlite_is_counted(killed, state, receiver, how):
-    """What SQLite drops without a word: everything behind the first frame that is damaged."""
+    """SQLite silently drops everything behind the first damaged frame."""
     log = killed / "spool.sqlite-wal"
     content = bytearray(log.read_bytes())
     if how == "gone":
@@ -282,7 +282,7 @@ def test_a_folder_that_cannot_be_told_from_others_is_named(waiting, state):
     "name", ["../.lock", "agent.lock", "spool.sqlite-shm", "spool.sqlite-wal", "spool.sqlite-journal"]
 )
 def test_a_folder_in_place_of_a_file_is_named(waiting, receiver, environment, name):
-    """What to do is said in one line; when that is done, everything is delivered."""
+    """One line gives the remedy. After it, everything is delivered."""
     place = waiting / name
     if place.exists():
         place.unlink()
@@ -301,7 +301,7 @@ def test_a_folder_in_place_of_a_file_is_named(waiting, receiver, environment, na
 
 
 def test_a_link_in_place_of_the_spool_is_counted(waiting, state, receiver, tmp_path):
-    """What was there is gone, and what the link leads to stays as it is."""
+    """The file is gone, and the target of the link stays as it is."""
     other = tmp_path / "other"
     other.write_bytes(b"something else " * 50)
     (waiting / "spool.sqlite").unlink()
@@ -365,7 +365,7 @@ def test_fault_101_random_damage_loses_nothing_in_silence(request, kind, state, 
             if copy.exists():
                 shutil.copytree(copy, place)
         chance = random.Random(instants.randrange(1 << 32))
-        # One file is deleted at most: without the spool and all that is beside it, nothing says that there was one.
+        # One file is deleted at most: without the spool and the files next to it, nothing shows that there was one.
         what = [damage_something(folder, chance, deletes=number == 0) for number in range(chance.randrange(1, 3))]
         receiver.received.clear()
         receiver.start()

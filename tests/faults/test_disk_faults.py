@@ -116,7 +116,7 @@ def test_fault_24_requests_with_flipped_bits_are_never_sent(written, tmp_path, i
         for _ in range(instants.randrange(1, 4)):
             content[instants.randrange(len(content))] ^= 1 << instants.randrange(8)
         found, _, _ = recover(tmp_path / "flipped", files | {name: bytes(content)})
-        assert set(found) <= set(bodies), "what is damaged is never sent"
+        assert set(found) <= set(bodies), "damaged requests are never sent"
         assert len(set(found)) == len(found)
         recovered += len(found)
     assert recovered > rounds * 12 / 2, "most of it can be read"
@@ -152,7 +152,7 @@ def full(tmp_path):
 
 
 def deliver_all(path, damage, *, room):
-    """What an agent does with a spool, and `tensormeter spool show`. Returns the bodies that were sent."""
+    """Do with a spool as an agent does, and `tensormeter spool show`. Returns the bodies that were sent."""
     sent = []
     spool = open_repaired(path, ["a", "b:second"], max_bytes=room, damage=damage)
     try:
@@ -168,7 +168,7 @@ def deliver_all(path, damage, *, room):
                 spool.done(destination, request[0])
             assert len(set(ids)) == len(ids), "once"
         assert spool.pending() == 0 or spool.abandoned(["a", "b:second"]), (
-            "what is left waits for a name that nobody has"
+            "the rest waits for a destination that does not exist"
         )
     finally:
         spool.close()
@@ -188,8 +188,8 @@ def test_fault_24_an_agent_survives_any_flipped_bit(full, tmp_path, instants):
             start = 4096 * instants.randrange(len(flipped) // 4096) + instants.randrange(200)
             size = instants.choice([1, 4, 100, 4096])
             flipped[start : start + size] = instants.randbytes(len(flipped[start : start + size]))
-        for beside in tmp_path.glob("flipped.sqlite*"):
-            beside.unlink()
+        for file in tmp_path.glob("flipped.sqlite*"):
+            file.unlink()
         path.write_bytes(flipped)
         room = instants.choice([None, 70_000])
         damage = ""
@@ -202,7 +202,7 @@ def test_fault_24_an_agent_survives_any_flipped_bit(full, tmp_path, instants):
         else:
             raise AssertionError(f"damaged for good: {damage}")
         if room is None:
-            assert set(sent) <= bodies | {b"fresh"}, "what is damaged is never sent"
+            assert set(sent) <= bodies | {b"fresh"}, "damaged requests are never sent"
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def fill_disk(folder):
 
 @pytest.mark.parametrize("when", ["at once", "when the log is empty", "after the next start"])
 @pytest.mark.parametrize("sizes", [[100] * 40, [8_000] * 60, [60_000] * 10, [5_000] * 100], ids=lambda sizes: sizes[0])
-def test_fault_21_there_is_room_for_marking_whatever_waits_in_the_log(mount, state, sizes, when):
+def test_fault_21_there_is_room_for_marking_all_that_waits_in_the_log(mount, state, sizes, when):
     """Others fill the disk: what is kept is enough for SQLite's log, which goes into the database first."""
     mount(state, "size=12m")
     try:
@@ -127,7 +127,7 @@ def test_fault_21_there_is_room_for_marking_whatever_waits_in_the_log(mount, sta
 @pytest.mark.parametrize("size", [100, 4_000, 30_000, 100_000])
 @pytest.mark.parametrize("disk", ["2m", "5m"])
 def test_fault_21_we_leave_room_for_marking_ourselves(mount, state, disk, size):
-    """Nobody else fills the disk: what is put does, up to what marking needs; and again when there is room."""
+    """The requests themselves fill the disk, up to the room that marking needs; and again when there is room."""
     mount(state, f"size={disk}")
     try:
         path = state / "spool.db"
@@ -235,7 +235,7 @@ def test_fault_21_deliveries_are_marked_on_a_full_disk(mount, train, receiver, s
         wait_for(woken, "everything is delivered, and known to be")
         trainer.go()
         trainer.ready()
-        wait_for(lambda: sum(receiver.points().values()) == 3 * 40_000, "what came afterwards is delivered")
+        wait_for(lambda: sum(receiver.points().values()) == 3 * 40_000, "the later rows are delivered")
         assert len(receiver.received) == len(receiver.accepted()), "nothing was sent twice"
         (state / "ballast").unlink()
         wait_for(lambda: reserve.exists() and reserve.stat().st_size, "room is kept again")

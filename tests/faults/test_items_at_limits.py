@@ -1,4 +1,4 @@
-"""What the client takes, the server takes: items at their limits arrive whole. What is over is counted there, by reason."""
+"""The server accepts what the client accepts: items at their limits arrive whole. The client counts larger ones by reason."""
 
 import json
 import math

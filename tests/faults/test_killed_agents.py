@@ -138,7 +138,7 @@ def test_an_agent_that_is_told_to_end_is_not_replaced_by_its_standby(train, stat
 
 
 def test_fault_127_an_agent_that_is_suspended_is_not_replaced(tmp_path, receiver, wait_for):
-    """Its lock in shared memory is held, and nobody has to look at the disk."""
+    """Its lock in shared memory is held, and no process has to look at the disk."""
     settings = Settings(
         endpoint=receiver.url,
         directory=tmp_path / "state",

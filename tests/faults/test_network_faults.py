@@ -174,7 +174,7 @@ def stored(server):
 
 
 def test_fault_20_server_killed_between_commit_and_answer(put, deliver, new_proxy, spool, server, wait_for):
-    """The proxy sees the answer, so the request is committed; then the server is killed, and nobody gets the answer."""
+    """The proxy sees the answer, so the request is committed; then the server is killed, and the answer is lost."""
     server.start()
     proxy = new_proxy(server.url)
     killed = threading.Event()

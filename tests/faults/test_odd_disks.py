@@ -67,7 +67,7 @@ def test_fault_117_training_does_not_wait_for_a_disk_that_hangs(train, receiver,
 
 
 def test_fault_193_a_forked_child_begins_while_the_disk_hangs(train, receiver, disk, backing, oracle, wait_for):
-    """It makes its ring in shared memory, beside its parent's, and nothing of it looks at the disk; it ends before that answers."""
+    """It makes its ring in shared memory, next to its parent's. It does not look at the disk, and ends before that answers."""
     trainer = train(
         FLUSH + "run = tensormeter.init('faults')\nlog(run, range(1000))\nflush(run)\nassert ready() == 'hangs'\n"
         "while time.monotonic() - run._process.ring.words[24] / 1e9 > 0.3: threading.Event().wait(0.01)  # HeaderWord.PULSE\n"

@@ -120,7 +120,7 @@ def text_of(step):
 
 
 def report(request, counts):
-    """What a hundred cuts have shown, for the one who asked for them."""
+    """Prints the results of a hundred cuts, if they were asked for."""
     if CUTS > 50:
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             print(f"\n{request.node.name}: {dict(counts)}")
@@ -198,7 +198,7 @@ def payload_of(number):
 
 
 def stored(store):
-    """How many requests of points, and how many of events, the store has; they must be the first ones, and right."""
+    """The numbers of requests of points and of events in the store. They must be the first ones, and right."""
     try:
         series = store.read(RunRef("r"), Selection(["v"])).series
         events = store.events(RunRef("r"))

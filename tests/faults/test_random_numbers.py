@@ -1,4 +1,4 @@
-"""A training that sets its seeds draws the same numbers, whatever is recorded beside it, and however often it is sent."""
+"""A training that sets its seeds draws the same numbers with and without recording and delivery."""
 
 import subprocess
 import sys

@@ -69,7 +69,7 @@ def test_fault_02_refused_then_up(put, deliver, receiver, spool, wait_for):
     put(ONE, TWO)
     delivery = deliver()
     wait_for(lambda: len(delivery.delays) > 8, "several failures")
-    assert max(delivery.delays) == 60, "what is waited at most until delivery resumes"
+    assert max(delivery.delays) == 60, "the longest wait until delivery resumes"
     receiver.start()
     wait_for(lambda: spool.pending() == 0, "everything is delivered")
     assert len(receiver.accepted()) == 2

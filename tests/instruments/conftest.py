@@ -41,7 +41,7 @@ class Measured:
         return self._processor.refused
 
     def series(self, *, spooled: bool = True) -> list[Series]:
-        """What a batch would bring now. With `spooled=False` the agent is killed before it is in the spool."""
+        """The series of a batch at this moment. With `spooled=False` the agent is killed before it is in the spool."""
         processor = self._processor
         while processor.poll(abandon_pending=False) and processor._points < processor._most:
             pass
@@ -89,7 +89,7 @@ def fresh_warnings() -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Of a run that nobody delivers."""
+    """Settings of a run without an agent."""
     return Settings(
         directory=tmp_path / "runs",
         buffer_directory=tmp_path / "rings",
@@ -122,6 +122,6 @@ def measured(new_measured: Callable[..., Measured]) -> Measured:
 
 @pytest.fixture
 def warnings_logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What the logger `tensormeter` has said."""
+    """The messages of the logger `tensormeter`."""
     caplog.set_level(logging.WARNING, "tensormeter")
     return lambda: [record.getMessage() for record in caplog.records if record.name == "tensormeter"]

@@ -1,4 +1,4 @@
-"""What the agent makes of measurements, beside what the OpenTelemetry SDK makes of them; over batches and agents."""
+"""The agent's aggregates, compared with those of the OpenTelemetry SDK, over batches and agents."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_aggregations_are_those_of_the_sdk(shared, measurements):
                 record(value, {"k": key})
 
     expected = sdk_points(measure)
-    # A meter of its own starts anew; a batch ends now and then.
+    # Another meter starts again; a batch ends now and then.
     ours = instruments(shared.provider.get_meter(f"test{shared.number()}"))
     found = {}
 
@@ -150,7 +150,7 @@ def test_delta_points_follow_each_other(new_measured, preference):
     assert [batch["observed"].values[0] for batch in batches] == expected
 
 
-def test_an_observed_total_that_begins_anew_has_a_new_start(measured):
+def test_an_observed_total_that_begins_again_has_a_new_start(measured):
     totals = iter([10, 15, 3, 4])
     measured.meter.create_observable_counter("a", [lambda options: [Observation(next(totals))]])
     for _ in range(4):

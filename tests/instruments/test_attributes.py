@@ -40,7 +40,7 @@ class Share(float, enum.Enum):
 
 
 class Shouting(str):
-    """Whose texts and comparisons have nothing to do with its content."""
+    """A mapping whose texts and comparisons have nothing to do with its content."""
 
     __slots__ = ()
 
@@ -158,7 +158,7 @@ def test_keys_may_be_of_a_subclass(measured):
     assert len(series.times) == 4
 
 
-def test_equal_contents_are_one_stream_whatever_came_first(measured):
+def test_equal_contents_are_one_stream_in_any_order(measured):
     counter = measured.meter.create_counter("a")
     for values in (("adam", Optimizer.ADAM), (Optimizer.SGD, "sgd")):
         for value in 2 * values:

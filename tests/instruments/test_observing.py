@@ -66,7 +66,7 @@ def observed(measured, rounds=1):
     return {(series.name, *series.attributes.values()): series.values.tolist()[-1] for series in measured.series()}
 
 
-def test_a_callback_that_fails_is_reported_once_and_stops_nobody(measured, warnings_logged):
+def test_a_callback_that_fails_is_reported_once_and_stops_no_other(measured, warnings_logged):
     def fail(options):
         yield Observation(1, {"before": True})
         raise ValueError("broken")
@@ -86,7 +86,7 @@ def test_a_callback_that_fails_is_reported_once_and_stops_nobody(measured, warni
     [RuntimeError("gone"), StopIteration(), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), CancelledError()],
 )
 @pytest.mark.parametrize("kind", ["observable_gauge", "observable_counter", "observable_up_down_counter"])
-def test_whatever_a_callback_raises_what_came_before_is_kept(measured, warnings_logged, kind, error):
+def test_values_before_an_exception_of_a_callback_are_kept(measured, warnings_logged, kind, error):
     def fail(options):
         raise error
 
@@ -243,7 +243,7 @@ def test_callbacks_of_the_same_instrument_are_all_called(measured):
     assert len(measured.series()) == 2
 
 
-def test_a_callback_that_hangs_holds_up_nobody_for_longer_than_asked(new_measured):
+def test_a_callback_that_hangs_delays_no_caller_beyond_its_timeout(new_measured):
     measured = new_measured()
     entered, leave = threading.Event(), threading.Event()
 

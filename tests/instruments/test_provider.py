@@ -152,11 +152,11 @@ def test_a_flush_waits_for_the_agent_and_no_longer_than_asked(delivering, settin
     assert provider.shutdown(timeout_millis=300_000)
     assert list(spooled(delivering)[run.id].values()) == [{"a": 2}]
     run.finish()
-    nobody = tensormeter.init(settings=settings)  # without an agent
-    provider = MeterProvider(run=nobody)
+    run = tensormeter.init(settings=settings)  # without an agent
+    provider = MeterProvider(run=run)
     provider.get_meter("m").create_counter("a").add(1)
     assert not provider.force_flush()
-    nobody.finish()
+    run.finish()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -1,4 +1,4 @@
-"""What OpenTelemetry's metrics API and SDK specifications say of providers, meters and instruments (1.50), by section."""
+"""The rules of OpenTelemetry's metrics API and SDK for providers, meters and instruments (1.50), by section."""
 
 import signal
 import threading

@@ -208,7 +208,7 @@ def add_points(metric, one):
 
 
 def same(left, right):
-    """Equal, with NaN equal to itself and every number of its own type."""
+    """Whether two values are equal, with NaN equal to itself and integers different from floats."""
     if isinstance(left, float) and isinstance(right, float):
         return np.float64(left).tobytes() == np.float64(right).tobytes() or (left != left and right != right)
     if isinstance(left, (list, tuple)):

@@ -62,7 +62,7 @@ class Recording:
         self.reader = Reader(path)
 
     def rows(self, **options: Any) -> list[Row]:
-        """What was logged since the last call; its space is given back."""
+        """The rows since the last call. Their space is given back."""
         found = self.reader.read(**options)
         self.reader.release()
         return found
@@ -97,7 +97,7 @@ def open_reader() -> Callable[[Path], Reader]:
 
 @pytest.fixture(scope="module", params=["C", "Python"])
 def writers(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where writers come from. Used by whole modules, so that all of it holds for both."""
+    """The implementation of writers. Whole modules use it, so that all of their tests hold for both."""
     if request.param == "C" and not lane_module.native_writers():
         pytest.skip("the C writer could not be compiled")
     with pytest.MonkeyPatch.context() as patch:
@@ -113,7 +113,7 @@ def recording(new_recording: Callable[..., Recording]) -> Recording:
 
 @pytest.fixture
 def warnings_logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What the logger `tensormeter` has said."""
+    """The messages of the logger `tensormeter`."""
     caplog.set_level(logging.DEBUG, "tensormeter")
     return lambda: [record.getMessage() for record in caplog.records if record.name == "tensormeter"]
 

@@ -2,7 +2,7 @@
 
 
 class Proven:
-    """A device of which a trial has shown that it can store into the ring (`view`), or that it cannot (None)."""
+    """A device after its trial: it can store into the ring (`view`), or it cannot (None)."""
 
     def __init__(self, view):
         self.view = view

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 
 class Raises:
-    """Raises whatever is done with it, as lazily computed objects do."""
+    """Raises for every operation, as lazily computed objects do."""
 
     def fail(self, *_):
         raise RuntimeError("not ready")
@@ -32,7 +32,7 @@ class OddKey:
 
 
 class Lazy(Mapping):
-    """A mapping some values of which cannot be had."""
+    """A mapping that raises for some of its values."""
 
     def __init__(self, values, broken):
         self._values, self._broken = values, broken

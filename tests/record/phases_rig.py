@@ -8,7 +8,7 @@ from tensormeter.record.phases.phases import Phases
 
 
 class FakeDevice:
-    """A device that is some time behind the host, and whose events are over up to a moment of its own time."""
+    """A device that is some time behind the host. Its events are over up to a moment of the device's time."""
 
     def __init__(self, clock):
         self.clock = clock

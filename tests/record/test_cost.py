@@ -1,4 +1,4 @@
-"""What log calls cost is counted, and a slow one is said to be slow, once for each reason, with its keys."""
+"""The cost of log calls is counted. A slow call is warned about once for each reason, with its keys."""
 
 import itertools
 from fractions import Fraction
@@ -26,7 +26,7 @@ class Clock:
 
 @pytest.fixture
 def slow_value(monkeypatch):
-    """Makes values that take 10 ms to look at, for so much of which the thread runs."""
+    """Makes values that take 10 ms to look at. The thread runs for a given part of that time."""
     clock = Clock()
     monkeypatch.setattr(cost_module, "time", clock)
     monkeypatch.setattr(cost_module, "_SLOW", 1_000_000)

@@ -54,7 +54,7 @@ class Device:
             self.recording.log({**(numbers or {}), **tensors}, step)
 
     def rows(self):
-        """What has been logged since the last call, once the device is done."""
+        """The rows since the last call, once the device is done."""
         if self.device != CPU:
             torch.cuda.synchronize()
         return self.recording.rows()
@@ -302,7 +302,7 @@ def test_a_failing_launch_loses_its_values_only(host_recording, warnings_logged)
     assert "lost device values" in warnings_logged()[0]
 
 
-def test_an_interrupted_launch_holds_nobody_back(host_recording, monkeypatch):
+def test_an_interrupted_launch_delays_no_other_thread(host_recording, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -419,7 +419,7 @@ def test_a_closed_recorder_gives_its_ring_back_when_all_values_have_come(recordi
 
 
 def test_a_ring_is_kept_if_a_launch_failed(recording, monkeypatch):
-    """What was launched before the failure may be stored at any time."""
+    """Copies that were launched before the failure may be stored at any time."""
     quiet = []
     monkeypatch.setattr(device_copies, "retire", lambda memory, is_quiet: quiet.append(is_quiet))
     copies = recording.recorder._device

@@ -1,4 +1,4 @@
-"""What only a GPU can show: that nothing waits, what is launched, streams, graphs, several devices."""
+"""Tests that need a GPU: no call waits; launches, streams, graphs, several devices."""
 
 import gc
 import threading
@@ -239,7 +239,7 @@ def test_outputs_of_a_graph_are_logged_after_each_replay(recording):
 
 
 def collected(recording, log):
-    """What a deferred log has, after the device is done: a flush begins the copy, two more find it and take it."""
+    """The rows of a deferred log, after the device is done: a flush begins the copy, and two more find it and take it."""
     for _ in range(3):
         log.flush()
         torch.cuda.synchronize()

@@ -91,7 +91,7 @@ def memory():
 
 
 class Memory:
-    """Of pages of its own, as a ring's. `mapped` says whether they still are."""
+    """Memory with separate pages, as a ring's. `mapped` says whether they are still mapped."""
 
     def __init__(self):
         class Pages(mmap.mmap):
@@ -126,7 +126,7 @@ def test_memory_that_others_registered_is_refused(runtime, memory):
     assert runtime.asked[-1] == "clear"
 
 
-@pytest.mark.parametrize("first", ["the handler", "what it interrupts"])
+@pytest.mark.parametrize("first", ["the handler", "the interrupted call"])
 def test_a_signal_handler_may_register_the_same_memory(runtime, memory, first):
     def handler():
         runtime.while_registering = lambda: None

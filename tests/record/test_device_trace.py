@@ -1,7 +1,7 @@
 """The whole way of device values, traced on a pretended GPU: how much is launched, and that nothing waits.
 
-Fake tensors carry device and dtype, and no data, so everything that needs a value on the host fails by itself. What would
-wait without needing one (copies to memory that is not page-locked, blocking copies) is looked for in the operations.
+Fake tensors carry device and dtype, and no data, so everything that needs a value on the host fails by itself. The
+tests look for operations that wait without a value: copies to memory that is not page-locked, and blocking copies.
 """
 
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Counting into buckets: exact beside the SDK's mapping and beside rational arithmetic, the same on host and device."""
+"""Counting into buckets: exact, compared with the SDK's mapping and rational arithmetic, and equal on host and device."""
 
 import math
 from fractions import Fraction
@@ -97,7 +97,7 @@ def test_buckets_are_those_of_rational_arithmetic(table):
 
 @TABLES
 def test_the_fast_search_on_the_host_agrees_with_binary_search(table):
-    """Beside the binary search: on every cell's first and last numbers, and on awkward ones."""
+    """Compared with the binary search, on the first and last number of every cell and on awkward numbers."""
     bits = table.fraction_bits // 23 * 32
     words = np.arange(1 << 16, dtype=f"u{bits // 8}") << (bits - 16)
     ends = np.concatenate([words, words | ((1 << (bits - 16)) - 1)]).view(DTYPES[table])
@@ -173,7 +173,7 @@ def test_arrays_of_any_byte_order_and_stride_are_counted(byte_order):
 
 
 class Widths(TorchDispatchMode):
-    """The dtypes of whatever operations return."""
+    """The dtypes of the results of operations."""
 
     def __init__(self):
         super().__init__()
@@ -186,7 +186,7 @@ class Widths(TorchDispatchMode):
 
 
 class TestNothingSynchronizes:
-    """Fake tensors know shapes only, so whatever needs a value, hence a device's answer, is an error."""
+    """Fake tensors know shapes only, so an operation that needs a value, hence a device's answer, is an error."""
 
     @pytest.mark.parametrize(
         "synchronizing",

@@ -1,4 +1,4 @@
-"""Signal handlers that log or raise, and threads: at whatever instant they come, nothing is lost and nothing is torn."""
+"""Signal handlers that log or raise, and threads: at every instant, nothing is lost and nothing is torn."""
 
 import contextlib
 import itertools
@@ -219,7 +219,7 @@ def test_a_ring_with_one_lane_serves_all_threads(new_recording):
 
 
 def test_a_run_may_be_finished_while_threads_log(new_recording):
-    """What was accepted before the end is there; what comes after is refused without harm."""
+    """Rows accepted before the end are there. Later ones are refused without harm."""
     from tensormeter.ring.format import State
 
     recording = new_recording(lanes=4, buffer_bytes=4 << 20)
@@ -260,8 +260,8 @@ def test_a_run_may_be_finished_while_threads_log(new_recording):
     ],
 )
 @pytest.mark.parametrize("native", [True, False])
-def test_on_stride_is_called_now_and_then_whatever_the_rate(tmp_path, monkeypatch, apart, least, most, native):
-    """What starts another agent in place of one that was killed is called here: also by a run that logs once in ten seconds."""
+def test_on_stride_is_called_now_and_then_at_every_rate(tmp_path, monkeypatch, apart, least, most, native):
+    """The check that replaces a killed agent is called here, also by a run that logs once in ten seconds."""
     if not native:
         monkeypatch.setattr(lane_module, "native_writers", lambda: False)
     clock = 1000.0

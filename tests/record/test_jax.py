@@ -1,6 +1,6 @@
-"""JAX itself, on the CPU. In a process of its own: what JAX has loaded stays, and its threads do not go with forks.
+"""JAX itself, on the CPU, in a separate process: its libraries stay loaded, and its threads do not go with forks.
 
-What depends on the moment at which an array is ready is tested with doubles, in `test_device_pending`.
+`test_device_pending` uses doubles to test the moment at which an array is ready.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""A lane against a model: what the reader gives is exactly what was accepted, in order, whatever the sequence of calls."""
+"""A lane against a model: the reader gives exactly the accepted rows, in order, for every sequence of calls."""
 
 import struct
 from itertools import pairwise

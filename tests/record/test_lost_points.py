@@ -1,4 +1,4 @@
-"""What is lost is counted in points, however many are in a row."""
+"""Losses are counted in points, for rows of any size."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Rows of good and bad values: every good one is recorded, whatever the others are and wherever warnings go."""
+"""Rows of good and bad values: every good one is recorded, for all kinds of bad ones and of logging handlers."""
 
 import logging
 
@@ -86,7 +86,7 @@ def test_every_good_value_of_a_row_is_recorded(surroundings, new_recording, data
 
 
 def recorded(good):
-    """What a reader finds: floats, or integers where they are not exact as floats."""
+    """The values as a reader gets them: floats, or integers that are not exact as floats."""
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in good.items()}
     return {name: value if value == 2**60 else float(value) for name, value in plain.items()}
 

@@ -127,7 +127,7 @@ def test_nothing_is_recorded_after_the_end(recording, warnings_logged):
 
 
 def in_child(action):
-    """What an action returns in a forked child; the child's death if it dies."""
+    """The result of an action in a forked child. Fails if the child dies."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

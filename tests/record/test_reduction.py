@@ -94,7 +94,7 @@ def test_a_kept_writer_reduces_too(recording):
 
 
 def on_device(values, rule, reductions=None):
-    """What comes out for values of one name, as floats."""
+    """The results for values of one name, as floats."""
     reductions = reductions or Reductions()
     results = []
     for step, value in enumerate(values):

@@ -23,7 +23,7 @@ REDUCED = {"reserved_bytes": {"all": {"current": 5, "peak": 6}}}
 
 
 def pretend(monkeypatch, statistics, *, initialized=True):
-    """CUDA with these devices. Whatever is not named here would fail the test: above all, whatever waits for the GPU."""
+    """CUDA with these devices. Any other name fails the test: above all, functions that wait for the GPU."""
     cuda = SimpleNamespace(
         is_initialized=lambda: initialized,
         device_count=lambda: len(statistics),

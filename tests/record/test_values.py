@@ -1,4 +1,4 @@
-"""What may be logged, and the exact value that each kind of it becomes; what may not, and what is said about it."""
+"""Values that may be logged, and the exact results; values that may not, and the warnings."""
 
 import enum
 import fractions
@@ -26,7 +26,7 @@ class Level(enum.IntEnum):
 
 
 class Broken(float):
-    """A number whose conversion fails with an error of its own."""
+    """A number whose conversion fails with a custom error."""
 
     def __float__(self):
         raise KeyError("broken")
@@ -263,14 +263,14 @@ def test_tensors_inside_vmap_are_refused(recording, warnings_logged):
 
 @pytest.fixture
 def mesh():
-    """Of one process, which is all that placements need."""
+    """A mesh of one process, which is all that placements need."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield torch.distributed.init_device_mesh("cpu", (1,))
     torch.distributed.destroy_process_group()
 
 
 def test_only_replicated_distributed_tensors_are_recorded(recording, warnings_logged, mesh):
-    """Of which every process has the value, or none may be asked for it."""
+    """A tensor with the same value in every process, or with a value that no process may be asked for."""
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
     local = torch.tensor([2.5], requires_grad=True)

@@ -1,4 +1,4 @@
-"""What only the training process knows of itself is recorded now and then, and never in anybody's way."""
+"""Statistics that only the training process has are recorded now and then, without a delay."""
 
 import gc
 

@@ -319,7 +319,7 @@ def test_a_run_watches_models(tmp_path, caplog):
     model, again = Net(), Net()
     run = tensormeter.init(settings=settings)
     run.watch(model, every=2)
-    run.watch(model, every=1, histograms=False)  # anew
+    run.watch(model, every=1, histograms=False)  # again
     run.watch(again)
     sgd = SGD(model.parameters(), 0.01)
     for step in range(10, 13):

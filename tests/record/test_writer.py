@@ -201,7 +201,7 @@ def test_a_writer_keeps_no_references():
         gc.collect()
         return [sys.getrefcount(item) for item in (value, key, words.arguments["keys"], words.ring)]
 
-    value, key = 1.25, "a key of its own"
+    value, key = 1.25, "a separate key"
     words = Words((key,), b"d")
     row = {key: value}
     before = references()

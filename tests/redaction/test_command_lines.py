@@ -87,7 +87,7 @@ def test_every_spelling_of_a_name_is_known(owner):
         (["--xml=<password>{}</password>"], ["--xml=<password>***</password>"]),
     ],
 )
-def test_a_secret_is_masked_in_whatever_form_it_is_given(arguments, shown):
+def test_a_secret_is_masked_in_every_form(arguments, shown):
     expected = [part.format() if "{{" in part else part for part in shown]
     assert mask_arguments([part.format(SECRET, SECRET) for part in arguments]) == expected
 

@@ -18,7 +18,7 @@ _SCALARS = (ctypes._SimpleCData,)
 
 
 class Library:
-    """What pynvml gets from `CDLL`."""
+    """The library that pynvml gets from `CDLL`."""
 
     def __init__(self, path: Path) -> None:
         recorded = json.loads(path.read_text())

@@ -131,7 +131,7 @@ def test_an_old_card_gives_what_it_has(sample):
 
 
 def test_failures_are_counted_and_stop_nothing(sample):
-    """GPU 2 has fallen off the bus; the power of GPU 3 cannot be read. What is merely absent is no failure."""
+    """GPU 2 has fallen off the bus; the power of GPU 3 cannot be read. A quantity that does not exist is no failure."""
     found, failures = sample()
     assert failures == {"NVMLError_GpuIsLost": 1, "NVMLError_Unknown": 1}
     assert {HEALTHY, SPLIT, *PARTS, OLD} == set(found)
@@ -229,7 +229,7 @@ def test_a_wrapped_counter_goes_on():
 
 @pytest.mark.gpu
 def test_a_real_gpu_agrees_with_nvidia_smi():
-    """NVIDIA's own program reads the same library, in a process of its own."""
+    """NVIDIA's own program reads the same library, in another process."""
     try:
         query = "--query-gpu=uuid,memory.total,power.limit,name"
         said = subprocess.run(

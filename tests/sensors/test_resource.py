@@ -1,4 +1,4 @@
-"""Who is speaking: the run's processes, its nodes, the job, the commit; and no secret."""
+"""The description of the sender: the run's processes, its nodes, the job, the commit; and no secret."""
 
 import os
 import platform

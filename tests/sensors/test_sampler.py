@@ -1,4 +1,4 @@
-"""Samplers and nodes: what is read becomes columns, at an interval, whatever hangs or fails."""
+"""Samplers and nodes: readings become columns at an interval, also when a sensor hangs or fails."""
 
 import itertools
 import os
@@ -191,7 +191,7 @@ def test_samples_keep_to_the_beat_and_late_ones_are_skipped(now, expected):
     assert next_due(100.0, now, 10.0) == expected
 
 
-def test_points_that_nobody_takes_are_counted():
+def test_points_that_no_batch_takes_are_counted():
     columns = Columns(most_points=3)
     sensor = Fake()
     sampler = Sampler("fake", lambda: sensor, 0.01)

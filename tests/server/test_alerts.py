@@ -120,7 +120,7 @@ def test_metrics_of_one_name_are_watched_apart(watched):
 
 
 def test_a_process_that_drops_something_is_told_once(watched):
-    """Whether the metric was there before or not: it comes with the first loss."""
+    """The metric may be new: it comes with the first loss."""
     for moment, count in ((1, 3), (2, 3), (3, 900)):
         dropped = Sum(
             "tensormeter.dropped",

@@ -142,7 +142,7 @@ def test_frames(client):
 
 
 @pytest.mark.parametrize("block", [2, 5, 7, 1000])
-def test_points_are_exact_whatever_the_blocks(client, block):
+def test_points_are_exact_in_blocks_of_any_size(client, block):
     run = client.run("aa01")
     for metric, expected in [("loss", NUMBERS), ("count", [2**62 + i for i in range(7)])]:
         blocks = list(run.points(metric, process="p1", block=block))
@@ -230,7 +230,7 @@ def test_records(client):
     (image,) = run.images("sample")
     assert (image.content_type, image.caption, image.step, image.read()) == ("image/png", "a picture", None, PNG)
     assert run.images("other") == []
-    assert "hot" in [alert.body.get("title") for alert in run.alerts()]  # the server has found some of its own
+    assert "hot" in [alert.body.get("title") for alert in run.alerts()]  # and alerts of the server itself
     assert {event.name for event in run.events("tensormeter.*")} == {
         "tensormeter.run.start",
         "tensormeter.table",

@@ -1,4 +1,4 @@
-"""What operators of a server need: TLS, proxies, limits on connections, logs."""
+"""The needs of operators of a server: TLS, proxies, limits on connections, logs."""
 
 import contextlib
 import datetime as dt
@@ -26,7 +26,7 @@ TOKEN = "s3cret-token-of-the-test"
 
 
 def write_certificate(certificate, key, *, passphrase=None):
-    """Make a key, and a certificate of its own for this machine, and put them in the place of two files."""
+    """Replace two files by a new key and its self-signed certificate for this machine."""
     made = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tensormeter test")])
     now = dt.datetime.now(dt.UTC)
@@ -75,7 +75,7 @@ def connect(server):
 
 
 def everything(connection):
-    """What comes until the other side closes."""
+    """The bytes until the other side closes."""
     parts = []
     while part := connection.recv(65536):
         parts.append(part)
@@ -212,7 +212,7 @@ def test_a_request_may_take_longer_than_its_headers(start, eventually):
             everything(silent)  # the deadline of all three is over
             slow.sendall(b"\x00")
             assert everything(slow).startswith(b"HTTP/1.1 400 ")
-        stream.setblocking(False)  # whatever it has said by now, it goes on
+        stream.setblocking(False)  # it goes on, after any output so far
         with contextlib.suppress(BlockingIOError):
             assert stream.recv(65536)
 

@@ -1,4 +1,4 @@
-"""What a script holds: init, log, finish, and what happens when the machine does not play along."""
+"""The functions of a script: init, log, finish; and their behaviour on odd machines."""
 
 import json
 import logging
@@ -372,7 +372,7 @@ def test_what_was_dropped_is_said_at_the_end(settings, caplog):
         caplog.at_level(logging.WARNING, "tensormeter"),
         tensormeter.init(settings=settings.replace(agent="off")) as run,
     ):
-        for step in range(20_000):  # more than the ring of 256 KiB holds, and nobody reads it
+        for step in range(20_000):  # more than the ring of 256 KiB holds, and no agent reads it
             run.log({"loss": 1.0, "text": "refused"} if step == 0 else {"loss": 1.0}, step)
     assert any("'text' is not recorded: cannot record a str" in record.message for record in caplog.records)
     assert any("is full, so rows are dropped" in record.message for record in caplog.records)

@@ -56,7 +56,7 @@ class Body:
 
 
 def bodies(size: int, content_types: tuple[str, ...] = (PROTOBUF, JSON)) -> Iterator[Body]:
-    """Bodies of about `size` bytes, each of which repeats one field of one kind of message."""
+    """Bodies of about `size` bytes. Each repeats one field of one kind of message."""
     for path, root in ROOTS.items():
         for fields in _paths(root):
             names = ".".join(field.name for field in fields)
@@ -81,7 +81,7 @@ def packed(body: Body, encoding: str) -> bytes:
 
 
 ENCODINGS = {"gzip": "gzip", "members": "gzip", "zstd": "zstd", "identity": "identity"}
-"""What `packed` makes, and what a request calls it."""
+"""The results of `packed`, and their names in a request."""
 
 AS_IS = "as is"
 """For a body that is gzip already."""
@@ -89,7 +89,7 @@ AS_IS = "as is"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a request cost: its status, seconds of processor time, and bytes of memory above what was used before it."""
+    """The cost of a request: its status, seconds of processor time, and bytes of memory above those used before it."""
 
     status: int
     seconds: float
@@ -107,7 +107,7 @@ class Meter:
     def send(self, body: Body, encoding: str) -> Cost:
         data = packed(body, encoding)
         kernel = Path(f"/proc/{self._process.pid}")
-        (kernel / "clear_refs").write_text("5")  # the peak begins anew
+        (kernel / "clear_refs").write_text("5")  # the peak begins again
         self._server.http.clear()  # making a body may take longer than an idle connection lives
         before, memory = self.seconds(), self._peak(kernel)
         answer = self._server.post(
@@ -224,7 +224,7 @@ def mixed_series(series: int, points: int) -> bytes:
 
 
 def allowed() -> Iterator[Body]:
-    """Bodies of which each holds nearly as much of something as a request may."""
+    """Bodies that each have nearly as many items of one kind as a request may."""
     runs = (f"allowed-{number}" for number in itertools.count())
     most = {name: bound - 10 for name, bound in MAX_ELEMENTS.items()}
 

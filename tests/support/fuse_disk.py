@@ -1,4 +1,4 @@
-"""File systems in user space (FUSE) for tests: each passes everything through to a folder, in a process of its own."""
+"""File systems in user space (FUSE) for tests: each passes everything through to a folder, in a separate process."""
 
 import errno
 import os
@@ -24,8 +24,8 @@ class MountedDisk:
     """A mounted file system.
 
     Attributes:
-        path: Where it is mounted.
-        backing: The folder where its files are. What happens there happens without the file system.
+        path: The folder where it is mounted.
+        backing: The folder with its files. Access to it bypasses the file system.
     """
 
     def __init__(self, folder: Path, module: str, *arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""What must hold of any bytes that a client may send. Each check raises where it does not; `fuzz.py` and a test feed them."""
+"""Checks that must hold for any bytes that a client may send. Each raises if it fails; `fuzz.py` and a test feed them."""
 
 import gzip
 import json
@@ -113,7 +113,7 @@ def check_json_of(body: bytes) -> None:
 
 
 def check_body(body: bytes) -> None:
-    """Whatever is compressed how: an answer of 400 or 413, or no more than the limit."""
+    """All contents, under every compression: an answer of 400 or 413, or no more than the limit."""
     for encoding in ("gzip", "zstd"):
         try:
             size = len(decompress(body, encoding, LIMIT))

@@ -1,13 +1,13 @@
 """A file system with the manners of network and cloud file systems, which a test changes while something uses it.
 
-It passes everything through to a folder of its own, in a process of its own (FUSE). A test uses the fixture `odd_disk`:
+It passes everything through to a separate folder, in a separate process (FUSE). A test uses the fixture `odd_disk`:
 
     disk = odd_disk(maps=False)         # for its whole life: no shared memory maps (direct I/O), no locks (ENOLCK)
     disk.behave(fail_writes="EDQUOT")   # from now on; returns when it is so
     disk.behave(hang=True)              # operations wait until the next call
     disk.behave()                       # everything works
 
-What `behave` takes:
+The arguments of `behave`:
 
     fail            Name of an errno. Every operation fails with it.
     fail_writes     Name of an errno. Operations that change something fail with it; the other ones work.
@@ -151,7 +151,7 @@ class Manners:
                 self.replace(manners)
             print(json.dumps(self.counts()), flush=True)
         unmount()
-        os._exit(0)  # closes /dev/fuse: whoever still waits for an operation gets an error
+        os._exit(0)  # closes /dev/fuse: processes that still wait for an operation get an error
 
 
 def serve(mount: str, backing: str, options: dict[str, Any]) -> None:

@@ -99,21 +99,21 @@ BEHAVIOURS = {
 
 
 class Receiver:
-    """An OTLP receiver on a port of its own, which can go away and come back."""
+    """An OTLP receiver on a reserved port, which can go away and come back."""
 
     def __init__(self) -> None:
         self.received: list[Received] = []
         self.questions: list[str] = []
         """The paths by which agents have asked for numbers of attempts."""
         self.numbers = answer(404)
-        """What to do with these questions."""
+        """The behaviour for these questions."""
         self.connections = 0
         self.token: str | None = None
         """The bearer token that is accepted; any if None."""
         self.limit: int | None = None
         """Bytes of a decompressed body, at most."""
         self.routes: dict[str, Behaviour] = {}
-        """What to do with requests for a path, whatever else was said."""
+        """The behaviour for requests of a path. It takes precedence over all others."""
         self.refuses: Callable[[bytes], bool] = lambda body: False
         """Whether a decompressed request of metrics gets 400."""
         self.epoch: str | None = None
@@ -128,7 +128,7 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self._port}"
 
     def script(self, *behaviours: Behaviour | str | None) -> None:
-        """What to do with the next requests; after those, all are accepted that fit. None: forget what was said before."""
+        """Set the behaviour for the next requests. Later ones are accepted if they fit. None: forget earlier behaviours."""
         if None in behaviours:
             self._script.clear()
             return
@@ -210,7 +210,7 @@ class Receiver:
         self.epoch, self.commits, self.durable = epoch, 0, 0
 
     def asked_for_durable(self) -> int:
-        """How often it was asked what is durable."""
+        """The number of questions for what is durable."""
         return sum(request.path == "/api/v1/durable" for request in self.received)
 
     def stop(self) -> None:

@@ -1,17 +1,17 @@
 """A disk that remembers everything in order, and what it may hold after its power has failed.
 
-`RecordedDisk` mounts a file system (FUSE) that passes everything through to a folder, in a process of its own, and records each
+`RecordedDisk` mounts a file system (FUSE) that passes everything through to a folder, in a separate process, and records each
 operation that a power failure could undo: writes, changes of size, names, syncs. A program that writes text into the file `.mark`
 at its top records what it has been promised, in order with the rest. `states` reads such a record; `State.make` makes a folder
 with what the disk may hold if power fails after a number of operations.
 
 The model of a disk:
 
-- What was written to a file is there up to its last `fsync`. Names in a folder are there up to the last `fsync` of that folder.
+- Data of a file is there up to its last `fsync`. Names in a folder are there up to the last `fsync` of that folder.
 - `Leniency.NOTHING`: nothing else is. The strictest disk that POSIX allows.
 - `Leniency.SOME`: of everything else some is there, as with a journal of metadata (ext4, data=ordered). Names come in the order in which
-  they were made, and a sync of anything makes all earlier ones durable. Of each file any of the overwritten pages of 4 KiB, and of what
-  made it longer a beginning, whose last pages may be zeros; a change of size that is not there hides all that came after it.
+  they were made, and a sync of anything makes all earlier ones durable. Each file has any of its overwritten pages of 4 KiB, and a
+  beginning of the bytes that made it longer, whose last pages may be zeros; a missing change of size hides all later ones.
 - `Leniency.ALL`: everything is, as after a crash of the programs alone.
 """
 
@@ -33,7 +33,7 @@ from support.fuse_disk import HIDDEN, MountedDisk, pass_through
 
 PAGE = 4096
 LONG_AGO = 1_000_000_000
-"""When files were written last that a power failure has left: before the machine was started again."""
+"""The time of the files that a power failure has left: before the machine was started again."""
 
 MARK = "/.mark"
 MARK_HANDLE = 1 << 30
@@ -78,7 +78,7 @@ class Operation:
         time: When, by the monotonic clock.
         kind: "create", "mkdir", "unlink", "rmdir", "rename", "link", "write", "truncate", "fsync", "fsyncdir" or "mark".
         where: Path, or number of the file for "write", "truncate" and "fsync".
-        rest: What belongs to it.
+        rest: Data of the operation.
     """
 
     time: float
@@ -100,7 +100,7 @@ def operations(record: Path) -> list[Operation]:
 
 
 class Leniency(enum.Enum):
-    """How much of what was not synced a disk holds; see the module."""
+    """The part of the unsynced data that a disk keeps; see the module."""
 
     NOTHING = "nothing"
     SOME = "some"
@@ -128,7 +128,7 @@ class _File:
         self.pending = []
 
     def settled(self, chance: random.Random) -> bytearray:
-        """What the disk has of it, with some of what was not synced."""
+        """The content on the disk, with some of the data that was not synced."""
         disk = _File(bytearray(self.data))
         grows = True
         for operation in self.pending:

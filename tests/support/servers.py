@@ -1,4 +1,4 @@
-"""`tensormeter serve` in processes of its own."""
+"""`tensormeter serve` in separate processes."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ __all__ = ["Points", "RestartableServer", "Server", "ServerProcess"]
 PROTOBUF = "application/x-protobuf"
 
 Points = Counter[tuple[str, int, str]]
-"""How often each (metric, step, value) is there. Values as hexadecimal floats, so that equal means every bit."""
+"""The number of points by (metric, step, value). Values are hexadecimal floats, so that equal means every bit."""
 
 
 class ServerProcess:
@@ -93,7 +93,7 @@ class Server(ServerProcess):
     """A server and its API."""
 
     clickhouse_port = 0
-    """Port of the ClickHouse that servers without a `--store` of their own use; 0: none."""
+    """Port of the ClickHouse for servers without the option `--store`; 0: none."""
 
     def __init__(self, folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder

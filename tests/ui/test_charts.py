@@ -89,8 +89,8 @@ def test_hover_shows_all_values_highest_first(tab: Any) -> None:
     expect(tooltip.locator(".reading")).to_have_count(4)
     values = [float(text) for text in tooltip.locator(".reading .value").all_inner_texts()]
     assert values == sorted(values, reverse=True)
-    beside = [float(text) for text in page.locator(".runlist .value").all_inner_texts()]
-    assert sorted(beside, reverse=True) == values
+    listed = [float(text) for text in page.locator(".runlist .value").all_inner_texts()]
+    assert sorted(listed, reverse=True) == values
 
 
 def test_keys_read_values_and_zoom(tab: Any) -> None:

@@ -93,7 +93,7 @@ def test_damaged_store_shows_a_banner(tmp_path: Path, open_tab: Callable[..., An
 
 
 def test_unknown_run_links_to_projects(tab: Any) -> None:
-    page = tab.go("#/p/vision/runs/nobody")
+    page = tab.go("#/p/vision/runs/unknown")
     expect(page.get_by_role("heading", name="Run not found")).to_be_visible()
     page.get_by_role("link", name="All projects").click()
     expect(page.get_by_role("heading", name="Projects")).to_be_visible()

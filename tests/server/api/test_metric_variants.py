@@ -170,7 +170,7 @@ def test_each_has_a_chart_in_the_terminal(run, server_on_each):
 
 
 def test_pieces_with_different_units_are_no_line(server_on_each, make):
-    """An attempt after which the unit has changed begins a line of its own; another version of a scope goes on with the old one."""
+    """An attempt with another unit begins another line; another version of a scope goes on with the old one."""
     for attempt, unit, version in ((1, "s", "1.0"), (2, "s", "2.0"), (3, "ms", "2.0")):
         times = TIMES + np.uint64(attempt * 100 * S)
         scope = Scope("tensormeter", version)

@@ -1,4 +1,4 @@
-"""What the server says of itself, tried out: Schemathesis makes requests from the OpenAPI document, fitting and not fitting, always
+"""The OpenAPI document, tried out: Schemathesis makes requests from the OpenAPI document, fitting and not fitting, always
 the same, and looks whether status, headers and body are what the document says.
 """
 

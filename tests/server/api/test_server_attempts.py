@@ -12,7 +12,7 @@ SECOND = 10**9
 
 
 def attempt(make, run, number, steps, *, process, rank=None, start, value):
-    """What one process of an attempt sends: a row a second."""
+    """Sends the rows of one process of an attempt, a row a second."""
     resource = {"tensormeter.run.attempt": number} | ({} if rank is None else {"tensormeter.rank": rank})
     rows = [(T0 + (start + i) * SECOND, step, {"loss": value(step)}) for i, step in enumerate(steps)]
     return make.rows(run, rows, process=process, project="attempts", **resource)
@@ -182,12 +182,12 @@ def test_first_steps_outlive_the_server(start, make):
     assert (answer["reset"], answer["series"][0]["x"]) == (True, list(range(8)))
 
 
-def test_who_runs_beside_a_later_attempt_is_not_shadowed_by_it(server, make):
+def test_a_process_during_a_later_attempt_is_not_shadowed_by_it(server, make):
     """A node that counts its attempts by itself may say less than the others."""
-    server.metrics(attempt(make, "beside", 1, range(10), process="old", rank=0, start=0, value=float))
-    server.metrics(attempt(make, "beside", 3, range(5, 20), process="new0", rank=0, start=100, value=float))
-    server.metrics(attempt(make, "beside", 2, range(5, 20), process="new1", rank=1, start=101, value=float))
-    assert [(one[0], one[2]) for one in line(server, "beside")] == [
+    server.metrics(attempt(make, "together", 1, range(10), process="old", rank=0, start=0, value=float))
+    server.metrics(attempt(make, "together", 3, range(5, 20), process="new0", rank=0, start=100, value=float))
+    server.metrics(attempt(make, "together", 2, range(5, 20), process="new1", rank=1, start=101, value=float))
+    assert [(one[0], one[2]) for one in line(server, "together")] == [
         ("new0", list(range(20))),
         ("new1", list(range(5, 20))),
     ]

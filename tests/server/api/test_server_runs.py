@@ -199,7 +199,7 @@ def test_sort_and_fields(sweep):
     assert run["summary"]["train/loss"]["last_step"] == 10
 
 
-def test_changes_stay_whatever_is_sent(server, make):
+def test_user_changes_survive_later_events(server, make):
     resource = make.resource("patched", project="patch")
     server.events(resource, begin(config={"a": 1}, tags=["sent"], group="g1", notes="n1"))
     run = server.get("/api/v1/runs/patched")
@@ -220,7 +220,7 @@ def test_changes_stay_whatever_is_sent(server, make):
     assert server.send("PATCH", "/api/v1/runs/nothing", {})[0] == 404
 
 
-def test_a_deleted_run_is_gone_until_it_is_started_anew(start, make):
+def test_a_deleted_run_is_gone_until_it_starts_again(start, make):
     server = start()
     resource = make.resource("gone")
     rows = [(T0 + i, i, {"v": float(i)}) for i in range(10)]
@@ -275,7 +275,7 @@ def test_attempts(server, make):
     assert (run["attempt"], run["state"]) == (2, "running")
 
 
-def test_the_environment_is_that_of_who_trains_now_whoever_was_heard_first(server_on_each, make):
+def test_the_environment_is_that_of_the_current_attempt(server_on_each, make):
     """A node reports from the first second on and knows no command line; ranks come in any order; attempts may have moved."""
     server = server_on_each
     node = {"tensormeter.process.kind": "node", "host.name": "a"}
@@ -482,5 +482,5 @@ def test_metrics_of_several_runs_are_one_list(server, make):
     assert (shared["points"], shared["processes"], shared["last"], shared["last_time"]) == (3, 2, 1.0, str(T0 + 1))
     assert [one["part"] for one in found["split"]["attributes"]] == ["all", "m0", "m1"]
     assert server.get("/api/v1/metrics?runs=m1&project=union") == server.get("/api/v1/runs/m1/metrics?project=union")
-    for runs, status in (("", 400), (",".join(["m0"] * 201), 400), ("m0,nobody", 404)):
+    for runs, status in (("", 400), (",".join(["m0"] * 201), 400), ("m0,unknown", 404)):
         assert server.send("GET", f"/api/v1/metrics?runs={runs}")[0] == status

@@ -1,4 +1,4 @@
-"""What a server keeps is for its own user; waiting for a lock on it ends; and who needs a token is decided by who can reach it."""
+"""Files of a server are for its user alone; waiting for a lock on them ends; the address decides whether clients need a token."""
 
 import contextlib
 import fcntl
@@ -27,7 +27,7 @@ TOKEN = "s3cret-token-of-the-test"
 
 @pytest.fixture
 def no_umask():
-    """What is made is open to everybody, unless who makes it takes care; processes that are started inherit this."""
+    """New files are open to all users, unless their creator takes care. Child processes inherit this."""
     before = os.umask(0)
     yield
     os.umask(before)
@@ -48,7 +48,7 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o777, None])
-def test_files_are_for_the_servers_user_whatever_the_umask(start, make, tmp_path, no_umask, mode):
+def test_files_are_for_the_servers_user_under_every_umask(start, make, tmp_path, no_umask, mode):
     folder = tmp_path / "data" if mode else tmp_path / "above" / "data"
     if mode:
         folder.mkdir(mode=mode)
@@ -80,9 +80,9 @@ def test_files_that_are_open_to_others_are_closed_at_the_start(start, tmp_path):
     files = sorted(path.name for path in folder.iterdir())
     for name in files:
         (folder / name).chmod(0o664)
-    (folder / "of-somebody-else").touch(0o644)
+    (folder / "of-another-program").touch(0o644)
     server = start(folder=folder)
-    assert modes(folder) == {"of-somebody-else": 0o644}
+    assert modes(folder) == {"of-another-program": 0o644}
     (line,) = server.stderr.splitlines()
     assert f"files in {folder} were accessible to other users; changed their modes to 0600" in line
     assert all(f"{name} (was 0664)" in line for name in files)
@@ -235,7 +235,7 @@ def test_tokens_that_are_gone_open_no_server_behind_a_proxy(start, tmp_path):
 @pytest.mark.parametrize(
     "header", ["Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Server", "X-Real-IP"]
 )
-def test_a_server_without_tokens_answers_nobody_behind_a_proxy_that_it_does_not_know(start, header):
+def test_a_server_without_tokens_answers_no_client_behind_an_unknown_proxy(start, header):
     """Proxies may send the address of the server itself as `Host`."""
     server = start()
     assert server.ask("/api/v1/runs")[0] == 200

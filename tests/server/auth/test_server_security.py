@@ -1,4 +1,4 @@
-"""Who is let in."""
+"""Access to the server."""
 
 import os
 import socket

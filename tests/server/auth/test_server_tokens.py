@@ -319,7 +319,7 @@ def test_a_loopback_server_that_gets_its_first_token_wants_one_from_then_on(star
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"version": 2, "tokens": []}', b'{"version": 1, "tokens": [{}]}']
 )
-def test_a_damaged_file_lets_nobody_in(start, content):
+def test_a_damaged_file_lets_no_client_in(start, content):
     server = start()
     path = Path(server.folder) / "tokens.json"
     path.write_bytes(content)

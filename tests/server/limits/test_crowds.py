@@ -126,16 +126,16 @@ def test_they_grow(each_store, memory):
     assert check(store, memory, "g", attempt=1).maximum.max() == 39.0
 
 
-def test_a_run_that_is_made_anew_has_nothing_of_the_former(store, memory):
-    append(store, "anew", 0, range(10), [7.0] * 10)
-    check(store, memory, "anew")
-    store.delete(RunRef("anew", "p"))
+def test_a_run_that_is_made_again_has_nothing_of_the_former(store, memory):
+    append(store, "again", 0, range(10), [7.0] * 10)
+    check(store, memory, "again")
+    store.delete(RunRef("again", "p"))
     later = (time.time_ns() - T0) // SECOND + 10
-    resource = {"service.name": "p", "tensormeter.run.id": "anew", "service.instance.id": "rank 0 of 1"}
+    resource = {"service.name": "p", "tensormeter.run.id": "again", "service.instance.id": "rank 0 of 1"}
     payload = encode_events(resource, [Event("tensormeter.run.start", T0 + later * SECOND, {})])
     store.append_events(decode_events(payload), payload=payload)
-    append(store, "anew", 0, range(5), [1.0] * 5, start=later)
-    assert check(store, memory, "anew").maximum.tolist() == [1.0] * 5
+    append(store, "again", 0, range(5), [1.0] * 5, start=later)
+    assert check(store, memory, "again").maximum.tolist() == [1.0] * 5
 
 
 def test_projects_do_not_share_what_is_remembered(store, memory):
@@ -183,7 +183,7 @@ def test_lines_are_those_of_all_points(store, monkeypatch):
 
 
 def test_long_series_are_taken_by_samples(store):
-    """No value is lost, and nobody reads every point."""
+    """No value is lost, and no query reads every point."""
     n = 3 * SEGMENT_POINTS + 500
     chaos = np.random.default_rng(0)
     for rank in range(3):

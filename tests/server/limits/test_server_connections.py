@@ -1,4 +1,4 @@
-"""What clients and networks do to connections, and requests that ask for too much."""
+"""Connections that clients and networks break, and requests that ask for too much."""
 
 import concurrent.futures
 import re
@@ -160,8 +160,8 @@ def test_sql_in_names_finds_nothing_and_changes_nothing(server_on_each, make, te
     assert server.get("/api/v1/runs/sql")["points"] == 2
 
 
-def test_ingest_goes_on_beside_queries_that_look_at_everything(start, make):
-    """Queries have threads of their own: more of them than there are threads leave those of ingest alone."""
+def test_ingest_goes_on_during_queries_of_all_data(start, make):
+    """Queries and ingest have separate threads: more queries than threads do not delay ingest."""
     server = start()
     for i in range(4):
         rows = [(T0 + j, j, {f"m{k}": float(j) for k in range(10)}) for j in range(i * 2000, (i + 1) * 2000)]

@@ -1,4 +1,4 @@
-"""What one client can cost: connections, streams, and answers that it does not read."""
+"""The cost of one client: connections, streams, and answers that it does not read."""
 
 import contextlib
 import select
@@ -32,7 +32,7 @@ def connect(server, source="127.0.0.1", *, buffer=0):
 
 
 def everything(connection):
-    """What comes until the other side closes."""
+    """The bytes until the other side closes."""
     parts = []
     with contextlib.suppress(ConnectionResetError):
         while part := connection.recv(65536):
@@ -238,7 +238,7 @@ def has_answer(connection):
 
 @pytest.mark.parametrize("accept", [COLUMNS, "application/json"])
 def test_unread_answers_cost_little_memory_and_are_given_up(start, make, eventually, accept):
-    """Takes some time: each of ten large answers has a few seconds in which nobody reads it."""
+    """Takes some time: each of ten large answers stays unread for a few seconds."""
     server = start("--send-timeout", "4")
     store_points(server, make, "large", 2_000_000)
     assert len(server.query("large", metrics=["v"], x="time", max_points=100)["series"]) == 1

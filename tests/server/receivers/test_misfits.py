@@ -1,4 +1,4 @@
-"""What a sender gets wrong is refused with a reason, or does no harm to what is right."""
+"""Mistakes of a sender are refused with a reason, or do no harm to the rest."""
 
 import json
 

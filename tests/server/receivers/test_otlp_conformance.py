@@ -34,7 +34,7 @@ def node():
 
 
 def requests_of(first, second, temporality):
-    """What was added in either round, as a sum says it."""
+    """The amounts of both rounds, as a sum reports them."""
     return [first, second] if temporality == "delta" else [first, first + second]
 
 

@@ -1,4 +1,4 @@
-"""What goes in comes out, bit for bit, through a real server."""
+"""Values come back from a real server bit for bit."""
 
 import gzip
 import math

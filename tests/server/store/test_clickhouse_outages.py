@@ -76,7 +76,7 @@ def test_clickhouse_goes_and_comes_back(start, make, eventually, own_clickhouse)
 
 
 def test_clickhouse_is_killed_under_load(own_clickhouse, eventually):
-    """Counts equal the stored points, whatever part of a commit ClickHouse has kept."""
+    """Counts equal the stored points, for every part of a commit that ClickHouse may have kept."""
     where = parse_address(f"clickhouse://127.0.0.1:{own_clickhouse.port}/dying", {})
     stores = [ClickHouseStore(where, commit_interval=0) for _ in range(2)]
     stop, gone, stored, sent = threading.Event(), threading.Event(), [], iter(range(100_000))

@@ -20,6 +20,8 @@ from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.schema import TABLES, statements
 
 T0 = 1_750_000_000_000_000_000
+FORMER_READ_ALL = "anew"
+"""Name of the column `read_all` in former versions."""
 INTENT = "number UInt64, run UInt64, over UInt64, first Int64, series Array(UInt64)"
 """Columns of version 2's table `intent`, as far as an upgrade needs them."""
 
@@ -117,7 +119,7 @@ def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, versi
         for name, kind in (("count", "UInt64"), ("numbers", "UInt64"), ("total", "Float64")):
             connection.execute(f"ALTER TABLE series ADD COLUMN {name} SimpleAggregateFunction(sum, {kind})")
         connection.execute("ALTER TABLE series MODIFY SETTING non_replicated_deduplication_window = 10000")
-        connection.execute("ALTER TABLE arrival RENAME COLUMN read_all TO anew")
+        connection.execute(f"ALTER TABLE arrival RENAME COLUMN read_all TO {FORMER_READ_ALL}")
         if version == 1:
             connection.execute("ALTER TABLE event DROP COLUMN record")
         else:
@@ -169,7 +171,7 @@ def test_points_that_version_2_had_not_counted_yet_are_in_the_summary(clickhouse
         for name, kind in (("count", "UInt64"), ("numbers", "UInt64"), ("total", "Float64")):
             connection.execute(f"ALTER TABLE series ADD COLUMN {name} SimpleAggregateFunction(sum, {kind})")
         connection.execute("ALTER TABLE series MODIFY SETTING non_replicated_deduplication_window = 10000")
-        connection.execute("ALTER TABLE arrival RENAME COLUMN read_all TO anew")
+        connection.execute(f"ALTER TABLE arrival RENAME COLUMN read_all TO {FORMER_READ_ALL}")
         connection.execute(f"CREATE TABLE intent ({INTENT}) ENGINE = MergeTree ORDER BY number")
         connection.execute(
             f"INSERT INTO intent SELECT 7, run, 0, {T0 + 3}, groupArray(series) FROM series GROUP BY run"

@@ -1,4 +1,4 @@
-"""What the server says survives a power failure: numbers of commits, synced in groups or one by one."""
+"""The server reports which commits survive a power failure: numbers of commits, synced in groups or one by one."""
 
 import errno
 import os

@@ -111,7 +111,7 @@ def test_kill_between_commit_and_answer(start_on_each, make, eventually):
     with socket.create_connection((parts.hostname, parts.port), timeout=300) as connection:
         connection.sendall(head.encode() + body)
         eventually(lambda: server.has_batch("between"))
-        server.kill()  # the answer, if it left at all, was read by nobody
+        server.kill()  # no client has read the answer, if it left at all
     server = start_on_each()
     assert server.metrics(batch(make, 0), batch_id="between").status == 200
     run = server.get("/api/v1/runs/crash")

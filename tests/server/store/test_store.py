@@ -1,4 +1,4 @@
-"""What every store promises, on each of them."""
+"""The promises of every store, tested on each of them."""
 
 import math
 import random
@@ -93,7 +93,7 @@ def held(open_store):
 
 @pytest.fixture
 def client(held, request):
-    """A run of its own."""
+    """A client of a new run."""
     name = request.node.name
     return Client(held[0], f"{name.partition('[')[0][:80]}-{zlib.crc32(name.encode())}")
 
@@ -141,7 +141,7 @@ def test_a_batch_is_stored_once(client):
 
 
 def test_batch_ids_of_projects_are_their_own(client):
-    """With tokens of one project each, nobody can have the batches of another taken for duplicates, or refused."""
+    """With tokens of one project each, no client can make the batches of another duplicates, or have them refused."""
     name = f"{client.run_id}/a"
     ours, theirs = (Client(ProjectStore(client.store, one), client.run_id, one) for one in ("ours", "the\nirs"))
     for sender in (theirs, ours, client):
@@ -508,7 +508,7 @@ def test_attempts(client):
     assert {(m.process, m.attempt) for m in client.store.metrics(client.ref)} == {("p", 1), ("q", 2)}
 
 
-def test_deleted_until_it_starts_anew(client):
+def test_deleted_until_it_starts_again(client):
     client.start()
     client.append([T0 + 1], [1.0])
     client.store.update(client.ref, RunChanges(name="mine"))

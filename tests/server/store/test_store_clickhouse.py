@@ -283,7 +283,7 @@ def test_any_history_of_failures_equals_a_dictionary(two_servers, history):
 
 @pytest.fixture(scope="module")
 def two_servers(address):
-    """Two servers, and a connection of their own for merges. Points of a commit go in by several inserts."""
+    """Two servers, and a separate connection for merges. Points of a commit go in by several inserts."""
     stores = [ClickHouseStore(address, commit_interval=0) for _ in range(2)]
     connection = Connection(address, address.database)
     with pytest.MonkeyPatch.context() as patch:
@@ -326,7 +326,7 @@ def test_counts_of_an_idle_run_are_cached_until_something_arrives(open_store, mo
 
 
 def test_the_names_of_metrics_take_up_room_in_the_cache_of_counts(open_store, monkeypatch):
-    """Every set of metrics that somebody asks for has an entry of its own, with their names."""
+    """Every set of metrics that a client asks for has a separate entry, with their names."""
     store = open_store()
     payload = request_of_kinds("named")
     store.append_metrics(decode_metrics(payload), payload=payload)

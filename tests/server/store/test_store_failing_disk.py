@@ -37,7 +37,7 @@ def points(store):
 
 @pytest.fixture
 def folder(tmp_path, make):
-    """Of a store with requests in its journal."""
+    """The folder of a store with requests in its journal."""
     store = SqliteStore(tmp_path / "data", flush_interval=3600)
     for index in range(3):
         append(store, make, index)
@@ -64,7 +64,7 @@ def store_on(odd_disk):
 
 
 def corrupt():
-    """What SQLite raises for a damaged page, and for one that the disk cannot read."""
+    """The error of SQLite for a damaged page, and for one that the disk cannot read."""
     error = sqlite3.DatabaseError("database disk image is malformed")
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     return error

@@ -144,7 +144,7 @@ def ask(app, path, body=None):
 
 
 def answers(store, digest):
-    """What the API says, by request."""
+    """The answers of the API, by request."""
     app = create_app(store, ServerConfig())
     found = {"runs": ask(app, "/api/v1/runs?sort=id")}
     runs = ["long", "other", JOURNAL]
@@ -167,7 +167,7 @@ def answers(store, digest):
 
 
 def differences(found, expected, problem):
-    """What is neither right, nor an error, nor said to be missing."""
+    """The answers that are neither right, nor an error, nor reported as missing."""
     wrong = []
     is_journal_damaged = "journal row" in (problem or "")
     for request, (status, document) in found.items():
@@ -600,7 +600,7 @@ def test_an_inspection_of_batches_out_of_order_ends(tmp_path):
 
 @pytest.mark.parametrize("state", ["empty", "missing"])
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_store_whose_file_is_gone_is_not_begun_anew(start, make, state, killed):
+def test_a_store_whose_file_is_gone_is_not_created_again(start, make, state, killed):
     """SQLite deletes the log of an empty database."""
     server = start()
     server.metrics(make.rows("log", [(T0, 0, {"v": 1.0})]))

@@ -243,7 +243,7 @@ def shared(tmp_path_factory):
 
 @st.composite
 def long_histories(draw):
-    """What up to three processes of two attempts log, in pieces as they arrive; None is a fold."""
+    """The points of up to three processes of two attempts, in pieces as they arrive; None is a fold."""
     pieces = []
     for process, (attempt, rank, began) in {"a": (1, 0, 0), "b": (1, 1, 7), "c": (2, 0, 1500)}.items():
         n = draw(st.integers(0, 300))
