@@ -18,6 +18,8 @@ from support.odd_disk import OddDisk
 from support.processes import module_command
 from support.receiver import Behaviour, Receiver, answer
 from support.waiting import eventually, wait_for
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.settings import Settings
 
 # Nothing here depends on how fast a machine is. The examples are the same each time, but in `make chaos`.
 settings.register_profile("tensormeter", deadline=None, derandomize="CHAOS_KILLS" not in os.environ)
@@ -120,11 +122,54 @@ def odd_disk(tmp_path: Path) -> Iterator[Callable[..., OddDisk]]:
 
 
 @pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    """An empty spool, in the folder of the test."""
+    spool = Spool(tmp_path / "spool.sqlite")
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def mount() -> Iterator[Callable[..., None]]:
+    """Mounts a tmpfs on a folder, with options of `mount`, until the test ends. Skips the test if that needs privileges."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, *options: str) -> None:
+        folder.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(folder)]
+        if os.getuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small tmpfs needs privileges")
+        mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)  # an agent may still hold its lock there
+
+
+@pytest.fixture
 def receiver() -> Iterator[Receiver]:
     """A receiver that is up."""
     receiver = Receiver().start()
     yield receiver
     receiver.stop()
+
+
+@pytest.fixture
+def run_settings(tmp_path: Path, receiver: Receiver) -> Callable[..., Settings]:
+    """Makes settings of runs that deliver to the receiver and keep their files in the folder of the test."""
+
+    def run_settings(**changes: Any) -> Settings:
+        defaults = {
+            "endpoint": receiver.url,
+            "directory": tmp_path / "state",
+            "buffer_directory": tmp_path / "rings",
+            "agent": "thread",
+            "schedule_delay": 0.05,
+            "finish_timeout": 300,
+        }
+        return Settings(**defaults | changes)
+
+    return run_settings
 
 
 @pytest.fixture

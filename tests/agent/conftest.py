@@ -5,11 +5,15 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tensormeter.agent.ingest.ring_drainer import RingDrainer
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.record.recorder import Recorder
 from tensormeter.ring.file import RingFile
+from tensormeter.settings import Settings
 
 
 @dataclass
@@ -45,6 +49,17 @@ def new_source(tmp_path: Path) -> Iterator[Callable[..., Source]]:
     yield create
     for source in sources:
         source.ring.release()
+
+
+@pytest.fixture
+def open_drain(spool: Spool) -> Callable[..., RingDrainer]:
+    """Opens drains from sources into the spool, for the destination `a`. Options are settings."""
+
+    def open_drain(source: Source, **settings: Any) -> RingDrainer:
+        resolved = Settings(**{"schedule_delay": 3600, "self_metrics_interval": 0, **settings})
+        return RingDrainer(RingFile.open(source.path), spool, ("a",), resolved)
+
+    return open_drain
 
 
 @pytest.fixture

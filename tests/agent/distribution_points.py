@@ -18,9 +18,9 @@ class Reading:
 
     def batch(self, *, abandon=False):
         self.processor.poll(abandon_pending=abandon)
-        found = self.processor.batch({})
+        counted = self.processor.batch({})
         self.processor.release()
-        return found and found[0]
+        return counted and counted[0]
 
     def series(self, name, **options):
         batch = self.batch(**options)
@@ -47,9 +47,9 @@ def steps_of(source, *names):
     batch = Reading(source).batch()
     steps = {series.name: series for series in batch.series if not series.attributes}[STEP_METRIC]
     step_at = dict(zip(steps.times.tolist(), steps.values.tolist(), strict=True))
-    found = collections.defaultdict(list)
+    points = collections.defaultdict(list)
     for series in batch.series:
         if series.name in names:
             rows = zip(series.times, series.counts, series.sums, series.minima, series.maxima, strict=True)
-            found[series.name] += [(step_at[int(time)], *map(float, row)) for time, *row in rows]
-    return dict(found)
+            points[series.name] += [(step_at[int(time)], *map(float, row)) for time, *row in rows]
+    return dict(points)

@@ -10,9 +10,9 @@ import torch
 from distribution_points import Reading, nonfinite, side, steps_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from support.device_events import FakeEvent, use_fake_events
 from tensormeter import Histogram
 from tensormeter.record.device.device_copies import DeviceCopies
-from tensormeter.record.device.event_copies import EventCopies
 from tensormeter.record.histogram.histogram import DeviceDistribution
 from tensormeter.record.recorder import Recorder
 from tensormeter.record.reduction.reduction import Rule
@@ -32,11 +32,13 @@ def device_source(source):
 def log_on_device(source, step=0, scalars=(), **tensors):
     """Log CPU tensors as if they were on a device."""
     wide = (torch.float64, torch.int64)
-    found = {
+    distributions = {
         name: DeviceDistribution(tensor, DOUBLE if tensor.dtype in wide else SINGLE) for name, tensor in tensors.items()
     }
     devices = {name: DeviceValue(tensor) for name, tensor in scalars}
-    source.recorder._rows.write_distributions(source.recorder._lanes.mine(), {"host": 1.0}, devices, found, step)
+    source.recorder._rows.write_distributions(
+        source.recorder._lanes.mine(), {"host": 1.0}, devices, distributions, step
+    )
 
 
 class TestOverStepsOnADevice:
@@ -45,11 +47,11 @@ class TestOverStepsOnADevice:
     @staticmethod
     def log(source, step, rule, **tensors):
         wide = (torch.float64, torch.int64)
-        found = {
+        distributions = {
             name: DeviceDistribution(tensor, DOUBLE if tensor.dtype in wide else SINGLE)
             for name, tensor in tensors.items()
         }
-        ready = source.recorder._pool(source.recorder._lanes.first, rule, found, step)
+        ready = source.recorder._pool(source.recorder._lanes.first, rule, distributions, step)
         source.recorder._write(source.recorder._lanes.first, {}, {}, ready, step)
 
     def test_as_on_the_host(self, device_source):
@@ -172,11 +174,7 @@ class TestDevice:
         log_on_device(device_source, 1, a=torch.ones(3), b=torch.ones(3))
         reading = Reading(device_source)
         batch = reading.batch(abandon=True)
-        assert {series.name: len(series.times) for series in batch.series} == {
-            "tensormeter.step": 2,
-            "host": 2,
-            "a": 1,
-        }
+        assert {series.name: len(series.times) for series in batch.series} == {"tensormeter.step": 2, "host": 2, "a": 1}
         assert reading.processor.lost == 2
 
     def test_a_device_without_memory_loses_its_distributions_only(self, device_source, monkeypatch, caplog):
@@ -202,29 +200,12 @@ class TestDevice:
         assert reading.processor.lost == 2
 
 
-class FakeEvent:
-    def __init__(self):
-        self.happened = False
-
-    def query(self):
-        return self.happened
-
-
 class TestEvents:
     """Apple's and Intel's devices, with CPU tensors for theirs."""
 
     @pytest.fixture
     def events(self, source, monkeypatch):
-        made = []
-
-        def record(device):
-            made.append(FakeEvent())
-            return made[-1]
-
-        copies = source.recorder._device
-        copies._events = EventCopies(copies.pending, record)
-        monkeypatch.setattr("tensormeter.record.device.device_copies.EVENT_DEVICES", ("cpu",))
-        return made
+        return use_fake_events(source.recorder._device, monkeypatch)
 
     def test_counts_and_statistics_come_with_the_event(self, source, events):
         tensors = {"a": torch.randn(500), "b": torch.tensor([1.0, math.nan]), "c": torch.arange(-5, 6)}

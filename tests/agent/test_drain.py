@@ -4,35 +4,15 @@ import gzip
 
 import pytest
 
-from tensormeter.agent.ingest.ring_drainer import RingDrainer
-from tensormeter.agent.spool.spool import Spool
+from support.spools import take_requests
 from tensormeter.otlp.decode import decode_events, decode_metrics
-from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import HeaderWord, State
-from tensormeter.settings import Settings
-
-
-@pytest.fixture
-def spool(tmp_path):
-    spool = Spool(tmp_path / "spool.sqlite")
-    yield spool
-    spool.close()
-
-
-@pytest.fixture
-def open_drain(spool):
-    def open_drain(source, **settings):
-        resolved = Settings(**{"schedule_delay": 3600, **settings})
-        return RingDrainer(RingFile.open(source.path), spool, ("a",), resolved)
-
-    return open_drain
 
 
 def take(spool):
     """Take everything out of the spool: (steps of the rows, names and bodies of the events)."""
     steps, events = [], []
-    while found := spool.next("a"):
-        sequence, request = found
+    for request in take_requests(spool):
         body = gzip.decompress(request.body)
         if request.signal == "logs":
             events += [(event.name, event.body) for _, some in decode_events(body) for event in some]
@@ -40,7 +20,6 @@ def take(spool):
             gauges = decode_metrics(body)[0].gauges
             steps += next(gauge.values.tolist() for gauge in gauges if gauge.name == "tensormeter.step")
             assert request.items == sum(len(gauge.times) for gauge in gauges)
-        spool.done("a", sequence)
     return steps, events
 
 

@@ -9,12 +9,11 @@ import pytest
 from opentelemetry.metrics import Observation
 
 import tensormeter
+from support.forks import call_in_child, fork
+from support.spools import take_requests
 from tensormeter import MeterProvider, Settings
-from tensormeter.agent.ingest.ring_drainer import RingDrainer
-from tensormeter.agent.spool.spool import Spool
 from tensormeter.instruments import provider as provider_module
 from tensormeter.instruments import registry
-from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import HeaderWord
 
 LONG = 300_000
@@ -27,18 +26,13 @@ def fresh_warnings():
 
 
 @pytest.fixture
-def settings(tmp_path, receiver):
-    return Settings(
-        directory=tmp_path / "state",
-        buffer_directory=tmp_path / "rings",
+def settings(run_settings):
+    return run_settings(
         buffer_bytes=1 << 20,
-        endpoint=receiver.url,
-        agent="thread",
         schedule_delay=3600,
         observe_interval=3600,
         sample_interval=0,
         self_metrics_interval=0,
-        finish_timeout=300,
         linger_timeout=0,
     )
 
@@ -61,24 +55,12 @@ def begin(settings):
 
 def sums(receiver):
     """The last value of each sum at the receiver, by process and metric."""
-    found = {}
+    last_values = {}
     for batch in receiver.batches():
         for series in batch.series:
             if hasattr(series, "monotonic"):
-                found[str(batch.resource["service.instance.id"]), series.name] = series.values.tolist()[-1]
-    return found
-
-
-def fork(work):
-    """Call `work` in a forked child, whose exit status is 0 if that is true, 2 if false, 1 if it raises. Returns its pid."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            code = 0 if work() else 2
-        finally:
-            os._exit(code)
-    return child
+                last_values[str(batch.resource["service.instance.id"]), series.name] = series.values.tolist()[-1]
+    return last_values
 
 
 @pytest.mark.parametrize("agent", ["thread", "process"])
@@ -169,7 +151,9 @@ def test_each_process_of_a_node_flushes_its_own(begin, receiver):
         nothing = provider.force_flush(LONG)  # nothing is measured here yet, and the child does not take part by it
         alone = run._process.is_this
         counter.add(10)
-        return nothing and not alone and provider.force_flush(LONG)
+        assert nothing
+        assert not alone
+        assert provider.force_flush(LONG)
 
     child = fork(work)
     assert provider.force_flush(LONG)
@@ -191,8 +175,7 @@ def test_shutdown_in_a_forked_child_tells_that_it_is_delivered(settings, receive
         counter.add(10)
         return provider.shutdown(LONG)
 
-    child = fork(work)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert call_in_child(work) == "True"
     assert Counter(sums(receiver).values())[10] == 1
     assert provider.shutdown(LONG)
     assert Counter(sums(receiver).values()) == {1: 1, 10: 1}
@@ -212,8 +195,7 @@ def test_after_a_forked_child_has_finished_a_flush_there_waits_for_nothing(begin
         run.finish()
         return not (provider.force_flush(LONG) or provider.shutdown(LONG))
 
-    child = fork(work)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert call_in_child(work) == "True"
     wait_for(lambda: Counter(sums(receiver).values())[10] == 1, "the child's measurement arrives")
 
 
@@ -317,10 +299,9 @@ def test_an_offline_run_is_flushed_to_disk(begin, receiver):
     assert not receiver.received
 
 
-def test_a_flush_that_is_held_up_makes_no_small_batches(source, tmp_path):
+def test_a_flush_that_is_held_up_makes_no_small_batches(source, spool, open_drain):
     """Rows that come after the request are collected as usual, though it is not complete yet."""
-    spool = Spool(tmp_path / "spool.sqlite")
-    drain = RingDrainer(RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600))
+    drain = open_drain(source)
     drain.advance(flush=False)
     source.log({"a": 1.0}, 0)
     number = source.ring.request_flush(source.recorder.positions)
@@ -330,10 +311,8 @@ def test_a_flush_that_is_held_up_makes_no_small_batches(source, tmp_path):
     assert spool.pending() == 2  # the start of the run, and the first row
     assert drain.flushing
     assert drain.complete_flush() is None
-    while found := spool.next("a"):
-        spool.done("a", found[0])
+    assert len(list(take_requests(spool))) == 2
     assert drain.complete_flush() == number
-    spool.close()
 
 
 def test_a_receiver_of_metrics_alone_can_be_flushed_to(begin, receiver, answering):

@@ -5,15 +5,13 @@ import gzip
 import numpy as np
 import pytest
 
+from support.spools import take_requests
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
-from tensormeter.agent.ingest.ring_drainer import RingDrainer
 from tensormeter.agent.ingest.self_metrics import SelfMetrics
-from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.batch import Temporality
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import Drop, HeaderWord, LaneWord, LogPath, State
-from tensormeter.settings import Settings
 
 
 @pytest.fixture
@@ -24,7 +22,7 @@ def health(source):
 
 
 def by_name(series):
-    return {(one.name, *one.attributes.values()): one for one in series}
+    return {(line.name, *line.attributes.values()): line for line in series}
 
 
 def test_what_a_report_says(source, health):
@@ -34,8 +32,8 @@ def test_what_a_report_says(source, health):
     processor.poll(abandon_pending=False)
     ring.words[(ring.lanes[0][0] >> 3) + LaneWord.DROPS + Drop.RING_FULL] += 3
     processor.lost = 2
-    found = by_name(health.report(7))
-    general = found["tensormeter.log.duration", "general"]
+    series = by_name(health.report(7))
+    general = series["tensormeter.log.duration", "general"]
     total, counts = ring.log_durations(LogPath.GENERAL)
     assert general.counts.tolist() == [sum(counts)]
     assert general.counts[0] >= 1
@@ -44,36 +42,31 @@ def test_what_a_report_says(source, health):
     assert general.bounds.tolist() == [2**power / 1e9 for power in range(6, 31)]
     assert general.unit == "s"
     assert general.temporality is Temporality.CUMULATIVE
-    assert found["tensormeter.rows",].values.tolist() == [200]
-    assert found["tensormeter.dropped", "ring_full"].values.tolist() == [3]
-    assert found["tensormeter.dropped", "device_unfinished"].values.tolist() == [2]
-    assert found["tensormeter.spool.requests",].values.tolist() == [7]
-    assert 0 < found["tensormeter.ring.utilization",].values[0] < 1
-    assert found["tensormeter.agent.lag",].values[0] > 0
+    assert series["tensormeter.rows",].values.tolist() == [200]
+    assert series["tensormeter.dropped", "ring_full"].values.tolist() == [3]
+    assert series["tensormeter.dropped", "device_unfinished"].values.tolist() == [2]
+    assert series["tensormeter.spool.requests",].values.tolist() == [7]
+    assert 0 < series["tensormeter.ring.utilization",].values[0] < 1
+    assert series["tensormeter.agent.lag",].values[0] > 0
     created = ring.words[HeaderWord.CREATED]
-    assert {int(one.start_times[0]) for one in found.values() if one.name == "tensormeter.dropped"} == {created}
-    assert all(one.times[0] > created for one in found.values())
+    assert {int(line.start_times[0]) for line in series.values() if line.name == "tensormeter.dropped"} == {created}
+    assert all(line.times[0] > created for line in series.values())
     processor.batch({})
     processor.release()
     assert by_name(health.report(0))["tensormeter.agent.lag",].values.tolist() == [0.0]
 
 
-def test_reports_come_at_their_interval_and_at_the_end(source, tmp_path, monkeypatch):
-    spool = Spool(tmp_path / "spool.sqlite")
-    drain = RingDrainer(
-        RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600, self_metrics_interval=100)
-    )
+def test_reports_come_at_their_interval_and_at_the_end(source, spool, open_drain, monkeypatch):
+    drain = open_drain(source, self_metrics_interval=100)
 
     def reports():
         """The numbers of rows of the new reports in the spool."""
-        told = []
-        while found := spool.next("a"):
-            sequence, request = found
+        row_counts = []
+        for request in take_requests(spool):
             if request.signal == "metrics":
-                series = decode_metrics(gzip.decompress(request.body))[0].series
-                told += [int(one.values[0]) for one in series if one.name == "tensormeter.rows"]
-            spool.done("a", sequence)
-        return told
+                (batch,) = decode_metrics(gzip.decompress(request.body))
+                row_counts += [int(series.values[0]) for series in batch.series if series.name == "tensormeter.rows"]
+        return row_counts
 
     now = np.float64(0)
     monkeypatch.setattr("tensormeter.agent.ingest.self_metrics.time.monotonic", lambda: float(now))

@@ -4,30 +4,14 @@ import numpy as np
 import pytest
 
 from tensormeter import Image, Table, Text
-from tensormeter.agent.ingest.ring_drainer import RingDrainer
-from tensormeter.agent.spool.spool import Spool
 from tensormeter.conventions.fitting import json_bytes
 from tensormeter.conventions.limits import IMAGE_BYTES, PIXEL_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import State
-from tensormeter.settings import Settings
 
 NOISE = np.random.default_rng(0).integers(0, 255, (2600, 2600, 3), dtype=np.uint8)
 """A PNG of it has 20 MB."""
 SMALL = Image(np.eye(2))
-
-
-@pytest.fixture
-def spool(tmp_path):
-    spool = Spool(tmp_path / "spool.sqlite")
-    yield spool
-    spool.close()
-
-
-def drain_of(source, spool):
-    return RingDrainer(
-        RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600, self_metrics_interval=0)
-    )
 
 
 @pytest.mark.parametrize(
@@ -52,28 +36,30 @@ def drain_of(source, spool):
         "text", "text in UTF-8", "text of control characters", "table", "cells", "columns", "images of a table", "bytes of images", "image", "pixels"
     ],
 )  # fmt: skip
-def test_what_is_too_large_is_refused_when_it_is_logged(source, spool, caplog, make, reason, limit):
+def test_what_is_too_large_is_refused_when_it_is_logged(source, spool, caplog, make, reason, limit, open_drain):
     for step in range(2):
         source.log({"samples/it": make(), "loss": 1.0, "note": Text("small")}, step)
     assert source.ring.drops() == {reason: 2}
     (warning,) = [record.getMessage() for record in caplog.records if "samples/it" in record.getMessage()]
     assert limit in warning
     assert source.recorder.lost_names == {reason: ["'samples/it'"]}
-    drain_of(source, spool).advance(flush=True)
+    open_drain(source).advance(flush=True)
     assert spool.losses() == {}
     assert spool.pending_items() == 1 + 2 * 2 + 2  # the start, two rows of one value and its step, two notes
 
 
-def test_a_text_at_the_limit_is_taken(source, spool):
+def test_a_text_at_the_limit_is_taken(source, spool, open_drain):
     body = {"text": "", "content_type": "text/plain"}
     source.log({"note": Text("x" * (TEXT_BYTES - json_bytes(body)))}, 1)
-    drain_of(source, spool).advance(flush=True)
+    open_drain(source).advance(flush=True)
     assert (source.ring.drops(), spool.losses()) == ({}, {})
 
 
 @pytest.mark.parametrize("in_table", [False, True])
-def test_what_turns_out_too_large_when_it_is_encoded_is_named_to_the_script(source, spool, caplog, in_table):
-    drain = drain_of(source, spool)
+def test_what_turns_out_too_large_when_it_is_encoded_is_named_to_the_script(
+    source, spool, caplog, in_table, open_drain
+):
+    drain = open_drain(source)
     source.log({"samples/noise": Table(["a"], [[Image(NOISE)]]) if in_table else Image(NOISE)}, 1)
     drain.advance(flush=True)
     reason = f"{'table' if in_table else 'image'}_too_large"
@@ -94,8 +80,8 @@ def test_what_turns_out_too_large_when_it_is_encoded_is_named_to_the_script(sour
     assert drain._end_events(drain._report(speaks=True))[0].body["dropped"] == {reason: 1}
 
 
-def test_losses_of_the_ring_and_of_the_spool_with_one_reason_are_added_up(source, spool):
-    drain = drain_of(source, spool)
+def test_losses_of_the_ring_and_of_the_spool_with_one_reason_are_added_up(source, spool, open_drain):
+    drain = open_drain(source)
     source.log({"a": Image(NOISE), "b": Image(b"\xff\xd8\xff" + bytes(IMAGE_BYTES))}, 1)
     drain.advance(flush=True)
     assert drain._dropped(speaks=True) == {"image_too_large": 2}
@@ -103,7 +89,7 @@ def test_losses_of_the_ring_and_of_the_spool_with_one_reason_are_added_up(source
 
 def test_the_agent_has_three_things_to_say(source):
     reader = RingFile.open(source.path)
-    for said in (
+    for report in (
         ("t", "", ""),
         ("", "", "lost"),
         ("t", "s", "l"),
@@ -111,7 +97,7 @@ def test_the_agent_has_three_things_to_say(source):
         ("é" * 900, "s" * 900, "l" * 900),
         ("", "", ""),
     ):
-        reader.report(*said)
-        found = (source.ring.trouble, source.ring.set_aside, source.ring.lost)
-        assert all(text.startswith(part.rstrip("\ufffd")) for text, part in zip(said, found, strict=True))
-        assert [bool(part) for part in found] == [bool(text) for text in said]
+        reader.report(*report)
+        stored = (source.ring.trouble, source.ring.set_aside, source.ring.lost)
+        assert all(text.startswith(part.rstrip("\ufffd")) for text, part in zip(report, stored, strict=True))
+        assert [bool(part) for part in stored] == [bool(text) for text in report]

@@ -6,7 +6,6 @@ import threading
 import pytest
 
 import tensormeter
-from tensormeter import Settings
 from tensormeter.agent.delivery import delivery
 from tensormeter_exporters.experiment import ExperimentExporter
 
@@ -27,17 +26,12 @@ def shutdown(monkeypatch):
     may_end.set()
 
 
-def test_a_run_that_begins_again_does_not_wait_for_an_exporter_to_shut_down(shutdown, tmp_path, receiver, wait_for):
+def test_a_run_that_begins_again_does_not_wait_for_an_exporter_to_shut_down(
+    shutdown, tmp_path, receiver, run_settings, wait_for
+):
     begun, may_end = shutdown
     state = tmp_path / "state"
-    settings = Settings(
-        endpoint=receiver.url,
-        directory=state,
-        buffer_directory=tmp_path / "rings",
-        run_id="again",
-        agent="thread",
-        schedule_delay=0.05,
-    )
+    settings = run_settings(run_id="again")
     with tensormeter.init(settings=settings) as run:
         run.log({"x": 1.0}, 1)
     assert begun.wait(300)

@@ -10,48 +10,31 @@ import pytest
 
 import tensormeter
 from support.optional import torch
+from support.spools import take_requests
 from tensormeter import Image, Table, Text, UsageError
-from tensormeter.agent.ingest.ring_drainer import RingDrainer
-from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.decode import decode_events
 from tensormeter.otlp.media import media_of
 from tensormeter.record.media.item import EventContent
-from tensormeter.ring.file import RingFile, media_directory
+from tensormeter.ring.file import media_directory
 from tensormeter.ring.format import State
-from tensormeter.settings import Settings
-
-
-@pytest.fixture
-def spool(tmp_path):
-    spool = Spool(tmp_path / "spool.sqlite")
-    yield spool
-    spool.close()
-
-
-def drain_of(source, spool):
-    return RingDrainer(
-        RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600, self_metrics_interval=0)
-    )
 
 
 def media_in(spool):
     """(media, step) of everything in the spool, which is emptied."""
-    found = []
-    while item := spool.next("a"):
-        sequence, request = item
+    media_items = []
+    for request in take_requests(spool):
         if request.signal == "logs":
             for _, events in decode_events(gzip.decompress(request.body)):
-                found += [media for event in events if (media := media_of(event)) is not None]
-        spool.done("a", sequence)
-    return found
+                media_items += [media for event in events if (media := media_of(event)) is not None]
+    return media_items
 
 
 def pixels(image):
     return np.asarray(PIL.Image.open(io.BytesIO(image.data)))
 
 
-def test_tables_texts_and_alerts(source, spool):
-    drain = drain_of(source, spool)
+def test_tables_texts_and_alerts(source, spool, open_drain):
+    drain = open_drain(source)
     table = Table(["text", "loss", "ok", "nothing"], [["a", np.float32(0.5), True, None]])
     table.add("<b>", torch.tensor(2), False, {"x": 1})
     source.log({"samples": table, "loss": 1.5}, 7)
@@ -68,8 +51,8 @@ def test_tables_texts_and_alerts(source, spool):
     assert not list(media_directory(source.path).iterdir())
 
 
-def test_images_in_the_cells_of_a_table(source, spool):
-    drain = drain_of(source, spool)
+def test_images_in_the_cells_of_a_table(source, spool, open_drain):
+    drain = open_drain(source)
     encoded = io.BytesIO()
     PIL.Image.new("L", (3, 2), 7).save(encoded, "PNG")
     rows = [["a", Image(np.eye(4), caption="four")], ["b", None], ["c", Image(encoded.getvalue())]]
@@ -98,8 +81,8 @@ def test_images_in_the_cells_of_a_table(source, spool):
         (PIL.Image.new("RGB", (4, 3), (1, 2, 3)), np.tile([1, 2, 3], (3, 4, 1))),
     ],
 )
-def test_pixels_become_png(source, spool, data, expected):
-    drain = drain_of(source, spool)
+def test_pixels_become_png(source, spool, data, expected, open_drain):
+    drain = open_drain(source)
     source.log({"image": Image(data, caption="a caption")}, 3)
     drain.advance(flush=True)
     ((image, step),) = media_in(spool)
@@ -108,10 +91,10 @@ def test_pixels_become_png(source, spool, data, expected):
     assert pixels(image).tolist() == expected.tolist()
 
 
-def test_what_is_encoded_stays_as_it_is(source, spool, tmp_path):
+def test_what_is_encoded_stays_as_it_is(source, spool, tmp_path, open_drain):
     file = tmp_path / "picture.jpg"
     PIL.Image.new("RGB", (5, 6)).save(file)
-    drain = drain_of(source, spool)
+    drain = open_drain(source)
     source.log({"path": Image(file), "bytes": Image(file.read_bytes())})
     drain.advance(flush=True)
     for image, _ in media_in(spool):
@@ -136,23 +119,23 @@ def test_what_is_none_is_refused_at_once(make, complaint):
         make()
 
 
-def test_an_agent_killed_before_it_deleted_the_file_delivers_it_once(source, spool, tmp_path):
+def test_an_agent_killed_before_it_deleted_the_file_delivers_it_once(source, spool, tmp_path, open_drain):
     source.log({"note": Text("one")}, 1)
     folder, kept = media_directory(source.path), tmp_path / "kept"
     shutil.copytree(folder, kept)
-    drain_of(source, spool).advance(flush=True)
+    open_drain(source).advance(flush=True)
     shutil.copytree(kept, folder, dirs_exist_ok=True)  # as if it had not come to that
     source.log({"note": Text("two")}, 2)
-    drain_of(source, spool).advance(flush=True)
+    open_drain(source).advance(flush=True)
     assert [(media.text, step) for media, step in media_in(spool)] == [("one", 1), ("two", 2)]
 
 
-def test_what_is_damaged_is_counted_and_stops_nothing(source, spool):
+def test_what_is_damaged_is_counted_and_stops_nothing(source, spool, open_drain):
     folder = media_directory(source.path)
     source.log({"note": Text("one")}, 1)
     (folder / "000000000002").write_bytes(b"not JSON\n")
     (folder / "000000000009.new").write_bytes(b"half")
-    drain = drain_of(source, spool)
+    drain = open_drain(source)
     drain.advance(flush=True)
     assert [media.text for media, _ in media_in(spool)] == ["one"]
     assert spool.losses() == {"media_damaged": 1}
@@ -163,7 +146,7 @@ def test_what_is_damaged_is_counted_and_stops_nothing(source, spool):
     assert not folder.exists()
 
 
-def test_too_much_is_dropped_and_counted(new_source, spool, caplog):
+def test_too_much_is_dropped_and_counted(new_source, spool, caplog, open_drain):
     source = new_source()
     source.recorder._outbox._max_bytes = 1000
     for _ in range(3):
@@ -171,7 +154,7 @@ def test_too_much_is_dropped_and_counted(new_source, spool, caplog):
     assert source.ring.drops() == {"media_full": 2}
     (warning,) = [record.getMessage() for record in caplog.records]
     assert "TENSORMETER_MEDIA_BUFFER_BYTES" in warning
-    drain_of(source, spool).advance(flush=True)
+    open_drain(source).advance(flush=True)
     assert len(media_in(spool)) == 1
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from support.spool_version_2 import VERSION_2
+from support.spools import take_requests
 from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.agent.spool.request import Encoded, checksum
 from tensormeter.agent.spool.spool import Spool
@@ -33,12 +34,7 @@ def put(spool, *bodies, destinations=("a",), process="p", cursors=None, started=
 
 
 def drain(spool, destination="a"):
-    bodies = []
-    while found := spool.next(destination):
-        sequence, request = found
-        bodies.append(request.body)
-        spool.done(destination, sequence)
-    return bodies
+    return [request.body for request in take_requests(spool, destination)]
 
 
 def test_requests_come_in_order_until_they_are_done(spool):
@@ -70,7 +66,7 @@ def test_a_request_is_gone_when_every_destination_has_dealt_with_it(spool, path)
     spool.quarantine("b", sequence, "no good")
     assert database.execute("SELECT count(*) FROM request").fetchone() == (0,)
     assert database.execute("SELECT destination, reason, signal, items, body FROM quarantine").fetchall() == [
-        ("b", "no good", "metrics", 1, b"1"),
+        ("b", "no good", "metrics", 1, b"1")
     ]
     database.close()
     assert (spool.pending(), spool.quarantined_items()) == (0, 1)
@@ -90,13 +86,13 @@ def test_ids_are_stable_and_never_used_again(path):
 
 
 def test_ids_of_two_spools_differ(tmp_path):
-    found = set()
+    ids = set()
     for name in ("a", "b"):
         spool = Spool(tmp_path / name)
         put(spool, b"1")
-        found.add(spool.next("a")[1].id)
+        ids.add(spool.next("a")[1].id)
         spool.close()
-    assert len(found) == 2
+    assert len(ids) == 2
 
 
 def test_cursors_and_lives_are_kept(spool, path):

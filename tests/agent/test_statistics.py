@@ -1,13 +1,13 @@
 """Statistics on their way into the spool: from the first training process of a run to its last."""
 
 import gzip
-import sys
 
 import pytest
 
+from support.processes import run_python
+from support.spools import take_requests
 from tensormeter.agent.ingest.ring_drainer import RingDrainer
 from tensormeter.agent.node_metrics import NodeMetrics
-from tensormeter.agent.spool.spool import Spool
 from tensormeter.errors import SpoolError
 from tensormeter.otlp.batch import Sum
 from tensormeter.otlp.decode import decode_metrics
@@ -20,13 +20,6 @@ from tensormeter.settings import Settings
 @pytest.fixture
 def settings(tmp_path):
     return Settings(directory=tmp_path, sample_interval=0.1, schedule_delay=0.01, exporters=["experiment"])
-
-
-@pytest.fixture
-def spool(tmp_path):
-    spool = Spool(tmp_path / "spool.sqlite")
-    yield spool
-    spool.close()
 
 
 @pytest.fixture
@@ -50,13 +43,8 @@ def begin(new_source, spool, settings):
 
 def batches(spool):
     """Everything in the spool, which is empty afterwards."""
-    found = []
-    while (following := spool.next("experiment")) is not None:
-        sequence, request = following
-        if request.signal == "metrics":
-            found += decode_metrics(gzip.decompress(request.body))
-        spool.done("experiment", sequence)
-    return found
+    requests = [request for request in take_requests(spool, "experiment") if request.signal == "metrics"]
+    return [batch for request in requests for batch in decode_metrics(gzip.decompress(request.body))]
 
 
 def sampling(samplers):
@@ -68,19 +56,19 @@ def test_one_set_for_all_processes_of_the_run(statistics, begin, spool, wait_for
     drains = [first[1], second[1]]
     wait_for(lambda: statistics.advance(drains, flush=False), "the first samples are in the spool")
     wait_for(lambda: statistics.advance(drains, flush=False), "and the next")
-    found = batches(spool)
-    assert len(found) == 2
-    for batch in found:
+    node_batches = batches(spool)
+    assert len(node_batches) == 2
+    for batch in node_batches:
         assert batch.resource == describe_node(first[1].resource) == describe_node(second[1].resource)
         assert batch.resource["tensormeter.run.id"] == "run"
     trainers = {
         series.attributes["tensormeter.process.id"]
-        for batch in found
+        for batch in node_batches
         for series in batch.series
         if series.name == "process.thread.count" and series.attributes["tensormeter.process.role"] == "trainer"
     }
     assert trainers == {drain.ring.process for drain in drains}
-    (host,) = [series for series in found[1].series if series.name == "system.cpu.logical.count"]
+    (host,) = [series for series in node_batches[1].series if series.name == "system.cpu.logical.count"]
     assert isinstance(host, Sum)
     assert len(host.times) > 1
 
@@ -139,7 +127,5 @@ def test_a_spool_that_refuses_is_tried_again(statistics, begin, spool, wait_for,
 
 def test_an_agent_that_does_not_sample_has_no_sensors():
     """With an interval of 0, nothing of the SDK's metrics is loaded."""
-    import subprocess
-
     code = "import sys, tensormeter.agent.agent; print('tensormeter.sensors' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert run_python("-c", code, check=True).stdout == "False\n"

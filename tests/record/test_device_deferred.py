@@ -1,13 +1,13 @@
 """Rows written from inside compiled functions: here on CPU tensors, which take the same operations as a GPU's."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 import tensormeter
+from support.forks import call_in_child
+from support.processes import run_python
 from tensormeter.errors import UsageError
 from tensormeter.record.deferred_log import DeferredLog
 from tensormeter.ring.format import State
@@ -135,13 +135,12 @@ def test_overwritten_rows_are_counted(recording, log, warnings_logged):
 
 
 def test_a_forked_child_leaves_the_counts_of_its_parent_alone(recording, log):
-    child = os.fork()
-    if child == 0:
+    def child():
         for number in range(20):
             run(step_of(log), number)
         log.flush()
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+
+    call_in_child(child)
     log.flush()
     assert rows(recording) == []
     assert recording.ring.drops() == {}
@@ -270,14 +269,7 @@ print(rows.steps.tolist(), *(column.tolist() for column in rows.columns))
 
 def test_writes_work_with_the_default_compiler(tmp_path):
     """inductor, with the public function, after a log call has told dynamo to keep out of this package."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)],
-        env={**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"},  # else it starts processes, which import torch
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = run_python("-c", SCRIPT, tmp_path, environment={**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"})
     if "InvalidCxxCompiler" in done.stderr:
         pytest.skip("inductor finds no C++ compiler")
     assert done.returncode == 0, done.stderr

@@ -2,13 +2,13 @@
 
 import gc
 import mmap
-import os
 import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from support.forks import call_in_child
 from tensormeter.record.device import cuda_runtime, page_locking
 from tensormeter.record.device.page_locking import is_in_memory, page_lock, retire, unlock_retired, view_on_device
 from tensormeter.record.values.outcomes import Refused
@@ -192,11 +192,7 @@ def test_memory_that_could_not_be_page_locked_is_not_unlocked(runtime, memory):
 def test_a_forked_child_unlocks_nothing(runtime, memory):
     page_lock(memory, DEVICE)
     retire(memory, lambda: True)
-    child = os.fork()
-    if not child:
-        unlock_retired()
-        os._exit(len(runtime.unregistered))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert call_in_child(lambda: unlock_retired() or runtime.unregistered) == "[]"
     unlock_retired()
     assert len(runtime.unregistered) == 1
 

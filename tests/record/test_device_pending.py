@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from tensormeter.record.device.event_copies import EventCopies
+from support.device_events import FakeEvent, use_fake_events
 from tensormeter.record.values.outcomes import DeviceValue
 from tensormeter.ring.format import State
 
@@ -151,29 +151,12 @@ def test_threads_fill_in_each_others_values(recording):
     assert sorted(map(str, recording.values())) == ["{'a': 4.0}", "{'b': 1.0}"]
 
 
-class FakeEvent:
-    def __init__(self):
-        self.happened = False
-
-    def query(self):
-        return self.happened
-
-
 class TestEvents:
     """Apple's and Intel's devices, with CPU tensors for theirs."""
 
     @pytest.fixture
     def events(self, recording, monkeypatch):
-        made = []
-
-        def record(device):
-            made.append(FakeEvent())
-            return made[-1]
-
-        copies = recording.recorder._device
-        copies._events = EventCopies(copies.pending, record)
-        monkeypatch.setattr("tensormeter.record.device.device_copies.EVENT_DEVICES", ("cpu",))
-        return made
+        return use_fake_events(recording.recorder._device, monkeypatch)
 
     @staticmethod
     def log(recording, tensors, step=0):

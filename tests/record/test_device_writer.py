@@ -3,7 +3,6 @@
 The device is the CPU in disguise; the GPU tests go this way too, from the second row of a key set on.
 """
 
-import os
 import threading
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from device_rig import Proven
 
+from support.forks import call_in_child
 from tensormeter.record import recorder as recorder_module
 from tensormeter.record.device.device_copies import DeviceCopies
 from tensormeter.record.reduction.reduction import Rule
@@ -142,21 +142,17 @@ def test_other_rows_go_the_general_way(recording, name):
     assert before == 7 + len(different) + (7 if name in REMEMBERED else 0)
     recording.log(row(4.0))
     assert recording.general == before
-    found = {key: value.item() if isinstance(value, torch.Tensor) else value for key, value in different.items()}
-    assert recording.values() == [expected(), found, expected(3.0), expected(4.0)]
+    expected_values = {
+        key: value.item() if isinstance(value, torch.Tensor) else value for key, value in different.items()
+    }
+    assert recording.values() == [expected(), expected_values, expected(3.0), expected(4.0)]
 
 
 def test_values_that_cannot_be_recorded_are_refused(new_recording, on_device, warnings_logged, monkeypatch):
     recording = on_device(new_recording())
     recording.log({"a": torch.tensor(1.0), "b": torch.tensor(1.0)})
     monkeypatch.undo()  # the general way knows CPU tensors again, and looks at them
-    wrong = [
-        torch.ones(2),
-        torch.tensor(1j),
-        torch.tensor(1.0).to_sparse(),
-        torch.ones(0),
-        "text",
-    ]
+    wrong = [torch.ones(2), torch.tensor(1j), torch.tensor(1.0).to_sparse(), torch.ones(0), "text"]
     for value in wrong:
         recording.log({"a": torch.tensor(2.0), "b": value})
     torch.vmap(lambda x: recording.log({"a": torch.tensor(2.0), "b": x}) or x)(torch.ones(1))
@@ -204,10 +200,10 @@ def test_reductions_go_before_the_short_way(recording):
         recording.log({"a": torch.tensor(float(number))})
         recording.log({"b": torch.tensor(float(number))}, every=2)
         recording.log({"mean": torch.tensor(float(number))})
-    found = [found.values for found in recording.rows()]
-    assert [values["mean"] for values in found if "mean" in values] == [0.5, 2.5]
-    assert [values["b"] for values in found if "b" in values] == [0.5, 2.5]
-    assert len(found) == 4 + 2 + 2
+    rows = [rows.values for rows in recording.rows()]
+    assert [values["mean"] for values in rows if "mean" in values] == [0.5, 2.5]
+    assert [values["b"] for values in rows if "b" in values] == [0.5, 2.5]
+    assert len(rows) == 4 + 2 + 2
 
 
 def test_a_reduced_row_between_others_is_reduced_alone(recording):
@@ -221,9 +217,9 @@ def test_a_full_ring_drops_rows_and_counts_them(new_recording, on_device, warnin
     recording = on_device(new_recording(buffer_bytes=1 << 14, lanes=1))
     for number in range(1000):
         recording.log({"a": torch.tensor(float(number))}, number)
-    found = recording.rows()
-    assert [row.values["a"] for row in found] == [float(number) for number in range(len(found))]
-    assert recording.dropped("ring_full") == 1000 - len(found) > 0
+    rows = recording.rows()
+    assert [row.values["a"] for row in rows] == [float(number) for number in range(len(rows))]
+    assert recording.dropped("ring_full") == 1000 - len(rows) > 0
     assert len(warnings_logged()) == 1
     recording.log({"a": torch.tensor(-1.0)}, 0)
     assert recording.values() == [{"a": -1.0}]
@@ -291,11 +287,7 @@ def test_a_forked_child_hands_its_row_on(new_recording, on_device):
     recording.log({"a": torch.tensor(1.0)})
     kept, forked = recording.log, []
     recording.recorder._on_fork = lambda values, step, **_: forked.append(values)
-    child = os.fork()
-    if not child:
-        kept({"a": torch.tensor(2.0)})
-        os._exit(0 if len(forked) == 1 else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert call_in_child(lambda: kept({"a": torch.tensor(2.0)}) or len(forked)) == "1"
     assert recording.values() == [{"a": 1.0}]
 
 

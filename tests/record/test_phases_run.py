@@ -1,11 +1,11 @@
 """Phases and steps of a run."""
 
 import logging
-import os
 
 import pytest
 
 import tensormeter
+from support.forks import call_in_child
 from support.optional import has_cuda, torch
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.otlp.batch import STEP_METRIC
@@ -41,38 +41,36 @@ def test_a_run_records_steps_and_phases(run):
     run.finish()
     with run.step(), run.phase("late"):
         pass
-    found = {
+    by_name = {
         (gauge.name, gauge.attributes.get("tensormeter.phase")): gauge
         for gauge in gauges(run)
         if gauge.attributes.get("tensormeter.clock", "host")
         == "host"  # where there is a GPU, it tells its times as well
     }
-    steps = found[STEP_METRIC, None]
+    steps = by_name[STEP_METRIC, None]
     step_at = dict(zip(steps.times.tolist(), steps.values.tolist(), strict=True))
-    duration = found["tensormeter.step.duration", None]
+    duration = by_name["tensormeter.step.duration", None]
     assert duration.unit == "s"
     assert duration.attributes == {"tensormeter.clock": "host"}
     assert [step_at[time] for time in duration.times.tolist()] == [10, 11, 12]
-    assert [step_at[time] for time in found["loss", None].times.tolist()] == [10, 11, 12, 13]
-    assert len(found["tensormeter.step.throughput", None].times) == 3
-    assert found["tensormeter.step.throughput", None].unit == "{item}/s"
-    assert len(found["tensormeter.phase.duration", "checkpoint_save"].times) == 1
-    assert ("tensormeter.phase.duration", "late") not in found
-    assert (found["tensormeter.phase.duration", "model_forward"].values > 0).all()
+    assert [step_at[time] for time in by_name["loss", None].times.tolist()] == [10, 11, 12, 13]
+    assert len(by_name["tensormeter.step.throughput", None].times) == 3
+    assert by_name["tensormeter.step.throughput", None].unit == "{item}/s"
+    assert len(by_name["tensormeter.phase.duration", "checkpoint_save"].times) == 1
+    assert ("tensormeter.phase.duration", "late") not in by_name
+    assert (by_name["tensormeter.phase.duration", "model_forward"].values > 0).all()
 
 
 def test_a_forked_child_leaves_the_parents_ring_alone(run):
     with run.step():
         pass
     before = bytes(run._process.ring.buffer)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            with run.step(), run.phase("a new one"):
-                pass
-        finally:
-            os._exit(0)
-    assert os.waitpid(pid, 0)[1] == 0
+
+    def child():
+        with run.step(), run.phase("a new one"):
+            pass
+
+    call_in_child(child)
     assert bytes(run._process.ring.buffer) == before
 
 
@@ -119,14 +117,14 @@ class TestCuda:
             torch.cuda.set_sync_debug_mode("default")
         torch.cuda.synchronize()
         run.finish()
-        found = {
+        by_name = {
             gauge.attributes["tensormeter.clock"]: gauge.values
             for gauge in gauges(run)
             if gauge.attributes.get("tensormeter.phase") == "model_forward"
         }
-        assert len(found["device"]) == 6
-        assert (found["device"] > 0.002).all()
-        assert found["lag"][-1] > found["lag"][0]
+        assert len(by_name["device"]) == 6
+        assert (by_name["device"] > 0.002).all()
+        assert by_name["lag"][-1] > by_name["lag"][0]
 
     def test_a_capture_is_not_disturbed(self, run):
         tensor = torch.zeros(3, device="cuda")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import tensormeter.record.rows.lane as lane_module
 import tensormeter.record.rows.layouts as layouts_module
+from support.forks import call_in_child, fork
 from support.optional import torch
 from tensormeter.agent.ingest.lane_reader import _unique_times
 from tensormeter.ring.format import State
@@ -126,23 +127,6 @@ def test_nothing_is_recorded_after_the_end(recording, warnings_logged):
     assert recording.ring.drops() == {}
 
 
-def in_child(action):
-    """The result of an action in a forked child. Fails if the child dies."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writing, repr(action()).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        text = answer.read()
-    _, status = os.waitpid(child, 0)
-    assert status == 0
-    return text
-
-
 def test_a_forked_child_records_nothing_here_and_hands_its_rows_on(recording, warnings_logged):
     recording.log({"a": 1.0}, 1)
     kept = recording.log
@@ -156,7 +140,7 @@ def test_a_forked_child_records_nothing_here_and_hands_its_rows_on(recording, wa
         recording.recorder.close(State.FINISHED)
         return handed_on
 
-    assert in_child(child) == repr([({"a": 2.0}, 2), ({"b": 2.0}, 3), ({"a": 2.0, "c": 1.0}, None)])
+    assert call_in_child(child) == repr([({"a": 2.0}, 2), ({"b": 2.0}, 3), ({"a": 2.0, "c": 1.0}, None)])
     recording.log({"a": 3.0}, 3)
     assert [(row.step, row.values) for row in recording.rows()] == [(1, {"a": 1.0}), (3, {"a": 3.0})]
     assert recording.ring.state is State.OPEN
@@ -167,15 +151,13 @@ def test_a_forked_child_records_nothing_here_and_hands_its_rows_on(recording, wa
 def test_parent_and_forked_children_may_log_at_once(recording):
     """Children inherit the mapping and hammer every writer; not a word of it may change."""
     recording.log({"a": 0.0}, 0)
-    children = []
-    for _ in range(3):
-        child = os.fork()
-        if child == 0:
-            for number in range(3000):
-                recording.log({"a": -1.0}, number)
-                recording.log({f"child{number % 7}": -1.0}, number)
-            os._exit(0)
-        children.append(child)
+
+    def log_in_child():
+        for number in range(3000):
+            recording.log({"a": -1.0}, number)
+            recording.log({f"child{number % 7}": -1.0}, number)
+
+    children = [fork(log_in_child) for _ in range(3)]
     for number in range(1, 5000):
         recording.log({"a": float(number)}, number)
     for child in children:
@@ -209,9 +191,9 @@ def test_a_clock_that_is_set_back_still_gives_unique_increasing_times(new_record
     st.integers(0, 63),
 )
 def test_times_are_unique_and_as_near_as_can_be(times, last, lane):
-    found = _unique_times(np.array(times, np.int64), last, lane).tolist()
-    assert all(time % 64 == lane for time in found)
+    unique = _unique_times(np.array(times, np.int64), last, lane).tolist()
+    assert all(time % 64 == lane for time in unique)
     previous = last
-    for given_time, time_found in zip(times, found, strict=True):
+    for given_time, time_found in zip(times, unique, strict=True):
         assert time_found // 64 == max(given_time // 64, previous // 64 + 1)
         previous = time_found

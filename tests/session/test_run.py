@@ -3,14 +3,14 @@
 import json
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import tensormeter
+from support.forks import call_in_child
 from support.optional import torch
+from support.processes import run_python
 from tensormeter import Settings, SettingsError, UsageError
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.agent.spool.spool import Spool
@@ -90,7 +90,7 @@ def test_log_after_finish_warns_once(settings, caplog):
         for log in (kept, faster, run.log):
             log({"loss": 2.0}, step=1)
     assert [record.message for record in caplog.records].count(
-        "log() was called after the run finished; nothing is recorded",
+        "log() after the run was finished: nothing is recorded"
     ) == 1
     assert items(settings) == 4
 
@@ -100,15 +100,7 @@ def test_a_child_forked_after_finish_records_nothing(settings):
     run.log({"loss": 1.0}, step=0)
     kept = run.log
     run.finish()
-    child = os.fork()
-    if child == 0:
-        try:
-            for log in (kept, run.log):
-                log({"loss": 2.0}, step=1)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
+    call_in_child(lambda: [log({"loss": 2.0}, step=1) for log in (kept, run.log)])
     assert items(settings) == 4
 
 
@@ -155,9 +147,9 @@ def nested(levels):
 
 
 def endless():
-    found: dict = {"a": [1]}
-    found["a"].append(found)
-    return found
+    cycle: dict = {"a": [1]}
+    cycle["a"].append(cycle)
+    return cycle
 
 
 class BrokenItems(dict):
@@ -315,10 +307,7 @@ def test_disabled_touches_nothing(settings):
 def test_a_directory_that_cannot_be_made_does_not_stop_training(settings, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     nowhere = {"directory": tmp_path / "file" / "runs", "buffer_directory": tmp_path / "file" / "rings"}
-    with (
-        caplog.at_level(logging.WARNING, "tensormeter"),
-        tensormeter.init(settings=settings.replace(**nowhere)) as run,
-    ):
+    with caplog.at_level(logging.WARNING, "tensormeter"), tensormeter.init(settings=settings.replace(**nowhere)) as run:
         run.log({"loss": 1.0}, step=0)
     assert any("records nothing" in record.message for record in caplog.records)
 
@@ -334,26 +323,18 @@ def test_without_shared_memory_the_ring_is_on_disk(settings, tmp_path, caplog):
     assert items(settings) == 4
 
 
-def test_a_ring_that_does_not_fit_shared_memory_goes_to_disk(settings, caplog):
+def test_a_ring_that_does_not_fit_shared_memory_goes_to_disk(settings, mount, caplog):
     """As in a container whose /dev/shm has 64 MiB and that runs eight ranks."""
     settings.buffer_directory.mkdir(parents=True)
     small = settings.buffer_directory / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(small)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small tmpfs needs privileges")
-    try:
-        with (
-            caplog.at_level(logging.WARNING, "tensormeter"),
-            tensormeter.init(settings=settings.replace(buffer_directory=small)) as run,
-        ):
-            run.log({"loss": 1.0}, step=0)
-        assert any("the ring buffer is on disk instead" in record.message for record in caplog.records)
-        assert items(settings) == 4
-    finally:
-        subprocess.run(["umount", "-l", str(small)], check=True)  # the agent may still hold its lock there
+    mount(small, "size=300k")
+    with (
+        caplog.at_level(logging.WARNING, "tensormeter"),
+        tensormeter.init(settings=settings.replace(buffer_directory=small)) as run,
+    ):
+        run.log({"loss": 1.0}, step=0)
+    assert any("the ring buffer is on disk instead" in record.message for record in caplog.records)
+    assert items(settings) == 4
 
 
 def test_shared_memory_that_someone_else_prepared_is_refused(settings, caplog):
@@ -418,7 +399,7 @@ exec(sys.argv[2])
 )
 def test_every_way_to_end_keeps_the_row_and_the_state(settings, ending, state):
     given = json.dumps(settings.replace(agent="off").to_json())
-    subprocess.run([sys.executable, "-c", SCRIPT, given, ending], capture_output=True, timeout=300, check=False)
+    run_python("-c", SCRIPT, given, ending)
     (run,) = list_runs(settings.directory)
     from tensormeter.ring.file import RingFile
 

@@ -1,35 +1,48 @@
-"""Ending agents for good: one that is killed is followed by its standby."""
+"""Finds and kills the agents of runs."""
 
 import contextlib
+import os
 import threading
 import time
 from pathlib import Path
 
 import psutil
 
-__all__ = ["agents_of", "kill_agents"]
+from tensormeter.agent.run_directory.directory import RunDirectory
+
+__all__ = ["agent_lives", "agents_of", "kill_agents"]
+
+
+def agent_lives(run: RunDirectory) -> bool:
+    """Whether an agent holds the lock of a run."""
+    lock = run.try_agent_lock()
+    if lock is not None:
+        os.close(lock)
+    return lock is None
 
 
 def agents_of(directory: Path) -> list[psutil.Process]:
     """The agents, and the processes that stand by for them, of the runs below a state directory."""
-    found = []
+    agents = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             command = process.cmdline()
             if any("tensormeter" in part for part in command) and any(
                 part.startswith(f"{directory}/runs/") for part in command
             ):
-                found.append(process)
-    return found
+                agents.append(process)
+    return agents
 
 
 def kill_agents(directory: Path) -> None:
-    """Kill them all with SIGKILL, until none is left. One that waits for a disk that hangs dies when that answers."""
+    """Kill them all with SIGKILL, until none is left: an agent that is killed is followed by its standby.
+
+    An agent that waits for a disk that hangs dies when the disk answers.
+    """
     deadline = time.monotonic() + 60
-    while (found := agents_of(directory)) and time.monotonic() < deadline:
-        for process in sorted(
-            found, key=lambda process: process.pid, reverse=True
-        ):  # a standby is younger than its agent
+    while (agents := agents_of(directory)) and time.monotonic() < deadline:
+        # A standby is younger than its agent.
+        for process in sorted(agents, key=lambda process: process.pid, reverse=True):
             with contextlib.suppress(psutil.Error):
                 process.kill()
         threading.Event().wait(0.01)
