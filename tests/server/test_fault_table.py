@@ -11,6 +11,7 @@ BOTH = {"sqlite", "clickhouse"}
 OF_MODULE = {
     "server/api/test_server_distributions": BOTH,
     "server/store/test_store": BOTH,
+    "server/store/test_store_runs": BOTH,
     "server/store/test_store_sqlite": {"sqlite"},
     "server/store/test_store_upkeep": {"sqlite"},
     "server/store/test_store_clickhouse": {"clickhouse"},

@@ -48,5 +48,5 @@ def run_python(
         timeout=900,
         check=False,
     )
-    assert not check or process.returncode == 0, process.stderr
+    assert not check or process.returncode == 0, process.stdout + process.stderr
     return process

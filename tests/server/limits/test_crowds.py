@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.stores import append_batches, append_events
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
-from tensormeter.otlp.decode import decode_events, decode_metrics
-from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.server.auth.project_scope import ProjectStore
 from tensormeter.server.query.points import sampled
 from tensormeter.server.query.points.axis import Axis
@@ -69,12 +68,8 @@ def append(store, run, rank, steps, values, *, start=0, attempt=1, project="p"):
         "tensormeter.rank": rank,
         "tensormeter.run.attempt": attempt,
     }
-    gauges = [
-        Gauge(STEP_METRIC, times, np.asarray(steps, np.int64)),
-        Gauge("v", times, np.asarray(values, np.float64)),
-    ]
-    payload = encode_metrics([Batch(resource, gauges)])
-    store.append_metrics(decode_metrics(payload), payload=payload)
+    gauges = [Gauge(STEP_METRIC, times, np.asarray(steps, np.int64)), Gauge("v", times, np.asarray(values, np.float64))]
+    append_batches(store, Batch(resource, gauges))
 
 
 def expected(store, ref, query):
@@ -83,12 +78,12 @@ def expected(store, ref, query):
 
 def check(store, memory, run, **given):
     ref, query = RunRef(run, "p"), RunQuery(("v",), Axis.parse(given.pop("x", "step")), **given)
-    found, known = memory.query(store, ref, query, project=None), expected(store, ref, query)
-    assert found.processes == known.processes
+    statistics, known = memory.query(store, ref, query, project=None), expected(store, ref, query)
+    assert statistics.processes == known.processes
     for name in ("x", "minimum", "median", "maximum"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(known, name), name)
-    assert (found.lowest, found.highest) == (known.lowest, known.highest)
-    return found
+        np.testing.assert_array_equal(getattr(statistics, name), getattr(known, name), name)
+    assert (statistics.lowest, statistics.highest) == (known.lowest, known.highest)
+    return statistics
 
 
 def test_they_are_those_of_all_points(store, memory):
@@ -96,8 +91,8 @@ def test_they_are_those_of_all_points(store, memory):
         append(store, "r", rank, range(100), [math.nan if step % 10 == rank else step + rank for step in range(100)])
     append(store, "r", 5, range(50, 60), [math.nan] * 5 + [1000.0] * 5)  # one that came late and left early
     for x in ("step", "time", "relative"):
-        found = check(store, memory, "r", x=x)
-        assert (found.maximum.max(), found.processes, len(found.x)) == (1000.0, 6, 100)
+        statistics = check(store, memory, "r", x=x)
+        assert (statistics.maximum.max(), statistics.processes, len(statistics.x)) == (1000.0, 6, 100)
     check(store, memory, "r", start=20, stop=55)
     assert check(store, memory, "r", start=200).processes == 0
     with pytest.raises(NotFoundError):
@@ -121,8 +116,8 @@ def test_they_grow(each_store, memory):
     assert check(store, memory, "g").processes == 4
     # Another attempt shadows what is known already.
     append(store, "g", 1, range(20, 30), [99.0] * 10, start=1000, attempt=2)
-    found = check(store, memory, "g")
-    assert found.highest[20:30] == ["rank 1 of 2"] * 10
+    statistics = check(store, memory, "g")
+    assert statistics.highest[20:30] == ["rank 1 of 2"] * 10
     assert check(store, memory, "g", attempt=1).maximum.max() == 39.0
 
 
@@ -132,8 +127,7 @@ def test_a_run_that_is_made_again_has_nothing_of_the_former(store, memory):
     store.delete(RunRef("again", "p"))
     later = (time.time_ns() - T0) // SECOND + 10
     resource = {"service.name": "p", "tensormeter.run.id": "again", "service.instance.id": "rank 0 of 1"}
-    payload = encode_events(resource, [Event("tensormeter.run.start", T0 + later * SECOND, {})])
-    store.append_events(decode_events(payload), payload=payload)
+    append_events(store, resource, Event("tensormeter.run.start", T0 + later * SECOND, {}))
     append(store, "again", 0, range(5), [1.0] * 5, start=later)
     assert check(store, memory, "again").maximum.tolist() == [1.0] * 5
 
@@ -166,10 +160,10 @@ def test_lines_are_those_of_all_points(store, monkeypatch):
     monkeypatch.setattr(sampled, "WHOLE_POINTS", 0)
     monkeypatch.setattr(sampled, "MAX_READ_POINTS", 450)
     for one, all_at_once in zip(queries, known, strict=True):
-        found = {series.process: series for series in query_points(store, runs, one).series}
-        assert found.keys() == {series.process for series in all_at_once.series}
+        lines = {series.process: series for series in query_points(store, runs, one).series}
+        assert lines.keys() == {series.process for series in all_at_once.series}
         for series in all_at_once.series:
-            same = found[series.process]
+            same = lines[series.process]
             assert (same.total, same.attempt, same.y.min()) == (series.total, series.attempt, series.y.min())
             # Pieces of a line are sampled before they are joined.
             if one.max_points > 20 or series.process != "rank 2 of 2":
@@ -195,16 +189,16 @@ def test_long_series_are_taken_by_samples(store):
     memory, ref = RankCache(), RunRef("long", "p")
     for x in ("step", "time"):
         query = RunQuery(("v",), Axis.parse(x), max_points=100)
-        found, known = memory.query(store, ref, query, project=None), expected(store, ref, query)
-        assert (found.processes, found.minimum.min(), found.maximum.max()) == (3, -50.0, 60.0)
-        assert found.lowest[int(found.minimum.argmin())] == found.highest[-1] == "rank 1 of 1"
-        assert 50 <= len(found.x) <= 100
-        assert set(found.highest[:-1]) == {"rank 2 of 1"}
-        at = np.interp(found.x, known.x, known.median)
-        assert np.abs(found.median - at)[:-1].max() < 0.03
+        statistics, known = memory.query(store, ref, query, project=None), expected(store, ref, query)
+        assert (statistics.processes, statistics.minimum.min(), statistics.maximum.max()) == (3, -50.0, 60.0)
+        assert statistics.lowest[int(statistics.minimum.argmin())] == statistics.highest[-1] == "rank 1 of 1"
+        assert 50 <= len(statistics.x) <= 100
+        assert set(statistics.highest[:-1]) == {"rank 2 of 1"}
+        at = np.interp(statistics.x, known.x, known.median)
+        assert np.abs(statistics.median - at)[:-1].max() < 0.03
     append(store, "long", 0, range(n, n + 10), [-99.0] * 10, start=n)
-    found = memory.query(store, ref, query, project=None)
-    assert (found.minimum[-1], found.lowest[-1]) == (-99.0, "rank 0 of 1")
+    statistics = memory.query(store, ref, query, project=None)
+    assert (statistics.minimum[-1], statistics.lowest[-1]) == (-99.0, "rank 0 of 1")
 
 
 places = st.lists(st.integers(-(2**40), 2**40) | st.integers(-50, 50), min_size=1, max_size=20)

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from support.otlp import Requests
+from support.stores import append_batches
 from tensormeter.errors import SettingsError, StoreError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
-from tensormeter.otlp.decode import decode_metrics
-from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.store import RunRef, Selection, StoreUnavailableError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
 from tensormeter.server.store.clickhouse.connection import Connection
@@ -86,8 +85,7 @@ def test_points_take_ten_bytes_and_old_ones_go(clickhouse):
         noise = np.random.default_rng(0)
         times = (T0 + np.cumsum(noise.integers(90_000_000, 110_000_000, n))).astype(np.uint64)
         gauge = Gauge("v", times, noise.normal(size=n).astype(np.float32).astype(np.float64))
-        payload = encode_metrics([Batch({"tensormeter.run.id": "r"}, [gauge])])
-        store.append_metrics(decode_metrics(payload), payload=payload)
+        append_batches(store, Batch({"tensormeter.run.id": "r"}, [gauge]))
         stored = connection.rows(
             "SELECT sum(data_compressed_bytes) FROM system.parts WHERE database = 'lean' AND table = 'points' AND active"
         )[0][0]
@@ -111,8 +109,8 @@ def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, versi
     database = f"version{version}"
     where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/{database}", {})
     store = ClickHouseStore(where)
-    payload = encode_metrics([make.rows("r", [(T0 + step, step, {"v": 1.0 + step}) for step in range(3)])])
-    store.append_metrics(decode_metrics(payload), payload=payload)
+    batch = make.rows("r", [(T0 + step, step, {"v": 1.0 + step}) for step in range(3)])
+    append_batches(store, batch)
     store.close()
     connection = Connection(where, database)
     try:
@@ -129,7 +127,7 @@ def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, versi
         connection.execute(f"INSERT INTO annotation VALUES (0, 'schema', '{version}', {version})")
         ClickHouseStore(where).close()
         store = ClickHouseStore(where)
-        store.append_metrics(decode_metrics(payload), payload=payload)
+        append_batches(store, batch)
         run = store.run(RunRef("r"))
         assert (run.points, run.summary["v"].count, run.summary["v"].mean, run.summary["v"].max) == (6, 3, 2.0, 3.0)
         store.close()
@@ -162,8 +160,7 @@ def test_points_that_version_2_had_not_counted_yet_are_in_the_summary(clickhouse
                 ([(T0 + 3, 3, {"v": 9.0}), (T0 + 4, 4, {"v": math.nan})], [Requests.histogram("h", T0 + 4)]),
             ):
                 batch = make.rows("r", rows)
-                payload = encode_metrics([replace(batch, series=[*batch.series, *shapes])])
-                store.append_metrics(decode_metrics(payload), payload=payload)
+                append_batches(store, replace(batch, series=[*batch.series, *shapes]))
                 patch.setattr(
                     Connection, "insert", lambda self, table, *rest: table == "series" or insert(self, table, *rest)
                 )

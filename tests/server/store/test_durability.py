@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
+from support.stores import append_batches
 from tensormeter.errors import SettingsError, StoreError
 from tensormeter.server.auth.authenticator import needed_permissions
 from tensormeter.server.store import RunRef, StoreUnavailableError
 from tensormeter.server.store.sqlite.disk import durability as durability_module
-from tensormeter.server.store.sqlite.store import SqliteStore
 
 
 def position(answer, name):
@@ -42,27 +42,12 @@ def disk(monkeypatch):
 
 
 @pytest.fixture
-def open_store(tmp_path):
-    stores = []
-
-    def open_store(**options):
-        stores.append(SqliteStore(tmp_path / "data", **options))
-        return stores[-1]
-
-    yield open_store
-    for store in stores:
-        store.close()
-
-
-@pytest.fixture
 def append(make):
     """Stores a batch of one row."""
-    from tensormeter.otlp.decode import decode_metrics
-    from tensormeter.otlp.encode import encode_metrics
 
     def append(store, number):
-        payload = encode_metrics([make.rows("r", [(number + 1, number, {"v": 1.0})])])
-        return store.append_metrics(decode_metrics(payload), payload=payload, batch_id=f"b{number}")
+        batch = make.rows("r", [(number + 1, number, {"v": 1.0})])
+        return append_batches(store, batch, batch_id=f"b{number}")
 
     return append
 

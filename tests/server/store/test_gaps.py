@@ -27,7 +27,6 @@ from tensormeter.server.store import PointRange, RunRef, Selection
 from tensormeter.server.store.rules.gaps import MAX_GAPS
 from tensormeter.server.store.sqlite.points.segments import SEGMENT_POINTS
 from tensormeter.server.store.sqlite.retention import Retention
-from tensormeter.server.store.sqlite.store import SqliteStore
 
 S = 10**9
 T0 = 1_750_000_000
@@ -65,8 +64,8 @@ def send(server, run, points, **more):
 def lines(server, run, **query):
     """(x, y, gaps) of each line, alike in JSON and in columns; with the cursor, and whether it is everything."""
     document = {"runs": [run], "metrics": ["load"], "x": "time"} | query
-    status, found = server.send("POST", "/api/v1/query", document)
-    assert status == 200, found
+    status, document_read = server.send("POST", "/api/v1/query", document)
+    assert status == 200, document_read
     answer = server.http.request(
         "POST", f"{server.url}/api/v1/query", body=json.dumps(document).encode(), headers={"Accept": COLUMNS}
     )
@@ -75,13 +74,14 @@ def lines(server, run, **query):
     def column(place):
         return np.frombuffer(answer.data, "<f8", place["length"], place["offset"]).tolist()
 
-    in_json = [(one["x"], one["y"], one.get("gaps", [])) for one in found["series"]]
+    in_json = [(series["x"], series["y"], series.get("gaps", [])) for series in document_read["series"]]
     in_columns = [
-        (column(one["x"]), column(one["y"]), column(one["gaps"]) if "gaps" in one else []) for one in header["series"]
+        (column(series["x"]), column(series["y"]), column(series["gaps"]) if "gaps" in series else [])
+        for series in header["series"]
     ]
     assert in_json == in_columns
-    assert found["reset"] == header["reset"]
-    return in_json, found["cursor"], found["reset"]
+    assert document_read["reset"] == header["reset"]
+    return in_json, document_read["cursor"], document_read["reset"]
 
 
 def seconds(gaps):
@@ -180,40 +180,22 @@ def test_gaps_outlive_the_server_and_go_with_their_run(start_on_each, eventually
             eventually(lambda: database.execute("SELECT count(*) FROM gap").fetchone() == (0,))
 
 
-@pytest.fixture
-def open_store(tmp_path):
-    opened = []
-
-    def open_store(**options):
-        opened.append(SqliteStore(tmp_path / "store", flush_points=1 << 60, flush_interval=3600, **options))
-        return opened[-1]
-
-    yield open_store
-    for store in opened:
-        store.close()
-
-
 def append(store, points, **more):
     payload = body("r", points, **more)
     store.append_metrics(decode_metrics(payload), payload=payload)
 
 
 def line(store, **query):
-    (found,) = query_points(store, [RunRef("r")], RunQuery(("load",), Axis.parse("time"), **query)).series
-    return found
+    (only_line,) = query_points(store, [RunRef("r")], RunQuery(("load",), Axis.parse("time"), **query)).series
+    return only_line
 
 
-def stored(tmp_path):
-    with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db")) as database:
-        return database.execute("SELECT count(*), min(time) FROM gap").fetchone()
-
-
-def test_the_newest_gaps_of_a_series_are_kept(open_store, tmp_path):
+def test_the_newest_gaps_of_a_series_are_kept(open_store, query):
     store = open_store()
     append(store, [(0, 1.0)])
     append(store, [(second, None) for second in range(1, MAX_GAPS + 1)])
     append(store, [(MAX_GAPS + 1, None), (MAX_GAPS + 2, None), (MAX_GAPS + 3, 1.0)])
-    assert stored(tmp_path) == (MAX_GAPS, (T0 + 3) * S)
+    assert query("SELECT count(*), min(time) FROM gap") == [(MAX_GAPS, (T0 + 3) * S)]
     assert seconds(line(store).gaps) == [0]
 
 
@@ -226,31 +208,29 @@ def test_lines_made_of_samples_break(open_store, monkeypatch):
     append(store, [(n // 2, None)])
     store.flush()
     blocks = [one.blocks for one in store.read_rollups(RunRef("r"), Selection(["load"]), PointRange(), 50)]
-    assert all(one is not None for one in blocks)
-    found = line(store, max_points=100)
-    (gap,) = found.gaps
-    assert found.total == n - 1
-    assert len(found.x) <= 100
-    after = found.x[np.searchsorted(found.x, gap, "right")]
+    assert all(block is not None for block in blocks)
+    sampled = line(store, max_points=100)
+    (gap,) = sampled.gaps
+    assert sampled.total == n - 1
+    assert len(sampled.x) <= 100
+    after = sampled.x[np.searchsorted(sampled.x, gap, "right")]
     assert gap < T0 + n // 2 < after
 
 
-def test_retention_removes_gaps(open_store, tmp_path):
+def test_retention_removes_gaps(open_store, query):
     store = open_store()
     append(store, [(1, 1.0), (2, None), (3, 3.0)])
     store.close()
     store = open_store(retention=Retention(max_age=3600))
     store._expire()
-    assert stored(tmp_path) == (0, None)
+    assert query("SELECT count(*), min(time) FROM gap") == [(0, None)]
 
 
-def test_a_store_of_version_5_keeps_gaps_from_now_on(open_store, tmp_path):
+def test_a_store_of_version_5_keeps_gaps_from_now_on(open_store, query):
     store = open_store()
     append(store, [(1, 1.0), (3, 3.0)])
     store.close()
-    with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as old:
-        old.execute("DROP TABLE gap")
-        old.execute("PRAGMA user_version = 5")
+    query("DROP TABLE gap", "PRAGMA user_version = 5")
     store = open_store()
     append(store, [(2, None)])
     assert seconds(line(store).gaps) == [1]

@@ -5,24 +5,24 @@ import os
 import random
 import secrets
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
 import urllib3
+from clickhouse_history import ACTIONS, T0, History
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from support.stores import append_batches, append_events, append_values
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Histogram
-from tensormeter.otlp.decode import decode_events, decode_metrics
-from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.server.store import NotFoundError, RunRef, Selection, StoreUnavailableError, TooManyPointsError
+from tensormeter.server.store import RunRef, Selection, StoreUnavailableError, TooManyPointsError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
 from tensormeter.server.store.clickhouse.arrival_log import Log
 from tensormeter.server.store.clickhouse.connection import Connection
 
-T0 = 1_750_000_000_000_000_000
 KILLS = max(2, int(os.environ.get("TENSORMETER_TEST_KILLS", "8")) // 4)  # `make chaos` asks for many more
 ROWS = 20
 
@@ -52,40 +52,46 @@ def request_of_kinds(run):
         "h", times, times, np.ones(3, np.uint64), ones, ones, ones, np.array([1.0]), np.array([[1, 0]] * 3, np.uint64)
     )
     series = [Gauge(STEP_METRIC, times, np.arange(3)), Gauge("v", times, np.array([1.0, 2.0, 6.0])), histogram]
-    return encode_metrics([Batch({"tensormeter.run.id": run, "service.instance.id": "p"}, series)])
+    return Batch({"tensormeter.run.id": run, "service.instance.id": "p"}, series)
+
+
+@contextmanager
+def dead_after(inserts):
+    """A connection that refuses each insert after the first ones of a request."""
+    insert, tables = Connection.insert, []
+
+    def refuse(connection, table, columns, rows):
+        tables.append(table)
+        if len(tables) > inserts:
+            raise StoreUnavailableError("dead")
+        insert(connection, table, columns, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Connection, "insert", refuse)
+        yield
 
 
 @pytest.mark.parametrize("survivor", ["the same server", "another server"])
-def test_a_failure_before_any_insert_is_healed_by_sending_again(open_store, monkeypatch, survivor):
+def test_a_failure_before_any_insert_is_healed_by_sending_again(open_store, survivor):
     """Every place at which a server can die, or ClickHouse refuse, between the inserts of a commit."""
     first, second = open_store(), open_store()
     other = first if survivor == "the same server" else second
-    insert = Connection.insert
     kinds = 0
     for failing in range(20):
         run = f"broken-{survivor.partition(' ')[0]}-{failing}"
         ref = RunRef(run)
-        payload = request_of_kinds(run)
+        batch = request_of_kinds(run)
         cursor = second.changes(None).cursor
-        made = []
-
-        def maybe(connection, table, columns, rows, failing=failing, made=made):
-            made.append(table)
-            if len(made) > failing:
-                raise StoreUnavailableError("dead")
-            insert(connection, table, columns, rows)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Connection, "insert", maybe)
+        with dead_after(failing):
             try:
-                first.append_metrics(decode_metrics(payload), payload=payload, batch_id=run)
+                append_batches(first, batch, batch_id=run)
             except StoreUnavailableError:
                 pass
             else:
                 break
         kinds += 1
-        assert not other.append_metrics(decode_metrics(payload), payload=payload, batch_id=run).duplicate
-        assert other.append_metrics(decode_metrics(payload), payload=payload, batch_id=run).duplicate
+        assert not append_batches(other, batch, batch_id=run).duplicate
+        assert append_batches(other, batch, batch_id=run).duplicate
         # A reader with a cursor gets all points: as new ones, or because its cursor is not valid any more.
         (series,) = second.read(ref, Selection(["v"], after=cursor)).series
         assert series.points.values() == [1.0, 2.0, 6.0]
@@ -101,158 +107,6 @@ def test_a_failure_before_any_insert_is_healed_by_sending_again(open_store, monk
         assert (summary.count, summary.mean, summary.last, summary.last_step) == (3, 3.0, 6.0, 2)
         counts = {metric.metric: metric.points for metric in second.metrics(ref)}
         assert counts == dict.fromkeys((STEP_METRIC, "v", "h"), 3)
-
-
-TIMES = st.tuples(st.integers(0, 20), st.integers(1, 6)).map(lambda pair: range(pair[0], sum(pair)))
-SERVER = st.integers(0, 1)
-INSERT = st.integers(0, 7)  # a commit of these requests has six to eight
-ACTIONS = st.one_of(
-    st.tuples(st.just("send"), SERVER, TIMES),
-    st.tuples(st.just("die"), SERVER, TIMES, INSERT),
-    st.tuples(st.just("interleave"), TIMES, TIMES, INSERT),
-    st.tuples(st.just("both"), TIMES, INSERT),
-    st.tuples(st.just("again"), SERVER, st.integers(0, 9)),
-    st.just(("late",)),
-    st.just(("merge",)),
-)
-
-
-def value_at(time):
-    """The value that senders log at a time: some are NaN, and some batches have no other."""
-    return float("nan") if time % 5 == 0 else float(time * 7 % 11 - 5)
-
-
-class History:
-    """The requests of one run to two failing servers, and the points that a reader with a cursor has."""
-
-    def __init__(self, stores, connection, run):
-        self.stores, self.connection, self.ref = stores, connection, RunRef(run)
-        self.requests = []
-        self.sent, self.accepted = set(), set()
-        self.pending, self.late = [], []
-        self.cursor, self.read = stores[0].changes(None).cursor, {}
-
-    def request(self, times):
-        nanoseconds = np.array([T0 + time for time in times], np.uint64)
-        ones = np.ones(len(times))
-        counts = np.array([[1, 0]] * len(times), np.uint64)
-        values = np.array([value_at(time) for time in times])
-        series = [
-            Gauge(STEP_METRIC, nanoseconds, np.array(times)),
-            Gauge("v", nanoseconds, values),
-            Histogram("h", nanoseconds, nanoseconds, counts[:, 0], ones, ones, ones, np.array([1.0]), counts),
-        ]
-        payload = encode_metrics([Batch({"tensormeter.run.id": self.ref.run_id, "service.instance.id": "p"}, series)])
-        self.requests.append((times, payload, f"{self.ref.run_id}-{len(self.requests)}"))
-        self.sent |= set(times)
-        return self.requests[-1]
-
-    def send(self, server, request, *, before=None, then=None):
-        """Send a request. Before that insert of its commit the server does `then`, or dies if there is nothing to do."""
-        times, payload, batch_id = request
-        store = self.stores[server]
-        insert, inserts = Connection.insert, 0
-
-        def failing_insert(connection, table, columns, rows):
-            nonlocal inserts
-            if connection is store._connection:
-                inserts += 1
-                if inserts == before + 1:
-                    if then is None:
-                        self.late.append(lambda: insert(connection, table, columns, rows))
-                    else:
-                        patch.undo()
-                        then()
-                if inserts > before and then is None:
-                    raise StoreUnavailableError("dead")
-            insert(connection, table, columns, rows)
-
-        with pytest.MonkeyPatch.context() as patch:
-            if before is not None:
-                patch.setattr(Connection, "insert", failing_insert)
-            try:
-                receipt = store.append_metrics(decode_metrics(payload), payload=payload, batch_id=batch_id)
-            except StoreUnavailableError:
-                assert before is not None
-                assert then is None
-                self.pending.append(request)
-                return None
-        self.accepted |= set(times)
-        if then is not None and inserts <= before:
-            then()
-        return receipt
-
-    def do(self, action):
-        match action:
-            case "send", server, times:
-                self.send(server, self.request(times))
-            case "die", server, times, before:
-                self.send(server, self.request(times), before=before)
-            case "interleave", times, others, before:
-                other = self.request(others)
-                self.send(0, self.request(times), before=before, then=lambda: self.other_server(other))
-            case "both", times, before:
-                request = self.request(times)
-                self.send(0, request, before=before, then=lambda: self.other_server(request))
-            case "again", server, index if self.pending:
-                self.send(server, self.pending.pop(index % len(self.pending)))
-            case ("late",):
-                while self.late:
-                    self.late.pop()()
-            case ("merge",):
-                for table in ("points", "distributions", "series", "process"):
-                    self.connection.execute(f"OPTIMIZE TABLE {table} FINAL")
-        self.read_on()
-
-    def other_server(self, request):
-        self.send(1, request)
-        self.read_on()
-
-    def read_on(self):
-        """Read what is new. Every accepted point is there, and nothing that was never sent."""
-        try:
-            reading = self.stores[1].read(self.ref, Selection(["v"], after=self.cursor))
-        except NotFoundError:
-            assert not self.accepted
-            return
-        points = {time - T0: value for series in reading.series for time, value in points_of(series)}
-        self.cursor, self.read = reading.cursor, points if reading.complete else self.read | points
-        assert self.accepted <= self.read.keys() <= self.sent
-        assert all(same(value, value_at(time)) for time, value in self.read.items())
-
-    def check(self, store):
-        """Everything was accepted, so the store equals a dictionary."""
-        self.read_on()
-        expected = {time: value_at(time) for time in sorted(self.sent)}
-        assert self.read.keys() == expected.keys()
-        selections = Selection(["v", STEP_METRIC]), Selection(["h"], numeric=False)
-        lines = [line for selection in selections for line in store.read(self.ref, selection).series]
-        assert [line.metric for line in lines] == [STEP_METRIC, "v", "h"]
-        for line in lines:
-            assert (line.points.times - T0).tolist() == [*expected]
-        assert lines[0].points.values() == [*expected]
-        assert all(map(same, lines[1].points.values(), expected.values()))
-        assert {line.metric: line.points for line in store.metrics(self.ref)} == dict.fromkeys(
-            (STEP_METRIC, "v", "h"), len(expected)
-        )
-        run = store.run(self.ref)
-        assert (run.points, run.processes) == (3 * len(expected), 1)
-        summary = run.summary["v"]
-        numbers = [value for value in expected.values() if value == value] or [float("nan")]
-        assert summary.count == len(expected)
-        assert same(summary.min, min(numbers))
-        assert same(summary.max, max(numbers))
-        assert summary.mean == pytest.approx(sum(numbers) / len(numbers), nan_ok=True)
-        assert same(summary.last, value_at(max(expected)))
-        assert (summary.last_step, summary.last_time) == (max(expected), T0 + max(expected))
-
-
-def points_of(series):
-    return zip(series.points.times.tolist(), series.points.values(), strict=True)
-
-
-def same(value, other):
-    return value == other or (value != value and other != other)
 
 
 # Without `Phase.shrink`, which would take minutes: the histories are short.
@@ -296,8 +150,7 @@ def two_servers(address):
 
 def test_counts_of_an_idle_run_are_cached_until_something_arrives(open_store, monkeypatch):
     store, ref = open_store(), RunRef("idle")
-    payload = request_of_kinds("idle")
-    store.append_metrics(decode_metrics(payload), payload=payload)
+    append_batches(store, request_of_kinds("idle"))
     statements, rows = [], Connection.rows
 
     def counting_rows(connection, statement, **parameters):
@@ -319,17 +172,14 @@ def test_counts_of_an_idle_run_are_cached_until_something_arrives(open_store, mo
     monkeypatch.setattr("tensormeter.server.store.clickhouse.point_counts._IDLE", 0)
     assert counts() == (9, 3, 3, 3)
     assert counts() == (9, 3, 3, 0)
-    gauge = Gauge("v", np.array([T0 + 10], np.uint64), np.array([1.0]))
-    more = encode_metrics([Batch({"tensormeter.run.id": "idle", "service.instance.id": "p"}, [gauge])])
-    store.append_metrics(decode_metrics(more), payload=more)
+    append_values(store, [T0 + 10], [1.0], run="idle")
     assert counts() == (10, 4, 4, 3)
 
 
 def test_the_names_of_metrics_take_up_room_in_the_cache_of_counts(open_store, monkeypatch):
     """Every set of metrics that a client asks for has a separate entry, with their names."""
     store = open_store()
-    payload = request_of_kinds("named")
-    store.append_metrics(decode_metrics(payload), payload=payload)
+    append_batches(store, request_of_kinds("named"))
     monkeypatch.setattr("tensormeter.server.store.clickhouse.point_counts._IDLE", 0)
     monkeypatch.setattr("tensormeter.server.store.clickhouse.point_counts._CACHED", 100)
     (run,) = store._runs.existing([RunRef("named")])
@@ -348,56 +198,44 @@ def test_the_names_of_metrics_take_up_room_in_the_cache_of_counts(open_store, mo
 
 def test_points_that_two_servers_stored_at_once_count_once_for_the_limit_of_a_read(open_store, monkeypatch):
     first, second = open_store(), open_store()
-    payload = request_of_kinds("limit")
+    batch = request_of_kinds("limit")
     insert = Connection.insert
 
     def overtaken(connection, table, columns, rows):
         if table == "points":
             patch.undo()
-            second.append_metrics(decode_metrics(payload), payload=payload)
+            append_batches(second, batch)
         insert(connection, table, columns, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(Connection, "insert", overtaken)
-        first.append_metrics(decode_metrics(payload), payload=payload)
+        append_batches(first, batch)
     (series,) = second.read(RunRef("limit"), Selection(["v"], limit=3)).series
     assert series.points.values() == [1.0, 2.0, 6.0]
     with pytest.raises(TooManyPointsError, match="3 points here"):
         second.read(RunRef("limit"), Selection(["v"], limit=2))
 
 
-def test_events_after_a_failure(open_store, monkeypatch):
+def test_events_after_a_failure(open_store):
     store = open_store()
-    insert = Connection.insert
     for failing in range(4):
         run = f"event-{failing}"
         event = Event("note", T0, {"image": {"data": b"\xff\xd8\xff", "content_type": "image/jpeg"}})
-        payload = encode_events({"tensormeter.run.id": run}, [event])
-        made = []
-
-        def maybe(connection, table, columns, rows, failing=failing, made=made):
-            made.append(table)
-            if len(made) > failing:
-                raise StoreUnavailableError("dead")
-            insert(connection, table, columns, rows)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Connection, "insert", maybe)
-            with pytest.raises(StoreUnavailableError, match="dead"):
-                store.append_events(decode_events(payload), payload=payload, batch_id=run)
-        store.append_events(decode_events(payload), payload=payload, batch_id=run)
+        with dead_after(failing), pytest.raises(StoreUnavailableError, match="dead"):
+            append_events(store, {"tensormeter.run.id": run}, event, batch_id=run)
+        append_events(store, {"tensormeter.run.id": run}, event, batch_id=run)
         (stored,) = store.events(RunRef(run))
         assert store.media(RunRef(run), stored.body["image"]["digest"])[1] == b"\xff\xd8\xff"
 
 
 def test_a_program_error_reaches_all_who_wait_and_is_not_hidden(open_store, monkeypatch):
     store = open_store()
-    payload = request_of_kinds("bug")
+    batch = request_of_kinds("bug")
     with monkeypatch.context() as patch:
         patch.setattr("tensormeter.server.store.clickhouse.commit.encode_points", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            store.append_metrics(decode_metrics(payload), payload=payload)
-    store.append_metrics(decode_metrics(payload), payload=payload)
+            append_batches(store, batch)
+    append_batches(store, batch)
     assert store.run(RunRef("bug")).points == 9
 
 
@@ -410,8 +248,7 @@ def test_what_is_logged_is_logged_in_order(open_store, monkeypatch):
         numbers.extend(commit.number for commit in arrived)
         write(log, arrived)
 
-    payload = request_of_kinds("ordered")
-    store.append_metrics(decode_metrics(payload), payload=payload)
+    append_batches(store, request_of_kinds("ordered"))
     monkeypatch.setattr(Log, "write", record)
 
     def alerts():
@@ -420,9 +257,7 @@ def test_what_is_logged_is_logged_in_order(open_store, monkeypatch):
 
     def points():
         for i in range(10):
-            gauge = Gauge("w", np.array([i + 1], np.uint64), np.array([1.0]))
-            body = encode_metrics([Batch({"tensormeter.run.id": "ordered", "service.instance.id": "p"}, [gauge])])
-            store.append_metrics(decode_metrics(body), payload=body)
+            append_values(store, [i + 1], [1.0], name="w", run="ordered")
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(alerts), pool.submit(points)]:
@@ -468,11 +303,11 @@ def test_an_insert_whose_answer_is_lost_is_not_counted_twice(clickhouse):
             parse_address(f"clickhouse://127.0.0.1:{proxy.server_port}/lost", {}), commit_interval=0
         )
         try:
-            payload = request_of_kinds("lost")
+            batch = request_of_kinds("lost")
             with pytest.raises(StoreUnavailableError):
-                store.append_metrics(decode_metrics(payload), payload=payload, batch_id="lost")
+                append_batches(store, batch, batch_id="lost")
             assert Breaking.broken == 1
-            store.append_metrics(decode_metrics(payload), payload=payload, batch_id="lost")
+            append_batches(store, batch, batch_id="lost")
             assert store.run(RunRef("lost")).summary["v"].count == 3
         finally:
             store.close()
@@ -482,15 +317,15 @@ def test_an_insert_whose_answer_is_lost_is_not_counted_twice(clickhouse):
 def test_two_servers_see_each_other_at_once(open_store):
     first, second = open_store(), open_store()
     cursor = second.changes(None).cursor
-    payload = request_of_kinds("shared")
-    first.append_metrics(decode_metrics(payload), payload=payload)
+    batch = request_of_kinds("shared")
+    append_batches(first, batch)
     assert second.run(RunRef("shared")).points == 9
     (change,) = second.changes(cursor).changes
     assert (change.run.run_id, change.metrics) == ("shared", ["h", STEP_METRIC, "v"])
     reading = second.read(RunRef("shared"), Selection(["v"], after=cursor))
     assert (reading.complete, len(reading.series)) == (False, 1)
     second.delete(RunRef("shared"))
-    assert first.append_metrics(decode_metrics(payload), payload=payload).rejected == 9
+    assert append_batches(first, batch).rejected == 9
 
 
 def test_two_servers_and_kills(start, make, eventually, clickhouse, tmp_path):

@@ -62,10 +62,10 @@ def test_damage_is_an_error_or_other_points_but_never_worse(original, data):
         blob[data.draw(st.integers(0, len(blob) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     fields = {field: getattr(chunk, field) for field in Segment.__dataclass_fields__} | {name: bytes(blob)}
     try:
-        found = decode_segment(Segment(**fields))
+        decoded = decode_segment(Segment(**fields))
     except StoreError:
         return
-    assert len(found) == len(original)
+    assert len(decoded) == len(original)
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), INT64), max_size=30))
@@ -93,8 +93,8 @@ def test_steps_are_joined_by_time():
         ),
         np.array([True, False, False, False, True]),
     )
-    found, stepped = steps_at(steps, np.array([0, 1, 2, 3, 4, 5, 6]))
-    assert found.tolist() == [0, 10, 2, 0, 0, -1, 0]
+    joined, stepped = steps_at(steps, np.array([0, 1, 2, 3, 4, 5, 6]))
+    assert joined.tolist() == [0, 10, 2, 0, 0, -1, 0]
     assert stepped.tolist() == [False, True, True, False, False, True, False]
     assert steps_at(Points.concat([]), np.array([1]))[1].tolist() == [False]
 

@@ -5,7 +5,9 @@ import random
 
 import pytest
 
+from support.stores import append_batches, append_events
 from tensormeter.errors import StoreError
+from tensormeter.otlp.batch import Event
 from tensormeter.server.store import RunRef, Selection
 from tensormeter.server.store.sqlite.store import SqliteStore
 
@@ -13,15 +15,10 @@ T0 = 1_750_000_000_000_000_000
 
 
 def test_damaged_stores_raise_store_errors_only(tmp_path, make):
-    from tensormeter.otlp.batch import Event
-    from tensormeter.otlp.encode import encode_events, encode_metrics
-
     store = SqliteStore(tmp_path / "whole")
     batch = make.rows("r", [(T0 + i, i, {"loss": i / 7}) for i in range(500)])
-    store.append_metrics([batch], payload=encode_metrics([batch]))
-    event = Event("tensormeter.run.start", T0, {"config": {"lr": 0.5}})
-    sent = [(batch.resource, [event])]
-    store.append_events(sent, payload=encode_events(*sent[0]))
+    append_batches(store, batch)
+    append_events(store, batch.resource, Event("tensormeter.run.start", T0, {"config": {"lr": 0.5}}))
     store.close()
     content = (tmp_path / "whole" / "tensormeter.db").read_bytes()
     many = bool(os.environ.get("TENSORMETER_TEST_KILLS"))

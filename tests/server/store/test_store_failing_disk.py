@@ -9,8 +9,8 @@ from contextlib import closing
 
 import pytest
 
+from support.stores import append_batches
 from tensormeter.errors import StoreError
-from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.store import RunRef, Selection, StoreUnavailableError
 from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.sqlite import compaction, queries
@@ -28,7 +28,7 @@ ROWS = 50
 
 def append(store, make, index):
     batch = make.rows("r", [(T0 + index * ROWS + i, index * ROWS + i, {"v": float(i)}) for i in range(ROWS)])
-    store.append_metrics([batch], payload=encode_metrics([batch]), batch_id=f"b{index}")
+    append_batches(store, batch, batch_id=f"b{index}")
 
 
 def points(store):

@@ -1,157 +1,38 @@
 """Damage at rest: bits, holes and cuts in what a store keeps. Nothing wrong is served, and nothing is missing without a word."""
 
 import hashlib
-import json
 import os
 import random
 import shutil
 import sqlite3
-import subprocess
-import sys
-import threading
 from contextlib import closing
 
-import anyio
 import numpy as np
 import pytest
+from damaged_stores import JOURNAL, PNG, SERIES, T0, N, ask, check, send_metrics, times
 
 from tensormeter.errors import StoreError
-from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Histogram
-from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.otlp.batch import Gauge
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
-from tensormeter.server.query.points import sampled as points_query
 from tensormeter.server.store import DamagedError, NotFoundError, RunRef, Selection
-from tensormeter.server.store.models.event_query import EventQuery
-from tensormeter.server.store.sqlite.integrity.inspection import _MANY, Inspection, open_read_only
-from tensormeter.server.store.sqlite.points import segments
+from tensormeter.server.store.sqlite.integrity.inspection import open_read_only
 from tensormeter.server.store.sqlite.store import SqliteStore
 
-T0 = 1_750_000_000_000_000_000
-N = 7000
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
 MANY = bool(os.environ.get("TENSORMETER_TEST_KILLS"))
 MOVES = {("event", "id"), ("event", "run"), ("media", "run")}
 """Columns whose change, made by SQLite, moves a row in its tree and indexes; a disk does not do that."""
-
-JOURNAL = "in-journal"
-"""The run whose newest points are in the journal only."""
-
-
-def resource(run, process="p0"):
-    return {"service.name": "demo", "service.instance.id": process, "tensormeter.run.id": run, "host.name": "a-host"}
-
-
-def send_metrics(store, run, *series, process="p0"):
-    batch = Batch(resource(run, process), series)
-    store.append_metrics(
-        [batch], payload=encode_metrics([batch]), batch_id=f"{run}-{process}-{series[-1].name}-{series[0].times[0]}"
-    )
-
-
-def send_events(store, run, *events):
-    store.append_events([(resource(run), events)], payload=encode_events(resource(run), events))
-
-
-def times(first, count):
-    return np.arange(T0 + first, T0 + first + count).astype(np.uint64)
-
-
-@pytest.fixture(scope="module")
-def small_chunks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segments, "SEGMENT_POINTS", 2048)
-        patch.setattr(points_query, "WHOLE_POINTS", 5000)
-        yield
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory, small_chunks):
-    """A store file with something of everything, some of it in the journal only."""
-    folder = tmp_path_factory.mktemp("image")
-    store = SqliteStore(folder / "store", flush_interval=3600)
-    noise = np.random.default_rng(1)
-    for run in ("long", "other"):
-        values = noise.random(N)
-        values[17] = np.nan
-        steps = Gauge(STEP_METRIC, times(0, N), np.arange(N))
-        send_metrics(
-            store, run, steps, Gauge("loss", times(0, N), values), Gauge("epoch", times(0, N), np.arange(N) // 100)
-        )
-        send_metrics(store, run, Gauge("loss", times(N, 90), noise.random(90)), process="p1")
-        start = Event(
-            "tensormeter.run.start", T0, {"config": {"lr": 0.5, "name": "adam"}, "tags": ["base"], "notes": "text"}
-        )
-        picture = Event(
-            "tensormeter.media", T0 + 5, {"x": {"data": PNG, "content_type": "image/png"}}, {"tensormeter.key": "x"}
-        )
-        table = Event("tensormeter.table", T0 + 6, {"columns": ["a"], "rows": [[1], [2.5], ["x"]]})
-        send_events(store, run, start, picture, table, Event("tensormeter.run.end", T0 + N, {"state": "finished"}))
-    buckets = noise.integers(0, 100, (40, 4)).astype(np.uint64)
-    counts = buckets.sum(axis=1).astype(np.uint64)
-    when, ones = times(0, 40), np.ones(40)
-    histogram = Histogram("weights", when, when, counts, ones, ones, ones, np.array([0.1, 0.2, 0.3]), buckets)
-    send_metrics(store, "other", histogram)
-    send_metrics(store, JOURNAL, Gauge("loss", times(0, 50), noise.random(50)))
-    store.flush()
-    for first in (50, 60, 70):
-        send_metrics(store, JOURNAL, Gauge("loss", times(first, 10), noise.random(10)))
-    send_events(
-        store, JOURNAL, Event("tensormeter.run.start", T0), Event("tensormeter.run.end", T0 + 99, {"state": "finished"})
-    )
-    store._flusher.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    shutil.copy(folder / "store" / "tensormeter.db", folder / "image.db")
-    store.close()
-    return folder / "image.db"
-
-
-def ask(app, path, body=None):
-    """(status, document) of a request that never leaves this process."""
-    where, _, query = path.partition("?")
-    sent = []
-    scope = {
-        "type": "http",
-        "http_version": "1.1",
-        "method": "GET" if body is None else "POST",
-        "scheme": "http",
-        "path": where,
-        "raw_path": where.encode(),
-        "query_string": query.encode(),
-        "root_path": "",
-        "headers": [(b"host", b"localhost")],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 2),
-    }
-
-    async def call():
-        first = [
-            {"type": "http.request", "body": b"" if body is None else json.dumps(body).encode(), "more_body": False}
-        ]
-
-        async def receive():
-            if not first:
-                await anyio.sleep_forever()
-            return first.pop()
-
-        async def send(message):
-            sent.append(message)
-
-        await app(scope, receive, send)
-
-    anyio.run(call)
-    content = b"".join(message.get("body", b"") for message in sent[1:])
-    return sent[0]["status"], json.loads(content) if content[:1] == b"{" else content
 
 
 def answers(store, digest):
     """The answers of the API, by request."""
     app = create_app(store, ServerConfig())
-    found = {"runs": ask(app, "/api/v1/runs?sort=id")}
+    documents = {"runs": ask(app, "/api/v1/runs?sort=id")}
     runs = ["long", "other", JOURNAL]
     for x in ("step", "time"):
         for most in (12, 2000):
             query = {"runs": runs, "metrics": ["loss", "epoch"], "x": x, "max_points": most}
-            found[f"query {x} {most}"] = ask(app, "/api/v1/query", query)
+            documents[f"query {x} {most}"] = ask(app, "/api/v1/query", query)
     for run in runs:
         for what in (
             "",
@@ -161,9 +42,9 @@ def answers(store, digest):
             "/ranks?metric=loss",
             "/histograms?metric=weights",
         ):
-            found[run + what] = ask(app, f"/api/v1/runs/{run}{what}")
-        found[f"{run} media"] = ask(app, f"/api/v1/runs/{run}/media/{digest}")
-    return found
+            documents[run + what] = ask(app, f"/api/v1/runs/{run}{what}")
+        documents[f"{run} media"] = ask(app, f"/api/v1/runs/{run}/media/{digest}")
+    return documents
 
 
 def differences(found, expected, problem):
@@ -179,13 +60,13 @@ def differences(found, expected, problem):
             continue
         if is_journal_damaged and request.startswith(JOURNAL):
             continue  # its points are said to be missing; that none is wrong is looked at in another request
-        said = document.get("damaged")
+        damaged = document.get("damaged")
         parts = without_journal if is_journal_damaged else dict
         ours, theirs = parts(document), parts(known)
         lists = [name for name in ("series", "runs") if name in known]
         for name in lists:
             left = [entry for entry in ours.pop(name) if entry not in theirs[name]]
-            if left or (len(document[name]) < len(known[name]) and not said and not is_journal_damaged):
+            if left or (len(document[name]) < len(known[name]) and not damaged and not is_journal_damaged):
                 wrong.append((request, name, left, document[name]))
             theirs.pop(name)
         for name in ("damaged", "cursor", "total"):
@@ -302,101 +183,6 @@ def test_damage_at_rest_is_an_error_or_changes_no_answer(tmp_path, image, small_
         shutil.rmtree(folder)
 
 
-@pytest.fixture
-def damaged_copy(tmp_path, image):
-    """A folder with the store, after some statements of SQL have changed it behind the server's back."""
-
-    def damaged_copy(*statements):
-        folder = tmp_path / "damaged"
-        folder.mkdir()
-        shutil.copy(image, folder / "tensormeter.db")
-        with closing(sqlite3.connect(folder / "tensormeter.db", isolation_level=None)) as database:
-            for statement in statements:
-                assert database.execute(statement).rowcount > 0
-        return folder
-
-    return damaged_copy
-
-
-def check(folder, *options):
-    command = [sys.executable, "-m", "tensormeter", "check", "--data", str(folder), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-
-
-SERIES = (
-    "(SELECT series.id FROM series JOIN process p ON p.id = series.process JOIN run r ON r.id = p.run"
-    " WHERE r.run_id = '{}' AND metric = '{}' AND p.process = 'p0')"
-)
-
-
-def test_check_names_what_is_damaged(damaged_copy):
-    done = check(damaged_copy("UPDATE run SET updated = updated WHERE id = 1"))
-    assert (done.returncode, done.stderr, "nothing is damaged" in done.stdout) == (0, "", True)
-    assert " chunk," in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("statement", "said"),
-    [
-        (
-            f"UPDATE chunk SET n = n + 1 WHERE seq = 0 AND series IN {SERIES.format('long', 'epoch')}",
-            "'epoch' of run 'long'",
-        ),
-        (f"DELETE FROM chunk WHERE seq = 1 AND series IN {SERIES.format('long', 'epoch')}", "'epoch' of run 'long'"),
-        (
-            f"UPDATE chunk SET series = series + 1 WHERE series IN {SERIES.format('long', 'epoch')} AND seq = 3",
-            "run 'long'",
-        ),
-        ("UPDATE sample SET coarse = fine, fine = coarse", "sample"),
-        ("UPDATE event SET body = replace(body, '2.5', '2.6')", "event 3"),
-        ("UPDATE event SET attributes = attributes || ' '", "event"),
-        ("UPDATE run SET config = replace(config, '0.5', '0.6') WHERE run_id = 'long'", "run 'long'"),
-        ("UPDATE run SET tags = NULL WHERE run_id = 'long'", "run 'long'"),
-        ("UPDATE summary SET total = total * 2 WHERE metric = 'epoch'", "metric 'epoch'"),
-        ("UPDATE series SET last_word = last_word + 1", "the checksum does not match"),
-        ("UPDATE process SET losses = '{\"ring_full\":7}'", "the checksum does not match"),
-        ("UPDATE process SET resource = replace(resource, 'a-host', 'b-host')", "the checksum does not match"),
-        ("UPDATE media SET data = zeroblob(100)", "SHA-256"),
-        ("UPDATE journal SET payload = zeroblob(20)", "journal"),
-        ("UPDATE batch SET rejected = 1", "batch"),
-        ("DELETE FROM process WHERE process = 'p1'", "its process"),
-    ],
-)
-def test_check_finds(damaged_copy, statement, said):
-    done = check(damaged_copy("UPDATE run SET seal = seal", statement))
-    assert (done.returncode, done.stderr) == (1, "")
-    assert any(line.startswith("damaged: ") and said in line for line in done.stdout.splitlines()), done.stdout
-
-
-def test_check_reports_as_json(damaged_copy):
-    done = check(damaged_copy("UPDATE media SET data = zeroblob(100)"), "--json")
-    *findings, last = map(json.loads, done.stdout.splitlines())
-    assert (done.returncode, last["damaged"], len(findings)) == (1, 2, 2)
-    assert "run 'long'" in findings[0]["about"]
-
-
-def test_check_runs_while_a_server_does(start, make):
-    server = start()
-    stop = threading.Event()
-
-    def send():
-        number = 0
-        while not stop.is_set():
-            rows = [(T0 + 100 * number + i, i, {"v": i / 7, "w": float(i)}) for i in range(100)]
-            assert server.metrics(make.rows("busy", rows)).status == 200
-            number += 1
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    try:
-        for _ in range(3):
-            done = check(server.folder)
-            assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    finally:
-        stop.set()
-        sender.join()
-
-
 def test_a_damaged_chunk_is_left_out_of_charts_and_named(damaged_copy, small_chunks):
     folder = damaged_copy(
         f"UPDATE chunk SET t_max = t_max + 1 WHERE seq = 1 AND series IN {SERIES.format('long', 'epoch')}"
@@ -406,7 +192,7 @@ def test_a_damaged_chunk_is_left_out_of_charts_and_named(damaged_copy, small_chu
     query = {"runs": ["long", "other"], "metrics": ["loss", "epoch"], "x": "time", "max_points": 2000}
     status, document = ask(app, "/api/v1/query", query)
     assert status == 200
-    lines = [(one["run"], one["metric"], one["process"]) for one in document["series"]]
+    lines = [(series["run"], series["metric"], series["process"]) for series in document["series"]]
     assert lines == [
         ("long", "loss", "p0"),
         ("long", "loss", "p1"),
@@ -562,134 +348,6 @@ def test_a_store_is_checked_when_it_is_opened(tmp_path, image, small_chunks):
     with pytest.raises(StoreError, match="events may be missing"):
         store.events(RunRef("long"))
     store.close()
-
-
-def test_an_inspection_reads_past_what_cannot_be_read(tmp_path, image):
-    content = bytearray(image.read_bytes())
-    with closing(open_read_only(image)) as connection:
-        assert [*Inspection(connection).all()] == []
-        (size,) = connection.execute("PRAGMA page_size").fetchone()
-        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'event'").fetchone()
-    content[(page - 1) * size] = 77
-    (tmp_path / "tensormeter.db").write_bytes(content)
-    with closing(open_read_only(tmp_path / "tensormeter.db")) as connection:
-        inspection = Inspection(connection)
-        found = [str(one) for one in inspection.all()]
-    assert any("event: rows after -1 cannot be read" in one for one in found)
-    assert inspection.counts["chunk"] > 0
-    assert inspection.counts["media"] > 0
-
-
-def test_an_inspection_of_batches_out_of_order_ends(tmp_path):
-    """The last id that is read at once comes before all others, so the next ones that come after it are the same again."""
-    store = SqliteStore(tmp_path, flush_interval=3600)
-    for number in range(_MANY + 100):
-        batch = Batch(resource("run"), [Gauge("loss", times(number, 1), np.array([0.5]))])
-        store.append_metrics([batch], payload=encode_metrics([batch]), batch_id=f"batch-{number:04}")
-    store.close()
-    file = tmp_path / "tensormeter.db"
-    last = f"batch-{_MANY - 1:04}".encode()
-    content = file.read_bytes()
-    assert content.count(last) == 1
-    file.write_bytes(content.replace(last, b"A" + last[1:]))
-    with closing(open_read_only(file)) as connection:
-        found = [str(one) for one in Inspection(connection).all()]
-    assert any("out of order" in one for one in found)
-    assert any(f"batch 'A{last.decode()[1:]}'" in one for one in found)
-
-
-@pytest.mark.parametrize("state", ["empty", "missing"])
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_store_whose_file_is_gone_is_not_created_again(start, make, state, killed):
-    """SQLite deletes the log of an empty database."""
-    server = start()
-    server.metrics(make.rows("log", [(T0, 0, {"v": 1.0})]))
-    server.kill() if killed else server.stop()
-    file = server.folder / "tensormeter.db"
-    file.unlink() if state == "missing" else os.truncate(file, 0)
-    kept = contents(server.folder)
-    assert (kept.get("tensormeter.db-wal", b"") != b"") == killed
-    done = check(server.folder)
-    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (1, "", 2)
-    assert f"tensormeter.db is {state}" in done.stdout
-    for command in (["serve", "--port", "0"], ["compact"], ["backup", str(server.folder.parent / "copy.db")]):
-        done = subprocess.run(
-            [sys.executable, "-m", "tensormeter", *command, "--data", str(server.folder)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
-        assert f"tensormeter.db is {state}" in done.stderr
-        assert "restore tensormeter.db from a backup, or move " in done.stderr
-    assert contents(server.folder) == kept
-    for name in ("reserve", "tensormeter.db-wal"):
-        (server.folder / name).unlink(missing_ok=True)
-    assert start().get("/api/v1/runs")["runs"] == []
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 99, 4096])
-def test_a_store_that_was_cut_is_refused(tmp_path, size):
-    """SQLite takes a file of one byte for an empty one."""
-    SqliteStore(tmp_path).close()
-    os.truncate(tmp_path / "tensormeter.db", size)
-    content = (tmp_path / "tensormeter.db").read_bytes()
-    with pytest.raises(StoreError, match=r"tensormeter\.db"):
-        SqliteStore(tmp_path)
-    assert (tmp_path / "tensormeter.db").read_bytes() == content
-    done = check(tmp_path)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.startswith("damaged: ")
-
-
-def test_a_first_start_that_was_killed_goes_on(tmp_path):
-    """It has made the empty file, or its first page, and no more."""
-    for name, statements in (("file", ()), ("page", ("PRAGMA journal_mode = WAL",))):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "tensormeter.db").touch()
-        with closing(sqlite3.connect(tmp_path / name / "tensormeter.db")) as database:
-            for statement in statements:
-                database.execute(statement).fetchall()
-        with closing(SqliteStore(tmp_path / name)) as store:
-            assert store.problem() is None
-            assert store.projects() == []
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "lock"}
-
-
-@pytest.mark.parametrize(
-    ("at", "bit", "said"),
-    [
-        (47, 3, "unsupported file format"),
-        (59, 1, "malformed database schema"),
-        (100, 4, "malformed"),
-        (103, 0, "malformed"),
-        (104, 7, "its tables cannot be read"),
-        (63, 2, "has schema 3, but its tables are of schema 7"),
-        (63, 1, "has schema 5, but its tables are of schema 7"),
-        (63, 3, "has schema 15, but its tables are of schema 7 (if a newer tensormeter wrote it, upgrade)"),
-        (60, 0, "but its tables are of schema 7"),
-        (71, 0, "application id 0x746d7473, but a store's is 0x746d7472"),
-        (16, 0, "file is not a database"),
-    ],
-)
-def test_a_flipped_bit_in_the_first_page_is_damage_and_starts_no_migration(tmp_path, image, at, bit, said):
-    content = bytearray(image.read_bytes())
-    content[at] ^= 1 << bit
-    file = tmp_path / "tensormeter.db"
-    file.write_bytes(content)
-    done = check(tmp_path)
-    assert (done.returncode, done.stderr) == (1, "")
-    lines = done.stdout.splitlines()
-    assert any(line.startswith("damaged: ") and said in line for line in lines), done.stdout
-    assert lines[-1].startswith("checked ")
-    assert lines[-1].endswith(" damaged")
-    with pytest.raises(StoreError, match=r"tensormeter\.db"):
-        SqliteStore(tmp_path)
-    assert file.read_bytes() == content
 
 
 @pytest.mark.parametrize("statement", ["UPDATE media SET digest = 'f' || substr(digest, 2)", "DELETE FROM media"])

@@ -2,8 +2,6 @@
 
 import math
 import secrets
-import sqlite3
-from contextlib import closing
 from itertools import pairwise
 
 import numpy as np
@@ -11,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.stores import append_batches
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
-from tensormeter.otlp.decode import decode_metrics
-from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.query.points import sampled as query_points_module
 from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.downsampling import sample_blocks
@@ -31,35 +28,12 @@ REF = RunRef("r")
 T0 = 1_750_000_000 * 10**9
 
 
-@pytest.fixture
-def open_store(tmp_path):
-    opened = []
-
-    def open_store(**options):
-        opened.append(SqliteStore(tmp_path / "store", **{"flush_points": 1 << 60, "flush_interval": 3600} | options))
-        return opened[-1]
-
-    yield open_store
-    for store in opened:
-        store.close()
-
-
-@pytest.fixture
-def query(tmp_path):
-    def query(sql, *values):
-        with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db")) as connection:
-            return connection.execute(sql, values).fetchall()
-
-    return query
-
-
 def append(store, times, values, steps=None):
     """Points of "v", with steps 1, 2, ... unless others are given."""
     times = np.asarray(times, np.uint64)
     steps = times.astype(np.int64) if steps is None else steps
     gauges = [Gauge(STEP_METRIC, times[: len(steps)], steps), Gauge("v", times, np.asarray(values, np.float64))]
-    payload = encode_metrics([Batch({"tensormeter.run.id": "r", "service.instance.id": "p"}, gauges)])
-    store.append_metrics(decode_metrics(payload), payload=payload)
+    append_batches(store, Batch({"tensormeter.run.id": "r", "service.instance.id": "p"}, gauges))
 
 
 def chart(store, x="step", **more):
@@ -69,8 +43,8 @@ def chart(store, x="step", **more):
 
 def blocks_of(store, window=PointRange(by_step=True), **more):  # noqa: B008
     """The blocks of "v", or None if it was given in points."""
-    (found,) = store.read_rollups(REF, Selection(["v"], **more), window, 100)
-    return found.blocks
+    (rollup,) = store.read_rollups(REF, Selection(["v"], **more), window, 100)
+    return rollup.blocks
 
 
 N = 17 * SEGMENT_POINTS + 1000
@@ -144,7 +118,7 @@ def test_points_without_steps(open_store, query):
     assert chart(store).total == N
 
 
-def test_samples_of_stores_that_have_none(open_store, query, eventually, tmp_path, monkeypatch):
+def test_samples_of_stores_that_have_none(open_store, query, eventually, monkeypatch):
     store = open_store()
     append(store, np.arange(1, N + 1), noise())
     with monkeypatch.context() as patch:
@@ -153,9 +127,7 @@ def test_samples_of_stores_that_have_none(open_store, query, eventually, tmp_pat
         expected = chart(store)
         store.close()
     assert query("SELECT count(*) FROM sample") == [(0,)]
-    with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as old:
-        old.execute("DROP TABLE sample")
-        old.execute("PRAGMA user_version = 3")
+    query("DROP TABLE sample", "PRAGMA user_version = 3")
     store = open_store()
     eventually(lambda: query("SELECT count(*) FROM sample") == [(2 * 17,)])
     assert blocks_of(store).counts.sum() == N
@@ -180,14 +152,13 @@ def test_compacting_makes_samples_and_deleting_takes_them_away(open_store, query
     assert query("SELECT count(*) FROM sample") == [(0,)]
 
 
-def test_a_damaged_chunk_keeps_others_from_nothing(open_store, query, tmp_path, monkeypatch):
+def test_a_damaged_chunk_keeps_others_from_nothing(open_store, query, monkeypatch):
     store = open_store()
     append(store, np.arange(1, N + 1), noise())
     with monkeypatch.context() as patch:
         patch.setattr(SqliteStore, "_build_rollups", lambda _: False)
         store.flush()
-    with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as connection:
-        connection.execute("UPDATE chunk SET words = x'00' WHERE id = (SELECT min(id) FROM chunk)")
+    query("UPDATE chunk SET words = x'00' WHERE id = (SELECT min(id) FROM chunk)")
     store.close()
     store = open_store()
     append(store, [N + 1], [1.0])
@@ -297,19 +268,18 @@ def test_samples_say_what_all_points_say(shared, history, x, attempt, bounds, ma
                 Gauge(STEP_METRIC, (T0 + times[stepped]).astype(np.uint64), steps[stepped]),
                 Gauge("v", (T0 + times).astype(np.uint64), values),
             ]
-            payload = encode_metrics([Batch(resource | numbered, gauges)])
-            shared.append_metrics(decode_metrics(payload), payload=payload)
+            append_batches(shared, Batch(resource | numbered, gauges))
         if not history or all(piece is None for piece in history):
             return
         scale, origin = (300, 0) if x == "step" else (3000e-9, T0 / 1e9 if x == "time" else 0)
         start, stop = (None if bound is None else origin + bound * scale for bound in bounds)
         query = RunQuery(("v",), Axis.parse(x), start, stop, attempt=attempt, max_points=max_points)
-        found = sorted(query_points(shared, [ref], query).series, key=lambda one: one.process)
+        sampled = sorted(query_points(shared, [ref], query).series, key=lambda one: one.process)
         lines = sorted(RunReader(shared, ref, query).lines().lines, key=lambda line: line.series.process)
-        assert [(one.process, one.attempt, one.total) for one in found] == [
+        assert [(one.process, one.attempt, one.total) for one in sampled] == [
             (line.series.process, line.attempt, len(line.x)) for line in lines
         ]
-        for one, whole in zip(found, lines, strict=True):
+        for one, whole in zip(sampled, lines, strict=True):
             values = whole.series.points.floats()
             points = [*zip(whole.x.tolist(), values.view(np.int64).tolist(), strict=True)]
             shown = [*zip(one.x.tolist(), one.y.view(np.int64).tolist(), strict=True)]

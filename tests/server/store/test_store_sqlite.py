@@ -4,63 +4,31 @@ import os
 import sqlite3
 import sys
 import threading
-from contextlib import closing
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.stores import append_values
 from tensormeter.errors import StoreError
-from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
-from tensormeter.otlp.decode import decode_metrics
-from tensormeter.otlp.encode import encode_metrics
+from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store import NotFoundError, RunRef, Selection, StoreUnavailableError, TooManyPointsError
 from tensormeter.server.store.sqlite import read_priority
 from tensormeter.server.store.sqlite.points.segments import SEGMENT_POINTS
 from tensormeter.server.store.sqlite.store import SqliteStore
 
 
-@pytest.fixture
-def open_store(tmp_path):
-    """Opens stores that fold only when told to, and closes them."""
-    opened = []
-
-    def open_store(folder="store", **options):
-        opened.append(SqliteStore(tmp_path / folder, **{"flush_points": 1 << 60, "flush_interval": 3600} | options))
-        return opened[-1]
-
-    yield open_store
-    for store in opened:
-        store.close()
-
-
-def append(store, times, values, name="v", batch_id=None, run="r"):
-    column = np.asarray(values)
-    gauge = Gauge(name, np.asarray(times).astype(np.uint64), column)
-    payload = encode_metrics([Batch({"tensormeter.run.id": run, "service.instance.id": "p"}, [gauge])])
-    return store.append_metrics(decode_metrics(payload), payload=payload, batch_id=batch_id)
-
-
 def read(store, name="v", **query):
-    found = store.read(RunRef("r"), Selection([name], **query)).series
-    assert len(found) <= 1
-    return [(int(time), value) for s in found for time, value in zip(s.points.times, s.points.values(), strict=True)]
-
-
-@pytest.fixture
-def query(tmp_path):
-    def query(sql, folder="store"):
-        with closing(sqlite3.connect(tmp_path / folder / "tensormeter.db")) as connection:
-            return connection.execute(sql).fetchall()
-
-    return query
+    lines = store.read(RunRef("r"), Selection([name], **query)).series
+    assert len(lines) <= 1
+    return [(int(time), value) for s in lines for time, value in zip(s.points.times, s.points.values(), strict=True)]
 
 
 def test_folding_moves_points_from_the_journal_to_chunks(open_store, query):
     store = open_store()
-    append(store, [1, 2], [1.0, 2.0])
-    append(store, [3], [3.0])
+    append_values(store, [1, 2], [1.0, 2.0])
+    append_values(store, [3], [3.0])
     assert query("SELECT count(*) FROM journal") == [(2,)]
     before = (read(store), store.run(RunRef("r")).points, store.metrics(RunRef("r")))
     store.flush()
@@ -73,9 +41,9 @@ def test_folding_moves_points_from_the_journal_to_chunks(open_store, query):
 
 def test_replay_after_closing_without_a_fold(open_store, query, monkeypatch):
     store = open_store()
-    append(store, [1, 2], [1.0, 2.0])
+    append_values(store, [1, 2], [1.0, 2.0])
     store.flush()
-    append(store, [3], [3], batch_id="three")
+    append_values(store, [3], [3], batch_id="three")
     monkeypatch.setattr(SqliteStore, "flush", lambda _: None)
     store.close()
     monkeypatch.undo()
@@ -83,7 +51,7 @@ def test_replay_after_closing_without_a_fold(open_store, query, monkeypatch):
     store = open_store()
     assert read(store) == [(1, 1.0), (2, 2.0), (3, 3)]
     assert store.run(RunRef("r")).points == 3
-    assert append(store, [3], [3], batch_id="three").duplicate
+    assert append_values(store, [3], [3], batch_id="three").duplicate
     store.close()
     assert query("SELECT count(*) FROM journal") == [(0,)]
     assert read(open_store()) == [(1, 1.0), (2, 2.0), (3, 3)]
@@ -92,13 +60,13 @@ def test_replay_after_closing_without_a_fold(open_store, query, monkeypatch):
 def test_small_chunks_are_merged_and_full_ones_left_alone(open_store, query):
     store = open_store()
     for i in range(100):
-        append(store, [i + 1], [float(i)])
+        append_values(store, [i + 1], [float(i)])
         store.flush()
     sizes = [n for (n,) in query("SELECT n FROM chunk ORDER BY seq")]
     assert sum(sizes) == 100
     assert sizes == [64, 32, 4]  # as the digits of a binary counter
     n = 2 * SEGMENT_POINTS + 10
-    append(store, np.arange(101, 101 + n), np.arange(n) / 2)
+    append_values(store, np.arange(101, 101 + n), np.arange(n) / 2)
     store.flush()
     sizes = [n for (n,) in query("SELECT n FROM chunk ORDER BY seq")]
     assert sizes == [SEGMENT_POINTS, SEGMENT_POINTS, 110]
@@ -108,17 +76,17 @@ def test_small_chunks_are_merged_and_full_ones_left_alone(open_store, query):
 
 def test_the_first_of_equal_times_wins_wherever_it_is(open_store, query):
     store = open_store()
-    append(store, [1, 2, 3], [1.0, 1.0, 1.0])
+    append_values(store, [1, 2, 3], [1.0, 1.0, 1.0])
     store.flush()
-    append(store, [3, 2, 4, 4], [2.0, 2.0, 2.0, 9.0])
-    append(store, [4, 5], [3, 3])
+    append_values(store, [3, 2, 4, 4], [2.0, 2.0, 2.0, 9.0])
+    append_values(store, [4, 5], [3, 3])
     expected = [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 3)]
     assert read(store) == expected
     store.flush()
     assert read(store) == expected
     assert store.run(RunRef("r")).points == 5
     assert query("SELECT sum(n) FROM chunk") == [(5,)]
-    append(store, [1, 5], [7.0, 7.0])
+    append_values(store, [1, 5], [7.0, 7.0])
     store.flush()
     assert read(store) == expected
     assert store.metrics(RunRef("r"))[0].last == 3
@@ -134,7 +102,7 @@ def test_the_first_of_equal_times_wins_wherever_it_is(open_store, query):
             st.sampled_from(["flush", "reopen"]),
         ),
         max_size=25,
-    ),
+    )
 )
 def test_any_history_reads_like_a_dictionary(tmp_path_factory, history):
     folder = tmp_path_factory.mktemp("history")
@@ -149,19 +117,19 @@ def test_any_history_reads_like_a_dictionary(tmp_path_factory, history):
             store = SqliteStore(folder, **options)
         else:
             for time, value in action:
-                append(store, [time], [value])
+                append_values(store, [time], [value])
                 model.setdefault(time, value)
         if model:
-            found = read(store)
-            assert found == sorted(model.items())
-            assert [type(value) for _, value in found] == [type(model[time]) for time, _ in found]
+            points = read(store)
+            assert points == sorted(model.items())
+            assert [type(value) for _, value in points] == [type(model[time]) for time, _ in points]
             assert store.metrics(RunRef("r"))[0].last == model[max(model)]
     store.close()
 
 
 def test_readers_see_every_point_once_while_it_is_folded(open_store):
     store = open_store(flush_points=1, flush_interval=0.001)
-    append(store, [1], [1.0])
+    append_values(store, [1], [1.0])
     stop = threading.Event()
     failures = []
 
@@ -179,7 +147,7 @@ def test_readers_see_every_point_once_while_it_is_folded(open_store):
     for watcher in watchers:
         watcher.start()
     for i in range(2, 400):
-        append(store, [i], [float(i)])
+        append_values(store, [i], [float(i)])
     stop.set()
     for watcher in watchers:
         watcher.join()
@@ -189,10 +157,10 @@ def test_readers_see_every_point_once_while_it_is_folded(open_store):
 
 def test_steps_of_last_values_come_from_chunks_and_memory(open_store):
     store = open_store()
-    append(store, np.arange(1, 1001), np.arange(1000), name=STEP_METRIC)
-    append(store, [17], [0.5], name="early")
-    append(store, [1000], [0.5], name="late")
-    append(store, [1001], [0.5], name="never")
+    append_values(store, np.arange(1, 1001), np.arange(1000), name=STEP_METRIC)
+    append_values(store, [17], [0.5], name="early")
+    append_values(store, [1000], [0.5], name="late")
+    append_values(store, [1001], [0.5], name="never")
     for _ in range(2):
         steps = {metric.metric: metric.last_step for metric in store.metrics(RunRef("r"))}
         assert steps == {STEP_METRIC: 999, "early": 16, "late": 999, "never": None}
@@ -201,23 +169,23 @@ def test_steps_of_last_values_come_from_chunks_and_memory(open_store):
 
 def test_limits(open_store, monkeypatch):
     store = open_store(max_pending_points=40)
-    append(store, np.arange(1, 12), np.zeros(11))
+    append_values(store, np.arange(1, 12), np.zeros(11))
     with pytest.raises(TooManyPointsError, match="11 points here"):
         read(store, limit=10)
     assert len(read(store, start=5, limit=11)) == 7
-    append(store, np.arange(12, 41), np.zeros(29))
+    append_values(store, np.arange(12, 41), np.zeros(29))
     with pytest.raises(StoreUnavailableError, match="40 points wait"):
-        append(store, [41], [0.0])
+        append_values(store, [41], [0.0])
     assert read(store, start=41) == []
     store.flush()
-    append(store, [41], [0.0])
+    append_values(store, [41], [0.0])
     monkeypatch.setattr("tensormeter.server.store.rules.limits.MAX_SERIES_PER_RUN", 2)
-    assert append(store, [1], [1.0], name="second").rejected == 0
-    receipt = append(store, [1, 2], [1.0, 1.0], name="third", batch_id="full")
+    assert append_values(store, [1], [1.0], name="second").rejected == 0
+    receipt = append_values(store, [1, 2], [1.0, 1.0], name="third", batch_id="full")
     assert (receipt.rejected, "series" in receipt.message) == (2, True)
-    assert append(store, [1, 2], [1.0, 1.0], name="third", batch_id="full").rejected == 2
-    assert append(store, [2], [1.0], name="second").rejected == 0
-    assert append(store, [2], [1.0], name="third", run="another").rejected == 0
+    assert append_values(store, [1, 2], [1.0, 1.0], name="third", batch_id="full").rejected == 2
+    assert append_values(store, [2], [1.0], name="second").rejected == 0
+    assert append_values(store, [2], [1.0], name="third", run="another").rejected == 0
 
 
 def test_a_fold_that_fails_loses_nothing_and_is_reported(open_store, monkeypatch, eventually, caplog):
@@ -234,10 +202,10 @@ def test_a_fold_that_fails_loses_nothing_and_is_reported(open_store, monkeypatch
             raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(sqlite, "apply_flush", maybe)
-    append(store, [1], [1.0])
+    append_values(store, [1], [1.0])
     eventually(store.problem)
     assert "disk is full" in store.problem()
-    append(store, [2], [2.0])
+    append_values(store, [2], [2.0])
     assert read(store) == [(1, 1.0), (2, 2.0)]
     assert store.run(RunRef("r")).points == 2
     failing.clear()
@@ -255,10 +223,10 @@ def test_a_transaction_that_fails_leaves_no_trace(open_store, monkeypatch):
             commit_log, "append", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("disk I/O error"))
         )
         with pytest.raises(StoreUnavailableError, match="disk I/O error"):
-            append(store, [1], [1.0], batch_id="a")
+            append_values(store, [1], [1.0], batch_id="a")
     with pytest.raises(NotFoundError):
         read(store)
-    assert not append(store, [1], [1.0], batch_id="a").duplicate
+    assert not append_values(store, [1], [1.0], batch_id="a").duplicate
     assert read(store) == [(1, 1.0)]
 
 
@@ -272,7 +240,7 @@ def test_one_store_on_a_folder(open_store, tmp_path):
     with pytest.raises(StoreUnavailableError, match="closed"):
         store.projects()
     with pytest.raises(StoreUnavailableError, match="closed"):
-        append(store, [1], [1.0])
+        append_values(store, [1], [1.0])
 
 
 def test_files_that_are_not_ours(open_store, tmp_path, query):
@@ -281,7 +249,7 @@ def test_files_that_are_not_ours(open_store, tmp_path, query):
     with pytest.raises(StoreError, match="newer tensormeter"):
         open_store()
     (tmp_path / "other").mkdir()
-    query("CREATE TABLE t (x)", "other")
+    query("CREATE TABLE t (x)", folder="other")
     with pytest.raises(StoreError, match="not a tensormeter store"):
         open_store("other")
     (tmp_path / "junk").mkdir()
@@ -293,12 +261,11 @@ def test_files_that_are_not_ours(open_store, tmp_path, query):
         open_store("file")
 
 
-def test_damage_is_named(open_store, query, tmp_path):
+def test_damage_is_named(open_store, query):
     store = open_store()
-    append(store, [1], [1.0])
+    append_values(store, [1], [1.0])
     store.flush()
-    with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as connection:
-        connection.execute("UPDATE chunk SET words = x'00'")
+    query("UPDATE chunk SET words = x'00'")
     with pytest.raises(StoreError, match="damaged"):
         read(store)
     store.close()
@@ -306,7 +273,7 @@ def test_damage_is_named(open_store, query, tmp_path):
 
 def test_folding_stands_aside_for_readers_but_not_for_ever(open_store, monkeypatch, eventually):
     store = open_store()
-    append(store, [1], [1.0])
+    append_values(store, [1], [1.0])
     monkeypatch.setattr(read_priority, "_WAIT", 1e6)
     done = []
     flushing = threading.Thread(target=lambda: (store.flush(), done.append("flushed")))
@@ -316,11 +283,11 @@ def test_folding_stands_aside_for_readers_but_not_for_ever(open_store, monkeypat
         done.append("read")
     flushing.join()
     assert done == ["read", "flushed"]
-    append(store, [2], [2.0])
+    append_values(store, [2], [2.0])
     monkeypatch.setattr(read_priority, "_WAIT", 0.001)
     with store._reader():
         store.flush()
-    append(store, [3], [3.0])
+    append_values(store, [3], [3.0])
     monkeypatch.setattr(read_priority, "_WAIT", 1e6)
     store._max_pending_points = 1  # it is high time
     with store._reader():

@@ -9,10 +9,10 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from support.stores import append_events, append_values
 from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
-from tensormeter.otlp.decode import decode_events, decode_metrics
-from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.store import NotFoundError, RunChanges, RunRef, Selection
 from tensormeter.server.store.models.points import Points
 from tensormeter.server.store.sqlite import migration, retention
@@ -59,45 +59,12 @@ PRAGMA user_version = 1;
 """
 
 
-def payload_of(times, values, run="r", name="v"):
-    gauge = Gauge(name, np.asarray(times, np.uint64), np.asarray(values, np.float64))
-    return encode_metrics([Batch({"tensormeter.run.id": run, "service.instance.id": "p"}, [gauge])])
-
-
-def append(store, *args, batch_id=None, **more):
-    payload = payload_of(*args, **more)
-    return store.append_metrics(decode_metrics(payload), payload=payload, batch_id=batch_id)
-
-
-def events(store, *listed, run="r"):
-    payload = encode_events({"tensormeter.run.id": run, "service.instance.id": "p"}, listed)
-    return store.append_events(decode_events(payload), payload=payload)
+def resource_of(run):
+    return {"tensormeter.run.id": run, "service.instance.id": "p"}
 
 
 def values(store, run="r", name="v"):
     return [v for series in store.read(RunRef(run), Selection([name])).series for v in series.points.values()]
-
-
-@pytest.fixture
-def open_store(tmp_path):
-    opened = []
-
-    def open_store(**options):
-        opened.append(SqliteStore(tmp_path / "store", **{"flush_points": 1 << 60, "flush_interval": 3600} | options))
-        return opened[-1]
-
-    yield open_store
-    for store in opened:
-        store.close()
-
-
-@pytest.fixture
-def query(tmp_path):
-    def query(sql, *values):
-        with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db")) as connection:
-            return connection.execute(sql, values).fetchall()
-
-    return query
 
 
 def write_version_1(file):
@@ -109,9 +76,7 @@ def write_version_1(file):
     with closing(sqlite3.connect(file, isolation_level=None)) as old:
         old.execute("PRAGMA journal_mode = WAL")
         old.executescript(VERSION_1)
-        old.execute(
-            "INSERT INTO run VALUES (7, 'default', 'r', 'a run', '{\"lr\":1}', 5, 5, 99, 2, 8)",
-        )
+        old.execute("INSERT INTO run VALUES (7, 'default', 'r', 'a run', '{\"lr\":1}', 5, 5, 99, 2, 8)")
         old.execute("INSERT INTO process VALUES (3, 7, 'p', '{\"host.name\":\"h\"}', 5, 50, 'crashed')")
         steps = encode_segment(Points.of(np.arange(10, 14), np.arange(4)))
         numbers = encode_segment(Points.of(np.arange(10, 14), np.array([4.0, np.nan, 1.0, 2.0])))
@@ -123,7 +88,7 @@ def write_version_1(file):
             row = (chunk.n, chunk.t_min, chunk.t_max, chunk.kind, chunk.times, chunk.words, chunk.integers)
             old.execute("INSERT INTO chunk VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?, ?)", (series, series, *row))
         old.execute("INSERT INTO event VALUES (4, 3, 5, 'tensormeter.run.start', x'00', '{\"config\":{}}', '{}')")
-        waiting = payload_of([14], [9.0])
+        waiting = encode_metrics([Batch(resource_of("r"), [Gauge("v", np.array([14], np.uint64), np.array([9.0]))])])
         old.execute("INSERT INTO journal VALUES (40, ?)", (zstandard.compress(waiting),))
         old.execute("INSERT INTO batch VALUES ('b', ?, 1, 0, '')", (digest("metrics", waiting),))
 
@@ -139,23 +104,21 @@ def test_a_store_of_version_1_is_brought_up_to_date(tmp_path, open_store, query,
     assert summary.mean == (4 + 1 + 2 + 9) / 4
     assert [value for value in values(store) if value == value] == [4.0, 1.0, 2.0, 9.0]
     assert [event.name for event in store.events(RunRef("r"))] == ["tensormeter.run.start"]
-    assert append(store, [14], [9.0], batch_id="b").duplicate
-    append(store, [15], [10.0])
+    assert append_values(store, [14], [9.0], batch_id="b").duplicate
+    append_values(store, [15], [10.0])
     assert query("SELECT max(seq) FROM journal") == [(41,)]
     store.flush()
     assert store.run(RunRef("r")).summary["v"].count == 6
     assert query("PRAGMA foreign_key_check") == []
     assert query("PRAGMA integrity_check") == [("ok",)]
     store.close()
-    fresh = tmp_path / "fresh"
-    SqliteStore(fresh).close()
-    with closing(sqlite3.connect(fresh / "tensormeter.db")) as connection:
-        tables = connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall()
+    SqliteStore(tmp_path / "fresh").close()
 
-    def normal(rows):
+    def tables(folder):
+        rows = query("SELECT type, name, sql FROM sqlite_master ORDER BY name", folder=folder)
         return [(kind, name, " ".join(re.sub(r"--.*", "", sql or "").split())) for kind, name, sql in rows]
 
-    assert normal(query("SELECT type, name, sql FROM sqlite_master ORDER BY name")) == normal(tables)
+    assert tables("store") == tables("fresh")
 
 
 def test_a_migration_that_fails_leaves_the_old_store(tmp_path, open_store, query, monkeypatch):
@@ -170,19 +133,16 @@ def test_a_migration_that_fails_leaves_the_old_store(tmp_path, open_store, query
     assert 9.0 in values(open_store())
 
 
-def test_retention_by_age(open_store, query, monkeypatch):
+def test_retention_by_age(open_store, query):
     store = open_store()
-    append(store, [1, 2], [1.0, 2.0], run="old")
-    append(store, [1, 2], [1.0, 2.0], run="kept")
+    append_values(store, [1, 2], [1.0, 2.0], run="old")
+    append_values(store, [1, 2], [1.0, 2.0], run="kept")
     store.update(RunRef("kept"), RunChanges(tags=["keep"]))
-    append(store, [1, 2], [1.0, 2.0], run="live")
+    append_values(store, [1, 2], [1.0, 2.0], run="live")
     store.close()
-    query("SELECT 1")
     store = open_store(retention=Retention(max_age=3600))
-    with closing(sqlite3.connect(store_file(store))) as connection:
-        connection.execute("UPDATE run SET updated = 1, tally = NULL WHERE run_id IN ('old', 'kept')")
-        connection.commit()
-    append(store, [2**62], [3.0], run="live")
+    query("UPDATE run SET updated = 1, tally = NULL WHERE run_id IN ('old', 'kept')")
+    append_values(store, [2**62], [3.0], run="live")
     store.flush()
     store._work_in_background()
     with pytest.raises(NotFoundError):
@@ -193,16 +153,13 @@ def test_retention_by_age(open_store, query, monkeypatch):
     assert query("SELECT count(*) FROM series") == [(2,)]
 
 
-def store_file(store):
-    return store._writer.execute("PRAGMA database_list").fetchone()[2]
-
-
 def test_retention_by_size_takes_the_oldest_that_ended(open_store):
     store = open_store(retention=Retention(max_bytes=1))
     for index, run in enumerate(("first", "second", "running")):
-        append(store, [1], [1.0], run=run)
+        append_values(store, [1], [1.0], run=run)
         if run != "running":
-            events(store, Event("tensormeter.run.end", 10 + index, {"state": "finished"}), run=run)
+            end = Event("tensormeter.run.end", 10 + index, {"state": "finished"})
+            append_events(store, resource_of(run), end)
     store._work_in_background()
     runs = [store.runs(store.table(None, ["id"]).runs)]
     assert [run.run_id for run in runs[0]] == ["second", "running"]
@@ -215,13 +172,13 @@ def test_deleting_while_points_are_in_memory_and_in_chunks(open_store, query, mo
     monkeypatch.setattr(retention, "_SEGMENTS", 1)
     store = open_store()
     for i in range(1, 6):
-        append(store, [i], [float(i)], name=f"m{i}")
+        append_values(store, [i], [float(i)], name=f"m{i}")
         store.flush()
-    append(store, [9], [9.0])
-    events(store, Event("x", 5, {"a": 1}))
+    append_values(store, [9], [9.0])
+    append_events(store, resource_of("r"), Event("x", 5, {"a": 1}))
     store.delete(RunRef("r"))
-    assert append(store, [10], [10.0]).rejected == 1
-    append(store, [1], [1.0], run="other")
+    assert append_values(store, [10], [10.0]).rejected == 1
+    append_values(store, [1], [1.0], run="other")
     store.flush()
     for table in ("chunk", "series", "process", "summary", "run"):
         assert query(f"SELECT count(*) FROM {table}")[0][0] == (1 if table != "event" else 0)
@@ -232,17 +189,17 @@ def test_deleting_while_points_are_in_memory_and_in_chunks(open_store, query, mo
 def test_compacting_and_backing_up(open_store, query, tmp_path):
     store = open_store()
     for i in range(1, 40):
-        append(store, [i], [float(i)])
+        append_values(store, [i], [float(i)])
         store.flush()
-        append(store, [i], [float(i)], name=f"m{i}", run="big")
+        append_values(store, [i], [float(i)], name=f"m{i}", run="big")
     store.delete(RunRef("big"))
     store.flush()
-    append(store, [100], [100.0])
+    append_values(store, [100], [100.0])
     copy = tmp_path / "copy"
     copy.mkdir()
     size = back_up(tmp_path / "store", copy / "tensormeter.db")  # with the store open, and one point in its journal
     assert size == (copy / "tensormeter.db").stat().st_size
-    append(store, [101], [101.0])
+    append_values(store, [101], [101.0])
     with pytest.raises(StoreError, match="in use by process"):
         compact(tmp_path / "store")
     store.close()
@@ -263,7 +220,7 @@ def test_compacting_and_backing_up(open_store, query, tmp_path):
 
 def test_the_commands(open_store, tmp_path):
     store = open_store()
-    append(store, [1], [1.0])
+    append_values(store, [1], [1.0])
     command = [sys.executable, "-m", "tensormeter"]
     data = ["--data", str(tmp_path / "store")]
     done = subprocess.run(
@@ -279,50 +236,44 @@ def test_the_commands(open_store, tmp_path):
     assert "segments" in done.stdout
 
 
-def without_seals(old):
-    """Take out what version 7 added."""
-    for table, columns in migration._SEALS.items():
-        for column in columns:
-            old.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-    old.execute("DROP TABLE damaged")
+WITHOUT_SEALS = [
+    *(f"ALTER TABLE {table} DROP COLUMN {column}" for table, columns in migration._SEALS.items() for column in columns),
+    "DROP TABLE damaged",
+]
+"""Removes the additions of version 7."""
 
 
-def test_rows_of_a_store_of_version_6_get_their_seals_when_they_are_written(open_store, query, tmp_path):
+def test_rows_of_a_store_of_version_6_get_their_seals_when_they_are_written(open_store, query):
     store = open_store()
-    append(store, [1, 2], [1.0, 2.0])
-    events(store, Event("tensormeter.run.start", 5, {"config": {"lr": 1}}))
+    append_values(store, [1, 2], [1.0, 2.0])
+    append_events(store, resource_of("r"), Event("tensormeter.run.start", 5, {"config": {"lr": 1}}))
     store.close()
-    with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as old:
-        without_seals(old)
-        old.execute("PRAGMA user_version = 6")
+    query(*WITHOUT_SEALS, "PRAGMA user_version = 6")
     store = open_store()
     assert query("SELECT count(*) FROM chunk WHERE seal IS NULL") == [(1,)]
     assert (values(store), store.run(RunRef("r")).config) == ([1.0, 2.0], {"lr": 1})
-    append(store, [3], [3.0])
-    append(store, [1], [1.0], name="other")
+    append_values(store, [3], [3.0])
+    append_values(store, [1], [1.0], name="other")
     store.flush()
     assert (values(store), store.run(RunRef("r")).summary["v"].count) == ([1.0, 2.0, 3.0], 3)
     for table, column in (("run", "tally"), ("series", "seal"), ("series", "directory"), ("summary", "seal")):
         assert query(f"SELECT count(*) FROM {table} WHERE {column} IS NULL") == [(0,)]
-    append(store, [4, 5], [4.0, 5.0])
+    append_values(store, [4, 5], [4.0, 5.0])
     store.flush()
     assert query("SELECT count(*) FROM chunk WHERE seal IS NULL") == [(0,)]
     store.close()
 
 
-def test_events_of_a_store_of_version_4_are_read_and_stored_once(open_store, query, tmp_path):
+def test_events_of_a_store_of_version_4_are_read_and_stored_once(open_store, query):
     """Those had neither severity nor ids."""
     event = Event("tensormeter.alert", 5, {"title": "t", "text": "", "level": "WARN"})
     resource = {"service.name": "p", "tensormeter.run.id": "r", "service.instance.id": "i"}
     store = open_store()
     store.append_events([(resource, [event])], payload=b"1")
     store.close()
-    with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as old:
-        old.execute("ALTER TABLE event DROP COLUMN record")
-        without_seals(old)
-        old.execute("PRAGMA user_version = 4")
+    query("ALTER TABLE event DROP COLUMN record", *WITHOUT_SEALS, "PRAGMA user_version = 4")
     store = open_store()
     store.append_events([(resource, [event])], payload=b"2")
-    (found,) = store.events(RunRef("r"))
-    assert (found.body["level"], found.record.get("severity_number")) == ("WARN", None)
+    (event_read,) = store.events(RunRef("r"))
+    assert (event_read.body["level"], event_read.record.get("severity_number")) == ("WARN", None)
     assert query("PRAGMA foreign_key_check") == []
