@@ -18,6 +18,7 @@ from support.odd_disk import OddDisk
 from support.processes import module_command
 from support.receiver import Behaviour, Receiver, answer
 from support.waiting import eventually, wait_for
+from tensormeter.agent.delivery.delivery import Delivery
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.settings import Settings
 
@@ -152,6 +153,42 @@ def receiver() -> Iterator[Receiver]:
     receiver = Receiver().start()
     yield receiver
     receiver.stop()
+
+
+@pytest.fixture
+def deliver(tmp_path: Path, receiver: Receiver) -> Iterator[Callable[..., Delivery]]:
+    """Starts deliveries from the spool, which wait a millisecond instead of their delays. `delays` has the real ones.
+
+    A second delivery to a destination replaces the first, as that of another agent.
+    """
+    deliveries: dict[str, Delivery] = {}
+
+    def start(
+        destination: str = "experiment",
+        jitter: Callable[[float], float] | None = None,
+        *,
+        urgent: bool = False,
+        **settings: Any,
+    ) -> Delivery:
+        delays: list[float] = []
+
+        def note(delay: float) -> float:
+            delays.append(delay)
+            return 0.001
+
+        if destination in deliveries:
+            deliveries[destination].stop(30)
+        resolved = Settings(**{"endpoint": receiver.url, "token": "secret", **settings})
+        delivery = Delivery(destination, tmp_path / "spool.sqlite", resolved, lambda: None, jitter or note)
+        deliveries[destination] = delivery
+        delivery.delays = delays  # type: ignore[attr-defined]
+        delivery.set_urgent(urgent)
+        delivery.start()
+        return delivery
+
+    yield start
+    for delivery in deliveries.values():
+        delivery.stop(30)
 
 
 @pytest.fixture

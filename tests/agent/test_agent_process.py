@@ -11,53 +11,24 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support.agents import kill_agents
-from support.processes import clean_environment
+from support.agents import agent_lives, kill_agents
+from support.trainers import TrainingProcess, named_settings, training_environment
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.agent.sync import sync_runs
 from tensormeter.otlp.decode import decode_metrics
 
 
-class Trainer:
+class Trainer(TrainingProcess):
     """The process of `driven_trainer.py`."""
 
     def __init__(self, environment):
-        script = Path(__file__).with_name("driven_trainer.py")
-        self._process = subprocess.Popen(
-            [sys.executable, script],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._expect()
-
-    def _expect(self):
-        assert self._process.stdout.readline() == "ok\n", self._process.stderr.read()
+        super().__init__([str(Path(__file__).with_name("driven_trainer.py"))], environment)
+        self.expect("ok")
 
     def tell(self, command):
-        self.begin(command)
-        self._expect()
-
-    def begin(self, command):
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
-
-    def end(self):
-        """End the script regularly. Returns what it said."""
-        try:
-            _, said = self._process.communicate(timeout=300)
-        finally:
-            self.kill()
-        return said
-
-    def kill(self):
-        self._process.kill()
-        self._process.wait(300)
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            pipe.close()
+        self.write(command)
+        self.expect("ok")
 
 
 @pytest.fixture
@@ -66,19 +37,8 @@ def state(tmp_path):
 
 
 @pytest.fixture
-def environment(tmp_path, state, receiver):
-    """Nothing of the user's own."""
-    return clean_environment() | {
-        "TENSORMETER_DIR": str(state),
-        "TENSORMETER_BUFFER_DIR": str(tmp_path / "rings"),
-        "TENSORMETER_BUFFER_BYTES": str(1 << 20),
-        "TENSORMETER_ENDPOINT": receiver.url,
-        "TENSORMETER_SCHEDULE_DELAY": "0.05",
-        "TENSORMETER_SAMPLE_INTERVAL": "0",
-        "TENSORMETER_SELF_METRICS_INTERVAL": "0",
-        "TENSORMETER_RUN_ID": "driven",
-        "OMP_NUM_THREADS": "1",
-    }
+def environment(tmp_path, receiver):
+    return training_environment(tmp_path, receiver.url, "driven")
 
 
 @pytest.fixture
@@ -87,9 +47,7 @@ def start(environment, state):
     trainers = []
 
     def start(**settings):
-        trainers.append(
-            Trainer(environment | {f"TENSORMETER_{name.upper()}": str(value) for name, value in settings.items()})
-        )
+        trainers.append(Trainer(environment | named_settings(settings)))
         return trainers[-1]
 
     yield start
@@ -134,7 +92,7 @@ def test_everything_arrives_once_and_nothing_stays(start, receiver, gone):
     trainer.tell("log 0 3000")
     trainer.tell("finish")
     assert receiver.rows() == expected(range(3000))
-    assert trainer.end() == ""
+    assert trainer.end() == (0, "")
     gone()
     assert receiver.events() == [
         ("tensormeter.run.start", {"config": {"lr": 0.1, "path": "a?"}}),
@@ -148,7 +106,7 @@ def test_everything_arrives_once_and_nothing_stays(start, receiver, gone):
 def test_how_a_run_ended(start, receiver, gone, command, state_told):
     trainer = start()
     trainer.tell("log 0 5")
-    trainer.begin(command)
+    trainer.write(command)
     trainer.end()
     gone()
     assert receiver.events()[-1][1]["state"] == state_told
@@ -180,9 +138,9 @@ def test_a_killed_agent_is_followed_by_another_which_goes_on(start, receiver, ag
         pid = agent()
     os.kill(pid, signal.SIGKILL)
     trainer.tell("finish")
-    said = trainer.end()
+    _, errors = trainer.end()
     gone()
-    assert 1 <= said.count("started a new one") <= 4  # one that is killed before it has begun is not seen
+    assert 1 <= errors.count("started another") <= 4  # one that is killed before it has begun is not seen
     assert receiver.rows() == expected(range(steps))
     assert [name for name, _ in receiver.events()] == ["tensormeter.run.start", "tensormeter.run.end"]
 
@@ -220,7 +178,7 @@ def test_a_trainer_that_finishes_while_the_server_is_down(start, receiver, agent
     trainer.tell("log 0 500")
     pid = agent()
     trainer.tell("finish")
-    assert "the agent keeps trying" in trainer.end()
+    assert "the agent keeps trying" in trainer.end()[1]
     assert receiver.received == []
     receiver.start()
     os.kill(pid, signal.SIGUSR1)  # now, instead of after the backoff
@@ -245,13 +203,6 @@ def test_an_agent_that_has_lingered_leaves_the_rest_to_sync(start, state, receiv
     assert receiver.rows() == expected(range(500))
 
 
-def agent_lives(run):
-    lock = run.try_agent_lock()
-    if lock is not None:
-        os.close(lock)
-    return lock is None
-
-
 def test_requests_that_are_lost_on_the_way_back_are_sent_again_as_the_same(
     start, receiver, answering, agent, gone, wait_for
 ):
@@ -259,7 +210,7 @@ def test_requests_that_are_lost_on_the_way_back_are_sent_again_as_the_same(
     trainer = start(export_timeout=0.2)
     trainer.tell("log 0 500")
     pid = agent()
-    trainer.begin("finish")
+    trainer.write("finish")
 
     def poked():
         os.kill(pid, signal.SIGUSR1)
@@ -279,7 +230,7 @@ def test_an_agent_on_a_thread(start, receiver):
     trainer.tell("log 0 3000")
     trainer.tell("finish")
     assert receiver.rows() == expected(range(3000))
-    assert trainer.end() == ""
+    assert trainer.end() == (0, "")
     assert receiver.events()[-1][1]["state"] == "finished"
 
 
@@ -288,7 +239,7 @@ def test_sync_delivers_what_was_only_recorded(start, state, receiver, gone, wait
     trainer = start(**settings)
     trainer.tell("log 0 3000")
     trainer.tell("finish")
-    assert "tensormeter sync" in trainer.end()
+    assert "tensormeter sync" in trainer.end()[1]
     assert receiver.received == []
     (run,) = list_runs(state)
     wait_for(lambda: not agent_lives(run), "the agent, if there was one, has ended")
@@ -368,14 +319,14 @@ def test_processes_of_one_run_share_an_agent(start, state, receiver, agent, gone
 
 def processes_with(argument):
     """Ids of the processes whose command line has this argument."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if argument.encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
+                pids.append(int(path.parent.name))
         except OSError:
             continue
-    return sorted(found)
+    return sorted(pids)
 
 
 def test_an_agent_that_is_told_to_stop_spools_first(start, state, receiver, agent, gone, wait_for):
@@ -400,7 +351,7 @@ def test_a_run_that_a_receiver_rejects_is_kept_for_people(start, state, receiver
     trainer = start()
     trainer.tell("log 0 10")
     trainer.tell("finish")
-    assert "receivers refused" in trainer.end()
+    assert "receivers refused" in trainer.end()[1]
     (run,) = list_runs(state)
     wait_for(lambda: not agent_lives(run), "the agent ends")
     assert "quarantined" in run.agent_log.read_text()
@@ -482,8 +433,8 @@ sys.exit(0)
         [sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, timeout=300, check=False
     )
     # On a busy machine a log call may take long, and says so.
-    said = [line for line in done.stderr.splitlines() if b"log() of" not in line]
-    assert (done.returncode, said) == (0, [])
+    lines = [line for line in done.stderr.splitlines() if b"log() of" not in line]
+    assert (done.returncode, lines) == (0, [])
     gone()
     assert receiver.rows() == expected(range(500))
     assert len({process for process, *_ in receiver.points()}) == 2

@@ -5,7 +5,6 @@ import itertools
 import pytest
 
 import tensormeter
-from tensormeter import Settings
 
 
 def beats(receiver):
@@ -13,17 +12,9 @@ def beats(receiver):
 
 
 @pytest.fixture
-def settings(tmp_path, receiver):
-    return Settings(
-        endpoint=receiver.url,
-        directory=tmp_path / "state",
-        buffer_directory=tmp_path / "rings",
-        run_id="quiet",
-        schedule_delay=0.05,
-        sample_interval=0,
-        self_metrics_interval=0,
-        heartbeat_interval=0.2,
-    )
+def settings(run_settings):
+    intervals = {"sample_interval": 0, "self_metrics_interval": 0, "heartbeat_interval": 0.2}
+    return run_settings(run_id="quiet", agent="process", **intervals)
 
 
 def test_a_process_that_logs_nothing_is_heard(settings, receiver, wait_for):

@@ -80,7 +80,7 @@ def test_what_turns_out_too_large_when_it_is_encoded_is_named_to_the_script(
     assert drain._end_events(drain._report(speaks=True))[0].body["dropped"] == {reason: 1}
 
 
-def test_losses_of_the_ring_and_of_the_spool_with_one_reason_are_added_up(source, spool, open_drain):
+def test_losses_of_the_ring_and_of_the_spool_with_one_reason_are_added_up(source, open_drain):
     drain = open_drain(source)
     source.log({"a": Image(NOISE), "b": Image(b"\xff\xd8\xff" + bytes(IMAGE_BYTES))}, 1)
     drain.advance(flush=True)

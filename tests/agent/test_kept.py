@@ -8,7 +8,6 @@ import pytest
 
 import tensormeter.agent.delivery.delivery as delivery_module
 from support.spool_version_2 import VERSION_2
-from tensormeter.agent.delivery.delivery import Delivery
 from tensormeter.agent.spool.recovery import open_repaired
 from tensormeter.agent.spool.request import Encoded, checksum
 from tensormeter.agent.spool.spool import Spool
@@ -16,7 +15,6 @@ from tensormeter.exporter import Request
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.settings import Settings
 
 PROCESS = "p1"
 
@@ -25,13 +23,6 @@ def body_of(*numbers, names=("a", "b")):
     times = np.array([number + 1 for number in numbers], np.uint64)
     series = [Gauge(name, times, np.array(numbers) * 1.0) for name in names]
     return gzip.compress(encode_metrics([Batch({"service.instance.id": PROCESS}, series)]))
-
-
-@pytest.fixture
-def spool(tmp_path):
-    spool = Spool(tmp_path / "spool.sqlite")
-    yield spool
-    spool.close()
 
 
 @pytest.fixture
@@ -48,34 +39,25 @@ def put(spool):
 
 
 @pytest.fixture
-def deliver(tmp_path, receiver):
-    """Starts deliveries, each as another agent's, which wait a millisecond where they would wait for long."""
-    deliveries = []
+def accepted(spool, put, deliver, receiver, wait_for):
+    """Puts requests, and waits until the receiver has accepted them in its epoch "e". They are not durable yet."""
 
-    def start(*, urgent=False, destination="experiment", **settings):
-        for delivery in deliveries:
-            delivery.stop(30)
-        resolved = Settings(**{"endpoint": receiver.url, **settings})
-        delivery = Delivery(destination, tmp_path / "spool.sqlite", resolved, lambda: None, lambda _: 0.001)
-        deliveries.append(delivery)
-        delivery.set_urgent(urgent)
-        delivery.start()
+    def accepted(*numbers, **options):
+        receiver.epoch = "e"
+        put(*numbers, **options)
+        delivery = deliver()
+        wait_for(lambda: delivery.idle and spool.kept() == len(numbers), "all requests are accepted")
         return delivery
 
-    yield start
-    for delivery in deliveries:
-        delivery.stop(30)
+    return accepted
 
 
 def ids(receiver):
     return [request.id for request in receiver.received if request.path == "/v1/metrics" and request.accepted]
 
 
-def test_an_accepted_request_stays_until_it_is_durable(spool, put, deliver, receiver, wait_for):
-    receiver.epoch = "e"
-    put(1, 2)
-    delivery = deliver()
-    wait_for(lambda: delivery.idle and not spool.pending(), "both are accepted")
+def test_an_accepted_request_stays_until_it_is_durable(accepted, spool, put, receiver, wait_for):
+    delivery = accepted(1, 2)
     assert spool.kept() == 2
     assert spool.read(1) is not None
     receiver.durable = 1
@@ -105,11 +87,8 @@ def test_it_asks_by_itself_after_a_while(spool, put, deliver, receiver, wait_for
     wait_for(lambda: spool.kept() == 0, "it is durable")
 
 
-def test_after_a_restart_of_the_receiver_what_is_not_durable_is_sent_again(spool, put, deliver, receiver, wait_for):
-    receiver.epoch = "e"
-    put(1, 2, 3)
-    delivery = deliver()
-    wait_for(lambda: delivery.idle and not spool.pending(), "all are accepted")
+def test_after_a_restart_of_the_receiver_what_is_not_durable_is_sent_again(accepted, spool, put, receiver, wait_for):
+    delivery = accepted(1, 2, 3)
     receiver.durable = 1
     put(4)
     delivery.arrived()
@@ -127,33 +106,24 @@ def test_after_a_restart_of_the_receiver_what_is_not_durable_is_sent_again(spool
     assert spool.losses() == {}
 
 
-def test_the_question_reveals_a_restart_too(spool, put, deliver, receiver, wait_for):
-    receiver.epoch = "e"
-    put(1, 2)
-    delivery = deliver()
-    wait_for(lambda: delivery.idle and spool.kept() == 2, "both are accepted")
+def test_the_question_reveals_a_restart_too(accepted, spool, receiver, wait_for):
+    delivery = accepted(1, 2)
     receiver.restart("f")
     delivery.set_urgent(True)
     wait_for(lambda: len(ids(receiver)) == 4 and spool.kept() == 0, "both are sent again, and durable")
     assert ids(receiver)[:2] == ids(receiver)[2:]
 
 
-def test_the_next_agent_goes_on_with_what_is_kept(spool, put, deliver, receiver, wait_for):
-    receiver.epoch = "e"
-    put(1, 2)
-    delivery = deliver()
-    wait_for(lambda: delivery.idle and spool.kept() == 2, "both are accepted")
+def test_the_next_agent_goes_on_with_what_is_kept(accepted, spool, deliver, receiver, wait_for):
+    accepted(1, 2)
     receiver.restart("f")
     deliver(urgent=True)
     wait_for(lambda: len(ids(receiver)) == 4 and spool.kept() == 0, "another agent has sent both again")
     assert ids(receiver)[:2] == ids(receiver)[2:]
 
 
-def test_a_receiver_that_says_nothing_any_more_gets_it_once_more(spool, put, deliver, receiver, wait_for):
-    receiver.epoch = "e"
-    put(1, 2)
-    delivery = deliver()
-    wait_for(lambda: delivery.idle and spool.kept() == 2, "both are accepted")
+def test_a_receiver_that_says_nothing_any_more_gets_it_once_more(accepted, spool, put, receiver, wait_for):
+    delivery = accepted(1, 2)
     receiver.epoch = None
     put(3)
     delivery.arrived()
@@ -162,23 +132,17 @@ def test_a_receiver_that_says_nothing_any_more_gets_it_once_more(spool, put, del
     assert ids(receiver)[:2] == ids(receiver)[3:]
 
 
-def test_a_proxy_that_passes_no_questions_on_makes_no_loop(spool, put, deliver, receiver, wait_for):
-    receiver.epoch = "e"
-    put(1)
-    delivery = deliver()
-    wait_for(lambda: delivery.idle and spool.kept() == 1, "it is accepted")
+def test_a_proxy_that_passes_no_questions_on_makes_no_loop(accepted, spool, receiver, wait_for):
+    delivery = accepted(1)
     receiver.epoch = None  # the question is answered 200 without a document
     delivery.set_urgent(True)
     wait_for(lambda: len(ids(receiver)) == 2 and spool.kept() == 0, "it is sent once more")
     assert receiver.asked_for_durable() == 1
 
 
-def test_halves_keep_their_ids(spool, put, deliver, receiver, wait_for):
-    receiver.epoch = "e"
+def test_halves_keep_their_ids(accepted, spool, receiver, wait_for):
     receiver.limit = len(gzip.decompress(body_of(1, 2)))
-    put((1, 2, 3, 4))
-    delivery = deliver()
-    wait_for(lambda: delivery.idle and spool.kept() == 1, "both halves are accepted")
+    delivery = accepted((1, 2, 3, 4))
     assert len(ids(receiver)) == 2
     receiver.restart("f")
     delivery.set_urgent(True)
@@ -190,12 +154,9 @@ def refuse_metric(name):
     return lambda body: any(gauge.name == name for batch in decode_metrics(body) for gauge in batch.gauges)
 
 
-def test_parts_of_a_refused_request_keep_their_ids(spool, put, deliver, receiver, wait_for):
-    receiver.epoch = "e"
+def test_parts_of_a_refused_request_keep_their_ids(accepted, spool, receiver, wait_for):
     receiver.refuses = refuse_metric("b")
-    put((1, 2, 3), (4, 5, 6))
-    delivery = deliver()
-    wait_for(lambda: delivery.idle and spool.kept() == 2, "the rest of both is accepted")
+    delivery = accepted((1, 2, 3), (4, 5, 6))
     sent, before = ids(receiver), receiver.points()
     bodies = {request.id: request.body for request in receiver.received if request.accepted}
     receiver.restart("f")
@@ -218,12 +179,12 @@ def test_a_restart_between_two_parts_sends_both_again(spool, put, deliver, recei
     behaviour, accept = receiver._behaviour, []
 
     def restart_after_the_first(path, authorization, body):
-        found = behaviour(path, authorization, body)
-        if getattr(found, "accepts", False):
+        answer = behaviour(path, authorization, body)
+        if getattr(answer, "accepts", False):
             accept.append(body)
             if len(accept) == 1:
                 receiver.restart("f")
-        return found
+        return answer
 
     receiver._behaviour = restart_after_the_first
     deliver(urgent=True)
@@ -275,11 +236,8 @@ def test_a_full_spool_gives_up_what_is_accepted_first_and_counts_no_loss(tmp_pat
     spool.close()
 
 
-def test_a_repair_keeps_what_is_accepted(spool, put, deliver, receiver, wait_for, tmp_path):
-    receiver.epoch = "e"
-    put(1, 2)
-    delivery = deliver()
-    wait_for(lambda: delivery.idle and spool.kept() == 2, "both are accepted")
+def test_a_repair_keeps_what_is_accepted(accepted, spool, tmp_path):
+    delivery = accepted(1, 2)
     delivery.stop(30)
     spool.close()
     repaired = open_repaired(tmp_path / "spool.sqlite", ["experiment"], damage="pretended")
@@ -317,11 +275,8 @@ def test_a_spool_of_version_2_is_brought_up_to_date(tmp_path):
     spool.close()
 
 
-def test_other_destinations_are_forgotten(spool, put, deliver, receiver, wait_for):
-    receiver.epoch = "e"
-    put(1, destinations=["experiment", "experiment:other"])
-    delivery = deliver()
-    wait_for(lambda: delivery.idle and spool.kept() == 1, "one has accepted it")
+def test_other_destinations_are_forgotten(accepted, spool, deliver, wait_for):
+    accepted(1, destinations=["experiment", "experiment:other"])
     spool.forget_kept(["experiment:other"])
     assert spool.kept() == 0
     assert spool.read(1) is not None

@@ -116,22 +116,15 @@ def unlockable(tmp_path, monkeypatch):
 
 
 def test_doctor_says_that_files_cannot_be_locked(unlockable):
-    found = spool_check(Settings(directory=unlockable))
-    assert found.state == "warning"
-    assert os.strerror(errno.ENOLCK) in found.summary
-    assert "TENSORMETER_DIR" in found.advice
+    finding = spool_check(Settings(directory=unlockable))
+    assert finding.state == "warning"
+    assert os.strerror(errno.ENOLCK) in finding.summary
+    assert "TENSORMETER_DIR" in finding.advice
 
 
-def test_where_files_cannot_be_locked_the_run_is_kept_in_memory(unlockable, tmp_path, receiver, caplog):
+def test_where_files_cannot_be_locked_the_run_is_kept_in_memory(unlockable, receiver, run_settings, caplog):
     """The reason is said."""
-    settings = Settings(
-        endpoint=receiver.url,
-        directory=unlockable,
-        buffer_directory=tmp_path / "rings",
-        schedule_delay=0.05,
-        run_id="nolocks",
-    )
-    run = tensormeter.init("network", settings=settings)
+    run = tensormeter.init("network", settings=run_settings(directory=unlockable, agent="process", run_id="nolocks"))
     for step in range(100):
         run.log({"loss": step / 7}, step)
     run.finish(timeout=300)

@@ -166,8 +166,8 @@ class Receiver:
                 receiver.received.append(Received(self.path, dict(self.headers.items()), b"", accepted=False))
                 if self.path == "/api/v1/durable" and receiver.epoch is not None:
                     receiver.durable = receiver.commits if receiver.syncs else receiver.durable
-                    found = {"epoch": receiver.epoch, "committed": receiver.commits, "durable": receiver.durable}
-                    answer(200, json.dumps(found).encode(), "application/json")(self)
+                    document = {"epoch": receiver.epoch, "committed": receiver.commits, "durable": receiver.durable}
+                    answer(200, json.dumps(document).encode(), "application/json")(self)
                     return
                 answer(200)(self)
 
@@ -234,15 +234,13 @@ class Receiver:
 
     def points(self) -> Counter[tuple[str, str, int, int | float]]:
         """(process, metric, time, value) of every accepted point."""
-        found: Counter[tuple[str, str, int, int | float]] = Counter()
-        for request in self.accepted().values():
-            if request.path == "/v1/metrics":
-                for batch in decode_metrics(gzip.decompress(request.body)):
-                    process = str(batch.resource["service.instance.id"])
-                    for gauge in batch.gauges:
-                        pairs = zip(gauge.times.tolist(), gauge.values.tolist(), strict=True)
-                        found.update((process, gauge.name, at, value) for at, value in pairs)
-        return found
+        points: Counter[tuple[str, str, int, int | float]] = Counter()
+        for batch in self.batches():
+            process = str(batch.resource["service.instance.id"])
+            for gauge in batch.gauges:
+                pairs = zip(gauge.times.tolist(), gauge.values.tolist(), strict=True)
+                points.update((process, gauge.name, at, value) for at, value in pairs)
+        return points
 
     def rows(self) -> Counter[tuple[int, tuple[tuple[str, float], ...]]]:
         """(step, sorted values) of every accepted row, put together again by process and time."""

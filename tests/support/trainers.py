@@ -53,9 +53,19 @@ class TrainingProcess:
         assert self.process.stderr is not None
         self._input, self._output, self._errors = self.process.stdin, self.process.stdout, self.process.stderr
 
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def read(self) -> str:
+        """Wait for the next line of output."""
+        line = self._output.readline()
+        assert line.endswith("\n"), self._errors.read()
+        return line[:-1]
+
     def expect(self, line: str) -> None:
         """Wait for the next line of output, which must be this one."""
-        assert self._output.readline() == f"{line}\n", self._errors.read()
+        assert self.read() == line
 
     def write(self, line: str) -> None:
         """Write a line to the input of the process."""
