@@ -8,7 +8,6 @@ import os
 import random
 import socket
 import struct
-import subprocess
 import sys
 import threading
 from collections import Counter
@@ -16,12 +15,9 @@ from collections import Counter
 import pytest
 
 from support.agents import kill_agents
-from support.processes import clean_environment
 from support.servers import RestartableServer
-from tensormeter.agent.delivery.delivery import Delivery
+from support.trainers import TrainingProcess, named_settings, training_environment
 from tensormeter.agent.spool.request import Encoded
-from tensormeter.agent.spool.spool import Spool
-from tensormeter.settings import Settings
 
 PRELUDE = """
 import os, select, sys, signal, threading, time, mmap
@@ -42,20 +38,13 @@ def ready():
 """
 
 
-class Trainer:
+class Trainer(TrainingProcess):
     """A training process. Its script has `log(run, steps)`, and `ready()`, which waits here for `go`."""
 
     def __init__(self, script, environment, counter):
         counter.write_bytes(bytes(8))
         self._counter = counter
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + script],
-            env=environment | {"RETURNED": str(counter)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__(["-c", PRELUDE + script], environment | {"RETURNED": str(counter)})
 
     @property
     def returned(self):
@@ -63,25 +52,10 @@ class Trainer:
         return int.from_bytes(self._counter.read_bytes(), sys.byteorder)
 
     def ready(self):
-        assert self.process.stdout.readline() == "ready\n", self.process.stderr.read()
+        self.expect("ready")
 
     def go(self, word=""):
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-
-    def end(self):
-        """Wait for its end. Returns its exit status and what it said."""
-        try:
-            _, said = self.process.communicate(timeout=300)
-        finally:
-            self.kill()
-        return self.process.returncode, said
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait(300)
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            pipe.close()
+        self.write(word)
 
 
 class Oracle:
@@ -97,9 +71,9 @@ class Oracle:
 
     def agrees_after_kill(self, receiver, returned):
         """All rows whose calls had returned, and at most the one that was interrupted."""
-        found = receiver.rows()
-        assert returned <= len(found) <= returned + 1
-        assert found == self.rows(range(len(found)))
+        rows = receiver.rows()
+        assert returned <= len(rows) <= returned + 1
+        assert rows == self.rows(range(len(rows)))
 
 
 class Proxy:
@@ -189,19 +163,8 @@ def state(tmp_path):
 
 
 @pytest.fixture
-def environment(tmp_path, state, receiver):
-    """Nothing of the user's own."""
-    return clean_environment() | {
-        "TENSORMETER_DIR": str(state),
-        "TENSORMETER_BUFFER_DIR": str(tmp_path / "rings"),
-        "TENSORMETER_BUFFER_BYTES": str(1 << 20),
-        "TENSORMETER_ENDPOINT": receiver.url,
-        "TENSORMETER_SCHEDULE_DELAY": "0.05",
-        "TENSORMETER_SAMPLE_INTERVAL": "0",
-        "TENSORMETER_SELF_METRICS_INTERVAL": "0",
-        "TENSORMETER_RUN_ID": "faulty",
-        "OMP_NUM_THREADS": "1",
-    }
+def environment(tmp_path, receiver):
+    return training_environment(tmp_path, receiver.url, "faulty")
 
 
 @pytest.fixture
@@ -210,9 +173,8 @@ def train(environment, state, tmp_path):
     trainers = []
 
     def train(script, **settings):
-        variables = {f"TENSORMETER_{name.upper()}": str(value) for name, value in settings.items()}
         counter = tmp_path / f"returned-{len(trainers)}"
-        trainers.append(Trainer(script, environment | variables, counter))
+        trainers.append(Trainer(script, environment | named_settings(settings), counter))
         return trainers[-1]
 
     yield train
@@ -233,13 +195,6 @@ def oracle():
 
 
 @pytest.fixture
-def spool(tmp_path):
-    spool = Spool(tmp_path / "spool.sqlite")
-    yield spool
-    spool.close()
-
-
-@pytest.fixture
 def put(spool):
     """Puts requests with these bodies into the spool."""
 
@@ -247,30 +202,6 @@ def put(spool):
         spool.put([Encoded("metrics", body, 1) for body in bodies], ["experiment"], "p", {}, started=True, ended=False)
 
     return put
-
-
-@pytest.fixture
-def deliver(tmp_path, receiver):
-    """Starts deliveries that wait a millisecond where they would wait for long; `delays` are those they would wait."""
-    deliveries = []
-
-    def start(**settings):
-        delays = []
-
-        def note(delay):
-            delays.append(delay)
-            return 0.001
-
-        resolved = Settings(**{"endpoint": receiver.url, "token": "secret", **settings})
-        delivery = Delivery("experiment", tmp_path / "spool.sqlite", resolved, lambda: None, note)
-        delivery.delays = delays
-        deliveries.append(delivery)
-        delivery.start()
-        return delivery
-
-    yield start
-    for delivery in deliveries:
-        delivery.stop(30)
 
 
 @pytest.fixture
@@ -292,16 +223,3 @@ def server(tmp_path, environment):
     server = RestartableServer(tmp_path, environment)
     yield server
     server.stop()
-
-
-@pytest.fixture
-def mount():
-    """Mounts a tmpfs, with these options, where the test unmounts it."""
-
-    def mount(folder, *options):
-        folder.mkdir(exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(folder)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("mounting a small tmpfs needs privileges")
-
-    return mount

@@ -8,24 +8,15 @@ import pytest
 import urllib3
 
 import tensormeter
-from tensormeter import Image, Settings, Table, Text
+from tensormeter import Image, Table, Text
 from tensormeter.conventions.fitting import json_bytes
 from tensormeter.conventions.limits import CONFIG_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
 
 
 @pytest.fixture
-def settings(tmp_path, server):
+def settings(run_settings, server):
     server.start()
-    return Settings(
-        endpoint=server.url,
-        directory=tmp_path / "state",
-        buffer_directory=tmp_path / "rings",
-        run_id="limits",
-        agent="thread",
-        schedule_delay=0.05,
-        finish_timeout=300,
-        media_buffer_bytes=256 << 20,
-    )
+    return run_settings(endpoint=server.url, run_id="limits", media_buffer_bytes=256 << 20)
 
 
 @pytest.fixture
@@ -52,9 +43,9 @@ def test_fault_163_items_at_their_limits_arrive_whole(settings, get):
         run.log({"text": Text(text), "image": Image(picture)}, 1)
         run.log({"wide": Table(list("abcdefghij"), wide), "narrow": Table(["a"], narrow)}, 2)
         run.log({"long": Table(["a", "b"], long), "loss": 1.0}, 3)
-    found = get()
-    assert (found["config"], found["tags"], len(found["notes"])) == (config, ["t"], 65_536)
-    assert (found["lost"], found["losses"]) == (0, {})
+    run_document = get()
+    assert (run_document["config"], run_document["tags"], len(run_document["notes"])) == (config, ["t"], 65_536)
+    assert (run_document["lost"], run_document["losses"]) == (0, {})
 
     def body(key):
         (event,) = get("/events", key=key)["events"]
@@ -75,22 +66,22 @@ def test_fault_162_items_over_their_limits_are_counted_by_the_run(settings, get,
         run.log({"answers": Text("x" * (5 << 20)), "loss": 1.0}, 2)
         run.log({"rows": Table(["a"], [["x" * 1000]] * 13_000), "bad": "a text", "loss": 1.0}, 3)
         run.update_config({"more": list(range(300_000)), "classes": 10})
-    found = get()
-    assert found["config"] == {"lr": 0.1, "data": {"name": "digits"}, "classes": 10}
-    assert (found["tags"], found["notes"]) == (["t"], "n")
-    assert found["losses"] == {
+    run_document = get()
+    assert run_document["config"] == {"lr": 0.1, "data": {"name": "digits"}, "classes": 10}
+    assert (run_document["tags"], run_document["notes"]) == (["t"], "n")
+    assert run_document["losses"] == {
         "image_too_large": 1,
         "text_too_large": 1,
         "table_too_large": 1,
         "config_too_large": 2,
         "unsupported_value": 1,
     }
-    assert found["lost"] == 6
-    assert found["summary"]["loss"]["count"] == 3
-    said = caplog.text
+    assert run_document["lost"] == 6
+    assert run_document["summary"]["loss"]["count"] == 3
+    warnings = caplog.text
     for name in ("samples/noise", "answers", "rows", "config.data.ids", "config.more", "'bad'"):
-        assert name in said
-    assert "1 text ('answers'): larger than 4 MiB; log it in parts" in said
+        assert name in warnings
+    assert "1 text ('answers'): larger than 4 MiB; log it in parts" in warnings
 
 
 def test_a_configuration_of_a_megabyte_can_be_updated_again_and_again(settings, get):

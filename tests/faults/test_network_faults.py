@@ -7,121 +7,37 @@ import ssl
 import subprocess
 import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import urllib3
 
+from support.certificates import write_certificate
+from support.otlp_receivers import Http
 from support.ports import reserve_port
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.encode import encode_metrics
 
 ONE = gzip.compress(b"")
-KEY_USAGE = "critical,digitalSignature,keyCertSign"
-"""Python 3.13 takes no authority whose certificate does not say that it may sign certificates."""
 
 
-def certificate(folder, name, days):
-    """A self-signed certificate and its key; it has run out if `days` is negative."""
-    key, file = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-subj",
-            "/CN=x",
-        ]
-        + ["-addext", f"subjectAltName={name}", "-addext", f"keyUsage={KEY_USAGE}"]
-        + ["-days", str(max(days, 1)), "-keyout", str(key), "-out", str(file)],
-        check=True,
-        capture_output=True,
-    )
-    if days < 0:
-        request = folder / "request.pem"
-        subprocess.run(
-            ["openssl", "req", "-new", "-key", str(key), "-subj", "/CN=x", "-out", str(request)],
-            check=True,
-            capture_output=True,
-        )
-        extensions = folder / "extensions"
-        extensions.write_text(f"subjectAltName={name}\nkeyUsage={KEY_USAGE}\n")
-        (folder / "database").mkdir()
-        (folder / "index").touch()
-        (folder / "config").write_text(
-            f"[ca]\ndefault_ca=c\n[c]\ndatabase={folder}/index\nnew_certs_dir={folder}/database\nrand_serial=yes\n"
-            "default_md=sha256\npolicy=p\n[p]\nCN=supplied\n"
-        )
-        subprocess.run(
-            ["openssl", "ca", "-config", str(folder / "config"), "-selfsign", "-batch", "-notext", "-keyfile", str(key)]
-            + ["-startdate", "20200101000000Z", "-enddate", "20200201000000Z", "-extfile", str(extensions)]
-            + ["-in", str(request), "-out", str(file)],
-            check=True,
-            capture_output=True,
-        )
-    return file, key
-
-
-class Accepting(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        self.server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-        self.send_response(200)
-        self.send_header("Content-Type", "application/x-protobuf")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-class SecureServer(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, file, key):
-        super().__init__(("127.0.0.1", 0), Accepting)
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(file, key)
-        self.bodies = []
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def finish_request(self, request, client_address):
-        copy = request.dup()
-        try:
-            wrapped = self.context.wrap_socket(copy, server_side=True)
-        except OSError:
-            copy.close()
-            return
-        with wrapped:
-            super().finish_request(wrapped, client_address)
-
-    def handle_error(self, *_):
-        pass  # the other side has left
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates with openssl")
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl as a server")
 @pytest.mark.parametrize(
-    ("name", "days", "words"),
-    [("IP:127.0.0.1", 10, ""), ("DNS:elsewhere", 10, "doesn't match"), ("IP:127.0.0.1", -1, "expired")],
+    ("host", "days", "words"), [("localhost", 10, ""), ("elsewhere", 10, "doesn't match"), ("localhost", -1, "expired")]
 )
-def test_fault_15_tls_fails_closed(put, deliver, spool, tmp_path, wait_for, monkeypatch, name, days, words):
-    file, key = certificate(tmp_path, name, days)
+def test_fault_15_tls_fails_closed(put, deliver, spool, tmp_path, wait_for, monkeypatch, host, days, words):
+    file, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    write_certificate(file, key, host=host, days=days)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     put(ONE)
     if not words:  # the way in which it works, so that the others fail for the reason that is meant
-        server = SecureServer(file, key)
-        deliver(endpoint=f"https://127.0.0.1:{server.server_address[1]}")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(file, key)
+        server = Http(context)
+        deliver(endpoint=f"https://127.0.0.1:{server.port}")
         wait_for(lambda: spool.pending() == 0, "everything is delivered")
-        assert server.bodies == [ONE]
-        server.shutdown()
-        server.server_close()
+        assert server.accepted == [ONE]
+        server.stop()
         return
     port = reserve_port()
     command = ["openssl", "s_server", "-quiet", "-accept", f"127.0.0.1:{port}", "-cert", str(file), "-key", str(key)]
@@ -170,7 +86,7 @@ def batch(numbers):
 
 def stored(server):
     series = server.get("/runs/r/series", metric="n", x="time").get("series", [])
-    return Counter(value for one in series for value in one["value"])
+    return Counter(value for line in series for value in line["value"])
 
 
 def test_fault_20_server_killed_between_commit_and_answer(put, deliver, new_proxy, spool, server, wait_for):
@@ -239,8 +155,8 @@ def test_fault_56_a_flapping_network(put, deliver, receiver, new_proxy, spool, i
     delivery = deliver(endpoint=proxy.url, export_timeout=5)
     wait_for(lambda: spool.pending() == 0, "everything is delivered")
     proxy.heal()
-    found = Counter(value for (_, _, _, value), times in receiver.points().items() for _ in range(times))
-    assert found == Counter({float(n): 1 for n in range(1, 2001)}), "every one once, and none invented"
+    values = Counter(value for (_, _, _, value), times in receiver.points().items() for _ in range(times))
+    assert values == Counter({float(n): 1 for n in range(1, 2001)}), "every one once, and none invented"
     assert proxy.connections > len(bodies) / 10, "the network did flap"
     assert len(receiver.received) > len(receiver.accepted())
     put(gzip.compress(batch([5000])))

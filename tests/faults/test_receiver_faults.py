@@ -1,13 +1,13 @@
 """Receivers that are away, slow, wrong or against us: faults 1 to 14."""
 
 import gzip
-import os
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import numpy as np
 import pytest
 
+from support.agents import agent_lives
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.agent.sync import sync_runs
 from tensormeter.otlp.batch import Batch, Gauge
@@ -45,18 +45,10 @@ def hang(handler):
 def test_fault_01_server_down_the_whole_run(train, receiver, state, gone, oracle, wait_for):
     receiver.stop()
     trainer = train(RUN, finish_timeout=0.2, linger_timeout=0)
-    status, said = trainer.end()
-    assert status == 0
-    assert "`tensormeter sync`" in said
+    errors = trainer.finish()
+    assert "`tensormeter sync`" in errors
     (run,) = list_runs(state)
-
-    def agent_has_left():
-        lock = run.try_agent_lock()
-        if lock is not None:
-            os.close(lock)
-        return lock is not None
-
-    wait_for(agent_has_left, "the agent gives up")
+    wait_for(lambda: not agent_lives(run), "the agent gives up")
     receiver.start()
     (result,) = sync_runs(state)
     assert result.delivered, result.message
@@ -190,7 +182,7 @@ def test_fault_11_12_the_answer_is_lost_after_the_commit(train, receiver, gone, 
 
     receiver.script(*[commit_and(receiver, close if fault == 11 else reset), "ok"] * 2)
     trainer = train(RUN)
-    assert trainer.end()[0] == 0
+    trainer.finish()
     gone()
     assert len(ids(receiver)) > len(set(ids(receiver))), "something came twice"
     assert len({(request.id, request.body) for request in receiver.received}) == len(set(ids(receiver)))
@@ -200,10 +192,10 @@ def test_fault_11_12_the_answer_is_lost_after_the_commit(train, receiver, gone, 
 def test_fault_13_a_partial_success_is_reported_and_not_sent_again(train, receiver, gone):
     receiver.script("ok", "partial")
     trainer = train(RUN)
-    status, said = trainer.end()
+    status, errors = trainer.end()
     gone()
     assert status == 0
-    assert "lost before delivery: 3 points or events: refused by the receiver" in said
+    assert "lost before delivery: 3 points or events: refused by the receiver" in errors
     assert len(ids(receiver)) == len(set(ids(receiver)))
 
 

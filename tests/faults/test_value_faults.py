@@ -9,28 +9,19 @@ import pytest
 import urllib3
 
 import tensormeter
-from tensormeter import Settings
 
 TINY = 5e-324
 
 
 @pytest.fixture
-def settings(tmp_path, receiver):
-    return Settings(
-        endpoint=receiver.url,
-        directory=tmp_path / "state",
-        buffer_directory=tmp_path / "rings",
-        run_id="values",
-        agent="thread",
-        schedule_delay=0.05,
-        finish_timeout=300,
-    )
+def settings(run_settings):
+    return run_settings(run_id="values")
 
 
 def values(receiver, name):
     """The values of a metric, in order of time."""
-    found = sorted((at, value) for (_, metric, at, value) in receiver.points() if metric == name)
-    return [value for _, value in found]
+    timed_values = sorted((at, value) for (_, metric, at, value) in receiver.points() if metric == name)
+    return [value for _, value in timed_values]
 
 
 def test_fault_36_nan_infinities_and_their_kin_are_kept_and_json_is_valid(settings, server):
@@ -47,9 +38,9 @@ def test_fault_36_nan_infinities_and_their_kin_are_kept_and_json_is_valid(settin
         raise AssertionError(f"{constant} is not JSON")
 
     (series,) = json.loads(text, parse_constant=refuse)["series"]
-    found = [float(value) for value in series["value"]]
-    assert [struct.pack("<d", value) for value in found[1:]] == [struct.pack("<d", value) for value in odd[1:]]
-    assert math.isnan(found[0])
+    shown = [float(value) for value in series["value"]]
+    assert [struct.pack("<d", value) for value in shown[1:]] == [struct.pack("<d", value) for value in odd[1:]]
+    assert math.isnan(shown[0])
 
 
 def test_fault_37_large_integers_small_floats_and_arrays_without_dimension(settings, receiver):

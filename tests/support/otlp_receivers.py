@@ -7,14 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceResponse,
-)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
 from tensormeter_exporters.otlp.exporter import OtlpExporter
 
 PARTIAL = ExportMetricsServiceResponse(
-    partial_success={"rejected_data_points": 2, "error_message": "two were bad"},
+    partial_success={"rejected_data_points": 2, "error_message": "two were bad"}
 ).SerializeToString()
 
 
@@ -23,6 +21,8 @@ class Http:
 
     def __init__(self, context=None):
         self.received = []
+        self.accepted = []
+        """The bodies that were answered with 200."""
         self.answers = []
         http = self
 
@@ -33,6 +33,8 @@ class Http:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 http.received.append((self.path, {key.lower(): value for key, value in self.headers.items()}, body))
                 status, headers, answer = http.answers.pop(0) if http.answers else (200, {}, b"")
+                if status == 200:
+                    http.accepted.append(body)
                 self.send_response(status)
                 for key, value in ({"Content-Type": "application/x-protobuf"} | headers).items():
                     self.send_header(key, value)
@@ -53,6 +55,7 @@ class Http:
         if context is not None:
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self):
