@@ -3,42 +3,28 @@
 import gzip
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 import tensormeter
-from tensormeter import Settings, SettingsError
+from support.processes import run_python
+from tensormeter import SettingsError
 from tensormeter.agent.attempts.counter import AttemptRecord
 from tensormeter.agent.attempts.numbering import Settled
 from tensormeter.agent.run_directory.directory import RunDirectory
 from tensormeter.conventions.attempt_number import Member
 from tensormeter.otlp.batch import Event
-from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.otlp.decode import decode_events
 from tensormeter.ring.format import AUTOMATIC_STEPS
 
 
 @pytest.fixture
-def settings(tmp_path, receiver):
-    return Settings(
-        endpoint=receiver.url,
-        directory=tmp_path / "state",
-        buffer_directory=tmp_path / "rings",
-        run_id="again",
-        agent="thread",
-        schedule_delay=0.05,
-        finish_timeout=300,
-    )
+def settings(run_settings):
+    return run_settings(run_id="again")
 
 
 def attempts(receiver):
-    return {
-        batch.resource["tensormeter.run.attempt"]
-        for request in receiver.accepted().values()
-        if request.path == "/v1/metrics"
-        for batch in decode_metrics(gzip.decompress(request.body))
-    }
+    return {batch.resource["tensormeter.run.attempt"] for batch in receiver.batches()}
 
 
 def test_attempts_are_counted(settings, receiver):
@@ -134,9 +120,7 @@ first = tensormeter.init(settings=given)
 second = tensormeter.init(settings=given)
 assert first._finished and not second._finished
 """
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_python("-c", script, tmp_path, check=True)
 
 
 def numbers(receiver):
@@ -223,9 +207,9 @@ def test_a_phase_before_the_first_row_goes_on_behind_the_last_step(settings, rec
     receiver.numbers = answering(200, b'{"attempt": 2, "last_step": 41}', "application/json")
     with tensormeter.init(settings=settings, resume=True) as run, run.phase("data_loading"):
         pass
-    found = [batch for batch in receiver.batches() if batch.resource["service.instance.id"] == run._process.id]
+    batches = [batch for batch in receiver.batches() if batch.resource["service.instance.id"] == run._process.id]
     assert {
-        step for batch in found for one in batch.gauges if one.name == "tensormeter.step" for step in one.values
+        step for batch in batches for gauge in batch.gauges if gauge.name == "tensormeter.step" for step in gauge.values
     } == {42}
 
 
@@ -321,7 +305,7 @@ run.finish()
         "TENSORMETER_DIR": str(settings.directory),
         "TENSORMETER_BUFFER_DIR": str(settings.buffer_directory),
     }
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=300, env={**os.environ, **environment})
+    run_python("-c", script, environment={**os.environ, **environment}, check=True)
     wait_for(
         lambda: len({batch.resource["service.instance.id"] for batch in receiver.batches()}) == 2, "the child's rows"
     )

@@ -24,13 +24,6 @@ RESOURCE = {"service.name": "demo", "service.instance.id": "p1", "tensormeter.ru
 
 
 @pytest.fixture
-def spool(tmp_path):
-    spool = Spool(tmp_path / "spool.sqlite")
-    yield spool
-    spool.close()
-
-
-@pytest.fixture
 def dead():
     """Process id of a process that has ended, and its origin."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
@@ -49,13 +42,15 @@ def begin(spool):
 
 
 def ends(spool):
-    found = []
+    end_events = []
     sequence = 0
     while head := spool.head("experiment", after=sequence):
         sequence = head.sequence
         body = gzip.decompress(spool.read(sequence).body)
-        found += [(event.name, event.body, resource) for resource, events in decode_events(body) for event in events]
-    return found
+        end_events += [
+            (event.name, event.body, resource) for resource, events in decode_events(body) for event in events
+        ]
+    return end_events
 
 
 def end_cut(spool, present=(), **options):
@@ -75,9 +70,9 @@ def test_what_is_no_origin_is_none(text):
 
 def test_a_process_that_is_gone_has_crashed(spool, begin, dead):
     begin(dead)
-    (said,) = end_cut(spool)
-    assert said.startswith("the process is gone")
-    assert said.endswith("its last values may be missing")
+    (message,) = end_cut(spool)
+    assert message.startswith("the process is gone")
+    assert message.endswith("its last values may be missing")
     ((name, body, resource),) = ends(spool)
     assert (name, body["state"], resource) == ("tensormeter.run.end", "crashed", RESOURCE)
     assert "may be missing" in body["message"]
@@ -89,8 +84,8 @@ def test_a_process_that_is_gone_has_crashed(spool, begin, dead):
 def test_after_another_boot_the_machine_lost_power(spool, begin, dead, monkeypatch):
     begin(dataclasses.replace(Origin.of(os.getpid(), RESOURCE, child=False)))
     monkeypatch.setattr(origin_module, "_boot", lambda: "another")
-    (said,) = end_cut(spool)
-    assert said.startswith("the machine lost power or was restarted")
+    (message,) = end_cut(spool)
+    assert message.startswith("the machine lost power or was restarted")
     assert ends(spool)[0][1]["state"] == "crashed"
 
 
@@ -139,8 +134,8 @@ def test_without_any_sync_all_may_be_missing_after_a_reboot(spool, begin, dead, 
     begin(dead, ended=True)
     assert end_cut(spool, synced=False) == []
     monkeypatch.setattr(origin_module, "_boot", lambda: "another")
-    (said,) = end_cut(spool, synced=False)
-    assert "any of its values may be missing" in said
+    (message,) = end_cut(spool, synced=False)
+    assert "any of its values may be missing" in message
 
 
 def test_the_first_words_of_a_process_are_synced_with_any_durability(tmp_path, dead):

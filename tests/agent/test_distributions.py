@@ -1,7 +1,6 @@
 """Histograms from a log call to OpenTelemetry's columns."""
 
 import collections
-import gzip
 import logging
 import math
 import random
@@ -85,12 +84,7 @@ def test_what_is_not_finite_is_counted_apart(source):
     source.log({"clean": Histogram([1.0, 2.0])}, 0)
     source.log({"odd": Histogram(odd), "nan": Histogram(torch.tensor([math.nan]))}, 1)
     batch = Reading(source).batch()
-    assert nonfinite(batch) == {
-        ("odd", "NaN"): [3],
-        ("odd", "+Inf"): [2],
-        ("odd", "-Inf"): [1],
-        ("nan", "NaN"): [1],
-    }
+    assert nonfinite(batch) == {("odd", "NaN"): [3], ("odd", "+Inf"): [2], ("odd", "-Inf"): [1], ("nan", "NaN"): [1]}
     by_name = {series.name: series for series in batch.series}
     assert by_name["odd"].counts.tolist() == [2]
     assert by_name["odd"].zero_counts.tolist() == [1]
@@ -211,18 +205,18 @@ class TestOverSteps:
     def test_nothing_and_what_is_not_finite(self, source):
         for step, values in enumerate([[], [1.0, 2.0], [], [5.0], [], [], [1.0], [math.inf]]):
             source.log({"g": Histogram(np.array(values, np.float32))}, step, every=2)
-        found = [(step, repr(rest)) for step, *rest in sorted(steps_of(source, "g")["g"])]
+        points = [(step, repr(rest)) for step, *rest in sorted(steps_of(source, "g")["g"])]
         nan = math.nan
         expected = [(1, 2, 3, 1, 2), (3, 1, 5, 5, 5), (5, 0, 0, nan, nan), (7, 1, nan, nan, nan)]
-        assert found == [(step, repr([*map(float, rest)])) for step, *rest in expected]
+        assert points == [(step, repr([*map(float, rest)])) for step, *rest in expected]
 
     def test_ready_made_ones_as_long_as_the_edges_stay(self, source):
         for step, last in enumerate([2.0, 2.0, 2.0, 3.0, 3.0]):
             source.log({"h": Histogram(np_histogram=([1, step], [0.0, 1.0, last]))}, step, every=3)
         source.log({"h": Histogram(np_histogram=([1], [0.0, 1.0]))}, 5, every=3)  # not complete: 3.0 was twice
         source.recorder.close(State.FINISHED)
-        found = Reading(source).series("h")
-        rows = [(series.bounds.tolist(), counts.tolist()) for series in found for counts in series.buckets]
+        histograms = Reading(source).series("h")
+        rows = [(series.bounds.tolist(), counts.tolist()) for series in histograms for counts in series.buckets]
         assert rows == [([0, 1, 2], [0, 3, 3, 0]), ([0, 1, 3], [0, 2, 7, 0]), ([0, 1], [0, 1, 0])]
 
     def test_a_bin_does_not_overflow(self, source, monkeypatch):
@@ -239,16 +233,16 @@ class TestExplicit:
         pairs = [np.histogram(values, 8), np.histogram(values, 8), np.histogram(values * 2, 8), np.histogram(values, 3)]
         for step, pair in enumerate(pairs):
             source.log({"h": Histogram(np_histogram=pair), "loss": 1.0}, step)
-        found = Reading(source).series("h")
-        assert [len(series.times) for series in found] == [2, 1, 1]
-        assert all(isinstance(series, ExplicitHistogram) for series in found)
-        shown = [(series.bounds, buckets) for series in found for buckets in series.buckets]
+        histograms = Reading(source).series("h")
+        assert [len(series.times) for series in histograms] == [2, 1, 1]
+        assert all(isinstance(series, ExplicitHistogram) for series in histograms)
+        shown = [(series.bounds, buckets) for series in histograms for buckets in series.buckets]
         for (counts, edges), (bounds, buckets) in zip(pairs, shown, strict=True):
             assert bounds.tolist() == edges.tolist()
             assert buckets.tolist() == [0, *counts.tolist(), 0]
-        assert found[0].counts.tolist() == [500, 500]
-        assert math.isnan(found[0].sums[0])
-        assert found[0].temporality is Temporality.DELTA
+        assert histograms[0].counts.tolist() == [500, 500]
+        assert math.isnan(histograms[0].sums[0])
+        assert histograms[0].temporality is Temporality.DELTA
 
     def test_changing_edges_do_not_fill_the_dictionary(self, source):
         for step in range(50):
@@ -298,15 +292,15 @@ def test_ever_different_sets_of_distributions_do_not_fill_the_dictionary(new_sou
     """As of a model with experts, where gradients are missing now here, now there."""
     source = new_source(buffer_bytes=32 << 20)
     chance = random.Random(3)
-    reading, found = Reading(source), collections.Counter()
+    reading, counts = Reading(source), collections.Counter()
     expected = collections.Counter()
     for step in range(150):
         names = chance.sample([f"expert{i}" for i in range(16)], 8)
         source.log({"loss": 1.0} | {name: Histogram(torch.ones(2)) for name in names}, step)
         expected.update(["loss", *names])
-        found.update({series.name: len(series.times) for series in reading.batch().series})
-    del found[STEP_METRIC]
-    assert found == expected
+        counts.update({series.name: len(series.times) for series in reading.batch().series})
+    del counts[STEP_METRIC]
+    assert counts == expected
     assert len(source.recorder._layouts._wide) <= 64 + 16
     assert source.ring.drops() == {}
 
@@ -349,17 +343,15 @@ def test_through_an_agent_to_a_receiver(tmp_path, receiver):
                 sgd.step()
                 pair = Histogram(np_histogram=(counts, edges))
                 run.log({"x": Histogram(torch.full((step + 1,), 3.0)), "made": pair}, step)
-    found = collections.defaultdict(list)
-    for request in receiver.accepted().values():
-        if request.path == "/v1/metrics":
-            for batch in decode_metrics(gzip.decompress(request.body)):
-                for series in batch.series:
-                    found[series.name].append(series)
-    assert sorted(np.concatenate([series.sums for series in found["x"]])) == [3.0, 6.0, 9.0]
-    assert found["made"][0].bounds.tolist() == edges.tolist()
-    assert sum(len(series.times) for series in found["gradients/weight"]) == 3
-    assert {int(count) for series in found["gradients/bias"] for count in series.counts} == {2}
-    assert sum(len(series.times) for series in found["tensormeter.step.throughput"]) == 3
+    points = collections.defaultdict(list)
+    for batch in receiver.batches():
+        for series in batch.series:
+            points[series.name].append(series)
+    assert sorted(np.concatenate([series.sums for series in points["x"]])) == [3.0, 6.0, 9.0]
+    assert points["made"][0].bounds.tolist() == edges.tolist()
+    assert sum(len(series.times) for series in points["gradients/weight"]) == 3
+    assert {int(count) for series in points["gradients/bias"] for count in series.counts} == {2}
+    assert sum(len(series.times) for series in points["tensormeter.step.throughput"]) == 3
 
 
 def test_the_nonfinite_metric_is_a_gauge_of_integers(source):

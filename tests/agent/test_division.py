@@ -11,19 +11,11 @@ import pytest
 from tensormeter.agent.delivery.division import piece_of
 from tensormeter.agent.delivery.request_pieces import RequestPieces
 from tensormeter.agent.spool.request import Encoded
-from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.batch import Batch, Event, Gauge, Histogram, Temporality
 from tensormeter.otlp.decode import decode_events
 from tensormeter.otlp.encode import encode_events, encode_metrics
 
 RESOURCE = {"service.name": "demo", "service.instance.id": "p1"}
-
-
-@pytest.fixture
-def spool(tmp_path):
-    spool = Spool(tmp_path / "spool.sqlite")
-    yield spool
-    spool.close()
 
 
 @pytest.fixture
@@ -74,16 +66,16 @@ def points(request):
     """(metric, time, value) of each point of a request, by the bytes that go out."""
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-    found = []
+    sent = []
     for resource in ExportMetricsServiceRequest.FromString(gzip.decompress(request.body)).resource_metrics:
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
                 data = getattr(metric, metric.WhichOneof("data"))
                 for point in data.data_points:
                     value = point.sum if metric.WhichOneof("data") == "histogram" else point.as_double
-                    found.append((metric.name, point.time_unix_nano, value))
-    assert len(found) == request.items
-    return found
+                    sent.append((metric.name, point.time_unix_nano, value))
+    assert len(sent) == request.items
+    return sent
 
 
 def deliver(sender, spool, refuses, most=10_000):
@@ -188,12 +180,12 @@ def test_among_kinds_that_are_refused_one_that_is_taken_again_is_found(agent, sp
     for _ in range(3):
         put(a=[1.0], d=[2.0], e=[3.0])
         deliver(sender, spool, lambda name, *_: name in "de")
-    found = []
+    accepted = []
     for _ in range(20):
         put(a=[1.0], d=[2.0], e=[3.0])
         taken, _ = deliver(sender, spool, lambda name, *_: name == "d")
-        found.append({name for name, *_ in taken})
-    assert found[-1] == {"a", "e"}
+        accepted.append({name for name, *_ in taken})
+    assert accepted[-1] == {"a", "e"}
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support.processes import clean_environment
+from support.processes import clean_environment, run_python
 from tensormeter.agent.launch import ensure_agent
 from tensormeter.agent.run_directory.directory import RunDirectory, find_runs, runs_locked
 from tensormeter.disk.locks import holder, locked
@@ -102,11 +102,11 @@ def users():
     (folder / "shared").mkdir()
     (folder / "shared").chmod(0o1777)
     first = 1_000_000 + 2 * os.getpid()  # no tests that run at the same time have them
-    found = User(first, folder), User(first + 1, folder)
-    if found[0].run("-c", "import tensormeter").returncode:
+    pair = User(first, folder), User(first + 1, folder)
+    if pair[0].run("-c", "import tensormeter").returncode:
         pytest.skip("another user cannot run this Python")
-    yield found
-    while left := [process for process in psutil.process_iter(["uids", "cmdline"]) if belongs(process, folder, found)]:
+    yield pair
+    while left := [process for process in psutil.process_iter(["uids", "cmdline"]) if belongs(process, folder, pair)]:
         for process in left:  # agents that linger, and others that take their place
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -119,7 +119,7 @@ def recorded(tmp_path, monkeypatch):
     """The folder of a run that has been recorded and whose agent has ended."""
     monkeypatch.setenv("TENSORMETER_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("TENSORMETER_BUFFER_DIR", str(tmp_path / "shm"))
-    subprocess.run([sys.executable, "-c", RECORD], check=True, capture_output=True, timeout=60)
+    run_python("-c", RECORD, check=True)
     (run,) = (tmp_path / "state" / "runs").glob("r@*")
     with (run / "agent.lock").open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -129,15 +129,7 @@ def recorded(tmp_path, monkeypatch):
 @pytest.fixture
 def sync(tmp_path):
     def sync(*arguments, **variables):
-        return subprocess.run(
-            [sys.executable, "-m", "tensormeter", "sync", *map(str, arguments)],
-            env=os.environ | variables,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return run_python("-m", "tensormeter", "sync", *arguments, environment=os.environ | variables, folder=tmp_path)
 
     return sync
 
@@ -195,7 +187,7 @@ def test_rings_that_are_not_found_keep_a_given_folder_from_being_removed(sync, t
     """It was recorded with another shared memory than the command has, and its agent never came."""
     state, memory = tmp_path / "state", tmp_path / "memory"
     places = {"TENSORMETER_DIR": str(state), "TENSORMETER_BUFFER_DIR": str(memory), "TENSORMETER_AGENT": "off"}
-    subprocess.run([sys.executable, "-c", RECORD], env=os.environ | places, check=True, capture_output=True, timeout=60)
+    run_python("-c", RECORD, environment=os.environ | places, check=True)
     there = {"TENSORMETER_ENDPOINT": receiver.url, "TENSORMETER_BUFFER_DIR": str(tmp_path / "other")}
     done = sync(state, **there)
     assert done.returncode == 1
@@ -255,13 +247,8 @@ def test_a_journal_that_names_another_file_is_not_played_back(recorded, tmp_path
         "sync": ["sync", tmp_path / "incoming"],
         "spool": ["spool", "show", "r", "--dir", tmp_path / "incoming"],
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "tensormeter", *map(str, arguments[command])],
-        env=os.environ | {"TENSORMETER_ENDPOINT": receiver.url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    done = run_python(
+        "-m", "tensormeter", *arguments[command], environment=os.environ | {"TENSORMETER_ENDPOINT": receiver.url}
     )
     assert done.returncode == 1
     assert "refers to another file" in done.stdout + done.stderr
@@ -285,10 +272,7 @@ def test_the_process_that_a_given_folder_names_is_sent_no_signal(recorded, sync,
 def test_an_agent_believes_its_starter_not_the_disk(tmp_path, receiver, another_receiver):
     """If others can replace the folder, its files may not be those of the run."""
     settings = Settings(
-        directory=tmp_path / "state",
-        buffer_directory=tmp_path / "shm",
-        endpoint=receiver.url,
-        token=SECRET,
+        directory=tmp_path / "state", buffer_directory=tmp_path / "shm", endpoint=receiver.url, token=SECRET
     )
     with runs_locked(settings.directory):
         directory = RunDirectory.create(settings, "run-1", "a name")
@@ -349,8 +333,8 @@ def test_a_run_that_others_could_have_replaced_is_delivered_with_the_callers_set
     loose = victim.shared / "loose"
     loose.mkdir()
     loose.chmod(0o777)
-    said = victim.record(dir=loose / "state", endpoint=another_receiver.url).stderr
-    assert f"other users can replace {loose / 'state/runs'}" in said
+    errors = victim.record(dir=loose / "state", endpoint=another_receiver.url).stderr
+    assert f"other users can replace {loose / 'state/runs'}" in errors
     done = victim.tensormeter("sync", dir=loose / "state", token=SECRET, endpoint=receiver.url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"because other users can write to {loose} (mode 0777)" in done.stdout
@@ -382,9 +366,9 @@ def test_a_place_that_another_user_has_made_is_not_used_for_runs(users):
     (loose / "runs").mkdir(parents=True)
     loose.chmod(0o777)
     stranger.own(loose / "runs")
-    said = victim.record(dir=loose).stderr
-    assert said.count(f"{loose / 'runs'} belongs to user {stranger.uid}") == 1
-    assert "is kept in memory" in said
+    errors = victim.record(dir=loose).stderr
+    assert errors.count(f"{loose / 'runs'} belongs to user {stranger.uid}") == 1
+    assert "is kept in memory" in errors
     assert list((loose / "runs").iterdir()) == []
 
 
@@ -396,7 +380,7 @@ def test_root_keeps_runs_in_a_folder_of_another_user(users, tmp_path):
     owner.own(mounted)
     owner.own(mounted / "runs")
     environment = {**os.environ, "TENSORMETER_DIR": str(mounted), "TENSORMETER_BUFFER_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", RECORD], env=environment, capture_output=True, text=True, check=True)
+    done = run_python("-c", RECORD, environment=environment, check=True)
     assert "is kept in memory" not in done.stderr
     assert f"{mounted / 'runs'} belongs to user {owner.uid}" in done.stderr
     assert [run.name[:2] for run in (mounted / "runs").glob("r@*")] == ["r@"]
@@ -413,9 +397,9 @@ def test_a_link_that_another_user_has_made_is_not_used_for_runs(users):
     loose.chmod(0o777)
     (loose / "runs").symlink_to(thesis)
     os.chown(loose / "runs", stranger.uid, stranger.uid, follow_symlinks=False)
-    said = victim.record(dir=loose).stderr
-    assert f"the link {loose / 'runs'} belongs to user {stranger.uid}" in said
-    assert "is kept in memory" in said
+    errors = victim.record(dir=loose).stderr
+    assert f"the link {loose / 'runs'} belongs to user {stranger.uid}" in errors
+    assert "is kept in memory" in errors
     assert list(thesis.iterdir()) == []
     assert thesis.stat().st_mode & 0o777 == 0o755
 

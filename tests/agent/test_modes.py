@@ -1,13 +1,11 @@
 """Files of a run are for its user alone, under every umask. Files that the user asked for follow the umask."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from support.agents import agents_of
-from support.processes import clean_environment
+from support.processes import clean_environment, run_python
 
 RECORD = """
 import os
@@ -36,9 +34,10 @@ def run(tmp_path):
 
     def run(code, umask, **settings):
         variables = {f"TENSORMETER_{name.upper()}": value for name, value in settings.items()}
-        return subprocess.run(
-            [sys.executable, "-c", code.format(umask=umask)],
-            env=inherited
+        return run_python(
+            "-c",
+            code.format(umask=umask),
+            environment=inherited
             | {
                 "HOME": str(tmp_path / "home"),
                 "TENSORMETER_BUFFER_DIR": str(tmp_path / "shm"),
@@ -50,10 +49,6 @@ def run(tmp_path):
                 "TENSORMETER_LINGER_TIMEOUT": "0",
             }
             | variables,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
         )
 
     return run

@@ -72,17 +72,17 @@ def test_a_batch_is_due_by_size_and_rows_are_never_split(source, clock, size):
     for step in range(100):
         source.log({"a": float(step), "b": -float(step), "c": 0.5}, step)
     processor = process(source, size=size)
-    found = []
+    sizes = []
     while processor.poll(abandon_pending=False):
         if not processor.due():
             break
         batch, _ = processor.batch({})
         assert size <= batch.points < size + 4
-        found += rows_of(batch)
+        sizes += rows_of(batch)
         processor.release()
     if processor.batch({}) is not None:
-        found += rows_of(processor.batch({})[0])
-    assert found == [(step, {"a": float(step), "b": -float(step), "c": 0.5}) for step in range(100)]
+        sizes += rows_of(processor.batch({})[0])
+    assert sizes == [(step, {"a": float(step), "b": -float(step), "c": 0.5}) for step in range(100)]
 
 
 def test_a_full_batch_says_that_there_may_be_more(source, clock):

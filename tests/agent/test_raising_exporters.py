@@ -11,7 +11,6 @@ import pytest
 import tensormeter.agent.delivery.delivery as delivery_module
 from tensormeter.agent.delivery.delivery import Delivery
 from tensormeter.agent.spool.request import Encoded
-from tensormeter.agent.spool.spool import Spool
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import Accepted, Retry
 from tensormeter.otlp.batch import Batch, Gauge
@@ -23,13 +22,6 @@ from tensormeter.settings import Settings
 from tensormeter_exporters.otlp_series import read_metrics
 
 RESOURCE = {"service.name": "demo", "service.instance.id": "p1"}
-
-
-@pytest.fixture
-def spool(tmp_path):
-    spool = Spool(tmp_path / "spool.sqlite")
-    yield spool
-    spool.close()
 
 
 class Place:
@@ -175,7 +167,7 @@ def test_values_around_a_bad_one_keep_their_steps(deliver, spool, wait_for):
     gauges.append(Gauge("tensormeter.step", np.arange(1, 42, dtype=np.uint64), np.arange(1, 42) * 100))
     body = encode_metrics([Batch(RESOURCE, gauges)])
     put(spool, Encoded("metrics", gzip.compress(body), sum(len(gauge.times) for gauge in gauges)))
-    found = []
+    steps = []
 
     def act(request):
         rows = [
@@ -185,7 +177,7 @@ def test_values_around_a_bad_one_keep_their_steps(deliver, spool, wait_for):
         ]
         if ("bad", 2000, 20.0) in rows or ("gpu{n=1}", 3000, 240.0) in rows:
             raise ValueError("cannot write this one")
-        found.extend(rows)
+        steps.extend(rows)
 
     deliver(act, whole=True)
     wait_for(lambda: spool.pending() == 0, "everything is dealt with")
@@ -193,9 +185,9 @@ def test_values_around_a_bad_one_keep_their_steps(deliver, spool, wait_for):
         (name, int(at) * 100, float(v)) for name, vs in columns.items() for at, v in zip(times, vs, strict=True)
     }
     expected |= {(f"gpu{{n={n}}}", int(at) * 100, at * 8.0) for n in range(3) for at in times}
-    assert len(found) == len(set(found))
-    assert expected - set(found) == {("bad", 2000, 20.0), ("gpu{n=1}", 3000, 240.0)}
-    assert set(found) <= expected
+    assert len(steps) == len(set(steps))
+    assert expected - set(steps) == {("bad", 2000, 20.0), ("gpu{n=1}", 3000, 240.0)}
+    assert set(steps) <= expected
     assert spool.quarantined_items() == 2
 
 

@@ -48,10 +48,10 @@ def test_mixtures_come_whole_and_in_order(new_source, open_lane):
             source.log(row, len(expected))
             expected.append((len(expected), row))
     lane = open_lane(source)
-    found = []
+    entries = []
     for most in (1, 7, 100, 3000, 1 << 40):
-        found += flatten(lane.read(most, abandon_pending=False))
-    assert found == expected
+        entries += flatten(lane.read(most, abandon_pending=False))
+    assert entries == expected
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 10, 31])

@@ -21,13 +21,6 @@ RESOURCE = {"service.name": "demo", "service.instance.id": "p1"}
 
 
 @pytest.fixture
-def spool(tmp_path):
-    spool = Spool(tmp_path / "spool.sqlite")
-    yield spool
-    spool.close()
-
-
-@pytest.fixture
 def put(spool):
     """Puts a request of so many rows (of three points each) into the spool."""
     steps = iter(range(10**6))

@@ -9,16 +9,8 @@ import pytest
 import tensormeter.agent.delivery.delivery as delivery_module
 from tensormeter.agent.delivery.delivery import deliveries
 from tensormeter.agent.spool.request import Encoded
-from tensormeter.agent.spool.spool import Spool
 from tensormeter.errors import SettingsError
 from tensormeter.settings import Settings
-
-
-@pytest.fixture
-def spool(tmp_path):
-    spool = Spool(tmp_path / "spool.sqlite")
-    yield spool
-    spool.close()
 
 
 @pytest.fixture
@@ -38,11 +30,11 @@ def deliver(tmp_path, receiver, monkeypatch):
 
     def start(**settings):
         resolved = Settings(**{"endpoint": receiver.url, "exporters": ("experiment",), **settings})
-        found = deliveries(resolved.exporters, tmp_path / "spool.sqlite", resolved, lambda: None)
-        started.extend(found)
-        for delivery in found:
+        signal_deliveries = deliveries(resolved.exporters, tmp_path / "spool.sqlite", resolved, lambda: None)
+        started.extend(signal_deliveries)
+        for delivery in signal_deliveries:
             delivery.start()
-        return {delivery.signals[0]: delivery for delivery in found}
+        return {delivery.signals[0]: delivery for delivery in signal_deliveries}
 
     yield start
     for delivery in started:
@@ -74,14 +66,14 @@ def test_a_signal_that_is_refused_does_not_hold_up_the_other(
     receiver.routes[f"/v1/{refused}"] = answering(503)
     put(refused, b"first")
     put(taken, b"1", b"2", b"3")
-    found = deliver()
+    deliveries_by_signal = deliver()
     wait_for(lambda: received(receiver) == [b"1", b"2", b"3"], "the other signal arrives")
     put(taken, b"4")
-    found[taken].arrived()
+    deliveries_by_signal[taken].arrived()
     wait_for(lambda: received(receiver)[-1] == b"4", "so does what comes later")
-    wait_for(lambda: found[refused].stalled, "the one that is refused is given up for now")
-    assert f"/v1/{refused}" in found[refused].error
-    assert not found[taken].error
+    wait_for(lambda: deliveries_by_signal[refused].stalled, "the one that is refused is given up for now")
+    assert f"/v1/{refused}" in deliveries_by_signal[refused].error
+    assert not deliveries_by_signal[taken].error
     receiver.routes.clear()
     wait_for(lambda: spool.pending() == 0, "the other one arrives when it is taken")
 
@@ -107,8 +99,8 @@ def test_a_receiver_that_comes_back_gets_both(deliver, put, spool, receiver, wai
     receiver.stop()
     put("logs", b"a")
     put("metrics", b"b")
-    found = deliver()
-    wait_for(lambda: all(one.failures for one in found.values()), "both signals fail")
+    deliveries_by_signal = deliver()
+    wait_for(lambda: all(one.failures for one in deliveries_by_signal.values()), "both signals fail")
     receiver.start()
     wait_for(lambda: spool.pending() == 0, "both arrive")
 
@@ -120,8 +112,8 @@ def test_signals_arrive_in_order_once_the_receiver_is_back(deliver, put, spool, 
     put("logs", b"begin")
     put("metrics", *values)
     put("logs", b"end")
-    found = deliver()
-    wait_for(lambda: all(one.failures for one in found.values()), "both signals fail")
+    deliveries_by_signal = deliver()
+    wait_for(lambda: all(one.failures for one in deliveries_by_signal.values()), "both signals fail")
     receiver.routes.clear()
     wait_for(lambda: spool.pending() == 0, "everything arrives")
     assert received(receiver) == [b"begin", *values, b"end"]
@@ -140,37 +132,40 @@ def test_what_happens_during_an_attempt_that_fails_does_not_shorten_the_delay(
     receiver.routes |= {"/v1/metrics": hold, "/v1/logs": answering(503)}
     put("metrics", b"1")
     put("logs", b"2")
-    found = deliver(export_timeout=60)
-    wait_for(lambda: found["logs"].failures > 3, "the other signal fails meanwhile")
+    deliveries_by_signal = deliver(export_timeout=60)
+    wait_for(lambda: deliveries_by_signal["logs"].failures > 3, "the other signal fails meanwhile")
     release.set()
-    wait_for(lambda: found["metrics"].failures, "the attempt fails")
-    failures = found["logs"].failures
-    wait_for(lambda: found["logs"].failures > failures + 10, "time passes")
-    assert found["metrics"].failures == 1
+    wait_for(lambda: deliveries_by_signal["metrics"].failures, "the attempt fails")
+    failures = deliveries_by_signal["logs"].failures
+    wait_for(lambda: deliveries_by_signal["logs"].failures > failures + 10, "time passes")
+    assert deliveries_by_signal["metrics"].failures == 1
 
 
 def test_it_is_known_when_there_is_nothing_to_do(deliver, put, spool, wait_for):
-    found = deliver()
-    wait_for(lambda: all(one.idle for one in found.values()), "there is nothing")
+    deliveries_by_signal = deliver()
+    wait_for(lambda: all(one.idle for one in deliveries_by_signal.values()), "there is nothing")
     put("metrics", b"1")
-    for one in found.values():
+    for one in deliveries_by_signal.values():
         one.arrived()
         assert not one.idle
-    wait_for(lambda: spool.pending() == 0 and all(one.idle for one in found.values()), "there is nothing any more")
+    wait_for(
+        lambda: spool.pending() == 0 and all(one.idle for one in deliveries_by_signal.values()),
+        "there is nothing any more",
+    )
 
 
 def test_what_was_given_up_holds_up_nothing_that_comes_later(deliver, put, spool, receiver, answering, wait_for):
     receiver.routes["/v1/logs"] = answering(503)
     put("logs", b"picture")
-    found = deliver()
-    wait_for(lambda: found["logs"].failures, "it is refused")
+    deliveries_by_signal = deliver()
+    wait_for(lambda: deliveries_by_signal["logs"].failures, "it is refused")
     spool.discard(1, "spool_full_media")
-    wait_for(lambda: found["logs"].idle, "nothing waits any more")
-    assert not found["logs"].failures
-    assert not found["logs"].error
+    wait_for(lambda: deliveries_by_signal["logs"].idle, "nothing waits any more")
+    assert not deliveries_by_signal["logs"].failures
+    assert not deliveries_by_signal["logs"].error
     receiver.routes.clear()
     put("logs", b"end")
-    found["logs"].arrived()
+    deliveries_by_signal["logs"].arrived()
     wait_for(lambda: received(receiver) == [b"end"], "the later event arrives")
 
 
@@ -181,8 +176,8 @@ def test_the_limit_on_bytes_is_that_of_the_destination(deliver):
 
 def test_destinations_that_need_the_order_have_one_queue(tmp_path):
     settings = Settings(exporters=("jsonl", "otlp"))
-    found = deliveries(settings.exporters, tmp_path / "spool.sqlite", settings, lambda: None)
-    assert [(one.destination, one.signals) for one in found] == [
+    signal_deliveries = deliveries(settings.exporters, tmp_path / "spool.sqlite", settings, lambda: None)
+    assert [(one.destination, one.signals) for one in signal_deliveries] == [
         ("jsonl", ("metrics", "logs")),
         ("otlp", ("metrics",)),
         ("otlp", ("logs",)),
@@ -194,8 +189,8 @@ def test_a_signal_can_be_left_out(tmp_path, monkeypatch):
     settings = Settings(exporters=("experiment", "otlp", "otlp:b"), exporter_options={"otlp:b.signals": "Logs"})
     assert settings.takers("metrics", settings.exporters) == ("experiment", "otlp")
     assert settings.takers("logs", settings.exporters) == ("experiment", "otlp:b")
-    found = deliveries(settings.exporters, tmp_path / "spool.sqlite", settings, lambda: None)
-    assert [one.signals for one in found if one.destination != "experiment"] == [("metrics",), ("logs",)]
+    signal_deliveries = deliveries(settings.exporters, tmp_path / "spool.sqlite", settings, lambda: None)
+    assert [one.signals for one in signal_deliveries if one.destination != "experiment"] == [("metrics",), ("logs",)]
 
 
 @pytest.mark.parametrize("value", ["", "traces", "metrics,traces"])
@@ -233,5 +228,5 @@ def test_beginning_says_which_signals_are_left_out(tmp_path, monkeypatch, caplog
     settings = {"exporters": ("otlp",), "agent": "off", "directory": tmp_path, "buffer_directory": tmp_path}
     with caplog.at_level(logging.WARNING, "tensormeter"):
         tensormeter.init(settings=settings).finish()
-    said = [record.getMessage() for record in caplog.records if "OTEL_LOGS_EXPORTER" in record.getMessage()]
-    assert said == ["otlp: not sending logs, because OTEL_LOGS_EXPORTER=none"]
+    warnings = [record.getMessage() for record in caplog.records if "OTEL_LOGS_EXPORTER" in record.getMessage()]
+    assert warnings == ["otlp: no logs are sent, because OTEL_LOGS_EXPORTER=none"]

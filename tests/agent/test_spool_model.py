@@ -52,11 +52,11 @@ class SpoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(self.waiting.values()))
     @rule(destination=st.sampled_from(DESTINATIONS), rejected=st.booleans())
     def retire(self, destination, rejected):
-        found = self.spool.next(destination)
-        assert (found is None) == (not self.waiting[destination])
-        if found is None:
+        entry = self.spool.next(destination)
+        assert (entry is None) == (not self.waiting[destination])
+        if entry is None:
             return
-        sequence, request = found
+        sequence, request = entry
         assert request.body == self.waiting[destination][0]
         if rejected:
             self.spool.quarantine(destination, sequence, "no")
@@ -90,10 +90,10 @@ class SpoolMachine(RuleBasedStateMachine):
         }
         files["spool.sqlite-wal"] = log[:at] + tail[rest]
         self._reopen(files)
-        found = self._state()
+        state = self._state()
         possible = self.history[self.synced :]
-        assert found in possible, "a state that there was, whole, and none before the last sync"
-        index = len(self.history) - 1 - self.history[::-1].index(found)
+        assert state in possible, "a state that there was, whole, and none before the last sync"
+        index = len(self.history) - 1 - self.history[::-1].index(state)
         self.history = self.history[: index + 1]
         self.synced = min(self.synced, index)
         # What was lost comes again from the ring, from the cursor on, and under other numbers here.

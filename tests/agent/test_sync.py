@@ -257,14 +257,11 @@ def test_retry_counts_what_is_damaged_and_leaves_what_was_given_up(left, outcome
         assert (spool.losses(), spool.quarantined_items()) == ({"damaged": 1}, 1)
 
 
-def test_an_agent_that_is_at_work_sends_what_is_put_back(receiver, answering, tmp_path, wait_for):
+def test_an_agent_that_is_at_work_sends_what_is_put_back(receiver, run_settings, answering, tmp_path, wait_for):
     import tensormeter
 
     receiver.routes["/v1/metrics"] = answering(400)
-    settings = Settings(
-        endpoint=receiver.url, directory=tmp_path / "state", buffer_directory=tmp_path / "rings", schedule_delay=0.05
-    )
-    run = tensormeter.init("p", id="r", settings=settings)
+    run = tensormeter.init("p", id="r", settings=run_settings(agent="process"))
     run.log({"x": 1.0}, 1)
     (directory,) = (RunDirectory.open(path) for path in (tmp_path / "state" / "runs").glob("r@*"))
     with closing(Spool(directory.spool)) as spool:

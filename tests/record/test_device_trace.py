@@ -137,24 +137,17 @@ NATIVE = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int
 OTHERS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint32, torch.uint64]
 
 
-@pytest.mark.parametrize("number", [1, 2, 64, 500])
-@pytest.mark.parametrize("dtype", NATIVE)
-def test_values_of_one_dtype_take_two_launches(pretended, number, dtype):
+@pytest.mark.parametrize(
+    ("number", "dtype", "copies_to_host"),
+    [*((number, dtype, 1) for number in (1, 2, 64, 500) for dtype in NATIVE), *((20, dtype, 2) for dtype in OTHERS)],
+)
+def test_values_of_one_dtype_take_two_launches_or_three_without_kernels(pretended, number, dtype, copies_to_host):
     """A call of `_foreach_copy_` is one kernel for up to 64 values, and one more for each further 64."""
     copies, traced = pretended
     tensors = scalars(number, dtype)
     with traced() as trace:
         copy(copies, tensors)
-    assert trace.launches == ["_foreach_copy_", "copy_"]
-
-
-@pytest.mark.parametrize("dtype", OTHERS)
-def test_a_dtype_without_kernels_takes_one_more_launch(pretended, dtype):
-    copies, traced = pretended
-    tensors = scalars(20, dtype)
-    with traced() as trace:
-        copy(copies, tensors)
-    assert trace.launches == ["_foreach_copy_", "copy_", "copy_"]
+    assert trace.launches == ["_foreach_copy_"] + ["copy_"] * copies_to_host
 
 
 def test_a_mixture_takes_one_launch_for_each_dtype_and_one_copy_for_each_device(pretended):
