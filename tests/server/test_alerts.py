@@ -1,18 +1,16 @@
 """Alerts: detectors, what the watcher makes of a store, and webhooks that fail and come back."""
 
-import http.server
 import json
 import math
 import random
-import threading
 
 import numpy as np
 import pytest
 
+from support.otlp_receivers import Http
+from support.stores import append_batches
 from tensormeter.errors import SettingsError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Scope, Sum
-from tensormeter.otlp.decode import decode_metrics
-from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.alerts.config import AlertConfig, Rule, load_alert_config
 from tensormeter.server.alerts.detectors import make_detector
 from tensormeter.server.alerts.watcher import Watcher
@@ -24,32 +22,32 @@ T0 = 1_750_000_000_000_000_000
 SECOND = 10**9
 
 
-def said(rule, values):
+def fired_at(rule, values):
     detector = make_detector(rule)
     return [index for index, value in enumerate(values) if detector(value) is not None]
 
 
 def test_nan_is_said_once_until_it_is_calm_again():
     rule = Rule(kind="nan")
-    assert said(rule, [1.0, math.nan, math.nan, 1.0, math.inf]) == [1]
-    assert said(rule, [math.nan, *[1.0] * 20, -math.inf]) == [0, 21]
+    assert fired_at(rule, [1.0, math.nan, math.nan, 1.0, math.inf]) == [1]
+    assert fired_at(rule, [math.nan, *[1.0] * 20, -math.inf]) == [0, 21]
 
 
 def test_spikes_of_a_noisy_falling_loss():
     chaos = random.Random(1)
     values = [math.exp(-i / 300) + chaos.gauss(0, 0.05) for i in range(1000)]
-    assert said(Rule(kind="spike"), values) == []
+    assert fired_at(Rule(kind="spike"), values) == []
     values[500] += 3
     values[501] += 3
-    assert said(Rule(kind="spike"), values) == [500]
-    assert said(Rule(kind="spike"), [1.0] * 50 + [1.01] + [1.0] * 50) == []
-    assert said(Rule(kind="spike"), [1.0] * 50 + [2.0]) == [50]
-    assert said(Rule(kind="spike"), [1.0, 100.0]) == []  # too little is known yet
+    assert fired_at(Rule(kind="spike"), values) == [500]
+    assert fired_at(Rule(kind="spike"), [1.0] * 50 + [1.01] + [1.0] * 50) == []
+    assert fired_at(Rule(kind="spike"), [1.0] * 50 + [2.0]) == [50]
+    assert fired_at(Rule(kind="spike"), [1.0, 100.0]) == []  # too little is known yet
 
 
 def test_thresholds_speak_when_they_are_crossed():
     rule = Rule(kind="threshold", above=2.0, below=-1.0)
-    assert said(rule, [0, 3, 4, 0, 3, math.nan, -2]) == [1, 4, 6]
+    assert fired_at(rule, [0, 3, 4, 0, 3, math.nan, -2]) == [1, 4, 6]
 
 
 @pytest.fixture
@@ -65,8 +63,7 @@ def watched(tmp_path):
             times = (T0 + steps * SECOND).astype(np.uint64)
             gauges = [Gauge(STEP_METRIC, times, steps), Gauge("train/loss", times, np.array(losses))]
             resource = {"service.name": "demo", "tensormeter.run.id": run, "service.instance.id": process}
-            payload = encode_metrics([Batch(resource, gauges)])
-            self.store.append_metrics(decode_metrics(payload), payload=payload)
+            append_batches(self.store, Batch(resource, gauges))
 
         def alerts(self, run="r"):
             events = self.store.events(RunRef(run), EventQuery(name="tensormeter.alert"))
@@ -110,8 +107,7 @@ def test_metrics_of_one_name_are_watched_apart(watched):
             Gauge("train/loss", times[part], values[part], scope=Scope(name))
             for name, values in (("large", large), ("small", small))
         ]
-        payload = encode_metrics([Batch(resource, series)])
-        watched.store.append_metrics(decode_metrics(payload), payload=payload)
+        append_batches(watched.store, Batch(resource, series))
         watched.watcher.check()
 
     log(slice(0, 50))
@@ -130,8 +126,7 @@ def test_a_process_that_drops_something_is_told_once(watched):
             attributes={"tensormeter.reason": "ring_full"},
         )
         resource = {"service.name": "demo", "tensormeter.run.id": "r", "service.instance.id": "p"}
-        payload = encode_metrics([Batch(resource, [dropped])])
-        watched.store.append_metrics(decode_metrics(payload), payload=payload)
+        append_batches(watched.store, Batch(resource, [dropped]))
         watched.watcher.check()
         watched.now += 61
     (alert,) = watched.store.events(RunRef("r"), EventQuery(name="tensormeter.alert"))
@@ -169,45 +164,9 @@ def test_what_is_gone_is_not_watched(watched):
     assert watched.store.projects() == []
 
 
-class Receiver:
-    """A webhook's other end: fails as told, and remembers."""
-
-    def __init__(self, answers):
-        receiver = self
-        self.answers = list(answers)
-        self.taken = []
-        self.requests = 0
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                receiver.requests += 1
-                status, headers = receiver.answers.pop(0) if receiver.answers else (200, {})
-                if status == 200:
-                    receiver.taken.append(body)
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/secret-path"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
-        self.thread.start()
-
-    def close(self):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-
 def test_a_webhook_is_told_again_until_it_listens(start, make, tmp_path, eventually):
-    elsewhere = Receiver([])
-    receiver = Receiver([(503, {"Retry-After": "0"}), (429, {})])
+    elsewhere, receiver = Http(), Http()
+    receiver.answers += [(503, {"Retry-After": "0"}, b""), (429, {}, b"")]
     file = tmp_path / "alerts.toml"
     file.write_text(
         f"""
@@ -217,36 +176,36 @@ def test_a_webhook_is_told_again_until_it_listens(start, make, tmp_path, eventua
         metric = "eval/*"
         above = 10
         [[webhook]]
-        url = "{receiver.url}"
+        url = "{receiver.url}/secret-path"
         """
     )
     try:
         server = start("--alerts", str(file), "--alert-interval", "0.05")
         rows = [(T0 + i, i, {"eval/ppl": 20.0 if i == 5 else 1.0, "other": 99.0}) for i in range(10)]
         server.metrics(make.rows("hooked", rows))
-        eventually(lambda: receiver.taken)
-        (told,) = receiver.taken
-        assert (told["run"], told["project"], told["step"]) == ("hooked", "demo", 5)
-        assert told["text"] == "demo/hooked: eval/ppl: 20 is above 10"
+        eventually(lambda: receiver.accepted)
+        (message,) = map(json.loads, receiver.accepted)
+        assert (message["run"], message["project"], message["step"]) == ("hooked", "demo", 5)
+        assert message["text"] == "demo/hooked: eval/ppl: 20 is above 10"
         (event,) = server.get("/api/v1/runs/hooked/events", name="tensormeter.alert")["events"]
         assert event["attributes"]["tensormeter.key"] == "eval/ppl"
         assert (event["step"], event["body"]["kind"]) == (5, "threshold")
         # What a trainer alerts goes the same way; a redirect is refused, and what is refused is not tried again.
-        receiver.answers = [(302, {"Location": elsewhere.url})]
+        receiver.answers.append((302, {"Location": elsewhere.url}, b""))
         alert = Event("tensormeter.alert", T0, {"title": "mine", "webhook": elsewhere.url}, {})
         server.events(make.resource("hooked"), alert)
-        eventually(lambda: receiver.requests == 4)
+        eventually(lambda: len(receiver.received) == 4)
         assert server.stop() == 0
         server = start("--alerts", str(file), "--alert-interval", "0.05")
         server.events(make.resource("hooked"), Event("tensormeter.alert", T0, {"title": "again"}, {}))
-        eventually(lambda: len(receiver.taken) == 2)
-        assert receiver.taken[1]["text"] == "demo/hooked: again"
+        eventually(lambda: len(receiver.accepted) == 2)
+        assert json.loads(receiver.accepted[1])["text"] == "demo/hooked: again"
         assert server.stop() == 0
         assert "secret-path" not in server.stderr
-        assert elsewhere.requests == 0
+        assert elsewhere.received == []
     finally:
-        receiver.close()
-        elsewhere.close()
+        receiver.stop()
+        elsewhere.stop()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """`tensormeter.Client`, over a real server."""
 
 import math
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 
 import tensormeter
+from support.processes import run_python
 from tensormeter.client import ApiError
 from tensormeter.errors import SettingsError, TensormeterError, UsageError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event
@@ -51,8 +50,8 @@ def client(server, make):
 def test_runs(client):
     assert client.projects() == ["demo", "other"]
     assert [run.id for run in client.runs()] == ["bb02", "bb01", "bb00", "aa01"]
-    found = client.runs("other", filter="summary.loss.last > 0", sort="summary.loss.last", fields=["summary.loss"])
-    assert [(run.id, run.summary["loss"].last) for run in found] == [("bb01", 0.5), ("bb02", 1.0)]
+    runs = client.runs("other", filter="summary.loss.last > 0", sort="summary.loss.last", fields=["summary.loss"])
+    assert [(run.id, run.summary["loss"].last) for run in runs] == [("bb01", 0.5), ("bb02", 1.0)]
     assert [run.id for run in client.runs(sort="id", limit=2)] == ["aa01", "bb00"]
     assert [run.id for run in client.runs(limit=0)] == []
     with pytest.raises(ApiError, match="there is no field 'nothing'") as caught:
@@ -99,14 +98,14 @@ def test_which_run(client):
 
 def test_series_are_arrays(client):
     run = client.run("aa01")
-    found = run.series("loss", "count")
-    assert [(one.metric, one.process, one.attributes) for one in found] == [
+    arrays = run.series("loss", "count")
+    assert [(one.metric, one.process, one.attributes) for one in arrays] == [
         ("count", "p0", {}),
         ("count", "p1", {}),
         ("loss", "p0", {"split": "train"}),
         ("loss", "p1", {"split": "train"}),
     ]
-    loss = found[2]
+    loss = arrays[2]
     assert loss.x.tolist() == [0, 10, 20, 30, 40, 50]
     assert loss.y.tobytes() == np.array(NUMBERS[:-1]).tobytes()
     loss.y[0] = 3.0  # a copy of one's own
@@ -123,8 +122,8 @@ def test_series_are_arrays(client):
 def test_series_of_many_runs(client, monkeypatch, slices):
     monkeypatch.setattr("tensormeter.client.series._MAX_NAMES", slices)
     runs = list(client.runs("other", sort="id"))
-    found = client.series(runs, ["loss", STEP_METRIC])
-    assert sorted((one.run, one.metric, one.y.tolist()) for one in found) == sorted(
+    arrays = client.series(runs, ["loss", STEP_METRIC])
+    assert sorted((one.run, one.metric, one.y.tolist()) for one in arrays) == sorted(
         [(f"bb0{i}", "loss", [i / 2]) for i in range(3)] + [(f"bb0{i}", STEP_METRIC, [1]) for i in range(3)]
     )
 
@@ -146,15 +145,15 @@ def test_points_are_exact_in_blocks_of_any_size(client, block):
     run = client.run("aa01")
     for metric, expected in [("loss", NUMBERS), ("count", [2**62 + i for i in range(7)])]:
         blocks = list(run.points(metric, process="p1", block=block))
-        assert np.concatenate([one.time for one in blocks]).tolist() == [T0 + 1000 * i + 1 for i in range(7)]
+        assert np.concatenate([block.time for block in blocks]).tolist() == [T0 + 1000 * i + 1 for i in range(7)]
         steps = [(s if known else None) for b in blocks for s, known in zip(b.step, b.stepped, strict=True)]
         assert steps == [0, 10, 20, 30, 40, 50, None]
         if metric == "loss":
-            values = np.concatenate([one.value for one in blocks])
+            values = np.concatenate([block.value for block in blocks])
             assert values.tobytes() == np.array(expected).tobytes()
         else:
-            assert np.concatenate([one.integer for one in blocks]).tolist() == expected
-            assert all(one.is_integer.all() for one in blocks)
+            assert np.concatenate([block.integer for block in blocks]).tolist() == expected
+            assert all(block.is_integer.all() for block in blocks)
     both = list(run.points("loss", block=block))
     assert sum(map(len, both)) == 14
     some = list(run.points("loss", start=T0 + 1000, stop=T0 + 2000, block=block))
@@ -173,11 +172,11 @@ def test_a_run_that_was_resumed(server, make, client):
         assert server.metrics(batch).status == 200
     run = client.run("ee01")
     assert [process.attempt for process in run.processes()] == [1, 2]
-    assert sorted(x for one in run.series("loss") for x in one.x) == [0, 1, 2, 3, 4, 5]
-    assert sorted(x for one in run.series("loss", attempt="all") for x in one.x) == [0, 1, 2, 3, 3, 4, 4, 5]
-    assert [one.attempt for one in run.series("loss", attempt=1)] == [1]
+    assert sorted(x for series in run.series("loss") for x in series.x) == [0, 1, 2, 3, 4, 5]
+    assert sorted(x for series in run.series("loss", attempt="all") for x in series.x) == [0, 1, 2, 3, 3, 4, 4, 5]
+    assert [series.attempt for series in run.series("loss", attempt=1)] == [1]
     blocks = list(run.points("loss"))
-    assert [(one.process, one.attempt, one.step.tolist()) for one in blocks] == [
+    assert [(block.process, block.attempt, block.step.tolist()) for block in blocks] == [
         ("p1", 1, [0, 1, 2, 3, 4]),
         ("p2", 2, [3, 4, 5]),
     ]
@@ -208,12 +207,17 @@ def test_histograms(server, make, client):
         point.explicit_bounds.extend([0.0, 1.0])
     assert server.post("/v1/metrics", data.SerializeToString()).status == 200
     run = client.run("dd01")
-    found = run.histograms("d", x="time")
-    assert (len(found), found.total, found.kind, found.count.tolist()) == (3, 3, "histogram", [6, 6, 6])
-    assert found.sum.tolist() == [1.5, math.inf, math.inf]
-    assert np.isnan(found.min).all()
-    assert [one.tolist() for one in found.bounds] == [[0.0, 1.0]] * 3
-    assert [one.tolist() for one in found.counts] == [[1, 2, 3]] * 3
+    histograms = run.histograms("d", x="time")
+    assert (len(histograms), histograms.total, histograms.kind, histograms.count.tolist()) == (
+        3,
+        3,
+        "histogram",
+        [6, 6, 6],
+    )
+    assert histograms.sum.tolist() == [1.5, math.inf, math.inf]
+    assert np.isnan(histograms.min).all()
+    assert [one.tolist() for one in histograms.bounds] == [[0.0, 1.0]] * 3
+    assert [one.tolist() for one in histograms.counts] == [[1, 2, 3]] * 3
     assert len(run.histograms("d", x="time", max_points=2)) == 2
     assert len(run.histograms("nothing")) == 0
 
@@ -298,7 +302,7 @@ def test_pandas_is_not_needed(server, client):
         "try: found.to_pandas()\n"
         "except tensormeter.UsageError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
+    done = run_python("-c", program, check=True)
     assert "pip install 'tensormeter[pandas]'" in done.stdout
 
 

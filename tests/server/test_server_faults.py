@@ -1,11 +1,9 @@
 """Further faults of the server; docs/reliability.md and docs/server.md list all of them."""
 
 import json
-import socket
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from urllib.parse import urlsplit
 
 import anyio
 import pytest
@@ -22,11 +20,6 @@ T0 = 1_750_000_000_000_000_000
 YEAR = 365 * 86400 * 10**9
 
 
-def connect(server):
-    parts = urlsplit(server.url)
-    return socket.create_connection((parts.hostname, parts.port), timeout=300)
-
-
 def head(length):
     return (
         "POST /v1/metrics HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-protobuf\r\n"
@@ -37,13 +30,13 @@ def head(length):
 def test_a_content_length_that_is_wrong(start, make):
     server = start()
     body = encode_metrics([make.rows("wrong-length", [(T0, 0, {"v": 1.0})])])
-    with connect(server) as connection:
+    with server.connect() as connection:
         connection.sendall(head(len(body) + 10) + body)  # and away
-    with connect(server) as connection:
+    with server.connect() as connection:
         connection.sendall(head(len(body) - 10) + body)
         answer = connection.recv(65536)
         assert answer.startswith(b"HTTP/1.1 400 ")
-    with connect(server) as connection:
+    with server.connect() as connection:
         connection.sendall(head("-5") + body)
         assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
     assert server.ask("/api/v1/runs/wrong-length")[0] == 404

@@ -1,62 +1,23 @@
 """The needs of operators of a server: TLS, proxies, limits on connections, logs."""
 
 import contextlib
-import datetime as dt
-import ipaddress
 import json
 import select
-import socket
 import ssl
 import sys
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import urllib3
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 import tensormeter
+from support.certificates import write_certificate
+from support.servers import read_to_end
 from tensormeter.errors import SettingsError, TensormeterError
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.server import ServerConfig
 
 TOKEN = "s3cret-token-of-the-test"
-
-
-def write_certificate(certificate, key, *, passphrase=None):
-    """Replace two files by a new key and its self-signed certificate for this machine."""
-    made = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tensormeter test")])
-    now = dt.datetime.now(dt.UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    usages = {"digital_signature", "key_cert_sign", "crl_sign"}
-    every = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
-    every += ("key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
-    usage = x509.KeyUsage(**{name: name in usages for name in every})
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(made.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=2))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(made.public_key()), critical=False)
-        .sign(made, hashes.SHA256())
-    )
-    hidden = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
-    for file, content in [
-        (certificate, signed.public_bytes(serialization.Encoding.PEM)),
-        (key, made.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, hidden)),
-    ]:
-        written = file.with_suffix(".new")
-        written.write_bytes(content)
-        written.replace(file)
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +28,6 @@ def tls(tmp_path_factory):
     write_certificate(folder / "other.pem", files[2], passphrase=b"passphrase")
     write_certificate(*files[:2])
     return files
-
-
-def connect(server):
-    parts = urlsplit(server.url)
-    return socket.create_connection((parts.hostname, parts.port), timeout=300)
-
-
-def everything(connection):
-    """The bytes until the other side closes."""
-    parts = []
-    while part := connection.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
 
 
 def test_https(start, tls, make, monkeypatch):
@@ -93,9 +41,9 @@ def test_https(start, tls, make, monkeypatch):
     assert server.metrics(make.rows("safe", [(10**18, 0, {"v": 1.0})])).status == 200
     (one,) = tensormeter.Client(server.url).run("safe").series("v")
     assert one.y.tolist() == [1.0]
-    with connect(server) as plain:
+    with server.connect() as plain:
         plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert b"200" not in everything(plain)
+        assert b"200" not in read_to_end(plain)
     assert server.stop() == 0
 
 
@@ -103,7 +51,7 @@ def shown(server, name=None):
     """The certificate that a new connection gets, in PEM."""
     anyone = ssl.create_default_context()
     anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
-    with connect(server) as plain, anyone.wrap_socket(plain, server_hostname=name) as connection:
+    with server.connect() as plain, anyone.wrap_socket(plain, server_hostname=name) as connection:
         return ssl.DER_cert_to_PEM_cert(connection.getpeercert(binary_form=True))
 
 
@@ -113,7 +61,7 @@ def test_a_new_certificate_is_for_new_connections(start, tmp_path):
     first = certificate.read_text()
     server = start("--tls-cert", str(certificate), "--tls-key", str(key))
     trusting = ssl.create_default_context(cafile=certificate)
-    with connect(server) as plain, trusting.wrap_socket(plain, server_hostname="localhost") as old:
+    with server.connect() as plain, trusting.wrap_socket(plain, server_hostname="localhost") as old:
         assert shown(server) == first
         write_certificate(certificate, key)
         second = certificate.read_text()
@@ -121,11 +69,11 @@ def test_a_new_certificate_is_for_new_connections(start, tmp_path):
         assert [shown(server, name) for name in (None, "localhost", "elsewhere.example")] == [second] * 3
         assert server.stderr == ""
         old.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        assert everything(old).startswith(b"HTTP/1.1 200 ")
+        assert read_to_end(old).startswith(b"HTTP/1.1 200 ")
     # What cannot be used is said once, and changes nothing.
     third, of_third = tmp_path / "third.pem", tmp_path / "key-of-third.pem"
     write_certificate(third, of_third)
-    for said, spoil in enumerate(
+    for warnings, spoil in enumerate(
         [
             lambda: certificate.write_text("no certificate"),
             certificate.unlink,
@@ -135,8 +83,8 @@ def test_a_new_certificate_is_for_new_connections(start, tmp_path):
     ):
         spoil()
         assert [shown(server), shown(server)] == [second] * 2
-        assert server.stderr.count("are not a certificate and its key") == said
-        assert server.stderr.count("\n") == said
+        assert server.stderr.count("are not a certificate and its key") == warnings
+        assert server.stderr.count("\n") == warnings
     of_third.replace(key)
     assert shown(server, "localhost") == third.read_text()
     assert server.stop() == 0
@@ -171,11 +119,11 @@ def test_limits_that_are_none(tmp_path, changes):
 
 def test_headers_that_do_not_end(start):
     server = start("--header-timeout", "0.5")
-    with connect(server) as silent, connect(server) as half:
+    with server.connect() as silent, server.connect() as half:
         half.sendall(b"GET /healthz HTTP/1.1\r\nHost: local")
-        assert everything(half).startswith(b"HTTP/1.1 408 ")
-        assert everything(silent).startswith(b"HTTP/1.1 408 ")
-    with connect(server) as trickling:
+        assert read_to_end(half).startswith(b"HTTP/1.1 408 ")
+        assert read_to_end(silent).startswith(b"HTTP/1.1 408 ")
+    with server.connect() as trickling:
         trickling.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
         trickling.settimeout(0.05)
         answer = b""
@@ -189,29 +137,29 @@ def test_headers_that_do_not_end(start):
 
 def test_the_headers_of_a_second_request_do_not_end(start):
     server = start("--header-timeout", "0.5")
-    with connect(server) as connection:
+    with server.connect() as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = connection.recv(65536)
         while b'"ok"' not in answer:
             answer += connection.recv(65536)
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost")
-        assert everything(connection).startswith(b"HTTP/1.1 408 ")
+        assert read_to_end(connection).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_request_may_take_longer_than_its_headers(start, eventually):
     """The deadline is that of the headers: a stream, and a body that is still coming, go on."""
     server = start("--header-timeout", "0.5")
-    with connect(server) as stream, connect(server) as silent:
+    with server.connect() as stream, server.connect() as silent:
         stream.sendall(b"GET /api/v1/stream?runs=none HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert stream.recv(65536).startswith(b"HTTP/1.1 200 ")
-        with connect(server) as slow:
+        with server.connect() as slow:
             slow.sendall(
                 b"POST /v1/metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n"
                 b"Content-Type: application/x-protobuf\r\nConnection: close\r\n\r\n"
             )
-            everything(silent)  # the deadline of all three is over
+            read_to_end(silent)  # the deadline of all three is over
             slow.sendall(b"\x00")
-            assert everything(slow).startswith(b"HTTP/1.1 400 ")
+            assert read_to_end(slow).startswith(b"HTTP/1.1 400 ")
         stream.setblocking(False)  # it goes on, after any output so far
         with contextlib.suppress(BlockingIOError):
             assert stream.recv(65536)
@@ -220,23 +168,23 @@ def test_a_request_may_take_longer_than_its_headers(start, eventually):
 def test_more_requests_than_connections_are_allowed(start, eventually):
     """Connections whose requests are being answered keep their places; a further one is refused at once."""
     server = start("--max-connections", "3")
-    held = [connect(server) for _ in range(3)]
+    connections = [server.connect() for _ in range(3)]
     try:
-        for stream in held:
+        for stream in connections:
             stream.sendall(b"GET /api/v1/stream?runs=none HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert stream.recv(65536).startswith(b"HTTP/1.1 200 ")
-        with connect(server) as further:
-            assert everything(further).startswith(b"HTTP/1.1 503 ")
-        held.pop().close()
+        with server.connect() as further:
+            assert read_to_end(further).startswith(b"HTTP/1.1 503 ")
+        connections.pop().close()
 
         def answered():
-            with connect(server) as further:
+            with server.connect() as further:
                 further.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                return everything(further).startswith(b"HTTP/1.1 200 ")
+                return read_to_end(further).startswith(b"HTTP/1.1 200 ")
 
         eventually(answered)
     finally:
-        for connection in held:
+        for connection in connections:
             connection.close()
 
 
@@ -249,10 +197,10 @@ def test_fewer_open_files_than_connections(start, tmp_path, monkeypatch):
     server = start()
     with contextlib.ExitStack() as stack:
         for _ in range(300):
-            stack.enter_context(connect(server))
-        with connect(server) as further:
+            stack.enter_context(server.connect())
+        with server.connect() as further:
             further.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            assert everything(further).startswith(b"HTTP/1.1 200 ")
+            assert read_to_end(further).startswith(b"HTTP/1.1 200 ")
     assert server.stop() == 0
     line = server.stderr.splitlines()[0]
     assert "the system allows 200 open files; the server accepts 100 connections instead of 2048" in line
@@ -262,20 +210,19 @@ def test_handshakes_that_do_not_go_on_give_way(start, tls, eventually):
     """They count as connections, also the first byte and none."""
     certificate, key, _ = tls
     server = start("--tls-cert", str(certificate), "--tls-key", str(key), "--max-connections", "10")
-    parts = urlsplit(server.url)
     with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(connect(server)) for _ in range(30)]
-        for connection in held[::2]:
+        connections = [stack.enter_context(server.connect()) for _ in range(30)]
+        for connection in connections[::2]:
             connection.sendall(b"\x16")
         assert shown(server) == certificate.read_text()
         anyone = ssl.create_default_context(cafile=certificate)
-        plain = stack.enter_context(socket.create_connection((parts.hostname, parts.port), timeout=300))
+        plain = stack.enter_context(server.connect())
         with anyone.wrap_socket(plain, server_hostname="localhost") as encrypted:
             encrypted.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            assert everything(encrypted).startswith(b"HTTP/1.1 200 ")
+            assert read_to_end(encrypted).startswith(b"HTTP/1.1 200 ")
 
         def closed():
-            readable = select.select(held, [], [], 0)[0]
+            readable = select.select(connections, [], [], 0)[0]
             return len(readable) >= 20
 
         eventually(closed)
@@ -291,23 +238,23 @@ def test_an_answer_that_is_not_read_is_given_up_over_tls_too(start, tls, make, e
     gauge = Gauge("v", times.astype(np.uint64), np.random.default_rng(0).standard_normal(400_000))
     assert server.metrics(Batch(make.resource("large"), [gauge])).status == 200
     anyone = ssl.create_default_context(cafile=certificate)
-    with connect(server) as plain, anyone.wrap_socket(plain, server_hostname="localhost") as unread:
+    with server.connect() as plain, anyone.wrap_socket(plain, server_hostname="localhost") as unread:
         request = (
             b"GET /api/v1/runs/large/series?metric=v&x=time HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         )
         unread.sendall(request)
-        eventually(lambda: "the client did not read from a response for 1 s" in server.stderr, 60)
-    with connect(server) as plain, anyone.wrap_socket(plain, server_hostname="localhost") as read:
+        eventually(lambda: "the client read nothing of a response for 1 s" in server.stderr, 60)
+    with server.connect() as plain, anyone.wrap_socket(plain, server_hostname="localhost") as read:
         read.sendall(request)
-        assert len(everything(read)) > 8_000_000
+        assert len(read_to_end(read)) > 8_000_000
 
 
 def test_a_handshake_that_takes_too_long_is_ended(start, tls):
     certificate, key, _ = tls
     server = start("--tls-cert", str(certificate), "--tls-key", str(key), "--header-timeout", "0.5")
-    with connect(server) as silent, contextlib.suppress(ConnectionResetError):
-        assert everything(silent) == b""
-    with connect(server) as waiting:  # does not keep the server from stopping
+    with server.connect() as silent, contextlib.suppress(ConnectionResetError):
+        assert read_to_end(silent) == b""
+    with server.connect() as waiting:  # does not keep the server from stopping
         waiting.sendall(b"\x16")
         assert server.stop() == 0
     assert server.stderr == ""
@@ -324,11 +271,11 @@ def test_logs_in_json(start, eventually):
     assert server.http.request("GET", f"{server.url}{path}", headers=headers).status == 404
     assert server.http.request("GET", f"{server.url}/api/v1/projects").status == 401
     eventually(lambda: len(log_of(server)) == 2)
-    found, refused = log_of(server)
+    accepted, refused = log_of(server)
     expected = {"level": "INFO", "logger": "tensormeter.server.access", "message": "request", "method": "GET"}
-    assert expected.items() <= found.items()
-    assert (found["path"], found["status"]) == ('/api/v1/runs/no\n\x1b[2Jsuch"run', 404)
-    assert (found["client"], found["token"]) == ("127.0.0.1", "server token")
+    assert expected.items() <= accepted.items()
+    assert (accepted["path"], accepted["status"]) == ('/api/v1/runs/no\n\x1b[2Jsuch"run', 404)
+    assert (accepted["client"], accepted["token"]) == ("127.0.0.1", "server token")
     assert (refused["status"], refused["token"]) == (401, None)
     assert TOKEN not in server.stderr
     assert "secret-filter" not in server.stderr

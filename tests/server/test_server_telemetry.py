@@ -23,8 +23,8 @@ def items(client):
     """The last value of the counter by signal and outcome."""
     (run,) = client.runs(PROJECT)
     return {
-        (one.attributes["tensormeter.signal"], one.attributes["tensormeter.outcome"]): one.y[-1]
-        for one in run.series(ITEMS, x="time")
+        (series.attributes["tensormeter.signal"], series.attributes["tensormeter.outcome"]): series.y[-1]
+        for series in run.series(ITEMS, x="time")
     }
 
 
@@ -91,7 +91,10 @@ def test_to_another_backend(start, tmp_path, eventually):
     assert server.get("/api/v1/projects") == {"projects": []}
     client = Client(backend.url)
     eventually(
-        lambda: PROJECT in client.projects() and DURATION in {one.name for one in next(client.runs(PROJECT)).metrics()}
+        lambda: (
+            PROJECT in client.projects()
+            and DURATION in {metric.name for metric in next(client.runs(PROJECT)).metrics()}
+        )
     )
     assert server.get("/api/v1/projects") == {"projects": []}
     assert server.stop() == 0

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -22,12 +23,17 @@ from support.processes import clean_environment
 from tensormeter.otlp.batch import Batch, Event
 from tensormeter.otlp.encode import encode_events, encode_metrics
 
-__all__ = ["Points", "RestartableServer", "Server", "ServerProcess"]
+__all__ = ["Points", "RestartableServer", "Server", "ServerProcess", "read_to_end"]
 
 PROTOBUF = "application/x-protobuf"
 
 Points = Counter[tuple[str, int, str]]
 """The number of points by (metric, step, value). Values are hexadecimal floats, so that equal means every bit."""
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """Read from a connection until the other side closes it."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 class ServerProcess:
@@ -66,6 +72,11 @@ class ServerProcess:
             self.kill()
             raise AssertionError(f"the server does not listen: {self.line}{log.read_text() if log else ''}")
         self.url = self.line.split()[3]
+
+    def connect(self) -> socket.socket:
+        """Open a connection to the server, for requests that no client would send."""
+        address = urlsplit(self.url)
+        return socket.create_connection((address.hostname, address.port), timeout=300)
 
     def kill(self) -> None:
         """End it with SIGKILL."""

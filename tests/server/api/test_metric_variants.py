@@ -71,41 +71,41 @@ EXPECTED = {
 def test_lists_and_series_say_which_is_which(run, server_on_each, name):
     path = "/api/v1/runs/variants"
     for listed in (server_on_each.get(f"{path}/metrics"), server_on_each.get("/api/v1/metrics", runs="variants")):
-        found = {
-            (one["kind"], one["temporality"], one["unit"]): (one.get("scopes", [""]), one["points"])
-            for one in listed["metrics"]
-            if one["name"] == name
+        variants = {
+            (metric["kind"], metric["temporality"], metric["unit"]): (metric.get("scopes", [""]), metric["points"])
+            for metric in listed["metrics"]
+            if metric["name"] == name
         }
         expected = {}
         for kind, temporality, scope, unit in EXPECTED[name]:
             scopes, points = expected.get((kind, temporality, unit), ([], 0))
             expected[kind, temporality, unit] = [*scopes, scope], points + N
-        assert found == expected
+        assert variants == expected
     for x in ("step", "time"):
         series = run.series(name, x=x)
-        labelled = {(one.kind, one.temporality, one.scope, one.unit): one.y.tolist() for one in series}
+        labelled = {(line.kind, line.temporality, line.scope, line.unit): line.y.tolist() for line in series}
         assert labelled == {variant: [value] * N for variant, value in EXPECTED[name].items()}
         for entries in (
             server_on_each.get(f"{path}/series", metric=name, x=x)["series"],
             server_on_each.query("variants", metrics=[name], x=x)["series"],
         ):
-            assert {(one["kind"], one["temporality"], one["scope"], one["unit"]) for one in entries} == set(
+            assert {(entry["kind"], entry["temporality"], entry["scope"], entry["unit"]) for entry in entries} == set(
                 EXPECTED[name]
             )
     for _, _, scope, unit in EXPECTED[name]:
-        chosen = {(one.scope, one.unit) for one in run.series(name, scope=scope, unit=unit)}
+        chosen = {(series.scope, series.unit) for series in run.series(name, scope=scope, unit=unit)}
         assert chosen == {(scope, unit)}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_statistics_over_ranks_are_of_one_of_them(run, server_on_each, name):
     path = "/api/v1/runs/variants/ranks"
-    found = server_on_each.get(path, metric=name)
-    chosen = tuple(found["variant"][part] for part in ("kind", "temporality", "scope", "unit"))
+    statistics = server_on_each.get(path, metric=name)
+    chosen = tuple(statistics["variant"][part] for part in ("kind", "temporality", "scope", "unit"))
     value = EXPECTED[name][chosen]
-    assert found["min"] == found["median"] == found["max"] == [value] * N
-    assert found["processes"] == 1
-    (other,) = found["others"]
+    assert statistics["min"] == statistics["median"] == statistics["max"] == [value] * N
+    assert statistics["processes"] == 1
+    (other,) = statistics["others"]
     wanted = {part: text for part, text in other.items() if text is not None}
     again = server_on_each.get(path, metric=name, **wanted)
     assert again["variant"] == other
@@ -125,10 +125,13 @@ def test_summaries_do_not_mix_units(server_on_each, run):
 
 
 def test_distributions_say_which_they_are(run):
-    assert {(one.scope, one.unit) for one in run.distributions("sizes")} == {("liba", "By"), ("libb", "KiBy")}
+    assert {(distribution.scope, distribution.unit) for distribution in run.distributions("sizes")} == {
+        ("liba", "By"),
+        ("libb", "KiBy"),
+    }
     for scope, unit in (("liba", "By"), ("libb", "KiBy")):
-        found = run.histograms("sizes", scope=scope)
-        assert (found.scope, found.unit, found.total) == (scope, unit, N)
+        histograms = run.histograms("sizes", scope=scope)
+        assert (histograms.scope, histograms.unit, histograms.total) == (scope, unit, N)
         assert run.histograms("sizes", unit=unit).scope == scope
 
 
@@ -137,12 +140,12 @@ def test_files_have_columns_that_tell_them_apart(run, tmp_path):
     with (tmp_path / "all.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for name, variants in EXPECTED.items():
-        found = {
+        written = {
             (row["kind"], row["temporality"] or None, row["scope"], row["unit"]): float(row["value"])
             for row in rows
             if row["metric"] == name
         }
-        assert found == variants
+        assert written == variants
     sizes = {(row["kind"], row["scope"], row["unit"]) for row in rows if row["metric"] == "sizes"}
     assert sizes == {("histogram", "liba", "By"), ("histogram", "libb", "KiBy")}
     for kind in ("jsonl", "parquet"):
@@ -181,5 +184,5 @@ def test_pieces_with_different_units_are_no_line(server_on_each, make):
             Gauge("took", times, np.full(N, 1.0), unit=unit, scope=scope),
         ]
         assert server_on_each.metrics(Batch(resource, series)).status == 200
-    found = Client(server_on_each.url).run("resumed").series("took")
-    assert [(one.process, one.unit, len(one)) for one in found] == [("a2", "s", 2 * N), ("a3", "ms", N)]
+    lines = Client(server_on_each.url).run("resumed").series("took")
+    assert [(line.process, line.unit, len(line)) for line in lines] == [("a2", "s", 2 * N), ("a3", "ms", N)]

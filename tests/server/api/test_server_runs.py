@@ -209,8 +209,8 @@ def test_user_changes_survive_later_events(server, make):
     assert status == 200
     server.events(resource, begin(1, config={"a": 2}, tags=["sent"], group="g2", notes="n2"))
     again = server.get("/api/v1/runs/patched")
-    for found in (run, again):
-        shown = [found[key] for key in ("name", "tags", "notes", "group", "archived")]
+    for document in (run, again):
+        shown = [document[key] for key in ("name", "tags", "notes", "group", "archived")]
         assert shown == ["mine", ["x", "y"], "<b>", "", True]
     assert again["config"] == {"a": 2}
     assert server.get("/api/v1/runs", project="patch")["total"] == 0
@@ -420,16 +420,16 @@ def test_pages_of_events(server_on_each, make):
         body = {"text": f"{number} " + "x" * (3 << 20), "content_type": "text/plain"}
         server.events(resource, Event("tensormeter.text", T0 + number // 2, body, {"tensormeter.key": "t"}))
     path = "/api/v1/runs/paged/events"
-    found, before, pages = [], None, 0
+    events, before, pages = [], None, 0
     while True:
         answer = server.get(path, name="tensormeter.text", **({} if before is None else {"before": before}))
-        found += [int(event["body"]["text"].split()[0]) for event in answer["events"]]
+        events += [int(event["body"]["text"].split()[0]) for event in answer["events"]]
         pages += 1
         before = answer["next"]
         if before is None:
             break
-    assert sorted(found) == list(range(12))
-    assert [number // 2 for number in found] == [number // 2 for number in reversed(range(12))]
+    assert sorted(events) == list(range(12))
+    assert [number // 2 for number in events] == [number // 2 for number in reversed(range(12))]
     assert pages == 2
     listed = server.get(path, max_body=1000)
     assert listed["next"] is None
@@ -460,8 +460,8 @@ def test_one_id_in_two_projects_can_be_named(server, make):
         server.metrics(make.rows("both", [(T0, 0, {"v": 1.0 if project == "left" else 2.0})], project=project))
     status, document = server.send("POST", "/api/v1/query", {"runs": ["both"], "metrics": ["v"]})
     assert (status, document["error"]["code"]) == (409, "ambiguous")
-    found = server.query("left/both", "right/both", metrics=["v"])["series"]
-    assert [series["y"] for series in found] == [[1.0], [2.0]]
+    lines = server.query("left/both", "right/both", metrics=["v"])["series"]
+    assert [series["y"] for series in lines] == [[1.0], [2.0]]
     assert server.query("both", metrics=["v"], project="right")["series"][0]["y"] == [2.0]
 
 
@@ -476,11 +476,11 @@ def test_metrics_of_several_runs_are_one_list(server, make):
                 make.gauge(f"only-{run}", [at], [1.0]),
             ]
             server.metrics(Batch(make.resource(run, process, project="union"), series))
-    found = {one["name"]: one for one in server.get("/api/v1/metrics?runs=m0,m1&project=union")["metrics"]}
-    assert set(found) == {"shared", "split", "only-m0", "only-m1"}
-    shared = found["shared"]
+    metrics = {metric["name"]: metric for metric in server.get("/api/v1/metrics?runs=m0,m1&project=union")["metrics"]}
+    assert set(metrics) == {"shared", "split", "only-m0", "only-m1"}
+    shared = metrics["shared"]
     assert (shared["points"], shared["processes"], shared["last"], shared["last_time"]) == (3, 2, 1.0, str(T0 + 1))
-    assert [one["part"] for one in found["split"]["attributes"]] == ["all", "m0", "m1"]
+    assert [one["part"] for one in metrics["split"]["attributes"]] == ["all", "m0", "m1"]
     assert server.get("/api/v1/metrics?runs=m1&project=union") == server.get("/api/v1/runs/m1/metrics?project=union")
     for runs, status in (("", 400), (",".join(["m0"] * 201), 400), ("m0,unknown", 404)):
         assert server.send("GET", f"/api/v1/metrics?runs={runs}")[0] == status

@@ -1,10 +1,8 @@
 """Access to the server."""
 
 import os
-import socket
 import subprocess
 import sys
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -43,8 +41,7 @@ def test_the_right_token(guarded):
 
 
 def test_unauthorized_before_the_body_is_read(guarded):
-    parts = urlsplit(guarded.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=300) as connection:
+    with guarded.connect() as connection:
         connection.sendall(b"POST /v1/metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
 

@@ -5,19 +5,14 @@ import re
 import socket
 import struct
 import threading
-from urllib.parse import urlsplit
 
 import pytest
 
+from support.servers import read_to_end
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.receivers.request_body import BodyReader
 
 T0 = 1_750_000_000_000_000_000
-
-
-def connect(server):
-    parts = urlsplit(server.url)
-    return socket.create_connection((parts.hostname, parts.port), timeout=300)
 
 
 def request_of(body, **headers):
@@ -26,19 +21,14 @@ def request_of(body, **headers):
     return f"POST /v1/metrics HTTP/1.1\r\n{lines}\r\n".encode() + body
 
 
-def read_answer(connection):
-    """All of it, until the server closes."""
-    return b"".join(iter(lambda: connection.recv(65536), b""))
-
-
 def test_a_client_that_closes_before_the_answer_makes_no_duplicate(start_on_each, make):
     server = start_on_each()
     body = encode_metrics([make.rows("half-closed", [(T0, 0, {"v": 1.0})])])
     for _ in range(3):
-        with connect(server) as connection:
+        with server.connect() as connection:
             connection.sendall(request_of(body, Tensormeter_Batch_Id="half"))
             connection.shutdown(socket.SHUT_WR)
-            assert read_answer(connection)[:13] in (b"", b"HTTP/1.1 200 ")
+            assert read_to_end(connection)[:13] in (b"", b"HTTP/1.1 200 ")
     assert server.post("/v1/metrics", body, Tensormeter_Batch_Id="half").status == 200
     assert server.get("/api/v1/runs/half-closed")["points"] == 2
 
@@ -47,7 +37,7 @@ def test_a_reset_after_the_commit_makes_no_duplicate(start_on_each, make, eventu
     server = start_on_each()
     bodies = [encode_metrics([make.rows("reset", [(T0 + i, i, {"v": float(i)})])]) for i in range(5)]
     for i, body in enumerate(bodies):
-        with connect(server) as connection:
+        with server.connect() as connection:
             connection.sendall(request_of(body, Tensormeter_Batch_Id=f"reset-{i}"))
             eventually(lambda i=i: server.has_batch(f"reset-{i}"))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -115,15 +105,15 @@ def test_more_bodies_at_once_than_memory_says_when_to_come_again(monkeypatch):
 def test_a_connection_on_which_no_request_comes_is_closed(start):
     """Slowloris: each would hold a descriptor for ever."""
     server = start("--header-timeout", "5")
-    with connect(server) as silent, connect(server) as halting, connect(server) as endless:
+    with server.connect() as silent, server.connect() as halting, server.connect() as endless:
         endless.sendall(request_of(b"", Content_Length=1 << 40))  # answered at once, but the body goes on
         assert endless.recv(65536).startswith(b"HTTP/1.1 413 ")
         endless.sendall(b"x")
         halting.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-")
-        assert [read_answer(one).partition(b"\r")[0] for one in (silent, halting)] == [
+        assert [read_to_end(one).partition(b"\r")[0] for one in (silent, halting)] == [
             b"HTTP/1.1 408 Request Timeout"
         ] * 2
-        read_answer(endless)  # the rest of the answer, and then it ends
+        read_to_end(endless)  # the rest of the answer, and then it ends
     assert server.get("/healthz") == {"status": "ok"}
     assert server.stop() == 0
     assert server.stderr == ""

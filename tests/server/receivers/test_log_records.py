@@ -34,12 +34,12 @@ def test_a_record_keeps_severity_ids_and_scope(server_on_each):
     )
     scope = {"name": "lib.a", "version": "2.1", "attributes": [{"key": "k", "value": {"stringValue": "v"}}]}
     run = send(server_on_each, "web", sent, sent, scope=scope)
-    (found,) = run.events("restart")
-    assert (found.severity_number, found.severity_text) == (17, "Fatal!")
-    assert (found.trace_id, found.span_id, found.flags) == (TRACE, SPAN, 1)
-    assert (found.time, found.observed_time) == (T0, T0 + 5)
-    assert found.scope == {"name": "lib.a", "version": "2.1", "attributes": {"k": "v"}}
-    assert found.body == "it broke"
+    (event,) = run.events("restart")
+    assert (event.severity_number, event.severity_text) == (17, "Fatal!")
+    assert (event.trace_id, event.span_id, event.flags) == (TRACE, SPAN, 1)
+    assert (event.time, event.observed_time) == (T0, T0 + 5)
+    assert event.scope == {"name": "lib.a", "version": "2.1", "attributes": {"k": "v"}}
+    assert event.body == "it broke"
 
 
 def test_records_that_differ_in_severity_or_span_are_two(server_on_each):
@@ -52,7 +52,7 @@ def test_records_that_differ_in_severity_or_span_are_two(server_on_each):
         record(spanId=SPAN),
         record(spanId=other),
     )
-    assert {(one.severity_number, one.span_id) for one in run.events("restart")} == {
+    assert {(event.severity_number, event.span_id) for event in run.events("restart")} == {
         (9, ""),
         (17, ""),
         (0, SPAN),
@@ -74,14 +74,14 @@ def test_records_that_differ_in_severity_or_span_are_two(server_on_each):
 )
 def test_ids_in_json_are_hexadecimal_or_base64(server, sent, kept):
     run = send(server, f"ids-{sent}", record(traceId=sent))
-    assert [one.trace_id for one in run.events("restart")] == [kept]
+    assert [event.trace_id for event in run.events("restart")] == [kept]
 
 
 def test_a_record_without_any_of_it(server):
     run = send(server, "bare", record())
-    (found,) = run.events("restart")
-    assert (found.severity_number, found.severity_text, found.trace_id, found.scope) == (0, "", "", {})
-    assert found.observed_time is None
+    (event,) = run.events("restart")
+    assert (event.severity_number, event.severity_text, event.trace_id, event.scope) == (0, "", "", {})
+    assert event.observed_time is None
 
 
 def sent(*events):
@@ -91,8 +91,8 @@ def sent(*events):
 
 @pytest.mark.parametrize(("level", "number"), [("INFO", 9), ("WARN", 13), ("ERROR", 17)])
 def test_an_alert_goes_out_with_the_severity_of_its_level(level, number):
-    ((scope, found),) = sent(Event("tensormeter.alert", T0, {"title": "t", "text": "", "level": level}))
-    assert (found.severity_number, found.severity_text) == (number, level)
+    ((scope, record),) = sent(Event("tensormeter.alert", T0, {"title": "t", "text": "", "level": level}))
+    assert (record.severity_number, record.severity_text) == (number, level)
     assert scope.name == "tensormeter"
     assert scope.version
 
@@ -101,8 +101,8 @@ def test_an_alert_goes_out_with_the_severity_of_its_level(level, number):
     ("state", "level"), [("finished", "INFO"), ("failed", "ERROR"), ("crashed", "ERROR"), ("preempted", "INFO")]
 )
 def test_a_run_that_fails_ends_with_an_error(state, level):
-    ((_, found),) = sent(Event("tensormeter.run.end", T0, {"state": state, "message": ""}))
-    assert found.severity_text == level
+    ((_, record),) = sent(Event("tensormeter.run.end", T0, {"state": state, "message": ""}))
+    assert record.severity_text == level
 
 
 def test_every_other_record_of_ours_is_information():

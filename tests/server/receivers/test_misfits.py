@@ -45,7 +45,7 @@ def test_histograms_whose_buckets_cannot_be_right_are_refused(server, bounds, co
     assert answer["rejectedDataPoints"] == "1"
     assert reason in answer["errorMessage"]
     (run,) = Client(server.url).runs(name)
-    assert [len(one) for one in run.distributions("wait")] == [2]
+    assert [len(distribution) for distribution in run.distributions("wait")] == [2]
     assert len(run.series("load", x="time")) == 1
 
 
@@ -54,7 +54,7 @@ def test_a_point_from_the_future_hides_no_lag(server_on_each):
     send(server_on_each, "future", gauge("load", T0), gauge("load", YEAR_2116))
     (run,) = server_on_each.get("/api/v1/runs", project="future")["runs"]
     assert run["lag"] == 0
-    assert [one["id"] for one in server_on_each.get("/api/v1/runs", project="future", filter="lag >= 0")["runs"]] == [
+    assert [run["id"] for run in server_on_each.get("/api/v1/runs", project="future", filter="lag >= 0")["runs"]] == [
         run["id"]
     ]
     send(server_on_each, "past", gauge("load", T0))

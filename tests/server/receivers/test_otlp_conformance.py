@@ -44,8 +44,8 @@ def test_the_sdk_for_javascript(server, node, encoding, temporality):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     runs = server.get("/api/v1/runs", project="javascript")["runs"]
-    found = [server.get(f"/api/v1/runs/{run['id']}") for run in runs]
-    (run,) = [one for one in found if one["processes"][0]["id"] == encoding]
+    documents = [server.get(f"/api/v1/runs/{run['id']}") for run in runs]
+    (run,) = [document for document in documents if document["processes"][0]["id"] == encoding]
     resource = {"service.name": "javascript", "service.instance.id": encoding, "host.name": "a", "ranks": [0, 1]}
     assert run["environment"] == resource
     path = f"/api/v1/runs/{run['id']}"
@@ -68,8 +68,8 @@ def test_the_sdk_for_javascript(server, node, encoding, temporality):
         about = [listed[name][key] for key in ("kind", "unit", "temporality", "monotonic", "points")]
         assert about == [kind, unit, adds_up, monotonic, 2 * len(expected)]
         series = server.get(f"{path}/series", metric=name)["series"]
-        assert [(one["attributes"], one["value"]) for one in series] == expected
-        assert all(one["time"] == sorted(set(one["time"])) for one in series)
+        assert [(line["attributes"], line["value"]) for line in series] == expected
+        assert all(line["time"] == sorted(set(line["time"])) for line in series)
     assert listed["requests"]["description"] == "how many"
 
     histogram = server.get(f"{path}/histograms", metric="durations", x="time")
@@ -249,7 +249,8 @@ def test_requests_of_the_shapes_of_the_examples(start, encoding):
     path = f"/api/v1/runs/{run['id']}"
     metrics = server.get(f"{path}/metrics")["metrics"]
     about = [
-        (one["name"], one["kind"], one["unit"], one["temporality"], one["monotonic"], one["points"]) for one in metrics
+        (metric["name"], metric["kind"], metric["unit"], metric["temporality"], metric["monotonic"], metric["points"])
+        for metric in metrics
     ]
     assert about == [
         ("my.counter", "sum", "1", "delta", True, 1),

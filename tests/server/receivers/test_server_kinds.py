@@ -272,8 +272,8 @@ def test_one_name_in_several_kinds_and_scopes_keeps_all(server, make):
     assert server.post("/v1/metrics", request.SerializeToString()).data == b""
     metrics = server.get("/api/v1/runs/changed/metrics")["metrics"]
     assert sorted((metric["kind"], metric["points"]) for metric in metrics) == [("gauge", 2), ("sum", 1)]
-    found = server.get("/api/v1/runs/changed/series", metric="v")["series"]
-    assert sorted(series["value"] for series in found) == [[1.0], [2.0], [3.0]]
+    lines = server.get("/api/v1/runs/changed/series", metric="v")["series"]
+    assert sorted(series["value"] for series in lines) == [[1.0], [2.0], [3.0]]
 
 
 def test_points_of_mixed_layouts_decode_as_protobuf_says():
@@ -297,10 +297,10 @@ def test_points_of_mixed_layouts_decode_as_protobuf_says():
     for i in range(20):
         several.add(time_unix_nano=T0 + i, as_double=i).attributes.add(key="k").value.int_value = i % 2
     (batch,) = decode_metrics(request.SerializeToString())
-    found = [(series.name, dict(series.attributes), series.times - T0, series.values) for series in batch.series]
+    decoded = [(series.name, dict(series.attributes), series.times - T0, series.values) for series in batch.series]
     by = {
         (name, str(attributes), values.dtype.kind): (times.tolist(), values.tolist())
-        for name, attributes, times, values in found
+        for name, attributes, times, values in decoded
     }
     assert by["v", "{}", "i"] == ([i for i in range(20) if i % 3 == 0], [i for i in range(20) if i % 3 == 0])
     assert by["v", "{}", "f"] == ([i for i in range(20) if i % 3], [i / 2 for i in range(20) if i % 3])

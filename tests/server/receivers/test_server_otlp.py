@@ -4,10 +4,8 @@ import concurrent.futures
 import gzip
 import json
 import random
-import socket
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -77,9 +75,7 @@ def test_members_of_gzip_are_joined(server, make):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of another process from /proc")
 def test_too_large_before_and_after_decompression(server):
     limit = 64 << 20
-    with socket.create_connection(
-        (urlsplit(server.url).hostname, urlsplit(server.url).port), timeout=300
-    ) as connection:
+    with server.connect() as connection:
         head = "POST /v1/metrics HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-protobuf\r\n"
         connection.sendall(f"{head}Content-Length: {limit + 1}\r\n\r\n".encode())
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")  # answered without a byte of the body

@@ -72,8 +72,8 @@ def test_steps_in_any_order_several_times_and_not_at_all(server, make):
 )
 def test_ranges_are_half_open(server, make, query, values):
     server.metrics(make.rows("range", [(T0 + i, i, {"v": float(i)}) for i in range(6)]), batch_id="range")
-    found = server.get("/api/v1/runs/range/series", metric="v", **query)["series"]
-    assert [value for series in found for value in series["value"]] == (values or [])
+    lines = server.get("/api/v1/runs/range/series", metric="v", **query)["series"]
+    assert [value for series in lines for value in series["value"]] == (values or [])
 
 
 def test_listing(server, make):
@@ -149,8 +149,8 @@ def test_one_run_id_in_two_projects_and_two_processes_of_one_run(server, make):
     status, document = server.ask("/api/v1/runs/twice")
     assert (status, document["error"]["code"]) == (409, "ambiguous")
     assert "'one', 'two'" in document["error"]["message"]
-    found = server.get("/api/v1/runs/twice/series", metric="v", project="two")["series"]
-    assert [(s["process"], s["step"], s["value"]) for s in found] == [("p0", [0], [2.0]), ("p1", [7], [3.0])]
+    lines = server.get("/api/v1/runs/twice/series", metric="v", project="two")["series"]
+    assert [(s["process"], s["step"], s["value"]) for s in lines] == [("p0", [0], [2.0]), ("p1", [7], [3.0])]
     (series,) = server.get("/api/v1/runs/twice/series", metric="v", project="two", process="p1")["series"]
     assert series["process"] == "p1"
 
