@@ -60,7 +60,7 @@ types: $(VENV)/ready
 	$(RUN) ui/types/generate.py
 
 screenshots: $(VENV)/ready
-	$(RUN) tests/ui/screenshots.py $(ARGS)
+	PYTHONPATH=tests $(RUN) tests/ui/screenshots.py $(ARGS)
 
 $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py build_hooks/page.py build_hooks/extensions.py \
   src/tensormeter/record/rows/_writer.c src/tensormeter/session/exit_hooks/_sigterm.c $(wildcard ui/*.json ui/*.mjs ui/src/*.* ui/src/*/*.*)

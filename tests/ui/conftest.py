@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from live_server import CHROMIUM, FLAGS, FRAMES, LiveServer, sample_server
-from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Download, Page, Request, expect, sync_playwright
 from sample_runs import send_gallery, send_hostile, send_wide
 
 SECONDS = 120
@@ -128,6 +128,13 @@ class Tab:
         card.scroll_into_view_if_needed()
         expect(card).to_have_attribute("data-drawn", re.compile(r"\d+"))
         return card
+
+    def save(self, card: Any, kind: str) -> Download:
+        """Save a chart with its menu, as "CSV", "PNG" or "SVG"."""
+        with self.page.expect_download() as download:
+            card.locator("summary").click()
+            card.get_by_role("menuitem", name=kind).click()
+        return download.value
 
     def asked(self, part: str) -> list[Request]:
         """Requests whose address contains `part`."""

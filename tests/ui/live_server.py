@@ -1,13 +1,13 @@
 """A real server process with sample runs, and the path of the browser."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import urllib3
+
+from support.processes import clean_environment
+from support.servers import ServerProcess
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Tests run as root in containers, where Chromium's sandbox cannot start and /dev/shm may be small.
@@ -20,43 +20,27 @@ ALERTS = "defaults = false"
 """Alert rules: none. Alerts of the server would appear during a test and move elements away from the pointer."""
 
 
-class LiveServer:
-    """A `tensormeter serve` process on a free port."""
+class LiveServer(ServerProcess):
+    """A `tensormeter serve` process without alerts."""
 
     def __init__(self, folder: Path, token: str | None = None) -> None:
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_"))}
-        environment = inherited | {"TENSORMETER_DIR": str(folder / "runs")}
+        environment = clean_environment() | {"TENSORMETER_DIR": str(folder / "runs")}
+        self._headers = {"Content-Type": "application/x-protobuf"}
         if token is not None:
             environment["TENSORMETER_TOKEN"] = token
+            self._headers["Authorization"] = f"Bearer {token}"
         alerts = folder / "alerts.toml"
         folder.mkdir(parents=True, exist_ok=True)
         alerts.write_text(ALERTS)
-        command = [sys.executable, "-m", "tensormeter", "serve", "--port", "0", "--data", str(folder / "server")]
-        command += ["--alerts", str(alerts)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert " on http" in line, line
-        self.url = line.partition(" on ")[2].split()[0]
-        self._http = urllib3.PoolManager(retries=False, timeout=300)
-        self._headers = {"Content-Type": "application/x-protobuf"}
-        if token is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
+        super().__init__(folder / "server", "--alerts", str(alerts), environment=environment)
 
     def post(self, path: str, body: bytes) -> None:
-        response = self._http.request("POST", f"{self.url}{path}", body=body, headers=self._headers)
+        response = self.http.request("POST", f"{self.url}{path}", body=body, headers=self._headers)
         assert response.status == 200, response.data
 
     def get(self, path: str, **headers: str) -> urllib3.BaseHTTPResponse:
         named = {key.replace("_", "-"): value for key, value in headers.items()}
-        return self._http.request("GET", f"{self.url}{path}", headers=named)
-
-    def stop(self) -> None:
-        self._http.clear()
-        self._process.terminate()
-        self._process.wait(300)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        return self.http.request("GET", f"{self.url}{path}", headers=named)
 
 
 def sample_server(folder: Path, *sends: Callable[[Callable[[str, bytes], None]], None]) -> LiveServer:

@@ -1,4 +1,4 @@
-"""Tests of charts: search, drawing, tooltips, zoom, options, groups, ranks, export, and live updates."""
+"""Tests of charts: search, drawing, tooltips, zoom, options, groups, ranks, export."""
 
 import json
 import re
@@ -9,11 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.metrics.v1.metrics_pb2 import Gauge as OtlpGauge
-from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics
-from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from playwright.sync_api import Page, expect
 from sample_runs import SECOND, Sender
 
@@ -62,8 +57,7 @@ def test_charts_are_drawn_only_while_visible(tab: Any) -> None:
 def test_first_points_are_requested_while_code_loads(tab: Any) -> None:
     page, delayed = tab.page, []
     page.route(
-        "**/static/shell-*.js",
-        lambda route: route.continue_() if tab.asked("/api/v1/query") else delayed.append(route),
+        "**/static/shell-*.js", lambda route: route.continue_() if tab.asked("/api/v1/query") else delayed.append(route)
     )
     with page.expect_response("**/api/v1/query"):
         page.goto(f"{tab.url}/#/p/vision/runs/vis00,vis01", wait_until="commit")
@@ -121,18 +115,11 @@ def test_an_empty_range_offers_to_zoom_out(tab: Any) -> None:
 
 
 def test_spikes_survive_sampling(tab: Any) -> None:
-    page = tab.go("#/p/vision/runs/vis00")
+    tab.go("#/p/vision/runs/vis00")
     card = tab.card(LOSS)
     # The spike is one of 3000 points, of which the server sends 1000.
-    with page.expect_download() as download:
-        save(page, card, "CSV")
-    rows = Path(download.value.path()).read_text().splitlines()
+    rows = Path(tab.save(card, "CSV").path()).read_text().splitlines()
     assert max(float(row.split(",")[2]) for row in rows[1:] if row.split(",")[2] != "NaN") == 4.9
-
-
-def save(page: Page, card: Any, kind: str) -> None:
-    card.locator("summary").click()
-    card.get_by_role("menuitem", name=kind).click()
 
 
 def test_zoom_reloads_all_charts_at_full_detail(tab: Any) -> None:
@@ -167,10 +154,8 @@ def test_smoothing_keeps_the_raw_curve(tab: Any) -> None:
 
 
 def test_smoothing_is_debiased(tab: Any) -> None:
-    page = tab.go("#/p/vision/runs/vis00?s=0.99&q=train/loss$")
-    with page.expect_download() as download:
-        save(page, tab.card(LOSS), "CSV")
-    rows = [row.split(",") for row in Path(download.value.path()).read_text().splitlines()]
+    tab.go("#/p/vision/runs/vis00?s=0.99&q=train/loss$")
+    rows = [row.split(",") for row in Path(tab.save(tab.card(LOSS), "CSV").path()).read_text().splitlines()]
     assert rows[0] == ["step", "series", "value", "smoothed"]
     assert float(rows[1][3]) == float(rows[1][2])
 
@@ -194,9 +179,7 @@ def test_values_that_are_not_finite_are_marked(tab: Any) -> None:
     card = tab.card("train/gradient_norm")
     expect(card.locator(".remark")).to_contain_text(re.compile(r"not finite \(✕ NaN, ▲ ∞\)"))
     expect(card.locator(".last")).to_have_text("NaN")
-    with page.expect_download() as download:
-        save(page, card, "SVG")
-    assert Path(download.value.path()).read_text().count('class="marks"') == 1
+    assert Path(tab.save(card, "SVG").path()).read_text().count('class="marks"') == 1
     assert red_pixels(page, card) > 20
 
 
@@ -208,64 +191,6 @@ def red_pixels(page: Page, card: Any) -> int:
                 let pixels = 0;
                 for (let i = 0; i < data.length; i += 4) if (data[i] > 150 && data[i + 1] < 60 && data[i + 2] < 60) pixels++;
                 return pixels;
-            }"""
-        )
-    )
-
-
-def test_lines_break_where_nothing_was_recorded(open_tab: Callable[..., Any], site: Any) -> None:
-    """A point flagged as not recorded, as Collectors send it after a failed scrape, interrupts the line, also in live updates."""
-    began = time.time_ns() - 100 * SECOND
-
-    def send(first: int, last: int, value: float = 5, *, recorded: bool = True) -> None:
-        values = {"as_double": value} if recorded else {"flags": 1}
-        points = [NumberDataPoint(time_unix_nano=began + second * SECOND, **values) for second in range(first, last)]
-        named = {"service.name": "scraped", "service.instance.id": "p", "tensormeter.run.id": "scraped1"}
-        attributes = [KeyValue(key=key, value=AnyValue(string_value=text)) for key, text in named.items()]
-        metric = Metric(name="load", gauge=OtlpGauge(data_points=points))
-        of_run = ResourceMetrics(
-            resource=Resource(attributes=attributes), scope_metrics=[ScopeMetrics(metrics=[metric])]
-        )
-        site.post("/v1/metrics", ExportMetricsServiceRequest(resource_metrics=[of_run]).SerializeToString())
-
-    def strokes() -> int:
-        with page.expect_download() as download:
-            save(page, card, "SVG")
-        (path,) = re.findall(r'<path d="([^"]*)" fill="none"', Path(download.value.path()).read_text())
-        return int(path.count("M"))
-
-    send(0, 30)
-    send(30, 50, recorded=False)
-    send(50, 60)
-    tab = open_tab(site.url)
-    page = tab.go("#/p/scraped/runs/scraped1")
-    card = tab.card("load")
-    assert strokes() == inked_stretches(card) == 2
-    send(60, 61, recorded=False)
-    send(80, 90, 6)
-    expect(card.locator(".last")).to_have_text("6")
-    tab.settle()
-    assert strokes() == inked_stretches(card) == 3
-
-
-def inked_stretches(card: Any) -> int:
-    """Count the coloured stretches of a chart's width that are separated by blank pixels."""
-    return int(
-        card.locator("canvas").evaluate(
-            """(canvas) => {
-                const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-                let stretches = 0;
-                let last = -9;
-                for (let x = 0; x < canvas.width; x++) {
-                    for (let y = 0; y < canvas.height; y++) {
-                        const [r, g, b] = data.subarray(4 * (y * canvas.width + x));
-                        if (Math.max(r, g, b) - Math.min(r, g, b) < 80) continue;
-                        if (x - last > 8) stretches++;
-                        last = x;
-                        break;
-                    }
-                }
-                return stretches;
             }"""
         )
     )
@@ -289,9 +214,7 @@ def test_groups_are_drawn_as_mean_and_range(tab: Any) -> None:
     expect(readings).to_have_count(2)
     expect(readings.first).to_contain_text(re.compile(r"optimizer = (adamw|sgd).* to .*mean of 3"))
     expect(card.locator(".legend button")).to_have_text(["optimizer = adamw", "optimizer = sgd"])
-    with page.expect_download() as download:
-        save(page, card, "CSV")
-    header, first, *_ = Path(download.value.path()).read_text().splitlines()
+    header, first, *_ = Path(tab.save(card, "CSV").path()).read_text().splitlines()
     assert header == "step,series,value,smoothed,low,high"
     low, high = map(float, first.split(",")[4:])
     assert low < float(first.split(",")[2]) < high
@@ -408,15 +331,12 @@ def test_full_screen_opens_and_closes(tab: Any) -> None:
 
 
 def test_charts_are_saved_as_png_and_svg(tab: Any) -> None:
-    page = tab.go("#/p/vision/runs/vis00,vis01?q=train/loss$&s=0.9")
+    tab.go("#/p/vision/runs/vis00,vis01?q=train/loss$&s=0.9")
     card = tab.card(LOSS)
-    with page.expect_download() as download:
-        save(page, card, "PNG")
-    assert download.value.suggested_filename == "train_loss.png"
-    assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
-    with page.expect_download() as download:
-        save(page, card, "SVG")
-    drawing = Path(download.value.path()).read_text()
+    download = tab.save(card, "PNG")
+    assert download.suggested_filename == "train_loss.png"
+    assert Path(download.path()).read_bytes().startswith(b"\x89PNG")
+    drawing = Path(tab.save(card, "SVG").path()).read_text()
     assert drawing.startswith("<svg")
     assert drawing.count("<path") == 4
     assert "resnet34-brisk-01" in drawing
@@ -435,92 +355,3 @@ def test_tooltip_of_many_runs_shows_the_highest_and_the_nearest(tab: Any) -> Non
     expect(tooltip.locator(".nearest")).to_have_count(1)
     expect(page.locator(".runlist .nearest")).to_contain_text(tooltip.locator(".nearest .name").inner_text())
     assert len([text for text in page.locator(".runlist .value").all_inner_texts() if text]) == 100
-
-
-def test_live_updates_read_only_new_points(open_tab: Callable[..., Any], site: Any) -> None:
-    sender = Sender(site.post, "live", "live1", "a run under way")
-    began = time.time_ns()
-    sender.event("run.start", began, {"config": {}})
-    steps = np.arange(1000, dtype=np.int64)
-    sender.rows(began + steps, steps, {"loss": 1 / (1 + steps)})
-    tab = open_tab(site.url)
-    page = tab.go("#/p/live/runs/live1")
-    card = tab.card("loss")
-    expect(card.locator(".last")).to_have_text("0.001")
-    more = np.arange(1000, 1010, dtype=np.int64)
-    sender.rows(began + more + SECOND, more, {"loss": more * 0 + 0.5})
-    expect(card.locator(".last")).to_have_text("0.5")
-    last = tab.asked("/api/v1/query")[-1]
-    assert json.loads(last.post_data)["after"]
-    assert len(last.response().body()) < 1000
-    expect(tab.hover(card, 0.999)).to_contain_text("0.5")
-    sender.rows(began + more + 2 * SECOND, more + 10, {"fresh/metric": more * 1.0})
-    tab.card("fresh/metric")
-    sender.event("run.end", began + 3 * SECOND, {"state": "failed"})
-    expect(page.locator(".health .badge")).to_have_text("failed")
-
-
-def test_tooltip_stays_while_other_charts_appear(open_tab: Callable[..., Any], site: Any) -> None:
-    began = time.time_ns()
-    steps = np.arange(10, dtype=np.int64)
-    senders = [Sender(site.post, "pointed", f"pointed{run}", f"pointed {run}") for run in range(2)]
-    for run, sender in enumerate(senders):
-        sender.event("run.start", began, {"config": {}})
-        sender.rows(began + steps, steps, {"first": steps + run})
-    tab = open_tab(site.url)
-    page = tab.go("#/p/pointed/runs/pointed0,pointed1")
-    card = tab.card("first")
-    tab.settle()
-    tooltip = tab.hover(card)
-    for name in ("second", "third"):
-        for sender in senders:
-            sender.rows(began + steps + SECOND, steps + 10, {name: steps})
-        expect(tab.card(name).locator("canvas")).to_be_visible()
-        expect(tooltip).to_be_visible()
-        expect(page.locator(".runlist .nearest")).to_have_count(1)
-        assert all(page.locator(".runlist .value").all_inner_texts())
-    for sender in senders:
-        sender.event("run.end", began + 3 * SECOND, {"state": "finished"})
-    expect(page.locator(".runlist").get_by_role("img", name="finished")).to_have_count(2)
-    expect(page.locator(".runlist .nearest")).to_have_count(1)
-    page.mouse.move(2, 2)
-    expect(tooltip).to_be_hidden()
-    expect(page.locator(".runlist .nearest")).to_have_count(0)
-
-
-def test_growing_runs_are_thinned_and_keep_spikes(open_tab: Callable[..., Any], site: Any) -> None:
-    began = time.time_ns()
-    growing, other = (Sender(site.post, "live", run, "twin") for run in ("twin1", "twin2"))
-
-    def grow(first: int, n: int, value: float) -> None:
-        steps = np.arange(first, first + n, dtype=np.int64)
-        growing.rows(began + steps, steps, {"loss": np.where(steps == 500, 9.0, value)})
-
-    for sender in (growing, other):
-        sender.event("run.start", began, {"config": {}})
-    grow(0, 1000, 1.0)
-    few = np.arange(10, dtype=np.int64)
-    other.rows(began + few, few, {"loss": few * 0 + 2.0, "second": few})
-    tab = open_tab(site.url)
-    page = tab.go("#/p/live/runs/twin1,twin2")
-    card = tab.card("loss")
-    tab.card("second")
-    tab.settle()
-    names = tab.hover(card).locator(".reading .name")
-    expect(names).to_have_text(["twin (twin2)", "twin (twin1)"])
-    plot = card.get_by_role("slider")
-    for turn in range(1, 6):
-        grow(turn * 1000, 1000, 1 + turn / 10)
-        expect(plot).to_have_attribute("aria-valuemax", str(turn * 1000 + 999))
-    with page.expect_download() as download:
-        save(page, card, "CSV")
-    rows = [line.split(",") for line in Path(download.value.path()).read_text().splitlines() if "twin1" in line]
-    assert len(rows) <= 4000
-    assert max(float(row[2]) for row in rows) == 9
-    assert [row[0] for row in (rows[0], rows[-1])] == ["0", "5999"]
-    other.rows(began + few + SECOND, few + 10, {"third": few})
-    tab.card("third")
-    # Metrics of several runs are read with one request.
-    assert not tab.asked("/runs/twin2/metrics")
-    for sender in (growing, other):
-        sender.event("run.end", began + 3 * SECOND, {"state": "finished"})

@@ -51,13 +51,7 @@ def test_system_pane_groups_gpus_by_node_and_metrics_by_kind(tab: Any) -> None:
         "title", re.compile(r"H100.* GPU-0006: 2 % busy, 77 % of memory")
     )
     headings = page.locator(".section h2 button").all_text_contents()
-    assert [re.sub(r"\d+$", "", text) for text in headings] == [
-        "Phases of a step",
-        "GPU",
-        "Process",
-        "Host",
-        "Logging",
-    ]
+    assert [re.sub(r"\d+$", "", text) for text in headings] == ["Phases of a step", "GPU", "Process", "Host", "Logging"]
 
 
 def test_phases_are_stacked_in_the_order_of_a_step(tab: Any) -> None:

@@ -57,7 +57,7 @@ def test_files_are_compressed_and_small(site: LiveServer) -> None:
     sent = 0
     for name in files(site, "js"):
         plain = site.get(name, Accept_Encoding="identity")
-        packed = site._http.request(
+        packed = site.http.request(
             "GET", f"{site.url}{name}", headers={"Accept-Encoding": "gzip"}, decode_content=False
         )
         assert gzip.decompress(packed.data) == plain.data

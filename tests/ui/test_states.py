@@ -1,8 +1,6 @@
 """Tests of special states: no data, errors, missing token, lost connection. Each text explains what to do next."""
 
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,6 +12,8 @@ import pytest
 from live_server import LiveServer
 from playwright.sync_api import expect
 from sample_runs import HOSTILE, Sender
+
+from support.processes import run_python
 
 TOKEN = "a-token-of-the-test"
 
@@ -38,7 +38,7 @@ def test_welcome_code_logs_a_run(empty: LiveServer, open_tab: Callable[..., Any]
         "TENSORMETER_BUFFER_DIR": str(tmp_path / "rings"),
         "TENSORMETER_AGENT": "thread",
     }
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300, capture_output=True)
+    run_python("-c", code, environment=environment, check=True)
     page.get_by_role("link", name="demo 1 run").click()
     page.locator(".rows .row a").first.click()
     tab.card("train/loss")
