@@ -2,27 +2,31 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 from wandb_records import nested, records, rows
 
-from support.processes import TESTS
+from support.processes import TESTS, run_python
 from tensormeter_exporters.wandb.journal import Journal
 
-LOGGING = """
-import sys
+SETUP = """
+import os, signal, sys, threading
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+import psutil, wandb
 from support.otlp import Requests as make
-from tensormeter.exporter import Accepted, ExporterConfig
-from tensormeter.otlp.media import Alert, Table, Text
-from tensormeter_exporters.wandb.exporter import WandbExporter
+from tensormeter.exporter import Accepted, ExporterConfig, Retry
+from tensormeter.otlp.media import Alert, Image, Table, Text
+from tensormeter_exporters.wandb import exporter as module
+from tensormeter_exporters.wandb.records import WandbFile
 folder = Path(sys.argv[2])
+state = folder / "state"
 def exporter():
-    return WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
-                                        options={"directory": str(folder)}, state=folder / "state"))
+    return module.WandbExporter(ExporterConfig(endpoint="", token=None, timeout=300, destination="wandb",
+                                               options={"directory": str(folder)}, state=state))
+"""
+"""The beginning of all agents below. Their arguments: the folder of `support`, that of the files, and others."""
+LOGGING = """
 first = exporter()
 assert first.export(make.logs(1, make.start({"lr": 0.5, "net": {"depth": 2}}, tags=["a", "b" * 70], notes="n"))) == Accepted()
 assert first.export(make.logs(7, make.reconfigured({"parameters": 124}))) == Accepted()
@@ -38,18 +42,19 @@ assert exporter().export(make.logs(4, make.end("failed"))) == Accepted()  # and 
 """
 
 
+def run_agent(folder, environment, code, *arguments, check=True):
+    return run_python("-c", SETUP + code, TESTS, folder, *arguments, environment=environment, check=check)
+
+
+def history_of(folder):
+    paths = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    return [row for path in paths for row in rows(list(records(path)))]
+
+
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory, clean_environment):
     folder = tmp_path_factory.mktemp("wandb")
-    done = subprocess.run(
-        [sys.executable, "-c", LOGGING, str(TESTS), str(folder)],
-        env=clean_environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_agent(folder, clean_environment, LOGGING)
     assert done.stdout == ""
     (path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     return list(records(path))
@@ -75,9 +80,9 @@ def test_the_run_is_described(logged):
         "demo",
         "name of run1",
     )
-    told = [record.run for record in logged if record.WhichOneof("record_type") == "run"][-1]
-    assert (told.tags[0], told.notes) == ("a", "n")
-    assert re.fullmatch("b{55}_[0-9a-f]{8}", told.tags[1]), "a suffix keeps it from others that begin alike"
+    last_run = [record.run for record in logged if record.WhichOneof("record_type") == "run"][-1]
+    assert (last_run.tags[0], last_run.notes) == ("a", "n")
+    assert re.fullmatch("b{55}_[0-9a-f]{8}", last_run.tags[1]), "a suffix keeps it from others that begin alike"
     updates = [record.config.update for record in logged if record.WhichOneof("record_type") == "config"]
     config = nested([item for update in updates for item in update])
     assert (config["lr"], config["parameters"]) == (0.5, 124)
@@ -92,14 +97,7 @@ def test_the_run_is_described(logged):
 
 
 AGENT = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import wandb
-from support.otlp import Requests as make
-from tensormeter.exporter import Accepted, ExporterConfig, Retry
-from tensormeter_exporters.wandb import exporter as module
-folder, when, rows = Path(sys.argv[2]), sys.argv[3], 300
+when, rows = sys.argv[3], 300
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 if when == "end":
     module.Journal.accept = lambda self, *given: die()
@@ -111,10 +109,9 @@ elif when.isdecimal():
         if not left[0]:
             die()
     wandb.Run.log = counted
-exporter = module.WandbExporter(ExporterConfig(endpoint="", token=None, timeout=300, destination="wandb",
-                                               options={"directory": str(folder)}, state=folder / "state"))
+agent = exporter()
 def deliver(request):
-    while isinstance(outcome := exporter.export(request), Retry):
+    while isinstance(outcome := agent.export(request), Retry):
         pass
     assert outcome == Accepted(), outcome
 def request(number, first, count):
@@ -127,8 +124,8 @@ if when != "never":
     deliver(request(3, 10 + rows, 10))
     die()
 deliver(request(4, 20 + rows, 10))
-exporter.shutdown()
-assert not list((folder / "state").glob("*.request"))
+agent.shutdown()
+assert not list(state.glob("*.request"))
 """
 
 
@@ -138,18 +135,10 @@ def test_a_request_in_which_agents_are_killed_is_logged_once(tmp_path, clean_env
     The last one gets nothing again but the request after it, and still completes the files.
     """
     for when, status in (("150", -9), ("60", -9), ("end", -9), ("accepted", -9), ("never", 0)):
-        done = subprocess.run(
-            [sys.executable, "-c", AGENT, str(TESTS), str(tmp_path), when],
-            env=clean_environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        done = run_agent(tmp_path, clean_environment, AGENT, when, check=False)
         assert done.returncode == status, done.stderr
-    paths = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert len(paths) >= 3
-    history = [row for path in paths for row in rows(list(records(path)))]
+    assert len(list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) >= 3
+    history = history_of(tmp_path)
     expected = {step: (step, step / 7) for step in range(330)}
     assert len(history) == len(expected)
     assert {row["_step"]: (row["tensormeter/step"], row["loss"]) for row in history} == expected
@@ -168,24 +157,13 @@ def test_a_journal_cannot_name_other_files(tmp_path):
 
 
 ODD_AGENT = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from support.otlp import Requests as make
-from tensormeter.exporter import ExporterConfig
-from tensormeter.otlp.media import Image, Text
-from tensormeter_exporters.wandb import exporter as module
-folder, when = Path(sys.argv[2]), sys.argv[3]
-def exporter():
-    return module.WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
-                                               options={"directory": str(folder)}, state=folder / "state"))
 bad = Image("bad", b"\\x89PNG\\r\\n\\x1a\\nbroken", "image/png", 1, 1)
 media = make.logs(1, Text("k" * 300, "first").event(make.T0, 1), bad.event(make.T0, 2), Text("/", "last").event(make.T0, 3))
-if when == "begun":
+if sys.argv[3] == "begun":
     module.Journal.accept = lambda self, *given: os.kill(os.getpid(), signal.SIGKILL)
 agent = exporter()
 outcome = agent.export(media)
-assert module.Journal(folder / "state").refused == (1, outcome.message), "for an agent that is asked again"
+assert module.Journal(state).refused == (1, outcome.message), "for an agent that is asked again"
 print(outcome.rejected, outcome.message)
 print(agent.export(make.logged(2, make.rows({4: {"loss": 0.5}}))).rejected)
 print(agent.export(make.logs(3, bad.event(make.T0, 5))).rejected)
@@ -193,28 +171,11 @@ agent.shutdown()
 """
 
 
-def agent(tmp_path, environment, code, *given):
-    return subprocess.run(
-        [sys.executable, "-c", code, str(TESTS), str(tmp_path), *given],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-
-
-def history_of(tmp_path):
-    paths = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    return [row for path in paths for row in rows(list(records(path)))]
-
-
 def test_an_agent_that_is_killed_at_a_refused_item_does_not_fail_the_next_ones(tmp_path, clean_environment):
     """The journal then has an entry with an item that wandb refuses; it is refused and counted again, and the rest is there once."""
-    killed = agent(tmp_path, clean_environment, ODD_AGENT, "begun")
+    killed = run_agent(tmp_path, clean_environment, ODD_AGENT, "begun", check=False)
     assert killed.returncode == -9, killed.stderr
-    done = agent(tmp_path, clean_environment, ODD_AGENT, "never")
-    assert done.returncode == 0, done.stderr
+    done = run_agent(tmp_path, clean_environment, ODD_AGENT, "never")
     first, *others = done.stdout.splitlines()
     assert first.startswith("1 image 'bad': UnidentifiedImageError")
     assert others == ["0", "1"]
@@ -225,18 +186,7 @@ def test_an_agent_that_is_killed_at_a_refused_item_does_not_fail_the_next_ones(t
 
 
 DAMAGED_AGENT = """
-import sys, threading
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from support.otlp import Requests as make
-from tensormeter.exporter import Accepted, ExporterConfig
-from tensormeter_exporters.wandb import exporter as module
-from tensormeter_exporters.wandb.records import WandbFile
-folder, damage = Path(sys.argv[2]), sys.argv[3]
-state = folder / "state"
-def exporter():
-    return module.WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
-                                               options={"directory": str(folder)}, state=state))
+damage = sys.argv[3]
 def rows(number):
     return make.logged(number, make.rows({number: {"loss": number / 7}}, start=make.T0 + number))
 agent = exporter()
@@ -265,9 +215,8 @@ print(sorted(path.name for path in state.iterdir()))
 
 @pytest.mark.parametrize("damage", ["journal", "body", "no body"])
 def test_a_damaged_journal_does_not_fail_every_next_agent(tmp_path, clean_environment, damage):
-    done = agent(tmp_path, clean_environment, DAMAGED_AGENT, damage)
-    assert done.returncode == 0, done.stderr
-    assert "cannot read the W&B journal" in done.stderr or "in the journal" in done.stderr
+    done = run_agent(tmp_path, clean_environment, DAMAGED_AGENT, damage)
+    assert "cannot read the journal of W&B" in done.stderr or "of the journal cannot be read" in done.stderr
     assert ("journal.json.damaged" in done.stdout) == (damage == "journal")
     history = history_of(tmp_path)
     assert [row["loss"] for row in history if row["tensormeter/step"] == 2] == [2 / 7]
@@ -275,15 +224,7 @@ def test_a_damaged_journal_does_not_fail_every_next_agent(tmp_path, clean_enviro
 
 
 RESERVED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from support.otlp import Requests as make
-from tensormeter.exporter import Accepted, ExporterConfig
-from tensormeter_exporters.wandb.exporter import WandbExporter
-folder = Path(sys.argv[2])
-agent = WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
-                                     options={"directory": str(folder)}, state=folder / "state"))
+agent = exporter()
 values = {"_step": 100.0, "_timestamp": 5.0, "_runtime": 6.0, "tensormeter/step": 7.0, "loss": 0.5}
 assert agent.export(make.logged(1, make.rows({3: values}), run="r" * 128)) == Accepted()
 agent.shutdown()
@@ -291,8 +232,7 @@ agent.shutdown()
 
 
 def test_a_users_own_columns_do_not_replace_those_of_wandb(tmp_path, clean_environment):
-    done = agent(tmp_path, clean_environment, RESERVED)
-    assert done.returncode == 0, done.stderr
+    done = run_agent(tmp_path, clean_environment, RESERVED)
     (row,) = history_of(tmp_path)
     assert (row["_step"], row["tensormeter/step"], row["loss"]) == (0, 3, 0.5)
     assert row["_timestamp"] == 1_790_000_000
@@ -306,16 +246,7 @@ def test_a_users_own_columns_do_not_replace_those_of_wandb(tmp_path, clean_envir
 
 
 SERVICE_KILLED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import psutil
-from support.otlp import Requests as make
-from tensormeter.exporter import Accepted, ExporterConfig, Retry
-from tensormeter_exporters.wandb.exporter import WandbExporter
-folder = Path(sys.argv[2])
-agent = WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
-                                     options={"directory": str(folder)}, state=folder / "state"))
+agent = exporter()
 def deliver(number):
     outcomes = [Retry("not tried")]
     while isinstance(outcomes[-1], Retry) and len(outcomes) < 5:
@@ -337,8 +268,7 @@ agent.shutdown()
 
 def test_wandbs_own_process_may_be_killed(tmp_path, clean_environment):
     """By the system, for example, when memory is short: another one goes on, and each row is there once."""
-    done = agent(tmp_path, clean_environment, SERVICE_KILLED)
-    assert done.returncode == 0, done.stderr
+    done = run_agent(tmp_path, clean_environment, SERVICE_KILLED)
     assert "restarting it" in done.stdout
     history = history_of(tmp_path)
     assert sorted(row["tensormeter/step"] for row in history) == list(range(40))
