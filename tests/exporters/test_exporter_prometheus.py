@@ -49,15 +49,15 @@ def test_the_newest_values_are_shown(make, exporter):
     for _ in range(2):  # older, and again: nothing goes back
         assert exporter.export(make.logged(1, [*series, make.histogram("grad", make.T0)])) == Accepted()
     assert exporter.export(make.logs(3, make.start({}))) == Accepted()
-    found = scrape(exporter)
+    samples = scrape(exporter)
     process = make.resource()["service.instance.id"]
-    assert found["train_loss", process, None] == 0.5
-    assert found["tensormeter_step", process, None] == 5
-    assert found["hw_power", process, "GPU-0"] == 250
-    assert found["tokens_total", process, None] == 3
-    assert found["grad_gcount", process, None] == 5
-    assert found["grad_max", process, None] == 30
-    assert found["tensormeter_prometheus_refused_total", None, None] == 0
+    assert samples["train_loss", process, None] == 0.5
+    assert samples["tensormeter_step", process, None] == 5
+    assert samples["hw_power", process, "GPU-0"] == 250
+    assert samples["tokens_total", process, None] == 3
+    assert samples["grad_gcount", process, None] == 5
+    assert samples["grad_max", process, None] == 30
+    assert samples["tensormeter_prometheus_refused_total", None, None] == 0
 
 
 def buckets(exporter, name):
@@ -83,9 +83,9 @@ def exponential(values, scale):
     """An exponential histogram of positive and negative values, as OpenTelemetry maps them."""
 
     def side(magnitudes):
-        found = [math.ceil(math.log2(value) * 2**scale) - 1 for value in magnitudes]
-        first = min(found, default=0)
-        counts = [found.count(index) for index in range(first, max(found, default=first - 1) + 1)]
+        indices = [math.ceil(math.log2(value) * 2**scale) - 1 for value in magnitudes]
+        first = min(indices, default=0)
+        counts = [indices.count(index) for index in range(first, max(indices, default=first - 1) + 1)]
         return Buckets(np.array([first]), [np.array(counts, np.uint64)])
 
     one = np.array([1], np.uint64)
@@ -108,12 +108,12 @@ def test_buckets_are_few_and_exact_and_their_bounds_stay(points, most):
     for drawn, scale in points:
         values = [0.0 if abs(value) < 1e-18 else value for value in drawn]
         series = exponential(values, scale)
-        found = grid.of(series, 0)
-        bounds = [bound for bound, _ in found]
-        assert len(found) <= most
+        classic = grid.of(series, 0)
+        bounds = [bound for bound, _ in classic]
+        assert len(classic) <= most
         assert bounds == sorted(set(bounds))
-        assert found[-1] == (math.inf, len(values))
-        for bound, count in found:
+        assert classic[-1] == (math.inf, len(values))
+        for bound, count in classic:
             # A value on a bound, as near as logarithms can tell, may stand on either side of it.
             clear = [value for value in values if not math.isclose(value, bound, rel_tol=1e-9)]
             least = sum(value < bound for value in clear)
@@ -185,33 +185,33 @@ def test_metrics_whose_names_become_the_same_are_told_apart(make, exporter, capl
     rows = {1: {name: values[name] for name in NAMES[::order]}}
     for number in range(2):  # the second time changes nothing
         assert exporter.export(make.logged(number, make.rows(rows))) == Accepted()
-        found = families(exporter)
-    scraped = sorted(value for _, family in found.values() for value in family.values())
+        exposed = families(exporter)
+    scraped = sorted(value for _, family in exposed.values() for value in family.values())
     assert [value for value in scraped if value >= 700] == sorted(values.values())
     for name in filter(None, NAMES):
-        assert value_of(found, name) == values[name]
+        assert value_of(exposed, name) == values[name]
     for name in ("train_loss", "_1digit"):  # names without replaced characters go first
-        assert list(found[name][1].values()) == [values[name]]
-    assert list(found["a_b"][1].values()) == [values["a/b"]]
-    said = [record.getMessage() for record in caplog.records]
-    of_train_loss = "prometheus: metrics 'train_loss' and 'train.loss' would both become 'train_loss'; the second one is exported as 'train_loss_"
-    assert sum(text.startswith(of_train_loss) for text in said) == 1
-    assert len(said) == 5  # three of `train_loss`, `1digit`, `a:b`
+        assert list(exposed[name][1].values()) == [values[name]]
+    assert list(exposed["a_b"][1].values()) == [values["a/b"]]
+    warnings = [record.getMessage() for record in caplog.records]
+    of_train_loss = "prometheus: metrics 'train_loss' and 'train.loss' would both be 'train_loss'; the latter is scraped as 'train_loss_"
+    assert sum(text.startswith(of_train_loss) for text in warnings) == 1
+    assert len(warnings) == 5  # three of `train_loss`, `1digit`, `a:b`
     assert scrape(exporter)["tensormeter_prometheus_refused_total", None, None] == 0
 
 
 def test_the_suffix_of_a_name_depends_on_the_name_alone(make, config):
-    found = []
+    exposed = []
     for first, second in (("x/y", "x.y"), ("x y", "x.y"), ("x_y", "x.y")):
         exporter = PrometheusExporter(config("prometheus", port="0"))
         try:
             exporter.export(make.logged(1, make.rows({1: {first: 1.0}})))
             exporter.export(make.logged(2, make.rows({2: {second: 2.0}})))
-            found.append({name for name, (text, _) in families(exporter).items() if text == "x.y"})
+            exposed.append({name for name, (text, _) in families(exporter).items() if text == "x.y"})
         finally:
             exporter.shutdown()
-    assert found[0] == found[1] == found[2]
-    assert len(found[0]) == 1
+    assert exposed[0] == exposed[1] == exposed[2]
+    assert len(exposed[0]) == 1
 
 
 def test_logged_metrics_and_statistics_of_distributions_are_told_apart(make, exporter):
@@ -224,11 +224,11 @@ def test_logged_metrics_and_statistics_of_distributions_are_told_apart(make, exp
         "grad/sum": 708.0,
     }
     assert exporter.export(make.logged(1, [make.histogram("grad", make.T0), *make.rows({1: logged})])) == Accepted()
-    found = families(exporter)
+    exposed = families(exporter)
     for name, value in logged.items():
-        assert value_of(found, name) == value
-    assert list(found["grad_mean"][1].values()) == [703.0]
-    assert [text for text, values in found.values() if 6.5 in values.values()] == ["mean of grad"]
+        assert value_of(exposed, name) == value
+    assert list(exposed["grad_mean"][1].values()) == [703.0]
+    assert [text for text, values in exposed.values() if 6.5 in values.values()] == ["mean of grad"]
     assert buckets(exporter, "grad") == {0: 1, 1: 2, 2: 4, math.inf: 5}
 
 
@@ -243,27 +243,27 @@ def test_kinds_of_one_name_are_told_apart(make, exporter):
         assert (
             exporter.export(make.logged(number, [*series, cumulative, make.histogram("tokens", make.T0)])) == Accepted()
         )
-    found = families(exporter)
+    exposed = families(exporter)
     scraped = sorted(
         value
-        for text, values in found.values()
+        for text, values in exposed.values()
         if text.startswith("tokens")
         for value in values.values()
         if value in (3, 4, 5, 7)
     )
     assert {3, 4, 5, 7} <= set(scraped)
-    names = {name: set(values.values()) for name, (_, values) in found.items() if name in ("tokens", "tokens_total")}
+    names = {name: set(values.values()) for name, (_, values) in exposed.items() if name in ("tokens", "tokens_total")}
     assert len(names) == 1
 
 
 def test_own_names_are_not_overwritten(make, exporter):
     logged = {"tensormeter_step": 50.0, "tensormeter/step": 51.0, "tensormeter_prometheus_refused_total": 52.0}
     assert exporter.export(make.logged(1, make.rows({7: logged}))) == Accepted()
-    found = scrape(exporter)
+    samples = scrape(exporter)
     process = make.resource()["service.instance.id"]
-    assert found["tensormeter_step", process, None] == 7
-    assert found["tensormeter_prometheus_refused_total", None, None] == 0
-    assert {50.0, 51.0, 52.0} <= set(found.values())
+    assert samples["tensormeter_step", process, None] == 7
+    assert samples["tensormeter_prometheus_refused_total", None, None] == 0
+    assert {50.0, 51.0, 52.0} <= set(samples.values())
 
 
 def test_attributes_whose_names_become_the_same_are_told_apart(make, exporter, caplog):
@@ -337,8 +337,8 @@ def test_units_and_forms_of_one_name_are_told_apart(make, exporter, caplog):
     ]
     for number in range(2):
         assert exporter.export(make.logged(number, series)) == Accepted()
-    found = families(exporter)
-    values = sorted(value for text, family in found.values() if text == "m" for value in family.values())
+    exposed = families(exporter)
+    values = sorted(value for text, family in exposed.values() if text == "m" for value in family.values())
     assert values == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert any("metrics 'm' and 'm (By)' would both become 'm'" in record.getMessage() for record in caplog.records)
 
@@ -375,9 +375,9 @@ def test_memory_is_bounded_and_refused_series_are_counted(make, config):
     try:
         outcome = exporter.export(make.logged(1, make.rows({1: {f"m{index}": 1.0 for index in range(30)}})))
         assert outcome.rejected == 21  # the steps are the tenth
-        found = scrape(exporter)
-        assert sum(name.startswith("m") for name, _, _ in found) == 9
-        assert found["tensormeter_prometheus_refused_total", None, None] >= 21
+        samples = scrape(exporter)
+        assert sum(name.startswith("m") for name, _, _ in samples) == 9
+        assert samples["tensormeter_prometheus_refused_total", None, None] >= 21
     finally:
         exporter.shutdown()
 
@@ -400,7 +400,7 @@ def test_prometheus_scrapes_every_kind_of_metric(make, exporter, tmp_path, wait_
     port = reserve_port()
     (tmp_path / "prometheus.yml").write_text(
         f"scrape_configs: [{{job_name: t, scrape_interval: 1s, scrape_timeout: 1s, "
-        f"static_configs: [{{targets: ['127.0.0.1:{exporter.port}']}}]}}]\n",
+        f"static_configs: [{{targets: ['127.0.0.1:{exporter.port}']}}]}}]\n"
     )
     log = (tmp_path / "log").open("wb")
     process = subprocess.Popen(
@@ -421,9 +421,9 @@ def test_prometheus_scrapes_every_kind_of_metric(make, exporter, tmp_path, wait_
         return json.loads(answer.data)["data"]["result"] if answer.status == 200 else []
 
     def one(text):
-        found = []
-        wait_for(lambda: found.extend(query(text)) or found, text)  # a scrape that came too late leaves a gap
-        (result,) = found
+        answers = []
+        wait_for(lambda: answers.extend(query(text)) or answers, text)  # a scrape that came too late leaves a gap
+        (result,) = answers
         return result["value"][1]
 
     try:

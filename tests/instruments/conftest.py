@@ -45,10 +45,10 @@ class Measured:
         processor = self._processor
         while processor.poll(abandon_pending=False) and processor._points < processor._most:
             pass
-        found = self._processor.batch(self._processor.metadata["resource"])  # type: ignore[arg-type]
-        if found is None:
+        counted = self._processor.batch(self._processor.metadata["resource"])  # type: ignore[arg-type]
+        if counted is None:
             return []
-        batch, _ = found
+        batch, _ = counted
         if spooled:
             self.states.update(self._processor.aggregates)
             self._processor.release()

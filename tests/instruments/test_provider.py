@@ -3,8 +3,6 @@
 import gzip
 import inspect
 import os
-import subprocess
-import sys
 from importlib.metadata import version
 
 import pytest
@@ -21,6 +19,8 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 
 import tensormeter
+from support.forks import call_in_child
+from support.processes import run_python
 from tensormeter import MeterProvider, UsageError
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.agent.spool.spool import Spool
@@ -36,20 +36,20 @@ def delivering(settings):
 
 def spooled(settings):
     """{run: {process: {metric: last value or count}}} of everything on disk."""
-    found = {}
+    by_process = {}
     for run in list_runs(settings.directory):
         spool = Spool(run.spool)
         for signal, body in spool._fetch_all("SELECT signal, body FROM request ORDER BY sequence"):
             if signal == "metrics":
                 for batch in decode_metrics(gzip.decompress(body)):
-                    process = found.setdefault(run.run["run_id"], {}).setdefault(
+                    process = by_process.setdefault(run.run["run_id"], {}).setdefault(
                         batch.resource["service.instance.id"], {}
                     )
                     for series in batch.series:
                         values = series.values if hasattr(series, "values") else series.counts
                         process[series.name] = values.tolist()[-1]
         spool.close()
-    return found
+    return by_process
 
 
 def test_a_provider_measures_into_its_run(delivering):
@@ -58,9 +58,9 @@ def test_a_provider_measures_into_its_run(delivering):
     provider.get_meter("m").create_counter("a").add(1)
     second.finish()
     first.finish()
-    found = spooled(delivering)
-    assert [set(process) for process in found[first.id].values()] == [{"a"}]
-    assert second.id not in found
+    values = spooled(delivering)
+    assert [set(process) for process in values[first.id].values()] == [{"a"}]
+    assert second.id not in values
 
 
 def test_a_provider_without_a_run_follows_the_latest_one(delivering, warnings_logged):
@@ -169,19 +169,15 @@ def test_forked_children_count_for_themselves(settings, after_fork):
     histogram = meter.create_histogram("h")
     counter.add(1)
     counter.add(10)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            counter.add(100)
-            counter.add(1000)
-            histogram.record(1.0, {"k": "v"})
-            counter.add(10000)
-            run.finish()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def child():
+        counter.add(100)
+        counter.add(1000)
+        histogram.record(1.0, {"k": "v"})
+        counter.add(10000)
+        run.finish()
+
+    call_in_child(child)
     counter.add(5)
     own = run._process.id
     run.finish()
@@ -266,10 +262,10 @@ def test_readers_get_the_resource_that_the_program_sets(new_measured):
     resource = Resource.create({"team": "vision", "host.name": "ours"}, "https://example.org/schema")
     measured = new_measured(metric_readers=[reader], resource=resource)
     measured.meter.create_counter("a").add(1)
-    found = reader.get_metrics_data().resource_metrics[0].resource
-    assert (found.attributes["team"], found.attributes["host.name"]) == ("vision", "ours")
-    assert found.attributes["service.name"] == measured.run.project  # no name was given
-    assert found.schema_url == "https://example.org/schema"
+    resource_read = reader.get_metrics_data().resource_metrics[0].resource
+    assert (resource_read.attributes["team"], resource_read.attributes["host.name"]) == ("vision", "ours")
+    assert resource_read.attributes["service.name"] == measured.run.project  # no name was given
+    assert resource_read.schema_url == "https://example.org/schema"
     named = InMemoryMetricReader()
     provider = MeterProvider([named], Resource.create({"service.name": "mine"}), run=measured.run)
     provider.get_meter("m").create_counter("a").add(1)
@@ -282,8 +278,8 @@ def test_readers_may_be_asked_before_there_is_a_run(monkeypatch):
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
     provider._forwarding._lost = 1
-    (found,) = reader.get_metrics_data().resource_metrics
-    assert found.resource.attributes["service.name"] == "to-come"
+    (resource_metrics,) = reader.get_metrics_data().resource_metrics
+    assert resource_metrics.resource.attributes["service.name"] == "to-come"
     provider.shutdown(timeout_millis=0)
 
 
@@ -341,13 +337,6 @@ def test_it_can_be_installed_as_the_global_provider(tmp_path, settings, how):
         "TENSORMETER_MODE": "offline",
         "TENSORMETER_AGENT": "thread",
     } | ({"OTEL_PYTHON_METER_PROVIDER": "tensormeter"} if how == "environment" else {})
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", INSTALLED, how],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_python("-W", "error", "-c", INSTALLED, how, environment=environment, check=True)
     (processes,) = spooled(settings).values()
     assert list(processes.values()) == [{"early": 1, "late": 1}]

@@ -31,13 +31,13 @@ def sample(nvml, watch):
     device = {"hw.id", "hw.name", "hw.type", "hw.parent", "hw.model", "hw.vendor", "hw.driver_version"}
 
     def take():
-        found: dict[str, dict] = {}
+        values: dict[str, dict] = {}
         for name, items in observe(sensor, failures).items():
             for _, value, attributes in items:
                 assert attributes["hw.type"] == "gpu"
                 own = [value for key, value in attributes.items() if key not in device]
-                found.setdefault(attributes["hw.id"], {})[name, *own] = value
-        return found, failures
+                values.setdefault(attributes["hw.id"], {})[name, *own] = value
+        return values, failures
 
     yield take
     sensor.close()
@@ -45,8 +45,8 @@ def sample(nvml, watch):
 
 def test_every_reading_of_a_healthy_gpu_becomes_a_point(sample):
     sample()
-    found = sample()[0][HEALTHY]
-    assert found == {
+    values = sample()[0][HEALTHY]
+    assert values == {
         ("hw.gpu.utilization", "general"): 0.97,
         ("hw.gpu.utilization", "encoder"): 0.0,
         ("hw.gpu.utilization", "decoder"): 0.12,
@@ -96,11 +96,11 @@ def test_every_reading_of_a_healthy_gpu_becomes_a_point(sample):
 def test_mig_devices_are_parts_of_their_gpu(sample, nvml, watch):
     watch.processes = (TrainingProcess("p", 1, 0.0, PARTS[1][:16]),)
     sample()
-    found, _ = sample()
-    assert [found[part]["hw.gpu.memory.limit",] for part in PARTS] == [42412802048, 10468982784]
-    assert [found[part]["tensormeter.gpu.sm.activity",] for part in PARTS] == [0.33, 0.44]
-    assert found[SPLIT]["tensormeter.gpu.sm.activity",] == 0.1
-    assert [found[device]["tensormeter.gpu.visible",] for device in (SPLIT, *PARTS, HEALTHY)] == [1, 0, 1, 0]
+    by_device, _ = sample()
+    assert [by_device[part]["hw.gpu.memory.limit",] for part in PARTS] == [42412802048, 10468982784]
+    assert [by_device[part]["tensormeter.gpu.sm.activity",] for part in PARTS] == [0.33, 0.44]
+    assert by_device[SPLIT]["tensormeter.gpu.sm.activity",] == 0.1
+    assert [by_device[device]["tensormeter.gpu.visible",] for device in (SPLIT, *PARTS, HEALTHY)] == [1, 0, 1, 0]
     (attributes,) = [
         attributes
         for name, items in observe(NvidiaSensor(watch), {}).items()
@@ -119,22 +119,22 @@ def test_mig_devices_are_parts_of_their_gpu(sample, nvml, watch):
 
 
 def test_an_old_card_gives_what_it_has(sample):
-    found = sample()[0][OLD]
-    assert found["hw.gpu.memory.usage",] == 589934592
-    assert found["hw.temperature", "gpu"] == 48
-    assert found["hw.fan.speed_ratio", "fan0"] == 0.33
-    assert found["tensormeter.gpu.pcie.throughput", "transmit"] == 1_500_000
-    assert found["tensormeter.gpu.pcie.throughput", "receive"] == 2_500_000
-    reasons = {key[1] for key, value in found.items() if key[0] == "tensormeter.gpu.throttled" and value}
+    values = sample()[0][OLD]
+    assert values["hw.gpu.memory.usage",] == 589934592
+    assert values["hw.temperature", "gpu"] == 48
+    assert values["hw.fan.speed_ratio", "fan0"] == 0.33
+    assert values["tensormeter.gpu.pcie.throughput", "transmit"] == 1_500_000
+    assert values["tensormeter.gpu.pcie.throughput", "receive"] == 2_500_000
+    reasons = {key[1] for key, value in values.items() if key[0] == "tensormeter.gpu.throttled" and value}
     assert reasons == {"idle", "thermal"}
-    assert not {"hw.energy", "hw.errors", "hw.power", "tensormeter.gpu.nvlink.io"} & {key[0] for key in found}
+    assert not {"hw.energy", "hw.errors", "hw.power", "tensormeter.gpu.nvlink.io"} & {key[0] for key in values}
 
 
 def test_failures_are_counted_and_stop_nothing(sample):
     """GPU 2 has fallen off the bus; the power of GPU 3 cannot be read. A quantity that does not exist is no failure."""
-    found, failures = sample()
+    by_device, failures = sample()
     assert failures == {"NVMLError_GpuIsLost": 1, "NVMLError_Unknown": 1}
-    assert {HEALTHY, SPLIT, *PARTS, OLD} == set(found)
+    assert {HEALTHY, SPLIT, *PARTS, OLD} == set(by_device)
     assert sample()[1] == {"NVMLError_GpuIsLost": 2, "NVMLError_Unknown": 2}
 
 
@@ -169,8 +169,8 @@ def test_xid_errors_are_counted_by_number(sample, nvml):
     key = "tensormeter.gpu.xid.errors"
     assert not any(name[0] == key for name in sample()[0][HEALTHY])
     nvml.events += [("0", 31), ("0", 79), ("0", 31)]
-    found = sample()[0][HEALTHY]
-    assert (found[key, 31], found[key, 79]) == (2, 1)
+    values = sample()[0][HEALTHY]
+    assert (values[key, 31], values[key, 79]) == (2, 1)
     assert sample()[0][HEALTHY][key, 31] == 2
 
 
@@ -232,7 +232,7 @@ def test_a_real_gpu_agrees_with_nvidia_smi():
     """NVIDIA's own program reads the same library, in another process."""
     try:
         query = "--query-gpu=uuid,memory.total,power.limit,name"
-        said = subprocess.run(
+        output = subprocess.run(
             ["nvidia-smi", query, "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
@@ -249,7 +249,7 @@ def test_a_real_gpu_agrees_with_nvidia_smi():
     assert failures == {}
     limits = {item[2]["hw.id"]: item for item in observed["hw.gpu.memory.limit"]}
     powers = {item[2]["hw.id"]: item[1] for item in observed["tensormeter.gpu.power.limit"]}
-    for line in said.splitlines():
+    for line in output.splitlines():
         uuid, memory, power, name = (field.strip() for field in line.split(","))
         assert limits[uuid][1] == pytest.approx(int(memory) << 20, abs=1 << 20)
         assert limits[uuid][2]["hw.model"] == name

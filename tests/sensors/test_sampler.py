@@ -73,10 +73,10 @@ def start():
 
 
 def by_name(series):
-    found = {}
+    points = {}
     for item in series:
-        found[item.name, *item.attributes.values()] = item
-    return found
+        points[item.name, *item.attributes.values()] = item
+    return points
 
 
 def test_samples_become_one_series_for_each_attribute_set(start):
@@ -87,10 +87,10 @@ def test_samples_become_one_series_for_each_attribute_set(start):
     sampler.stop(60)
     assert sampler.over
     assert sensor.closed.is_set()
-    found = by_name(sampler.columns.take())
+    points = by_name(sampler.columns.take())
     n = sampler.samples
     numbers = np.arange(1, n + 1)
-    a, b, count, size = found["level", "a"], found["level", "b"], found["count",], found["size",]
+    a, b, count, size = points["level", "a"], points["level", "b"], points["count",], points["size",]
     assert type(a) is Gauge
     assert a.values.tolist() == (numbers / 2).tolist()
     assert b.values.tolist() == (-numbers).tolist()
@@ -102,7 +102,7 @@ def test_samples_become_one_series_for_each_attribute_set(start):
     assert began <= int(a.times[0]) <= int(a.times[-1]) <= time.time_ns()
     assert a.times.tolist() == count.times.tolist()
     assert all(began <= start <= count.times[0] for start in count.start_times)
-    assert len(found["tensormeter.sensor.sample.duration", "fake"].values) == n
+    assert len(points["tensormeter.sensor.sample.duration", "fake"].values) == n
 
 
 def test_a_failing_reading_is_counted_and_the_others_go_on(start, caplog):
@@ -111,10 +111,10 @@ def test_a_failing_reading_is_counted_and_the_others_go_on(start, caplog):
     sampler = start(sensor)
     wait_for(lambda: sampler.samples >= 3, "three samples")
     sampler.stop(60)
-    found = by_name(sampler.columns.take())
-    failures = found["tensormeter.sensor.failures", "fake", "OSError"]
+    points = by_name(sampler.columns.take())
+    failures = points["tensormeter.sensor.failures", "fake", "OSError"]
     assert failures.values.tolist() == list(range(1, sampler.samples + 1))
-    assert len(found["level", "a"].values) == sampler.samples
+    assert len(points["level", "a"].values) == sampler.samples
     assert caplog.text.count("the disk is on fire") == 1
 
 
@@ -133,9 +133,9 @@ def test_a_collection_that_fails_is_counted_and_said_once_and_the_next_goes_on(s
     sampler = start(sensor)
     wait_for(lambda: sampler.samples >= 5, "five samples")
     sampler.stop(60)
-    found = by_name(sampler.columns.take())
-    assert len(found["level", "a"].values) == sampler.samples - 2
-    failures = found["tensormeter.sensor.failures", "fake", "TimeoutError"]
+    points = by_name(sampler.columns.take())
+    assert len(points["level", "a"].values) == sampler.samples - 2
+    failures = points["tensormeter.sensor.failures", "fake", "TimeoutError"]
     # One a sample by the reading, and two by the collections of the second and the third.
     assert failures.values.tolist() == [1, *range(6, sampler.samples + 3)]
     for reason in ("timed out while executing callback", "the disk is asleep"):

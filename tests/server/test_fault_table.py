@@ -34,7 +34,7 @@ def test_no_fault_is_without_its_test_at_the_server():
     rows = re.findall(r"^\| (\d+) \| .+ \| (.+) \| `(.+?)` \|$", table, re.MULTILINE)
     assert {int(number) for number, _, _ in rows} == WANTED
     assert len(rows) == len(WANTED)
-    for number, said, tests in rows:
+    for number, remark, tests in rows:
         stores = set()
         for test in tests.split("`, `"):
             name, _, function = test.partition("::")
@@ -43,7 +43,7 @@ def test_no_fault_is_without_its_test_at_the_server():
             assert function in functions, f"fault {number}"
             stores |= stores_of(name, functions[function])
         if stores == BOTH:
-            assert said == "both", f"fault {number}"
+            assert remark == "both", f"fault {number}"
         else:
-            assert re.match(r"(neither|SQLite): .", said), f"fault {number} runs on {stores or 'no store'}"
+            assert re.match(r"(neither|SQLite): .", remark), f"fault {number} runs on {stores or 'no store'}"
             assert "clickhouse" not in stores, f"fault {number}"

@@ -26,10 +26,7 @@ CHECKED = (
 EXEMPT = ("tests/support/wording.py", "tests/test_wording.py", "tests/server/limits/test_server_expansion.py")
 """Files with examples of faults, and one that is still to be reworded."""
 
-WORDS = re.compile(
-    r"\b(?:nobody|somebody|whoever|whatever|anew|beside|of which|of (?:its|their) own)\b",
-    re.IGNORECASE,
-)
+WORDS = re.compile(r"\b(?:nobody|somebody|whoever|whatever|anew|beside|of which|of (?:its|their) own)\b", re.IGNORECASE)
 # A relative clause as the subject of a sentence, or half a phrase such as "Of the metrics".
 OPENING = re.compile(r"(?:[Ww]hat|[Ww]ho|[Ww]hose|[Ww]here|Of)\b(?![^.!?]*\?)")
 SENTENCES = re.compile(r"(?<=[.!?])[\"')*_]*\s+(?=[\"'(*_`]*[A-Z])")

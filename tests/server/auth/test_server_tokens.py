@@ -1,16 +1,14 @@
 """Tokens: who may do what, to whose runs, and until when."""
 
 import json
-import socket
 import stat
-import subprocess
-import sys
 import threading
 from pathlib import Path
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import pytest
 
+from support.processes import run_python
 from tensormeter.errors import SettingsError, StoreError, UsageError
 from tensormeter.otlp.batch import Batch, Event
 from tensormeter.otlp.encode import encode_events, encode_metrics
@@ -138,10 +136,7 @@ def test_a_token_of_one_project_sees_no_other(server, tokens, method, path):
     """Neither by lists, nor by id, nor by naming the project; what is there for all is not there for the holder."""
     digest = digest_of(server, tokens, "only-b")
     target = path.replace("{run_id}", "only-b").replace("{digest}", digest)
-    bodies = {
-        "PATCH": {"notes": "was here"},
-        "POST": {"runs": ["only-b"], "metrics": ["secret/loss"], "x": "time"},
-    }
+    bodies = {"PATCH": {"notes": "was here"}, "POST": {"runs": ["only-b"], "metrics": ["secret/loss"], "x": "time"}}
     for query in ({}, {"project": "b"}, {"project": "a"}, {"project": ""}):
         more = {} if method == "POST" else {"metric": "secret/loss", "filter": "points > 0", "runs": "only-b"}
         answer = ask(server, tokens["a"], method, target, bodies.get(method), **query, **more)
@@ -175,8 +170,7 @@ def test_an_image_of_another_project_by_its_digest(server, tokens):
 
 
 def stream(server, token, runs):
-    parts = urlsplit(server.url)
-    connection = socket.create_connection((parts.hostname, parts.port), timeout=300)
+    connection = server.connect()
     path = f"/api/v1/stream?runs={quote(runs)}&after=0.0"
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
     connection.sendall(request.encode())
@@ -344,8 +338,7 @@ def test_other_machines_need_a_token_in_the_file_or_the_environment(tmp_path):
 
 
 def cli(folder, *arguments):
-    command = [sys.executable, "-m", "tensormeter", "token", *arguments, "--data", str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return run_python("-m", "tensormeter", "token", *arguments, "--data", folder)
 
 
 def test_the_command_line(start):
