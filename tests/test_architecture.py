@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tensormeter
+from support.processes import run_python
 from tensormeter.conventions import semconv
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +42,7 @@ def test_every_module_says_what_it_is(path: Path) -> None:
 def test_importing_loads_no_heavy_library() -> None:
     """Training processes pay for what they import, and must not load torch unless they use it."""
     code = "import sys, tensormeter; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = run_python("-c", code, check=True).stdout.split()
     heavy = {"torch", "numpy", "pandas", "google", "sqlite3", "urllib3", "rich", "click", "starlette", "uvicorn"}
     assert heavy.isdisjoint(loaded)
 
@@ -57,7 +58,7 @@ def test_names_of_events_and_attributes_are_spelled_once(path: Path) -> None:
     assert not [(node.lineno, node.value) for node in constants if isinstance(node.value, str) and node.value in names]
 
 
-CHECKS = ("assert_", "check_", "expect", "eventually", "wait_for")
+CHECKS = ("agrees", "assert_", "check_", "expect", "eventually", "run_python", "wait_for")
 """Starts of the names of helpers that fail where a promise is broken."""
 
 

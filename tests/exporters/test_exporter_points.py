@@ -17,27 +17,27 @@ def test_steps_are_joined_by_process_and_exact_time(make):
         Batch(make.resource(process="a"), make.rows(rows)),
         Batch(make.resource(process="b"), make.rows({7: {"loss": 9.0}})),
     )
-    found = {(item.sender.process, item.name): item for item in read_metrics(request)}
-    assert found.keys() == {("a", "loss"), ("a", "acc"), ("b", "loss")}
-    assert found["a", "loss"].steps.tolist() == [30, 10, 20]
-    assert found["a", "acc"].steps.tolist() == [10]
-    assert found["b", "loss"].steps.tolist() == [7]
-    assert all(item.stepped.all() for item in found.values())
+    stepped = {(item.sender.process, item.name): item for item in read_metrics(request)}
+    assert stepped.keys() == {("a", "loss"), ("a", "acc"), ("b", "loss")}
+    assert stepped["a", "loss"].steps.tolist() == [30, 10, 20]
+    assert stepped["a", "acc"].steps.tolist() == [10]
+    assert stepped["b", "loss"].steps.tolist() == [7]
+    assert all(item.stepped.all() for item in stepped.values())
 
 
 def test_a_value_without_a_step_stands_at_its_second(make):
     sensor = make.gauge("hw.power", [make.T0 + 1], [250.0], **{"hw.id": "GPU-0"})
-    (found,) = [
+    (stepped,) = [
         item for item in read_metrics(make.logged(1, [*make.rows({1: {"a": 1.0}}), sensor])) if item.name != "a"
     ]
-    assert found.name == "hw.power{hw.id=GPU-0}"
-    assert not found.stepped.any()
-    assert found.steps.tolist() == [make.T0 // 10**9]
+    assert stepped.name == "hw.power{hw.id=GPU-0}"
+    assert not stepped.stepped.any()
+    assert stepped.steps.tolist() == [make.T0 // 10**9]
 
 
 def test_distributions_become_numbers(make):
-    (found,) = read_metrics(make.logged(1, [make.histogram("grad", make.T0)]))
-    assert {numbers.name: numbers.values.tolist() for numbers in scalars(found)} == {
+    (stepped,) = read_metrics(make.logged(1, [make.histogram("grad", make.T0)]))
+    assert {numbers.name: numbers.values.tolist() for numbers in scalars(stepped)} == {
         "grad/count": [5],
         "grad/mean": [6.5],
         "grad/min": [-1.0],
@@ -64,13 +64,13 @@ def test_events_carry_media_and_report_faults(make):
         Alert("nan", "loss is NaN", "ERROR").event(make.T0, 5),
     ]
     bad = Event("tensormeter.table", make.T0, {"columns": ["a"], "rows": [[1, 2]]}, {"tensormeter.key": "t"})
-    found = read_events(make.logs(1, *good, bad, make.start({})))
-    assert [run_event.media for run_event in found[:4]] == [table, *[run_event.media for run_event in found[1:4]]]
-    assert [type(run_event.media) for run_event in found[:4]] == [Table, Image, Text, Alert]
-    assert [run_event.step for run_event in found] == [3, None, 4, 5, None, None]
-    assert "row 0 has 2 cells; expected 1" in found[4].error
-    assert found[5].media is None
-    assert not found[5].error
+    events = read_events(make.logs(1, *good, bad, make.start({})))
+    assert [run_event.media for run_event in events[:4]] == [table, *[run_event.media for run_event in events[1:4]]]
+    assert [type(run_event.media) for run_event in events[:4]] == [Table, Image, Text, Alert]
+    assert [run_event.step for run_event in events] == [3, None, 4, 5, None, None]
+    assert "row 0 has 2 cells; expected 1" in events[4].error
+    assert events[5].media is None
+    assert not events[5].error
 
 
 def test_media_are_bounded():

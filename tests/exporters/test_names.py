@@ -117,11 +117,11 @@ def test_series_that_look_alike_stay_apart(make):
         make.gauge("x{a=1,b=2}", [make.T0], [3.0]),
         make.gauge("x", [make.T0], [4.0], a=1, b="2"),
     ]
-    found = made(make, *look_alike)
+    made_names = made(make, *look_alike)
     names = SeriesNames("wandb", None)
-    names.begin(found)
-    assert len({names.of(stepped) for stepped in found}) == 4
-    assert names.of(found[2]) == "x{a=1,b=2}"
+    names.begin(made_names)
+    assert len({names.of(stepped) for stepped in made_names}) == 4
+    assert names.of(made_names[2]) == "x{a=1,b=2}"
 
 
 def test_metrics_of_two_scopes_stay_apart(make):
@@ -130,18 +130,18 @@ def test_metrics_of_two_scopes_stay_apart(make):
     gauges = [
         dataclasses.replace(make.gauge("x", [make.T0], [1.0]), scope=Scope(name)) for name in ("tensormeter", "a", "b")
     ]
-    found = made(make, *gauges)
+    made_names = made(make, *gauges)
     names = SeriesNames("wandb", None)
-    names.begin(found)
-    assert len({names.of(stepped) for stepped in found}) == 3
+    names.begin(made_names)
+    assert len({names.of(stepped) for stepped in made_names}) == 3
 
 
 def test_a_damaged_state_is_reported_and_delays_nothing(make, tmp_path, caplog):
     (tmp_path / "names.json").write_text('[["p"')
     names = SeriesNames("wandb", tmp_path)
-    (found,) = made(make, make.histogram("grad", make.T0))
-    names.begin([found])
-    assert names.of(found, "/mean") == "grad/mean"
+    (name,) = made(make, make.histogram("grad", make.T0))
+    names.begin([name])
+    assert names.of(name, "/mean") == "grad/mean"
     names.save()
     assert "some metrics may be stored under different names" in caplog.text
 

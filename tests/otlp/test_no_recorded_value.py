@@ -66,6 +66,6 @@ def test_flagged_numbers_are_gaps_of_their_series(kind, n):
     scoped = otlp.ScopeMetrics(metrics=[metric])
     request = ExportMetricsServiceRequest(resource_metrics=[otlp.ResourceMetrics(scope_metrics=[scoped])])
     (batch,) = decode_metrics(request.SerializeToString())
-    found = [(series.name, series.attributes, len(series.times)) for series in batch.gaps]
+    gaps = [(series.name, series.attributes, len(series.times)) for series in batch.gaps]
     numbers = "gauge" in kind or kind == "sum"
-    assert found == ([("m", {"a": "gone"}, n)] if numbers else [])
+    assert gaps == ([("m", {"a": "gone"}, n)] if numbers else [])

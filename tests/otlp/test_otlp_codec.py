@@ -67,12 +67,7 @@ def series(draw):
     """A series of any kind, of up to 20 points."""
     n = draw(st.integers(0, 20))
     name, times = draw(texts), column(draw, n, st.integers(1, (1 << 64) - 1), np.uint64)
-    about = {
-        "unit": draw(texts),
-        "description": draw(texts),
-        "attributes": draw(attribute_sets),
-        "scope": draw(scopes),
-    }
+    about = {"unit": draw(texts), "description": draw(texts), "attributes": draw(attribute_sets), "scope": draw(scopes)}
     starts = column(draw, n, uint64s, np.uint64) if draw(st.booleans()) else np.zeros(n, np.uint64)
     temporality = draw(st.sampled_from(Temporality))
     kind = draw(st.sampled_from([Gauge, Sum, Histogram, ExponentialHistogram, Summary]))
@@ -143,18 +138,18 @@ def reference(some_batches):
         resource_metrics.resource.attributes.extend(to_pairs(batch.resource))
         resource_metrics.resource.SetInParent()
         scope_before = metric_before = None
-        for one in batch.series:
-            if one.scope != scope_before:
-                scope_metrics = resource_metrics.scope_metrics.add(schema_url=one.scope.schema_url)
-                scope_metrics.scope.name, scope_metrics.scope.version = one.scope.name, one.scope.version
-                scope_metrics.scope.attributes.extend(to_pairs(one.scope.attributes))
-                scope_before, metric_before = one.scope, None
-            about = (type(one), one.name, one.unit, one.description)
-            about += (getattr(one, "temporality", 0), getattr(one, "monotonic", False))
+        for series in batch.series:
+            if series.scope != scope_before:
+                scope_metrics = resource_metrics.scope_metrics.add(schema_url=series.scope.schema_url)
+                scope_metrics.scope.name, scope_metrics.scope.version = series.scope.name, series.scope.version
+                scope_metrics.scope.attributes.extend(to_pairs(series.scope.attributes))
+                scope_before, metric_before = series.scope, None
+            about = (type(series), series.name, series.unit, series.description)
+            about += (getattr(series, "temporality", 0), getattr(series, "monotonic", False))
             if about != metric_before:
-                metric = scope_metrics.metrics.add(name=one.name, description=one.description, unit=one.unit)
+                metric = scope_metrics.metrics.add(name=series.name, description=series.description, unit=series.unit)
                 metric_before = about
-            add_points(metric, one)
+            add_points(metric, series)
     return request.SerializeToString()
 
 
@@ -222,7 +217,7 @@ def same(left, right):
 def test_encoder_writes_protobufs_own_bytes(some_batches):
     mine = encode_metrics(some_batches)
     theirs = reference(some_batches)
-    if any(isinstance(one, Sum) and 0 in one.start_times for batch in some_batches for one in batch.series):
+    if any(isinstance(series, Sum) and 0 in series.start_times for batch in some_batches for series in batch.series):
         # Written down, for the sake of the fixed layout, where protobuf would leave it out.
         mine = ExportMetricsServiceRequest.FromString(mine).SerializeToString()
     assert mine == theirs
@@ -254,7 +249,7 @@ def test_metrics_survive_the_way_there_and_back_bit_for_bit(some_batches):
         assert same(dict(before.resource), after.resource)
         assert after.points == before.points
         # Neighbours of one metric and attribute set come back as one.
-        full = [one for one in before.series if len(one.times)]
+        full = [series for series in before.series if len(series.times)]
         if len({(one.name, type(one)) for one in full}) < len(full):
             continue
         for left, right in zip(full, after.series, strict=True):
@@ -274,11 +269,7 @@ def test_sizes_of_every_varint_length_are_right(attribute_bytes):
 def test_points_of_one_metric_are_grouped_by_attributes_and_kind():
     times = np.array([1, 2], np.uint64)
     batch = Batch(
-        {},
-        [
-            Gauge("m", times, np.array([1.0, 2.0]), attributes={"a": 1, "b": 2}),
-            Gauge("m", times, np.array([3, 4])),
-        ],
+        {}, [Gauge("m", times, np.array([1.0, 2.0]), attributes={"a": 1, "b": 2}), Gauge("m", times, np.array([3, 4]))]
     )
     request = ExportMetricsServiceRequest.FromString(encode_metrics([batch]))
     metrics = request.resource_metrics[0].scope_metrics[0].metrics
@@ -286,8 +277,8 @@ def test_points_of_one_metric_are_grouped_by_attributes_and_kind():
     swapped = metrics[0].gauge.data_points.add(time_unix_nano=3, as_double=5.0)
     swapped.attributes.extend(reversed(to_pairs({"a": 1, "b": 2})))
     metrics[0].gauge.data_points.add(time_unix_nano=4)  # no recorded value
-    found = decode_metrics(request.SerializeToString())[0].gauges
-    assert [(g.values.tolist(), dict(g.attributes)) for g in found] == [
+    decoded_gauges = decode_metrics(request.SerializeToString())[0].gauges
+    assert [(g.values.tolist(), dict(g.attributes)) for g in decoded_gauges] == [
         ([1.0, 2.0, 5.0], {"a": 1, "b": 2}),
         ([3, 4], {}),
     ]
@@ -300,14 +291,14 @@ def test_histograms_of_one_metric_are_grouped_by_their_bounds():
     for time, bounds in enumerate([[0.0], [0.0, 1.0], [0.0], []], start=1):
         buckets = [time] * (len(bounds) + 1)
         histogram.data_points.add(time_unix_nano=time, count=time, explicit_bounds=bounds, bucket_counts=buckets)
-    found = decode_metrics(request.SerializeToString())[0].series
-    assert [(one.times.tolist(), one.bounds.tolist(), one.buckets.tolist()) for one in found] == [
+    decoded_series = decode_metrics(request.SerializeToString())[0].series
+    assert [(one.times.tolist(), one.bounds.tolist(), one.buckets.tolist()) for one in decoded_series] == [
         ([1, 3], [0.0], [[1, 1], [3, 3]]),
         ([2], [0.0, 1.0], [[2, 2, 2]]),
         ([4], [], [[4]]),
     ]
-    assert all(np.isnan(one.sums).all() for one in found)
-    assert {one.temporality for one in found} == {Temporality.UNSPECIFIED}
+    assert all(np.isnan(one.sums).all() for one in decoded_series)
+    assert {one.temporality for one in decoded_series} == {Temporality.UNSPECIFIED}
 
 
 def test_unknown_kinds_are_refused():

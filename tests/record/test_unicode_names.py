@@ -53,8 +53,8 @@ def test_attributes_stay_apart(recording, warnings_logged):
     layout = recording.recorder.gauge_row(streams)
     recording.recorder.write_gauges(layout, [1.0] * len(GIVEN), 0)
     (rows,) = recording.reader.lanes[0].read(1 << 20, abandon_pending=False)
-    found = [column.stream.attributes for column in rows.layout.columns]
-    assert found == [((name, "v"), ("phase", name)) for name in WRITTEN]
+    attribute_sets = [column.stream.attributes for column in rows.layout.columns]
+    assert attribute_sets == [((name, "v"), ("phase", name)) for name in WRITTEN]
     assert sorted(warnings_logged()) == sorted(WARNINGS)
 
 

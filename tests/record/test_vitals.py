@@ -24,9 +24,9 @@ def test_a_sample_is_taken_when_it_is_time(recording, clock):
     for now in (100.0, 105.0, 109.9, 110.0):
         clock[0] = now
         vitals.beat()
-    found = [name for name, _ in by_name(recording)]
+    names = [name for name, _ in by_name(recording)]
     generations = len(gc.get_stats())
-    assert found.count("cpython.gc.collections") == 2 * generations
+    assert names.count("cpython.gc.collections") == 2 * generations
     before = [value for name, value in by_name(recording) if name == "cpython.gc.collections"]
     assert before == []
     gc.collect()
