@@ -1,9 +1,8 @@
 """Warnings that have no place to go: no call of a run raises."""
 
-import subprocess
-import sys
-
 import pytest
+
+from support.processes import run_python
 
 CLOSED = {
     "closed": "sys.stderr.close()",
@@ -45,11 +44,5 @@ open(sys.argv[2], "w").write("done")
 def test_no_call_raises_where_warnings_have_no_place_to_go(tmp_path, case):
     done = tmp_path / "done"
     script = SCRIPT.replace("SURROUNDINGS", CLOSED[case])
-    result = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "state", done],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = run_python("-c", script, tmp_path / "state", done)
     assert done.exists(), result.stderr

@@ -1,14 +1,13 @@
 """A destination whose package is missing is named when the run begins, and by `finish`; the run itself goes on."""
 
 import importlib.util
-import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 
 import pytest
 
 import tensormeter
-from support.processes import clean_environment
+from support.processes import clean_environment, run_python
 from tensormeter.packages import PACKAGES, problem_with
 
 SCRIPT = """
@@ -33,10 +32,7 @@ def test_a_missing_package_is_named_at_the_start_and_at_the_end(tmp_path):
         "TENSORMETER_LINGER_TIMEOUT": "0",
         "PYTHONPATH": str(package.parent),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python("-c", SCRIPT, environment=environment, check=True)
     before, _, after = done.stderr.partition("-- end of training")
     assert before.count("wandb: ") == 1
     assert f"would be imported from {package}" in before
@@ -58,9 +54,9 @@ def begin(tmp_path, caplog, monkeypatch):
         given = {"agent": "thread", "finish_timeout": 0, "linger_timeout": 0, **settings}
         folders = {"directory": tmp_path / "runs", "buffer_directory": tmp_path / "rings", "buffer_bytes": 1 << 18}
         run = tensormeter.init(settings={"exporters": [destination], **folders, **given})
-        said = [record.getMessage() for record in caplog.records if "pip install" in record.getMessage()]
+        warnings = [record.getMessage() for record in caplog.records if "pip install" in record.getMessage()]
         run.finish()
-        return said
+        return warnings
 
     return begin
 

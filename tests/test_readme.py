@@ -1,13 +1,12 @@
 """The examples of the README work."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from support.processes import run_python
 from tensormeter.cli import tensormeter
 from tensormeter.settings import describe_settings
 
@@ -24,15 +23,7 @@ def test_examples_run(example: str, tmp_path: Path) -> None:
         "TENSORMETER_BUFFER_DIR": str(tmp_path / "rings"),
         "TENSORMETER_MODE": "offline",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", example],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python("-c", example, environment=environment, check=True)
     assert re.fullmatch(r"tensormeter show \w{8}\n" if example == EXAMPLES[0] else "", done.stdout)
 
 

@@ -2,7 +2,6 @@
 
 import math
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from support.otlp import Parts
-from support.processes import clean_environment
+from support.processes import clean_environment, run_python
 from support.servers import ServerProcess
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
 from tensormeter.otlp.encode import encode_events, encode_metrics
@@ -28,8 +27,7 @@ def environment(**variables: str) -> dict[str, str]:
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("cli") / "data"
     server = ServerProcess(
-        folder,
-        environment=environment(TENSORMETER_TOKEN=TOKEN, TENSORMETER_DIR=str(folder.parent / "runs")),
+        folder, environment=environment(TENSORMETER_TOKEN=TOKEN, TENSORMETER_DIR=str(folder.parent / "runs"))
     )
     assert f"(data in {folder})" in server.line
     headers = {"Content-Type": "application/x-protobuf", "Authorization": f"Bearer {TOKEN}"}
@@ -71,14 +69,12 @@ def run_cli(url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProce
     """Runs `tensormeter` against the server."""
 
     def run_cli(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "tensormeter", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            cwd=tmp_path,
-            env=environment(**{"TENSORMETER_ENDPOINT": url, "TENSORMETER_TOKEN": TOKEN} | variables),
+        return run_python(
+            "-m",
+            "tensormeter",
+            *arguments,
+            environment=environment(**{"TENSORMETER_ENDPOINT": url, "TENSORMETER_TOKEN": TOKEN} | variables),
+            folder=tmp_path,
         )
 
     return run_cli

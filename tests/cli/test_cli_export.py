@@ -204,6 +204,6 @@ def test_a_metric_of_many_series_is_exported(url, tmp_path):
         finally:
             http.request("DELETE", f"{url}/api/v1/runs/series?project=many", headers=headers)
     lines = (tmp_path / "all.jsonl").read_text().splitlines()
-    found = [(line["attributes"]["number"], line["value"]) for line in map(json.loads, lines)]
-    assert sorted(found) == [(number, number / 2) for number in range(5000)]
+    numbers = [(line["attributes"]["number"], line["value"]) for line in map(json.loads, lines)]
+    assert sorted(numbers) == [(number, number / 2) for number in range(5000)]
     assert sorted((tmp_path / "blocks.jsonl").read_text().splitlines()) == sorted(lines)

@@ -88,12 +88,12 @@ def test_a_disk_that_hangs_is_named(cli, new_run, state, odd_disk, given):
                 *([*option, str(disk.path)] if given else []),
             ]
             done = cli(*arguments, TENSORMETER_DIR=str(disk.path))
-            said = done.stdout + done.stderr
-            assert (done.returncode, f"{disk.path}: " in said, "did not respond within 5 s" in said) == (
+            output = done.stdout + done.stderr
+            assert (done.returncode, f"{disk.path}: " in output, "does not answer within 5 s" in output) == (
                 1,
                 True,
                 True,
-            ), said
+            ), output
     finally:
         disk.behave()
 
@@ -166,9 +166,9 @@ def test_sync_delivers_runs_from_another_machine(cli, new_run, state, tmp_path):
     done = cli("sync", str(copies))
     assert done.returncode == 1
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines() if "@" in line.partition(":")[0])
-    found = {name.split("/")[1].split("@")[0]: outcome for name, outcome in lines.items()}
-    assert (found["first"], found["third"]) == ("delivered", "delivered")
-    assert "temporality: expected one of" in found["second"]
+    outcomes = {name.split("/")[1].split("@")[0]: outcome for name, outcome in lines.items()}
+    assert (outcomes["first"], outcomes["third"]) == ("delivered", "delivered")
+    assert "temporality: expected one of" in outcomes["second"]
     assert [run.run["run_id"] for run in list_runs(copies)] == ["second"]
     assert "nothing to deliver" in cli("sync", str(tmp_path)).stdout
     (single,) = (state / "runs").glob("first@*")

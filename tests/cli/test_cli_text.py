@@ -18,8 +18,7 @@ def test_plain_text_moves_no_cursor(text):
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0.1 + 0.2, "0.3"), ("NaN", "NaN"), (2**60, str(2**60)), (1e-20, "1e-20"), (-0.0, "-0")],
+    ("value", "shown"), [(0.1 + 0.2, "0.3"), ("NaN", "NaN"), (2**60, str(2**60)), (1e-20, "1e-20"), (-0.0, "-0")]
 )
 def test_numbers_are_shown_short(value, shown):
     assert number(value) == shown

@@ -11,6 +11,7 @@ import urllib3
 import yaml
 
 from support.ports import reserve_port
+from support.processes import run_python
 from support.programs import needs, program
 
 ROOT = Path(__file__).parents[2]
@@ -339,18 +340,18 @@ def test_a_run_arrives_through_a_real_collector(name, tmp_path, start, answers, 
         },
     )
     answers(collector, f"http://127.0.0.1:{ports['13133']}/")
-    subprocess.run(
-        [sys.executable, "-c", TRAINER],
-        env=clean_environment
+    run_python(
+        "-c",
+        TRAINER,
+        environment=clean_environment
         | {"TENSORMETER_DIR": str(tmp_path / "runs"), "TENSORMETER_ENDPOINT": f"http://127.0.0.1:{ports['4318']}"},
         check=True,
-        timeout=300,
     )
     answers(collector, f"{url}/api/v1/runs/r")
 
     def values():
         series = urllib3.request("GET", f"{url}/api/v1/runs/r/series?metric=loss").json()["series"]
-        return [value for one in series for value in one["value"]]
+        return [value for line in series for value in line["value"]]
 
     # The run is known by its log record, which may come before its points.
     eventually(lambda: len(values()) >= 100)

@@ -12,6 +12,7 @@ import urllib3
 import yaml
 
 from support.ports import reserve_port
+from support.processes import run_python
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -104,8 +105,7 @@ def test_the_servers_command_serves_and_is_healthy(tmp_path, start, answers, cle
     _, _, option, code = SERVICES["server"]["healthcheck"]["test"]
     assert option == "-c"
     for at, healthy in ((port, True), (str(reserve_port()), False)):
-        command = [sys.executable, "-c", code.replace("4320", at)]
-        done = subprocess.run(command, env=clean_environment, capture_output=True, check=False)
+        done = run_python("-c", code.replace("4320", at), environment=clean_environment)
         assert (done.returncode == 0) == healthy, "it needs no token"
     # The Collector calls it by this name.
     answers(

@@ -22,14 +22,14 @@ FINAL = ("server", "trainer")
 def stage(wanted):
     """A stage's instructions, those of the stages that it begins with first."""
     base = {name: base for base, name in STAGES}[wanted]
-    found = stage(base) if base in [name for _, name in STAGES] else []
+    inherited = stage(base) if base in [name for _, name in STAGES] else []
     current = None
     for name, value in INSTRUCTIONS:
         if name == "FROM":
             current = value.split()[2]
         elif current == wanted:
-            found = [*found, (name, value)]
-    return found
+            inherited = [*inherited, (name, value)]
+    return inherited
 
 
 def test_every_instruction_is_known_to_these_tests():

@@ -15,6 +15,7 @@ import pytest
 import urllib3
 
 from support.ports import reserve_port
+from support.processes import run_python
 from support.programs import needs, program
 from support.waiting import wait_for
 
@@ -50,8 +51,7 @@ def train(tmp_path, clean_environment):
             "TENSORMETER_LINGER_TIMEOUT": "1",
             **variables,
         }
-        command = [sys.executable, "-c", TRAINER]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+        done = run_python("-c", TRAINER, environment=environment, check=True)
         return done.stderr
 
     return train
@@ -82,7 +82,7 @@ def losses(url):
 
 @needs("PROMETHEUS")
 def test_prometheus_gets_every_value_and_distributions_as_histograms(prometheus, train):
-    said = train(
+    errors = train(
         OTEL_EXPORTER_OTLP_ENDPOINT=f"{prometheus}/api/v1/otlp",
         OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE="cumulative",
         OTEL_LOGS_EXPORTER="none",
@@ -90,27 +90,27 @@ def test_prometheus_gets_every_value_and_distributions_as_histograms(prometheus,
     assert losses(prometheus) == [LOSSES]
     (weights,) = query(prometheus, "weights[1h]")
     assert [int(float(histogram["count"])) for _, histogram in weights["histograms"]] == [3, 6, 9, 12]
-    assert "not delivered" not in said
-    assert "quarantined" not in said
+    assert "not delivered" not in errors
+    assert "quarantined" not in errors
 
 
 @needs("PROMETHEUS")
 def test_prometheus_refuses_distributions_of_delta_temporality_alone(prometheus, train):
-    said = train(OTEL_EXPORTER_OTLP_ENDPOINT=f"{prometheus}/api/v1/otlp", OTEL_LOGS_EXPORTER="none")
+    errors = train(OTEL_EXPORTER_OTLP_ENDPOINT=f"{prometheus}/api/v1/otlp", OTEL_LOGS_EXPORTER="none")
     assert losses(prometheus) == [LOSSES]
-    (line,) = [line for line in said.splitlines() if "quarantined" in line]
+    (line,) = [line for line in errors.splitlines() if "quarantined" in line]
     assert "weights (delta exponential histogram)" in line
     assert "400" in line
 
 
 @needs("PROMETHEUS")
 def test_prometheus_takes_no_log_records_and_the_run_says_so(prometheus, train):
-    said = train(
+    errors = train(
         OTEL_EXPORTER_OTLP_ENDPOINT=f"{prometheus}/api/v1/otlp",
         OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE="cumulative",
     )
     assert losses(prometheus) == [LOSSES]
-    (line,) = [line for line in said.splitlines() if "not delivered" in line]
+    (line,) = [line for line in errors.splitlines() if "not delivered" in line]
     assert "otlp (logs): " in line
     assert "/v1/logs" in line
     assert "OTEL_LOGS_EXPORTER=none" in line
@@ -131,12 +131,12 @@ def test_victoria_gets_metrics_and_log_records_each_at_its_own_address(
         process = start(command, clean_environment)
         urls[name] = f"http://127.0.0.1:{port}"
         answers(process, f"{urls[name]}/health")
-    said = train(
+    errors = train(
         OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=f"{urls['METRICS']}/opentelemetry/v1/metrics",
         OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"{urls['LOGS']}/insert/opentelemetry/v1/logs",
     )
-    assert "not delivered" not in said
-    assert "quarantined" not in said
+    assert "not delivered" not in errors
+    assert "quarantined" not in errors
 
     def stored():
         get(f"{urls['METRICS']}/internal/force_flush")
@@ -206,8 +206,8 @@ def test_a_collector_that_is_killed_often_loses_and_doubles_nothing(tmp_path, st
 
     def values(route, metric):
         answer = get(f"{url}/api/v1/runs/{route}/series", metric=metric, project="p", max_points=0)
-        found = answer.json()["series"] if answer.status == 200 else []
-        return found[0]["value"] if found else []
+        lines = answer.json()["series"] if answer.status == 200 else []
+        return lines[0]["value"] if lines else []
 
     for _ in range(8):
         seen = {route: len(values(route, "a")) for route in trainers}

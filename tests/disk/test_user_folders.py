@@ -1,13 +1,11 @@
 """Folders of the user, and variables of ours that are empty, in any surroundings."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support.processes import clean_environment
+from support.processes import clean_environment, run_python
 from tensormeter import SettingsError
 from tensormeter.disk.user_folders import NO_FOLDER, user_data_folder, user_state_folder
 from tensormeter.server.config import ServerConfig
@@ -69,10 +67,7 @@ def test_commands_without_a_home_end_without_a_traceback(tmp_path: Path, command
     (tmp_path / "sitecustomize.py").write_text(
         "import pwd\ndef unknown(uid):\n    raise KeyError(uid)\npwd.getpwuid = unknown\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "tensormeter", *command],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = run_python("-m", "tensormeter", *command, environment=environment, folder=tmp_path)  # fmt: skip
     assert "Traceback" not in done.stderr + done.stdout
     assert done.returncode >= 0
     if command[0] in ("serve", "token"):

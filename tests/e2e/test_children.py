@@ -1,12 +1,11 @@
 """Child processes and hooks log into the run that their parent began."""
 
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from support.processes import run_python
 from support.servers import Points, RestartableServer
 from support.waiting import wait_for
 
@@ -27,16 +26,8 @@ def test_rows_of_every_kind_of_child_arrive_once(
     server: RestartableServer, environment: dict[str, str], after_fork: str
 ) -> None:
     server.start()
-    script = subprocess.run(
-        [sys.executable, str(SCRIPT), "family"],
-        env=environment | {"TENSORMETER_AFTER_FORK": after_fork},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert script.returncode == 0, script.stderr
-    warned = "ignored log() in a forked child process"
+    script = run_python(SCRIPT, "family", environment=environment | {"TENSORMETER_AFTER_FORK": after_fork}, check=True)
+    warned = "a forked child calls log, which is ignored"
     assert (warned in script.stderr) == (after_fork == "ignore")
     wanted = expected(forked=after_fork == "record")
     wait_for(lambda: server.points("family").total() >= wanted.total(), "the children's rows arrive")

@@ -25,11 +25,11 @@ def test_every_row_of_a_killed_trainer_arrives(
         returned = kill_after(tmp_path / run_id, run_id, instants.randrange(1, 30_000), environment)
         wait_for(lambda run_id=run_id: server.state(run_id) == "crashed", "the run is known to have crashed")
         wait_for(lambda run_id=run_id, returned=returned: rows_at(server, run_id) >= returned, "the rows are there")
-        found = server.points(run_id)
+        points = server.points(run_id)
         # The row of the call that was interrupted may be there as well.
-        rows = max(step for _, step, _ in found) + 1
+        rows = max(step for _, step, _ in points) + 1
         assert returned <= rows <= returned + 1, f"seed {seed}, kill {kill}"
-        assert found == expected(rows), f"seed {seed}, kill {kill}"
+        assert points == expected(rows), f"seed {seed}, kill {kill}"
 
 
 def kill_after(counter: Path, run_id: str, rows: int, environment: dict[str, str]) -> int:

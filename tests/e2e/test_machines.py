@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support.processes import run_python
 from support.servers import RestartableServer
 from support.waiting import wait_for
 
@@ -54,9 +55,7 @@ class Machine:
         finish(self.start(values, resume=resume, **variables))
 
     def sync(self) -> None:
-        command = [sys.executable, "-m", "tensormeter", "sync"]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr
+        run_python("-m", "tensormeter", "sync", environment=self._environment, check=True)
 
 
 def finish(process: subprocess.Popen[str]) -> None:
@@ -78,8 +77,8 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 def line(server: RestartableServer) -> list[tuple[int, list[float], list[float]]]:
     """The effective line: for each series its attempt, steps and values."""
-    found = server.get("/runs/run/series", metric="loss").get("series", [])
-    return [(one["attempt"], one["step"], one["value"]) for one in found]
+    series = server.get("/runs/run/series", metric="loss").get("series", [])
+    return [(line["attempt"], line["step"], line["value"]) for line in series]
 
 
 def attempts(server: RestartableServer) -> list[int]:

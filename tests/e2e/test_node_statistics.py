@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +10,9 @@ import psutil
 import pytest
 
 from support.ports import reserve_port
-from support.processes import ROOT
+from support.processes import ROOT, run_python
 from support.servers import RestartableServer
+from support.trainers import TrainingProcess
 from support.waiting import wait_for
 
 SCRIPT = Path(__file__).with_name("trainers.py")
@@ -23,39 +22,21 @@ RUN = "watched"
 BEAT = "tensormeter.sensor.sample.duration"
 
 
-class Trainer:
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), RUN],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.pid = int(self.process.stdout.readline())
-
-    def end(self) -> None:
-        self.process.communicate(timeout=300)
-        assert self.process.returncode == 0
-
-
 @pytest.fixture
-def start(environment: dict[str, str], server: RestartableServer) -> Iterator[Callable[[], Trainer]]:
+def start(environment: dict[str, str], server: RestartableServer) -> Iterator[Callable[[], TrainingProcess]]:
     """Starts trainers of one run, with a server and quick samples."""
     environment["TENSORMETER_SAMPLE_INTERVAL"] = "0.1"
     server.start()
-    trainers: list[Trainer] = []
+    trainers: list[TrainingProcess] = []
 
-    def begin() -> Trainer:
-        trainers.append(Trainer(environment))
+    def begin() -> TrainingProcess:
+        trainers.append(TrainingProcess([str(SCRIPT), RUN], environment))
+        trainers[-1].expect(str(trainers[-1].pid))
         return trainers[-1]
 
     yield begin
     for trainer in trainers:
-        if trainer.process.poll() is None:
-            trainer.process.kill()
-        trainer.process.communicate()
+        trainer.kill()
 
 
 def series(server: RestartableServer, metric: str) -> list[dict]:
@@ -64,9 +45,9 @@ def series(server: RestartableServer, metric: str) -> list[dict]:
 
 def beats(server: RestartableServer) -> int:
     """Samples of the host that the server has."""
-    found = [item for item in series(server, BEAT) if item["attributes"]["tensormeter.sensor"] == "host"]
-    assert len(found) <= 1
-    return sum(len(item["value"]) for item in found)
+    heartbeats = [item for item in series(server, BEAT) if item["attributes"]["tensormeter.sensor"] == "host"]
+    assert len(heartbeats) <= 1
+    return sum(len(item["value"]) for item in heartbeats)
 
 
 def of_trainers(server: RestartableServer) -> set[int]:
@@ -79,7 +60,7 @@ def of_trainers(server: RestartableServer) -> set[int]:
 
 
 def test_two_trainers_of_a_node_have_one_set_of_statistics(
-    start: Callable[[], Trainer], server: RestartableServer
+    start: Callable[[], TrainingProcess], server: RestartableServer
 ) -> None:
     first, second = start(), start()
     wait_for(lambda: of_trainers(server) == {first.pid, second.pid}, "statistics of both trainers are there")
@@ -94,16 +75,18 @@ def test_two_trainers_of_a_node_have_one_set_of_statistics(
     assert abs(used["value"][-1] - psutil.virtual_memory().used / total) < 0.2
     assert used["time"] == sorted(set(used["time"]))
     # One trainer less changes nothing for the other.
-    first.end()
+    first.finish()
     before = beats(server)
     wait_for(lambda: beats(server) > before + 1, "statistics go on with the second trainer")
-    second.end()
+    second.finish()
     wait_for(lambda: server.state(RUN) == "finished", "the run is over")
     processes = {item["process"] for item in series(server, BEAT)}
     assert processes == {used["process"]}
 
 
-def test_a_stopped_trainer_still_has_statistics(start: Callable[[], Trainer], server: RestartableServer) -> None:
+def test_a_stopped_trainer_still_has_statistics(
+    start: Callable[[], TrainingProcess], server: RestartableServer
+) -> None:
     trainer = start()
     wait_for(lambda: of_trainers(server) == {trainer.pid}, "statistics of the trainer are there")
     os.kill(trainer.pid, signal.SIGSTOP)
@@ -114,22 +97,15 @@ def test_a_stopped_trainer_still_has_statistics(start: Callable[[], Trainer], se
         assert len(series(server, "process.cpu.utilization")[0]["value"]) > utilization
     finally:
         os.kill(trainer.pid, signal.SIGCONT)
-    trainer.end()
+    trainer.finish()
 
 
 def test_the_demo_shows_statistics(tmp_path: Path, environment: dict[str, str]) -> None:
     """Those of the demo's own run, through the API of its server."""
     environment["TENSORMETER_SAMPLE_INTERVAL"] = "0.1"
     server = RestartableServer(tmp_path, environment, port=reserve_port())
-    demo = [sys.executable, str(ROOT / "examples/demo.py"), "--once", "--folder", str(tmp_path)]
-    done = subprocess.run(
-        [*demo, "--port", str(reserve_port()), "--", "--epochs", "2"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=900,
-    )
+    options = ["--once", "--folder", tmp_path, "--port", reserve_port(), "--", "--epochs", "2"]
+    done = run_python(ROOT / "examples/demo.py", *options, environment=environment, check=True)
     # They do not crowd out what was logged.
     assert "and metrics of GPUs, host and processes" in done.stdout
     assert "system.cpu.utilization" not in done.stdout

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.processes import run_python
 from support.servers import RestartableServer
 from support.waiting import wait_for
 
@@ -41,7 +42,7 @@ def test_a_preempted_run_goes_on(tmp_path: Path, server: RestartableServer, envi
 
 def line(server: RestartableServer, metric: str = "loss", **query: str) -> list[tuple[int, list[int], list[float]]]:
     document = server.get("/runs/resumed/series", metric=metric, **query)
-    return [(one["attempt"], one["step"], one["value"]) for one in document["series"]]
+    return [(series["attempt"], series["step"], series["value"]) for series in document["series"]]
 
 
 def points(server: RestartableServer) -> int:
@@ -51,7 +52,7 @@ def points(server: RestartableServer) -> int:
 
 
 def train(environment: dict[str, str], last: int) -> None:
-    subprocess.run([sys.executable, str(SCRIPT), str(last)], env=environment, check=True, timeout=300)
+    run_python(SCRIPT, last, environment=environment, check=True)
 
 
 def preempt(environment: dict[str, str], last: int) -> None:

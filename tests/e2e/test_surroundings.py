@@ -258,19 +258,19 @@ class Machine:
         with ThreadPoolExecutor(4) as threads:
             ids = [f"run-{number}" for number in range(len(surroundings))]
             ended = list(threads.map(self.start, surroundings, ids, uids))
-        found = {}
+        failures = {}
         for one, run_id, done in zip(surroundings, ids, ended, strict=True):
             if done.returncode or "Traceback" in done.stderr:
-                found[one.name] = f"status {done.returncode}: {done.stderr[-1500:]}"
+                failures[one.name] = f"status {done.returncode}: {done.stderr[-1500:]}"
                 continue
             try:
                 wait_for(lambda run_id=run_id: self.server.state(run_id) == "finished", "the run has finished", 30)
             except AssertionError as error:
-                found[one.name] = f"{error}: {done.stderr[-1500:]}"
+                failures[one.name] = f"{error}: {done.stderr[-1500:]}"
                 continue
             if len(self.server.points(run_id, "loss")) != STEPS:
-                found[one.name] = "points are missing"
-        return found
+                failures[one.name] = "points are missing"
+        return failures
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.ports import reserve_port
-from support.processes import ROOT
+from support.processes import ROOT, run_python
 from support.servers import Points, RestartableServer
 from support.waiting import wait_for
 
@@ -54,25 +54,19 @@ def assert_unchanged(server: RestartableServer, run_id: str, record: Path) -> No
 def test_the_demo_stores_every_value_unchanged(tmp_path: Path, environment: dict[str, str]) -> None:
     record = tmp_path / "record"
     port = reserve_port()
-    demo = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "examples/demo.py"),
-            "--once",
-            "--folder",
-            str(tmp_path),
-            "--port",
-            str(port),
-            "--",
-            "--epochs",
-            EPOCHS,
-            "--record",
-            str(record),
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
+    demo = run_python(
+        ROOT / "examples/demo.py",
+        "--once",
+        "--folder",
+        tmp_path,
+        "--port",
+        port,
+        "--",
+        "--epochs",
+        EPOCHS,
+        "--record",
+        record,
+        environment=environment,
         check=True,
     )
     assert f"http://127.0.0.1:{port}" in demo.stdout

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import View
 
 import tensormeter
-from support.processes import clean_environment
+from support.processes import clean_environment, run_python
 from tensormeter import MeterProvider, Settings, SettingsError
 from tensormeter.environment import variables as environment
 from tensormeter.exporter import ExporterConfig
@@ -143,12 +141,12 @@ def use_everything() -> None:
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Variables that tensormeter has warned about."""
-    found = [
+    variables = [
         re.match(r"environment variable (\w+)=", record.getMessage())
         for record in caplog.records
         if record.name.startswith("tensormeter")
     ]
-    return [match[1] for match in found if match]
+    return [match[1] for match in variables if match]
 
 
 @pytest.mark.parametrize("names", [OTEL, LAUNCHERS], ids=["OpenTelemetry", "launchers"])
@@ -159,8 +157,8 @@ def test_nonsense_in_every_variable_neither_raises_nor_is_warned_about_twice(mon
     monkeypatch.setattr("tempfile.tempdir", None)
     use_everything()
     assert sorted(warned(caplog)) == sorted(set(warned(caplog)))
-    said = [record.getMessage() for record in caplog.records if record.name.startswith("tensormeter")]
-    assert "hunter2" not in "".join(said)
+    warnings = [record.getMessage() for record in caplog.records if record.name.startswith("tensormeter")]
+    assert "hunter2" not in "".join(warnings)
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in UNUSABLE.items() for value in values])
@@ -243,8 +241,7 @@ def test_importing_the_sdk_of_others_does_not_raise(monkeypatch, caplog, variabl
     assert os.environ[variable] == value
     assert warned(caplog) == ([] if used else [variable])
     code = "from tensormeter.environment.variables import importing_sdk\nwith importing_sdk(): import opentelemetry.sdk.trace, opentelemetry.propagate"
-    done = subprocess.run([sys.executable, "-c", code], env=inherited(**{variable: value}), check=False)
-    assert done.returncode == 0
+    run_python("-c", code, environment=inherited(**{variable: value}), check=True)
 
 
 @pytest.mark.parametrize(
@@ -308,26 +305,26 @@ def test_warnings_show_no_secrets(monkeypatch, caplog, value):
 
 def test_a_given_instance_is_kept_next_to_that_of_the_process(monkeypatch):
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=trainer%201,service.namespace=lab")
-    found = describe_process("p", "r", "n", "unique")
-    assert found["service.instance.id"] == "unique"
-    assert found["tensormeter.service.instance.id"] == "trainer 1"
-    assert found["service.namespace"] == "lab"
+    resource = describe_process("p", "r", "n", "unique")
+    assert resource["service.instance.id"] == "unique"
+    assert resource["tensormeter.service.instance.id"] == "trainer 1"
+    assert resource["service.namespace"] == "lab"
 
 
 def test_what_is_detected_as_a_number_stays_one(monkeypatch, caplog):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "tensormeter.rank=first,host.name=mine")
-    found = describe_process("p", "r", "n", "i")
-    assert (found["tensormeter.rank"], found["host.name"]) == (3, "mine")
+    resource = describe_process("p", "r", "n", "i")
+    assert (resource["tensormeter.rank"], resource["host.name"]) == (3, "mine")
     assert warned(caplog) == ["OTEL_RESOURCE_ATTRIBUTES"]
 
 
 def test_attributes_that_no_receiver_would_accept_are_left_out(monkeypatch, caplog):
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", f"team=vision,long={'x' * 70_000},other=1")
     monkeypatch.setenv("SLURM_JOB_NAME", "y" * 70_000)
-    found = describe_process("p", "r", "n", "i")
-    assert found["team"] == "vision"
-    assert len(json.dumps(dict(found))) < 65_536
+    resource = describe_process("p", "r", "n", "i")
+    assert resource["team"] == "vision"
+    assert len(json.dumps(dict(resource))) < 65_536
     assert warned(caplog) == ["OTEL_RESOURCE_ATTRIBUTES"]
 
 
@@ -404,20 +401,17 @@ def rows_in(folder: Path) -> Iterator[tuple[str, str]]:
 )
 def test_a_training_records_with_nonsense_in_every_variable(tmp_path, kind):
     nonsense: Mapping[str, str] = dict.fromkeys(OTEL, VALUES[kind][:5000])  # all must fit into one environment
-    done = subprocess.run(
-        [sys.executable, "-c", TRAINING],
-        env=inherited(
+    done = run_python(
+        "-c",
+        TRAINING,
+        environment=inherited(
             **nonsense,
             TENSORMETER_DIR=str(tmp_path / "state"),
             TENSORMETER_EXPORTERS="jsonl",
             TENSORMETER_EXPORTER_OPTIONS=f"jsonl.directory={tmp_path / 'out'}",
         ),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+        check=True,
     )
-    assert done.returncode == 0, done.stderr
     assert {("logged", "loss"), ("measured", "renamed")} <= set(rows_in(tmp_path / "out"))
     warnings = re.findall(r"^environment variable (\w+)=", done.stderr, re.MULTILINE)
     assert sorted(warnings) == sorted(set(warnings))

@@ -98,7 +98,7 @@ class ExperimentServer(ServerProcess):
 
     def everything(self, project: str) -> dict[str, Any]:
         """All that the API tells of a project's runs, but for when it was told."""
-        found = {}
+        runs = {}
         listed = self.get("/runs", project=project)
         for run in listed["runs"] if listed else []:
             where = f"/runs/{run['id']}"
@@ -124,7 +124,7 @@ class ExperimentServer(ServerProcess):
                 images[digest] = answer.data.hex()
             about = self.get(where, project=project)
             changing = {"created", "updated", "project"}
-            found[run["id"]] = {
+            runs[run["id"]] = {
                 "about": {key: value for key, value in about.items() if key not in changing},
                 "metrics": sorted(metrics, key=lambda metric: json.dumps(metric, sort_keys=True)),
                 "series": series,
@@ -132,13 +132,12 @@ class ExperimentServer(ServerProcess):
                 "events": sorted(({**event, "id": None} for event in events), key=_event_key),
                 "images": images,
             }
-        return found
+        return runs
 
 
 @pytest.fixture(scope="session")
 def experiment_server(
-    tmp_path_factory: pytest.TempPathFactory,
-    clean_environment: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]
 ) -> Iterator[ExperimentServer]:
     server = ExperimentServer(tmp_path_factory.mktemp("experiment"), clean_environment)
     yield server

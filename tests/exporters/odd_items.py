@@ -139,7 +139,7 @@ ODD_DISTRIBUTIONS = {
 
 
 def metrics(*series):
-    return "metrics", encode_metrics([Batch(RESOURCE, list(series))]), sum(len(one.times) for one in series)
+    return "metrics", encode_metrics([Batch(RESOURCE, list(series))]), sum(len(line.times) for line in series)
 
 
 def logs(*events):
@@ -225,9 +225,9 @@ def deliver(destination, folder, options, *, before_it_ends=lambda delivery: Non
     finally:
         delivery.stop(60)
         logger.removeHandler(log)
-    found = {"losses": spool.losses(), "rejections": spool.rejections(), "log": log.lines}
+    result = {"losses": spool.losses(), "rejections": spool.rejections(), "log": log.lines}
     spool.close()
-    return found
+    return result
 
 
 if __name__ == "__main__":

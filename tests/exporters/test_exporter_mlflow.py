@@ -92,9 +92,9 @@ def test_a_run_arrives_whole_and_once(make, exporter, client):
     assert run.info.run_name == "name of run1"
     assert run.data.params == {"lr": "0.001", "net.depth": "2", "net.name": "ü", "tags": '["a"]'}
     assert run.data.tags["tensormeter.run.id"] == "run1"
-    found = history(client, run, "train/loss")
-    assert [(step, value) for step, value, _ in found] == [(step, 1 / (step + 1)) for step in range(600)]
-    assert found[7][2] == make.T0 // 10**6 + 7000
+    losses = history(client, run, "train/loss")
+    assert [(step, value) for step, value, _ in losses] == [(step, 1 / (step + 1)) for step in range(600)]
+    assert losses[7][2] == make.T0 // 10**6 + 7000
     assert len(history(client, run, "tokens")) == 600
     ((step, value, _),) = history(client, run, "odd")
     assert step == 3
@@ -115,11 +115,11 @@ def test_an_agent_after_another_goes_on_with_the_run(make, exporter, client, ser
 
 
 def test_group_tags_notes_and_later_configuration_arrive(make, exporter, client):
-    said = {"group": "sweep", "tags": ["baseline", "a b"], "notes": "with warm-up"}
-    exporter.export(make.logs(1, make.start({"lr": 1}, **said), project="described"))
+    description = {"group": "sweep", "tags": ["baseline", "a b"], "notes": "with warm-up"}
+    exporter.export(make.logs(1, make.start({"lr": 1}, **description), project="described"))
     client.set_tag(the_run(client, "described").info.run_id, "mlflow.note.content", "by hand")
     later = make.reconfigured({"lr": 2, "parameters": 124})
-    exporter.export(make.logs(2, later, make.start({"lr": 1}, **said), project="described"))
+    exporter.export(make.logs(2, later, make.start({"lr": 1}, **description), project="described"))
     run = the_run(client, "described")
     assert run.data.params == {"lr": "1", "parameters": "124"}
     tags = ("tensormeter.group", "baseline", "a b", "mlflow.note.content", "tensormeter.config.lr")
@@ -338,8 +338,8 @@ def test_media_of_two_processes_do_not_replace_each_other(make, exporter_of, cli
         text = Text("note", f"of {process}").event(make.T0, 1)
         assert exporter.export(make.logs(number, text, project="two", process=process)) == Accepted()
     run = the_run(client, "two").info.run_id
-    found = {item.path for folder in ("texts", "texts/process-bbbbbbbb") for item in client.list_artifacts(run, folder)}
-    assert {"texts/note-1.txt", "texts/process-bbbbbbbb/note-1.txt"} <= found
+    paths = {item.path for folder in ("texts", "texts/process-bbbbbbbb") for item in client.list_artifacts(run, folder)}
+    assert {"texts/note-1.txt", "texts/process-bbbbbbbb/note-1.txt"} <= paths
 
 
 def test_two_texts_under_one_key_and_step_are_both_there(make, exporter_of, client):

@@ -3,7 +3,6 @@
 import gzip
 import math
 import socket
-import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -15,6 +14,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
 
 from support.ports import reserve_port
+from support.processes import run_python
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import Accepted, Retry, load_exporter
 from tensormeter.otlp.batch import Batch
@@ -84,17 +84,17 @@ def test_the_sdks_own_encoder_makes_the_same_of_it(make):
     points = [metric for scope in theirs.resource_metrics[0].scope_metrics for metric in scope.metrics]
     wanted = [metric for scope in expected.resource_metrics[0].scope_metrics for metric in scope.metrics]
     assert [metric.name for metric in points] == ["g", "c", "h", "e"]
-    for found, original in zip(points, wanted, strict=True):
-        kind = found.WhichOneof("data")
+    for point, original in zip(points, wanted, strict=True):
+        kind = point.WhichOneof("data")
         assert kind == original.WhichOneof("data")
-        for one, other in zip(getattr(found, kind).data_points, getattr(original, kind).data_points, strict=True):
+        for one, other in zip(getattr(point, kind).data_points, getattr(original, kind).data_points, strict=True):
             if kind in ("histogram", "exponential_histogram"):
                 assert other.min < 0
                 assert not one.HasField("sum")  # which its receiver would take for a counter
                 other.ClearField("sum")
             for field in other.DESCRIPTOR.fields:
                 if field.name not in ("exemplars", "flags", "zero_threshold"):  # the SDK's encoder has none of them
-                    assert getattr(one, field.name) == getattr(other, field.name), (found.name, field.name)
+                    assert getattr(one, field.name) == getattr(other, field.name), (point.name, field.name)
 
 
 @pytest.mark.parametrize(("low", "total", "sent"), [(0.5, 4.0, 4.0), (-0.5, 4.0, None), (0.5, math.nan, None)])
@@ -136,9 +136,10 @@ provider.shutdown(timeout_millis=float(os.environ["TIMEOUT"]))
 
 
 def run_plain(environment, endpoint, timeout="120000"):
-    return subprocess.run(
-        [sys.executable, "-c", PLAIN],
-        env=environment
+    return run_python(
+        "-c",
+        PLAIN,
+        environment=environment
         | {
             "OTEL_METRICS_EXPORTER": "tensormeter",
             "OTEL_TRACES_EXPORTER": "none",
@@ -149,9 +150,6 @@ def run_plain(environment, endpoint, timeout="120000"):
             "TENSORMETER_EXPORT_TIMEOUT": "3600",
             "TIMEOUT": timeout,
         },
-        capture_output=True,
-        text=True,
-        timeout=300,
         check=True,
     )
 
@@ -187,7 +185,7 @@ def test_the_time_that_the_sdk_gives_is_kept(clean_environment):
         done = run_plain(clean_environment, endpoint, timeout="500")
         assert "2 points are lost" in done.stderr
         environment = clean_environment | {"TENSORMETER_ENDPOINT": endpoint, "TENSORMETER_EXPORT_TIMEOUT": "3600"}
-        subprocess.run([sys.executable, "-c", DIRECT], env=environment, check=True, timeout=300)
+        run_python("-c", DIRECT, environment=environment, check=True)
 
 
 FLUSHING = """
@@ -216,8 +214,7 @@ def test_a_flush_waits_for_an_export_under_way(clean_environment):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         environment = clean_environment | {"TENSORMETER_ENDPOINT": endpoint, "TENSORMETER_EXPORT_TIMEOUT": "3600"}
-        command = [sys.executable, "-c", FLUSHING]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        done = run_python("-c", FLUSHING, environment=environment)
     assert done.returncode == 0, done.stderr
 
 
@@ -246,11 +243,8 @@ assert exporter.export(data("parent again")) is MetricExportResult.SUCCESS
 
 
 def test_a_forked_child_of_the_plain_sdk_sends_for_itself(experiment_server, clean_environment):
-    subprocess.run(
-        [sys.executable, "-c", FORKING],
-        env=clean_environment | {"TENSORMETER_ENDPOINT": experiment_server.url},
-        check=True,
-        timeout=300,
+    run_python(
+        "-c", FORKING, environment=clean_environment | {"TENSORMETER_ENDPOINT": experiment_server.url}, check=True
     )
     runs = experiment_server.get("/runs", project="forking")["runs"]
     assert len(runs) == 3

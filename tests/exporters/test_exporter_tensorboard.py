@@ -1,20 +1,18 @@
 """Event files, read back by TensorBoard's own loader."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.plugin_event_accumulator import TENSORS, EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+from support.processes import run_python
 from tensormeter.exporter import Accepted, Retry
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter_exporters.tensorboard import TensorBoardExporter
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108020000009077"
-    "53de0000000c4944415408d763f8cfc0000003010100c9fe92ef0000000049454e44ae426082",
+    "53de0000000c4944415408d763f8cfc0000003010100c9fe92ef0000000049454e44ae426082"
 )
 
 
@@ -112,5 +110,5 @@ def test_a_full_disk_is_an_outcome(make, config, tmp_path):
 
 def test_neither_torch_nor_tensorflow_is_loaded():
     code = "import sys, tensormeter_exporters.tensorboard; print({'torch', 'tensorflow'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_python("-c", code, check=True)
     assert done.stdout.strip() == "set()"

@@ -5,8 +5,6 @@ The test reads the items back from the destination. Two keys never share a name.
 
 import json
 import sqlite3
-import subprocess
-import sys
 from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +15,8 @@ import urllib3
 from odd_items import CONFIG, CONTROLS, GOOD_IMAGES, KEYS, STEPS, TABLES, TEXTS, VALUES
 from wandb_records import nested, records, rows
 
+from support.processes import run_python
+
 NUMBERS = range(len(KEYS))
 
 
@@ -24,14 +24,13 @@ def deliver_in_process(destination, folder, environment, **options):
     """Delivers in another process, whose output may be anything: W&B and MLflow change the process that they are in."""
     given = {f"{destination}.{name}": str(value) for name, value in options.items()}
     folder.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, str(Path(odd_items.__file__)), destination, str(folder / "state"), json.dumps(given)],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+    done = run_python(
+        str(Path(odd_items.__file__)),
+        destination,
+        folder / "state",
+        json.dumps(given),
+        environment=environment,
+        folder=folder,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     shown, _, last = done.stdout.rstrip().rpartition("\n")
@@ -155,7 +154,7 @@ def test_every_good_item_arrives_at_mlflow(tmp_path, clean_environment):
     check_names(values, gauges, what="gauge")
     counts = {name: [value for step, value in points if step == 3] for name, points in metrics.items()}
     check_names(
-        {name: [v for v in found if v in {n + 5000.125 for n in NUMBERS}] for name, found in counts.items()},
+        {name: [v for v in shown if v in {n + 5000.125 for n in NUMBERS}] for name, shown in counts.items()},
         lambda number: (number + 5000.125,),
         what="maximum of a distribution",
     )
@@ -210,11 +209,11 @@ def test_every_good_item_arrives_at_tensorboard(tmp_path):
     check_names(first, gauges, what="gauge")
     wanted = {f"text {number};" for number in NUMBERS}
     check_names(
-        {tag: [text for text in found if text in wanted] for tag, found in texts.items()},
+        {tag: [text for text in shown if text in wanted] for tag, shown in texts.items()},
         lambda n: (f"text {n};",),
         what="text",
     )
-    assert {tag: found[-1] for tag, found in images.items() if tag in KEYS} == {
+    assert {tag: shown[-1] for tag, shown in images.items() if tag in KEYS} == {
         key: odd_items.picture(number + 1) for number, key in enumerate(KEYS)
     }
     alerts = [text for text in texts["alerts"] if "alert " in text]
@@ -226,7 +225,11 @@ def test_every_good_item_arrives_at_tensorboard(tmp_path):
 
 def controls_of(batches):
     return [
-        value for batch in batches for one in batch.gauges if one.name == "control" for value in one.values.tolist()
+        value
+        for batch in batches
+        for gauge in batch.gauges
+        if gauge.name == "control"
+        for value in gauge.values.tolist()
     ]
 
 
@@ -314,16 +317,16 @@ def test_every_good_item_can_be_scraped(tmp_path):
 def test_every_good_item_arrives_at_the_server(tmp_path, experiment_server):
     delivered = deliver("experiment", tmp_path / "state", settings={"endpoint": experiment_server.url})
     assert delivered["rejections"] == [], "items that the server refuses are counted one by one"
-    found = experiment_server.everything("odd")["run1"]
+    run = experiment_server.everything("odd")["run1"]
     for number, key in enumerate(KEYS):
-        if key in found["series"]:
-            (series,) = found["series"][key]
+        if key in run["series"]:
+            (series,) = run["series"][key]
             assert series["value"] == list(gauges(number)), key
-    assert [value for one in found["series"]["control"] for value in one["value"]] == [0.5, 1.5, 6.5]
+    assert [value for one in run["series"]["control"] for value in one["value"]] == [0.5, 1.5, 6.5]
     assert delivered["losses"].get("refused", 0) <= len(odd_items.BAD_IMAGES), delivered["log"]
-    images = [bytes.fromhex(data) for data in found["images"].values()]
+    images = [bytes.fromhex(data) for data in run["images"].values()]
     wanted = [*GOOD_IMAGES.values(), *(odd_items.picture(number + 1) for number in NUMBERS)]
     assert [data for data in wanted if data not in images] == []
-    texts = [event["body"].get("text", "") for event in found["events"] if isinstance(event["body"], dict)]
+    texts = [event["body"].get("text", "") for event in run["events"] if isinstance(event["body"], dict)]
     assert {f"text {number};" for number in NUMBERS} | {f"alert {number};" for number in NUMBERS} <= set(texts)
-    assert {key for key in KEYS if key not in found["series"]} == set()
+    assert {key for key in KEYS if key not in run["series"]} == set()

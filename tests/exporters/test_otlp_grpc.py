@@ -1,8 +1,6 @@
 """OTLP by gRPC: what is sent, and what each answer means. Real servers."""
 
 import gzip
-import subprocess
-import sys
 import time
 
 import grpc
@@ -16,6 +14,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 
 from support.otlp_receivers import PARTIAL, exporting, speaking_http2
+from support.processes import run_python
 from tensormeter import Settings
 from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Retry, TooLarge, Unauthorized
 from tensormeter_exporters.experiment import ExperimentExporter
@@ -76,8 +75,7 @@ def test_a_grpc_receiver_of_metrics_alone_gets_them(rpc, tmp_path, clean_environ
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{rpc.port}",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
     }
-    command = [sys.executable, "-c", TRAINER]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    done = run_python("-c", TRAINER, environment=environment, check=True)
     values = [
         point.as_double
         for body, _ in rpc.received
@@ -95,8 +93,7 @@ def test_a_grpc_receiver_of_metrics_alone_gets_them(rpc, tmp_path, clean_environ
     deadline = time.monotonic() + 120
     while list((tmp_path / "runs").glob("r@*")):  # while its agent lingers, it is left to that
         assert time.monotonic() < deadline, "the log records that wait are withdrawn, and so nothing is left"
-        command = [sys.executable, "-m", "tensormeter", "sync"]
-        subprocess.run(command, env=environment, capture_output=True, check=False, timeout=120)
+        run_python("-m", "tensormeter", "sync", environment=environment)
 
 
 def retry_info(seconds):

@@ -4,9 +4,7 @@ import gzip
 
 import pytest
 from google.rpc.status_pb2 import Status
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceRequest,
-)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from support.otlp_receivers import PARTIAL, exporting
 from support.ports import reserve_port

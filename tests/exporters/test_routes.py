@@ -13,6 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.plugin_event_accumulator import TENSORS, EventAccumulator
 
 from support.ports import reserve_port
+from support.processes import run_python
 from support.programs import program
 
 ROOT = Path(__file__).parents[2]
@@ -44,15 +45,9 @@ with tensormeter.init(project, name="the same", config=config, id="same-run", **
 
 
 def train(environment, project, **variables):
-    done = subprocess.run(
-        [sys.executable, "-c", TRAINER, project],
-        env=environment | {"TENSORMETER_FINISH_TIMEOUT": "300"} | variables,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+    done = run_python(
+        "-c", TRAINER, project, environment=environment | {"TENSORMETER_FINISH_TIMEOUT": "300"} | variables, check=True
     )
-    assert done.returncode == 0, done.stderr
     assert "not delivered" not in done.stderr
     assert "rejected" not in done.stderr
 
@@ -64,7 +59,7 @@ def normalized(runs):
     """
     runs = copy.deepcopy(runs)
     times = sorted(
-        {at for run in runs.values() for found in run["series"].values() for series in found for at in series["time"]},
+        {at for run in runs.values() for found in run["series"].values() for series in found for at in series["time"]}
     )
     place = {at: index for index, at in enumerate(times)}
     processes = sorted({process["id"] if isinstance(process, dict) else process
@@ -121,13 +116,13 @@ def environment(tmp_path_factory, clean_environment):
 def direct(environment, experiment_server):
     """The run as the server has it when it is sent there directly."""
     train(environment, "direct", TENSORMETER_ENDPOINT=experiment_server.url)
-    found = experiment_server.everything("direct")
-    run = found["same-run"]
+    runs = experiment_server.everything("direct")
+    run = runs["same-run"]
     assert run["about"]["state"] == "finished"
     config = {"lr": 1e-4, "layers": [64, 10], "optimizer": {"name": "adam"}, "parameters": 124_000_000}
     assert run["about"]["config"] == config
-    said = [run["about"][key] for key in ("group", "tags", "notes")]
-    assert said == ["of same", ["a", "b c"], "line 1\nline 2"]
+    description = [run["about"][key] for key in ("group", "tags", "notes")]
+    assert description == ["of same", ["a", "b c"], "line 1\nline 2"]
     (loss,) = run["series"]["train/loss"]
     assert loss["step"] == list(range(300))
     assert loss["value"] == [1 / (step + 1) for step in range(300)]
@@ -140,7 +135,7 @@ def direct(environment, experiment_server):
     assert len(run["images"]) == 3
     assert [point["x"] for point in run["histograms"]["weights"]] == [0, 100, 200]
     assert [point["count"] for point in run["histograms"]["counted"]] == [8] * 3
-    return normalized(found)
+    return normalized(runs)
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +151,7 @@ def collector(experiment_server, tmp_path_factory, wait_for):
         "receivers": {"otlp": {"protocols": protocols}},
         "processors": {"batch": {"timeout": "100ms"}},
         "exporters": {"otlp_http": {"endpoint": experiment_server.url}},
-        "service": {
-            "pipelines": {"metrics": pipeline, "logs": pipeline},
-            "telemetry": {"metrics": {"level": "none"}},
-        },
+        "service": {"pipelines": {"metrics": pipeline, "logs": pipeline}, "telemetry": {"metrics": {"level": "none"}}},
     }
     folder = tmp_path_factory.mktemp("collector")
     (folder / "config.yaml").write_text(json.dumps(config))
@@ -215,10 +207,7 @@ def test_a_collector_can_be_the_endpoint(environment, experiment_server, direct,
 
 def test_a_run_through_a_file_arrives_as_if_sent_directly(environment, experiment_server, direct, tmp_path):
     """The files hold small requests, and are rotated by size."""
-    options = {
-        "directory": tmp_path / "otlp",
-        "max_bytes": 20_000,
-    }
+    options = {"directory": tmp_path / "otlp", "max_bytes": 20_000}
     train(
         environment,
         "file",
@@ -239,9 +228,11 @@ def test_a_run_through_a_file_arrives_as_if_sent_directly(environment, experimen
 
 def test_a_broken_destination_does_not_delay_others(environment, experiment_server, direct, tmp_path):
     """The broken one does not delay the others: they have everything while it still fails."""
-    done = subprocess.run(
-        [sys.executable, "-c", TRAINER, "several"],
-        env=environment
+    done = run_python(
+        "-c",
+        TRAINER,
+        "several",
+        environment=environment
         | {
             "TENSORMETER_DIR": str(tmp_path / "runs"),
             "TENSORMETER_LINGER_TIMEOUT": "0",
@@ -249,9 +240,6 @@ def test_a_broken_destination_does_not_delay_others(environment, experiment_serv
             "TENSORMETER_EXPORTERS": "otlp:broken,jsonl,experiment",
             "TENSORMETER_EXPORTER_OPTIONS": f"jsonl.directory={tmp_path},otlp:broken.endpoint=http://127.0.0.1:{reserve_port()}",
         },
-        capture_output=True,
-        text=True,
-        timeout=600,
         check=True,
     )
     assert "not delivered" in done.stderr
@@ -277,11 +265,11 @@ def test_all_destinations_work_in_one_agent(environment, experiment_server, dire
         TENSORMETER_EXPORTER_OPTIONS=",".join(f"{name}={value}" for name, value in options.items()),
     )
     # The server gets it twice, once without batch ids; every point is there once. (Its counts of points count arrivals.)
-    found = renamed(normalized(experiment_server.everything("all")), "all")["same-run"]
-    assert found["series"] == direct["same-run"]["series"]
-    assert found["about"]["config"] == direct["same-run"]["about"]["config"]
+    run = renamed(normalized(experiment_server.everything("all")), "all")["same-run"]
+    assert run["series"] == direct["same-run"]["series"]
+    assert run["about"]["config"] == direct["same-run"]["about"]["config"]
     for what in ("events", "images", "histograms"):
-        assert found[what] == direct["same-run"][what]
+        assert run[what] == direct["same-run"][what]
     (events,) = (tmp_path / "tb/all/same-run").glob("*/events.out.tfevents.*")
     loaded = EventAccumulator(str(events.parent), {TENSORS: 0})
     loaded.Reload()
@@ -300,8 +288,15 @@ def test_no_route_makes_attributes_of_steps(direct, experiment_server):
 def test_import_reports_lines_that_it_leaves_out(environment, experiment_server, tmp_path):
     file = tmp_path / "mixed.jsonl"
     file.write_text('{"resourceLogs":[]}\n\nnonsense\n{"resourceSpans":[]}\n')
-    command = [sys.executable, "-m", "tensormeter", "import", "--endpoint", experiment_server.url, str(file)]
-    done = subprocess.run(command, env=environment | {"COLUMNS": "200"}, capture_output=True, text=True, check=False)
+    done = run_python(
+        "-m",
+        "tensormeter",
+        "import",
+        "--endpoint",
+        experiment_server.url,
+        file,
+        environment=environment | {"COLUMNS": "200"},
+    )
     assert done.returncode == 1
     assert "mixed.jsonl:3: skipped, not JSON" in done.stdout
     assert "mixed.jsonl:4: skipped, expected an object with one of resourceMetrics, resourceLogs" in done.stdout

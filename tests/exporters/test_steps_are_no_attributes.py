@@ -3,8 +3,6 @@
 import gzip
 import json
 import os
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -12,6 +10,8 @@ import pytest
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics as sdk_encode
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from support.processes import run_python
+from support.spools import take_requests
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.decode import decode_metrics
@@ -31,15 +31,15 @@ with tensormeter.init(project="steps", id="r", mode="offline") as run:
 
 def attributes(message: ExportMetricsServiceRequest) -> set[tuple[str, str]]:
     """(metric, attribute) of every point, of scopes as `scope` and of resources as `resource`."""
-    found = set()
+    keys = set()
     for resource in message.resource_metrics:
-        found |= {("resource", attribute.key) for attribute in resource.resource.attributes}
+        keys |= {("resource", attribute.key) for attribute in resource.resource.attributes}
         for scope in resource.scope_metrics:
-            found |= {("scope", attribute.key) for attribute in scope.scope.attributes}
+            keys |= {("scope", attribute.key) for attribute in scope.scope.attributes}
             for metric in scope.metrics:
                 for point in getattr(metric, metric.WhichOneof("data")).data_points:
-                    found |= {(metric.name, attribute.key) for attribute in point.attributes}
-    return found
+                    keys |= {(metric.name, attribute.key) for attribute in point.attributes}
+    return keys
 
 
 def steps_in(message: ExportMetricsServiceRequest) -> set[tuple[str, str]]:
@@ -51,9 +51,11 @@ def spooled(tmp_path_factory, clean_environment):
     """The metrics requests of a real run, as they lie in its spool for every destination."""
     folder = tmp_path_factory.mktemp("steps")
     buffers = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else folder
-    subprocess.run(
-        [sys.executable, "-c", OFFLINE, *map(str, STEPS)],
-        env=clean_environment
+    run_python(
+        "-c",
+        OFFLINE,
+        *STEPS,
+        environment=clean_environment
         | {
             "TENSORMETER_DIR": str(folder),
             "TENSORMETER_BUFFER_DIR": str(buffers),
@@ -61,17 +63,10 @@ def spooled(tmp_path_factory, clean_environment):
             "TENSORMETER_SELF_METRICS_INTERVAL": "0",
         },
         check=True,
-        timeout=300,
-        capture_output=True,
     )
-    requests = []
     (run,) = list_runs(folder)
     with closing(Spool(run.spool)) as spool:
-        while found := spool.next("experiment"):
-            sequence, request = found
-            requests.append(request)
-            spool.done("experiment", sequence)
-    return [request for request in requests if request.signal == "metrics"]
+        return [request for request in take_requests(spool, "experiment") if request.signal == "metrics"]
 
 
 def parsed(request):
@@ -87,8 +82,8 @@ def test_spooled_requests_have_steps_next_to_values(spooled):
     assert spooled
     for request in spooled:
         assert steps_in(parsed(request)) == set()
-    found = [stepped for request in spooled for stepped in read_metrics(request) if stepped.name == "loss"]
-    assert [step for stepped in found for step in stepped.steps.tolist()] == STEPS
+    losses = [stepped for request in spooled for stepped in read_metrics(request) if stepped.name == "loss"]
+    assert [step for stepped in losses for step in stepped.steps.tolist()] == STEPS
 
 
 def test_files_have_no_attributes_of_steps(spooled):

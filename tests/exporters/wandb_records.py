@@ -27,14 +27,14 @@ def records(path):
 
 def nested(items):
     """W&B takes mappings apart: every leaf is an item with the path to it."""
-    found = {}
+    document = {}
     for item in items:
         *path, last = list(item.nested_key) or [item.key]
-        place = found
+        place = document
         for key in path:
             place = place.setdefault(key, {})
         place[last] = json.loads(item.value_json)
-    return found
+    return document
 
 
 def rows(logged):

@@ -12,7 +12,8 @@ from contextlib import closing
 
 import pytest
 
-from support.agents import agents_of, kill_agents
+from support.agents import agent_lives, agents_of, kill_agents
+from support.processes import run_python
 from tensormeter.agent.run_directory.directory import find_runs, list_runs
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.agent.sync import SyncResult, sync_runs
@@ -33,7 +34,7 @@ def waiting(train, state, receiver, wait_for):
     """A run that waits, with several requests. Returns its folder."""
     receiver.stop()
     trainer = train(OFFLINE, mode="offline", max_export_batch_size=300)
-    assert trainer.end()[0] == 0
+    trainer.finish()
     (run,) = list_runs(state)
     wait_for(lambda: not agent_lives(run) and not agents_of(state), "the agent ends")
     return run.path
@@ -58,13 +59,6 @@ def killed(train, state, tmp_path, receiver, wait_for):
     return run.path
 
 
-def agent_lives(run):
-    lock = run.try_agent_lock()
-    if lock is not None:
-        os.close(lock)
-    return lock is None
-
-
 def only(state, **options):
     """Deliver, and what became of the only run."""
     (result,) = sync_runs(state, **options)
@@ -72,7 +66,7 @@ def only(state, **options):
     return result
 
 
-def told(receiver):
+def reported_losses(receiver):
     """The losses that the receiver knows: the sum of the last reports of all processes."""
     last = {}
     for request in receiver.accepted().values():
@@ -110,7 +104,7 @@ def test_fault_95_a_damaged_request_is_counted_reported_and_kept(waiting, state,
     )
     assert "tensormeter spool purge faulty@" in first.stdout
     assert ROWS - len(receiver.rows()) == items / 3, "a row has a step and two values"
-    assert told(receiver) == items
+    assert reported_losses(receiver) == items
     assert "does not match its checksum" in first.stderr
     again = subprocess.run(sync, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert (again.returncode, "as reported before" in again.stdout) == (0, True), again.stdout
@@ -129,7 +123,7 @@ def test_fault_96_a_truncated_spool_is_kept_and_missing_requests_are_reported(wa
     assert missing
     assert result.leftover.unreported["damaged"] > 0
     assert not result.is_complete
-    assert told(receiver) == result.leftover.losses["damaged"]
+    assert reported_losses(receiver) == result.leftover.losses["damaged"]
     assert list(waiting.glob("spool.sqlite.damaged-*"))
     assert receiver.events()[-1][0] == "tensormeter.run.heartbeat", "after the run's end"
 
@@ -181,7 +175,7 @@ def test_fault_97_a_changed_row_of_a_small_table_is_found(waiting, state, receiv
     assert len(receiver.rows()) == ROWS
     if table == "loss":
         assert result.leftover.losses == {"damaged": 1}, "that something was lost is not forgotten"
-        assert told(receiver) == 1
+        assert reported_losses(receiver) == 1
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
@@ -198,7 +192,7 @@ def test_fault_98_a_damaged_log_of_sqlite_is_counted(killed, state, receiver, ho
     result = only(state)
     assert len(receiver.rows()) < ROWS
     assert result.leftover.unreported["damaged"] > 0
-    assert told(receiver) > 0
+    assert reported_losses(receiver) > 0
 
 
 def test_a_killed_run_that_is_intact_loses_nothing(killed, state, receiver):
@@ -217,7 +211,7 @@ def test_fault_99_a_ring_that_is_damaged_is_kept_and_counted(killed, state, rece
     assert result.leftover.unreported["damaged"] >= 1
     assert "points were lost" in result.outcome
     assert [path.name for path in result.leftover.damaged] == [f"{ring.name}.damaged"]
-    assert told(receiver) >= 1
+    assert reported_losses(receiver) >= 1
 
 
 DESCRIPTIONS = {
@@ -247,13 +241,10 @@ def test_fault_100_a_damaged_description_hides_no_run(waiting, state, receiver, 
     assert (run.run["run_id"], run.doubt) == ("faulty", run.damage)
     ((_, reason),) = find_runs(state, foreign=False)[1]  # as `serve` looks
     assert reason == f"{run.damage}; `tensormeter sync` delivers it"
-    command = [sys.executable, "-m", "tensormeter", "spool", "ls"]
-    listed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    listed = run_python("-m", "tensormeter", "spool", "ls", environment=environment)
     assert "run.json" in listed.stdout
     receiver.start()
-    sync = [sys.executable, "-m", "tensormeter", "sync"]
-    done = subprocess.run(sync, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_python("-m", "tensormeter", "sync", environment=environment, check=True)
     assert "faulty@" in done.stdout
     assert len(receiver.rows()) == ROWS
     assert list_runs(state) == []
@@ -290,10 +281,10 @@ def test_a_folder_in_place_of_a_file_is_named(waiting, receiver, environment, na
     receiver.start()
     sync = [sys.executable, "-m", "tensormeter", "sync"]
     done = subprocess.run(sync, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    said = done.stdout + done.stderr
-    assert done.returncode == 1, said
-    assert f"{place.name} is a folder, but must be a regular file; remove it" in done.stdout, said
-    assert "Traceback" not in said
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    assert f"{place.name} is a folder, where a file belongs; remove it" in done.stdout, output
+    assert "Traceback" not in output
     place.rmdir()
     again = subprocess.run(sync, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -309,7 +300,7 @@ def test_a_link_in_place_of_the_spool_is_counted(waiting, state, receiver, tmp_p
     receiver.start()
     result = only(state)
     assert (result.delivered, result.is_complete, result.leftover.unreported) == (True, False, {"damaged": 1})
-    assert told(receiver) == 1
+    assert reported_losses(receiver) == 1
     assert other.read_bytes() == b"something else " * 50
 
 
@@ -371,20 +362,22 @@ def test_fault_101_random_damage_loses_nothing_in_silence(request, kind, state, 
         receiver.start()
         results = list(sync_runs(state, endpoint=receiver.url))
         receiver.stop()
-        found = receiver.rows()
-        values = dict(found)
+        rows = receiver.rows()
+        values = dict(rows)
         assert set(values.values()) <= {1}, (what, "nothing twice")
-        wrong = [row for row in found if dict([row]) and expected.get(row[0]) != row[1]]
+        wrong = [row for row in rows if dict([row]) and expected.get(row[0]) != row[1]]
         assert not wrong, (what, wrong[:3])
-        missing = ROWS - len(found)
+        missing = ROWS - len(rows)
         silent += not missing
         if missing:
             assert results, (what, "the run is hidden")
-            said = [result.outcome for result in results if isinstance(result, SyncResult) and not result.is_complete]
+            outcomes = [
+                result.outcome for result in results if isinstance(result, SyncResult) and not result.is_complete
+            ]
             refused = [result for result in results if not isinstance(result, SyncResult)]
-            assert said or refused, (what, missing, results)
-            assert all("lost" in line or "not delivered" in line for line in said), (what, said)
+            assert outcomes or refused, (what, missing, results)
+            assert all("lost" in line or "not delivered" in line for line in outcomes), (what, outcomes)
             delivered = [result for result in results if isinstance(result, SyncResult) and result.delivered]
             if delivered and receiver.received:
-                assert told(receiver) > 0, (what, missing, said)
+                assert reported_losses(receiver) > 0, (what, missing, outcomes)
     assert silent, "some damage does no harm"

@@ -6,14 +6,13 @@ of what was not synced; see `recorded_disk`.
 
 import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from string import ascii_lowercase
 
 import pytest
 
 from support.fuse_disk import Unavailable
+from support.processes import run_python
 from support.recorded_disk import Leniency, RecordedDisk, State, cuts, each_state, operations
 from support.servers import RestartableServer
 from tensormeter.agent.sync import sync_runs
@@ -132,7 +131,7 @@ def test_fault_108_a_run_is_found_and_missing_rows_are_reported(
 ):
     settings = {"dir": recorded_disk.path / "state", "mode": "offline", "durability": durability, "schedule_delay": 1}
     trainer = train(f"os.environ['MARK'] = {str(recorded_disk.path / '.mark')!r}\n{TRAINING}", **settings)
-    assert trainer.end()[0] == 0
+    trainer.finish()
     (folder,) = (recorded_disk.path / "state" / "runs").glob("[!.]*@*")
     wait_for(lambda: not (folder / "agent.lock").read_bytes(), "the agent has ended")
     recorded_disk.close()
@@ -153,7 +152,7 @@ def test_fault_108_a_run_is_found_and_missing_rows_are_reported(
             assert durability == "none" or texts == right[: len(texts)]
             events = dict(receiver.events())
             ended = events.get("tensormeter.run.end", {})
-            told = [words for result in results for words in result.cut]
+            reports = [words for result in results for words in result.cut]
             spooled, logged = promised(state, "spooled"), promised(state, "logged")
             assert receiver.rows() == oracle.rows(steps)
             assert [result.message for result in results if not result.delivered] == []
@@ -170,12 +169,12 @@ def test_fault_108_a_run_is_found_and_missing_rows_are_reported(
             counts["damaged"] += damaged
             assert durability == "none" or not damaged
             if len(steps) <= logged and results:
-                assert told or ended.get("dropped") or damaged
+                assert reports or ended.get("dropped") or damaged
                 assert not events or damaged or ended.get("state") == "crashed"
             counts["states"] += 1
             counts["found"] += bool(results)
             counts["whole"] += len(steps) > logged
-            counts["told"] += bool(told)
+            counts["told"] += bool(reports)
             counts["rows"] += len(steps)
             counts["rows logged"] += logged + 1
     report(request, counts)
@@ -222,8 +221,7 @@ def stored(store):
 def test_a_store_keeps_everything_that_it_called_durable(durability, recorded_disk, instants, tmp_path, request):
     requests = 150
     environment = os.environ | {"MARK": str(recorded_disk.path / ".mark")}
-    command = [sys.executable, "-c", WRITING, str(recorded_disk.path / "data"), durability, str(requests)]
-    subprocess.run(command, env=environment, check=True, timeout=300)
+    run_python("-c", WRITING, recorded_disk.path / "data", durability, requests, environment=environment, check=True)
     recorded_disk.close()
     record = operations(recorded_disk.record)
     counts: Counter[str] = Counter()
@@ -294,7 +292,7 @@ run.finish()
             (data / path.name).write_bytes(path.read_bytes())
         server.start()
         trainer.go()
-    assert trainer.end()[0] == 0
+    trainer.finish()
     gone()
     wait_for(lambda: server.state("faulty") == "finished", "the run has ended")
     expected = Counter({("loss", step, (step / 7).hex()): 1 for step in range(400)})

@@ -11,7 +11,6 @@ import threading
 import pytest
 
 import tensormeter
-from tensormeter import Settings
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import HeaderWord, State
@@ -44,16 +43,9 @@ def test_fault_17_sigkill_of_the_trainer(train, receiver, gone, oracle, kills, i
         assert end_event(receiver)["dropped"] == {}
 
 
-def test_fault_18_sigkill_of_the_agent(receiver, tmp_path, oracle, kills, instants, wait_for, gone):
+def test_fault_18_sigkill_of_the_agent(receiver, run_settings, oracle, kills, instants, wait_for, gone):
     """Killed at random instants of its life, from its start on."""
-    settings = Settings(
-        endpoint=receiver.url,
-        directory=tmp_path / "state",
-        buffer_directory=tmp_path / "rings",
-        schedule_delay=0.01,
-        max_export_batch_size=300,
-        finish_timeout=300,
-    )
+    settings = run_settings(agent="process", schedule_delay=0.01, max_export_batch_size=300)
     run = tensormeter.init("faults", settings=settings)
     (directory,) = list_runs(settings.directory)
     step, pid = 0, None
@@ -80,7 +72,7 @@ def test_fault_26_two_trainers_with_one_run_id(train, receiver, gone):
     for trainer in trainers:
         trainer.go()
     for trainer in trainers:
-        assert trainer.end()[0] == 0
+        trainer.finish()
     gone()
     rows = receiver.rows()
     assert rows.total() == 2000
@@ -143,8 +135,7 @@ run.finish()
     launch += f"os.execv({sys.executable!r}, [{sys.executable!r}, '-c', PRELUDE + {script!r}])\n"
     (tmp_path / "prelude").write_text(prelude)
     trainer = train(f"PRELUDE = open({str(tmp_path / 'prelude')!r}).read()\n" + launch)
-    status, said = trainer.end()
-    assert status == 0, said
+    trainer.finish()
     gone()
     oracle.agrees(receiver, range(4000))
     times = {step: at for (_, name, at, step), _ in receiver.points().items() if name == "tensormeter.step"}
@@ -168,10 +159,10 @@ for _ in range(3):
 while not run._process.ring.words[18] and time.monotonic() % 1 > 0.05:
     pass
 """
-    status, said = train(script).end()
+    status, errors = train(script).end()
     gone()
-    assert status == 0, said
-    assert "Traceback" not in said
+    assert status == 0, errors
+    assert "Traceback" not in errors
     assert {step for _, name, _, step in receiver.points() if name == "n"} == set(range(100))
     assert end_event(receiver)["state"] == "finished"
 
@@ -206,9 +197,9 @@ def test_fault_33_ctrl_c(train, receiver, state, gone, oracle, wait_for, times):
         receiver.start()
         wait_for(run.agent_pid, "an agent that handles signals")
         os.kill(run.agent_pid(), signal.SIGUSR1)
-    status, said = trainer.end()
+    status, errors = trainer.end()
     assert status != 0
-    assert "KeyboardInterrupt" in said
+    assert "KeyboardInterrupt" in errors
     gone()
     oracle.agrees(receiver, range(3000))
     assert (end_event(receiver)["state"], end_event(receiver)["message"]) == ("failed", "KeyboardInterrupt")
@@ -218,8 +209,8 @@ def test_fault_34_sigterm_by_default(train, receiver, gone, oracle):
     trainer = train("run = tensormeter.init('faults')\nlog(run, range(3000))\nready()\n")
     trainer.ready()
     trainer.process.send_signal(signal.SIGTERM)
-    status, said = trainer.end()
-    assert status == -signal.SIGTERM, said
+    status, errors = trainer.end()
+    assert status == -signal.SIGTERM, errors
     oracle.agrees(receiver, range(3000))  # at once: it waited for delivery before it ended
     gone()
     assert (end_event(receiver)["state"], end_event(receiver)["message"]) == ("preempted", "SIGTERM")
@@ -247,8 +238,8 @@ sys.exit(5)
             break
         except OSError:
             continue
-    status, said = trainer.end()
-    assert status == 5, said
+    status, errors = trainer.end()
+    assert status == 5, errors
     gone()
     oracle.agrees(receiver, range(2000))
     assert end_event(receiver)["state"] == "preempted"
@@ -262,8 +253,8 @@ with tensormeter.init("faults") as run:
     run.unwatch = lambda: os.kill(os.getpid(), signal.SIGTERM)  # while the run is being finished
     1 / 0
 """
-    status, said = train(script).end()
-    assert status == -signal.SIGTERM, said
+    status, errors = train(script).end()
+    assert status == -signal.SIGTERM, errors
     gone()
     oracle.agrees(receiver, range(1000))
     assert (end_event(receiver)["state"], end_event(receiver)["message"]) == ("failed", "ZeroDivisionError")
@@ -306,8 +297,8 @@ def test_fault_34_sigterm_while_native_code_hangs(train, receiver, gone, oracle)
     trainer = train(start + HANG, sigterm_timeout=0.3)
     trainer.ready()
     trainer.process.send_signal(signal.SIGTERM)
-    status, said = trainer.end()
-    assert status == -signal.SIGTERM, said
+    status, errors = trainer.end()
+    assert status == -signal.SIGTERM, errors
     gone()
     oracle.agrees(receiver, range(1000))
     assert end_event(receiver)["state"] == "preempted"
@@ -352,9 +343,9 @@ log(run, range(10, 20))
 run.finish()
 assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 """
-    status, said = train(script).end()
-    said = [line for line in said.splitlines() if "log() of" not in line]  # they take long on a busy machine
-    assert (status, said) == (0, [])
+    status, errors = train(script).end()
+    errors = [line for line in errors.splitlines() if "log() of" not in line]  # they take long on a busy machine
+    assert (status, errors) == (0, [])
     gone()
     oracle.agrees(receiver, range(20))
     assert end_event(receiver)["state"] == "finished"
@@ -372,8 +363,8 @@ assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     ],
 )
 def test_fault_35_an_exception_is_a_failure_and_is_raised_again(train, receiver, gone, script, end, message, status):
-    found, said = train(f"run = tensormeter.init('faults')\nlog(run, range(5))\n{script}\n").end()
-    assert found == status
-    assert ("hidden" in said) == ("hidden" in script)
+    exit_status, errors = train(f"run = tensormeter.init('faults')\nlog(run, range(5))\n{script}\n").end()
+    assert exit_status == status
+    assert ("hidden" in errors) == ("hidden" in script)
     gone()
     assert (end_event(receiver)["state"], end_event(receiver)["message"]) == (end, message)

@@ -1,9 +1,8 @@
 """A training that sets its seeds draws the same numbers with and without recording and delivery."""
 
-import subprocess
-import sys
-
 import pytest
+
+from support.processes import run_python
 
 TRAINING = """
 import random
@@ -58,12 +57,12 @@ assert random.getstate() == before
 def test_a_run_leaves_random_generators_alone(environment, receiver, answering, agent):
     receiver.script(answering(503), "reset", answering(503))
     settings = {"TENSORMETER_AGENT": agent, "TENSORMETER_FINISH_TIMEOUT": "300"}
-    subprocess.run([sys.executable, "-c", TRAINING], env=environment | settings, check=True, timeout=300)
+    run_python("-c", TRAINING, environment=environment | settings, check=True)
     assert sum(not request.accepted for request in receiver.received) >= 3
     assert any(request.accepted for request in receiver.received)
 
 
 def test_an_exporter_of_the_plain_sdk_leaves_random_generators_alone(environment, receiver, answering):
     receiver.script(answering(503), "reset")
-    subprocess.run([sys.executable, "-c", EXPORTER], env=environment, check=True, timeout=300)
+    run_python("-c", EXPORTER, environment=environment, check=True)
     assert [request.accepted for request in receiver.received] == [False, False, True]

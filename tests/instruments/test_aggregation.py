@@ -58,10 +58,10 @@ def test_aggregations_are_those_of_the_sdk(shared, measurements):
     expected = sdk_points(measure)
     # Another meter starts again; a batch ends now and then.
     ours = instruments(shared.provider.get_meter(f"test{shared.number()}"))
-    found = {}
+    points = {}
 
     def collect():
-        found.update({(series.name, tuple(series.attributes.items())): series for series in shared.series()})
+        points.update({(series.name, tuple(series.attributes.items())): series for series in shared.series()})
 
     for key, value, ends_batch in measurements:
         for record in ours:
@@ -69,9 +69,9 @@ def test_aggregations_are_those_of_the_sdk(shared, measurements):
         if ends_batch:
             collect()
     collect()
-    assert found.keys() == expected.keys()
+    assert points.keys() == expected.keys()
     for key, point in expected.items():
-        series = found[key]
+        series = points[key]
         assert len(series.times) == 1
         assert series.start_times[0] < series.times[0]
         if key[0] in ("counter", "up_down"):
@@ -209,9 +209,9 @@ def test_histograms_take_negative_values_and_refuse_what_has_no_bucket(new_measu
         histogram = measured.meter.create_histogram(name, explicit_bucket_boundaries_advisory=[-1, 1])
         for value in (-3, -2.0, 0, 0.5, 4, math.nan, math.inf, -math.inf):
             histogram.record(value)
-    found = {series.name: series for series in measured.series()}
-    assert found["histogram"].buckets.tolist() == [[2, 2, 1]]
-    exponential = found["exponential"]
+    by_name = {series.name: series for series in measured.series()}
+    assert by_name["histogram"].buckets.tolist() == [[2, 2, 1]]
+    exponential = by_name["exponential"]
     assert exponential.zero_counts.tolist() == [1]
     assert sum(exponential.negative.counts[0].tolist()) == 2
     assert sum(exponential.positive.counts[0].tolist()) == 2
@@ -273,9 +273,9 @@ def test_rows_of_instruments_have_no_step(measured):
     while measured._processor.poll(abandon_pending=False):
         pass
     batch, _ = measured._processor.batch({})
-    found = {series.name: series for series in batch.series}
-    assert found["tensormeter.step"].values.tolist() == [41, 42]
-    assert found["tensormeter.step"].times.tolist() == found["loss"].times.tolist()
+    by_name = {series.name: series for series in batch.series}
+    assert by_name["tensormeter.step"].values.tolist() == [41, 42]
+    assert by_name["tensormeter.step"].times.tolist() == by_name["loss"].times.tolist()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -291,10 +291,10 @@ def test_every_value_of_a_mixture_arrives_once_and_in_order(new_measured, seed):
     def collect():
         nonlocal last
         for _ in range(1000):
-            found = measured.series()
-            if not found:
+            batch_series = measured.series()
+            if not batch_series:
                 return
-            for series in found:
+            for series in batch_series:
                 if series.name == "count":
                     last = int(series.values[-1])
                     continue

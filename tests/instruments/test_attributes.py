@@ -165,8 +165,8 @@ def test_equal_contents_are_one_stream_in_any_order(measured):
             counter.add(1, {"optimizer": value})
     for value in (1, Priority(3), True, 1.0, 3, np.float64(1.0), np.bool_(True)):
         counter.add(1, {"number": value})
-    found = {json.dumps(series.attributes): series.values.tolist()[-1] for series in measured.series()}
-    assert found == {
+    totals = {json.dumps(series.attributes): series.values.tolist()[-1] for series in measured.series()}
+    assert totals == {
         '{"optimizer": "adam"}': 4,
         '{"optimizer": "sgd"}': 4,
         '{"number": 1}': 1,
@@ -183,8 +183,8 @@ def test_values_that_compare_oddly_stay_apart(measured):
         for word in ("a", "b"):
             counter.add(1, {"k": Shouting(word)})
             counter.add(1, {Shouting(word): "v"})
-    found = {json.dumps(series.attributes): series.values.tolist()[-1] for series in measured.series()}
-    assert found == {'{"k": "a"}': 2, '{"k": "b"}': 2, '{"a": "v"}': 2, '{"b": "v"}': 2}
+    totals = {json.dumps(series.attributes): series.values.tolist()[-1] for series in measured.series()}
+    assert totals == {'{"k": "a"}': 2, '{"k": "b"}': 2, '{"a": "v"}': 2, '{"b": "v"}': 2}
 
 
 class Hostile:

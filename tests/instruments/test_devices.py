@@ -81,11 +81,11 @@ def test_the_agent_refuses_device_values_that_cannot_be_aggregated(measured, dev
         for _ in range(3):
             method(device())
     finish(measured, math.nan, -1.0, 2.0, math.inf, -1.0, 3.0, math.nan, -1.0, 4.0)
-    found = {series.name: series for series in measured.series()}
-    assert found["counter"].values.tolist() == [2.0]
-    assert found["histogram"].counts.tolist() == [2]
-    assert (found["histogram"].minima[0], found["histogram"].maxima[0]) == (-1.0, 3.0)
-    assert repr(found["gauge"].values.tolist()) == "[nan, -1.0, 4.0]"
+    by_name = {series.name: series for series in measured.series()}
+    assert by_name["counter"].values.tolist() == [2.0]
+    assert by_name["histogram"].counts.tolist() == [2]
+    assert (by_name["histogram"].minima[0], by_name["histogram"].maxima[0]) == (-1.0, 3.0)
+    assert repr(by_name["gauge"].values.tolist()) == "[nan, -1.0, 4.0]"
     assert measured.refused == 3
     measured.kill_agent()
     assert measured.refused == 3

@@ -16,5 +16,5 @@ def test_a_measurement_in_a_compiled_function_is_a_graph_break_and_counts(measur
 
     for i in range(4):
         assert step(torch.full((3,), float(i))).tolist() == [2.0 * i + 1] * 3
-    found = {series.name: series.values.tolist() for series in measured.series()}
-    assert found == {"calls": [4], "sum": [0.0, 6.0, 12.0, 18.0]}
+    values = {series.name: series.values.tolist() for series in measured.series()}
+    assert values == {"calls": [4], "sum": [0.0, 6.0, 12.0, 18.0]}

@@ -10,6 +10,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import View
 
+from support.forks import fork
 from support.waiting import wait_for
 from tensormeter.instruments import observing
 from tensormeter.instruments import provider as provider_module
@@ -75,8 +76,8 @@ def test_a_callback_that_fails_is_reported_once_and_stops_no_other(measured, war
     measured.meter.create_observable_gauge("b", [lambda options: [Observation("no number"), Observation(3)]])
     for _ in range(3):
         assert measured.provider._observer.flush(300)
-    found = {(series.name, *series.attributes): series.values.tolist() for series in measured.series()}
-    assert found == {("a", "before"): [1, 1, 1], ("a",): [2, 2, 2], ("b",): [3, 3, 3]}
+    values = {(series.name, *series.attributes): series.values.tolist() for series in measured.series()}
+    assert values == {("a", "before"): [1, 1, 1], ("a",): [2, 2, 2], ("b",): [3, 3, 3]}
     assert len([line for line in warnings_logged() if "callback" in line]) == 2
     assert measured.run._process.ring.drops() == {"unsupported_value": 3}
 
@@ -170,14 +171,14 @@ def test_an_observation_whose_value_is_bad_is_left_out_alone(new_measured, warni
 
     for name in ("a", "one"):
         getattr(measured.meter, f"create_{kind}")(name, [observe])
-    found = observed(measured, rounds=2)
+    values = observed(measured, rounds=2)
     total = 2 if kind == "observable_gauge" else 3
     good = {("a", "x"): 1, ("a", "z"): 2, ("one",): total}
     if kind == "observable_gauge" and isinstance(bad, float):  # which are values of a gauge
-        assert found.pop(("a", "y")) is not None
-        assert found == good
+        assert values.pop(("a", "y")) is not None
+        assert values == good
         return
-    assert found == good
+    assert values == good
     assert len(warnings_logged()) == 2
     assert measured.run._process.ring.drops() == {"unsupported_value": 4} or isinstance(bad, Hostile)
 
@@ -212,9 +213,9 @@ def test_a_generator_without_an_end_is_cut_off(measured, warnings_logged, monkey
             yield Observation(number, {"k": str(min(number, 60))})
 
     measured.meter.create_observable_gauge("a", [endless, lambda options: [Observation(7)]])
-    found = observed(measured, rounds=2)
-    assert found.pop(("a",)) == 7
-    assert found == {("a", str(number)): number for number in range(50)}
+    values = observed(measured, rounds=2)
+    assert values.pop(("a",)) == 7
+    assert values == {("a", str(number)): number for number in range(50)}
     (line,) = warnings_logged()
     assert "more than 50" in line
 
@@ -328,17 +329,15 @@ def test_a_forked_child_observes_once_it_measures(measured):
     measured.meter.create_observable_gauge("a", [observe])
     measured.provider._observer.flush(0)
     assert inside.wait(300)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            alone = not observer_threads()
-            counter.add(1)
-            done = measured.provider._observer.flush(300)
-            process = measured.run._process
-            code = 0 if alone and done and process.parent and len(observer_threads()) == 1 else 2
-        finally:
-            os._exit(code)
+
+    def work():
+        assert not observer_threads()
+        counter.add(1)
+        assert measured.provider._observer.flush(300)
+        assert measured.run._process.parent
+        assert len(observer_threads()) == 1
+
+    child = fork(work)
     leave.set()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert measured.provider._observer.flush(300)

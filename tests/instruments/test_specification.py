@@ -187,17 +187,17 @@ def test_each_instrument_makes_its_kind_of_points(measured):
     meter.create_observable_up_down_counter("ou", [lambda options: [Observation(-6)]])
     meter.create_observable_gauge("og", [lambda options: [Observation(7)]])
     measured.provider._observer.flush(300)
-    found = {series.name: series for series in measured.series()}
-    assert {name: type(series) for name, series in found.items()} == {
+    by_name = {series.name: series for series in measured.series()}
+    assert {name: type(series) for name, series in by_name.items()} == {
         "c": Sum, "u": Sum, "g": Gauge, "h": Histogram, "oc": Sum, "ou": Sum, "og": Gauge,
     }  # fmt: skip
-    assert {name: found[name].monotonic for name in ("c", "u", "oc", "ou")} == {
+    assert {name: by_name[name].monotonic for name in ("c", "u", "oc", "ou")} == {
         "c": True, "u": False, "oc": True, "ou": False,
     }  # fmt: skip
-    values = {name: series.values.tolist() for name, series in found.items() if name != "h"}
+    values = {name: series.values.tolist() for name, series in by_name.items() if name != "h"}
     assert values == {"c": [2], "u": [-2], "g": [3], "oc": [5], "ou": [-6], "og": [7]}
-    assert all(found[name].values.dtype.kind == "i" for name in values)
-    assert all(found[name].temporality is Temporality.CUMULATIVE for name in ("c", "u", "h", "oc", "ou"))
+    assert all(by_name[name].values.dtype.kind == "i" for name in values)
+    assert all(by_name[name].temporality is Temporality.CUMULATIVE for name in ("c", "u", "h", "oc", "ou"))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("observable")])
@@ -256,9 +256,9 @@ def test_instruments_are_safe_for_concurrent_use(new_measured):
         thread.start()
     for thread in threads:
         thread.join(300)
-    found = measured.series()
-    assert sum(series.values[0] for series in found if series.name == "a") == 12 * 500
-    (series,) = [series for series in found if series.name == "h"]
+    all_series = measured.series()
+    assert sum(series.values[0] for series in all_series if series.name == "a") == 12 * 500
+    (series,) = [series for series in all_series if series.name == "h"]
     assert series.counts.tolist() == [12 * 500]
 
 
@@ -274,8 +274,8 @@ def test_attribute_sets_beyond_the_limit_overflow(new_measured, warnings_logged)
     for i in range(5):  # known ones stay as they are
         counter.add(1, {"k": i})
     measured.meter.create_counter("b").add(1, {"k": 9})
-    found = {(series.name, tuple(series.attributes.items())): series.values.tolist() for series in measured.series()}
-    assert found == {
+    values = {(series.name, tuple(series.attributes.items())): series.values.tolist() for series in measured.series()}
+    assert values == {
         ("a", (("k", 0),)): [3],
         ("a", (("k", 1),)): [3],
         ("a", (("k", 2),)): [3],
@@ -295,9 +295,9 @@ def test_however_many_attribute_sets_there_are_rows_can_be_logged(measured, warn
     assert 0 < dropped < 5000
     for i in range(100):
         measured.run.log({f"loss{i}": 1.0}, i)
-    found = measured.series()
-    assert sum(int(series.values[0]) for series in found if series.name.startswith("a")) == 5000 - dropped
-    assert len([series for series in found if series.name.startswith("loss")]) == 100
+    all_series = measured.series()
+    assert sum(int(series.values[0]) for series in all_series if series.name.startswith("a")) == 5000 - dropped
+    assert len([series for series in all_series if series.name.startswith("loss")]) == 100
     assert len(warnings_logged()) == 1
 
 

@@ -29,9 +29,9 @@ def test_a_view_sets_name_description_and_attributes(new_measured):
     counter.add(1, {"keep": "a", "drop": "x"})
     counter.add(2, {"keep": "a", "drop": "y"})
     counter.add(4, {"drop": "y"})
-    found = measured.by_attributes()
-    assert {key: series.values.tolist() for key, series in found.items()} == {(("keep", "a"),): [3], (): [4]}
-    for series in found.values():
+    by_attributes = measured.by_attributes()
+    assert {key: series.values.tolist() for key, series in by_attributes.items()} == {(("keep", "a"),): [3], (): [4]}
+    for series in by_attributes.values():
         assert (series.name, series.unit, series.description) == ("Requests.v2", "1", "by us")
 
 
@@ -70,18 +70,18 @@ def test_every_aggregation_works_with_every_instrument(new_measured, aggregation
     method = getattr(made, {"gauge": "set", "histogram": "record"}.get(instrument, "add"))
     for value in (0.5, 1.5, 7):
         method(value)
-    found = measured.series()
-    assert {type(series) for series in found} == {kind}
+    all_series = measured.series()
+    assert {type(series) for series in all_series} == {kind}
     if kind is otlp.Sum:
-        assert found[0].values.tolist() == [9.0]
-        assert found[0].monotonic is (instrument == "counter")
+        assert all_series[0].values.tolist() == [9.0]
+        assert all_series[0].monotonic is (instrument == "counter")
     elif kind is otlp.Gauge:
-        assert sorted(value for series in found for value in series.values.tolist()) == [0.5, 1.5, 7]
+        assert sorted(value for series in all_series for value in series.values.tolist()) == [0.5, 1.5, 7]
     elif kind is otlp.Histogram:
-        assert found[0].bounds.tolist() == [1.0, 2.0]
-        assert found[0].buckets.tolist() == [[1, 1, 1]]
+        assert all_series[0].bounds.tolist() == [1.0, 2.0]
+        assert all_series[0].buckets.tolist() == [[1, 1, 1]]
     else:
-        assert found[0].counts.tolist() == [3]
+        assert all_series[0].counts.tolist() == [3]
 
 
 @pytest.mark.parametrize(("size", "scale"), [(160, 20), (2, 20), (7, 3), (100, 1), (160, 0), (300, 20)])
@@ -100,10 +100,10 @@ def test_a_view_leaves_minimum_and_maximum_out(new_measured, temporality):
     for name in ("a", "b"):
         measured.meter.create_histogram(name).record(0.5)
         measured.meter.create_histogram(name).record(2.5)
-    found = {series.name: series for series in measured.series()}
-    assert (found["b"].minima[0], found["b"].maxima[0]) == (0.5, 2.5)
-    assert repr((float(found["a"].minima[0]), float(found["a"].maxima[0]))) == "(nan, nan)"
-    assert (found["a"].sums[0], found["a"].buckets.tolist()) == (3.0, [[1, 1]])
+    by_name = {series.name: series for series in measured.series()}
+    assert (by_name["b"].minima[0], by_name["b"].maxima[0]) == (0.5, 2.5)
+    assert repr((float(by_name["a"].minima[0]), float(by_name["a"].maxima[0]))) == "(nan, nan)"
+    assert (by_name["a"].sums[0], by_name["a"].buckets.tolist()) == (3.0, [[1, 1]])
 
 
 def test_exponential_views_of_one_name_keep_their_own_scales(new_measured):
@@ -225,11 +225,11 @@ def test_several_views_make_several_streams(new_measured):
     counter = measured.meter.create_counter("a")
     for value in (1, 2.5):
         counter.add(value, {"k": "v", "l": "w"})
-    found = {series.name: series for series in measured.series()}
-    assert found["all"].attributes == {"k": "v", "l": "w"}
-    assert found["by_k"].attributes == {"k": "v"}
-    assert found["by_k"].values.tolist() == [3.5]
-    assert found["buckets"].buckets.tolist() == [[1, 1]]
+    by_name = {series.name: series for series in measured.series()}
+    assert by_name["all"].attributes == {"k": "v", "l": "w"}
+    assert by_name["by_k"].attributes == {"k": "v"}
+    assert by_name["by_k"].values.tolist() == [3.5]
+    assert by_name["buckets"].buckets.tolist() == [[1, 1]]
 
 
 def test_two_instruments_become_one_stream(new_measured):
@@ -251,8 +251,8 @@ def test_advice_yields_to_a_view(new_measured):
     measured = new_measured(views=[view, View(instrument_name="renamed", name="new")])
     for name in ("viewed", "renamed"):
         measured.meter.create_histogram(name, explicit_bucket_boundaries_advisory=[1, 2]).record(1)
-    found = {series.name: series.bounds.tolist() for series in measured.series()}
-    assert found == {"viewed": [5.0], "new": [1.0, 2.0]}
+    bounds = {series.name: series.bounds.tolist() for series in measured.series()}
+    assert bounds == {"viewed": [5.0], "new": [1.0, 2.0]}
 
 
 def test_a_view_that_resolves_a_conflict_ends_the_warning(new_measured, warnings_logged):
@@ -275,13 +275,13 @@ def test_views_apply_to_observables(new_measured):
     measured.meter.create_observable_gauge("value", [observe])
     measured.meter.create_observable_up_down_counter("b", [observe])
     measured.provider._observer.flush(300)
-    found = {
+    values = {
         (series.name, tuple(sorted(series.attributes.items()))): series.values.tolist() for series in measured.series()
     }
-    assert found["total", (("k", "x"),)] == [4]  # added up over what is left out
-    assert found["value", (("k", "x"),)] == [1]
-    assert found["total", (("k", "y"),)] == [7]
-    assert len([key for key in found if key[0] == "c"]) == 5
+    assert values["total", (("k", "x"),)] == [4]  # added up over what is left out
+    assert values["value", (("k", "x"),)] == [1]
+    assert values["total", (("k", "y"),)] == [7]
+    assert len([key for key in values if key[0] == "c"]) == 5
 
 
 def test_a_meter_without_a_name_and_a_unit_that_the_sdk_refuses(new_measured, warnings_logged):

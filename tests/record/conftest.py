@@ -36,15 +36,15 @@ class Reader:
 
     def read(self, most: int = 1 << 40, *, abandon: bool = False) -> list[Row]:
         """The rows that are new, lane by lane."""
-        found = []
+        new_rows = []
         for index, lane in enumerate(self.lanes):
             for rows in lane.read(most, abandon_pending=abandon):
                 masks = [[False] * len(rows.times) if mask is None else mask.tolist() for mask in rows.lost]
                 columns = [column.tolist() for column in rows.columns]
                 for i, (time, step) in enumerate(zip(rows.times.tolist(), rows.steps.tolist(), strict=True)):
                     cells = [None if mask[i] else column[i] for mask, column in zip(masks, columns, strict=True)]
-                    found.append(Row(index, time, step, dict(zip(rows.layout.names, cells, strict=True))))
-        return found
+                    new_rows.append(Row(index, time, step, dict(zip(rows.layout.names, cells, strict=True))))
+        return new_rows
 
     def release(self) -> None:
         for lane in self.lanes:
@@ -63,9 +63,9 @@ class Recording:
 
     def rows(self, **options: Any) -> list[Row]:
         """The rows since the last call. Their space is given back."""
-        found = self.reader.read(**options)
+        new_rows = self.reader.read(**options)
         self.reader.release()
-        return found
+        return new_rows
 
     def values(self) -> list[dict[str, float | int | None]]:
         return [row.values for row in self.rows()]

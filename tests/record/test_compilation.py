@@ -1,10 +1,9 @@
 """`torch.compile`: a log call in a compiled function records what it should, at the price of one graph break."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+
+from support.processes import run_python
 
 SCRIPT = """
 import json, sys
@@ -40,14 +39,7 @@ print(json.dumps([rows.steps.tolist(), *(column.tolist() for column in rows.colu
 
 @pytest.mark.parametrize("dynamo_loaded", ["before", "after"])
 def test_log_calls_in_a_compiled_function_record_every_row(tmp_path, writers, dynamo_loaded):
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", SCRIPT, str(tmp_path), dynamo_loaded, writers],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python("-W", "error::UserWarning", "-c", SCRIPT, tmp_path, dynamo_loaded, writers, check=True)
     assert done.stdout == "[[0, 1, 2, 3, 4, 5], [0.0, 3.0, 12.0, 27.0, 48.0, 3.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]]\n"
     assert "Graph break" not in done.stderr
 

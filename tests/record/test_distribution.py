@@ -7,11 +7,7 @@ import numpy as np
 import pytest
 import torch
 from opentelemetry.sdk.metrics._internal.exponential_histogram.mapping.logarithm_mapping import LogarithmMapping
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -113,9 +109,9 @@ def test_the_device_has_the_same_bounds_and_counts(table):
     device = torch.device("cpu")
     assert np.array_equal(bounds_on_device(device, table).numpy(), _bounds(table))
     finite = values[np.isfinite(values)]
-    found, statistics = DeviceTables().count([torch.from_numpy(values), torch.from_numpy(finite)], table)
-    assert found.dtype == torch.int32
-    first, second = found.numpy().reshape(2, -1)
+    device_counts, statistics = DeviceTables().count([torch.from_numpy(values), torch.from_numpy(finite)], table)
+    assert device_counts.dtype == torch.int32
+    first, second = device_counts.numpy().reshape(2, -1)
     assert np.array_equal(first, counts(count_on_host([values], table)))
     host = count_on_host([finite], table)
     assert np.array_equal(second, counts(host))
@@ -126,10 +122,10 @@ def test_the_device_has_the_same_bounds_and_counts(table):
 def test_large_tensors_are_counted_in_pieces(monkeypatch):
     monkeypatch.setattr("tensormeter.record.histogram.counting._DEVICE_PIECE", 1000)
     values = torch.randn(12_345, generator=torch.Generator().manual_seed(1))
-    found, statistics = DeviceTables().count([values], SINGLE)
+    bin_counts, statistics = DeviceTables().count([values], SINGLE)
     host = count_on_host(tensor_pieces(values, SINGLE), SINGLE)
-    assert np.array_equal(found.numpy(), counts(host))
-    assert found.sum() == 12_345
+    assert np.array_equal(bin_counts.numpy(), counts(host))
+    assert bin_counts.sum() == 12_345
     assert statistics[0].tolist() == pytest.approx(host.statistics)
     assert statistics[0].tolist() == pytest.approx(
         [values.double().sum().item(), values.min().item(), values.max().item()]
@@ -167,9 +163,9 @@ def test_every_dtype_and_shape_is_counted_alike_on_host_and_device(values, table
 @pytest.mark.parametrize("byte_order", ["<", ">"])
 def test_arrays_of_any_byte_order_and_stride_are_counted(byte_order):
     values = np.arange(-50, 50, dtype=f"{byte_order}f4").reshape(10, 10)[::2, 1:]
-    found = count_on_host(array_pieces(values, SINGLE), SINGLE)
-    assert found.statistics == (values.sum(), values.min(), values.max())
-    assert counts(found).sum() == values.size
+    counted = count_on_host(array_pieces(values, SINGLE), SINGLE)
+    assert counted.statistics == (values.sum(), values.min(), values.max())
+    assert counts(counted).sum() == values.size
 
 
 class Widths(TorchDispatchMode):
@@ -180,9 +176,9 @@ class Widths(TorchDispatchMode):
         self.seen = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        self.seen |= {leaf.dtype for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)}
-        return found
+        result = function(*args, **(kwargs or {}))
+        self.seen |= {leaf.dtype for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)}
+        return result
 
 
 class TestNothingSynchronizes:
@@ -212,10 +208,10 @@ class TestNothingSynchronizes:
         dtypes = [torch.float64, torch.int64] if wide else [torch.float32, torch.bfloat16, torch.float16, torch.bool]
         with FakeTensorMode(), Widths() as widths:
             tensors = [torch.empty(size, device=device, dtype=dtype) for dtype in dtypes]
-            found, statistics = DeviceTables().count(tensors, table)
-        assert found.device.type == statistics.device.type == device
+            counts, statistics = DeviceTables().count(tensors, table)
+        assert counts.device.type == statistics.device.type == device
         assert (torch.float64 in widths.seen) == (device != "mps")  # Apple's devices have none
-        assert found.shape == (len(dtypes) * table.bins,)
+        assert counts.shape == (len(dtypes) * table.bins,)
         assert statistics.shape == (len(dtypes), 3)
 
     def test_grad_mode_and_inference_mode(self):

@@ -142,9 +142,9 @@ def test_a_handler_that_raises_leaves_the_ring_whole(new_recording, alarm, short
                 except KeyboardInterrupt:
                     armed = False
                     interruptions += 1
-        found = [row.step for row in recording.rows()]
-        assert found == sorted(set(found))
-        assert set(returned) <= set(found) <= set(tried)
+        steps = [row.step for row in recording.rows()]
+        assert steps == sorted(set(steps))
+        assert set(returned) <= set(steps) <= set(tried)
     assert recording.ring.drops() == {}
     assert interruptions > 0
     recording.log({"last": 1.0}, 1)

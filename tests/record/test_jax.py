@@ -5,10 +5,10 @@
 
 import importlib.util
 import os
-import subprocess
-import sys
 
 import pytest
+
+from support.processes import run_python
 
 SCRIPT = """
 import logging, sys
@@ -90,15 +90,15 @@ ROWS = """\
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs JAX")
 def test_arrays_are_read_without_waiting(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT, str(tmp_path)],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    done = run_python(
+        "-W",
+        "error",
+        "-c",
+        SCRIPT,
+        tmp_path,
+        environment={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        check=True,
     )
-    assert done.returncode == 0, done.stderr
     assert done.stdout == ROWS
     for refused in (
         "'key' is not recorded",

@@ -97,10 +97,10 @@ def test_a_row_larger_than_a_lane_is_written_a_value_at_a_time(new_recording, wa
     recording = new_recording(lanes=1, buffer_bytes=4096)
     row = {f"k{i}": float(i) for i in range(500)}
     recording.log(row, 3)
-    found = recording.rows()
-    assert {row.step for row in found} == {3}
-    assert len(found) + recording.dropped("ring_full") == len(row)
-    assert all(row[name] == value for one in found for name, value in one.values.items())
+    rows = recording.rows()
+    assert {row.step for row in rows} == {3}
+    assert len(rows) + recording.dropped("ring_full") == len(row)
+    assert all(row[name] == value for one in rows for name, value in one.values.items())
     assert "is full" in warnings_logged()[0]
 
 

@@ -78,8 +78,8 @@ def test_every_good_value_of_a_row_is_recorded(surroundings, new_recording, data
                 row[key] = 1.0
         before = recording.dropped("unsupported_value")
         recording.log(row, step)
-        found = recording.values()
-        assert [{name: repr(value) for name, value in one.items()} for one in found] == (
+        recorded_values = recording.values()
+        assert [{name: repr(value) for name, value in one.items()} for one in recorded_values] == (
             [{name: repr(type(one)(one)) for name, one in recorded(good).items()}] if good else []
         )
         assert recording.dropped("unsupported_value") - before == refused

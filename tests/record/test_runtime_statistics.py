@@ -1,13 +1,13 @@
 """Statistics that only the training process has: torch's allocator, Python's garbage collector."""
 
 import gc
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from support.optional import has_cuda, torch
+from support.processes import run_python
 from tensormeter.record.runtime.gc_metrics import garbage
 from tensormeter.record.runtime.torch_memory import TORCH_MEMORY, torch_memory
 
@@ -34,10 +34,10 @@ def pretend(monkeypatch, statistics, *, initialized=True):
 
 def test_torch_memory_is_sampled_for_each_gpu_in_use(monkeypatch):
     pretend(monkeypatch, [UNUSED, USED, REDUCED])
-    found = {
+    samples = {
         (stream.name, dict(stream.attributes)["tensormeter.torch.device"]): value for stream, value in torch_memory()
     }
-    assert found == {
+    assert samples == {
         ("tensormeter.torch.memory.allocated", "cuda:1"): 100,
         ("tensormeter.torch.memory.allocated.peak", "cuda:1"): 300,
         ("tensormeter.torch.memory.reserved", "cuda:1"): 400,
@@ -60,8 +60,8 @@ def test_sampling_initializes_no_cuda(monkeypatch):
 def test_sampling_does_not_import_torch():
     code = "import sys; from tensormeter.record.runtime.torch_memory import torch_memory; "
     code += "print(list(torch_memory()), 'torch' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said == "[] False\n"
+    output = run_python("-c", code, check=True).stdout
+    assert output == "[] False\n"
 
 
 def test_garbage_collections_are_counted_and_timed():
@@ -79,7 +79,7 @@ def test_garbage_collections_are_counted_and_timed():
 def test_torch_memory_of_a_real_gpu():
     block = torch.empty(1 << 24, dtype=torch.uint8, device="cuda")
     device = (("tensormeter.torch.device", f"cuda:{torch.cuda.current_device()}"),)
-    found = {stream.name: value for stream, value in torch_memory() if stream.attributes == device}
-    assert found.keys() == TORCH_MEMORY.keys()
-    assert found["tensormeter.torch.memory.allocated"] == torch.cuda.memory_allocated() >= len(block)
-    assert found["tensormeter.torch.memory.reserved"] == torch.cuda.memory_reserved()
+    samples = {stream.name: value for stream, value in torch_memory() if stream.attributes == device}
+    assert samples.keys() == TORCH_MEMORY.keys()
+    assert samples["tensormeter.torch.memory.allocated"] == torch.cuda.memory_allocated() >= len(block)
+    assert samples["tensormeter.torch.memory.reserved"] == torch.cuda.memory_reserved()

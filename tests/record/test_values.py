@@ -101,9 +101,9 @@ def bits(number):
 def test_the_exact_value_is_recorded(recording, warnings_logged, value, expected):
     for _ in range(2):  # by the recorder, then by the writer for the key
         recording.log({"a": value}, 1)
-    found = [row.values["a"] for row in recording.rows()]
-    assert [type(number) for number in found] == [type(expected)] * 2
-    assert [bits(number) for number in found] == [bits(expected)] * 2
+    recorded = [row.values["a"] for row in recording.rows()]
+    assert [type(number) for number in recorded] == [type(expected)] * 2
+    assert [bits(number) for number in recorded] == [bits(expected)] * 2
     assert warnings_logged() == []
 
 
@@ -134,13 +134,7 @@ def test_types_may_change_from_row_to_row(recording):
     assert recording.values() == [{"a": int(value), "b": 0.5} for value in values]
 
 
-MAPPINGS = [
-    lambda values: defaultdict(float, values),
-    Counter,
-    OrderedDict,
-    ChainMap,
-    MappingProxyType,
-]
+MAPPINGS = [lambda values: defaultdict(float, values), Counter, OrderedDict, ChainMap, MappingProxyType]
 
 
 @pytest.mark.parametrize("make", MAPPINGS)
@@ -215,7 +209,7 @@ def test_each_key_has_its_own_warning(recording, warnings_logged):
         recording.log({"a": "x", "b": "y", "step": "z", "closed": None, "values": None}, "not a step")
         recording.log(5)
     assert sorted(message.split()[0] for message in warnings_logged()) == sorted(
-        ["'a'", "'b'", "'step'", "'closed'", "'values'", "a", "log()"],
+        ["'a'", "'b'", "'step'", "'closed'", "'values'", "a", "log()"]
     )
     assert recording.ring.drops() == {"unsupported_value": 14}
 

@@ -13,11 +13,11 @@ MODELS = ("BertConfig", "LlamaConfig", "Qwen2VLConfig", "T5Config", "WhisperConf
 
 
 def main() -> None:
-    found = {name: getattr(transformers, name)().to_dict() for name in MODELS}
+    documents = {name: getattr(transformers, name)().to_dict() for name in MODELS}
     folder = tempfile.gettempdir()
     arguments = transformers.TrainingArguments(output_dir=f"{folder}/output", use_cpu=True, hub_token="hf_" + 34 * "a")
-    found["TrainingArguments"] = arguments.to_dict()
-    print(json.dumps({"transformers": transformers.__version__, **found}, indent=1, sort_keys=True, default=str))
+    documents["TrainingArguments"] = arguments.to_dict()
+    print(json.dumps({"transformers": transformers.__version__, **documents}, indent=1, sort_keys=True, default=str))
 
 
 main()

@@ -78,10 +78,10 @@ def test_a_warning_names_each_masked_entry_once(settings, caplog):
         assert run.config == {"password": "***", "lr": 1e-3, "keys": {"api_key": "***"}, "steps": 5}
         run.update_config({"url": f"https://u:{SECRET}@h/x"})
         assert run.config["url"] == "https://***@h/x"
-    said = [record.getMessage() for record in caplog.records if "recorded as ***" in record.getMessage()]
+    warnings = [record.getMessage() for record in caplog.records if "recorded as ***" in record.getMessage()]
     assert [f"config: {names} recorded as ***" in text for names, text in zip(
-        ("password, keys.api_key are", "url is"), said, strict=True,
-    )] == [True, True], said  # fmt: skip
+        ("password, keys.api_key are", "url is"), warnings, strict=True,
+    )] == [True, True], warnings  # fmt: skip
     assert SECRET not in caplog.text
     assert config["password"] == SECRET
 

@@ -105,21 +105,21 @@ def sample(library, tmp_path):
     device = {"hw.id", "hw.name", "hw.type", "hw.model", "hw.vendor", "hw.driver_version"}
 
     def take():
-        found = {}
+        values = {}
         for name, items in observe(sensor, failures).items():
             for _, value, attributes in items:
                 assert attributes["hw.id"] == "76ff74a1-0000-1000-80c2-000000000000"
-                found[name, *[value for key, value in attributes.items() if key not in device]] = value
-        return found, failures
+                values[name, *[value for key, value in attributes.items() if key not in device]] = value
+        return values, failures
 
     yield take
     sensor.close()
 
 
 def test_every_reading_of_a_gpu_becomes_a_point(sample):
-    found, failures = sample()
+    values, failures = sample()
     assert failures == {}
-    assert found == {
+    assert values == {
         ("hw.gpu.utilization", "general"): 0.93,
         ("tensormeter.gpu.memory.activity",): 0.37,
         ("hw.gpu.memory.usage",): 98_296 << 20,
@@ -143,10 +143,10 @@ def test_every_reading_of_a_gpu_becomes_a_point(sample):
 def test_a_failing_reading_stops_nothing(sample, library):
     library.codes["amdsmi_get_power_info"] = IO_ERROR
     library.codes["amdsmi_get_energy_count"] = NOT_SUPPORTED
-    found, failures = sample()
-    assert ("hw.power",) not in found
-    assert ("hw.energy",) not in found
-    assert found["hw.temperature", "gpu"] == 51
+    values, failures = sample()
+    assert ("hw.power",) not in values
+    assert ("hw.energy",) not in values
+    assert values["hw.temperature", "gpu"] == 51
     assert failures == {"AmdSmiLibraryException": 1}
     del library.codes["amdsmi_get_power_info"]
     assert sample()[0]["hw.power",] == 612

@@ -28,9 +28,9 @@ def named(observed, name, *attributes):
 @pytest.fixture
 def observed():
     failures: dict[str, int] = {}
-    found = observe(HostSensor(), failures)
+    points = observe(HostSensor(), failures)
     assert failures == {}
-    return found
+    return points
 
 
 def between(low, value, high):
@@ -40,14 +40,14 @@ def between(low, value, high):
 def test_processor_time_agrees_with_the_kernel():
     sensor = HostSensor()
     before = [int(ticks) * TICK for ticks in table("/proc/stat")["cpu"]]
-    found = named(observe(sensor, {}), "system.cpu.time", "cpu.mode")
+    times = named(observe(sensor, {}), "system.cpu.time", "cpu.mode")
     after = [int(ticks) * TICK for ticks in table("/proc/stat")["cpu"]]
     order = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
     low, high = (dict(zip(order, column, strict=False)) for column in (before, after))
     for mode in ("user", "nice", "system", "steal"):
-        between(low[mode] - TICK, found[mode,], high[mode] + TICK)
-    between(low["irq"] + low["softirq"] - TICK, found["interrupt",], high["irq"] + high["softirq"] + TICK)
-    assert {mode for (mode,) in found} == {"user", "nice", "system", "idle", "iowait", "interrupt", "steal"}
+        between(low[mode] - TICK, times[mode,], high[mode] + TICK)
+    between(low["irq"] + low["softirq"] - TICK, times["interrupt",], high["irq"] + high["softirq"] + TICK)
+    assert {mode for (mode,) in times} == {"user", "nice", "system", "idle", "iowait", "interrupt", "steal"}
 
 
 def test_processor_utilization_is_of_the_time_between_samples():
@@ -55,9 +55,9 @@ def test_processor_utilization_is_of_the_time_between_samples():
     first = observe(sensor, {})
     assert "system.cpu.utilization" not in first
     before = named(first, "system.cpu.time", "cpu.mode")
-    while (found := observe(sensor, {})).get("system.cpu.utilization") is None:
+    while (points := observe(sensor, {})).get("system.cpu.utilization") is None:
         pass  # the kernel counts in ticks of 10 ms: nothing has changed before the next
-    after, share = named(found, "system.cpu.time", "cpu.mode"), named(found, "system.cpu.utilization", "cpu.mode")
+    after, share = named(points, "system.cpu.time", "cpu.mode"), named(points, "system.cpu.utilization", "cpu.mode")
     assert sum(share.values()) == pytest.approx(1)
     spent = {mode: max(0.0, after[mode] - before[mode]) for mode in after}
     assert share == {mode: pytest.approx(seconds / sum(spent.values())) for mode, seconds in spent.items()}

@@ -94,22 +94,22 @@ def test_figures_of_a_trainer_and_its_children_agree_with_the_kernel(trainer, wa
     observed = observe(ProcessSensor(watch), failures)
     assert failures == {}
     user, system, threads, virtual, resident, files = kernel(trainer.pid)  # it waits: nothing of it changes
-    found = figures(observed, "trainer")
-    assert found["process.cpu.time", "user"] == pytest.approx(user)
-    assert found["process.cpu.time", "system"] == pytest.approx(system)
-    assert found["process.thread.count",] == threads == 4
-    assert found["process.memory.usage",] == resident > 1 << 25
-    assert found["process.memory.virtual",] == virtual
-    assert found["process.unix.file_descriptor.count",] == files > 20
+    values = figures(observed, "trainer")
+    assert values["process.cpu.time", "user"] == pytest.approx(user)
+    assert values["process.cpu.time", "system"] == pytest.approx(system)
+    assert values["process.thread.count",] == threads == 4
+    assert values["process.memory.usage",] == resident > 1 << 25
+    assert values["process.memory.virtual",] == virtual
+    assert values["process.unix.file_descriptor.count",] == files > 20
     after = context_switches(trainer.pid)
     for kind in ("voluntary", "involuntary"):
-        assert before[kind] <= found["process.context_switches", kind] <= after[kind]
+        assert before[kind] <= values["process.context_switches", kind] <= after[kind]
     workers = [kernel(pid) for pid in trainer.workers]
-    found = figures(observed, "children")
-    assert found["tensormeter.process.children",] == 2
-    assert found["process.memory.usage",] == sum(worker[4] for worker in workers) > 2 << 24
-    assert found["process.cpu.time", "user"] == pytest.approx(sum(worker[0] for worker in workers))
-    assert found["process.thread.count",] == 2
+    values = figures(observed, "children")
+    assert values["tensormeter.process.children",] == 2
+    assert values["process.memory.usage",] == sum(worker[4] for worker in workers) > 2 << 24
+    assert values["process.cpu.time", "user"] == pytest.approx(sum(worker[0] for worker in workers))
+    assert values["process.thread.count",] == 2
     (who,) = {tuple(item[2].items())[:3] for item in observed["tensormeter.process.children"]}
     assert dict(who) == {
         "process.pid": trainer.pid,
@@ -134,9 +134,9 @@ def test_children_of_several_trainers_are_told_apart(trainer):
 
 def test_the_agent_reports_its_own_cost():
     observed = observe(ProcessSensor(Watch()), {})
-    found = figures(observed, "agent")
+    values = figures(observed, "agent")
     assert {item[2]["process.pid"] for item in observed["process.memory.usage"]} == {os.getpid()}
-    assert found["process.memory.usage",] == pytest.approx(kernel(os.getpid())[4], rel=0.1)
+    assert values["process.memory.usage",] == pytest.approx(kernel(os.getpid())[4], rel=0.1)
 
 
 def test_time_of_children_that_have_ended_stays(trainer, watch):
@@ -164,8 +164,8 @@ def test_utilization_is_of_all_processors():
 
     def sample():
         start = time.monotonic()
-        found = figures(observe(sensor, {}), "agent")
-        return start, found, time.monotonic()
+        values = figures(observe(sensor, {}), "agent")
+        return start, values, time.monotonic()
 
     def seconds(found, name):
         return found[name, "user"] + found[name, "system"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support.processes import run_python
 from tensormeter.resource import describe_node, describe_process
 from tensormeter.resource.cluster import _RANK, describe_cluster, describe_rank
 from tensormeter.resource.command import mask_secrets
@@ -26,7 +27,7 @@ def test_a_process_is_described(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "team=vision,service.instance.id=mine,host.name=other")
     monkeypatch.chdir(tmp_path)
-    found = describe()
+    resource = describe()
     expected = {
         "host.name": "other",
         "os.type": platform.system().lower(),
@@ -36,7 +37,7 @@ def test_a_process_is_described(monkeypatch, tmp_path):
         "process.runtime.name": "cpython",
         "process.runtime.version": platform.python_version(),
         "process.working_directory": str(tmp_path),
-        "process.command_args": found["process.command_args"],
+        "process.command_args": resource["process.command_args"],
         "service.name": "p",
         "service.instance.id": "i",
         "team": "vision",
@@ -47,17 +48,17 @@ def test_a_process_is_described(monkeypatch, tmp_path):
         "tensormeter.run.id": "r",
         "tensormeter.run.name": "n",
     }
-    assert {name: found.get(name) for name in expected} == expected
+    assert {name: resource.get(name) for name in expected} == expected
     assert "process.command_args" not in describe(command=False)
 
 
 def test_attributes_that_users_give_hold_no_secrets(monkeypatch):
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "team=vision,api.token=Zq7XWmK2pL,db=postgres://u:Zq7XWmK2pL@h/x")
-    found = describe(
+    resource = describe(
         given={"password": "Zq7XWmK2pL", "process.command_line": "train.py --key 1 --pwd Zq7XWmK2pL", "n": (1, 2)}
     )
-    assert "Zq7XWmK2pL" not in str(found)
-    assert (found["team"], found["db"], found["n"]) == ("vision", "postgres://***@h/x", (1, 2))
+    assert "Zq7XWmK2pL" not in str(resource)
+    assert (resource["team"], resource["db"], resource["n"]) == ("vision", "postgres://***@h/x", (1, 2))
 
 
 def test_versions_of_torch_are_found_without_importing_it():
@@ -66,8 +67,8 @@ def test_versions_of_torch_are_found_without_importing_it():
         "import json, sys; from tensormeter.resource import describe_process; d = describe_process('p', 'r', 'n', 'i');"
     )
     code += "assert 'torch' not in sys.modules; print(d['tensormeter.torch.version'])"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert said == version("torch")
+    output = run_python("-c", code, check=True).stdout.strip()
+    assert output == version("torch")
     assert describe()["tensormeter.torch.version"] == torch.__version__
     assert type(describe()["tensormeter.torch.version"]) is str
     assert describe().get("tensormeter.torch.cuda.version") == torch.version.cuda
@@ -89,10 +90,10 @@ def test_gpus_are_found_in_the_files_of_the_driver(monkeypatch, tmp_path, line):
         (folder / "information").write_text(
             f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 1\nBus Location: \t {bus}\n"
         )
-    found = describe()
-    assert found["tensormeter.gpu.models"] == ["NVIDIA H100 80GB HBM3"] * 2
-    assert found["tensormeter.gpu.driver_version"] == "550.90.07"
-    assert describe_node(found)["tensormeter.gpu.models"] == ["NVIDIA H100 80GB HBM3"] * 2
+    resource = describe()
+    assert resource["tensormeter.gpu.models"] == ["NVIDIA H100 80GB HBM3"] * 2
+    assert resource["tensormeter.gpu.driver_version"] == "550.90.07"
+    assert describe_node(resource)["tensormeter.gpu.models"] == ["NVIDIA H100 80GB HBM3"] * 2
 
 
 def test_a_node_is_the_same_for_all_its_processes(monkeypatch):
@@ -252,10 +253,10 @@ def test_the_remote_is_shown_without_secrets(repository, remote, shown):
 
 def test_the_commit_of_a_worktree_is_found(repository, tmp_path):
     git(repository, "worktree", "add", "--quiet", "-b", "team/idea", str(tmp_path / "tree"))
-    found = describe_revision(tmp_path / "tree")
-    assert found["vcs.ref.head.name"] == "team/idea"
-    assert found["vcs.ref.head.revision"] == git(repository, "rev-parse", "HEAD")
-    assert found["vcs.repository.url.full"].startswith("https://example.com")
+    revision = describe_revision(tmp_path / "tree")
+    assert revision["vcs.ref.head.name"] == "team/idea"
+    assert revision["vcs.ref.head.revision"] == git(repository, "rev-parse", "HEAD")
+    assert revision["vcs.repository.url.full"].startswith("https://example.com")
 
 
 def test_no_commit_yet_and_no_repository(tmp_path):

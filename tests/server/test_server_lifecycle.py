@@ -53,10 +53,7 @@ def test_config_and_times_come_from_the_events(server, make):
     run = server.get("/api/v1/runs/config")
     assert run["config"] == config | {"nan": "NaN", "deep": {"b": "AP8="}}
     assert run["started"] == str(T0 + 3)
-    assert [(process["id"], process["state"]) for process in run["processes"]] == [
-        ("b", "finished"),
-        ("a", "running"),
-    ]
+    assert [(process["id"], process["state"]) for process in run["processes"]] == [("b", "finished"), ("a", "running")]
     server.events(make.resource("config", "a"), start(8, lr=2e-3))
     assert server.get("/api/v1/runs/config")["config"] == {"lr": 2e-3}
 

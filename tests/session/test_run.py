@@ -158,7 +158,7 @@ class BrokenItems(dict):
 
 
 @pytest.mark.parametrize(
-    ("value", "kept", "said"),
+    ("value", "kept", "words"),
     [
         (Unshown(), None, "'x' is left out: cannot convert a Unshown (RuntimeError); pass a number or text"),
         (
@@ -175,13 +175,13 @@ class BrokenItems(dict):
     ],
     ids=["no text", "in a list", "key", "items", "huge", "endless", "deep", "twice"],
 )
-def test_what_a_configuration_cannot_hold_is_left_out_with_one_warning(settings, caplog, value, kept, said):
+def test_what_a_configuration_cannot_hold_is_left_out_with_one_warning(settings, caplog, value, kept, words):
     expected = {"lr": 1} if kept is None else {"lr": 1, "x": kept}
     with tensormeter.init(config={"x": value, "lr": 1}, settings=settings) as run:
         assert run.config == expected
         warnings = [record.getMessage() for record in caplog.records if record.getMessage().startswith("config: ")]
         assert len(warnings) == 1
-        assert said in warnings[0]
+        assert words in warnings[0]
     caplog.clear()
     with tensormeter.init(settings=settings) as run:
         for _ in range(3):

@@ -120,9 +120,9 @@ class Meter:
         return times.user + times.system
 
     def _peak(self, kernel: Path) -> int:
-        found = re.search(r"VmHWM:\s+(\d+) kB", (kernel / "status").read_text())
-        assert found is not None
-        return int(found[1]) << 10
+        peak = re.search(r"VmHWM:\s+(\d+) kB", (kernel / "status").read_text())
+        assert peak is not None
+        return int(peak[1]) << 10
 
 
 def random_body(seed: int, size: int) -> Body:

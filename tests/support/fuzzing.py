@@ -249,8 +249,8 @@ def _check_column(kind_text: str, points: Column) -> None:
 def _rows(series: Iterator[object] | list[object]) -> list[str]:
     """Every point with everything about it, to the bit, in no order."""
     rows = []
-    for one in series:
-        fields = {key: value for key, value in vars(one).items() if key not in ("positive", "negative")}
+    for line in series:
+        fields = {key: value for key, value in vars(line).items() if key not in ("positive", "negative")}
         columns = {key: value for key, value in fields.items() if isinstance(value, np.ndarray) and key not in _SHARED}
         about = {
             key: repr(value.tolist() if isinstance(value, np.ndarray) else value)
@@ -258,16 +258,16 @@ def _rows(series: Iterator[object] | list[object]) -> list[str]:
             if key not in columns
         }
         for side in ("positive", "negative"):
-            if hasattr(one, side):
-                buckets = getattr(one, side)
+            if hasattr(line, side):
+                buckets = getattr(line, side)
                 columns[side] = [(int(o), c.tolist()) for o, c in zip(buckets.offsets, buckets.counts, strict=True)]
-        for i in range(len(one.times)):
+        for i in range(len(line.times)):
             point = {
                 key: column[i].tobytes() if isinstance(column, np.ndarray) else column[i]
                 for key, column in columns.items()
             }
             kinds = {key: column.dtype.str for key, column in columns.items() if isinstance(column, np.ndarray)}
-            rows.append(repr((type(one).__name__, about, point, kinds)))
+            rows.append(repr((type(line).__name__, about, point, kinds)))
     return sorted(rows)
 
 

@@ -89,14 +89,14 @@ class Operation:
 
 def operations(record: Path) -> list[Operation]:
     """All operations of a record."""
-    found = []
+    recorded = []
     with record.open("rb") as file:
         while True:
             try:
                 moment, kind, where, *rest = pickle.load(file)
             except (EOFError, pickle.UnpicklingError):
-                return found
-            found.append(Operation(moment, kind, where, tuple(rest)))
+                return recorded
+            recorded.append(Operation(moment, kind, where, tuple(rest)))
 
 
 class Leniency(enum.Enum):

@@ -6,10 +6,9 @@
 import json
 import os
 import re
-import socket
 import tracemalloc
 from pathlib import Path
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import msgspec
 import numpy as np
@@ -304,8 +303,7 @@ def named(method, path, parameters, body):
 
 def first_updates(server):
     """The stream's first events, up to its cursor."""
-    parts = urlsplit(server.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
+    with server.connect() as connection:
         connection.sendall(b"GET /api/v1/stream?runs=curves&after=0.0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         text = b""
         while b"event: cursor" not in text or not text.partition(b"event: cursor")[2].count(b"\n\n"):
@@ -337,17 +335,17 @@ def record(server):
 
 
 def test_answers_are_the_golden_ones(filled):
-    found = json.loads(json.dumps(record(filled)))
+    answers = json.loads(json.dumps(record(filled)))
     if os.environ.get("TENSORMETER_RECORD"):
-        GOLDEN.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        GOLDEN.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
     golden = json.loads(GOLDEN.read_text())
     for part, expected in golden.items():
         if isinstance(expected, list):
-            assert found[part] == expected
+            assert answers[part] == expected
             continue
-        assert found[part].keys() == expected.keys()
+        assert answers[part].keys() == expected.keys()
         for name, answer in expected.items():
-            assert found[part][name] == answer, name
+            assert answers[part][name] == answer, name
 
 
 def test_no_mistake_is_accepted():

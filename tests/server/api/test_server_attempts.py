@@ -37,8 +37,8 @@ def resumed(server, make):
 
 def line(server, run, **query):
     return [
-        (one["process"], one["attempt"], one["x"], one["y"])
-        for one in server.query(run, metrics=["loss"], **query)["series"]
+        (series["process"], series["attempt"], series["x"], series["y"])
+        for series in server.query(run, metrics=["loss"], **query)["series"]
     ]
 
 
@@ -75,8 +75,8 @@ def test_all_attempts_are_apart(resumed):
     ]
     assert len(resumed.get("/api/v1/runs/resumed/series", metric="loss", attempt="all")["series"]) == 3
     assert line(resumed, "resumed", attempt=4) == []
-    assert [one["attempt"] for one in resumed.get("/api/v1/runs/resumed")["processes"]] == [1, 2, 3]
-    (loss,) = [one for one in resumed.get("/api/v1/runs/resumed/metrics")["metrics"] if one["name"] == "loss"]
+    assert [process["attempt"] for process in resumed.get("/api/v1/runs/resumed")["processes"]] == [1, 2, 3]
+    (loss,) = [metric for metric in resumed.get("/api/v1/runs/resumed/metrics")["metrics"] if metric["name"] == "loss"]
     assert (loss["points"], loss["processes"]) == (200, 1)
 
 
@@ -103,8 +103,8 @@ def test_ranks_go_on_as_themselves(server, make):
                 value=lambda step, rank=rank, number=number: 1000.0 * number + 100 * rank + step,
             )
             server.metrics(batch)
-    found = {process: x for process, _, x, _ in line(server, "ranks")}
-    assert found == {
+    lines = {process: x for process, _, x, _ in line(server, "ranks")}
+    assert lines == {
         "a2r0": list(range(20)),
         "a2r1": [*range(10), *range(11, 20)],
         "a2r2": [*range(10), *range(12, 20)],
@@ -144,8 +144,8 @@ def test_distributions_are_shadowed_too(server, make):
         buckets = np.stack([counts, np.zeros_like(counts)], axis=1)
         shapes = Histogram("grads", times, times, counts, nothing, nothing, nothing, np.array([1.0]), buckets)
         assert server.metrics(Batch(batch.resource, [*batch.series, shapes])).status == 200
-    found = server.get("/api/v1/runs/shapes/histograms", metric="grads")
-    assert [(point["x"], point["count"]) for point in found["points"]] == [
+    histograms = server.get("/api/v1/runs/shapes/histograms", metric="grads")
+    assert [(point["x"], point["count"]) for point in histograms["points"]] == [
         (step, 1 if step < 5 else 2) for step in range(10)
     ]
     assert server.get("/api/v1/runs/shapes/histograms", metric="grads", attempt=1)["total"] == 10

@@ -96,13 +96,23 @@ def check_grads(rows):
 def test_every_distribution_in_blocks_of_any_size(run):
     for block in (2048, N, N // 2):
         rows = []
-        for one in run.distributions("grads", start=T0, block=block):
-            assert (one.metric, one.attributes, one.attempt) == ("grads", {"layer": "fc\n"}, 1)
-            for i in range(len(one)):
-                row = {"process": one.process, "kind": one.kind, "temporality": one.temporality}
-                row |= {name: getattr(one, name)[i] for name in ("time", "count", "sum", "min", "bounds", "counts")}
-                row["step"] = int(one.step[i]) if one.stepped[i] else None
-                rows.append(row | {"max": None if math.isnan(one.max[i]) else one.max[i]})
+        for distribution in run.distributions("grads", start=T0, block=block):
+            assert (distribution.metric, distribution.attributes, distribution.attempt) == (
+                "grads",
+                {"layer": "fc\n"},
+                1,
+            )
+            for i in range(len(distribution)):
+                row = {
+                    "process": distribution.process,
+                    "kind": distribution.kind,
+                    "temporality": distribution.temporality,
+                }
+                row |= {
+                    name: getattr(distribution, name)[i] for name in ("time", "count", "sum", "min", "bounds", "counts")
+                }
+                row["step"] = int(distribution.step[i]) if distribution.stepped[i] else None
+                rows.append(row | {"max": None if math.isnan(distribution.max[i]) else distribution.max[i]})
         check_grads(rows)
     (few,) = run.distributions("grads", process="p1", start=T0 + S, stop=T0 + 3 * S)
     assert (few.process, few.time.tolist()) == ("p1", [T0 + S, T0 + 2 * S])

@@ -39,16 +39,16 @@ def one(server, *runs, **query):
 
 
 def test_many_series_of_many_runs(curves):
-    found = curves.query("c0", "c1", metrics=["loss", "epoch", "nothing"])["series"]
-    named = [(series["run"], series["metric"], series["process"], series["total"]) for series in found]
+    lines = curves.query("c0", "c1", metrics=["loss", "epoch", "nothing"])["series"]
+    named = [(series["run"], series["metric"], series["process"], series["total"]) for series in lines]
     assert named == [
         (run, metric, process, total)
         for run in ("c0", "c1")
         for metric, total in (("epoch", 10), ("loss", 100))
         for process in ("p0", "p1")
     ]
-    assert found[2]["x"] == list(range(100))
-    assert found[2]["y"] == [100.0 - step for step in range(100)]
+    assert lines[2]["x"] == list(range(100))
+    assert lines[2]["y"] == [100.0 - step for step in range(100)]
 
 
 def test_axes(curves):
@@ -173,10 +173,10 @@ def test_only_what_arrived_since(server, make):
 
 
 def test_ranks(curves, make):
-    found = curves.get("/api/v1/runs/c0/ranks", metric="loss")
-    assert found["x"] == list(range(100))
-    assert (found["min"][0], found["median"][0], found["max"][0]) == (100.0, 100.5, 101.0)
-    assert (set(found["lowest"]), set(found["highest"]), found["processes"]) == ({"p0"}, {"p1"}, 2)
+    statistics = curves.get("/api/v1/runs/c0/ranks", metric="loss")
+    assert statistics["x"] == list(range(100))
+    assert (statistics["min"][0], statistics["median"][0], statistics["max"][0]) == (100.0, 100.5, 101.0)
+    assert (set(statistics["lowest"]), set(statistics["highest"]), statistics["processes"]) == ({"p0"}, {"p1"}, 2)
     few = curves.get("/api/v1/runs/c0/ranks", metric="loss", max_points=10, start=50)
     assert (few["x"], few["min"][0], few["max"][0]) == ([50 + 5 * i for i in range(10)], 46.0, 51.0)
     assert curves.get("/api/v1/runs/c0/ranks", metric="nothing")["x"] == []
@@ -184,9 +184,9 @@ def test_ranks(curves, make):
     for rank, values in enumerate(([1.0, 2.0], [5.0, math.nan], [3.0])):
         rows = [(T0 + step, step, {"v": value}) for step, value in enumerate(values)]
         curves.metrics(make.rows("stragglers", rows, process=f"p{rank}"))
-    found = curves.get("/api/v1/runs/stragglers/ranks", metric="v")
-    assert (found["min"], found["median"], found["max"]) == ([1.0, 2.0], [3.0, 2.0], [5.0, 2.0])
-    assert (found["lowest"], found["highest"]) == (["p0", "p0"], ["p1", "p0"])
+    statistics = curves.get("/api/v1/runs/stragglers/ranks", metric="v")
+    assert (statistics["min"], statistics["median"], statistics["max"]) == ([1.0, 2.0], [3.0, 2.0], [5.0, 2.0])
+    assert (statistics["lowest"], statistics["highest"]) == (["p0", "p0"], ["p1", "p0"])
 
 
 def test_the_stream_says_what_grew(server, make):
@@ -255,11 +255,11 @@ def test_sampling_keeps_what_matters(numbers, max_points):
     assert {0, len(values) - 1} <= set(kept.tolist())
     if len(values) <= max_points:
         assert len(kept) == len(values)
-    found = values[kept]
-    assert np.isnan(found).any() == np.isnan(values).any()
+    sampled = values[kept]
+    assert np.isnan(sampled).any() == np.isnan(values).any()
     present = values[~np.isnan(values)]
     if len(present):
-        shown = found[~np.isnan(found)]
+        shown = sampled[~np.isnan(sampled)]
         assert (shown.min(), shown.max()) == (present.min(), present.max())
     assert sample(values, 0).tolist() == list(range(len(values)))
 
@@ -287,12 +287,12 @@ def test_exponential_buckets_keep_every_count(scale, offset, counts, negative_of
     point.positive.offset, point.negative.offset = offset, negative_offset
     point.positive.bucket_counts.extend(counts)
     point.negative.bucket_counts.extend(negatives)
-    found = decode_distribution(Kind("exponential_histogram"), point.SerializeToString())
-    assert sum(found.counts) == point.count
-    assert list(found.bounds) == sorted(set(found.bounds))
-    assert len(found.counts) == (len(found.bounds) + 1 if point.count or counts or negatives else 0)
-    assert len(found.bounds) <= 164
-    assert all(map(math.isfinite, found.bounds))
+    distribution = decode_distribution(Kind("exponential_histogram"), point.SerializeToString())
+    assert sum(distribution.counts) == point.count
+    assert list(distribution.bounds) == sorted(set(distribution.bounds))
+    assert len(distribution.counts) == (len(distribution.bounds) + 1 if point.count or counts or negatives else 0)
+    assert len(distribution.bounds) <= 164
+    assert all(map(math.isfinite, distribution.bounds))
 
 
 def test_a_million_points_are_thinned_and_the_peak_stays(server, make):

@@ -109,13 +109,13 @@ def test_a_lock_on_the_tokens_that_is_kept_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("tensormeter.server.auth.tokens.LOCK_SECONDS", 0.3)
     file = TokenFile(tmp_path)
     file.create("alice", ["read"])
-    with open(tmp_path / "tokens.lock", "rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        said = rf"{tmp_path}/tokens\.lock: locked by process {os.getpid()} for more than 0\.3 s"
-        with pytest.raises(StoreError, match=said):
+    with open(tmp_path / "tokens.lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        message = rf"{tmp_path}/tokens\.lock: locked by process {os.getpid()} for more than 0\.3 s"
+        with pytest.raises(StoreError, match=message):
             file.revoke("alice")
         monkeypatch.setattr(kernel_locks, "_LOCKS", tmp_path / "no such file")  # as on other systems than Linux
-        with pytest.raises(StoreError, match=said):
+        with pytest.raises(StoreError, match=message):
             file.revoke("alice")
     file.revoke("alice")
     assert file.tokens() == {}
@@ -123,10 +123,10 @@ def test_a_lock_on_the_tokens_that_is_kept_is_named(tmp_path, monkeypatch):
 
 def test_the_process_that_holds_a_data_folder_is_named_also_if_it_is_no_server(tmp_path):
     SqliteStore(tmp_path).close()
-    with open(tmp_path / "lock", "r+b") as held:
-        held.write(b"1\n")  # of the last one
-        held.flush()
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with open(tmp_path / "lock", "r+b") as lock:
+        lock.write(b"1\n")  # of the last one
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
         for attempt in (SqliteStore, maintenance.compact):
             with pytest.raises(StoreError, match=f"in use by process {os.getpid()};"):
                 attempt(tmp_path)

@@ -71,10 +71,10 @@ def test_an_exponential_histogram_of_any_scale_can_be_shown(scale):
     point = ExponentialHistogramDataPoint(count=6, scale=scale, zero_count=1)
     point.positive.offset = -1
     point.positive.bucket_counts.extend([2, 3])
-    found = decode_distribution(Kind("exponential_histogram"), point.SerializeToString())
-    assert sum(found.counts) == 6
-    assert len(found.counts) == len(found.bounds) + 1
-    assert [*found.bounds] == sorted(set(found.bounds))
+    distribution = decode_distribution(Kind("exponential_histogram"), point.SerializeToString())
+    assert sum(distribution.counts) == 6
+    assert len(distribution.counts) == len(distribution.bounds) + 1
+    assert [*distribution.bounds] == sorted(set(distribution.bounds))
 
 
 @pytest.mark.parametrize(
@@ -90,5 +90,5 @@ def test_an_exponential_histogram_of_any_scale_can_be_shown(scale):
 )
 def test_bounds_that_do_not_fit_are_not_shown(bounds, counts, shown):
     point = HistogramDataPoint(count=sum(counts), explicit_bounds=bounds, bucket_counts=counts)
-    found = decode_distribution(Kind("histogram"), point.SerializeToString())
-    assert (found.bounds, found.counts) == shown
+    distribution = decode_distribution(Kind("histogram"), point.SerializeToString())
+    assert (distribution.bounds, distribution.counts) == shown

@@ -180,17 +180,16 @@ def send_half_a_body_that_is_refused(connection):
 
 
 @pytest.mark.parametrize(
-    "attack",
-    [send_half_a_head, send_nothing, stay_idle, send_half_a_body, send_half_a_body_that_is_refused],
+    "attack", [send_half_a_head, send_nothing, stay_idle, send_half_a_body, send_half_a_body_that_is_refused]
 )
 def test_connections_of_one_address_do_not_keep_others_out(start, eventually, attack):
     """The oldest one that waits for its client gives way, of the address that has the most; others keep theirs."""
     server = start("--max-connections", "20")
-    with contextlib.ExitStack() as held:
-        mine = held.enter_context(connect(server))
+    with contextlib.ExitStack() as connections:
+        mine = connections.enter_context(connect(server))
         stay_idle(mine)
         for _ in range(30):
-            connection = held.enter_context(connect(server, "127.0.0.2"))
+            connection = connections.enter_context(connect(server, "127.0.0.2"))
             with contextlib.suppress(AssertionError, ConnectionError):  # refused: the others are too young to give way
                 attack(connection)
         with contextlib.suppress(ConnectionError):
@@ -206,9 +205,9 @@ def test_unread_answers_that_need_no_token_do_not_keep_others_out(start, eventua
     (script,) = [part.partition('"')[0] for part in page.split('src="') if part.startswith("/static/")][:1]
     server.http.clear()
     request = f"GET {script} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 20
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as connections:
         for _ in range(30):
-            connection = held.enter_context(connect(server, "127.0.0.2", buffer=2048))
+            connection = connections.enter_context(connect(server, "127.0.0.2", buffer=2048))
             connection.sendall(request)
         eventually(lambda: healthy(server), 30)
 
@@ -244,8 +243,8 @@ def test_unread_answers_cost_little_memory_and_are_given_up(start, make, eventua
     assert len(server.query("large", metrics=["v"], x="time", max_points=100)["series"]) == 1
     process, most = psutil.Process(server.process.pid), 0
     before = process.memory_info().rss
-    with contextlib.ExitStack() as held:
-        unread = [held.enter_context(connect(server, "127.0.0.2", buffer=4096)) for _ in range(10)]
+    with contextlib.ExitStack() as connections:
+        unread = [connections.enter_context(connect(server, "127.0.0.2", buffer=4096)) for _ in range(10)]
         for connection in unread:
             connection.sendall(read_of_run("large", accept))
 
@@ -256,7 +255,7 @@ def test_unread_answers_cost_little_memory_and_are_given_up(start, make, eventua
 
         eventually(answered, 120)
         # The same client goes on looking at charts.
-        chart = held.enter_context(connect(server, "127.0.0.2"))
+        chart = connections.enter_context(connect(server, "127.0.0.2"))
         body = b'{"runs":["large"],"metrics":["v"],"x":"time","max_points":9000}'
         head = f"POST /api/v1/query HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         chart.sendall(head.encode() + body)
@@ -264,7 +263,7 @@ def test_unread_answers_cost_little_memory_and_are_given_up(start, make, eventua
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert len(answer) > 100_000
         # Another client is served meanwhile, also with as large an answer.
-        other = held.enter_context(connect(server))
+        other = connections.enter_context(connect(server))
         other.sendall(read_of_run("large").replace(b"Host:", b"Connection: close\r\nHost:"))
         assert len(everything(other)) > 32_000_000
         eventually(lambda: "the client did not read from a response for 4 s" in server.stderr, 60)
@@ -310,12 +309,12 @@ def status_of(connection):
 
 def test_streams_that_are_opened_at_once_are_counted(start, eventually):
     server = start()
-    with contextlib.ExitStack() as held:
-        streams = [held.enter_context(connect(server)) for _ in range(300)]
+    with contextlib.ExitStack() as connections:
+        streams = [connections.enter_context(connect(server)) for _ in range(300)]
         for stream in streams:
             stream.sendall(STREAM)
-        found = [status_of(stream) for stream in streams]
-        assert (found.count(b"200"), found.count(b"503")) == (256, 44)
+        statuses = [status_of(stream) for stream in streams]
+        assert (statuses.count(b"200"), statuses.count(b"503")) == (256, 44)
         # Another client takes a place from the one that has them all, who gets it back no more.
         with connect(server, "127.0.0.2") as other, connect(server) as again:
             other.sendall(STREAM)
@@ -325,7 +324,7 @@ def test_streams_that_are_opened_at_once_are_counted(start, eventually):
 
         def ended():
             readable = select.select(
-                [one for one, status in zip(streams, found, strict=True) if status == b"200"], [], [], 0
+                [one for one, status in zip(streams, statuses, strict=True) if status == b"200"], [], [], 0
             )[0]
             return any(not one.recv(65536) for one in readable)
 
@@ -346,8 +345,8 @@ def test_streams_whose_clients_leave_at_once_leave_their_places(start, eventuall
             stream.sendall(STREAM)
 
     def all_open():
-        with contextlib.ExitStack() as held:
-            streams = [held.enter_context(connect(server)) for _ in range(256)]
+        with contextlib.ExitStack() as connections:
+            streams = [connections.enter_context(connect(server)) for _ in range(256)]
             for stream in streams:
                 stream.sendall(STREAM)
             return [status_of(stream) for stream in streams] == [b"200"] * 256

@@ -5,16 +5,15 @@ import os
 import random
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import threading
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import urllib3
 
+from support.processes import run_python
 from tensormeter.otlp.batch import Batch, Histogram, Sum
 from tensormeter.otlp.encode import encode_metrics
 
@@ -84,13 +83,13 @@ def test_kill_in_mid_ingest(start, make, eventually):
                 future.result()
         server = start()
         (series,) = server.get("/api/v1/runs/crash/series", metric="v")["series"]
-        found = series["step"]
-        assert found == sorted(set(found))
-        assert set(found) >= {index * ROWS + i for index in acknowledged for i in range(ROWS)}
-        assert series["value"] == [float(step) for step in found]
+        steps = series["step"]
+        assert steps == sorted(set(steps))
+        assert set(steps) >= {index * ROWS + i for index in acknowledged for i in range(ROWS)}
+        assert series["value"] == [float(step) for step in steps]
         points = {metric["name"]: metric["points"] for metric in server.get("/api/v1/runs/crash/metrics")["metrics"]}
-        assert points == dict.fromkeys(("tensormeter.step", "v", "s", "h"), len(found))
-        assert server.get("/api/v1/runs/crash/histograms", metric="h")["total"] == len(found)
+        assert points == dict.fromkeys(("tensormeter.step", "v", "s", "h"), len(steps))
+        assert server.get("/api/v1/runs/crash/histograms", metric="h")["total"] == len(steps)
         if kill % 4 == 3:
             assert server.stop() == 0  # folds; the next one starts from chunks
             server = start()
@@ -107,8 +106,7 @@ def test_kill_between_commit_and_answer(start_on_each, make, eventually):
         "POST /v1/metrics HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-protobuf\r\n"
         f"Tensormeter-Batch-Id: between\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    parts = urlsplit(server.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=300) as connection:
+    with server.connect() as connection:
         connection.sendall(head.encode() + body)
         eventually(lambda: server.has_batch("between"))
         server.kill()  # no client has read the answer, if it left at all
@@ -170,8 +168,7 @@ def test_kill_in_mid_fold(tmp_path):
 
 def test_second_server_on_one_folder(start):
     first = start()
-    command = [sys.executable, "-m", "tensormeter", "serve", "--port", "0", "--data", str(first.folder)]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    second = run_python("-m", "tensormeter", "serve", "--port", "0", "--data", first.folder)
     assert (second.returncode, second.stdout) == (1, "")
     assert f"in use by process {first.process.pid};" in second.stderr
     assert second.stderr.count("\n") == 1
@@ -182,8 +179,7 @@ def test_second_server_on_one_folder(start):
 
 def test_port_in_use(start, tmp_path):
     port = start().url.rpartition(":")[2]
-    command = [sys.executable, "-m", "tensormeter", "serve", "--port", port, "--data", str(tmp_path / "other")]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    second = run_python("-m", "tensormeter", "serve", "--port", port, "--data", tmp_path / "other")
     assert (second.returncode, second.stdout) == (1, "")
     assert second.stderr.startswith(f"tensormeter: cannot listen on 127.0.0.1 port {port}:")
     assert second.stderr.count("\n") == 1

@@ -1,15 +1,14 @@
 """A server on a disk that fails, hangs, or lacks what local disks have: it says so, goes on by itself, and loses nothing."""
 
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import pytest
 
-from tensormeter.otlp.encode import encode_metrics
+from support.processes import run_python
+from support.stores import append_batches
 from tensormeter.server.store import RunRef
 from tensormeter.server.store.sqlite.store import SqliteStore
 
@@ -123,8 +122,7 @@ def test_a_stop_does_not_wait_for_a_disk_that_hangs():
         "exit_if_stalled(lambda: 'the disk of /data has not answered for 9 s', 0.01)\n"
         "threading.Event().wait()\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0
+    ended = run_python("-c", program, check=True)
     assert "has not answered for 9 s; the server exits without waiting for the disk" in ended.stderr
 
 
@@ -158,8 +156,7 @@ def test_without_shared_memory_maps_the_store_has_a_rollback_journal(mounted, st
 
 
 def serve(tmp_path):
-    command = [sys.executable, "-m", "tensormeter", "serve", "--port", "0", "--data", str(tmp_path / "data")]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return run_python("-m", "tensormeter", "serve", "--port", "0", "--data", tmp_path / "data")
 
 
 def test_without_locks_it_does_not_start_and_says_why(mounted, tmp_path):
@@ -209,13 +206,13 @@ def test_a_disk_that_fails_when_the_server_starts_and_when_it_stops(mounted, sta
 def test_a_file_system_that_cannot_sync_any_more(mounted, make, tmp_path):
     disk = mounted()
     store = SqliteStore(tmp_path / "data", flush_interval=3600)
-    store.append_metrics([batch(make, 0)], payload=encode_metrics([batch(make, 0)]))
+    append_batches(store, batch(make, 0))
     disk.behave(refuse=["fsync"])
     store._work_in_background()
     assert "checkpoint" in (store.problem() or "")
     store._work_in_background()
     assert store.problem() is None
-    store.append_metrics([batch(make, 1)], payload=encode_metrics([batch(make, 1)]))
+    append_batches(store, batch(make, 1))
     store.flush()
     assert store.run(RunRef("odd")).points == 2 * ROWS * 2
     store.close()

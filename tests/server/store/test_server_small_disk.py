@@ -5,15 +5,15 @@ import os
 import random
 import sqlite3
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from support.processes import run_python
+from support.stores import append_batches
 from tensormeter.errors import StoreError
-from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.store import RunRef, StoreUnavailableError
 from tensormeter.server.store.sqlite.store import SqliteStore
 
@@ -32,21 +32,17 @@ def batch(make, index, run="small"):
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+def small_disk(tmp_path: Path, mount: Callable[..., None]) -> Callable[[int], Path]:
     """Mounts a disk of some MiB under the data folder that servers of a test use."""
-    mounted = tmp_path / "disk"
 
-    def mount(size: int) -> Path:
-        mounted.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}m", "none", str(mounted)]
-        if os.getuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("mounting a small tmpfs needs privileges")
-        (mounted / "data").mkdir(mode=0o700)
-        (tmp_path / "data").symlink_to(mounted / "data")
-        return mounted
+    def mount_data(size: int) -> Path:
+        disk = tmp_path / "disk"
+        mount(disk, f"size={size}m")
+        (disk / "data").mkdir(mode=0o700)
+        (tmp_path / "data").symlink_to(disk / "data")
+        return disk
 
-    yield mount
-    subprocess.run(["umount", "-l", str(mounted)], capture_output=True, check=False)
+    return mount_data
 
 
 def fill(disk, leaving=0):
@@ -157,7 +153,7 @@ def test_a_log_that_had_filled_the_disk_is_emptied_before_requests_use_the_room(
         "    while True: database.execute(f\"{insert} VALUES (hex(randomblob(8)), zeroblob(90000), 0, 0, '')\")\n"
         "except sqlite3.OperationalError: os._exit(0)\n"
     )
-    subprocess.run([sys.executable, "-c", program, disk / "data" / "tensormeter.db"], check=True)
+    run_python("-c", program, disk / "data" / "tensormeter.db", check=True)
     log = sizes(disk)["tensormeter.db-wal"]
     assert log > 20 << 20
     subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
@@ -169,10 +165,6 @@ def test_a_log_that_had_filled_the_disk_is_emptied_before_requests_use_the_room(
     eventually(lambda: is_accepted(server, make, 1))
     eventually(lambda: server.ask("/healthz")[0] == 200)
     eventually(lambda: sizes(disk)["tensormeter.db-wal"] < log // 4)
-
-
-def append(store, make, index):
-    store.append_metrics([batch(make, index)], payload=encode_metrics([batch(make, index)]))
 
 
 def test_the_log_stays_small_while_reads_overlap(tmp_path, make, monkeypatch):
@@ -187,7 +179,7 @@ def test_the_log_stays_small_while_reads_overlap(tmp_path, make, monkeypatch):
         if index % 10:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM run").fetchone()
-        append(store, make, index)
+        append_batches(store, batch(make, index))
         largest = max(largest, log.stat().st_size)
         if index % 10 == 9:
             for reader in readers:
@@ -204,20 +196,20 @@ def test_a_snapshot_that_is_kept_for_too_long_puts_requests_off(tmp_path, make, 
     monkeypatch.setattr("tensormeter.server.store.sqlite.disk.free_space._LOG_BYTES", 128 << 10)
     monkeypatch.setattr("tensormeter.server.store.sqlite.disk.free_space._MIB", 128 << 10)
     store = SqliteStore(tmp_path / "store", flush_interval=3600)
-    append(store, make, 0)
+    append_batches(store, batch(make, 0))
     with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM run").fetchone()
         index, refusal = 1, None
         while refusal is None:
             try:
-                append(store, make, index)
+                append_batches(store, batch(make, index))
                 index += 1
             except StoreUnavailableError as error:
                 refusal = str(error)
         assert "is reading an old snapshot" in refusal
         assert (tmp_path / "store" / "tensormeter.db-wal").stat().st_size < 3 << 20
-    append(store, make, index)
+    append_batches(store, batch(make, index))
     assert (tmp_path / "store" / "tensormeter.db-wal").stat().st_size < 1 << 20
     assert store.run(RunRef("small")).points == 2 * ROWS * (index + 1)
     store.close()
@@ -225,13 +217,13 @@ def test_a_snapshot_that_is_kept_for_too_long_puts_requests_off(tmp_path, make, 
 
 def test_requests_leave_the_room_that_a_checkpoint_needs(tmp_path, make, monkeypatch):
     store = SqliteStore(tmp_path / "store", flush_interval=3600)
-    append(store, make, 0)
+    append_batches(store, batch(make, 0))
     free = 300 << 10
     monkeypatch.setattr(store._space._reserve, "room", lambda: (free, 0))
     with pytest.raises(StoreError, match="is full"):
-        append(store, make, 1)
+        append_batches(store, batch(make, 1))
     assert "is full" in store.problem()
     free = 1 << 40
-    append(store, make, 1)
+    append_batches(store, batch(make, 1))
     assert store.problem() is None
     store.close()

@@ -25,7 +25,7 @@ def test_check_names_what_is_damaged(damaged_copy):
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "words"),
     [
         (
             f"UPDATE chunk SET n = n + 1 WHERE seq = 0 AND series IN {SERIES.format('long', 'epoch')}",
@@ -51,10 +51,10 @@ def test_check_names_what_is_damaged(damaged_copy):
         ("DELETE FROM process WHERE process = 'p1'", "there is no process"),
     ],
 )
-def test_check_finds(damaged_copy, statement, said):
+def test_check_finds(damaged_copy, statement, words):
     done = check(damaged_copy("UPDATE run SET seal = seal", statement))
     assert (done.returncode, done.stderr) == (1, "")
-    assert any(line.startswith("damaged: ") and said in line for line in done.stdout.splitlines()), done.stdout
+    assert any(line.startswith("damaged: ") and words in line for line in done.stdout.splitlines()), done.stdout
 
 
 def test_check_reports_as_json(damaged_copy):
@@ -177,7 +177,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize(
-    ("at", "bit", "said"),
+    ("at", "bit", "words"),
     [
         (47, 3, "unsupported file format"),
         (59, 1, "malformed database schema"),
@@ -192,7 +192,7 @@ def contents(folder):
         (16, 0, "file is not a database"),
     ],
 )
-def test_a_flipped_bit_in_the_first_page_is_damage_and_starts_no_migration(tmp_path, image, at, bit, said):
+def test_a_flipped_bit_in_the_first_page_is_damage_and_starts_no_migration(tmp_path, image, at, bit, words):
     content = bytearray(image.read_bytes())
     content[at] ^= 1 << bit
     file = tmp_path / "tensormeter.db"
@@ -200,7 +200,7 @@ def test_a_flipped_bit_in_the_first_page_is_damage_and_starts_no_migration(tmp_p
     done = check(tmp_path)
     assert (done.returncode, done.stderr) == (1, "")
     lines = done.stdout.splitlines()
-    assert any(line.startswith("damaged: ") and said in line for line in lines), done.stdout
+    assert any(line.startswith("damaged: ") and words in line for line in lines), done.stdout
     assert lines[-1].startswith("checked ")
     assert lines[-1].endswith(" damaged")
     with pytest.raises(StoreError, match=r"tensormeter\.db"):
