@@ -196,7 +196,7 @@ def test_a_point_that_is_too_large_is_set_aside_and_its_neighbours_arrive(
     wait_for(lambda: spool.pending() == 0, "everything is dealt with")
     assert [gauge.name for batch in receiver.batches() for gauge in batch.gauges] == ["small"]
     assert spool.quarantined_items() == 1
-    assert any("to a single item" in message for message in messages())
+    assert any("even for a single item" in message for message in messages())
 
 
 def test_a_limit_on_bytes_a_second(deliver, put, spool, receiver, wait_for):
@@ -223,7 +223,7 @@ def test_a_slow_answer_ends_at_the_deadline(deliver, put, spool, receiver, messa
     put(b"1")
     deliver(export_timeout=0.3)
     wait_for(lambda: spool.pending() == 0, "the request is delivered")
-    assert "did not end in time" in messages()[0]
+    assert "did not arrive in time" in messages()[0]
     assert len(receiver.accepted()) == 1
 
 
@@ -279,6 +279,6 @@ def test_a_stopped_delivery_leaves_the_rest_in_the_spool(deliver, put, spool, re
 
 def test_exporters_are_found_by_name():
     assert load_exporter("experiment") is ExperimentExporter
-    with pytest.raises(SettingsError, match=r"expected some of .*experiment.*, got 'unknown'"):
+    with pytest.raises(SettingsError, match=r"expected one of .*experiment.*, got 'unknown'"):
         load_exporter("unknown")
     assert Accepted() == Accepted(0, "")

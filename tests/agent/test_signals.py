@@ -229,4 +229,4 @@ def test_beginning_says_which_signals_are_left_out(tmp_path, monkeypatch, caplog
     with caplog.at_level(logging.WARNING, "tensormeter"):
         tensormeter.init(settings=settings).finish()
     warnings = [record.getMessage() for record in caplog.records if "OTEL_LOGS_EXPORTER" in record.getMessage()]
-    assert warnings == ["otlp: no logs are sent, because OTEL_LOGS_EXPORTER=none"]
+    assert warnings == ["otlp: not sending logs, because OTEL_LOGS_EXPORTER=none"]

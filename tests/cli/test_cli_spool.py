@@ -89,7 +89,7 @@ def test_a_disk_that_hangs_is_named(cli, new_run, state, odd_disk, given):
             ]
             done = cli(*arguments, TENSORMETER_DIR=str(disk.path))
             output = done.stdout + done.stderr
-            assert (done.returncode, f"{disk.path}: " in output, "does not answer within 5 s" in output) == (
+            assert (done.returncode, f"{disk.path}: " in output, "did not respond within 5 s" in output) == (
                 1,
                 True,
                 True,

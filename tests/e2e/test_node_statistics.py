@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from support.optional import needs_torch
 from support.ports import reserve_port
 from support.processes import ROOT, run_python
 from support.servers import RestartableServer
@@ -100,6 +101,7 @@ def test_a_stopped_trainer_still_has_statistics(
     trainer.finish()
 
 
+@needs_torch
 def test_the_demo_shows_statistics(tmp_path: Path, environment: dict[str, str]) -> None:
     """Those of the demo's own run, through the API of its server."""
     environment["TENSORMETER_SAMPLE_INTERVAL"] = "0.1"

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from support.optional import needs_torch
 from support.ports import reserve_port
 from support.processes import ROOT, run_python
 from support.servers import Points, RestartableServer
 from support.waiting import wait_for
 
+pytestmark = needs_torch
 EPOCHS = "20"
 STEPS = 240
 

@@ -194,7 +194,7 @@ def test_metrics_whose_names_become_the_same_are_told_apart(make, exporter, capl
         assert list(exposed[name][1].values()) == [values[name]]
     assert list(exposed["a_b"][1].values()) == [values["a/b"]]
     warnings = [record.getMessage() for record in caplog.records]
-    of_train_loss = "prometheus: metrics 'train_loss' and 'train.loss' would both be 'train_loss'; the latter is scraped as 'train_loss_"
+    of_train_loss = "prometheus: metrics 'train_loss' and 'train.loss' would both become 'train_loss'; the second one is exported as 'train_loss_"
     assert sum(text.startswith(of_train_loss) for text in warnings) == 1
     assert len(warnings) == 5  # three of `train_loss`, `1digit`, `a:b`
     assert scrape(exporter)["tensormeter_prometheus_refused_total", None, None] == 0

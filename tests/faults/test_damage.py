@@ -283,7 +283,7 @@ def test_a_folder_in_place_of_a_file_is_named(waiting, receiver, environment, na
     done = subprocess.run(sync, env=environment, capture_output=True, text=True, timeout=300, check=False)
     output = done.stdout + done.stderr
     assert done.returncode == 1, output
-    assert f"{place.name} is a folder, where a file belongs; remove it" in done.stdout, output
+    assert f"{place.name} is a folder, but must be a regular file; remove it" in done.stdout, output
     assert "Traceback" not in output
     place.rmdir()
     again = subprocess.run(sync, env=environment, capture_output=True, text=True, timeout=300, check=False)

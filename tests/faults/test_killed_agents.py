@@ -92,7 +92,7 @@ def test_fault_126_where_both_are_killed_a_log_call_brings_them_back(
     agent(first.pid)
     trainer.go("end")
     errors = trainer.finish()
-    assert errors.count("started another") == 1
+    assert errors.count("started a new one") == 1
     gone()
     oracle.agrees(receiver, range(steps))
 
@@ -128,7 +128,7 @@ def test_an_agent_that_is_told_to_end_is_not_replaced_by_its_standby(train, stat
     wait_for(lambda: not agents_of(state), "both have ended")
     trainer.go()
     errors = trainer.finish()
-    assert "started another" in errors
+    assert "started a new one" in errors
     gone()
 
 

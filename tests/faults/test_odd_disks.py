@@ -109,7 +109,7 @@ def test_fault_118_a_disk_that_hangs_from_the_start(train, receiver, disk, oracl
     trainer.go()
     errors = trainer.finish()
     assert disk.hanging, "the trainer has ended before the disk answers"
-    assert f"because {disk.path}/state cannot be used (it does not answer" in errors
+    assert f"because {disk.path}/state is unusable (it did not respond" in errors
     disk.behave()
 
 

@@ -2,8 +2,10 @@
 
 import pytest
 
+from support.optional import needs_torch
 from support.processes import run_python
 
+pytestmark = needs_torch
 TRAINING = """
 import random
 import numpy as np

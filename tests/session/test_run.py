@@ -90,7 +90,7 @@ def test_log_after_finish_warns_once(settings, caplog):
         for log in (kept, faster, run.log):
             log({"loss": 2.0}, step=1)
     assert [record.message for record in caplog.records].count(
-        "log() after the run was finished: nothing is recorded"
+        "log() was called after the run finished; nothing is recorded"
     ) == 1
     assert items(settings) == 4
 

@@ -4,7 +4,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-__all__ = ["has_cuda", "torch"]
+__all__ = ["has_cuda", "needs_torch", "torch"]
 
 
 class Missing:
@@ -24,6 +24,9 @@ try:
     import torch
 except ModuleNotFoundError:
     torch = Missing("torch")
+
+needs_torch = pytest.mark.skipif(isinstance(torch, Missing), reason="torch is not installed")
+"""For tests of scripts that import PyTorch in separate processes."""
 
 
 def has_cuda() -> bool:

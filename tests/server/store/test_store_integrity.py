@@ -16,6 +16,7 @@ from tensormeter.otlp.batch import Gauge
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.store import DamagedError, NotFoundError, RunRef, Selection
+from tensormeter.server.store.models.event_query import EventQuery
 from tensormeter.server.store.sqlite.integrity.inspection import open_read_only
 from tensormeter.server.store.sqlite.store import SqliteStore
 

@@ -8,6 +8,7 @@ from support.stores import StoreClient
 from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import STEP_METRIC, Event
 from tensormeter.server.store import NotFoundError, ProcessAttempt, RunChanges, RunRef, Selection
+from tensormeter.server.store.models.event_query import EventQuery
 
 SECOND = 10**9
 T0 = 1_750_000_000 * SECOND
@@ -108,10 +109,10 @@ def test_events_are_found_again(client):
     assert len({event.id for event in events}) == 3
     assert (events[2].step, events[2].body["text"], events[1].step) == (3, "日本\x00", None)
     assert events[1].body == {"n": 2**60 + 1, "nan": "NaN"}
-    assert [event.name for event in client.store.events(client.ref, name="a.*", limit=1)] == ["a.y"]
-    assert [event.name for event in client.store.events(client.ref, key="k")] == ["a.x"]
-    assert [event.name for event in client.store.events(client.ref, key="")] == ["b"]
-    assert [event.name for event in client.store.events(client.ref, start=T0 + 2, stop=T0 + 3)] == ["a.y"]
+    assert [event.name for event in client.store.events(client.ref, EventQuery(name="a.*", limit=1))] == ["a.y"]
+    assert [event.name for event in client.store.events(client.ref, EventQuery(key="k"))] == ["a.x"]
+    assert [event.name for event in client.store.events(client.ref, EventQuery(key=""))] == ["b"]
+    assert [event.name for event in client.store.events(client.ref, EventQuery(start=T0 + 2, stop=T0 + 3))] == ["a.y"]
     digest = events[2].body["image"]["digest"]
     assert client.store.media(client.ref, digest) == ("image/png", png)
     for unknown in ("0" * 64, "x", "é" * 64):
