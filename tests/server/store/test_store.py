@@ -152,7 +152,7 @@ def test_ranges_and_limits(client, monkeypatch):
     client.append(np.arange(1, 12), np.zeros(11))
     assert [time for time, _ in client.read(start=3, stop=5)] == [3, 4]
     assert client.read(start=-5, stop=0) == client.read(start=12, stop=1 << 70) == []
-    with pytest.raises(TooManyPointsError, match="11 points here"):
+    with pytest.raises(TooManyPointsError, match="11 points, but"):
         client.read(limit=10)
     monkeypatch.setattr("tensormeter.server.store.rules.limits.MAX_SERIES_PER_RUN", 2)
     assert client.append([1], [1.0], name="second").rejected == 0

@@ -212,7 +212,7 @@ def test_points_that_two_servers_stored_at_once_count_once_for_the_limit_of_a_re
         append_batches(first, batch)
     (series,) = second.read(RunRef("limit"), Selection(["v"], limit=3)).series
     assert series.points.values() == [1.0, 2.0, 6.0]
-    with pytest.raises(TooManyPointsError, match="3 points here"):
+    with pytest.raises(TooManyPointsError, match="3 points, but"):
         second.read(RunRef("limit"), Selection(["v"], limit=2))
 
 

@@ -170,7 +170,7 @@ def test_steps_of_last_values_come_from_chunks_and_memory(open_store):
 def test_limits(open_store, monkeypatch):
     store = open_store(max_pending_points=40)
     append_values(store, np.arange(1, 12), np.zeros(11))
-    with pytest.raises(TooManyPointsError, match="11 points here"):
+    with pytest.raises(TooManyPointsError, match="11 points, but"):
         read(store, limit=10)
     assert len(read(store, start=5, limit=11)) == 7
     append_values(store, np.arange(12, 41), np.zeros(29))

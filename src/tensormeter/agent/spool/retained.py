@@ -21,8 +21,8 @@ __all__ = ["FORGET", "forget_kept", "give_up_kept", "keep", "remember", "settle"
 _GIVEN_UP_AT_ONCE: Final = 16
 
 FORGET: Final = (
-    "DELETE FROM request WHERE sequence = ?1 AND NOT EXISTS (SELECT 1 FROM pending WHERE sequence = ?1) "
-    "AND NOT EXISTS (SELECT 1 FROM kept WHERE sequence = ?1)"
+    "DELETE FROM request WHERE sequence = ? AND NOT EXISTS (SELECT 1 FROM pending WHERE sequence = request.sequence) "
+    "AND NOT EXISTS (SELECT 1 FROM kept WHERE sequence = request.sequence)"
 )
 """Statement that deletes a request if no destination needs it any longer."""
 
@@ -101,9 +101,9 @@ def give_up_kept(database: sqlite3.Connection) -> bool:
 def _write(database: sqlite3.Connection, rows: Iterable[tuple[str, int, str, int, str]]) -> None:
     """Write rows for waiting requests. Skip requests that have been evicted from a full spool meanwhile."""
     database.executemany(
-        "INSERT OR REPLACE INTO kept SELECT ?1, ?2, ?3, ?4, ?5, ?6 "
-        "WHERE EXISTS (SELECT 1 FROM pending WHERE destination = ?1 AND sequence = ?2)",
-        [(*row, seal(*row)) for row in rows],
+        "INSERT OR REPLACE INTO kept SELECT ?, ?, ?, ?, ?, ? "
+        "WHERE EXISTS (SELECT 1 FROM pending WHERE destination = ? AND sequence = ?)",
+        [(*row, seal(*row), *row[:2]) for row in rows],
     )
 
 

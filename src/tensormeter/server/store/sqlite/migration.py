@@ -160,9 +160,9 @@ def _first_steps(connection: sqlite3.Connection) -> None:
             began = beginning(decode_segment(Segment(*row)))
             if began is not None:
                 connection.execute(
-                    "UPDATE process SET first_step = min(ifnull(first_step, ?1), ?1), began = min(ifnull(began, ?2), ?2)"
-                    " WHERE id = ?3",
-                    (*began, process),
+                    "UPDATE process SET first_step = min(ifnull(first_step, :step), :step),"
+                    " began = min(ifnull(began, :time), :time) WHERE id = :process",
+                    {"step": began[0], "time": began[1], "process": process},
                 )
 
 

@@ -28,8 +28,8 @@ _FIND: Final = (
     " AND metric = ? AND series.kind = ? AND scope = ? AND attributes = ?"
 )
 _TRIM: Final = (
-    "DELETE FROM gap WHERE series = ?1"
-    f" AND time < (SELECT time FROM gap WHERE series = ?1 ORDER BY time DESC LIMIT 1 OFFSET {MAX_GAPS - 1})"
+    "DELETE FROM gap WHERE series = :series"
+    f" AND time < (SELECT time FROM gap WHERE series = :series ORDER BY time DESC LIMIT 1 OFFSET {MAX_GAPS - 1})"
 )
 
 
@@ -50,7 +50,7 @@ def insert_gaps(connection: sqlite3.Connection, gaps: Iterable[Arrival], seq: in
         if series_row is not None:
             rows = ((series_row[0], time, seq, checksum(series_row[0], time, seq)) for time in gap_times(gap).tolist())
             connection.executemany("INSERT OR IGNORE INTO gap (series, time, seq, seal) VALUES (?, ?, ?, ?)", rows)
-            connection.execute(_TRIM, series_row)
+            connection.execute(_TRIM, {"series": series_row[0]})
 
 
 def has_new_gaps(connection: sqlite3.Connection, series: Iterable[int], after: int) -> bool:

@@ -122,8 +122,9 @@ def build_rollups(connection: sqlite3.Connection, keys: Sequence[SegmentKey]) ->
 def insert_rollups(connection: sqlite3.Connection, rows: Sequence[tuple[object, ...]]) -> None:
     """Write rows from `build_rollups` inside the caller's transaction, except for segments that no longer exist."""
     connection.executemany(
-        f"INSERT OR REPLACE INTO sample ({ROLLUP_COLUMNS}) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE EXISTS (SELECT 1 FROM chunk WHERE id = ?1)",
-        rows,
+        f"INSERT OR REPLACE INTO sample ({ROLLUP_COLUMNS}) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?"
+        " WHERE EXISTS (SELECT 1 FROM chunk WHERE id = ?)",
+        [(*row, row[0]) for row in rows],
     )
 
 

@@ -124,10 +124,13 @@ class Catalog:
             recorded = self._first_steps.get(key)
             if recorded is None or first[0] < recorded[0] or first[1] < recorded[1]:
                 row = self._connection.execute(
-                    "UPDATE process SET first_step = min(ifnull(first_step, ?1), ?1), began = min(ifnull(began, ?2), ?2),"
-                    " began_seq = iif(first_step <= ?1 AND began <= ?2, began_seq, ?3) WHERE process = ?6"
-                    " AND run = (SELECT id FROM run WHERE project = ?4 AND run_id = ?5) RETURNING first_step, began",
-                    (*first, seq, *key),
+                    "UPDATE process SET first_step = min(ifnull(first_step, :step), :step),"
+                    " began = min(ifnull(began, :time), :time),"
+                    " began_seq = iif(first_step <= :step AND began <= :time, began_seq, :seq) WHERE process = :process"
+                    " AND run = (SELECT id FROM run WHERE project = :project AND run_id = :run)"
+                    " RETURNING first_step, began",
+                    {"step": first[0], "time": first[1], "seq": seq}
+                    | {"project": source.project, "run": source.run_id, "process": source.process},
                 ).fetchone()
                 if row is not None:
                     self._first_steps[key] = row
