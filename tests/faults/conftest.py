@@ -163,8 +163,8 @@ def state(tmp_path):
 
 
 @pytest.fixture
-def environment(tmp_path, receiver):
-    return training_environment(tmp_path, receiver.url, "faulty")
+def environment(tmp_path, state, receiver):
+    return training_environment(tmp_path, receiver.url, "faulty") | {"TENSORMETER_DIR": str(state)}
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_batch_ids_of_projects_are_their_own(client):
     for sender in (theirs, ours, client):
         assert not sender.append([1], [1.0], batch_id=name).duplicate
         assert sender.append([1], [1.0], batch_id=name).duplicate
-        with pytest.raises(BatchConflictError, match=f"^batch '{name}' was stored"):
+        with pytest.raises(BatchConflictError, match=f"^batch '{name}' was already stored"):
             sender.append([1], [2.0], batch_id=name)
         event = Event("n", T0, "text")
         assert not sender.events(event, batch_id=f"{name}e").duplicate

@@ -174,7 +174,7 @@ def test_limits(open_store, monkeypatch):
         read(store, limit=10)
     assert len(read(store, start=5, limit=11)) == 7
     append_values(store, np.arange(12, 41), np.zeros(29))
-    with pytest.raises(StoreUnavailableError, match="40 points wait"):
+    with pytest.raises(StoreUnavailableError, match="40 points are waiting"):
         append_values(store, [41], [0.0])
     assert read(store, start=41) == []
     store.flush()
