@@ -63,10 +63,8 @@ File systems allow 255 bytes per path component, including step and extension.
 _UNSAFE: Final = re.compile(r"[^\w./: -]")
 _UNSAFE_EXTENSION: Final = re.compile(r"[^a-z0-9]")
 
-_RULE: Final = f"MLflow allows only letters, digits and _ - . / : in names, and at most {_LONGEST_NAME} characters here"
-_PATH_RULE: Final = (
-    f"MLflow allows only letters, digits and _ - . / : in artifact paths, and at most {_LONGEST_PATH} bytes"
-)
+_RULE: Final = f"MLflow names can have at most {_LONGEST_NAME} characters: letters, digits and _ - . / :"
+_PATH_RULE: Final = f"MLflow artifact paths can have at most {_LONGEST_PATH} bytes: letters, digits and _ - . / :"
 
 _OWN_TAGS: Final = ("mlflow.", "tensormeter.")
 
@@ -232,7 +230,7 @@ class MlflowExporter(DecodingExporter):
             elif len(part) > 1:
                 waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
         if waiting:
-            refused.add(f"{kind}: MLflow refused all of them", sum(map(len, waiting)))
+            refused.add(f"{kind}: MLflow refused every item that was tried", sum(map(len, waiting)))
         return stored
 
     def _log_event(self, run_event: RunEvent, refused: RefusedItems) -> None:
@@ -307,7 +305,7 @@ class MlflowExporter(DecodingExporter):
             name = self._keys(key)
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             if len(text) > _MAX_VALUE:
-                refused.add(f"parameter {name} has {len(text)} characters; MLflow's limit is {_MAX_VALUE}")
+                refused.add(f"parameter {name} has {len(text)} characters, but MLflow's limit is {_MAX_VALUE}")
             elif name not in known:
                 fresh.append(Param(name, text))
             elif known[name] != text:

@@ -89,7 +89,7 @@ class ChangedNames:
         if self._warnings <= _MOST_WARNINGS:
             more = "; further renames will not be reported" if self._warnings == _MOST_WARNINGS else ""
             clean = self._clean(original) == original and name.startswith(original)
-            rule = "names that look like a changed name also get a suffix" if clean else self._rule
+            rule = "a name that looks like a changed name also gets a suffix" if clean else self._rule
             logger.warning(
                 "%s: %r is stored as %r: %s%s", self._destination, _short(original), _short(name), rule, more
             )

@@ -57,7 +57,9 @@ class OTelExporter(DecodingExporter):
         entries = entry_points(group=_GROUP, name=config.label)
         if not entries:
             known = ", ".join(sorted(entry_points(group=_GROUP).names))
-            raise SettingsError(f"exporters: expected otel:NAME with a NAME from {known}; got {config.destination!r}")
+            raise SettingsError(
+                f"exporters: expected otel:NAME, where NAME is one of {known}; got {config.destination!r}"
+            )
         (entry,) = entries
         try:
             exporter = entry.load()()

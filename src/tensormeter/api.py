@@ -98,9 +98,7 @@ def init(
     if not isinstance(resume, bool):
         raise SettingsError(f"resume: expected True or False, got {reprlib.repr(resume)}")
     if resume and resolved.run_id is None:
-        raise SettingsError(
-            "resume: expected the id of the run to resume, got none; pass id=, or set TENSORMETER_RUN_ID"
-        )
+        raise SettingsError("resume: the ID of the run to resume is missing; pass id=, or set TENSORMETER_RUN_ID")
     if _in_notebook():
         finish_all()
     resolved = _settings_of_rank(resolved)
@@ -231,9 +229,8 @@ def _warn_of_packages(settings: Settings, by_grpc: set[str]) -> None:
         if package and (problem := problem_with(package)):
             extra = "grpc" if destination in by_grpc else kind
             logger.warning(
-                "%s: %s, so nothing is delivered to it; run pip install 'tensormeter[%s]', then deliver the recorded "
-                "data with "
-                "`tensormeter sync`",
+                "%s: %s, so nothing is delivered to this destination; run pip install 'tensormeter[%s]', then deliver "
+                "the recorded data with `tensormeter sync`",
                 *(destination, problem, extra),
             )
 
@@ -260,5 +257,7 @@ def _resolve(settings: Settings | Mapping[str, Any] | None, arguments: Mapping[s
     fields = dict(settings or {})
     unknown = sorted(set(fields) - Settings.names())
     if unknown:
-        raise SettingsError(f"settings: {unknown[0]!r} is not one of {', '.join(sorted(Settings.names()))}")
+        raise SettingsError(
+            f"settings: there is no setting {unknown[0]!r}; expected one of {', '.join(sorted(Settings.names()))}"
+        )
     return Settings(**{**fields, **arguments})

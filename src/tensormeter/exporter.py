@@ -102,7 +102,7 @@ class ExporterConfig:
         unknown = sorted(self.options.keys() - defaults.keys())
         if unknown:
             known = ", ".join(defaults) or "none"
-            raise SettingsError(f"{self.destination}: expected options {known}, got {', '.join(unknown)}")
+            raise SettingsError(f"{self.destination}: unknown option {', '.join(unknown)}; available options: {known}")
         return defaults | dict(self.options)
 
 

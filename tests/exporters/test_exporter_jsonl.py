@@ -119,7 +119,7 @@ def test_failures_are_outcomes(make, config, tmp_path):
     assert isinstance(JsonLinesExporter(config(directory=str(tmp_path / "file"))).export(request), Retry)
     broken = Request("spool0-1", "metrics", gzip.compress(b"\xff\xff"), 1)
     assert isinstance(JsonLinesExporter(config(directory=str(tmp_path / "out"))).export(broken), Rejected)
-    with pytest.raises(ValueError, match="expected options directory, max_bytes, got folder"):
+    with pytest.raises(ValueError, match="unknown option folder; available options: directory, max_bytes"):
         JsonLinesExporter(config(folder="x"))
 
 

@@ -168,7 +168,7 @@ def test_no_boundaries_make_one_bucket(measured):
 @pytest.mark.parametrize("bounds", [[2, 1], [1, 1], [float("nan")], [float("inf")], "ab", 7])
 def test_advice_that_is_invalid_is_reported_and_not_taken(measured, warnings_logged, bounds):
     measured.meter.create_histogram("a", explicit_bucket_boundaries_advisory=bounds).record(7)
-    assert "advisory bucket boundaries" in warnings_logged()[0]
+    assert "advisory" in warnings_logged()[0]
     assert measured.one("a").bounds.tolist() == [
         0, 5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000
     ]  # fmt: skip

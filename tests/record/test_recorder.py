@@ -62,7 +62,7 @@ def test_other_steps_are_replaced_by_the_next_one(recording, warnings_logged, st
     assert steps_of(recording) == [6, 7, 8, 9, 10]
     assert recording.ring.drops() == {"unsupported_value": 3}
     (message,) = warnings_logged()
-    assert "replaced a step with 7" in message
+    assert "replaced an invalid step with 7: " in message
 
 
 def test_after_the_largest_step_there_is_no_next_one(recording):

@@ -20,7 +20,7 @@ GIVEN = [
 ]
 WRITTEN = [r"loss/caf\udce9", r"loss/caf\udce8", "loss/caf?", "loss/café", r"\ud83d\ude00", "\N{GRINNING FACE}"]
 WARNINGS = [
-    f"{given!r} is recorded as {written!r}: it is not Unicode text"
+    f"{given!r} is recorded as {written!r}, because the name is not valid Unicode"
     for given, written in zip(GIVEN, WRITTEN, strict=True)
     if given != written
 ]

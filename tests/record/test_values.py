@@ -209,7 +209,7 @@ def test_each_key_has_its_own_warning(recording, warnings_logged):
         recording.log({"a": "x", "b": "y", "step": "z", "closed": None, "values": None}, "not a step")
         recording.log(5)
     assert sorted(message.split()[0] for message in warnings_logged()) == sorted(
-        ["'a'", "'b'", "'step'", "'closed'", "'values'", "a", "log()"]
+        ["'a'", "'b'", "'step'", "'closed'", "'values'", "replaced", "log()"],
     )
     assert recording.ring.drops() == {"unsupported_value": 14}
 
@@ -278,7 +278,7 @@ def test_only_replicated_distributed_tensors_are_recorded(recording, warnings_lo
     assert recording.values() == [{"replicated": 2.5}] * 2
     assert recording.ring.drops() == {"unsupported_value": 4}
     partial, sharded = warnings_logged()
-    assert "'partial' is not recorded: a DTensor with placements (Partial(sum),)" in partial
+    assert "'partial' is not recorded: the value of a DTensor with placements (Partial(sum),)" in partial
     assert "to_local()" in sharded
 
 

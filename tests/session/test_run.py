@@ -113,7 +113,7 @@ def test_arguments_before_settings(settings):
 
 
 def test_unknown_settings_are_named():
-    with pytest.raises(SettingsError, match="settings: 'buffer' is not one of"):
+    with pytest.raises(SettingsError, match="settings: there is no setting 'buffer'; expected one of"):
         tensormeter.init(settings={"buffer": 1})
     with pytest.raises(SettingsError, match="mode: expected one of"):
         tensormeter.init(mode="sometimes")
@@ -205,7 +205,7 @@ def test_keys_that_are_not_unicode_stay_apart(settings, caplog):
         assert list(run.config) == [*names, "in"]
         assert list(run.config["in"]) == names
     (warning,) = (record.getMessage() for record in caplog.records if record.getMessage().startswith("config: "))
-    assert r"'caf\udce9' is recorded as 'caf\\udce9': it is not Unicode text" in warning
+    assert r"'caf\udce9' is recorded as 'caf\\udce9', because the key is not valid Unicode" in warning
 
 
 def test_what_cannot_be_shown_ends_no_training(settings):

@@ -282,8 +282,8 @@ class PrometheusExporter(DecodingExporter):
                 refusal = error
         else:
             raise SettingsError(
-                f"{config.destination}: cannot listen on any port from {first} to {port}: {refusal}; set "
-                f"{config.destination}.port"
+                f"{config.destination}: cannot listen on any port from {first} to {port}: {refusal}; choose "
+                f"another port with {config.destination}.port"
             )
         self.port = self._server.server_port
         logger.info(

@@ -268,7 +268,7 @@ class WandbExporter(DecodingExporter):
         """Return the converter for media names. W&B combines the run's ID and the key to an artifact name."""
         room = _MAX_ARTIFACT - _CHECKSUM - len(f"run-{_run_id(sender)}-")
         if room not in self._media_keys:
-            rule = f"W&B uses keys as file paths, with at most {room} bytes here"
+            rule = f"W&B uses keys as file paths, which can have at most {room} bytes"
             self._media_keys[room] = ChangedNames(self._destination, rule, _clean_media, room, in_bytes=True)
         return self._media_keys[room]
 

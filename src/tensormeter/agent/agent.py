@@ -322,7 +322,7 @@ class Agent:
                 items = spool.withdraw(destination, left_out.signal)
                 if items:
                     logger.warning(
-                        "%s: not sending %d waiting items of %s, because %s",
+                        "%s: %d waiting items (%s) will not be sent, because %s",
                         destination,
                         items,
                         left_out.signal,

@@ -17,8 +17,8 @@ _COMMANDS: Final = {
     "show": ("tensormeter.cli.show", "Show a run: its configuration, last values and charts."),
     "export": ("tensormeter.cli.export", "Write all points of a run to a file."),
     "import": ("tensormeter.cli.import_", "Send files in the OTLP file format to a server."),
-    "doctor": ("tensormeter.cli.doctor", "Check whether runs can be recorded on this machine."),
-    "sync": ("tensormeter.cli.sync", "Deliver data of earlier runs on this machine."),
+    "doctor": ("tensormeter.cli.doctor", "Check whether this machine can record and deliver runs."),
+    "sync": ("tensormeter.cli.sync", "Deliver data from earlier runs on this machine."),
     "spool": ("tensormeter.cli.spool", "Show, retry or delete undelivered data on this machine."),
     "token": ("tensormeter.cli.token", "Create, list and revoke access tokens of a server."),
     "backup": ("tensormeter.cli.maintain", "Copy a server's store, even while it runs."),
@@ -51,7 +51,7 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup)
 @click.version_option(package_name="tensormeter")
 def tensormeter() -> None:
-    """Record, deliver and show training metrics, on OpenTelemetry."""
+    """Record, deliver and show training metrics with OpenTelemetry."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

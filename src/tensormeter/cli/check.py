@@ -18,7 +18,9 @@ __all__ = ["check"]
 @data_option
 @click.option("--store", metavar="URL", help="Check a ClickHouse database instead: clickhouse://HOST[:PORT]/DATABASE.")
 @click.option(
-    "--full", is_flag=True, help="Run SQLite's integrity check even on a file larger than 1 GiB, in one long read."
+    "--full",
+    is_flag=True,
+    help="Run SQLite's integrity check even if the file is larger than 1 GiB, in one long read transaction.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 @click.pass_context
@@ -30,7 +32,7 @@ def check(context: click.Context, directory: Path | None, store: str | None, *, 
     need_server()
     if store is not None:
         damaged = _report(_clickhouse(store), as_json=as_json)
-        summary = "ClickHouse checked the tables of the database"
+        summary = "ClickHouse checked the database's tables"
         counts: dict[str, int] = {}
     else:
         from tensormeter.server.store.sqlite.integrity.missing_file import missing_store

@@ -22,7 +22,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
     help="Base URL to check.  [default: $TENSORMETER_ENDPOINT, or the server on this machine]",
 )
 def doctor(endpoint: str | None) -> None:
-    """Check whether runs can be recorded on this machine and delivered, and suggest remedies.
+    """Check whether this machine can record and deliver runs, and suggest remedies.
 
     The exit status is 1 if a check fails.
     """

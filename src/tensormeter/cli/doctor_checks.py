@@ -271,7 +271,7 @@ def gpu(settings: Settings) -> Finding:
     if all(path.works and not path.synchronizes for path in paths):
         slower = any(path.path.startswith("events") for path in paths)
         return Finding("warning" if slower else "ok", summary)
-    return Finding("failed", summary, "log .item() for values on these devices, and report this output to us")
+    return Finding("failed", summary, "log .item() for values on these devices, and report this output in an issue")
 
 
 CHECKS: Final[list[Check]] = [shared_memory, ring, writer, gpu, agent, spool, endpoint, token, clock]

@@ -35,7 +35,7 @@ _STDOUT: Final = Path("-")
     metavar="GLOB",
     help="Export only metrics whose names match this pattern; may be repeated.  [default: all]",
 )
-@click.option("--project", help="Project of the run; required if the id or name exists in several projects.")
+@click.option("--project", help="Project of the run; required if the ID or name exists in several projects.")
 @endpoint_option
 def export(
     run: str,
@@ -47,11 +47,11 @@ def export(
     project: str | None,
     endpoint: str | None,
 ) -> None:
-    """Write all points and distributions of a run to a file, as one long table.
+    """Write all points and distributions of a run to a file, as one table in long format.
 
-    RUN is an id, the beginning of an id, or a unique name. The columns are project, run, process, rank, attempt, metric, attributes
-    (JSON), step, time (nanoseconds since the Unix epoch; a timestamp in Parquet) and value. If the run has distributions, the table
-    also has kind, temporality, count, sum, min, max, bounds, counts and quantiles.
+    RUN is an ID, the beginning of an ID, or a unique name. The columns are project, run, process, rank, attempt, metric,
+    attributes (JSON), step, time (nanoseconds since the Unix epoch; a timestamp in Parquet) and value. If the run has
+    distributions, the table also has the columns kind, temporality, count, sum, min, max, bounds, counts and quantiles.
 
     The file appears once it is complete. In CSV, a ' precedes each name that a spreadsheet would evaluate as a formula.
     """

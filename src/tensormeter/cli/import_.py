@@ -29,7 +29,7 @@ _LONGEST_RETRY_AFTER: Final = 60.0
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @endpoint_option
 def import_(files: tuple[Path, ...], endpoint: str | None) -> None:
-    """Send FILES to a server: JSON lines, as the exporter `jsonl` and the Collector's `file` exporter write them.
+    """Send JSON lines files from the `jsonl` destination or the Collector's `file` exporter to a server.
 
     Re-importing a file is safe: the server recognizes each line by its contents, and skips duplicates. Lines that are not OTLP are
     reported and skipped; the exit status is then 1.

@@ -12,7 +12,8 @@ data_option = click.option(
     "--data",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Data folder of the server: store and tokens.  [default: $TENSORMETER_SERVER_DIR, or the user's data folder]",
+    help="Server's data folder, which contains the store and the tokens.  "
+    "[default: $TENSORMETER_SERVER_DIR, or the user's data folder]",
 )
 
 

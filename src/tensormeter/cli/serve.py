@@ -99,7 +99,7 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     default=30.0,
     show_default=True,
     type=click.FloatRange(0, 3600, min_open=True, max_open=True),
-    help="Maximum seconds for a client to send the headers of a request.",
+    help="Maximum time for a client to send the headers of a request, in seconds.",
 )
 @click.option(
     "--send-timeout",
@@ -134,7 +134,7 @@ def serve(
 ) -> None:
     """Start a server, which runs until Ctrl-C or SIGTERM.
 
-    At the start, it also collects data that earlier runs on this machine have left in their spools for it.
+    At startup, it also collects data that earlier runs on this machine have left for it in their spools.
     """
     need_server()
     from tensormeter import server

@@ -29,7 +29,7 @@ STATISTICS: Final = ("system.", "process.", "hw.", "container.", "cpython.", "te
 
 @click.command()
 @click.argument("run")
-@click.option("--project", help="Project of the run; required if the id or name exists in several projects.")
+@click.option("--project", help="Project of the run; required if the ID or name exists in several projects.")
 @click.option(
     "--metric",
     "patterns",
@@ -41,7 +41,7 @@ STATISTICS: Final = ("system.", "process.", "hw.", "container.", "cpython.", "te
 def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str | None) -> None:
     """Show a run: its configuration, last values and charts.
 
-    RUN is an id, the beginning of an id, or a unique name.
+    RUN is an ID, the beginning of an ID, or a unique name.
     """
     client = Connection(endpoint)
     summary = find_run(client, run, project)
@@ -52,7 +52,7 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
     _print_values(console, logged)
     if any(metric["name"] != STEP_METRIC and metric not in logged for metric in metrics):
         console.print(
-            Text("and metrics of GPUs, host and processes; to draw some, pass for example --metric 'system.cpu.*'")
+            Text("also recorded: GPU, host and process metrics; to draw some, pass for example --metric 'system.cpu.*'")
         )
     names = list(dict.fromkeys(metric["name"] for metric in (metrics if patterns else logged)))
     matches = _matching(names, patterns)

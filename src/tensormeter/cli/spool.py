@@ -89,7 +89,7 @@ def ls(directory: Path | None) -> None:
 def show(run: str, directory: Path | None) -> None:
     """Show the undelivered data, losses and rejections of a run.
 
-    RUN is the run's id, or the name of its folder.
+    RUN is the run's ID, or the name of its folder.
     """
     selected = _find(run, directory)
     console = Console(highlight=False)
@@ -121,7 +121,7 @@ def show(run: str, directory: Path | None) -> None:
 def purge(run: str, rejected: bool, yes: bool, directory: Path | None) -> None:
     """Delete all data of a run on this machine, delivered or not. This cannot be undone.
 
-    RUN is the run's id, or the name of its folder.
+    RUN is the run's ID, or the name of its folder.
     """
     selected = _find(run, directory)
     try:
@@ -163,8 +163,9 @@ def purge(run: str, rejected: bool, yes: bool, directory: Path | None) -> None:
 def retry(run: str | None, directory: Path | None) -> None:
     """Put rejected data back into the queue.
 
-    RUN is the run's id, or the name of its folder; without it, all runs are retried. A running agent sends the data at once; otherwise
-    the next `tensormeter sync` does. Requests keep their ids, so a server does not store duplicates.
+    RUN is the run's ID, or the name of its folder; without it, the rejected data of all runs is retried.
+    A running agent sends the data at once; otherwise the next `tensormeter sync` does. Requests keep their IDs, so a server
+    does not store duplicates.
     """
     from tensormeter.agent.sync import wake_agent
 
@@ -251,7 +252,7 @@ def _find(selector: str, directory: Path | None) -> "RunDirectory":
     if not matches:
         raise UsageError(f"no run {plain(selector)!r} on this machine; list runs with `tensormeter spool ls`")
     names = ", ".join(plain(run.path.name) for run in matches)
-    raise UsageError(f"several runs match {plain(selector)!r}; give the name of a folder: {names}")
+    raise UsageError(f"several runs match {plain(selector)!r}; pass the name of one folder: {names}")
 
 
 @contextmanager

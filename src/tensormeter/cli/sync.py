@@ -38,8 +38,8 @@ def sync(directory: Path | None, endpoint: str | None, watch: bool, interval: fl
     DIRECTORY contains runs, or is the folder of a single run; it may come from another machine. By default, the command searches
     TENSORMETER_DIR (else the user's state directory) and shared memory.
 
-    Runs in DIRECTORY are delivered with the settings of this command: its options and the TENSORMETER_* variables. So are runs in a
-    folder that other users could replace. Folders of other users in shared memory are skipped.
+    Runs in DIRECTORY are delivered with the settings of this command: its options and the TENSORMETER_* variables. The
+    same applies to runs in a folder that other users could replace. Folders of other users in shared memory are skipped.
 
     The exit status is 1 if data is undelivered, if accepted data may not be on the receiver's disk yet, or if data is lost and no
     earlier `sync` has reported the loss.

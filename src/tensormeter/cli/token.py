@@ -88,9 +88,9 @@ def list_tokens(directory: Path | None) -> None:
 @click.argument("name_or_id")
 @data_option
 def revoke(name_or_id: str, directory: Path | None) -> None:
-    """Revoke a token by its name or id. A running server refuses it from now on."""
+    """Revoke a token by its name or ID. A running server refuses it from now on."""
     record = _file(directory).revoke(name_or_id)
-    click.echo(f"revoked {record.id} of {plain(record.name)}")
+    click.echo(f"revoked token {record.id} of {plain(record.name)}")
 
 
 def _file(directory: Path | None) -> "TokenFile":

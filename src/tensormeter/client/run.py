@@ -226,7 +226,7 @@ class StoredRun:
             UsageError: No metric is given.
         """
         if not metrics:
-            raise UsageError("series: expected at least one metric name; `metrics()` lists them")
+            raise UsageError("series: expected at least one metric name; list the names with `metrics()`")
         return query_series(
             self._connection, [(self.project, self.id)], list(dict.fromkeys(metrics)),
             x=x, start=start, stop=stop, max_points=max_points, process=process, attempt=attempt,

@@ -41,4 +41,4 @@ def find_run(connection: Connection, selector: str, project: str | None = None) 
         raise UsageError(f"no run {selector!r}; list runs with `tensormeter runs`")
     # Escaped like a Python literal, so that the name of a project cannot move the cursor of a terminal.
     ids = ", ".join(repr(f"{run['project']}/{run['id']}")[1:-1] for run in matches[:5])
-    raise UsageError(f"{len(matches)} runs match {selector!r} ({ids}{', ...' if len(matches) > 5 else ''}); pass an id")
+    raise UsageError(f"{len(matches)} runs match {selector!r} ({ids}{', ...' if len(matches) > 5 else ''}); pass an ID")

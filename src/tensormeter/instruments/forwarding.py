@@ -121,7 +121,13 @@ class Forwarding:
             except Refused:
                 return  # the ring also refused it and has warned
             except Exception as error:  # raised by a reader's or a view's code
-                warn_once((Forwarding, instrument), "could not forward %r: %s", instrument.name, error, error=error)
+                warn_once(
+                    (Forwarding, instrument),
+                    "could not forward %r to metric readers: %s",
+                    instrument.name,
+                    error,
+                    error=error,
+                )
 
         return forward
 
@@ -138,7 +144,13 @@ class Forwarding:
                 except Refused:  # the ring also refuses it and warns
                     continue
                 except Exception as error:  # raised by the value's or the mapping's own code
-                    warn_once((Forwarding, instrument), "could not forward %r: %s", instrument.name, error, error=error)
+                    warn_once(
+                        (Forwarding, instrument),
+                        "could not forward %r to metric readers: %s",
+                        instrument.name,
+                        error,
+                        error=error,
+                    )
                     continue
                 if isinstance(number, (DeviceValue, Deferred)):  # its value is not available in this collection
                     self._lost += 1

@@ -112,7 +112,7 @@ class Watch:
         self._handle = None
         if not self._rows and self._model() is not None:
             self._warn(
-                "watch(%s) recorded nothing: no torch optimizer with the model's parameters made a step; call log() "
+                "watch(%s) recorded nothing: no torch optimizer with the model's parameters took a step; call log() "
                 "on the object that watch() returned",
                 self._name,
             )

@@ -463,7 +463,7 @@ class Recorder:
             elif value is not None:
                 self._notices.once(
                     (name, Rule),
-                    "recording every value of %r: values that the device delivers later cannot be reduced",
+                    "recording every value of %r, because device values that arrive later cannot be reduced",
                     name,
                 )
         host = {name: numbers.pop(name) for name in rules if name in numbers}
@@ -528,7 +528,7 @@ class Recorder:
             lane.count(Drop.UNSUPPORTED_VALUE)
             reason = str(error) if isinstance(error, Refused) else describe(error)
             shown = self.next_step if self.next_step < AUTOMATIC_STEPS else "the next step"
-            self._notices.once(State, "replaced a step with %s: %s", shown, reason)
+            self._notices.once(State, "replaced an invalid step with %s: %s", shown, reason)
             return self.next_step
 
     def _measure(self, lane: Lane, stream: StreamWriter, value: Any) -> int | None:
@@ -573,7 +573,10 @@ class Recorder:
 
     def _warn_of_changed_name(self, given: str, written: str) -> None:
         self._notices.once(
-            (as_unicode, given), "%s is recorded as %s: it is not Unicode text", shown(given), shown(written)
+            (as_unicode, given),
+            "%s is recorded as %s, because the name is not valid Unicode",
+            shown(given),
+            shown(written),
         )
 
     def _warn_of_lost_value(self, error: Exception) -> None:

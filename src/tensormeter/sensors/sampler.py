@@ -153,7 +153,7 @@ class Sampler:
             if kind not in self._uncollected:
                 self._uncollected.add(kind)
                 logger.warning(
-                    "sensor %s: could not collect a sample (%s: %s); further losses of this kind are only counted",
+                    "sensor %s: could not collect a sample (%s: %s); further failures of this kind are only counted",
                     self.name,
                     kind,
                     error,

@@ -88,7 +88,7 @@ class _Conversion:
             name = as_unicode(text)
             path = f"{above}{shown(name)}"
             if name != text:
-                self.faults.append(f"{above}{shown(text)} is recorded as {path}: it is not Unicode text")
+                self.faults.append(f"{above}{shown(text)} is recorded as {path}, because the key is not valid Unicode")
             if name in keys:
                 self.faults.append(
                     f"{above}{shown(keys[name])} is replaced by {shown(key)}: both are recorded as {path}"

@@ -358,7 +358,7 @@ def test_the_command_line(start):
     assert token.split("_")[1] in listed
     assert "write read" in listed
     assert token.rpartition("_")[2] not in listed
-    assert cli(folder, "revoke", "ci").stdout.startswith(f"revoked {token.split('_')[1]} of ci")
+    assert cli(folder, "revoke", "ci").stdout.startswith(f"revoked token {token.split('_')[1]} of ci")
     assert server.ask("/api/v1/projects", bearer(token))[0] == 401
     assert cli(folder, "revoke", "ci").returncode == 1
     assert cli(folder, "ls").stdout == "no tokens; the server refuses all clients until you create one\n"

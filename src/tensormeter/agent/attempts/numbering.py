@@ -279,7 +279,7 @@ class Numbering:
         try:
             return self._rewritten(request)
         except Exception as error:  # let the receiver judge the body
-            logger.warning("cannot settle the attempt number in %r (%s); sending it unchanged", request, error)
+            logger.warning("cannot settle the attempt number in %r (%s); sending the request unchanged", request, error)
             return request
 
     def _rewritten(self, request: Request) -> Request:
@@ -373,7 +373,9 @@ class Numbering:
                 if record.attempt:
                     record.write()
         if number != local:
-            logger.info("this is attempt %d of the run, not %d: other machines have started attempts", number, local)
+            logger.info(
+                "this is attempt %d of the run, not %d, because other machines have started attempts", number, local
+            )
 
     def _first_step(self, local: int) -> int:
         """Return the step after the last step of earlier attempts in this machine's record."""

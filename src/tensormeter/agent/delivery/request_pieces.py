@@ -208,7 +208,9 @@ class RequestPieces:
         try:
             pieces = resume(piece_of(request, keeps_steps=self._keeps_steps), self._done, self._divisions)
         except Exception as error:  # the receiver will judge the whole request
-            logger.warning("%s: cannot divide %r as before (%s); sending all of it", self._destination, request, error)
+            logger.warning(
+                "%s: cannot split %r as before (%s); sending the whole request", self._destination, request, error
+            )
             return [request]
         self._pieces = {piece.request.id: piece for piece in pieces}
         return [piece.request for piece in pieces] or [request]
@@ -227,7 +229,7 @@ class RequestPieces:
             )
             parts = off or divide(piece, self._refusals.suspects, reason)
         except Exception as error:  # a damaged body must not block the queue
-            logger.warning("%s: cannot divide %r (%s); it was quarantined", self._destination, part, error)
+            logger.warning("%s: cannot split %r (%s); it was quarantined", self._destination, part, error)
             return None
         if parts is None:
             return None
@@ -338,7 +340,7 @@ class RequestPieces:
             spool.remember(self._destination, head.sequence, sent, refused=refused)
         except SpoolFullError as error:
             if self._is_stored:
-                logger.warning("%s: cannot store the progress of a divided request: %s", self._destination, error)
+                logger.warning("%s: cannot store the progress of a split request: %s", self._destination, error)
             self._is_stored = False
         else:
             self._is_stored = True

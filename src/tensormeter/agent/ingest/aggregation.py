@@ -86,7 +86,7 @@ class Aggregator:
         accepted = [(times[good], values[good]) for times, values in pieces for good in [_aggregable(values, least)]]
         refused = sum(len(values) for _, values in pieces) - sum(len(values) for _, values in accepted)
         if refused and not before.refused:
-            logger.warning("%s: rejected values that are NaN or infinite, or negative in a counter", stream.name)
+            logger.warning("%s: rejected values that are NaN, infinite, or (in a counter) negative", stream.name)
         before = replace(before, refused=before.refused + refused)
         accepted = [piece for piece in accepted if len(piece[0])]
         if not accepted:

@@ -28,7 +28,7 @@ _NOTHING_STORED: Final = (
     "no data reached the disk before a power failure or the deletion of the run's files; the values are lost"
 )
 
-_NOTHING_KNOWN: Final = "its spool was damaged and no longer lists its processes; its last values may be missing"
+_NOTHING_KNOWN: Final = "the spool was damaged and no longer lists the run's processes; the last values may be missing"
 
 
 _NEVER_SYNCED: Final = "the machine lost power or was restarted, and the spool was not synced (durability is none); any of its values may be missing"

@@ -64,7 +64,7 @@ class SelfMetrics:
                 "tensormeter.ring.utilization",
                 "1",
                 self._processor.utilization,
-                "Share of the ring buffer that is waiting to be read.",
+                "Fraction of the ring buffer that contains unread rows.",
             ),
             ("tensormeter.agent.lag", "s", self._processor.lag, "Age of the oldest row that is not in the spool yet."),
             ("tensormeter.spool.requests", "{request}", pending_requests, "Requests waiting for delivery."),

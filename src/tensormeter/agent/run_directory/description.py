@@ -80,7 +80,7 @@ def check_contents(path: Path) -> None:
             except FileNotFoundError:  # the run is still active
                 continue
             if stat.S_ISLNK(status.st_mode):
-                raise RefusedRunError(f"{entry} is a link, and runs do not create links; remove it")
+                raise RefusedRunError(f"{entry} is a link, which tensormeter never creates; remove it")
             if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
                 raise RefusedRunError(f"{entry} is neither a file nor a folder; remove it")
             if not own and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:

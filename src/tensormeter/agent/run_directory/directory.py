@@ -118,12 +118,14 @@ class RunDirectory:
             SpoolError: The path is not a run directory.
         """
         if (path / "run.json").is_symlink():
-            raise RefusedRunError(f"{path / 'run.json'} is a link, and runs do not create links; remove it")
+            raise RefusedRunError(f"{path / 'run.json'} is a link, which tensormeter never creates; remove it")
         damage = ""
         try:
             run, owner, matches = read_description(path)
             if not matches:
-                damage = "its run.json does not match its checksum (if you have edited it, remove the checksum)"
+                damage = (
+                    "its run.json does not match its checksum (if you edited run.json, remove the checksum from it)"
+                )
         except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
             if not holds_data(path):
                 raise SpoolError(f"{path} is not a run directory: {error}") from error
@@ -135,7 +137,7 @@ class RunDirectory:
                 run, owner = describe_folder(path), path.stat().st_uid
             except ValueError:
                 raise RefusedRunError(
-                    f"{damage}, and the folder's name is not that of a run; rename it to RUN_ID@HOST"
+                    f"{damage}, and the folder's name is not a run's; rename the folder to RUN_ID@HOST"
                 ) from error
         weak = weakness(path)
         if not weak and owner not in (0, os.geteuid()):

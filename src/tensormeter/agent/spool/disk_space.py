@@ -48,8 +48,7 @@ class DiskSpace:
             pass
         if not self.has(size):
             raise SpoolFullError(
-                f"cannot write to the spool {self._file.path}: the disk is full, except for the space that delivery "
-                "needs"
+                f"cannot write to the spool {self._file.path}: the disk is full, except for space reserved for delivery"
             )
 
     def shorten_log(self) -> None:

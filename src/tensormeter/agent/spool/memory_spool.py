@@ -118,7 +118,7 @@ class MemorySpool:
                     _copy(disk, spool, note)
             except (*ERRORS, SpoolError) as error:
                 logger.warning(
-                    "cannot read the requests in the spool on disk: %s; continuing with the most recent ones", error
+                    "cannot read all requests of the spool on disk: %s; keeping only the most recent requests", error
                 )
                 assert disk is not None
                 _copy_recent(disk, spool, note)

@@ -105,8 +105,8 @@ class DeviceCopies:
             if device.type in EVENT_DEVICES:
                 return
             raise Refused(
-                f"a tensor on {device}; only values on CUDA, MPS and XPU devices can be read without waiting, so log "
-                ".item()"
+                f"the tensor is on {device}; only values on CUDA, MPS and XPU devices can be read without waiting, so "
+                "log .item()"
             )
         if torch.cuda.is_current_stream_capturing():
             raise Refused(

@@ -128,18 +128,20 @@ def _tensor(tensor: "torch.Tensor") -> HostDistribution | DeviceDistribution:
     if tensor.numel() == 0:
         return _exponential(Counted(bytes(4 * table.bins), (0.0, float("nan"), float("nan"))), table)
     if tensor.numel() > MOST_ON_DEVICE:
-        raise Refused(f"a tensor of {tensor.numel():,} elements; log parts of at most {MOST_ON_DEVICE:,}")
+        raise Refused(
+            f"a tensor of {tensor.numel():,} elements is too large; log parts of at most {MOST_ON_DEVICE:,} elements"
+        )
     if tensor.device.type == "mps" and table is DOUBLE:
         raise Refused(
-            f"a Histogram of {tensor.dtype} on {tensor.device}, where only float32 is supported; convert it with "
+            f"cannot create a Histogram of {tensor.dtype} on {tensor.device}; convert the tensor to float32 with "
             ".float()"
         )
     if tensor.is_cuda or tensor.device.type in EVENT_DEVICES:
         return DeviceDistribution(tensor, table)
     if tensor.device.type != "cpu":
         raise Refused(
-            f"a Histogram of a tensor on {tensor.device}; only CUDA, MPS and XPU devices can count without waiting, "
-            "so convert it with .cpu()"
+            f"cannot create a Histogram of a tensor on {tensor.device} without waiting for the device; "
+            "copy the tensor with .cpu()"
         )
     return _exponential(count_on_host(tensor_pieces(tensor, table), table), table)
 
@@ -148,22 +150,28 @@ def _array(values: Any) -> HostDistribution:
     import numpy as np
 
     if not isinstance(values, (np.ndarray, array.array, Sequence)) or isinstance(values, str | bytes):
-        raise Refused(f"a Histogram of a {type(values).__name__}; pass a tensor, an array or a sequence of numbers")
+        raise Refused(
+            f"cannot create a Histogram of a {type(values).__name__};  pass a tensor, an array or a sequence of numbers"
+        )
     first = None if isinstance(values, np.ndarray) or not len(values) else values[0]
     if first is not None and type(first).__module__.partition(".")[0] == "torch":
-        raise Refused("a Histogram of a sequence of tensors; combine them with torch.stack() or torch.cat()")
+        raise Refused(
+            "cannot create a Histogram of a sequence of tensors;  combine them with torch.stack() or torch.cat()"
+        )
     if getattr(values, "mask", None) is not None:
-        raise Refused("a Histogram of a masked array; convert it with .compressed()")
+        raise Refused("cannot create a Histogram of a masked array; convert it with .compressed()")
     try:
         elements = np.asarray(values)
     except ValueError as error:
-        raise Refused(f"a Histogram of values that NumPy cannot convert to an array ({error})") from None
+        raise Refused(f"cannot create a Histogram: NumPy cannot convert the values to an array ({error})") from None
     if elements.size == 0 and elements.dtype.kind not in "fiub":
         elements = elements.astype(np.float64)
     if elements.dtype.kind not in "fiub" or elements.dtype.itemsize > 8:
-        raise Refused(f"a Histogram of dtype {elements.dtype}; pass real numbers with at most 64 bits")
+        raise Refused(f"cannot create a Histogram of dtype {elements.dtype};  pass real numbers with at most 64 bits")
     if elements.size > MOST_ON_DEVICE:
-        raise Refused(f"an array of {elements.size:,} elements; log parts of at most {MOST_ON_DEVICE:,}")
+        raise Refused(
+            f"an array of {elements.size:,} elements is too large; log parts of at most {MOST_ON_DEVICE:,} elements"
+        )
     single = elements.dtype.itemsize <= (4 if elements.dtype.kind == "f" else 2)
     table = SINGLE if single else DOUBLE
     if elements.size == 0:

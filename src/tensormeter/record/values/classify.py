@@ -109,7 +109,7 @@ def classify_step(step: Any) -> int:
         except Refused:
             raise Refused(f"a {_name(step)} is not a whole number; pass an int") from None
         if isinstance(number, (DeviceValue, Deferred)):
-            raise Refused("a device is still computing it; pass an int")
+            raise Refused("a device is still computing the step; pass an int")
         if number != number // 1:
             raise Refused(f"{number!r} is not a whole number; pass an int")
         step = int(number)
@@ -137,11 +137,14 @@ def _real(value: Any) -> float | int:
 def _array(value: Any) -> float | int:
     """Convert a NumPy scalar or a one-element NumPy array to a float or an int."""
     if value.size != 1:
-        raise Refused(f"an array of shape {value.shape}; log one element, its mean, or a tensormeter.Histogram of it")
+        raise Refused(
+            f"an array of shape {value.shape} is not a single value; log one element, its mean, or a "
+            "tensormeter.Histogram"
+        )
     if value.dtype.kind not in "fiub":
-        raise Refused(f"an array of dtype {value.dtype}; log a real number")
+        raise Refused(f"cannot record an array of dtype {value.dtype}; log a real number")
     if getattr(value, "mask", None) is not None and value.mask.any():
-        raise Refused("a masked value; log it where it is valid")
+        raise Refused("the value is masked; log only valid values")
     item = value.item()
     return _integer(item) if type(item) is int else _real(item)
 
@@ -173,7 +176,8 @@ def _tensor(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
     check_plain(value)
     if value.numel() != 1:
         raise Refused(
-            f"a tensor of shape {tuple(value.shape)}; log one element, its mean, or a tensormeter.Histogram of it"
+            f"a tensor of shape {tuple(value.shape)} is not a single value; log one element, its mean, or a "
+            "tensormeter.Histogram"
         )
     if value.device.type != "cpu":
         return DeviceValue(value)
@@ -190,15 +194,15 @@ def check_plain(value: "torch.Tensor") -> None:
     import torch
 
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
-        raise Refused(f"a tensor of type {_name(value)}; log a plain tensor, such as its local part")
+        raise Refused(f"cannot record a tensor of type {_name(value)}; log a plain tensor, such as its local part")
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
-        raise Refused("a tensor inside a function transform (vmap, grad, ...); log outside the transform")
+        raise Refused("the tensor is inside a function transform (vmap, grad, ...); log it outside the transform")
     if value.layout is not torch.strided or value.is_meta:
         raise Refused("a sparse or meta tensor has no single value; log a dense one")
     if value.is_complex():
-        raise Refused("a complex tensor; log its .real, .imag or .abs()")
+        raise Refused("cannot record a complex tensor; log its .real, .imag or .abs()")
     if value.dtype not in _numeric_dtypes():
-        raise Refused(f"a tensor of dtype {value.dtype}; log a real number")
+        raise Refused(f"cannot record a tensor of dtype {value.dtype}; log a real number")
 
 
 def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
@@ -213,12 +217,12 @@ def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | 
         # full_tensor() is a collective, which would hang if only one rank logged. item() would return the local part as if it
         # were the whole value.
         raise Refused(
-            f"a DTensor with placements {tuple(value.placements)}, whose value is distributed over ranks; "
+            f"the value of a DTensor with placements {tuple(value.placements)} is distributed over ranks; "
             "log .full_tensor() on every rank, or .to_local() for the local part"
         )
     if hasattr(type(value), _PROTOCOL):
         return _snapshot(value)
-    raise Refused(f"a tensor of type {_name(value)}; log a plain tensor, such as its local part")
+    raise Refused(f"cannot record a tensor of type {_name(value)}; log a plain tensor, such as its local part")
 
 
 @cache

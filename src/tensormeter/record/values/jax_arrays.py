@@ -25,13 +25,13 @@ def classify_jax(value: Any, jax: ModuleType) -> float | int | Deferred:
     if isinstance(value, jax.core.Tracer):
         raise Refused("a JAX tracer has no value yet; inside jit, log through jax.debug.callback")
     if value.size != 1:
-        raise Refused(f"a JAX array of shape {tuple(value.shape)}; log one element, or its mean")
+        raise Refused(f"a JAX array of shape {tuple(value.shape)} is not a single value; log one element, or its mean")
     if str(value.dtype).startswith("complex") or str(value.dtype).startswith("key"):
-        raise Refused(f"a JAX array of dtype {value.dtype}; log a real number")
+        raise Refused(f"cannot record a JAX array of dtype {value.dtype}; log a real number")
     if value.is_deleted():
-        raise Refused("a JAX array that was donated to a computation; log it before it is donated")
+        raise Refused("the JAX array was donated to a computation; log it before it is donated")
     if not value.is_fully_addressable:
-        raise Refused("a JAX array that is partly on other hosts; log a replicated or local array")
+        raise Refused("the JAX array is partly on other hosts; log a replicated or local array")
     value.copy_to_host_async()
     # When an array becomes ready, the host copy that was started above still takes a few more microseconds.
     # One poll therefore detects that the array is ready, and the next poll reads the value.

@@ -99,7 +99,9 @@ def load_alert_config(file: Path) -> AlertConfig:
         raise SettingsError(f"alerts {file}: cannot read the file ({error})") from None
     unknown = document.keys() - {"defaults", "rule", "webhook"}
     if unknown:
-        raise SettingsError(f"alerts {file}: expected defaults, rule and webhook, got {sorted(unknown)}")
+        raise SettingsError(
+            f"alerts {file}: unknown keys {sorted(unknown)}; the keys can only be `defaults`, `rule` and `webhook`"
+        )
     rules: list[Rule] = list(_DEFAULTS) if document.get("defaults", True) else []
     for number, entry in enumerate(_tables(document, "rule", file), 1):
         try:

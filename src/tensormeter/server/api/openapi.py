@@ -20,7 +20,7 @@ _Schema = Mapping[str, Any]
 _JSON: Final = "application/json"
 _BINARY: Final[_Schema] = {"type": "string", "format": "binary"}
 _RUN: Final = "/api/v1/runs/{run_id}"
-_IN_PATH: Final[Mapping[str, str]] = {"run_id": "Id of the run.", "digest": "Digest of the image."}
+_IN_PATH: Final[Mapping[str, str]] = {"run_id": "ID of the run.", "digest": "Digest of the image."}
 
 
 def openapi_document() -> dict[str, Any]:
@@ -50,13 +50,13 @@ def openapi_document() -> dict[str, Any]:
     add("/api/v1/query", "Get sampled points of many series", sampled, method="post", body=request_schemas.Query)
     full = {_JSON: document.schema(schemas.MetricSeries), COLUMNS: document.binary(schemas.MetricColumns)}
     add(f"{_RUN}/series", "Get every point of a metric", full, request_schemas.SeriesParameters)
-    add(f"{_RUN}/ranks", "Get statistics over processes", schemas.Ranks, request_schemas.RanksParameters)
+    add(f"{_RUN}/ranks", "Get statistics of a metric across processes", schemas.Ranks, request_schemas.RanksParameters)
     add(f"{_RUN}/histograms", "Get distributions over time", schemas.Histograms, request_schemas.HistogramsParameters)
     distributions = "Get every distribution of a metric"
     add(f"{_RUN}/distributions", distributions, schemas.Distributions, request_schemas.DistributionsParameters)
     data = [document.schema(schemas.Update), document.schema(schemas.Cursor)]
     events = {"type": "string", "contentMediaType": _JSON, "contentSchema": {"anyOf": data}}
-    add("/api/v1/stream", "Follow runs", {"text/event-stream": events}, request_schemas.StreamParameters)
+    add("/api/v1/stream", "Stream updates of runs", {"text/event-stream": events}, request_schemas.StreamParameters)
     return {
         "openapi": "3.1.0",
         "info": {"title": "tensormeter", "version": version("tensormeter"), "description": "See docs/api.md."},

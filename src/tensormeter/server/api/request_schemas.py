@@ -40,8 +40,10 @@ _FIRST_TIME: Final = Meta(description="Earliest time, in nanoseconds since the U
 _LAST_TIME: Final = Meta(
     description="Upper bound of the time, in nanoseconds since the Unix epoch; the bound itself is excluded."
 )
-_ATTEMPT: Final = Meta(description="Number of the attempt to read, or `all`. Default: the effective line.")
-_PROCESS: Final = Meta(description="Id of the process to read.")
+_ATTEMPT: Final = Meta(
+    description="Number of the attempt to read, or `all`. Default: the effective line of all attempts."
+)
+_PROCESS: Final = Meta(description="ID of the process to read.")
 _SCOPE: Final = Meta(description="Name of the instrumentation scope.")
 _UNIT: Final = Meta(description="Unit of the metric.")
 _KIND: Final = Meta(description="Kind of the metric.")
@@ -56,13 +58,13 @@ class Query(Struct, kw_only=True):
 
     runs: Annotated[
         list[str],
-        Meta(min_length=1, description="Ids of the runs, or `project/id`.", extra_json_schema={"maxItems": MAX_RUNS}),
+        Meta(min_length=1, description="Runs, each as `id` or `project/id`.", extra_json_schema={"maxItems": MAX_RUNS}),
     ]
     metrics: Annotated[
         list[str],
         Meta(min_length=1, description="Names of the metrics.", extra_json_schema={"maxItems": MAX_METRICS}),
     ]
-    project: Annotated[str | None, Meta(description="Project of runs that are given by id only.")] = None
+    project: Annotated[str | None, Meta(description="Project of the runs that are given without a project.")] = None
     x: Annotated[str | None, _AXIS] = "step"
     start: Annotated[Coordinate | None, _START] = None
     stop: Annotated[Coordinate | None, _STOP] = None
@@ -76,7 +78,7 @@ class Query(Struct, kw_only=True):
             extra_json_schema={"anyOf": [{"const": 0}, {"minimum": 4}]},
         ),
     ] = 1000
-    process: Annotated[str | None, Meta(description="Id of the process to read, or `all`.")] = None
+    process: Annotated[str | None, Meta(description="ID of the process to read, or `all`.")] = None
     attributes: Annotated[dict[str, Any] | None, Meta(description="Attributes that the series must have.")] = None
     after: Annotated[str | None, Meta(description="Cursor of an earlier result; only later points are returned.")] = (
         None
@@ -89,7 +91,7 @@ class Query(Struct, kw_only=True):
 
 
 class RunChanges(Struct, kw_only=True):
-    """Changes of a run by its users. A field that is null or missing stays as it is."""
+    """Changes to a run by its users. A field that is null or missing stays as it is."""
 
     name: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
     tags: Annotated[list[Annotated[str, Meta(min_length=1, max_length=128)]], Meta(max_length=100)] | None = None
@@ -117,8 +119,8 @@ class RunsParameters(Struct, kw_only=True):
 
 
 class AttemptParameters(RunParameters, kw_only=True):
-    process: Annotated[str, Meta(max_length=1024, description="Id of the process.")] = ""
-    launch: Annotated[str, Meta(max_length=1024, description="Id of the launch that started the process.")] = ""
+    process: Annotated[str, Meta(max_length=1024, description="ID of the process.")] = ""
+    launch: Annotated[str, Meta(max_length=1024, description="ID of the launch that started the process.")] = ""
     rank: Annotated[Count | None, Meta(description="Rank of the process.")] = None
     world_size: Annotated[Count | None, Meta(description="Number of ranks.")] = None
     least: Annotated[AttemptNumber, Meta(description="Lowest number that the attempt can have.")] = 1
@@ -127,15 +129,15 @@ class AttemptParameters(RunParameters, kw_only=True):
 
 
 _RUN_LIST: Final = Meta(
-    description=f"Comma-separated ids of 1 to {MAX_RUNS} runs, or `project/id`.",
-    extra={"expected": f"1 to {MAX_RUNS} comma-separated ids"},
+    description=f"1 to {MAX_RUNS} comma-separated runs, each as `id` or `project/id`.",
+    extra={"expected": f"1 to {MAX_RUNS} comma-separated IDs"},
     extra_json_schema={"pattern": f"^[^,]+(,[^,]+){{0,{MAX_RUNS - 1}}}$"},
 )
 
 
 class RunListParameters(Struct, kw_only=True):
     runs: Annotated[str, _RUN_LIST]
-    project: Annotated[str | None, Meta(description="Project of runs that are given by id only.")] = None
+    project: Annotated[str | None, Meta(description="Project of the runs that are given without a project.")] = None
 
 
 class StreamParameters(RunListParameters, kw_only=True):
@@ -155,7 +157,7 @@ class EventsParameters(RunParameters, kw_only=True):
             extra_json_schema={"pattern": "^[0-9]{1,18}-[0-9]{1,18}$"},
         ),
     ] = None
-    max_body: Annotated[Int64 | None, Meta(description="Maximum length of a body to return, in characters.")] = None
+    max_body: Annotated[Int64 | None, Meta(description="Maximum length of a returned body, in characters.")] = None
 
 
 class _MetricParameters(RunParameters, kw_only=True):

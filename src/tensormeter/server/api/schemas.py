@@ -53,7 +53,7 @@ class Projects(Struct):
 
 
 class Summary(Struct, gc=False):
-    """Statistics of one metric over all processes, attribute sets and attempts of a run."""
+    """Statistics of one metric across all processes, attribute sets and attempts of a run."""
 
     last: Annotated[Float, Meta(description="Value with the latest time.")]
     min: Annotated[Float | None, Meta(description="Lowest value, ignoring NaN.")]
@@ -108,7 +108,7 @@ class RunDetails(_RunFields, kw_only=True):
     """A run with its processes."""
 
     processes: Sequence[Process]
-    environment: Annotated[Attributes, Meta(description="Resource of the lowest rank of the latest attempt.")]
+    environment: Annotated[Attributes, Meta(description="Resource of the lowest rank in the latest attempt.")]
     losses: Annotated[Mapping[str, int], Meta(description="Number of dropped points by reason.")]
 
 
@@ -127,14 +127,14 @@ class Attempt(Struct):
     """The attempt of a process."""
 
     attempt: Annotated[int, Meta(description="Number of the attempt, starting at 1.")]
-    last_step: Annotated[int | None, Meta(description="Highest of the earlier attempts' last steps.")]
+    last_step: Annotated[int | None, Meta(description="Highest last step of the earlier attempts.")]
 
 
 class Durable(Struct):
     """The commits that survive a power failure; all fields are null if the store does not report them."""
 
     epoch: Annotated[
-        str | None, Meta(description="Id of the commit count; it changes when commits may have been lost.")
+        str | None, Meta(description="ID of the sequence of commits; it changes when commits may have been lost.")
     ]
     committed: Annotated[int | None, Meta(description="Number of the latest commit.")]
     durable: Annotated[int | None, Meta(description="Number of the latest commit that is on disk.")]
@@ -144,7 +144,7 @@ class Durable(Struct):
 
 
 class Metric(Struct, kw_only=True):
-    """A metric of one name, kind, temporality and unit."""
+    """A metric with its name, kind, temporality and unit."""
 
     name: str
     kind: KindName
@@ -154,7 +154,7 @@ class Metric(Struct, kw_only=True):
     monotonic: bool | None
     attributes: Annotated[Sequence[Attributes], Meta(description="Attribute sets of the series.")]
     points: Annotated[int, Meta(description="Number of points.")]
-    processes: Annotated[int, Meta(description="Number of processes in the attempt that has the most.")]
+    processes: Annotated[int, Meta(description="Largest number of processes in any attempt.")]
     last: Annotated[Float | None, Meta(description="Latest value; null for distributions.")]
     last_step: Annotated[int | None, Meta(description="Step of the latest point.")]
     last_time: Nanoseconds | None
@@ -213,7 +213,7 @@ class Events(Struct):
 
 
 class ArrayPlace(Struct, gc=False):
-    """The place of an array in a binary response."""
+    """The position of an array in a binary response."""
 
     offset: Annotated[int, Meta(description="Offset from the start of the response, in bytes; a multiple of 8.")]
     length: Annotated[int, Meta(description="Number of elements.")]
@@ -245,7 +245,7 @@ class SampledSeries(SampledHeader, kw_only=True):
 
 
 class SampledArrays(SampledHeader, kw_only=True):
-    """A sampled series of a binary response."""
+    """A sampled series in a binary response."""
 
     x: ArrayPlace
     y: ArrayPlace
@@ -297,11 +297,13 @@ class FullSeries(FullHeader, kw_only=True):
     time: Annotated[Sequence[int], Meta(description="Nanoseconds since the Unix epoch.")]
     step: Sequence[int | None]
     value: Sequence[Float]
-    gaps: Annotated[Sequence[int] | UnsetType, Meta(description="Times of gaps, in nanoseconds.")] = UNSET
+    gaps: Annotated[
+        Sequence[int] | UnsetType, Meta(description="Times of gaps, in nanoseconds since the Unix epoch.")
+    ] = UNSET
 
 
 class FullArrays(FullHeader, kw_only=True):
-    """Every point of a series of a binary response."""
+    """Every point of a series, in a binary response."""
 
     time: ArrayPlace
     step: ArrayPlace
@@ -316,7 +318,7 @@ class FullArrays(FullHeader, kw_only=True):
 
 
 class MetricSeriesHeader(Struct):
-    """The description of a response with every point of a metric."""
+    """The header of a response that contains every point of a metric."""
 
     metric: str
     x: Literal["step", "time"]
@@ -329,7 +331,7 @@ class MetricSeries(MetricSeriesHeader):
 
 
 class MetricColumns(MetricSeriesHeader):
-    """The header of a binary response with every point of a metric."""
+    """The header of a binary response that contains every point of a metric."""
 
     series: Sequence[FullArrays]
 
@@ -347,14 +349,14 @@ class Variant(Struct):
 
 
 class Ranks(Struct):
-    """Statistics of a metric over the processes of a run; all lists have one entry for each x."""
+    """Statistics of a metric across the processes of a run; all lists have one entry for each x."""
 
     x: Sequence[Float]
     min: Sequence[Float]
     median: Sequence[Float]
     max: Sequence[Float]
-    lowest: Annotated[Sequence[str], Meta(description="Ids of the processes with the lowest value.")]
-    highest: Annotated[Sequence[str], Meta(description="Ids of the processes with the highest value.")]
+    lowest: Annotated[Sequence[str], Meta(description="IDs of the processes with the lowest value.")]
+    highest: Annotated[Sequence[str], Meta(description="IDs of the processes with the highest value.")]
     processes: Annotated[int, Meta(description="Number of processes.")]
     variant: Annotated[Variant | None, Meta(description="Variant of the metric that the statistics describe.")]
     others: Annotated[Sequence[Variant], Meta(description="Other variants of the metric.")]
@@ -368,7 +370,7 @@ class Distribution(Struct, kw_only=True, gc=False):
     min: Float | None
     max: Float | None
     bounds: Sequence[Float]
-    counts: Annotated[Sequence[int], Meta(description="Bucket counts: one more than `bounds`.")]
+    counts: Annotated[Sequence[int], Meta(description="Bucket counts, one more than there are `bounds`.")]
     quantiles: Annotated[
         Sequence[tuple[Float, Float]] | UnsetType,
         Meta(description="Pairs of quantile and value; only summaries have them."),
@@ -376,7 +378,7 @@ class Distribution(Struct, kw_only=True, gc=False):
 
 
 class HistogramPoint(Distribution, kw_only=True, gc=False):
-    """A distribution at an x."""
+    """A distribution and its x value."""
 
     x: Float
 
@@ -432,7 +434,7 @@ class Distributions(Struct):
 
 
 class Update(Struct):
-    """The data of an `update` event of the stream: changes of one run."""
+    """The data of an `update` event in the stream: changes to one run."""
 
     run: str
     metrics: Annotated[Sequence[str], Meta(description="Names of the metrics with new points.")]
@@ -441,6 +443,6 @@ class Update(Struct):
 
 
 class Cursor(Struct):
-    """The data of a `cursor` event of the stream."""
+    """The data of a `cursor` event in the stream."""
 
     cursor: Annotated[str, Meta(description="State of the store, to pass as `after` in a later query or stream.")]

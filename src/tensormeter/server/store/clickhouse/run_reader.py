@@ -67,7 +67,7 @@ class Runs:
                 f"run {ref.run_id!r} is in {len(rows)} projects ({names}); choose one with `project`"
             )
         where = "" if ref.project is None else f" in project {ref.project!r}"
-        raise NotFoundError(f"there is no run {ref.run_id!r}{where}; list the runs to see their ids")
+        raise NotFoundError(f"there is no run {ref.run_id!r}{where}; list the runs to see their IDs")
 
     def existing(self, refs: Sequence[RunRef]) -> set[int]:
         """Return the keys of the runs that exist."""

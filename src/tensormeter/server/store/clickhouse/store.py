@@ -164,7 +164,7 @@ class ClickHouseStore:
         """See `Store`."""
         summaries = self._runs.load([self._find(ref)], None)
         if not summaries:  # deleted in the meantime
-            raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their ids")
+            raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their IDs")
         return summaries[0]
 
     def processes(self, ref: RunRef) -> list[ProcessSummary]:

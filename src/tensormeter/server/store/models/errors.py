@@ -48,7 +48,7 @@ class BatchConflictError(StoreError):
 
     def __init__(self, batch_id: str) -> None:
         super().__init__(
-            f"batch {batch_id!r} was already stored with a different payload; send this payload under a new id"
+            f"batch {batch_id!r} was already stored with a different payload; send this payload under a new ID"
         )
 
 

@@ -23,8 +23,8 @@ def check_limit(total: int, limit: int, metrics: Collection[str]) -> None:
         )
 
 
-DELETED: Final = "the run was deleted; start it again, or use another id"
-"""Reason for refusing points and events from a deleted run."""
+DELETED: Final = "the run was deleted; start it again, or use another ID"
+"""Reason for refusing points and events of a deleted run."""
 
 
 MAX_SERIES_PER_RUN: Final = 100_000

@@ -140,7 +140,7 @@ class SqliteQueries:
             self._check_complete(connection, run)
             summaries = runs.load_runs(connection, snapshots, [run], None, self._stall_after)
         if not summaries:  # deleted in the meantime
-            raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their ids")
+            raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their IDs")
         return summaries[0]
 
     def processes(self, ref: RunRef) -> list[ProcessSummary]:

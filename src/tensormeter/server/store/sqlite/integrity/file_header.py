@@ -55,7 +55,7 @@ def header_fault(connection: sqlite3.Connection, schema: str) -> str | None:
             return f"its header has schema {version}, but the tables of that schema are missing"
         return None
     if not is_ours:
-        return f"its header has the application id {application:#x}, but a store's is {APPLICATION_ID:#x}"
+        return f"its header has the application ID {application:#x}, but a store's is {APPLICATION_ID:#x}"
     if version == tables or (version > tables and columns != expected and tables == len(_INTRODUCED)):
         return None
     doubt = " (if a newer tensormeter wrote it, upgrade)" if version > len(_INTRODUCED) else ""

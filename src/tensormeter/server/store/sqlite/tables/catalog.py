@@ -260,4 +260,4 @@ def find_run(connection: sqlite3.Connection, run_id: str, project: str | None) -
         names = ", ".join(repr(row[1]) for row in rows[:10])
         raise AmbiguousRunError(f"run {run_id!r} is in {len(rows)} projects ({names}); choose one with `project`")
     where = "" if project is None else f" in project {project!r}"
-    raise NotFoundError(f"there is no run {run_id!r}{where}; list the runs to see their ids")
+    raise NotFoundError(f"there is no run {run_id!r}{where}; list the runs to see their IDs")
