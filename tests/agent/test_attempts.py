@@ -106,7 +106,7 @@ def test_a_scheduler_that_has_restarted_nothing_says_nothing(settings, monkeypat
 
 
 def test_resume_needs_an_id(settings):
-    with pytest.raises(SettingsError, match="resume: expected the id"):
+    with pytest.raises(SettingsError, match="resume: the ID of the run to resume is missing"):
         tensormeter.init(settings=settings.replace(run_id=None), resume=True)
 
 

@@ -109,7 +109,7 @@ def test_the_demo_shows_statistics(tmp_path: Path, environment: dict[str, str]) 
     options = ["--once", "--folder", tmp_path, "--port", reserve_port(), "--", "--epochs", "2"]
     done = run_python(ROOT / "examples/demo.py", *options, environment=environment, check=True)
     # They do not crowd out what was logged.
-    assert "and metrics of GPUs, host and processes" in done.stdout
+    assert "GPU, host and process metrics" in done.stdout
     assert "system.cpu.utilization" not in done.stdout
     server.start()  # on the data that the demo has left
     (run,) = server.get("/runs", project="digits")["runs"]

@@ -266,7 +266,7 @@ def test_a_folder_that_cannot_be_told_from_others_is_named(waiting, state):
     (renamed / "run.json").write_text("{")
     runs, refused = find_runs(state)
     assert runs == []
-    assert [(path, "rename it" in reason) for path, reason in refused] == [(renamed, True)]
+    assert [(path, "rename the folder" in reason) for path, reason in refused] == [(renamed, True)]
 
 
 @pytest.mark.parametrize(

@@ -430,7 +430,7 @@ def test_a_ring_is_kept_if_a_launch_failed(recording, monkeypatch):
 
 
 def test_devices_that_cannot_be_read_without_waiting_are_refused(recording, warnings_logged):
-    with pytest.raises(Refused, match="only CUDA, MPS and XPU devices"):
+    with pytest.raises(Refused, match="only values on CUDA, MPS and XPU devices"):
         recording.recorder._device.prepare(torch.tensor(1.0))
     assert warnings_logged() == []
 

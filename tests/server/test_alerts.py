@@ -211,9 +211,9 @@ def test_a_webhook_is_told_again_until_it_listens(start, make, tmp_path, eventua
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("x = ", "cannot be read"),
+        ("x = ", "cannot read the file"),
         ("unknown = 1", "unknown"),
-        ("[[rule]]\nmetric = 'x'", "rule 1: expected kind"),
+        ("[[rule]]\nmetric = 'x'", "rule 1: `kind` is required"),
         ("[[rule]]\nkind = 'x'", "rule 1: kind"),
         ("[[rule]]\nkind = 'threshold'", "above"),
         ("[[rule]]\nkind = 'spike'\nwindow = 5", "window"),

@@ -84,7 +84,7 @@ def test_filter_completes_field_names(tab: Any) -> None:
 
 def test_filter_errors_name_the_position(tab: Any) -> None:
     page = tab.go("#/p/vision?filter=config.lr+%3E+and")
-    expect(page.locator(".problem")).to_contain_text(re.compile(r"filter: .* at \d+"))
+    expect(page.locator(".problem")).to_contain_text(re.compile(r"filter: .* at position \d+"))
     expect(page.get_by_text("Loading …")).to_have_count(0)
     assert [error for error in tab.errors if "400" not in error] == []
     tab.errors.clear()  # the browser logs the status 400

@@ -127,7 +127,8 @@ def _tables(document: Mapping[str, Any], name: str, file: Path) -> Sequence[Mapp
 def _rule(entry: Mapping[str, Any]) -> Rule:
     known = {attribute.name for attribute in fields(Rule)}
     if not entry.keys() <= known or "kind" not in entry:
-        raise SettingsError(f"expected kind and some of {', '.join(sorted(known - {'kind'}))}, got {sorted(entry)}")
+        optional = ", ".join(sorted(known - {"kind"}))
+        raise SettingsError(f"`kind` is required, and the other keys can only be {optional}; got {sorted(entry)}")
     return Rule(**entry)
 
 

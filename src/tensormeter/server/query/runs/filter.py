@@ -113,7 +113,7 @@ class _Parser:
         token = self._next
         if kind not in (token.kind, token.text if token.kind in ("operator", "keyword") else None):
             text = "the end" if token.kind == "end" else repr(token.text[:40])
-            raise UsageError(f"filter: expected {wanted} at {token.position}, got {text}")
+            raise UsageError(f"filter: expected {wanted} at position {token.position}, got {text}")
         self._index += 1
         return token
 
@@ -125,7 +125,7 @@ class _Parser:
 
     def _condition(self, depth: int) -> _Bind:
         if depth > MAX_DEPTH:
-            raise UsageError(f"filter: more than {MAX_DEPTH} nested conditions at {self._next.position}")
+            raise UsageError(f"filter: more than {MAX_DEPTH} nested conditions at position {self._next.position}")
         if self._take("not"):
             inner = self._condition(depth + 1)
             return _negated(inner)
@@ -140,12 +140,12 @@ class _Parser:
         try:
             field = self.fields.setdefault(token.text, find_field(token.text))
         except UsageError as error:
-            raise UsageError(f"filter: at {token.position}: {error}") from None
+            raise UsageError(f"filter: at position {token.position}: {error}") from None
         self._comparisons += 1
         if self._comparisons > MAX_COMPARISONS:
-            raise UsageError(f"filter: more than {MAX_COMPARISONS} comparisons at {token.position}")
+            raise UsageError(f"filter: more than {MAX_COMPARISONS} comparisons at position {token.position}")
         if len(self.fields) > MAX_FIELDS:
-            raise UsageError(f"filter: more than {MAX_FIELDS} different fields at {token.position}")
+            raise UsageError(f"filter: more than {MAX_FIELDS} different fields at position {token.position}")
         sign = self._next
         for name in ("=", "!=", *_ORDERS):
             if self._take(name):
@@ -163,7 +163,7 @@ class _Parser:
             wanted = self._literal(field)
             return _over(field, lambda value: _has(value, wanted))
         raise UsageError(
-            f"filter: expected one of = != < <= > >= ~ in has at {sign.position}, got "
+            f"filter: expected one of = != < <= > >= ~ in has at position {sign.position}, got "
             + ("the end" if sign.kind == "end" else repr(sign.text[:40]))
         )
 
@@ -182,7 +182,7 @@ class _Parser:
         token = self.expect("text", "a regular expression in quotes")
         self._patterns += 1
         if self._patterns > MAX_PATTERNS:
-            raise UsageError(f"filter: more than {MAX_PATTERNS} regular expressions at {token.position}")
+            raise UsageError(f"filter: more than {MAX_PATTERNS} regular expressions at position {token.position}")
         options = re2.Options()
         options.log_errors = False
         options.max_mem = 1 << 20
@@ -192,7 +192,7 @@ class _Parser:
             reason = (
                 error.args[0].decode(errors="replace") if error.args and isinstance(error.args[0], bytes) else error
             )
-            raise UsageError(f"filter: not a regular expression at {token.position}: {reason}") from None
+            raise UsageError(f"filter: not a regular expression at position {token.position}: {reason}") from None
 
     def _take(self, text: str) -> bool:
         if self._next.kind in ("operator", "keyword") and self._next.text == text:
@@ -208,7 +208,7 @@ def _tokenize(text: str) -> Sequence[_Token]:
         match = _TOKEN.match(text, position)
         if match is None:
             start = position + len(text[position:]) - len(text[position:].lstrip())
-            raise UsageError(f"filter: cannot read {text[start : start + 20]!r} at {start}")
+            raise UsageError(f"filter: cannot read {text[start : start + 20]!r} at position {start}")
         kind = match.lastgroup or "end"
         token = match.group(kind)
         start = match.start(kind)
@@ -232,7 +232,7 @@ def _unquote(token: _Token) -> str:
     try:
         return str(parse_document(f'"{inner}"'))
     except EncodingError as error:
-        raise UsageError(f"filter: {token.text[:40]} at {token.position}: {error}") from None
+        raise UsageError(f"filter: {token.text[:40]} at position {token.position}: {error}") from None
 
 
 def _moment(text: str, position: int) -> int:
@@ -240,7 +240,7 @@ def _moment(text: str, position: int) -> int:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(
-            f"filter: expected a time such as 2026-11-22T10:00:00Z at {position}, got {text[:40]!r}"
+            f"filter: expected a time such as 2026-11-22T10:00:00Z at position {position}, got {text[:40]!r}"
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
