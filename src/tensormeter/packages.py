@@ -43,7 +43,7 @@ def problem_with(package: str) -> str:
     files = [Path(str(distribution.locate_file(f"{package}/__init__.py"))) for distribution in installed]
     if any(_same(origin, file) for file in files):
         return ""
-    return f"the package {package!r} would be imported from {origin.parent}, where it is not installed"
+    return f"the package {package!r} would be imported from {origin.parent}, which is not an installed package"
 
 
 def _distribution(name: str) -> importlib.metadata.Distribution | None:

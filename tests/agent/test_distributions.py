@@ -131,7 +131,7 @@ def test_sequences_arrays_and_tensors(source, values):
         ({"a": 1}, "pass a tensor"),
         ([1.0, "x"], "dtype"),
         ([1j], "real numbers"),
-        ([[1.0], [1.0, 2.0]], "cannot convert to an array"),
+        ([[1.0], [1.0, 2.0]], "cannot convert the values to an array"),
         ([torch.tensor(1.0)], "torch.stack"),
         (np.ma.masked_array([1.0, 2.0], [True, False]), "compressed"),
         (torch.ones(3, dtype=torch.complex64), "complex"),

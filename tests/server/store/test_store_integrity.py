@@ -351,6 +351,134 @@ def test_a_store_is_checked_when_it_is_opened(tmp_path, image, small_chunks):
     store.close()
 
 
+def test_an_inspection_reads_past_what_cannot_be_read(tmp_path, image):
+    content = bytearray(image.read_bytes())
+    with closing(open_read_only(image)) as connection:
+        assert [*Inspection(connection).all()] == []
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'event'").fetchone()
+    content[(page - 1) * size] = 77
+    (tmp_path / "tensormeter.db").write_bytes(content)
+    with closing(open_read_only(tmp_path / "tensormeter.db")) as connection:
+        inspection = Inspection(connection)
+        found = [str(one) for one in inspection.all()]
+    assert any("event: rows after -1 cannot be read" in one for one in found)
+    assert inspection.counts["chunk"] > 0
+    assert inspection.counts["media"] > 0
+
+
+def test_an_inspection_of_batches_out_of_order_ends(tmp_path):
+    """The last id that is read at once comes before all others, so the next ones that come after it are the same again."""
+    store = SqliteStore(tmp_path, flush_interval=3600)
+    for number in range(_MANY + 100):
+        batch = Batch(resource("run"), [Gauge("loss", times(number, 1), np.array([0.5]))])
+        store.append_metrics([batch], payload=encode_metrics([batch]), batch_id=f"batch-{number:04}")
+    store.close()
+    file = tmp_path / "tensormeter.db"
+    last = f"batch-{_MANY - 1:04}".encode()
+    content = file.read_bytes()
+    assert content.count(last) == 1
+    file.write_bytes(content.replace(last, b"A" + last[1:]))
+    with closing(open_read_only(file)) as connection:
+        found = [str(one) for one in Inspection(connection).all()]
+    assert any("out of order" in one for one in found)
+    assert any(f"batch 'A{last.decode()[1:]}'" in one for one in found)
+
+
+@pytest.mark.parametrize("state", ["empty", "missing"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_store_whose_file_is_gone_is_not_begun_anew(start, make, state, killed):
+    """SQLite deletes the log of an empty database."""
+    server = start()
+    server.metrics(make.rows("log", [(T0, 0, {"v": 1.0})]))
+    server.kill() if killed else server.stop()
+    file = server.folder / "tensormeter.db"
+    file.unlink() if state == "missing" else os.truncate(file, 0)
+    kept = contents(server.folder)
+    assert (kept.get("tensormeter.db-wal", b"") != b"") == killed
+    done = check(server.folder)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (1, "", 2)
+    assert f"tensormeter.db is {state}" in done.stdout
+    for command in (["serve", "--port", "0"], ["compact"], ["backup", str(server.folder.parent / "copy.db")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "tensormeter", *command, "--data", str(server.folder)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+        assert f"tensormeter.db is {state}" in done.stderr
+        assert "restore tensormeter.db from a backup, or move " in done.stderr
+    assert contents(server.folder) == kept
+    for name in ("reserve", "tensormeter.db-wal"):
+        (server.folder / name).unlink(missing_ok=True)
+    assert start().get("/api/v1/runs")["runs"] == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 99, 4096])
+def test_a_store_that_was_cut_is_refused(tmp_path, size):
+    """SQLite takes a file of one byte for an empty one."""
+    SqliteStore(tmp_path).close()
+    os.truncate(tmp_path / "tensormeter.db", size)
+    content = (tmp_path / "tensormeter.db").read_bytes()
+    with pytest.raises(StoreError, match=r"tensormeter\.db"):
+        SqliteStore(tmp_path)
+    assert (tmp_path / "tensormeter.db").read_bytes() == content
+    done = check(tmp_path)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("damaged: ")
+
+
+def test_a_first_start_that_was_killed_goes_on(tmp_path):
+    """It has made the empty file, or its first page, and no more."""
+    for name, statements in (("file", ()), ("page", ("PRAGMA journal_mode = WAL",))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tensormeter.db").touch()
+        with closing(sqlite3.connect(tmp_path / name / "tensormeter.db")) as database:
+            for statement in statements:
+                database.execute(statement).fetchall()
+        with closing(SqliteStore(tmp_path / name)) as store:
+            assert store.problem() is None
+            assert store.projects() == []
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "lock"}
+
+
+@pytest.mark.parametrize(
+    ("at", "bit", "said"),
+    [
+        (47, 3, "unsupported file format"),
+        (59, 1, "malformed database schema"),
+        (100, 4, "malformed"),
+        (103, 0, "malformed"),
+        (104, 7, "its tables cannot be read"),
+        (63, 2, "has schema 3, but its tables are of schema 7"),
+        (63, 1, "has schema 5, but its tables are of schema 7"),
+        (63, 3, "has schema 15, but its tables are of schema 7 (if a newer tensormeter wrote it, upgrade)"),
+        (60, 0, "but its tables are of schema 7"),
+        (71, 0, "application ID 0x746d7473, but a store's is 0x746d7472"),
+        (16, 0, "file is not a database"),
+    ],
+)
+def test_a_flipped_bit_in_the_first_page_is_damage_and_starts_no_migration(tmp_path, image, at, bit, said):
+    content = bytearray(image.read_bytes())
+    content[at] ^= 1 << bit
+    file = tmp_path / "tensormeter.db"
+    file.write_bytes(content)
+    done = check(tmp_path)
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("damaged: ") and said in line for line in lines), done.stdout
+    assert lines[-1].startswith("checked ")
+    assert lines[-1].endswith(" damaged")
+    with pytest.raises(StoreError, match=r"tensormeter\.db"):
+        SqliteStore(tmp_path)
+    assert file.read_bytes() == content
+
+
 @pytest.mark.parametrize("statement", ["UPDATE media SET digest = 'f' || substr(digest, 2)", "DELETE FROM media"])
 def test_an_image_that_an_event_names_and_that_is_gone_is_damage(damaged_copy, statement):
     digest = hashlib.sha256(PNG).hexdigest()

@@ -410,7 +410,7 @@ class Delivery:
         delay = max(delay, 0.001)
         self._failed(reason, delay)
         self.parked = False  # the token was accepted
-        logger.warning("%s: %s; attempt %d in %.1f s", self, reason, self.failures + 1, delay)
+        logger.warning("%s: %s; delivery attempt %d in %.1f s", self, reason, self.failures + 1, delay)
         return delay
 
     def _ask(self, spool: Spool, exporter: Exporter, delays: Generator[float, None, None]) -> float | None:
