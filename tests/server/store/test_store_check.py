@@ -48,7 +48,7 @@ def test_check_names_what_is_damaged(damaged_copy):
         ("UPDATE media SET data = zeroblob(100)", "SHA-256"),
         ("UPDATE journal SET payload = zeroblob(20)", "journal"),
         ("UPDATE batch SET rejected = 1", "batch"),
-        ("DELETE FROM process WHERE process = 'p1'", "there is no process"),
+        ("DELETE FROM process WHERE process = 'p1'", "is missing"),
     ],
 )
 def test_check_finds(damaged_copy, statement, words):
@@ -188,7 +188,7 @@ def contents(folder):
         (63, 1, "has schema 5, but its tables are of schema 7"),
         (63, 3, "has schema 15, but its tables are of schema 7 (if a newer tensormeter wrote it, upgrade)"),
         (60, 0, "but its tables are of schema 7"),
-        (71, 0, "application id 0x746d7473, but a store has 0x746d7472"),
+        (71, 0, "application ID 0x746d7473, but a store's is 0x746d7472"),
         (16, 0, "file is not a database"),
     ],
 )

@@ -169,13 +169,13 @@ def test_steps_of_last_values_come_from_chunks_and_memory(open_store):
 
 def test_limits(open_store, monkeypatch):
     store = open_store(max_pending_points=40)
-    append(store, np.arange(1, 12), np.zeros(11))
+    append_values(store, np.arange(1, 12), np.zeros(11))
     with pytest.raises(TooManyPointsError, match="11 points, but"):
         read(store, limit=10)
     assert len(read(store, start=5, limit=11)) == 7
-    append(store, np.arange(12, 41), np.zeros(29))
+    append_values(store, np.arange(12, 41), np.zeros(29))
     with pytest.raises(StoreUnavailableError, match="40 points are waiting"):
-        append(store, [41], [0.0])
+        append_values(store, [41], [0.0])
     assert read(store, start=41) == []
     store.flush()
     append_values(store, [41], [0.0])
