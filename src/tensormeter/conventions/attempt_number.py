@@ -72,9 +72,9 @@ class KnownMember(Member):
 def choose_attempt(member: Member, known: Iterable[KnownMember], *, resume: bool = False, least: int = 1) -> int:
     """Return the number of the attempt that a process belongs to.
 
-    A process joins the latest attempt if it belongs to the same launch, if that attempt does not include the process's
-    rank yet, or if a process of the attempt is alive. A rank that restarts after its process has ended begins a new
-    attempt.
+    A rank that is already part of the latest attempt joins it only while the rank's earlier process is alive. Any other
+    process joins if a process of that attempt is alive, or if both belong to the same launch. If the launch is unknown,
+    a rank also joins an attempt whose ranks have the same world size and started recently.
 
     Args:
         member: Process that needs a number.

@@ -30,7 +30,7 @@ from tensormeter.ring.file import RingFile
 __all__ = ["ALIVE_INTERVAL", "AttemptRecord", "count_attempt", "mark_alive"]
 
 ALIVE_INTERVAL: Final = 2.0
-"""Seconds between two touches of a host's file."""
+"""Interval in seconds at which a host updates the modification time of its file."""
 
 _EXPIRES: Final = 4 * ALIVE_INTERVAL
 """Seconds without a touch after which a host counts as gone. Network file systems show touches some seconds late."""

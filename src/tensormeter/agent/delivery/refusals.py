@@ -9,10 +9,10 @@ from tensormeter.agent.delivery.division import Kind
 __all__ = ["Refusals"]
 
 _SUSPECT: Final = 3
-"""Number of consecutive quarantined pieces of a kind after which the kind is separated from the others."""
+"""Number of consecutive quarantined pieces of the same kind after which the kind is separated from the others."""
 
 _LOST: Final = 16
-"""Number of consecutive quarantined pieces of a kind after which only its latest item is tried.
+"""Number of consecutive quarantined pieces of the same kind after which only the latest item of that kind is tried.
 
 If that item is refused too, the rest of the piece is quarantined with it.
 """

@@ -49,8 +49,8 @@ class SpoolFile:
                 raise SpoolError(f"cannot open the spool: {reason}")
         if _names_another_file(path.with_name(f"{path.name}-journal")):
             raise SpoolError(
-                f"{path}-journal refers to another file, which SQLite would delete; no run creates such a journal, "
-                "so remove it"
+                f"{path}-journal refers to another file, which SQLite would delete; tensormeter never creates such a journal, "
+                f"so delete {path}-journal"
             )
         with contextlib.suppress(OSError):  # SQLite will report what is wrong
             make_file(path)

@@ -43,7 +43,7 @@ class Outbox:
         If the earlier event is still waiting for the agent, it is deleted.
 
         Returns:
-            False if there is too little space, because too many files wait for the agent.
+            False if there is not enough space because too many files are waiting for the agent.
         """
         with self._lock:
             if self._replaceable is not None:
@@ -57,7 +57,7 @@ class Outbox:
         """Write an event. Blocks until the event has been copied to its file.
 
         Returns:
-            False if there is too little space, because too many files wait for the agent.
+            False if there is not enough space because too many files are waiting for the agent.
 
         Raises:
             OSError: The file cannot be written.

@@ -94,7 +94,7 @@ def cut_line(line: Line, start: float | None, stop: float | None) -> Line:
 
 
 def add_gaps(line: Line) -> Line:
-    """Return the line with the positions of its series' gaps."""
+    """Return the line, including the positions of the gaps in its series."""
     gaps = line.series.gaps
     return replace(line, gaps=gap_positions(gaps, line.series.points.times, line.x)) if len(gaps) else line
 

@@ -56,7 +56,7 @@ POINT_COLUMNS: Final = tuple(_POINT.names or ())
 GAP_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "precedence": "Q", "received": "I"}
 BLOB_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "data": "b", "precedence": "Q", "received": "I"}
 _ROWS: Final = 200_000
-"""Maximum number of points in one insert. They take 10 MB, which encoding and sending copy."""
+"""Maximum number of points in one insert. They take 10 MB, and encoding and sending each make another copy."""
 
 _KNOWN: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
 
