@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from support.agents import agent_lives, kill_agents
+from support.processes import run_python
 from support.trainers import TrainingProcess, named_settings, training_environment
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.agent.spool.spool import Spool
@@ -412,6 +413,15 @@ def test_the_token_reaches_the_receiver_and_nothing_else(start, state, receiver,
     assert {request.headers["authorization"] for request in receiver.received} == {"Bearer t0p-secret"}
     assert "t0p-secret" not in command_line
     assert not any(b"t0p-secret" in text for text in texts)
+
+
+@pytest.mark.parametrize("agent", ["process", "thread"])
+def test_a_script_that_ends_at_once_is_delivered(environment, receiver, agent):
+    """Python 3.12 and later start no thread after the last line of a script."""
+    script = "import tensormeter\ntensormeter.init('short').log({'loss': 0.5}, 3)\n"
+    done = run_python("-W", "error", "-c", script, environment=environment | {"TENSORMETER_AGENT": agent}, check=True)
+    assert [line for line in done.stderr.splitlines() if "log() of" not in line] == []
+    assert {(step, values) for step, values in receiver.rows()} == {(3, (("loss", 0.5),))}
 
 
 def test_a_forked_child_of_the_trainer_is_a_process_of_its_own(environment, receiver, gone):

@@ -73,7 +73,7 @@ def test_what_turns_out_too_large_when_it_is_encoded_is_named_to_the_script(
         for record in caplog.records
         if "noise" in record.getMessage() and record.name == "tensormeter"
     ]
-    assert warning.startswith("not delivered: ")
+    assert warning.startswith("could not deliver an item: ")
     source.recorder.close(State.FINISHED)
     source.ring.release()
     assert drain.advance(flush=True)

@@ -217,7 +217,7 @@ def test_retry_sends_what_was_set_aside_under_its_ids(left, outcomes, exported):
     run = left("a", "b")
     result = only(run)
     assert (result.delivered, result.is_complete, len(exported["b"])) == (True, False, 2)
-    assert "a: 2 items of m (gauge): no" in result.outcome
+    assert "a: 2 items: m (gauge): no" in result.outcome
     assert f"tensormeter spool retry {run.path.name}" in result.outcome
     with closing(Spool(run.spool)) as spool:
         ids = [row[0] for row in spool._rows("SELECT id FROM quarantine ORDER BY number")]

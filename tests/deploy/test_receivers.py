@@ -90,7 +90,7 @@ def test_prometheus_gets_every_value_and_distributions_as_histograms(prometheus,
     assert losses(prometheus) == [LOSSES]
     (weights,) = query(prometheus, "weights[1h]")
     assert [int(float(histogram["count"])) for _, histogram in weights["histograms"]] == [3, 6, 9, 12]
-    assert "not delivered" not in errors
+    assert "not been fully delivered" not in errors
     assert "quarantined" not in errors
 
 
@@ -110,7 +110,7 @@ def test_prometheus_takes_no_log_records_and_the_run_says_so(prometheus, train):
         OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE="cumulative",
     )
     assert losses(prometheus) == [LOSSES]
-    (line,) = [line for line in errors.splitlines() if "not delivered" in line]
+    (line,) = [line for line in errors.splitlines() if "not been fully delivered" in line]
     assert "otlp (logs): " in line
     assert "/v1/logs" in line
     assert "OTEL_LOGS_EXPORTER=none" in line
@@ -135,7 +135,7 @@ def test_victoria_gets_metrics_and_log_records_each_at_its_own_address(
         OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=f"{urls['METRICS']}/opentelemetry/v1/metrics",
         OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"{urls['LOGS']}/insert/opentelemetry/v1/logs",
     )
-    assert "not delivered" not in errors
+    assert "not been fully delivered" not in errors
     assert "quarantined" not in errors
 
     def stored():

@@ -64,7 +64,7 @@ def test_mutual_tls_needs_both_certificates(make, config, certificates, monkeypa
         assert len(server.received) == 1
     finally:
         server.stop()
-    with pytest.raises(SettingsError, match="cannot be read"):
+    with pytest.raises(SettingsError, match="cannot read"):
         OtlpExporter(config(**target, certificate=str(certificates / "none.pem")))
 
 

@@ -48,7 +48,7 @@ def train(environment, project, **variables):
     done = run_python(
         "-c", TRAINER, project, environment=environment | {"TENSORMETER_FINISH_TIMEOUT": "300"} | variables, check=True
     )
-    assert "not delivered" not in done.stderr
+    assert "not been fully delivered" not in done.stderr
     assert "rejected" not in done.stderr
 
 
@@ -242,7 +242,7 @@ def test_a_broken_destination_does_not_delay_others(environment, experiment_serv
         },
         check=True,
     )
-    assert "not delivered" in done.stderr
+    assert "not been fully delivered to" in done.stderr
     assert renamed(normalized(experiment_server.everything("several")), "several") == direct
     assert list(tmp_path.glob("metrics-*.jsonl"))
 

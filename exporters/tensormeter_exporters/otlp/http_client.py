@@ -140,7 +140,10 @@ class _Connections:
         self._call += 1
         timer = threading.Timer(seconds, self._expire, (self._call,))
         timer.daemon = True
-        timer.start()
+        with contextlib.suppress(
+            RuntimeError
+        ):  # at exit, where no thread can be started, each read still has its timeout
+            timer.start()
         try:
             yield
         finally:

@@ -70,6 +70,7 @@ class Agent:
         cut: Descriptions of the run's processes that ended abruptly. Their last values may be missing.
         leftover: Data that the run leaves on this machine.
         unreachable: Destinations that could not be reached.
+        ready: Set once the agent's threads are running, or when `run` ends.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Agent:
         self.cut: list[str] = []
         self.leftover = Leftover()
         self.unreachable: tuple[str, ...] = ()
+        self.ready = threading.Event()
 
     def close_lock(self) -> None:
         """Close the lock's descriptors without running the agent.
@@ -162,6 +164,7 @@ class Agent:
             return False
         finally:
             self._end()
+            self.ready.set()
 
     def become_agent(self, standby_state: tuple[int, int, int]) -> None:
         """Make this process the agent: keep a standby as its replacement, and write its process ID into the lock.
@@ -246,6 +249,7 @@ class Agent:
             self._statistics = NodeMetrics(spool, self._settings)
         if weakness := self._directory.rings_weakness:
             logger.warning("ignored the rings in %s: %s", self._directory.rings, weakness)
+        self.ready.set()
         try:
             return self._loop(spool)
         finally:

@@ -24,6 +24,9 @@ __all__ = ["ensure_agent", "reap_agents", "replace_agent"]
 
 logger: Final = get_logger("tensormeter")
 
+_THREADS_TIMEOUT: Final = 2.0
+"""Maximum seconds to wait for the threads of an agent in this process."""
+
 _INHERITED_LOCK: Final = 3
 _children: set[int] = set()
 _handed_over: set[int] = set()
@@ -191,6 +194,11 @@ def _start_thread(directory: RunDirectory, settings: Settings, lock: int) -> Non
     except BaseException:  # RuntimeError: no thread can be started
         agent.close_lock()
         raise
+    if sys.version_info >= (
+        3,
+        12,
+    ):  # no thread can be started after the script's last line, and this may be the last one
+        agent.ready.wait(_THREADS_TIMEOUT)
 
 
 def _after_fork() -> None:

@@ -50,7 +50,8 @@ class Pulse:
     def stop(self) -> None:
         """End the thread. This blocks briefly, or for up to 5 seconds while `on_beat` is running."""
         self._stopped.set()
-        self._thread.join(_PATIENCE)
+        if self._thread.ident is not None:
+            self._thread.join(_PATIENCE)
 
     def add(self, ring: RingFile) -> None:
         """Also write the time into this ring, which need not be in shared memory."""

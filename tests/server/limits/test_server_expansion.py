@@ -19,6 +19,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from starlette.requests import ClientDisconnect, Request
 
 from support import expansion
+from support.coroutines import run_coroutine
 from support.expansion import JSON, PROTOBUF
 from tensormeter.agent.delivery.delivery import Delivery
 from tensormeter.agent.spool.request import Encoded
@@ -292,7 +293,7 @@ def test_a_read_that_takes_too_long_says_what_to_ask():
         await ResponseLimiter().points(request, ApiThreads(lambda: None).run_checked, work)
 
     with pytest.raises(TooManyPointsError, match=r"CPU time; request fewer metrics, a single process"):
-        anyio.run(ask)
+        run_coroutine(ask)
     assert len(calls) == 2
 
 
@@ -310,7 +311,7 @@ def test_a_read_ends_when_the_client_has_gone():
         await ResponseLimiter().points(request, ApiThreads(lambda: None).run_checked, work)
 
     with pytest.raises(ClientDisconnect):
-        anyio.run(ask)
+        run_coroutine(ask)
 
 
 def test_an_answer_of_many_large_events_is_divided_into_pages(server_on_each, make):

@@ -6,6 +6,7 @@ import shutil
 import anyio
 import numpy as np
 
+from support.coroutines import run_coroutine
 from support.processes import run_python
 from support.stores import append_batches, append_events
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Histogram
@@ -110,7 +111,7 @@ def ask(app, path, body=None):
 
         await app(scope, receive, send)
 
-    anyio.run(call)
+    run_coroutine(call)
     content = b"".join(message.get("body", b"") for message in sent[1:])
     return sent[0]["status"], json.loads(content) if content[:1] == b"{" else content
 
