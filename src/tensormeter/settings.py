@@ -209,8 +209,9 @@ class Settings:
         "process",
         "TENSORMETER_AGENT",
         check=choice(AgentKind),
-        help="`process` delivers from a separate process, `thread` from a thread of the training process. `off` "
-        "only records data, which `tensormeter sync` can deliver later.",
+        help="`process` delivers from a separate process, `thread` from a thread of the training process "
+        "(from Python 3.12 on, `init` waits up to 2 s until it is running). `off` only records data, which "
+        "`tensormeter sync` can deliver later.",
     )
     directory: Path = setting(
         user_state_folder,

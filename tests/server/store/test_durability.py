@@ -164,7 +164,7 @@ def test_nothing_is_durable_after_a_failed_sync_until_the_log_is_carried_over(
     disk.error = None
     eventually(lambda: store.syncer.progress().durable >= number)
     assert carried[-1] is True
-    lines = [record.getMessage() for record in caplog.records if "synced" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if "sync" in record.getMessage()]
     assert len(lines) == 2, lines
 
 
