@@ -259,7 +259,7 @@ def test_wide_integers_on_a_device_without_float64_are_refused(source, monkeypat
     with FakeTensorMode():
         source.log({"a": Histogram(torch.empty(3, device="mps", dtype=torch.int64)), "n": 1.0}, 0)
     assert [series.name for series in Reading(source).batch().series] == ["tensormeter.step", "n"]
-    assert "convert it with .float()" in caplog.text
+    assert "convert the tensor to float32 with .float()" in caplog.text
 
 
 def test_under_autocast_nothing_changes(device_source):

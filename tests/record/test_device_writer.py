@@ -279,7 +279,7 @@ def test_a_kept_writer_records_nothing_after_the_end(recording, warnings_logged)
     kept({"a": torch.tensor(2.0)})
     assert recording.values() == [{"a": 1.0}]
     (message,) = warnings_logged()
-    assert "after the run was finished" in message
+    assert "after the run finished" in message
 
 
 def test_a_forked_child_hands_its_row_on(new_recording, on_device):

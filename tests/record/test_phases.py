@@ -122,7 +122,7 @@ class TestHost:
 
     def test_a_step_in_a_step_is_an_error(self, rig):
         with rig.phases.step(None, None):
-            with pytest.raises(UsageError, match="not ended"), rig.phases.step(None, None):
+            with pytest.raises(UsageError, match="another step is still open"), rig.phases.step(None, None):
                 pass
             rig.clock.pass_(1.0)
         rig.step()
