@@ -121,13 +121,7 @@ class Forwarding:
             except Refused:
                 return  # the ring also refused it and has warned
             except Exception as error:  # raised by a reader's or a view's code
-                warn_once(
-                    (Forwarding, instrument),
-                    "could not forward %r to metric readers: %s",
-                    instrument.name,
-                    error,
-                    error=error,
-                )
+                _warn(instrument, error)
 
         return forward
 
@@ -144,13 +138,7 @@ class Forwarding:
                 except Refused:  # the ring also refuses it and warns
                     continue
                 except Exception as error:  # raised by the value's or the mapping's own code
-                    warn_once(
-                        (Forwarding, instrument),
-                        "could not forward %r to metric readers: %s",
-                        instrument.name,
-                        error,
-                        error=error,
-                    )
+                    _warn(instrument, error)
                     continue
                 if isinstance(number, (DeviceValue, Deferred)):  # its value is not available in this collection
                     self._lost += 1
@@ -226,3 +214,13 @@ def _exemplar_filter() -> "ExemplarFilter":
 
 _BEFORE_VALUE: Final = 3
 """Number of words between the start of a row and its first value."""
+
+
+def _warn(instrument: InstrumentIdentity, error: Exception) -> None:
+    warn_once(
+        (Forwarding, instrument),
+        "could not forward %r to metric readers: %s",
+        instrument.name,
+        error,
+        error=error,
+    )
