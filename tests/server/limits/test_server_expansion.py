@@ -48,10 +48,21 @@ SMALL = 4 << 20
 """Bytes of a body of which gzip makes some thousand."""
 
 
-def skip_if_too_slow(cost):
-    """The server's own limit is in seconds of CPU time, so a processor at two thirds of its speed reaches it here."""
-    if b"s of CPU time" in cost.message or expansion.MAX_SECONDS <= cost.seconds < 2 * expansion.MAX_SECONDS:
-        pytest.skip(f"this machine is too slow now: a request took {cost.seconds:.1f} s of CPU time")
+def is_too_slow(cost, name):
+    """Whether a request only exceeds the bound of CPU time, by less than twice. Its memory is bounded all the same.
+
+    The server's own limit is in seconds of CPU time, so a processor at two thirds of its speed reaches it here.
+    """
+    slow = b"s of CPU time" in cost.message or expansion.MAX_SECONDS <= cost.seconds < 2 * expansion.MAX_SECONDS
+    if slow:
+        assert cost.peak < expansion.MAX_BYTES, (name, cost)
+        assert cost.seconds < 2 * expansion.MAX_SECONDS, (name, cost)
+    return slow
+
+
+def skip_if_too_slow(cost, name):
+    if is_too_slow(cost, name):
+        pytest.skip(f"this machine is too slow now: {name} took {cost.seconds:.1f} s of CPU time")
 
 
 def assert_bounded(cost, name):
@@ -96,15 +107,20 @@ def test_requests_at_the_bounds_are_taken_at_bounded_cost(start_on_each, tmp_pat
 
     Each has a server of its own, which folds nothing of earlier ones meanwhile.
     """
-    refused = []
+    refused, slow = [], []
     for number, body in enumerate(expansion.allowed()):
         server = start_on_each(folder=tmp_path / str(number))
         cost = expansion.Meter(server).send(body, "gzip")
         server.kill()
-        skip_if_too_slow(cost)
+        if is_too_slow(cost, body.name):
+            slow.append(body.name)
+            continue
         assert_bounded(cost, body.name)
         refused += [body.name] * (cost.status != 200)
-    assert refused == ["a text of 62 MiB in wide characters", "a name of 62 MiB in wide characters"]
+    expected = ["a text of 62 MiB in wide characters", "a name of 62 MiB in wide characters"]
+    assert refused == [name for name in expected if name not in slow]
+    if slow:
+        pytest.skip(f"this machine is too slow now for the CPU time of {', '.join(slow)}")
 
 
 @linux
@@ -116,7 +132,7 @@ def test_a_million_points_and_fifty_thousand_series_fit_into_one_request(server)
     cost = meter.send(
         expansion.Body("million", "/v1/metrics", PROTOBUF, encode_metrics([Batch(resource, series)])), "gzip"
     )
-    skip_if_too_slow(cost)
+    skip_if_too_slow(cost, "million")
     assert (cost.status, cost.message) == (200, b"")
     assert_bounded(cost, "million")
     series = [Gauge(f"metric/{number}", times[:1], np.array([1.5])) for number in range(50_000)]
@@ -124,12 +140,12 @@ def test_a_million_points_and_fifty_thousand_series_fit_into_one_request(server)
     cost = meter.send(
         expansion.Body("series", "/v1/metrics", PROTOBUF, encode_metrics([Batch(resource, series)])), "gzip"
     )
-    skip_if_too_slow(cost)
+    skip_if_too_slow(cost, "series")
     assert (cost.status, cost.message) == (200, b"")
     assert_bounded(cost, "series")
     mixed = expansion.Body("mixed", "/v1/metrics", PROTOBUF, expansion.mixed_series(1000, 1000))
     cost = meter.send(mixed, "gzip")
-    skip_if_too_slow(cost)
+    skip_if_too_slow(cost, "mixed")
     assert (cost.status, cost.message) == (200, b"")
     assert_bounded(cost, "mixed")
     (run,) = server.get("/api/v1/runs", project="mixed")["runs"]
