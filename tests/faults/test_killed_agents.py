@@ -103,7 +103,7 @@ def test_fault_194_where_both_are_killed_a_rare_log_call_brings_them_back(train,
         "import logging\nsaid, steps = [], 3\n"
         "logging.getLogger('tensormeter').addFilter(lambda record: said.append(record.getMessage()) or True)\n"
         "run = tensormeter.init('faults')\nlog(run, range(3))\nready()\n"
-        "while not any('started another' in text for text in said):\n"
+        "while steps < 3 + 20 and not any('started a new one' in text for text in said):\n"
         "    log(run, [steps])\n    steps += 1\n    threading.Event().wait(0.5)\n"
         "ready()\nrun.finish(timeout=300)\n"
     )
