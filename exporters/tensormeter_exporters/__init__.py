@@ -1,1 +1,1 @@
-"""Destinations of tensormeter, one module each. They implement `tensormeter.exporter` and use the OTLP codec."""
+"""The destinations of tensormeter. The class of each destination implements `tensormeter.exporter.Exporter`."""

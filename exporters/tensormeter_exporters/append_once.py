@@ -1,13 +1,13 @@
 """A writer that appends each request to files exactly once.
 
 Before a request is appended, its ID and the length of each file before and after the append are written to a small
-state file. If the writer is killed before the request is acknowledged, the request is retried after its earlier copy is
-removed. An incomplete request at the end of a file is detected and removed.
+state file. If the writer is killed before the request is acknowledged, the request is appended again, and its earlier
+copy is removed first. An incomplete request at the end of a file is detected and removed.
 
 If the process is killed, no data is lost. A power failure can lose the latest requests.
 
-The state file may come from another machine or user. Therefore, its entries are used only for files in this process's
-folder whose names contain the state's `writer`.
+The state file may come from another machine or user. An entry is therefore used only if its file is in the exporter's
+folder and the file's name contains the `writer` from the state file.
 """
 
 import os
@@ -34,14 +34,15 @@ class AppendOnce:
     """Writer of requests to files. Not thread-safe. Calls block while they access the disk.
 
     Attributes:
-        writer: Unique name for the files of this spool, stored in the state file. It must be part of each file's name;
-            no other files are ever truncated.
+        writer: Unique text for the names of this spool's files, stored in the state file. The name of each file must
+            contain this text, because other files are never truncated.
     """
 
     def __init__(self, state: Path | None, directory: Path, *, private: bool = False) -> None:
         """
         Args:
-            state: Folder for the state file; None to append retried requests again.
+            state: Folder for the state file; None to keep the state only in memory. Another agent then appends retried
+                requests again.
             directory: Folder for the files.
             private: Whether only this user may read new files, regardless of the umask.
         """
@@ -55,7 +56,7 @@ class AppendOnce:
             self._load(self._state)
 
     def append(self, request_id: str, pieces: Mapping[Path, bytes]) -> None:
-        """Append a piece to each file, creating missing files and folders.
+        """Append one request, which consists of a piece for each file. Missing files and folders are created.
 
         Raises:
             OSError: A file cannot be written. The same request can be appended again.
@@ -73,7 +74,7 @@ class AppendOnce:
                 file.write(data)
 
     def size(self, request_id: str, path: Path) -> int:
-        """Return the length of a file, in bytes, without this request."""
+        """Return the length of a file, in bytes, without the piece of this request."""
         if request_id == self._id and path in self._files:
             return self._files[path][0]
         return path.stat().st_size if path.exists() else 0

@@ -39,7 +39,7 @@ class FileExporter(DecodingExporter):
     """
 
     def __init__(self, directory: Path) -> None:
-        """Create an exporter. The folder itself is created later."""
+        """Create an exporter without creating the folder."""
         self.directory = directory
 
     def export(self, request: Request) -> Outcome:

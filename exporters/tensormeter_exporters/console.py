@@ -15,7 +15,7 @@ __all__ = ["ConsoleExporter"]
 
 
 class ConsoleExporter(DecodingExporter):
-    """See `tensormeter.exporter.Exporter` for the contract. There are no options."""
+    """The exporter of the `console` destination. It implements `tensormeter.exporter.Exporter` and has no options."""
 
     def __init__(self, config: ExporterConfig) -> None:
         config.options_or()

@@ -1,9 +1,9 @@
 """The `experiment` destination: the experiment server, over OTLP/HTTP with Protobuf and gzip.
 
 Any OTLP/HTTP receiver accepts these requests. The experiment server deduplicates them by the header
-`Tensormeter-Batch-Id`. Its response contains the headers `Tensormeter-Commit`, the number of the request, and
-`Tensormeter-Durable`, the number up to which all requests have been synced to its disk. Other servers do not send these
-headers, so their durability is unknown.
+`Tensormeter-Batch-Id`. The response header `Tensormeter-Commit` contains the number of the commit that stored the
+request. `Tensormeter-Durable` contains the number up to which all commits have been synced to the server's disk. Other
+servers do not send these headers, so their durability is unknown.
 
 If the endpoint comes from `OTEL_EXPORTER_OTLP_ENDPOINT`, the other OTLP exporter variables apply too: headers,
 per-signal endpoints, compression, timeouts, certificates, and the protocol, which may be gRPC.
@@ -55,16 +55,16 @@ _NOT_THERE: Final = frozenset({404, 405, 410})
 
 
 _BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
-"""Statuses of temporary errors, after which `ask_attempt` asks again."""
+"""Statuses of temporary errors, for which `ask_attempt` returns `Retry`."""
 
 _MOST_STEPS: Final = 1 << 62
 
 _MOST_QUESTIONS: Final = 10
-"""Maximum number of such retries. A receiver that always returns such a status may still accept data."""
+"""Maximum number of times that `ask_attempt` returns `Retry` for these statuses. Data may be accepted despite them."""
 
 
 class ExperimentExporter:
-    """See `tensormeter.exporter.Exporter` for the contract.
+    """The exporter of the `experiment` destination. It implements `tensormeter.exporter.Exporter`.
 
     Redirects are not followed, because they would send the token to another server.
     """
@@ -78,7 +78,7 @@ class ExperimentExporter:
         self._has_no_durability = False
 
     def export(self, request: Request, timeout: float | None = None) -> Outcome:
-        """Implement the contract. `timeout`, in seconds, can shorten this call."""
+        """Send one request, and return the outcome. `timeout`, in seconds, can shorten the configured timeout."""
         target, route = self._targets[request.signal], self._routes[request.signal]
         if not isinstance(route, OtlpPost):
             return route.export(request)
@@ -106,7 +106,7 @@ class ExperimentExporter:
         return Retry(answer.reason, answer.retry_after)
 
     def durability(self) -> Durability | Retry | None:
-        """Implement the contract."""
+        """Ask the server which commits are durable. See `tensormeter.exporter.Exporter`."""
         signal, target = next(iter(self._targets.items()))
         route = self._routes[signal]
         if not isinstance(route, OtlpPost) or not self._asks(signal):
@@ -128,7 +128,7 @@ class ExperimentExporter:
         return not self._has_no_durability and self._targets[signal].endpoint.endswith(_path(signal))
 
     def ask_attempt(self, question: AttemptQuestion) -> AttemptNumber | Retry | Unauthorized | None:
-        """Implement the contract. OTLP receivers other than the experiment server do not assign attempt numbers."""
+        """Ask the server for an attempt number. Return None if the receiver is not an experiment server."""
         signal, target = next(iter(self._targets.items()))
         route, url = self._routes[signal], _attempt_url(target, signal, question)
         if not isinstance(route, OtlpPost) or not url:

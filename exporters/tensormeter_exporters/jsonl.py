@@ -23,7 +23,7 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
 class JsonLinesExporter(FileExporter):
-    """See `tensormeter.exporter.Exporter` for the contract.
+    """The exporter of the `jsonl` destination. It implements `tensormeter.exporter.Exporter`.
 
     Options:
         directory: Folder for the files. Default: `otlp` in the user's data directory, accessible only to this user.
@@ -59,7 +59,7 @@ class JsonLinesExporter(FileExporter):
     def _path(self, request: Request, length: int) -> Path:
         """Return the newest file of this signal and spool, or the next file if the newest is full.
 
-        Spools never share a file, so agents do not either.
+        Each spool has separate files, so two agents never write to the same file.
         """
         stem = f"{request.signal}-{self._files.writer}"
         number = self._numbers.get(stem) or max(

@@ -61,7 +61,7 @@ class TensormeterMetricExporter(MetricExporter):
         os.register_at_fork(after_in_child=lambda: (open_again := this()) and open_again())
 
     def _open(self) -> None:
-        """Open a connection. A forked child needs a new one, because its copy of the parent's lock may stay locked."""
+        """Create the connection and its lock. A forked child needs a new lock, because the inherited one may be held."""
         self._exporter = ExperimentExporter(self._config)
         self._lock = threading.Lock()
 
@@ -81,7 +81,7 @@ class TensormeterMetricExporter(MetricExporter):
             return self._send(request, deadline)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Wait for an export on another thread, and return whether it has ended. Nothing else is buffered."""
+        """Wait for a running export on another thread, and return whether it ended in time. No points are buffered."""
         if not self._lock.acquire(timeout=min(max(timeout_millis / 1000, 0.0), threading.TIMEOUT_MAX)):
             return False
         self._lock.release()

@@ -87,7 +87,7 @@ _ACCESS_CODE: Final = re.compile(r"\((AccessDenied|InvalidAccessKeyId|SignatureD
 _TEMPORARY_STATUS: Final = frozenset({401, 403, 404, 408, 425, 429, *range(500, 600)})
 
 _INTERNAL_ERRORS: Final = 3
-"""Number of internal MLflow errors in a row after which an item is suspected as the cause."""
+"""Number of consecutive internal MLflow errors for one request, after which an item is suspected as the cause."""
 
 _REFUSED_THROUGHOUT: Final = 64
 """Number of refused items after which the rest of a request is skipped, if no item was stored."""
@@ -100,7 +100,7 @@ class _Deleted(Exception):  # noqa: N818 - a state that a person can end
 
 
 class MlflowExporter(DecodingExporter):
-    """See `tensormeter.exporter.Exporter` for the contract.
+    """The exporter of the `mlflow` destination. It implements `tensormeter.exporter.Exporter`.
 
     MLflow's client reads its credentials from `MLFLOW_TRACKING_TOKEN`, or from `MLFLOW_TRACKING_USERNAME` and
     `MLFLOW_TRACKING_PASSWORD`. This process changes three of the client's defaults: the timeout
@@ -156,7 +156,7 @@ class MlflowExporter(DecodingExporter):
         return refused.outcome(stored)
 
     def _temporary(self, request: str, sender: ProcessRef | None) -> Callable[[Exception], bool]:
-        """Return a predicate for exceptions that have a cause other than an item of the request."""
+        """Return a function that returns whether an exception has a cause other than an item of the request."""
         item_may_be_the_cause = (
             sender is not None
             and request == self._failing
@@ -262,7 +262,7 @@ class MlflowExporter(DecodingExporter):
                 self._client.set_terminated(run, status, end_time=run_event.event.time // 1_000_000)
 
     def _path(self, key: str, run_event: RunEvent) -> str:
-        """Return the path of an artifact, which consists of key and step.
+        """Return the path of an artifact, which consists of its key and step, or of its key and time if it has no step.
 
         If another artifact has the same kind, key and step, the time is appended.
         """
@@ -322,7 +322,7 @@ class MlflowExporter(DecodingExporter):
             self._client.log_artifact(run, str(file), folder)
 
     def _run(self, sender: ProcessRef) -> tuple[str, str]:
-        """Return the ID of the MLflow run, and the process whose metrics keep their names."""
+        """Return the IDs of the MLflow run and of the process whose metrics keep their names."""
         key = sender.project, sender.run
         if key not in self._runs:
             self._runs[key] = self._find_run(sender)
@@ -379,12 +379,12 @@ def _clean_tag(tag: str) -> str:
 
 
 def _clean_part(text: str) -> str:
-    """Return a suffix for a valid name, with only valid characters."""
+    """Return the composed part of a series name, with only valid characters."""
     return _UNSAFE.sub("_", text)
 
 
 def _clean_path(key: str) -> str:
-    """Return a relative path below the folder for the artifact's kind."""
+    """Convert a key to a relative path with only valid characters, and without components such as `..`."""
     return "/".join(part.strip() for part in _UNSAFE.sub("_", key).split("/") if part.strip(". ")) or "_"
 
 

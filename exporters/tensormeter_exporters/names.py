@@ -20,7 +20,7 @@ _LONGEST_SHOWN: Final = 100
 
 
 def suffix_of(original: str) -> str:
-    """Return an underscore and eight hexadecimal digits of the string's hash, including a letter and a numeral."""
+    """Return an underscore and eight hexadecimal digits of a string's hash, at least one letter and one numeral."""
     text = original.encode("utf-8", "surrogatepass")
     while True:
         digest = hashlib.sha256(text).hexdigest()
@@ -31,7 +31,7 @@ def suffix_of(original: str) -> str:
 
 
 def _looks_changed(name: str) -> bool:
-    """Return whether a name ends with a suffix like those of `suffix_of`. Such names are changed too, to avoid clashes."""
+    """Return whether a name ends like a changed name. Such names are changed too, so that no two names are equal."""
     digits = name[-_DIGITS:]
     return (
         name[-_DIGITS - 1 : -_DIGITS] == "_"
@@ -43,7 +43,7 @@ def _looks_changed(name: str) -> bool:
 
 
 class ChangedNames:
-    """Conversion of names for one destination, with a warning for each invalid name. Not thread-safe."""
+    """Converter of names for one destination. It logs a warning for each changed name, up to 100. Not thread-safe."""
 
     def __init__(
         self, destination: str, rule: str, clean: Callable[[str], str], longest: int, *, in_bytes: bool = False
@@ -65,7 +65,7 @@ class ChangedNames:
         self._warnings = 0
 
     def __call__(self, original: str) -> str:
-        """Return the name to store."""
+        """Return the name under which the destination stores the original name."""
         name = self._known.get(original)
         if name is None:
             name = self._known[original] = self._choose(original)

@@ -1,7 +1,7 @@
 """The `otel:NAME` destinations: any OpenTelemetry metric exporter, by the name that `OTEL_METRICS_EXPORTER` uses.
 
 The OpenTelemetry exporter is constructed without arguments and configured by its own environment variables. It receives
-every point, with steps as the gauge `tensormeter.step`, but no events, because these are not metrics. Deduplication is
+every point, with steps as the gauge `tensormeter.step`, but no events, because events are not metrics. Deduplication is
 left to its receiver. OpenTelemetry exporters do not report why they failed, so every failure is retried.
 """
 
@@ -46,11 +46,11 @@ logger: Final = get_logger("tensormeter.agent")
 _GROUP: Final = "opentelemetry_metrics_exporter"
 
 _TAKES_NO_SUM: Final = ("opentelemetry.exporter.otlp.", "opentelemetry.sdk.", "tensormeter_exporters.")
-"""Modules of exporters that omit a sum of None. Other exporters may do arithmetic with the sum, so they receive NaN."""
+"""Prefixes of modules whose exporters omit a sum of None. Other exporters may calculate with sums and receive NaN."""
 
 
 class OTelExporter(DecodingExporter):
-    """See `tensormeter.exporter.Exporter` for the contract. There are no options."""
+    """The exporter of an `otel:NAME` destination. It implements `tensormeter.exporter.Exporter` and has no options."""
 
     def __init__(self, config: ExporterConfig) -> None:
         config.options_or()

@@ -51,7 +51,7 @@ _NANOSECONDS: Final = 1_000_000_000
 
 @dataclass(frozen=True)
 class ProcessRef:
-    """Process of a run that sent a request's data.
+    """Reference to the process that sent the data of a request.
 
     Attributes:
         project: Project of the run, from `service.name`.
@@ -67,7 +67,7 @@ class ProcessRef:
 
     @classmethod
     def of(cls, resource: Mapping[str, Attribute]) -> "ProcessRef":
-        """Create a reference from a resource. For other software, each service instance counts as a run."""
+        """Create a reference from a resource. In data from other software, each service instance counts as a run."""
         process = str(resource.get(SERVICE_INSTANCE_ID) or "unknown")
         run = str(resource.get(RUN_ID) or process)
         return cls(
@@ -85,8 +85,8 @@ class SteppedSeries:
     Attributes:
         sender: Process that sent the data.
         series: Points of the series.
-        steps: Step of each point, int64, shape (n,). For points without a step, such as those of sensors, the Unix time
-            in seconds, which needs no state and stays the same when a request is retried.
+        steps: Step of each point, int64, shape (n,). Points without a step, such as those of sensors, have the Unix
+            time in seconds instead, which stays the same when a request is retried.
         stepped: Whether each point has a step, bool, shape (n,).
     """
 
@@ -120,7 +120,7 @@ class RunEvent:
         sender: Process that sent the data.
         event: Decoded event.
         media: Table, image, text or alert in the event; None if there is none.
-        step: Step of the media.
+        step: Step of the media; None if it has no step.
         error: Reason why the media cannot be read, or "".
     """
 
@@ -132,7 +132,7 @@ class RunEvent:
 
     @property
     def axis_step(self) -> int:
-        """Step, or the Unix time in seconds if there is no step, as for points."""
+        """Step, or the Unix time in seconds if there is no step, as in `SteppedSeries.steps`."""
         return self.event.time // _NANOSECONDS if self.step is None else self.step
 
     @property

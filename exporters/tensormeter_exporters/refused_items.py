@@ -20,14 +20,14 @@ class RefusedItems:
 
     Attributes:
         count: Number of refused items.
-        is_temporary: Function that returns whether an exception has a cause other than the item. The request is then
-            retried.
+        is_temporary: Function that returns whether an exception has a cause other than the item, such as an outage. If
+            so, the whole request is retried.
     """
 
     def __init__(self, is_temporary: Callable[[Exception], bool] = is_outage) -> None:
         """
         Args:
-            is_temporary: See the attribute.
+            is_temporary: Initial value of the attribute `is_temporary`.
         """
         self.count = 0
         self.is_temporary = is_temporary
@@ -35,7 +35,7 @@ class RefusedItems:
         self._more = False
 
     def add(self, reason: str, count: int = 1) -> None:
-        """Count items as refused."""
+        """Count items as refused, and record the reason unless it is already recorded."""
         self.count += count
         if reason[:_LONGEST] in self._reasons:
             return
@@ -71,14 +71,14 @@ class RefusedItems:
 
     @property
     def reason(self) -> str:
-        """First distinct reasons, or ""."""
+        """First distinct reasons, separated by semicolons; "" if no items were refused."""
         return "; ".join(self._reasons) + ("; and more" if self._more else "")
 
     def outcome(self, stored: int) -> Outcome:
         """Return the outcome of the request, normally `Accepted` with the number of refused items.
 
-        If many items were refused and none was stored, the items are unlikely to be the cause. The outcome is then
-        `Rejected`, so that delivery quarantines the request and users can send it again.
+        If at least 16 items were refused and none was stored, the items are unlikely to be the cause. The outcome is
+        then `Rejected`, so that delivery quarantines the request and users can send it again.
 
         Args:
             stored: Number of stored items.

@@ -12,7 +12,7 @@ from tensormeter.exporter import Request
 __all__ = ["decoding", "decompress"]
 
 _LARGEST: Final = 1 << 30
-"""Maximum size of a decompressed body in bytes, far above that of the agent's requests. It limits malicious requests."""
+"""Maximum size of a decompressed body in bytes, far above that of the agent's requests, to stop malicious bodies."""
 
 
 def decompress(request: Request) -> bytes:

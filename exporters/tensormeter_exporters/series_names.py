@@ -1,8 +1,8 @@
 """Unique series names for destinations that lack histograms and attributes.
 
 Such a destination receives composed names: `grad/mean` for the mean of the distribution `grad`, `hw.power{hw.id=GPU-0}`
-for a series with attributes. If a composed name equals the name of another metric, the first of the two keeps the name,
-and the other gets a suffix. Within a request, the logged metric counts as first. The names are stored in the
+for a series with attributes. If a composed name equals the name of another metric, the metric that arrives first keeps
+the name, and the other gets a suffix. Within a request, the logged metric counts as first. The names are stored in the
 destination's folder, so that the next agent uses the same names.
 """
 
@@ -61,7 +61,7 @@ class SeriesNames:
                 self.of(stepped)
 
     def of(self, stepped: SteppedSeries, part: str = "") -> str:
-        """Return the name of a series, or of its statistic such as `/mean`. Call `save` to store the name."""
+        """Return the name of a series, or of its statistic `part`, such as `/mean`. Call `save` to store the name."""
         process, identity = stepped.sender.process, f"{stepped.identity}\0{part}"
         name = self._names.get((process, identity))
         if name is None:

@@ -56,10 +56,10 @@ _MAX_ROWS: Final = 1000
 
 
 class TensorBoardExporter(FileExporter):
-    """See `tensormeter.exporter.Exporter` for the contract.
+    """The exporter of the `tensorboard` destination. It implements `tensormeter.exporter.Exporter`.
 
     Options:
-        directory: Folder for `tensorboard --logdir`. Default: `runs`, like torch's writer.
+        directory: Folder for `tensorboard --logdir`. Default: `runs`, as in torch's `SummaryWriter`.
     """
 
     def __init__(self, config: ExporterConfig) -> None:

@@ -2,8 +2,8 @@
 
 The protocol requires a response message, but many receivers send none: Prometheus, Mimir, VictoriaMetrics and
 VictoriaLogs return 200 without a body, Loki returns 204, and others return 202, `{}` or `ok`. Any 2xx response
-therefore counts as acceptance, unless it clearly does not come from a receiver. Examples of the latter are a proxy's
-error page, a login page, and bytes that are neither an OTLP message nor text.
+therefore counts as acceptance, unless it clearly does not come from a receiver. Examples of such a response are a
+proxy's error page, a login page, and bytes that are neither an OTLP message nor text.
 """
 
 import codecs
@@ -59,7 +59,7 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """Human-readable URL, status and explanation from the receiver."""
+        """URL, status, and the receiver's explanation if it is readable, as text for users."""
         answered = f"{self.url} answered {self.status} {self.phrase}".rstrip()
         explained = _explanation(self._type, self.body)
         return f"{answered}: {explained}" if explained else answered
@@ -83,7 +83,7 @@ class Answer:
             except DecodeError:
                 if not _is_text(body):
                     return Retry(f"{answered} with a body that is not OTLP; check the endpoint")
-        # A word such as "ok" may have any type: servers copy that of the request.
+        # A body such as "ok" may have any content type, because some servers copy the type of the request.
         with contextlib.suppress(ValueError, RecursionError):
             return _read_json(signal, json.loads(body), items)
         return Accepted()
@@ -138,7 +138,7 @@ def _explanation(kind: str, body: bytes) -> str:
     """Return the receiver's error message if it is human-readable, otherwise ""."""
     if kind in _PROTOBUF_TYPES:
         try:
-            # google.rpc.Status has its code and message in the same fields, but would need another package.
+            # The body is a google.rpc.Status. Its class needs another package, but its message has the same field number.
             return _readable(ExportMetricsPartialSuccess.FromString(body).error_message)
         except DecodeError:
             return ""

@@ -1,11 +1,11 @@
 """Conversion of distributions and sums to cumulative temporality, for receivers that require it.
 
 The spool contains one point with delta temporality for each logged distribution. Prometheus and Mimir refuse such
-points. This module replaces each point with the sum of all points so far, like the Collector's `delta_to_cumulative`
-processor.
+points. This module replaces each point with the sum of all points of the stream so far, like the Collector's
+`delta_to_cumulative` processor.
 
-As soon as a request is accepted, the sums and the request's ID are written to a file. An agent that takes over
-continues with these sums. It recognizes the accepted request by its ID, and adds all other requests to the sums. If the
+As soon as a request is accepted, the sums and the request's ID are written to a file. The next agent continues with
+these sums. If it receives the accepted request again, it recognizes the ID and does not add the request twice. If the
 file is lost, streams restart with a new start time.
 """
 
@@ -48,7 +48,7 @@ _LEAD: Final = 1_000_000
 """Nanoseconds between a stream's start time and its first point.
 
 If the two times were equal, receivers would treat the start as unknown and the first value as a baseline, without
-counting it. Some receivers store only milliseconds.
+counting it. The difference is one millisecond, because some receivers store only milliseconds.
 """
 
 _MOST_INTEGER: Final = 1 << 63
@@ -142,7 +142,7 @@ class DeltaToCumulative:
         try:
             first, _, body = self._file.read_bytes().partition(b"\n")
             name, _, expected = first.partition(b" ")
-            if expected and expected != b"%08x" % zlib.crc32(body, zlib.crc32(name)):  # older files have none
+            if expected and expected != b"%08x" % zlib.crc32(body, zlib.crc32(name)):  # absent in older files
                 raise ValueError("it does not match its checksum")
             for key, point in _read(body):
                 self._points[key] = point
@@ -177,7 +177,7 @@ def _begin(point: _Point) -> None:
 
 
 def _fits(before: _Point, point: _Point) -> bool:
-    """Return whether a delta point can be added to a stream. Otherwise, the stream restarts."""
+    """Return whether a delta point can be added to a stream. If it cannot, the stream must restart."""
     if isinstance(point, NumberDataPoint):
         kind = point.WhichOneof("value")
         if kind != before.WhichOneof("value"):
@@ -232,8 +232,8 @@ def _add_exponential(before: _Point, point: _Point) -> None:
     """Add buckets at the coarser of the two scales, or at an even coarser scale if a side would exceed 160 buckets.
 
     Bucket ``i`` lies inside bucket ``i >> d`` of a scale that is smaller by ``d``, so the merge is exact. The larger of
-    the two zero buckets is kept. Buckets that overlap the zero bucket are merged into it, and it is extended to their
-    end.
+    the two zero buckets is kept. Buckets that overlap the zero bucket are merged into it, and the zero bucket is
+    extended to the end of these buckets.
     """
     sides: dict[str, dict[int, int]] = {"positive": {}, "negative": {}}
     scale = min(before.scale, point.scale)
@@ -291,7 +291,7 @@ _TYPES: Final[dict[str, Any]] = {
 
 
 def _write(points: dict[_Key, _Point]) -> Iterator[bytes]:
-    """Yield the parts of each key and each point, all preceded by their length."""
+    """Yield the parts of each key, followed by its point. Each part and point is preceded by its length."""
     for key, point in points.items():
         for part in (*key, point.SerializeToString()):
             yield len(part).to_bytes(4, "little") + part
@@ -301,7 +301,7 @@ def _read(body: bytes) -> Iterator[tuple[_Key, _Point]]:
     """Yield the keys and points that `_write` has written.
 
     Raises:
-        ValueError, DecodeError, KeyError: The file is truncated or damaged.
+        ValueError, DecodeError: The file is truncated or damaged.
     """
     parts: list[bytes] = []
     position = 0

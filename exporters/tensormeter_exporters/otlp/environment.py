@@ -1,4 +1,4 @@
-"""Targets of OTLP destinations. The standard variables apply to options that are not set."""
+"""Targets of OTLP destinations, from their options. OpenTelemetry's variables apply to options that are not set."""
 
 from typing import Final
 

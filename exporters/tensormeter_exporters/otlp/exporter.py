@@ -16,7 +16,7 @@ __all__ = ["OtlpExporter"]
 
 
 class OtlpExporter(DecodingExporter):
-    """See `tensormeter.exporter.Exporter` for the contract.
+    """The exporter of the `otlp` destination. It implements `tensormeter.exporter.Exporter`.
 
     The standard variables `OTEL_EXPORTER_OTLP_...` apply to options that are not set.
 

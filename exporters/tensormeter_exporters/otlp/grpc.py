@@ -1,4 +1,4 @@
-"""OTLP over gRPC: unary calls with the encoded bytes, without generated stubs."""
+"""Sender for OTLP over gRPC. It makes unary calls with the encoded bytes, without generated stubs."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,7 @@ _RETRYABLE: Final = frozenset(
 """Retryable statuses according to the OTLP specification. RESOURCE_EXHAUSTED is retryable only with a RetryInfo."""
 
 _TOO_LARGE: Final = ("larger than max", "length too large", "message too large")
-"""Messages of grpc-go, tonic and grpc-java about a request that is too large. gRPC has no status for this error."""
+"""Parts of grpc-go's, tonic's and grpc-java's messages about a request that is too large. gRPC has no such status."""
 
 _NOT_GRPC: Final = re.compile(r"Received http2 header with status: (\d+)|Stream removed")
 """gRPC messages about a response without a gRPC status: a proxy's web page, a redirect, or an interrupted stream."""
@@ -130,7 +130,7 @@ def _credentials(target: OtlpTarget) -> grpc.ChannelCredentials:
         try:
             return Path(path).read_bytes() if path else None
         except OSError as error:
-            raise SettingsError(f"{target.endpoint}: cannot read its certificates: {error}") from None
+            raise SettingsError(f"{target.endpoint}: cannot read a certificate or key: {error}") from None
 
     return grpc.ssl_channel_credentials(
         root_certificates=read(target.certificate),

@@ -1,4 +1,4 @@
-"""OTLP over HTTP, with Protobuf bodies."""
+"""Sender for OTLP over HTTP, with Protobuf bodies."""
 
 import ssl
 from typing import Final
@@ -74,5 +74,5 @@ def tls_context(target: OtlpTarget) -> ssl.SSLContext | None:
                 target.client_certificate, target.client_key or None, password=""
             )  # an empty password prevents a prompt
     except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"{target.endpoint}: cannot read its certificates: {error}") from None
+        raise SettingsError(f"{target.endpoint}: cannot read a certificate or key: {error}") from None
     return context

@@ -94,7 +94,7 @@ class OtlpPost:
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 late = self._connections.expired or time.monotonic() >= deadline
                 return Retry(f"{url}: {'the response did not arrive in time' if late else _describe(error)}")
-            if self._connections.expired or time.monotonic() >= deadline:  # the deadline ended the headers
+            if self._connections.expired or time.monotonic() >= deadline:  # truncated headers can look complete
                 return Retry(f"{url}: the response did not arrive in time")
         if not whole and 200 <= response.status < 300:
             return Retry(f"{url}: the response is longer than {_LONGEST_ANSWER} bytes; check the endpoint")

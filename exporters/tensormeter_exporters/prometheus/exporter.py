@@ -58,14 +58,15 @@ class _Point:
 
 @dataclass
 class _Family:
-    """All series with one name.
+    """A metric family: all series with one Prometheus name.
 
     Attributes:
         name: Prometheus name, without the suffix `_total` of counters.
         help: Help text of the family.
         names: Names of the family's labels.
         points: Labels and last point of each series.
-        owners: Series by non-empty labels. Prometheus treats empty labels as missing.
+        owners: Series that uses each set of labels. The sets contain no empty labels, because Prometheus treats them as
+            missing.
         warned: Whether a warning about several series with the same labels has been logged.
     """
 
@@ -134,7 +135,7 @@ class _LastValues(Collector):
         self._refused = 0
 
     def put(self, origin: Origin, key: _SeriesKey, description: str, point: _Point) -> bool:
-        """Store a point unless a later point of its series is stored.
+        """Store a point unless a later point of its series is already stored.
 
         Return False, and refuse the point, if there are too many series or another series has the same labels.
         """
@@ -216,7 +217,8 @@ class _LastValues(Collector):
                     family.add_sample(name + suffix, dict(labels) | ({"le": bound} if bound else {}), value)
             yield family
         dropped = CounterMetricFamily(
-            _REFUSED_FAMILY, "Points of rejected series: too many series, or labels not unique."
+            _REFUSED_FAMILY,
+            "Points that were refused because of too many series, or because their labels were not unique.",
         )
         dropped.add_metric([], refused)
         yield dropped
@@ -245,15 +247,15 @@ def _port() -> str:
 
 
 class PrometheusExporter(DecodingExporter):
-    """See `tensormeter.exporter.Exporter` for the contract.
+    """The exporter of the `prometheus` destination. It implements `tensormeter.exporter.Exporter`.
 
     Options:
         host: Address to listen on. Default: `OTEL_EXPORTER_PROMETHEUS_HOST` or the loopback address.
         port: First of sixteen ports to try, or 0 for any free port. Each agent on a machine uses the first free port.
             Default: `OTEL_EXPORTER_PROMETHEUS_PORT` or 9464.
         max_series: Maximum number of series. Each bucket of a distribution is a series. Points of further series are
-            counted as refused.
-        max_buckets: Maximum number of buckets per distribution, at least 6.
+            counted as refused. Default: 10000.
+        max_buckets: Maximum number of buckets per distribution, at least 6. Default: 32.
     """
 
     def __init__(self, config: ExporterConfig) -> None:
@@ -339,7 +341,7 @@ class PrometheusExporter(DecodingExporter):
         return refused
 
     def _put_distribution(self, series: Distribution, at: int, key: _SeriesKey) -> bool:
-        """Store a distribution: as a histogram if it is cumulative, otherwise as a gauge histogram."""
+        """Store a distribution as a histogram if it is cumulative, else as a gauge histogram. Return False if it is refused."""
         cumulative = series.temporality is Temporality.CUMULATIVE
         kind: Kind = "histogram" if cumulative else "gaugehistogram"
         origin = Origin(series.name, "", kind, series.unit, _form(series))

@@ -36,12 +36,12 @@ Colons are reserved for recording rules, and prometheus_client replaces them in 
 """
 
 _DIGITS: Final = (8, 16, 64)
-"""Lengths of the suffix in hexadecimal digits. If a name already exists, the next length is used."""
+"""Lengths of the suffix in hexadecimal digits. If the resulting name is already in use, the next length is tried."""
 
 
 @dataclass(frozen=True, order=True)
 class Origin:
-    """Source of a family.
+    """The metric, or the statistic of a metric, from which a family is created.
 
     Attributes:
         metric: Name under which the metric was logged.
@@ -78,7 +78,7 @@ class Origin:
 
     @property
     def exact(self) -> bool:
-        """Whether no character was replaced. Within a request, such metrics take precedence over others."""
+        """Whether no character of the metric's name is replaced. In a request, these metrics are named before others."""
         return _REPLACED.search(self.metric) is None and not self.metric[:1].isdigit()
 
 

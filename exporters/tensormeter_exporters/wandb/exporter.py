@@ -58,7 +58,7 @@ logger: Final = get_logger("tensormeter.agent")
 
 STEP: Final = "tensormeter/step"
 _LOOK: Final = 0.1
-"""Interval, in seconds, between checks whether a process is still writing a file."""
+"""Interval, in seconds, between checks of whether a process is still writing a file."""
 
 _MAX_BINS: Final = 512
 _MAX_TAG: Final = 64
@@ -90,11 +90,13 @@ _Row = tuple[ProcessRef, str, Callable[[], dict[str, Any]]]
 
 
 class _Unavailable(Exception):  # noqa: N818 - a temporary state
-    """wandb cannot start a run, or its process has ended."""
+    """wandb cannot start a run, or wandb's own process has ended."""
 
 
 class WandbExporter(DecodingExporter):
-    """See `tensormeter.exporter.Exporter` for the contract. Variables such as `WANDB_API_KEY` apply too.
+    """The exporter of the `wandb` destination. It implements `tensormeter.exporter.Exporter`.
+
+    W&B's environment variables, such as `WANDB_API_KEY`, apply too.
 
     Options:
         mode: `offline` or `online`.
@@ -210,9 +212,9 @@ class WandbExporter(DecodingExporter):
             self._refused[entry.id] = refused
 
     def _go_on(self, senders: set[ProcessRef]) -> None:
-        """Continue processes that are not in the journal after the last step in their files.
+        """Read the next W&B step of each process that is not in the journal from the process's files.
 
-        W&B steps cannot decrease.
+        W&B steps cannot decrease, so the next row must come after the last step in these files.
         """
         for sender in senders:
             if not self._journal.knows(sender.process):
@@ -265,7 +267,7 @@ class WandbExporter(DecodingExporter):
                 yield run_event.sender, what, partial(_media_row, run_event, run_event.media, names, refused, what)
 
     def _media_names(self, sender: ProcessRef) -> ChangedNames:
-        """Return the converter for media names. W&B combines the run's ID and the key to an artifact name."""
+        """Return the converter for media names. Their length is limited, because W&B adds the run's ID to each name."""
         room = _MAX_ARTIFACT - _CHECKSUM - len(f"run-{_run_id(sender)}-")
         if room not in self._media_keys:
             rule = f"W&B uses keys as file paths, which can have at most {room} bytes"
@@ -327,7 +329,7 @@ class WandbExporter(DecodingExporter):
         return False
 
     def _written(self, process: str) -> int:
-        """Return the last W&B step of a process that its files contain, as far as they have been read."""
+        """Return the last W&B step that has been read from the files of a process; -1 if there is none."""
         file = self._files.get(process)
         return max(self._journal.written.get(process, -1), -1 if file is None else file.last_step)
 
@@ -399,7 +401,7 @@ def _is_temporary(error: Exception) -> bool:
 
 
 def _is_of_service(error: Exception) -> bool:
-    """Return whether the connection to wandb's own process is broken."""
+    """Return whether an exception means that the connection to wandb's own process is broken."""
     module = type(error).__module__
     return isinstance(error, ConnectionError) or module.startswith(("wandb.sdk.lib.service", "wandb.sdk.mailbox"))
 

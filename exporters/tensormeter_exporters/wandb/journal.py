@@ -52,10 +52,10 @@ class Journal:
     Not thread-safe. Calls block while they access the disk.
 
     Attributes:
-        accepted: ID of the last request that was logged, perhaps without refused items.
+        accepted: ID of the last request that was logged, except for its refused items.
         refused: Number of refused items in that request, and the reason.
         entries: Requests that may not be in wandb's files yet, in order.
-        files: Current or last wandb file, by process.
+        files: Path of the current or last wandb file, by process.
         written: Last W&B step in earlier files, by process.
     """
 
@@ -121,7 +121,7 @@ class Journal:
 
     @staticmethod
     def set_aside(folder: Path | None) -> Path | None:
-        """Rename the journal's file, so that a new journal can begin. Return the new path."""
+        """Rename the journal's file, so that a new journal can begin. Return the new path, or None without a folder."""
         if folder is None:
             return None
         aside = folder / f"{_STATE}.damaged"

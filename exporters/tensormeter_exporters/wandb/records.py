@@ -1,4 +1,4 @@
-"""Reader for a run's `.wandb` file, which finds out how much wandb has written.
+"""Reader for a run's `.wandb` file, which finds the last row that wandb has written.
 
 The file is a log in LevelDB's format: a header of 7 bytes, followed by blocks of 32 KiB with chunks of records. Each
 chunk has a checksum, a length and a type. wandb's own reader is available only in Go.
