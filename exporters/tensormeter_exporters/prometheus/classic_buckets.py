@@ -1,9 +1,9 @@
 """Conversion of distributions to classic Prometheus histograms with few, stable bounds.
 
 Prometheus stores each bucket as a separate time series, so there must be few bounds, and they must not change between
-scrapes. Explicit bounds are kept, or reduced to every n-th bound. Exponential buckets are merged exactly into buckets
-of one coarser scale per series, which cover the range of all values so far. If the range needs too many buckets, the
-scale is reduced by one; the new bounds are a subset of the previous ones.
+scrapes. Explicit bounds are kept if there are few enough. Otherwise, only every n-th bound is kept. Exponential buckets
+are merged exactly into buckets of one coarser scale per series, which cover the range of all values so far. If the
+range needs too many buckets, the scale is reduced by one; the new bounds are a subset of the previous ones.
 """
 
 import numpy as np

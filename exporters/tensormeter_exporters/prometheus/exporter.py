@@ -45,7 +45,7 @@ _Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class _Point:
-    """A point of a series as Prometheus samples.
+    """One point of a series, converted to Prometheus samples.
 
     Attributes:
         time: Unix time in nanoseconds.
