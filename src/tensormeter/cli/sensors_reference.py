@@ -22,8 +22,9 @@ _PARTS: Final = (
         "GPUs",
         GPU_INSTRUMENTS,
         (
-            f"Sensors: `{NvidiaSensor.name}` (NVML, extra `gpu`) and `{AmdSensor.name}` (AMD SMI, extra `amd`). Each GPU or MIG device "
-            "reports only the metrics that it supports. `tensormeter.gpu.sm.*`, `.tensor.activity` and `.dram.activity` require an NVIDIA "
+            f"Sensors: `{NvidiaSensor.name}` for NVIDIA GPUs (requires `tensormeter[gpu]`) and `{AmdSensor.name}` for AMD GPUs "
+            "(requires `tensormeter[amd]`). Each GPU or MIG device reports only the metrics that it supports. "
+            "`tensormeter.gpu.sm.*`, `tensormeter.gpu.tensor.activity` and `tensormeter.gpu.dram.activity` require an NVIDIA "
             "GPU of the Hopper generation or later."
         ),
     ),
@@ -60,17 +61,19 @@ ALL_INSTRUMENTS: Final = tuple(instrument for _, instruments, _ in _PARTS for in
 _HEAD: Final = """\
 # GPU, host and process metrics
 
-The agent samples these metrics once per run and node, not once per rank. Sampling adds no work to the training process, and
-continues even if that process is stopped or hangs. The `sample_interval` setting is the interval in seconds (default 10; 0
-turns sampling off). Several samples share a request.
+The agent samples all metrics on this page except those of the [training process](#training-process) once per run and node, not
+once per rank. Sampling adds no work to the training process, and continues even if that process is stopped or hangs. The
+`sample_interval` setting is the interval in seconds (default 10; 0 turns sampling off). The agent sends several samples in one
+request.
 
-The metrics belong to a separate process of the run, which has `tensormeter.process.kind=node`. Its `service.instance.id`
-depends only on the project, run and host. Names, units and attributes follow OpenTelemetry's semantic conventions. Names that
-the conventions do not define begin with `tensormeter.`. Counters and up-down counters are cumulative sums. If a reading fails,
-its points are omitted and `tensormeter.sensor.failures` is incremented. A sensor that hangs does not affect the others. Apple
-GPUs are not supported, because no maintained library can read their metrics without root access.
+The agent records these metrics under an additional process of the run, whose resource has `tensormeter.process.kind=node`. The
+`service.instance.id` of that process depends only on the project, run and host. Names, units and attributes follow
+OpenTelemetry's semantic conventions. Names that the conventions do not define begin with `tensormeter.`. Counters and up-down
+counters are cumulative sums. If a reading fails, its points are omitted and `tensormeter.sensor.failures` is incremented. A
+sensor that hangs does not affect the others. Apple GPUs are not supported, because no maintained library can read their metrics
+without root access.
 
-This page is generated: `python -m tensormeter.cli.sensors_reference > docs/sensors.md`.
+This page is generated. To update it, run `python -m tensormeter.cli.sensors_reference > docs/sensors.md`.
 """
 
 _TRAINING_PROCESS: Final = """
@@ -85,7 +88,7 @@ _TABLE_HEAD: Final = ("| name | kind | unit | attributes | description |", "|---
 
 
 def page() -> str:
-    """Generate the page as Markdown."""
+    """Return the page as Markdown."""
     parts = "".join(f"\n## {title}\n\n{text}\n\n{_table(instruments)}" for title, instruments, text in _PARTS)
     return _HEAD + parts + _TRAINING_PROCESS + "\n".join([*_TABLE_HEAD, *_training_process_rows()]) + "\n"
 

@@ -1,4 +1,7 @@
-"""Conversion of SDK metrics, which have one object per point, to columns, with one series per metric and attribute set."""
+"""Conversion of OpenTelemetry SDK metrics to columns.
+
+The SDK has one object per point; columns have one series per metric and attribute set.
+"""
 
 import threading
 from collections.abc import Mapping

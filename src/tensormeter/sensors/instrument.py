@@ -22,7 +22,7 @@ class Instrument:
         name: Name from the semantic conventions, or a name that begins with `tensormeter.` if they define none.
         kind: Kind of the OpenTelemetry observable instrument.
         unit: UCUM unit.
-        description: Human-readable description in one sentence.
+        description: Human-readable description, which ends with a period.
         attributes: Names of the attributes that the instrument's points may have.
     """
 

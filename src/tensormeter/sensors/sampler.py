@@ -27,7 +27,7 @@ SCOPE: Final = "tensormeter.sensors"
 """Name of the sensors' instrumentation scope."""
 
 _STUCK_AFTER: Final = 30.0
-"""Seconds after which a reading in progress is reported as stuck."""
+"""Seconds after which a sample in progress is reported as stuck, or three times the interval if that is longer."""
 
 _DURATION: Final = Instrument(
     "tensormeter.sensor.sample.duration",
@@ -40,8 +40,8 @@ _FAILURES: Final = Instrument(
     "tensormeter.sensor.failures",
     "counter",
     "{failure}",
-    "Number of failed readings. Their values are missing. `error.type` is the exception name, `stuck` (the sensor hung) or "
-    "`overflow` (points were dropped because too many were waiting).",
+    "Number of failed readings, whose values are missing. `error.type` is the name of the exception, `stuck` if the sensor "
+    "hung, or `overflow` for points that were dropped because too many were waiting.",
     (SENSOR, "error.type"),
 )
 SAMPLER_INSTRUMENTS: Final = (_DURATION, _FAILURES)
@@ -50,7 +50,7 @@ SAMPLER_INSTRUMENTS: Final = (_DURATION, _FAILURES)
 class Sampler:
     """Sampler of one sensor, which runs until it is stopped.
 
-    The sampling thread is a daemon, so it is abandoned if it hangs in a driver.
+    The sampling thread is a daemon, so a driver that hangs does not keep the process from exiting.
 
     Attributes:
         columns: Buffer from which another thread may take the points.
@@ -69,7 +69,7 @@ class Sampler:
         self.samples = 0
         """Number of samples so far."""
         self.over = False
-        """Whether the thread has ended because it was stopped or the sensor has nothing to read on this machine."""
+        """Whether the thread has ended: it was stopped, the sensor failed, or there is nothing to read on this machine."""
         self._make = make
         self._interval = interval
         self._stop = threading.Event()
@@ -88,7 +88,7 @@ class Sampler:
         self._thread.join(timeout)
 
     def report_if_stuck(self) -> None:
-        """If a reading takes too long, log and count it, once per reading."""
+        """Log and count a sample that takes too long, once per sample."""
         since = self._busy_since
         if since is None:
             self._reported = False

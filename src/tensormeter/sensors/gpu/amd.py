@@ -28,8 +28,8 @@ class AmdSensor:
         """
         Args:
             watch: Processes of the run to observe.
-            driver: Folder that exists if the driver is loaded. Otherwise, amdsmi is not imported, because it would
-                print an error.
+            driver: Folder that exists if the driver is loaded. If the folder does not exist, amdsmi is not imported,
+                because amdsmi would print an error.
         """
         self._watch = watch
         self._smi: Any = None

@@ -11,7 +11,7 @@ from tensormeter.sensors.instrument import Instrument, Kind
 __all__ = ["GPU_INSTRUMENTS", "Monotonic", "visible_to"]
 
 _GPU: Final = ("hw.id", "hw.name", "hw.type", "hw.parent")
-"""Attributes of a GPU: UUID, display number, the type `gpu`, and, for a MIG device, the UUID of its GPU."""
+"""Attributes of a GPU: UUID, name such as `GPU 0`, the type `gpu`, and, for a MIG device, the UUID of its GPU."""
 
 
 def _gpu(name: str, kind: Kind, unit: str, description: str, *attributes: str) -> Instrument:
@@ -22,7 +22,7 @@ UTILIZATION: Final = _gpu(
     "hw.gpu.utilization",
     "gauge",
     "1",
-    "Fraction of time during which the GPU ran kernels (`general`) or processed video.",
+    "Fraction of time during which the GPU ran kernels (`general`), encoded video (`encoder`) or decoded video (`decoder`).",
     "hw.gpu.task",
 )
 MEMORY_USAGE: Final = _gpu("hw.gpu.memory.usage", "updowncounter", "By", "GPU memory used by all processes.")
@@ -69,27 +69,41 @@ THROTTLED: Final = _gpu(
     "tensormeter.gpu.throttled",
     "gauge",
     "1",
-    "1 if the clock frequencies are reduced for this reason, otherwise 0.",
+    "1 if the reason in `tensormeter.gpu.throttle.reason` currently reduces the clock frequencies, otherwise 0.",
     "tensormeter.gpu.throttle.reason",
 )
 MEMORY_ACTIVITY: Final = _gpu(
     "tensormeter.gpu.memory.activity", "gauge", "1", "Fraction of time during which GPU memory was read or written."
 )
 SM_ACTIVITY: Final = _gpu(
-    "tensormeter.gpu.sm.activity", "gauge", "1", "Average fraction of multiprocessors that were busy."
+    "tensormeter.gpu.sm.activity",
+    "gauge",
+    "1",
+    "Fraction of multiprocessors that were busy, averaged since the last sample.",
 )
 SM_OCCUPANCY: Final = _gpu(
-    "tensormeter.gpu.sm.occupancy", "gauge", "1", "Number of resident warps as a fraction of the maximum."
+    "tensormeter.gpu.sm.occupancy",
+    "gauge",
+    "1",
+    "Number of resident warps as a fraction of the maximum, averaged since the last sample.",
 )
 TENSOR_ACTIVITY: Final = _gpu(
-    "tensormeter.gpu.tensor.activity", "gauge", "1", "Fraction of time during which the tensor cores were active."
+    "tensormeter.gpu.tensor.activity",
+    "gauge",
+    "1",
+    "Fraction of time since the last sample during which the tensor cores were active.",
 )
-DRAM_ACTIVITY: Final = _gpu("tensormeter.gpu.dram.activity", "gauge", "1", "Fraction of the memory bandwidth in use.")
+DRAM_ACTIVITY: Final = _gpu(
+    "tensormeter.gpu.dram.activity",
+    "gauge",
+    "1",
+    "Fraction of the memory bandwidth that was used since the last sample.",
+)
 PCIE_THROUGHPUT: Final = _gpu(
     "tensormeter.gpu.pcie.throughput",
     "gauge",
     "By/s",
-    "PCIe transfer rate over the last 20 ms, for drivers without byte counters.",
+    "PCIe transfer rate over the last 20 ms. It is reported only if the driver has no counters for `hw.gpu.io`.",
     "network.io.direction",
 )
 NVLINK_IO: Final = _gpu(
@@ -103,7 +117,7 @@ XID_ERRORS: Final = _gpu(
     "tensormeter.gpu.xid.errors",
     "counter",
     "{error}",
-    "Number of driver errors since sampling began, by error number (NVIDIA: XID).",
+    "Number of errors that the NVIDIA driver has reported since sampling began, by error number (XID).",
     "tensormeter.gpu.xid",
 )
 PROCESS_MEMORY: Final = _gpu(
@@ -118,7 +132,7 @@ VISIBLE: Final = _gpu(
     "tensormeter.gpu.visible",
     "gauge",
     "1",
-    "1 if `CUDA_VISIBLE_DEVICES` lets a process of the run use the GPU, otherwise 0.",
+    "1 if `CUDA_VISIBLE_DEVICES` or its AMD equivalent lets a process of the run use the GPU, otherwise 0.",
 )
 
 GPU_INSTRUMENTS: Final = (

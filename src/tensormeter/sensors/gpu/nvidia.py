@@ -1,7 +1,7 @@
 """The sensor for NVIDIA GPUs, which uses NVML (`nvidia-ml-py`, module `pynvml`). Without a driver, it reads nothing.
 
-Each value is a separate reading. If a GPU model, driver or MIG device does not support a reading, that reading is not
-tried again, and the others still work.
+Each quantity is a separate reading. If a GPU model, driver or MIG device does not support a reading, that reading is
+not tried again, and the others still work.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ _THROTTLE_REASONS: Final = {
     "power_brake": 0x80,
     "display_clock_setting": 0x100,
 }
-"""NVML's nvmlClocksEventReasons bits."""
+"""Bits of NVML's nvmlClocksEventReasons, by the value of the attribute `tensormeter.gpu.throttle.reason`."""
 
 
 class NvidiaSensor:
@@ -238,7 +238,7 @@ class _Gpu(Device):
         ]
 
     def _fields(self, *fields: Any) -> list[float]:
-        """Return the values of NVML fields by number. If some cannot be read, raise the error of the first such field."""
+        """Return the values of the NVML fields with these numbers. If some cannot be read, raise the first one's error."""
         values = []
         for item in self.nvml.nvmlDeviceGetFieldValues(self.handle, list(fields)):
             if item.nvmlReturn != self.nvml.NVML_SUCCESS:

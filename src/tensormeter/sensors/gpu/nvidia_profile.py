@@ -33,7 +33,7 @@ class Profile:
         self._begun = False
 
     def read(self) -> Iterable[tuple[Instrument, float]]:
-        """Yield averages since the last call. The first call yields nothing.
+        """Yield each instrument with its average since the last call. The first call yields nothing.
 
         Raises:
             AbsentError: The device does not support GPM.

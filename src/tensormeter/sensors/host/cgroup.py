@@ -14,7 +14,7 @@ class Controller:
     Attributes:
         name: Name of the controller: `memory`, `cpu` or `cpuacct`.
         unified: Whether the controller belongs to cgroup version 2.
-        folders: Folders of the control groups. Limits in any of them apply.
+        folders: Folders of the control groups. A limit in any of these folders applies to this process.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Controller:
     folders: tuple[Path, ...]
 
     def tightest(self, limit: Callable[[Path], float | None]) -> tuple[float, Path] | None:
-        """Return the lowest limit of all folders, and its folder, or None if there is no limit."""
+        """Return the lowest limit that `limit` reads from any folder, and that folder; None if there is no limit."""
         limits = [(value, folder) for folder in self.folders if (value := limit(folder)) is not None]
         return min(limits, key=lambda item: item[0], default=None)
 
@@ -44,14 +44,14 @@ def controllers(root: Path = Path("/")) -> Mapping[str, Controller]:
         for name in names.split(",") if names else ["memory", "cpu"]:
             if name in ("memory", "cpu", "cpuacct"):
                 folders = tuple(_folders(root, mounts, name if names else None, path))
-                # On a machine with both versions, each controller belongs to only one. Version 1 is listed first.
+                # On a machine with both versions, each controller belongs to one version. Version 1 is listed first.
                 if folders and name not in result:
                     result[name] = Controller(name, not names, folders)
     return result
 
 
 def _folders(root: Path, mounts: list[list[str]], controller: str | None, path: str) -> Iterator[Path]:
-    """Yield the folders from the group itself up to the mount point that are visible to this process."""
+    """Yield the folders that this process can see, from the group itself up to the mount point."""
     for fields in mounts:
         dash = fields.index("-")
         kind, options = fields[dash + 1], fields[dash + 3].split(",")

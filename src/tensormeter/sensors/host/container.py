@@ -1,4 +1,4 @@
-"""The limits of a container or job, if they are lower than the machine's resources."""
+"""The limits and usage of a container or job, if its limits are lower than the machine's resources."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Space on the run's file systems. The sensor is separate, because an unresponsive network file system hangs it."""
+"""Space on the run's file systems. The sensor is separate, because an unresponsive network file system makes it hang."""
 
 import os
 import tempfile
@@ -32,7 +32,7 @@ _UTILIZATION: Final = Instrument(
 
 
 class FilesystemSensor:
-    """Sensor of the file systems of `/`, temporary files, shared memory, the spool and the trainers' folders."""
+    """Sensor of the file systems of `/`, temporary files, shared memory, the spool and the trainers' working folders."""
 
     name = "filesystem"
     instruments = (_USAGE, _LIMIT, _UTILIZATION)

@@ -76,8 +76,8 @@ _Child = tuple[int, float]
 class ProcessSensor:
     """Sensor of the agent, the training processes and their children.
 
-    The values of children are summed per training process, because a series for each worker of each epoch would be too
-    many. Summed times include children that have ended, if they appeared in at least one sample.
+    The values of children are summed per training process, because one series per worker and epoch would be too many
+    series. Summed times include children that have ended, if they appeared in at least one sample.
     """
 
     name = "process"
