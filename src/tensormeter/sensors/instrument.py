@@ -19,7 +19,7 @@ class Instrument:
     """An observable instrument.
 
     Attributes:
-        name: Name from the semantic conventions, or a name that begins with `tensormeter.` if they define none.
+        name: Name from the semantic conventions, or a name with the prefix `tensormeter.` if these define none.
         kind: Kind of the OpenTelemetry observable instrument.
         unit: UCUM unit.
         description: Human-readable description, which ends with a period.

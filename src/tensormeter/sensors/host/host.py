@@ -94,7 +94,7 @@ _CPU_MODES: Final = {"irq": "interrupt", "softirq": "interrupt"}
 """Processor modes whose names differ between psutil and the semantic conventions."""
 
 _EXCLUDED_CPU_MODES: Final = frozenset({"guest", "guest_nice"})
-"""Processor modes that Linux already counts as `user` and `nice`."""
+"""Processor modes whose time Linux also counts as `user` or `nice`."""
 
 _SWAP_PAGE: Final = 4096
 """Page size, in bytes, that psutil uses to convert swapped pages to bytes."""
