@@ -19,7 +19,7 @@ __all__ = ["Shutdown", "api_routes"]
 
 
 def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
-    """Return all API routes. Their handlers and the receivers use separate threads."""
+    """Return all API routes. The handlers run on their own threads, not on those of the OTLP receivers."""
     threads, limiter = ApiThreads(stores.stalled), ResponseLimiter()
     routes = [
         Route("/api/v1/openapi.json", describe_api),

@@ -1,7 +1,7 @@
 """Assignment of attempt numbers, for runs whose machines share only this server.
 
-Requests write nothing. The number is derived from the stored processes, so processes that request it at the same time
-get the same number (`tensormeter.conventions.attempt_number`).
+Requests write nothing. The number is derived from the stored processes, so processes that request a number at the same
+time get the same one (see `tensormeter.conventions.attempt_number`).
 """
 
 import time
@@ -82,7 +82,7 @@ def _member(process: ProcessSummary, *, running: bool, resume: bool) -> KnownMem
 
 
 def _last_step(store: Store, ref: RunRef, known: Mapping[str, KnownMember], number: int) -> int | None:
-    """Return the highest step that processes of earlier attempts have reached."""
+    """Return the highest step that processes of earlier attempts have reached; None if they have no steps."""
     earlier = {process for process, member in known.items() if member.attempt < number}
     if not earlier:
         return None

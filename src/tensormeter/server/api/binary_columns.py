@@ -28,7 +28,7 @@ _TYPES: Final[Mapping[str, Literal["f64", "i64", "u8"]]] = {"f": "f64", "i": "i6
 
 
 class _Arrays:
-    """Arrays that follow a header, each starting at a multiple of 8."""
+    """Arrays that follow the header of a binary response. The offset of each array is a multiple of 8."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -37,7 +37,7 @@ class _Arrays:
         self._size = 0
 
     def add(self, array: NDArray[Any]) -> ArrayPlace:
-        """Append an array, and return its place, which belongs in the header."""
+        """Append an array, and return its place for the header. Equal arrays get the same place in the response."""
         data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
         # Series that were logged together share the same x, which is written only once.
         offset = self._offsets.setdefault(data, self._size)
@@ -50,8 +50,8 @@ class _Arrays:
         return place
 
     def encode(self, document: QueryColumns | MetricColumns) -> list[bytes]:
-        """Return the whole response in parts. Offsets are relative to its start."""
-        # The header's length depends on the offsets' number of digits, so it is first measured with very large offsets.
+        """Return the whole response in parts. Make all offsets relative to the start of the response."""
+        # The header's length depends on the number of digits in the offsets, so measure it with very large offsets first.
         self._move(1 << 40)
         start = -(-(4 + len(encode(document))) // 8) * 8
         self._move(start - (1 << 40))

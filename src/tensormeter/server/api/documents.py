@@ -1,4 +1,4 @@
-"""API documents, created from the store's values."""
+"""Functions that create API documents from the store's values."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -109,7 +109,10 @@ def event_document(event: StoredEvent) -> schemas.Event:
 
 
 def trim_config(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Return only the given keys of a configuration. Dots in a key separate nested objects."""
+    """Return only the given keys of a configuration. Keys that it does not have are omitted.
+
+    A key with dots selects the entry with this exact name or, if there is none, an entry of nested objects.
+    """
     trimmed: dict[str, Any] = {}
     for key in keys:
         if key in config:
@@ -174,9 +177,10 @@ def _process(process: ProcessSummary) -> schemas.Process:
 
 
 def _environment(processes: Sequence[ProcessSummary]) -> Mapping[str, Any]:
-    """Return the resource of the lowest rank in the latest attempt.
+    """Return the resource of the process with the lowest rank in the latest attempt; empty if there are no processes.
 
-    A node's resource has neither a command line nor a revision, so it is used only if there is no training process.
+    The resource of a node process has neither a command line nor a revision, so it is used only if there is no training
+    process.
     """
 
     def order(process: ProcessSummary) -> tuple[bool, int, float]:
@@ -219,7 +223,11 @@ def _kind_fields(kind: Kind) -> dict[str, Any]:
 def _rare_fields(scopes: Collection[str], *, stepped: bool) -> dict[str, Any]:
     """Return the fields that few metrics have.
 
-    These fields are the scopes of other libraries, and `stepped` if some points but not the latest one have a step.
+    `scopes` is omitted if "" is the only scope, and `stepped` if it is false.
+
+    Args:
+        scopes: Scopes of the metric's series.
+        stepped: Whether the latest point has no step but the latest point of another series has one.
     """
     return {"scopes": UNSET if set(scopes) == _OWN_SCOPE else sorted(scopes), "stepped": True if stepped else UNSET}
 

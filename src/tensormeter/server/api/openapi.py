@@ -75,7 +75,7 @@ async def describe_api(_: Request) -> Response:
 
 
 class _Document:
-    """Collector of operations and the schemas that they refer to.
+    """Collector of the operations, and of the schemas that the operations refer to.
 
     Attributes:
         paths: Operations by path and method.
@@ -91,7 +91,7 @@ class _Document:
         }
 
     def schema(self, kind: type[msgspec.Struct]) -> _Schema:
-        """Return a reference to the schema of a class. The schema becomes a component."""
+        """Return a reference to the schema of a class, and add the schema to the document's components."""
         self._types.append(kind)
         return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
@@ -151,7 +151,7 @@ def _components(kinds: list[type[msgspec.Struct]]) -> dict[str, Any]:
 
 
 def _name_types(schema: Any) -> None:
-    """Add the type to string enumerations. msgspec omits it, but client generators need it."""
+    """Add the type to string enumerations, because msgspec omits the type but client generators need it."""
     if isinstance(schema, dict):
         if all(isinstance(value, str) for value in schema.get("enum", [None])):
             schema["type"] = "string"
@@ -170,7 +170,7 @@ def _parameters(kind: type[msgspec.Struct]) -> list[_Schema]:
 
 def _parameter(name: str, schema: dict[str, Any], *, required: bool) -> _Schema:
     description = schema.pop("description")
-    # A missing parameter is null for the server, but no query string represents null.
+    # The server treats a missing parameter as null, but a query string cannot contain null.
     if schema.get("default", 0) is None:
         del schema["default"]
         alternatives = [part for part in schema.pop("anyOf") if part != {"type": "null"}]

@@ -1,4 +1,4 @@
-"""Validation of request parameters and bodies with the classes in `request_schemas`."""
+"""Validation of request parameters and bodies against the classes in `request_schemas`."""
 
 import json
 import re
@@ -23,7 +23,7 @@ MAX_JSON: Final = 1 << 20
 """Maximum size of a request body in bytes."""
 
 MAX_READING_JSON: Final = 64 << 20
-"""Maximum total size of all bodies that are being read, in bytes."""
+"""Maximum total size in bytes of all bodies that are being read at the same time."""
 
 _SHOWN: Final = 40
 """Maximum number of characters of an invalid value that an error message shows."""
@@ -31,12 +31,12 @@ _SHOWN: Final = 40
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
 
 _INTEGER: Final = re.compile(r"-?\d{1,19}", re.ASCII)
-"""Pattern of an int64, which has at most 19 digits. `int` is slow for long strings and accepts other formats too."""
+"""Pattern of an int64, which has at most 19 digits. `int` is slow for long strings, and accepts other formats."""
 
 _POSITIVE: Final = re.compile(r"\d{1,9}", re.ASCII)
 _NUMBER: Final = re.compile(r"(?=.{1,39}$)[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _FIELD: Final = re.compile(r"(?:field `|at `\$\.)(\w+)")
-"""Pattern that finds the field's name in a msgspec error message."""
+"""Pattern that finds the name of the invalid field in an error message from msgspec."""
 
 _BOOLEANS: Final = {"true": True, "false": False}
 
@@ -113,7 +113,7 @@ def unique(name: str, values: list[str], most: int) -> list[str]:
 
 
 def invalid(name: str, kind: type[msgspec.Struct], document: Mapping[str, Any]) -> HTTPException:
-    """Return the error for an invalid field. Its message contains the name, the expected value and the actual value."""
+    """Return the error for an invalid field. The message contains the name, the expected value and the actual value."""
     field = next(field for field in _fields(kind) if field.name == name)
     value = _shown(document[name]) if name in document else "nothing"
     return HTTPException(400, f"{name}: expected {_expected(field.type)}, got {value}")
@@ -169,7 +169,7 @@ def _fields(kind: type[msgspec.Struct]) -> tuple[inspect.Field, ...]:
 
 @cache
 def _converters(kind: type[msgspec.Struct]) -> Mapping[str, Callable[[str], Any]]:
-    """Return, for each parameter, a function that converts its string. Invalid strings stay strings and fail validation."""
+    """Return the function that converts each parameter's text. Invalid text stays a string and fails validation."""
     return {field.name: _converter(field.type) for field in _fields(kind)}
 
 
@@ -190,7 +190,7 @@ def _converter(kind: inspect.Type) -> Callable[[str], Any]:
 
 
 def _parse_object(text: str) -> Any:
-    """Parse JSON. An empty string means a missing value. The string `null` does not, so it stays a string."""
+    """Parse JSON. An empty string means a missing value. `null` is invalid, so it is returned as a string."""
     if not text:
         return None
     document = parse_document(text)
@@ -198,7 +198,7 @@ def _parse_object(text: str) -> Any:
 
 
 def _alternatives(kind: inspect.Type) -> list[inspect.Type]:
-    """Return the possible types of a value, except null."""
+    """Return the types that a field's value can have, except null."""
     if isinstance(kind, inspect.Metadata):
         return _alternatives(kind.type)
     if isinstance(kind, inspect.UnionType):
@@ -207,7 +207,7 @@ def _alternatives(kind: inspect.Type) -> list[inspect.Type]:
 
 
 def _expected(kind: inspect.Type) -> str:
-    """Return a description of the valid values of a type."""
+    """Return a description of a type's valid values, for an error message."""
     if isinstance(kind, inspect.Metadata) and kind.extra is not None:
         return str(kind.extra["expected"])
     return ", or ".join(map(_described, _alternatives(kind)))

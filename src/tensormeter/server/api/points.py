@@ -1,4 +1,4 @@
-"""Handlers for points (sampled for charts, in full, or aggregated over processes) and distributions."""
+"""Handlers that return points (sampled, in full, or as statistics across processes) and distributions."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Final, Literal
@@ -39,10 +39,10 @@ MAX_JSON_POINTS: Final = 2_500_000
 """Maximum number of points in a JSON response. Writing a million points takes a fraction of a second."""
 
 _SERIES_WEIGHT: Final = 20
-"""Number of points that the header of each series counts as."""
+"""Number of points that each series counts as, in addition to its own points, because its header takes space."""
 
 _FEWEST_POINTS: Final = 4
-"""Smallest number of points per series that sampling can return."""
+"""Smallest `max_points` of a query with sampling. A query without sampling has `max_points` 0."""
 
 _SLICE: Final = 16_384
 """Number of values to encode at once. The encoder holds the GIL, so long calls would delay ingest."""
@@ -60,7 +60,7 @@ _RUN: Final = "/api/v1/runs/{run_id}"
 
 
 class PointsApi:
-    """Handlers that return points."""
+    """Handlers that return points and distributions."""
 
     def __init__(self, stores: Stores, threads: ApiThreads, limiter: ResponseLimiter) -> None:
         self._stores = stores
@@ -181,7 +181,7 @@ class PointsApi:
         """Run `work` on a worker thread.
 
         Raises:
-            TooManyPointsError: The work needs too much processor time.
+            TooManyPointsError: The work uses too much processor time.
         """
         try:
             return await self._threads.run_checked(request, work)
@@ -320,7 +320,7 @@ def _encode_array(name: str, column: NDArray[np.float64]) -> Iterator[bytes]:
 
 
 def _size(all_series: Sequence[RawSeries]) -> int:
-    """Return the memory that the series use, in bytes."""
+    """Return the number of bytes of memory that the series use."""
     size = 0
     for series in all_series:
         arrays = series.steps, series.stepped, series.gaps, *series.points.arrays()

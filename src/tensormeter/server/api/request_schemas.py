@@ -1,4 +1,8 @@
-"""Request bodies and parameters, each described once; see `schemas`."""
+"""Classes of request bodies and parameters.
+
+The server validates requests against these classes. Together with `schemas`, they are the source of `openapi.json` and
+the page's types.
+"""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -18,7 +22,7 @@ MAX_PAGE: Final = 1000
 
 MIN_INTEGER: Final = -(1 << 63)
 MAX_INTEGER: Final = (1 << 63) - 1
-"""Range of the integers that a store can search for, from `MIN_INTEGER` to `MAX_INTEGER`."""
+"""Highest integer that a store can search for; `MIN_INTEGER` is the lowest."""
 
 MAX_NUMBER: Final = 1e30
 
@@ -41,7 +45,7 @@ _LAST_TIME: Final = Meta(
     description="Upper bound of the time, in nanoseconds since the Unix epoch; the bound itself is excluded."
 )
 _ATTEMPT: Final = Meta(
-    description="Number of the attempt to read, or `all`. Default: the effective line of all attempts."
+    description="Number of the attempt, or `all`. Default: all attempts, without points that a later one repeats."
 )
 _PROCESS: Final = Meta(description="ID of the process to read.")
 _SCOPE: Final = Meta(description="Name of the instrumentation scope.")
@@ -80,9 +84,9 @@ class Query(Struct, kw_only=True):
     ] = 1000
     process: Annotated[str | None, Meta(description="ID of the process to read, or `all`.")] = None
     attributes: Annotated[dict[str, Any] | None, Meta(description="Attributes that the series must have.")] = None
-    after: Annotated[str | None, Meta(description="Cursor of an earlier result; only later points are returned.")] = (
-        None
-    )
+    after: Annotated[
+        str | None, Meta(description="Cursor of an earlier result; only points that arrived after it are returned.")
+    ] = None
     attempt: Annotated[AttemptChoice | None, _ATTEMPT] = None
     scope: Annotated[str | None, _SCOPE] = None
     unit: Annotated[str | None, _UNIT] = None
@@ -109,8 +113,10 @@ class RunParameters(Struct, kw_only=True):
 
 class RunsParameters(Struct, kw_only=True):
     project: Annotated[str | None, Meta(description="Project to list. Default: all.")] = None
-    filter: Annotated[str, Meta(description="Filter expression.")] = ""
-    sort: Annotated[str, Meta(description="Comma-separated fields; `-` sorts in descending order.")] = ""
+    filter: Annotated[str, Meta(description="Condition that selects runs; see docs/api.md.")] = ""
+    sort: Annotated[
+        str, Meta(description="Comma-separated fields to sort by; a leading `-` means descending order.")
+    ] = ""
     fields: Annotated[
         str | None, Meta(description="Comma-separated parts of `config` and `summary` to return. Default: all.")
     ] = None
@@ -157,7 +163,9 @@ class EventsParameters(RunParameters, kw_only=True):
             extra_json_schema={"pattern": "^[0-9]{1,18}-[0-9]{1,18}$"},
         ),
     ] = None
-    max_body: Annotated[Int64 | None, Meta(description="Maximum length of a returned body, in characters.")] = None
+    max_body: Annotated[
+        Int64 | None, Meta(description="Maximum length of a body in characters; longer bodies are replaced by null.")
+    ] = None
 
 
 class _MetricParameters(RunParameters, kw_only=True):

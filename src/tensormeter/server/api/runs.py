@@ -56,7 +56,7 @@ class RunsApi:
         return [
             Route("/api/v1/projects", self.projects),
             Route("/api/v1/runs", self.runs),
-            # A single route, so that the response to any other method lists all three.
+            # A single route, so that the response to any other method (405) lists all three methods.
             Route(_RUN, self.run, methods=["GET", "PATCH", "DELETE"]),
             Route(f"{_RUN}/metrics", self.metrics),
             Route("/api/v1/metrics", self.metrics_of_runs),
@@ -189,7 +189,7 @@ class RunsApi:
 
 
 def _position(text: str | None) -> tuple[int, int] | None:
-    """Parse the value of `next` from an earlier response, which is the time and number of an event."""
+    """Parse the value of `next` from an earlier response. The value contains the time and number of an event."""
     if text is None:
         return None
     time, _, number = text.partition("-")

@@ -1,6 +1,6 @@
-"""Response documents, each described once.
+"""Classes of response documents.
 
-Responses are encoded from these classes. Together with `request_schemas`, they are the source of `openapi.json` and the
+The server encodes responses from these classes. Together with `request_schemas`, they are the source of `openapi.json` and the
 page's types. A field that is `UNSET` is omitted from the response.
 """
 
@@ -17,7 +17,7 @@ Float = float | Literal["NaN", "Infinity", "-Infinity"]
 """A number. NaN and infinities are strings, because JSON has neither."""
 
 Nanoseconds = Annotated[str, Meta(pattern="^-?[0-9]+$", description="Nanoseconds since the Unix epoch.")]
-"""An integer as a string, because JavaScript numbers have too few digits."""
+"""An integer as a string, because JavaScript numbers are not precise enough."""
 
 Temporality = Literal["delta", "cumulative", "unspecified"]
 
@@ -43,7 +43,9 @@ class Project(Struct):
 
     name: str
     runs: Annotated[int, Meta(description="Number of runs.")]
-    last_time: Annotated[Nanoseconds, Meta(description="Time of the last arrival, by the server's clock.")]
+    last_time: Annotated[
+        Nanoseconds, Meta(description="Time when the server last received data, by the server's clock.")
+    ]
 
 
 class Projects(Struct):
@@ -71,8 +73,10 @@ class _RunFields(Struct, kw_only=True):
     state: State
     attempt: Annotated[int, Meta(description="Number of the latest attempt, starting at 1.")]
     started: Annotated[Nanoseconds, Meta(description="Time of the earliest start, point or event.")]
-    ended: Annotated[Nanoseconds | None, Meta(description="Time of the latest end; null while the run is running.")]
-    last_time: Annotated[Nanoseconds, Meta(description="Time of the last arrival, by the server's clock.")]
+    ended: Annotated[Nanoseconds | None, Meta(description="Time when the run ended; null while it is running.")]
+    last_time: Annotated[
+        Nanoseconds, Meta(description="Time when the server last received data, by the server's clock.")
+    ]
     group: str
     tags: Sequence[str]
     notes: str
@@ -81,7 +85,7 @@ class _RunFields(Struct, kw_only=True):
     lost: Annotated[int, Meta(description="Number of points that the senders reported as dropped.")]
     lag: Annotated[
         float | None,
-        Meta(description="Seconds between the newest point and the last arrival; null without points."),
+        Meta(description="Seconds from the newest point to `last_time`; null if there are no points."),
     ]
     config: Annotated[Attributes, Meta(description="Configuration of the run.")]
     summary: Annotated[Mapping[str, Summary], Meta(description="Statistics by metric name.")]
@@ -108,7 +112,9 @@ class RunDetails(_RunFields, kw_only=True):
     """A run with its processes."""
 
     processes: Sequence[Process]
-    environment: Annotated[Attributes, Meta(description="Resource of the lowest rank in the latest attempt.")]
+    environment: Annotated[
+        Attributes, Meta(description="Resource of the process with the lowest rank in the latest attempt.")
+    ]
     losses: Annotated[Mapping[str, int], Meta(description="Number of dropped points by reason.")]
 
 
@@ -127,24 +133,27 @@ class Attempt(Struct):
     """The attempt of a process."""
 
     attempt: Annotated[int, Meta(description="Number of the attempt, starting at 1.")]
-    last_step: Annotated[int | None, Meta(description="Highest last step of the earlier attempts.")]
+    last_step: Annotated[
+        int | None, Meta(description="Highest step that earlier attempts have reached; null if there is none.")
+    ]
 
 
 class Durable(Struct):
-    """The commits that survive a power failure; all fields are null if the store does not report them."""
+    """The latest commit, and the latest one on disk; all fields are null if the store does not report them."""
 
     epoch: Annotated[
-        str | None, Meta(description="ID of the sequence of commits; it changes when commits may have been lost.")
+        str | None,
+        Meta(description="Random ID that changes each time the server starts; each epoch numbers its own commits."),
     ]
     committed: Annotated[int | None, Meta(description="Number of the latest commit.")]
-    durable: Annotated[int | None, Meta(description="Number of the latest commit that is on disk.")]
+    durable: Annotated[int | None, Meta(description="Number of the latest commit that survives a power failure.")]
 
 
 # Metrics and events
 
 
 class Metric(Struct, kw_only=True):
-    """A metric with its name, kind, temporality and unit."""
+    """A metric, identified by its name, kind, temporality and unit."""
 
     name: str
     kind: KindName
@@ -154,13 +163,15 @@ class Metric(Struct, kw_only=True):
     monotonic: bool | None
     attributes: Annotated[Sequence[Attributes], Meta(description="Attribute sets of the series.")]
     points: Annotated[int, Meta(description="Number of points.")]
-    processes: Annotated[int, Meta(description="Largest number of processes in any attempt.")]
+    processes: Annotated[int, Meta(description="Largest number of processes with the metric in one attempt.")]
     last: Annotated[Float | None, Meta(description="Latest value; null for distributions.")]
     last_step: Annotated[int | None, Meta(description="Step of the latest point.")]
     last_time: Nanoseconds | None
     scopes: Annotated[
         Sequence[str] | UnsetType,
-        Meta(description="Names of the instrumentation scopes. Default: only the empty name, which tensormeter uses."),
+        Meta(
+            description="Names of the instrumentation scopes; omitted if all are empty, as for tensormeter's metrics."
+        ),
     ] = UNSET
     stepped: Annotated[
         Literal[True] | UnsetType,
@@ -187,7 +198,9 @@ class Event(Struct):
 
     id: int
     time: Nanoseconds
-    observed_time: Annotated[Nanoseconds | None, Meta(description="Time of collection; null if it equals `time`.")]
+    observed_time: Annotated[
+        Nanoseconds | None, Meta(description="Time when the event was collected; null if it equals `time`.")
+    ]
     name: str
     step: int | None
     process: str
@@ -256,7 +269,7 @@ class QueryFooter(Struct, kw_only=True):
     """The result of a query without its series."""
 
     cursor: Annotated[str, Meta(description="State of the store, to pass as `after` in a later query.")]
-    reset: Annotated[bool, Meta(description="True if `after` was too old, so `series` contains everything.")]
+    reset: Annotated[bool, Meta(description="True if `series` contains all points, although `after` was given.")]
     damaged: Annotated[
         Sequence[str] | UnsetType,
         Meta(description="Data that is missing because the store is damaged."),
@@ -363,14 +376,19 @@ class Ranks(Struct):
 
 
 class Distribution(Struct, kw_only=True, gc=False):
-    """A distribution. Bucket i contains values above bounds[i - 1] up to bounds[i]; the first and the last are open."""
+    """A distribution. Bucket i is (bounds[i - 1], bounds[i]]; the first and last buckets are unbounded."""
 
     count: int
     sum: Float | None
     min: Float | None
     max: Float | None
     bounds: Sequence[Float]
-    counts: Annotated[Sequence[int], Meta(description="Bucket counts, one more than there are `bounds`.")]
+    counts: Annotated[
+        Sequence[int],
+        Meta(
+            description="Number of values in each bucket: one more entry than `bounds`, or empty if there are no buckets."
+        ),
+    ]
     quantiles: Annotated[
         Sequence[tuple[Float, Float]] | UnsetType,
         Meta(description="Pairs of quantile and value; only summaries have them."),
@@ -384,7 +402,7 @@ class HistogramPoint(Distribution, kw_only=True, gc=False):
 
 
 class Histograms(Struct, kw_only=True):
-    """Distributions of one series. Without a matching series there are neither points nor a description."""
+    """Distributions of one series. If no series matches, there are no points, and the optional fields are omitted."""
 
     points: Sequence[HistogramPoint]
     total: Annotated[int, Meta(description="Number of distributions in the range before sampling.")]
@@ -437,7 +455,7 @@ class Update(Struct):
     """The data of an `update` event in the stream: changes to one run."""
 
     run: str
-    metrics: Annotated[Sequence[str], Meta(description="Names of the metrics with new points.")]
+    metrics: Annotated[Sequence[str], Meta(description="Names of the metrics that have new points.")]
     state: Annotated[State | UnsetType, Meta(description="State of the run, if it changed.")] = UNSET
     events: Annotated[Literal[True] | UnsetType, Meta(description="Present if there are new events.")] = UNSET
 

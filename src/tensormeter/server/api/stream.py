@@ -1,4 +1,4 @@
-"""Live updates: server-sent events that list metrics with new points, so that a page can query only these metrics."""
+"""Live updates: server-sent events that list metrics with new points, so that the page queries only these metrics."""
 
 import time
 from collections import Counter
@@ -43,7 +43,7 @@ class Shutdown:
 
 
 class _Place:
-    """Place of an open stream: its client, and whether the stream must end to make room for another client."""
+    """Place of an open stream. It holds the stream's client, and whether the stream must end for another client."""
 
     def __init__(self, client: str, reader: Reader | None) -> None:
         self.client = client
@@ -58,7 +58,7 @@ class _Place:
 
 
 class _Places:
-    """Places of all open streams. For one event loop."""
+    """Places of all open streams. Use an instance on one event loop only."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -26,11 +26,14 @@ class ApiThreads:
         self._watchdog = StallWatchdog(stalled)
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """Run `work` on a thread, and return its result. Raises its errors and those of `StallWatchdog.run`."""
+        """Run `work` on a thread, and return its result. Raises the errors of `work` and of `StallWatchdog.run`."""
         return await self._watchdog.run(work, self._limiter)
 
     async def run_checked(
         self, request: Request, work: Callable[[CpuBudget], _T], budget: CpuBudget | None = None
     ) -> _T:
-        """Run work that checks its budget, like `run`. It ends if it takes too long or the client disconnects."""
+        """Run `work` like `run`, and stop it if it takes too long or the client disconnects.
+
+        See `run_while_connected` for the arguments and errors.
+        """
         return await run_while_connected(request, work, self._limiter, budget, watchdog=self._watchdog)
