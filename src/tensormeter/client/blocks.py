@@ -1,4 +1,4 @@
-"""Reader for a metric's data in blocks, so that client and server hold only one block in memory at a time."""
+"""Reader that requests a metric's data in blocks, so that client and server hold only one block in memory at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
@@ -33,7 +33,7 @@ class BlockReader(Generic[Block]):
         self._limit = limit
 
     def read(self, processes: Callable[[], Sequence[str]], start: int, stop: int) -> Iterator[Block]:
-        """Read the blocks of all processes, with one request if there is little data, otherwise process by process.
+        """Read the blocks of all processes, with one request if there is little data, otherwise one process at a time.
 
         Args:
             processes: Function that returns the IDs of all processes. It is called only if one request is not enough.
@@ -57,8 +57,8 @@ class BlockReader(Generic[Block]):
     def read_process(self, process: str, start: int, stop: int) -> Iterator[Block]:
         """Read the blocks of one process; see `read`.
 
-        A time span with too many points is halved. If even the shortest span has too many, because the server reads
-        whole segments, the reader raises the request's limit instead.
+        A time span with too many points is halved. The server reads whole segments, so even a span of less than a second
+        can have too many points. In that case, the reader raises its limit per request instead.
         """
         spans = [(start, stop)]
         while spans:

@@ -77,7 +77,7 @@ class Client:
 
         Args:
             project: Project of the runs. Default: all projects.
-            filter: Condition such as `state = "running" and config.lr > 1e-4`; docs/api.md describes the syntax.
+            filter: Condition on runs, such as `state = "running" and config.lr > 1e-4`; see docs/api.md. Default: all runs.
                 Archived runs are omitted unless the condition contains `archived`.
             sort: Comma-separated fields to sort by; the prefix `-` means descending order. Default: newest first.
             limit: Maximum number of runs. Default: no limit.
@@ -109,7 +109,7 @@ class Client:
             project: Project of the run. Default: all projects.
 
         Raises:
-            UsageError: No run matches, or several do; the message names some of them.
+            UsageError: No run matches, or several runs match; the message names up to five of them.
             TensormeterError: The server does not respond or returns an error.
         """
         return StoredRun(self._connection, find_run(self._connection, selector, project))

@@ -33,7 +33,7 @@ class ApiError(TensormeterError):
 
 
 class Connection:
-    """A connection to one server.
+    """A client for the HTTP API of one server, with a pool of connections.
 
     Each method blocks until the whole response has arrived or a timeout expires. The connection is thread-safe. After a
     fork, create a new connection in the child.
@@ -68,7 +68,7 @@ class Connection:
         return self._endpoint
 
     def get(self, *path: str, **query: str | float | None) -> dict[str, Any]:
-        """Return a JSON document under /api/v1/.
+        """Request a path under /api/v1/, and return the JSON document.
 
         Args:
             path: Path segments below /api/v1/, not percent-encoded.
@@ -92,7 +92,7 @@ class Connection:
     def columns(
         self, *path: str, document: Mapping[str, Any] | None = None, **query: str | float | None
     ) -> tuple[dict[str, Any], memoryview]:
-        """Return a binary response: its header, and all its bytes.
+        """Request a binary response. Return its JSON header, and all bytes of the response.
 
         The offsets in the header are relative to the start of the response. See `get` for the arguments and errors.
         """
@@ -108,7 +108,7 @@ class Connection:
         return json.loads(bytes(data[4 : 4 + int.from_bytes(data[:4], "little")])), data
 
     def content(self, *path: str, **query: str | None) -> tuple[str, bytes]:
-        """Return the media type and bytes of a response that is not a JSON document. See `get` for the errors."""
+        """Request a response that is not JSON. Return its media type and bytes. See `get` for the errors."""
         response = self._request("GET", path, query=query)
         if response.status != 200:
             self._document(response)
@@ -139,7 +139,7 @@ class Connection:
         if body is not None:
             all_headers["Content-Type"] = "application/json"
         try:
-            # Redirects are not followed, because they would send the token elsewhere.
+            # Do not follow redirects, because a redirect could send the token to another server.
             return self._pool.request(method, url, body=body, headers=all_headers, redirect=False)
         except urllib3.exceptions.HTTPError as error:
             raise TensormeterError(self._unreachable(error)) from None

@@ -1,4 +1,4 @@
-"""Blocks of a metric's distributions, exactly as they were logged."""
+"""Reader for all distributions of a metric, in blocks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ __all__ = ["BLOCK_DISTRIBUTIONS", "DistributionBlock", "distribution_reader"]
 BLOCK_DISTRIBUTIONS: Final = 2048
 """Default number of distributions that the server reads per request.
 
-With 320 buckets each, this is about 20 MB of JSON.
+A response with 2,048 distributions of 320 buckets each is about 20 MB of JSON.
 """
 
 _MAX_BLOCK: Final = 20_000
@@ -32,8 +32,8 @@ class DistributionBlock:
         attempt: Number of the attempt.
         metric: Name of the metric.
         kind: "histogram", "exponential_histogram" or "summary".
-        temporality: "delta" or "cumulative"; None if the sender did not specify it. A cumulative distribution counts
-            all values since its start.
+        temporality: "delta" or "cumulative"; "unspecified" if the sender did not specify it; None for a summary. A
+            cumulative distribution counts all values since recording started.
         attributes: Attributes of the series.
         scope: Name of the instrumentation scope; "" for tensormeter itself or if there is none.
         unit: UCUM unit; "" if there is none.
@@ -48,7 +48,7 @@ class DistributionBlock:
             first and last buckets are unbounded.
         counts: Bucket counts of each distribution: uint64, shape (b + 1,); empty if there are no buckets, as in a
             summary.
-        quantiles: (quantile, value) pairs of each summary.
+        quantiles: List of (quantile, value) pairs for each distribution; empty unless the series is a summary.
     """
 
     process: str

@@ -1,4 +1,4 @@
-"""Export of a run to a file, in bounded memory, as a table with one row per point or distribution."""
+"""Export of a run to a file as a table with one row per point or distribution, in bounded memory."""
 
 import csv
 import importlib
@@ -26,7 +26,7 @@ Format = Literal["parquet", "csv", "jsonl"]
 COLUMNS: Final = ("project", "run", "process", "rank", "attempt", "metric", "attributes", "step", "time", "value")
 
 VARIANT_COLUMNS: Final = ("scope", "unit", "kind", "temporality")
-"""Columns that follow `metric` if metrics with the same name differ in one of them."""
+"""Columns that follow `metric` if metrics with the same name differ in one of these fields."""
 
 DISTRIBUTION_COLUMNS: Final = ("kind", "temporality", "count", "sum", "min", "max", "bounds", "counts", "quantiles")
 """Columns of distributions. They are empty in rows with numbers, and `value` is empty in rows with distributions."""
@@ -40,11 +40,11 @@ class _Writer(Protocol):
     """Writer of a table's rows in one format."""
 
     def write(self, about: Mapping[str, Any], block: PointBlock) -> None:
-        """Append rows for points. The columns before `step` have the values `about`."""
+        """Append one row per point. `about` contains the values of the columns before `step`."""
         ...
 
     def write_distributions(self, about: Mapping[str, Any], block: DistributionBlock) -> None:
-        """Append rows for distributions. The columns before `step` have the values `about`."""
+        """Append one row per distribution. `about` contains the values of the columns before `step`."""
         ...
 
     def close(self) -> None:
@@ -61,17 +61,17 @@ def export_run(
     block: int | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Write the points and distributions of all attempts at a run to a file, which appears only once it is complete.
+    """Write the points and distributions of all attempts of a run to a file, which appears only once it is complete.
 
-    Points are written before distributions. Both are sorted by metric, process and time. If a metric has several
-    attribute sets in one process, blocks of their rows alternate.
+    Points are written before distributions. The rows are sorted by metric, process and time. If a metric has several
+    attribute sets in one process, blocks of rows of these sets alternate.
 
     Args:
         run: Run to export.
         target: Path of the file. An existing file is replaced.
         format: `csv` or `jsonl` (both UTF-8), or `parquet`.
-        choose: Function that returns, for a metric's name, whether to export it. Default: all metrics.
-        block: Maximum number of points or distributions in memory. Default: 500,000 points or 2,048 distributions.
+        choose: Function that receives the name of a metric, and returns whether to export it. Default: all metrics.
+        block: Maximum number of points or distributions in memory. Default: 500,000 points and 2,048 distributions.
         on_rows: Function that is called after each block with the number of rows written so far.
 
     Returns:
@@ -232,8 +232,8 @@ class _JsonLines:
 class _Parquet:
     """Writer of Parquet with zstd compression, with one row group per block.
 
-    The column `integer` has the exact value of a logged integer, and is null for other values. Bounds and counts are
-    lists; quantiles are a list of structs.
+    The column `integer` contains the exact value of a logged integer, and null for other values. Bounds and counts are
+    lists of numbers. Quantiles are lists of structs.
     """
 
     def __init__(self, file: IO[bytes], header: _Header) -> None:
@@ -282,7 +282,7 @@ class _Parquet:
     def _write(
         self, about: Mapping[str, Any], block: PointBlock | DistributionBlock, columns: Mapping[str, Any]
     ) -> None:
-        """Append a block. All its rows have the same values `about`. Missing columns are null."""
+        """Append a block of rows, which all have the values `about`. Columns without values are null."""
         arrow, n = self._arrow, len(block)
         arrays = dict(columns)
         arrays["step"] = arrow.array(block.step, mask=~block.stepped)
@@ -304,17 +304,17 @@ class _Parquet:
 
 
 def _cells(about: Mapping[str, Any]) -> list[Any]:
-    """Return the first cells of a CSV row."""
+    """Return the cells of a CSV row that precede `step`."""
     return ["" if value is None else _no_formula(value) for value in about.values()]
 
 
 def _no_formula(cell: Any) -> Any:
-    """Prefix text that a spreadsheet would evaluate as a formula, because senders can choose any name."""
+    """Add the prefix `'` to text that a spreadsheet would evaluate as a formula. Senders can choose any name."""
     return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
 def _head(about: Mapping[str, Any]) -> str:
-    """Return the beginning of a JSON line. The attributes are already JSON."""
+    """Return the beginning of a JSON line, up to the attributes. `about` contains the attributes as JSON text."""
     first = _json({key: value for key, value in about.items() if key != "attributes"})[:-1]
     return f'{first},"attributes":{about["attributes"]}'
 
@@ -349,7 +349,7 @@ def _steps(block: PointBlock | DistributionBlock, missing: str) -> Iterator[int 
 
 
 def _values(block: PointBlock, quote: Callable[[str], str]) -> list[Any]:
-    """Return the values for text formats: exact integers, floats, and quoted strings for NaN and infinities."""
+    """Return the values for text formats: exact integers and floats. `quote` converts the names of NaN and infinities."""
     values: list[Any] = block.value.tolist()
     for index in np.flatnonzero(block.is_integer).tolist():
         values[index] = int(block.integer[index])

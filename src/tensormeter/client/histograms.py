@@ -12,7 +12,7 @@ __all__ = ["Histograms", "parse_number"]
 
 @dataclass(frozen=True, eq=False)
 class Histograms:
-    """Distributions of one series, sorted by x. n is their number, and missing values are NaN.
+    """n distributions of one series, sorted by x. Missing numbers are NaN.
 
     Attributes:
         process: ID of the process; "" if there are no points.
@@ -20,7 +20,7 @@ class Histograms:
         attributes: Attributes of the series.
         scope: Name of the instrumentation scope; "" for tensormeter itself or if there is none.
         unit: UCUM unit; "" if there is none.
-        total: Number of distributions in the range, which is greater than n if they were sampled.
+        total: Number of distributions in the range, which is greater than n if the server returned only some of them.
         x: Steps, seconds or another metric's values: float64, shape (n,).
         count: Number of values in each distribution: int64, shape (n,).
         sum: Sum of each distribution: float64, shape (n,).
@@ -28,8 +28,8 @@ class Histograms:
         max: Highest value of each distribution: float64, shape (n,).
         bounds: Bucket boundaries of each distribution: float64, shape (b,). Bucket i is (bounds[i-1], bounds[i]]; the
             first and last buckets are unbounded.
-        counts: Bucket counts of each distribution: int64, shape (b + 1,); empty for a summary.
-        quantiles: (quantile, value) pairs of each summary.
+        counts: Bucket counts of each distribution: int64, shape (b + 1,); empty if there are no buckets.
+        quantiles: List of (quantile, value) pairs for each distribution; empty unless the series is a summary.
     """
 
     process: str
@@ -52,7 +52,7 @@ class Histograms:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "Histograms":
-        """Create from an API response."""
+        """Create the object from an API response."""
         points = document["points"]
 
         def column(name: str) -> NDArray[np.float64]:

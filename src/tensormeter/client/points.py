@@ -1,4 +1,4 @@
-"""Blocks of a metric's points, exactly as they were logged."""
+"""Reader for all points of a metric, in blocks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from tensormeter.client.series import read_column
 __all__ = ["BLOCK_POINTS", "PointBlock", "point_reader"]
 
 BLOCK_POINTS: Final = 500_000
-"""Default number of points that the server reads per request. They take about 12 MB in the server and in the client."""
+"""Default number of points that the server reads per request. This many points use about 12 MB of memory."""
 
 _MAX_BLOCK: Final = 20_000_000
 """Maximum number of points per request that the server allows."""
@@ -32,7 +32,7 @@ class PointBlock:
         attributes: Attributes of the series.
         scope: Name of the instrumentation scope; "" for tensormeter itself or if there is none.
         unit: UCUM unit; "" if there is none.
-        temporality: "delta" or "cumulative" for a sum; None for a gauge or if the sender did not specify it.
+        temporality: "delta" or "cumulative" for a sum; "unspecified" if the sender did not specify it; None for a gauge.
         time: Times in nanoseconds since the Unix epoch: int64, shape (n,).
         step: Steps, with 0 for a missing step: int64, shape (n,).
         stepped: Whether each point has a step: bool, shape (n,).

@@ -27,14 +27,14 @@ class Record:
         time: Time of the event, in nanoseconds since the Unix epoch.
         process: ID of the process.
         attributes: Attributes of the log record.
-        body: Body as JSON values. Bytes are base64-encoded, except that an image's bytes are replaced by their digest.
+        body: Body as JSON values. An image's bytes are replaced by their digest, and other bytes are base64-encoded.
         severity_number: OTLP severity number, from 1 (TRACE) to 24 (FATAL4); 0 if there is none.
         severity_text: Name of the severity, as chosen by the sender; "" if there is none.
         trace_id: Hexadecimal ID of the trace; "" if there is none.
         span_id: Hexadecimal ID of the span; "" if there is none.
         flags: OTLP log record flags.
         observed_time: Time when the event was collected, in nanoseconds since the Unix epoch; None if it equals `time`.
-        scope: `name`, `version` and `attributes` of the instrumentation scope, as far as they exist.
+        scope: Mapping with `name`, `version` and `attributes` of the instrumentation scope. Missing ones are omitted.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Record:
     def fields_of(document: Mapping[str, Any]) -> dict[str, Any]:
         """Return the constructor arguments for an event's API document."""
         fields = {name: document[name] for name in ("name", "step", "process", "attributes", "body")}
-        # Older servers do not send these.
+        # Older servers do not send these fields.
         fields |= {name: document[name] for name in _LOG_FIELDS if name in document}
         observed = document.get("observed_time")
         fields["observed_time"] = None if observed is None else int(observed)
@@ -85,7 +85,7 @@ class RecordedTable(Record):
         """
         pandas = import_pandas()
         columns = [[row[i] for row in self.rows] for i in range(len(self.columns))]
-        # Keyed by position, because two columns may have the same name.
+        # Use positions as keys, because two columns may have the same name.
         frame = pandas.DataFrame({i: _numbers(column) for i, column in enumerate(columns)}, index=range(len(self.rows)))
         frame.columns = list(self.columns)
         return frame
@@ -119,7 +119,7 @@ class RecordedImage(Record):
 
 
 def _numbers(column: list[Any]) -> list[Any]:
-    """Convert strings such as "NaN" and "Infinity" to numbers if all other cells are numbers or None."""
+    """Return a column with "NaN" and infinities as numbers, if all its other cells are numbers or None."""
     names = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
     others = [value for value in column if value not in names]
     numeric = all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in others)

@@ -24,9 +24,9 @@ class Summary:
 
     Attributes:
         last: Latest value.
-        min: Lowest value; None if all values are NaN.
-        max: Highest value; None if all values are NaN.
-        mean: Mean value; None if all values are NaN.
+        min: Lowest value; None if all values are NaN, or if series of the metric differ in unit or kind.
+        max: Highest value; None in the same cases.
+        mean: Mean value; None in the same cases.
         count: Number of points.
         last_step: Step of the latest value; None if that value has no step.
         last_time: Time of the latest value, in nanoseconds since the Unix epoch.
@@ -72,14 +72,15 @@ class Metric:
         kind: "gauge", "sum", "histogram", "exponential_histogram" or "summary".
         unit: UCUM unit; "" if there is none.
         description: Description of the metric; "" if there is none.
-        temporality: "delta" or "cumulative"; None if the sender did not specify it.
+        temporality: "delta" or "cumulative"; "unspecified" if the sender did not specify it; None for gauges and
+            summaries.
         monotonic: Whether the sum never decreases; None if the metric is not a sum.
         attributes: Attribute sets of the series.
         points: Number of points from all processes.
-        processes: Number of processes that have the metric.
+        processes: Largest number of processes that have the metric in one attempt.
         last: Latest value; None for distributions.
-        last_step: Step of the latest value; None if that value has no step.
-        last_time: Time of the latest value, in nanoseconds since the Unix epoch; None if there is none.
+        last_step: Step of the latest point; None if that point has no step.
+        last_time: Time of the latest point, in nanoseconds since the Unix epoch; None if there are no points.
         scopes: Names of the instrumentation scopes that record the metric; "" for tensormeter itself.
     """
 
@@ -124,8 +125,9 @@ class StoredRun:
         notes: Notes about the run.
         archived: Whether the run is hidden from lists.
         points_stored: Number of points on the server.
-        config: Configuration as JSON values. NaN and infinities are the strings "NaN", "Infinity" and "-Infinity".
-        summary: Summary of each metric, limited to the requested `fields`.
+        config: Configuration as JSON values, limited to the `fields` passed to `Client.runs`. NaN and infinities are
+            the strings "NaN", "Infinity" and "-Infinity".
+        summary: Summary of each metric, limited to the `fields` passed to `Client.runs`.
     """
 
     def __init__(self, connection: Connection, document: Mapping[str, Any]) -> None:
@@ -218,7 +220,7 @@ class StoredRun:
                 lowest and highest points.
             process: ID of a process. Default: all processes.
             attempt: Number of an attempt, or "all". Default: all attempts, without points that a later attempt repeated.
-            attributes: Attributes that the series must have, among others. Default: all series.
+            attributes: Attributes that the series must have; the series may have others too. Default: all series.
             scope: Name of an instrumentation scope. Default: all scopes.
             unit: Unit. Default: all units.
 
@@ -250,7 +252,8 @@ class StoredRun:
             metric: Name of the metric.
             process: ID of a process. Default: all processes.
             start: Start of the time range, in nanoseconds since the Unix epoch. Default: no limit.
-            stop: Exclusive end of the time range. Default: just after the latest point at the start of the iteration.
+            stop: Exclusive end of the time range, in nanoseconds since the Unix epoch. Default: just after the latest
+                point that the server has when the iteration starts.
             block: Maximum number of points that the server reads per request, unless a single segment has more.
         """
         reader = point_reader(self._connection, (self.project, self.id), metric, block)
@@ -282,7 +285,7 @@ class StoredRun:
             process: ID of a process. Default: any process.
             attempt: Number of an attempt, or "all". Default: all attempts, without distributions that a later attempt
                 repeated.
-            attributes: Attributes of the series. Default: any attributes.
+            attributes: Attributes that the series must have. Default: any attributes.
             scope: Name of an instrumentation scope. Default: any scope.
             unit: Unit. Default: any unit.
         """
@@ -312,8 +315,8 @@ class StoredRun:
             metric: Name of the metric.
             process: ID of a process. Default: all processes.
             start: Start of the time range, in nanoseconds since the Unix epoch. Default: no limit.
-            stop: Exclusive end of the time range. Default: just after the latest distribution at the start of the
-                iteration.
+            stop: Exclusive end of the time range, in nanoseconds since the Unix epoch. Default: just after the latest
+                distribution that the server has when the iteration starts.
             block: Maximum number of distributions that the server reads per request, unless a single segment has more.
         """
         reader = distribution_reader(self._connection, (self.project, self.id), metric, block)
@@ -330,7 +333,7 @@ class StoredRun:
         return [Record(**Record.fields_of(event)) for event in self._events(name, key, limit)]
 
     def alerts(self, limit: int = 1000) -> list[Record]:
-        """Read alerts from the training script and the server, newest first. The maximum `limit` is 10,000."""
+        """Read the alerts that the training script and the server raised, newest first. The maximum `limit` is 10,000."""
         return self.events(ALERT_EVENT, limit=limit)
 
     def texts(self, key: str | None = None, limit: int = 1000) -> list[Record]:
@@ -342,7 +345,7 @@ class StoredRun:
         return [RecordedTable(**Record.fields_of(event)) for event in self._events(TABLE_EVENT, key, limit)]
 
     def images(self, key: str | None = None, limit: int = 1000) -> list[RecordedImage]:
-        """Read images, newest first, without their bytes, which `RecordedImage.read` reads. See `events` for arguments."""
+        """Read image events, newest first. `RecordedImage.read` downloads an image. See `events` for the arguments."""
         run = self.project, self.id
         events = self._events(IMAGE_EVENT, key, limit)
         return [RecordedImage(**Record.fields_of(event), connection=self._connection, run=run) for event in events]
@@ -386,5 +389,5 @@ def _metric(document: Mapping[str, Any]) -> Metric:
 
 
 def _number(value: Any) -> Any:
-    """Convert a number from the API, where NaN and infinities are strings."""
+    """Return a number from the API. Convert strings, which represent NaN and infinities, to floats."""
     return float(value) if isinstance(value, str) else value

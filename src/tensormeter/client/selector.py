@@ -20,7 +20,7 @@ def find_run(connection: Connection, selector: str, project: str | None = None) 
         project: Project of the run. Default: all projects.
 
     Raises:
-        UsageError: No run matches, or several do; the message names some of them.
+        UsageError: No run matches, or several runs match; the message names up to five of them.
         TensormeterError: The server does not respond or returns an error.
     """
     try:
@@ -39,6 +39,6 @@ def find_run(connection: Connection, selector: str, project: str | None = None) 
         return connection.get("runs", matches[0]["id"], project=matches[0]["project"])
     if not matches:
         raise UsageError(f"no run {selector!r}; list runs with `tensormeter runs`")
-    # Escaped like a Python literal, so that the name of a project cannot move the cursor of a terminal.
+    # Escape IDs as in a Python literal, so that a project's name cannot send control sequences to the terminal.
     ids = ", ".join(repr(f"{run['project']}/{run['id']}")[1:-1] for run in matches[:5])
     raise UsageError(f"{len(matches)} runs match {selector!r} ({ids}{', ...' if len(matches) > 5 else ''}); pass an ID")

@@ -28,16 +28,16 @@ class Series:
     Attributes:
         run: ID of the run.
         process: ID of the process.
-        attempt: Number of the attempt, or of the latest attempt if the series combines several.
+        attempt: Number of the attempt; if the series combines several attempts, the number of the latest one.
         metric: Name of the metric.
         kind: "gauge" or "sum".
         attributes: Attributes of the series.
         scope: Name of the instrumentation scope; "" for tensormeter itself or if there is none.
         unit: UCUM unit; "" if there is none.
-        temporality: "delta" or "cumulative" for a sum; None for a gauge or if the sender did not specify it.
+        temporality: "delta" or "cumulative" for a sum; "unspecified" if the sender did not specify it; None for a gauge.
         x: Steps, seconds or another metric's values: float64, shape (n,).
         y: Values: float64, shape (n,). Integers outside ±2^53 are rounded; `StoredRun.points` returns them exactly.
-        total: Number of points in the range, which is greater than n if they were sampled.
+        total: Number of points in the range, which is greater than n if the points were sampled.
     """
 
     run: str
@@ -61,7 +61,7 @@ class SeriesList(Sequence[Series]):
     """Sequence of non-empty series, sorted by run, metric and process."""
 
     def __init__(self, series: Sequence[Series], axis: str) -> None:
-        """Create a list. `axis` is the query's argument `x`."""
+        """Create a list. `axis` is the x axis of the query; see `StoredRun.series`."""
         self._series = tuple(series)
         self.axis = axis
 
@@ -89,9 +89,9 @@ class SeriesList(Sequence[Series]):
         """Return a DataFrame with one row per point.
 
         The columns are `run`, `process`, `metric`, `attributes.NAME` for each attribute, a column named after the x
-        axis, and `value`. If series of one metric differ in `scope`, `unit`, `kind` or `temporality`, these columns are
-        added. The axis `metric:NAME` is named `NAME`, unless another column has that name. All columns except the x
-        axis and `value` are categorical.
+        axis, and `value`. A column `scope`, `unit`, `kind` or `temporality` is added if series of one metric differ in
+        this field. The column for the axis `metric:NAME` is named `NAME`, unless another column has that name. All
+        columns except the x axis and `value` are categorical.
 
         Raises:
             UsageError: pandas is not installed.
