@@ -105,7 +105,7 @@ class Client:
         """Return one run.
 
         Args:
-            selector: ID of the run. If no run has this ID, its name or the beginning of its ID.
+            selector: ID of the run, its name, or the beginning of its ID, in this order of precedence.
             project: Project of the run. Default: all projects.
 
         Raises:

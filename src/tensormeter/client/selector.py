@@ -16,7 +16,7 @@ def find_run(connection: Connection, selector: str, project: str | None = None) 
 
     Args:
         connection: Connection to the server.
-        selector: ID of the run. If no run has this ID, its name or the beginning of its ID.
+        selector: ID of the run, its name, or the beginning of its ID, in this order of precedence.
         project: Project of the run. Default: all projects.
 
     Raises:
