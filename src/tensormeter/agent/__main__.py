@@ -58,7 +58,7 @@ def _allow_open_files() -> None:
 
 
 def _open_log(directory: RunDirectory) -> None:
-    """Redirect output to the run's log, unless output is already redirected or the log cannot be opened."""
+    """Redirect output to the run's log if output goes to /dev/null and the log can be opened."""
     if not os.path.samestat(os.fstat(1), os.stat(os.devnull)):
         return
     with contextlib.suppress(OSError):

@@ -47,12 +47,12 @@ __all__ = ["Agent"]
 logger: Final = get_logger("tensormeter.agent")
 
 _POLL: Final = 0.05
-"""Seconds between two rounds. At a million rows per second, a lane of 8 MiB fills in 140 ms."""
+"""Maximum seconds between two rounds of the agent's loop. A million rows per second fill a lane of 8 MiB in 140 ms."""
 
 _MOST_REPAIRS: Final = 3
 
 _DURABLE_WAIT: Final = 5.0
-"""Maximum seconds that a one-shot agent waits for accepted data to become durable. Receivers sync on request."""
+"""Maximum seconds that a one-shot agent waits for accepted data to become durable. Receivers sync when asked."""
 
 
 class _MovedError(Exception):
@@ -60,17 +60,19 @@ class _MovedError(Exception):
 
 
 class Agent:
-    """Worker that drains and delivers one run. `run` uses the calling thread, plus one thread for each delivery.
+    """Worker that drains and delivers one run.
+
+    `run` uses the calling thread, and starts threads for the pulse, the deliveries and the sensors.
 
     The attributes describe the result of `run`.
 
     Attributes:
-        error: Reason for an incomplete delivery.
-        accepted: Whether receivers accepted everything, even if some data is not yet durable there.
+        error: Reason for an incomplete delivery; empty if there is none.
+        accepted: Whether receivers accepted everything, even if they have not yet stored all of it durably.
         cut: Descriptions of the run's processes that ended abruptly. Their last values may be missing.
         leftover: Data that the run leaves on this machine.
         unreachable: Destinations that could not be reached.
-        ready: Set once the agent's threads are running, or when `run` ends.
+        ready: Event that is set once the agent's threads are running, or when `run` ends.
     """
 
     def __init__(
@@ -86,8 +88,8 @@ class Agent:
         Args:
             directory: Directory of the run.
             settings: Settings of the run.
-            lock: Descriptors that hold the agent's lock, in the run's directory or in shared memory. `run` closes them
-                when it ends.
+            lock: One or more file descriptors that hold the agent's lock, in the run's directory or in shared memory.
+                `run` closes them when it ends.
             one_shot: Whether to end without waiting for processes that are still running or for a receiver that keeps
                 failing.
             on_status: Callback that periodically receives the number of undelivered items.
@@ -172,14 +174,14 @@ class Agent:
         Call this before `run`.
 
         Args:
-            standby_state: State of the current standby, in the form that `Standby` takes.
+            standby_state: State of the current standby, as for the argument `state` of `Standby`.
         """
         path = os.fspath(self._directory.path)
         self._standby = Standby(path, agent_command(path), lambda: self._lock.descriptors, standby_state)
         self._lock.write(os.getpid())
 
     def _begin(self) -> bool:
-        """Acquire the rest of the agent's lock, and show the run's processes that they have an agent.
+        """Acquire the lock files that are not held yet, and start the pulse, which shows that an agent is running.
 
         Returns:
             False if another agent holds the lock.
@@ -413,7 +415,7 @@ class Agent:
     def _leave(self, spool: Spool) -> bool | None:
         """End, unless a new process of the run has just started.
 
-        `init` takes the same lock, so no process can start during this check.
+        The check holds the lock that `init` takes while it creates a ring, so no process can start meanwhile.
 
         Returns:
             Whether everything was delivered; None if the agent must continue.

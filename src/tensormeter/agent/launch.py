@@ -46,6 +46,9 @@ def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
     and inherits none of the trainer's memory, threads or CUDA context. Starting it takes a few milliseconds, and this
     function does not wait for the agent.
 
+    If the agent runs on a thread of this process, on Python 3.12 or later, this function waits up to two seconds until
+    the agent's threads are running.
+
     Returns:
         Whether an agent was started.
 
@@ -176,7 +179,7 @@ def _output(path: Path | None) -> int:
 
 
 def _description(directory: RunDirectory, settings: Settings) -> int:
-    """Return a descriptor of the run and its settings for the agent's input, because `run.json` may be replaced."""
+    """Return a descriptor from which the agent reads the run and its settings, because `run.json` may be replaced."""
     document = json.dumps({"directory": directory.to_json(), "settings": settings.to_json()}).encode()
     with tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else open(os.memfd_create("run"), "w+b") as file:
         file.write(document)
@@ -197,7 +200,7 @@ def _start_thread(directory: RunDirectory, settings: Settings, lock: int) -> Non
     if sys.version_info >= (
         3,
         12,
-    ):  # no thread can be started after the script's last line, and this may be the last one
+    ):  # no thread can be started after the script's last line, and this call may be on that line
         agent.ready.wait(_THREADS_TIMEOUT)
 
 

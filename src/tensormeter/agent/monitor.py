@@ -31,10 +31,10 @@ _START: Final = 5.0
 """Seconds that an agent may take until its first beat."""
 
 _LONG: Final = 5.0
-"""Minimum seconds from an agent's start to its last beat for a replacement without delay."""
+"""An agent whose last beat came more than this many seconds after its start is replaced without delay."""
 
 _WORKED: Final = 1.0
-"""Minimum seconds from an agent's first beat to its last beat for a replacement without delay."""
+"""An agent whose last beat came more than this many seconds after its first beat is replaced without delay, too."""
 
 _FIRST_DELAY: Final = 1.0
 _LONGEST_DELAY: Final = 60.0

@@ -1,7 +1,7 @@
 """The agent's pulse: a timestamp in each ring's header, which shows recording processes that the agent is alive.
 
-Recording processes compare two words in memory, which costs almost nothing and never waits for a disk. The agent writes
-the pulse on a separate thread, because an agent that is waiting for a disk is alive and must not be replaced.
+Recording processes only compare words in memory, which costs almost nothing and never waits for a disk. The agent
+writes the pulse on a separate thread, because an agent that is waiting for a disk is alive and must not be replaced.
 """
 
 import contextlib

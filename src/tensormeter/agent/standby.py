@@ -3,8 +3,8 @@
 The standby is a bare interpreter without packages. It needs about 10 MB of memory, half of it shared, and sleeps in the
 kernel until the agent's end of a pipe closes. It opens no files, because it inherits the agent's locks, log and
 description of the run. Before it becomes the agent, it forks the next standby, so each agent has a standby from the
-start. The first agent is started in the same way. An agent that ends by itself notifies its standby, which then ends
-too. If the standby is gone, the agent starts another one.
+start. The first agent is also started through this file, and therefore has a standby, too. An agent that ends by itself
+notifies its standby, which then ends as well. If the standby is gone, the agent starts another one.
 
 This file is run by its path, without `tensormeter` being importable, so it uses only the standard library.
 """
@@ -138,7 +138,8 @@ class Standby:
 def begin_command(name: str, locks: str, command: Sequence[str], *, notice: int = -1, deaths: int = 0) -> list[str]:
     """Return the command line of a process that becomes an agent.
 
-    It does so immediately if `notice` is -1, or else when the agent that holds the pipe's other end is gone.
+    If `notice` is -1, the process becomes the agent immediately. Otherwise, `notice` is the read end of a pipe, and the
+    process waits until the agent that holds the write end is gone.
     """
     return [sys.executable, "-I", "-S", __file__, name, str(notice), str(deaths), locks, *command]
 

@@ -45,8 +45,8 @@ class StatusPublisher:
         # A flush mainly concerns metrics, so it succeeds if a receiver accepts metrics but refuses log records.
         signals: tuple[Signal, ...] = ("metrics",) if self._deliveries.logs_fail else SIGNALS
         flushed = {drain: number for drain in self._rings if (number := drain.complete_flush(signals)) is not None}
-        # Read this after `pending` and publish it first, so that 0 pending requests never appear without the rejected
-        # items.
+        # Read the rejected items after `pending`, and publish them first. Otherwise, a process could see that no
+        # request is pending before it sees that items were rejected.
         rejected = spool.quarantined_items()
         losses = spool.losses()
         stalled = self._deliveries.stalled or 0 < pending == spool.elsewhere

@@ -30,11 +30,11 @@ class SyncResult:
 
     Attributes:
         run: Directory of the run, which is deleted if everything was delivered and nothing is kept.
-        delivered: Whether everything that could still be delivered was delivered.
+        delivered: Whether everything was delivered, apart from rejected and lost items.
         message: Reason for an incomplete delivery; empty if there is none.
         note: Description of the caller's settings that replaced the run's settings, with the reason; empty if none did.
         cut: Descriptions of the run's processes that ended abruptly. Their last values may be missing.
-        accepted: Whether receivers accepted everything, even if some data is not yet durable there.
+        accepted: Whether receivers accepted everything, even if they have not yet stored all of it durably.
         leftover: Data that the run leaves on this machine, and its losses.
     """
 
@@ -108,7 +108,7 @@ def sync_runs(
         directory: `Settings.directory` of the runs.
         endpoint: Endpoint to deliver to; None to use each run's endpoint.
         token: Bearer token; None to use the token from the environment.
-        caller: Settings for untrusted runs, whose own settings are not used; None to use settings from the environment.
+        caller: Settings for untrusted runs; None to use settings from the environment. Trusted runs use their own.
         given: Whether the directory was given by its path, which makes all of its runs untrusted.
         foreign: Whether to deliver untrusted runs.
         marks: Whether to mark losses as reported, because the caller shows them to a user.
@@ -129,7 +129,8 @@ def sync_runs(
 def belongs_to(run: RunDirectory, url: str) -> bool:
     """Return whether a run is for a server that has just started at `url`.
 
-    The run is for that server if its endpoint has that address, or if it was offline and has the default endpoint.
+    The run is for that server if its endpoint has the same host and port, or if it was offline and has the default
+    endpoint. All loopback addresses count as the same host.
     """
     settings = run.settings()
     wanted, server = urlsplit(settings.endpoint), urlsplit(url)
@@ -217,7 +218,10 @@ def wake_agent(run: RunDirectory) -> str:
 
 
 def _is_agent(pid: int) -> bool:
-    """Return whether a process may be an agent. Anyone can write `agent.lock`, and SIGUSR1 ends most processes."""
+    """Return whether a process may be an agent. SIGUSR1 ends most other processes.
+
+    Its process ID comes from `agent.lock`, which may be out of date or written by others.
+    """
     try:
         return b"tensormeter" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except FileNotFoundError:

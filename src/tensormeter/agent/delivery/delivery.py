@@ -13,8 +13,8 @@ minimum delay of up to an hour. The number of attempts is unlimited while the ag
 the spool. See `exporter_guard` for how exceptions in exporters are handled.
 
 Some receivers report which requests are durable (`Accepted.durability`). When the queue is empty, the agent asks such a
-receiver. It asks immediately if a process is waiting for delivery to finish, and otherwise 10 seconds after the
-receiver's last response.
+receiver for this report. It asks immediately if a process is waiting for delivery to finish, and otherwise 10 seconds
+after the receiver's last response.
 
 A destination whose token is refused is parked. Nothing is sent to it until the token changes, `tensormeter sync` asks
 the agent to retry, or 15 minutes have passed.
@@ -76,7 +76,7 @@ _TURN_LOOK: Final = 0.1
 """Seconds between two checks of whether it is a signal's turn."""
 
 _ASK_AFTER: Final = 10.0
-"""Seconds after a receiver's last response until it is asked what is durable. Responses to requests report this too."""
+"""Seconds from a receiver's last response, which contains its durability, until it is asked again."""
 
 _ASK_AGAIN: Final = 0.5
 """Seconds between two questions about durability. A receiver syncs when asked, so one question is usually enough."""
@@ -105,7 +105,7 @@ def deliveries(
         numbering: Attempt numbers, as for `Delivery`.
 
     Raises:
-        SettingsError: No exporter has this name.
+        SettingsError: A destination has no exporter of its name.
     """
     all_deliveries = []
     for destination in destinations:
@@ -139,7 +139,7 @@ class Delivery:
             far off.
         parked: Whether the token was refused, so that the delivery is waiting for another token.
         damaged: Whether the spool is damaged, so that the agent has to repair it.
-        refusal: Time since which the spool has been refusing writes, and its error; None if it accepts them.
+        refusal: Time since which the spool has been refusing writes, and the error; None if it accepts them.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Delivery:
         """Value of `_arrivals` when the queue was last found empty; -1 while it is not empty."""
         self._position: int | None = None
         self._answered_at = self._asked_at = 0.0
-        """Times at which the receiver last accepted a request and was last asked what is durable."""
+        """Times at which the receiver last accepted a request or reported durability, and was last asked for it."""
         self._creating_since: float | None = None
         """Time at which creation of an exporter began; None if no exporter is being created."""
         self._recalled: float | None = None
@@ -414,7 +414,7 @@ class Delivery:
         return delay
 
     def _ask(self, spool: Spool, exporter: Exporter, delays: Generator[float, None, None]) -> float | None:
-        """Ask the receiver what is durable, if the question is due. Return a delay, as `_deliver_next` does."""
+        """Ask the receiver which requests are durable, if this is due. Return a delay, as `_deliver_next` does."""
         again = self._asked_at + _ASK_AGAIN
         due = again if self._urgent else max(self._answered_at + _ASK_AFTER, again)
         wait = due - time.monotonic()

@@ -17,8 +17,8 @@ case, the kind's latest item is tried alone (`divide_off`). If it is refused as 
 Destinations other than OTLP read a value's step from the same request. For them, each part contains the steps of its
 rows, and steps do not count as items.
 
-The IDs of the parts begin with the request's ID. The sender stores how each part was divided, because the suspects
-change over time. Another agent derives the same parts from this record and the request.
+The IDs of the parts begin with the request's ID. The agent stores how each part was divided, because the kinds that are
+suspected change over time. Another agent derives the same parts from this record and the request.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Calls to exporters, with exceptions and unexpected results converted to outcomes.
 
 A single item that makes an exporter raise an exception could block the queue forever. Outages (`outages`) are retried
-without limit. After any other exception, the request is tried three times, the last time with a new exporter. It is
-then divided until the item that causes the exception is alone, and that item is quarantined.
+without limit. A request that causes any other exception is tried three times in total, the last time with a new
+exporter. It is then divided until the item that causes the exception is alone, and that item is quarantined.
 """
 
 import dataclasses
@@ -35,10 +35,13 @@ _TRIES: Final = 3
 """Number of attempts, each raising an exception, after which a request is divided."""
 
 _TRIES_OF_ITEM: Final = 2
-"""Number of attempts, each raising an exception, after which a single item is quarantined. Larger parts get one."""
+"""Number of attempts, each raising an exception, after which a single item is quarantined.
+
+Larger parts are divided again after one attempt.
+"""
 
 _LEAST: Final = 2
-"""Number of points in a request that cannot be divided: a value and its step."""
+"""Maximum number of points in a request that cannot be divided: a value and its step."""
 
 _LONGEST_REASON: Final = 500
 
@@ -93,7 +96,7 @@ class ExporterGuard:
         return outcome
 
     def ask_durability(self, exporter: Exporter) -> Durability | Retry | None:
-        """Ask the receiver what is durable; return None if it does not report durability."""
+        """Ask the receiver which requests are durable; return None if it does not report durability."""
         ask: Callable[[], Durability | Retry | None] | None = getattr(exporter, "durability", None)
         try:
             return ask() if ask is not None else None

@@ -21,7 +21,7 @@ _LOST_KINDS: Final = 8
 """Number of refused kinds of a type that was never accepted, after which all kinds of that type count as refused."""
 
 _BARREN: Final = 3
-"""Number of consecutive requests with only refused items of a kind, after which the kind is quarantined untried."""
+"""Number of consecutive requests in which a kind was refused, after which its pieces are quarantined undivided."""
 
 Advice = Literal["divide", "try one", "quarantine"]
 
@@ -68,9 +68,9 @@ class Refusals:
         """Return advice on a refused piece with these kinds.
 
         Returns:
-            `quarantine` if all kinds have been refused several times. Such kinds are tried again at growing intervals,
-            in case the receiver has changed. `try one` if all kinds are probably refused, so that a single item
-            decides. Otherwise `divide`.
+            `quarantine` if all kinds have been refused in several consecutive requests. At growing intervals, such a
+            piece is divided or tried all the same, in case the receiver has changed. `try one` if all kinds are
+            probably refused, so that a single item decides. Otherwise `divide`.
         """
         barren = min((self._barren[kind] for kind in kinds), default=0)
         if barren >= _BARREN and barren & (barren - 1):

@@ -139,7 +139,7 @@ class RequestPieces:
         """Process the durability that the receiver reports, or None if the receiver no longer reports any.
 
         Returns:
-            Whether accepted requests are waiting again.
+            Whether accepted requests are waiting again, because the receiver may have lost them.
         """
         recalled = spool.settle(self._destination, durability, self._signals)
         if recalled:
@@ -180,7 +180,7 @@ class RequestPieces:
         self._parts[:1] = [piece.request for piece in pieces]
 
     def _find_head(self, spool: Spool) -> Head | None:
-        # Read this before the query, because requests that are stored later have higher numbers.
+        # Read the last number before the query, because requests that are stored later have higher numbers.
         newest = spool.last_sequence() if self._signals != SIGNALS else 0
         head = spool.head(self._destination, self._signals, after=self._floor)
         if head is None:
@@ -207,7 +207,7 @@ class RequestPieces:
             return [request]
         try:
             pieces = resume(piece_of(request, keeps_steps=self._keeps_steps), self._done, self._divisions)
-        except Exception as error:  # the receiver will judge the whole request
+        except Exception as error:  # the receiver decides whether to accept the whole request
             logger.warning(
                 "%s: cannot split %r as before (%s); sending the whole request", self._destination, request, error
             )
@@ -347,7 +347,7 @@ class RequestPieces:
         return self._is_stored
 
     def _describe_sending(self, head: Head, progress: Mapping[str, Any] | None = None) -> str:
-        """Describe how the request was sent, for `_restore`. `progress` describes its pieces until it is done."""
+        """Describe how the request was sent, for `_restore`. `progress` lists its finished pieces until it is done."""
         if not self._divisions and not self._refused:
             return ""
         document = {

@@ -13,8 +13,8 @@
 The rings are in `settings.buffer_directory` (shared memory) if there is one, and otherwise in the run directory.
 Folders (0700) and files (0600) are private. The directory is deleted when everything in it has been delivered.
 
-A folder with a spool or rings is a run, even if its `run.json` is missing or damaged. Its ID and host are taken from
-the folder's name, and the rest from the spool. It is delivered like an untrusted run.
+A folder with a spool or rings is a run, even if its `run.json` is missing or damaged. If `run.json` cannot be read, the
+run's ID and host are taken from the folder's name. Such runs are delivered like untrusted runs.
 
 A run directory is untrusted (`doubt`) if others could have put it there, or if a command was given its path. Only the
 run's identity and the temporality of its sums are then read from its `run.json`; all other settings are the caller's.
@@ -61,7 +61,7 @@ class RunDirectory:
 
     Attributes:
         path: Path of the directory.
-        rings: Folder of the ring files.
+        rings: Folder for the ring files, in shared memory if there is any.
         run: Contents of `run.json`: run_id, name, host, created (nanoseconds), and the settings of the latest process,
             without secrets.
         doubt: Reason why the run is untrusted and the settings in `run` are not used, as a phrase; empty if it is
@@ -77,10 +77,12 @@ class RunDirectory:
 
     @classmethod
     def create(cls, settings: Settings, run_id: str, name: str) -> "RunDirectory":
-        """Create the directories, or find those of another rank. Hold `runs_locked` while calling this.
+        """Create the directory, or use the one that another rank created, and write `run.json`.
+
+        Hold `runs_locked` while calling this.
 
         Raises:
-            OSError: The directories cannot be created, or belong to another user.
+            OSError: The directory cannot be created or written, or belongs to another user.
         """
         host = socket.gethostname().replace("/", "-")
         path = settings.directory / "runs" / f"{run_id}@{host}"
@@ -152,10 +154,10 @@ class RunDirectory:
         return cls(path, ring_directory(None if buffer is None else Path(buffer), place), run, doubt, damage)
 
     def restore(self) -> None:
-        """Create the directory and its description if they do not exist. Hold `runs_locked` while calling this.
+        """Create the directory if it does not exist, and write `run.json`. Hold `runs_locked` while calling this.
 
         Raises:
-            OSError: They cannot be created, or belong to another user.
+            OSError: The directory cannot be created or written, or belongs to another user.
         """
         make_directory(self.path)
         tighten_directory(self.path)
@@ -165,16 +167,16 @@ class RunDirectory:
     def settings(self, caller: Settings | None = None) -> Settings:
         """Return the settings for delivering the run.
 
-        The setting `directory` is always the current one, because the run may have been moved or copied from another
-        machine.
+        A trusted run uses its own settings, with secrets from this process's environment. An untrusted run uses the
+        caller's settings, except for the run's identity and the temporality of its sums. Invalid values in a damaged
+        `run.json` are ignored. The setting `directory` is always the current one, because the run may have been moved
+        or copied from another machine.
 
         Args:
-            caller: Settings of this process; None to use those from its environment. They are used if the run is
-                untrusted. Otherwise, the run's settings are used, with secrets from this process's environment. Invalid
-                values in a damaged `run.json` are ignored.
+            caller: Settings for an untrusted run; None to use those from this process's environment.
 
         Raises:
-            SettingsError: The settings were written by a version with other rules.
+            SettingsError: The run's settings are invalid, perhaps because another version wrote them.
         """
         written: dict[str, Any] = self.run["settings"]
         here = {"directory": os.fspath(self.path.parents[1])}
@@ -280,7 +282,7 @@ class RunDirectory:
 
     @functools.cached_property
     def ring_folders(self) -> list[Path]:
-        """Folders for rings: in shared memory, in the run directory, and others in case those cannot be mapped."""
+        """Folders for rings: in shared memory, in the run directory, and others in case neither can be mapped."""
         name = ring_name(path_when_made(self.path, self.run)) if self.rings == self.rings_on_disk else self.rings.name
         others = [
             place / f"tensormeter-{os.getuid()}" / name
@@ -312,8 +314,8 @@ class RunDirectory:
         """Acquire the agent's lock if no process holds it.
 
         Returns:
-            Descriptor whose open file description holds the lock, even after exec in a child that inherits it;
-            otherwise None.
+            Descriptor that holds the lock, even after exec in a child that inherits it; None if another process holds
+            the lock.
         """
         return try_lock(self.agent_lock)
 

@@ -1,7 +1,8 @@
-"""Removal of the files that tensormeter created, and of no others.
+"""Removal of runs and rings.
 
-Every file is removed by its name inside an open folder. A link, or a folder that is swapped in meanwhile, therefore
-cannot redirect the removal.
+In folders whose contents others may have prepared, only files that tensormeter creates are removed. Every file is
+removed by its name inside an open folder, so a link, or a folder that is swapped in meanwhile, cannot redirect the
+removal.
 """
 
 import contextlib
