@@ -3,11 +3,11 @@
 ::
 
     <settings.directory>/runs/
-        .attempts/<hash>.json     for each run with a chosen ID: its latest attempt, its processes, the last steps
-        <run id>@<host>/alive     IDs of the run's processes that are alive on this host; its agent touches the file
+        .attempts/<hash>.json     latest attempt of a run with a chosen ID, its processes, and last steps of attempts
+        <run id>@<host>/alive     IDs of the run's processes that are alive on that host; the agent there touches it
 
-Several hosts may share the directory. A process is alive on another host if that host's file lists it and was touched
-recently. Ages are differences between times from the file server, because the hosts' clocks differ.
+Several hosts may share the directory. A process on another host counts as alive if that host's file lists the process
+and was touched recently. Ages are differences between times from the file server, because the hosts' clocks differ.
 """
 
 import contextlib
@@ -55,9 +55,8 @@ class AttemptRecord:
         attempt: Number of the latest attempt; 0 if none is recorded.
         provisional: Whether other machines may have made earlier attempts, because no server has confirmed the number.
         processes: Rank, world size, launch, host and start time of the latest attempt's processes, by process ID.
-        steps: Highest step that any ended process of the attempt logged, by attempt.
-        settled: Number that a server assigned to the process's attempt, by process ID. The first host that asked stored
-            it.
+        steps: Highest step that the ended processes of each attempt logged, by attempt number.
+        settled: Attempt number that a server assigned, by process ID. The host that asked first stored it.
     """
 
     path: Path

@@ -217,7 +217,7 @@ class Numbering:
             record.write()
 
     def of(self, resource: Mapping[str, Any]) -> Settled | None:
-        """Return the settled attempt of a process; None if it is open or there is nothing to settle."""
+        """Return the settled attempt of a process; None if its number is open or there is nothing to settle."""
         local = resource.get(RUN_ATTEMPT) if RUN_ATTEMPT_UNSETTLED in resource else None
         settled = self._attempts.get(local) if isinstance(local, int) else None
         return settled if settled is not None and settled.number is not None else None
@@ -225,7 +225,8 @@ class Numbering:
     def ask(self, exporter: object) -> Retry | None:
         """Settle open numbers if the exporter can ask its receiver.
 
-        Delivery threads call this. It blocks for up to the exporter's timeout.
+        Delivery threads call this. It blocks for up to 5 seconds until rows of earlier attempts are read, and then for
+        up to the exporter's timeout for each question.
 
         Returns:
             `Retry` if the receiver must be asked again before requests are exported.
@@ -262,7 +263,7 @@ class Numbering:
         return answer
 
     def accepted(self) -> None:
-        """Settle open numbers once a receiver that refused the question accepts a request.
+        """Settle open numbers without an answer, once a receiver that refused the question accepts a request.
 
         Delivery threads call this.
         """
@@ -278,7 +279,7 @@ class Numbering:
             return request
         try:
             return self._rewritten(request)
-        except Exception as error:  # let the receiver judge the body
+        except Exception as error:  # the receiver decides whether to accept the body
             logger.warning("cannot settle the attempt number in %r (%s); sending the request unchanged", request, error)
             return request
 

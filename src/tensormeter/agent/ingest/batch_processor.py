@@ -54,12 +54,12 @@ class BatchMeasurementProcessor:
         Args:
             ring: Ring to read.
             cursors: Positions up to which lanes have already been read, by lane.
-            aggregates: States of the aggregated streams at these cursors.
+            aggregates: States of the aggregated streams at the positions in `cursors`.
             temporality: Temporality, as for `Aggregator`.
             schedule_delay: Seconds from the first row of a batch until the batch is due.
             max_export_batch_size: Maximum number of points in a batch. Rows are never split, so a single row may exceed
                 it.
-            on_skip: Callback that receives the cursors before space without rows is released.
+            on_skip: Callback that receives the cursors before ring space that contained no rows is freed.
         """
         self._layouts = Layouts(ring)
         self._layouts.refresh()
@@ -120,7 +120,7 @@ class BatchMeasurementProcessor:
         )
 
     def holds_any_before(self, positions: Sequence[int]) -> bool:
-        """Return whether a buffered row lies before the given position of its lane."""
+        """Return whether a buffered row precedes the given position of its lane."""
         return any(
             lane.released < min(position, lane.cursor.position)
             for lane, position in zip(self._lanes, positions, strict=True)
@@ -209,7 +209,7 @@ class BatchMeasurementProcessor:
         return [lane.cursor for lane in self._lanes]
 
     def release(self) -> None:
-        """Forget the buffered rows, which are in the spool, and free their space in the ring."""
+        """Forget the buffered rows and free their space in the ring. Call this once the rows are in the spool."""
         self.lost += sum(int(missing.sum()) for rows in self._rows for missing in rows.lost if missing is not None)
         self._aggregator.commit()
         self._rows.clear()
@@ -218,7 +218,7 @@ class BatchMeasurementProcessor:
             lane.release()
 
     def _stream_keys(self, layout: Layout) -> list[str]:
-        """Return a layout's streams as JSON keys. Streams themselves cannot be keys, because `True == 1`."""
+        """Return a layout's streams as JSON keys, because streams with attributes `True` and `1` compare equal."""
         if layout.id not in self._keys:
             self._keys[layout.id] = [json.dumps(column.stream.to_json()) for column in layout.columns]
         return self._keys[layout.id]

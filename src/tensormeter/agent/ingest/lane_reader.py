@@ -95,7 +95,7 @@ class Layouts:
                 self._known[layout.id] = (layout, np.dtype([*fields, ("end", "<i8")]))
 
     def find(self, number: int) -> tuple[Layout, np.dtype[np.void]] | None:
-        """Return the layout with the given ID; None if the ring has not published it."""
+        """Return the layout with the given ID and the dtype of its rows; None if the ring has not published it."""
         if number not in self._known:
             self.refresh()
         return self._known.get(number)
@@ -324,9 +324,10 @@ def _in_any_word(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _unique_times(times: NDArray[np.int64], last: int, lane: int) -> NDArray[np.uint64]:
-    """Make times unique in the process: 64 ns ticks, strictly increasing within a lane, with its index in the low bits.
+    """Make times unique in the process.
 
-    If the clock was set back, times advance by one tick per row until the clock has caught up.
+    Times are multiples of 64 ns that strictly increase within a lane, plus the lane's index. If the clock was set back,
+    times advance by one tick (64 ns) per row until the clock has caught up.
     """
     ticks = times // MAX_LANES
     index = np.arange(len(ticks), dtype=np.int64)

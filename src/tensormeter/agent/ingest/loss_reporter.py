@@ -49,7 +49,7 @@ class LossReporter:
         run = self._directory.run
         project = run["settings"].get("project")
         is_valid = isinstance(project, str) and IDENTIFIER.fullmatch(project)
-        if self._directory.damage or not is_valid:  # a request's checksum proves its contents
+        if self._directory.damage or not is_valid:  # use a request instead, whose checksum proves its contents
             request = spool.oldest()
             report = None if request is None else described_in(request, run["host"])
             if report is not None or not is_valid:

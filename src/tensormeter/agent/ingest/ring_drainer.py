@@ -89,7 +89,7 @@ class RingDrainer:
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
         self.refusal: tuple[float, Exception] | None = None
-        """Time since which the spool has been refusing writes, and its error; None if it accepts them."""
+        """Time since which the spool has been refusing writes, and the error; None if it accepts them."""
         self._warn_at = 0.0
         self._fresh = False
         self._sent_at = self._counted_at = time.monotonic()
@@ -163,7 +163,7 @@ class RingDrainer:
         """
         if time.monotonic() < self._retry_at:
             return False
-        # Check this before reading, so that everything that a dead writer wrote is read.
+        # Check whether the writer is alive before reading, so that everything that a dead writer wrote is read.
         alive = self.alive = self.ring.writer_alive()
         over = not alive or self.ring.state is not State.OPEN
         requested = self.ring.words[HeaderWord.FLUSH_REQUESTS] if self.flushing else 0
@@ -217,7 +217,7 @@ class RingDrainer:
 
         Args:
             destinations: Destinations that currently accept log records. No heartbeats are stored for others.
-            speaks: Whether this process reports the spool's losses.
+            speaks: Whether this process reports the spool's losses, which all processes share.
         """
         interval, now = self._heartbeat_interval, time.monotonic()
         quiet = now - self._sent_at >= interval

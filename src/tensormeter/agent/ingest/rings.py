@@ -25,11 +25,11 @@ logger: Final = get_logger("tensormeter.agent")
 
 
 class Rings:
-    """The rings of one run, which are found and drained. Only the agent's main thread may use it.
+    """The rings of one run. It finds, drains and deletes them. Only the agent's main thread may use it.
 
     Attributes:
         unreadable: Errors of unreadable rings that are left for the next agent, by path.
-        left_at: Time at which the last process ended, or at which the agent started.
+        left_at: Time at which the last process ended; before that, the time at which the agent started.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Rings:
 
     @property
     def overflow(self) -> int:
-        """Number of rows dropped because their ring was full."""
+        """Number of points dropped because their ring was full."""
         return sum(drain.ring.drops().get("ring_full", 0) for drain in self)
 
     @property
@@ -105,7 +105,7 @@ class Rings:
         self._drains.clear()
 
     def discover(self, spool: Spool, numbering: Numbering, *, sync: bool) -> None:
-        """Open new rings. If `sync` is true, also sync the run's description, which their processes have rewritten."""
+        """Open new rings. If `sync` is true, also sync `run.json`, which the rings' processes have rewritten."""
         for path in self._directory.ring_files():
             if path in self._drains or path in self.unreadable:
                 continue

@@ -25,9 +25,9 @@ class SelfMetrics:
     `tensormeter.log.duration`: histogram of call durations in seconds, by `tensormeter.log.path`. One in 64 `direct`
     calls (with a known row of plain numbers) and every `general` call is timed.
     `tensormeter.rows`: number of rows that this agent has read.
-    `tensormeter.dropped`: number of values that could not be recorded, by `tensormeter.reason`.
-    `tensormeter.ring.utilization`: largest share of any lane that is waiting to be spooled.
-    `tensormeter.agent.lag`: seconds that the oldest unspooled row has been waiting since it was read.
+    `tensormeter.dropped`: number of points that could not be recorded, by `tensormeter.reason`.
+    `tensormeter.ring.utilization`: largest share of any lane that was read but is not in the spool yet.
+    `tensormeter.agent.lag`: seconds since the oldest row that is not in the spool yet was read.
     `tensormeter.spool.requests`: number of requests that are waiting for a receiver.
     """
 
@@ -64,7 +64,7 @@ class SelfMetrics:
                 "tensormeter.ring.utilization",
                 "1",
                 self._processor.utilization,
-                "Fraction of the ring buffer that contains unread rows.",
+                "Largest fraction of a lane whose rows were read but are not in the spool yet.",
             ),
             ("tensormeter.agent.lag", "s", self._processor.lag, "Age of the oldest row that is not in the spool yet."),
             ("tensormeter.spool.requests", "{request}", pending_requests, "Requests waiting for delivery."),

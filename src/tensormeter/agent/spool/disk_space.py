@@ -11,7 +11,10 @@ from tensormeter.disk.reserve import Reserve
 __all__ = ["DiskSpace"]
 
 _MARKING: Final = 256 << 10
-"""Bytes reserved for transactions that mark requests. SQLite's log is checkpointed whenever this space is used up."""
+"""Bytes reserved for transactions that mark requests as delivered.
+
+SQLite's log is checkpointed whenever this space is used up.
+"""
 
 
 class DiskSpace:

@@ -36,7 +36,7 @@ _UNREADABLE: Final = (OSError, EOFError, zlib.error, DecodeError, gzip.BadGzipFi
 
 
 def sacrifice(database: sqlite3.Connection) -> tuple[str, int] | None:
-    """Evict or thin one request. Call this in a transaction.
+    """Take the next step of the order above: evict, thin or join some requests. Call this in a transaction.
 
     Returns:
         Reason and number of lost items; None if nothing is left to evict.

@@ -41,7 +41,7 @@ class Report:
     Attributes:
         process: ID of the process.
         resource: Resource of the process, which is the source of its events.
-        dropped: Number of rows that the process itself could not record, by reason.
+        dropped: Number of points that the process itself could not record, by reason.
         reported: Number of items that the spool lost and this process reports, by reason.
     """
 

@@ -35,7 +35,7 @@ _MOST_COPIED: Final = MAX_BYTES // 2
 """Maximum bytes of waiting requests to copy from the disk. Other requests wait on the disk until it works again."""
 
 _NOTE: Final = ("", "refuge")
-"""Key of a note, which lists the copied requests, in the table `aggregate`. No process has an empty name."""
+"""Key of a note, which lists the copied requests, in the table `aggregate`. No process has an empty ID."""
 
 _TRIAL: Final = ("", "trial")
 _TRIAL_BYTES: Final = 64 << 10
@@ -56,7 +56,7 @@ class MemorySpool:
         return self._folder / "spool.sqlite"
 
     def exists(self) -> bool:
-        """Return whether there is a spool that belongs to this user."""
+        """Return whether memory contains a spool of this run that belongs to this user."""
         return not fault(self._folder.parent) and not fault(self._folder) and os.path.lexists(self.spool)
 
     def open(self, disk: Spool | None, max_bytes: int) -> Spool:

@@ -192,7 +192,8 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             tables.write(new, table, rows)
             if not is_whole:
                 logger.error("cannot read some rows of table %s in %s", table, aside)
-                # Cursors are in the ring, too; a process is described again. A sum begins again, and counts are gone.
+                # Only sums, which restart, and loss counts are lost. Rings contain their cursors, too, and the agent
+                # describes processes again.
                 lost += table in ("aggregate", "loss")
         rejected = tables.rejected()
         columns = "destination, id, reason, signal, items, priority, checksum, body"

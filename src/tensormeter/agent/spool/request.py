@@ -18,7 +18,7 @@ class Priority(enum.IntEnum):
     MEDIA = 1
     """Images, tables and similar data."""
     SCALARS = 2
-    """Logged values. They are thinned, but the last value of each series is kept."""
+    """Logged values. A full spool thins them, but keeps the last value of each series."""
     ESSENTIAL = 3
     """Configuration, and the start and end of a run."""
 

@@ -23,7 +23,9 @@ _DELTA: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
 
 
 def halves(request: Request) -> tuple[Request, Request] | None:
-    """Return two requests with half of the items each, and IDs derived from the request's ID; None for a single item.
+    """Return the two halves of a request, whose IDs are derived from its ID; return None for a single item.
+
+    A request with several rows is divided between two rows, and a single row between two points.
 
     Raises:
         DecodeError, OSError: The body cannot be decompressed or decoded.
@@ -139,7 +141,7 @@ def _keep_last_and(message: Any, wanted: Callable[[Any], bool]) -> tuple[bytes, 
 
 
 def _keep(message: Any, wanted: Callable[[int, Any, bool], bool]) -> int:
-    """Remove unwanted points and what is then empty, and return the number of remaining points.
+    """Remove unwanted points, and metrics, scopes and resources without points. Return the number of remaining points.
 
     `wanted` receives a point's number, the point, and whether it is a delta.
     """

@@ -1,10 +1,10 @@
 """Requests that a receiver has accepted but that are not yet durable there.
 
 Each row of the table `kept` describes one request and one destination. It contains the epoch and number that the
-receiver reported, how the request was divided, and how many of its items were refused. Once the request is durable, the
-row and the request are deleted. If the receiver's epoch changes, the request waits again. Its row is kept without an
-epoch, so that the request is resent in the same pieces, whose IDs the receiver may know. A partly sent request has such
-a row for the same reason.
+receiver reported (`Durability`), how the request was divided, and how many of its items were refused. Once the request
+is durable, the row is deleted, and so is the request if no other destination needs it. If the receiver's epoch changes,
+the request waits again. Its row is kept without an epoch, so that the request is resent in the same pieces, whose IDs
+the receiver may know. A partly sent request has a row without an epoch for the same reason.
 
 Call all functions in a transaction.
 """

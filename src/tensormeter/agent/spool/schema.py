@@ -1,8 +1,8 @@
 """The spool's tables: creating, migrating and checking them.
 
 Every row has a checksum. A request's checksum covers its body (`request.checksum`); in the other tables, it covers all
-other columns (`request.seal`). The table `pending` repeats a request's number of items, so that they can be counted if
-the request is damaged.
+other columns (`request.seal`). The table `pending` repeats a request's number of items, so that a damaged request's
+items can be counted.
 """
 
 import re
@@ -125,7 +125,7 @@ OF_VERSION_2: Final = {
     "process": "SELECT process, started, ended FROM process",
     "loss": "SELECT reason, items, 0 FROM loss",
 }
-"""Queries for these columns in version 2, in which only requests had checksums."""
+"""Queries that read the columns in `SEALED` from a spool of version 2, in which only requests had checksums."""
 
 HIGHEST_SEQUENCE: Final = 1 << 60
 

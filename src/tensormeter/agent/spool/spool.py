@@ -11,12 +11,13 @@ Each request has a checksum. A request that does not match its checksum is skipp
 as lost. The rows of the other tables have checksums too. If one of these checksums does not match, the spool counts as
 damaged (`tensormeter.agent.spool.recovery`).
 
-The size is bounded. `tensormeter.agent.spool.eviction` decides what to evict. Losses are counted by reason in `loss`.
+A spool that exceeds its maximum size evicts requests (`tensormeter.agent.spool.eviction`). The table `loss` contains
+the number of lost items by reason.
 
 Durability: killing any process loses nothing. After a power failure, a spool with `fsync` contains everything that was
 stored. With `flush`, the last transactions may be missing. With `none`, the spool may have to be repaired
-(`tensormeter.agent.spool.recovery`). In all modes, tables are durable once they are created, and a process's record is
-durable once the first `put` for that process returns.
+(`tensormeter.agent.spool.recovery`). In all modes, tables are durable once they are created, and the origin of a
+process is durable once the `put` that stores it returns.
 
 The journal is a write-ahead log, which needs memory shared by all processes that have the file open. Network file
 systems do not reliably provide such memory, so the journal there is a rollback journal.
@@ -94,7 +95,7 @@ class Spool(SpoolQueries):
         self._done: tuple[str, int] | None = None
         self._space = DiskSpace(self)
         self.elsewhere = 0
-        """Number of requests that wait in another file but count as pending."""
+        """Number of pending requests that wait in the spool on the disk while this spool is in memory."""
         self.recent = RecentRequests()
         """Requests that this object stored and that may still be waiting."""
         try:
@@ -150,8 +151,8 @@ class Spool(SpoolQueries):
             self._write("process", process, int(started), int(ended))
             if report is not None:
                 resource, dropped, reported = map(json.dumps, (report.resource, report.dropped, report.reported))
-                # Reports of other processes matter only for the spool's losses, and there may be thousands of child
-                # processes.
+                # Reports of other processes are needed only if they contain losses of the spool. Delete all others,
+                # because there may be thousands of child processes.
                 self._database.execute("DELETE FROM report WHERE told = '{}'")
                 self._write("report", report.process, resource, dropped, reported, time.time_ns())
         self.recent.add(fresh)
@@ -242,7 +243,7 @@ class Spool(SpoolQueries):
             recalled = bool(signals) and settle(self._database, destination, of_signals(signals), durability)
 
         if (destination, sequence) == self._done:
-            # No number is used twice: the database has deleted the request, and shows it again.
+            # Sequence numbers are never reused, so this is the deleted request, which a damaged file still contains.
             raise SpoolDamagedError(f"the spool {self.path} is damaged: cannot delete request {sequence}")
         self._mark(write)
         self._done = None if recalled else (destination, sequence)
@@ -279,7 +280,10 @@ class Spool(SpoolQueries):
             remember(self._database, destination, sequence, sent)
 
     def forget_kept(self, destinations: Sequence[str]) -> None:
-        """Forget requests accepted by any other destinations, which are no longer asked what is durable."""
+        """Stop keeping requests that other destinations have accepted.
+
+        Those destinations are no longer asked which requests are durable.
+        """
         with self.transaction():
             forget_kept(self._database, f"destination NOT IN ({', '.join('?' * len(destinations))})", *destinations)
 

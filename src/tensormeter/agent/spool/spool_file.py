@@ -84,7 +84,7 @@ class SpoolFile:
             raise
 
     def close(self) -> None:
-        """Close the file. If no other process has it open, SQLite's log is checkpointed and synced in every mode."""
+        """Close the file. If no other connection is open, SQLite's log is checkpointed and synced in every mode."""
         if self._durability == "none":
             with contextlib.suppress(*ERRORS):  # the file is already closed
                 self._set_synchronous("flush")

@@ -81,7 +81,7 @@ class SpoolLocation:
             lock: Lock of the agent.
             one_shot: Whether to give up as soon as the disk fails.
             is_stopping: Function that returns whether the agent has been asked to end.
-            wait: Function that waits for the given seconds, or until the agent is asked to end.
+            wait: Function that waits for at most the given seconds.
         """
         self._directory = directory
         self._settings = settings
@@ -133,7 +133,7 @@ class SpoolLocation:
         return not self._one_shot and time.monotonic() > max(since + _DISK_PATIENCE, self._not_before)
 
     def leave_disk(self, spool: Spool | None, error: Exception) -> bool:
-        """Switch to memory if it has room, and return whether it had. No delivery may use the spool meanwhile.
+        """Switch to memory if it has room, and return whether it has. No delivery may use the spool meanwhile.
 
         Args:
             spool: Spool on the disk; None if it is not open.
@@ -178,7 +178,7 @@ class SpoolLocation:
         return True
 
     def restore_deleted(self, spool: Spool) -> None:
-        """Restore the run's directory and the spool if they were deleted. The spool is still open in this process.
+        """Restore the run's directory and the spool if they were deleted, from the spool that is still open.
 
         Raises:
             RestoredError: They were restored, and the spool must be reopened.

@@ -82,7 +82,7 @@ class SpoolQueries(SpoolFile):
         return None if row is None else Head(row[0], str(row[1]), bool(row[2]))
 
     def sent_before(self, destination: str, sequence: int) -> str | None:
-        """Return a waiting request's stored progress; None if it was never sent, and "" if it was not divided."""
+        """Return a waiting request's stored progress; None if none is stored, and "" if it was accepted undivided."""
         row = self._fetch("SELECT sent FROM kept WHERE destination = ? AND sequence = ?", destination, sequence)
         return None if row is None else str(row[0])
 
@@ -120,7 +120,10 @@ class SpoolQueries(SpoolFile):
         ]
 
     def pending_through(self, sequence: int, signals: Sequence[Signal] = SIGNALS) -> int:
-        """Return the number of waiting requests with these signals up to a sequence number, once per destination."""
+        """Return the number of waiting requests with these signals up to a sequence number.
+
+        A request is counted once for each destination that it waits for.
+        """
         row = self._fetch(
             f"SELECT count(*) FROM pending JOIN request USING (sequence) WHERE sequence <= ? AND {of_signals(signals)}",
             sequence,
@@ -133,7 +136,7 @@ class SpoolQueries(SpoolFile):
         return int(row[0]) if row else 0
 
     def abandoned(self, destinations: Iterable[str]) -> set[str]:
-        """Return the destinations with waiting requests that are not among the given ones."""
+        """Return the destinations that have waiting requests but are not among the given ones."""
         return self.waiting_items().keys() - {*destinations}
 
     def waiting_items(self) -> dict[str, int]:
@@ -168,6 +171,6 @@ class SpoolQueries(SpoolFile):
 
 
 def of_signals(signals: Sequence[Signal]) -> str:
-    """Return an SQL condition on the column `signal`: one of these signals, or a damaged one."""
+    """Return an SQL condition that matches these signals in the column `signal`, and damaged values."""
     others = ", ".join(f"'{signal}'" for signal in SIGNALS if signal not in signals)
     return f"signal NOT IN ({others})" if others else "1"
