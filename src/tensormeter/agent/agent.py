@@ -428,7 +428,7 @@ class Agent:
         self.accepted = spool.pending() == 0
         delivered = self.accepted and not kept
         if delivered:
-            self._deliveries.stop()  # before taking the lock, because `init` would wait for slow exporters to shut down
+            self._deliveries.stop()  # while holding the lock, this would make `init` wait for slow exporters
         with self._directory.siblings_locked():
             rings = [path for path in self._directory.ring_files() if path not in self._rings.unreadable]
             has_new_process = rings and not self._stopping and not self._one_shot
@@ -475,7 +475,10 @@ def _describe_kept(kept: int, trouble: str) -> str:
 
 
 def _asks(settings: Settings) -> bool:
-    """Return whether any destination's exporter can ask its receiver for attempt numbers."""
+    """Return whether any destination's exporter can ask its receiver for attempt numbers.
+
+    A run with a generated ID needs no number from a receiver, because it has only one attempt.
+    """
     if settings.run_id is None:
         return False
     for destination in settings.exporters:

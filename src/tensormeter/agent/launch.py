@@ -53,7 +53,7 @@ def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
         Whether an agent was started.
 
     Raises:
-        OSError: The agent could not be started.
+        OSError, RuntimeError: The agent could not be started.
     """
     lock = directory.try_agent_lock()
     if lock is None:

@@ -1,4 +1,4 @@
-"""Collection of node metrics into the spool: one set per run and node, regardless of the number of ranks."""
+"""Collection of node metrics, which the agent samples once per run and node, regardless of the number of ranks."""
 
 import gzip
 import time
@@ -50,10 +50,10 @@ class NodeMetrics:
     def advance(self, drains: Collection[RingDrainer], *, flush: bool) -> bool:
         """Update the list of running processes, and move samples to the spool.
 
-        Call this before advancing the drains, so that the last metrics enter the spool before the run's end event.
+        Call this before advancing the drainers, so that the last metrics enter the spool before the run's end event.
 
         Args:
-            drains: Drains of all processes of the run.
+            drains: Drainers of all processes of the run.
             flush: Whether to move samples even if they do not fill a request.
 
         Returns:
@@ -105,7 +105,7 @@ class NodeMetrics:
 
 
 def _is_training(drain: RingDrainer) -> bool:
-    """Return whether a drain's process is a training process (not a child) that is open and alive."""
+    """Return whether a drainer's process is a training process, not a child, and has not finished or died."""
     return not drain.child and drain.ring.state is State.OPEN and drain.ring.writer_alive()
 
 

@@ -10,7 +10,7 @@ __all__ = ["AliveMarks"]
 
 
 class AliveMarks:
-    """Writer of the marks in a run's directory. It blocks on the disk."""
+    """Writer of the file `alive` in a run's directory. It blocks on the disk."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
@@ -18,7 +18,11 @@ class AliveMarks:
         self._marked_at = 0.0
 
     def write(self, living: set[str]) -> None:
-        """Update the marks if the set of living processes has changed or the last mark is old."""
+        """Update the file if the set of living processes has changed, or if `ALIVE_INTERVAL` has passed.
+
+        Args:
+            living: IDs of the living processes.
+        """
         now = time.monotonic()
         if living != self._living:
             with contextlib.suppress(OSError), self._directory.siblings_locked():

@@ -1,4 +1,4 @@
-"""Record of the attempts at runs, stored in the state directory.
+"""Record of the attempts at runs, stored in `settings.directory`.
 
 ::
 
@@ -30,10 +30,13 @@ from tensormeter.ring.file import RingFile
 __all__ = ["ALIVE_INTERVAL", "AttemptRecord", "count_attempt", "mark_alive"]
 
 ALIVE_INTERVAL: Final = 2.0
-"""Interval in seconds at which a host updates the modification time of its file."""
+"""Interval in seconds at which the agent on a host updates the modification time of the file `alive`."""
 
 _EXPIRES: Final = 4 * ALIVE_INTERVAL
-"""Seconds without a touch after which a host counts as gone. Network file systems show touches some seconds late."""
+"""Seconds since the last update of `alive` after which the processes that it lists count as gone.
+
+Network file systems show updates some seconds late.
+"""
 
 _FOLDER: Final = ".attempts"
 _ALIVE: Final = "alive"
@@ -209,7 +212,7 @@ def mark_alive(directory: RunDirectory, processes: Iterable[str] | None) -> None
 def _members(
     record: AttemptRecord, directory: RunDirectory, living: Mapping[str, set[str]], now: float, *, resume: bool
 ) -> list[KnownMember]:
-    """Return the numbered processes, and whether each one is alive as far as this host can detect."""
+    """Return the processes whose attempt is known, and whether each one is alive as far as this host can detect."""
     here = directory.run["host"]
     if not record.attempt:
         return [KnownMember(process, attempt=1, alive=True) for process in living[here]]

@@ -255,7 +255,8 @@ class Numbering:
     def _ask(self, ask: _Ask, local: int) -> AttemptNumber | Retry | Unauthorized | None:
         """Ask for the number of an attempt.
 
-        If a host that shares the directory got a different number, ask again for the last step before that number.
+        If another host that shares the directory got a different number for this attempt, use that number, and ask for
+        the last step before it.
         """
         answer = ask(self._question(local))
         if isinstance(answer, AttemptNumber) and (first := self._settled_elsewhere(local)) not in (None, answer.number):
@@ -332,7 +333,10 @@ class Numbering:
         return sorted(local for local, settled in list(self._attempts.items()) if settled.number is None)
 
     def _settled_elsewhere(self, local: int) -> int | None:
-        """Return the number that another host sharing this directory got from a server; None if a scheduler set it."""
+        """Return the number that a server gave another host that shares this directory, or None.
+
+        The result is also None if a scheduler set the number, or if the run is untrusted.
+        """
         settled = self._attempts[local]
         if self._directory.doubt or settled.basis == "given":
             return None

@@ -365,7 +365,7 @@ class Delivery:
         if request is None:
             keeps = self._pieces.keeps(spool)
             if self.failures and not keeps:
-                # The failing request has left the spool; the next request must not wait for a retry of it.
+                # The request that failed has left the spool. The next request must not wait for its retry.
                 self._works()
             if self._seen_arrivals != arrivals:
                 self._seen_arrivals = arrivals

@@ -109,7 +109,7 @@ class RequestPieces:
         Args:
             spool: Spool that contains the request.
             refused: Number of items that the receiver refused.
-            durability: State of the receiver's disk; None if it does not report durability.
+            durability: State of the receiver's disk; None if the receiver does not report it.
         """
         part = self._parts[0]
         if part.id in self._pieces or self._refusals.doubts:
@@ -136,7 +136,11 @@ class RequestPieces:
         return spool.keeps(self._destination, self._signals)
 
     def settle(self, spool: Spool, durability: Durability | None) -> bool:
-        """Process the durability that the receiver reports, or None if the receiver no longer reports any.
+        """Process the durability that the receiver reports.
+
+        Args:
+            spool: Spool that contains the requests.
+            durability: State of the receiver's disk; None if the receiver no longer reports it.
 
         Returns:
             Whether accepted requests are waiting again, because the receiver may have lost them.

@@ -99,8 +99,8 @@ class RingDrainer:
         self._heartbeat_interval = settings.heartbeat_interval
         self._offline = settings.mode == "offline"
         self._spooled_flush = (0, 0)
-        """Number of the last flush request whose rows are all in the spool, and the spool's last sequence number
-        then."""
+        """Number of the last flush request whose rows are all in the spool, and the spool's last sequence number when
+        that was detected."""
         ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
         ring.words[HeaderWord.ENDED] = self._ended
 

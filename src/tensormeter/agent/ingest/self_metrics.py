@@ -52,7 +52,7 @@ class SelfMetrics:
         """Return the current values, with one point per series; empty if reports are disabled.
 
         Args:
-            pending_requests: Number of requests in the spool.
+            pending_requests: Number of requests that are waiting for a receiver.
         """
         if not self._interval:
             return []

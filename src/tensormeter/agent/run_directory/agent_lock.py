@@ -70,7 +70,7 @@ class AgentLock:
                 os.pwrite(descriptor, f"{pid}\n".encode(), 0)
 
     def release(self) -> None:
-        """Release the locks, also for processes that have inherited the descriptors."""
+        """Release the locks, even if other processes have inherited the descriptors."""
         for descriptor in self._descriptors:
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)

@@ -7,8 +7,12 @@
         <run id>@<host>/
             run.json              the run's ID and name, path of its rings, settings
             agent.lock            held by the agent while it runs; contains its process ID
-            agent.log
-            spool.sqlite
+            agent.log             output of the agent
+            spool.sqlite          requests that are waiting for delivery
+            reserve               disk space for marking requests as delivered
+            attempts.json, alive  attempt numbers; IDs of the living processes
+            exporters/            state of the exporters
+            rings/                rings that are not in shared memory
 
 The rings are in `settings.buffer_directory` (shared memory) if there is one, and otherwise in the run directory.
 Folders (0700) and files (0600) are private. The directory is deleted when everything in it has been delivered.
@@ -340,7 +344,7 @@ class RunDirectory:
         return None
 
     def remove(self) -> None:
-        """Delete the directory, which has no rings. Hold `runs_locked` and the agent's lock while calling this.
+        """Delete the directory, which must have no rings. Hold `runs_locked` and the agent's lock while calling this.
 
         Raises:
             OSError: The directory cannot be deleted.

@@ -60,7 +60,10 @@ class DiskSpace:
         self._file.carry_over()
 
     def has(self, size: int) -> bool:
-        """Return whether `size` bytes fit in SQLite's log and then in the file, with room left to mark requests."""
+        """Return whether `size` bytes fit in SQLite's log and then in the file, with room left for the reserve's use.
+
+        Marking requests as delivered must remain possible when the disk is full.
+        """
         free, reserved = self._reserve.room()
         growth = self._growth() + size - self._file.bytes_of("freelist_count")
         return free >= size and free + reserved >= max(0, growth) + _MARKING

@@ -30,7 +30,7 @@ _AT_THE_FLOOR: Final = 1000
 """Value of `thinned` for a request that cannot be thinned any further."""
 
 _JOINED: Final = 64
-"""Number of requests that are joined into one at a time."""
+"""Maximum number of requests that are joined into one at a time."""
 
 _UNREADABLE: Final = (OSError, EOFError, zlib.error, DecodeError, gzip.BadGzipFile)
 

@@ -10,7 +10,7 @@ class Cursor:
     """Position up to which a lane has been read.
 
     Attributes:
-        position: Bytes read so far, counted over all laps.
+        position: Bytes read so far, counted over all laps of the lane.
         last_time: Time of the last row in nanoseconds, after times were made unique.
     """
 

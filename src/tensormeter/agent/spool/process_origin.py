@@ -17,7 +17,7 @@ __all__ = ["Origin"]
 
 @dataclass(frozen=True)
 class Origin:
-    """Origin of one process.
+    """Machine and start of one process.
 
     Attributes:
         host: Name of the machine.

@@ -65,7 +65,7 @@ class Retried(NamedTuple):
 
     Attributes:
         requests: Number of requests, or parts of requests, that are waiting for their destinations again.
-        items: Number of data points and log records in them.
+        items: Number of data points and log records in these requests.
         damaged: Number of items that can no longer be read. They count as lost.
         given_up: Number of items whose contents were deleted from a full spool. They stay quarantined.
     """
@@ -177,7 +177,7 @@ class Spool(SpoolQueries):
                 return row[0], request
 
     def withdraw(self, destination: str, signal: Signal) -> int:
-        """Remove all requests with a signal from a destination's queue, and return the number of their items."""
+        """Remove all requests with the given signal from a destination's queue, and return their number of items."""
         with self.transaction():
             rows = self._database.execute(
                 "SELECT sequence, request.items FROM pending JOIN request USING (sequence) WHERE destination = ? AND signal = ?",
@@ -252,7 +252,7 @@ class Spool(SpoolQueries):
     def settle(
         self, destination: str, durability: ReceiverDurability | None, signals: Sequence[Signal] = SIGNALS
     ) -> bool:
-        """Process the durability that a receiver reports, and return whether requests are waiting again."""
+        """Process the durability that a receiver reports, and return whether accepted requests are waiting again."""
         recalled = False
 
         def write() -> None:

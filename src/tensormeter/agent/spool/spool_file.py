@@ -91,7 +91,7 @@ class SpoolFile:
         self._database.close()
 
     def save_to(self, path: Path) -> None:
-        """Write a copy, even if the file has been deleted meanwhile.
+        """Write a copy of the database to a path, even if the open file has been deleted meanwhile.
 
         Raises:
             SpoolError: The disk refuses the write.
