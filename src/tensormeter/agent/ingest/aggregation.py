@@ -62,7 +62,7 @@ class Aggregator:
 
     @property
     def states(self) -> dict[str, str]:
-        """States, by stream, that the last calls to `fold` have changed."""
+        """States that `fold` has changed since the last `commit` or `discard`, by stream."""
         return {key: json.dumps(aggregate.to_json()) for key, aggregate in self._changed.items()}
 
     @property

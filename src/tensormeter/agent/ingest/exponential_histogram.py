@@ -44,7 +44,11 @@ class Buckets:
 
 
 def fold(buckets: Buckets, values: NDArray[np.float64], *, most: int) -> Buckets:
-    """Return buckets with finite values added, at the highest scale where neither side has more than `most` buckets."""
+    """Add finite values to buckets.
+
+    Returns:
+        Buckets at the highest scale at which neither side spans more than `most` buckets.
+    """
     scale = buckets.scale
     sides = [(buckets.positive, values[values > 0]), (buckets.negative, -values[values < 0])]
     while not all(_span(counts, buckets.scale - scale, magnitudes, scale) <= most for counts, magnitudes in sides):

@@ -25,7 +25,7 @@ logger: Final = get_logger("tensormeter.agent")
 
 
 class Rings:
-    """The rings of one run. It finds, drains and deletes them. Only the agent's main thread may use it.
+    """Collection of one run's rings. It finds, drains and deletes them. Only the agent's main thread may use it.
 
     Attributes:
         unreadable: Errors of unreadable rings that are left for the next agent, by path.

@@ -27,7 +27,7 @@ class SelfMetrics:
     `tensormeter.rows`: number of rows that this agent has read.
     `tensormeter.dropped`: number of points that could not be recorded, by `tensormeter.reason`.
     `tensormeter.ring.utilization`: largest share of any lane that was read but is not in the spool yet.
-    `tensormeter.agent.lag`: seconds since the oldest row that is not in the spool yet was read.
+    `tensormeter.agent.lag`: seconds since the agent read the oldest row that is not in the spool yet.
     `tensormeter.spool.requests`: number of requests that are waiting for a receiver.
     """
 

@@ -60,9 +60,9 @@ class DiskSpace:
         self._file.carry_over()
 
     def has(self, size: int) -> bool:
-        """Return whether `size` bytes fit in SQLite's log and then in the file, with room left for the reserve's use.
+        """Return whether `size` bytes fit in SQLite's log and then in the file, without using the reserve.
 
-        Marking requests as delivered must remain possible when the disk is full.
+        The reserve is the space for marking requests as delivered.
         """
         free, reserved = self._reserve.room()
         growth = self._growth() + size - self._file.bytes_of("freelist_count")

@@ -11,7 +11,10 @@ __all__ = ["Encoded", "Priority", "checksum", "intact", "seal"]
 
 
 class Priority(enum.IntEnum):
-    """Priority of a request in a full spool. Low priorities are evicted first; ESSENTIAL requests are never evicted."""
+    """Priority of a request in a full spool. Low priorities are evicted first.
+
+    ESSENTIAL requests are never evicted while they are waiting for delivery.
+    """
 
     SYSTEM = 0
     """Host and GPU statistics, and heartbeats."""

@@ -177,7 +177,7 @@ class Spool(SpoolQueries):
                 return row[0], request
 
     def withdraw(self, destination: str, signal: Signal) -> int:
-        """Remove all requests with the given signal from a destination's queue, and return their number of items."""
+        """Remove a destination's waiting requests with the given signal, and return the number of their items."""
         with self.transaction():
             rows = self._database.execute(
                 "SELECT sequence, request.items FROM pending JOIN request USING (sequence) WHERE destination = ? AND signal = ?",

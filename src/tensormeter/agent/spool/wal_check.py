@@ -146,8 +146,8 @@ def _frames(log: bytes) -> tuple[int, int, int, bytes | None]:
     """Count the frames of a log.
 
     Returns:
-        Number of intact frames up to the last commit, number of complete frames of this log, number of the last frame
-        that may belong to this log, and the log's salts.
+        Number of intact frames up to the last commit; number of complete frames of this log; number of the last frame
+        that may belong to this log; salts in the log's header, or None if the header is invalid.
     """
     if len(log) < _HEADER:
         return 0, 0, 0, None
