@@ -46,8 +46,8 @@ def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
     and inherits none of the trainer's memory, threads or CUDA context. Starting it takes a few milliseconds, and this
     function does not wait for the agent.
 
-    If the agent runs on a thread of this process, on Python 3.12 or later, this function waits up to two seconds until
-    the agent's threads are running.
+    The agent may also run on a thread of this process. On Python 3.12 or later, this function then waits up to two
+    seconds until the agent's threads are running.
 
     Returns:
         Whether an agent was started.

@@ -46,8 +46,8 @@ class Standby:
             name: Name in the process list, such as the path of the run's directory.
             command: Command line of an agent, to which `main` adds arguments.
             locks: Function that returns the descriptors that hold the agent's locks.
-            state: State that this agent was started with: the number of consecutive agents that died before doing any
-                work, the process ID of the standby, and the descriptor that wakes it.
+            state: State that this agent was started with, as three numbers: how many consecutive agents died before
+                doing any work, the standby's process ID, and the descriptor of the pipe that wakes the standby.
         """
         self._name = name
         self._command = list(command)

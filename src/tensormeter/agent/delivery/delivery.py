@@ -4,9 +4,9 @@ Each destination has its own thread, backoff and position in the spool, so a fai
 Requests are sent in order, one at a time.
 
 If an exporter has `independent_signals`, each signal of its destination has its own thread, backoff and position. A
-receiver that accepts only metrics then still gets them while its log records wait. As long as both signals are
-accepted, they are sent in the order in which they were recorded: a run begins before its first value and ends after its
-last value.
+receiver that accepts only metrics then still gets them while its log records wait. As long as the receiver accepts both
+signals, requests are sent in the order in which they were recorded. A run therefore begins before its first value and
+ends after its last value.
 
 The delay between attempts doubles from 1 to 60 seconds with full jitter (`retrying`). A `Retry-After` header sets a
 minimum delay of up to an hour. The number of attempts is unlimited while the agent runs. Undelivered requests stay in

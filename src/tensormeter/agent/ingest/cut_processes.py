@@ -1,8 +1,8 @@
 """Handling of cut-off processes: their rings are gone, and the spool does not contain their end events.
 
 This happens after a power failure, or when a container or a person deletes the shared memory with the rings. The
-contents of the spool are correct, but the last values may be missing. If a process is certainly gone, the agent adds
-its end event to the spool, with the state "crashed", so that the run does not stay "running" forever.
+contents of the spool are correct, but the last values may be missing. If a process is certainly gone, the agent adds an
+end event with the state "crashed" to the spool. Otherwise, the run would stay "running" forever.
 """
 
 import gzip
