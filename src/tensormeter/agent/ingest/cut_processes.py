@@ -2,7 +2,7 @@
 
 This happens after a power failure, or when a container or a person deletes the shared memory with the rings. The
 contents of the spool are correct, but the last values may be missing. If a process is certainly gone, the agent adds an
-end event with the state "crashed" to the spool. Otherwise, the run would stay "running" forever.
+end event with the state "crashed" to the spool. Without this event, the run would stay "running" forever.
 """
 
 import gzip
