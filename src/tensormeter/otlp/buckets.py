@@ -35,8 +35,8 @@ def explicit_buckets(
         zero_threshold: Zero threshold that the sender specified. Negative numbers and NaN are treated as 0.
         positive: Buckets of positive values.
         negative: Buckets of the magnitudes of negative values.
-        max_buckets: Maximum number of positive and negative buckets, or None for no limit. If there are more, pairs of adjacent
-            buckets are merged. The counts stay exact.
+        max_buckets: Maximum number of positive and negative buckets together, at least 2, or None for no limit. If there are
+            more, pairs of adjacent buckets are merged. The counts stay exact.
 
     Returns:
         Finite, increasing bounds, and the counts. There is one more count than bounds. Bucket i is

@@ -80,7 +80,8 @@ def decode_metrics(body: bytes, check: Check = no_check) -> list[Batch]:
 
     Args:
         body: Encoded message.
-        check: Function that is called for each metric. It can raise an error to stop decoding.
+        check: Function that is called for each resource and each metric. It can raise an error to stop decoding. It is not
+            called if protobuf has to parse the whole request (see `_UnusualError`).
 
     Raises:
         EncodingError: The bytes are not an `ExportMetricsServiceRequest`.

@@ -1,7 +1,7 @@
 r"""The parser for all JSON documents from external sources.
 
-JSON permits text that UTF-8 cannot encode: unpaired surrogates such as "\ud800". The parser rejects documents with such text,
-so no other code has to handle them. The parser is thread-safe and does not block.
+JSON permits text that UTF-8 cannot encode: unpaired surrogates such as "\ud800". The parser rejects documents with
+unpaired surrogates, so no other code has to handle such text. The parser is thread-safe and does not block.
 """
 
 import json
@@ -24,8 +24,8 @@ def parse_document(data: bytes | str, object_hook: Callable[[dict[str, Any]], An
         object_hook: Function that receives each object and returns its replacement.
 
     Raises:
-        EncodingError: The data is not JSON, or contains invalid UTF-8, an unpaired surrogate, a number with more than 4300
-            digits, or too many levels of nesting.
+        EncodingError: The data is not JSON, or contains invalid UTF-8, an unpaired surrogate, an integer with more than
+            4300 digits, or too many levels of nesting.
     """
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data

@@ -2,8 +2,8 @@
 
 A compressed request of a few kilobytes can contain millions of empty messages. Each message has only two bytes, but costs far
 more to parse. This module walks through the protobuf wire format and stops at the first exceeded limit, so its own cost is also
-bounded. `decode` reads points with the same layout as columns. Such points are counted by column, because NumPy reads a million
-of them in a fraction of a second.
+bounded. Points that share a layout are counted by column, because `decode` reads them with NumPy: a million points take a
+fraction of a second.
 
 The functions are thread-safe, do not block and keep no state.
 """
@@ -47,8 +47,8 @@ COLUMN: Final = 3
 """Number of separate points that a column counts as. Storing and compacting a column costs about as much as three points."""
 
 MAX_QUANTILES: Final = 10_000
-"""Maximum number of quantiles in one summary. The store accepts only about a third of this number (65,536 bytes), but reading
-quantiles already takes much more memory than storing them."""
+"""Maximum number of quantiles in one summary. The store accepts only about a third as many, because it limits a summary to
+65,536 bytes. Decoding needs a separate limit, because it takes much more memory than storing."""
 
 _KINDS: Final = {
     "ResourceMetrics": "resources",
@@ -78,7 +78,7 @@ _FIXED_SIZES: Final = {
 }
 _NO_POINTS: Final[Sequence[tuple[int, int]]] = ()
 _CONTINUED: Final = bytes(range(0x80, 0x100))
-"""Values that a varint's bytes can have, except for its last byte."""
+"""Values that the bytes of a varint can have, apart from its last byte."""
 
 
 class TooManyElementsError(EncodingError):

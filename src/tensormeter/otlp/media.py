@@ -3,15 +3,15 @@
 The step is an attribute of the log record. Metrics never have the step as an attribute, because each step would create a new
 time series.
 
-| event name | body | attributes |
+| event name | fields of the body | attributes |
 |---|---|---|
-| `tensormeter.table` | `columns`: names; `rows`: lists of scalars and image bodies | `tensormeter.key`, `tensormeter.step` |
-| `tensormeter.image` | `data`: bytes; `content_type`; `width`, `height` in pixels; `caption` | as for tables |
-| `tensormeter.text` | `text`; `content_type` | as for tables |
-| `tensormeter.alert` | `title`; `text`; `level`: `INFO`, `WARN` or `ERROR` | `tensormeter.step` |
+| `tensormeter.table` | `columns` (names), `rows` (lists of scalars and image bodies) | `tensormeter.key`, `tensormeter.step` |
+| `tensormeter.image` | `data` (bytes), `content_type`, `width`, `height`, `caption` | `tensormeter.key`, `tensormeter.step` |
+| `tensormeter.text` | `text`, `content_type` | `tensormeter.key`, `tensormeter.step` |
+| `tensormeter.alert` | `title`, `text`, `level` (`INFO`, `WARN` or `ERROR`) | `tensormeter.step` |
 
-The events `tensormeter.run.start` (with `config`) and `tensormeter.run.end` (with `state`) are sent in the same way.
-`tensormeter.conventions.limits` defines the size limits.
+The events `tensormeter.run.start` (with `config`) and `tensormeter.run.end` (with `state`) are also sent as log records.
+The `width` and `height` of an image are in pixels. `tensormeter.conventions.limits` defines the size limits.
 """
 
 from collections.abc import Sequence

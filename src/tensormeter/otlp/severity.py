@@ -9,7 +9,7 @@ from tensormeter.otlp.batch import Event
 __all__ = ["severity_of"]
 
 _NUMBERS: Final = {"INFO": 9, "WARN": 13, "ERROR": 17}
-"""Lowest severity number of each OTLP severity range."""
+"""Lowest number of the OTLP severity range for each severity."""
 
 _BAD_ENDS: Final = ("failed", "crashed")
 

@@ -1,10 +1,10 @@
 """Recording of rows from inside compiled functions and CUDA graphs.
 
-Python code does not run there, so the graph itself must write the rows. The device holds a small ring buffer of rows, and a
-count of the rows written so far, which also determines where the next row goes. A write consists of plain tensor operations on
-the ring buffer and the count. `torch.compile` includes these operations in its graph, and a captured CUDA graph repeats them on
-each replay. Four times a second, a log call outside the graph starts to copy the ring buffer and the count to the host, in
-stream order and without waiting. Once a copy is complete, a log call records the new rows.
+A compiled or captured graph runs no Python code, so the graph itself must write the rows. The device holds a small ring buffer
+of rows, and a count of the rows written so far. The count also determines where the next row goes. A write consists of plain
+tensor operations on the ring buffer and the count. `torch.compile` includes these operations in its graph, and a captured CUDA
+graph repeats them on each replay. Up to four times a second, a log call outside the graph starts to copy the ring buffer and
+the count to the host, in stream order and without waiting. Once a copy is complete, a log call records the new rows.
 """
 
 import mmap
@@ -42,8 +42,8 @@ class DeferredLog:
     """Records rows for a fixed set of metrics inside compiled functions and CUDA graphs.
 
     `tensormeter.deferred_log` creates the object, and only the thread that created it may use it. Call `write` inside the
-    graph, and the other methods outside of it. Copies to the host run on the thread's current stream. The writes must come
-    before these copies in stream order, as with any other use of a graph's results.
+    graph, and `flush` outside of it. Copies to the host run on the thread's current stream. The writes must come before these
+    copies in stream order, as with any other use of a graph's results.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class DeferredLog:
     def flush(self) -> None:
         """Start to copy the rows written so far, and record the rows that have already been copied. Never waits.
 
-        Log calls do this automatically four times a second. It also happens at the end of the run.
+        Log calls also copy and record rows, up to four times a second. The end of the run records all remaining rows.
         While a CUDA graph is being captured, this method does nothing.
         """
         self._collect(at_once=True)
@@ -217,7 +217,10 @@ def _copies(rows: "torch.Tensor", count: "torch.Tensor") -> "_Copies":
 
 
 class _Copies:
-    """Copies the ring buffer from the device to the host, one copy at a time. An event signals that a copy is complete."""
+    """Copies the ring buffer from the device to the host, one copy at a time. An event signals that a copy is complete.
+
+    On the CPU, the ring buffer is read in place.
+    """
 
     def __init__(self, rows: "torch.Tensor", count: "torch.Tensor") -> None:
         self._device = (rows, count)
@@ -238,9 +241,10 @@ class _Copies:
 
 
 class _Locked(_Copies):
-    """Copies the ring buffer from the device to page-locked memory. The count is copied last, so its arrival completes a copy.
+    """Copies the ring buffer from the device to page-locked memory. The count is copied last.
 
-    No event is used, because an event would disturb a CUDA graph capture in another thread.
+    A copy is complete once the count has arrived. No event is used, because an event would disturb a CUDA graph capture in
+    another thread.
     """
 
     def __init__(self, rows: "torch.Tensor", count: "torch.Tensor") -> None:
@@ -271,7 +275,7 @@ class _Locked(_Copies):
 
         def read() -> tuple[int, Callable[[int], list[float]]] | None:
             nonlocal has_arrived
-            # One call detects the new count, and the next call reads the rows. On arm64, one call might reorder these reads.
+            # One call detects the count, and the next call reads the rows, because arm64 might reorder reads within a call.
             if not has_arrived:
                 has_arrived = self._words[-1] != _NOT_COPIED
                 return None

@@ -22,7 +22,10 @@ def break_graph(function: Callable[..., Any]) -> None:
 
 
 def trace_into(function: Callable[..., Any]) -> None:
-    """Let dynamo trace a function of this package. Dynamo skips files by name, so this changes the function's file name."""
+    """Let dynamo trace a function of this package.
+
+    Dynamo skips the package's files by name, so the function gets another file name.
+    """
     assert isinstance(function, FunctionType)
     function.__code__ = function.__code__.replace(co_filename=f"<{function.__module__}>")
 
@@ -30,7 +33,7 @@ def trace_into(function: Callable[..., Any]) -> None:
 def skip_own_files() -> bool:
     """Make dynamo run this package's functions without tracing them, if dynamo is loaded.
 
-    If dynamo is first loaded during a run, it may still trace the next log call inside a compiled function. It then logs
+    If dynamo is first loaded during a run, it may still trace the next log call inside a compiled function. Dynamo then logs
     warnings, but the recorded values are correct.
 
     Returns:

@@ -89,7 +89,7 @@ class Watch:
         self._handle = register_optimizer_step_pre_hook(self._before_step)
 
     def log(self) -> None:
-        """Record a row now.
+        """Record a row of norms and distributions now.
 
         Call this method in training loops that do not use a `torch.optim.Optimizer`, or that run the optimizer step in a CUDA
         graph.
@@ -213,7 +213,7 @@ def _euclidean_norms(
             norms.update(zip(group, stacked.unbind(), strict=True))
         if not squares:
             return None, norms
-        first = squares[0]  # the sums are converted to one dtype, because dtypes may differ between devices
+        first = squares[0]  # all sums move to one device and dtype, because both may differ
         return torch.stack([square.to(first, non_blocking=True) for square in squares]).sum().sqrt(), norms
     finally:
         torch._C._set_grad_enabled(grad)
@@ -238,7 +238,7 @@ def _plain_name(name: str) -> str:
 def _local(tensor: "torch.Tensor") -> "torch.Tensor":
     """Return this rank's part of a tensor that is sharded over ranks. Gathering the whole tensor would require a collective.
 
-    A tensor of partial sums is returned unchanged, and is refused later.
+    A tensor of partial sums is returned unchanged. No norm is logged for it, and its histogram is refused.
     """
     placements = getattr(tensor, "placements", None)
     if placements is None or any(placement.is_partial() for placement in placements):

@@ -1,4 +1,4 @@
-"""The recorder, which passes each log call to the writer for its keys and types.
+"""The recorder, which passes each log call to the writer for the row's keys and types.
 
 Threads: any thread may log. Each thread gets a separate lane of the ring. If there are more threads than lanes, the remaining
 threads share the last lane. They hold a lock while they write a row.
@@ -71,8 +71,8 @@ class Recorder:
         """
         Args:
             ring: Ring that this process has created.
-            on_writer: Callback that receives the writer for the next log call, whenever this writer changes. It is called on
-                the thread that owns the first lane.
+            on_writer: Callback that receives the writer for the next log call, whenever this writer changes. The thread that
+                owns the first lane passes specialized writers. Any thread may pass `log`.
             on_stride: Callback for slower checks, which must not block. Lanes call it every few rows (see `Lane`).
             media_buffer_bytes: Maximum total size in bytes of the tables, images and text items that wait for the agent.
             one_launch: Whether devices may store values directly in the ring (see `DeviceCopies`).
@@ -228,7 +228,7 @@ class Recorder:
 
     @property
     def positions(self) -> list[int]:
-        """Total number of bytes written to each lane, over all laps. When all rows are spooled, the TAIL words are equal."""
+        """Total number of bytes written to each lane, over all laps. Once all rows are spooled, each TAIL word has this value."""
         return [lane.position for lane in self._lanes]
 
     def look_for_pending(self) -> None:

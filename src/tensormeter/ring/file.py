@@ -79,11 +79,11 @@ class RingFile:
     ) -> "RingFile":
         """Create and lock a ring file, and reserve its disk space. The file appears at `path` once it is complete.
 
-        The first lane gets half of `buffer_bytes`. It belongs to the thread that creates the recorder. The other lanes share
-        the rest.
+        The first lane belongs to the thread that creates the recorder. If there are several lanes, the first lane gets half of
+        `buffer_bytes`, and the other lanes share the rest.
 
         Raises:
-            RingError: The file system reported an error, for example because it is full.
+            RingError: The file could not be created or locked, for example because the file system is full.
         """
         payload = json.dumps(metadata).encode()
         dictionary = _align(dictionary_bytes + len(payload), mmap.PAGESIZE)
@@ -207,7 +207,7 @@ class RingFile:
                 yield EntryKind(kind), json.loads(self.buffer[start : start + length])
 
     def drops(self) -> dict[str, int]:
-        """Return the number of points that could not be recorded in any lane, by reason. Omit reasons with no points."""
+        """Return the total number of points that could not be recorded, by reason. Omit reasons with no points."""
         counts = {
             reason.name.lower(): sum(self.words[(start >> 3) + LaneWord.DROPS + reason] for start, _ in self.lanes)
             for reason in Drop
@@ -235,7 +235,7 @@ class RingFile:
         return printable(self._agent_words()[2])
 
     def report(self, trouble: str, set_aside: str, lost: str = "") -> None:
-        """Write the three reports, each truncated to its reserved space. Only the agent calls this method."""
+        """Write the agent's reports, each truncated to its reserved space. Only the agent calls this method."""
         parts = [
             text.replace(_SEPARATOR, " ").encode(errors="replace")[: TROUBLE_BYTES // 3 - 1]
             for text in (trouble, set_aside, lost)
@@ -333,7 +333,8 @@ class RingFile:
             if start + size + 8 > self._dictionary_end:
                 return False
             try:
-                self._next_entry = start + size  # no call since the read, so no signal handler can claim the same space
+                # There is no call since `start` was read, so no signal handler can claim the same space.
+                self._next_entry = start + size
                 self.buffer[start + 16 : start + 16 + length] = payload
                 self.words[(start >> 3) + 1] = kind
                 self.words[start >> 3] = length
@@ -348,7 +349,7 @@ class RingFile:
 def is_written(path: Path) -> bool:
     """Return whether the process that created a ring file is still running and has not released the file.
 
-    This checks only the lock file.
+    The ring file itself is not opened.
 
     Raises:
         RingError: The state of the writer is unknown, because the lock file cannot be opened.

@@ -84,7 +84,7 @@ class HeaderWord(enum.IntEnum):
     CREATED = 6
     STATE = 7
     SIGTERM = 8
-    """Time when the writer received SIGTERM, or 0."""
+    """Time when the writer received SIGTERM, in nanoseconds since the Unix epoch, or 0."""
     FLUSH_REQUESTS = 9
     """Number of flushes that the writer has requested. The writer first stores `LaneWord.FLUSH` in all lanes."""
     AGENT_PID = 16
@@ -97,7 +97,7 @@ class HeaderWord(enum.IntEnum):
     ENDED = 19
     """1 once all of the writer's data is in the spool, including the event that marks the writer's end."""
     FLUSHED = 21
-    """Number of the last completed flush request. All earlier data has been delivered or, in an offline run, spooled."""
+    """Number of the last completed flush request. All data that precedes it has been delivered or, in an offline run, spooled."""
     PULSE = 24
     """Time of the agent's last heartbeat, in nanoseconds of the machine's monotonic clock; 0 before the first heartbeat."""
     DISK_REPORTS = 25

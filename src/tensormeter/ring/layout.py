@@ -16,7 +16,8 @@ class Stream:
         name: Name of the metric.
         kind: Kind of the stream. Each value of a `gauge` is a point. The agent aggregates the values of `counter`,
             `up_down_counter`, `histogram` and `exponential` streams. The values of `observable_counter` and
-            `observable_up_down_counter` streams are already totals.
+            `observable_up_down_counter` streams are already totals. The rows of a `distribution` stream contain bucket counts
+            (see `tensormeter.ring.histogram_buckets`).
         unit: UCUM unit, or "".
         description: Description of the metric, or "".
         attributes: Attributes as (key, value) pairs; the values are JSON values.

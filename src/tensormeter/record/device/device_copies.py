@@ -12,7 +12,8 @@ Each word of the row holds `PENDING` until the device overwrites it with a value
 complete just by reading memory. No event is recorded or polled, and nothing waits.
 
 Values from Apple and Intel devices are copied with events (`EventCopies`). So are values from CUDA devices if the ring cannot
-be page-locked, for example because it is on a disk. Log calls poll other values that become available later (`PendingValues`).
+be page-locked, for example because it is on a disk. Log calls poll all other values that become available later, such as JAX
+arrays (`PendingValues`).
 """
 
 import threading
@@ -140,7 +141,7 @@ class DeviceCopies:
     def copy_distributions(
         self, counts_at: int, statistics_at: int, counted: Sequence[tuple["torch.Tensor", "torch.Tensor"]]
     ) -> None:
-        """Launch copies of distributions on the current streams: first of all counts, then of all statistics. Never waits.
+        """Launch copies of distributions on the current streams. All counts are copied before all statistics. Never waits.
 
         Args:
             counts_at: Index of the first word for counts.

@@ -78,7 +78,7 @@ class EventCopies:
         """
         Args:
             pending: Pending values of the ring. Polling them also queries the events.
-            record: Function that records an event after a batch of copies to a device's current stream.
+            record: Function that records an event on a device's current stream, after a batch of copies.
         """
         self._pending = pending
         self._record = record

@@ -2,13 +2,13 @@
 
 `torch._foreach_copy_` runs as a single kernel, which also converts the values, under two conditions: all sources have the same
 dtype, and all tensors are dense, have the same shape and are on the same device. Otherwise, it silently makes a separate copy
-for each tensor. Sources are therefore reshaped to () and gathered in runs of the same dtype. The addresses are kernel
-arguments: 64 pairs of addresses per launch, or 448 if torch was built with CUDA 13. The number of launches for n values of the
-same dtype is:
+for each tensor. Sources are therefore reshaped to () and gathered in runs of the same dtype. The kernel receives the addresses
+as arguments: 64 pairs of addresses per launch, or 448 if torch was built with CUDA 13. The number of launches for n values of
+the same dtype is:
 
 - float64, float32, float16, bfloat16, int64, int32, int16, int8, uint8, bool: n / 64 (or n / 448), rounded up.
-- Other real dtypes, such as 8-bit floats and uint16: one more. Some torch versions have no kernels for these dtypes, so the
-  bits are gathered as integers of the same size and then converted in one launch.
+- Other real dtypes, such as 8-bit floats and uint16: one launch more. Some torch versions have no kernels for these dtypes, so
+  the bits are gathered as integers of the same size and then converted in one launch.
 """
 
 from collections.abc import Sequence

@@ -82,9 +82,9 @@ def retire(memory: "torch.Tensor", is_quiet: Callable[[], bool]) -> None:
 
 
 def unlock_retired() -> None:
-    """Release retired memory. Call this function at the start of a run, because CUDA may wait for devices.
+    """Release retired memory. CUDA may wait for devices, so call this function at the start of a run, not at its end.
 
-    At the end of a run, a device may hang. A hanging device is often the reason why a run ends.
+    A run often ends because a device hangs. Waiting for this device would then block the end of the run.
     """
     for address, is_quiet in list(_retired.items()):
         if not is_quiet() or _retired.pop(address, None) is None:  # another thread releases this memory

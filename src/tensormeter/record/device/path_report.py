@@ -113,13 +113,13 @@ def _have_arrived(copies: DeviceCopies, ring: RingFile, word: int, number: int) 
 
 
 def _synchronizes(action: Callable[[], None]) -> bool:
-    """Run an action, and return whether torch reports that it waited for the device."""
+    """Run an action, and return whether torch reports that the action waited for the device."""
     import torch
 
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")  # warns that torch does not report every synchronization
+        torch.cuda.set_sync_debug_mode("warn")  # this call emits a warning of its own, which is cleared
         caught.clear()
         try:
             action()

@@ -15,7 +15,7 @@ from tensormeter.ring.format import LOST, PENDING
 __all__ = ["PendingValues"]
 
 _MAX_UNAVAILABLE: Final = 32
-"""Number of unavailable entries after which polling stops, so that a large number of entries does not slow down a log call."""
+"""Number of unavailable entries after which `poll` returns, so that a large number of entries does not slow down a log call."""
 
 
 class _Entry(NamedTuple):
@@ -103,7 +103,7 @@ class PendingValues:
         self._entries.clear()
 
     def _resolve(self, entry: _Entry) -> bool:
-        """Poll an entry, and store its values if they are available. Return whether all values have been stored or lost."""
+        """Poll an entry, and store its values if they are available. Return whether all values have been stored or given up."""
         try:
             values = entry.poll()
             if values is None:

@@ -74,7 +74,7 @@ class Histogram:
     scale is at most 3 for float32 and for formats that float32 represents exactly (8 and 16 bits, bool). The scale is at most 2
     for float64 and for 32-bit and 64-bit integers, which are converted to the nearest float64. Magnitudes up to 2**-64
     (5.4e-20) count as zero. The histogram excludes NaN and infinities, and the gauge `tensormeter.histogram.nonfinite` counts
-    them. If there are any, the histogram has no sum, minimum or maximum.
+    them. If the values include NaN or infinities, the histogram has no sum, minimum or maximum.
 
     When histograms are reduced over several calls (`every=`, `define_metric`), `mean` and `sum` merge all values into one
     distribution, and `last` keeps the last distribution. `min` and `max` are refused. Precomputed histograms are merged as long
@@ -151,12 +151,12 @@ def _array(values: Any) -> HostDistribution:
 
     if not isinstance(values, (np.ndarray, array.array, Sequence)) or isinstance(values, str | bytes):
         raise Refused(
-            f"cannot create a Histogram of a {type(values).__name__};  pass a tensor, an array or a sequence of numbers"
+            f"cannot create a Histogram of a {type(values).__name__}; pass a tensor, an array or a sequence of numbers"
         )
     first = None if isinstance(values, np.ndarray) or not len(values) else values[0]
     if first is not None and type(first).__module__.partition(".")[0] == "torch":
         raise Refused(
-            "cannot create a Histogram of a sequence of tensors;  combine them with torch.stack() or torch.cat()"
+            "cannot create a Histogram of a sequence of tensors; combine them with torch.stack() or torch.cat()"
         )
     if getattr(values, "mask", None) is not None:
         raise Refused("cannot create a Histogram of a masked array; convert it with .compressed()")
@@ -167,7 +167,7 @@ def _array(values: Any) -> HostDistribution:
     if elements.size == 0 and elements.dtype.kind not in "fiub":
         elements = elements.astype(np.float64)
     if elements.dtype.kind not in "fiub" or elements.dtype.itemsize > 8:
-        raise Refused(f"cannot create a Histogram of dtype {elements.dtype};  pass real numbers with at most 64 bits")
+        raise Refused(f"cannot create a Histogram of dtype {elements.dtype}; pass real numbers with at most 64 bits")
     if elements.size > MOST_ON_DEVICE:
         raise Refused(
             f"an array of {elements.size:,} elements is too large; log parts of at most {MOST_ON_DEVICE:,} elements"

@@ -36,7 +36,7 @@ class Pools:
     def __init__(self, tables: DeviceTables) -> None:
         """
         Args:
-            tables: Tables that count distributions on devices.
+            tables: Object that counts distributions on devices.
         """
         self._tables = tables
         self._host: dict[tuple[str, Rule, str], _HostPool] = {}

@@ -22,8 +22,9 @@ class Table(Media):
     A cell is a number, a string, a boolean, None or an `Image`. NumPy scalars and one-element CPU tensors count as numbers.
     Other objects are converted with `str`.
 
-    The limits are 12 MiB as JSON, 700,000 cells (each row counts as one extra cell), and 256 images with a total of 16 MiB. A
-    larger table is dropped and counted, with a warning when it is logged.
+    The limits are 12 MiB as JSON, 700,000 cells (each row and the heading count as one extra cell), and 256 images. The images
+    of a table may have a total size of 16 MiB in encoded form, and of 60 MiB as pixels. A larger table is dropped and counted.
+    The warning appears when the table is logged, or after the agent has encoded its images.
     """
 
     def __init__(self, columns: Sequence[str], data: Iterable[Sequence[Any]] = ()) -> None:
@@ -38,7 +39,7 @@ class Table(Media):
         self.columns = [text_of(column) for column in columns]
         self._images: list[Image] = []
         self._rows: list[list[Any]] = []
-        self._excess_rows = 0  # further rows are not stored, because the table is too large to record
+        self._excess_rows = 0  # number of rows that were not stored, because the table is too large to record
         self._max_rows = TABLE_CELLS // (len(self.columns) + 1) - 1  # the heading also counts as a row
         for row in data:
             self.add(*row)

@@ -33,8 +33,8 @@ _MAX_WAITING: Final = 64
 """Maximum number of periods that wait for their events. If there are more, the oldest is recorded with host times only."""
 
 _MAX_EVENTS: Final = 1000
-"""Maximum number of events in one step. Phases beyond this limit have host times only. Also the maximum number of phases in a
-row that does not belong to a step."""
+"""Maximum number of events in one step. Phases beyond this limit have host times only. The limit also applies to the number of
+phases in one row outside of steps."""
 
 _PHASE: Final = "tensormeter.phase.duration"
 _STEP: Final = "tensormeter.step.duration"
@@ -210,7 +210,8 @@ class Phases:
 
         Args:
             index: Number of the step as a 64-bit int. None selects the step of the last row that is logged during the training
-                step. If no row is logged, the next step is used.
+                step. If no row is logged, the number is the step of the next row, or one more than the previous number if that
+                is larger.
             items: Number of items that the step processes, for the throughput metric. None omits this metric.
 
         Raises:

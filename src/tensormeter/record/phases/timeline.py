@@ -2,7 +2,7 @@
 
 CUDA returns the time between two events as float32 milliseconds. To keep their precision, device times are float64 sums of the
 times between consecutive events. The device clock and the host clock have different origins. The lag of a launch is therefore
-estimated as the difference between its device time and its host time, minus the smallest such difference so far. The estimate
+estimated as the difference between its device time and its host time, minus the smallest difference so far. The estimate
 is correct if the device has been idle at least once.
 """
 
@@ -111,7 +111,7 @@ class Timeline:
         self._floor = 0.0
 
     def place(self, marks: Sequence[Mark]) -> None:
-        """Set the device times of marks whose events the device has reached. Free all of these events except the last one."""
+        """Set the device times of marks whose events the device has reached. Free all events except that of the last mark."""
         for mark in marks:
             host, last = mark.host / 1e9, self._last
             if last is None or last.device is None:
@@ -129,7 +129,10 @@ class Timeline:
         return max(0.0, mark.device - mark.host / 1e9 - self._floor)
 
     def interrupt(self, marks: Sequence[Mark]) -> None:
-        """Skip marks that have no device time. The next mark starts a new sequence of differences."""
+        """Discard marks that did not get device times. Free their events and the event of the last mark with a device time.
+
+        The timeline restarts at the next mark, and assumes that the device has no lag there.
+        """
         for mark in marks if self._last is None else (self._last, *marks):
             self._events.free(mark.event)
         self._last = None

@@ -5,7 +5,7 @@ These rows are rare and large, so they use a slower path, which assembles the ro
 For distributions on a CUDA device, the row is written with its statistics set to `PENDING`. Then two copies are launched on the
 stream that counted the values: first the counts of all distributions, then their statistics. Copies on the same stream complete
 in order, and a device's stores become visible to the host in order. Once the statistics have arrived, the counts have also
-arrived. The counts therefore need no `PENDING` placeholder. Such a placeholder is also impossible, because every bit pattern is
+arrived. The counts therefore need no `PENDING` placeholder. A placeholder is also impossible, because every bit pattern is
 a valid count.
 
 MPS and XPU devices copy counts and statistics to host tensors. The log call that detects their arrival stores them in the ring
@@ -54,7 +54,7 @@ class HistogramRows:
         """
         Args:
             device: Object that copies device values.
-            tables: Tables that count distributions on devices.
+            tables: Object that counts distributions on devices.
             find_layout: Function that returns the layout for columns, or None if there are too many layouts.
             lose: Callback for device errors. It receives the lane, the error and the number of lost values.
         """
@@ -64,7 +64,7 @@ class HistogramRows:
         self._tables = tables
 
     def split(self, lane: Lane, numbers: int, distributions: Distributions) -> Iterator[dict[str, Distribution]]:
-        """Split distributions into groups that each fit into one row.
+        """Split distributions into one group per row. A row with several distributions takes at most a quarter of the lane.
 
         Args:
             lane: Lane of the rows.
@@ -93,8 +93,8 @@ class HistogramRows:
         """Write one row, and launch the copies that complete it.
 
         Returns:
-            True if the row was written. False if the lane has no room. None if the row can never fit into the lane, or if there
-            are too many layouts.
+            True if the row was written, or if a device error left no values to write. False if the lane has no room. None if
+            the row can never fit into the lane, or if there are too many layouts.
         """
         columns: list[Column] = []
         words = bytearray()

@@ -61,7 +61,7 @@ written at longer intervals than this, each row causes a check."""
 
 
 class Writer(Protocol):
-    """A function that writes one row. It never blocks, and invalid `values` never raise an exception."""
+    """A function that writes one row. It never blocks, and never raises because of invalid `values`."""
 
     def __call__(
         self,
@@ -97,7 +97,7 @@ class Lane:
             owner: Identifier of the only thread that may write. None if callers hold a lock while they write.
             on_stride: Callback for slower checks. If rows are at least 50 ms apart, each row calls it. If rows are more
                 frequent, it is called less often, but at least once per 4 KiB of rows.
-            tables: Tables that count distributions on devices.
+            tables: Object that counts distributions on devices.
         """
         header, self.size = ring.lanes[index]
         self._start = header + LANE_HEADER_BYTES

@@ -1,8 +1,8 @@
 """Assignment of a ring's lanes to threads.
 
-The first lane always belongs to the thread that creates the recorder, because the recorder passes this lane's writers to its
-caller. All threads for which no separate lane is left share the last lane, under a lock. Each of the other lanes belongs to one
-thread until this thread ends.
+The first lane always belongs to the thread that creates the recorder, because the recorder passes the writers of this lane to
+`on_writer`. All threads for which no separate lane is left share the last lane, under a lock. Each of the other lanes belongs
+to one thread until this thread ends.
 """
 
 import threading
@@ -28,7 +28,7 @@ class Lanes:
         Args:
             ring: Ring that this process has created.
             on_stride: Callback for slower checks (see `Lane`).
-            tables: Tables that count distributions on devices (see `Lane`).
+            tables: Object that counts distributions on devices (see `Lane`).
         """
         last = len(ring.lanes) - 1
         owner = threading.get_ident()

@@ -55,7 +55,7 @@ class Rows:
             ring: Ring that this process has created.
             layouts: Layouts of the ring's rows.
             device: Object that copies device values.
-            tables: Tables that count distributions on devices.
+            tables: Object that counts distributions on devices.
             notices: Object that warns about values that cannot be written.
             fallback: Function that writers call for unexpected arguments.
             last_step: Array that contains only the step of the last row, as int64.
