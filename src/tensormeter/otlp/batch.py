@@ -35,7 +35,7 @@ Attribute = bool | int | float | str | Sequence[bool] | Sequence[int] | Sequence
 
 
 class Temporality(enum.IntEnum):
-    """The period that a point covers: since the start of its series, or since the previous point. Numbers are as in OTLP."""
+    """The period that a point covers: since the start of its series, or since the previous point. The numbers are OTLP's."""
 
     UNSPECIFIED = 0
     DELTA = 1
@@ -219,7 +219,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Event:
-    """A log record with an event name, used for lifecycle, config and media.
+    """A log record with an event name. Events describe the lifecycle, configuration, alerts and media of runs.
 
     Attributes:
         name: Event name, such as `tensormeter.run.start`.

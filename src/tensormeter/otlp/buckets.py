@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 __all__ = ["Side", "explicit_buckets", "increasing"]
 
 Side = tuple[int, NDArray[np.uint64]]
-"""Buckets of one sign: the index of the first bucket, and the bucket counts."""
+"""Buckets of either positive or negative values: the index of the first bucket, and the bucket counts."""
 
 _TINY: Final = float(np.nextafter(0.0, 1.0))
 _FAR: Final = 2000
@@ -25,8 +25,8 @@ def explicit_buckets(
 ) -> tuple[list[float], list[int]]:
     """Convert an exponential histogram to explicit bounds and counts.
 
-    Zeros get a separate bucket, which extends from minus the zero threshold to the zero threshold. If the threshold is 0, this
-    bucket contains only 0. A bucket that overlaps the zero bucket is shortened to begin at the threshold.
+    Values that count as zero get a separate bucket, from minus the zero threshold to the zero threshold. If the threshold is 0,
+    this bucket contains only 0. A bucket that overlaps the zero bucket is shortened to begin at the threshold.
 
     Args:
         scale: Scale of the histogram. Bucket i of a side holds magnitudes in ``(base ** i, base ** (i + 1)]``, where base is
@@ -91,7 +91,7 @@ def _halve(offset: int, counts: NDArray[np.uint64]) -> Side:
 def increasing(bounds: list[float], counts: list[int]) -> tuple[list[float], list[int]]:
     """Drop bounds that are infinite or do not exceed the previous bound, and merge the affected buckets.
 
-    Such bounds occur if float64 cannot represent a bound or distinguish two bounds.
+    This is necessary if float64 cannot represent a bound or distinguish two bounds.
     """
     new_bounds: list[float] = []
     new_counts = [counts[0]]

@@ -221,7 +221,7 @@ class FixedData:
     Attributes:
         data: Field that contains the gauge or sum.
         end: Offset of the end of the points in this field.
-        groups: For each series, the offset of its first point and its points.
+        groups: One pair for each series: the offset of the series' first point, and all points of the series.
     """
 
     data: Field

@@ -122,7 +122,7 @@ def _key_values(attributes: Mapping[str, Value]) -> list[KeyValue]:
 
 
 def _text(text: str) -> str:
-    """Replace each character that UTF-8 cannot encode with `?`. File names and environment variables may contain them."""
+    """Replace characters that UTF-8 cannot encode with `?`. They occur in file names and environment variables, for example."""
     return text.encode(errors="replace").decode()
 
 

@@ -33,8 +33,8 @@ _MIN_POINTS: Final = 4
 """Minimum number of points that NumPy reads at once. protobuf reads fewer points just as quickly."""
 
 _MAX_POINT_BYTES: Final = 1 << 16
-"""Maximum size of a point in bytes. The index of a point's bytes takes eight times the memory of the point. No store accepts
-larger points, because they have too many attributes."""
+"""Maximum size of a point in bytes. An array with the index of each byte takes eight times the memory of the point. No
+store accepts larger points, because they have too many attributes."""
 
 _MANY_FIELDS: Final = 1000
 """Maximum number of fields in a point that NumPy reads. protobuf reads points with more fields."""
@@ -61,7 +61,7 @@ class FixedPoints:
     Attributes:
         first: Encoded first point. All points have the same attributes.
         times: Time of each point, uint64, shape (n,).
-        start_times: Start time of each point, uint64, shape (n,).
+        start_times: Start time of each point, uint64, shape (n,); 0 if the points have no start time.
         words: Bit pattern of each value, int64, shape (n,).
         integers: Whether each value is an integer, bool, shape (n,).
     """
@@ -110,7 +110,7 @@ def iterate_fields(body: memoryview, begin: int, end: int, most: int | None = No
 
 
 def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> FixedPoints | None:
-    """Read the consecutive points between two offsets. Return None if their layouts differ.
+    """Read the consecutive points between two offsets. Return None if their layouts differ or if there are too few points.
 
     Each point must start with the one-byte `tag`.
     """

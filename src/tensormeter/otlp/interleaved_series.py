@@ -34,7 +34,8 @@ def read_mixed_points(body: memoryview, begin: int, end: int, tag: int) -> list[
     """Read the consecutive points between two offsets. Each point must start with the one-byte `tag`.
 
     Returns:
-        For each series, the offset of its first point and its points in order. None if protobuf should read the points.
+        One pair for each series: the offset of the series' first point, and all points of the series in order. None if
+        protobuf should read the points.
     """
     offsets = _point_offsets(body, begin, end, tag)
     if offsets is None:
@@ -97,7 +98,7 @@ def _row_hashes(body: memoryview, rows: NDArray[np.int64], columns: NDArray[np.i
 
 
 def _copy_rows(body: memoryview, rows: NDArray[np.int64], size: int) -> bytearray:
-    """Copy the rows into a contiguous table."""
+    """Copy rows of the same size into a contiguous table."""
     data = np.frombuffer(body, np.uint8)
     buffer = bytearray(len(rows) * size)
     table = np.frombuffer(buffer, np.uint8).reshape(-1, size)

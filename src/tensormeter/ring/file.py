@@ -40,7 +40,7 @@ from tensormeter.ring.layout import Layout
 __all__ = ["RingFile", "is_of_another_version", "is_written", "media_directory"]
 
 _SEPARATOR: Final = "\x1e"
-"""ASCII record separator, used between the agent's three reports."""
+"""ASCII record separator. It separates the agent's reports `trouble`, `set_aside` and `lost` in the file."""
 
 
 def media_directory(ring_path: Path) -> Path:

@@ -73,7 +73,7 @@ LOST: Final = 0x7FF7_A5C3_5A3C_105D
 
 
 class HeaderWord(enum.IntEnum):
-    """Indices of the words in the file's header. The agent writes AGENT_PID and later words. The writer writes the others."""
+    """Indices of the words in the file's header. The agent writes all words from AGENT_PID on. The writer writes the others."""
 
     MAGIC = 0
     VERSION = 1

@@ -34,8 +34,8 @@ def cuda_runtime() -> ctypes.CDLL | None:
 def unseen_by_captures() -> Iterator[None]:
     """Let this thread register memory or query events while another thread captures a CUDA graph.
 
-    Without this context manager, such a call would fail and invalidate the other thread's capture. The context manager takes
-    about 2 microseconds.
+    Without this context manager, these calls would fail and invalidate the other thread's capture. Entering and leaving it
+    takes about 2 microseconds.
     """
     runtime, mode = cuda_runtime(), ctypes.c_int(_CAPTURE_RELAXED)
     if runtime is None:

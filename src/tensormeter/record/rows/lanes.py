@@ -16,7 +16,7 @@ __all__ = ["Lanes"]
 
 
 class Lanes:
-    """The lanes of a ring, in order, for writing.
+    """The lanes of a ring, in order. Assigns a lane to each thread that writes.
 
     Attributes:
         first: Lane of the thread that constructed this object.

@@ -18,9 +18,9 @@ _MAX_KEY_SETS: Final = 4096
 use any number of key sets."""
 
 _MAX_WIDE_SETS: Final = 64
-"""Maximum number of layouts for rows that contain more than just one distribution. A layout takes hundreds of bytes per
-distribution, and a program may need many layouts. For example, each row of a mixture-of-experts model may contain the
-gradients of different experts."""
+"""Number of layouts with distributions or attributes beyond which a row with several distributions gets no new layout. The row
+is then written as one row per distribution. A layout takes hundreds of bytes per distribution, and a program may need many
+layouts. For example, each row of a mixture-of-experts model may contain the gradients of different experts."""
 
 _NOT_FOR_STREAMS: Final = 1 / 4
 """Fraction of the ring's dictionary that is reserved for the layouts of logged rows. Instruments' streams cannot use it."""
@@ -66,7 +66,7 @@ class Layouts:
         return layout
 
     def of_distributions(self, columns: Sequence[Column]) -> Layout | None:
-        """Return the layout for a row with distributions. Rows with more than just one distribution have a lower limit."""
+        """Return the layout for a row with distributions. A lower limit applies to rows with more than one distribution."""
         if len(columns) > 2 and len(self._wide) >= _MAX_WIDE_SETS and tuple(columns) not in self._wide:
             return None
         return self.of_columns(columns)
