@@ -130,7 +130,7 @@ def _scope_metrics(body: memoryview, message: Field, gaps: list[Gauge | Sum], ch
     for field in metrics:
         check()
         fixed = _fixed_series(body, field, scope)
-        if fixed:  # points with a fixed layout have no flags
+        if fixed:  # points with a fixed layout have no flags, so there are no gaps
             yield from fixed
         else:
             metric = _metric(body, field)

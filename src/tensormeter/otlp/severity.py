@@ -1,4 +1,4 @@
-"""The severity of tensormeter's own log records, which log stores use for sorting and filtering."""
+"""The severity of tensormeter's own log records. Log stores use the severity for sorting and filtering."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -132,7 +132,7 @@ class DeferredLog:
     def _collect(self, *, at_once: bool) -> None:
         if self._recorder is None or threading.get_ident() != self._owner:
             return
-        if not self._collecting.acquire(blocking=False):  # called again by `recorder.log` below, or by a signal handler
+        if not self._collecting.acquire(blocking=False):  # `recorder.log` below, or a signal handler, called this again
             return
         try:
             if self._capturing():

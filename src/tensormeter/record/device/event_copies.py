@@ -64,7 +64,7 @@ def copy_to_host(tensor: "torch.Tensor") -> "torch.Tensor":
     """
     import torch
 
-    # Only copies to page-locked memory are asynchronous. Apple devices share the host's memory and do not need it.
+    # Only copies to page-locked memory are asynchronous. Apple devices share the host's memory, which need not be page-locked.
     pin = tensor.device.type in ("cuda", "xpu")
     with unseen_by_captures() if tensor.is_cuda else nullcontext():  # torch may have to allocate page-locked memory
         host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pin)

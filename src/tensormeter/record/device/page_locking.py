@@ -87,7 +87,7 @@ def unlock_retired() -> None:
     A run often ends because a device hangs. Waiting for this device would then block the end of the run.
     """
     for address, is_quiet in list(_retired.items()):
-        if not is_quiet() or _retired.pop(address, None) is None:  # another thread releases this memory
+        if not is_quiet() or _retired.pop(address, None) is None:  # still in use, or released by another thread
             continue
         import torch
 

@@ -22,9 +22,9 @@ class Table(Media):
     A cell is a number, a string, a boolean, None or an `Image`. NumPy scalars and one-element CPU tensors count as numbers.
     Other objects are converted with `str`.
 
-    The limits are 12 MiB as JSON, 700,000 cells (each row and the heading count as one extra cell), and 256 images. The images
-    of a table may have a total size of 16 MiB in encoded form, and of 60 MiB as pixels. A larger table is dropped and counted.
-    The warning appears when the table is logged, or after the agent has encoded its images.
+    The limits are 12 MiB as JSON, 700,000 cells (each row and the heading count as one extra cell), and 256 images. All
+    images of a table together may take up to 16 MiB in encoded form, and up to 60 MiB as pixels. A larger table is dropped and
+    counted. The warning appears when the table is logged, or after the agent has encoded its images.
     """
 
     def __init__(self, columns: Sequence[str], data: Iterable[Sequence[Any]] = ()) -> None:

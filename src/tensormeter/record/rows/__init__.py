@@ -1,1 +1,1 @@
-"""Writers that put rows into the ring. This is the hot path."""
+"""Writers that put rows into the ring. This package is the hot path."""

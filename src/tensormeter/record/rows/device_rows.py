@@ -1,4 +1,4 @@
-"""A fast path for rows with device values, if a row with the same keys and types has been logged before.
+"""A fast path for rows with device values. It is used once a row with the same keys and types has been logged.
 
 The general path classifies every value. A writer on the fast path only checks that the values have the expected types, claims
 the space for the row and launches the copies. The general path handles rows with unexpected values.

@@ -129,7 +129,7 @@ class HistogramRows:
         layout = self._find_layout(columns)
         if layout is None:
             return None
-        try:  # count before writing the row, because the device may lack memory to count
+        try:  # count before writing the row, because counting fails if the device has no free memory
             counted = [self._counts(run, table) for table, run in counting]
         except Exception as error:
             rest = {name: d for name, d in distributions.items() if isinstance(d, HostDistribution)}

@@ -109,7 +109,7 @@ class Lane:
         self._durations = ring.log_durations_offset(LogPath.DIRECT)
         self._cost = LogTiming(ring, LogPath.DIRECT)
         self._on_stride = on_stride
-        self._stride = 0  # bytes until the next check
+        self._stride = 0  # bytes between two checks
         self._looked = 0.0
         self._lap = 0  # position of the lane's start in this lap
         self.cursor = array("q", [self._start, self._start, 0])
@@ -321,7 +321,7 @@ _CHECKS: Final = {
 
 # Writes one row. The order matters: read the time, claim the space, write the row. The module's docstring explains why. (Leaving
 # the loop is not a backward jump.)
-# The lowest bits of the time select about one call in 64 for timing. The row is complete by then, so a signal handler may run.
+# The lowest bits of the time select about one call in 64 for timing. A signal handler may run then, as the row is complete.
 # Only a plain dict is accepted, because `values[key]` would add an entry to a defaultdict.
 _WRITER: Final = """\
 def log(values, step=None, *, every=None, reduce=None):

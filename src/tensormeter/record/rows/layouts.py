@@ -66,7 +66,7 @@ class Layouts:
         return layout
 
     def of_distributions(self, columns: Sequence[Column]) -> Layout | None:
-        """Return the layout for a row with distributions. A lower limit applies to rows with more than one distribution."""
+        """Return the layout for a row with distributions. Rows with several distributions have a separate limit."""
         if len(columns) > 2 and len(self._wide) >= _MAX_WIDE_SETS and tuple(columns) not in self._wide:
             return None
         return self.of_columns(columns)

@@ -197,7 +197,7 @@ class Rows:
         return self._write_copies(lane, layout, [], [value], _NO_STEP)
 
     def layout(self, lane: Lane, names: tuple[str, ...], codes: str) -> Layout | None:
-        """Return the layout for a row of plain gauges, or None if there are too many layouts or the row exceeds the lane."""
+        """Return the layout for a row of plain gauges, or None if there are too many layouts or the row is too large."""
         return self._layouts.of_row(names, codes) if row_bytes(len(names)) <= lane.size else None
 
     def refuse(self, lane: Lane, name: str, number: int = 1) -> None:
@@ -234,7 +234,7 @@ class Rows:
         return writer
 
     def _write_separately(self, lane: Lane, numbers: Numbers, step: int) -> Writer | None:
-        """Write each value as a separate row. Use this if a row exceeds its lane, or if there are too many key sets."""
+        """Write each value as a separate row. Use this if a row is larger than its lane, or if there are too many key sets."""
         writer = None
         if len(numbers) > 1:
             for name, number in numbers.items():

@@ -1,4 +1,4 @@
-"""Metrics of torch's memory allocator. Only the training process can read its statistics."""
+"""Metrics of torch's memory allocator. Only the training process can read the allocator's statistics."""
 
 import sys
 from collections.abc import Iterator, Mapping
