@@ -13,8 +13,8 @@ Every implementation guarantees:
 `SqliteStore` stores a request completely or not at all. `ClickHouseStore` may store part of a request if `append_*`
 fails; a retry completes it.
 
-A store returns columns. `tensormeter.server.query` implements x axes, sampling, statistics over processes, and the
-filtering and sorting of runs.
+A store returns points and run fields as columns. `tensormeter.server.query` implements x axes, sampling, statistics
+over processes, and the filtering and sorting of runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ class Store(Protocol):
     each other only briefly, while they work in memory. The owner closes the store once, after all other calls.
 
     Attributes:
-        syncer: Object that makes commits durable and reports its progress; None if the store does not support this.
+        syncer: Object that syncs commits to disk and reports which commits are durable; None if the store cannot do so.
 
     Raises:
         StoreUnavailableError: From any method: the call failed, but may succeed later.
@@ -62,7 +62,7 @@ class Store(Protocol):
 
     @property
     def syncer(self) -> Syncer | None:
-        """Object that makes commits durable; see the class."""
+        """Object that syncs commits to disk, or None; see the class."""
         ...
 
     def append_metrics(
@@ -136,7 +136,7 @@ class Store(Protocol):
         ...
 
     def losses(self, ref: RunRef) -> Mapping[str, int]:
-        """Return how many items a run's processes dropped, by reason."""
+        """Return the number of items that a run's processes dropped, by reason."""
         ...
 
     def update(self, ref: RunRef, changes: RunChanges) -> None:
@@ -144,7 +144,10 @@ class Store(Protocol):
         ...
 
     def delete(self, ref: RunRef) -> None:
-        """Delete a run with immediate effect. Its later points and events are refused until the run starts again."""
+        """Delete a run with immediate effect. The store refuses later data for the run until the run starts again.
+
+        If the sender does not set a run ID, any later data starts the run again.
+        """
         ...
 
     def metrics(self, ref: RunRef) -> list[MetricSummary]:
@@ -176,7 +179,8 @@ class Store(Protocol):
                 points.
 
         Returns:
-            The series; None if rollups cannot answer the query, because all series are short or steps are not in time order.
+            The series; None if rollups cannot answer the query. For example, all series are short, or steps are not in
+            time order.
 
         Raises:
             TooManyPointsError: See `read`.
@@ -198,9 +202,9 @@ class Store(Protocol):
     def changes(self, after: str | None, runs: Sequence[RunRef] | None = None) -> Changes:
         """Return changes since a cursor, for the given runs or for all runs. Runs that do not exist are omitted.
 
-        A store keeps changes for a limited time. For an older cursor, the result contains every requested run, or else
-        every run with recent points or events, without naming metrics. If `after` is None, the result contains only the
-        current cursor.
+        A store keeps changes for a limited time. If the cursor is older, the result contains each of the given runs. If
+        no runs are given, it contains every run with recent points or events. In both cases, it names no metrics. If
+        `after` is None, the result contains only the current cursor.
         """
         ...
 
@@ -217,7 +221,10 @@ class Store(Protocol):
         ...
 
     def mark(self, name: str, value: int | None = None) -> int:
-        """Return a named number, initially 0, that survives restarts. If `value` is given, store it first."""
+        """Return the number stored under a name; 0 if there is none. If `value` is given, store it first.
+
+        The number survives restarts.
+        """
         ...
 
     def problem(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Durability of commits, that is, whether they survive a power failure."""
+"""Durability of commits. A durable commit survives a power failure."""
 
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, get_args
@@ -6,7 +6,7 @@ from typing import Final, Literal, Protocol, get_args
 __all__ = ["DURABILITIES", "Progress", "ServerDurability", "Syncer"]
 
 ServerDurability = Literal["group", "always"]
-"""When the server responds to a request: before a sync that several commits share (`group`), or after it (`always`)."""
+"""Whether the server responds to a request before (`group`) or after (`always`) the request is synced to disk."""
 
 
 DURABILITIES: Final[tuple[ServerDurability, ...]] = get_args(ServerDurability)
@@ -19,7 +19,7 @@ class Progress:
     Attributes:
         epoch: Random ID that changes each time the store is opened.
         committed: Number of the last commit.
-        durable: Number of the last durable commit; it and all earlier commits survive a power failure.
+        durable: Number of the last durable commit. This commit and all earlier ones survive a power failure.
     """
 
     epoch: str
@@ -28,12 +28,15 @@ class Progress:
 
 
 class Syncer(Protocol):
-    """An interface for making commits durable and reporting the progress. Thread-safe."""
+    """The interface for syncing commits to disk and reporting which commits are durable. Thread-safe."""
 
     def progress(self) -> Progress | None:
-        """Return the progress; None if the disk cannot guarantee durability. Never blocks."""
+        """Return the numbers of the last commit and the last durable commit; None if the file system cannot sync.
+
+        Never blocks.
+        """
         ...
 
     def sync(self, timeout: float) -> Progress | None:
-        """Sync all current commits, waiting up to `timeout` seconds, and return the progress."""
+        """Sync all current commits, and return the same as `progress`. Blocks for up to `timeout` seconds."""
         ...

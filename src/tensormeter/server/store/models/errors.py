@@ -1,4 +1,4 @@
-"""Errors of a store."""
+"""Errors that a store raises."""
 
 from typing import Final
 
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 MAX_ANSWER_TEXT: Final = 32 << 20
-"""Maximum JSON characters to decode in one read of events. Decoded values take several times as much memory."""
+"""Maximum number of JSON characters to decode in one read of events. Decoded values take several times the memory."""
 
 
 class DamagedError(StoreError):
@@ -26,7 +26,7 @@ class DamagedError(StoreError):
 
     Attributes:
         series: Row ID of the series with the damaged data, if any.
-        named: Whether `name_damage` must leave the message as it is.
+        named: Whether the message is already complete, so that `name_damage` adds no names or remedy to it.
     """
 
     def __init__(self, message: str, *, series: int | None = None, named: bool = False) -> None:
@@ -69,4 +69,4 @@ class StoreFullError(StoreUnavailableError):
 
 
 class SuspectedDamageError(StoreUnavailableError):
-    """SQLite reported damage. An I/O error can be the cause, so the store checks the file before it reports damage."""
+    """SQLite reported damage. The cause may be an I/O error, so the store checks the file before it reports damage."""

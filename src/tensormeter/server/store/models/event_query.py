@@ -8,7 +8,7 @@ __all__ = ["ALL_EVENTS", "EventQuery"]
 
 @dataclass(frozen=True)
 class EventQuery:
-    """Conditions on the events, and limits on the result.
+    """Conditions on the events of a run, and limits on the result.
 
     Attributes:
         name: Event name, in which a trailing `*` matches any text; None for all names.

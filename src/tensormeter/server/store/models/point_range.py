@@ -1,4 +1,8 @@
-"""The range of points to read, which excludes points shadowed by a later attempt."""
+"""The range of points to read, which excludes points that a later attempt shadows.
+
+A later attempt repeats steps that an earlier attempt has logged. It shadows the earlier attempt's points at and after
+the step with which it begins.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +38,7 @@ class PointRange:
         return self.by_step or process in self.begins
 
     def takes(self, process: str, times: tuple[int, int], steps: tuple[int, int] | None) -> bool | None:
-        """Return whether all (True), none (False) or possibly some (None) of the points between two times are selected.
+        """Return whether all (True), none (False) or possibly some (None) points between two times are selected.
 
         Args:
             process: Process of the points.

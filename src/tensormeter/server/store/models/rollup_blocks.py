@@ -34,7 +34,7 @@ class Blocks:
     """
 
     ROWS: ClassVar[int] = 1 + 3 * PICKS
-    """Number of words in which `encode` encodes one block."""
+    """Number of int64 words that `encode` returns for one block."""
 
     counts: NDArray[np.int64]
     times: NDArray[np.int64]

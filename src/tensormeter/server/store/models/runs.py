@@ -85,7 +85,7 @@ class ProcessAttempt:
 
     Attributes:
         number: Attempt number, starting at 1.
-        first_step: Lowest step that the process logged; None for attempt 1 and for processes without steps.
+        first_step: Lowest step that the process logged; None for attempt 1, or if the process logged no steps.
         began: Time of the process's earliest step, in nanoseconds since the Unix epoch; 0 if `first_step` is None.
         rank: Rank of the process, or None.
     """
@@ -104,7 +104,7 @@ class Summary:
         last: Value of the latest point.
         min: Lowest value. `min`, `max` and `mean` are NaN if all values are NaN, or if the metric's series differ in
             unit or kind.
-        count: Number of points. A point resent without a batch ID counts twice until the store is flushed.
+        count: Number of points. In a SQLite store, a point resent without a batch ID counts twice until the next flush.
         last_step: Step logged at `last_time`, or None.
         last_time: Time of the latest point, in nanoseconds since the Unix epoch.
     """
@@ -128,12 +128,12 @@ class RunSummary:
         started: Time of the earliest start, or else `created`.
         ended: Time of the latest end; None while the run is active.
         updated: Time when points or events last arrived, on the server's clock.
-        newest: Time of the latest point, but no later than its arrival, because the sender's clock may be fast; 0
-            without points.
+        newest: Time of the latest point; 0 without points. If the sender's clock is fast, the time of the point's
+            arrival is used instead.
         config: Config as JSON values, from the latest `tensormeter.run.start` or `tensormeter.run.config` event that
-            has one.
-        points: Number of stored points in all series, including `tensormeter.step`. Resent points count as in
-            `Summary`.
+            contains a config.
+        points: Number of stored points in all series, including `tensormeter.step`. For resent points, see
+            `Summary.count`.
         processes: Number of processes.
         lost: Number of items that the processes reported as dropped.
         summary: Requested summaries, by metric.
@@ -209,7 +209,7 @@ class EventPage(list[StoredEvent]):
     """A page of events, newest first.
 
     Attributes:
-        more: Whether the limit or the maximum size of a response may have cut off older events.
+        more: Whether there may be older events, left out because of the limit or the maximum size of a response.
     """
 
     def __init__(self, events: Iterable[StoredEvent], *, more: bool) -> None:
@@ -219,7 +219,13 @@ class EventPage(list[StoredEvent]):
 
 @dataclass(frozen=True)
 class Change:
-    """A run's changes: its metrics with new points, its current state, and whether it has new events."""
+    """Changes of a run.
+
+    Attributes:
+        metrics: Names of the metrics with new points.
+        state: Current state of the run.
+        events: Whether the run has new events.
+    """
 
     run: RunRef
     metrics: Sequence[str]

@@ -52,8 +52,8 @@ class Series:
     """The points of one series, with distinct times in ascending order.
 
     Attributes:
-        scope: Name of the instrumentation scope, or a JSON list of its name and attributes if it has attributes; "" for
-            tensormeter's own series and for senders without a scope name.
+        scope: Name of the instrumentation scope; "" for tensormeter's own series and for senders without a scope name.
+            If the scope has attributes, a JSON list of the scope's name and attributes.
         gaps: int64, ascending: times at which the sender reported a missing value, where charts interrupt the line;
             empty unless gaps were requested.
     """
@@ -78,10 +78,10 @@ class Selection:
         numeric: Whether to read numbers (`Points`) rather than distributions (`Blobs`).
         start: Start of the time range, inclusive, in nanoseconds since the Unix epoch.
         stop: End of the time range, exclusive, in nanoseconds since the Unix epoch.
-        after: Cursor of an earlier read, to read only points that arrived after it. All points are read if the store no
-            longer has the arrivals since the cursor, or if the start of an attempt has changed.
+        after: Cursor of an earlier read, to read only points that arrived after that read; None to read all points.
+            All points are also read if the cursor is too old, or if the start of an attempt has changed.
         limit: Maximum number of points and gaps to read.
-        gaps: Whether to read gaps. If gaps have arrived since the cursor, all points are read.
+        gaps: Whether to read gaps. If gaps have arrived since the cursor `after`, all points are read.
         check: Function called for each series; it can raise an exception to stop the read.
         damaged: List that receives a message for each damaged part, which is then omitted; None to raise an error
             instead.
@@ -106,7 +106,7 @@ class Reading:
     Attributes:
         series: Series with points, ordered by metric, process and attributes.
         cursor: Opaque cursor, to pass to a later read as `after`.
-        complete: Whether all points were read, rather than only those that arrived after a cursor.
+        complete: Whether all selected points were read, rather than only those that arrived after a cursor.
         started: Start of the run, in nanoseconds since the Unix epoch.
         attempts: Attempts of the run's processes; empty if all processes belong to attempt 1.
     """
@@ -125,8 +125,8 @@ class SeriesRollup:
     Attributes:
         scope: Instrumentation scope; see `Series`.
         points: Points with distinct times in ascending order; None if there are blocks.
-        steps: int64, shape (n,): steps logged at the times of the points; 0 if steps were not requested; None if there
-            are blocks.
+        steps: int64, shape (n,): steps logged at the times of the points, or zeros if steps were not requested. None if
+            there are blocks.
         blocks: Blocks in ascending order of time, and also of steps if requested; None if there are points.
         gaps: Gaps; see `Series`.
     """

@@ -32,12 +32,12 @@ _LIMITS: Final = {
     # JSON quotes cells such as NaN. A table that passes the client's check must also pass this one.
     TABLE_EVENT: ("table", TABLE_BYTES + 2 * TABLE_CELLS + ENVELOPE_BYTES),
 }
-"""Noun and maximum bytes as JSON without images, by event name. Other events have the limit `EVENT_BYTES`."""
+"""Noun for an event, and its maximum bytes as JSON without images, by event name. The default is `EVENT_BYTES`."""
 
 DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 _LONGEST_KEY: Final = 100
-"""Maximum number of characters of a key to quote in a reason for refusal."""
+"""Maximum number of characters to quote from a key in the reason for a refusal."""
 
 _MOST_NAMED: Final = 3
 
@@ -86,7 +86,7 @@ def prepare_event(event: Event) -> PreparedEvent | str:
 
 
 def trim_config(event: Event) -> tuple[Event, str | None]:
-    """Remove config values from an event until its config fits the size limit. Equal events give equal results.
+    """Remove config values from an event until the config fits the size limit. Equal events give equal results.
 
     Returns:
         The event, and the reason why config values were removed; None if none were.
@@ -142,7 +142,12 @@ def key_and_step(event: Event) -> tuple[str | None, int | None]:
 
 
 def refusal(event: Event, moment: int) -> str | None:
-    """Return the reason why an event at the given time cannot be stored, or None."""
+    """Return the reason why an event cannot be stored, or None.
+
+    Args:
+        event: Event to store.
+        moment: Time of the event, or of its arrival if the event has no time, in nanoseconds since the Unix epoch.
+    """
     if moment >= 1 << 63:
         return "time is above 2^63 - 1 ns"
     if len(event.name) > MAX_NAME:

@@ -1,4 +1,4 @@
-"""Selection of the storable points in a decoded request, by series, with reasons for refusing the others."""
+"""Selection of the points in a decoded request that can be stored, by series, with reasons for refusing the others."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -64,12 +64,12 @@ def arrivals_of(batches: Sequence[Batch], check: Check = no_check) -> tuple[list
         check: Function called for each resource and series; it can raise an exception to stop the work.
 
     Returns:
-        Points that can be stored, by series, and the reasons for refusing others.
+        The points that can be stored, by series; and the number of refused points, by reason.
     """
     arrivals: list[Arrival] = []
     rejections = Rejections()
     scopes: dict[int, str] = {}
-    """Scopes as strings, by object identity. All series of a scope share one object, which may have many attributes."""
+    """Scopes as strings, by `id` of the scope object, so that each scope is encoded only once."""
     for batch in batches:
         check()
         source = identify(batch.resource)

@@ -21,7 +21,7 @@ __all__ = [
 
 
 NUMBERED: Final = f'"{RUN_ATTEMPT}":'
-"""Substring of a resource's JSON that is present if the sender numbers attempts."""
+"""Substring that a resource's JSON contains if the sender numbers attempts."""
 
 _PRECEDENCE: Final[tuple[State, ...]] = ("failed", "crashed", "preempted", "running", "finished")
 _END_STATES: Final = ("finished", "crashed", "preempted")
@@ -142,7 +142,7 @@ def process_state(started: int | None, ended: int | None, end_state: str | None)
 def _latest_attempt(processes: Sequence[ProcessLifecycle]) -> tuple[int, Sequence[ProcessLifecycle]]:
     """Return the number of the latest attempt, and its processes.
 
-    If senders number attempts, their numbers decide, so a process can join an attempt after others have crashed.
+    If senders number attempts, these numbers are used, so a process can join an attempt after others have crashed.
     Otherwise, an attempt begins when a process starts after all earlier processes have ended.
     """
     attempt = max((process.attempt for process in processes), default=1)

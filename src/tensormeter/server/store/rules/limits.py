@@ -11,6 +11,11 @@ __all__ = ["DELETED", "MAX_SERIES_PER_RUN", "check_limit"]
 def check_limit(total: int, limit: int, metrics: Collection[str]) -> None:
     """Refuse a read of more than `limit` points.
 
+    Args:
+        total: Number of points that the read needs.
+        limit: Maximum number of points.
+        metrics: Names of the metrics, for the error message.
+
     Raises:
         TooManyPointsError: `total` exceeds `limit`.
     """

@@ -1,4 +1,4 @@
-"""The source of telemetry: project, run and process, derived from resource attributes."""
+"""The source of telemetry (its project, run and process), derived from resource attributes."""
 
 import hashlib
 from collections.abc import Mapping

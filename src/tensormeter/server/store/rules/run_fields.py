@@ -1,4 +1,4 @@
-"""Access to run fields inside configs and summaries."""
+"""Functions that find requested run fields in configs and summaries."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ from tensormeter.server.store.rules.totals import Totals
 __all__ = ["PARTS", "dig", "summary_fields", "summary_of"]
 
 PARTS: Final = {"min": "minimum", "max": "maximum"}
-"""Attribute names in `Totals`, by summary part; other parts have the same name in both."""
+"""Names of `Totals` attributes, by summary part. Parts that are not listed have the same name in `Totals`."""
 
 
 def summary_fields(fields: Sequence[str]) -> dict[str, list[str]]:
-    """Return the summary parts in the given field names, by metric."""
+    """Return the parts that fields of the form `summary.METRIC.PART` request, by metric. Other fields are ignored."""
     parts_of: dict[str, list[str]] = defaultdict(list)
     for name in fields:
         if name.startswith("summary."):

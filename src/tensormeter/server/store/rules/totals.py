@@ -21,7 +21,10 @@ class Totals:
     Attributes:
         count: Number of points.
         numbers: Number of points that are not NaN. `total`, `minimum` and `maximum` cover only these points.
-        last_time: Time of the latest point, to which `last_word`, `last_integer` and `last_step` belong.
+        total: Sum of the values.
+        last_time: Time of the latest point, in nanoseconds since the Unix epoch.
+        last_word: Value of the latest point, as an int64 or as the bits of a float64.
+        last_integer: Whether `last_word` is an int64.
         last_step: Step logged at `last_time`; None if there is none or the step is not yet known.
     """
 
@@ -64,7 +67,7 @@ class Totals:
 
     @classmethod
     def merge(cls, totals: Iterable["Totals"]) -> "Totals":
-        """Merge one or more statistics. If several have the same last time, the first one's last point wins."""
+        """Merge one or more statistics. If several have the same last time, the last point of the first one is kept."""
         parts = list(totals)
         if len(parts) == 1:
             return parts[0]
@@ -88,7 +91,7 @@ class Totals:
 
     @property
     def mean(self) -> float:
-        """Mean of the numbers; NaN if there are none."""
+        """Mean of the values that are not NaN; NaN if there are none."""
         return self.total / self.numbers if self.numbers else math.nan
 
     @property
