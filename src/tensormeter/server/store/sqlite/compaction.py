@@ -1,4 +1,4 @@
-"""Flushes, which move points from the memtable to segments in the file and merge young segments.
+"""A flush, which moves points from the memtable to segments in the file and merges young segments.
 
 A flush writes a series' points to a new segment, and merges the youngest segments into it as long as they are no longer
 than the new segment. With this logarithmic method, a series has few small segments, and each point is rewritten a
@@ -62,7 +62,7 @@ def plan_flush(
     yield_to_readers: Callable[[], None],
     report: Callable[[DamagedError], None],
 ) -> list[SeriesFlush]:
-    """Read and encode everything that a flush needs. Writes nothing.
+    """Read the segments to merge, and encode the new segments. Writes nothing.
 
     Args:
         connection: Connection to read with.
@@ -82,7 +82,7 @@ def plan_flush(
 
 
 def apply_flush(connection: sqlite3.Connection, flushes: Sequence[SeriesFlush], upto: int) -> None:
-    """Write a flush and delete the journal rows of its points, inside the caller's transaction."""
+    """Write a flush inside the caller's transaction, and delete the flushed journal rows, numbered up to `upto`."""
     connection.executemany("DELETE FROM chunk WHERE series = ? AND seq >= ?", [(f.series, f.first) for f in flushes])
     insert_segments(
         connection, ((f.series, f.first + i, segment) for f in flushes for i, segment in enumerate(f.segments))
@@ -196,7 +196,10 @@ class _SeriesSegments:
         return self._read[span.seq]
 
     def directory(self, first: int, added: Sequence[Segment]) -> int:
-        """Return the checksum of the segment list after replacing segments from `first` on. Damage stays detectable."""
+        """Return the checksum of the segment list after replacing segments from `first` on.
+
+        If the current list does not match its checksum, the new list will not match the new one either.
+        """
         kept = [astuple(span) for span in self.spans if span.seq < first]
         new = [(first + i, segment.n, segment.t_min, segment.t_max) for i, segment in enumerate(added)]
         return directory_of(kept + new) ^ self._damage

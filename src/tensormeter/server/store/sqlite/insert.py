@@ -1,4 +1,4 @@
-"""Insertion of a request's sources, series and events inside its transaction."""
+"""Insertion of a request's sources, series and events inside the request's transaction."""
 
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,10 @@ def locate_arrivals(
     rejections: Rejections,
     check: Check = no_check,
 ) -> list[SeriesPoints]:
-    """Find or create the rows for arrivals. The caller's transaction must be rolled back if `check` raises."""
+    """Find or create the runs, processes and series of arrivals, and count refused points in `rejections`.
+
+    The caller's transaction must be rolled back if `check` raises.
+    """
     spans: dict[Source, tuple[int, int]] = {}
     for arrival in arrivals:
         times = arrival.points.times
@@ -63,7 +66,10 @@ def insert_events(
     *,
     check: Check = no_check,
 ) -> None:
-    """Store events and count refused ones. The caller's transaction must be rolled back if `check` raises."""
+    """Store events, and count refused ones in `rejections`.
+
+    The caller's transaction must be rolled back if `check` raises.
+    """
     changed: set[int] = set()
     for attributes, events in resources:
         check()

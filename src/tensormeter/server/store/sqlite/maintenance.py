@@ -1,4 +1,4 @@
-"""Maintenance of a data folder: compaction, and backup even while a server uses the store."""
+"""Maintenance of a data folder: compaction while no server uses the store, and backup at any time."""
 
 import logging
 import os
@@ -104,7 +104,8 @@ def back_up(folder: Path, target: Path) -> int:
     `tensormeter.db`.
 
     Raises:
-        StoreError: The folder contains no store, `target` exists, or `target` is not writable.
+        StoreError: The folder contains no store, the store is damaged, or `target` exists or is not writable.
+        StoreUnavailableError: The store stays locked, or the disk failed.
     """
     file = _store_file(folder)
     try:

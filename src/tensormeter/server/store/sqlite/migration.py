@@ -1,4 +1,4 @@
-"""Migration of files from older versions, in one transaction that adds tables and columns and copies rows if needed."""
+"""Migration of a file from an older version, in one transaction that adds tables and columns, and copies some rows."""
 
 import logging
 import sqlite3
@@ -33,7 +33,7 @@ _TABLES_1: Final = ("run", "process", "series", "chunk", "event", "batch", "jour
 
 
 def migrate(connection: sqlite3.Connection, version: int, schema: str, target: int) -> None:
-    """Migrate a file from an older version, which cannot read the file afterwards.
+    """Migrate a file from an older version. The older version cannot read the file afterwards.
 
     If the process is killed, the file has either the old version or the new one, never a mixture.
 
@@ -108,7 +108,7 @@ def _from_1(connection: sqlite3.Connection, schema: str) -> None:
 
 
 def _from_2(connection: sqlite3.Connection) -> None:
-    """Migrate from version 2, which did not store when attempts began."""
+    """Migrate from version 2, which did not store the first steps of attempts and the times at which attempts began."""
     for column in ("first_step", "began", "began_seq"):
         connection.execute(f"ALTER TABLE process ADD COLUMN {column} INTEGER")
 

@@ -55,7 +55,7 @@ READERS: Final = 4
 """Maximum number of concurrent reads. Further reads wait, so a server should not start more at once."""
 
 _DOUBT: Final = 5.0
-"""Seconds after a failed read for which wrong checksums do not count as damage."""
+"""Seconds after a failed read during which a wrong checksum does not count as damage."""
 
 _LATELY: Final = 24 * 3600 * 10**9
 
@@ -287,7 +287,9 @@ class SqliteQueries:
             self._readers.put(connection)
 
     def _check_complete(self, connection: sqlite3.Connection, run: int, damaged: list[str] | None = None) -> bool:
-        """Return whether a run's processes and series are complete. Checks only if catalog damage is known.
+        """Return whether a run's processes and series are complete.
+
+        If the catalog has no known damage, the result is True without a check.
 
         Raises:
             DamagedError: Rows are damaged or missing, and `damaged` is None. Otherwise, a message is added to `damaged`.
@@ -302,7 +304,7 @@ class SqliteQueries:
         return not messages
 
     def _is_doubtful(self) -> bool:
-        """Return whether apparent damage may not be real, because the disk has recently failed to read."""
+        """Return whether a recent failure of the disk may be the cause of apparent damage."""
         if self._verifier.confirmed is not None:
             return False
         return self._verifier.problem() is not None or time.monotonic() < self._failed_at + _DOUBT
@@ -342,7 +344,7 @@ class SqliteQueries:
         return connect(self._file, read_only=True, filesystem=self._filesystem)
 
     def _reconnected(self, connection: sqlite3.Connection) -> sqlite3.Connection:
-        """Replace a failed connection, whose descriptors may be stale. If this fails, return the old connection."""
+        """Replace a failed connection, whose descriptors may be stale. If reconnecting fails, return the old one."""
         try:
             new_connection = self._connect_reader()
         except sqlite3.Error:

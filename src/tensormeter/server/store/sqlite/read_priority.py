@@ -1,4 +1,4 @@
-"""Priority of readers over background work, which pauses briefly for them."""
+"""Priority of reads over background work, which pauses briefly while reads run."""
 
 import threading
 import time
@@ -15,11 +15,11 @@ _WAIT: Final = 0.05
 """Maximum seconds of one pause."""
 
 _LINGER: Final = 0.005
-"""Seconds for which a reader still counts after a read, because it may still be converting the result or read more."""
+"""Seconds for which background work still pauses after a read, while the reader converts the result or reads more."""
 
 
 class ReadPriority:
-    """Pauses that a background thread, whose work blocks the interpreter, takes for readers.
+    """A coordinator that makes a background thread pause while reads run, because its work blocks the interpreter.
 
     Any number of threads may call `reading`.
     """
@@ -32,7 +32,7 @@ class ReadPriority:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Count the block as a read."""
+        """Make background work pause while the code inside the block reads."""
         with self._changed:
             self._readers += 1
         try:

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recovery:
-    """The recovery of a store, for use by the thread that opens the store.
+    """The recovery of a store at startup, for use by the thread that opens the store.
 
     Attributes:
         file: Path of the database.

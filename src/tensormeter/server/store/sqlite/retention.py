@@ -27,8 +27,8 @@ class Retention:
 
     Attributes:
         max_age: Age in seconds at which points, and runs without new points or events, are removed; None to keep them.
-        max_bytes: Maximum size of the data in the file, in bytes. If it is exceeded, ended runs are removed, archived
-            runs first, and among these the ones whose data arrived longest ago. None for no limit.
+        max_bytes: Maximum size of the data in the file, in bytes; None for no limit. If the data exceeds the limit,
+            ended runs are removed: archived runs before others, and then runs whose last data arrived longest ago.
     """
 
     max_age: float | None = None
@@ -48,7 +48,7 @@ def deleted_runs(connection: sqlite3.Connection, report: Report) -> list[int]:
 
 
 def purge_some(connection: sqlite3.Connection, run: int) -> bool:
-    """Remove some of a deleted run's data inside the caller's transaction. Return whether there was any.
+    """Remove some of a deleted run's data inside the caller's transaction. Return whether any was left to remove.
 
     The memtable must not contain points of the run.
     """
@@ -72,7 +72,7 @@ def purge_some(connection: sqlite3.Connection, run: int) -> bool:
 def remove_old_points(connection: sqlite3.Connection, before: int, report: Report) -> bool:
     """Remove some segments that contain only old points, inside the caller's transaction. Return whether there were any.
 
-    Runs with the tag "keep" are skipped. Summaries and segments with possibly damaged times stay unchanged.
+    Skips runs with the tag "keep", and segments whose times may be damaged. Summaries of metrics stay unchanged.
     """
     candidates = connection.execute(
         "SELECT chunk.id, chunk.series, chunk.n, process.run, chunk.seq, chunk.t_min, chunk.t_max"
@@ -106,7 +106,8 @@ def expired_runs(
 ) -> list[int]:
     """Return the runs that retention must delete now: those without points or events since `before`.
 
-    If there are none and the store is too large, return the ended run with the oldest last arrival, archived runs first.
+    If there are none and the store is too large, return one ended run, namely the one whose last data arrived longest
+    ago. Archived runs come before others.
     """
     condition = f"NOT deleted AND {_unprotected()}"
     runs: list[int] = []

@@ -1,7 +1,8 @@
 """The SQLite file: its tables, version and connections.
 
-The file uses WAL with `synchronous=NORMAL`. Commits survive a crash of the process. After a power failure, the file is
-consistent, but the last commits may be missing.
+The file uses a write-ahead log (WAL) with `synchronous=NORMAL`. Commits survive a crash of the process. After a power
+failure, the file is consistent, but the last commits may be missing. `disk.filesystem_trial` describes the settings for
+file systems that do not support this.
 
 Some tables have older names on disk than in the code:
 
@@ -278,7 +279,7 @@ def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
 
 
 def holder_of(file: Path, error: Exception) -> str:
-    """Return the part of an error message that names the process locking the store; "" if a lock is not the cause."""
+    """Return the part of an error message that names the process holding a lock; "" if a lock is not the cause."""
     if "locked" not in str(error):
         return ""
     files = [file, *(file.with_name(file.name + suffix) for suffix in ("-shm", "-wal"))]

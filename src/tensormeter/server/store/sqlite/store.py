@@ -1,8 +1,9 @@
 """The SQLite store: a commit log, a catalog and segments in one file.
 
-A single transaction writes a request to the commit log, together with its batch ID and new catalog rows. The request's
-points are then added to the memtable, and the server responds. A background thread flushes the memtable to compressed
-segments, and deletes the flushed points from the commit log in the same transaction. Opening the store replays the log.
+A single transaction writes a request with points to the commit log, together with the batch ID and new catalog rows.
+The request's points are then added to the memtable, and the server responds. A background thread flushes the memtable
+to compressed segments, and deletes the flushed points from the commit log in the same transaction. Opening the store
+replays the log. Events are written directly to their table.
 
 Locks must be taken in this order: flush, write, the memtable's lock. Segments are not read, decoded or compressed while
 the write lock is held.
@@ -108,7 +109,7 @@ class SqliteStore(SqliteQueries):
         Args:
             folder: Data folder. Only one server at a time can use it.
             flush_points: Number of points in memory, 17 bytes each, at which a flush starts immediately.
-            flush_interval: Maximum seconds between flushes; a flush starts even if there are fewer points.
+            flush_interval: Seconds after which a flush starts even if there are fewer than `flush_points` points.
             max_pending_points: Number of points in memory above which requests are temporarily refused.
             stall_after: Seconds without points or events after which an unfinished run counts as stalled.
             retention: Limits on the data to keep; None for no limits.
@@ -279,7 +280,7 @@ class SqliteStore(SqliteQueries):
         return self._mark(name)
 
     def pending_points(self) -> int:
-        """Return the number of points that are in memory and the commit log but not yet in segments."""
+        """Return the number of points that are in memory and in the commit log, but not yet in segments."""
         return self._memtable.pending()
 
     def problem(self) -> str | None:
@@ -390,7 +391,7 @@ class SqliteStore(SqliteQueries):
                     more = remove_old_points(self._writer, before, self._damage.add)
 
     def _build_rollups(self) -> bool:
-        """Build missing rollups, and return whether any were missing. After `close`, the next start builds the rest."""
+        """Build missing rollups, and return whether any were missing. If the store closes, the next start continues."""
         were_missing = bool(self._missing_rollups)
         while self._missing_rollups and not self._closed:
             self._yield_to_readers()
@@ -522,10 +523,12 @@ class SqliteStore(SqliteQueries):
             self._log.empty(self._writer)
 
     def _with_reserve(self, work: Callable[[], _T], prepare: Callable[[], object] = lambda: None) -> _T:
-        """Do work that must succeed even on a full disk. If the disk is full, free the reserve and retry once.
+        """Call `work`, which must succeed even on a full disk, and return its result.
+
+        If the disk is full, free the reserve and retry once.
 
         Args:
-            work: Work to do.
+            work: Function to call.
             prepare: Function called before the retry.
         """
         try:

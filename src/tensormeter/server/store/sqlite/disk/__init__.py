@@ -1,1 +1,1 @@
-"""The disk of the SQLite file: durability, free space, checkpoints, and file system capabilities."""
+"""The disk that contains the SQLite file: durability, free space, checkpoints, and file system capabilities."""

@@ -1,7 +1,8 @@
-"""The state of the disk, for responses that must not wait for the disk.
+"""A monitor of the disk, for responses that must not wait for the disk.
 
 A thread measures the free space at intervals, and writes a small file unless recent commits show that the disk works.
-Its results, and how long it has been waiting for the disk, can be read at any time without blocking.
+Other threads can read the results at any time without blocking, even while the monitor's thread is waiting for the
+disk.
 """
 
 import logging
@@ -27,11 +28,11 @@ _IDLE: Final = 3.0
 """Seconds between two checks of the disk: `_BUSY` while the disk is in use or has a problem, otherwise `_IDLE`."""
 
 _WELL: Final = 3.0
-"""Seconds without a problem before a log message that the disk works again."""
+"""Seconds without a problem after which the monitor logs that the disk works again."""
 
 _BLOCK: Final = 4096
 _MUCH: Final = 256 << 10
-"""Number of bytes to write to check whether the disk works and, if it was full, whether it has space again."""
+"""Number of bytes that a check writes: `_MUCH` if the disk was full or a commit failed, otherwise `_BLOCK`."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ class DiskMonitor:
         """Start the thread.
 
         Args:
-            on_change: Function that starts a retry of failed work, called on the monitor's thread when the disk works
-                or has space again. It must not block.
+            on_change: Function that starts a retry of failed work. The monitor's thread calls this function when the
+                disk works or has space again. It must not block.
         """
         self._on_change = on_change
         self._thread.start()
@@ -136,7 +137,7 @@ class DiskMonitor:
         return not worked and self._error is None and self._failure is None and self._space.problem() is None
 
     def _write(self) -> None:
-        """Write a small file, or a larger one if the disk was full.
+        """Write a small file, or a larger one if the disk was full or a commit failed.
 
         The file is not synced, because syncing is slow on a busy disk.
 

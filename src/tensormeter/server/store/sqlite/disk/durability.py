@@ -1,10 +1,12 @@
-"""Syncs of a SQLite store, and a record of the commits that survive a power failure.
+"""A thread that syncs a SQLite store to disk and tracks which commits would survive a power failure.
 
-SQLite writes a commit to its log without waiting for the disk (`synchronous=NORMAL`). A thread then syncs the log
-within `GROUP_INTERVAL` seconds, so that many commits share one sync. A sync makes all earlier commits durable, even
-those in earlier logs, because SQLite syncs the database before it restarts the log. With a rollback journal (on file
-systems without shared memory), SQLite syncs the database itself, and this module syncs the end of the journal. On file
-systems that cannot sync, SQLite does not sync either, and nothing is guaranteed.
+SQLite writes a commit to the write-ahead log without waiting for the disk (`synchronous=NORMAL`). The thread then syncs
+the log within `GROUP_INTERVAL` seconds, so that many commits share one sync. A sync makes all earlier commits durable,
+even those in earlier logs, because SQLite syncs the database before it restarts the log.
+
+On file systems without shared memory, SQLite uses a rollback journal and syncs the database itself. The thread then
+syncs the journal after SQLite has truncated it. On file systems that cannot sync, neither SQLite nor the thread syncs,
+and a power failure may lose any commit.
 
 Commits are numbered from 1 in each *epoch*, which lasts while the store is open. A sender keeps accepted requests until
 their commits are durable. If the epoch changes, the sender resends the requests that it kept, and the store
@@ -55,7 +57,7 @@ class LogSyncer:
         Args:
             database: Path of the SQLite file.
             carry_over: Function that copies SQLite's log to the database, and returns whether the whole log has been
-                copied and synced. The syncer's thread calls it only after failures.
+                copied and synced. The syncer calls this function only after a failed sync, on the syncer's thread.
             interval: Seconds between two syncs if no request waits for one.
         """
         self._database = database
@@ -74,11 +76,11 @@ class LogSyncer:
         self._thread = threading.Thread(target=self._run, name="tensormeter-sync", daemon=True)
 
     def start(self, durability: ServerDurability, *, syncs: bool = True) -> None:
-        """Make the current files and their names durable, and start the thread.
+        """Sync the current files and their names, and start the thread.
 
         Args:
             durability: Whether requests wait for syncs (`always`) or not (`group`).
-            syncs: Whether the file system is believed to support syncs.
+            syncs: Whether a test at startup showed that the file system supports syncs.
 
         Raises:
             StoreError: With `always`, the file system cannot sync.
@@ -113,7 +115,7 @@ class LogSyncer:
             self._thread.start()
 
     def note_commit(self) -> None:
-        """Number a commit. Call it after the commit and before responding to the request."""
+        """Assign the next number to a commit. Call this method after the commit, before responding to the request."""
         with self._changed:
             self._committed += 1
             self._changed.notify_all()
@@ -133,21 +135,21 @@ class LogSyncer:
         return f"cannot sync the store in {self._database.parent} ({problem}); new commits are not durable until syncing works again"
 
     def progress(self) -> Progress | None:
-        """Return the current progress; None if the file system cannot sync."""
+        """Return the numbers of the last commit and the last durable commit; None if the file system cannot sync."""
         with self._changed:
             return Progress(self._epoch, self._committed, self._durable) if self._supported else None
 
     def sync(self, timeout: float) -> Progress | None:
-        """Sync the current commits, with one sync for all callers, and return the progress.
+        """Sync all current commits, and return the same as `progress`. Blocks for up to `timeout` seconds.
 
-        Blocks for up to `timeout` seconds.
+        Concurrent callers share one sync.
         """
         with self._changed:
             self._wait(self._committed, timeout)
         return self.progress()
 
     def settle(self) -> None:
-        """Wait until all current commits are durable.
+        """Wait until all current commits are durable. Blocks for up to 30 seconds.
 
         Raises:
             StoreUnavailableError: The disk failed to sync the commits, or took too long.
@@ -170,7 +172,7 @@ class LogSyncer:
     def _wait(self, through: int, timeout: float) -> bool:
         """Wait for all commits up to a number to become durable, and return whether they are.
 
-        The caller holds the condition's lock.
+        The caller must hold the lock of `_changed`.
 
         Args:
             through: Number of the last commit to wait for.

@@ -1,8 +1,8 @@
 """The capabilities of the data folder's file system, which the server tests at startup.
 
 Network and cloud file systems may lack features that SQLite needs. Without shared memory maps, the store uses a
-rollback journal instead of a write-ahead log. Without `fsync`, it does not sync. Without locks, two servers could
-damage the store, so the server does not start.
+rollback journal instead of a write-ahead log. Without `fsync`, the store does not sync. Without locks, two servers
+could damage the store, so the server does not start.
 """
 
 import errno

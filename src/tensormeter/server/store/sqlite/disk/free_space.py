@@ -1,4 +1,4 @@
-"""Free disk space: how much the store needs before it accepts a request, and a reserve for a full disk.
+"""Checks of the free disk space before the store accepts a request, and a reserve for a full disk.
 
 A request is accepted only if the disk has space for the request, for a flush of everything in memory, and for the next
 checkpoint. Requests therefore never use up the space that the store needs to empty its write-ahead log. Checkpoints,
@@ -19,13 +19,13 @@ __all__ = ["FreeSpace"]
 _MIB: Final = 1 << 20
 
 _PLENTY: Final = 1 << 30
-"""Number of free bytes at which a request is accepted without calculating the space it needs."""
+"""Number of free bytes from which a request is accepted without calculating the space that the request needs."""
 
 _LEAST: Final = 256 << 10
 """Number of free bytes below which the disk counts as full, even without requests."""
 
 _PAGES: Final = 128 << 10
-"""Number of bytes in database pages that a request changes, in addition to its own size."""
+"""Number of bytes to allow for the database pages that a request changes, in addition to the size of its payload."""
 
 _FLUSH_BYTES: Final = 32
 """Maximum bytes that a flush writes per point: 17 for the point, and about as many for merging young segments."""
@@ -54,7 +54,10 @@ class FreeSpace:
 
     @property
     def log_bytes(self) -> int:
-        """Log size in bytes at which a checkpoint is due: 1/16 of the available space, 1 to 64 MiB. Does not block."""
+        """Log size in bytes at which a checkpoint is due. Does not block.
+
+        The size is 1/16 of the space that is free or used by the store, but at least 1 MiB and at most 64 MiB.
+        """
         return self._share
 
     @property
@@ -108,7 +111,7 @@ class FreeSpace:
         self._lacking = 0
 
     def keep(self) -> None:
-        """Create or enlarge the reserve, leaving at least half of the free space. Call it often."""
+        """Create or enlarge the reserve, leaving at least half of the free space. Call this method often."""
         self._reserve.keep(min(self._share, _RESERVE_BYTES))
 
     def is_short(self, error: Exception) -> bool:
@@ -121,7 +124,7 @@ class FreeSpace:
         self._reserve.give()
 
     def hint(self) -> str:
-        """Return a suffix for an error message if the disk is full, or ""."""
+        """Return a suffix for an error message; "" unless the disk is full."""
         self.refresh()
         return f" ({self._describe()})" if self._full else ""
 

@@ -1,4 +1,4 @@
-"""A record of the damage found in a store, kept until the store is reopened. Each message is logged once."""
+"""A record of the damage found in a store. It is kept until the store is reopened, and each message is logged once."""
 
 import logging
 import sqlite3
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Damage:
-    """The damage found so far. Thread-safe.
+    """The damage found so far in a store. Thread-safe.
 
     Attributes:
         structure: Message about damaged SQLite pages or indexes, which may hide rows; None if there is no such damage.
@@ -51,7 +51,7 @@ class Damage:
 
 
 def name_damage(connection: sqlite3.Connection, error: DamagedError) -> DamagedError:
-    """Add a remedy to an error message and, if they can be read, the names of the metric and run."""
+    """Add a remedy to an error message, and the names of the metric and run if these names can be read."""
     if error.named:
         return error
     about = "" if error.series is None else f"{name_series(connection, error.series)}: "

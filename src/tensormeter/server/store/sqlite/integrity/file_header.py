@@ -18,7 +18,7 @@ _INTRODUCED: Final = (
     ("gap", "time"),
     ("damaged", "payload"),
 )
-"""A table and column that each version introduced, starting with version 1."""
+"""A table and a column that the version introduced, for each version from 1 on."""
 
 _Columns = dict[str, frozenset[str]]
 

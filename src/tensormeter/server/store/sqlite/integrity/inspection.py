@@ -42,7 +42,7 @@ _MANY: Final = 500
 """Number of rows to read at once otherwise."""
 
 SMALL: Final = 1 << 30
-"""Maximum file size in bytes for a complete check by SQLite, which is one long read, while the file is in use."""
+"""Maximum file size in bytes for a complete check by SQLite while the file is in use. The check is one long read."""
 
 _CATALOG: Final = ("run", "process", "series", "summary", "batch", "tombstone", "mark", "gap")
 """Tables that are small compared to the rest of the file."""
@@ -124,7 +124,7 @@ class Inspection:
 
     Attributes:
         counts: Number of inspected rows, by table.
-        unsealed: Number of rows without a checksum, which older versions wrote, by table.
+        unsealed: Number of rows without a checksum, by table. Older versions wrote these rows.
     """
 
     def __init__(self, connection: sqlite3.Connection, yield_to_readers: Callable[[], None] = lambda: None) -> None:

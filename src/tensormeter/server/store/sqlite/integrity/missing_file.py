@@ -12,8 +12,10 @@ def missing_store(file: Path) -> str | None:
     """Return a message if a new database must not replace a missing or empty one; otherwise None.
 
     Call this function before SQLite opens the file, even for reading, because SQLite deletes the log of an empty
-    database. A killed first start leaves no log or reserve next to an empty database, because SQLite writes the
-    database's first page before the log, and the store creates its tables before the reserve.
+    database.
+
+    If the store's first start is killed, the folder never contains an empty database together with a log or a reserve.
+    SQLite writes the database's first page before the log, and the store creates its tables before the reserve.
 
     Args:
         file: Path of the database.

@@ -1,11 +1,13 @@
 """Seals: checksums of rows, which reveal bits that flipped on disk before the store returns a wrong value.
 
-A seal is a CRC-32 of a row's columns, including the identifying columns, so a row in the wrong place is also detected.
-A seal is NULL if a version without seals wrote the row. Such a row is sealed when it is next written.
+A seal is a CRC-32 of a row's columns. Except in the table `journal`, it includes the columns that identify the row, so
+that a row in the wrong place is also detected. If a version without seals wrote the row, the seal is NULL until the
+next write.
 
 Rows that never change are sealed when they are inserted. Rows that change are sealed by temporary triggers, which
-belong to a connection rather than the file. A trigger keeps damage detectable, because the new seal differs from the
-correct one in the same bits as the old seal.
+belong to a connection rather than the file. If a row does not match its seal before a change, a trigger computes a new
+seal that does not match either, so that the damage stays detectable. The new seal differs from the correct one in the
+same bits as the old seal.
 """
 
 import sqlite3

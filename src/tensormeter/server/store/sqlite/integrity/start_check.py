@@ -17,7 +17,7 @@ from tensormeter.server.store.sqlite.integrity.inspection import SMALL, Inspecti
 __all__ = ["StartCheck"]
 
 _PAUSE: Final = 0.002
-"""Seconds to pause between two reads, so that requests get time in the interpreter."""
+"""Seconds to pause between two reads, so that threads that handle requests can run in the meantime."""
 
 _AGAIN: Final = 5.0
 """Seconds to wait before restarting a check after a disk error."""
@@ -35,11 +35,13 @@ class _StoppedError(Exception):
 
 
 class StartCheck:
-    """A single check of a store on a separate thread and connection, which adds its findings to `damage`.
+    """A single check of a store on a separate thread and connection. The findings are added to `damage`.
 
     If the file exceeds 1 GiB (16 MiB with a rollback journal), SQLite checks only catalog tables; `tensormeter check`
-    can check everything. Because a failing disk can look like damage, a finding counts only if it occurs twice and the
-    disk can read the whole file in between. If the disk cannot, the check restarts after a few seconds.
+    can check everything.
+
+    A failing disk can look like damage. A finding therefore counts only if it occurs twice and the disk can read the
+    whole file in between. If the disk cannot read the file, the check restarts after a few seconds.
     """
 
     def __init__(

@@ -20,16 +20,16 @@ __all__ = ["DamageVerifier", "unreadable"]
 
 _PIECE: Final = 1 << 20
 _PAUSE: Final = 5.0
-"""Seconds between two checks until damage is confirmed or ruled out."""
+"""Seconds before the next check if the disk could not read the file."""
 
 _UNREADABLE: Final = "error code="
-"""Substring of SQLite's message about a page that cannot be read, rather than a damaged page."""
+"""Substring of SQLite's message about a page that the disk cannot read. Messages about damaged pages do not have it."""
 
 _log: Final = logging.getLogger(__name__)
 
 
 class DamageVerifier:
-    """A verifier of damage reports. Its thread starts with the first report. Thread-safe."""
+    """A verifier of damage that SQLite reports. The verifier's thread starts with the first report. Thread-safe."""
 
     def __init__(self, file: Path, connect: Callable[[], sqlite3.Connection]) -> None:
         """Create a verifier.
@@ -67,7 +67,7 @@ class DamageVerifier:
             self._background.wake()
 
     def close(self) -> None:
-        """Stop the verification. All connections to the file must be closed beforehand."""
+        """Stop the verification. Close all SQLite connections to the file first, because their locks are released."""
         self._closed = True
         if self._background is not None:
             self._background.stop()
@@ -138,7 +138,10 @@ class DamageVerifier:
 
 
 def unreadable(file: Path) -> str | None:
-    """Return a message if the disk cannot read a database, or None. This process must not be connected to it."""
+    """Return a message if the disk cannot read a database, or None.
+
+    This process must not have a connection to the database, because this function releases SQLite's locks on it.
+    """
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:

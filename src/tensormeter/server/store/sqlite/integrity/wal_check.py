@@ -1,8 +1,8 @@
 """A check of the write-ahead log before SQLite opens it, because SQLite silently drops damaged parts of it.
 
-SQLite replays the log up to the first frame with a wrong checksum, which it treats as the end of the log. A killed
-process may leave an uncommitted transaction there. If committed transactions follow, however, the frame is damaged, and
-the server may already have responded to the requests in these transactions.
+SQLite replays the log up to the first frame with a wrong checksum, and treats this frame as the end of the log. A
+killed process may leave an uncommitted transaction there. If committed transactions follow, however, the frame is
+damaged, and the server may already have responded to the requests in these transactions.
 """
 
 import os
@@ -28,7 +28,11 @@ _COPY: Final = 1 << 20
 def lost_transactions(file: Path) -> str | None:
     """Return a message if a write-ahead log has committed transactions that cannot be replayed, or None.
 
-    May read the whole log, at about two seconds per gigabyte. A log that changes during the check counts as intact.
+    The check may read the whole log, which takes about two seconds per gigabyte. A log that restarts during the check
+    counts as intact.
+
+    Args:
+        file: Path of the database.
     """
     path = file.with_name(file.name + "-wal")
     try:

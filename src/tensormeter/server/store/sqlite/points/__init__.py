@@ -1,1 +1,1 @@
-"""Points of series: the newest in the memtable, the others in segments of the file."""
+"""Points of series. The newest points are in the memtable, and the others in segments in the file."""

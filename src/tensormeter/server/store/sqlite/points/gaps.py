@@ -1,7 +1,6 @@
 """Gaps: times at which a sender reported that a series of numbers has no value. Charts interrupt the line there.
 
-Gaps are not points, so reads of values do not return them. A gap belongs to a series with points; other gaps are
-dropped.
+Gaps are not points, so reads of values do not return gaps. If a series has no points yet, its gaps are dropped.
 """
 
 import json

@@ -40,7 +40,7 @@ class TotalsCache:
 
 @dataclass(slots=True)
 class _SeriesBuffer:
-    """The points of one series in order of arrival. `seqs` contains the numbers of their journal rows."""
+    """The points of one series in order of arrival. `seqs` contains the number of the journal row for each part."""
 
     process: int
     metric: str
@@ -149,7 +149,7 @@ class Memtable:
                     buffer.newest = latest
 
     def freeze(self) -> MemtableSnapshot | None:
-        """Return everything to flush next, or None. The result stays the same until `discard` is called."""
+        """Return all points to flush next, or None. The result stays the same until `discard` is called."""
         with self._lock:
             if self._frozen is None and self._active.upto:
                 self._frozen, self._active = self._active, _Table()
@@ -158,7 +158,10 @@ class Memtable:
             return _snapshot_of_runs(self._frozen, None, None)
 
     def discard(self) -> None:
-        """Drop the frozen table after its points have been written to segments."""
+        """Mark the frozen table as flushed, after its points have been written to segments.
+
+        The table replaces the previously flushed table, which is dropped.
+        """
         with self._lock:
             if self._frozen is not None:
                 self._floor = max(self._floor, self._flushed.upto)
@@ -172,8 +175,8 @@ class Memtable:
     ) -> list[MemtableSnapshot]:
         """Return the current contents, oldest first.
 
-        Take these snapshots before the database snapshot. Points that are flushed in between are then in both, which
-        `upto` reveals. In the opposite order, they would be in neither.
+        Take these snapshots before the database snapshot. Points that are flushed in between are then in both, and
+        `upto` shows that they are. In the opposite order, these points would be in neither.
 
         Args:
             runs: Runs whose buffers to return; None for all runs. Point counts always cover all runs.
@@ -194,7 +197,7 @@ class Memtable:
     def since(
         self, run: int, after: int, series: Collection[int] | None = None
     ) -> dict[int, tuple[Column, ...]] | None:
-        """Return a run's points from journal rows after `after`, by series; None if rows have left memory."""
+        """Return a run's points from journal rows after number `after`, by series; None if rows have left memory."""
         with self._lock:
             if not self._floor <= after <= self._last:
                 return None
@@ -209,7 +212,10 @@ class Memtable:
             return parts_by_series
 
     def grown(self, after: int, runs: Collection[int] | None = None) -> dict[int, set[str]] | None:
-        """Return the metrics with points from journal rows after `after`, by run; None if rows have left memory."""
+        """Return the metrics with points from journal rows after number `after`, by run.
+
+        Returns None if some of these rows have left memory.
+        """
         with self._lock:
             if not self._floor <= after <= self._last:
                 return None

@@ -1,4 +1,4 @@
-"""Rollups of segments, which are built once a segment is full and read instead of its points.
+"""Rollups of segments. They are built once a segment is full, and read instead of the segment's points.
 
 A full segment never changes, and neither do its rollups. Fine rollups have blocks of 512 points, and coarse rollups
 have blocks of 4,096 points. Rollups contain steps only if every point of the segment has a step. Otherwise, queries by
@@ -74,11 +74,14 @@ class _Full:
 
 
 class _UnorderedError(Exception):
-    """Rollups cannot be used: steps are not in time order, are not integers, or are in several series."""
+    """Rollups cannot be used, because steps are not in time order, are not integers, or are in several series."""
 
 
 def find_missing_rollups(connection: sqlite3.Connection) -> list[SegmentKey]:
-    """Return full numeric segments that lack rollups, because an older version wrote them or a process was killed."""
+    """Return the full numeric segments that lack rollups.
+
+    An older version wrote these segments, or the server was killed before it built the rollups.
+    """
     rows = connection.execute(
         "SELECT chunk.series, chunk.seq FROM chunk LEFT JOIN sample ON sample.chunk = chunk.id"
         " WHERE chunk.n >= ? AND sample.chunk IS NULL ORDER BY chunk.series, chunk.seq",
@@ -181,7 +184,7 @@ class _RollupReader:
         self._steps: _Steps | None = None
 
     def series(self, row: SeriesRow) -> Iterator[SeriesRollup]:
-        """Read a series. Yields one result, or nothing if no points are selected."""
+        """Read a series. Yields one rollup, or nothing if no points are selected."""
         series, process, metric, kind, attributes, scope, unit = row
         steps = self._steps_of(series, process)
         if self._window.by_step and steps is None:
@@ -219,7 +222,10 @@ class _RollupReader:
         return self._steps if self._steps.any() else None
 
     def _select_segments(self, series: int, process: str, window: PointRange) -> tuple[list[_Full], list[int]]:
-        """Return non-overlapping full segments to read as rollups, and numbers of the segments to read as points."""
+        """Return full segments to read as rollups, and the numbers of the segments to read as points.
+
+        The segments to read as rollups do not overlap.
+        """
         full: list[_Full] = []
         seqs: list[int] = []
         total = 0

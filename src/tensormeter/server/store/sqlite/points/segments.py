@@ -29,10 +29,10 @@ __all__ = [
 ]
 
 SEGMENT_POINTS: Final = 65_536
-"""Maximum number of points in a segment. Their words take half a MiB and are decoded in about a millisecond."""
+"""Maximum number of points in a segment. The values take half a MiB and are decoded in about a millisecond."""
 
 SEGMENT_BLOBS: Final = 1024
-"""Maximum number of distributions in a segment. Each takes a few hundred bytes."""
+"""Maximum number of distributions in a segment. Each distribution takes a few hundred bytes."""
 
 _FLOATS, _INTEGERS, _MIXED, _BLOBS = 0, 1, 2, 3
 _LEVEL: Final = 1
@@ -50,8 +50,8 @@ class Segment:
         t_max: Latest time, in nanoseconds since the Unix epoch.
         kind: 0 for float64 only, 1 for int64 only, 2 for both, 3 for distributions.
         times: Compressed time differences.
-        words: Compressed words. For distributions, compressed lengths (uint32) followed by the bytes of all
-            distributions.
+        words: Compressed values. For distributions, the lengths (uint32) and then the bytes of all distributions,
+            compressed together.
         integers: Compressed bit mask that marks int64 words; empty unless both types occur.
         series: Row ID of the series if the segment was read from the table, or None.
     """
@@ -150,7 +150,7 @@ def compress_words(words: NDArray[np.int64]) -> bytes:
 
 
 def decompress_words(blob: bytes) -> bytes:
-    """Return the bytes that were given to `compress_words`. Raises the same errors as `decode_segment`."""
+    """Return the bytes of the words that were given to `compress_words`. Raises the same errors as `decode_segment`."""
     planes = np.frombuffer(_inflate(blob, None), np.uint8)
     if len(planes) % 8:
         raise DamagedError("rollups: length")
@@ -172,7 +172,10 @@ def _decompress(blob: bytes, n: int) -> NDArray[np.int64]:
 
 
 def _inflate(blob: bytes, size: int | None) -> bytes:
-    """Decompress to exactly `size` bytes. Checks the frame's size first, so that damage cannot allocate gigabytes."""
+    """Decompress to exactly `size` bytes, or to any number of bytes up to 1 GiB if `size` is None.
+
+    The size in the frame's header is checked first, so that damaged data cannot make zstd allocate more memory.
+    """
     try:
         claimed = zstandard.frame_content_size(blob)
         if claimed == size or (size is None and 0 <= claimed <= _MAX_BLOBS):

@@ -54,7 +54,7 @@ def find_series(connection: sqlite3.Connection, run: int, selection: Selection) 
 def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, ProcessAttempt], int]:
     """Return the attempts of a run's processes, and the number of the journal row that last changed an attempt's start.
 
-    The attempts are empty if all processes belong to attempt 1.
+    If all processes belong to attempt 1, the result is an empty dict and 0.
     """
     if connection.execute("SELECT max(attempt) FROM process WHERE run = ?", (run,)).fetchone()[0] in (None, 1):
         return {}, 0

@@ -1,4 +1,4 @@
-"""Lookup of the step that a process logged at a given time, from its gauge `tensormeter.step`."""
+"""Lookup of the step that a process logged at a given time, from the process's gauge `tensormeter.step`."""
 
 import sqlite3
 from collections.abc import Sequence

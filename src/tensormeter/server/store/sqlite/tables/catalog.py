@@ -38,7 +38,7 @@ class _Process:
 
 
 class Catalog:
-    """A cache of row IDs that finds or creates rows inside the caller's transaction. Not thread-safe.
+    """The catalog, which finds or creates rows inside the caller's transaction and caches row IDs. Not thread-safe.
 
     Call `forget` after a transaction that was not committed.
     """
@@ -77,7 +77,7 @@ class Catalog:
             source: Sender, whose latest name and resource are stored.
             times: Earliest and latest time of the data, in nanoseconds since the Unix epoch.
             received: Current time, in nanoseconds since the Unix epoch.
-            starts: Whether the request starts the run, which revives a deleted run.
+            starts: Whether the request starts the run. A start revives a deleted run.
             points: Whether the request contains points.
         """
         if self._is_deleted(source, times[0], starts=starts):
@@ -112,7 +112,12 @@ class Catalog:
         return run, process
 
     def record_first_steps(self, arrivals: Iterable[Arrival], seq: int) -> None:
-        """Record where processes of later attempts begin, and the journal row with these steps."""
+        """Record the first step, and its time, of each process in the second or a later attempt.
+
+        Args:
+            arrivals: Points of one request.
+            seq: Number of the journal row that contains the request.
+        """
         for arrival in arrivals:
             source = arrival.source
             if source.attempt == 1 or arrival.metric != STEP_METRIC or not isinstance(arrival.points, Points):
@@ -156,8 +161,8 @@ class Catalog:
     def place(self, seq: int, arrivals: Iterable[Arrival], orphans: list[Arrival]) -> Iterable[SeriesPoints]:
         """Yield the arrivals of journal row `seq` with their rows, for a replay.
 
-        Arrivals for deleted runs and for series beyond the run's limit are skipped. Other arrivals without rows
-        indicate a damaged catalog and are added to `orphans`.
+        Skips arrivals for deleted runs and for series beyond the run's limit. If the rows of any other arrival are
+        missing, the catalog is damaged, and the arrival is added to `orphans`.
         """
         for arrival in arrivals:
             source = arrival.source

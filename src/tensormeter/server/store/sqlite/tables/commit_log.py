@@ -1,6 +1,6 @@
-"""The commit log (table `journal`) of accepted requests with points, and batch IDs (table `batch`).
+"""The commit log of accepted requests with points (table `journal`), and the batch IDs of requests (table `batch`).
 
-A request's compressed payload stays in the log until the points are in segments. The batch ID is kept permanently.
+A request's compressed payload stays in the log until its points are in segments. The batch ID is kept permanently.
 """
 
 import sqlite3
@@ -73,13 +73,13 @@ def retire(connection: sqlite3.Connection, upto: int) -> None:
 
 
 def is_flushed(connection: sqlite3.Connection, upto: int) -> bool:
-    """Return whether all payloads up to the given number have been retired."""
+    """Return whether all payloads up to the given number have been flushed and deleted."""
     row = connection.execute("SELECT EXISTS (SELECT 1 FROM journal WHERE seq <= ?)", (upto,)).fetchone()
     return not row[0]
 
 
 def flushed(connection: sqlite3.Connection) -> int:
-    """Return the number up to which all payloads have been retired."""
+    """Return the number up to which all payloads have been flushed and deleted."""
     first = connection.execute("SELECT min(seq) FROM journal").fetchone()[0]
     if first is not None:
         return int(first) - 1

@@ -50,7 +50,7 @@ def list_losses(connection: sqlite3.Connection, run: int) -> dict[str, int]:
 
 
 def _processes(connection: sqlite3.Connection, run: int, columns: str) -> Iterator[Sequence[Any]]:
-    """Read and verify a run's process rows. `columns` must begin with the seal's columns. Raises DamagedError."""
+    """Read and verify a run's process rows. `columns` must begin with `PROCESS.selection`. Raises DamagedError."""
     width = len(PROCESS.columns) + 1
     for row in connection.execute(f"SELECT {columns} FROM process WHERE run = ? ORDER BY id", (run,)):
         PROCESS.verify(row[:width], f"the row of process {row[2]!r} of run {run}")

@@ -28,7 +28,7 @@ __all__ = ["RUN_FIELDS", "load_runs", "load_states", "load_table", "metrics_need
 _SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
 
 _FEW_METRICS: Final = 500
-"""Maximum number of metric names in a statement. If more are requested, all metrics of a run are read."""
+"""Number of requested metrics from which a statement reads all metrics of a run instead of naming each one."""
 
 _ROWS: Final = 64
 """Number of rows between two calls of `check`."""
@@ -45,7 +45,7 @@ _SOURCES: Final = {
     "min": ("minimum",),
     "max": ("maximum",),
 }
-"""Columns from which a summary part is computed. Other parts are columns of the same name."""
+"""Columns from which each summary part is computed. A part that is not listed is a column of the same name."""
 
 _BASE: Final = {
     "id": "run_id",
@@ -74,7 +74,7 @@ _COLUMNS_OF: Final = {name: (column,) for name, column in _BASE.items()} | {
 _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {"tags": json.loads, "archived": bool}
 
 RUN_FIELDS: Final = frozenset({*_BASE, "state", "points"})
-"""Names of the fields stored with the run itself."""
+"""Names of the fields other than `config.KEY` and `summary.METRIC.PART`."""
 
 
 def load_runs(
