@@ -1,7 +1,8 @@
 """The ClickHouse store, with which any number of stateless servers share one ClickHouse server or cluster.
 
-ClickHouse has no transactions across tables, so every row is valid on its own and safe to write twice. Keys of points
-and events are derived from their contents, and repeated rows do not change aggregates. The batch ID is written last.
+ClickHouse has no transactions across tables, so every row is valid without other rows and safe to write twice. The
+keys of points and events are derived from the contents of the points and events. Repeated rows do not change
+aggregates. The batch ID of a request is written last.
 """
 
 from tensormeter.server.store.clickhouse.address import Address, parse_address

@@ -1,6 +1,6 @@
 """Addresses of ClickHouse databases.
 
-Their format is `clickhouse://[USER@]HOST[:PORT][/DATABASE][?secure=true&cluster=NAME&SETTING=VALUE...]`.
+The format of an address is `clickhouse://[USER@]HOST[:PORT][/DATABASE][?secure=true&cluster=NAME&SETTING=VALUE...]`.
 """
 
 import os
@@ -52,8 +52,8 @@ def parse_address(text: str, environment: Mapping[str, str] | None = None) -> Ad
     Args:
         text: Address in this module's format. It must not contain a password, because any user on the machine can read
             command lines.
-        environment: Environment variables; None for `os.environ`. `TENSORMETER_CLICKHOUSE_USER` applies if `text`
-            contains no user, and `TENSORMETER_CLICKHOUSE_PASSWORD` always.
+        environment: Environment variables; None for `os.environ`. `TENSORMETER_CLICKHOUSE_PASSWORD` contains the
+            password, and `TENSORMETER_CLICKHOUSE_USER` contains the user if `text` does not.
 
     Raises:
         SettingsError: The text is not a valid address. The message does not repeat it, because it may contain a secret.

@@ -1,8 +1,8 @@
-"""The arrival log of recent commits by each server, from which readers learn what has arrived since a cursor.
+"""The arrival log, in which each server records its recent commits. Readers query it for data newer than a cursor.
 
-A cursor contains the number of each server's last entry. A server whose commit fails, or which finds part of a request
-already stored, continues under a new ID. Cursors that lack a server's ID are invalid, so their readers read everything
-again.
+A cursor contains the number of each server's last entry. If a commit fails, or if part of a request is already stored,
+the server continues under a new ID. A cursor that lacks the ID of a server is invalid, and a reader with an invalid
+cursor reads everything again.
 """
 
 import re
@@ -20,7 +20,7 @@ __all__ = ["Arrived", "Log"]
 
 _KEPT: Final = 3600
 _GOOD: Final = 3000
-"""Seconds for which a cursor stays valid; less than `_KEPT` because server clocks differ."""
+"""Seconds for which a cursor stays valid. Entries are read for longer (`_KEPT`), because server clocks differ."""
 
 _REPEAT: Final = 600
 _CURSOR: Final = re.compile(r"(\d{1,16})((?:-[0-9a-f]{1,16}\.\d{1,18}){0,1000})", re.ASCII)
@@ -41,7 +41,10 @@ class Arrived:
     """A log entry: the data that arrived for a run in one commit.
 
     Attributes:
-        first: Earliest time of a point.
+        run: Key of the run; 0 in an empty entry.
+        number: Arrival number of the commit.
+        first: Earliest time of a point, in nanoseconds since the Unix epoch; 0 without points.
+        metrics: Names of the metrics with new points.
         events: Whether the commit contains events.
         read_all: Whether readers must read all points again, because the start of an attempt has changed or gaps have
             arrived.

@@ -1,4 +1,4 @@
-"""A commit of several requests, which inserts data in an order that makes retries safe."""
+"""A commit of several requests. It inserts their data in an order that makes retries safe."""
 
 import time
 from collections import defaultdict
@@ -106,7 +106,7 @@ class Commit:
         self._eventful: set[int] = set()
 
     def run(self) -> list[Request]:
-        """Commit and settle the requests, and return those that must wait for the next commit."""
+        """Commit the requests and set their receipts. Return the requests that must wait for the next commit."""
         fresh, again = self._new_batches()
         sources = [arrival.source for request in fresh for arrival in request.arrivals]
         described = [
@@ -142,7 +142,7 @@ class Commit:
         """Settle requests whose batch ID is already stored, and return the others.
 
         Returns:
-            Requests to store now, and requests that must wait because they share a batch ID with one of these.
+            Requests to store now, and requests that must wait because a request to store now has the same batch ID.
         """
         ids = sorted({request.batch_id for request in self._requests if request.batch_id is not None})
         rows = []
@@ -227,7 +227,11 @@ class Commit:
         ]
 
     def _look_up(self) -> int:
-        """Remove stored points, and refuse series beyond a run's limit. Return the number of removed points."""
+        """Leave out points that are already stored, and refuse series beyond a run's limit.
+
+        Returns:
+            Number of points that were left out.
+        """
         all_series = self._series
         for series in all_series.values():
             series.join()

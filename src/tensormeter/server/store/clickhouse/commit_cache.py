@@ -46,7 +46,7 @@ class CommitCache:
         return process.first_step < step or process.began < began
 
     def remember(self, written: Iterable[ProcessUpdate]) -> None:
-        """Add updates that have been written."""
+        """Add the names and attempt starts of updates that have been written."""
         if len(self._names) > _CACHED:
             self.forget()
         for process in written:
@@ -57,6 +57,6 @@ class CommitCache:
                 self._began[key] = min(known[0], process.first_step), min(known[1], process.began)
 
     def forget(self) -> None:
-        """Clear the cache after a failure, when it is unknown which rows were written."""
+        """Clear names and attempt starts after a failure, when it is unknown which rows were written."""
         self._names.clear()
         self._began.clear()

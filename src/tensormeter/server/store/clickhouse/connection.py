@@ -37,7 +37,7 @@ _DAMAGE: Final = {
 """ClickHouse error codes that indicate damaged files."""
 
 _WHOLE: Final = 1 << 24
-"""Maximum number of rows per block. ClickHouse stores each block of an insert completely or not at all."""
+"""Maximum number of rows in a block. ClickHouse stores each block of an insert completely or not at all."""
 
 _SETTINGS: Final[Mapping[str, str | int]] = {
     "max_execution_time": 60,
@@ -59,9 +59,10 @@ for _name in ("clickhouse_connect", "urllib3.connectionpool"):
 
 
 class Connection:
-    """A pool of HTTP connections. Any thread may use it. Calls block for up to 60 seconds, or longer for large results.
+    """A pool of HTTP connections to ClickHouse. Any thread may use it.
 
-    Statements contain values only as bound parameters or plain integers.
+    Calls block until ClickHouse responds. ClickHouse stops a statement after 60 seconds, and a call fails if ClickHouse
+    sends nothing for 120 seconds. Statements contain values only as bound parameters or plain integers.
 
     Raises:
         StoreUnavailableError: From any method: ClickHouse is unreachable or rejected the statement. The caller may

@@ -21,9 +21,9 @@ class GroupCommit:
     """A group commit for requests from any thread. One of the waiting threads commits all requests.
 
     If the server dies during a commit, the sender can safely retry the request on any server. A commit inserts
-    processes, series with the time of their latest point, points, events, log entries, and finally the batch ID. A
-    retry uses these times to find points that may already be stored, and writes the rest. Points written twice have the
-    same key and are merged.
+    processes, series, points, events, log entries, and finally batch IDs. Each row for a series contains the time of
+    its latest point. With this time, a retry finds the points that may already be stored, and writes the others. Points
+    written twice have the same key and are merged.
     """
 
     def __init__(self, connection: Connection, numbers: Numbers, log: Log, interval: float) -> None:
@@ -62,7 +62,7 @@ class GroupCommit:
 
     @contextmanager
     def alone(self) -> Iterator[int]:
-        """Block commits and yield the next number, so that the caller can add a log entry in order."""
+        """Block commits and yield the next arrival number, so that the caller can add a log entry in order."""
         with self._committing:
             yield self._numbers.take()
 

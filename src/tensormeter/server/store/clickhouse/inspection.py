@@ -1,4 +1,4 @@
-"""Inspection of ClickHouse tables by verifying their checksums."""
+"""Inspection of the ClickHouse tables, in which ClickHouse verifies their checksums."""
 
 from collections.abc import Iterator
 from contextlib import closing

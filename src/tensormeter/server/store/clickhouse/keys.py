@@ -14,7 +14,7 @@ __all__ = ["Numbers", "invert", "run_key", "series_key", "steps_key"]
 _ALL_BITS: Final = (1 << 64) - 1
 
 _CACHED: Final = 10_000
-"""Maximum number of keys in each cache. Every series in a request needs the keys of its run and of its step series."""
+"""Maximum number of keys in each cache. Each series in a request needs the keys of its run and of the step series."""
 
 
 @lru_cache(_CACHED)

@@ -20,7 +20,7 @@ class Request:
     Attributes:
         digest: SHA-256 digest of signal and payload, 32 bytes.
         received: Time of arrival on this server's clock, in nanoseconds since the Unix epoch.
-        noun: Noun for the request's items in the receipt's message.
+        noun: Noun for one item of the request in the receipt's message, such as "data point".
         gaps: Gaps as returned by `gaps_of`.
     """
 

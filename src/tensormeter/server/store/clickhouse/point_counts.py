@@ -1,7 +1,7 @@
 """Counts and sums of stored points, computed on request and cached for idle runs.
 
-They are not stored, because a retry may write a commit twice. Stored counts would then be too high, whereas a point
-that is written twice remains one point.
+The tables do not contain these counts, because a retry may write a commit twice. Stored counts would then be too high,
+whereas a point that is written twice remains one point.
 """
 
 import threading
@@ -17,13 +17,16 @@ from tensormeter.server.store.clickhouse.connection import Connection, numbers
 __all__ = ["MetricCounts", "PointCounts"]
 
 _IDLE: Final = 600 * 10**9
-"""Nanoseconds without an arrival after which a run's counts are cached; longer than commits and clock differences."""
+"""Nanoseconds without an arrival after which a run's counts are cached.
+
+This is longer than a commit takes, plus the difference between server clocks.
+"""
 
 _KEPT: Final = 3600 * 10**9
 """Nanoseconds after which cached counts are computed again, because retention removes points."""
 
 _CACHED: Final = 200_000
-"""Maximum number of cached counts, which take up to 50 MB."""
+"""Maximum number of cached counts. They take up to 50 MB."""
 
 _NAME: Final = 64
 """Number of characters in requested metric names that take as much cache space as one count."""

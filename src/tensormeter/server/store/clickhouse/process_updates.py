@@ -1,4 +1,4 @@
-"""The update that a commit makes to a process: a row that ClickHouse merges with earlier rows."""
+"""The update that a commit makes to a process. It is a row that ClickHouse merges with earlier rows of the process."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,7 +10,7 @@ from tensormeter.server.store.rules.resource_identity import Source
 __all__ = ["COLUMNS", "NEVER", "ProcessUpdate"]
 
 NEVER: Final = (1 << 63) - 1
-"""Placeholder for a missing time or step. It exceeds every real value, so minima ignore it."""
+"""Placeholder for a missing time or step. It exceeds every real value, so a minimum ignores it."""
 
 _NO_NUMBER: Final = (1 << 64) - 1
 

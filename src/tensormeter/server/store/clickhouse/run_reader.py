@@ -1,4 +1,4 @@
-"""Queries for runs, which merge the updates from processes and users and summarize metrics."""
+"""Queries for runs. They merge the updates from processes and users, and summarize metrics."""
 
 import json
 import time
@@ -70,7 +70,7 @@ class Runs:
         raise NotFoundError(f"there is no run {ref.run_id!r}{where}; list the runs to see their IDs")
 
     def existing(self, refs: Sequence[RunRef]) -> set[int]:
-        """Return the keys of the runs that exist."""
+        """Return the keys of those of the given runs that exist."""
         ids = sorted({ref.run_id for ref in refs})
         rows = self._connection.rows(
             f"SELECT DISTINCT run, run_id, project FROM process WHERE run_id IN {{ids:Array(String)}} AND {_NOT_DELETED}",
@@ -138,7 +138,7 @@ class Runs:
         return int(self._connection.rows(f"SELECT max(updated) FROM process WHERE run = {run}")[0][0])
 
     def load(self, runs: Sequence[int], metrics: Collection[str] | None) -> list[RunSummary]:
-        """Return the existing runs in the given order, with summaries of `metrics`; None for all metrics."""
+        """Return the existing runs in the given order, with summaries of `metrics`, or of all metrics if it is None."""
         if not runs:
             return []
         loaded = self._load(f"run IN ({numbers(runs)})", runs, config=True)

@@ -1,13 +1,13 @@
 """The ClickHouse tables, for a single server or for a cluster of shards and replicas.
 
-On a cluster, each shard stores its rows of a table `NAME` in `NAME_local`, on all its replicas, and `NAME` reads all
-shards. All rows of a series are on the same shard. The series of a run are on different shards, so a run may be larger
-than a shard.
+On a cluster, each shard stores some rows of a table `NAME` in a table `NAME_local`, which exists on all replicas of the
+shard. The table `NAME` reads all shards. All rows of a series are on the same shard. The series of a run are on
+different shards, so a run may be larger than a shard.
 
 - `points` takes 8 to 10 bytes per point on disk. Its column `value` is computed when it is read.
-- `precedence` is the inverted arrival number, so ClickHouse keeps the row that arrived first if several have the same
-  key.
-- `series` and `process` are aggregates, such as minima, maxima and latest values, that repeated rows cannot change.
+- The column `precedence` contains the inverted arrival number. If several rows have the same key, ClickHouse therefore
+  keeps the row that arrived first.
+- `series` and `process` contain aggregates that repeated rows cannot change, such as minima, maxima and latest values.
   Every commit writes new rows, and ClickHouse merges the rows with the same key. Counts and sums are computed from
   `points`.
 """
@@ -306,7 +306,7 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
 
 
 def _complete() -> Iterator[str]:
-    """Yield statements that write `series` rows for points that version 2 stored but would have counted only later."""
+    """Yield statements that add points to the aggregates in `series` if version 2 stored only the points so far."""
     unfinished = "FROM intent WHERE run != 0 AND number GLOBAL NOT IN (SELECT over FROM intent)"
     series = f"run GLOBAL IN (SELECT run {unfinished}) AND series GLOBAL IN (SELECT arrayJoin(series) {unfinished})"
     merged = ("process", "kind", "scope", "attributes", "unit", "description")

@@ -1,4 +1,4 @@
-"""The new points in one commit by series, and the rows that describe these series."""
+"""The new points of one commit, by series, and the rows that describe these series."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -56,7 +56,7 @@ POINT_COLUMNS: Final = tuple(_POINT.names or ())
 GAP_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "precedence": "Q", "received": "I"}
 BLOB_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "data": "b", "precedence": "Q", "received": "I"}
 _ROWS: Final = 200_000
-"""Maximum number of points in one insert. They take 10 MB, and encoding and sending each make another copy."""
+"""Maximum number of points in one insert. The points take 10 MB. Encoding and sending each make another copy."""
 
 _KNOWN: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
 
@@ -109,9 +109,9 @@ def encode_gaps(gaps: Mapping[tuple[int, int], NDArray[np.int64]], number: int, 
 
 
 def leave_out_known(connection: Connection, all_series: Iterable[SeriesBatch], newest_known: Mapping[int, int]) -> int:
-    """Remove points that are already stored, and return how many were removed.
+    """Remove from each batch the points that are already stored, and return the number of removed points.
 
-    Skips the lookup for series whose new points are all newer than the stored ones.
+    If all points of a batch are newer than the stored points of the series, no lookup is necessary.
     """
     late: dict[tuple[int, str], list[SeriesBatch]] = defaultdict(list)
     for series in all_series:

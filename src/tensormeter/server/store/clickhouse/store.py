@@ -58,7 +58,7 @@ _log = logging.getLogger(__name__)
 
 
 class ClickHouseStore:
-    """A `Store` in a ClickHouse database. See the interface for threads and errors.
+    """A `Store` in a ClickHouse database. See `Store` for threads and errors.
 
     Any number of servers can use a database at the same time. Their clocks must agree to within a few minutes. If two
     servers store different values for one point, the value that arrived first wins.
@@ -82,8 +82,8 @@ class ClickHouseStore:
             commit_interval: Minimum seconds between two commits. Requests that arrive in the meantime share the next
                 commit.
             stall_after: Seconds without points or events after which an unfinished run counts as stalled.
-            retention_days: Days after arrival at which points and events are removed; None to keep them. Applies only
-                to tables that this call creates.
+            retention_days: Days after arrival at which points and events are removed; None to keep them. The setting
+                has no effect on tables that already exist.
 
         Raises:
             StoreError: ClickHouse is unreachable, rejected a statement, or has tables from a newer version.

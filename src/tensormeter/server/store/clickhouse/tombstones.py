@@ -14,7 +14,7 @@ _IDS: Final = 200
 
 
 class Tombstones:
-    """Current tombstones for the runs of the given sources."""
+    """The tombstones of the runs of the given sources, read once at construction."""
 
     def __init__(self, connection: Connection, sources: Iterable[Source]) -> None:
         self._times: dict[tuple[str, str], int] = {}
@@ -41,8 +41,8 @@ class Tombstones:
     def run(self, source: Source, time: int, *, starts: bool = False) -> int | None:
         """Return the key of a source's run, or None if the run is deleted.
 
-        A start event from after the deletion revives the run. If the sender sets no run ID, any later data also revives
-        the run.
+        A start event with a time after the deletion revives the run. If the sender sets no run ID, any data with such a
+        time revives the run.
         """
         deleted = self._times.get((source.project, source.run_id), 0)
         run = run_key(source.project, source.run_id, deleted)
