@@ -1,7 +1,7 @@
 """The server's store: its interface, the values that it takes and returns, and two implementations.
 
-`protocol` defines the interface, and `models` the values. `SqliteStore` (package `sqlite`) supports a single server,
-`ClickHouseStore` (package `clickhouse`) several servers.
+`protocol` defines the interface, and `models` the values. `SqliteStore` (package `sqlite`) supports a single server.
+`ClickHouseStore` (package `clickhouse`) supports several servers.
 """
 
 from tensormeter.server.store.models.errors import (

@@ -6,8 +6,9 @@ Every implementation guarantees:
 
 - Once `append_*` returns, the request survives a crash of the server process. A failed request can safely be retried.
 - A request with a batch ID is stored once. A different payload with the same batch ID is refused.
-- A series is identified by (project, run, process, metric, kind, scope, attributes), and a point within it by its time.
-  If several requests contain the same point, the first one wins. Senders without batch IDs can therefore retry safely.
+- A series is identified by (project, run, process, metric, kind, scope, attributes), and a point within a series by its
+  time. If several requests contain the same point, the value from the first request is kept. Senders without batch IDs
+  can therefore retry safely.
 - Reads return everything that earlier `append_*` calls accepted.
 
 `SqliteStore` stores a request completely or not at all. `ClickHouseStore` may store part of a request if `append_*`
@@ -146,7 +147,7 @@ class Store(Protocol):
     def delete(self, ref: RunRef) -> None:
         """Delete a run with immediate effect. The store refuses later data for the run until the run starts again.
 
-        If the sender does not set a run ID, any later data starts the run again.
+        If the sender does not set a run ID, any data with a time after the deletion starts the run again.
         """
         ...
 
@@ -172,8 +173,8 @@ class Store(Protocol):
 
         Args:
             ref: Run to read.
-            selection: Selection of numeric series. Its range and cursor are ignored. Points inside blocks do not count
-                toward its limit.
+            selection: Selection of numeric series. The selection's range and cursor are ignored. Points inside blocks
+                do not count toward the selection's limit.
             window: Range of points to read.
             blocks: Minimum number of blocks for a series to be returned as blocks. Shorter series are returned as
                 points.
@@ -239,5 +240,5 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Finish pending work and release the folder. Blocks until everything is on disk."""
+        """Finish pending work, and release the folder or the connections. Blocks until all accepted data is stored."""
         ...

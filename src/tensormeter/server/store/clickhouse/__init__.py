@@ -1,8 +1,8 @@
 """The ClickHouse store, with which any number of stateless servers share one ClickHouse server or cluster.
 
-ClickHouse has no transactions across tables, so every row is valid without other rows and safe to write twice. The
-keys of points and events are derived from the contents of the points and events. Repeated rows do not change
-aggregates. The batch ID of a request is written last.
+ClickHouse has no transactions across tables, so every row is valid without other rows and safe to write twice. The key
+of a point or event is derived from its content. Repeated rows do not change aggregates. The batch ID of a request is
+written last.
 """
 
 from tensormeter.server.store.clickhouse.address import Address, parse_address

@@ -56,7 +56,8 @@ def parse_address(text: str, environment: Mapping[str, str] | None = None) -> Ad
             password, and `TENSORMETER_CLICKHOUSE_USER` contains the user if `text` does not.
 
     Raises:
-        SettingsError: The text is not a valid address. The message does not repeat it, because it may contain a secret.
+        SettingsError: The text is not a valid address. The message does not contain the whole text, because the text
+            may contain a secret.
     """
     environment = os.environ if environment is None else environment
     try:
@@ -80,7 +81,9 @@ def parse_address(text: str, environment: Mapping[str, str] | None = None) -> Ad
         raise SettingsError(f"store: {cluster[:80]!r} is not a cluster name; use letters, digits, '_', '-' and '.'")
     for name in options:
         if not _NAME.fullmatch(name):
-            raise SettingsError(f"store: {name[:80]!r} is not the name of a ClickHouse setting")
+            raise SettingsError(
+                f"store: {name[:80]!r} is not the name of a ClickHouse setting; use letters, digits and '_'"
+            )
     return Address(
         host=parts.hostname,
         port=port or (8443 if secure == "true" else 8123),

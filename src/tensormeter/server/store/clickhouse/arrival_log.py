@@ -59,7 +59,7 @@ class Arrived:
 
 
 class Log:
-    """The arrival log, to which this server adds entries and from which it reads those of all servers."""
+    """The arrival log. This server adds entries to the log, and reads the entries of all servers."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

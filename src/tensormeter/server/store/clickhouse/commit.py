@@ -139,7 +139,7 @@ class Commit:
         return again
 
     def _new_batches(self) -> tuple[list[Request], list[Request]]:
-        """Settle requests whose batch ID is already stored, and return the others.
+        """Set the receipts of requests whose batch ID is already stored, and return the other requests.
 
         Returns:
             Requests to store now, and requests that must wait because a request to store now has the same batch ID.

@@ -49,7 +49,8 @@ class MetricCounts(NamedTuple):
 class PointCounts:
     """Counter of stored points, with a cache. Thread-safe.
 
-    The arguments `updated` contain the time of the last arrival for each run to count.
+    The argument `updated` of each method is the time of a run's last arrival, in nanoseconds since the Unix epoch. The
+    methods that count several runs take a mapping from runs to these times.
     """
 
     def __init__(self, connection: Connection) -> None:

@@ -84,7 +84,7 @@ class PointReader:
     def _count(self, table: str, where: str) -> int:
         """Return the number of matching rows.
 
-        A point written twice counts twice until ClickHouse merges its rows. FINAL in `table` avoids this, but is slower.
+        A point written twice counts twice until ClickHouse merges the rows. FINAL in `table` avoids this but is slower.
         """
         return int(self._connection.rows(f"SELECT count() FROM {table} WHERE {where}")[0][0])
 

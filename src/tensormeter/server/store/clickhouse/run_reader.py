@@ -70,7 +70,7 @@ class Runs:
         raise NotFoundError(f"there is no run {ref.run_id!r}{where}; list the runs to see their IDs")
 
     def existing(self, refs: Sequence[RunRef]) -> set[int]:
-        """Return the keys of those of the given runs that exist."""
+        """Return the keys of the given runs, without runs that do not exist."""
         ids = sorted({ref.run_id for ref in refs})
         rows = self._connection.rows(
             f"SELECT DISTINCT run, run_id, project FROM process WHERE run_id IN {{ids:Array(String)}} AND {_NOT_DELETED}",

@@ -306,7 +306,10 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
 
 
 def _complete() -> Iterator[str]:
-    """Yield statements that add points to the aggregates in `series` if version 2 stored only the points so far."""
+    """Yield statements that update the aggregates in `series` after interrupted commits of version 2.
+
+    Version 2 stored the points of a commit first, and updated `series` later.
+    """
     unfinished = "FROM intent WHERE run != 0 AND number GLOBAL NOT IN (SELECT over FROM intent)"
     series = f"run GLOBAL IN (SELECT run {unfinished}) AND series GLOBAL IN (SELECT arrayJoin(series) {unfinished})"
     merged = ("process", "kind", "scope", "attributes", "unit", "description")

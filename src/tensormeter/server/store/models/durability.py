@@ -18,8 +18,9 @@ class Progress:
 
     Attributes:
         epoch: Random ID that changes each time the store is opened.
-        committed: Number of the last commit.
-        durable: Number of the last durable commit. This commit and all earlier ones survive a power failure.
+        committed: Number of the last commit; 0 before the first one.
+        durable: Number of the last durable commit; 0 before the first one. This commit and all earlier ones survive a
+            power failure.
     """
 
     epoch: str

@@ -132,7 +132,7 @@ class Blocks:
         rows = np.ascontiguousarray(np.moveaxis(words, -2, -1)).reshape(-1, cls.ROWS)
         counts = np.ascontiguousarray(rows[:, 0])
         if (counts < 1).any():
-            raise DamagedError("rollups: counts")
+            raise DamagedError("rollups: a block contains no points")
         times, values, steps = (np.ascontiguousarray(rows[:, 1 + PICKS * i : 1 + PICKS * (i + 1)]) for i in range(3))
         return cls(counts, times, values.view(np.float64), steps)
 

@@ -31,7 +31,7 @@ class Receipt:
 
     Attributes:
         rejected: Number of points or events that the store permanently refused; all others are stored.
-        message: Human-readable reasons; "" if nothing was refused.
+        message: Human-readable reasons for the refusals; "" if nothing was refused.
         duplicate: Whether the request was already stored. The other fields then repeat the first receipt.
     """
 
@@ -186,7 +186,7 @@ class RunTable:
 
 @dataclass(frozen=True)
 class StoredEvent:
-    """An event. Images in its body are replaced with references to `Store.media`.
+    """An event. In the body, images are replaced with references for `Store.media`.
 
     Attributes:
         record: Remaining fields of the log record, if present: `severity_number`, `severity_text`, `trace_id`,

@@ -50,7 +50,10 @@ class Rejections(Counter[str]):
     """Number of refused items, by reason."""
 
     def describe(self, noun: str) -> str:
-        """Return a message such as "3 data points: time is missing; 1 data point: ..."; "" if nothing was refused."""
+        """Return a message such as "3 data points: metric has no name"; "" if nothing was refused.
+
+        Several reasons are separated by semicolons.
+        """
         return "; ".join(f"{count} {noun}{'' if count == 1 else 's'}: {reason}" for reason, count in self.items())
 
 

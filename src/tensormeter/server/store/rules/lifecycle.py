@@ -118,7 +118,9 @@ def run_lifecycle(processes: Sequence[ProcessLifecycle]) -> tuple[State, int, in
 
 
 def present_state(state: State, updated: int, *, stalled: bool, now: int, stall_after: float) -> State:
-    """Return the current state. An unfinished run is stalled if it is marked as such or silent for too long.
+    """Return the current state of a run.
+
+    An unfinished run is stalled if it is marked as stalled, or if no data has arrived for longer than `stall_after`.
 
     Args:
         state: State derived from the run's processes.

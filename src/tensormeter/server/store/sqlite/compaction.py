@@ -1,8 +1,8 @@
 """A flush, which moves points from the memtable to segments in the file and merges young segments.
 
-A flush writes a series' points to a new segment, and merges the youngest segments into it as long as they are no longer
-than the new segment. With this logarithmic method, a series has few small segments, and each point is rewritten a
-logarithmic number of times. A full segment never changes again.
+A flush writes a series' points to a new segment. It merges the youngest segments into the new one, until a segment is
+full or has more points than the new one. With this logarithmic method, a series has few small segments, and each point
+is rewritten a logarithmic number of times. A full segment never changes again.
 
 Two segments of a series never contain the same time, because a flush skips times that are already in segments.
 """

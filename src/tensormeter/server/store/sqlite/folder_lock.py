@@ -28,8 +28,8 @@ class FolderLock:
         """Create the folder if needed, accessible only to this user, and lock it.
 
         Raises:
-            StoreError: Another process, named in the message, holds the lock; the folder is not writable; or its file
-                system does not support locks.
+            StoreError: Another process, named in the message, holds the lock; the folder is not writable; or the
+                folder's file system does not support locks.
         """
         path = folder / "lock"
         try:

@@ -148,7 +148,7 @@ def _name_holder(file: Path) -> Iterator[None]:
 
 
 class _Progress:
-    """A callback that stops a backup that makes no progress, because SQLite's backup waits for a lock indefinitely."""
+    """A callback that stops a backup without progress. Without this callback, SQLite would wait for a lock forever."""
 
     def __init__(self) -> None:
         self._remaining = -1

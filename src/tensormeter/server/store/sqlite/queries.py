@@ -90,7 +90,7 @@ class SqliteQueries:
         Args:
             file: Path of a database prepared by `prepare`.
             filesystem: Capabilities of the database's file system.
-            memtable: Points that no segment contains yet.
+            memtable: Memtable with the points that no segment contains yet.
             stall_after: Seconds without points or events after which an unfinished run counts as stalled.
         """
         self._memtable = memtable

@@ -48,7 +48,7 @@ def deleted_runs(connection: sqlite3.Connection, report: Report) -> list[int]:
 
 
 def purge_some(connection: sqlite3.Connection, run: int) -> bool:
-    """Remove some of a deleted run's data inside the caller's transaction. Return whether any was left to remove.
+    """Remove some of a deleted run's data inside the caller's transaction. Return whether there was any data left.
 
     The memtable must not contain points of the run.
     """

@@ -6,7 +6,7 @@ file systems that do not support this.
 
 Some tables have older names on disk than in the code:
 
-- `journal` is the commit log, `batch` contains the batch IDs of stored requests, and `damaged` the quarantined
+- `journal` is the commit log, `batch` contains the batch IDs of stored requests, and `damaged` contains the quarantined
   requests.
 - `chunk` contains segments. A segment is a compressed block of points from one series.
 - `sample` contains the rollups of full segments.

@@ -5,8 +5,8 @@ The request's points are then added to the memtable, and the server responds. A 
 to compressed segments, and deletes the flushed points from the commit log in the same transaction. Opening the store
 replays the log. Events are written directly to their table.
 
-Locks must be taken in this order: flush, write, the memtable's lock. Segments are not read, decoded or compressed while
-the write lock is held.
+Locks must be taken in this order: the flush lock, the write lock, the memtable's lock. Segments are not read, decoded
+or compressed while the write lock is held.
 """
 
 import logging
@@ -460,7 +460,7 @@ class SqliteStore(SqliteQueries):
 
     @contextmanager
     def _made_durable(self) -> Iterator[None]:
-        """Make commits inside the block durable on exit if `durability` is `always`. The caller must hold no lock."""
+        """If `durability` is `always`, sync the commits inside the block on exit. The caller must hold no lock."""
         yield
         if self._durability == "always":
             self.syncer.settle()

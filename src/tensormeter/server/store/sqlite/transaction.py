@@ -57,7 +57,11 @@ def reading(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def mapped_errors(verb: str) -> Iterator[None]:
-    """Convert SQLite exceptions to the errors of `Store`, whose messages describe the failed operation with `verb`."""
+    """Convert SQLite exceptions to the errors of `Store`.
+
+    Args:
+        verb: Verb for the failed operation, such as "read". It is used in the message "cannot read the store".
+    """
     try:
         yield
     except TensormeterError:

@@ -20,7 +20,10 @@ __all__ = ["WriteAheadLog"]
 _PAGE: Final = 4096
 _WAIT_FROM: Final = 2
 _MOST: Final = 16
-"""Multiples of the log's usual size above which writers wait for readers, and above which requests are refused."""
+"""Multiples of the log's usual size.
+
+Above `_WAIT_FROM`, writers wait for readers. Above `_MOST`, requests are refused.
+"""
 
 _PAUSE: Final = 10.0
 """Seconds before writers wait for readers again after an unsuccessful wait."""
@@ -68,7 +71,7 @@ class WriteAheadLog:
             )
 
     def empty(self, writer: sqlite3.Connection, *, patient: bool = True) -> bool:
-        """Write the log to the database and truncate it. Return whether it is now empty.
+        """Copy the log to the database, and truncate the log. Return whether the log is now empty.
 
         Args:
             writer: Connection to write with.

@@ -72,7 +72,7 @@ class LogSyncer:
         self._is_promised = False
         self._problem = ""
         self._files: dict[str, tuple[tuple[int, int], int]] = {}
-        """Identity and descriptor of SQLite's log and journal, by suffix."""
+        """Identity (device and inode) and descriptor of SQLite's log and journal, by suffix of the file name."""
         self._thread = threading.Thread(target=self._run, name="tensormeter-sync", daemon=True)
 
     def start(self, durability: ServerDurability, *, syncs: bool = True) -> None:

@@ -445,7 +445,8 @@ class Inspection:
 
     def _check_quarantined(self, row: Sequence[Any]) -> None:
         raise _DamagedRowError(
-            "the request of this journal row could not be read when the server started; its points are missing"
+            "the server could not replay all points of this journal row at startup; a backup may contain the "
+            "missing points"
         )
 
 

@@ -1,4 +1,4 @@
-"""Seals: checksums of rows, which reveal bits that flipped on disk before the store returns a wrong value.
+"""Seals: checksums of rows. They reveal flipped bits on disk, so that the store does not return wrong values.
 
 A seal is a CRC-32 of a row's columns. Except in the table `journal`, it includes the columns that identify the row, so
 that a row in the wrong place is also detected. If a version without seals wrote the row, the seal is NULL until the

@@ -23,7 +23,7 @@ _AGAIN: Final = 5.0
 """Seconds to wait before restarting a check after a disk error."""
 
 _FEW_BYTES: Final = 16 << 20
-"""Maximum file size in bytes for a complete check by SQLite during which commits must wait."""
+"""Maximum file size in bytes for a complete check by SQLite with a rollback journal. Commits wait for the check."""
 
 _Findings = tuple[dict[str, None], dict[str, None]]
 

@@ -1,8 +1,8 @@
-"""Verification of damage that SQLite reports, because the disk may merely have failed to read.
+"""Verification of damage that SQLite reports.
 
-SQLite also reports damage if the disk cannot read a page (EIO). After a report, the store reads the whole file, and
-SQLite then checks the file and its indexes on a new connection. Damage is confirmed if SQLite finds it twice while the
-disk can read the whole file.
+SQLite also reports damage if the disk cannot read a page (EIO). After a report, the store therefore reads the whole
+file, and SQLite then checks the file and its indexes on a new connection. Damage is confirmed if SQLite finds it twice
+while the disk can read the whole file.
 """
 
 import errno
@@ -67,7 +67,7 @@ class DamageVerifier:
             self._background.wake()
 
     def close(self) -> None:
-        """Stop the verification. Close all SQLite connections to the file first, because their locks are released."""
+        """Stop the verification. Close all SQLite connections to the file first: this call releases their locks."""
         self._closed = True
         if self._background is not None:
             self._background.stop()

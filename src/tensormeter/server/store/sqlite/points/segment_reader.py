@@ -66,7 +66,7 @@ def count_points(
     start: int | None = None,
     stop: int | None = None,
 ) -> int:
-    """Return the number of points that `read_points` must decode, which may exceed its result. Raises DamagedError."""
+    """Return the number of points that `read_points` must decode. It may return fewer points. Raises DamagedError."""
     low, high = _bounds(start, stop)
     stored = sum(span.n for span in spans(connection, series) if span.t_max >= low and span.t_min < high)
     return stored + sum(snapshot.series[series].n for snapshot in snapshots if series in snapshot.series)

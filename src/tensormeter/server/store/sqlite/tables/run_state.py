@@ -13,7 +13,7 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
     """Write the changes that an event makes to its run and process, inside the caller's transaction.
 
     Returns:
-        Whether the run needs `refresh_run`. It reads all processes of the run, so call it once per request.
+        Whether the run needs `refresh_run`, which reads all processes of the run. Call that function once per request.
     """
     update = lifecycle_update(event)
     if update.losses is not None:

@@ -86,7 +86,9 @@ def load_runs(
     *,
     damaged: list[str] | None = None,
 ) -> list[RunSummary]:
-    """Load runs by row ID in the given order, without deleted runs. See `Store.runs` for `metrics`.
+    """Load runs by row ID in the given order, without deleted runs.
+
+    `metrics` and `damaged` are the same as for `Store.runs`.
 
     Raises:
         DamagedError: A run's data is damaged, and `damaged` is None. Otherwise, a message is added to `damaged`.
@@ -167,7 +169,7 @@ def _lost(connection: sqlite3.Connection, run: int) -> int:
 
 
 def _mixed(connection: sqlite3.Connection, run: int, metrics: Collection[str]) -> list[str]:
-    """Return those of the given metrics whose series in the run differ in unit or kind."""
+    """Return the given metrics whose series in the run differ in unit or kind."""
     few = len(metrics) < _FEW_METRICS
     condition = f" AND metric IN ({', '.join('?' * len(metrics))})" if few else ""
     rows = connection.execute(
