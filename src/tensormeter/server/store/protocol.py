@@ -203,9 +203,9 @@ class Store(Protocol):
     def changes(self, after: str | None, runs: Sequence[RunRef] | None = None) -> Changes:
         """Return changes since a cursor, for the given runs or for all runs. Runs that do not exist are omitted.
 
-        A store keeps changes for a limited time. If the cursor is older, the result contains each of the given runs. If
-        no runs are given, it contains every run with recent points or events. In both cases, it names no metrics. If
-        `after` is None, the result contains only the current cursor.
+        A store keeps changes for a limited time. If the cursor is older, the result contains each of the given runs, or
+        every run with recent points or events if no runs are given. The result then names no metrics. If `after` is
+        None, the result contains only the current cursor.
         """
         ...
 

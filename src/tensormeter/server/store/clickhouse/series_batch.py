@@ -168,7 +168,7 @@ def encode_blobs(all_series: Iterable[SeriesBatch], number: int, received: int) 
 
 
 def series_rows(all_series: Collection[SeriesBatch]) -> list[list[Any]]:
-    """Return rows for the table `series`. Writing a row twice has no effect."""
+    """Return rows for the table `series`. Writing the same row twice has the same effect as writing it once."""
     steps: dict[tuple[int, str], list[Points]] = defaultdict(list)
     for series in all_series:
         if series.arrival.metric == STEP_METRIC and series.arrival.kind == "gauge":

@@ -18,7 +18,10 @@ __all__ = [
 ]
 
 MAX_ANSWER_TEXT: Final = 32 << 20
-"""Maximum number of JSON characters to decode in one read of events. Decoded values take several times the memory."""
+"""Maximum number of JSON characters to decode in one read of events.
+
+The decoded values take several times as much memory as the JSON.
+"""
 
 
 class DamagedError(StoreError):

@@ -209,7 +209,7 @@ class EventPage(list[StoredEvent]):
     """A page of events, newest first.
 
     Attributes:
-        more: Whether there may be older events, left out because of the limit or the maximum size of a response.
+        more: Whether older events may have been left out because of the limit or the maximum size of a response.
     """
 
     def __init__(self, events: Iterable[StoredEvent], *, more: bool) -> None:

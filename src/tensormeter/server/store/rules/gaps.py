@@ -19,7 +19,7 @@ MAX_GAPS: Final = 10_000
 def gaps_of(batches: Sequence[Batch], check: Check = no_check) -> list[Arrival]:
     """Return the gaps in batches that can be stored.
 
-    Each gap is a point of an arrival. The point has the time of the gap and a meaningless value.
+    The points of the arrivals represent gaps: each point has the time of a gap, and a meaningless value.
     """
     arrivals, _ = arrivals_of([Batch(batch.resource, batch.gaps) for batch in batches if batch.gaps], check)
     return arrivals

@@ -430,7 +430,7 @@ class SqliteStore(SqliteQueries):
         self._damage.add(name_damage(self._flusher, error) if isinstance(error, DamagedError) else error)
 
     def _yield_to_readers(self) -> None:
-        """Pause for readers unless too many points are pending."""
+        """Pause while reads run, unless too many points are pending."""
         if not self._closed and self._memtable.pending() < self._max_pending_points // 2:
             self._read_priority.yield_to_readers()
 

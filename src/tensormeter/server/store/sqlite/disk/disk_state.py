@@ -1,4 +1,4 @@
-"""A monitor of the disk, for responses that must not wait for the disk.
+"""A monitor that checks the disk in the background, so that reports about problems need not wait for the disk.
 
 A thread measures the free space at intervals, and writes a small file unless recent commits show that the disk works.
 Other threads can read the results at any time without blocking, even while the monitor's thread is waiting for the

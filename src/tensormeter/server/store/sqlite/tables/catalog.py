@@ -194,7 +194,13 @@ class Catalog:
         return row is not None and row[0] >= limits.MAX_SERIES_PER_RUN
 
     def delete(self, run: int, received: int, journal: int) -> None:
-        """Delete a run from the catalog. The caller removes its data later."""
+        """Mark a run as deleted, and free its run ID. The caller removes the run's data later.
+
+        Args:
+            run: Row ID of the run.
+            received: Current time, in nanoseconds since the Unix epoch.
+            journal: Number of the last journal row before the deletion.
+        """
         self._connection.execute(
             "INSERT INTO tombstone (project, run_id, time, journal) SELECT project, run_id, ?, ? FROM run WHERE id = ?"
             " ON CONFLICT DO UPDATE SET time = excluded.time, journal = excluded.journal, revived = 0",
