@@ -41,8 +41,8 @@ def version_of_tables(connection: sqlite3.Connection, schema: str) -> int | None
 def header_fault(connection: sqlite3.Connection, schema: str) -> str | None:
     """Return a message if the header does not match the tables; otherwise None.
 
-    Files from newer versions or other programs do not count as faulty. Arguments and errors are the same as for
-    `version_of_tables`.
+    Files from other programs do not count as faulty, and neither do files from newer versions whose tables differ from
+    the current ones. Arguments and errors are the same as for `version_of_tables`.
     """
     version, application = (
         int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("user_version", "application_id")
