@@ -75,7 +75,7 @@ def create_app(
         return await health(request)
 
     async def health(request: Request) -> Response:
-        # This runs on the event loop, because all threads may be waiting for the disk.
+        # Health checks run on the event loop, because all worker threads may be waiting for the disk.
         problem = store.problem()
         if problem is not None:
             return error_response(request.scope, 503, "unhealthy", problem)

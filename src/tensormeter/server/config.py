@@ -49,20 +49,23 @@ class ServerConfig:
     Attributes:
         host: Host name or IP address to bind to.
         port: Port to bind to; 0 selects a free port.
-        directory: Folder for the SQLite store and the token file. Default: `TENSORMETER_SERVER_DIR`, or else the user's
-            data folder.
+        directory: Folder for the SQLite store and the token file. Default: `TENSORMETER_SERVER_DIR`, or else the folder
+            `server` in tensormeter's user data folder.
         clickhouse: Address of a ClickHouse store, which replaces the SQLite store.
-        token: Bearer token with all permissions, in addition to the tokens in the folder's `TokenFile`; None for no
-            such token. A server that other machines can reach requires this token or one in the file (see `is_local`).
+        token: Server token, a bearer token with all permissions; None for no server token. The tokens in the
+            `TokenFile` of `directory` are valid too. A server that other machines can reach requires a server token or
+            a token in the file (see `is_local`).
         own_token: Random token with which the server's own process sends data.
         allowed_hosts: Additional host names, without port, that clients may use for this server. A name other than a
             loopback name implies that other machines can reach the server.
         max_body_bytes: Maximum size of a request body in bytes, both before and after decompression.
         stall_after: Seconds without data after which an unfinished run counts as stalled.
         retention_days: Age at which points and inactive runs are deleted, in days; None to keep them forever.
-        retention_bytes: Size of the store, in bytes, above which the oldest ended runs are deleted; None for no limit.
-        durability: Time at which the SQLite store acknowledges a write: `group` responds immediately and syncs to disk
-            within two seconds, together with other writes; `always` responds after the sync.
+        retention_bytes: Size of the SQLite store, in bytes, above which ended runs are deleted; None for no limit.
+            Archived runs are deleted first, then the runs whose data arrived longest ago.
+        durability: Order of response and sync in the SQLite store. With `group`, the server responds to a write
+            immediately, and the store syncs it to disk within two seconds, together with other writes. With `always`,
+            the server responds after the sync.
         alerts: Alert rules and notification destinations.
         alert_interval: Interval between evaluations of the alert rules, in seconds.
         tls_cert: PEM file with the certificate and its intermediate certificates; requires `tls_key`. If the file is
@@ -74,7 +77,8 @@ class ServerConfig:
         self_metrics: Destinations of the server's own metrics: `store` writes them to a project in this server's store;
             `otlp` sends them as configured by OpenTelemetry's environment variables.
         max_connections: Maximum number of open connections. At this limit, a new connection can evict one that waits
-            for its client. If none can be evicted, the new connection gets status 503.
+            for its client. If none can be evicted, the new connection gets status 503. With TLS, it is closed without a
+            response.
         header_timeout: Maximum time to receive a request's headers in seconds.
         send_timeout: Seconds without progress after which the server closes a connection whose client is not reading
             the response.
@@ -118,7 +122,7 @@ class ServerConfig:
             raise SettingsError(f"durability: expected {' or '.join(DURABILITIES)}, got {self.durability!r}")
         if self.clickhouse is not None and self.durability != "group":
             raise SettingsError(
-                "durability: ClickHouse decides when it syncs; add its settings to --store (see docs/server.md)"
+                "durability: ClickHouse decides when it syncs; add ClickHouse settings to the address in --store (see docs/server.md)"
             )
         if not self.host:
             raise SettingsError("host: expected a name or an IP address, got ''")

@@ -1,9 +1,10 @@
 """Durability reports to senders, in response headers and at GET /api/v1/durable.
 
-If a request has the header `Tensormeter-Batch-Id`, the response contains the number of its commit and the number up to
-which all commits are durable, each as ``EPOCH-NUMBER``. The sender keeps an accepted request until it is durable, and
-resends it if the epoch changes. Without these response headers, durability is unknown, and the sender does not keep
-accepted requests.
+If a request has the header `Tensormeter-Batch-Id`, the response has two additional headers, each in the form
+``EPOCH-NUMBER``. `Tensormeter-Commit` contains the number of the last commit, which covers the request.
+`Tensormeter-Durable` contains the number up to which all commits are durable. The sender keeps an accepted request until
+its commit is durable, and resends the request if the epoch changes. Without these response headers, durability is
+unknown, and the sender does not keep accepted requests.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ _LONGEST_SYNC: Final = 2.0
 def durability_headers(store: Store) -> Mapping[str, str]:
     """Return the durability headers for the response to a request that was just committed.
 
-    There are none if the store does not report durability.
+    The result is empty if the store does not report durability.
     """
     progress = None if store.syncer is None else store.syncer.progress()
     if progress is None:
@@ -55,7 +56,7 @@ class DurableApi:
         return [Route(DURABLE_PATH, self.durable, methods=["GET"])]
 
     async def durable(self, request: Request) -> Response:
-        """Sync to disk, and report which commits are durable. All values are null if the store does not report this."""
+        """Sync to disk, and report which commits are durable. All values are null if the store reports no durability."""
         syncer = self._stores.of(request).syncer
         progress = None
         if syncer is not None:

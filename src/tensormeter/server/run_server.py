@@ -50,13 +50,15 @@ _LARGE_BLOCK: Final = 1 << 20
 _GC_THRESHOLDS: Final = (50_000, 20, 100)
 """Garbage collector thresholds.
 
-A request allocates hundreds of thousands of objects, but hardly any reference cycles. With Python's default (700, 10,
-10), garbage collection would take a third of the request's time.
+A request allocates hundreds of thousands of objects, but hardly any reference cycles. With the default
+thresholds of Python 3.11 (700, 10, 10), garbage collection would take a third of the request's time.
 """
 
 
 def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM, then finish requests in progress and close the store. Main thread only.
+
+    Requests that are still in progress five seconds after the signal are cancelled.
 
     Args:
         config: Server settings.
@@ -64,7 +66,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
             loop's thread and must return immediately; use another thread for slow work or for requests to the server.
 
     Raises:
-        SettingsError: The address cannot be bound.
+        SettingsError: The address cannot be bound, or `self_metrics` needs a package that is not installed.
         StoreError: The store cannot be opened, for example because another server is using the folder.
     """
     listener = _bind(config)

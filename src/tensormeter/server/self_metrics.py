@@ -65,7 +65,8 @@ class ServerMetrics(Listener):
 
         Args:
             store: Store of the server, to which the target `store` writes.
-            directory: Folder of the server. The run's ID is derived from it, so a restarted server continues its run.
+            directory: Folder of the server. The ID of the server's run is derived from the host name and this folder,
+                so a restarted server continues its run.
             targets: Destinations of the metrics. OpenTelemetry's environment variables configure `otlp`.
 
         Raises:
@@ -192,9 +193,9 @@ class _StoreExporter(MetricExporter):
 
 
 def _reader(exporter: MetricExporter) -> MetricReader:
-    """Return a periodic reader that ignores invalid intervals in the environment.
+    """Return a periodic reader with the export interval and timeout from the environment.
 
-    The SDK itself would raise an error.
+    Invalid values are ignored with a warning. The SDK itself would raise an error.
     """
     interval = read_seconds("OTEL_METRIC_EXPORT_INTERVAL", 0.1, 86_400, "a minute")
     timeout = read_seconds("OTEL_METRIC_EXPORT_TIMEOUT", 0.1, 86_400, "half a minute", zero=86_400.0)

@@ -1,4 +1,4 @@
-"""Handling of an unresponsive disk: the server waits indefinitely at startup, and a few seconds at shutdown."""
+"""Handling of an unresponsive disk: the server waits indefinitely at startup, and ten seconds at shutdown."""
 
 import logging
 import os
@@ -37,7 +37,7 @@ def warn_if_slow(folder: Path) -> Iterator[None]:
 
 
 def exit_if_stalled(stalled: Callable[[], str | None], seconds: float) -> None:
-    """Start a thread that ends the process if it is still running after `seconds` and the disk is unresponsive.
+    """Start a thread that waits for `seconds`, and then ends the process as soon as the disk is unresponsive.
 
     Acknowledged data is not lost, because it is in the write-ahead log.
 

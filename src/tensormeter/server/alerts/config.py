@@ -88,10 +88,13 @@ class AlertConfig:
 
 
 def load_alert_config(file: Path) -> AlertConfig:
-    """Read a file with `defaults = false`, `[[rule]]` (attributes of `Rule`) and `[[webhook]]` (`url`), all optional.
+    """Read alert rules and webhooks from a TOML file.
+
+    A `[[rule]]` table contains the attributes of a `Rule`, and a `[[webhook]]` table contains a `url`. The key
+    `defaults = false` removes the default rules. The file can omit any of these.
 
     Raises:
-        SettingsError: The file cannot be read or contains an invalid value, which the message names.
+        SettingsError: The file cannot be read, or contains an invalid key or table. The message names it.
     """
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ Detector = Callable[[float], str | None]
 _MIN_VALUES: Final = 20
 _MAD_TO_SIGMA: Final = 1.4826  # for a normal distribution
 _QUIET_VALUES: Final = 20
-"""Number of normal values after which a further problem is reported."""
+"""Number of consecutive normal values after which the next problem is reported."""
 
 
 def make_detector(rule: Rule) -> Detector:
@@ -34,7 +34,7 @@ def make_detector(rule: Rule) -> Detector:
 
 
 class _Once:
-    """Detector that reports a problem once, and the next problem only after `_QUIET_VALUES` normal values."""
+    """Detector that reports a problem once, and the next one only after `quiet_values` consecutive normal values."""
 
     def __init__(self, test: Detector, quiet_values: int = _QUIET_VALUES) -> None:
         self._test = test

@@ -39,7 +39,10 @@ _SeriesKey = tuple[str, str, str]
 
 @dataclass
 class _Pace:
-    """Times of the latest steps by the sender's clock, and arrival time of the newest step by the server's clock."""
+    """Pace of one process: the times of its latest steps, and the arrival time of its newest step.
+
+    Step times are from the sender's clock, and the arrival time is from the server's clock.
+    """
 
     times: list[int] = field(default_factory=list)
     arrived: float = 0.0
@@ -150,7 +153,10 @@ class Watcher:
                     )
 
     def _is_due(self, state: _RunState, metric: str, rule: int) -> bool:
-        """Return whether the rule has not raised an alert about the metric recently, for example for another rank."""
+        """Return whether `_MIN_INTERVAL` has passed since the rule's last alert about the metric, on any rank.
+
+        If so, record the current time as the time of the last alert.
+        """
         now = self._clock()
         if now - state.last_alerts.get((metric, rule), -1e9) < _MIN_INTERVAL:
             return False

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class Webhook:
-    """Sender of alerts to one URL, which runs on a daemon thread from construction until `stop`.
+    """Sender that posts alerts to one URL. It runs on a daemon thread from construction until `stop`.
 
     The store keeps the position of the last acknowledged alert. Redirects are not followed. The URL is a secret and is
     not logged.
@@ -85,7 +85,7 @@ class Webhook:
     def _send(self, ref: RunRef, event: StoredEvent) -> bool:
         """Send one alert, with retries, until it is accepted or permanently refused.
 
-        Return False if the server stops first.
+        Return False if `stop` is called first.
         """
         body = json.dumps(_document(ref, event), ensure_ascii=False).encode(errors="replace")
         waits = exponential_delays(1, _MAX_DELAY)
@@ -102,7 +102,13 @@ class Webhook:
                     return True
                 problem = f"status {response.status}"
                 if response.status < 500 and response.status not in _RETRIED:
-                    _log.warning("tensormeter: webhook %s refused alert %d: %s", self._host, event.id, problem)
+                    _log.warning(
+                        "tensormeter: webhook %s refused alert %d: %s; the alert is not sent again, so check the "
+                        "webhook's URL",
+                        self._host,
+                        event.id,
+                        problem,
+                    )
                     return True
                 floor = _retry_after(response.headers.get("Retry-After"))
             delay = retry_delay(next(waits), floor)

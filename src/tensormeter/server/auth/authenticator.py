@@ -38,7 +38,11 @@ class Access:
 
 
 class Authenticator:
-    """Access by token: the server token, the server process's own token, and the tokens read by the last `refresh`."""
+    """Authenticator of requests by their bearer tokens.
+
+    Valid tokens are the server token, the token of the server's own process, and the tokens that the last `refresh` read
+    from the token file.
+    """
 
     def __init__(self, directory: Path, token: str | None, own_token: str, *, is_local: bool) -> None:
         """
@@ -69,7 +73,7 @@ class Authenticator:
             forwarded: Whether a proxy forwarded the request, so that another machine may have sent it.
 
         Raises:
-            StoreError: The token file cannot be read.
+            StoreError: The last `refresh` could not read the token file.
         """
         tokens = self._tokens.latest()
         scheme, _, text = authorization.partition(" ")

@@ -1,4 +1,4 @@
-"""Disk lookups for requests, which run on a thread, so that the event loop does not wait for the disk."""
+"""Lookups on disk that requests need. A thread performs them, so that the event loop does not wait for the disk."""
 
 import asyncio
 import queue

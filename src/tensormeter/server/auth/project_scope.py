@@ -171,11 +171,11 @@ class ProjectStore:
         return Changes(changes.cursor, [change for change in changes.changes if change.run.project == self._project])
 
     def raise_alert(self, run: RunRef, event: Event) -> None:
-        """Raise ForbiddenError, because requests may not call this."""
+        """Raise ForbiddenError, because requests may not call this method."""
         raise ForbiddenError("only the server itself raises alerts")
 
     def mark_stalled(self, run: RunRef, *, stalled: bool) -> None:
-        """Raise ForbiddenError, because requests may not call this."""
+        """Raise ForbiddenError, because requests may not call this method."""
         raise ForbiddenError("only the server itself marks runs as stalled")
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
@@ -183,7 +183,7 @@ class ProjectStore:
         raise ForbiddenError("only the server itself reads the alerts of all runs")
 
     def mark(self, name: str, value: int | None = None) -> int:
-        """Raise ForbiddenError, because requests may not call this."""
+        """Raise ForbiddenError, because requests may not call this method."""
         raise ForbiddenError("only the server itself stores marks")
 
     def problem(self) -> str | None:
@@ -195,7 +195,7 @@ class ProjectStore:
         return self._store.stalled()
 
     def close(self) -> None:
-        """Raise ForbiddenError, because requests may not call this."""
+        """Raise ForbiddenError, because requests may not call this method."""
         raise ForbiddenError("only the server itself closes the store")
 
     @contextmanager

@@ -148,7 +148,8 @@ class RequestGuard:
             return False
         if is_loopback(host) or host in self._hosts:
             return True
-        # A page can rebind a name but not an address, and a server that is not bound to loopback always needs a token.
+        # Accept any address: a web page can rebind a name but not an address, and a server that is not bound to loopback
+        # always needs a token.
         return not self._bound_to_loopback and _is_address(host)
 
 

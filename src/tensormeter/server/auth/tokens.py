@@ -1,7 +1,7 @@
 """Access tokens and their permissions. A file in the server's folder stores the tokens as hashes.
 
-A token has the form `tm_ID_SECRET`, with 192 random bits in the secret. Because it cannot be guessed, a single SHA-256
-is a sufficient hash. Every change replaces the whole file, so readers never see a partial change.
+A token has the form `tm_ID_SECRET`, with 192 random bits in the secret. Because the secret cannot be guessed, a
+single SHA-256 is a sufficient hash. Every change replaces the whole file, so readers never see a partial change.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ Permission = Literal["write", "read", "admin"]
 PERMISSIONS: Final[Sequence[Permission]] = get_args(Permission)
 """Permissions: `write` allows sending metrics and logs, and `read` allows reading runs.
 
-Together, these two also allow editing names, tags and notes. `admin` allows everything, including deleting runs.
+Together, `write` and `read` also allow editing names, tags and notes. `admin` allows everything, including deleting runs.
 """
 
 FILE_NAME: Final = "tokens.json"
@@ -120,7 +120,9 @@ class TokenFile:
         return loaded[1]
 
     def find(self, text: str, *, latest: bool = False) -> Token | None:
-        """Find an unexpired token. The search takes equally long whether or not the secret is correct.
+        """Return the record of a token, or None if the token is unknown or has expired.
+
+        The search takes equally long whether or not the secret is correct.
 
         Args:
             text: Token as the client sent it.

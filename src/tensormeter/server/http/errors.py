@@ -20,7 +20,7 @@ OTLP_PATHS: Final = ("/v1/", "/v1development/")
 """Prefixes of OTLP/HTTP paths."""
 
 DURABLE_PATH: Final = "/api/v1/durable"
-"""Path where senders query the durability of their requests. It requires the permission to write, not to read."""
+"""Path where senders query the durability of their requests. The path requires the permission `write`, not `read`."""
 
 # google.rpc.Code by HTTP status. Other statuses are UNKNOWN (2).
 _RPC_CODES: Final = {

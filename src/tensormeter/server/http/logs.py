@@ -12,7 +12,10 @@ __all__ = ["ACCESS", "LogFormat", "RateLimitedLog", "configure_logs"]
 LogFormat = Literal["text", "json"]
 
 ACCESS: Final = logging.getLogger("tensormeter.server.access")
-"""Logger with one INFO record per request, which is off by default. The record's attribute `fields` has the details."""
+"""Logger that writes one INFO record per request. It is off by default.
+
+The attribute `fields` of each record contains the details of the request.
+"""
 
 
 class _Text(logging.Formatter):
@@ -42,12 +45,12 @@ class _Json(logging.Formatter):
 
 
 class RateLimitedLog:
-    """Log with at most one warning per interval, which includes the number of suppressed warnings. For one thread."""
+    """Log with at most one warning per interval. Each warning includes the number of suppressed ones. For one thread."""
 
     def __init__(self, logger: logging.Logger, seconds: float = 60.0) -> None:
         """Args:
         logger: Destination of the warnings.
-        seconds: Interval in seconds.
+        seconds: Minimum time between two warnings, in seconds.
         """
         self._logger = logger
         self._seconds = seconds
@@ -69,7 +72,8 @@ def configure_logs(form: LogFormat, *, access: bool) -> None:
     """Send all of the process's logs to standard error. A second call replaces the first configuration.
 
     Args:
-        form: Format: `text`, or `json`, which escapes all non-ASCII characters.
+        form: Format of the lines: `text` for people, or `json` for log collectors. JSON lines escape all non-ASCII
+            characters.
         access: Whether to log each request.
     """
     handler = logging.StreamHandler(sys.stderr)

@@ -39,10 +39,11 @@ _HEADERS: Final = {
     "Vary": "Accept, Accept-Encoding",
 }
 
-# Browsers revalidate every time and get 304 unless the server was upgraded.
+# For files without a hash in their names: browsers revalidate them each time, and get status 304 unless the server was
+# upgraded.
 _REVALIDATE: Final = "no-cache"
 
-# File names contain a hash of the content.
+# For files with a hash of the content in their names: their content never changes.
 _IMMUTABLE: Final = "public, max-age=31536000, immutable"
 _HASHED: Final = re.compile(r"-[0-9A-Z]{8}\.\w+$")
 

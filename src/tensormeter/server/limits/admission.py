@@ -8,11 +8,11 @@ from typing import Final, Protocol
 __all__ = ["Admission", "Admitted", "Waiting", "client_group"]
 
 _MIN_SECONDS: Final = 5.0
-"""Seconds after which a connection can be evicted that waits for a body or for a client to read a response."""
+"""Minimum seconds that a connection must have waited for a body, or for its client to read, before it can be evicted."""
 
 
 class Waiting(IntEnum):
-    """Client action that a connection waits for. Lower values are evicted first."""
+    """Client action that a connection waits for. Connections with lower values are evicted first."""
 
     HEAD = 0
     """The client must send the rest of the headers, or the rest of a refused body."""

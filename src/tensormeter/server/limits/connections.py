@@ -23,7 +23,7 @@ from tensormeter.server.limits.body_pieces import BoundedConnection
 __all__ = ["PIECE", "LimitedProtocol", "limited_protocol"]
 
 PIECE: Final = 1 << 15
-"""Number of bytes of a response to send at once.
+"""Maximum number of bytes of a response to send at once.
 
 While the connection's buffer holds more than this, the server produces no more data.
 """
@@ -51,12 +51,12 @@ class _RequestError(h11.RemoteProtocolError):
 
 
 class _Framing(BoundedConnection):
-    """State machine for HTTP/1.1 that refuses requests with an ambiguous length (RFC 9112, 6.3 and 11.2).
+    """State machine for HTTP/1.1 that also refuses HTTP/2, and requests with an ambiguous length (RFC 9112, 6.3 and 11.2).
 
     Attributes:
         written: Number of response bytes so far.
         problem: Description of the error in the last request; "" if the request was valid.
-        is_ambiguous: Whether the error is an ambiguous length.
+        is_ambiguous: Whether h11 would have accepted the request, but this class refused it.
     """
 
     written = 0

@@ -22,7 +22,10 @@ __all__ = ["MAX_SECONDS", "CpuBudget", "StallWatchdog", "TookTooLongError", "run
 _T = TypeVar("_T")
 
 MAX_SECONDS: Final = 4.0
-"""Maximum processor time of a request in seconds, without work after the last check, such as sending the response."""
+"""Maximum processor time of a request in seconds.
+
+Work after the last check, such as sending the response, does not count.
+"""
 
 _CALLS: Final = 8
 """Number of `check` calls per reading of the clock, which is a system call."""
@@ -57,6 +60,7 @@ class CpuBudget:
         """Start counting the processor time of the calling thread.
 
         Raises:
+            TookTooLongError: Earlier parts of the work have used up the request's processor time.
             ClientDisconnect: The client disconnected while the work was waiting for a thread.
         """
         self._started_at = time.thread_time() - self._used
@@ -151,7 +155,7 @@ async def run_while_connected(
     Args:
         request: Request whose body has been read.
         work: Function that does the work. Its loops check the budget that it receives.
-        limiter: Limit on the number of threads that run such work.
+        limiter: Limit on the number of threads that work on requests.
         budget: Budget of the request's earlier work. Default: a new budget.
         watchdog: Watchdog that ends the request if the disk is unresponsive; None if the work does not need the disk.
 

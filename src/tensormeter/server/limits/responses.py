@@ -23,18 +23,20 @@ from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooMan
 __all__ = ["TOO_LONG", "BufferedResponse", "Pieces", "Reader", "ResponseLimiter", "client_of", "reader_of"]
 
 SHARE: Final = 48 << 20
-"""Maximum number of unread bytes in a client's large responses. Above this limit, the client gets no further response.
+"""Limit on the number of unread bytes in a client's large responses.
 
-The client's small responses have a separate limit of the same size.
+While a client is at this limit, it gets no further large response. The client's small responses have a separate limit of
+the same size.
 """
 
 TOTAL: Final = 96 << 20
-"""Maximum number of unread bytes for all clients together, again separate for large and small responses."""
+"""Limit on the number of unread bytes of all clients together. Large and small responses again have separate limits."""
 
 SMALL_POINTS: Final = 100_000
 """Maximum number of points in a response that is produced without waiting for its turn.
 
-While larger responses are produced, they use six times their size in memory, so they are produced one at a time.
+A larger response uses six times its size in memory while it is produced. Larger responses are therefore produced one at
+a time.
 """
 
 _STALLED: Final = 3.0
@@ -76,7 +78,7 @@ class Reader(Protocol):
 
 
 class BufferedResponse(StreamingResponse):
-    """Response that is produced in pieces as the client reads it, from data that stays in memory until then.
+    """Response that is produced in pieces as the client reads it, from data that stays in memory until it is sent.
 
     Attributes:
         buffered_bytes: Size of the data in memory, in bytes.
@@ -175,8 +177,9 @@ class _Account:
         """Abort a response, if possible, to free memory.
 
         The candidates are the responses of `client` if it has used up its share, otherwise those of the client with the
-        most unread bytes. The response that has stalled longest is aborted. If none has stalled, the oldest response of
-        another client is aborted, provided that it is older than `_LONG`.
+        most unread bytes. The method selects the response that has stalled longest, or the oldest response if none has
+        stalled. It aborts this response after a stall of `_STALLED` seconds or, unless `client` has used up its share,
+        at an age of `_LONG` seconds.
         """
         is_own = self.of(client) >= SHARE
         owner = client if is_own else max(self._bytes, key=self.of, default=client)
@@ -242,7 +245,7 @@ class ResponseLimiter:
         *,
         sampled: bool = False,
     ) -> BufferedResponse:
-        """Produce a response with points. If it reads many points, first wait for its turn and for free memory.
+        """Produce a response with points. If many points must be read, first wait for a turn and for free memory.
 
         Args:
             request: Request of the client.

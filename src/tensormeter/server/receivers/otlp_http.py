@@ -40,7 +40,7 @@ THREADS: Final = 4
 WAITING_THREADS: Final = 16
 """Maximum number of concurrent requests with a remote store.
 
-This limit is higher, because most threads wait for the store, which commits several requests together.
+This limit is higher than `THREADS`, because most threads wait for the store, which commits several requests together.
 """
 
 
@@ -72,7 +72,7 @@ class Receiver:
         self._listener = listener
         self._max_body_bytes = max_body_bytes
         self._bodies = BodyReader(max_body_bytes)
-        # Receivers have separate threads, so that slow queries cannot occupy all of them.
+        # Receivers have their own threads, so that slow queries cannot delay the storing of data.
         self._threads = anyio.CapacityLimiter(threads)
         self._watchdog = StallWatchdog(stores.stalled)
 

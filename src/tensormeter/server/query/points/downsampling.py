@@ -10,7 +10,10 @@ from tensormeter.server.store.models.rollup_blocks import MISSING, Blocks
 __all__ = ["blocks_needed", "choose_evenly", "sample", "sample_blocks"]
 
 _BLOCKS_IN_BUCKET: Final = 2
-"""Minimum number of blocks per bucket. With 2, series of about half a million points or more are read as blocks."""
+"""Minimum number of blocks per bucket.
+
+With 2, a series is read as blocks if it has at least about 256 times as many points as the chart.
+"""
 
 
 def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:

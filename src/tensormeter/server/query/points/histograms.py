@@ -87,7 +87,10 @@ def _distribution(
 
 
 def _valid_buckets(bounds: list[float], counts: list[int]) -> tuple[list[float], list[int]]:
-    """Return bounds and counts unchanged, or empty lists if their lengths do not match, which OTLP forbids."""
+    """Return bounds and counts, merging buckets whose bounds do not increase.
+
+    Return empty lists if the numbers of bounds and counts do not match, which OTLP forbids.
+    """
     return increasing(bounds, counts) if len(counts) == len(bounds) + 1 else ([], [])
 
 

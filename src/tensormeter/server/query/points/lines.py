@@ -21,7 +21,7 @@ class Line:
 
     Attributes:
         series: Series with n points, in order of x.
-        x: float64, shape (n,), ascending.
+        x: X values of the points, float64, shape (n,), ascending.
         attempt: Number of the attempt to which the process of the series belongs.
         gaps: Positions of gaps in the line; see `gap_positions`.
     """
@@ -52,7 +52,7 @@ class LineReading(NamedTuple):
 
 
 def line_along(series: Series, x_series: Sequence[Series]) -> Line:
-    """Return a line whose x values are another metric's values at the same times, omitting points without one.
+    """Return a line whose x values are another metric's values at the same times. Omit points without an x value.
 
     Args:
         series: Series with the y values.

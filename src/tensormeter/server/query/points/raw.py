@@ -20,7 +20,7 @@ class RawSeries:
     """The points of one series exactly as logged.
 
     Attributes:
-        points: n points. Points of the same process have distinct times.
+        points: The n points of the series. Points of the same process have distinct times.
         steps: int64, shape (n,): step logged at the time of each point; 0 where `stepped` is False.
         stepped: bool, shape (n,): whether a step was logged at the time of each point.
         gaps: int64, ascending: times of the gaps after the first point.

@@ -110,8 +110,8 @@ class RunReader:
             gaps: Whether to read gaps.
 
         Returns:
-            Series in the range; None if rollups cannot answer the query because x is neither time nor step, steps or
-            attempts are not in time order, or no series is long.
+            Series in the range; None if rollups cannot answer the query. They need time or step as the x axis, at least
+            one long series, and steps and attempts in time order.
 
         Raises:
             StoreError: See `Store.read_rollups`.

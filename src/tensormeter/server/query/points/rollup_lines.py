@@ -24,8 +24,8 @@ class RollupLine:
     Attributes:
         series: Series of the line's last piece.
         attempt: Attempt of the last piece.
-        x: float64, shape (n,).
-        y: float64, shape (n,).
+        x: X values of the points, float64, shape (n,).
+        y: Values of the points, float64, shape (n,).
         total: Number of points in the range before sampling.
         loaded: Number of points loaded into memory.
         gaps: Positions of gaps in the line; see `gap_positions`.

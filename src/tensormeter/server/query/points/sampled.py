@@ -48,8 +48,8 @@ class SampledSeries:
     """A sampled series.
 
     Attributes:
-        x: float64, shape (n,).
-        y: float64, shape (n,).
+        x: X values of the points, float64, shape (n,).
+        y: Values of the points, float64, shape (n,).
         total: Number of points in the range before sampling.
         gaps: Positions of gaps in the line; see `gap_positions`.
     """

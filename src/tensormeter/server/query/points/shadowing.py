@@ -1,9 +1,10 @@
 """Shadowing of points that a later attempt repeats, and grouping of series from several attempts into one line.
 
-A preempted run continues from its last checkpoint and therefore logs some steps twice. An attempt shadows points of
-lower-numbered attempts that were logged before it began, at its first step or a later step. Shadowed points are not
-deleted, and a query can ask for them. Points logged after the attempt began come from concurrent processes, so it does
-not shadow them. Points without a step (host metrics, instruments) are never shadowed.
+A preempted run continues from its last checkpoint and therefore logs some steps twice. An attempt shadows a point of a
+lower-numbered attempt if the point was logged before the attempt began, and its step is the attempt's first step or a
+later one. Shadowed points are not deleted, and a query can ask for them. Points logged after the attempt began come from
+concurrent processes, so the attempt does not shadow them. Points without a step (host metrics, instruments) are never
+shadowed.
 """
 
 from collections import defaultdict

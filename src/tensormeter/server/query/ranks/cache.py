@@ -45,7 +45,7 @@ class RankCache:
     def query(
         self, store: Store, ref: RunRef, query: RunQuery, *, project: str | None, check: Check = no_check
     ) -> RankStatistics:
-        """Return statistics of a metric over a run's processes, which are exact only if there are few points."""
+        """Return statistics of a metric over a run's processes. They are exact only if there are few points."""
         key = project, ref, query
         with self._lock:
             cached = key in self._entries

@@ -33,7 +33,7 @@ class Aggregates(NamedTuple):
 
 
 class RankGrid:
-    """Aggregates of processes in equal intervals of x. Their width is a power of two and grows with the x range.
+    """Aggregates of processes in equal intervals of x. The width of an interval is a power of two and grows with the range.
 
     Attributes:
         columns: Maximum number of intervals.

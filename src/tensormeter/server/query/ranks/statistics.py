@@ -15,7 +15,7 @@ from tensormeter.server.store import Points
 __all__ = ["RankStatistics", "rank_statistics", "statistics_of"]
 
 _MAX_CELLS: Final = 2_000_000
-"""Maximum number of processes times buckets. Sums then take 64 MB, and medians about as much."""
+"""Maximum number of cells, one for each process and bucket. Sums then take 64 MB, and medians about as much."""
 
 _MERGE_SIZE: Final = 10_000
 """Minimum number of x values to collect before merging them."""
@@ -48,7 +48,7 @@ class RankStatistics:
 def rank_statistics(lines: Sequence[Line], max_points: int, check: Check = no_check) -> RankStatistics:
     """Compute statistics at every x that occurs in any process.
 
-    If there are more than `max_points` x values, neighboring ones are merged. A merged x has the minimum and maximum of
+    If there are more than `max_points` x values, neighboring x values are merged. A merged x has the minimum and maximum of
     all its values, and the median of its processes' means.
     """
     processes = sorted({line.series.process for line in lines})

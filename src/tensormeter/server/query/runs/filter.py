@@ -1,7 +1,7 @@
 """The filter language: `state = "running" and config.lr > 1e-4 and not tags has "base"`.
 
-A recursive descent parser turns the filter into functions over columns, so no part of it reaches a database. RE2
-matches regular expressions, in linear time for every pattern.
+A recursive descent parser turns a filter into functions over columns, so no part of the filter reaches a database.
+RE2 matches regular expressions, in linear time for every pattern.
 """
 
 import json
