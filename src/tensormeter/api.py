@@ -163,7 +163,7 @@ def deferred_log(
             `resume=True`, the step after the last step of the earlier attempts.
 
     Raises:
-        UsageError: An argument is invalid, or the host memory for the rows cannot be page-locked.
+        UsageError: `names` or `capacity` is invalid.
     """
     from tensormeter.record.deferred_log import DeferredLog
 
