@@ -138,8 +138,8 @@ class _Observable:
     def measure(self, options: CallbackOptions) -> None:
         """Call the callbacks and record their observations. Skip observations that cannot be recorded.
 
-        A view that removes attributes can map several observations of one round to the same stream. Such totals are added up. A
-        gauge keeps only the last value.
+        A view that removes attributes can map several observations of one round to the same stream. Their values are then added
+        up, but a gauge keeps only the last value.
         """
         numbers: dict[StreamWriter, float] = {}
         for observation in self.observe(options):

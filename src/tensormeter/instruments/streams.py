@@ -109,7 +109,7 @@ class Streams:
 
 
 class Binder:
-    """Finds the streams for an instrument's measurements by their attributes.
+    """Lookup of the streams for an instrument's measurements, by their attributes.
 
     Attributes:
         exact: Streams by attribute items, for attributes whose values are all `str`. The fast path uses this dictionary.
