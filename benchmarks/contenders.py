@@ -33,7 +33,7 @@ def tensormeter_log(folder: Path) -> Iterator[Log]:
 
 @contextlib.contextmanager
 def tensormeter_without_agent(folder: Path) -> Iterator[Log]:
-    """Measure only the calls. No agent reads the ring, which has space for all rows."""
+    """Log to a ring that has space for all rows and that no agent reads, to measure only the calls."""
     import tensormeter
 
     settings = {"directory": folder / "runs", "agent": "off", "buffer_bytes": 64 << 20, "sample_interval": 0.0}

@@ -154,7 +154,7 @@ class Trace(NamedTuple):
     """Activity of the GPU.
 
     Attributes:
-        idle: Share of idle time between the start of its first operation and the end of its last, from 0 to 1.
+        idle: Share of time, from 0 to 1, for which the GPU is idle between its first and last operations.
         kernels: Number of kernels per step.
         to_host: Bytes copied to the host per step.
     """

@@ -77,7 +77,7 @@ class Reading:
 
 
 class Contender:
-    """A page that shows the runs of a shape."""
+    """A web page to measure, and the runs of a `Shape` that it shows."""
 
     name = ""
     url = ""
@@ -228,7 +228,7 @@ def measure(browser: Browser, contender: Any) -> Reading:
 def live_update(browser: Browser, contender: Tensormeter, shape: Shape) -> tuple[float, float]:
     """Measure an update with ten new points of each metric in each of ten runs.
 
-    Return the bytes received, including those of the stream, and the milliseconds of the page's main thread.
+    Return the bytes received, including those of the stream, and the busy time of the page's main thread in milliseconds.
     """
     context = browser.new_context(viewport=VIEWPORT)
     page = context.new_page()
@@ -358,7 +358,9 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=["tensormeter", "tensorboard", "mlflow"])
     parser.add_argument("--shape", type=int, nargs=3, action="append", metavar=("METRICS", "RUNS", "POINTS"))
-    parser.add_argument("--table", type=int, default=10_000, help="number of runs in the table to scroll; 0: skip")
+    parser.add_argument(
+        "--table", type=int, default=10_000, help="number of runs in the table to scroll; 0 skips this measurement"
+    )
     arguments = parser.parse_args()
     shapes = [
         Shape(runs, metrics, points) for metrics, runs, points in arguments.shape or [(50, 10, 1000), (300, 100, 100)]

@@ -132,7 +132,7 @@ def wandb() -> Figures:
 
 
 def _wandb(*, sampling: bool) -> tuple[float, int]:
-    """Return the processor time in seconds, and the resident memory in bytes, of all wandb processes in the period."""
+    """Run wandb for `WANDB_SECONDS`. Return its processes' processor time in seconds and resident memory in bytes."""
     code = (
         "import sys, wandb; "
         "s = wandb.Settings(x_stats_sampling_interval=float(sys.argv[2]), x_disable_stats=sys.argv[1] == '0', silent=True); "

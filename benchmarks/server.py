@@ -154,14 +154,16 @@ def measure(kind: type[Server], folder: Path, scale: float) -> dict[str, str]:
         if isinstance(server, Tensormeter):
             text = "summary.m0.min < 0.9 and config.lr > 0.05 and name ~ '7'"
             taken = repeat(partial(server.page, "-started", text))
-            found["the same with a filter of three conditions, p50"] = f"{np.median(taken):.0f} ms ({runs:,})"
+            found["first page of runs by -started with a filter of three conditions, p50"] = (
+                f"{np.median(taken):.0f} ms ({runs:,})"
+            )
             rows = max(int(30_000 * scale), 100)
             fill_crowd(server, 512, rows)
             first, again = measure_ranks(server)
             found["statistics over 512 ranks, first and later reads, p50"] = (
                 f"{first:.0f}, {again:.0f} ms ({512 * rows:,})"
             )
-            found["resident after the statistics"] = f"{server.rss():.0f} MiB"
+            found["resident after the statistics over ranks"] = f"{server.rss():.0f} MiB"
     return found
 
 
@@ -224,9 +226,11 @@ def ask(server: Server, x: str, start: float | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="scale of the data, relative to 10 million points; 0: only --grow"
+        "--scale", type=float, default=1.0, help="amount of data, relative to 10 million points; 0 runs only --grow"
     )
-    parser.add_argument("--beside", type=float, default=0.02, help="the others' scale, relative to tensormeter's")
+    parser.add_argument(
+        "--beside", type=float, default=0.02, help="scale of the other servers, relative to --scale; 0 skips them"
+    )
     parser.add_argument("--grow", type=lambda text: [int(float(part)) for part in text.split(",") if part], default=[])
     given = parser.parse_args()
     console = Console(width=150)

@@ -166,7 +166,7 @@ class Tensormeter(Server):
 
 
 class Mlflow(Server):
-    """`mlflow server` on SQLite with one worker. A request can contain 1,000 values."""
+    """The server that `mlflow server` starts, on SQLite with one worker. A request can contain 1,000 values."""
 
     name = "MLflow"
     batch_rows = 10
@@ -241,7 +241,7 @@ class Mlflow(Server):
 
 
 class Trackio(Server):
-    """`trackio.show`. A request can have any size. The list of runs has no pages and cannot be sorted."""
+    """The server that `trackio.show` starts. A request can have any size. The list of runs has no pages and cannot be sorted."""
 
     name = "trackio"
     batch_rows = 500

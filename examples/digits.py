@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument(
         "--record",
         type=Path,
-        help="file to which every value is also written for comparison, as metric, step and float64",
+        help="file for a copy of all logged numbers, to compare: each line has metric, step and hexadecimal float64",
     )
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
