@@ -1,6 +1,6 @@
-"""What one request may cost, whatever it holds: 5 s of processor time and 300 MB of memory. `support.expansion` makes the bodies.
+"""Limits on the cost of one request with any content: 5 s of processor time and 300 MB of memory.
 
-`make fuzz` sends many more, larger and random ones.
+`support.expansion` creates the request bodies. `make fuzz` sends many more bodies, which are larger and random.
 """
 
 import contextlib
