@@ -2,7 +2,7 @@
 
 A device value is forwarded once the device has stored it in the ring. A callback checks for stored values whenever a reader
 collects metrics. The SDK runs callbacks before it reads the aggregations, so these values are included in the collection.
-Nothing here synchronizes with a device. The readers miss a value if its row is overwritten before the check, or if the device
+Forwarding never waits for a device. The readers miss a value if its row is overwritten before the check, or if the device
 never stores the value. The metric `tensormeter.forward.lost` counts the missed values.
 """
 

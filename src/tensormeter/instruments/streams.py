@@ -127,7 +127,8 @@ class Binder:
         """Return the streams for an attribute set. Never raises."""
         try:
             items = tuple(attributes.items()) if attributes else ()
-            # The list avoids resizing the tuple, which the garbage collector would count as another object.
+            # Pass a list, because `tuple` would resize the tuple for a generator, and the garbage collector would count the
+            # resized tuple as another object.
             types = tuple([type(value) for value in attributes.values()]) if attributes else ()
             bound = self._typed.get((items, types))
             if bound is not None:

@@ -53,7 +53,7 @@ class Counter(_Synchronous, metrics.Counter):
     """An instrument that sums increments. Negative increments, NaN and infinities are refused and counted, with one warning."""
 
     def add(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
-        """Add a number or a one-element tensor or array. Never blocks and never raises."""
+        """Add a number or a one-element tensor or array. Never raises, and blocks only to start a run."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
         except Exception:  # unknown attributes, not a mapping, or an exception in a value's own code
@@ -73,7 +73,7 @@ class UpDownCounter(_Synchronous, metrics.UpDownCounter):
     """An instrument that sums increments and decrements. NaN and infinities are refused and counted, with one warning."""
 
     def add(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
-        """Add a number or a one-element tensor or array. Never blocks and never raises."""
+        """Add a number or a one-element tensor or array. Never raises, and blocks only to start a run."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
         except Exception:  # unknown attributes, not a mapping, or an exception in a value's own code
@@ -93,7 +93,7 @@ class Gauge(_Synchronous, metrics._Gauge):
     """An instrument that keeps every value with its time. NaN and infinities are valid values."""
 
     def set(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
-        """Record a number or a one-element tensor or array. Never blocks and never raises."""
+        """Record a number or a one-element tensor or array. Never raises, and blocks only to start a run."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
         except Exception:  # unknown attributes, not a mapping, or an exception in a value's own code
@@ -113,7 +113,7 @@ class Histogram(_Synchronous, metrics.Histogram):
     """An instrument that counts values by bucket. NaN and infinities are refused and counted, with one warning."""
 
     def record(self, amount: Any, attributes: Attributes = None, context: Context | None = None) -> None:
-        """Record a number or a one-element tensor or array. Never blocks and never raises."""
+        """Record a number or a one-element tensor or array. Never raises, and blocks only to start a run."""
         try:
             stream = self._exact[tuple(attributes.items()) if attributes else ()]
         except Exception:  # unknown attributes, not a mapping, or an exception in a value's own code

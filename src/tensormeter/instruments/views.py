@@ -189,7 +189,7 @@ class _Trial:
             scale: Maximum scale of the histogram.
         """
         if scale <= 0:
-            return _MOST_BUCKETS  # at such scales, float64 may have fewer buckets than this
+            return _MOST_BUCKETS  # at these scales, the range of float64 may have fewer buckets
 
         def middle(bucket: int) -> float:
             return float(2 ** ((bucket + 0.5) / 2**scale))
