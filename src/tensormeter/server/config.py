@@ -77,8 +77,8 @@ class ServerConfig:
         self_metrics: Destinations of the server's own metrics: `store` writes them to a project in this server's store;
             `otlp` sends them as configured by OpenTelemetry's environment variables.
         max_connections: Maximum number of open connections. At this limit, a new connection can evict one that waits
-            for its client. If none can be evicted, the new connection gets status 503. With TLS, it is closed without a
-            response.
+            for its client. If none can be evicted, the new connection gets status 503. With TLS, the new connection is
+            closed without a response.
         header_timeout: Maximum time to receive a request's headers in seconds.
         send_timeout: Seconds without progress after which the server closes a connection whose client is not reading
             the response.

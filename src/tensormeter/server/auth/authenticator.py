@@ -1,4 +1,4 @@
-"""Authentication: determination of the access that a bearer token grants."""
+"""Authentication of requests by bearer token, and the permissions that each request needs."""
 
 import hmac
 import re

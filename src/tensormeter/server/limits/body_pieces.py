@@ -31,7 +31,7 @@ class BoundedConnection(h11.Connection):
             self._pieces += 1
             self._bytes += len(event.data)
             if self._pieces > _PIECES + self._bytes // _PIECE_BYTES:
-                raise h11.RemoteProtocolError("the body has too many small pieces")
+                raise h11.RemoteProtocolError("the body has too many small pieces; send larger chunks")
         elif isinstance(event, h11.Request):
             self._pieces = self._bytes = 0
         return event

@@ -45,7 +45,7 @@ class Handshakes:
             handshake.give_way()
 
     def begin(self, handshake: "_Handshake", transport: asyncio.Transport, address: str) -> bool:
-        """Count a connection. Return False if the limit is reached."""
+        """Count a connection. Return False if the limit is reached and no connection can be evicted."""
         now = asyncio.get_running_loop().time()
         if not self._admission.admit(handshake, address, now):
             return False

@@ -1,4 +1,4 @@
 """Queries on a store: points with x axes and sampling, statistics over processes, and run search.
 
-This package takes and returns columns, independently of SQLite, HTTP and JSON.
+This package works on columns of values, and does not depend on SQLite, HTTP or JSON.
 """

@@ -35,7 +35,7 @@ BATCH_ID_HEADER: Final = "Tensormeter-Batch-Id"
 MAX_BATCH_ID: Final = 200
 
 THREADS: Final = 4
-"""Maximum number of requests that are decoded concurrently. Each may need several times the size limit in memory."""
+"""Maximum number of requests that are decoded concurrently. Each may need several times `max_body_bytes` of memory."""
 
 WAITING_THREADS: Final = 16
 """Maximum number of concurrent requests with a remote store.

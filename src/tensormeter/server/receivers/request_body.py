@@ -16,7 +16,7 @@ __all__ = ["BodyReader", "decompress"]
 _ZSTD_WINDOW: Final = 8 << 20
 
 _MAX_MEMBERS: Final = 10_000
-"""Maximum number of gzip members or zstd frames in a body. Each takes time, and ordinary senders use far fewer."""
+"""Maximum number of gzip members or zstd frames in a body. Each of them takes time, and ordinary senders use far fewer."""
 
 _SLICE: Final = 1 << 16
 

@@ -43,7 +43,7 @@ class RunReader:
         latest piece in the range.
 
         Args:
-            limit: Maximum number of points to read, including points for x values and gaps.
+            limit: Maximum number of points and gaps to read, including points for x values.
             gaps: Whether to read gaps.
 
         Raises:

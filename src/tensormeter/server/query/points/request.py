@@ -14,7 +14,7 @@ __all__ = ["RunQuery"]
 
 @dataclass(frozen=True)
 class RunQuery:
-    """A query for points of one run. It is hashable only if `attributes` is empty.
+    """A query for points of one run. It is hashable only if `attributes` is None.
 
     Attributes:
         metrics: Names of the metrics. Metrics that the run does not have are ignored.

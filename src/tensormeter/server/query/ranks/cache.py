@@ -1,4 +1,4 @@
-"""A cache of statistics over processes. Open pages repeat their queries, so expensive results are kept and extended."""
+"""A cache of statistics over processes. Open web pages repeat queries, so the cache keeps and extends expensive results."""
 
 import threading
 import time
