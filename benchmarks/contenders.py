@@ -1,4 +1,4 @@
-"""Loggers to compare: context managers that return a function ``log(values, step)``. None of them uses a server."""
+"""Loggers to compare: context managers that yield a function ``log(values, step)``. None of them uses a server."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ def tensormeter_log(folder: Path) -> Iterator[Log]:
 
     settings = {"directory": folder / "runs", "mode": "offline"}
     with tensormeter.init("bench", settings=settings) as run:
-        # Look up the attribute in each call, as scripts do.
+        # Look up `run.log` in each call, as scripts do.
         yield lambda values, step: run.log(values, step)  # noqa: PLW0108 - `run.log` changes
 
 

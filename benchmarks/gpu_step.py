@@ -240,11 +240,18 @@ def measure(size: Size, every: int, steps: int, rounds: int) -> None:
 
 @click.command(help=__doc__)
 @click.option(
-    "--every", "everys", type=int, multiple=True, default=(10, 1), help="Number of steps between two histograms."
+    "--every",
+    "everys",
+    type=int,
+    multiple=True,
+    default=(10, 1),
+    help="Number of steps between two histograms. Repeat the option to measure several.",
 )
 @click.option("--steps", default=30, help="Number of steps per turn.")
 @click.option("--rounds", default=7, help="Number of turns per contender.")
-@click.option("--size", type=int, nargs=6, default=Size(), help="Layers, width, heads, vocabulary, length, batch.")
+@click.option(
+    "--size", type=int, nargs=6, default=Size(), help="Layers, width, heads, vocabulary, sequence length, batch size."
+)
 def main(everys: tuple[int, ...], steps: int, rounds: int, size: tuple[int, ...]) -> None:
     if not torch.cuda.is_available():
         print("skipping gpu_step.py: it needs a CUDA device", file=sys.stderr)

@@ -82,9 +82,9 @@ class Contender:
     name = ""
     url = ""
     chart = ""
-    """Script that returns the number of charts with a curve."""
+    """JavaScript expression for the number of charts with a curve."""
     pending = ""
-    """Script that returns the number of visible charts without a curve."""
+    """JavaScript expression for the number of visible charts without a curve."""
 
     def settle(self, page: Page) -> None:
         """Click the elements that must be clicked before charts appear."""
@@ -108,7 +108,7 @@ class Tensormeter(Contender):
             for first in range(0, shape.metrics, 50):
                 names = range(first, min(first + 50, shape.metrics))
                 columns = {f"train/metric{metric:03}": shape.curve(run, metric) for metric in names}
-                # Each row needs a distinct time, even if its columns are sent in several requests.
+                # Each request repeats the steps, so shift its times by a few nanoseconds to keep the points distinct.
                 sender.rows(began + steps * SECOND + first, steps, columns)
         ids = ",".join(f"run{run:03}" for run in range(shape.runs))
         self.url = f"{self.server.url}/#/p/bench/runs/{ids}"

@@ -1,8 +1,8 @@
 """Train a small convolutional network on scikit-learn's handwritten digits, and log the training with tensormeter.
 
-The example uses real data and a real model, and logs everything that a real training script logs: tensors and floats at every
-step, step phases, gradient distributions, periodic evaluations with a table of mistakes, late results for earlier steps, an
-infinity and a NaN.
+The example uses real data and a real model. Like a real training script, it logs tensors and floats at every step, step
+phases, gradient distributions, periodic evaluations with a table of mistakes, late results for earlier steps, an infinity and a
+NaN.
 """
 
 import argparse
