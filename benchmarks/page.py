@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import urllib3
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
 from rich.table import Table
 
@@ -85,9 +85,6 @@ class Contender:
     """JavaScript expression for the number of charts with a curve."""
     pending = ""
     """JavaScript expression for the number of visible charts without a curve."""
-
-    def settle(self, page: Page) -> None:
-        """Click the elements that must be clicked before charts appear."""
 
 
 class Tensormeter(Contender):

@@ -82,4 +82,4 @@ def test_the_page_is_public_and_the_data_is_not(tmp_path: Path) -> None:
 
 def test_server_without_the_page_explains_how_to_build_it(tmp_path: Path) -> None:
     page = StaticFiles(tmp_path)
-    assert b"Node 20" in page._files["index.html"].body
+    assert b"unset TENSORMETER_SKIP_PAGE" in page._files["index.html"].body

@@ -46,7 +46,6 @@ class _Pace:
 
     times: list[int] = field(default_factory=list)
     arrived: float = 0.0
-    stalled: bool = False
 
     @property
     def median(self) -> float | None:

@@ -50,8 +50,7 @@ _HASHED: Final = re.compile(r"-[0-9A-Z]{8}\.\w+$")
 _NOT_BUILT: Final = b"""<!doctype html><html lang="en"><title>tensormeter</title>
 <h1>The web page is not built</h1>
 <p>The server is running; its API is at <a href="/api/v1/runs">/api/v1/runs</a>.</p>
-<p>To build the page from a checkout: install Node 20 or later, unset TENSORMETER_SKIP_PAGE, and run
-<code>pip install -e .</code> again.</p></html>"""
+<p>To build the page from a checkout, unset TENSORMETER_SKIP_PAGE and run <code>pip install -e .</code> again.</p></html>"""
 
 
 @dataclass(frozen=True)
