@@ -1,5 +1,6 @@
 """Rows written from inside compiled functions: here on CPU tensors, which take the same operations as a GPU's."""
 
+import math
 import os
 
 import pytest
@@ -9,6 +10,7 @@ import tensormeter
 from support.forks import call_in_child
 from support.processes import run_python
 from tensormeter.errors import UsageError
+from tensormeter.record import deferred_log
 from tensormeter.record.deferred_log import DeferredLog
 from tensormeter.ring.format import State
 
@@ -129,7 +131,7 @@ def test_overwritten_rows_are_counted(recording, log, warnings_logged):
     assert rows(recording) == [
         (20 * lap + number, values) for lap in range(2) for number, values in written(range(12, 20))
     ]
-    assert recording.dropped("ring_full") == 24
+    assert recording.dropped("ring_full") == 48  # of two names
     (message,) = warnings_logged()
     assert "raise `capacity`" in message
 
@@ -204,8 +206,49 @@ def test_a_failing_device_does_not_stop_the_program(recording, log, warnings_log
     recording.log({"a": 1.0}, 0)
     recording.recorder.close(State.FINISHED)
     assert rows(recording) == [(0, {"a": 1.0})]
+    failure, loss = warnings_logged()
+    assert "illegal memory access" in failure
+    assert "lost the last rows" in loss
+    assert recording.ring.drops() == {"device_unfinished": 2}  # a row of two names, however many failures
+
+
+def test_rows_are_recorded_after_a_copy_that_failed(recording, log, monkeypatch):
+    def fail():
+        raise RuntimeError("CUDA error: out of memory")
+
+    run(step_of(log), 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(log._copies, "begin", fail)
+        log.flush()
+    recording.recorder.close(State.FINISHED)
+    assert rows(recording) == written([0])
+    assert recording.ring.drops() == {}
+
+
+@pytest.mark.parametrize(
+    "questions", [[math.inf], [0, math.inf], [2, math.inf]], ids=["no copy", "a copy", "a late copy"]
+)
+def test_a_device_that_does_not_finish_loses_a_row_of_points(recording, log, warnings_logged, monkeypatch, questions):
+    """Each copy is asked for in vain so many times. The last one, which the end of the run begins, never comes."""
+    monkeypatch.setattr(deferred_log, "_TIMEOUT", 0.0)
+    taken, left = log._copies.begin, iter(questions)
+
+    class Held:
+        def __init__(self):
+            self.copy, self.questions = taken(), next(left)
+
+        def read(self):
+            self.questions -= 1
+            return self.copy.read() if self.questions < 0 else None
+
+    monkeypatch.setattr(log._copies, "begin", Held)
+    run(step_of(log), 0)
+    log.flush()
+    recording.recorder.close(State.FINISHED)
+    assert rows(recording) == written(range(len(questions) - 1))
+    assert recording.ring.drops() == {"device_unfinished": 2}
     (message,) = warnings_logged()
-    assert "illegal memory access" in message
+    assert "lost the last rows" in message
 
 
 @pytest.mark.parametrize(

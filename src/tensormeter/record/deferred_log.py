@@ -82,6 +82,7 @@ class DeferredLog:
         self._owner = threading.get_ident()
         self._collecting = threading.Lock()
         self._recorded = 0  # number of rows that have been recorded or counted as lost
+        self._is_read = False  # whether a copy has been read since `_finish` last set this to False
         self._copying: _Copy | None = None
         self._next_copy = 0.0
         with torch.inference_mode(mode=False):
@@ -144,24 +145,32 @@ class DeferredLog:
                 self._record_copied_rows()
         except Exception as error:  # a device error, which the program's own CUDA calls will also raise
             self._copying = None
+            # The next copy may still succeed, so `_finish` counts the loss.
             self._recorder.count_lost(
-                Drop.DEVICE_UNFINISHED, 1, "deferred_log: cannot copy rows from the device: %s", error
+                Drop.DEVICE_UNFINISHED, 0, "deferred_log: cannot copy rows from the device: %s", error
             )
         finally:
             self._collecting.release()
 
     def _finish(self) -> None:
-        """Copy and record the remaining rows at the end of the run. Waits up to 5 seconds. No copy may start afterwards."""
+        """Copy and record the remaining rows at the end of the run. Waits up to 5 seconds. No copy may start afterwards.
+
+        If the copy fails, the number of lost rows is unknown, because only the device stores it. One row is counted as lost.
+        """
         deadline, pause = time.monotonic() + _TIMEOUT, threading.Event()
         self._owner = threading.get_ident()
         for _ in range(2):  # first finish the copy in progress, then copy all remaining rows
+            self._is_read = False
             self._collect(at_once=True)
             while self._copying is not None and time.monotonic() < deadline:
                 pause.wait(0.001)
                 self._collect(at_once=False)
-        if self._copying is not None and self._recorder is not None:
+        if (self._copying is not None or not self._is_read) and self._recorder is not None:
             self._recorder.count_lost(
-                Drop.DEVICE_UNFINISHED, 1, "deferred_log: lost rows, because the device did not finish within 5 s"
+                Drop.DEVICE_UNFINISHED,
+                len(self._names),
+                "deferred_log: lost the last rows, because they could not be copied from the device within 5 s; call "
+                "torch.cuda.synchronize() before run.finish()",
             )
         self._recorder = None
         self._copies.close()
@@ -173,6 +182,7 @@ class DeferredLog:
         if contents is None:
             return
         self._copying = None
+        self._is_read = True
         count, rows = contents
         assert self._recorder is not None
         available = min(count - self._recorded, self._capacity)
@@ -180,7 +190,7 @@ class DeferredLog:
         if lost:
             self._recorder.count_lost(
                 Drop.RING_FULL,
-                lost,
+                lost * len(self._names),
                 "deferred_log: rows were overwritten before they were copied from the device; raise `capacity`, or "
                 "call flush() more often",
             )
