@@ -18,6 +18,7 @@ class FakeDevice:
         self.broken = False
         self.made = 0
         self.in_use = 0
+        self.freed = []
 
     def record(self):
         if self.broken:
@@ -40,6 +41,8 @@ class FakeDevice:
         return second.time - first.time
 
     def free(self, event):
+        assert not any(event is other for other in self.freed), "an event was freed twice"
+        self.freed.append(event)
         self.in_use -= 1
 
 

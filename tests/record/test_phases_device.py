@@ -142,6 +142,35 @@ class TestDevice:
         assert sorted(step for step, _ in rig.rows) == [0, 1]
         assert "illegal memory access" in caplog.text
 
+    @pytest.mark.parametrize("answers", range(7))
+    @pytest.mark.parametrize("recovers", [True, False], ids=["for a while", "until the end"])
+    def test_an_error_between_two_device_times_frees_each_event_once(self, device_rig, monkeypatch, answers, recovers):
+        """The device answers some questions for times, and then fails. A step has four events."""
+        rig = device_rig
+        seconds = rig.device.seconds
+
+        def answer(first, second):
+            nonlocal answers
+            answers -= 1
+            if answers < 0:
+                raise RuntimeError("an illegal memory access")
+            return seconds(first, second)
+
+        for _ in range(2):
+            rig.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.device, "seconds", answer)
+            for _ in range(2):
+                rig.step()
+            if not recovers:
+                rig.phases.flush()
+        rig.step()
+        rig.phases.flush()
+        assert [step for step, _ in rig.rows] == list(range(5))
+        times = [row.get(("phase.duration", "model_forward", "device")) for _, row in rig.rows]
+        assert times[1:] == [pytest.approx(1.0) if recovers else None] * 3 + [pytest.approx(1.0)]
+        assert rig.device.in_use == 1
+
     def test_events_of_one_step_are_bounded(self, device_rig):
         rig = device_rig
         with rig.phases.step(None, None):

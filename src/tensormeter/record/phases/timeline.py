@@ -111,13 +111,20 @@ class Timeline:
         self._floor = 0.0
 
     def place(self, marks: Sequence[Mark]) -> None:
-        """Set the device times of marks whose events the device has reached. Free all events except that of the last mark."""
-        for mark in marks:
+        """Set the device times of marks whose events the device has reached. Free all events except that of the last mark.
+
+        If the device reports an error, nothing changes, and the caller may pass the same marks again.
+        """
+        differences = [
+            0.0 if last is None else self._events.seconds(last.event, mark.event)
+            for last, mark in zip((self._last, *marks), marks, strict=False)
+        ]
+        for mark, difference in zip(marks, differences, strict=True):
             host, last = mark.host / 1e9, self._last
             if last is None or last.device is None:
                 mark.device = host + self._floor
             else:
-                mark.device = last.device + self._events.seconds(last.event, mark.event)
+                mark.device = last.device + difference
                 self._events.free(last.event)
                 self._floor += _DRIFT * (host - last.host / 1e9)
             self._floor = min(self._floor, mark.device - host)
