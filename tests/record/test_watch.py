@@ -18,7 +18,7 @@ from tensormeter import Histogram, UsageError
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.record.model_watch import Watch, _euclidean_norms
-from tensormeter.record.values.classify import Refused
+from tensormeter.record.values.classify import Refused, classify
 from tensormeter.ring.file import RingFile
 
 
@@ -243,12 +243,11 @@ def test_compiled_models_and_steps_are_watched(watching):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn], ids=str)
 def test_norms_do_not_lose_what_the_dtype_cannot_hold(dtype):
-    tensors = {"a": torch.full((300, 300), 200.0).to(dtype), "b": torch.full((5,), 3.0), "c": torch.ones(2).to_sparse()}
+    tensors = {"a": torch.full((300, 300), 200.0).to(dtype), "b": torch.full((5,), 3.0)}
     total, norms = _euclidean_norms(tensors)
     assert norms["a"].item() == pytest.approx(tensors["a"].float().norm().item(), rel=1e-6)
     assert norms["b"].item() == pytest.approx(45**0.5)
     assert total.item() == pytest.approx((norms["a"].item() ** 2 + 45) ** 0.5)
-    assert "c" not in norms
 
 
 def test_of_sharded_parameters_the_part_that_is_here(watching):
@@ -271,15 +270,46 @@ def test_of_sharded_parameters_the_part_that_is_here(watching):
         model.bias.grad = torch.distributed.tensor.DTensor.from_local(torch.ones(4), mesh, [Partial()])
         watch._log = "gradients"
         watch.log()
-        assert set(watching.rows[1]) == {"gradients/bias"}
+        assert set(watching.rows[1]) == {"gradient_norm/bias", "gradients/bias"}
         with pytest.raises(Refused, match="local part"):
             watching.rows[1]["gradients/bias"].reduce()
+        with pytest.raises(Refused, match=r"DTensor; log .* local part \(`gradient_norm` also excludes this tensor\)"):
+            classify(watching.rows[1]["gradient_norm/bias"])
     finally:
         dist.destroy_process_group()
 
 
-def test_tensors_without_norms_have_none():
-    assert _euclidean_norms({"a": torch.ones(2, dtype=torch.int64)}) == (None, {})
+class Special(torch.Tensor):
+    """A tensor of a library, whose elements may be anything."""
+
+
+def test_norms_that_cannot_be_computed_are_counted_and_named(recording, warnings_logged):
+    model = Net()
+    model.special = nn.Parameter(torch.ones(2).as_subclass(Special))
+    model.sparse = nn.Parameter(torch.ones(2).to_sparse())
+    model.complex = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    model.integers = nn.Parameter(torch.ones(1, dtype=torch.int64), requires_grad=False)
+    plain = [name for name, tensor in Net().named_parameters()]
+    watch = Watch(model, recording.recorder.log_at_next_step, log="parameters", every=1, norms=True, histograms=False)
+    for _ in range(2):
+        watch.log()
+    rows = recording.values()
+    assert [set(row) for row in rows] == [{"parameter_norm", *(f"parameter_norm/{name}" for name in plain)}] * 2
+    assert recording.ring.drops() == {"unsupported_value": 8}
+    messages = warnings_logged()
+    assert len(messages) == 4
+    for name, reason in {
+        "special": "Special; log a plain tensor",
+        "sparse": "sparse",
+        "complex": "complex",
+        "integers": "log the norm of its .float()",
+    }.items():
+        (message,) = [message for message in messages if f"'parameter_norm/{name}' is not recorded: " in message]
+        assert reason in message
+
+
+def test_without_tensors_there_is_no_norm():
+    assert _euclidean_norms({}) == (None, {})
 
 
 def test_norms_take_few_launches_and_do_not_synchronize():

@@ -14,6 +14,7 @@ from tensormeter.logger import get_logger
 from tensormeter.record.device.gather import accumulator_dtype
 from tensormeter.record.dynamo import break_graph
 from tensormeter.record.histogram.histogram import Histogram
+from tensormeter.record.values.classify import Refused, check_plain
 
 if TYPE_CHECKING:
     import torch
@@ -165,15 +166,15 @@ class Watch:
             yield from self._describe("parameter", {name: _local(p) for name, p in parameters.items()})
 
     def _describe(self, what: str, tensors: Mapping[str, "torch.Tensor"]) -> Iterator[tuple[str, Any]]:
-        import torch
-
         if self._norms:
-            plain = (torch.Tensor, torch.nn.Parameter)
-            total, norms = _euclidean_norms({name: tensor for name, tensor in tensors.items() if type(tensor) in plain})
+            refused = {name: reason for name, tensor in tensors.items() if (reason := _why_no_norm(tensor))}
+            total, norms = _euclidean_norms({name: t for name, t in tensors.items() if name not in refused})
             if total is not None:
                 yield f"{what}_norm", total
             for name, norm in norms.items():
                 yield f"{what}_norm/{name}", norm
+            for name, reason in refused.items():
+                yield f"{what}_norm/{name}", _NoNorm(f"{reason} (`{what}_norm` also excludes this tensor)")
         if self._histograms:
             for name, tensor in tensors.items():
                 yield f"{what}s/{name}", Histogram(tensor)
@@ -187,10 +188,33 @@ class Watch:
 break_graph(Watch._before_step)
 
 
+class _NoNorm:
+    """Placeholder for a norm that cannot be computed. The recorder counts it as lost, and warns once for each name."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __tensormeter_snapshot__(self) -> float:
+        raise Refused(self._reason)
+
+
+def _why_no_norm(tensor: "torch.Tensor") -> str:
+    """Return why the norm of a tensor cannot be computed, or "" if it can be computed."""
+    try:
+        check_plain(tensor)
+    except Refused as refusal:
+        return str(refusal)
+    if not tensor.is_floating_point():
+        return f"cannot compute the norm of a tensor of dtype {tensor.dtype}; log the norm of its .float()"
+    return ""
+
+
 def _euclidean_norms(
     tensors: Mapping[str, "torch.Tensor"],
 ) -> tuple["torch.Tensor | None", dict[str, "torch.Tensor"]]:
     """Compute the norm of all tensors together and the norm of each tensor. Takes a few launches per device and dtype.
+
+    All tensors must be plain and dense, and have a floating-point dtype (see `_why_no_norm`).
 
     Returns:
         Norm of all tensors together (None if there are no tensors), and norms by name. The norms stay on their devices.
@@ -199,8 +223,7 @@ def _euclidean_norms(
 
     groups: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        if tensor.layout is torch.strided and tensor.is_floating_point():
-            groups.setdefault((tensor.device, tensor.dtype), {})[name] = tensor
+        groups.setdefault((tensor.device, tensor.dtype), {})[name] = tensor
     norms: dict[str, torch.Tensor] = {}
     squares = []
     grad = torch.is_grad_enabled()
@@ -238,7 +261,7 @@ def _plain_name(name: str) -> str:
 def _local(tensor: "torch.Tensor") -> "torch.Tensor":
     """Return this rank's part of a tensor that is sharded over ranks. Gathering the whole tensor would require a collective.
 
-    A tensor of partial sums is returned unchanged. No norm is logged for it, and its histogram is refused.
+    A tensor of partial sums is returned unchanged. Its norm and its histogram are refused.
     """
     placements = getattr(tensor, "placements", None)
     if placements is None or any(placement.is_partial() for placement in placements):

@@ -186,7 +186,8 @@ class Run:
         `parameter` replaces `gradient`. Each row has the step that the next `log` call without a step will use.
         Parameters without a gradient are omitted. Each rank logs its own shard of a sharded parameter. Gradients are
         logged as the optimizer receives them: accumulated, clipped and unscaled. The exception is a fused optimizer
-        under a `GradScaler`, which unscales the gradients itself.
+        under a `GradScaler`, which unscales the gradients itself. Norms and distributions that cannot be computed, such
+        as those of sparse tensors, are counted as lost, and cause one warning per name.
 
         Watching neither changes the model nor keeps it alive. It continues until `unwatch` is called or the run
         finishes.
