@@ -1,6 +1,7 @@
 """Histograms from a log call to OpenTelemetry's columns."""
 
 import collections
+import itertools
 import logging
 import math
 import random
@@ -302,6 +303,18 @@ def test_ever_different_sets_of_distributions_do_not_fill_the_dictionary(new_sou
     del counts[STEP_METRIC]
     assert counts == expected
     assert len(source.recorder._layouts._wide) <= 64 + 16
+    assert source.ring.drops() == {}
+
+
+def test_ever_different_pairs_of_precomputed_histograms_do_not_fill_the_dictionary(new_source):
+    source = new_source(buffer_bytes=32 << 20)
+    histogram = Histogram(np_histogram=([1, 2], [0.0, 1.0, 2.0]))
+    names = [f"expert{i}" for i in range(20)]
+    for step, pair in enumerate(itertools.combinations(names, 2)):
+        source.log(dict.fromkeys(pair, histogram), step)
+    counts = collections.Counter({series.name: len(series.times) for series in Reading(source).batch().series})
+    assert {name: counts[name] for name in names} == dict.fromkeys(names, 19)
+    assert len(source.recorder._layouts._wide) <= 64 + 20
     assert source.ring.drops() == {}
 
 

@@ -18,8 +18,8 @@ _MAX_KEY_SETS: Final = 4096
 use any number of key sets."""
 
 _MAX_WIDE_SETS: Final = 64
-"""Number of layouts with distributions or attributes beyond which a row with several distributions gets no new layout. The row
-is then written as one row per distribution. A layout takes hundreds of bytes per distribution, and a program may need many
+"""Number of layouts with distributions or attributes beyond which a row with a distribution and other values gets no new layout.
+Each distribution of the row is then written as a separate row. A layout takes hundreds of bytes per distribution, and a program may need many
 layouts. For example, each row of a mixture-of-experts model may contain the gradients of different experts."""
 
 _NOT_FOR_STREAMS: Final = 1 / 4
@@ -66,8 +66,9 @@ class Layouts:
         return layout
 
     def of_distributions(self, columns: Sequence[Column]) -> Layout | None:
-        """Return the layout for a row with distributions. Rows with several distributions have a separate limit."""
-        if len(columns) > 2 and len(self._wide) >= _MAX_WIDE_SETS and tuple(columns) not in self._wide:
+        """Return the layout for a row with distributions. Rows that contain more than one distribution have a lower limit."""
+        has_other_values = len({column.stream for column in columns}) > 1
+        if has_other_values and len(self._wide) >= _MAX_WIDE_SETS and tuple(columns) not in self._wide:
             return None
         return self.of_columns(columns)
 
