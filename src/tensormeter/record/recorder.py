@@ -367,6 +367,8 @@ class Recorder:
                 writer = self._rows.make_device_writer(lane, values, numbers, devices)
             if writer is not None and lane is self._lanes.first and not self._closed and not self._periodic_tasks:
                 self._on_writer(writer)
+                if self._periodic_tasks:  # another thread has added the first task in the meantime
+                    self._on_writer(self.log)
         # Warn last, so that valid values have been recorded even if a logging handler fails.
         self._warn_of_changed_names()
         for key, refused in refusals:
