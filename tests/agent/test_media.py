@@ -17,6 +17,7 @@ from tensormeter.otlp.media import media_of
 from tensormeter.record.media.item import EventContent
 from tensormeter.ring.file import media_directory
 from tensormeter.ring.format import State
+from tensormeter.server.store.rules.media import is_of_type
 
 
 def media_in(spool):
@@ -91,6 +92,15 @@ def test_pixels_become_png(source, spool, data, expected, open_drain):
     assert pixels(image).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_the_content_type_is_that_of_the_first_bytes_and_the_server_agrees(form):
+    encoded = io.BytesIO()
+    PIL.Image.new("RGB", (5, 6)).save(encoded, form)
+    content_type = Image(encoded.getvalue()).body["content_type"]
+    assert content_type == f"image/{form.lower()}"
+    assert is_of_type(encoded.getvalue(), content_type)
+
+
 def test_what_is_encoded_stays_as_it_is(source, spool, tmp_path, open_drain):
     file = tmp_path / "picture.jpg"
     PIL.Image.new("RGB", (5, 6)).save(file)
@@ -109,6 +119,9 @@ def test_what_is_encoded_stays_as_it_is(source, spool, tmp_path, open_drain):
         (lambda: Image(np.zeros((2, 2), np.int64)), "int64"),
         (lambda: Image(object()), "got object"),
         (lambda: Image(b"<svg onload=alert(1)>"), "PNG, JPEG, GIF or WebP"),
+        (lambda: Image(b"RIFF\x24\x00\x00\x00WAVEfmt "), "PNG, JPEG, GIF or WebP"),
+        (lambda: Image(b"RIFF"), "PNG, JPEG, GIF or WebP"),
+        (lambda: Image(b"GIF88a"), "PNG, JPEG, GIF or WebP"),
         (lambda: Image("/nowhere.png"), "cannot read /nowhere.png"),
         (lambda: Image(torch.empty(2, 2, device="meta")), r"log image\.cpu\(\)"),
         (lambda: Table(["a", "b"], [[1]]), r"expected 2 cells \(a, b\), got 1"),

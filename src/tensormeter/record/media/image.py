@@ -1,6 +1,7 @@
 """Images from arrays, tensors, PIL images, files and encoded bytes."""
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,11 +16,12 @@ from tensormeter.ring.format import Drop
 __all__ = ["Image"]
 
 _SIGNATURES: Final = {
-    b"\x89PNG\r\n\x1a\n": "image/png",
-    b"\xff\xd8\xff": "image/jpeg",
-    b"GIF8": "image/gif",
-    b"RIFF": "image/webp",
+    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
+    "image/gif": re.compile(rb"GIF8[79]a"),
+    "image/webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
 }
+"""Patterns of the first bytes by content type. The server accepts the same signatures."""
 
 
 class Image(Media):
@@ -86,8 +88,8 @@ class Image(Media):
 
 def _encoded(data: bytes) -> dict[str, Any]:
     """Detect the content type of encoded bytes."""
-    for signature, content_type in _SIGNATURES.items():
-        if data.startswith(signature):
+    for content_type, signature in _SIGNATURES.items():
+        if signature.match(data):
             return {"content_type": content_type}
     raise UsageError("Image: expected a PNG, JPEG, GIF or WebP file as bytes")
 
