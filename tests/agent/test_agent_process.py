@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support.agents import agent_lives, kill_agents
+from support.agents import agent_lives, kill_agents, standby_of
 from support.processes import run_python
 from support.trainers import TrainingProcess, named_settings, training_environment
 from tensormeter.agent.run_directory.directory import list_runs
@@ -298,7 +298,7 @@ def test_sync_leaves_a_run_to_its_agent_and_wakes_it(start, state, receiver, age
     assert receiver.rows() == expected(range(10))
 
 
-def test_processes_of_one_run_share_an_agent(start, state, receiver, agent, gone):
+def test_processes_of_one_run_share_an_agent(start, state, receiver, agent, gone, wait_for):
     first = start()
     pid = agent()
     second, third = start(), start()
@@ -306,8 +306,9 @@ def test_processes_of_one_run_share_an_agent(start, state, receiver, agent, gone
     assert len(list_runs(state)) == 1
     for trainer, steps in ((first, "0 1000"), (second, "1000 2000"), (third, "2000 3000")):
         trainer.tell(f"log {steps}")
-    (standby,) = psutil.Process(pid).children()
-    assert processes_with(str(list_runs(state)[0].path)) == sorted([pid, standby.pid])
+    standby = wait_for(lambda: standby_of(psutil.Process(pid)), "a standby")
+    (run,) = list_runs(state)
+    wait_for(lambda: processes_with(str(run.path)) == sorted([pid, standby.pid]), "only the agent and its standby")
     first.tell("finish")
     second.tell("finish")
     third.kill()

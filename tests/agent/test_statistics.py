@@ -51,6 +51,13 @@ def sampling(samplers):
     return [sampler.name for sampler in samplers if not sampler.over]
 
 
+def another_sample(statistics, wait_for):
+    """Wait for a sample that no request contains yet."""
+    (host,) = [sampler for sampler in statistics._node._samplers if sampler.name == "host"]
+    before = host.samples
+    wait_for(lambda: host.samples > before, "another sample")
+
+
 def test_one_set_for_all_processes_of_the_run(statistics, begin, spool, wait_for):
     first, second = begin("a"), begin("b")
     drains = [first[1], second[1]]
@@ -76,7 +83,7 @@ def test_one_set_for_all_processes_of_the_run(statistics, begin, spool, wait_for
 def test_the_last_samples_are_there_before_the_run_has_ended(statistics, begin, spool, wait_for):
     source, drain = begin()
     wait_for(lambda: statistics.advance([drain], flush=False), "the first samples are in the spool")
-    wait_for(lambda: sum(s.samples for s in statistics._node._samplers if s.name == "host") > 1, "another sample")
+    another_sample(statistics, wait_for)
     samplers = statistics._node._samplers
     batches(spool)
     source.recorder.close(State.FINISHED)
@@ -97,7 +104,7 @@ def test_a_child_is_no_reason_to_sample(statistics, begin):
 def test_a_stopping_agent_puts_away_what_there_is(statistics, begin, spool, wait_for):
     _, drain = begin()
     wait_for(lambda: statistics.advance([drain], flush=False), "the first samples are in the spool")
-    wait_for(lambda: sum(s.samples for s in statistics._node._samplers if s.name == "host") > 1, "another sample")
+    another_sample(statistics, wait_for)
     assert statistics.advance([drain], flush=True)
     assert not statistics.advance([drain], flush=True)
 

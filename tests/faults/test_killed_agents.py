@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 import tensormeter
-from support.agents import agents_of, kill_agents
+from support.agents import agents_of, kill_agents, standby_of
 from tensormeter.agent.launch import replace_agent
 from tensormeter.agent.run_directory.directory import list_runs
 
@@ -29,11 +29,6 @@ def agent(state, wait_for):
     return agent
 
 
-def standby_of(agent):
-    (standby,) = agent.children()
-    return standby
-
-
 def test_fault_125_an_agent_is_replaced_though_nothing_is_logged(train, receiver, state, agent, gone, oracle, wait_for):
     """Again and again: each one that had worked is followed by its standby, and that by another standby."""
     trainer = train("run = tensormeter.init('faults')\nlog(run, range(500))\nready()\nrun.finish(timeout=300)\n")
@@ -42,7 +37,7 @@ def test_fault_125_an_agent_is_replaced_though_nothing_is_logged(train, receiver
     for _ in range(5):
         wait_for(lambda: sum(receiver.points().values()) == 3 * 500, "the agent has worked")
         process = agent(*killed)
-        successor = standby_of(process)
+        successor = wait_for(lambda process=process: standby_of(process), "a standby")
         killed.append(process.pid)
         process.kill()
         assert agent(*killed).pid == successor.pid
@@ -57,10 +52,9 @@ def test_a_standby_is_replaced(train, state, agent, gone, wait_for):
     trainer = train("run = tensormeter.init('faults')\nready()\n")
     trainer.ready()
     process = agent()
-    wait_for(lambda: len(process.children()) == 1, "a standby")
-    standby = standby_of(process)
+    standby = wait_for(lambda: standby_of(process), "a standby")
     standby.kill()
-    wait_for(lambda: process.children() not in ([], [standby]), "another standby")
+    wait_for(lambda: standby_of(process) not in (None, standby), "another standby")
     assert agent().pid == process.pid
     trainer.go()
     trainer.end()

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,7 +12,9 @@ import psutil
 
 from tensormeter.agent.run_directory.directory import RunDirectory
 
-__all__ = ["agent_lives", "agents_of", "kill_agents"]
+__all__ = ["agent_lives", "agents_of", "kill_agents", "standby_of"]
+
+_TWO_LOCKS = re.compile(r"\d+,\d+")
 
 
 def agent_lives(run: RunDirectory) -> bool:
@@ -32,6 +36,16 @@ def agents_of(directory: Path) -> list[psutil.Process]:
             ):
                 agents.append(process)
     return agents
+
+
+def standby_of(agent: psutil.Process) -> psutil.Process | None:
+    """The process that stands by for an agent, once it holds both locks of the run: an earlier one is replaced."""
+    for process in agent.children():
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if command[:1] == [sys.executable] and any(_TWO_LOCKS.fullmatch(part) for part in command):
+                return process
+    return None
 
 
 def kill_agents(directory: Path) -> None:
