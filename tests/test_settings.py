@@ -39,8 +39,8 @@ def test_destinations_may_be_given_as_the_text_that_the_variable_takes():
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("mode", "dry", "mode: expected one of online, offline, disabled, got 'dry'"),
-        ("agent", "gone", "agent: expected one of process, thread, off, got 'gone'"),
+        ("mode", "dry", "mode: expected online, offline or disabled; got 'dry'"),
+        ("agent", "gone", "agent: expected process, thread or off; got 'gone'"),
         ("project", "a/b", "project: expected 1 to 128 letters"),
         ("project", "", "project: expected 1 to 128 letters"),
         ("run_id", "../x", "run_id: expected 1 to 128 letters"),
@@ -79,7 +79,7 @@ def test_a_bad_argument_is_named(field, value, words):
         ("BUFFER_BYTES", "100", "expected an integer from 65536 to 1099511627776, got 100"),
         ("SCHEDULE_DELAY", "soon", "expected a number from 0.01 to 3600, got 'soon'"),
         ("SAMPLE_INTERVAL", "0.05", "expected a number from 0.1 to 3600, or 0 for none, got 0.05"),
-        ("MODE", "dry", "expected one of online, offline, disabled, got 'dry'"),
+        ("MODE", "dry", "expected online, offline or disabled; got 'dry'"),
         ("MASK_CONFIG", "perhaps", "expected true or false, got 'perhaps'"),
         ("EXPORTER_OPTIONS", "jsonl", "expected DESTINATION.OPTION=VALUE, got 'jsonl'"),
         ("TAGS", "x" * 129, "expected strings of 1 to 128 characters, got 'xxxxxxxxxxxx...xxxxxxxxxxxxx'"),

@@ -31,7 +31,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from tensormeter.errors import SettingsError
+from tensormeter.errors import SettingsError, join_choices
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Retry
 from tensormeter.logger import get_logger
 from tensormeter.otlp import batch as columns
@@ -56,9 +56,9 @@ class OTelExporter(DecodingExporter):
         config.options_or()
         entries = entry_points(group=_GROUP, name=config.label)
         if not entries:
-            known = ", ".join(sorted(entry_points(group=_GROUP).names))
+            known = sorted(entry_points(group=_GROUP).names)
             raise SettingsError(
-                f"exporters: expected otel:NAME, where NAME is one of {known}; got {config.destination!r}"
+                f"exporters: expected otel:NAME, where NAME is {join_choices(*known)}; got {config.destination!r}"
             )
         (entry,) = entries
         try:

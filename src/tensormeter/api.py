@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tensormeter.conventions.semconv import LOCAL_RANK, RANK
 from tensormeter.environment.otlp import belongs_to_opentelemetry, read_targets
-from tensormeter.errors import SettingsError, UsageError
+from tensormeter.errors import SettingsError, UsageError, join_choices
 from tensormeter.exporter import check_exporters
 from tensormeter.logger import get_logger
 from tensormeter.packages import problem_with
@@ -258,6 +258,6 @@ def _resolve(settings: Settings | Mapping[str, Any] | None, arguments: Mapping[s
     unknown = sorted(set(fields) - Settings.names())
     if unknown:
         raise SettingsError(
-            f"settings: there is no setting {unknown[0]!r}; expected one of {', '.join(sorted(Settings.names()))}"
+            f"settings: there is no setting {unknown[0]!r}; expected {join_choices(*sorted(Settings.names()))}"
         )
     return Settings(**{**fields, **arguments})

@@ -1,4 +1,4 @@
-"""The exception hierarchy. This module imports nothing.
+"""The exception hierarchy, and a function for error messages. This module imports nothing.
 
     TensormeterError
     ├── SettingsError      (also a ValueError)  a setting, argument or environment variable is invalid
@@ -39,3 +39,8 @@ class SpoolError(TensormeterError):
 
 class StoreError(TensormeterError):
     """The experiment server's store cannot be opened, read or written."""
+
+
+def join_choices(*choices: str) -> str:
+    """Join the valid values of an argument for an error message, as in ``a, b or c``."""
+    return " or ".join(", ".join(choices).rsplit(", ", 1))

@@ -33,7 +33,7 @@ from typing import Final, Protocol
 from tensormeter.conventions.attempt_number import Member
 from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.environment.variables import importing_sdk
-from tensormeter.errors import SettingsError
+from tensormeter.errors import SettingsError, join_choices
 
 __all__ = [
     "Accepted",
@@ -318,4 +318,4 @@ def check_exporters(destinations: Iterable[str]) -> None:
     known = entry_points(group=_GROUP).names
     for destination in destinations:
         if not _DESTINATION.fullmatch(destination) or destination.partition(":")[0] not in known:
-            raise SettingsError(f"exporters: expected one of {', '.join(sorted(known))}, got {destination!r}")
+            raise SettingsError(f"exporters: expected {join_choices(*sorted(known))}; got {destination!r}")

@@ -10,7 +10,7 @@ from typing import Any, Final, get_args
 from urllib.parse import unquote, urlsplit
 
 from tensormeter.environment.variables import mask
-from tensormeter.errors import SettingsError
+from tensormeter.errors import SettingsError, join_choices
 
 __all__ = [
     "IDENTIFIER",
@@ -196,7 +196,7 @@ def choice(literal: Any) -> Check:
 
     def check(value: Any) -> Any:
         if value not in choices:
-            raise ValueError(f"expected one of {', '.join(choices)}, got {value!r}")
+            raise ValueError(f"expected {join_choices(*choices)}; got {value!r}")
         return value
 
     return check

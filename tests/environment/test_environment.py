@@ -279,10 +279,10 @@ def test_what_is_wrong_with_a_destinations_variables_is_said_by_init(tmp_path, m
         pass
     (record,) = (record for record in caplog.records if "http/json" in record.message)
     assert record.message == (
-        "environment variable OTEL_EXPORTER_OTLP_PROTOCOL='http/json': expected one of grpc, http/protobuf; using "
+        "environment variable OTEL_EXPORTER_OTLP_PROTOCOL='http/json': expected grpc or http/protobuf; using "
         "http/protobuf instead"
     )
-    with pytest.raises(SettingsError, match=r"otlp\.protocol: expected one of grpc, http/protobuf, got 'json'"):
+    with pytest.raises(SettingsError, match=r"otlp\.protocol: expected grpc or http/protobuf; got 'json'"):
         tensormeter.init(settings={"exporters": ["otlp"], "exporter_options": {"otlp.protocol": "json"}})
 
 

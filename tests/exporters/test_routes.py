@@ -299,7 +299,7 @@ def test_import_reports_lines_that_it_leaves_out(environment, experiment_server,
     )
     assert done.returncode == 1
     assert "mixed.jsonl:3: skipped, not JSON" in done.stdout
-    assert "mixed.jsonl:4: skipped, expected an object with one of resourceMetrics, resourceLogs" in done.stdout
+    assert "mixed.jsonl:4: skipped, expected a JSON object with the key resourceMetrics or resourceLogs" in done.stdout
 
 
 def renamed(document, project):

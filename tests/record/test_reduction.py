@@ -81,7 +81,7 @@ def test_a_reduction_that_makes_no_sense_warns_once_and_records_each_value(recor
     (warning,) = warnings_logged()
     assert "every: expected a positive integer, got 0" in warning
     assert recording.ring.drops() == {"unsupported_value": 4}
-    with pytest.raises(UsageError, match="reduce: expected one of mean, min, max, sum, last, got 'median'"):
+    with pytest.raises(UsageError, match="reduce: expected mean, min, max, sum or last; got 'median'"):
         Rule(2, "median")
 
 

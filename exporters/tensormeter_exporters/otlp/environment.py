@@ -5,7 +5,7 @@ from typing import Final
 from tensormeter.environment import variables
 from tensormeter.environment.otlp import OtlpTarget
 from tensormeter.environment.otlp import read_targets as _read_targets
-from tensormeter.errors import SettingsError
+from tensormeter.errors import SettingsError, join_choices
 from tensormeter.exporter import ExporterConfig, Signal
 
 __all__ = ["OtlpTarget", "how_to_leave_out", "read_targets", "wants_cumulative"]
@@ -35,7 +35,7 @@ def wants_cumulative(config: ExporterConfig) -> bool:
     option = _options(config)["temporality"].lower()
     if option and option not in _TEMPORALITIES:
         raise SettingsError(
-            f"{config.destination}.temporality: expected one of {', '.join(_TEMPORALITIES)}, got {option!r}"
+            f"{config.destination}.temporality: expected {join_choices(*_TEMPORALITIES)}; got {option!r}"
         )
     return (option or variables.read(_PREFERENCE).lower()) == "cumulative"
 

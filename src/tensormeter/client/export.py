@@ -17,7 +17,7 @@ from tensormeter.client.distributions import BLOCK_DISTRIBUTIONS, DistributionBl
 from tensormeter.client.points import BLOCK_POINTS, PointBlock
 from tensormeter.client.run import Metric, StoredRun
 from tensormeter.disk.atomic import replacing
-from tensormeter.errors import UsageError
+from tensormeter.errors import UsageError, join_choices
 
 __all__ = ["COLUMNS", "DISTRIBUTION_COLUMNS", "VARIANT_COLUMNS", "Format", "export_points", "export_run"]
 
@@ -102,7 +102,7 @@ def export_points(
         "jsonl": _JsonLines,
     }
     if format not in writers:
-        raise UsageError(f"format: expected one of {', '.join(get_args(Format))}, got {format!r}")
+        raise UsageError(f"format: expected {join_choices(*get_args(Format))}; got {format!r}")
     metrics = [metric for metric in run.metrics() if choose(metric.name) and metric.last_time is not None]
     header = _Header.of(metrics)
     writer = writers[format](file, header)

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from tensormeter.environment import variables as environment
 from tensormeter.environment.signals import SIGNALS, Signal
-from tensormeter.errors import SettingsError
+from tensormeter.errors import SettingsError, join_choices
 
 __all__ = [
     "DEFAULT_TIMEOUT",
@@ -192,14 +192,16 @@ class _Reader:
             return _variable_protocol(self._signal)
         if given not in _DEFAULTS:
             raise SettingsError(
-                f"{self._destination}.protocol: expected one of {', '.join(_DEFAULTS)}, got {self._options['protocol']!r}"
+                f"{self._destination}.protocol: expected {join_choices(*_DEFAULTS)}; got {self._options['protocol']!r}"
             )
         return cast("Protocol", given)
 
     def _gzip(self) -> bool:
         given = self._options.get("compression", "").lower()
         if given and given not in _COMPRESSIONS:
-            raise SettingsError(f"{self._destination}.compression: expected one of gzip, none, got {given!r}")
+            raise SettingsError(
+                f"{self._destination}.compression: expected {join_choices(*_COMPRESSIONS)}; got {given!r}"
+            )
         return (given or _first_word(self._signal, "COMPRESSION", _COMPRESSIONS, "gzip")) == "gzip"
 
     def _timeout(self, given: float) -> float:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+from tensormeter.errors import join_choices
 from tensormeter.logger import get_logger
 
 __all__ = [
@@ -126,7 +127,7 @@ def read_word(variable: str, words: Sequence[str], instead: str) -> str | None:
     text = read(variable).lower()
     if not text or text in words:
         return text or None
-    ignore(variable, f"one of {', '.join(words)}", instead)
+    ignore(variable, join_choices(*words), instead)
     return None
 
 

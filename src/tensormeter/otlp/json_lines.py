@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from tensormeter.errors import EncodingError
+from tensormeter.errors import EncodingError, join_choices
 from tensormeter.otlp.document import parse_document
 
 __all__ = ["decode_line", "encode_line"]
@@ -53,7 +53,7 @@ def decode_line(line: bytes) -> tuple[Signal, bytes, int]:
     """
     document = parse_document(line)
     if not isinstance(document, dict) or (signal := _signal(document)) is None:
-        raise EncodingError(f"expected an object with one of {', '.join(_ROOTS)}")
+        raise EncodingError(f"expected a JSON object with the key {join_choices(*_ROOTS)}")
     message = _MESSAGES[signal]()
     try:
         _change_ids(document, lambda text: base64.b64encode(bytes.fromhex(text)).decode())

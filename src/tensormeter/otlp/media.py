@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Final, Literal, cast
 
 from tensormeter.conventions.limits import ALERT_CHARACTERS, IMAGE_BYTES, TABLE_CELLS, TEXT_BYTES, too_large
 from tensormeter.conventions.semconv import ALERT_EVENT, IMAGE_EVENT, MEDIA_KEY, TABLE_EVENT, TEXT_EVENT
-from tensormeter.errors import EncodingError
+from tensormeter.errors import EncodingError, join_choices
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Event, Value
 
 __all__ = ["ALERT_LEVELS", "Alert", "Image", "Media", "Table", "Text", "TooLargeError", "media_of"]
@@ -170,7 +170,7 @@ class Alert(_Media):
             )
         if self.level not in ALERT_LEVELS:
             raise EncodingError(
-                f"alert {self.title!r}: expected one of the levels {', '.join(ALERT_LEVELS)}, got {self.level!r}"
+                f"alert {self.title!r}: expected the level {join_choices(*ALERT_LEVELS)}; got {self.level!r}"
             )
 
 

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from tensormeter.errors import UsageError
+from tensormeter.errors import UsageError, join_choices
 from tensormeter.logger import get_logger
 from tensormeter.record.device.gather import accumulator_dtype
 from tensormeter.record.dynamo import break_graph
@@ -60,7 +60,7 @@ class Watch:
         if not callable(getattr(model, "named_parameters", None)):
             raise UsageError(f"watch: expected a torch.nn.Module, got a {type(model).__name__}")
         if log not in get_args(Watched):
-            raise UsageError(f"watch: log: expected one of {', '.join(get_args(Watched))}, got {log!r}")
+            raise UsageError(f"watch: log: expected {join_choices(*get_args(Watched))}; got {log!r}")
         if type(every) is not int or every < 1:
             raise UsageError(f"watch: every: expected a positive integer, got {every!r}")
         self._model = weakref.ref(model)

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, cast
 
 from tensormeter.conventions.semconv import RUN_CONFIG
 from tensormeter.conventions.unicode_names import as_unicode
-from tensormeter.errors import UsageError
+from tensormeter.errors import UsageError, join_choices
 from tensormeter.record.device.device_copies import DeviceCopies
 from tensormeter.record.dynamo import break_graph, skip_own_files
 from tensormeter.record.histogram.counting import DeviceTables
@@ -504,9 +504,7 @@ class Recorder:
             if isinstance(value, Histogram):
                 for applied in self._rules.of((cast("str", key),), rule).values():
                     if applied.reduce not in POOLED:
-                        raise Refused(
-                            f"cannot reduce a Histogram with {applied.reduce!r}; use one of {', '.join(POOLED)}"
-                        )
+                        raise Refused(f"cannot reduce a Histogram with {applied.reduce!r}; use {join_choices(*POOLED)}")
                 distribution = value.reduce()
                 if isinstance(distribution, DeviceDistribution):
                     self._device.prepare(distribution.tensor)

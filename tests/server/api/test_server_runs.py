@@ -91,7 +91,7 @@ def test_filter(sweep, text, found):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("state", "expected one of = != < <= > >= ~ in has at position 5, got the end"),
+        ("state", "expected an operator (= != < <= > >= ~ in has) at position 5, got the end"),
         ("state =", "expected a value at position 7, got the end"),
         ("state = and", "expected a value at position 8, got 'and'"),
         ('state = "a" state', "expected and, or, or the end at position 12, got 'state'"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from tensormeter.errors import UsageError
+from tensormeter.errors import UsageError, join_choices
 from tensormeter.record.device.gather import NoGradients, accumulator_dtype, dtype_order, gather
 from tensormeter.record.values.outcomes import DeviceValue
 
@@ -42,7 +42,7 @@ class Rule:
         if type(self.every) is not int or self.every < 1:
             raise UsageError(f"every: expected a positive integer, got {self.every!r}")
         if self.reduce not in get_args(Reduce):
-            raise UsageError(f"reduce: expected one of {', '.join(get_args(Reduce))}, got {self.reduce!r}")
+            raise UsageError(f"reduce: expected {join_choices(*get_args(Reduce))}; got {self.reduce!r}")
 
 
 class Reductions:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
 from tensormeter.conventions.semconv import DROPPED
-from tensormeter.errors import SettingsError
+from tensormeter.errors import SettingsError, join_choices
 
 __all__ = ["AlertConfig", "Rule", "load_alert_config"]
 
@@ -50,7 +50,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise SettingsError(f"kind: expected one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+            raise SettingsError(f"kind: expected {join_choices(*get_args(Kind))}; got {self.kind!r}")
         for name in ("project", "metric"):
             if not isinstance(getattr(self, name), str):
                 raise SettingsError(f"{name}: expected a string, got {getattr(self, name)!r}")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tensormeter.errors import UsageError
+from tensormeter.errors import UsageError, join_choices
 
 __all__ = ["Field", "find_field"]
 
@@ -58,7 +58,7 @@ def find_field(name: str) -> Field:
         return Field(name, (stored,), lambda columns: [_without_nan(value) for value in columns[stored]])
     if stored is None:
         raise UsageError(
-            f"there is no field {name[:80]!r}; expected one of {', '.join(sorted(_STORED))}, config.*, summary.*"
+            f"there is no field {name[:80]!r}; expected {join_choices(*sorted(_STORED), 'config.*', 'summary.*')}"
         )
     return Field(name, (stored,), lambda columns: columns[stored], is_time=name in _TIMES)
 

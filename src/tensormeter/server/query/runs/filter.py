@@ -163,7 +163,7 @@ class _Parser:
             wanted = self._literal(field)
             return _over(field, lambda value: _has(value, wanted))
         raise UsageError(
-            f"filter: expected one of = != < <= > >= ~ in has at position {sign.position}, got "
+            f"filter: expected an operator (= != < <= > >= ~ in has) at position {sign.position}, got "
             + ("the end" if sign.kind == "end" else repr(sign.text[:40]))
         )
 
