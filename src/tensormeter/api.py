@@ -32,7 +32,7 @@ _PACKAGE_OF: Final = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
 }
-"""Python package required by each kind of destination."""
+"""Import name of the Python package that a kind of destination requires."""
 
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
 
@@ -77,7 +77,8 @@ def init(
         notes: Notes about the run. If users edit the notes, group or tags on the server, their edits take precedence.
         resume: Whether to continue a run that had an earlier attempt, on this or another machine. Rows logged without a
             step then continue after the last step of the earlier attempts. Requires `id`.
-        mode: `online`, `offline` (only records to disk) or `disabled`.
+        mode: `online` delivers the data, `offline` only writes it to disk, and `disabled` records nothing. Default:
+            `online`.
         settings: A `Settings` object, or a mapping of its fields. The other arguments of `init` take precedence.
 
     Raises:
@@ -146,10 +147,12 @@ def deferred_log(
     """Create an object that records inside CUDA graphs and `torch.compile` functions, even with `fullgraph=True`.
 
     Call the object's `write({name: tensor})` method inside the graph. It adds a few tensor operations but no graph
-    break. Each replay of a CUDA graph writes a row. Rows are fetched without waiting for the device by `flush()`, by
-    `run.finish`, and up to four times a second by `run.log` calls on this thread. They are recorded in the order in
-    which they were written, with the time of the fetch. If more than `capacity` rows are written between two fetches,
-    the oldest rows are lost and counted.
+    break. Each replay of a CUDA graph writes a row. Up to four times a second, `run.log` calls on this thread start to
+    copy the rows to the host, and `flush()` does so at once; neither waits for the device. `run.finish` waits up to
+    five seconds for the remaining rows.
+
+    Rows are recorded in the order in which they were written, with the time at which the host records them. If more
+    than `capacity` rows are written between two copies, the oldest rows are lost and counted.
 
     Every execution of `write` records a row, including warm-ups and recomputation during activation checkpointing.
     Integers are exact up to 2**53. While the object exists, each `run.log` call takes a few microseconds.

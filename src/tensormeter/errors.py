@@ -2,9 +2,9 @@
 
     TensormeterError
     ├── SettingsError      (also a ValueError)  a setting, argument or environment variable is invalid
-    ├── UsageError         (also a RuntimeError) a call that is invalid at this point
+    ├── UsageError         (also a RuntimeError) a call is invalid at this point
     ├── RingError          a ring file cannot be created or is invalid
-    ├── EncodingError      (also a ValueError)  bytes that cannot be decoded as OTLP
+    ├── EncodingError      (also a ValueError)  data cannot be encoded or decoded as OTLP
     ├── SpoolError         a run directory or its spool cannot be used
     └── StoreError         the server's store cannot be used
 
@@ -30,7 +30,7 @@ class RingError(TensormeterError):
 
 
 class EncodingError(TensormeterError, ValueError):
-    """Bytes cannot be decoded as an OTLP message."""
+    """Data cannot be encoded or decoded as OTLP."""
 
 
 class SpoolError(TensormeterError):

@@ -13,8 +13,9 @@ delivery handles backoff, `Retry-After`, ordering and the spool.
 
 A receiver may accept a request before it is durable, that is, before it would survive a power failure at the receiver.
 In that case, `Accepted` has a `durability`, and the exporter has a method `durability()` that asks the receiver which
-requests are durable. Delivery keeps such a request in the spool until it is durable, and resends it with the same ID if
-the receiver's epoch changes. Any other request leaves the spool as soon as it is accepted.
+requests are durable. Delivery keeps such a request in the spool until it is durable. If the receiver restarts before
+that (its `epoch` changes), delivery resends the request with the same ID. Any other request leaves the spool as soon as
+it is accepted.
 
 Outcomes are return values, not exceptions. An exporter that cannot write some items writes the others, and returns
 `Accepted` with the number of refused items in `rejected`. If `export` raises, it should not have written any part of
@@ -149,7 +150,7 @@ class Accepted:
     Attributes:
         rejected: Number of items that the receiver refused (OTLP's partial success). They are not sent again.
         message: Receiver's message about the refused items.
-        durability: Receiver's durability; None if the receiver does not report it.
+        durability: Receiver's report about the durability of its requests; None if the receiver sends no such reports.
     """
 
     rejected: int = 0
@@ -218,7 +219,7 @@ class AttemptQuestion:
         project: Project of the run.
         run_id: ID of the run.
         member: Identity of the process.
-        number: Number of the attempt if it is already known, so that only the last step is requested.
+        number: Number of the attempt if it is already known, so that only the last step is requested; else None.
         least: Lowest valid attempt number.
         resume: Whether the process resumes a run that had an earlier attempt.
     """
@@ -250,16 +251,16 @@ Outcome = Accepted | Retry | Rejected | TooLarge | Unauthorized
 class Exporter(Protocol):
     """A destination. The module's docstring describes the order of calls, their thread, and `independent_signals`.
 
-    A class may have a method ``durability(self) -> Durability | Retry | None``, which asks the receiver for its
-    durability within the configured timeout. The receiver should sync to disk immediately. The method returns None if
-    the receiver no longer reports durability. Delivery calls this method when there is nothing to send but an accepted
-    request is not durable yet.
+    A class may have a method ``durability(self) -> Durability | Retry | None``, which asks the receiver to sync to disk
+    immediately, and to report which requests are durable. The method may block for at most the configured timeout. It
+    returns None if the receiver no longer reports durability. Delivery calls this method when there is nothing to send
+    but an accepted request is not durable yet.
 
     If the receiver assigns attempt numbers, the class may have a method ``ask_attempt(self, question: AttemptQuestion)
     -> AttemptNumber | Retry | Unauthorized | None``. Delivery calls it, with the same timeout, before it exports any
-    data of the attempt. The method returns None if the receiver does not assign numbers. `Retry` pauses delivery to the
-    destination. After `Unauthorized`, delivery calls `export`; if the receiver accepts the request, delivery assumes
-    that the receiver does not assign numbers.
+    data of the attempt. The method returns None if the receiver does not assign numbers. If it returns `Retry`,
+    delivery to the destination pauses. If it returns `Unauthorized`, delivery calls `export`. If the receiver accepts
+    that request, delivery assumes that the receiver does not assign numbers.
     """
 
     def __init__(self, config: ExporterConfig) -> None: ...

@@ -181,7 +181,7 @@ def number(low: float, high: float, *, zero: str = "") -> Check:
     alternative = f", or 0 for {zero}" if zero else ""
 
     def check(value: Any) -> Any:
-        if zero and value == 0:  # False as well
+        if zero and value == 0:  # also accepts False, which equals 0
             return value
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise ValueError(f"expected a number from {low} to {high}{alternative}, got {value!r}")

@@ -444,7 +444,7 @@ class Settings:
         return excluded_signals(destination, self._all_options_of(destination))
 
     def takers(self, signal: Signal, destinations: Sequence[str]) -> tuple[str, ...]:
-        """Return those of the given destinations that receive a signal."""
+        """Return the given destinations that receive a signal."""
         return tuple(
             destination
             for destination in destinations
@@ -513,7 +513,7 @@ class Settings:
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":
         """Restore settings from the result of `to_json`. Secrets come from the environment of this process.
 
-        Unknown names and options that destinations no longer support are ignored.
+        Unknown names are ignored, and so are options that can no longer be set for a single destination.
         """
         known = {name: value for name, value in values.items() if name in cls.names()}
         options = known.get("exporter_options")

@@ -41,7 +41,7 @@ def draw_chart(metric: str, series: Sequence[Mapping[str, Any]], width: int, *, 
         positions = _gap_positions(line.get("gaps", ()), line["time"], along)
         xs, values = _finite(along, line["value"])
         if len(xs):
-            # Two points per column exceed the resolution of a terminal.
+            # More than two sections per column would exceed the resolution of a terminal.
             xs, values = _thin(xs, values, 2 * width)
             signal = figure.signal(xs.tolist(), values.tolist())
             signal.lines()

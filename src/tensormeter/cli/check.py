@@ -27,7 +27,7 @@ __all__ = ["check"]
 def check(context: click.Context, directory: Path | None, store: str | None, *, full: bool, as_json: bool) -> None:
     """Verify all data in a server's store, even while the server runs.
 
-    Prints one line per damaged item and changes nothing. The exit status is 1 if anything is damaged.
+    The command prints one line per damaged item, and changes nothing. The exit status is 1 if anything is damaged.
     """
     need_server()
     if store is not None:

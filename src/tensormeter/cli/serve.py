@@ -70,7 +70,7 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     type=click.Choice(("group", "always")),
     default="group",
     show_default=True,
-    help="When to respond to a write. group: immediately; the data is synced to disk within two seconds. always: after the sync, for senders that do not resend data lost in a power failure.",
+    help="When the server responds to a write. With group, it responds immediately, and syncs the data to disk within two seconds. With always, it responds after the sync; use this for senders that do not resend data lost in a power failure.",
 )
 @click.option(
     "--alerts",
@@ -92,7 +92,7 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     default=2048,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Maximum number of connections; above it, the server closes idle or incomplete ones, or responds with 503 to new ones.",
+    help="Maximum number of connections. Once they are open, the server closes one that is waiting for its client whenever another client connects. If it cannot close any, it responds to the new connection with 503.",
 )
 @click.option(
     "--header-timeout",
@@ -112,7 +112,7 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     "--self-metrics",
     multiple=True,
     type=click.Choice(("store", "otlp")),
-    help="Destination of the server's own metrics: its store (as a project), or an OTLP endpoint configured by OpenTelemetry's variables. May be repeated.  [default: none]",
+    help="Destination of the server's own metrics. With store, the server writes them to a project in its store. With otlp, it sends them to the OTLP endpoint that OpenTelemetry's variables set. Repeat the option to use both.  [default: none]",
 )
 @click.option(
     "--log-format", type=click.Choice(("text", "json")), default="text", show_default=True, help="Log format."

@@ -35,7 +35,7 @@ def token() -> None:
     multiple=True,
     required=True,
     type=click.Choice(("write", "read", "admin")),
-    help="Permission; may be repeated. write: send metrics and logs. read: read runs. Both: also edit names, tags and notes. admin: do everything, including deleting runs.",
+    help="Permission of the token: write (send metrics and logs), read (read runs) or admin (everything, including deleting runs). Repeat the option to give several. With read and write, a client can also archive runs and edit their names, tags, notes and groups.",
 )
 @click.option("--project", help="Restrict the token to this project.  [default: all projects]")
 @click.option(

@@ -24,13 +24,15 @@ Basis = Literal["", "unknown", "counted", "given"]
 """Basis of an attempt's number.
 
 The number is `unknown` if this machine has no record of earlier attempts, and `counted` if this machine counted it. It
-is `given` if a scheduler set it; then only the attempt's first step is open. "" means that nothing is left to settle.
+is `given` if the setting `attempt` sets it in a resumed run; the agent then requests only the last step of the earlier
+attempts from the server. "" means that the agent has nothing to request.
 """
 
 DOUBTFUL: Final = 120.0
-"""Age in seconds from which a seemingly alive remote process counts as dead when another process resumes the run.
+"""Age in seconds from which a process on another machine counts as dead when the run is resumed.
 
-A machine that lost power or a pod that was killed reports nothing.
+The age counts from the start of the process. Older processes count as dead even if they seem alive, because a machine
+that lost power or a pod that was killed reports nothing.
 """
 
 _GATHERING: Final = 600.0

@@ -90,5 +90,7 @@ def _remove(document: dict[str, Any], path: tuple[str, ...]) -> int:
         if inside[depth]:
             break
         del inside[depth - 1][path[depth - 1]]
-        freed += json_bytes(path[depth - 1]) + 3  # the value in the object had no comma
+        freed += (
+            json_bytes(path[depth - 1]) + 3
+        )  # two braces, colon and comma, less the comma that the object's only value did not have
     return freed

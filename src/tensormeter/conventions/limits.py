@@ -27,7 +27,10 @@ TEXT_BYTES: Final = 4 << 20
 TABLE_BYTES: Final = 12 << 20
 """Limit for the columns and rows of a table, without its images, in bytes."""
 TABLE_CELLS: Final = 700_000
-"""Maximum number of table cells; each row and the heading add one. Servers accept 1,500,000 fields, two per cell."""
+"""Maximum number of table cells. The heading counts as a row, and each row counts as one additional cell.
+
+A request may contain 1,500,000 fields, and a cell takes two of them.
+"""
 TABLE_IMAGES: Final = 256
 IMAGE_BYTES: Final = 16 << 20
 """Limit for an encoded image, and for all encoded images in a table together, in bytes."""

@@ -130,7 +130,7 @@ def lock_holder(path: Path, kinds: Collection[str] = ("FLOCK",)) -> str:
         kinds: Kinds of locks to consider, as named by Linux: FLOCK, POSIX, OFDLCK.
     """
     candidates = _listed(path, kinds)
-    # On some file systems, the listed device number differs from the one in `stat`.
+    # Prefer a lock whose device matches. On some file systems, the listed number differs from the one in `stat`.
     pid = max(candidates)[1] if candidates else None
     if pid is None and "FLOCK" in kinds:
         with contextlib.suppress(OSError, ValueError):

@@ -38,7 +38,7 @@ def network_filesystem(path: Path) -> str | None:
 
 
 def missing_features(folder: Path) -> set[str]:
-    """Return the features that a folder's file system lacks: `maps` (shared memory) and `fsync`.
+    """Return the features that a folder's file system lacks: `maps` (shared memory mappings) and `fsync`.
 
     This function tries the features on a small file, and blocks on the disk. Errors of a failing disk do not count as
     missing features.

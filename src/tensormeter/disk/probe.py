@@ -1,4 +1,4 @@
-"""A non-blocking check of whether a disk responds.
+"""A check of whether a disk responds, which waits only for a limited time.
 
 A process that waits for a hanging file system cannot be killed, even by SIGKILL. A separate process therefore accesses
 the disk first. If the disk hangs, only that process is stuck, and not a thread of the training process.

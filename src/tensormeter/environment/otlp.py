@@ -110,9 +110,10 @@ def opentelemetry_endpoint(default: str, *, warn: bool) -> str | None:
 
 
 def belongs_to_opentelemetry(endpoint: str) -> bool:
-    """Return whether an endpoint comes from `OTEL_EXPORTER_OTLP_ENDPOINT`, so that related variables apply to it.
+    """Return whether an endpoint comes from `OTEL_EXPORTER_OTLP_ENDPOINT`.
 
-    Related variables must not apply to other endpoints, because headers often contain credentials.
+    If so, OpenTelemetry's other variables, such as `OTEL_EXPORTER_OTLP_HEADERS`, apply to it. They must not apply to
+    other endpoints, because headers often contain credentials.
     """
     if environment.read("TENSORMETER_ENDPOINT"):
         return False
@@ -244,9 +245,9 @@ class _Reader:
     def _certificates(self) -> tuple[str, str, str]:
         """Return the files for TLS: authorities, client certificate and client key.
 
-        Files that variables name are tested, because an invalid file must not stop delivery. Without them, the system's
-        authorities verify the server, and no client certificate is sent. A server that requires more refuses the
-        connection, so no data reaches the wrong server.
+        Files that variables name are tested first, because an invalid file must not stop delivery. Instead of invalid
+        authorities, the system's authorities verify the server. Instead of an invalid client certificate, none is sent;
+        a server that requires one then refuses the connection. In both cases, no data reaches the wrong server.
         """
         authorities = self._options.get("certificate", "")
         if not authorities:
@@ -353,7 +354,10 @@ def _parse_url(text: str) -> _Address | None:
 
 
 def _grpc_metadata(variable: str, headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers that gRPC can send. Keys that end in `-bin` are left out: their values must be bytes."""
+    """Return the headers that gRPC can send, and warn about each one that is left out.
+
+    Names that gRPC does not allow are left out. So are names that end in `-bin`, because their values must be bytes.
+    """
     sendable = {name: value for name, value in headers.items() if _GRPC_KEY.fullmatch(name)}
     for name in headers.keys() - sendable.keys():
         environment.warn_once(variable, f"{name!r} is not a valid gRPC header name; ignoring it", secret=True)

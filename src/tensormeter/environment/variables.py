@@ -72,7 +72,10 @@ _LONGEST_LIMIT: Final = 4000
 """Exclusive upper bound on a limit's number of digits. By default, Python refuses to parse over 4300 digits."""
 
 _making: Final = threading.Lock()
-"""Lock that is held while a provider is constructed, because each sensor constructs one in its own thread."""
+"""Lock that is held while an OpenTelemetry provider is constructed with a changed environment.
+
+Each sensor constructs a provider in its own thread.
+"""
 
 _warned: set[tuple[str, str]] = set()
 """Pairs (variable, value) that a warning has reported."""
@@ -241,7 +244,10 @@ def sdk_enabled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def key_log_usable() -> Iterator[None]:
-    """Hide `SSLKEYLOGFILE` during the block, with a warning, if its file is not writable: TLS contexts would fail."""
+    """Hide `SSLKEYLOGFILE` during the block, with a warning, if its file is not writable.
+
+    With such a file, creating a TLS context raises an exception.
+    """
     path = os.environ.get(_KEY_LOG, "")
     try:
         if path:

@@ -58,7 +58,7 @@ _PING_HOSTS: Final = frozenset((
     *("hc-ping.com", "nosnch.in", "api.day.app", "sctapi.ftqq.com", "sc.ftqq.com", "xizhi.qqoq.net", "cronitor.link"),
     "heartbeat.uptimerobot.com",
 ))  # fmt: skip
-"""Services to which anyone with the path can send messages."""
+"""Hosts of services that accept messages from anyone who has the path."""
 
 
 def mask_addresses(text: str) -> str:

@@ -72,7 +72,7 @@ def describe_rank() -> dict[str, int]:
     attributes = {}
     for name, variables in _RANK.items():
         for variable in variables:
-            number = read_count(variable, _MOST_RANKS, "the next variable for it, or nothing,")
+            number = read_count(variable, _MOST_RANKS, "the next variable for this attribute, if any,")
             if number is not None:
                 attributes[name] = number
                 break

@@ -1,7 +1,7 @@
 """The `Run` object that training scripts use.
 
-Nothing here uses the network, and only `finish` waits. If the machine cannot record a run because there is no space for
-the ring or no writable directory, the run logs a warning and records nothing.
+Nothing here uses the network, and only `finish` waits for delivery. If the machine cannot record a run because there is
+no space for the ring or no writable directory, the run logs a warning and records nothing.
 """
 
 import dataclasses
@@ -181,9 +181,9 @@ class Run:
     ) -> Watch:
         """Log norms and distributions of a model's gradients or parameters every `every` optimizer steps.
 
-        They are computed on the model's device just before the optimizer step, without waiting for the device. The
-        metrics are named `gradient_norm`, `gradient_norm/PARAMETER` and `gradients/PARAMETER`; for parameters,
-        `parameter` replaces `gradient`. Each row has the step that the next `log` call without a step will use.
+        Norms and distributions are computed on the model's device just before the optimizer step, without waiting for
+        the device. The metrics are named `gradient_norm`, `gradient_norm/PARAMETER` and `gradients/PARAMETER`; for
+        parameters, `parameter` replaces `gradient`. Each row has the step that the next `log` call without a step will use.
         Parameters without a gradient are omitted. Each rank logs its own shard of a sharded parameter. Gradients are
         logged as the optimizer receives them: accumulated, clipped and unscaled. The exception is a fused optimizer
         under a `GradScaler`, which unscales the gradients itself. Norms and distributions that cannot be computed, such
@@ -384,7 +384,11 @@ class Run:
                 recorder.define(name, rule)
             self._phases = Phases(recorder.gauge_row, recorder.write_gauges, lambda: recorder.next_step)
         except (OSError, RingError) as error:
-            logger.warning("run %s records nothing, because it cannot be stored on this machine: %s", self.id, error)
+            logger.warning(
+                "run %s records nothing, because it cannot be stored on this machine: %s; run `tensormeter doctor`",
+                self.id,
+                error,
+            )
 
     def _without_secrets(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Mask secrets, and log one warning that names the masked entries."""

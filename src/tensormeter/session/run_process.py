@@ -29,7 +29,10 @@ _POLL_INTERVAL: Final = 0.01
 """Interval, in seconds, between checks of the ring's header while a process waits for delivery."""
 
 _PULSE_AGE: Final = 2.0
-"""Age of the last pulse, in seconds, above which a forked child does not rely on the agent (normally 0.25 s)."""
+"""Age of the agent's last pulse, in seconds, above which a forked child does not rely on the agent.
+
+An agent normally sends a pulse every 0.25 s.
+"""
 
 _ROW_DICTIONARY_SHARE: Final = 1 / 4
 """Fraction of the ring's dictionary that configuration updates leave free for rows."""
@@ -50,7 +53,8 @@ class FlushRequest(NamedTuple):
     Attributes:
         number: Number of the request in the ring's header.
         positions: Position of each lane at the time of the request.
-        rejected: Numbers of refused items that had been quarantined and lost at the time of the request.
+        rejected: Number of refused items that had been quarantined at the time of the request, and number of those that
+            had been lost.
     """
 
     number: int
@@ -192,9 +196,9 @@ class RunProcess:
             timeout: Maximum time to wait in seconds. The agent continues the flush afterwards.
 
         Returns:
-            Whether all data was delivered and receivers refused nothing. The method returns False immediately if no
-            agent delivers this run, if the receiver is unreachable, or in a child that has finished, because the agent
-            no longer reports to it.
+            Whether all data was delivered and receivers refused nothing. The method returns False before the timeout if
+            no agent delivers this run, or once all data is on disk but the receiver is unreachable. It also does so in
+            a child that has finished, because the agent no longer reports to that child.
         """
         words = self.ring.words
         if self._settings.agent == "off":
@@ -222,7 +226,7 @@ class RunProcess:
         return words[HeaderWord.FLUSHED] >= request.number
 
     def _rejected(self) -> tuple[int, int]:
-        """Return how many refused items have been quarantined so far, and how many have been lost."""
+        """Return how many of the refused items have been quarantined so far, and how many have been lost."""
         words = self.ring.words
         return words[HeaderWord.QUARANTINED_ITEMS], words[HeaderWord.SPOOL_LOSSES + SpoolLoss.REFUSED]
 

@@ -92,7 +92,7 @@ def install_sigterm(callback: Callable[[bool], None], limit: float) -> None:
     if _previous_handlers or threading.current_thread() is not threading.main_thread():
         return
     previous = signal.getsignal(signal.SIGTERM)
-    if previous is None or previous == signal.SIG_IGN:  # our handler cannot call a handler written in C
+    if previous is None or previous == signal.SIG_IGN:  # written in C, which ours cannot call, or ignored
         return
     _previous_handlers.append(previous)
     _callbacks[:] = [callback]
@@ -161,7 +161,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _before_fork() -> None:
-    """Block SIGTERM during the fork: before `restore_sigterm`, our handler would only record a SIGTERM in the child."""
+    """Block SIGTERM during the fork, because a SIGTERM that arrives in the child before `restore_sigterm` is lost."""
     if _previous_handlers:
         _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}))
 
