@@ -60,7 +60,7 @@ def init(
     - `preempted` if SIGTERM ended it.
     - `crashed` if the process disappeared without ending the run.
 
-    In a notebook, starting a run finishes all previous runs.
+    In a notebook or an IPython shell, starting a run finishes all previous runs.
 
     If you pass the `id` of a run whose processes have all ended, `init` starts another attempt at that run. The data of
     earlier attempts is kept. If the new attempt repeats a step, its values hide the earlier ones.
@@ -239,7 +239,7 @@ def _warn_of_packages(settings: Settings, by_grpc: set[str]) -> None:
 
 
 def _in_notebook() -> bool:
-    """Return whether this process runs a notebook, where users often forget to finish a run."""
+    """Return whether this process runs a notebook or an IPython shell, where users often forget to finish a run."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and ipython.get_ipython() is not None
 

@@ -57,7 +57,7 @@ def tensormeter() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
-    Exit status 0 is success, 1 is failure (with a line on stderr), and 2 is incorrect usage.
+    Exit status 0 means success, 1 means failure, and 2 means incorrect usage. Errors are printed to stderr.
     """
     try:
         tensormeter.main(arguments, prog_name="tensormeter")

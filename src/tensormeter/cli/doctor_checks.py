@@ -135,7 +135,7 @@ def agent(settings: Settings) -> Finding:
     return Finding(
         "failed",
         "no agent wrote a row to disk within 30 s",
-        'read the agent.log of a run (see `tensormeter spool ls`); as a workaround, set {"agent": "thread"}',
+        "read the agent.log of a run (see `tensormeter spool ls`); as a workaround, set TENSORMETER_AGENT=thread",
     )
 
 
@@ -271,14 +271,16 @@ def gpu(settings: Settings) -> Finding:
     if all(path.works and not path.synchronizes for path in paths):
         slower = any(path.path.startswith("events") for path in paths)
         return Finding("warning" if slower else "ok", summary)
-    return Finding("failed", summary, "log .item() for values on these devices, and report this output in an issue")
+    return Finding(
+        "failed", summary, "log the result of .item() for values on these devices, and report this output in an issue"
+    )
 
 
 CHECKS: Final[list[Check]] = [shared_memory, ring, writer, gpu, agent, spool, endpoint, token, clock]
 """Checks in the order in which they run.
 
-Each check receives the settings and may raise any error. The output shows its function name with its finding, or with
-the first line of its docstring if it raises an error.
+Each check receives the settings and may raise any error. The output shows the name of the check's function with the
+finding. If the check raises an error, the output shows the error and the first line of the check's docstring instead.
 """
 
 

@@ -50,7 +50,8 @@ def export(
     """Write all points and distributions of a run to a file, as one table in long format.
 
     RUN is an ID, the beginning of an ID, or a unique name. The columns are project, run, process, rank, attempt, metric,
-    attributes (JSON), step, time (nanoseconds since the Unix epoch; a timestamp in Parquet) and value. If the run has
+    attributes (JSON), step, time (nanoseconds since the Unix epoch; a timestamp in Parquet) and value. If metrics with the
+    same name differ in scope, unit, kind or temporality, these four columns follow the metric. If the run has
     distributions, the table also has the columns kind, temporality, count, sum, min, max, bounds, counts and quantiles.
 
     The file appears once it is complete. In CSV, a ' precedes each name that a spreadsheet would evaluate as a formula.

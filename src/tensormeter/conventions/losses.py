@@ -27,7 +27,7 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
     ),
     "image_too_large": (
         "image",
-        f"larger than {IMAGE_BYTES // _MIB} MiB in its encoded form",
+        f"larger than {IMAGE_BYTES // _MIB} MiB in encoded form",
         "log a smaller one, or a JPEG",
     ),
     "config_too_large": (
@@ -52,7 +52,7 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
 def describe_losses(counts: Mapping[str, int], names: Mapping[str, Sequence[str]] | None = None) -> list[str]:
     """Return a sentence for each reason.
 
-    An example is ``3 images: larger than 16 MiB in its encoded form; log a smaller one, or a JPEG``.
+    An example is ``3 images: larger than 16 MiB in encoded form; log a smaller one, or a JPEG``.
 
     Args:
         counts: Counts by reason. In unknown reasons, underscores become spaces.

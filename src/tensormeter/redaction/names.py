@@ -17,7 +17,7 @@ class Suspicion(IntEnum):
     """Degree to which a name indicates a secret.
 
     Attributes:
-        NONE: The value is not a secret.
+        NONE: The name does not indicate a secret.
         RANDOM: The value is a secret if it looks random, as for `--key`, `user_key` and `signature`.
         PIN: The value is a secret if it looks random or is a string of four or more digits.
         SECRET: Every string is a secret, except words such as `true` and placeholders such as `<pad>`.
