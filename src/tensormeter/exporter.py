@@ -290,7 +290,7 @@ def load_exporter(destination: str) -> type[Exporter]:
             return entry.load()  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
         return _unavailable(f"{kind} needs the package {error.name!r}; run pip install 'tensormeter[{kind}]'")
-    except (Exception, SystemExit) as error:  # an imported package may raise at its environment
+    except (Exception, SystemExit) as error:  # packages may raise any error, for example because of a variable
         return _unavailable(f"{kind} could not be imported ({type(error).__name__}: {error}); check {entry.value}")
 
 

@@ -119,7 +119,10 @@ def _described(describe: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _from_environment(detected: Mapping[str, Any]) -> dict[str, str]:
-    """Return the attributes from `OTEL_RESOURCE_ATTRIBUTES`, which replace a detected value only if it is a string."""
+    """Return the attributes from `OTEL_RESOURCE_ATTRIBUTES`.
+
+    An attribute with the name of a detected one is left out, with a warning, unless the detected value is a string.
+    """
     variable = "OTEL_RESOURCE_ATTRIBUTES"
     attributes: dict[str, str] = {}
     room = _MOST_ATTRIBUTE_BYTES

@@ -166,7 +166,7 @@ class Run:
         """Number of this attempt at the run, as counted on this machine, from 1.
 
         `init` does not wait for the network. If this machine has no record of earlier attempts, the agent requests the
-        number from the server and corrects it before delivery.
+        number from the server, and corrects the number in the data before delivery. This property does not change.
         """
         return self.settings.attempt or 1
 

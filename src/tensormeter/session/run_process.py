@@ -128,7 +128,7 @@ class RunProcess:
         self._monitor = AgentMonitor(run.id, self._directory, self._settings, self.ring)
 
     def _keeps_agent_running(self) -> bool:
-        """Return whether an agent is running and cannot end while this process records. Called in a forked child."""
+        """Return whether an agent is running that cannot end while the parent records. Called in a forked child."""
         words = self.ring.words
         age = time.monotonic() - words[HeaderWord.PULSE] / 1e9
         return os.getppid() == self._pid and words[HeaderWord.STATE] == State.OPEN and age < _PULSE_AGE
