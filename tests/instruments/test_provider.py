@@ -1,4 +1,4 @@
-"""Which run measurements go to, the resource, flushing, forks, and installing the provider."""
+"""The run that measurements go to, the resource, flushing, forks, and installing the provider."""
 
 import gzip
 import inspect

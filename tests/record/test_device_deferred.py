@@ -72,7 +72,7 @@ def test_a_write_in_a_compiled_function_breaks_no_graph(recording, log, backend)
 
 
 def test_writes_around_a_log_call_that_breaks_the_graph_are_recorded(recording, log):
-    """Which is of another file of this package, and stays out of graphs."""
+    """The log call is in another file of this package, and stays out of graphs."""
     recording.recorder.log({"a": 1.0}, 0)
 
     def step(x, number):
