@@ -184,7 +184,7 @@ def wire(folder: Path, rows: int) -> dict[str, float]:
     names = ("loss", "accuracy", "lr", "norm")
     data = [{name: float(x) for name, x in zip(names, line, strict=True)} for line in values]
     points = 4 * rows
-    found = {}
+    bytes_per_point = {}
     with serving(folder / "wire") as url:
         counter = Counter(url)
         settings = Settings(
@@ -194,10 +194,10 @@ def wire(folder: Path, rows: int) -> dict[str, float]:
         for step, row in enumerate(data):
             run.log(row, step)
         run.finish(timeout=120)
-        found["tensormeter, sent"] = counter.sent / points
-        found["tensormeter, responses"] = counter.received / points
+        bytes_per_point["tensormeter, sent"] = counter.sent / points
+        bytes_per_point["tensormeter, responses"] = counter.received / points
     with contextlib.suppress(ImportError):
-        found |= trackio_wire(folder, data)
+        bytes_per_point |= trackio_wire(folder, data)
     with contextlib.suppress(ImportError):
         wandb = importlib.import_module("wandb")
         os.environ["WANDB_SILENT"] = "true"
@@ -208,9 +208,9 @@ def wire(folder: Path, rows: int) -> dict[str, float]:
             run.log(row, step)
         run.finish()
         files = [file.read_bytes() for file in (folder / "wandb").rglob("*.wandb")]
-        found["wandb, offline file"] = sum(map(len, files)) / points
-        found["wandb, offline file, gzip"] = sum(len(gzip.compress(file, 6)) for file in files) / points
-    return found
+        bytes_per_point["wandb, offline file"] = sum(map(len, files)) / points
+        bytes_per_point["wandb, offline file, gzip"] = sum(len(gzip.compress(file, 6)) for file in files) / points
+    return bytes_per_point
 
 
 def trackio_wire(folder: Path, data: list[dict[str, float]]) -> dict[str, float]:

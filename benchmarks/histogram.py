@@ -20,24 +20,24 @@ SIZES = (10_000, 1_000_000, 10_000_000)
 
 
 def contenders(run: tensormeter.Run) -> dict[str, Callable[[np.ndarray], object]]:
-    found: dict[str, Callable[[np.ndarray], object]] = {
+    calls: dict[str, Callable[[np.ndarray], object]] = {
         "tensormeter": lambda values: run.log({"values": tensormeter.Histogram(values)}),
         "np.histogram": lambda values: np.histogram(values, 64),
     }
     try:
         import wandb
 
-        found["wandb.Histogram"] = wandb.Histogram
+        calls["wandb.Histogram"] = wandb.Histogram
     except ImportError as error:
         print(f"skipping wandb: {error}", file=sys.stderr)
     try:
         import torch
 
         torch.set_num_threads(1)
-        found["torch.histogram"] = lambda values: torch.histogram(torch.from_numpy(values), 64)
+        calls["torch.histogram"] = lambda values: torch.histogram(torch.from_numpy(values), 64)
     except ImportError as error:
         print(f"skipping torch: {error}", file=sys.stderr)
-    return found
+    return calls
 
 
 def main() -> int:

@@ -261,7 +261,7 @@ def live_update(browser: Browser, contender: Tensormeter, shape: Shape) -> tuple
     sizes.clear()
 
     def busy() -> float:
-        metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+        metrics = {metric["name"]: metric["value"] for metric in session.send("Performance.getMetrics")["metrics"]}
         return float(metrics["TaskDuration"])
 
     before = busy()

@@ -40,9 +40,9 @@ def processor_time(process: psutil.Process) -> float:
 def resident(process: psutil.Process) -> int:
     """Return the resident memory, in bytes, of a process and all its descendants."""
     sizes = 0
-    for one in [process, *process.children(recursive=True)]:
+    for member in [process, *process.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            sizes += one.memory_info().rss
+            sizes += member.memory_info().rss
     return sizes
 
 
@@ -70,8 +70,8 @@ def tensormeter() -> Figures:
         if begun is None:  # the first request has one sample and includes the startup time
             begun = time.process_time()
             continue
-        samples += max(len(one.times) for one in batch.series)
-        series |= {(one.name, *sorted(one.attributes.items())) for one in batch.series}
+        samples += max(len(sensor_series.times) for sensor_series in batch.series)
+        series |= {(sensor_series.name, *sorted(sensor_series.attributes.items())) for sensor_series in batch.series}
         bytes_sent += len(body)
         requests += 1
     taken = time.process_time() - begun

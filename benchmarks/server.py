@@ -129,42 +129,42 @@ def fill_runs(server: Server, runs: int) -> None:
 
 def measure(kind: type[Server], folder: Path, scale: float) -> dict[str, str]:
     """Return one server's results, by row of the table."""
-    found: dict[str, str] = {}
+    results: dict[str, str] = {}
     points, live = max(int(10_000_000 * scale), 4 * METRICS * kind.batch_rows), 200 if scale >= 0.1 else 40
     with serving(kind, folder / f"{kind.name}-ingest") as server:
         idle = server.rss()
-        found["ingest, 4 senders"] = f"{measure_ingest(server, points):,.0f} points/s ({points:,})"
-        found["resident, idle and after ingest"] = f"{idle:.0f}, {server.rss():.0f} MiB"
+        results["ingest, 4 senders"] = f"{measure_ingest(server, points):,.0f} points/s ({points:,})"
+        results["resident, idle and after ingest"] = f"{idle:.0f}, {server.rss():.0f} MiB"
         p50, p99 = np.percentile(measure_under_queries(server, live), [50, 99])
-        found["a request of 1,000 points while two clients draw charts, p50 and p99"] = f"{p50:.1f}, {p99:.1f} ms"
+        results["a request of 1,000 points while two clients draw charts, p50 and p99"] = f"{p50:.1f}, {p99:.1f} ms"
         server.stop()
-        found["bytes per point on disk"] = f"{server.bytes_on_disk() / (points + live * 10 * METRICS):.1f}"
+        results["bytes per point on disk"] = f"{server.bytes_on_disk() / (points + live * 10 * METRICS):.1f}"
     with serving(kind, folder / f"{kind.name}-read") as server:
         n = max(int(1_000_000 * scale), 2000)
         fill_series(server, "long", 0, n)
         for x in ("time", "step") if kind is Tensormeter else ("step",):
             taken = repeat(partial(server.chart, "long", ["m0"], 2000, x))
-            found[f"reducing a series to 2,000 points by {x}, p50"] = f"{np.median(taken):.0f} ms ({n:,})"
+            results[f"reducing a series to 2,000 points by {x}, p50"] = f"{np.median(taken):.0f} ms ({n:,})"
         runs = max(int(10_000 * scale), 50)
         fill_runs(server, runs)
         sorts = ("-summary.m0.last", "config.lr", "-started") if kind is Tensormeter else ("-summary.m0.last",)
         for sort in sorts:
             taken = repeat(partial(server.page, sort))
-            found[f"first page of runs by {sort}, p50"] = f"{np.median(taken):.0f} ms ({runs:,})"
+            results[f"first page of runs by {sort}, p50"] = f"{np.median(taken):.0f} ms ({runs:,})"
         if isinstance(server, Tensormeter):
             text = "summary.m0.min < 0.9 and config.lr > 0.05 and name ~ '7'"
             taken = repeat(partial(server.page, "-started", text))
-            found["first page of runs by -started with a filter of three conditions, p50"] = (
+            results["first page of runs by -started with a filter of three conditions, p50"] = (
                 f"{np.median(taken):.0f} ms ({runs:,})"
             )
             rows = max(int(30_000 * scale), 100)
             fill_crowd(server, 512, rows)
             first, again = measure_ranks(server)
-            found["statistics over 512 ranks, first and later reads, p50"] = (
+            results["statistics over 512 ranks, first and later reads, p50"] = (
                 f"{first:.0f}, {again:.0f} ms ({512 * rows:,})"
             )
-            found["resident after the statistics over ranks"] = f"{server.rss():.0f} MiB"
-    return found
+            results["resident after the statistics over ranks"] = f"{server.rss():.0f} MiB"
+    return results
 
 
 def grow(folder: Path, lengths: list[int], console: Console) -> Table:
@@ -247,8 +247,8 @@ def main() -> None:
             except (AssertionError, RuntimeError, OSError) as error:  # continue with the other servers
                 columns[kind.name] = {"failed": str(error)[:200]}
         table = Table("", *columns, title=f"Experiment servers, project {PROJECT!r} (in parentheses: amount of data)")
-        for what in dict.fromkeys(what for found in columns.values() for what in found):
-            table.add_row(what, *(found.get(what, "") for found in columns.values()))
+        for what in dict.fromkeys(what for results in columns.values() for what in results):
+            table.add_row(what, *(results.get(what, "") for results in columns.values()))
         if given.scale:
             console.print(table)
         if given.grow:

@@ -200,8 +200,8 @@ class Mlflow(Server):
             "POST", f"{self.url}/api/2.0/mlflow/{path}", body=json.dumps(document), headers=self.headers()
         )
         assert answer.status == 200, answer.data[:500]
-        found: dict[str, str] = json.loads(answer.data)
-        return found
+        reply: dict[str, str] = json.loads(answer.data)
+        return reply
 
     def prepare(self, run: str, config: dict[str, float]) -> None:
         made: dict[str, dict[str, dict[str, str]]] = self._call(  # type: ignore[assignment]

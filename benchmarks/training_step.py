@@ -115,14 +115,14 @@ def main() -> int:
     processor: dict[str, list[float]] = {name: [] for name in ratios}
     pause = threading.Event()
     for _ in range(ROUNDS):
-        for name, found in ratios.items():
+        for name, contender_ratios in ratios.items():
             pause.wait(REST)
             (without, cpu_without), (with_logging, cpu_with_logging) = (
                 trainers[trainer].turn(STEPS) for trainer in ("nothing", name)
             )
             taken["nothing"].append(without)
             taken[name].append(with_logging)
-            found.append(float(np.median(with_logging) / np.median(without)))
+            contender_ratios.append(float(np.median(with_logging) / np.median(without)))
             processor[name].append(cpu_with_logging / cpu_without)
     for trainer in trainers.values():
         with contextlib.suppress(OSError):

@@ -48,7 +48,7 @@ def test_buckets_hold_what_was_logged(source, spread):
     widest = max(len(series.positive.counts[0]), len(series.negative.counts[0]))
     assert widest <= MAX_BUCKETS
     finer = [expected_side(part, scale + 1) for part in (values[values > tiny], -values[values < -tiny])]
-    assert scale == SINGLE.scale or any(max(found) - min(found) >= MAX_BUCKETS for found in finer)
+    assert scale == SINGLE.scale or any(max(buckets) - min(buckets) >= MAX_BUCKETS for buckets in finer)
 
 
 def test_the_whole_range_of_both_formats_fits(source):
@@ -75,7 +75,7 @@ def test_one_point_for_each_row_next_to_its_numbers(source):
     assert series.counts.tolist() == [1, 2, 3]
     assert series.sums.tolist() == [1.5, 3.0, 4.5]
     (decoded,) = decode_metrics(encode_metrics([batch]))
-    (again,) = [found for found in decoded.series if found.name == "g"]
+    (again,) = [decoded_series for decoded_series in decoded.series if decoded_series.name == "g"]
     assert again.counts.tolist() == [1, 2, 3]
     assert side(again.positive, 2) == {int(math.log2(1.5) * 8): 3}
 

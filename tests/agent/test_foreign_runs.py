@@ -408,7 +408,7 @@ def test_runs_in_doubt_are_listed_only_on_request(tmp_path):
     settings = Settings(directory=tmp_path / "state", buffer_directory=tmp_path / "shm")
     with runs_locked(settings.directory):
         run = RunDirectory.create(settings, "run-1", "a name")
-    assert [found.path for found in find_runs(settings.directory, foreign=False)[0]] == [run.path]
+    assert [directory.path for directory in find_runs(settings.directory, foreign=False)[0]] == [run.path]
     run.path.chmod(0o777)
     assert find_runs(settings.directory, foreign=False) == (
         [],
@@ -429,7 +429,7 @@ signal.pause()
 
 
 @pytest.fixture
-def held(tmp_path):
+def file_and_holder(tmp_path):
     """A file that another process has locked, and that process."""
     path = tmp_path / "lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, text=True) as process:
@@ -439,8 +439,8 @@ def held(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the system does not say who holds a lock")
-def test_a_wait_for_a_lock_ends_and_names_the_holder(held, caplog):
-    path, process = held
+def test_a_wait_for_a_lock_ends_and_names_the_holder(file_and_holder, caplog):
+    path, process = file_and_holder
     entered = threading.Event()
     with locked(path, patience=0.05):
         entered.set()

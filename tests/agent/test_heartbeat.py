@@ -45,13 +45,13 @@ def test_what_was_dropped_is_told_while_the_run_goes_on(settings, receiver, wait
     steps = itertools.count()
     run.log({"no_number": object()}, 0)
 
-    def told():
+    def beats_with_drops():
         run.log({"loss": 1.0}, next(steps))
         return [body for body in beats(receiver) if body["dropped"]]
 
-    wait_for(told, "the loss is told")
+    wait_for(beats_with_drops, "the loss is told")
     run.log({"no_number": object()}, 0)
-    wait_for(lambda: told()[-1]["dropped"] == {"unsupported_value": 2}, "the next one is told")
+    wait_for(lambda: beats_with_drops()[-1]["dropped"] == {"unsupported_value": 2}, "the next one is told")
     run.finish()
     assert [body["dropped"] for body in beats(receiver) if body["dropped"]] == [
         {"unsupported_value": 1},

@@ -234,7 +234,7 @@ def chained(text, cause, **options):
         try:
             raise cause
         except OSError as error:
-            raise RuntimeError(text) from options.get("said", error)
+            raise RuntimeError(text) from options.get("explicit_cause", error)
     except RuntimeError as error:
         return error
 
@@ -242,7 +242,7 @@ def chained(text, cause, **options):
 def test_a_wrapped_network_error_is_an_outage():
     reset = ConnectionResetError(errno.ECONNRESET, "reset")
     assert is_outage(chained("the library's own words", reset))
-    assert not is_outage(chained("the item is wrong", reset, said=None))
+    assert not is_outage(chained("the item is wrong", reset, explicit_cause=None))
     assert not is_outage(chained("the item is wrong", FileNotFoundError(errno.ENOENT, "no such file")))
 
 

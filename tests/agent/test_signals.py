@@ -100,7 +100,7 @@ def test_a_receiver_that_comes_back_gets_both(deliver, put, spool, receiver, wai
     put("logs", b"a")
     put("metrics", b"b")
     deliveries_by_signal = deliver()
-    wait_for(lambda: all(one.failures for one in deliveries_by_signal.values()), "both signals fail")
+    wait_for(lambda: all(delivery.failures for delivery in deliveries_by_signal.values()), "both signals fail")
     receiver.start()
     wait_for(lambda: spool.pending() == 0, "both arrive")
 
@@ -113,7 +113,7 @@ def test_signals_arrive_in_order_once_the_receiver_is_back(deliver, put, spool, 
     put("metrics", *values)
     put("logs", b"end")
     deliveries_by_signal = deliver()
-    wait_for(lambda: all(one.failures for one in deliveries_by_signal.values()), "both signals fail")
+    wait_for(lambda: all(delivery.failures for delivery in deliveries_by_signal.values()), "both signals fail")
     receiver.routes.clear()
     wait_for(lambda: spool.pending() == 0, "everything arrives")
     assert received(receiver) == [b"begin", *values, b"end"]
@@ -143,13 +143,13 @@ def test_what_happens_during_an_attempt_that_fails_does_not_shorten_the_delay(
 
 def test_it_is_known_when_there_is_nothing_to_do(deliver, put, spool, wait_for):
     deliveries_by_signal = deliver()
-    wait_for(lambda: all(one.idle for one in deliveries_by_signal.values()), "there is nothing")
+    wait_for(lambda: all(delivery.idle for delivery in deliveries_by_signal.values()), "there is nothing")
     put("metrics", b"1")
-    for one in deliveries_by_signal.values():
-        one.arrived()
-        assert not one.idle
+    for signal_delivery in deliveries_by_signal.values():
+        signal_delivery.arrived()
+        assert not signal_delivery.idle
     wait_for(
-        lambda: spool.pending() == 0 and all(one.idle for one in deliveries_by_signal.values()),
+        lambda: spool.pending() == 0 and all(delivery.idle for delivery in deliveries_by_signal.values()),
         "there is nothing any more",
     )
 
@@ -177,7 +177,7 @@ def test_the_limit_on_bytes_is_that_of_the_destination(deliver):
 def test_destinations_that_need_the_order_have_one_queue(tmp_path):
     settings = Settings(exporters=("jsonl", "otlp"))
     signal_deliveries = deliveries(settings.exporters, tmp_path / "spool.sqlite", settings, lambda: None)
-    assert [(one.destination, one.signals) for one in signal_deliveries] == [
+    assert [(delivery.destination, delivery.signals) for delivery in signal_deliveries] == [
         ("jsonl", ("metrics", "logs")),
         ("otlp", ("metrics",)),
         ("otlp", ("logs",)),
@@ -190,7 +190,10 @@ def test_a_signal_can_be_left_out(tmp_path, monkeypatch):
     assert settings.takers("metrics", settings.exporters) == ("experiment", "otlp")
     assert settings.takers("logs", settings.exporters) == ("experiment", "otlp:b")
     signal_deliveries = deliveries(settings.exporters, tmp_path / "spool.sqlite", settings, lambda: None)
-    assert [one.signals for one in signal_deliveries if one.destination != "experiment"] == [("metrics",), ("logs",)]
+    assert [delivery.signals for delivery in signal_deliveries if delivery.destination != "experiment"] == [
+        ("metrics",),
+        ("logs",),
+    ]
 
 
 @pytest.mark.parametrize("value", ["", "traces", "metrics,traces"])

@@ -155,10 +155,10 @@ while True:
     number += 3
     spool.put([Encoded("metrics", b, 1) for b in bodies], ["a", "b"], "p", {0: Cursor(number, number)}, started=True,
               ended=False)
-    found = spool.next("a")
-    if number % 2 and found:
-        spool.done("a", found[0])
-        print(found[1].body.decode(), flush=True)
+    oldest = spool.next("a")
+    if number % 2 and oldest:
+        spool.done("a", oldest[0])
+        print(oldest[1].body.decode(), flush=True)
     else:
         print("-", flush=True)
 """

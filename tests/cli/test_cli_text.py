@@ -49,16 +49,16 @@ def test_a_chart_without_values_is_a_message():
 
 
 def test_colors_only_when_asked():
-    one = series([2, 1], [1.0, "Infinity"])
-    assert "\x1b" not in draw_chart("m", [one], 80, color=False)
-    assert "\x1b" in draw_chart("m", [one], 80, color=True)
+    curve = series([2, 1], [1.0, "Infinity"])
+    assert "\x1b" not in draw_chart("m", [curve], 80, color=False)
+    assert "\x1b" in draw_chart("m", [curve], 80, color=True)
 
 
 def test_the_line_breaks_where_nothing_was_recorded():
     """Between the points around a gap no row of the chart has a stroke."""
-    one = series([0, 10, 90, 100], [5.0, 5.0, 5.0, 5.0]) | {"time": [0, 2, 4, 6]}
-    whole = draw_chart("m", [one], 80, color=False)
-    broken = draw_chart("m", [one | {"gaps": [3]}], 80, color=False)
+    curve = series([0, 10, 90, 100], [5.0, 5.0, 5.0, 5.0]) | {"time": [0, 2, 4, 6]}
+    whole = draw_chart("m", [curve], 80, color=False)
+    broken = draw_chart("m", [curve | {"gaps": [3]}], 80, color=False)
     strokes = [sum(not character.isascii() for character in chart) for chart in (whole, broken)]
     assert strokes[1] < strokes[0] - 30
-    assert draw_chart("m", [one | {"gaps": [-1]}], 80, color=False) == whole
+    assert draw_chart("m", [curve | {"gaps": [-1]}], 80, color=False) == whole

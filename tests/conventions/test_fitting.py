@@ -30,7 +30,7 @@ def test_what_is_kept_fits_and_only_the_largest_are_left_out(document, limit):
     before, after = dict(leaves(document)), dict(leaves(kept))
     assert after.items() <= before.items()
     assert len(before) == len(after) + len(left_out)
-    assert sorted((one.size for one in left_out), reverse=True) == [one.size for one in left_out]
+    assert sorted((omission.size for omission in left_out), reverse=True) == [omission.size for omission in left_out]
     assert bool(left_out) == (json_bytes(document) > limit)
     assert fit(dict(reversed(document.items())), limit)[1] == left_out
 
@@ -43,7 +43,7 @@ def test_nested_values_are_left_out_one_by_one():
     }
     kept, left_out = fit(document, 1 << 19)
     assert kept == {"lr": 0.1, "data": {"name": "digits"}}
-    assert [one.name for one in left_out] == ["data.ids", "only.in.here"]
+    assert [omission.name for omission in left_out] == ["data.ids", "only.in.here"]
 
 
 @given(value=st.recursive(LEAVES, st.lists, max_leaves=9))

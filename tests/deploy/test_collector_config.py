@@ -74,22 +74,22 @@ KNOWN = {
 }  # fmt: skip
 
 
-def check(path, found, known):
+def check(path, content, known):
     """Every key is known, and what it holds is of its kind."""
     if isinstance(known, dict):
-        assert isinstance(found, dict), path
-        for key, value in found.items():
+        assert isinstance(content, dict), path
+        for key, value in content.items():
             assert key in known, f"{path}: no key {key}"
             check(f"{path}.{key}", value, known[key])
     elif known == COUNT:
-        assert type(found) is int, f"{path}: {found!r}"
-        assert found >= 0, f"{path}: {found!r}"
+        assert type(content) is int, f"{path}: {content!r}"
+        assert content >= 0, f"{path}: {content!r}"
     elif known == DURATION:
-        assert re.fullmatch(r"\d+(ms|s|m|h)", str(found)), f"{path}: {found!r}"
+        assert re.fullmatch(r"\d+(ms|s|m|h)", str(content)), f"{path}: {content!r}"
     elif isinstance(known, set):
-        assert found in known, f"{path}: {found!r}"
+        assert content in known, f"{path}: {content!r}"
     else:
-        assert type(found) is known, f"{path}: {found!r}"
+        assert type(content) is known, f"{path}: {content!r}"
 
 
 def load(path):
@@ -269,11 +269,11 @@ def test_clickhouse_takes_what_the_exporter_inserts(clickhouse):
             for _ in range(2):  # a Collector may send twice
                 client.command(f"INSERT INTO tensormeter.{table} ({columns}) VALUES ({row})")
             column = "Timestamp" if table == "otel_logs" else "TimeUnix"
-            found = client.raw_query(
+            stored_rows = client.raw_query(
                 f"SELECT toUnixTimestamp64Nano({column}), ServiceName, RunId, Process FROM tensormeter.{table} FINAL",
                 fmt="TSV",
             )
-            assert found.decode() == f"{time}\tp\tr\ti\n"
+            assert stored_rows.decode() == f"{time}\tp\tr\ti\n"
         (query,) = re.findall(r"SELECT step\.Value.*ORDER BY step", (FOLDER / "clickhouse.sql").read_text(), re.DOTALL)
         for name, moment, value in (("train/loss", 1, 0.25), ("tensormeter.step", 1, 7), ("train/loss", 2, 0.5)):
             columns, values = INSERTS["otel_metrics_gauge"]

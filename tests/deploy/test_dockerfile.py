@@ -63,7 +63,7 @@ def test_an_image_does_not_run_as_root_and_its_command_is_no_shell(name):
     assert users[-1].isdecimal()  # a number, so that Kubernetes can tell that it is not root
     assert int(users[-1]) > 0
     for instruction in ("ENTRYPOINT", "CMD"):
-        (value,) = (value for found, value in instructions if found == instruction)
+        (value,) = (value for keyword, value in instructions if keyword == instruction)
         assert isinstance(json.loads(value), list)
     assert not any("apt-get" in value or " pip " in value for _, value in instructions), "tools stay in build stages"
 

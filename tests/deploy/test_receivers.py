@@ -142,7 +142,9 @@ def test_victoria_gets_metrics_and_log_records_each_at_its_own_address(
         get(f"{urls['METRICS']}/internal/force_flush")
         return losses(urls["METRICS"])
 
-    assert wait_for(lambda: (found := stored()) and len(found[0]) == len(LOSSES) and found, "values arrive") == [LOSSES]
+    assert wait_for(
+        lambda: (stored_losses := stored()) and len(stored_losses[0]) == len(LOSSES) and stored_losses, "values arrive"
+    ) == [LOSSES]
 
     def records():
         return [json.loads(line) for line in get(f"{urls['LOGS']}/select/logsql/query", query="*").data.splitlines()]

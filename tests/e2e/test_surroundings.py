@@ -204,7 +204,7 @@ class Machine:
     def __init__(self, folder: Path, server: RestartableServer) -> None:
         self.folder, self.server = folder, server
 
-    def start(self, one: Surrounding, run_id: str, uid: int | None = None) -> subprocess.CompletedProcess[str]:
+    def start(self, surrounding: Surrounding, run_id: str, uid: int | None = None) -> subprocess.CompletedProcess[str]:
         folder = self.folder / run_id
         home, shared = folder / "home", folder / "shared"
         for path in (folder, home, shared, folder / "cwd"):
@@ -226,21 +226,29 @@ class Machine:
             "TENSORMETER_SCHEDULE_DELAY": "0.1",
             "TENSORMETER_FINISH_TIMEOUT": "30",
             "RUN": run_id,
-            **{name: None if value is None else value.format(**places) for name, value in one.variables.items()},
+            **{
+                name: None if value is None else value.format(**places) for name, value in surrounding.variables.items()
+            },
         }
         environment |= {name: value for name, value in changes.items() if value is not None}
         for name in [name for name, value in changes.items() if value is None]:
             environment.pop(name, None)
         script = folder / "train.py"
-        script.write_text(f"{one.before}\n{one.code}")
-        if one.name == "zipapp":
+        script.write_text(f"{surrounding.before}\n{surrounding.code}")
+        if surrounding.name == "zipapp":
             script = folder / "train.pyz"
             with zipfile.ZipFile(script, "w") as archive:
-                archive.writestr("__main__.py", one.code)
+                archive.writestr("__main__.py", surrounding.code)
         rights = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
         user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *rights] if uid is not None else []
-        command = [sys.executable, *one.options, str(script)]
-        shell = [*one.wrapper, shutil.which("sh") or "/bin/sh", "-c", f'{one.shell or ":"}; exec "$@"', "sh"]
+        command = [sys.executable, *surrounding.options, str(script)]
+        shell = [
+            *surrounding.wrapper,
+            shutil.which("sh") or "/bin/sh",
+            "-c",
+            f'{surrounding.shell or ":"}; exec "$@"',
+            "sh",
+        ]
         return subprocess.run(
             [*user, *shell, *command],
             env=environment,
@@ -259,17 +267,17 @@ class Machine:
             ids = [f"run-{number}" for number in range(len(surroundings))]
             ended = list(threads.map(self.start, surroundings, ids, uids))
         failures = {}
-        for one, run_id, done in zip(surroundings, ids, ended, strict=True):
+        for surrounding, run_id, done in zip(surroundings, ids, ended, strict=True):
             if done.returncode or "Traceback" in done.stderr:
-                failures[one.name] = f"status {done.returncode}: {done.stderr[-1500:]}"
+                failures[surrounding.name] = f"status {done.returncode}: {done.stderr[-1500:]}"
                 continue
             try:
                 wait_for(lambda run_id=run_id: self.server.state(run_id) == "finished", "the run has finished", 30)
             except AssertionError as error:
-                failures[one.name] = f"{error}: {done.stderr[-1500:]}"
+                failures[surrounding.name] = f"{error}: {done.stderr[-1500:]}"
                 continue
             if len(self.server.points(run_id, "loss")) != STEPS:
-                failures[one.name] = "points are missing"
+                failures[surrounding.name] = "points are missing"
         return failures
 
 

@@ -87,14 +87,14 @@ def test_the_sdks_own_encoder_makes_the_same_of_it(make):
     for point, original in zip(points, wanted, strict=True):
         kind = point.WhichOneof("data")
         assert kind == original.WhichOneof("data")
-        for one, other in zip(getattr(point, kind).data_points, getattr(original, kind).data_points, strict=True):
+        for sdk_point, other in zip(getattr(point, kind).data_points, getattr(original, kind).data_points, strict=True):
             if kind in ("histogram", "exponential_histogram"):
                 assert other.min < 0
-                assert not one.HasField("sum")  # which its receiver would take for a counter
+                assert not sdk_point.HasField("sum")  # which its receiver would take for a counter
                 other.ClearField("sum")
             for field in other.DESCRIPTOR.fields:
                 if field.name not in ("exemplars", "flags", "zero_threshold"):  # the SDK's encoder has none of them
-                    assert getattr(one, field.name) == getattr(other, field.name), (point.name, field.name)
+                    assert getattr(sdk_point, field.name) == getattr(other, field.name), (point.name, field.name)
 
 
 @pytest.mark.parametrize(("low", "total", "sent"), [(0.5, 4.0, 4.0), (-0.5, 4.0, None), (0.5, math.nan, None)])

@@ -88,9 +88,9 @@ def exponential(values, scale):
         counts = [indices.count(index) for index in range(first, max(indices, default=first - 1) + 1)]
         return Buckets(np.array([first]), [np.array(counts, np.uint64)])
 
-    one = np.array([1], np.uint64)
+    times = np.array([1], np.uint64)
     return ExponentialHistogram(
-        "grad", one, one, np.array([len(values)], np.uint64), np.array([sum(values)]), np.array([min(values)]),
+        "grad", times, times, np.array([len(values)], np.uint64), np.array([sum(values)]), np.array([min(values)]),
         np.array([max(values)]), np.array([scale]), np.array([values.count(0)], np.uint64), np.array([0.0]),
         side([value for value in values if value > 0]), side([-value for value in values if value < 0]),
         temporality=Temporality.CUMULATIVE,
@@ -156,9 +156,9 @@ def families(exporter):
     }
 
 
-def value_of(found, documentation):
+def value_of(exposed_families, documentation):
     """The only value of the family whose help begins so."""
-    ((_, values),) = [family for family in found.values() if family[0] == documentation]
+    ((_, values),) = [family for family in exposed_families.values() if family[0] == documentation]
     (value,) = values.values()
     return value
 
@@ -420,21 +420,21 @@ def test_prometheus_scrapes_every_kind_of_metric(make, exporter, tmp_path, wait_
             return []
         return json.loads(answer.data)["data"]["result"] if answer.status == 200 else []
 
-    def one(text):
+    def query_value(text):
         answers = []
         wait_for(lambda: answers.extend(query(text)) or answers, text)  # a scrape that came too late leaves a gap
         (result,) = answers
         return result["value"][1]
 
     try:
-        assert one('train_loss{run_id="run1",project="demo"}') == "0.125"
-        assert one("tensormeter_step") == "42"
+        assert query_value('train_loss{run_id="run1",project="demo"}') == "0.125"
+        assert query_value("tensormeter_step") == "42"
         # -1, 0.5, 1.5, 1.5, 30 in buckets up to 0, 1, 2: half of them are below 1.25 if they lie evenly in theirs
-        assert float(one("histogram_quantile(0.5, grad_bucket)")) == 1.25
-        assert one("grad_gcount") == "5"
-        assert 2**6.5 < float(one("histogram_quantile(0.99, latency_bucket)")) <= 2**6.75
-        assert one("latency_count") == "100"
-        assert one("latency_sum") == "1135"
+        assert float(query_value("histogram_quantile(0.5, grad_bucket)")) == 1.25
+        assert query_value("grad_gcount") == "5"
+        assert 2**6.5 < float(query_value("histogram_quantile(0.99, latency_bucket)")) <= 2**6.75
+        assert query_value("latency_count") == "100"
+        assert query_value("latency_sum") == "1135"
     finally:
         process.terminate()
         process.wait(300)

@@ -49,10 +49,10 @@ def check_delivery(delivered, refused):
     assert raised == [], "no exporter raised"
 
 
-def check_names(found, expected, *, what):
-    """`found` has what arrived under each name. Each key's values are there, together and with no other's."""
+def check_names(values_by_name, expected, *, what):
+    """`values_by_name` has what arrived under each name. Each key's values are there, together and with no other's."""
     owners = {}
-    for name, values in found.items():
+    for name, values in values_by_name.items():
         for value in values:
             owners.setdefault(value, []).append(name)
     for number in NUMBERS:
@@ -60,7 +60,7 @@ def check_names(found, expected, *, what):
         assert len(names) == 1, (what, KEYS[number], names)
         (places,) = names
         assert len(places) == 1, (what, KEYS[number], places)
-        assert set(found[places[0]]) == set(expected(number)), (what, KEYS[number], places)
+        assert set(values_by_name[places[0]]) == set(expected(number)), (what, KEYS[number], places)
 
 
 def gauges(number):
@@ -322,7 +322,7 @@ def test_every_good_item_arrives_at_the_server(tmp_path, experiment_server):
         if key in run["series"]:
             (series,) = run["series"][key]
             assert series["value"] == list(gauges(number)), key
-    assert [value for one in run["series"]["control"] for value in one["value"]] == [0.5, 1.5, 6.5]
+    assert [value for control in run["series"]["control"] for value in control["value"]] == [0.5, 1.5, 6.5]
     assert delivered["losses"].get("refused", 0) <= len(odd_items.BAD_IMAGES), delivered["log"]
     images = [bytes.fromhex(data) for data in run["images"].values()]
     wanted = [*GOOD_IMAGES.values(), *(odd_items.picture(number + 1) for number in NUMBERS)]

@@ -75,12 +75,12 @@ def test_counts_grow_from_one_start():
     rng = np.random.default_rng(0)
     parts = [rng.lognormal(0, 1, 50) for _ in range(6)]
     points = []
-    for number, (one, two) in enumerate(itertools.pairwise(parts)):
+    for number, (first, second) in enumerate(itertools.pairwise(parts)):
         if number % 2 == 0:
             points += deliver(
                 sums,
                 message(
-                    "exponential_histogram", exponential(one, 10**9 + number), exponential(two, 10**9 + number + 1)
+                    "exponential_histogram", exponential(first, 10**9 + number), exponential(second, 10**9 + number + 1)
                 ),
             )
     everything = exponential(np.concatenate(parts), 1)

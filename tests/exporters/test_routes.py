@@ -23,8 +23,8 @@ import math, sys
 import numpy, tensormeter
 project, options = sys.argv[1], dict(item.split("=", 1) for item in sys.argv[2:])
 config = {"lr": 1e-3, "layers": [64, 10], "optimizer": {"name": "adam"}}
-said = {"group": "of same", "tags": ["a", "b c"], "notes": "line 1\\nline 2"}
-with tensormeter.init(project, name="the same", config=config, id="same-run", **said) as run:
+labels = {"group": "of same", "tags": ["a", "b c"], "notes": "line 1\\nline 2"}
+with tensormeter.init(project, name="the same", config=config, id="same-run", **labels) as run:
     for step in range(300):
         run.log({"train/loss": 1 / (step + 1), "train/tokens": 2**60 + step}, step)
         if step % 50 == 0:
@@ -59,14 +59,20 @@ def normalized(runs):
     """
     runs = copy.deepcopy(runs)
     times = sorted(
-        {at for run in runs.values() for found in run["series"].values() for series in found for at in series["time"]}
+        {
+            at
+            for run in runs.values()
+            for metric_series in run["series"].values()
+            for series in metric_series
+            for at in series["time"]
+        }
     )
     place = {at: index for index, at in enumerate(times)}
     processes = sorted({process["id"] if isinstance(process, dict) else process
                         for run in runs.values() for process in run["about"]["processes"]})  # fmt: skip
     for run in runs.values():
-        for found in run["series"].values():
-            for series in found:
+        for metric_series in run["series"].values():
+            for series in metric_series:
                 series["time"] = [place[at] for at in series["time"]]
     text = json.dumps(runs, sort_keys=True)
     for index, process in enumerate(processes):

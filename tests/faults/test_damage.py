@@ -150,8 +150,10 @@ def test_losses_are_reported_to_every_destination(waiting, state, receiver, anot
     document.pop("checksum")
     (waiting / "run.json").write_text(json.dumps(document))
     assert only(state).leftover.unreported == {"refused": 4}
-    for one in (receiver, another_receiver):
-        bodies = [body for request in one.received if request.path == "/v1/logs" for _, body in events(request.body)]
+    for destination in (receiver, another_receiver):
+        bodies = [
+            body for request in destination.received if request.path == "/v1/logs" for _, body in events(request.body)
+        ]
         assert [body["dropped"] for body in bodies if body.get("state") == "ended"] == [{"refused": 4}]
 
 

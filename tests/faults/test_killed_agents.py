@@ -19,11 +19,11 @@ def agent(state, wait_for):
     def agent(*others):
         pids = []
 
-        def found():
+        def has_standby():
             pids[:] = [run.agent_pid() for run in list_runs(state)]
             return pids and pids[0] not in (None, *others) and len(agents_of(state)) == 2
 
-        wait_for(found, "an agent and its standby")
+        wait_for(has_standby, "an agent and its standby")
         return psutil.Process(pids[0])
 
     return agent
@@ -94,10 +94,10 @@ def test_fault_126_where_both_are_killed_a_log_call_brings_them_back(
 def test_fault_194_where_both_are_killed_a_rare_log_call_brings_them_back(train, receiver, state, agent, gone, oracle):
     """Two rows a second: after a few of them, not only after 4 KiB."""
     trainer = train(
-        "import logging\nsaid, steps = [], 3\n"
-        "logging.getLogger('tensormeter').addFilter(lambda record: said.append(record.getMessage()) or True)\n"
+        "import logging\nmessages, steps = [], 3\n"
+        "logging.getLogger('tensormeter').addFilter(lambda record: messages.append(record.getMessage()) or True)\n"
         "run = tensormeter.init('faults')\nlog(run, range(3))\nready()\n"
-        "while steps < 3 + 20 and not any('started a new one' in text for text in said):\n"
+        "while steps < 3 + 20 and not any('started a new one' in text for text in messages):\n"
         "    log(run, [steps])\n    steps += 1\n    threading.Event().wait(0.5)\n"
         "ready()\nrun.finish(timeout=300)\n"
     )

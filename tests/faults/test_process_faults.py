@@ -219,12 +219,12 @@ def test_fault_34_sigterm_by_default(train, receiver, gone, oracle):
 def test_fault_34_sigterm_with_the_scripts_own_handler(train, receiver, gone, oracle):
     """It runs as before, may go on logging for its grace, and exits as it likes."""
     script = """
-told = []
-signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+received_signals = []
+signal.signal(signal.SIGTERM, lambda number, frame: received_signals.append(number))
 run = tensormeter.init("faults")
 log(run, range(1000))
 ready()
-while not told:
+while not received_signals:
     signal.pause()
 log(run, range(1000, 2000))
 sys.exit(5)

@@ -110,9 +110,9 @@ VALUES = [
 INSTRUMENTS = {"counter": "add", "up_down_counter": "add", "gauge": "set", "histogram": "record"}
 
 
-def same(found, expected):
+def same(recorded_value, expected):
     """Equal, and of the same types: True is not 1."""
-    return (type(found), json.dumps(found)) == (type(expected), json.dumps(expected))
+    return (type(recorded_value), json.dumps(recorded_value)) == (type(expected), json.dumps(expected))
 
 
 @pytest.mark.parametrize(("value", "content"), VALUES, ids=lambda value: type(value).__name__)
@@ -194,9 +194,9 @@ class Hostile:
 
 
 def itself():
-    one = []
-    one.append(one)
-    return one
+    cycle = []
+    cycle.append(cycle)
+    return cycle
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,8 @@ def test_no_unit_is_the_empty_one_and_units_have_a_case(measured):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_identical_instruments_are_aggregated_together(measured, warnings_logged, kind):
-    one = create(measured.meter, kind, "a", unit="s", description="d")
-    assert create(measured.meter, kind, "a", unit="s", description="d") is one
+    instrument = create(measured.meter, kind, "a", unit="s", description="d")
+    assert create(measured.meter, kind, "a", unit="s", description="d") is instrument
     assert warnings_logged() == []
 
 

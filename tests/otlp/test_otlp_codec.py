@@ -153,13 +153,13 @@ def reference(some_batches):
     return request.SerializeToString()
 
 
-def add_points(metric, one):
-    match one:
+def add_points(metric, metric_series):
+    match metric_series:
         case Gauge():
             data = metric.gauge
         case Sum():
             data = metric.sum
-            data.is_monotonic = one.monotonic
+            data.is_monotonic = metric_series.monotonic
         case Histogram():
             data = metric.histogram
         case ExponentialHistogram():
@@ -167,36 +167,40 @@ def add_points(metric, one):
         case Summary():
             data = metric.summary
     data.SetInParent()
-    if hasattr(one, "temporality"):
-        data.aggregation_temporality = one.temporality.value
+    if hasattr(metric_series, "temporality"):
+        data.aggregation_temporality = metric_series.temporality.value
     # A start time is written for all points of a sum, or for none.
-    started = getattr(one, "start_times", np.zeros(0)).any()
-    for i, time in enumerate(one.times.tolist()):
-        point = data.data_points.add(time_unix_nano=time, attributes=to_pairs(one.attributes))
+    started = getattr(metric_series, "start_times", np.zeros(0)).any()
+    for i, time in enumerate(metric_series.times.tolist()):
+        point = data.data_points.add(time_unix_nano=time, attributes=to_pairs(metric_series.attributes))
         if started:
-            point.start_time_unix_nano = int(one.start_times[i])
-        if isinstance(one, Gauge | Sum):
-            if one.values.dtype == np.int64:
-                point.as_int = int(one.values[i])
+            point.start_time_unix_nano = int(metric_series.start_times[i])
+        if isinstance(metric_series, Gauge | Sum):
+            if metric_series.values.dtype == np.int64:
+                point.as_int = int(metric_series.values[i])
             else:
-                point.as_double = float(one.values[i])
+                point.as_double = float(metric_series.values[i])
             continue
-        point.count = int(one.counts[i])
-        if isinstance(one, Summary):
-            point.sum = one.sums[i]
-            for quantile, value in zip(one.quantiles, one.values[i], strict=True):
+        point.count = int(metric_series.counts[i])
+        if isinstance(metric_series, Summary):
+            point.sum = metric_series.sums[i]
+            for quantile, value in zip(metric_series.quantiles, metric_series.values[i], strict=True):
                 point.quantile_values.add(quantile=quantile, value=value)
             continue
-        for field, values in (("sum", one.sums), ("min", one.minima), ("max", one.maxima)):
+        for field, values in (
+            ("sum", metric_series.sums),
+            ("min", metric_series.minima),
+            ("max", metric_series.maxima),
+        ):
             if not np.isnan(values[i]):
                 setattr(point, field, values[i])
-        if isinstance(one, Histogram):
-            point.explicit_bounds.extend(one.bounds)
-            point.bucket_counts.extend(one.buckets[i])
+        if isinstance(metric_series, Histogram):
+            point.explicit_bounds.extend(metric_series.bounds)
+            point.bucket_counts.extend(metric_series.buckets[i])
         else:
-            point.scale, point.zero_count = int(one.scales[i]), int(one.zero_counts[i])
-            point.zero_threshold = one.zero_thresholds[i]
-            for side, into in ((one.positive, point.positive), (one.negative, point.negative)):
+            point.scale, point.zero_count = int(metric_series.scales[i]), int(metric_series.zero_counts[i])
+            point.zero_threshold = metric_series.zero_thresholds[i]
+            for side, into in ((metric_series.positive, point.positive), (metric_series.negative, point.negative)):
                 into.SetInParent()
                 into.offset = int(side.offsets[i])
                 into.bucket_counts.extend(side.counts[i])
@@ -223,7 +227,7 @@ def test_encoder_writes_protobufs_own_bytes(some_batches):
     assert mine == theirs
 
 
-def parts(one):
+def parts(metric_series):
     """Everything a series says, as something that can be compared."""
 
     def plain(value):
@@ -238,7 +242,7 @@ def parts(one):
             case _:
                 return value
 
-    return {"kind": type(one).__name__, **{key: plain(value) for key, value in vars(one).items()}}
+    return {"kind": type(metric_series).__name__, **{key: plain(value) for key, value in vars(metric_series).items()}}
 
 
 @given(st.lists(batches, max_size=3))
@@ -250,7 +254,7 @@ def test_metrics_survive_the_way_there_and_back_bit_for_bit(some_batches):
         assert after.points == before.points
         # Neighbours of one metric and attribute set come back as one.
         full = [series for series in before.series if len(series.times)]
-        if len({(one.name, type(one)) for one in full}) < len(full):
+        if len({(metric_series.name, type(metric_series)) for metric_series in full}) < len(full):
             continue
         for left, right in zip(full, after.series, strict=True):
             assert same(parts(left), parts(right))
@@ -292,13 +296,13 @@ def test_histograms_of_one_metric_are_grouped_by_their_bounds():
         buckets = [time] * (len(bounds) + 1)
         histogram.data_points.add(time_unix_nano=time, count=time, explicit_bounds=bounds, bucket_counts=buckets)
     decoded_series = decode_metrics(request.SerializeToString())[0].series
-    assert [(one.times.tolist(), one.bounds.tolist(), one.buckets.tolist()) for one in decoded_series] == [
+    assert [(group.times.tolist(), group.bounds.tolist(), group.buckets.tolist()) for group in decoded_series] == [
         ([1, 3], [0.0], [[1, 1], [3, 3]]),
         ([2], [0.0, 1.0], [[2, 2, 2]]),
         ([4], [], [[4]]),
     ]
-    assert all(np.isnan(one.sums).all() for one in decoded_series)
-    assert {one.temporality for one in decoded_series} == {Temporality.UNSPECIFIED}
+    assert all(np.isnan(group.sums).all() for group in decoded_series)
+    assert {group.temporality for group in decoded_series} == {Temporality.UNSPECIFIED}
 
 
 def test_unknown_kinds_are_refused():
@@ -310,10 +314,10 @@ def test_unknown_kinds_are_refused():
     attribute_sets, st.lists(st.builds(Event, texts, st.integers(1, (1 << 64) - 1), nested, attribute_sets), max_size=3)
 )
 def test_events_survive_with_nested_bodies(resource, events):
-    ((found_resource, found),) = decode_events(encode_events(resource, events))
-    assert same(resource, found_resource)
-    assert len(found) == len(events)
-    for before, after in zip(events, found, strict=True):
+    ((decoded_resource, decoded_events),) = decode_events(encode_events(resource, events))
+    assert same(resource, decoded_resource)
+    assert len(decoded_events) == len(events)
+    for before, after in zip(events, decoded_events, strict=True):
         assert (before.name, before.time) == (after.name, after.time)
         assert same(before.body, after.body)
         assert same(dict(before.attributes), after.attributes)

@@ -215,10 +215,10 @@ class TestTrial:
         assert ring.verdict == "passed"
 
     def test_runs_as_long_as_any_value_is_missing(self, memory, monkeypatch):
-        held = []
-        monkeypatch.setattr(host_mapped, "gather", lambda sources, words: held.append((sources, words)))
+        calls = []
+        monkeypatch.setattr(host_mapped, "gather", lambda sources, words: calls.append((sources, words)))
         ring = MappedRing(memory, CPU)
-        ((sources, words),) = held
+        ((sources, words),) = calls
         for index, source in enumerate(sources):
             ring.poll()
             assert ring.verdict == "running"

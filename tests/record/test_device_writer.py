@@ -68,7 +68,9 @@ def test_rows_after_the_first_go_the_short_way(recording):
     for number in range(5):
         recording.log(row(float(number)), number)
     assert recording.general == 7
-    assert [found.values for found in recording.rows()] == [expected(float(number)) for number in range(5)]
+    assert [recorded_row.values for recorded_row in recording.rows()] == [
+        expected(float(number)) for number in range(5)
+    ]
     assert recording.log is not recording.recorder.log
 
 
@@ -88,13 +90,13 @@ def test_steps_are_those_given_or_the_next_ones(recording, steps):
     for step in steps:
         last = last + 1 if step is None else step
         numbers.append(last)
-    assert [found.step for found in recording.rows()] == numbers
+    assert [recorded_row.step for recorded_row in recording.rows()] == numbers
 
 
 def test_a_step_that_is_none_is_left_to_the_general_way(recording, warnings_logged):
     for step in (0, 1.0, "x", 1 << 63, np.int64(4)):
         recording.log({"a": torch.tensor(1.0)}, step)
-    assert [found.step for found in recording.rows()] == [0, 1, 2, 3, 4]
+    assert [recorded_row.step for recorded_row in recording.rows()] == [0, 1, 2, 3, 4]
     assert recording.dropped("unsupported_value") == 2
     assert len(warnings_logged()) == 1
 
@@ -102,7 +104,7 @@ def test_a_step_that_is_none_is_left_to_the_general_way(recording, warnings_logg
 def test_the_largest_step_repeats(recording):
     for step in ((1 << 63) - 1, None):
         recording.log({"a": torch.tensor(1.0)}, step)
-    assert [found.step for found in recording.rows()] == [(1 << 63) - 1] * 2
+    assert [recorded_row.step for recorded_row in recording.rows()] == [(1 << 63) - 1] * 2
 
 
 OTHERS = {
@@ -167,7 +169,7 @@ def test_alternating_key_sets_each_go_the_short_way(recording):
         recording.log({"b": torch.tensor(float(number)), "c": 1.0}, number)
         recording.log({"d": 1.0}, number)
     assert recording.general == 1 + 2 + 1
-    assert [len(found.values) for found in recording.rows()] == [1, 2, 1] * 6
+    assert [len(recorded_row.values) for recorded_row in recording.rows()] == [1, 2, 1] * 6
 
 
 def test_each_thread_has_its_own_writer(recording):
@@ -180,9 +182,9 @@ def test_each_thread_has_its_own_writer(recording):
     thread.start()
     thread.join(60)
     assert recording.general == 2
-    assert [(found.lane, found.values["a"]) for found in recording.rows()] == [
+    assert [(recorded_row.lane, recorded_row.values["a"]) for recorded_row in recording.rows()] == [
         (0, 9.0),
-        *((found, float(number)) for found, number in zip([1] * 5, range(5), strict=True)),
+        *((lane, float(number)) for lane, number in zip([1] * 5, range(5), strict=True)),
     ]
 
 
@@ -210,7 +212,7 @@ def test_a_reduced_row_between_others_is_reduced_alone(recording):
     for number in range(4):
         recording.log({"a": torch.tensor(float(number))})
         recording.log({"a": torch.tensor(float(number))}, every=2, reduce="max")
-    assert [found.values["a"] for found in recording.rows()] == [0.0, 1.0, 1.0, 2.0, 3.0, 3.0]
+    assert [recorded_row.values["a"] for recorded_row in recording.rows()] == [0.0, 1.0, 1.0, 2.0, 3.0, 3.0]
 
 
 def test_a_full_ring_drops_rows_and_counts_them(new_recording, on_device, warnings_logged):

@@ -74,8 +74,8 @@ def test_float32_values_get_the_buckets_of_the_sdk():
     values = awkward_values(SINGLE)
     wrong = [
         value
-        for value, found in zip(values.tolist(), bins_of(values, SINGLE).tolist(), strict=True)
-        if found != expected_bin(value, SINGLE, mapping.map_to_index)
+        for value, index in zip(values.tolist(), bins_of(values, SINGLE).tolist(), strict=True)
+        if index != expected_bin(value, SINGLE, mapping.map_to_index)
     ]
     assert wrong == []
 
@@ -85,8 +85,8 @@ def test_buckets_are_those_of_rational_arithmetic(table):
     values = awkward_values(table)[::5]
     wrong = [
         value
-        for value, found in zip(values.tolist(), bins_of(values, table).tolist(), strict=True)
-        if found != expected_bin(value, table, lambda value: exact_index(value, table))
+        for value, index in zip(values.tolist(), bins_of(values, table).tolist(), strict=True)
+        if index != expected_bin(value, table, lambda value: exact_index(value, table))
     ]
     assert wrong == []
 
@@ -233,6 +233,8 @@ class TestNothingSynchronizes:
             for step in range(2):
                 row = {name: DeviceDistribution(torch.empty(50, device=device), SINGLE) for name in rules}
                 ready = pools.add(rules, row, step)
-        assert {name: tuple(found.counts.shape) for name, found in ready.items()} == dict.fromkeys("ab", (SINGLE.bins,))
-        assert {found.counts.device.type for found in ready.values()} == {device}
+        assert {name: tuple(distribution.counts.shape) for name, distribution in ready.items()} == dict.fromkeys(
+            "ab", (SINGLE.bins,)
+        )
+        assert {distribution.counts.device.type for distribution in ready.values()} == {device}
         assert (torch.float64 in widths.seen) == (device != "mps")

@@ -100,7 +100,7 @@ def test_a_row_larger_than_a_lane_is_written_a_value_at_a_time(new_recording, wa
     rows = recording.rows()
     assert {row.step for row in rows} == {3}
     assert len(rows) + recording.dropped("ring_full") == len(row)
-    assert all(row[name] == value for one in rows for name, value in one.values.items())
+    assert all(row[name] == value for recorded_row in rows for name, value in recorded_row.values.items())
     assert "is full" in warnings_logged()[0]
 
 
@@ -134,10 +134,10 @@ def test_a_row_cut_off_at_any_word_is_not_read(new_recording, rows_before):
     assert offset + len(row) <= lane._end, "the test wants room for the row before the end of the lane"
     for length in range(0, len(row), 8):
         recording.ring.buffer[offset : offset + length] = row[:length]
-        assert [found.step for found in recording.reader.read()] == ([1000] if length == 0 else [])
+        assert [readable_row.step for readable_row in recording.reader.read()] == ([1000] if length == 0 else [])
     recording.ring.buffer[offset : offset + len(row)] = row
-    (found,) = recording.rows()
-    assert (found.step, found.values) == (1001, {"a": 4.0, "b": 5.0, "c": 6.0})
+    (recorded_row,) = recording.rows()
+    assert (recorded_row.step, recorded_row.values) == (1001, {"a": 4.0, "b": 5.0, "c": 6.0})
 
 
 def test_a_row_of_an_unknown_layout_is_waited_for(recording):

@@ -79,8 +79,8 @@ def test_every_good_value_of_a_row_is_recorded(surroundings, new_recording, data
         before = recording.dropped("unsupported_value")
         recording.log(row, step)
         recorded_values = recording.values()
-        assert [{name: repr(value) for name, value in one.items()} for one in recorded_values] == (
-            [{name: repr(type(one)(one)) for name, one in recorded(good).items()}] if good else []
+        assert [{name: repr(value) for name, value in row_values.items()} for row_values in recorded_values] == (
+            [{name: repr(type(value)(value)) for name, value in recorded(good).items()}] if good else []
         )
         assert recording.dropped("unsupported_value") - before == refused
 

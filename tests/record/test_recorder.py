@@ -86,7 +86,7 @@ def test_a_row_of_thousands_of_keys_is_recorded(recording):
     row = {f"layer.{i}.weight": float(i) for i in range(3000)}
     recording.log(row, 1)
     recording.log(row, 2)
-    assert [(found.step, found.values) for found in recording.rows()] == [(1, row), (2, row)]
+    assert [(recorded_row.step, recorded_row.values) for recorded_row in recording.rows()] == [(1, row), (2, row)]
 
 
 def test_too_many_key_sets_become_rows_apart(new_recording, monkeypatch):

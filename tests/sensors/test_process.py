@@ -167,8 +167,8 @@ def test_utilization_is_of_all_processors():
         values = figures(observe(sensor, {}), "agent")
         return start, values, time.monotonic()
 
-    def seconds(found, name):
-        return found[name, "user"] + found[name, "system"]
+    def seconds(values, name):
+        return values[name, "user"] + values[name, "system"]
 
     first_start, before, first_end = sample()
     spent = time.process_time()

@@ -51,8 +51,8 @@ def server_on_clickhouse(tmp_path_factory: pytest.TempPathFactory, clickhouse: i
 @pytest.fixture(scope="module", params=["sqlite", "clickhouse"])
 def server_on_each(request: pytest.FixtureRequest) -> Server:
     """A server on one store, and then on the other."""
-    found: Server = request.getfixturevalue("server" if request.param == "sqlite" else "server_on_clickhouse")
-    return found
+    selected_server: Server = request.getfixturevalue("server" if request.param == "sqlite" else "server_on_clickhouse")
+    return selected_server
 
 
 @pytest.fixture(params=["sqlite", "clickhouse"])

@@ -99,7 +99,7 @@ def test_which_run(client):
 def test_series_are_arrays(client):
     run = client.run("aa01")
     arrays = run.series("loss", "count")
-    assert [(one.metric, one.process, one.attributes) for one in arrays] == [
+    assert [(series.metric, series.process, series.attributes) for series in arrays] == [
         ("count", "p0", {}),
         ("count", "p1", {}),
         ("loss", "p0", {"split": "train"}),
@@ -109,9 +109,9 @@ def test_series_are_arrays(client):
     assert loss.x.tolist() == [0, 10, 20, 30, 40, 50]
     assert loss.y.tobytes() == np.array(NUMBERS[:-1]).tobytes()
     loss.y[0] = 3.0  # a copy of one's own
-    (one,) = run.series("loss", x="relative", process="p1", start=2.5e-6, stop=4.5e-6)
-    np.testing.assert_allclose(one.x, [3.001e-6, 4.001e-6], rtol=1e-6)
-    assert one.y.tolist() == [-math.inf, -0.0]
+    (relative_series,) = run.series("loss", x="relative", process="p1", start=2.5e-6, stop=4.5e-6)
+    np.testing.assert_allclose(relative_series.x, [3.001e-6, 4.001e-6], rtol=1e-6)
+    assert relative_series.y.tolist() == [-math.inf, -0.0]
     assert len(run.series("loss", x="metric:count", attributes={"split": "train"})) == 2
     assert len(run.series("loss", attributes={"split": "test"})) == 0
     sampled = run.series("count", max_points=4, process="p0")[0]
@@ -123,7 +123,7 @@ def test_series_of_many_runs(client, monkeypatch, slices):
     monkeypatch.setattr("tensormeter.client.series._MAX_NAMES", slices)
     runs = list(client.runs("other", sort="id"))
     arrays = client.series(runs, ["loss", STEP_METRIC])
-    assert sorted((one.run, one.metric, one.y.tolist()) for one in arrays) == sorted(
+    assert sorted((series.run, series.metric, series.y.tolist()) for series in arrays) == sorted(
         [(f"bb0{i}", "loss", [i / 2]) for i in range(3)] + [(f"bb0{i}", STEP_METRIC, [1]) for i in range(3)]
     )
 
@@ -157,7 +157,7 @@ def test_points_are_exact_in_blocks_of_any_size(client, block):
     both = list(run.points("loss", block=block))
     assert sum(map(len, both)) == 14
     some = list(run.points("loss", start=T0 + 1000, stop=T0 + 2000, block=block))
-    assert sorted(time for one in some for time in one.time.tolist()) == [T0 + 1000, T0 + 1001]
+    assert sorted(time for points_block in some for time in points_block.time.tolist()) == [T0 + 1000, T0 + 1001]
     assert list(run.points("nothing", block=block)) == []
 
 
@@ -216,8 +216,8 @@ def test_histograms(server, make, client):
     )
     assert histograms.sum.tolist() == [1.5, math.inf, math.inf]
     assert np.isnan(histograms.min).all()
-    assert [one.tolist() for one in histograms.bounds] == [[0.0, 1.0]] * 3
-    assert [one.tolist() for one in histograms.counts] == [[1, 2, 3]] * 3
+    assert [bounds.tolist() for bounds in histograms.bounds] == [[0.0, 1.0]] * 3
+    assert [counts.tolist() for counts in histograms.counts] == [[1, 2, 3]] * 3
     assert len(run.histograms("d", x="time", max_points=2)) == 2
     assert len(run.histograms("nothing")) == 0
 
@@ -297,9 +297,9 @@ def test_pandas_is_not_needed(server, client):
         "import sys\n"
         "sys.modules['pandas'] = None\n"
         "import tensormeter\n"
-        f"found = tensormeter.Client({server.url!r}).run('aa01').series('loss')\n"
-        "assert len(found) == 2\n"
-        "try: found.to_pandas()\n"
+        f"series = tensormeter.Client({server.url!r}).run('aa01').series('loss')\n"
+        "assert len(series) == 2\n"
+        "try: series.to_pandas()\n"
         "except tensormeter.UsageError as error: print(error)\n"
     )
     done = run_python("-c", program, check=True)

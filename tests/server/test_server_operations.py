@@ -39,8 +39,8 @@ def test_https(start, tls, make, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     server.http = urllib3.PoolManager(retries=False, timeout=300)
     assert server.metrics(make.rows("safe", [(10**18, 0, {"v": 1.0})])).status == 200
-    (one,) = tensormeter.Client(server.url).run("safe").series("v")
-    assert one.y.tolist() == [1.0]
+    (series,) = tensormeter.Client(server.url).run("safe").series("v")
+    assert series.y.tolist() == [1.0]
     with server.connect() as plain:
         plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200" not in read_to_end(plain)

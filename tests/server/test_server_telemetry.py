@@ -57,7 +57,11 @@ def test_a_server_keeps_its_own_metrics(start, make, eventually):
 
     def attributes(name):
         return {
-            one[name] for metric in run.metrics() if metric.name == DURATION for one in metric.attributes if name in one
+            attribute_set[name]
+            for metric in run.metrics()
+            if metric.name == DURATION
+            for attribute_set in metric.attributes
+            if name in attribute_set
         }
 
     # A request is counted when its answer has gone, and exported after that.
@@ -65,8 +69,8 @@ def test_a_server_keeps_its_own_metrics(start, make, eventually):
     eventually(lambda: {"/v1/metrics", "/api/v1/runs/{run_id}"} <= attributes("http.route"))
     eventually(lambda: run.histograms(DURATION, x="time", attributes=posts).count[-1] == 4)
     metrics = {metric.name: metric for metric in run.metrics()}
-    assert any("http.route" not in one for one in metrics[DURATION].attributes)
-    assert not any("none-such" in str(one) for one in metrics[DURATION].attributes)
+    assert any("http.route" not in attribute_set for attribute_set in metrics[DURATION].attributes)
+    assert not any("none-such" in str(attribute_set) for attribute_set in metrics[DURATION].attributes)
     assert run.histograms(DURATION, x="time", attributes=posts).bounds[-1][0] == 0.005
     assert metrics["tensormeter.server.store.size"].last > 4096
     assert metrics["tensormeter.server.store.pending"].last >= 0

@@ -210,13 +210,13 @@ def mixed_series(series: int, points: int) -> bytes:
     """A request of one gauge in which points of many series, told apart by an attribute, take turns."""
     point = NumberDataPoint(time_unix_nano=T0, as_double=1.5)
     point.attributes.add(key="series").value.string_value = "0000"
-    one = _wrapped_message(1, point.SerializeToString())
-    table = np.tile(np.frombuffer(one, np.uint8), series * points).reshape(points, series, -1)
-    place = one.index(T0.to_bytes(8, "little"))
+    encoded_point = _wrapped_message(1, point.SerializeToString())
+    table = np.tile(np.frombuffer(encoded_point, np.uint8), series * points).reshape(points, series, -1)
+    place = encoded_point.index(T0.to_bytes(8, "little"))
     times = np.arange(T0, T0 + points, dtype="<u8").view(np.uint8).reshape(points, 1, 8)
     table[:, :, place : place + 8] = times
     digits = np.frombuffer(b"".join(b"%04d" % number for number in range(series)), np.uint8).reshape(1, series, 4)
-    table[:, :, one.index(b"0000") : one.index(b"0000") + 4] = digits
+    table[:, :, encoded_point.index(b"0000") : encoded_point.index(b"0000") + 4] = digits
     request = ExportMetricsServiceRequest()
     request.resource_metrics.add().resource.attributes.add(key="service.name").value.string_value = "mixed"
     metric = _wrapped_message(2, _wrapped_message(2, b"\x0a\x05mixed" + _wrapped_message(5, table.tobytes())))
@@ -427,7 +427,9 @@ def main() -> None:
             Path("expansion-body").write_bytes(body.data)
             sys.exit(f"{body.name}, {encoding}: {cost}; the body is in expansion-body")
         costs.append(cost)
-        if cost.seconds == max(one.seconds for one in costs) or cost.peak == max(one.peak for one in costs):
+        if cost.seconds == max(past_cost.seconds for past_cost in costs) or cost.peak == max(
+            past_cost.peak for past_cost in costs
+        ):
             print(f"{len(costs)}: {body.name}, {encoding}: {cost.seconds:.2f} s, {cost.peak / 1e6:.0f} MB", flush=True)
 
     costs: list[Cost] = []
@@ -444,7 +446,7 @@ def main() -> None:
                 measure(server, body, encoding)
         finally:
             server.stop()
-    most = max(one.seconds for one in costs), max(one.peak for one in costs) / 1e6
+    most = max(cost.seconds for cost in costs), max(cost.peak for cost in costs) / 1e6
     print(f"{len(costs)} bodies: at most {most[0]:.2f} s and {most[1]:.0f} MB")
 
 

@@ -240,10 +240,10 @@ def _check_column(kind_text: str, points: Column) -> None:
         assert len(sample(points.floats(), 4)) <= 5
         return
     for blob in points.blobs:
-        found = decode_distribution(kind, blob)
-        encode(json_value([found.count, found.sum, found.min, found.max, found.bounds, found.counts, found.quantiles]))
-        assert len(found.counts) == len(found.bounds) + 1 or not (found.counts or found.bounds)
-        assert all(a < b for a, b in zip(found.bounds, found.bounds[1:], strict=False))
+        point = decode_distribution(kind, blob)
+        encode(json_value([point.count, point.sum, point.min, point.max, point.bounds, point.counts, point.quantiles]))
+        assert len(point.counts) == len(point.bounds) + 1 or not (point.counts or point.bounds)
+        assert all(a < b for a, b in zip(point.bounds, point.bounds[1:], strict=False))
 
 
 def _rows(series: Iterator[object] | list[object]) -> list[str]:

@@ -194,7 +194,7 @@ class State:
         if leniency is Leniency.ALL:
             names = {number: dict(node.names) for number, node in self._nodes.items() if isinstance(node, _Folder)}
         elif leniency is Leniency.SOME:
-            names = {number: dict(held) for number, held in self._journal.items()}
+            names = {number: dict(entries) for number, entries in self._journal.items()}
             for where, name, node in self._pending[: chance.randrange(len(self._pending) + 1)]:
                 _set(names[where], name, node)
 
@@ -206,9 +206,9 @@ class State:
                     put(child, path / name)
                 return
             if leniency is Leniency.ALL:
-                held = _File(bytearray(node.data), list(node.pending))
-                held.sync()
-                data = held.data
+                synced_file = _File(bytearray(node.data), list(node.pending))
+                synced_file.sync()
+                data = synced_file.data
             else:
                 data = node.data if leniency is Leniency.NOTHING else node.settled(chance)
             path.write_bytes(data)
@@ -260,7 +260,7 @@ class State:
             return
         parent, name = self._parent(path)
         _set(parent.names, name, node)
-        number = next(number for number, held in self._nodes.items() if held is parent)
+        number = next(number for number, candidate in self._nodes.items() if candidate is parent)
         self._pending.append((number, name, node))
 
     def _parent(self, path: str) -> tuple[_Folder, str]:

@@ -68,7 +68,7 @@ def test_an_attempt_by_itself_is_whole(resumed, number, steps):
 
 
 def test_all_attempts_are_apart(resumed):
-    assert [(one[0], one[1], len(one[2])) for one in line(resumed, "resumed", attempt="all")] == [
+    assert [(series[0], series[1], len(series[2])) for series in line(resumed, "resumed", attempt="all")] == [
         ("p1", 1, 100),
         ("p2", 2, 60),
         ("p3", 3, 40),
@@ -119,7 +119,7 @@ def test_processes_that_cannot_be_told_apart_are_cut_and_not_joined(server, make
     for process in ("x", "y"):
         server.metrics(attempt(make, "unranked", 1, range(10), process=process, start=0, value=float))
     server.metrics(attempt(make, "unranked", 2, range(5, 10), process="z", start=100, value=float))
-    assert [(one[0], one[2]) for one in line(server, "unranked")] == [
+    assert [(series[0], series[2]) for series in line(server, "unranked")] == [
         ("x", list(range(5))),
         ("y", list(range(5))),
         ("z", list(range(5, 10))),
@@ -187,7 +187,7 @@ def test_a_process_during_a_later_attempt_is_not_shadowed_by_it(server, make):
     server.metrics(attempt(make, "together", 1, range(10), process="old", rank=0, start=0, value=float))
     server.metrics(attempt(make, "together", 3, range(5, 20), process="new0", rank=0, start=100, value=float))
     server.metrics(attempt(make, "together", 2, range(5, 20), process="new1", rank=1, start=101, value=float))
-    assert [(one[0], one[2]) for one in line(server, "together")] == [
+    assert [(series[0], series[2]) for series in line(server, "together")] == [
         ("new0", list(range(20))),
         ("new1", list(range(5, 20))),
     ]

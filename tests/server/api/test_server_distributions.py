@@ -161,7 +161,7 @@ def rows_of_parquet(path):
     rows = table.to_pylist()
     for row in rows:
         if row["quantiles"] is not None:
-            row["quantiles"] = [[one["quantile"], one["value"]] for one in row["quantiles"]]
+            row["quantiles"] = [[quantile["quantile"], quantile["value"]] for quantile in row["quantiles"]]
     return rows
 
 
@@ -180,13 +180,13 @@ def test_files(run, tmp_path, format, read, infinity):
     assert [row["value"] for row in by_metric["loss"]] == np.linspace(1, 0, N).tolist() * 2
     assert all(row.get("bounds") is None for row in by_metric["loss"])
     assert by_metric["grads"][0]["attributes"] in ('{"layer":"fc\\n"}', {"layer": "fc\n"})
-    (one, *_) = by_metric["times"]
-    assert (one["kind"], one["temporality"], one["bounds"], one["counts"]) == (
+    (times_row, *_) = by_metric["times"]
+    assert (times_row["kind"], times_row["temporality"], times_row["bounds"], times_row["counts"]) == (
         "histogram", "cumulative", [1.0, 2.0], [1, 0, 0],
     )  # fmt: skip
-    (one, *_) = by_metric["old"]
-    assert (one["kind"], one["bounds"], one["counts"]) == ("summary", [], [])
-    assert one["quantiles"] == [[0.5, 1.0], [1.0, infinity]]
+    (old_row, *_) = by_metric["old"]
+    assert (old_row["kind"], old_row["bounds"], old_row["counts"]) == ("summary", [], [])
+    assert old_row["quantiles"] == [[0.5, 1.0], [1.0, infinity]]
 
 
 def test_pandas_reads_lists(run, tmp_path):

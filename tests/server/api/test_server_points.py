@@ -33,7 +33,7 @@ def curves(server, make):
     return server
 
 
-def one(server, *runs, **query):
+def query_loss(server, *runs, **query):
     (series,) = server.query(*runs, metrics=["loss"], process="p0", **query)["series"]
     return series
 
@@ -52,9 +52,9 @@ def test_many_series_of_many_runs(curves):
 
 
 def test_axes(curves):
-    assert one(curves, "c0", x="time")["x"][:2] == [T0 / 1e9, T0 / 1e9 + 1]
-    assert one(curves, "c0", x="relative")["x"][:2] == [0.0, 1.0]
-    by_epoch = one(curves, "c0", x="metric:epoch")
+    assert query_loss(curves, "c0", x="time")["x"][:2] == [T0 / 1e9, T0 / 1e9 + 1]
+    assert query_loss(curves, "c0", x="relative")["x"][:2] == [0.0, 1.0]
+    by_epoch = query_loss(curves, "c0", x="metric:epoch")
     assert (by_epoch["x"], by_epoch["y"][:2]) == ([float(i) for i in range(10)], [100.0, 90.0])
     assert curves.query("c0", metrics=["loss"], x="metric:nothing")["series"] == []
 
@@ -72,21 +72,21 @@ def test_axes(curves):
     ],
 )
 def test_ranges_are_cut_before_sampling(curves, query, total, first):
-    series = one(curves, "c0", max_points=4, **query)
+    series = query_loss(curves, "c0", max_points=4, **query)
     assert (series["total"], series["x"][0]) == (total, first)
     assert len(series["x"]) <= 4
     assert curves.query("c0", metrics=["loss"], start=5, stop=2)["series"] == []
 
 
 def test_an_integer_of_json_may_have_a_fraction_of_zero(curves):
-    assert one(curves, "c0", max_points=8.0, attempt=1.0) == one(curves, "c0", max_points=8, attempt=1)
+    assert query_loss(curves, "c0", max_points=8.0, attempt=1.0) == query_loss(curves, "c0", max_points=8, attempt=1)
 
 
 def test_numbers_that_json_lacks(server_on_each, make):
     server = server_on_each
     values = [1.0, math.nan, math.inf, -math.inf, -0.0, 5e-324]
     server.metrics(make.rows("odd-numbers", [(T0 + i, i, {"loss": value}) for i, value in enumerate(values)]))
-    assert one(server, "odd-numbers")["y"] == [1.0, "NaN", "Infinity", "-Infinity", -0.0, 5e-324]
+    assert query_loss(server, "odd-numbers")["y"] == [1.0, "NaN", "Infinity", "-Infinity", -0.0, 5e-324]
     columns = read_columns(server, "odd-numbers", metrics=["loss"])["series"][0]["y"]
     assert np.array(columns).tobytes() == np.array(values).tobytes()
 

@@ -43,7 +43,7 @@ def sweep(server, make):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "numbers"),
     [
         ("", "012345"),
         ('state = "finished"', "0"),
@@ -82,10 +82,10 @@ def sweep(server, make):
         ('id = "\'; DROP TABLE run; --"', ""),
     ],
 )
-def test_filter(sweep, text, found):
+def test_filter(sweep, text, numbers):
     listed = sweep.get("/api/v1/runs", project="sweep", filter=text, sort="id", fields="")
-    assert "".join(run["id"][1] for run in listed["runs"]) == found
-    assert listed["total"] == len(found)
+    assert "".join(run["id"][1] for run in listed["runs"]) == numbers
+    assert listed["total"] == len(numbers)
 
 
 @pytest.mark.parametrize(
@@ -304,13 +304,13 @@ def test_losses_and_heartbeats(server, make):
     server.events(resource("huge"), begin(), end(9, dropped={"one": 2**63 - 1, "other": 2**63 - 1}))
     server.metrics(make.rows("behind", [(T0, 0, {"v": 1.0})], project="losses"))
 
-    def found(text):
+    def run_ids(text):
         return [run["id"] for run in server.get("/api/v1/runs", project="losses", filter=text, sort="id")["runs"]]
 
-    assert found("lost > 0") == ["huge", "lossy"]
-    assert found("lost = 7") == ["lossy"]
-    assert found("lag > 60") == ["behind"]
-    assert found("lag = null") == ["huge", "lossy"]
+    assert run_ids("lost > 0") == ["huge", "lossy"]
+    assert run_ids("lost = 7") == ["lossy"]
+    assert run_ids("lag > 60") == ["behind"]
+    assert run_ids("lag = null") == ["huge", "lossy"]
     assert int(run["last_time"]) > before
     names = [event["name"] for event in server.get("/api/v1/runs/lossy/events")["events"]]
     assert sorted(names) == ["tensormeter.process.end", "tensormeter.run.end", "tensormeter.run.start"]
@@ -480,7 +480,7 @@ def test_metrics_of_several_runs_are_one_list(server, make):
     assert set(metrics) == {"shared", "split", "only-m0", "only-m1"}
     shared = metrics["shared"]
     assert (shared["points"], shared["processes"], shared["last"], shared["last_time"]) == (3, 2, 1.0, str(T0 + 1))
-    assert [one["part"] for one in metrics["split"]["attributes"]] == ["all", "m0", "m1"]
+    assert [attributes["part"] for attributes in metrics["split"]["attributes"]] == ["all", "m0", "m1"]
     assert server.get("/api/v1/metrics?runs=m1&project=union") == server.get("/api/v1/runs/m1/metrics?project=union")
     for runs, status in (("", 400), (",".join(["m0"] * 201), 400), ("m0,unknown", 404)):
         assert server.send("GET", f"/api/v1/metrics?runs={runs}")[0] == status

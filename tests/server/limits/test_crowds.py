@@ -156,17 +156,17 @@ def test_lines_are_those_of_all_points(store, monkeypatch):
     runs, query = [RunRef("lines", "p")], RunQuery(("v",), Axis.parse("step"))
     several = ({}, {"max_points": 20}, {"attempt": 1}, {"attempt": "all"}, {"start": 30, "stop": 90})
     queries = [replace(query, **more) for more in several]
-    known = [query_points(store, runs, one) for one in queries]
+    known = [query_points(store, runs, variant) for variant in queries]
     monkeypatch.setattr(sampled, "WHOLE_POINTS", 0)
     monkeypatch.setattr(sampled, "MAX_READ_POINTS", 450)
-    for one, all_at_once in zip(queries, known, strict=True):
-        lines = {series.process: series for series in query_points(store, runs, one).series}
+    for varied_query, all_at_once in zip(queries, known, strict=True):
+        lines = {series.process: series for series in query_points(store, runs, varied_query).series}
         assert lines.keys() == {series.process for series in all_at_once.series}
         for series in all_at_once.series:
             same = lines[series.process]
             assert (same.total, same.attempt, same.y.min()) == (series.total, series.attempt, series.y.min())
             # Pieces of a line are sampled before they are joined.
-            if one.max_points > 20 or series.process != "rank 2 of 2":
+            if varied_query.max_points > 20 or series.process != "rank 2 of 2":
                 np.testing.assert_array_equal(same.x, series.x)
                 np.testing.assert_array_equal(same.y, series.y)
     with pytest.raises(TooManyPointsError, match="limit for one request"):  # a second crowd, one process alone

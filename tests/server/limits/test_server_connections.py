@@ -110,7 +110,7 @@ def test_a_connection_on_which_no_request_comes_is_closed(start):
         assert endless.recv(65536).startswith(b"HTTP/1.1 413 ")
         endless.sendall(b"x")
         halting.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-")
-        assert [read_to_end(one).partition(b"\r")[0] for one in (silent, halting)] == [
+        assert [read_to_end(connection).partition(b"\r")[0] for connection in (silent, halting)] == [
             b"HTTP/1.1 408 Request Timeout"
         ] * 2
         read_to_end(endless)  # the rest of the answer, and then it ends

@@ -151,7 +151,9 @@ def test_a_million_points_and_fifty_thousand_series_fit_into_one_request(server)
     (run,) = server.get("/api/v1/runs", project="mixed")["runs"]
     assert run["points"] == 1_000_000
     (metric,) = server.get(f"/api/v1/runs/{run['id']}/metrics", project="mixed")["metrics"]
-    assert sorted(one["series"] for one in metric["attributes"]) == [f"{number:04}" for number in range(1000)]
+    assert sorted(attributes["series"] for attributes in metric["attributes"]) == [
+        f"{number:04}" for number in range(1000)
+    ]
     assert server.get("/api/v1/runs/million", project="large")["points"] == 1_000_000
     assert server.get("/api/v1/runs/series", project="large")["points"] == 50_000
 
@@ -400,10 +402,10 @@ def test_the_agent_divides_what_is_refused_and_every_value_arrives_once(server, 
     spool.close()
     run = server.get("/api/v1/runs/divided", project="divided")
     assert run["points"] == 2 * len(series)
-    assert {one["count"] for one in run["summary"].values()} == {2}
+    assert {summary["count"] for summary in run["summary"].values()} == {2}
     assert run["summary"]["metric/7"]["last"] == -7
-    found = server.get("/api/v1/runs/divided/events", project="divided", name="line", limit=10_000)["events"]
-    assert [event["body"] for event in found] == [*range(records - 1, records - 10_001, -1)]
+    stored_events = server.get("/api/v1/runs/divided/events", project="divided", name="line", limit=10_000)["events"]
+    assert [event["body"] for event in stored_events] == [*range(records - 1, records - 10_001, -1)]
 
 
 def test_a_body_in_tiny_pieces_is_refused(start):

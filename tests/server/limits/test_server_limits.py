@@ -324,9 +324,12 @@ def test_streams_that_are_opened_at_once_are_counted(start, eventually):
 
         def ended():
             readable = select.select(
-                [one for one, status in zip(streams, statuses, strict=True) if status == b"200"], [], [], 0
+                [open_stream for open_stream, status in zip(streams, statuses, strict=True) if status == b"200"],
+                [],
+                [],
+                0,
             )[0]
-            return any(not one.recv(65536) for one in readable)
+            return any(not open_stream.recv(65536) for open_stream in readable)
 
         eventually(ended, 30)
 

@@ -86,7 +86,7 @@ def test_a_record_without_any_of_it(server):
 
 def sent(*events):
     (resource_logs,) = ExportLogsServiceRequest.FromString(encode_events({}, events)).resource_logs
-    return [(scoped.scope, one) for scoped in resource_logs.scope_logs for one in scoped.log_records]
+    return [(scoped.scope, log_record) for scoped in resource_logs.scope_logs for log_record in scoped.log_records]
 
 
 @pytest.mark.parametrize(("level", "number"), [("INFO", 9), ("WARN", 13), ("ERROR", 17)])
@@ -106,7 +106,9 @@ def test_a_run_that_fails_ends_with_an_error(state, level):
 
 
 def test_every_other_record_of_ours_is_information():
-    assert [one.severity_number for _, one in sent(Event("tensormeter.run.start", T0, {}), Event("x", T0))] == [9, 9]
+    assert [
+        log_record.severity_number for _, log_record in sent(Event("tensormeter.run.start", T0, {}), Event("x", T0))
+    ] == [9, 9]
 
 
 def test_what_is_decoded_is_encoded_the_same():

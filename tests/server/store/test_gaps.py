@@ -207,7 +207,7 @@ def test_lines_made_of_samples_break(open_store, monkeypatch):
         append(store, [(int(second), float(second)) for second in part if second != n // 2])
     append(store, [(n // 2, None)])
     store.flush()
-    blocks = [one.blocks for one in store.read_rollups(RunRef("r"), Selection(["load"]), PointRange(), 50)]
+    blocks = [rollup.blocks for rollup in store.read_rollups(RunRef("r"), Selection(["load"]), PointRange(), 50)]
     assert all(block is not None for block in blocks)
     sampled = line(store, max_points=100)
     (gap,) = sampled.gaps

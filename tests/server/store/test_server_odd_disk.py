@@ -74,7 +74,7 @@ FAILING = (
 
 @pytest.mark.parametrize(
     ("manners", "reason", "maps"),
-    [*((*one, True) for one in (*READ_ONLY, *FAILING)), (*FAILING[0], False), (*READ_ONLY[0], False)],
+    [*((*case, True) for case in (*READ_ONLY, *FAILING)), (*FAILING[0], False), (*READ_ONLY[0], False)],
 )
 def test_a_disk_that_fails_for_a_while(mounted, start, make, eventually, manners, reason, maps):
     disk = mounted(maps=maps)

@@ -64,7 +64,9 @@ def test_a_batch_is_stored_once(client):
 def test_batch_ids_of_projects_are_their_own(client):
     """With tokens of one project each, no client can make the batches of another duplicates, or have them refused."""
     name = f"{client.run_id}/a"
-    ours, theirs = (StoreClient(ProjectStore(client.store, one), client.run_id, one) for one in ("ours", "the\nirs"))
+    ours, theirs = (
+        StoreClient(ProjectStore(client.store, project), client.run_id, project) for project in ("ours", "the\nirs")
+    )
     for sender in (theirs, ours, client):
         assert not sender.append([1], [1.0], batch_id=name).duplicate
         assert sender.append([1], [1.0], batch_id=name).duplicate

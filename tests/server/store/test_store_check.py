@@ -96,7 +96,7 @@ def test_an_inspection_reads_past_what_cannot_be_read(tmp_path, image):
     (tmp_path / "tensormeter.db").write_bytes(content)
     with closing(open_read_only(tmp_path / "tensormeter.db")) as connection:
         inspection = Inspection(connection)
-        findings = [str(one) for one in inspection.all()]
+        findings = [str(finding) for finding in inspection.all()]
     assert any("event: rows after -1 cannot be read" in finding for finding in findings)
     assert inspection.counts["chunk"] > 0
     assert inspection.counts["media"] > 0
@@ -115,7 +115,7 @@ def test_an_inspection_of_batches_out_of_order_ends(tmp_path):
     assert content.count(last) == 1
     file.write_bytes(content.replace(last, b"A" + last[1:]))
     with closing(open_read_only(file)) as connection:
-        findings = [str(one) for one in Inspection(connection).all()]
+        findings = [str(finding) for finding in Inspection(connection).all()]
     assert any("out of order" in finding for finding in findings)
     assert any(f"batch 'A{last.decode()[1:]}'" in finding for finding in findings)
 

@@ -48,11 +48,11 @@ def answers(store, digest):
     return documents
 
 
-def differences(found, expected, problem):
+def differences(documents, expected, problem):
     """The answers that are neither right, nor an error, nor reported as missing."""
     wrong = []
     is_journal_damaged = "journal row" in (problem or "")
-    for request, (status, document) in found.items():
+    for request, (status, document) in documents.items():
         known_status, known = expected[request]
         if (status, document) == (known_status, known) or status >= 500 or (status == 404 and known_status == 200):
             continue
@@ -176,8 +176,8 @@ def test_damage_at_rest_is_an_error_or_changes_no_answer(tmp_path, image, small_
             continue
         try:
             store._start_check.wait()
-            found = answers(store, digest)
-            wrong = differences(found, expected, store.problem())
+            documents = answers(store, digest)
+            wrong = differences(documents, expected, store.problem())
             assert not wrong, f"{number}: {what}: {store.problem()}: {str(wrong[0])[:1500]}"
         finally:
             store.close()

@@ -221,15 +221,15 @@ def test_deleted_until_it_starts_again(client):
 
 
 def test_projects_and_names(client):
-    one, two = (StoreClient(client.store, client.run_id, f"{client.run_id} {i}") for i in range(2))
-    one.append([1], [1.0])
-    assert client.store.run(RunRef(client.run_id)).project == one.project
-    two.append([1], [1.0])
+    first, second = (StoreClient(client.store, client.run_id, f"{client.run_id} {i}") for i in range(2))
+    first.append([1], [1.0])
+    assert client.store.run(RunRef(client.run_id)).project == first.project
+    second.append([1], [1.0])
     with pytest.raises(StoreError, match="is in 2 projects"):
         client.store.run(RunRef(client.run_id))
     listed = {summary.project: summary.runs for summary in client.store.projects()}
-    assert (listed[one.project], listed[two.project]) == (1, 1)
+    assert (listed[first.project], listed[second.project]) == (1, 1)
     changes = client.store.changes("nonsense", [RunRef(client.run_id)]).changes
-    assert {change.run for change in changes} == {one.ref, two.ref}
-    assert client.store.table(one.project, ["project"]).columns["project"] == [one.project]
-    assert client.store.runs([1 << 62, *client.store.table(one.project, []).runs])[0].project == one.project
+    assert {change.run for change in changes} == {first.ref, second.ref}
+    assert client.store.table(first.project, ["project"]).columns["project"] == [first.project]
+    assert client.store.runs([1 << 62, *client.store.table(first.project, []).runs])[0].project == first.project

@@ -274,20 +274,20 @@ def test_samples_say_what_all_points_say(shared, history, x, attempt, bounds, ma
         scale, origin = (300, 0) if x == "step" else (3000e-9, T0 / 1e9 if x == "time" else 0)
         start, stop = (None if bound is None else origin + bound * scale for bound in bounds)
         query = RunQuery(("v",), Axis.parse(x), start, stop, attempt=attempt, max_points=max_points)
-        sampled = sorted(query_points(shared, [ref], query).series, key=lambda one: one.process)
+        sampled = sorted(query_points(shared, [ref], query).series, key=lambda series: series.process)
         lines = sorted(RunReader(shared, ref, query).lines().lines, key=lambda line: line.series.process)
-        assert [(one.process, one.attempt, one.total) for one in sampled] == [
+        assert [(series.process, series.attempt, series.total) for series in sampled] == [
             (line.series.process, line.attempt, len(line.x)) for line in lines
         ]
-        for one, whole in zip(sampled, lines, strict=True):
+        for sampled_series, whole in zip(sampled, lines, strict=True):
             values = whole.series.points.floats()
             points = [*zip(whole.x.tolist(), values.view(np.int64).tolist(), strict=True)]
-            shown = [*zip(one.x.tolist(), one.y.view(np.int64).tolist(), strict=True)]
+            shown = [*zip(sampled_series.x.tolist(), sampled_series.y.view(np.int64).tolist(), strict=True)]
             assert len(shown) <= max(max_points, 5)
             remaining = iter(points)
             assert all(point in remaining for point in shown)  # points that were logged, in their order
             assert (shown[0], shown[-1]) == (points[0], points[-1])
-            assert np.isnan(one.y).any() == np.isnan(values).any()
+            assert np.isnan(sampled_series.y).any() == np.isnan(values).any()
             if not np.isnan(values).all():
-                assert np.nanmin(one.y) == np.nanmin(values)
-                assert np.nanmax(one.y) == np.nanmax(values)
+                assert np.nanmin(sampled_series.y) == np.nanmin(values)
+                assert np.nanmax(sampled_series.y) == np.nanmax(values)
