@@ -45,6 +45,7 @@ def test_what_a_report_says(source, health):
     assert series["tensormeter.rows",].values.tolist() == [200]
     assert series["tensormeter.dropped", "ring_full"].values.tolist() == [3]
     assert series["tensormeter.dropped", "device_unfinished"].values.tolist() == [2]
+    assert {line.unit for line in series.values() if line.name == "tensormeter.dropped"} == {"{point}"}
     assert series["tensormeter.spool.requests",].values.tolist() == [7]
     assert 0 < series["tensormeter.ring.utilization",].values[0] < 1
     assert series["tensormeter.agent.lag",].values[0] > 0

@@ -120,7 +120,7 @@ class SelfMetrics:
                 now,
                 np.array([count], np.int64),
                 created,
-                unit="{row}",
+                unit="{point}",
                 description="Points that could not be recorded.",
                 attributes={"tensormeter.reason": reason},
             )
