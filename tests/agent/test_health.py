@@ -49,6 +49,7 @@ def test_what_a_report_says(source, health):
     assert series["tensormeter.spool.requests",].values.tolist() == [7]
     assert 0 < series["tensormeter.ring.utilization",].values[0] < 1
     assert series["tensormeter.agent.lag",].values[0] > 0
+    assert series["tensormeter.agent.lag",].description.startswith("Time since the agent read the oldest row")
     created = ring.words[HeaderWord.CREATED]
     assert {int(line.start_times[0]) for line in series.values() if line.name == "tensormeter.dropped"} == {created}
     assert all(line.times[0] > created for line in series.values())

@@ -66,7 +66,12 @@ class SelfMetrics:
                 self._processor.utilization,
                 "Largest fraction of a lane whose rows were read but are not in the spool yet.",
             ),
-            ("tensormeter.agent.lag", "s", self._processor.lag, "Age of the oldest row that is not in the spool yet."),
+            (
+                "tensormeter.agent.lag",
+                "s",
+                self._processor.lag,
+                "Time since the agent read the oldest row that is not in the spool yet.",
+            ),
             ("tensormeter.spool.requests", "{request}", pending_requests, "Requests waiting for delivery."),
         ]
         return [
