@@ -315,9 +315,20 @@ def test_fault_124_a_ring_that_cannot_be_mapped_where_it_should_be(train, receiv
     wait_for(lambda: not place.exists(), "the agent has removed the ring")
 
 
-def test_where_the_disk_cannot_be_mapped_the_run_is_kept_on_it(train, odd_disk, state, receiver, wait_for):
+@pytest.mark.parametrize(
+    ("refuse", "lacks"),
+    [
+        ([], "shared memory maps (the spool is slower)"),
+        (["fsync"], "fsync (the spool may not survive a power failure) and shared memory maps (the spool is slower)"),
+    ],
+    ids=["maps", "maps and fsync"],
+)
+def test_where_the_disk_cannot_be_mapped_the_run_is_kept_on_it(
+    train, odd_disk, state, receiver, wait_for, refuse, lacks
+):
     """And a line says what it lacks."""
     disk = odd_disk(maps=False)
+    disk.behave(refuse=refuse)
     receiver.stop()
     trainer = train(
         FLUSH + "run = tensormeter.init('faults')\nlog(run, range(100))\nrun.finish()\n",
@@ -326,7 +337,7 @@ def test_where_the_disk_cannot_be_mapped_the_run_is_kept_on_it(train, odd_disk, 
     )
     errors = trainer.finish()
     assert f"{disk.path}/state/runs/" in errors
-    assert "shared memory maps, so the spool is slower" in errors
+    assert f"does not support {lacks}\n" in errors
     wait_for(lambda: not agents_of(disk.path / "state"), "the agent leaves")
     (run,) = list_runs(disk.path / "state")
     assert os.path.getsize(run.spool)

@@ -45,8 +45,8 @@ _NEXT_TO_NOTHING: Final = 1 << 20
 """Maximum free bytes at which a disk counts as full."""
 
 _LACKS: Final = {
-    "fsync": "fsync, so the spool may not survive a power failure",
-    "maps": "shared memory maps, so the spool is slower",
+    "fsync": "fsync (the spool may not survive a power failure)",
+    "maps": "shared memory maps (the spool is slower)",
 }
 
 
