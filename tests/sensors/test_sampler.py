@@ -142,6 +142,23 @@ def test_a_collection_that_fails_is_counted_and_said_once_and_the_next_goes_on(s
         assert caplog.text.count(reason) == 1
 
 
+def test_values_before_the_failure_of_a_reading_are_kept(start, caplog):
+    class HalfBroken(Fake):
+        def _totals(self):
+            yield COUNT, 10 * self.number, {}
+            raise PermissionError("not yours")
+
+    sampler = start(HalfBroken())
+    wait_for(lambda: sampler.samples >= 2, "two samples")
+    sampler.stop(60)
+    points = by_name(sampler.columns.take())
+    assert points["count",].values.tolist() == [10 * number for number in range(1, sampler.samples + 1)]
+    assert "size" not in {name for name, *_ in points}
+    assert points["tensormeter.sensor.failures", "fake", "PermissionError"].values[-1] == sampler.samples
+    assert "could not read all of totals" in caplog.text
+    assert "its remaining values are missing" in caplog.text
+
+
 def test_an_absent_reading_is_no_failure(start, caplog):
     sensor = Fake()
     sensor.error = AbsentError()

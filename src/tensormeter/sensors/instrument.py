@@ -44,7 +44,7 @@ The function may raise any error; see `observe`.
 
 
 class AbsentError(Exception):
-    """The machine lacks the requested device or file. The reading is omitted and does not count as a failure."""
+    """The machine lacks the requested device or file. The reading ends here, and this does not count as a failure."""
 
 
 class Sensor(Protocol):
@@ -64,7 +64,7 @@ class Sensor(Protocol):
         ...
 
     def readings(self) -> Iterable[Reading]:
-        """Return the readings of one sample. If one of them fails, the others are still used."""
+        """Return the readings of one sample. If one fails, its earlier values and the other readings are still used."""
         ...
 
     def close(self) -> None:
@@ -73,7 +73,9 @@ class Sensor(Protocol):
 
 
 def observe(sensor: Sensor, failures: dict[str, int]) -> dict[str, list[Observed]]:
-    """Run all readings of a sensor, omitting those that fail.
+    """Run all readings of a sensor.
+
+    If a reading raises an error, the values that it has already yielded are kept, because they are valid.
 
     Args:
         sensor: Sensor to read.
@@ -94,7 +96,11 @@ def observe(sensor: Sensor, failures: dict[str, int]) -> dict[str, list[Observed
             kind = type(error).__name__
             if kind not in failures:
                 logger.warning(
-                    "sensor %s: could not read %s (%s: %s); its values are missing", sensor.name, name, kind, error
+                    "sensor %s: could not read all of %s (%s: %s); its remaining values are missing",
+                    sensor.name,
+                    name,
+                    kind,
+                    error,
                 )
             failures[kind] = failures.get(kind, 0) + 1
     return observed

@@ -40,8 +40,8 @@ _FAILURES: Final = Instrument(
     "tensormeter.sensor.failures",
     "counter",
     "{failure}",
-    "Number of failed readings, whose values are missing. `error.type` is the name of the exception, `stuck` if the sensor "
-    "hung, or `overflow` for points that were dropped because too many were waiting.",
+    "Number of failed readings, whose remaining values are missing. `error.type` is the name of the exception, `stuck` "
+    "if the sensor hung, or `overflow` for points that were dropped because too many were waiting.",
     (SENSOR, "error.type"),
 )
 SAMPLER_INSTRUMENTS: Final = (_DURATION, _FAILURES)
