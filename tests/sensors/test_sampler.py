@@ -191,13 +191,39 @@ def test_a_stuck_reading_does_not_keep_the_caller(start, monkeypatch, caplog):
         return "has not responded" in caplog.text
 
     wait_for(reported, "the hang is reported")
-    sampler.columns.take()  # does not wait
+    stuck = "tensormeter.sensor.failures", "fake", "stuck"
+    meanwhile = by_name(sampler.take())[stuck]  # does not wait
     sampler.stop(0)  # nor does this
     assert not sampler.over
     sensor.gate.set()
     wait_for(lambda: sampler.over, "the thread ends once the reading comes back")
-    failures = by_name(sampler.columns.take())["tensormeter.sensor.failures", "fake", "stuck"]
-    assert failures.values.tolist() == [1]
+    points = by_name(sampler.take())
+    assert meanwhile.values.tolist() == points[stuck].values.tolist() == [1]
+    assert meanwhile.start_times.tolist() == points[stuck].start_times.tolist()
+    assert meanwhile.start_times[0] < meanwhile.times[0] < points[stuck].times[0]
+    described = points["tensormeter.sensor.sample.duration", "fake"]
+    assert (meanwhile.scope, meanwhile.unit, meanwhile.monotonic) == (described.scope, "{failure}", True)
+
+
+def test_a_sensor_that_hangs_from_the_start_is_counted(monkeypatch):
+    monkeypatch.setattr("tensormeter.sensors.sampler._STUCK_AFTER", 0.05)
+    gate = threading.Event()
+
+    def hang():
+        gate.wait()
+        return Fake()
+
+    sampler = Sampler("fake", hang, 0.01)
+
+    def counted():
+        sampler.report_if_stuck()
+        return sampler.take()
+
+    wait_for(counted, "the hang is counted")
+    (failures,) = sampler.take()
+    assert (failures.values.tolist(), failures.attributes["error.type"]) == ([1], "stuck")
+    gate.set()
+    sampler.stop(60)
 
 
 @pytest.mark.parametrize(
@@ -288,3 +314,14 @@ def test_a_gpu_that_hangs_stops_only_itself(node, nvml):
     )
     assert host
     assert not gpu
+
+
+def test_a_gpu_that_never_recovers_is_counted_as_stuck(node, nvml, monkeypatch):
+    statistics = node()
+    take(statistics)
+    monkeypatch.setattr("tensormeter.sensors.sampler._STUCK_AFTER", 0.05)
+    nvml.hang = threading.Event()
+    key = "tensormeter.sensor.failures", "nvidia", "stuck"
+    wait_for(lambda: key in by_name(take(statistics).series), "the hang arrives while the GPU hangs")
+    (arrived,) = decode_metrics(encode_metrics([take(statistics)]))
+    assert by_name(arrived.series)[key].values[0] >= 1

@@ -70,8 +70,9 @@ The agent records these metrics under an additional process of the run, whose re
 `service.instance.id` of that process depends only on the project, run and host. Names, units and attributes follow
 OpenTelemetry's semantic conventions. Names that the conventions do not define begin with `tensormeter.`. Counters and up-down
 counters are cumulative sums. If a reading fails, the values that it has already read are kept, its remaining points are omitted,
-and `tensormeter.sensor.failures` is incremented. A sensor that hangs does not affect the others. Apple GPUs are not supported,
-because no maintained library can read their metrics without root access.
+and `tensormeter.sensor.failures` is incremented. A sensor that hangs does not affect the others; after 30 s, or three intervals
+if that is longer, it is counted as `stuck`, even if it never responds again. Apple GPUs are not supported, because no maintained
+library can read their metrics without root access.
 
 This page is generated. To update it, run `python -m tensormeter.cli.sensors_reference > docs/sensors.md`.
 """

@@ -67,7 +67,7 @@ class Node:
             return None
         self._first = False
         self._due = now + self._delay
-        series = [series for sampler in self._samplers for series in sampler.columns.take()]
+        series = [series for sampler in self._samplers for series in sampler.take()]
         return Batch(self._resource, series) if series else None
 
     def stop(self, timeout: float = 0.0) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from typing import Final
 
+import numpy as np
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -16,6 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from tensormeter.conventions.semconv import SENSOR
 from tensormeter.environment.variables import sdk_enabled
 from tensormeter.logger import get_logger
+from tensormeter.otlp.batch import Gauge, Scope, Sum
 from tensormeter.sensors.columns import Columns
 from tensormeter.sensors.instrument import Instrument, Observed, Sensor, observe
 
@@ -50,10 +52,11 @@ SAMPLER_INSTRUMENTS: Final = (_DURATION, _FAILURES)
 class Sampler:
     """Sampler of one sensor, which runs until it is stopped.
 
-    The sampling thread is a daemon, so a driver that hangs does not keep the process from exiting.
+    The sampling thread is a daemon, so a driver that hangs does not keep the process from exiting. One other thread may
+    call `report_if_stuck` and `take`. It also counts hangs, because the sampling thread may never continue.
 
     Attributes:
-        columns: Buffer from which another thread may take the points.
+        columns: Buffer of the points that the sampling thread has collected.
     """
 
     def __init__(self, name: str, make: Callable[[], Sensor], interval: float) -> None:
@@ -79,6 +82,9 @@ class Sampler:
         self._observed: dict[str, list[Observed]] = {}
         self._busy_since: float | None = time.monotonic()
         self._reported = False
+        self._stuck = 0
+        """Number of samples that took too long. The sampling thread does not use it."""
+        self._created = time.time_ns()
         self._thread = threading.Thread(target=self._run, name=f"tensormeter-sensor-{name}", daemon=True)
         self._thread.start()
 
@@ -94,12 +100,30 @@ class Sampler:
             self._reported = False
         elif not self._reported and time.monotonic() - since > max(_STUCK_AFTER, 3 * self._interval):
             self._reported = True
-            self._failures["stuck"] = self._failures.get("stuck", 0) + 1
+            self._stuck += 1
             logger.warning(
                 "sensor %s has not responded for %.0f s; the other sensors continue",
                 self.name,
                 time.monotonic() - since,
             )
+
+    def take(self) -> list[Gauge | Sum]:
+        """Remove and return all collected series. The number of hangs is included even while the sensor hangs."""
+        series = self.columns.take()
+        if self._stuck:
+            series.append(
+                Sum(
+                    _FAILURES.name,
+                    np.array([max(time.time_ns(), self._created + 1)], np.uint64),
+                    np.array([self._stuck], np.int64),
+                    np.array([self._created], np.uint64),
+                    unit=_FAILURES.unit,
+                    description=_FAILURES.description,
+                    attributes={SENSOR: self.name, "error.type": "stuck"},
+                    scope=Scope(SCOPE, version("tensormeter")),
+                )
+            )
+        return series
 
     def _run(self) -> None:
         try:
