@@ -111,6 +111,8 @@ class MlflowExporter(DecodingExporter):
         experiment: Name of the experiment. Default: the project's name.
     """
 
+    uses_token: Final = False
+
     def __init__(self, config: ExporterConfig) -> None:
         options = config.options_or(tracking_uri="", experiment="")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, round(config.timeout))))

@@ -8,6 +8,9 @@ A single instance receives metrics and logs in the order in which they were reco
 this order sets `independent_signals`. Delivery then creates one instance for each signal, with its own thread, retries
 and position in the queue, so a receiver that refuses one signal still receives the other.
 
+After `Unauthorized`, delivery waits for another token in the token file, but for at most 15 minutes. An exporter that
+does not use `ExporterConfig.token` sets `uses_token = False`; delivery then waits for 15 minutes.
+
 An exporter may block for at most the configured timeout. It neither retries nor sleeps: it returns an outcome, and
 delivery handles backoff, `Retry-After`, ordering and the spool.
 
@@ -202,7 +205,7 @@ class TooLarge:
 
 @dataclass(frozen=True)
 class Unauthorized:
-    """The receiver refused the token. Delivery pauses until the token changes.
+    """The receiver refused the credentials. The module's docstring describes how long delivery pauses.
 
     Attributes:
         reason: Human-readable reason.
@@ -249,7 +252,9 @@ Outcome = Accepted | Retry | Rejected | TooLarge | Unauthorized
 
 
 class Exporter(Protocol):
-    """A destination. The module's docstring describes the order of calls, their thread, and `independent_signals`.
+    """A destination.
+
+    The module's docstring describes the order of calls, their thread, `independent_signals` and `uses_token`.
 
     A class may have a method ``durability(self) -> Durability | Retry | None``, which asks the receiver to sync to disk
     immediately, and to report which requests are durable. The method may block for at most the configured timeout. It

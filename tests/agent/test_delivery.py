@@ -148,6 +148,39 @@ def test_a_parked_destination_resumes_with_a_new_token(deliver, put, spool, rece
     assert len(receiver.accepted()) == 2
 
 
+def test_a_refused_token_of_a_file_is_said_to_wait_for_another(deliver, put, receiver, tmp_path, messages, wait_for):
+    receiver.token = "new"
+    file = tmp_path / "token"
+    file.write_text("old")
+    put(b"1")
+    delivery = deliver(token=None, token_file=file)
+    wait_for(lambda: delivery.parked, "the destination is parked")
+    (message,) = messages()
+    assert f"retrying when the token in {file} changes, or in 15 minutes" in message
+
+
+def test_refused_headers_are_not_said_to_wait_for_a_token(
+    deliver, put, receiver, another_receiver, spool, tmp_path, messages, wait_for
+):
+    """A running agent reads neither another token for this destination nor other headers."""
+    another_receiver.token = "new"
+    file = tmp_path / "token"
+    file.write_text("old")
+    put(b"1", destinations=("otlp",))
+    settings = {"token": None, "token_file": file, "exporters": ("otlp",)}
+    settings["exporter_options"] = {"otlp.endpoint": another_receiver.url}
+    delivery = deliver("otlp", **settings)
+    wait_for(lambda: delivery.parked, "the destination is parked")
+    (message,) = messages()
+    assert "set OTEL_EXPORTER_OTLP_HEADERS" in message
+    assert "retrying in 15 minutes; environment variables of a running agent cannot change" in message
+    assert "`tensormeter sync`" in message
+    another_receiver.token = None
+    delivery.wake()
+    wait_for(lambda: spool.pending() == 0, "the request is delivered")
+    assert receiver.received == []
+
+
 def metrics(points):
     """A request of rows with two values each."""
     times = np.arange(1, points + 1, dtype=np.uint64)

@@ -38,6 +38,7 @@ class OtlpExporter(DecodingExporter):
     """
 
     independent_signals: Final = True
+    uses_token: Final = False
 
     def __init__(self, config: ExporterConfig) -> None:
         targets = read_targets(config)

@@ -94,7 +94,7 @@ class Deliveries:
 
     @property
     def are_idle_or_parked(self) -> bool:
-        """Whether each delivery is idle or parked, so that nothing can be delivered until the token changes."""
+        """Whether each delivery is idle or parked, so that nothing can be delivered until credentials change."""
         return all(delivery.parked or delivery.idle for delivery in self._deliveries)
 
     @property

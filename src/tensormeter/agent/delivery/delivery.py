@@ -16,8 +16,9 @@ Some receivers report which requests are durable (`Accepted.durability`). When t
 receiver for this report. It asks immediately if a process is waiting for delivery to finish, and otherwise 10 seconds
 after the receiver's last response.
 
-A destination whose token is refused is parked. Nothing is sent to it until the token changes, `tensormeter sync` asks
-the agent to retry, or 15 minutes have passed.
+A destination whose credentials are refused is parked. Nothing is sent to it until `tensormeter sync` asks the agent to
+retry, or 15 minutes have passed. If the token comes from a file, delivery also resumes when the file has another token.
+Other credentials come from the agent's environment, which does not change.
 
 A request that is too large is sent in halves, which can be halved again. The halves and their IDs are derived from the
 request, so a new agent sends the same halves.
@@ -64,7 +65,7 @@ _TROUBLE_DELAY: Final = 1.0
 _STALLED_FAILURES: Final = 3
 _STALLED_DELAY: Final = 10.0
 _PARKED: Final = 900.0
-"""Seconds until a parked destination is tried again, because the server's token may have changed."""
+"""Seconds until a parked destination is tried again, because the server may accept the same credentials by then."""
 
 _TOKEN_LOOK: Final = 0.5
 """Seconds between two reads of the token while a destination is parked."""
@@ -137,7 +138,7 @@ class Delivery:
         refused: Receiver's message about items that it refused in an accepted request; empty if it accepted all items.
         stalled: Whether waiting for this destination is pointless: several attempts have failed, or the next attempt is
             far off.
-        parked: Whether the token was refused, so that the delivery is waiting for another token.
+        parked: Whether the credentials were refused, so that nothing is sent for a long time.
         damaged: Whether the spool is damaged, so that the agent has to repair it.
         refusal: Time since which the spool has been refusing writes, and the error; None if it accepts them.
     """
@@ -192,6 +193,10 @@ class Delivery:
         self.parked = False
         self.damaged = False
         self.refusal: tuple[float, Exception] | None = None
+        self._token_file: Path | None = None
+        """File whose next token the exporter will use; None if the exporter's credentials cannot change."""
+        if settings.token is None and getattr(self._exporter_type, "uses_token", True):
+            self._token_file = settings.token_file
         self._folder = spool.with_name("exporters") / destination
         self._pieces = RequestPieces(destination, self.signals)
         self._rate = rate or UploadRate(settings.upload_rate_of(destination))
@@ -337,14 +342,14 @@ class Delivery:
         self._again = False
 
     def _wait_for_token(self, refused: str | None) -> bool:
-        """Wait while parked, and return whether the token differs from the refused one."""
+        """Wait while parked, and return whether the token file has a token other than the refused one."""
         deadline = time.monotonic() + _PARKED
         while not self._stop.is_set() and time.monotonic() < deadline:
-            woken = self._wake.wait(_TOKEN_LOOK)
+            woken = self._wake.wait(_TOKEN_LOOK if self._token_file else deadline - time.monotonic())
             self._wake.clear()
             self._again = False
             try:
-                if self._settings.current_token() != refused:
+                if self._token_file and self._settings.current_token() != refused:
                     self.parked = False
                     return True
             except SettingsError as error:
@@ -390,9 +395,7 @@ class Delivery:
                 self._pieces.halved(spool, reason)
             case Unauthorized(reason):
                 if not self.parked:
-                    logger.warning(
-                        "%s: credentials refused (%s); retrying when the token changes, or in 15 minutes", self, reason
-                    )
+                    logger.warning("%s: credentials refused (%s); %s", self, reason, self._next_credentials())
                 self._failed(reason, _PARKED)
                 self.parked = True
                 return _PARKED
@@ -404,6 +407,15 @@ class Delivery:
         self._call_siblings(recovered=recovered)
         self._on_progress()
         return None
+
+    def _next_credentials(self) -> str:
+        """Return when the next attempt is made, and how to use other credentials."""
+        if self._token_file:
+            return f"retrying when the token in {self._token_file} changes, or in 15 minutes"
+        return (
+            "retrying in 15 minutes; environment variables of a running agent cannot change, so to use other credentials, "
+            "set them and run `tensormeter sync` after the run has ended"
+        )
 
     def _retry(self, reason: str, after: float | None, delays: Generator[float, None, None]) -> float:
         delay = retry_delay(next(delays), after, at_most=_LONGEST_RETRY_AFTER, jitter=self._jitter)
