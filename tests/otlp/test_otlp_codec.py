@@ -24,6 +24,7 @@ from tensormeter.otlp.batch import (
     Temporality,
 )
 from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.otlp.elements import check_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -358,6 +359,19 @@ def test_malformed_bytes_raise_encoding_errors_only(data, noise):
             except EncodingError as error:
                 outcome = str(error)
             assert outcome is not None
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_groups_are_refused(level):
+    """OTLP has no groups. The decoder refuses them, as the walk that counts elements does, although protobuf skips them."""
+    body = b"\x0b\x0c"  # an empty group
+    for tag in (b"\x0a", b"\x12")[:level][::-1]:  # a scope in a resource in the request
+        body = tag + bytes([len(body)]) + body
+    assert ExportMetricsServiceRequest.FromString(body)
+    with pytest.raises(EncodingError, match="wire type 3"):
+        check_metrics(body)
+    with pytest.raises(EncodingError, match="a malformed field or a group"):
+        decode_metrics(body)
 
 
 def test_the_first_of_equal_attribute_keys_wins():

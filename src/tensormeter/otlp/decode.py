@@ -80,39 +80,16 @@ def decode_metrics(body: bytes, check: Check = no_check) -> list[Batch]:
 
     Args:
         body: Encoded message.
-        check: Function that is called for each resource and each metric. It can raise an error to stop decoding. It is not
-            called if protobuf has to parse the whole request (see `_UnusualError`).
+        check: Function that is called for each resource and each metric. It can raise an error to stop decoding.
 
     Raises:
-        EncodingError: The bytes are not an `ExportMetricsServiceRequest`.
+        EncodingError: The bytes are not an `ExportMetricsServiceRequest`, or a resource or scope contains a group. OTLP does
+            not use groups.
     """
     view = memoryview(body)
     whole = Field(0, _LEN, 0, 0, len(view))
-    try:
-        _, resources = _split(view, whole, ExportMetricsServiceRequest(), _RESOURCE_METRICS)
-        return [_resource_metrics(view, field, check) for field in resources]
-    except _UnusualError:
-        return _by_protobuf(body)
-
-
-class _UnusualError(Exception):
-    """Raised when a message contains groups or invalid bytes. protobuf then parses the whole request or reports an error."""
-
-
-def _by_protobuf(body: bytes) -> list[Batch]:
-    request = ExportMetricsServiceRequest()
-    _parse(request, body)
-    batches = []
-    for resource_metrics in request.resource_metrics:
-        series: list[Series] = []
-        gaps: list[Gauge | Sum] = []
-        for scope_metrics in resource_metrics.scope_metrics:
-            for metric in scope_metrics.metrics:
-                scope = _scope(scope_metrics)
-                series += _series(metric, scope)
-                gaps += _gaps(metric, scope)
-        batches.append(Batch(attributes(resource_metrics.resource.attributes), series, gaps))
-    return batches
+    _, resources = _split(view, whole, ExportMetricsServiceRequest(), _RESOURCE_METRICS)
+    return [_resource_metrics(view, field, check) for field in resources]
 
 
 def _resource_metrics(body: memoryview, message: Field, check: Check) -> Batch:
@@ -149,7 +126,7 @@ def _split(body: memoryview, message: Field, shell: _Shell, number: int) -> tupl
 def _fields(body: memoryview, message: Field) -> list[Field]:
     fields = iterate_fields(body, message.content, message.end)
     if fields is None:
-        raise _UnusualError
+        raise EncodingError("not a protobuf ExportMetricsServiceRequest: it contains a malformed field or a group")
     return fields
 
 

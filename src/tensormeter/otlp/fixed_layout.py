@@ -77,8 +77,7 @@ def iterate_fields(body: memoryview, begin: int, end: int, most: int | None = No
     """List the fields of a message between two offsets.
 
     Returns:
-        Fields in order. None if the bytes are not a message, or if protobuf should read them because the message has groups or
-        more than `most` fields.
+        Fields in order. None if the bytes are not a message, or if the message has groups or more than `most` fields.
     """
     fields: list[Field] = []
     at = begin

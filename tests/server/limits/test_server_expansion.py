@@ -205,7 +205,9 @@ def test_a_summary_of_too_many_quantiles_is_refused():
         check_metrics(request.SerializeToString())
 
 
-@pytest.mark.parametrize("tail", [b"\x0b", b"\x0c", b"\x08" + b"\xff" * 11 + b"\x00", b"\x0a\x05\x00", b"\x08"])
+@pytest.mark.parametrize(
+    "tail", [b"\x0b", b"\x0c", b"\x0b\x0c", b"\x08" + b"\xff" * 11 + b"\x00", b"\x0a\x05\x00", b"\x08"]
+)
 def test_what_is_no_message_is_refused_before_it_is_read(server, tail):
     good = _wrapped(1, b"")
     assert server.post("/v1/metrics", good + tail).status == 400
