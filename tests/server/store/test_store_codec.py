@@ -1,13 +1,23 @@
 """Chunks and points."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensormeter.errors import StoreError
-from tensormeter.server.store.models.points import Points, steps_at
-from tensormeter.server.store.sqlite.points.segments import SEGMENT_POINTS, Segment, decode_segment, encode_segment
+from tensormeter.server.store.models.errors import DamagedError
+from tensormeter.server.store.models.points import Blobs, Points, steps_at
+from tensormeter.server.store.sqlite.points.segments import (
+    SEGMENT_POINTS,
+    Segment,
+    decode_blobs,
+    decode_segment,
+    encode_segment,
+)
 
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
 TIME = st.integers(1, (1 << 63) - 2)
@@ -66,6 +76,18 @@ def test_damage_is_an_error_or_other_points_but_never_worse(original, data):
     except StoreError:
         return
     assert len(decoded) == len(original)
+
+
+def test_errors_of_a_wrong_size_contain_the_expected_size():
+    numbers = encode_segment(Points.of(np.array([1, 2]), np.array([3, 4])))
+    with pytest.raises(DamagedError, match="a segment: expected 24 bytes, but its header declares 16"):
+        decode_segment(replace(numbers, n=3))
+    distributions = encode_segment(Blobs.of(np.array([1]), [b"x"]))
+    words = zstandard.ZstdCompressor(write_content_size=False).compress(b"x")
+    with pytest.raises(
+        DamagedError, match="a segment: expected at most 1073741824 bytes, but its header declares no size"
+    ):
+        decode_blobs(replace(distributions, words=words))
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), INT64), max_size=30))

@@ -183,4 +183,6 @@ def _inflate(blob: bytes, size: int | None) -> bytes:
             return zstandard.decompress(blob)
     except zstandard.ZstdError as error:
         raise DamagedError(f"a segment: {error}") from None
-    raise DamagedError(f"a segment: expected {size} bytes")
+    expected = f"at most {_MAX_BLOBS}" if size is None else size
+    declared = "no size" if claimed < 0 else claimed
+    raise DamagedError(f"a segment: expected {expected} bytes, but its header declares {declared}")
