@@ -133,7 +133,7 @@ def test_a_migration_that_fails_leaves_the_old_store(tmp_path, open_store, query
     assert 9.0 in values(open_store())
 
 
-def test_retention_by_age(open_store, query):
+def test_retention_by_age(open_store, query, caplog):
     store = open_store()
     append_values(store, [1, 2], [1.0, 2.0], run="old")
     append_values(store, [1, 2], [1.0, 2.0], run="kept")
@@ -145,6 +145,7 @@ def test_retention_by_age(open_store, query):
     append_values(store, [2**62], [3.0], run="live")
     store.flush()
     store._work_in_background()
+    assert "retention is deleting run 'old' (project 'default')" in caplog.text
     with pytest.raises(NotFoundError):
         store.run(RunRef("old"))
     assert values(store, "kept") == [1.0, 2.0]

@@ -382,7 +382,8 @@ class SqliteStore(SqliteQueries):
             return
         with self._writing, self._transaction():
             for run in expired_runs(self._writer, before, self._retention.max_bytes, self._damage.add):
-                _log.warning("tensormeter: retention is deleting run %d", run)
+                names = self._writer.execute("SELECT run_id, project FROM run WHERE id = ?", (run,)).fetchone()
+                _log.warning("tensormeter: retention is deleting run %r (project %r)", *names)
                 self._catalog.delete(run, time.time_ns(), self._memtable.last())
         if before is not None:
             more = True
