@@ -23,7 +23,7 @@ from tensormeter.server.store.sqlite.integrity.seals import PROCESS, RUN_TALLY, 
 from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
 from tensormeter.server.store.sqlite.points.step_lookup import StepLookup
 
-__all__ = ["RUN_FIELDS", "load_runs", "load_states", "load_table", "metrics_needed", "update_run"]
+__all__ = ["load_runs", "load_states", "load_table", "metrics_needed", "update_run"]
 
 _SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
 
@@ -72,9 +72,6 @@ _COLUMNS_OF: Final = {name: (column,) for name, column in _BASE.items()} | {
     "points": ("points",),
 }
 _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {"tags": json.loads, "archived": bool}
-
-RUN_FIELDS: Final = frozenset({*_BASE, "state", "points"})
-"""Names of the fields other than `config.KEY` and `summary.METRIC.PART`."""
 
 
 def load_runs(
