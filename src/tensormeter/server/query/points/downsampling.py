@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.server.store.models.rollup_blocks import MISSING, Blocks
+from tensormeter.server.store.models.rollup_blocks import MISSING, PICKS, Blocks
 
 __all__ = ["blocks_needed", "choose_evenly", "sample", "sample_blocks"]
 
@@ -20,15 +20,15 @@ def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
     """Select the points of a series to show in a chart.
 
     The points are divided into buckets of equal size. Each bucket keeps its first, last, lowest and highest points, and
-    one NaN if it contains any. The lowest and highest points of the series are therefore always kept.
+    one NaN if it contains any and max_points is at least 5. The lowest and highest points of the series are therefore
+    always kept.
 
     Args:
         values: Values in order of x, float64, shape (n,).
         max_points: Maximum number of points to keep, at least 4; 0 for all points.
 
     Returns:
-        Ascending indices of the points to keep, shape (m,). m exceeds max_points only if max_points is 4 and there are
-        NaN values.
+        Ascending indices of the points to keep, shape (m,). m does not exceed max_points unless max_points is 0.
     """
     n = len(values)
     if max_points == 0 or n <= max_points:
@@ -44,8 +44,9 @@ def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
     starts = np.arange(buckets) * size
     indices = [starts, np.minimum(starts + size, n) - 1]
     if any_missing:
-        gaps = np.concatenate((missing, np.zeros(padding, np.bool_))).reshape(buckets, size)
-        indices.append((starts + gaps.argmax(axis=1))[gaps.any(axis=1)])
+        if max_points >= PICKS:
+            gaps = np.concatenate((missing, np.zeros(padding, np.bool_))).reshape(buckets, size)
+            indices.append((starts + gaps.argmax(axis=1))[gaps.any(axis=1)])
         low, high = np.where(np.isnan(grid), np.inf, grid), np.where(np.isnan(grid), -np.inf, grid)
     else:
         low = high = grid
@@ -74,8 +75,8 @@ def sample_blocks(blocks: Blocks, max_points: int) -> tuple[NDArray[np.intp], ND
     before = np.cumsum(blocks.counts) - blocks.counts
     bucket = before * buckets // int(blocks.counts.sum())
     edges = np.flatnonzero(np.diff(bucket, prepend=-1))
-    rows, columns = blocks.picks(edges)
-    rows, columns = rows.reshape(-1), columns.reshape(-1)
+    kept = PICKS if max_points >= PICKS else MISSING  # the NaN is the last column
+    rows, columns = (index[:, :kept].reshape(-1) for index in blocks.picks(edges))
     times = blocks.times[rows, columns]
     order = np.lexsort((times, rows))
     rows, columns, times = rows[order], columns[order], times[order]
