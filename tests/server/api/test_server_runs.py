@@ -2,8 +2,10 @@
 
 import base64
 import math
+import re
 import zlib
 from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -110,6 +112,16 @@ def test_a_filter_that_is_none(sweep, text, words):
     status, document = sweep.ask("/api/v1/runs", filter=text)
     assert (status, document["error"]["code"]) == (400, "bad_request")
     assert words in document["error"]["message"]
+
+
+def test_the_fields_of_filters_are_the_documented_ones(sweep):
+    text = (Path(__file__).parents[3] / "docs/api.md").read_text()
+    documented = text.partition("- **Fields**: ")[2].partition("`config.KEY`")[0]
+    names = sorted(re.findall(r"`(\w+)`", documented))
+    message = sweep.ask("/api/v1/runs", filter="nothing = 1")[1]["error"]["message"]
+    assert f"expected one of {', '.join(names)}, config.*, summary.*" in message
+    for name in names:
+        assert sweep.ask("/api/v1/runs", filter=f"{name} = null", sort=name)[0] == 200
 
 
 VALUES = [None, 1, 2.5, math.nan, "text", True, ["a", 1], {"k": 1}]

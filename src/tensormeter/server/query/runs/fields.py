@@ -9,11 +9,11 @@ from tensormeter.errors import UsageError, join_choices
 __all__ = ["Field", "find_field"]
 
 _PARTS: Final = ("last", "min", "max", "mean", "count", "last_step", "last_time")
-_TIMES: Final = ("started", "ended", "last_time", "created")
+_TIMES: Final = ("started", "ended", "last_time")
 _STORED: Final = {"last_time": "updated"} | {
     name: name
     for name in (
-        *("id", "project", "name", "state", "attempt", "started", "ended", "created"),
+        *("id", "project", "name", "state", "attempt", "started", "ended"),
         *("group", "tags", "notes", "archived", "processes", "points", "lost"),
     )
 }
@@ -57,9 +57,8 @@ def find_field(name: str) -> Field:
         stored = name if metric and part in _PARTS else f"{name}.last"
         return Field(name, (stored,), lambda columns: [_without_nan(value) for value in columns[stored]])
     if stored is None:
-        raise UsageError(
-            f"there is no field {name[:80]!r}; expected {join_choices(*sorted(_STORED), 'config.*', 'summary.*')}"
-        )
+        names = sorted({*_STORED, "duration", "lag"})
+        raise UsageError(f"there is no field {name[:80]!r}; expected {join_choices(*names, 'config.*', 'summary.*')}")
     return Field(name, (stored,), lambda columns: columns[stored], is_time=name in _TIMES)
 
 

@@ -53,7 +53,6 @@ _BASE: Final = {
     "project": "project",
     "name": "ifnull(title, name)",
     "attempt": "attempt",
-    "created": "created",
     "started": "ifnull(started, created)",
     "ended": "ended",
     "updated": "updated",
