@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tensormeter.otlp.batch import Batch, Event, Gauge
@@ -247,6 +247,7 @@ def test_a_stream_for_pages_of_other_sites_is_refused(server):
     ),
     st.integers(4, 60),
 )
+@example([1.0, 5.0, -3.0, math.nan, 2.0, 9.0, 1.5, 2.0], 4)
 def test_sampling_keeps_what_matters(numbers, max_points):
     values = np.array(numbers)
     kept = sample(values, max_points)
