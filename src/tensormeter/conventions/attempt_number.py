@@ -74,9 +74,12 @@ class KnownMember(Member):
 def choose_attempt(member: Member, known: Iterable[KnownMember], *, resume: bool = False, least: int = 1) -> int:
     """Return the number of the attempt that a process belongs to.
 
-    A rank that is already part of the latest attempt joins it only while the rank's earlier process is alive. Any other
-    process joins if a process of that attempt is alive, or if both belong to the same launch. If the launch is unknown,
-    a rank also joins an attempt whose ranks have the same world size and started recently.
+    The process joins the latest attempt in these cases; otherwise, it starts a new attempt.
+
+    - If the attempt already contains the process's rank: an earlier process of this rank is alive.
+    - If the attempt does not contain the rank: a process of the attempt is alive, or has the same launch ID. If a
+      launch ID is unknown, it suffices that a process of the attempt started recently and has the same world size.
+    - If the process has no rank: a process of the attempt is alive.
 
     Args:
         member: Process that needs a number.

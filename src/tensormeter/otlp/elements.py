@@ -93,7 +93,7 @@ class _Type:
         kind: Index of the kind of element in `_NAMES`, or -1 for none.
         fields: Types of the message's length-delimited fields, by tag.
         packed: Size of one packed number in bytes; 1 for varints, 0 for messages, -1 for text and binary values.
-        divided: Whether `decode` lists the message's fields before it reads them.
+        divided: Whether `decode` builds a list of the message's fields before it parses them.
     """
 
     kind: int
@@ -119,7 +119,7 @@ _DIVIDED: Final = frozenset(
         "ScopeLogs",
     }
 )
-"""Messages whose fields `decode` lists before it reads them."""
+"""Messages for which `decode` builds a list of the fields before it parses them."""
 
 
 def check_metrics(body: bytes, check: Check = no_check) -> None:

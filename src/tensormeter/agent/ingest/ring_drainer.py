@@ -297,7 +297,7 @@ class RingDrainer:
                 encoded.append(Encoded("logs", body, 1, priority))
             except EncodingError as error:
                 self.lost = str(error)
-                logger.error("could not deliver an item; it was dropped: %s", error)
+                logger.error("dropped an item that could not be encoded: %s", error)
                 if isinstance(error, TooLargeError):
                     reason = SpoolLoss[f"{error.kind}_too_large".upper()]
                 self._spool.count_loss(reason.name.lower(), 1)

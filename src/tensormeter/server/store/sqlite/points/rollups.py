@@ -237,7 +237,8 @@ class _RollupReader:
         listed_spans = {span.seq: span for span in spans(self._connection, series)}
         for segment, seq, n, t_min, t_max, rollup, step_min, step_max, ascending, segment_seal, seal in rows:
             if listed_spans.pop(seq, None) != Span(seq, n, t_min, t_max):
-                raise DamagedError(f"segment {seq} of series {series}: its row does not match the index", series=series)
+                text = f"segment {seq} of series {series}: its row does not match the SQLite index"
+                raise DamagedError(text, series=series)
             if rollup is not None:
                 sealed = (segment, series, seq, segment_seal, step_min, step_max, ascending)
                 verify(f"rollups of segment {seq} of series {series}", seal, *sealed, series=series)
