@@ -232,8 +232,8 @@ class Settings:
         "TENSORMETER_BUFFER_BYTES",
         parse=parse_int,
         check=integer(1 << 16, 1 << 40),
-        help="Size of each process's ring buffer in bytes, reserved when the run starts. While the buffer is full, new "
-        "rows are dropped and counted.",
+        help="Size of each process's ring buffer in bytes, reserved when the run starts. The buffer of a child process "
+        "has at most 1 MiB. While the buffer is full, new rows are dropped and counted.",
     )
     media_buffer_bytes: int = setting(
         64 << 20,
@@ -372,8 +372,9 @@ class Settings:
         "TENSORMETER_SIGTERM_TIMEOUT",
         parse=parse_float,
         check=number(0, 3600),
-        help="Maximum time in seconds to deliver pending data on SIGTERM before the previous handler runs. With 0, "
-        "tensormeter does not handle SIGTERM, and a run ended by SIGTERM counts as crashed.",
+        help="Maximum time in seconds to deliver pending data on SIGTERM before the process ends. If the script installed "
+        "a handler before `init`, that handler runs immediately instead. With 0, tensormeter does not handle SIGTERM, and "
+        "a run ended by SIGTERM counts as crashed.",
     )
     durability: Durability = setting(
         "flush",
