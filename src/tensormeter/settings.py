@@ -388,8 +388,8 @@ class Settings:
         "TENSORMETER_SPOOL_MAX_BYTES",
         parse=parse_int,
         check=integer(1 << 16, 1 << 50),
-        help="Maximum size of a run's spool in bytes. When the spool is full, system metrics are evicted first, then "
-        "media; then scalars are thinned out. The config and the last value of each series are kept.",
+        help="Maximum size of a run's spool in bytes. When the spool is full, data is lost in this order: system "
+        "metrics, media, and then scalars, which are thinned out. The config and the last value of each series are kept.",
     )
     max_upload_bytes_per_second: int | None = setting(
         None,
