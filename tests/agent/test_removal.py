@@ -1,10 +1,13 @@
 """Removing a run: all that tensormeter has made, and nothing else."""
 
+import importlib
 import os
 from pathlib import Path
+from pkgutil import walk_packages
 
 import pytest
 
+import tensormeter_exporters
 from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
 from tensormeter.agent.run_directory.removal import remove_rings, remove_run
 from tensormeter.disk.private import make_directory
@@ -29,6 +32,7 @@ MADE = (
     "exporters/experiment/outgoing.json",
     "exporters/jsonl:one/appended.json",
     "exporters/wandb/journal.json",
+    "exporters/wandb/journal.json.damaged",
     "exporters/wandb/3.request",
 )
 
@@ -47,6 +51,18 @@ def files(folder):
 def test_all_that_a_run_makes_is_removed(tmp_path, whole):
     make(tmp_path / "run", MADE)
     remove_run(tmp_path / "run", whole=whole)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_state_of_every_exporter_is_removed(tmp_path):
+    modules = [
+        importlib.import_module(module.name)
+        for module in walk_packages(tensormeter_exporters.__path__, "tensormeter_exporters.")
+    ]
+    states = {module._STATE for module in modules if hasattr(module, "_STATE")}
+    assert {"names.json", "cumulative.pb"} < states
+    make(tmp_path / "run", [f"exporters/x/{state}{suffix}" for state in states for suffix in ("", ".new")])
+    remove_run(tmp_path / "run", whole=False)
     assert list(tmp_path.iterdir()) == []
 
 

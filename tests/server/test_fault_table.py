@@ -45,5 +45,7 @@ def test_no_fault_is_without_its_test_at_the_server():
         if stores == BOTH:
             assert remark == "both", f"fault {number}"
         else:
-            assert re.match(r"(neither|SQLite only), because .", remark), f"fault {number} runs on {stores or 'no store'}"
+            assert re.match(r"(neither|SQLite only), because .", remark), (
+                f"fault {number} runs on {stores or 'no store'}"
+            )
             assert "clickhouse" not in stores, f"fault {number}"

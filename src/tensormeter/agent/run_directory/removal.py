@@ -32,7 +32,9 @@ _RUN_FILES: Final = re.compile(
 )
 _RING_FILES: Final = re.compile(r".+\.(ring|ring\.damaged|lock|new)")
 _MEDIA_FILES: Final = re.compile(r"\d+(\.new)?")
-_STATE_FILES: Final = re.compile(r"(outgoing|appended|journal)\.(json|new|json\.new)|\d+\.request")
+_STATE_FILES: Final = re.compile(
+    r"(appended|journal|names|outgoing)\.(json|new|json\.new|json\.damaged)|cumulative\.pb(\.new)?|\d+\.request"
+)
 _MEDIA: Final = ".media"
 
 
