@@ -57,6 +57,8 @@ def sweep(server, make):
         ("config.a.b = 3", "3"),
         ("config.on = true", "345"),
         ("not config.on = true", "012"),
+        ('config.on ~ "^true$"', "345"),
+        ('config.on ~ "1"', ""),
         ("config.layers has 4", "4"),
         ("config.opt has 'name'", "012345"),
         ("config.missing = null", "012345"),

@@ -53,6 +53,16 @@ def test_a_run_from_start_to_end(client):
     assert client.store.runs([table.runs[index]], [])[0].summary == {}
 
 
+def test_a_table_has_config_values_as_they_were_sent(client):
+    config = {"on": True, "off": False, "sum": 0.1 + 0.2, "one": 1, "text": "true", "none": None}
+    client.start(T0, config=config | {"nested": config, "a.b": True})
+    values = {**config, **{f"nested.{key}": value for key, value in config.items()}, "a.b": True, "absent": None}
+    columns = client.store.table(client.project, ["id", *(f"config.{key}" for key in values)]).columns
+    index = columns["id"].index(client.run_id)
+    stored = {key: columns[f"config.{key}"][index] for key in values}
+    assert [*map(repr, stored.items())] == [*map(repr, values.items())]  # 1 == True
+
+
 @pytest.mark.parametrize("field", ["config.key", "config.a'", "summary"])
 def test_a_table_of_runs_ends_when_its_request_does(client, field):
     """A filter names many fields, and each of them is read of all runs before the first run is looked at."""

@@ -254,12 +254,14 @@ def _config_column(
     else:
         paths = ('$."' + key + '"', "$" + "".join(f'."{part}"' for part in key.split(".")))
         texts = connection.execute(
-            "SELECT id, json_quote(ifnull(json_extract(config, ?), json_extract(config, ?))) FROM run"
-            " WHERE project = ifnull(?, project) AND NOT deleted",
+            # With two paths, SQLite returns a JSON array. A single value would lose booleans and digits of floats.
+            "SELECT id, json_extract(config, ?, ?) FROM run WHERE project = ifnull(?, project) AND NOT deleted",
             (*paths, project),
         )
-        # SQLite returns 1 for true, which compares equal to True.
-        values = {run: None if text == "null" else json.loads(text) for run, text in _checked(texts, check)}
+        values = {}
+        for run, text in _checked(texts, check):
+            full, dotted = json.loads(text)
+            values[run] = dotted if full is None else full
     return [values.get(run) for run in runs]
 
 
