@@ -64,6 +64,17 @@ def test_check_reports_as_json(damaged_copy):
     assert "run 'long'" in findings[0]["about"]
 
 
+def test_check_counts_each_row_once(damaged_copy):
+    folder = damaged_copy("UPDATE run SET seal = NULL, tally = NULL", "UPDATE process SET resource_seal = NULL")
+    *findings, last = map(json.loads, check(folder, "--json").stdout.splitlines())
+    assert findings == []
+    with closing(sqlite3.connect(folder / "tensormeter.db")) as connection:
+        rows = {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in last["checked"]}
+    assert {"run", "process", "series", "summary"} < rows.keys()
+    assert last["checked"] == rows
+    assert f"; {rows['run'] + rows['process']} rows from an older version have no checksum yet" in check(folder).stdout
+
+
 def test_check_runs_while_a_server_does(start, make):
     server = start()
     stop = threading.Event()

@@ -188,8 +188,8 @@ class Inspection:
         """Inspect the rows of runs, processes, series and summaries."""
         yield from self._parts(
             *(self._sealed(seal) for seal in ROW_SEALS),
-            self._rows("series", "series.id", "series.id, points, process", self._check_series),
-            self._rows("run", "run.id", "id, series", self._check_run),
+            self._rows("series", "series.id", "series.id, points, process", self._check_series, count=False),
+            self._rows("run", "run.id", "id, series", self._check_run, count=False),
         )
 
     def contents(self) -> Iterator[Finding]:
@@ -222,10 +222,12 @@ class Inspection:
 
     def _sealed(self, seal: RowSeal) -> Iterator[Finding]:
         texts = _JSON.get(seal.table, ())
+        is_first = seal.seal == "seal"  # some tables have two seals per row, but each row counts once
 
         def check(row: Sequence[Any]) -> None:
-            values = row[1:]
-            self._sound(seal.table, values[-1], *values[:-1])
+            first_seal, values = row[1], row[2:]
+            if is_first or first_seal is not None or values[-1] is not None:
+                self._sound(seal.table, values[-1], *values[:-1])
             for column, value in zip(seal.columns, values, strict=False):
                 if column in texts and value is not None:
                     _parse(value, column)
@@ -234,7 +236,8 @@ class Inspection:
             yield from self._summaries(seal)
         else:
             key = f"{seal.table}.id"
-            yield from self._rows(seal.table, key, f"{key}, {seal.selection}", check, 64, count=seal.seal == "seal")
+            columns = f"{key}, {seal.table}.seal, {seal.selection}"
+            yield from self._rows(seal.table, key, columns, check, 64, count=is_first)
 
     def _summaries(self, seal: RowSeal) -> Iterator[Finding]:
         runs = [row[0] for row in self._connection.execute("SELECT id FROM run")]
