@@ -117,7 +117,7 @@ class StoredRun:
         name: Display name.
         state: "running", "finished", "failed", "crashed", "preempted" or "stalled".
         attempt: Number of the latest attempt, from 1.
-        started: Time of the run's earliest start, point or event.
+        started: Earliest start that a process of the run reported; if none did, time of the earliest point or event.
         ended: Time when the run ended; None while it is in progress.
         last_time: Time when the server last received data of the run, by the server's clock.
         group: Name of the run's group; "" for none.

@@ -53,6 +53,16 @@ def test_a_run_from_start_to_end(client):
     assert client.store.runs([table.runs[index]], [])[0].summary == {}
 
 
+def test_a_run_has_its_earliest_reported_start_even_if_points_are_older(client):
+    client.append([T0], [1.0])
+    assert client.store.run(client.ref).started == T0
+    client.start(T0 + 9)
+    client.start(T0 + 5)
+    client.append([T0 - 1], [2.0])
+    run = client.store.run(client.ref)
+    assert (run.created, run.started) == (T0 - 1, T0 + 5)
+
+
 def test_a_table_has_config_values_as_they_were_sent(client):
     config = {"on": True, "off": False, "sum": 0.1 + 0.2, "one": 1, "text": "true", "none": None}
     client.start(T0, config=config | {"nested": config, "a.b": True})

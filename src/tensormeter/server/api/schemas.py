@@ -72,7 +72,10 @@ class _RunFields(Struct, kw_only=True):
     name: str
     state: State
     attempt: Annotated[int, Meta(description="Number of the latest attempt, starting at 1.")]
-    started: Annotated[Nanoseconds, Meta(description="Time of the earliest start, point or event.")]
+    started: Annotated[
+        Nanoseconds,
+        Meta(description="Earliest start that a process reported; if none did, time of the earliest point or event."),
+    ]
     ended: Annotated[Nanoseconds | None, Meta(description="Time when the run ended; null while it is running.")]
     last_time: Annotated[
         Nanoseconds, Meta(description="Time when the server last received data, by the server's clock.")
