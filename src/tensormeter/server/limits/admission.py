@@ -8,7 +8,10 @@ from typing import Final, Protocol
 __all__ = ["Admission", "Admitted", "Waiting", "client_group"]
 
 _MIN_SECONDS: Final = 5.0
-"""Minimum seconds that a connection must have waited for a body, or for its client to read, before it can be evicted."""
+"""Minimum seconds that a connection must have been in the state `BODY` or `READING` before it can be evicted.
+
+A connection enters `READING` only after some seconds without progress (see `connections._UNREAD`).
+"""
 
 
 class Waiting(IntEnum):
