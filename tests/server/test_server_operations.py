@@ -16,6 +16,7 @@ from support.servers import read_to_end
 from tensormeter.errors import SettingsError, TensormeterError
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.server import ServerConfig
+from tensormeter.server.auth.tokens import TokenFile
 
 TOKEN = "s3cret-token-of-the-test"
 
@@ -280,6 +281,16 @@ def test_logs_in_json(start, eventually):
     assert TOKEN not in server.stderr
     assert "secret-filter" not in server.stderr
     assert "\x1b" not in server.stderr
+
+
+def test_the_access_log_names_a_token_that_lacks_a_permission(start, tmp_path, eventually):
+    token = TokenFile(tmp_path / "data").create("uploads", ["write"])[1]
+    server = start("--log-format", "json", "--access-log")
+    for text in (token, "unknown"):
+        server.http.request("GET", f"{server.url}/api/v1/runs", headers={"Authorization": f"Bearer {text}"})
+    eventually(lambda: len(log_of(server)) == 2)
+    assert [(line["status"], line["token"]) for line in log_of(server)] == [(403, "uploads"), (401, None)]
+    assert token not in server.stderr
 
 
 def test_logs_as_text(start, eventually):

@@ -134,13 +134,13 @@ class RequestGuard:
             if forwarded and self._bound_to_loopback:
                 message += " (requests through a proxy always need one)"
             return error_response(scope, 401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
+        scope.setdefault("state", {})["access"] = access  # also for the access log, even if a permission is missing
         missing = [
             permission for permission in needed_permissions(scope["method"], path) if not access.allows(permission)
         ]
         if missing:
             message = f"the token {access.who!r} lacks the permission {' and '.join(missing)}; use a token that has it"
             return error_response(scope, 403, "forbidden", message)
-        scope.setdefault("state", {})["access"] = access
         return None
 
     def _is_own_name(self, host: str | None) -> bool:
