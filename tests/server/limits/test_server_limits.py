@@ -96,6 +96,14 @@ def test_transfer_encoding_in_http_1_0_is_refused(strict):
         assert everything(connection).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize(("size", "status"), [(1 << 16, 200), ((1 << 16) + 1, 400)])
+def test_the_size_of_headers_is_limited_even_if_they_are_complete(strict, size, status):
+    start, end = HEALTH.removesuffix(b"\r\n") + b"Connection: close\r\nX-Long: ", b"\r\n\r\n"
+    with connect(strict) as connection:
+        connection.sendall(start + b"x" * (size - len(start + end)) + end)
+        assert everything(connection).startswith(b"HTTP/1.1 %d " % status)
+
+
 @pytest.mark.parametrize("data", [b"hello\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\0" * 100_000])
 def test_what_is_no_http_is_refused_and_closed(strict, data):
     with connect(strict) as connection:

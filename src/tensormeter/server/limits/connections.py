@@ -53,6 +53,8 @@ class _RequestError(h11.RemoteProtocolError):
 class _Framing(BoundedConnection):
     """State machine for HTTP/1.1 that also refuses HTTP/2, and requests with an ambiguous length (RFC 9112, 6.3 and 11.2).
 
+    It limits the size of the headers even if they arrive at once. h11 limits only incomplete headers.
+
     Attributes:
         written: Number of response bytes so far.
         problem: Description of the error in the last request; "" if the request was valid.
@@ -75,7 +77,7 @@ class _Framing(BoundedConnection):
         try:
             event = super().next_event()
             if isinstance(event, h11.Request):
-                _check_request(event, head)
+                _check_request(event, head, self._max_incomplete_event_size)
         except h11.RemoteProtocolError as error:
             self.problem = str(error).partition(":")[0]  # omit the client's data
             self.is_ambiguous = isinstance(error, _RequestError)
@@ -83,10 +85,12 @@ class _Framing(BoundedConnection):
         return event
 
 
-def _check_request(request: h11.Request, data: bytes) -> None:
+def _check_request(request: h11.Request, data: bytes, max_head: int) -> None:
     if not request.http_version.startswith(b"1."):
         raise _RequestError("HTTP/2 is not supported", error_status_hint=505)
     end = _HEAD_END.search(data)
+    if end is not None and end.end() > max_head:
+        raise _RequestError(f"the request headers are larger than {max_head} bytes")
     lines = data[: end.start() if end else None].split(b"\n")[1:]
     if any(line[:1] in (b" ", b"\t") for line in lines):
         raise _RequestError("a header continues on the next line")
