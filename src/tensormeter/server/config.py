@@ -63,8 +63,8 @@ class ServerConfig:
         retention_days: Age at which points and inactive runs are deleted, in days; None to keep them forever.
         retention_bytes: Size of the SQLite store, in bytes, above which ended runs are deleted; None for no limit.
             Archived runs are deleted first, then the runs whose data arrived longest ago.
-        durability: Order of response and sync in the SQLite store. With `group`, the server responds to a write
-            immediately, and the store syncs it to disk within two seconds, together with other writes. With `always`,
+        durability: When the server responds to a write to the SQLite store. With `group`, it responds
+            immediately, and the store syncs the write to disk within two seconds, together with other writes. With `always`,
             the server responds after the sync.
         alerts: Alert rules and notification destinations.
         alert_interval: Interval between evaluations of the alert rules, in seconds.

@@ -29,8 +29,8 @@ _NOT_FOR_STREAMS: Final = 1 / 4
 class Layouts:
     """Layouts, indexed by their contents. Any thread and any signal handler may call the methods.
 
-    A method that looks up a layout returns None if the layout cannot be added because a limit is reached or the dictionary is
-    full.
+    The `of_*` methods return an existing layout or add a new one. They return None if a limit has been reached or the ring's
+    dictionary is full.
 
     Attributes:
         rows: Layouts of rows of plain gauges, by names and codes. Read-only for callers.
