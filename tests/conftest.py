@@ -3,8 +3,6 @@
 import os
 import signal
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from support.agents import join_agents
 from support.fuse_disk import Unavailable
 from support.odd_disk import OddDisk
 from support.processes import module_command
@@ -73,11 +72,7 @@ def _no_agent_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     Patches of the test hold for the agent until it ends: `monkeypatch` is undone after this.
     """
     yield
-    deadline = time.monotonic() + 60
-    for thread in threading.enumerate():
-        if thread.name == "tensormeter-agent" or thread.name.startswith("tensormeter-deliver-"):
-            thread.join(max(deadline - time.monotonic(), 0))
-            assert not thread.is_alive(), f"the test leaves {thread.name} behind"
+    join_agents()
 
 
 @pytest.fixture(scope="session", name="wait_for")

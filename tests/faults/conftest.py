@@ -14,7 +14,7 @@ from collections import Counter
 
 import pytest
 
-from support.agents import kill_agents
+from support.agents import join_agents, kill_agents
 from support.servers import RestartableServer
 from support.trainers import TrainingProcess, named_settings, training_environment
 from tensormeter.agent.spool.request import Encoded
@@ -222,4 +222,5 @@ def server(tmp_path, environment):
     """A real experiment server, not started yet."""
     server = RestartableServer(tmp_path, environment)
     yield server
+    join_agents()  # they ask the server whether the data is durable
     server.stop()

@@ -12,7 +12,7 @@ import psutil
 
 from tensormeter.agent.run_directory.directory import RunDirectory
 
-__all__ = ["agent_lives", "agents_of", "kill_agents", "standby_of"]
+__all__ = ["agent_lives", "agents_of", "join_agents", "kill_agents", "standby_of"]
 
 _TWO_LOCKS = re.compile(r"\d+,\d+")
 
@@ -46,6 +46,15 @@ def standby_of(agent: psutil.Process) -> psutil.Process | None:
             if command[:1] == [sys.executable] and any(_TWO_LOCKS.fullmatch(part) for part in command):
                 return process
     return None
+
+
+def join_agents() -> None:
+    """Wait until the agents in threads of this process have ended. Each needs its receiver until then."""
+    deadline = time.monotonic() + 60
+    for thread in threading.enumerate():
+        if thread.name == "tensormeter-agent" or thread.name.startswith("tensormeter-deliver-"):
+            thread.join(max(deadline - time.monotonic(), 0))
+            assert not thread.is_alive(), f"the test leaves {thread.name} behind"
 
 
 def kill_agents(directory: Path) -> None:
