@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 
 import pytest
 import torch
@@ -249,6 +250,30 @@ def test_a_device_that_does_not_finish_loses_a_row_of_points(recording, log, war
     assert recording.ring.drops() == {"device_unfinished": 2}
     (message,) = warnings_logged()
     assert "lost the last rows" in message
+
+
+@pytest.mark.parametrize("interrupted", ["_copies.begin", "_record_copied_rows"])
+def test_a_signal_handler_may_finish_the_run_during_a_copy(
+    recording, log, warnings_logged, monkeypatch, request, interrupted
+):
+    """The handler does not wait for the copy that it has interrupted, and the interrupted call returns."""
+    previous = signal.signal(signal.SIGUSR1, lambda *_: recording.recorder.close(State.FINISHED))
+    request.addfinalizer(lambda: signal.signal(signal.SIGUSR1, previous))
+    monkeypatch.setattr(deferred_log, "_TIMEOUT", 600.0)
+    owner = log._copies if interrupted == "_copies.begin" else log
+    taken = getattr(owner, interrupted.removeprefix("_copies."))
+
+    def interrupt(*arguments):
+        signal.raise_signal(signal.SIGUSR1)
+        return taken(*arguments)
+
+    run(step_of(log), 0)
+    monkeypatch.setattr(owner, interrupted.removeprefix("_copies."), interrupt)
+    log.flush()
+    monkeypatch.undo()
+    log.flush()
+    assert recording.ring.drops()["device_unfinished"] == 2
+    assert "lost the last rows" in warnings_logged()[0]
 
 
 @pytest.mark.parametrize(

@@ -131,24 +131,27 @@ class DeferredLog:
         self._collect(at_once=False)
 
     def _collect(self, *, at_once: bool) -> None:
-        if self._recorder is None or threading.get_ident() != self._owner:
+        recorder = self._recorder  # a signal handler may finish the run meanwhile
+        if recorder is None or threading.get_ident() != self._owner:
             return
         if not self._collecting.acquire(blocking=False):  # `recorder.log` below, or a signal handler, called this again
             return
         try:
             if self._capturing():
                 return
-            self._record_copied_rows()
-            if self._copying is None and (at_once or time.monotonic() >= self._next_copy):
+            self._record_copied_rows(recorder)
+            is_due = at_once or time.monotonic() >= self._next_copy
+            if self._copying is None and is_due and self._recorder is not None:
                 self._next_copy = time.monotonic() + _INTERVAL
                 self._copying = self._copies.begin()
-                self._record_copied_rows()
+                self._record_copied_rows(recorder)
         except Exception as error:  # a device error, which the program's own CUDA calls will also raise
             self._copying = None
             # The next copy may still succeed, so `_finish` counts the loss.
-            self._recorder.count_lost(
-                Drop.DEVICE_UNFINISHED, 0, "deferred_log: cannot copy rows from the device: %s", error
-            )
+            if self._recorder is not None:
+                recorder.count_lost(
+                    Drop.DEVICE_UNFINISHED, 0, "deferred_log: cannot copy rows from the device: %s", error
+                )
         finally:
             self._collecting.release()
 
@@ -156,16 +159,18 @@ class DeferredLog:
         """Copy and record the remaining rows at the end of the run. Waits up to 5 seconds. No copy may start afterwards.
 
         If the copy fails, the number of lost rows is unknown, because only the device stores it. One row is counted as lost.
+        The same happens, without a wait, in a signal handler that has interrupted a copy on this thread.
         """
         deadline, pause = time.monotonic() + _TIMEOUT, threading.Event()
+        is_interrupted = self._collecting.locked() and self._owner == threading.get_ident()
         self._owner = threading.get_ident()
-        for _ in range(2):  # first finish the copy in progress, then copy all remaining rows
+        for _ in range(0 if is_interrupted else 2):  # first finish the copy in progress, then copy all remaining rows
             self._is_read = False
             self._collect(at_once=True)
             while self._copying is not None and time.monotonic() < deadline:
                 pause.wait(0.001)
                 self._collect(at_once=False)
-        if (self._copying is not None or not self._is_read) and self._recorder is not None:
+        if (is_interrupted or self._copying is not None or not self._is_read) and self._recorder is not None:
             self._recorder.count_lost(
                 Drop.DEVICE_UNFINISHED,
                 len(self._names),
@@ -175,7 +180,7 @@ class DeferredLog:
         self._recorder = None
         self._copies.close()
 
-    def _record_copied_rows(self) -> None:
+    def _record_copied_rows(self, recorder: Recorder) -> None:
         if self._copying is None:
             return
         contents = self._copying.read()
@@ -184,11 +189,10 @@ class DeferredLog:
         self._copying = None
         self._is_read = True
         count, rows = contents
-        assert self._recorder is not None
         available = min(count - self._recorded, self._capacity)
         lost = count - self._recorded - available
         if lost:
-            self._recorder.count_lost(
+            recorder.count_lost(
                 Drop.RING_FULL,
                 lost * len(self._names),
                 "deferred_log: rows were overwritten before they were copied from the device; raise `capacity`, or "
@@ -196,7 +200,7 @@ class DeferredLog:
             )
         for number in range(count - available, count):
             values = dict(zip(self._names, rows(number % self._capacity), strict=True))
-            self._recorder.log(values, self._first_step + number)
+            recorder.log(values, self._first_step + number)
         self._recorded = count
 
     def _capturing(self) -> bool:
