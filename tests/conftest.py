@@ -72,7 +72,7 @@ def _no_agent_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     Patches of the test hold for the agent until it ends: `monkeypatch` is undone after this.
     """
     yield
-    join_agents()
+    join_agents("tensormeter-deliver-")
 
 
 @pytest.fixture(scope="session", name="wait_for")

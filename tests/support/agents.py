@@ -48,11 +48,15 @@ def standby_of(agent: psutil.Process) -> psutil.Process | None:
     return None
 
 
-def join_agents() -> None:
-    """Wait until the agents in threads of this process have ended. Each needs its receiver until then."""
+def join_agents(*names: str) -> None:
+    """Wait until the agents in threads of this process have ended. Each needs its receiver until then.
+
+    Args:
+        names: Beginnings of the names of other threads that must end, too.
+    """
     deadline = time.monotonic() + 60
     for thread in threading.enumerate():
-        if thread.name == "tensormeter-agent" or thread.name.startswith("tensormeter-deliver-"):
+        if thread.name.startswith(("tensormeter-agent", *names)):
             thread.join(max(deadline - time.monotonic(), 0))
             assert not thread.is_alive(), f"the test leaves {thread.name} behind"
 

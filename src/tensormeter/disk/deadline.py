@@ -47,12 +47,13 @@ def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Cal
                 return
         undo(result)
 
+    thread = threading.Thread(target=run, name="tensormeter-begin", daemon=True)
     try:
-        threading.Thread(target=run, name="tensormeter-begin", daemon=True).start()
+        thread.start()
     except RuntimeError:
         return work(late)
     try:
-        done.wait(seconds)
+        thread.join(seconds)  # once it has ended, from Python 3.12 on, a fork does not warn of it
     finally:
         with settled:
             if not done.is_set():
