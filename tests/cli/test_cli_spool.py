@@ -57,7 +57,7 @@ def reject(run):
 
 
 def test_spool_ls_and_show_list_waiting_requests(cli, new_run):
-    assert cli("spool", "ls").stdout == "no runs have data on this machine\n"
+    assert cli("spool", "ls").stdout == "nothing is waiting\n"
     run = new_run("first")
     reject(run)
     run.agent_log.write_text("a line\n")

@@ -46,7 +46,7 @@ def ls(directory: Path | None) -> None:
     if not runs:
         if not complete:
             raise SystemExit(1)
-        click.echo("no runs have data on this machine")
+        click.echo("nothing is waiting")
         return
     table = Table("run", "project", "created", "agent", box=None, header_style="bold", pad_edge=False)
     for column in ("waiting", "bytes", "rejected", "lost"):
@@ -100,7 +100,7 @@ def show(run: str, directory: Path | None) -> None:
             contents.add_column(column, justify="right")
         for destination, signal, state, *counts in spool.contents():
             contents.add_row(Text(plain(destination)), Text(plain(signal)), state, *(f"{count:,}" for count in counts))
-        console.print(contents if contents.row_count else "no undelivered data")
+        console.print(contents if contents.row_count else "nothing is waiting")
         if kept := spool.kept():
             console.print(Text(f"accepted, but possibly not on the receiver's disk yet: {kept:,} requests"))
         for sentence in describe_losses(spool.losses()):
