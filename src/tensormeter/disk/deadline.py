@@ -28,7 +28,6 @@ def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Cal
         BaseException: An exception from `work` or from a signal handler on this thread.
     """
     late = threading.Event()
-    done = threading.Event()
     settled = threading.Lock()
     results: list[_Result] = []
     errors: list[BaseException] = []
@@ -38,12 +37,10 @@ def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Cal
             result = work(late)
         except BaseException as error:  # it is raised on the waiting thread
             errors.append(error)
-            done.set()
             return
         with settled:
             if not late.is_set():
                 results.append(result)
-                done.set()
                 return
         undo(result)
 
@@ -56,7 +53,7 @@ def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Cal
         thread.join(seconds)  # once it has ended, from Python 3.12 on, a fork does not warn of it
     finally:
         with settled:
-            if not done.is_set():
+            if not results and not errors:
                 late.set()
     if late.is_set():
         raise TimeoutError(f"it did not respond within {seconds:.0f} s")
