@@ -1,10 +1,10 @@
 """Images from arrays, tensors, PIL images, files and encoded bytes."""
 
 import importlib.util
-import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from tensormeter.conventions.image_types import IMAGE_TYPES
 from tensormeter.conventions.limits import CAPTION_CHARACTERS, IMAGE_BYTES, PIXEL_BYTES, too_large
 from tensormeter.conventions.semconv import IMAGE_EVENT
 from tensormeter.errors import UsageError
@@ -14,14 +14,6 @@ from tensormeter.record.warn_once import text_of
 from tensormeter.ring.format import Drop
 
 __all__ = ["Image"]
-
-_SIGNATURES: Final = {
-    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
-    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
-    "image/gif": re.compile(rb"GIF8[79]a"),
-    "image/webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
-}
-"""Patterns of the first bytes by content type. The server accepts the same signatures."""
 
 
 class Image(Media):
@@ -88,7 +80,7 @@ class Image(Media):
 
 def _encoded(data: bytes) -> dict[str, Any]:
     """Detect the content type of encoded bytes."""
-    for content_type, signature in _SIGNATURES.items():
+    for content_type, signature in IMAGE_TYPES.items():
         if signature.match(data):
             return {"content_type": content_type}
     raise UsageError("Image: expected a PNG, JPEG, GIF or WebP file as bytes")

@@ -3,19 +3,12 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
+from tensormeter.conventions.image_types import IMAGE_TYPES
 from tensormeter.conventions.limits import IMAGE_BYTES, TABLE_IMAGES, too_large
 
 __all__ = ["Media", "MediaError", "is_of_type", "take_media"]
-
-_SIGNATURES: Final = {
-    "image/png": lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"),
-    "image/jpeg": lambda data: data.startswith(b"\xff\xd8\xff"),
-    "image/gif": lambda data: data.startswith((b"GIF87a", b"GIF89a")),
-    "image/webp": lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP",
-}
-"""Supported content types, each with a test of the first bytes. SVG is refused because it can contain scripts."""
 
 
 class MediaError(ValueError):
@@ -61,13 +54,13 @@ def _take(value: Any, images: list[Media]) -> Any:
 
 def is_of_type(data: bytes, content_type: object) -> bool:
     """Return whether the content type is supported and the bytes are an image of this type."""
-    matches = _SIGNATURES.get(content_type) if isinstance(content_type, str) else None
-    return matches is not None and matches(data)
+    signature = IMAGE_TYPES.get(content_type) if isinstance(content_type, str) else None
+    return signature is not None and signature.match(data) is not None
 
 
 def _check(data: bytes, content_type: object) -> Media:
     if not is_of_type(data, content_type):
-        raise MediaError(f"media must be one of {', '.join(_SIGNATURES)}")
+        raise MediaError(f"media must be one of {', '.join(IMAGE_TYPES)}")
     if len(data) > IMAGE_BYTES:
         raise MediaError(too_large(len(data), IMAGE_BYTES, "the image", "send a smaller one"))
     assert isinstance(content_type, str)
