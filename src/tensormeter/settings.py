@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from tensormeter.conventions.attempt_number import MAX_ATTEMPT
+from tensormeter.conventions.limits import METRIC_NAMES
 from tensormeter.disk.user_folders import user_state_folder
 from tensormeter.environment import inherited
 from tensormeter.environment.otlp import opentelemetry_endpoint, opentelemetry_timeout
@@ -242,6 +243,14 @@ class Settings:
         check=integer(0, 1 << 40),
         help="Maximum total size in bytes of a process's tables, images and text that are waiting for the agent. They "
         "are stored next to the ring buffer. Items beyond the limit are dropped and counted.",
+    )
+    max_metric_names: int = setting(
+        METRIC_NAMES,
+        "TENSORMETER_MAX_METRIC_NAMES",
+        parse=parse_int,
+        check=integer(1, 1 << 30),
+        help="Maximum number of metric names that a process can log, including streams of instruments. Values under "
+        "further names are dropped and counted. The server has its own limit of 500,000 names per run.",
     )
     device_path: DevicePath = setting(
         "auto",

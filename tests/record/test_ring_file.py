@@ -10,7 +10,7 @@ import pytest
 
 from support.forks import call_in_child
 from tensormeter.errors import RingError
-from tensormeter.ring.file import RingFile
+from tensormeter.ring.file import RingFile, dictionary_file
 from tensormeter.ring.format import Drop, EntryKind, HeaderWord, LaneWord, State
 from tensormeter.ring.layout import Column, Layout, Stream
 
@@ -22,7 +22,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def small(path):
-    ring = RingFile.create(path, {"resource": {"a": 1}}, buffer_bytes=1 << 16, lanes=3, dictionary_bytes=4096)
+    ring = RingFile.create(path, {"resource": {"a": 1}}, buffer_bytes=1 << 16, lanes=3)
     yield ring
     ring.release()
 
@@ -38,8 +38,8 @@ def test_a_created_file_can_be_opened(small, path):
     assert opened.head_positions() == [0, 0, 0]
 
 
-def test_lanes_and_dictionary_do_not_overlap(small):
-    end = 4096 + small.words[HeaderWord.DICTIONARY_BYTES]
+def test_lanes_do_not_overlap(small):
+    end = 4096
     for start, size in small.lanes:
         assert start == end
         end = start + 128 + size
@@ -51,17 +51,18 @@ def test_the_file_is_private_and_reserved(small, path):
     status = path.stat()
     assert status.st_mode & 0o777 == 0o600
     assert status.st_blocks * 512 >= status.st_size
-    assert sorted(file.name for file in path.parent.iterdir()) == ["process.lock", "process.ring"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["process.lock", "process.names", "process.ring"]
 
 
 def test_entries_come_once_and_in_order(small, path):
     opened = RingFile.open(path)
     assert len(list(opened.entries())) == 1
     layouts = [Layout.of_gauges(i, (f"name{i}",), "d") for i in range(1, 4)]
-    assert all(small.add_layout(layout) for layout in layouts[:2])
+    assert all(small.add_layout(layout, [layout.id]) for layout in layouts[:2])
     assert [entry["id"] for _, entry in opened.entries()] == [1, 2]
-    assert small.add_layout(layouts[2])
-    assert [Layout.from_json(entry) for _, entry in opened.entries()] == [layouts[2]]
+    assert small.add_layout(layouts[2], [3])
+    streams = {3: Stream("name3")}
+    assert [Layout.from_json(entry, streams) for _, entry in opened.entries()] == [layouts[2]]
     assert list(opened.entries()) == []
 
 
@@ -70,20 +71,64 @@ def test_a_layout_survives_the_dictionary(small, path):
         "h", "histogram", "s", "how long", (("a", 1), ("b", (True, False))), ("lib", "1", "", (("k", 0.5),)), (0.1, 2.0)
     )
     layout = Layout(7, (Column(stream, "d"), Column(Stream("x"), "X", 12)), stepped=False)
-    assert small.add_layout(layout)
-    *_, (kind, entry) = RingFile.open(path).entries()
+    assert small.add_streams(5, [stream, Stream("x")])
+    assert small.add_layout(layout, [5, 6])
+    *_, (_, numbered), (kind, entry) = RingFile.open(path).entries()
+    streams = dict(enumerate(map(Stream.from_entry, numbered["streams"]), numbered["first"]))
     assert kind is EntryKind.LAYOUT
-    assert Layout.from_json(entry) == layout
+    assert Layout.from_json(entry, streams) == layout
     assert layout.row_bytes == 8 * (4 + 1 + 12)
 
 
-def test_a_full_dictionary_takes_no_more(small, path):
-    number = 0
-    while small.add_layout(Layout.of_gauges(number + 1, ("x" * 50,), "d")):
-        number += 1
-    assert number > 10
-    assert not small.add_layout(Layout.of_gauges(number + 1, ("x" * 50,), "d"))
-    assert len(list(RingFile.open(path).entries())) == number + 1
+def test_the_dictionary_grows(small, path):
+    opened, names = RingFile.open(path), [f"{'x' * 200}{number}" for number in range(20_000)]
+    list(opened.entries())
+    for first in range(0, len(names), 1000):
+        assert small.add_streams(first, [Stream(name) for name in names[first : first + 1000]])
+    assert [name for _, entry in opened.entries() for name in entry["streams"]] == names
+    status = dictionary_file(path).stat()
+    assert status.st_blocks * 512 >= status.st_size >= 4 << 20
+
+
+def test_entries_that_were_not_published_are_read_after_the_writer_has_gone(small, path):
+    published = small.words[HeaderWord.DICTIONARY_END]
+    assert small.add_streams(0, [Stream("a")])
+    assert small.add_streams(1, [Stream("b")])
+    contents = bytearray(dictionary_file(path).read_bytes())
+    for byte in range(published, published + 48):  # as if the writer had died during the first of them
+        contents[byte] = 0
+    dictionary_file(path).write_bytes(contents)
+    small.words[HeaderWord.DICTIONARY_END] = published
+    opened = RingFile.open(path)
+    assert [kind for kind, _ in opened.entries()] == [EntryKind.METADATA]
+    assert [entry["streams"] for _, entry in opened.entries(unpublished=True)] == [["b"]]
+
+
+def test_a_damaged_entry_does_not_hide_later_ones(small, path):
+    start = small.words[HeaderWord.DICTIONARY_END]
+    assert small.add_streams(0, [Stream("a")])
+    assert small.add_streams(1, [Stream("b")])
+    contents = bytearray(dictionary_file(path).read_bytes())
+    contents[start + 20] ^= 1
+    dictionary_file(path).write_bytes(contents)
+    assert [entry.get("streams") for _, entry in RingFile.open(path).entries()] == [None, ["b"]]
+
+
+def test_a_ring_without_its_dictionary_is_refused(small, path):
+    dictionary_file(path).unlink()
+    with pytest.raises(RingError, match="cannot open the dictionary"):
+        RingFile.open(path)
+
+
+def test_only_the_last_configuration_is_kept(small, path):
+    for number in range(100):
+        small.write_config({"number": number})
+    opened = RingFile.open(path)
+    assert opened.words[HeaderWord.CONFIGS] == 100
+    assert opened.config()[0] == {"number": 99}
+    assert sorted(file.suffix for file in path.parent.iterdir()) == [".config", ".lock", ".names", ".ring"]
+    small.remove()
+    assert list(path.parent.iterdir()) == []
 
 
 def test_drops_are_summed_over_the_lanes(small):
@@ -106,12 +151,11 @@ def test_truncated_files_are_refused(small, path, tmp_path):
     [
         (HeaderWord.MAGIC, 0, "not a ring file"),
         (HeaderWord.MAGIC, 0x474E4952, "not a ring file"),
-        (HeaderWord.VERSION, 1, "has ring version 1, but this tensormeter reads version 2"),
+        (HeaderWord.VERSION, 1, "has ring version 1, but this tensormeter reads version 3"),
         (HeaderWord.VERSION, 0, "ring version 0"),
         (HeaderWord.FILE_BYTES, 4096, "not a ring file"),
         (HeaderWord.LANES, 0, "not a ring file"),
         (HeaderWord.LANES, 1 << 40, "not a ring file"),
-        (HeaderWord.DICTIONARY_BYTES, 1 << 40, "is an incomplete ring file"),
         (64, 1 << 40, "is an incomplete ring file"),
     ],
 )
@@ -138,12 +182,6 @@ def test_a_full_file_system_is_an_error_at_the_start(path):
             RingFile.create(path, {}, buffer_bytes=2 << 20)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(path.parent.iterdir()) == []
-
-
-def test_metadata_that_does_not_fit_is_an_error_at_the_start(path):
-    with pytest.raises(RingError, match=r"metadata \(4090 bytes\) does not fit"):
-        RingFile.create(path, {"k": "x" * (4090 - 9)}, buffer_bytes=1 << 16, dictionary_bytes=0)
     assert list(path.parent.iterdir()) == []
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "ENVELOPE_BYTES",
     "EVENT_BYTES",
     "IMAGE_BYTES",
+    "METRIC_NAMES",
     "PIXEL_BYTES",
     "TABLE_BYTES",
     "TABLE_CELLS",
@@ -37,6 +38,8 @@ IMAGE_BYTES: Final = 16 << 20
 PIXEL_BYTES: Final = 60 << 20
 """Limit for an image's pixels before encoding, and for the pixels of all images in a table together, in bytes."""
 CONFIG_BYTES: Final = 1 << 20
+METRIC_NAMES: Final = 500_000
+"""Maximum number of metric names in a run, and by default in a process."""
 ALERT_CHARACTERS: Final = 65_536
 """Limit for the text of an alert, in characters; longer text is truncated."""
 TITLE_CHARACTERS: Final = 1_024

@@ -13,9 +13,9 @@ import struct
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
-from tensormeter.conventions.semconv import RUN_CONFIG
+from tensormeter.conventions.limits import METRIC_NAMES
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.errors import UsageError, join_choices
 from tensormeter.record.device.device_copies import DeviceCopies
@@ -31,16 +31,16 @@ from tensormeter.record.reduction.rules import Rules
 from tensormeter.record.rows.histogram_rows import Distributions
 from tensormeter.record.rows.lane import Lane, Writer
 from tensormeter.record.rows.lanes import Lanes
-from tensormeter.record.rows.layouts import Layouts
 from tensormeter.record.rows.rows import Devices, Numbers, Rows
+from tensormeter.record.rows.stream_numbers import StreamNumbers
 from tensormeter.record.rows.stream_writer import StreamWriter
 from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, check_name, classify, classify_step
 from tensormeter.record.warn_once import WarnOnce, describe, shown
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import AUTOMATIC_STEPS, Drop, HeaderWord, State
-from tensormeter.ring.layout import Column, Layout, Stream
+from tensormeter.ring.layout import Column, Items, Layout, Stream
 
-__all__ = ["PeriodicTask", "Recorder"]
+__all__ = ["Limits", "PeriodicTask", "Recorder"]
 
 _LAST_STEP: Final = (1 << 63) - 1
 
@@ -54,6 +54,18 @@ class PeriodicTask(Protocol):
     def __call__(self) -> None: ...
 
 
+class Limits(NamedTuple):
+    """Limits on what a process can record.
+
+    Attributes:
+        metric_names: Maximum number of metric names, including streams of instruments.
+        media_buffer_bytes: Maximum total size in bytes of the tables, images and text items that wait for the agent.
+    """
+
+    metric_names: int = METRIC_NAMES
+    media_buffer_bytes: int = 64 << 20
+
+
 class Recorder:
     """Writes rows into one ring file."""
 
@@ -63,7 +75,7 @@ class Recorder:
         *,
         on_writer: Callable[[Writer], None],
         on_stride: Callable[[], None] = lambda: None,
-        media_buffer_bytes: int = 64 << 20,
+        limits: "Limits | None" = None,
         one_launch: bool = True,
         first_step: int = 0,
         on_fork: Writer = lambda values, step=None, *, every=None, reduce=None: None,
@@ -74,33 +86,36 @@ class Recorder:
             on_writer: Callback that receives the writer for the next log call, whenever this writer changes. The thread that
                 owns the first lane passes specialized writers. Any thread may pass `log`.
             on_stride: Callback for slower checks, which must not block. Lanes call it every few rows (see `Lane`).
-            media_buffer_bytes: Maximum total size in bytes of the tables, images and text items that wait for the agent.
+            limits: Limits on what the process can record. Default: `Limits()`.
             one_launch: Whether devices may store values directly in the ring (see `DeviceCopies`).
             first_step: Step of the first row if its log call does not specify a step.
             on_fork: Function that replaces `log` in a forked child process, and receives the same arguments.
         """
+        limits = limits or Limits()
         self._ring = ring
         self._on_writer = on_writer
         self._on_fork = on_fork
         tables = DeviceTables()
         self._lanes = Lanes(ring, on_stride, tables)
-        self._layouts = Layouts(ring)
         self._rules = Rules()
+        self._numbers = StreamNumbers(ring, limits.metric_names, lambda name: bool(self._rules.of((name,), None)))
         self._notices = WarnOnce()
         self._cost = LogTiming(ring)
-        self._outbox = Outbox(ring, media_buffer_bytes)
+        self._outbox = Outbox(ring, limits.media_buffer_bytes)
         self._device = DeviceCopies(
             ring, self._warn_of_lost_value, self._attend_pending, self._warn_of_detour, one_launch=one_launch
         )
         self._last_step = array("q", [first_step - 1])
         self._rows = Rows(
-            ring, self._layouts, self._device, tables, self._notices, fallback=self.log, last_step=self._last_step
+            ring, self._numbers, self._device, tables, self._notices, fallback=self.log, last_step=self._last_step
         )
         self._periodic_tasks: list[PeriodicTask] = []
         self._closing_tasks: list[PeriodicTask] = []
         self._pid = os.getpid()
         self._closed = False
         self._out_of_graphs = skip_own_files()
+        self._used: Writer | None = None
+        self._use(self._rows.writer_of(self._lanes.first))
         _recorders.add(self)
 
     @property
@@ -132,7 +147,8 @@ class Recorder:
         """
         self._closing_tasks.append(at_close)
         self._periodic_tasks.append(task)
-        self._on_writer(self.log)  # a generated writer would not run the task
+        self._rows.writer_of(self._lanes.first).direct = False  # it does not run tasks
+        self._use(self.log)
 
     def count_lost(
         self, reason: Drop, number: int, message: str, *arguments: object, names: Iterable[str] = ()
@@ -164,7 +180,7 @@ class Recorder:
         Raises:
             UsageError: A matching metric has already been logged, so there may be a writer that would ignore the rule.
         """
-        self._rules.define(pattern, rule, self._layouts.names())
+        self._rules.define(pattern, rule, self._numbers.logged())
 
     def log(
         self,
@@ -185,11 +201,11 @@ class Recorder:
         if self._pid != os.getpid():
             self._on_fork(values, step, every=every, reduce=reduce)
             return
-        watch, layouts = Stopwatch(), len(self._layouts.rows)
+        watch, known = Stopwatch(), len(self._numbers) + len(self._rows.layouts)
         self._log(values, step, every, reduce)
         watch.stop()
         self._cost.add(watch.duration)
-        if watch.slow and len(self._layouts.rows) == layouts and _is_mapping(values):
+        if watch.slow and len(self._numbers) + len(self._rows.layouts) == known and _is_mapping(values):
             self._notices.slow(values, watch)
 
     def _log(self, values: Mapping[str, Any], step: int | None, every: int | None, reduce: str | None) -> None:
@@ -250,22 +266,22 @@ class Recorder:
         self._cost.add(watch.duration)
         self._last_step[0] = last
 
-    def gauge_row(self, streams: Sequence[Stream]) -> Layout | None:
-        """Return the layout for a row of gauges that have attributes and units.
+    def gauge_row(self, streams: Sequence[Stream]) -> Layout | Items | None:
+        """Return the layout or the columns of a row of gauges that have attributes and units.
 
         Returns:
-            Layout of the row. None in a forked child process, after `close`, or if there are too many layouts. In the last
+            Layout or columns. None in a forked child process, after `close`, or if there are too many streams. In the last
             case, the values are counted as lost.
         """
         if self._pid != os.getpid() or self._closed:
             return None
-        layout = self._layouts.of_columns([Column(stream, "d") for stream in streams])
+        columns = self._rows.layouts.of_columns([Column(stream, "d") for stream in streams])
         self._warn_of_changed_names()
-        if layout is None:
-            self._rows.refuse(self._lanes.mine(), streams[0].name, len(streams))
-        return layout
+        if columns is None:
+            self._rows.refuse(self._lanes.mine(), [stream.name for stream in streams])
+        return columns
 
-    def write_gauges(self, layout: Layout, values: Sequence[float], step: int) -> None:
+    def write_gauges(self, columns: Layout | Items, values: Sequence[float], step: int) -> None:
         """Record a row of floats without advancing the step. Never blocks or raises."""
         if self._pid != os.getpid() or self._closed:
             return
@@ -273,9 +289,9 @@ class Recorder:
         words = struct.pack(f"<{len(values)}d", *values)
         if lane.owner is None:
             with self._lanes.shared:
-                self._rows.write_words(lane, layout, words, step)
+                self._rows.write_words(lane, columns, words, step)
         else:
-            self._rows.write_words(lane, layout, words, step)
+            self._rows.write_words(lane, columns, words, step)
 
     def close(self, state: State) -> None:
         """Stop recording, and store the final position of each lane for the agent. Idempotent.
@@ -330,6 +346,9 @@ class Recorder:
             write = lane.device_writers.get(tuple(values))
             if write is not None and write(values, step):
                 return
+        if rule is None and type(values) is dict and self._rows.writer_of(lane).write(values, step):
+            self._use_row_writer(lane)
+            return
         numbers: dict[str, float | int] = {}
         devices: dict[str, DeviceValue | Deferred] = {}
         distributions: dict[str, HostDistribution | DeviceDistribution] = {}
@@ -362,19 +381,31 @@ class Recorder:
         elif distributions:
             self._write(lane, numbers, devices, distributions, step)
         else:
-            writer = self._rows.write(lane, numbers, devices, step)
-            if devices and len(numbers) + len(devices) == len(values):
+            self._rows.write(lane, numbers, devices, step)
+            if not devices:
+                self._use_row_writer(lane)
+            elif len(numbers) + len(devices) == len(values):
                 writer = self._rows.make_device_writer(lane, values, numbers, devices)
-            if writer is not None and lane is self._lanes.first and not self._closed and not self._periodic_tasks:
-                self._on_writer(writer)
-                if self._periodic_tasks:  # another thread has added the first task in the meantime
-                    self._on_writer(self.log)
+                if writer is not None and lane is self._lanes.first and not self._closed and not self._periodic_tasks:
+                    self._use(writer)
         # Warn last, so that valid values have been recorded even if a logging handler fails.
         self._warn_of_changed_names()
         for key, refused in refusals:
             self._refuse(lane, key, refused)
         for key, item in media:
             self._log_media(lane, key, item, step)
+
+    def _use_row_writer(self, lane: Lane) -> None:
+        """Use the row writer for further log calls, instead of a writer for device values."""
+        if lane is self._lanes.first and not self._closed and not self._periodic_tasks:
+            self._use(self._rows.writer_of(lane))
+
+    def _use(self, writer: Writer) -> None:
+        if self._used is not writer:
+            self._used = writer
+            self._on_writer(writer)
+            if self._periodic_tasks and writer != self.log:  # another thread has added the first task in the meantime
+                self._use(self.log)
 
     def _refuse(self, lane: Lane, key: object, refusal: Refused) -> None:
         lane.count(refusal.reason)
@@ -395,19 +426,6 @@ class Recorder:
         step = self._last_step[0]
         is_known = step >= 0 and step != AUTOMATIC_STEPS - 1
         self._send(self._lanes.mine(), content, None, step if is_known else None)
-
-    def send_config(self, config: Mapping[str, Any]) -> bool:
-        """Record the run's config as a media file. Use this if the config is too large for the ring's dictionary.
-
-        If an earlier config is still waiting for the agent, the new config replaces it.
-
-        Returns:
-            False if the config does not fit into the media buffer, or if its file could not be written.
-        """
-        try:
-            return self._outbox.replace(EventContent(RUN_CONFIG, {"config": config}))
-        except OSError:
-            return False
 
     def _log_media(self, lane: Lane, key: object, media: Media, step: int) -> None:
         try:
@@ -563,7 +581,7 @@ class Recorder:
 
         The caller must not hold a lock, because the program's logging handlers may run any code.
         """
-        changed = self._layouts.changed
+        changed = self._numbers.changed
         while changed:
             try:
                 given, written = changed.popitem()

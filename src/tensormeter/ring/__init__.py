@@ -8,12 +8,12 @@ Layout (little-endian words of 8 bytes; offsets in bytes from the start of the f
     0      header       4096 bytes with the words listed in `HeaderWord`; the lane table starts at word 64, the agent's
                         delivery reports at byte 2048, the durations of log calls at byte 3200, and the agent's disk
                         report at byte 3640
-    4096   dictionary   append-only entries: length | kind | JSON, padded to 8 bytes
-    ...    lanes        one per writing thread: 128 bytes with the words listed in `LaneWord`, then the rows
+    4096   lanes        one per writing thread: 128 bytes with the words listed in `LaneWord`, then the rows
 
-The writer publishes a dictionary entry by writing its length after all other parts of the entry.
-The first entry holds metadata (resource, settings, run). Later entries hold row layouts, or metadata that replaces earlier
-metadata.
+The accompanying `.names` file is the dictionary, which grows as needed (see `tensormeter.ring.dictionary`). The writer publishes
+entries by storing the position after them in the ring's header. The first entry holds metadata (resource, settings, run). Later
+entries hold numbered streams, layouts of rows that refer to these numbers, or metadata that replaces earlier metadata.
+A `.config` file holds the latest configuration once it has changed.
 
 A row consists of the words ``mark | time | step | value ... | mark``.
 The mark is ``position << 13 | layout``. The position is the number of bytes written to the lane before the row, over all laps.
@@ -22,6 +22,9 @@ The writer stores the final mark after all other words, so a row is complete if 
 while it writes a row, the bytes of this row have no matching marks, and all earlier rows are complete.
 Rows never cross the end of a lane. A mark with the layout `WRAP` makes the reader continue at the start of the lane. A mark
 with the layout `SKIP`, followed by a size, replaces a row that could not be written.
+A row with the layout `ITEMS` or `ITEMS_UNSTEPPED` describes its own columns, so that rare combinations of names need no entry in
+the dictionary. It consists of ``mark | time | step | columns << 32 | words | header ... | value ... | mark``, with the number of
+its columns, the number of words that their values take, and one header ``stream << 32 | words << 8 | code`` per column.
 On machines that reorder stores (arm64), a reader must let the writer's stores settle between checking the marks and reading
 the values; see `tensormeter.agent.ingest.lane_reader`.
 

@@ -5,15 +5,16 @@ import json
 import mmap
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from tensormeter.conventions.unicode_names import printable
+from tensormeter.disk.atomic import write_file
 from tensormeter.disk.private import oddity, open_file
 from tensormeter.errors import RingError
+from tensormeter.ring.dictionary import Dictionary
 from tensormeter.ring.format import (
     DISK_REPORT,
     DISK_REPORT_BYTES,
@@ -35,9 +36,9 @@ from tensormeter.ring.format import (
     SpoolLoss,
     State,
 )
-from tensormeter.ring.layout import Layout
+from tensormeter.ring.layout import Layout, Stream
 
-__all__ = ["RingFile", "is_of_another_version", "is_written", "media_directory"]
+__all__ = ["RingFile", "config_file", "dictionary_file", "is_of_another_version", "is_written", "media_directory"]
 
 _SEPARATOR: Final = "\x1e"
 """ASCII record separator. It separates the agent's reports `trouble`, `set_aside` and `lost` in the file."""
@@ -48,23 +49,31 @@ def media_directory(ring_path: Path) -> Path:
     return ring_path.with_suffix(".media")
 
 
+def dictionary_file(ring_path: Path) -> Path:
+    """Return the path of the ring's dictionary."""
+    return ring_path.with_suffix(".names")
+
+
+def config_file(ring_path: Path) -> Path:
+    """Return the path of the file with the run's latest configuration as JSON. It exists only after a change."""
+    return ring_path.with_suffix(".config")
+
+
 class RingFile:
     """A memory-mapped ring file. Writers construct it with `create`, and readers with `open`.
 
     Any thread may call the methods. The hot path accesses `buffer` and `words` directly.
     """
 
-    def __init__(self, path: Path, mapping: mmap.mmap) -> None:
+    def __init__(self, path: Path, mapping: mmap.mmap, dictionary: Dictionary) -> None:
         self.path = path.resolve()  # `writer_alive` compares resolved paths
         self.buffer = mapping
+        self._dictionary = dictionary
         self.words = memoryview(mapping).cast("q")
         lanes = self.words[HeaderWord.LANES]
         self.lanes = [
             (self.words[LANE_TABLE + 2 * i], self.words[LANE_TABLE + 2 * i + 1]) for i in range(lanes)
         ]  # (offset of the lane's header, size of the lane's space for rows)
-        self._dictionary_end = HEADER_BYTES + self.words[HeaderWord.DICTIONARY_BYTES]
-        self._next_entry = HEADER_BYTES
-        self._append = threading.RLock()  # reentrant, because a signal handler may log
         self._lock_file: int | None = None
 
     @classmethod
@@ -75,9 +84,10 @@ class RingFile:
         *,
         buffer_bytes: int,
         lanes: int = 8,
-        dictionary_bytes: int = 1 << 20,
     ) -> "RingFile":
-        """Create and lock a ring file, and reserve its disk space. The file appears at `path` once it is complete.
+        """Create and lock a ring file and its dictionary, and reserve their disk space.
+
+        The file appears at `path` once it is complete.
 
         The first lane belongs to the thread that creates the recorder. If there are several lanes, the first lane gets half of
         `buffer_bytes`, and the other lanes share the rest.
@@ -86,10 +96,9 @@ class RingFile:
             RingError: The file could not be created or locked, for example because the file system is full.
         """
         payload = json.dumps(metadata).encode()
-        dictionary = _align(dictionary_bytes + len(payload), mmap.PAGESIZE)
         first = _align(buffer_bytes // 2, mmap.PAGESIZE) if lanes > 1 else _align(buffer_bytes, mmap.PAGESIZE)
         other = _align((buffer_bytes - first) // (lanes - 1), mmap.PAGESIZE) if lanes > 1 else 0
-        table, offset = [], HEADER_BYTES + dictionary
+        table, offset = [], HEADER_BYTES
         for i in range(lanes):
             size = max(first if i == 0 else other, mmap.PAGESIZE)
             table.append((offset, size - LANE_HEADER_BYTES))
@@ -97,21 +106,22 @@ class RingFile:
         temporary = path.with_suffix(".new")
         lock_file = _lock(path.with_suffix(".lock"))
         try:
+            dictionary = Dictionary.create(dictionary_file(path), len(payload) + mmap.PAGESIZE)
             mapping = _map_new(temporary, offset)
             words = memoryview(mapping).cast("q")
             words[HeaderWord.VERSION] = VERSION
             words[HeaderWord.FILE_BYTES] = offset
-            words[HeaderWord.DICTIONARY_BYTES] = dictionary
             words[HeaderWord.LANES] = lanes
             words[HeaderWord.WRITER_PID] = os.getpid()
             words[HeaderWord.CREATED] = time.time_ns()
             for i, (start, size) in enumerate(table):
                 words[LANE_TABLE + 2 * i] = start
                 words[LANE_TABLE + 2 * i + 1] = size
-            ring = cls(path, mapping)
+            ring = cls(path, mapping, dictionary)
             ring._lock_file = lock_file
-            if not ring._append_entry(EntryKind.METADATA, payload):
-                raise RingError(f"ring file {path}: the run's metadata ({len(payload)} bytes) does not fit; shorten it")
+            dictionary.published = words[HeaderWord.DICTIONARY_END : HeaderWord.DICTIONARY_END + 1]
+            if not dictionary.append(EntryKind.METADATA, payload):
+                raise RingError(f"cannot write the run's metadata ({len(payload)} bytes) to {dictionary.path}")
             words[HeaderWord.MAGIC] = MAGIC
             # An agent thread in this process may find the file at once, and must not consider its writer dead.
             _owned.add(ring.path)
@@ -121,6 +131,7 @@ class RingFile:
             os.close(lock_file)
             path.with_suffix(".lock").unlink(missing_ok=True)
             temporary.unlink(missing_ok=True)
+            dictionary_file(path).unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise RingError(f"cannot reserve {offset} bytes for the ring file {path}: {error.strerror}") from error
             raise
@@ -151,11 +162,14 @@ class RingFile:
                 f"{path} has ring version {head[HeaderWord.VERSION]}, but this tensormeter reads version {VERSION}; "
                 "deliver the run with the tensormeter that recorded it",
             )
-        ring = cls(path, mapping)
-        ends = [ring._dictionary_end, *(start + size + LANE_HEADER_BYTES for start, size in ring.lanes)]
-        if max(ends) > len(mapping):
+        table = head[LANE_TABLE : LANE_TABLE + 2 * head[HeaderWord.LANES]].tolist()
+        if max(map(sum, zip(table[::2], table[1::2], strict=True))) + LANE_HEADER_BYTES > len(mapping):
             raise RingError(f"{path} is an incomplete ring file; move it out of the way")
-        return ring
+        try:
+            dictionary = Dictionary.open(dictionary_file(path))
+        except OSError as error:
+            raise RingError(f"cannot open the dictionary of the ring file {path}: {error}") from error
+        return cls(path, mapping, dictionary)
 
     @property
     def process(self) -> str:
@@ -171,40 +185,72 @@ class RingFile:
         """Return whether the process that created the file is still running and has not released the file."""
         return is_written(self.path)
 
-    def add_layout(self, layout: Layout) -> bool:
-        """Publish a layout. Call this method before writing the first row with this layout.
+    def add_streams(self, first: int, streams: Sequence[Stream]) -> bool:
+        """Publish streams. Call this method before `add_layout`, and before writing rows with these streams.
+
+        Args:
+            first: Number of the first stream. The others have the following numbers.
+            streams: Streams.
 
         Returns:
-            False if the dictionary is full.
+            False if the dictionary cannot grow, for example because the file system is full.
         """
-        payload = json.dumps(layout.to_json(), separators=(",", ":")).encode()
-        return self._append_entry(EntryKind.LAYOUT, payload)
+        return self._append(EntryKind.STREAMS, {"first": first, "streams": [stream.to_entry() for stream in streams]})
 
-    @property
-    def dictionary_left(self) -> float:
-        """Fraction of the dictionary that is still free, from 0 to 1. Meaningful only in the writer."""
-        return (self._dictionary_end - self._next_entry) / self.words[HeaderWord.DICTIONARY_BYTES]
+    def add_layout(self, layout: Layout, numbers: Sequence[int]) -> bool:
+        """Publish a layout. Call this method before writing the first row with this layout.
+
+        Args:
+            layout: Layout.
+            numbers: Numbers of the columns' streams.
+
+        Returns:
+            False if the dictionary cannot grow.
+        """
+        return self._append(EntryKind.LAYOUT, layout.to_json(numbers))
 
     def add_metadata(self, metadata: Mapping[str, Any]) -> bool:
         """Publish metadata. New values replace earlier values with the same names. All other values stay unchanged.
 
         Returns:
-            False if the dictionary is full.
+            False if the dictionary cannot grow.
         """
-        return self._append_entry(EntryKind.METADATA, json.dumps(metadata).encode())
+        return self._append(EntryKind.METADATA, metadata)
 
-    def entries(self) -> Iterator[tuple[EntryKind, dict[str, Any]]]:
-        """Iterate over the dictionary entries that have been published since the last call."""
-        while self._next_entry + 16 <= self._dictionary_end:
-            index = self._next_entry >> 3
-            length = self.words[index]
-            if length == 0:
-                return
-            start = self._next_entry + 16
-            kind = self.words[index + 1]
-            self._next_entry = start + _align(length, 8)
-            if kind != EntryKind.VOID:
-                yield EntryKind(kind), json.loads(self.buffer[start : start + length])
+    def entries(self, *, unpublished: bool = False) -> Iterator[tuple[EntryKind, dict[str, Any]]]:
+        """Iterate over the dictionary entries that have been published since the last call.
+
+        Args:
+            unpublished: Whether to read complete entries that the writer could not publish before it was killed.
+        """
+        end = None if unpublished else self.words[HeaderWord.DICTIONARY_END]
+        for kind, payload in self._dictionary.entries(end):
+            yield kind, json.loads(payload)
+
+    def _append(self, kind: EntryKind, entry: Mapping[str, Any]) -> bool:
+        return self._dictionary.append(kind, json.dumps(entry, separators=(",", ":")).encode())
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Replace the run's configuration. The reader may miss all but the last one.
+
+        Raises:
+            OSError: The configuration cannot be written.
+        """
+        write_file(config_file(self.path), json.dumps({"config": config, "time": time.time_ns()}))
+        self.words[HeaderWord.CONFIGS] += 1
+
+    def config(self) -> tuple[dict[str, Any], int] | None:
+        """Return the latest configuration that replaced the initial one, and the time of the change in nanoseconds.
+
+        Returns:
+            None if there is none, or if it cannot be read.
+        """
+        try:
+            with open(open_file(config_file(self.path), os.O_RDONLY), "rb") as file:
+                latest = json.loads(file.read())
+            return latest["config"], latest["time"]
+        except (OSError, ValueError, TypeError, LookupError):
+            return None
 
     def drops(self) -> dict[str, int]:
         """Return the total number of points that could not be recorded, by reason. Omit reasons with no points."""
@@ -320,30 +366,12 @@ class RingFile:
             self._lock_file = None
 
     def remove(self) -> None:
-        """Delete the file, its lock file and its media directory. Existing mappings stay valid."""
+        """Delete the file and all files that accompany it. Existing mappings stay valid."""
         self.path.unlink(missing_ok=True)
+        dictionary_file(self.path).unlink(missing_ok=True)
+        config_file(self.path).unlink(missing_ok=True)
         self.path.with_suffix(".lock").unlink(missing_ok=True)
         shutil.rmtree(media_directory(self.path), ignore_errors=True)  # does not follow symbolic links
-
-    def _append_entry(self, kind: EntryKind, payload: bytes) -> bool:
-        with self._append:
-            length = len(payload)
-            size = 16 + _align(length, 8)
-            start = self._next_entry
-            if start + size + 8 > self._dictionary_end:
-                return False
-            try:
-                # There is no call since `start` was read, so no signal handler can claim the same space.
-                self._next_entry = start + size
-                self.buffer[start + 16 : start + 16 + length] = payload
-                self.words[(start >> 3) + 1] = kind
-                self.words[start >> 3] = length
-            except BaseException:  # such as Ctrl-C: readers must still find later entries
-                if self.words[start >> 3] == 0:
-                    self.words[(start >> 3) + 1] = EntryKind.VOID
-                    self.words[start >> 3] = length
-                raise
-            return True
 
 
 def is_written(path: Path) -> bool:

@@ -10,12 +10,17 @@ __all__ = [
     "DISK_REPORT_BYTES",
     "DURATION_BUCKETS",
     "HEADER_BYTES",
+    "ITEMS",
+    "ITEMS_UNSTEPPED",
+    "ITEM_CODE_BITS",
+    "ITEM_STREAM_SHIFT",
     "LANE_HEADER_BYTES",
     "LANE_TABLE",
     "LAYOUT_BITS",
     "LOG_DURATIONS",
     "LOST",
     "MAGIC",
+    "MAX_ITEM_WORDS",
     "MAX_LANES",
     "MAX_LAYOUT",
     "PENDING",
@@ -36,7 +41,7 @@ __all__ = [
 ]
 
 MAGIC: Final = 0x474E_4952_5445_4D54  # "TMETRING" in the file
-VERSION: Final = 2
+VERSION: Final = 3
 
 HEADER_BYTES: Final = 4096
 LANE_TABLE: Final = 64
@@ -61,7 +66,16 @@ POSITION_SHIFT: Final = 13
 bits are free for the layout."""
 WRAP: Final = 0xFFFF
 SKIP: Final = 0xFFFE
-MAX_LAYOUT: Final = 0xFFFD
+ITEMS: Final = 0xFFFD
+"""Layout of rows that describe their own columns: rows of rare sets of names."""
+ITEMS_UNSTEPPED: Final = 0xFFFC
+"""Like ITEMS, but for rows without a step."""
+MAX_LAYOUT: Final = 0xFFFB
+
+ITEM_STREAM_SHIFT: Final = 32
+ITEM_CODE_BITS: Final = 8
+MAX_ITEM_WORDS: Final = (1 << 24) - 1
+"""Maximum number of words in a column of a row with the layout ITEMS."""
 
 AUTOMATIC_STEPS: Final = 0x5A7E_9000_0000_0000
 """First of the placeholder steps that a resumed process gives to rows logged without a step. The agent replaces them with the
@@ -78,13 +92,16 @@ class HeaderWord(enum.IntEnum):
     MAGIC = 0
     VERSION = 1
     FILE_BYTES = 2
-    DICTIONARY_BYTES = 3
+    DICTIONARY_END = 3
+    """Position in the dictionary file up to which its entries are complete."""
     LANES = 4
     WRITER_PID = 5
     CREATED = 6
     STATE = 7
     SIGTERM = 8
     """Time when the writer received SIGTERM, in nanoseconds since the Unix epoch, or 0."""
+    CONFIGS = 10
+    """Number of times that the writer has replaced the file with the run's configuration."""
     FLUSH_REQUESTS = 9
     """Number of flushes that the writer has requested. The writer first stores `LaneWord.FLUSH` in all lanes."""
     AGENT_PID = 16
@@ -128,7 +145,7 @@ class Drop(enum.IntEnum):
 
     RING_FULL = 0
     UNSUPPORTED_VALUE = 1
-    TOO_MANY_LAYOUTS = 2
+    TOO_MANY_NAMES = 2
     DEVICE_UNFINISHED = 3
     MEDIA_FULL = 4
     TEXT_TOO_LARGE = 5
@@ -180,3 +197,5 @@ class EntryKind(enum.IntEnum):
     """Entry without content, left behind by an interrupted write."""
     METADATA = 1
     LAYOUT = 2
+    STREAMS = 3
+    """A list of streams, and the number of the first one. The others have the following numbers."""

@@ -8,6 +8,9 @@ negative buckets count the magnitudes of negative values.
 
 A precomputed histogram with k explicit buckets is a single column with the code `EXPLICIT`. It takes 2k + 1 words: k + 1 edges
 as float64, followed by k counts as int64. The edges are part of the row because they may differ between calls.
+
+If few bins are occupied, the first column has the code `SPARSE` instead. Its first word is the code point of the table's code.
+The other words are ``bin << 32 | count``, one for each occupied bin, in ascending order.
 """
 
 import math
@@ -15,13 +18,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-__all__ = ["DOUBLE", "EXPLICIT", "KIND", "MAX_BUCKETS", "SINGLE", "STATISTICS_WORDS", "TABLES", "Table"]
+__all__ = ["DOUBLE", "EXPLICIT", "KIND", "MAX_BUCKETS", "SINGLE", "SPARSE", "STATISTICS_WORDS", "TABLES", "Table"]
 
 KIND: Final = "distribution"
 """Kind of a stream that holds distributions."""
 
 EXPLICIT: Final = "B"
 """Code of a column that holds the edges and counts of a precomputed histogram."""
+
+SPARSE: Final = "S"
+"""Code of a column that holds only the occupied bins of a table."""
 
 STATISTICS_WORDS: Final = 3
 

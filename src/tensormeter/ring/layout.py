@@ -1,11 +1,13 @@
-"""Streams, columns and layouts, which define the meaning of a row's words. The ring's dictionary stores them as JSON."""
+"""Streams, columns and layouts, which define the meaning of a row's words. The dictionary stores them as JSON."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-__all__ = ["Column", "Layout", "Stream", "row_bytes"]
+from tensormeter.ring.format import ITEM_CODE_BITS, ITEM_STREAM_SHIFT
+
+__all__ = ["Column", "Items", "Layout", "Stream", "item_header", "items_bytes", "items_in", "row_bytes"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,16 @@ class Stream:
             for field in fields(self)
             if field.name != "name" and (value := getattr(self, field.name)) != field.default
         }
+
+    def to_entry(self) -> dict[str, Any] | str:
+        """Return the stream as a JSON value for the dictionary. To save space, a plain gauge is only its name."""
+        entry = self.to_json()
+        return self.name if len(entry) == 1 else entry
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any] | str) -> "Stream":
+        """Construct a stream from the JSON value that `to_entry` returned."""
+        return cls(entry) if isinstance(entry, str) else cls.from_json(entry)
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Stream":
@@ -99,32 +111,75 @@ class Layout:
         """Size of a row in bytes."""
         return row_bytes(sum(column.words for column in self.columns))
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the layout as a JSON object. To save space in the dictionary, represent a plain gauge only by its name."""
-        streams = [column.stream.to_json() for column in self.columns]
-        entry: dict[str, Any] = {
-            "id": self.id,
-            "codes": self.codes,
-            "streams": [stream["name"] if len(stream) == 1 else stream for stream in streams],
-        }
+    def to_json(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Return the layout as a JSON object.
+
+        Args:
+            numbers: Numbers of the columns' streams in the ring's dictionary.
+        """
+        entry: dict[str, Any] = {"id": self.id, "codes": self.codes, "streams": list(numbers)}
         if any(column.words != 1 for column in self.columns):
             entry["words"] = [column.words for column in self.columns]
         return entry if self.stepped else entry | {"stepped": False}
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> "Layout":
-        """Construct a layout from the JSON object that `to_json` returned."""
-        streams = [
-            Stream(stream) if isinstance(stream, str) else Stream.from_json(stream) for stream in entry["streams"]
-        ]
-        words = entry.get("words", [1] * len(streams))
-        columns = tuple(map(Column, streams, entry["codes"], words))
+    def from_json(cls, entry: Mapping[str, Any], streams: Mapping[int, Stream]) -> "Layout":
+        """Construct a layout from the JSON object that `to_json` returned.
+
+        Args:
+            entry: JSON object.
+            streams: Streams by number.
+
+        Raises:
+            KeyError: `streams` lacks the stream of a column.
+        """
+        words = entry.get("words", [1] * len(entry["streams"]))
+        columns = tuple(map(Column, [streams[number] for number in entry["streams"]], entry["codes"], words))
         return cls(entry["id"], columns, entry.get("stepped", True))
+
+
+@dataclass(frozen=True)
+class Items:
+    """The columns of a row that describes its own columns, with the layout `ITEMS` or `ITEMS_UNSTEPPED`.
+
+    Attributes:
+        headers: One word per column, as returned by `item_header`.
+        stepped: Whether the row has a step.
+    """
+
+    headers: tuple[int, ...]
+    stepped: bool = True
+
+
+def item_header(number: int, code: str, words: int = 1) -> int:
+    """Return the header word of a column in a row that describes its own columns.
+
+    Args:
+        number: Number of the column's stream in the ring's dictionary.
+        code: Code of the storage format.
+        words: Number of words in the column, up to MAX_ITEM_WORDS.
+    """
+    return number << ITEM_STREAM_SHIFT | words << ITEM_CODE_BITS | ord(code)
 
 
 def row_bytes(words: int) -> int:
     """Return the size in bytes of a row whose values take `words` words."""
     return 8 * (words + 4)
+
+
+def items_bytes(items: int, words: int) -> int:
+    """Return the size in bytes of a row that describes its own columns.
+
+    Args:
+        items: Number of columns.
+        words: Number of words that the values take.
+    """
+    return 8 * (items + words + 5)
+
+
+def items_in(size: int) -> int:
+    """Return how many columns of one word a row that describes its own columns can have in `size` bytes."""
+    return (size // 8 - 5) // 2
 
 
 def _tuples(value: Any) -> Any:

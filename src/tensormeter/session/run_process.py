@@ -15,7 +15,7 @@ from tensormeter.conventions.losses import describe_losses
 from tensormeter.conventions.unicode_names import printable
 from tensormeter.logger import get_logger
 from tensormeter.record.device.page_locking import unlock_retired
-from tensormeter.record.recorder import Recorder
+from tensormeter.record.recorder import Limits, Recorder
 from tensormeter.record.rows.lane import Writer
 from tensormeter.record.runtime.metrics import RuntimeMetrics
 from tensormeter.ring.format import Drop, HeaderWord, SpoolLoss, State
@@ -119,7 +119,7 @@ class RunProcess:
             self.ring,
             on_writer=on_writer,
             on_stride=self._tend,
-            media_buffer_bytes=self._settings.media_buffer_bytes,
+            limits=Limits(self._settings.max_metric_names, self._settings.media_buffer_bytes),
             one_launch=self._settings.device_path == "auto",
             on_fork=on_fork,
             first_step=run.first_step,
@@ -144,24 +144,30 @@ class RunProcess:
         self.resource = run.describe(self.id, self.attempt)
         if not self.ring.add_metadata({"resource": with_basis(self.resource, self.basis)}):
             logger.warning(
-                "run %s: resource attributes were not recorded, because too many different names were logged; use "
-                "fewer names",
+                "run %s: resource attributes were not recorded, because they cannot be stored next to the ring; free "
+                "space in %s",
                 run.id,
+                self.ring.path.parent,
             )
 
     def reconfigure(self, run: RunIdentity) -> None:
-        """Record the configuration of the given run, which replaces the current one."""
+        """Record the configuration of the given run, which replaces the current one.
+
+        The agent reads only the latest configuration, so many calls take no more space than one.
+        """
         self._run = run
-        metadata = {"config": run.config, "reconfigured": time.time_ns()}
-        if self.ring.dictionary_left >= _ROW_DICTIONARY_SHARE and self.ring.add_metadata(metadata):
-            return
-        if not self.recorder.send_config(run.config) and not self._config_warned:
-            self._config_warned = True
-            logger.warning(
-                "run %s: the configuration was not updated, because the media buffer is full; raise "
-                "TENSORMETER_MEDIA_BUFFER_BYTES, or call update_config less often",
-                run.id,
-            )
+        try:
+            self.ring.write_config(run.config)
+        except OSError as error:
+            if not self._config_warned:
+                self._config_warned = True
+                logger.warning(
+                    "run %s: the configuration was not updated, because it cannot be stored next to the ring: %s; "
+                    "free space in %s",
+                    run.id,
+                    error.strerror,
+                    self.ring.path.parent,
+                )
 
     def leave_out_of_config(self, values: Sequence[OmittedValue]) -> None:
         """Count values that were omitted from the configuration, and warn about the largest, once per name."""

@@ -29,7 +29,7 @@ from tensormeter.ring.format import (
     LaneWord,
     State,
 )
-from tensormeter.ring.layout import Layout, row_bytes
+from tensormeter.ring.layout import Layout, Stream, row_bytes
 
 __all__ = ["LaneReader", "Layouts", "Rows"]
 
@@ -75,15 +75,19 @@ class Layouts:
     """Whether the rows of each layout ID are instrument measurements: a single value of one word, without a step."""
     deferred: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1 << LAYOUT_BITS, np.bool_))
     """Whether the rows of each layout ID are device measurements."""
+    streams: dict[int, Stream] = field(default_factory=dict)
+    """Streams by number."""
     _known: dict[int, tuple[Layout, np.dtype[np.void]]] = field(default_factory=dict)
 
-    def refresh(self) -> None:
-        """Read new entries from the ring."""
-        for kind, entry in self.ring.entries():
+    def refresh(self, *, unpublished: bool = False) -> None:
+        """Read new entries from the ring. If `unpublished` is true, also read entries that the writer did not publish."""
+        for kind, entry in self.ring.entries(unpublished=unpublished):
             if kind is EntryKind.METADATA:
                 self.metadata = {**self.metadata, **entry}
+            elif kind is EntryKind.STREAMS:
+                self.streams.update(enumerate(map(Stream.from_entry, entry["streams"]), entry["first"]))
             elif kind is EntryKind.LAYOUT:
-                layout = Layout.from_json(entry)
+                layout = Layout.from_json(entry, self.streams)
                 fields: list[Any] = [("mark", "<i8"), ("time", "<i8"), ("step", "<i8")]
                 fields += [
                     (f"v{i}", "<f8" if column.code in "dD" else "<i8", () if column.words == 1 else (column.words,))

@@ -382,11 +382,14 @@ class RingDrainer:
     def _send_configuration(self) -> None:
         """Send a changed configuration. If another agent has already sent it, the two events are identical."""
         self._processor.refresh()
-        changed_at = cast("int", self._processor.metadata.get("reconfigured", 0))
-        if changed_at != self._reconfigured and not self._ended:
-            config = cast("dict[str, Value]", self._processor.metadata["config"])
+        changes = self.ring.words[HeaderWord.CONFIGS]
+        if changes == self._reconfigured or self._ended:
+            return
+        self._reconfigured = changes
+        latest = self.ring.config()
+        if latest is not None:
+            config, changed_at = latest
             self._put([Event(RUN_CONFIG, changed_at, {"config": config})], started=self._started)
-            self._reconfigured = changed_at
 
     def _dropped(self, speaks: bool) -> dict[str, int]:
         """Return the drop counts so far, by reason, including the spool's losses if this process reports them."""

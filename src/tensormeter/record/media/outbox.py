@@ -5,7 +5,6 @@ import itertools
 import os
 import threading
 import time
-from pathlib import Path
 from typing import Final
 
 from tensormeter.disk.atomic import write_file
@@ -34,24 +33,6 @@ class Outbox:
         self._max_bytes = max_bytes
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()  # reentrant, because a signal handler may log
-        self._newest: Path | None = None
-        self._replaceable: Path | None = None
-
-    def replace(self, content: EventContent) -> bool:
-        """Write an event that replaces the event from the last call of `replace`. Blocks and raises like `put`.
-
-        If the earlier event is still waiting for the agent, it is deleted.
-
-        Returns:
-            False if there is not enough space because too many files are waiting for the agent.
-        """
-        with self._lock:
-            if self._replaceable is not None:
-                self._replaceable.unlink(missing_ok=True)
-            before = self._newest
-            written = self.put(content, None, None)
-            self._replaceable = self._newest if self._newest != before else None
-            return written
 
     def put(self, content: EventContent, key: str | None, step: int | None) -> bool:
         """Write an event. Blocks until the event has been copied to its file.
@@ -70,7 +51,6 @@ class Outbox:
             number = next(self._numbers)
             path = self._folder / f"{number:012}"
             write_file(path, line, content.data)
-            self._newest = path
         return True
 
     def _waiting(self) -> int:

@@ -16,7 +16,7 @@ from tensormeter.logger import get_logger
 from tensormeter.record.dynamo import break_graph
 from tensormeter.record.phases.timeline import CudaEvents, Events, Mark, Timeline
 from tensormeter.record.warn_once import shown
-from tensormeter.ring.layout import Layout, Stream
+from tensormeter.ring.layout import Items, Layout, Stream
 
 __all__ = ["DATA_LOADING", "Phase", "Phases", "Step"]
 
@@ -174,8 +174,8 @@ class Phases:
 
     def __init__(
         self,
-        find_row: Callable[[Sequence[Stream]], Layout | None],
-        write_row: Callable[[Layout, Sequence[float], int], None],
+        find_row: Callable[[Sequence[Stream]], Layout | Items | None],
+        write_row: Callable[[Layout | Items, Sequence[float], int], None],
         next_step: Callable[[], int],
         new_events: Callable[[], Events] = CudaEvents,
     ) -> None:
@@ -192,7 +192,7 @@ class Phases:
         self._new_events = new_events
         self._local = threading.local()
         self._threads: list[_Thread] = []
-        self._rows: dict[tuple[_Key, ...], Layout] = {}
+        self._rows: dict[tuple[_Key, ...], Layout | Items] = {}
         self._warned = False
 
     def phase(self, name: str) -> Phase:

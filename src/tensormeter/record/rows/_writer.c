@@ -7,20 +7,9 @@
 // signal handler that logs, can therefore run only before or after the write.
 // The final mark is stored after all other words, with release order, so a reader that sees it can read the whole row.
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
-#include <stddef.h>
-#include <string.h>
-#include <structmember.h>
-#include <time.h>
+#include "_words.h"
 
-#define EXACT_INT (INT64_C(1) << 53)  // every integer up to this magnitude is exact as float64
 #define LOCAL_WORDS 64
-#define HEAD_WORDS 3                  // mark, time, step
-#define TIMED_CALLS 64                // one call in 64 is timed
-#define SHORTEST_DURATION_BITS 6      // as in ring/format.py
-#define DURATION_BUCKETS 26
 
 typedef struct {
     PyObject_HEAD
@@ -44,35 +33,6 @@ typedef struct {
 } Writer;
 
 static PyObject *step_name;  // "step", interned
-
-// Convert one value to the word of a column. Returns 0 if the type is unexpected or the integer is too large.
-static inline int
-as_word(PyObject *value, char code, int64_t *word)
-{
-    if (code == 'd') {
-        double number;
-        if (PyFloat_CheckExact(value)) {
-            number = PyFloat_AS_DOUBLE(value);
-        } else if (PyLong_CheckExact(value)) {
-            int overflow;
-            int64_t integer = PyLong_AsLongLongAndOverflow(value, &overflow);
-            if (overflow || integer < -EXACT_INT || integer > EXACT_INT) {
-                return 0;
-            }
-            number = (double)integer;
-        } else {
-            return 0;
-        }
-        memcpy(word, &number, sizeof number);
-        return 1;
-    }
-    if (!PyLong_CheckExact(value)) {
-        return 0;
-    }
-    int overflow;
-    *word = PyLong_AsLongLongAndOverflow(value, &overflow);
-    return !overflow;
-}
 
 // Convert all values to words. Returns 1 on success, 0 if a key is missing or a value does not fit, or -1 after an error.
 static int
@@ -102,27 +62,6 @@ gather(const Writer *self, PyObject *values, int64_t *words)
         }
     }
     return 1;
-}
-
-static inline int64_t
-nanoseconds(clockid_t clock)
-{
-    struct timespec now;
-    clock_gettime(clock, &now);
-    return (int64_t)now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
-}
-
-static void
-count_duration(const Writer *self, int64_t duration)
-{
-    int64_t *words = (int64_t *)((char *)self->ring.buf + self->durations);
-    const int bits = duration > 1 ? 64 - __builtin_clzll((unsigned long long)duration - 1) : 0;
-    int bucket = bits < SHORTEST_DURATION_BITS ? 0 : bits - SHORTEST_DURATION_BITS;
-    if (bucket >= DURATION_BUCKETS) {
-        bucket = DURATION_BUCKETS - 1;
-    }
-    words[0] += duration;
-    words[1 + bucket]++;
 }
 
 // Make room for a row. Returns 1 on success, 0 if there is no room, or -1 after an error. May run any Python code.
@@ -173,12 +112,7 @@ Writer_vectorcall(PyObject *object, PyObject *const *args, size_t nargsf, PyObje
     const int timed = ++self->calls % TIMED_CALLS == 0;
     const int64_t start = timed ? nanoseconds(CLOCK_MONOTONIC) : 0;
 
-    if (nargs == 2 && kwnames == NULL) {
-        given = args[1];
-    } else if (nargs == 1 && kwnames != NULL && PyTuple_GET_SIZE(kwnames) == 1
-               && PyTuple_GET_ITEM(kwnames, 0) == step_name) {
-        given = args[1];
-    } else if (nargs != 1 || kwnames != NULL) {
+    if (!parse_call(args, nargs, kwnames, step_name, &given)) {
         goto fall_back;
     }
     // Accept only a plain dict, because looking up str keys in a plain dict runs no Python code.
@@ -188,7 +122,7 @@ Writer_vectorcall(PyObject *object, PyObject *const *args, size_t nargsf, PyObje
     if (!self->shared && PyThread_get_thread_ident() != self->owner) {
         goto fall_back;
     }
-    if (given != NULL && given != Py_None && !as_word(given, 'q', &step)) {
+    if (given != NULL && !as_word(given, 'q', &step)) {
         goto fall_back;
     }
     if (count > LOCAL_WORDS) {
@@ -201,7 +135,7 @@ Writer_vectorcall(PyObject *object, PyObject *const *args, size_t nargsf, PyObje
     if (done == 1) {
         done = ensure_room(self);
     }
-    if (done == 1 && (given == NULL || given == Py_None)) {
+    if (done == 1 && given == NULL) {
         const int64_t last = *(const int64_t *)self->last_step.buf;
         step = last + 1;
         done = last != INT64_MAX;
@@ -209,7 +143,7 @@ Writer_vectorcall(PyObject *object, PyObject *const *args, size_t nargsf, PyObje
     if (done == 1) {
         write_row(self, step, words);
         if (timed) {
-            count_duration(self, nanoseconds(CLOCK_MONOTONIC) - start);
+            count_duration((int64_t *)((char *)self->ring.buf + self->durations), nanoseconds(CLOCK_MONOTONIC) - start);
         }
     }
     if (words != local) {
@@ -223,19 +157,6 @@ Writer_vectorcall(PyObject *object, PyObject *const *args, size_t nargsf, PyObje
     }
 fall_back:
     return PyObject_Vectorcall(self->fallback, args, nargs, kwnames);
-}
-
-static int
-words_of(PyObject *object, Py_buffer *buffer, Py_ssize_t least, const char *name)
-{
-    if (PyObject_GetBuffer(object, buffer, PyBUF_WRITABLE) < 0) {
-        return -1;
-    }
-    if (buffer->len < least * (Py_ssize_t)sizeof(int64_t) || (uintptr_t)buffer->buf % sizeof(int64_t)) {
-        PyErr_Format(PyExc_ValueError, "%s: expected at least %zd aligned words of 8 bytes", name, least);
-        return -1;
-    }
-    return 0;
 }
 
 static PyObject *

@@ -24,7 +24,7 @@ from tensormeter.record.rows.lane import Lane
 from tensormeter.record.values.classify import Deferred, DeviceValue, kind_of
 from tensormeter.ring.format import PENDING
 from tensormeter.ring.histogram_buckets import EXPLICIT, KIND, STATISTICS_WORDS, Table
-from tensormeter.ring.layout import Column, Layout, Stream, row_bytes
+from tensormeter.ring.layout import Column, Items, Layout, Stream, items_bytes, row_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -48,18 +48,18 @@ class HistogramRows:
         self,
         device: DeviceCopies,
         tables: DeviceTables,
-        find_layout: Callable[[Sequence[Column]], Layout | None],
+        find_columns: Callable[[Sequence[Column]], Layout | Items | None],
         lose: Callable[[Lane, Exception, int], None],
     ) -> None:
         """
         Args:
             device: Object that copies device values.
             tables: Object that counts distributions on devices.
-            find_layout: Function that returns the layout for columns, or None if there are too many layouts.
+            find_columns: Function that returns the layout or description of columns, or None if there are too many streams.
             lose: Callback for device errors. It receives the lane, the error and the number of lost values.
         """
         self._device = device
-        self._find_layout = find_layout
+        self._find_columns = find_columns
         self._lose = lose
         self._tables = tables
 
@@ -94,7 +94,7 @@ class HistogramRows:
 
         Returns:
             True if the row was written, or if a device error left no values to write. False if the lane has no room. None if
-            the row can never fit into the lane, or if there are too many layouts.
+            the row can never fit into the lane, or if there are too many streams.
         """
         columns: list[Column] = []
         words = bytearray()
@@ -124,10 +124,10 @@ class HistogramRows:
         ordered = sorted(devices.items(), key=lambda item: place(item[1]))
         columns += [Column(Stream(name), "D") for name, _ in ordered]
         words += _PENDING * len(ordered)
-        if row_bytes(len(words) // 8) > lane.size:
+        if items_bytes(len(columns), len(words) // 8) > lane.size:
             return None
-        layout = self._find_layout(columns)
-        if layout is None:
+        described = self._find_columns(columns)
+        if described is None:
             return None
         try:  # count before writing the row, because counting fails if the device has no free memory
             counted = [self._counts(run, table) for table, run in counting]
@@ -135,7 +135,7 @@ class HistogramRows:
             rest = {name: d for name, d in distributions.items() if isinstance(d, HostDistribution)}
             self._lose(lane, error, len(distributions) - len(rest))
             return self.write(lane, numbers, devices, rest, step) if numbers or devices or rest else True
-        word = lane.write_words(layout, bytes(words), step)
+        word = lane.write_words(described, bytes(words), step)
         if word is None:
             return False
         try:

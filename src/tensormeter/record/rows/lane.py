@@ -1,8 +1,9 @@
 """Lanes, and the writers that fill them. A lane is one thread's part of the ring.
 
-A writer is a function ``write(values, step)`` that is specialized for one set of keys and types, because nanoseconds matter
-here. Writers are implemented in C (`_writer.c`). If the C code could not be compiled, the writer is generated in Python. The
-generated code contains names and offsets as constants, and writes a row with one `struct` call.
+Nanoseconds matter here. A lane therefore has a row writer in C (`_row_writer.c`), which writes rows of numbers with any
+combination of known names. Each stream of an instrument has another writer, which is specialized for this stream (`_writer.c`).
+If the C code could not be compiled, a writer is generated in Python for each combination of keys and types (see also
+`python_row_writer`). The generated code contains names and offsets as constants, and writes a row with one `struct` call.
 A writer calls `fallback` if the keys or types are unexpected, if the lane has no room, or if another thread calls it.
 
 A lane belongs to one thread (except the last lane, see `Recorder`), so nothing here takes a lock.
@@ -15,7 +16,7 @@ import struct
 import sys
 import threading
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from time import monotonic, time_ns
 from types import CodeType
@@ -26,9 +27,13 @@ from tensormeter.record.histogram.counting import DeviceTables
 from tensormeter.record.histogram.pooling import Pools
 from tensormeter.record.log_timing import LogTiming
 from tensormeter.record.reduction.reduction import Reductions
+from tensormeter.record.rows.python_row_writer import PythonKeySets, PythonRowWriter
 from tensormeter.record.values.classify import EXACT_INT
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import (
+    ITEM_STREAM_SHIFT,
+    ITEMS,
+    ITEMS_UNSTEPPED,
     LANE_HEADER_BYTES,
     LAYOUT_BITS,
     PENDING,
@@ -39,14 +44,14 @@ from tensormeter.ring.format import (
     LaneWord,
     LogPath,
 )
-from tensormeter.ring.layout import Layout
+from tensormeter.ring.layout import Items, Layout, row_bytes
 
 try:
-    from tensormeter.record.rows import _writer
+    from tensormeter.record.rows import _row_writer, _writer
 except ImportError:
-    _writer = None  # type: ignore[assignment]
+    _writer = _row_writer = None  # type: ignore[assignment]
 
-__all__ = ["ABANDONED", "Lane", "Writer", "native_writers"]
+__all__ = ["ABANDONED", "Lane", "RowWriter", "Writer", "make_key_sets", "native_writers"]
 
 ABANDONED: Final = -1
 """Cursor limit of a lane that must not be written to, because the process is a forked child or the run has finished."""
@@ -54,6 +59,9 @@ ABANDONED: Final = -1
 _STRIDE: Final = 1 << 12
 """Maximum number of bytes that are written between two checks of the reader's position, and between two calls of `on_stride`.
 This corresponds to 64 rows of four floats."""
+
+_LARGEST_SHARE: Final = 4
+"""Number by which a lane's size is divided to get the maximum size of a row. Longer rows are split."""
 
 _OFTEN: Final = 0.05
 """Target interval between two checks in seconds. If checks are more frequent, more bytes are written between them. If rows are
@@ -73,6 +81,25 @@ class Writer(Protocol):
     ) -> None: ...
 
 
+class RowWriter(Writer, Protocol):
+    """A writer for rows of numbers with any combination of names.
+
+    Attributes:
+        direct: Whether calls may write rows. If not, all calls use `fallback`.
+    """
+
+    direct: bool
+
+    def write(self, values: dict[str, Any], step: int) -> bool:
+        """Write a row, or count its values as dropped if the lane has no room.
+
+        Returns:
+            False if nothing was done, because the values are not plain numbers whose names are known, the lane is closed, or
+            another thread must write to it.
+        """
+        ...
+
+
 class Lane:
     """The writing side of a lane.
 
@@ -80,7 +107,8 @@ class Lane:
         cursor: ``[offset, limit, mark]``, shared by all writers of the lane: the offset of the next row in the file, the end of
             the space that rows may use without a call of `make_room`, and the mark of the next row without its layout.
         size: Space for rows in bytes. Once the reader has read all rows, a row of up to half this size always fits.
-        writers: Writers by key names (or an instrument's stream) and kinds.
+        row_writer: Writer for rows of numbers; None until the first row.
+        writers: Writers by an instrument's stream and kind.
         device_writers: Writers for rows with device values, by key names in logging order (see `device_rows`).
         owner: Identifier of the only thread that may write. None for the shared lane.
         reductions: Incomplete reductions of values that the lane's thread has logged.
@@ -114,6 +142,7 @@ class Lane:
         self._lap = 0  # position of the lane's start in this lap
         self.cursor = array("q", [self._start, self._start, 0])
         self.owner = owner
+        self.row_writer: RowWriter | None = None
         self.writers: dict[tuple[object, str], Writer] = {}
         self.device_writers: dict[tuple[str, ...], Callable[[Any, int], bool]] = {}
         self.reductions = Reductions()
@@ -123,6 +152,7 @@ class Lane:
         """Assign the lane to another thread after its previous thread has ended."""
         self.owner = owner
         self.writers.clear()  # existing writers accept only the previous thread
+        self.row_writer = None
 
     @property
     def position(self) -> int:
@@ -176,6 +206,10 @@ class Lane:
         cursor[1] = offset + (room if room < stride else stride)  # noqa: FURB136
         return True
 
+    def count_duration(self, duration: int) -> None:
+        """Count a call of a row writer that took `duration` nanoseconds."""
+        self._cost.add(duration)
+
     def count(self, reason: Drop, number: int = 1) -> None:
         """Count points that could not be recorded."""
         self._words[self._header + LaneWord.DROPS + reason] += number
@@ -189,30 +223,45 @@ class Lane:
         """In a forked child process, make all existing writers call their fallback. The lane belongs to the parent process."""
         self.cursor[1] = ABANDONED
 
-    def write_pending(self, layout: Layout, values: list[float], step: int) -> int | None:
-        """Write a row whose `D` columns hold PENDING. The `D` columns must be the last columns.
+    def write_pending(self, columns: Layout | Items, codes: str, values: Sequence[float], step: int) -> int | None:
+        """Write a row whose last columns have the code `D` and hold PENDING.
+
+        Args:
+            columns: Layout or columns of the row.
+            codes: Codes of all columns.
+            values: Values of the first columns.
+            step: Step of the row.
 
         Returns:
             Index of the first word with PENDING, or None if the lane has no room.
         """
-        pending = [PENDING] * (len(layout.names) - len(values))
-        words = struct.pack(f"<{layout.codes.replace('D', 'q')}", *values, *pending)
-        word = self.write_words(layout, words, step)
+        pending = [PENDING] * (len(codes) - len(values))
+        words = struct.pack(f"<{codes.replace('D', 'q')}", *values, *pending)
+        word = self.write_words(columns, words, step)
         return None if word is None else word + len(values)
 
-    def write_words(self, layout: Layout, words: bytes, step: int) -> int | None:
+    def write_words(self, columns: Layout | Items, words: bytes, step: int) -> int | None:
         """Write a row. The argument `words` contains the bytes of its values.
 
         Returns:
             Index of the first value's word, or None if the lane has no room.
         """
-        size = layout.row_bytes
+        if isinstance(columns, Layout):
+            return self.write_row(columns.id, words, step)
+        headers = columns.headers
+        described = struct.pack(f"<{len(headers) + 1}q", len(headers) << ITEM_STREAM_SHIFT | len(words) >> 3, *headers)
+        word = self.write_row(ITEMS if columns.stepped else ITEMS_UNSTEPPED, described + words, step)
+        return None if word is None else word + len(headers) + 1
+
+    def write_row(self, layout: int, words: bytes, step: int) -> int | None:
+        """Write a row, given the number of its layout. See `write_words`."""
+        size = row_bytes(len(words) >> 3)
         row = _row(len(words))
         now = time_ns()
         while (offset := self.cursor[0]) + size > self.cursor[1]:
             if not self.make_room(size):
                 return None
-        mark = self.cursor[2] | layout.id
+        mark = self.cursor[2] | layout
         self.cursor[0] = offset + size
         self.cursor[2] += size << POSITION_SHIFT
         try:
@@ -221,6 +270,43 @@ class Lane:
             self._cover(offset, size, mark)  # even a complete row, because its pending values would never arrive
             raise
         return (offset >> 3) + 3
+
+    @property
+    def most_bytes(self) -> int:
+        """Maximum size of a row in bytes. A row of this size fits as soon as the reader has read some of the earlier rows."""
+        return self.size // _LARGEST_SHARE
+
+    def make_row_writer(
+        self,
+        sets: "PythonKeySets | _row_writer.KeySets",
+        fallback: Writer,
+        on_full: Callable[[int], None],
+        last_step: "array[int]",
+    ) -> RowWriter:
+        """Make the lane's row writer.
+
+        Args:
+            sets: Combinations of names that have layouts. It must come from `make_key_sets`.
+            fallback: Function that handles calls with unexpected keys, types or arguments. It receives the same arguments.
+            on_full: Function that counts values that did not fit into the lane.
+            last_step: Array that contains only the step of the last row, as int64.
+        """
+        if isinstance(sets, PythonKeySets):
+            return PythonRowWriter(self, sets, fallback, on_full, last_step)
+        writer: RowWriter = _row_writer.RowWriter(
+            sets=sets,
+            ring=self._buffer,
+            cursor=self.cursor,
+            last_step=last_step,
+            most_bytes=self.most_bytes,
+            owner=self.owner,
+            make_room=self.make_room,
+            on_full=on_full,
+            fallback=fallback,
+            durations=self._durations,
+        )
+        break_graph(writer)
+        return writer
 
     def make_writer(self, layout: Layout, kinds: str, fallback: Writer, last_step: "array[int]") -> Writer:
         """Make a function that writes rows with the given layout.
@@ -294,6 +380,27 @@ class Lane:
         """Write a SKIP mark over a row."""
         self._words[(offset >> 3) + 1] = size
         self._words[offset >> 3] = mark >> LAYOUT_BITS << LAYOUT_BITS | SKIP  # last, because this publishes the mark
+
+
+def make_key_sets(
+    names: list[str | None],
+    numbers: dict[str, int],
+    add_layout: Callable[[tuple[str, ...], str], int],
+    *,
+    first: int,
+    frequent: int,
+) -> "PythonKeySets | _row_writer.KeySets":
+    """Make an object that knows which combinations of names have layouts, for `Lane.make_row_writer`.
+
+    Args:
+        names: Names of plain gauges by number; None for the numbers of other streams.
+        numbers: Numbers of plain gauges by name.
+        add_layout: Function that adds a layout for names and codes. It returns the layout's number, or 0 if there is none.
+        first: Number of layouts that are added for the first row with their names.
+        frequent: Number of rows after which their names get a layout.
+    """
+    make = _row_writer.KeySets if native_writers() else PythonKeySets
+    return make(names=names, numbers=numbers, add_layout=add_layout, first=first, frequent=frequent)
 
 
 def native_writers() -> bool:

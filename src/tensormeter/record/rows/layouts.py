@@ -1,139 +1,129 @@
-"""The layouts of the rows that a process has logged. Each layout is published once, in the ring's dictionary."""
+"""The layouts of the rows that a process has logged. Each layout is published once, in the ring's dictionary.
+
+The first combinations of columns get a layout, and later only frequent ones do. The rows of all other combinations describe
+their own columns (see `Items`). Programs may therefore log any number of combinations.
+"""
 
 import itertools
 import threading
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, Final
+from collections.abc import Hashable, Sequence
+from typing import Final
 
-from tensormeter.conventions.unicode_names import as_unicode
+from tensormeter.record.rows.stream_numbers import StreamNumbers
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import MAX_LAYOUT
-from tensormeter.ring.layout import Column, Layout, Stream
+from tensormeter.ring.histogram_buckets import SPARSE
+from tensormeter.ring.layout import Column, Items, Layout, Stream, item_header
 
-__all__ = ["Layouts"]
+__all__ = ["FIRST_LAYOUTS", "FREQUENT", "Layouts"]
 
-_MAX_KEY_SETS: Final = 4096
-"""Maximum number of key sets. Beyond this limit, a row with a new key set is written as one row per key. Programs may therefore
-use any number of key sets."""
+FIRST_LAYOUTS: Final = 64
+"""Number of layouts that are added for the first row with their columns."""
 
-_MAX_WIDE_SETS: Final = 64
-"""Number of layouts with distributions or attributes beyond which a row with a distribution and other values gets no new layout.
-Each distribution of the row is then written as a separate row. A layout takes hundreds of bytes per distribution, and a program may need many
-layouts. For example, each row of a mixture-of-experts model may contain the gradients of different experts."""
+FREQUENT: Final = 16
+"""Number of rows with the same columns after which these columns get a layout."""
 
-_NOT_FOR_STREAMS: Final = 1 / 4
-"""Fraction of the ring's dictionary that is reserved for the layouts of logged rows. Instruments' streams cannot use it."""
+_MOST_SEEN: Final = 4096
+"""Maximum number of combinations of columns whose rows are counted at the same time."""
+
+_MOST_ROW_LAYOUTS: Final = 4096
+"""Maximum number of layouts of logged rows."""
+
+_MOST_COLUMNS: Final = 1 << 20
+"""Maximum number of columns in all layouts of logged rows, which bounds their memory."""
+
+_MOST_STREAM_LAYOUTS: Final = MAX_LAYOUT - 2 * _MOST_ROW_LAYOUTS
+"""Maximum number of layouts of instruments' streams."""
 
 
 class Layouts:
     """Layouts, indexed by their contents. Any thread and any signal handler may call the methods.
 
-    The `of_*` methods return an existing layout or add a new one. They return None if a limit has been reached or the ring's
-    dictionary is full.
-
-    Attributes:
-        rows: Layouts of rows of plain gauges, by names and codes. Read-only for callers.
-        changed: Replacements for names and attributes that are not valid Unicode text. Callers remove the entries that they
-            have handled.
+    The `of_*` methods return a layout, or the columns of a row that describes itself. They return None only if there are too
+    many streams, or if the ring's dictionary cannot grow.
     """
 
-    def __init__(self, ring: RingFile) -> None:
+    def __init__(self, ring: RingFile, numbers: StreamNumbers) -> None:
+        """
+        Args:
+            ring: Ring that this process has created.
+            numbers: Numbers of the ring's streams.
+        """
         self._ring = ring
-        self._numbers = itertools.count(1)
-        self.rows: dict[tuple[tuple[str, ...], str], Layout] = {}
-        self._wide: dict[tuple[Column, ...], Layout] = {}
+        self._numbers = numbers
+        self._ids = itertools.count(1)
+        self._columns = 0
+        self._rows: dict[tuple[Column, ...], Layout] = {}
         self._streams: dict[tuple[Hashable, str], Layout] = {}
-        self.changed: dict[str, str] = {}
+        self._seen: dict[tuple[Column, ...], int] = {}
         self._claims = threading.RLock()  # reentrant, because a signal handler may log
 
-    def names(self) -> Iterator[str]:
-        """Iterate over the names in the rows of plain gauges that have been logged so far."""
-        for names, _ in list(self.rows):
-            yield from names
+    def __len__(self) -> int:
+        """Number of layouts of logged rows."""
+        return len(self._rows)
 
-    def of_row(self, names: tuple[str, ...], codes: str) -> Layout | None:
+    def of_gauges(self, names: Sequence[str], codes: str) -> Layout | Items | None:
         """Return the layout for a row of plain gauges."""
-        layout = self.rows.get((names, codes))
-        if layout is None:
-            with self._claims:
-                if len(names) > 1 and len(self.rows) >= _MAX_KEY_SETS:
-                    return None
-                columns = tuple(Column(Stream(name), code) for name, code in zip(names, codes, strict=True))
-                layout = self._add(columns, stepped=True)
-                if layout is not None:
-                    self.rows[names, codes] = layout
-        return layout
+        self._numbers.add_names(names)
+        return self.of_columns([Column(Stream(name), code) for name, code in zip(names, codes, strict=True)])
 
-    def of_distributions(self, columns: Sequence[Column]) -> Layout | None:
-        """Return the layout for a row with distributions. Rows that contain more than one distribution have a lower limit."""
-        has_other_values = len({column.stream for column in columns}) > 1
-        if has_other_values and len(self._wide) >= _MAX_WIDE_SETS and tuple(columns) not in self._wide:
-            return None
-        return self.of_columns(columns)
-
-    def of_columns(self, columns: Sequence[Column]) -> Layout | None:
+    def of_columns(self, columns: Sequence[Column]) -> Layout | Items | None:
         """Return the layout for a row with arbitrary columns."""
         key = tuple(columns)
-        layout = self._wide.get(key)
-        if layout is None:
-            with self._claims:
-                if len(self._wide) >= _MAX_KEY_SETS:
-                    return None
-                layout = self._add(key, stepped=True)
-                if layout is not None:
-                    self._wide[key] = layout
-        return layout
+        return self._rows.get(key) or (self._is_frequent(key) and self.add(key)) or self.items(key)
 
-    def of_stream(self, writer: Hashable, stream: Stream, code: str) -> Layout | None:
+    def items(self, columns: Sequence[Column]) -> Items | None:
+        """Return the columns of a row that describes itself."""
+        headers = []
+        for column in columns:
+            number = self._numbers.of(column.stream)
+            if number is None:
+                return None
+            headers.append(item_header(number, column.code, column.words))
+        return Items(tuple(headers))
+
+    def of_stream(self, writer: Hashable, stream: Stream, code: str) -> Layout | Items | None:
         """Return the layout for measurements of an instrument. Measurements have no step.
 
-        The argument `writer` identifies the stream. The stream itself cannot, because 1, 1.0 and True are different attribute
-        values that compare equal.
+        The argument `writer` identifies the stream (see `StreamNumbers.of`).
         """
         layout = self._streams.get((writer, code))
-        if layout is None and self._ring.dictionary_left > _NOT_FOR_STREAMS:
-            layout = self._add((Column(stream, code),), stepped=False)
+        if layout is not None:
+            return layout
+        number = self._numbers.of(stream, writer)
+        if number is None:
+            return None
+        if len(self._streams) < _MOST_STREAM_LAYOUTS:
+            layout = self._publish((Column(stream, code),), [number], stepped=False)
             if layout is not None:
                 self._streams[writer, code] = layout
+        return layout or Items((item_header(number, code),), stepped=False)
+
+    def add(self, columns: tuple[Column, ...]) -> Layout | None:
+        """Add a layout for rows with a step, unless there are too many or it cannot be published."""
+        if len(self._rows) >= _MOST_ROW_LAYOUTS or self._columns + len(columns) > _MOST_COLUMNS:
+            return None
+        numbers = [self._numbers.of(column.stream) for column in columns]
+        known = [number for number in numbers if number is not None]
+        layout = self._publish(columns, known, stepped=True) if len(known) == len(numbers) else None
+        if layout is not None:
+            self._rows[columns] = layout
+            self._columns += len(columns)
         return layout
 
-    def _add(self, columns: tuple[Column, ...], *, stepped: bool) -> Layout | None:
+    def _is_frequent(self, columns: tuple[Column, ...]) -> bool:
+        """Count a row, and return whether its columns should have a layout."""
+        if any(column.code == SPARSE for column in columns):
+            return False  # the number of words differs from row to row
+        if len(self._rows) < FIRST_LAYOUTS:
+            return True
+        if len(self._seen) >= _MOST_SEEN:
+            self._seen.clear()
+        seen = self._seen[columns] = self._seen.get(columns, 0) + 1
+        return seen >= FREQUENT
+
+    def _publish(self, columns: tuple[Column, ...], numbers: Sequence[int], *, stepped: bool) -> Layout | None:
         with self._claims:
-            number = next(self._numbers)
-            if number > MAX_LAYOUT:
-                return None
+            number = next(self._ids)
             layout = Layout(number, columns, stepped)
-            written = self._as_unicode(layout)
-            return layout if self._ring.add_layout(written) else None
-
-    def _as_unicode(self, layout: Layout) -> Layout:
-        """Return the layout to publish, in which all names are valid Unicode text. Writers keep the caller's original names."""
-        if all(column.stream.name.isascii() and _is_plain(column.stream) for column in layout.columns):
-            return layout
-        written = [replace(column, stream=self._stream_as_unicode(column.stream)) for column in layout.columns]
-        return replace(layout, columns=tuple(written))
-
-    def _stream_as_unicode(self, stream: Stream) -> Stream:
-        written = replace(
-            stream,
-            name=self._written(stream.name),
-            attributes=self._written(stream.attributes),
-            scope=self._written(stream.scope),
-        )
-        return stream if written == stream else written
-
-    def _written(self, given: Any) -> Any:
-        """Convert a stream's name, attributes or scope to valid Unicode text."""
-        if isinstance(given, tuple):
-            return tuple(map(self._written, given))
-        if not isinstance(given, str):
-            return given
-        written = as_unicode(given)
-        if written != given:
-            self.changed[given] = written
-        return written
-
-
-def _is_plain(stream: Stream) -> bool:
-    return not stream.attributes and not stream.scope
+            return layout if number <= MAX_LAYOUT and self._ring.add_layout(layout, numbers) else None

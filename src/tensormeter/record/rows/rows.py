@@ -1,31 +1,34 @@
 """Writing of rows with classified values: numbers, device values, distributions and measurements.
 
-A lane has a writer for each combination of names and kinds of numbers. The first row with a combination creates its writer.
-Device values are copied into a row after the row has been written. `HistogramRows` writes rows with distributions.
+A lane's row writer writes rows of numbers. Device values are copied into a row after the row has been written. `HistogramRows` writes rows with distributions.
 Values that cannot be written are counted, and cause one warning.
 """
 
+import struct
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from tensormeter.record.device.device_copies import DeviceCopies, place
 from tensormeter.record.histogram.counting import DeviceTables
 from tensormeter.record.log_timing import LogTiming
 from tensormeter.record.rows.device_rows import make_device_writer
 from tensormeter.record.rows.histogram_rows import Distributions, HistogramRows
-from tensormeter.record.rows.lane import Lane, Writer
-from tensormeter.record.rows.layouts import Layouts
+from tensormeter.record.rows.lane import Lane, RowWriter, Writer, make_key_sets
+from tensormeter.record.rows.layouts import FIRST_LAYOUTS, FREQUENT, Layouts
+from tensormeter.record.rows.stream_numbers import StreamNumbers
 from tensormeter.record.values.classify import Deferred, DeviceValue, kind_of
 from tensormeter.record.warn_once import WarnOnce
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import Drop
-from tensormeter.ring.layout import Layout, row_bytes
+from tensormeter.ring.layout import Column, Items, Layout, Stream, items_in
 
 if TYPE_CHECKING:
     from tensormeter.record.rows.stream_writer import StreamWriter
 
 __all__ = ["Devices", "Numbers", "Rows"]
+
+_T = TypeVar("_T")
 
 Numbers = dict[str, float | int]
 Devices = Mapping[str, DeviceValue | Deferred]
@@ -42,7 +45,7 @@ class Rows:
     def __init__(
         self,
         ring: RingFile,
-        layouts: Layouts,
+        numbers: StreamNumbers,
         device: DeviceCopies,
         tables: DeviceTables,
         notices: WarnOnce,
@@ -53,7 +56,7 @@ class Rows:
         """
         Args:
             ring: Ring that this process has created.
-            layouts: Layouts of the ring's rows.
+            numbers: Numbers of the ring's streams.
             device: Object that copies device values.
             tables: Object that counts distributions on devices.
             notices: Object that warns about values that cannot be written.
@@ -61,33 +64,60 @@ class Rows:
             last_step: Array that contains only the step of the last row, as int64.
         """
         self._ring_bytes = len(ring.buffer)
-        self._layouts = layouts
+        self._folder = ring.path.parent
+        self._numbers = numbers
+        self.layouts = layouts = Layouts(ring, numbers)
+        self._sets = make_key_sets(
+            numbers.names,
+            numbers.of_names,
+            self._add_layout,
+            first=FIRST_LAYOUTS,
+            frequent=FREQUENT,
+        )
         self._device = device
         self._notices = notices
         self._fallback = fallback
         self._last_step = last_step
         self._cost = LogTiming(ring)
-        self._wide = HistogramRows(device, tables, layouts.of_distributions, self.lose)
+        self._wide = HistogramRows(device, tables, layouts.of_columns, self.lose)
 
-    def write(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> Writer | None:
-        """Write a row, unless it has no values.
+    def writer_of(self, lane: Lane) -> RowWriter:
+        """Return the lane's row writer."""
+        writer = lane.row_writer
+        if writer is None:
+            writer = lane.row_writer = lane.make_row_writer(
+                self._sets, self._fallback, lambda values: self._count_full(lane, values), self._last_step
+            )
+        return writer
 
-        Returns:
-            Writer for further rows with the same names and kinds. None if there is no such writer.
-        """
+    def write(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> None:
+        """Write a row, unless it has no values."""
         if devices:
             self.write_devices(lane, numbers, devices, step)
-            return None
-        return self._write_numbers(lane, numbers, step) if numbers else None
+        elif numbers:
+            self._write_numbers(lane, numbers, step)
 
     def write_devices(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> None:
-        """Write a row with device values, which arrive later."""
-        ordered, kinds, layout = self._order_devices(lane, numbers, devices)
-        if layout is None:
-            self.refuse(lane, next(iter(ordered)), len(kinds) + len(ordered))
-            return
-        if self._write_copies(lane, layout, list(numbers.values()), list(ordered.values()), step) is not None:
-            self._last_step[0] = step
+        """Write a row with device values, which arrive later. A row that is too large is split."""
+        most = items_in(lane.most_bytes)
+        ordered = dict(sorted(devices.items(), key=lambda item: place(item[1])))
+        self._numbers.add_names((*numbers, *ordered))
+        known = self._with_numbers(lane, ordered)
+        if len(numbers) + len(known) > most or len(known) < len(ordered):
+            self.write(lane, numbers, {}, step)
+            numbers = {}
+        names = [*known]
+        for start in range(0, len(names), most):
+            part = names[start : start + most]
+            codes = _codes(numbers) + "D" * len(part)
+            columns = self.layouts.of_gauges((*numbers, *part), codes)
+            if columns is None:  # a number has no number
+                self.refuse(lane, [*numbers, *part])
+            else:
+                values = [known[name] for name in part]
+                if self._write_copies(lane, columns, codes, [*numbers.values()], values, step) is not None:
+                    self._last_step[0] = step
+            numbers = {}
 
     def make_device_writer(
         self, lane: Lane, values: Mapping[str, object], numbers: Numbers, devices: Devices
@@ -107,9 +137,13 @@ class Rows:
             type(values[name]) is not type(number) for name, number in numbers.items()
         ):
             return None
-        ordered, kinds, layout = self._order_devices(lane, numbers, devices)
-        if layout is None:
+        if len(values) > items_in(lane.most_bytes):
             return None
+        ordered = dict(sorted(devices.items(), key=lambda item: place(item[1])))
+        layout = self.layouts.of_gauges((*numbers, *ordered), _codes(numbers) + "D" * len(ordered))
+        if not isinstance(layout, Layout):
+            return None
+        kinds = "".join(map(kind_of, numbers.values()))
         tensors = [value.tensor for value in ordered.values() if isinstance(value, DeviceValue)]
         device = tensors[0].device
         writer = make_device_writer(
@@ -144,11 +178,11 @@ class Rows:
                 for name, distribution in group.items():
                     self.write_distributions(lane, {}, {}, {name: distribution}, step)
             elif written is None:
-                lane.count(Drop.TOO_MANY_LAYOUTS)
+                lane.count(Drop.TOO_MANY_NAMES)
                 self._notices.once(
                     HistogramRows,
-                    "%r is not recorded: the ring (%d bytes) is too small for this distribution or for so many "
-                    "different names; raise TENSORMETER_BUFFER_BYTES",
+                    "%r is not recorded: the ring (%d bytes) is too small for this distribution; raise "
+                    "TENSORMETER_BUFFER_BYTES",
                     next(iter(group)),
                     self._ring_bytes,
                 )
@@ -157,27 +191,30 @@ class Rows:
             numbers, devices = {}, {}
         self._last_step[0] = step
 
-    def write_words(self, lane: Lane, layout: Layout, words: bytes, step: int) -> None:
-        """Write a row without advancing the step. The argument `words` contains the bytes of its values."""
-        if lane.write_words(layout, words, step) is None:
-            self._count_full(lane, len(layout.names))
+    def write_words(self, lane: Lane, columns: Layout | Items, words: bytes, step: int) -> None:
+        """Write a row of values that take one word each, without advancing the step."""
+        if lane.write_words(columns, words, step) is None:
+            self._count_full(lane, len(words) >> 3)
 
     def write_measurement(self, lane: Lane, stream: "StreamWriter", number: float) -> Writer | None:
         """Write an instrument's measurement.
 
         Returns:
-            Writer for further numbers of the same type. None if the measurement was not recorded.
+            Writer for further numbers of the same type. None if there is none, or if the measurement was not recorded.
         """
         code = "d" if type(number) is float else "q"
-        layout = self._layouts.of_stream(stream, stream.stream, code)
-        if layout is None:
-            self.refuse(lane, stream.name)
+        columns = self.layouts.of_stream(stream, stream.stream, code)
+        if columns is None:
+            self.refuse(lane, [stream.name])
+            return None
+        if isinstance(columns, Items):
+            self.write_words(lane, columns, struct.pack(f"<{code}", number), _NO_STEP)
             return None
         writer = lane.writers.get((stream, code))
         if writer is None:
-            writer = lane.make_writer(layout, code, stream.fall_back, array("q", [_NO_STEP]))
+            writer = lane.make_writer(columns, code, stream.fall_back, array("q", [_NO_STEP]))
             lane.writers[stream, code] = writer
-        size = layout.row_bytes
+        size = columns.row_bytes
         if lane.cursor[0] + size > lane.cursor[1] and not lane.make_room(size):
             self._count_full(lane, 1)
             return None
@@ -190,25 +227,32 @@ class Rows:
         Returns:
             Index of the ring word for the value, or None if the measurement was not recorded.
         """
-        layout = self._layouts.of_stream(stream, stream.stream, "D")
-        if layout is None:
-            self.refuse(lane, stream.name)
+        columns = self.layouts.of_stream(stream, stream.stream, "D")
+        if columns is None:
+            self.refuse(lane, [stream.name])
             return None
-        return self._write_copies(lane, layout, [], [value], _NO_STEP)
+        return self._write_copies(lane, columns, "D", [], [value], _NO_STEP)
 
-    def layout(self, lane: Lane, names: tuple[str, ...], codes: str) -> Layout | None:
-        """Return the layout for a row of plain gauges, or None if there are too many layouts or the row is too large."""
-        return self._layouts.of_row(names, codes) if row_bytes(len(names)) <= lane.size else None
-
-    def refuse(self, lane: Lane, name: str, number: int = 1) -> None:
-        """Count values that cannot be written because no layout is available, and warn once."""
-        lane.count(Drop.TOO_MANY_LAYOUTS, number)
-        self._notices.note(Drop.TOO_MANY_LAYOUTS, repr(name))
-        self._notices.once(
-            Drop.TOO_MANY_LAYOUTS,
-            "%r is not recorded: this process has logged too many different names; log fewer",
-            name,
-        )
+    def refuse(self, lane: Lane, names: Sequence[str]) -> None:
+        """Count values whose names cannot be recorded, and warn once."""
+        lane.count(Drop.TOO_MANY_NAMES, len(names))
+        self._notices.note(Drop.TOO_MANY_NAMES, repr(names[0]))
+        if self._numbers.is_full:
+            self._notices.once(
+                Drop.TOO_MANY_NAMES,
+                "%r is not recorded: this process has already logged %d different names; log fewer, or raise "
+                "TENSORMETER_MAX_METRIC_NAMES",
+                names[0],
+                len(self._numbers),
+            )
+        else:
+            self._notices.once(
+                StreamNumbers,
+                "%r is not recorded: its name cannot be stored next to the ring, because the file system is full; free "
+                "space in %s",
+                names[0],
+                self._folder,
+            )
 
     def lose(self, lane: Lane, error: Exception, number: int) -> None:
         """Count device values that were lost before they were in a row, and warn once about the device error."""
@@ -216,53 +260,50 @@ class Rows:
             lane.count(Drop.DEVICE_UNFINISHED, number)
         self._notices.once(DeviceCopies, "lost device values: %s", error)
 
-    def _write_numbers(self, lane: Lane, numbers: Numbers, step: int) -> Writer | None:
-        names = tuple(numbers)
-        kinds = "".join(map(kind_of, numbers.values()))
-        writer = lane.writers.get((names, kinds))
-        if writer is None:
-            layout = self.layout(lane, names, kinds.replace("i", "d"))
-            if layout is None:
-                return self._write_separately(lane, numbers, step)
-            writer = lane.make_writer(layout, kinds, self._fallback, self._last_step)
-            lane.writers[names, kinds] = writer
-        size = row_bytes(len(names))
-        if lane.cursor[0] + size > lane.cursor[1] and not lane.make_room(size):
-            self._count_full(lane, len(numbers))
-            return None
-        writer(numbers, step)
-        return writer
+    def _write_numbers(self, lane: Lane, numbers: Numbers, step: int) -> None:
+        write = self.writer_of(lane).write
+        if write(numbers, step) or lane.is_closed:
+            return
+        self._numbers.add_names(numbers)
+        if write(numbers, step) or lane.is_closed:
+            return
+        # Some names have a reduction rule, which the row writer does not know, or no number.
+        known = self._with_numbers(lane, numbers)
+        names, most = [*known], items_in(lane.most_bytes)
+        for start in range(0, len(names), most):
+            part = {name: known[name] for name in names[start : start + most]}
+            codes = _codes(part)
+            columns = self.layouts.of_gauges((*part,), codes)
+            if columns is not None:
+                self.write_words(lane, columns, struct.pack(f"<{codes}", *part.values()), step)
+                self._last_step[0] = step
 
-    def _write_separately(self, lane: Lane, numbers: Numbers, step: int) -> Writer | None:
-        """Write each value as a separate row. Use this if a row is larger than its lane, or if there are too many key sets."""
-        writer = None
-        if len(numbers) > 1:
-            for name, number in numbers.items():
-                writer = self._write_numbers(lane, {name: number}, step) or writer
-        else:
-            self.refuse(lane, next(iter(numbers)))
-        return writer
+    def _with_numbers(self, lane: Lane, values: "Mapping[str, _T]") -> "dict[str, _T]":
+        """Return the values whose names have a number, and refuse the others."""
+        refused = [name for name in values if self._numbers.of_name(name) is None]
+        if not refused:
+            return {**values}
+        self.refuse(lane, refused)
+        return {name: value for name, value in values.items() if self._numbers.of_name(name) is not None}
 
-    def _order_devices(
-        self, lane: Lane, numbers: Numbers, devices: Devices
-    ) -> tuple[dict[str, DeviceValue | Deferred], str, Layout | None]:
-        """Return the device values in column order, the kinds of the numbers, and the layout of the row (or None)."""
-        ordered = dict(sorted(devices.items(), key=lambda item: place(item[1])))
-        kinds = "".join(map(kind_of, numbers.values()))
-        return ordered, kinds, self.layout(lane, (*numbers, *ordered), kinds.replace("i", "d") + "D" * len(ordered))
+    def _add_layout(self, names: tuple[str, ...], codes: str) -> int:
+        """Add the layout for a row of numbers, and return its number; 0 if there can be no further layouts."""
+        layout = self.layouts.add(tuple(Column(Stream(name), code) for name, code in zip(names, codes, strict=True)))
+        return 0 if layout is None else layout.id
 
     def _write_copies(
         self,
         lane: Lane,
-        layout: Layout,
+        columns: Layout | Items,
+        codes: str,
         values: list[float],
         devices: Sequence[DeviceValue | Deferred],
         step: int,
     ) -> int | None:
         """Write a row whose last values are device values. Return the index of the first device value's word."""
-        word = lane.write_pending(layout, values, step)
+        word = lane.write_pending(columns, codes, values, step)
         if word is None:
-            self._count_full(lane, len(layout.names))
+            self._count_full(lane, len(codes))
             return None
         self._copy(lane, word, len(devices), lambda: self._device.copy(word, devices))
         return word
@@ -288,3 +329,8 @@ class Rows:
             "agent is running",
             self._ring_bytes,
         )
+
+
+def _codes(numbers: Numbers) -> str:
+    """Return the storage codes of numbers."""
+    return "".join("q" if kind_of(number) == "q" else "d" for number in numbers.values())
