@@ -81,5 +81,5 @@ def test_fault_39_a_million_names_meet_a_cap_and_one_warning(settings, receiver,
     (end,) = [body for name, body in receiver.events() if name == "tensormeter.run.end"]
     names = {name for _, name, *_ in receiver.points() if name.startswith("metric-")}
     assert len(names) + sum(end["dropped"].values()) >= 1_000_000
-    assert end["dropped"].get("too_many_layouts", 0) > 0
+    assert end["dropped"].get("too_many_names", 0) > 0
     assert sum("layout" in message or "names" in message for message in caplog.messages) <= 2

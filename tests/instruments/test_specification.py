@@ -286,12 +286,12 @@ def test_attribute_sets_beyond_the_limit_overflow(new_measured, warnings_logged)
 
 
 def test_however_many_attribute_sets_there_are_rows_can_be_logged(measured, warnings_logged):
-    """The ring's dictionary is bounded, and what instruments may take of it as well."""
+    """The number of streams is bounded, and what instruments may take of it as well."""
     for i in range(5):
         counter = measured.meter.create_counter(f"a{i}", description="d" * 200)
         for k in range(1000):
             counter.add(1, {"k": k})
-    dropped = measured.run._process.ring.drops()["too_many_layouts"]
+    dropped = measured.run._process.ring.drops()["too_many_names"]
     assert 0 < dropped < 5000
     for i in range(100):
         measured.run.log({f"loss{i}": 1.0}, i)

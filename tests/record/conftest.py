@@ -14,7 +14,8 @@ import tensormeter.record.phases.timeline as timeline_module
 import tensormeter.record.rows.lane as lane_module
 from tensormeter.agent.ingest.lane_reader import LaneReader, Layouts
 from tensormeter.agent.spool.lane_cursor import Cursor
-from tensormeter.record.recorder import Recorder
+from tensormeter.conventions.limits import METRIC_NAMES
+from tensormeter.record.recorder import Limits, Recorder
 from tensormeter.ring.file import RingFile
 
 
@@ -54,11 +55,11 @@ class Reader:
 class Recording:
     """A recorder, called as a run calls it: through the writer for the keys in use."""
 
-    def __init__(self, path: Path, **options: Any) -> None:
+    def __init__(self, path: Path, *, metric_names: int = METRIC_NAMES, **options: Any) -> None:
         self.ring = RingFile.create(path, {}, **options)
         self.log: Callable[..., None]
-        self.recorder = Recorder(self.ring, on_writer=lambda writer: setattr(self, "log", writer))
-        self.log = self.recorder.log
+        limits = Limits(metric_names)
+        self.recorder = Recorder(self.ring, on_writer=lambda writer: setattr(self, "log", writer), limits=limits)
         self.reader = Reader(path)
 
     def rows(self, **options: Any) -> list[Row]:
@@ -76,13 +77,13 @@ class Recording:
 
 @pytest.fixture(scope="session")
 def new_recording(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recording]:
-    """Makes recordings, in a folder; the options are those of `RingFile.create`. Usable under hypothesis."""
+    """Makes recordings, in a folder; the options are those of `RingFile.create`, and the limit `metric_names`. Usable under hypothesis."""
     folder = tmp_path_factory.mktemp("rings")
     numbers = count()
 
     def create(folder: Path = folder, **options: Any) -> Recording:
         path = folder / f"tensormeter-test-{os.getpid()}-{next(numbers)}.ring"
-        recording = Recording(path, **{"buffer_bytes": 1 << 20, "dictionary_bytes": 1 << 16, **options})
+        recording = Recording(path, **{"buffer_bytes": 1 << 20, **options})
         recording.ring.remove()  # the mappings stay
         return recording
 

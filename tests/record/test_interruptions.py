@@ -85,7 +85,7 @@ def test_a_handler_that_logs_loses_nothing(new_recording, alarm, short_strides, 
 
 
 def test_a_handler_may_log_new_names_while_new_names_are_being_added(new_recording, alarm):
-    recording = new_recording(lanes=1, buffer_bytes=1 << 20, dictionary_bytes=1 << 20)
+    recording = new_recording(lanes=1, buffer_bytes=1 << 20)
     handled = itertools.count()
 
     def handler(*_):

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tensormeter.record.rows.lane as lane_module
-import tensormeter.record.rows.layouts as layouts_module
 from support.forks import call_in_child, fork
 from support.optional import torch
 from tensormeter.agent.ingest.lane_reader import _unique_times
@@ -89,26 +88,34 @@ def test_a_row_of_thousands_of_keys_is_recorded(recording):
     assert [(recorded_row.step, recorded_row.values) for recorded_row in recording.rows()] == [(1, row), (2, row)]
 
 
-def test_too_many_key_sets_become_rows_apart(new_recording, monkeypatch):
-    monkeypatch.setattr(layouts_module, "_MAX_KEY_SETS", 5)
-    recording = new_recording()
-    for number in range(10):
-        recording.log({f"k{number}": 1.0, "common": float(number)}, number)
-    rows = recording.rows()
-    assert [(row.step, row.values) for row in rows[:5]] == [(n, {f"k{n}": 1.0, "common": n}) for n in range(5)]
-    assert [(row.step, row.values) for row in rows[5:]] == [
-        pair for n in range(5, 10) for pair in ((n, {f"k{n}": 1.0}), (n, {"common": n}))
-    ]
+def test_any_number_of_key_sets_is_recorded(recording):
+    rows = [{f"k{number}": 1.0, "common": float(number)} for number in range(1000)]
+    for number, row in enumerate(rows):
+        recording.log(row, number)
+    assert [(row.step, row.values) for row in recording.rows()] == list(enumerate(rows))
     assert recording.ring.drops() == {}
 
 
+def test_frequent_key_sets_take_less_space(recording):
+    for number in range(100):
+        recording.log({f"k{number}": 1.0}, number)
+    sizes = []
+    for number in range(40):
+        before = recording.recorder.positions[0]
+        recording.log({"k98": 1.0, "k99": 2.0}, number)
+        sizes.append(recording.recorder.positions[0] - before)
+    assert sizes[0] == 8 * (5 + 2 * 2)
+    assert sizes[-1] == 8 * (4 + 2)
+    assert [row.values for row in recording.rows()[100:]] == [{"k98": 1.0, "k99": 2.0}] * 40
+
+
 def test_too_many_names_are_counted_and_the_known_ones_go_on(new_recording, warnings_logged):
-    recording = new_recording(dictionary_bytes=4096)
+    recording = new_recording(metric_names=50)
     for number in range(200):
         recording.log({f"name{number}": float(number)}, number)
     rows = recording.rows()
-    assert 10 < len(rows) < 200
-    assert recording.ring.drops() == {"too_many_layouts": 200 - len(rows)}
+    assert len(rows) == 50
+    assert recording.ring.drops() == {"too_many_names": 150}
     assert len(warnings_logged()) == 1
     recording.log({"name0": 1.0, f"name{len(rows)}": 2.0})
     assert recording.values() == [{"name0": 1.0}]

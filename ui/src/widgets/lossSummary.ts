@@ -7,6 +7,7 @@ import type * as api from "../data/api";
 const REASONS: Record<string, [string, string, string]> = {
   ring_full: ["point", "points", "the ring buffer was full; raise buffer_bytes or log less often"],
   unsupported_value: ["value", "values", "unsupported type; warnings of the training process name each key"],
+  too_many_names: ["point", "points", "too many different metrics were logged"],
   too_many_layouts: ["point", "points", "too many different metrics were logged"],
   device_unfinished: ["point", "points", "not computed by the device before the process ended"],
   media_full: ["item", "items", "too many tables, images and texts were waiting to be sent"],

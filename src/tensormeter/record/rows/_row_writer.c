@@ -18,7 +18,7 @@
 #define ITEM_CODE_BITS 8
 #define POSITION_SHIFT 13
 #define ABANDONED INT64_C(-1)
-#define GUESSES 4            // names after the last one that are compared before the name is looked up
+#define GUESSES 4            // names that are compared before the name is looked up
 #define SEEN 4096            // combinations of columns whose rows are counted at the same time; a power of two
 
 enum { FAILED = -1, UNUSUAL = 0, WRITTEN = 1 };
@@ -49,6 +49,8 @@ typedef struct {
     size_t first;            // number of layouts that are added for the first row with their columns
     unsigned frequent;       // number of rows after which their columns get a layout
     Seen seen[SEEN];
+    uint32_t *next;          // by number of a name: number of the name that comes next in rows
+    Py_ssize_t known;        // length of `next`
 } KeySets;
 
 typedef struct {
@@ -66,7 +68,7 @@ typedef struct {
     Columns *columns;        // of the last row with a layout
     Py_ssize_t most_bytes;   // maximum size of a row
     Py_ssize_t guess;        // number of the first name of the last row
-    int64_t *headers;        // of the current row; replaced by every call, also by those from callbacks
+    int64_t *headers;        // of a row that is written in parts
     int64_t *words;
     Py_ssize_t capacity;
     unsigned long owner;     // the only thread that may write
@@ -236,31 +238,64 @@ end:
 
 // Rows
 
-// Return the number of a name, -1 if it has none, or -2 after an error.
+// Note that the name `number` has come after the name `before`, so that it is found there next time. The names form a chain in
+// the order in which rows have them, and rows may leave out some.
+static void
+learn(KeySets *sets, Py_ssize_t before, Py_ssize_t number)
+{
+    if (before < 0 || before > UINT32_MAX - 1 || number > UINT32_MAX - 1) {
+        return;
+    }
+    const Py_ssize_t known = PyList_GET_SIZE(sets->names);
+    if (known > sets->known) {
+        uint32_t *next = PyMem_Realloc(sets->next, (size_t)(2 * known) * sizeof *next);
+        if (next == NULL) {
+            return;  // names are looked up instead
+        }
+        for (Py_ssize_t i = sets->known; i < 2 * known; i++) {
+            next[i] = (uint32_t)i + 1;
+        }
+        sets->next = next;
+        sets->known = 2 * known;
+    }
+    if (sets->next[number] == number + 1) {
+        sets->next[number] = sets->next[before];
+    }
+    sets->next[before] = (uint32_t)number;
+}
+
+// Return the number of a name that comes after the name `before` (-1 for none) in a row; -1 if it has none, or -2 after an error.
 static inline Py_ssize_t
-number_of(const KeySets *sets, PyObject *key, Py_ssize_t guess)
+number_of(KeySets *sets, PyObject *key, Py_ssize_t before, Py_ssize_t guess)
 {
     const Py_ssize_t known = PyList_GET_SIZE(sets->names);
-    for (Py_ssize_t i = guess; i < guess + GUESSES && i < known; i++) {
-        if (PyList_GET_ITEM(sets->names, i) == key) {
-            return i;
+    for (Py_ssize_t i = 0, number = guess; i < GUESSES && number < known; i++) {
+        if (PyList_GET_ITEM(sets->names, number) == key) {
+            return number;
+        }
+        number = number < sets->known ? (Py_ssize_t)sets->next[number] : number + 1;
+    }
+    for (Py_ssize_t number = before + 1; number <= before + GUESSES && number < known; number++) {
+        if (PyList_GET_ITEM(sets->names, number) == key) {
+            return number;
         }
     }
     if (!PyUnicode_CheckExact(key)) {
         return -1;
     }
-    PyObject *number = PyDict_GetItemWithError(sets->numbers, key);
-    if (number == NULL) {
+    PyObject *found = PyDict_GetItemWithError(sets->numbers, key);
+    if (found == NULL) {
         return PyErr_Occurred() ? -2 : -1;
     }
-    return PyLong_AsSsize_t(number);
+    const Py_ssize_t number = PyLong_AsSsize_t(found);
+    learn(sets, before, number);
+    return number;
 }
 
-// Collect the headers and words of a row. Returns WRITTEN, UNUSUAL or FAILED. Runs no Python code.
+// Make the buffers for headers and words large enough. Returns 0, or -1 after an error.
 static int
-gather(RowWriter *self, PyObject *values)
+reserve(RowWriter *self, Py_ssize_t count)
 {
-    const Py_ssize_t count = PyDict_GET_SIZE(values);
     if (count > self->capacity) {
         const size_t bytes = (size_t)count * sizeof(int64_t);
         int64_t *headers = PyMem_Realloc(self->headers, bytes);
@@ -269,29 +304,39 @@ gather(RowWriter *self, PyObject *values)
         self->words = words == NULL ? self->words : words;
         if (words == NULL) {
             PyErr_NoMemory();
-            return FAILED;
+            return -1;
         }
         self->capacity = count;
     }
+    return 0;
+}
+
+// Collect the headers and words of a row. Returns WRITTEN, UNUSUAL or FAILED. Runs no Python code.
+static int
+gather(RowWriter *self, PyObject *values, int64_t *headers, int64_t *words)
+{
+    const Py_ssize_t count = PyDict_GET_SIZE(values);
     PyObject *key, *value;
-    Py_ssize_t position = 0, i = 0, guess = self->guess;
+    KeySets *sets = self->sets;
+    Py_ssize_t position = 0, i = 0, before = -1, guess = self->guess;
     while (i < count && PyDict_Next(values, &position, &key, &value)) {
-        const Py_ssize_t number = number_of(self->sets, key, guess);
+        const Py_ssize_t number = number_of(sets, key, before, guess);
         if (number < 0) {
             return number == -1 ? UNUSUAL : FAILED;
         }
         int64_t code = 'd';
-        if (!as_word(value, 'd', &self->words[i])) {
+        if (!as_word(value, 'd', &words[i])) {
             code = 'q';
-            if (!as_word(value, 'q', &self->words[i])) {
+            if (!as_word(value, 'q', &words[i])) {
                 return UNUSUAL;
             }
         }
-        self->headers[i] = (int64_t)number << STREAM_SHIFT | INT64_C(1) << ITEM_CODE_BITS | code;
+        headers[i] = (int64_t)number << STREAM_SHIFT | INT64_C(1) << ITEM_CODE_BITS | code;
         if (i++ == 0) {
             self->guess = number;
         }
-        guess = number + 1;
+        before = number;
+        guess = number < sets->known ? (Py_ssize_t)sets->next[number] : number + 1;
     }
     return i == count ? WRITTEN : UNUSUAL;
 }
@@ -368,84 +413,127 @@ drop(const RowWriter *self, Py_ssize_t values)
     return done == NULL ? FAILED : WRITTEN;
 }
 
-// Write a row whose columns are not those of the last row, or for which room must be made.
-static int
-write_any(RowWriter *self, PyObject *values, int64_t step)
+static inline Py_ssize_t
+items_size(Py_ssize_t columns)
 {
-    const Py_ssize_t word = (Py_ssize_t)sizeof(int64_t);
-    const Py_ssize_t most = (self->most_bytes / word - ITEMS_HEAD_WORDS - 1) / 2;
-    int asked = 0;
-    Py_ssize_t start = 0;  // number of values written so far
-    for (;;) {
-        const int gathered = gather(self, values);
+    return (ITEMS_HEAD_WORDS + 2 * columns + 1) * (Py_ssize_t)sizeof(int64_t);
+}
+
+// Publish a row without a layout, whose columns and values are already in the ring.
+static inline void
+publish_items(RowWriter *self, int64_t *row, Py_ssize_t columns, int64_t step)
+{
+    row[ITEMS_HEAD_WORDS - 1] = (int64_t)columns << 32 | (int64_t)columns;
+    publish(self, row, items_size(columns) / (Py_ssize_t)sizeof(int64_t), ITEMS, step);
+}
+
+// Write a row that is too large for the lane as several rows.
+static int
+write_parts(RowWriter *self, PyObject *values, Py_ssize_t most, int64_t step)
+{
+    for (Py_ssize_t start = 0;;) {
         const Py_ssize_t count = PyDict_GET_SIZE(values);
-        if (gathered != WRITTEN || start >= count) {  // the program may have changed `values` during a callback
-            return start ? WRITTEN : gathered;
+        if (start >= count) {
+            return WRITTEN;
         }
-        const uint64_t hash = start ? 0 : hash_of(self->headers, count);
-        Columns *columns = start ? NULL : find_columns(self->sets, hash, self->headers, count);
-        if (columns == NULL && !start && !asked && count <= most && wants_layout(self->sets, hash)) {
-            asked = 1;
-            if (add_columns(self->sets, values, hash, self->headers, count) < 0) {
-                return FAILED;
+        // Callbacks may write other rows, and may change `values`, so collect everything again for each part.
+        const Py_ssize_t part = count - start < most ? count - start : most;
+        if (!has_room(self, items_size(part))) {
+            const int made = ensure_room(self, items_size(part));
+            if (made <= 0) {
+                return made < 0 ? FAILED : drop(self, count - start);
             }
             continue;
         }
-        if (columns != NULL && columns->size > self->most_bytes) {
-            columns = NULL;
+        if (reserve(self, count) < 0) {
+            return FAILED;
         }
-        do {
-            const Py_ssize_t part = columns != NULL || count - start < most ? count - start : most;
-            const Py_ssize_t words = columns != NULL ? columns->size / word : ITEMS_HEAD_WORDS + 2 * part + 1;
-            if (!has_room(self, words * word)) {
-                const int made = ensure_room(self, words * word);
-                if (made < 0) {
-                    return FAILED;
-                }
-                if (!made) {
-                    return drop(self, count - start);
-                }
-                break;  // `headers` and `words` may have changed
+        const int gathered = gather(self, values, self->headers, self->words);
+        if (gathered != WRITTEN) {
+            return start ? WRITTEN : gathered;
+        }
+        int64_t *row = next_row(self);
+        memcpy(row + ITEMS_HEAD_WORDS, self->headers + start, (size_t)part * sizeof(int64_t));
+        memcpy(row + ITEMS_HEAD_WORDS + part, self->words + start, (size_t)part * sizeof(int64_t));
+        publish_items(self, row, part, step);
+        start += part;
+    }
+}
+
+// Write a row whose columns are not those of the last row.
+static int
+write_any(RowWriter *self, PyObject *values, int64_t step)
+{
+    const Py_ssize_t most = (self->most_bytes / (Py_ssize_t)sizeof(int64_t) - ITEMS_HEAD_WORDS - 1) / 2;
+    for (int asked = 0;;) {
+        const Py_ssize_t count = PyDict_GET_SIZE(values);
+        if (count == 0 || count > most) {
+            return write_parts(self, values, most, step);
+        }
+        if (!has_room(self, items_size(count))) {  // a row with a layout takes less
+            const int made = ensure_room(self, items_size(count));
+            if (made <= 0) {
+                return made < 0 ? FAILED : drop(self, count);
             }
-            int64_t *row = next_row(self);
-            const size_t bytes = (size_t)part * sizeof(int64_t);
-            if (columns != NULL) {
-                memcpy(row + HEAD_WORDS, self->words, bytes);
-                publish(self, row, words, columns->layout, step);
-                self->columns = columns;
-                return WRITTEN;
-            }
-            row[ITEMS_HEAD_WORDS - 1] = (int64_t)part << 32 | (int64_t)part;
-            memcpy(row + ITEMS_HEAD_WORDS, self->headers + start, bytes);
-            memcpy(row + ITEMS_HEAD_WORDS + part, self->words + start, bytes);
-            publish(self, row, words, ITEMS, step);
-            start += part;
-        } while (start < count);
-        if (start >= count) {
+            continue;
+        }
+        int64_t *row = next_row(self), *headers = row + ITEMS_HEAD_WORDS, *words = headers + count;
+        const int gathered = gather(self, values, headers, words);
+        if (gathered != WRITTEN) {
+            return gathered;
+        }
+        const uint64_t hash = hash_of(headers, count);
+        Columns *columns = find_columns(self->sets, hash, headers, count);
+        if (columns != NULL) {
+            memmove(row + HEAD_WORDS, words, (size_t)count * sizeof *words);
+            publish(self, row, HEAD_WORDS + count + 1, columns->layout, step);
+            self->columns = columns;
             return WRITTEN;
+        }
+        if (asked || !wants_layout(self->sets, hash)) {
+            publish_items(self, row, count, step);
+            return WRITTEN;
+        }
+        asked = 1;
+        if (add_columns(self->sets, values, hash, headers, count) < 0) {
+            return FAILED;
         }
     }
 }
 
-// Write a row. `step` is a step, or NULL for the step after the last one. Returns WRITTEN, UNUSUAL or FAILED.
+// Write a row. `given` is a step, or NULL for the step after the last one. Returns WRITTEN, UNUSUAL or FAILED.
 static int
 write_row(RowWriter *self, PyObject *values, const int64_t *given)
 {
-    const Py_ssize_t count = PyDict_GET_SIZE(values);
-    const int64_t last = *(const int64_t *)self->last_step.buf;
-    if (count == 0 || (given == NULL && last == INT64_MAX)) {
+    if (PyDict_GET_SIZE(values) == 0) {
         return UNUSUAL;
     }
-    const int64_t step = given == NULL ? last + 1 : *given;
-    const Columns *columns = self->columns;
-    if (columns != NULL && columns->count == count && has_room(self, columns->size)) {
-        int64_t *row = next_row(self);
-        if (fill(columns, values, row + HEAD_WORDS)) {
-            publish(self, row, HEAD_WORDS + count + 1, columns->layout, step);
-            return WRITTEN;
+    int made = 1;
+    while (self->columns != NULL && self->columns->count == PyDict_GET_SIZE(values) && made) {
+        const Columns *columns = self->columns;
+        if (!has_room(self, columns->size)) {
+            made = ensure_room(self, columns->size);
+            if (made < 0) {
+                return FAILED;
+            }
+            continue;
         }
+        const int64_t last = *(const int64_t *)self->last_step.buf;
+        if (given == NULL && last == INT64_MAX) {
+            return UNUSUAL;
+        }
+        int64_t *row = next_row(self);
+        if (!fill(columns, values, row + HEAD_WORDS)) {
+            break;
+        }
+        publish(self, row, HEAD_WORDS + columns->count + 1, columns->layout, given == NULL ? last + 1 : *given);
+        return WRITTEN;
     }
-    return write_any(self, values, step);
+    const int64_t last = *(const int64_t *)self->last_step.buf;
+    if (given == NULL && last == INT64_MAX) {
+        return UNUSUAL;
+    }
+    return write_any(self, values, given == NULL ? last + 1 : *given);
 }
 
 static inline int
@@ -542,6 +630,7 @@ KeySets_dealloc(PyObject *object)
         }
     }
     PyMem_Free(self->table);
+    PyMem_Free(self->next);
     Py_CLEAR(self->names);
     Py_CLEAR(self->numbers);
     Py_CLEAR(self->add_layout);

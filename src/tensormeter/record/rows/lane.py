@@ -60,8 +60,8 @@ _STRIDE: Final = 1 << 12
 """Maximum number of bytes that are written between two checks of the reader's position, and between two calls of `on_stride`.
 This corresponds to 64 rows of four floats."""
 
-_LARGEST_SHARE: Final = 4
-"""Number by which a lane's size is divided to get the maximum size of a row. Longer rows are split."""
+_LARGEST_SHARE: Final = 2
+"""Number by which a lane's size is divided to get the maximum size of a row of numbers. Longer rows are split."""
 
 _OFTEN: Final = 0.05
 """Target interval between two checks in seconds. If checks are more frequent, more bytes are written between them. If rows are
@@ -273,7 +273,7 @@ class Lane:
 
     @property
     def most_bytes(self) -> int:
-        """Maximum size of a row in bytes. A row of this size fits as soon as the reader has read some of the earlier rows."""
+        """Maximum size of a row of numbers in bytes. It fits once the reader has read all earlier rows."""
         return self.size // _LARGEST_SHARE
 
     def make_row_writer(

@@ -36,6 +36,10 @@ _MOST_STREAM_LAYOUTS: Final = MAX_LAYOUT - 2 * _MOST_ROW_LAYOUTS
 """Maximum number of layouts of instruments' streams."""
 
 
+_NOT_FOR_INSTRUMENTS: Final = 1 / 4
+"""Share of the allowed streams that is reserved for logged rows."""
+
+
 class Layouts:
     """Layouts, indexed by their contents. Any thread and any signal handler may call the methods.
 
@@ -90,7 +94,7 @@ class Layouts:
         layout = self._streams.get((writer, code))
         if layout is not None:
             return layout
-        number = self._numbers.of(stream, writer)
+        number = self._numbers.of(stream, writer) if self._numbers.left > _NOT_FOR_INSTRUMENTS else None
         if number is None:
             return None
         if len(self._streams) < _MOST_STREAM_LAYOUTS:

@@ -13,7 +13,7 @@ from tensormeter.record.device.device_copies import DeviceCopies, place
 from tensormeter.record.histogram.counting import DeviceTables
 from tensormeter.record.log_timing import LogTiming
 from tensormeter.record.rows.device_rows import make_device_writer
-from tensormeter.record.rows.histogram_rows import Distributions, HistogramRows
+from tensormeter.record.rows.histogram_rows import Distributions, HistogramRows, compact
 from tensormeter.record.rows.lane import Lane, RowWriter, Writer, make_key_sets
 from tensormeter.record.rows.layouts import FIRST_LAYOUTS, FREQUENT, Layouts
 from tensormeter.record.rows.stream_numbers import StreamNumbers
@@ -21,6 +21,7 @@ from tensormeter.record.values.classify import Deferred, DeviceValue, kind_of
 from tensormeter.record.warn_once import WarnOnce
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import Drop
+from tensormeter.ring.histogram_buckets import KIND
 from tensormeter.ring.layout import Column, Items, Layout, Stream, items_in
 
 if TYPE_CHECKING:
@@ -171,14 +172,17 @@ class Rows:
 
         The first row also contains the numbers and device values.
         """
-        for group in self._wide.split(lane, len(numbers) + len(devices), distributions):
+        compacted = {name: compact(distribution) for name, distribution in distributions.items()}
+        for group in self._wide.split(lane, len(numbers) + len(devices), compacted):
             written = self._wide.write(lane, numbers, devices, group, step)
             if written is None and (len(group) > 1 or numbers or devices):
                 self.write(lane, numbers, devices, step)
                 for name, distribution in group.items():
                     self.write_distributions(lane, {}, {}, {name: distribution}, step)
+            elif written is None and self._numbers.of(Stream(next(iter(group)), KIND)) is None:
+                self.refuse(lane, [*group])
             elif written is None:
-                lane.count(Drop.TOO_MANY_NAMES)
+                lane.count(Drop.RING_FULL)
                 self._notices.once(
                     HistogramRows,
                     "%r is not recorded: the ring (%d bytes) is too small for this distribution; raise "

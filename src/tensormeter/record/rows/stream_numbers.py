@@ -53,6 +53,11 @@ class StreamNumbers:
         """Whether there are as many streams as allowed."""
         return self._next >= self._most
 
+    @property
+    def left(self) -> float:
+        """Share of the allowed streams that are left, from 0 to 1."""
+        return 1 - self._next / self._most
+
     def logged(self) -> Iterator[str]:
         """Iterate over the names of the plain gauges that have a number."""
         yield from list(self.of_names)
