@@ -34,6 +34,7 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/phases.py
 	$(RUN) benchmarks/sensors.py
 	$(RUN) benchmarks/delivery.py
+	$(RUN) benchmarks/wide_rows.py
 	$(RUN) benchmarks/server.py
 	$(RUN) benchmarks/page.py
 

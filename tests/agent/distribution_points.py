@@ -4,8 +4,13 @@ import collections
 
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.agent.ingest.histogram_points import NONFINITE_METRIC
-from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.batch import STEP_METRIC, Batch
 from tensormeter.ring.file import RingFile
+
+
+def narrow(batch):
+    """The same batch with all of its gauges among the series."""
+    return Batch(batch.resource, batch.all_series)
 
 
 class Reading:
@@ -20,7 +25,7 @@ class Reading:
         self.processor.poll(abandon_pending=abandon)
         counted = self.processor.batch({})
         self.processor.release()
-        return counted and counted[0]
+        return counted and narrow(counted[0])
 
     def series(self, name, **options):
         batch = self.batch(**options)

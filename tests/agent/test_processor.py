@@ -1,13 +1,20 @@
 """The batching processor: when a batch is due, what is in it, and when the ring gets its space back."""
 
 import math
+import random
 import threading
 
+import numpy as np
 import pytest
 
 import tensormeter.agent.ingest.batch_processor as processor_module
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
-from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.agent.ingest.gauge_gathering import GaugeRows, gather
+from tensormeter.otlp.batch import STEP_METRIC, Batch
+from tensormeter.otlp.decode import decode_metrics
+from tensormeter.otlp.encode import encode_metrics
+from tensormeter.otlp.gauge_catalog import GaugeCatalog, GaugeMetadata
+from tensormeter.otlp.gauge_points import GaugeEncoder, WideBatch
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import LANE_TABLE, PENDING
 
@@ -179,3 +186,58 @@ def test_what_a_device_never_finished_is_counted_and_left_out(source, clock):
     assert processor.lost == 0
     processor.release()
     assert processor.lost == 1
+
+
+@pytest.mark.parametrize("size", [50, 2000, 1 << 30])
+def test_rows_of_any_sets_of_names_and_types_arrive_whole(new_source, clock, size):
+    source = new_source(buffer_bytes=8 << 20)
+    chance = random.Random(7)
+    names = [f"layer_{index}/norm" for index in range(400)]
+    expected = []
+    for step in range(300):
+        chosen = chance.choice([names, names[:200], names[200:], chance.sample(names, 9), ["a", "b"]])
+        row = {name: chance.choice([chance.random(), step]) if len(chosen) < 10 else chance.random() for name in chosen}
+        source.log(row, step)
+        expected.append((step, row))
+    processor = process(source, size=size)
+    rows = []
+    while processor.poll(abandon_pending=False):
+        batch, _ = processor.batch({})
+        (decoded,) = decode_metrics(encode_metrics([batch]))
+        assert decoded.points == batch.points
+        rows += rows_of(decoded)
+        processor.release()
+    assert rows == expected
+
+
+def test_a_wide_row_is_encoded_as_it_was_before(source, clock):
+    """The bytes do not depend on how the agent gathers gauges."""
+    row = {f"n{index}": index * 0.5 for index in range(100)} | {"count": 7}
+    processor = process(source)
+    for step in range(3):
+        source.log(row, step)
+    processor.poll(abandon_pending=False)
+    batch, _ = processor.batch({"k": "v"})
+    assert isinstance(batch, WideBatch)
+    assert encode_metrics([batch]) == encode_metrics([Batch(batch.resource, batch.all_series)])
+
+
+def test_points_of_several_threads_are_in_time_order():
+    encoder = GaugeEncoder(GaugeCatalog())
+    numbers = np.array([encoder.catalog.add(GaugeMetadata(name)) for name in "abc"])
+    floats = np.zeros(3, np.bool_)
+
+    def rows(times, gauges):
+        words = np.array(times)[:, np.newaxis] * 10 + gauges
+        return GaugeRows(numbers[gauges], floats[gauges], np.array(times, np.uint64), words)
+
+    for parts in ([rows([5, 6, 1, 2], [2, 0])], [rows([1, 4], [2, 0]), rows([2, 3], [0, 1])]):
+        points = gather(encoder, parts, ())
+        assert points.gauges.tolist() == sorted(points.gauges.tolist())
+        flat = np.repeat(points.gauges, points.counts).tolist()
+        pairs = list(zip(flat, points.times.tolist(), strict=True))
+        assert pairs == sorted(
+            {(gauge, time) for part in parts for gauge in part.gauges.tolist() for time in part.times.tolist()}
+        )
+        assert points.words.tolist() == [time * 10 + gauge for gauge, time in pairs]
+    assert gather(encoder, [], ()) is None

@@ -9,6 +9,7 @@ import pytest
 
 import tensormeter
 from tensormeter import MeterProvider, Settings
+from tensormeter.agent.ingest.aggregation import Aggregator
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.instruments import registry
 from tensormeter.otlp.batch import Series
@@ -74,8 +75,7 @@ class Measured:
         return BatchMeasurementProcessor(
             RingFile.open(self.path),
             {},
-            states,
-            temporality=self.temporality,
+            Aggregator(states, self.temporality),
             schedule_delay=1,
             max_export_batch_size=1_000_000,
         )

@@ -273,7 +273,7 @@ def test_rows_of_instruments_have_no_step(measured):
     while measured._processor.poll(abandon_pending=False):
         pass
     batch, _ = measured._processor.batch({})
-    by_name = {series.name: series for series in batch.series}
+    by_name = {series.name: series for series in batch.all_series}
     assert by_name["tensormeter.step"].values.tolist() == [41, 42]
     assert by_name["tensormeter.step"].times.tolist() == by_name["loss"].times.tolist()
 

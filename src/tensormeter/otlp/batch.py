@@ -209,8 +209,13 @@ class Batch:
     gaps: Sequence[Gauge | Sum] = ()
 
     @property
+    def all_series(self) -> Sequence[Series]:
+        """All series. A subclass may hold some of them in another form."""
+        return self.series
+
+    @property
     def gauges(self) -> list[Gauge]:
-        return [series for series in self.series if isinstance(series, Gauge)]
+        return [series for series in self.all_series if isinstance(series, Gauge)]
 
     @property
     def points(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs, SeverityNumber
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     ExponentialHistogramDataPoint,
@@ -41,9 +41,10 @@ from tensormeter.otlp.batch import (
     Sum,
     Summary,
     Temporality,
-    Value,
 )
+from tensormeter.otlp.gauge_points import WideBatch
 from tensormeter.otlp.severity import severity_of
+from tensormeter.otlp.values import any_value, key_values, plain_text
 from tensormeter.otlp.varint import encode_varint
 
 __all__ = ["encode_events", "encode_metrics", "encode_points"]
@@ -82,48 +83,16 @@ def encode_events(resource: Mapping[str, Attribute], events: Sequence[Event]) ->
     Adjacent events with the same scope share a scope message.
     """
     scope_logs = [
-        ScopeLogs(scope=_scope(scope), log_records=map(_record, group), schema_url=_text(scope.schema_url))
+        ScopeLogs(scope=_scope(scope), log_records=map(_record, group), schema_url=plain_text(scope.schema_url))
         for scope, group in groupby(events, lambda event: event.scope)
     ]
-    resource_logs = ResourceLogs(resource=Resource(attributes=_key_values(resource)), scope_logs=scope_logs)
+    resource_logs = ResourceLogs(resource=Resource(attributes=key_values(resource)), scope_logs=scope_logs)
     return ExportLogsServiceRequest(resource_logs=[resource_logs]).SerializeToString()
 
 
 def encode_points(series: Series) -> list[bytes]:
     """Encode each data point of a histogram or summary as a separate message, such as `HistogramDataPoint`."""
     return [point.SerializeToString() for point in _distribution_points(series)]
-
-
-def any_value(value: Value) -> AnyValue:
-    """Convert a value to OTLP. Convert integers beyond 64 bits and values of types that OTLP lacks to strings."""
-    match value:
-        case None:
-            return AnyValue()
-        case bool():
-            return AnyValue(bool_value=value)
-        case int() if -(1 << 63) <= value < 1 << 63:
-            return AnyValue(int_value=value)
-        case float():
-            return AnyValue(double_value=value)
-        case str():
-            return AnyValue(string_value=_text(value))
-        case bytes():
-            return AnyValue(bytes_value=value)
-        case Mapping():
-            return AnyValue(kvlist_value=KeyValueList(values=_key_values(value)))
-        case Sequence():
-            return AnyValue(array_value=ArrayValue(values=[any_value(item) for item in value]))
-        case _:
-            return AnyValue(string_value=_text(str(value)))
-
-
-def _key_values(attributes: Mapping[str, Value]) -> list[KeyValue]:
-    return [KeyValue(key=as_unicode(str(key)), value=any_value(value)) for key, value in attributes.items()]
-
-
-def _text(text: str) -> str:
-    """Replace characters that UTF-8 cannot encode with `?`. They occur in file names and environment variables, for example."""
-    return text.encode(errors="replace").decode()
 
 
 def _record(event: Event) -> LogRecord:
@@ -134,10 +103,10 @@ def _record(event: Event) -> LogRecord:
         time_unix_nano=event.time,
         observed_time_unix_nano=event.observed_time or event.time,
         severity_number=cast("SeverityNumber.ValueType", number),
-        severity_text=_text(text),
+        severity_text=plain_text(text),
         event_name=as_unicode(event.name),
         body=any_value(event.body),
-        attributes=_key_values(event.attributes),
+        attributes=key_values(event.attributes),
         flags=event.flags,
         trace_id=bytes.fromhex(event.trace_id),
         span_id=bytes.fromhex(event.span_id),
@@ -146,31 +115,41 @@ def _record(event: Event) -> LogRecord:
 
 def _scope(scope: Scope) -> InstrumentationScope:
     return InstrumentationScope(
-        name=as_unicode(scope.name), version=_text(scope.version), attributes=_key_values(scope.attributes)
+        name=as_unicode(scope.name), version=plain_text(scope.version), attributes=key_values(scope.attributes)
     )
 
 
 def _resource_metrics(batch: Batch) -> bytes:
-    resource = Resource(attributes=_key_values(batch.resource)).SerializeToString()
+    resource = Resource(attributes=key_values(batch.resource)).SerializeToString()
     scopes = [
-        _delimited(_RESOURCE_METRICS_SCOPE_METRICS, _scope_metrics(scope, series))
-        for scope, series in groupby(batch.series, lambda series: series.scope)
+        _delimited(_RESOURCE_METRICS_SCOPE_METRICS, _scope_metrics(scope, metrics))
+        for scope, metrics in _metrics_by_scope(batch)
     ]
     return _delimited(_RESOURCE_METRICS_RESOURCE, resource) + b"".join(scopes)
 
 
-def _scope_metrics(scope: Scope, series: Iterable[Series]) -> bytes:
-    metrics = [
-        _delimited(_SCOPE_METRICS_METRICS, header + _delimited(tag, b"".join(map(_points, points)) + tail))
-        for (header, tag, tail), points in groupby(series, _metric)
-    ]
-    schema_url = ScopeMetrics(schema_url=_text(scope.schema_url)).SerializeToString()
-    return _delimited(_SCOPE_METRICS_SCOPE, _scope(scope).SerializeToString()) + b"".join(metrics) + schema_url
+def _metrics_by_scope(batch: Batch) -> Iterator[tuple[Scope, bytes]]:
+    if isinstance(batch, WideBatch) and batch.wide is not None:
+        yield from batch.wide.encode()
+    for scope, series in groupby(batch.series, lambda series: series.scope):
+        yield scope, b"".join(_metrics(series))
+
+
+def _scope_metrics(scope: Scope, metrics: bytes) -> bytes:
+    schema_url = ScopeMetrics(schema_url=plain_text(scope.schema_url)).SerializeToString()
+    return _delimited(_SCOPE_METRICS_SCOPE, _scope(scope).SerializeToString()) + metrics + schema_url
+
+
+def _metrics(series: Iterable[Series]) -> Iterator[bytes]:
+    for (header, tag, tail), points in groupby(series, _metric):
+        yield _delimited(_SCOPE_METRICS_METRICS, header + _delimited(tag, b"".join(map(_points, points)) + tail))
 
 
 def _metric(series: Series) -> tuple[bytes, int, bytes]:
     """Encode a metric without its points. Return its header, the tag of its data field, and the fields after the points."""
-    header = Metric(name=as_unicode(series.name), description=_text(series.description), unit=_text(series.unit))
+    header = Metric(
+        name=as_unicode(series.name), description=plain_text(series.description), unit=plain_text(series.unit)
+    )
     match series:
         case Gauge():
             tag, tail = _METRIC_GAUGE, b""
@@ -221,7 +200,7 @@ def _numbers(
     values: NDArray[np.float64] | NDArray[np.int64],
     start_times: NDArray[np.uint64] | None,
 ) -> bytes:
-    attributes = NumberDataPoint(attributes=_key_values(series.attributes)).SerializeToString()
+    attributes = NumberDataPoint(attributes=key_values(series.attributes)).SerializeToString()
     size = encode_varint((18 if start_times is None else 27) + len(attributes))
     integers = values.dtype.kind == "i"
     start = [] if start_times is None else [("start_tag", "u1"), ("start", "<u8")]
@@ -255,7 +234,7 @@ def _numbers(
 
 
 def _histogram_points(series: Histogram) -> Iterator[HistogramDataPoint]:
-    attributes, bounds = _key_values(series.attributes), series.bounds.tolist()
+    attributes, bounds = key_values(series.attributes), series.bounds.tolist()
     for i, time in enumerate(series.times.tolist()):
         buckets = series.buckets[i].tolist()
         yield HistogramDataPoint(
@@ -272,7 +251,7 @@ def _histogram_points(series: Histogram) -> Iterator[HistogramDataPoint]:
 
 
 def _exponential_histogram_points(series: ExponentialHistogram) -> Iterator[ExponentialHistogramDataPoint]:
-    attributes = _key_values(series.attributes)
+    attributes = key_values(series.attributes)
     sides = (series.positive, series.negative)
     for i, time in enumerate(series.times.tolist()):
         positive, negative = (
@@ -296,7 +275,7 @@ def _exponential_histogram_points(series: ExponentialHistogram) -> Iterator[Expo
 
 
 def _summary_points(series: Summary) -> Iterator[SummaryDataPoint]:
-    attributes, quantiles = _key_values(series.attributes), series.quantiles.tolist()
+    attributes, quantiles = key_values(series.attributes), series.quantiles.tolist()
     for i, time in enumerate(series.times.tolist()):
         yield SummaryDataPoint(
             attributes=attributes,

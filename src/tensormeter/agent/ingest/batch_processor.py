@@ -9,31 +9,62 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.agent.ingest.aggregation import AGGREGATED, Aggregator, Piece, describe
+from tensormeter.agent.ingest.gauge_gathering import GaugeRows, gather
 from tensormeter.agent.ingest.histogram_points import distribution_series
 from tensormeter.agent.ingest.lane_reader import LaneReader, Layouts, Rows
+from tensormeter.agent.ingest.row_form import RowForm
 from tensormeter.agent.spool.lane_cursor import Cursor
-from tensormeter.otlp.batch import STEP_METRIC, Attribute, Batch, Gauge, Series
+from tensormeter.otlp.batch import STEP_METRIC, Attribute, Batch, Series
+from tensormeter.otlp.gauge_catalog import GaugeCatalog, GaugeMetadata
+from tensormeter.otlp.gauge_points import GaugeEncoder, GaugePoints, WideBatch
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import AUTOMATIC_STEPS, AUTOMATIC_STEPS_END
 from tensormeter.ring.histogram_buckets import KIND
-from tensormeter.ring.layout import Layout, Stream
+from tensormeter.ring.layout import Stream
 
 __all__ = ["BatchMeasurementProcessor"]
-
-_STEPS: Final = Stream(STEP_METRIC)
-_STEPS_KEY: Final = json.dumps(_STEPS.to_json())
 
 _LARGEST: Final = (1 << 63) - 1
 
 _FULL_ENOUGH: Final = 1 / 8
 """Buffered share of a lane at which a batch is due regardless of the delay."""
+
+_MANY_POINTS: Final = 32
+"""Average number of points per gauge from which on gauges are encoded one by one, which then takes less time."""
+
+
+class _Plan:
+    """The use of the columns of one layout.
+
+    Attributes:
+        gauges: Numbers of the layout's gauges in the catalog, int64, shape (k,).
+        integers: Whether the values of each gauge are integers, bool, shape (k,).
+        offsets: Index of the word of each gauge in a row's values, int64, shape (k,).
+        aggregated: Indices of the columns with values to aggregate.
+        keys: JSON of the stream of each of these columns. Streams with the attributes `True` and `1` compare equal.
+        has_distributions: Whether there are columns of distributions.
+    """
+
+    def __init__(self, form: RowForm, catalog: GaugeCatalog) -> None:
+        columns = form.layout.columns
+        gauges = [i for i, c in enumerate(columns) if c.stream.kind not in AGGREGATED and c.stream.kind != KIND]
+        self.gauges = np.array([catalog.add(_metadata(columns[i].stream)) for i in gauges], np.int64)
+        self.integers: NDArray[np.bool_] = form.code_bytes[gauges] == ord("q")
+        self.offsets = form.offsets[gauges]
+        self.aggregated = [i for i, column in enumerate(columns) if column.stream.kind in AGGREGATED]
+        self.keys = [json.dumps(columns[i].stream.to_json()) for i in self.aggregated]
+        self.has_distributions = any(column.stream.kind == KIND for column in columns)
+        self._is_plain = len(gauges) == form.words
+
+    def words_of(self, words: NDArray[Any]) -> NDArray[Any]:
+        """Return the words of the gauges, of shape (n, k), among those of all columns."""
+        return words if self._is_plain else words[:, self.offsets]
 
 
 class BatchMeasurementProcessor:
@@ -43,23 +74,23 @@ class BatchMeasurementProcessor:
         self,
         ring: RingFile,
         cursors: Mapping[int, Cursor],
-        aggregates: Mapping[str, str] = MappingProxyType({}),
+        aggregator: Aggregator | None = None,
         *,
-        temporality: str = "cumulative",
         schedule_delay: float,
         max_export_batch_size: int,
         on_skip: Callable[[dict[int, Cursor]], None] = lambda cursors: None,
+        encoder: GaugeEncoder | None = None,
     ) -> None:
         """
         Args:
             ring: Ring to read.
             cursors: Positions up to which lanes have already been read, by lane.
-            aggregates: States of the aggregated streams at the positions in `cursors`.
-            temporality: Temporality, as for `Aggregator`.
+            aggregator: Aggregated streams, in their state at the positions in `cursors`.
             schedule_delay: Seconds from the first row of a batch until the batch is due.
             max_export_batch_size: Maximum number of points in a batch. Rows are never split, so a single row may exceed
                 it.
             on_skip: Callback that receives the cursors before ring space that contained no rows is freed.
+            encoder: Encoder to share with the run's other processes, which usually log the same gauges.
         """
         self._layouts = Layouts(ring)
         self._layouts.refresh()
@@ -68,8 +99,10 @@ class BatchMeasurementProcessor:
         self._on_skip = on_skip
         self._delay = schedule_delay
         self._most = max_export_batch_size
-        self._aggregator = Aggregator(aggregates, temporality)
-        self._keys: dict[int, list[str]] = {}
+        self._aggregator = aggregator or Aggregator({}, "cumulative")
+        self._encoder = encoder or GaugeEncoder(GaugeCatalog())
+        self._step_gauge = self._encoder.catalog.add(GaugeMetadata(STEP_METRIC))
+        self._plans: dict[int, _Plan] = {}
         self._rows: list[Rows] = []
         self._points = 0
         self._since = 0.0
@@ -102,7 +135,7 @@ class BatchMeasurementProcessor:
             for rows in lane.read(self._most - self._points, abandon_pending=abandon_pending):
                 self._rows.append(rows)
                 self.rows += len(rows.times)
-                self._points += len(rows.times) * (len(rows.columns) + 1)
+                self._points += rows.points
         if self._points == 0:
             if any(lane.unreleased for lane in self._lanes):
                 self._on_skip(dict(enumerate(self.cursors())))
@@ -152,28 +185,41 @@ class BatchMeasurementProcessor:
         if not self._rows:
             return None
         self._aggregator.discard()
-        gauges: dict[tuple[str, str], tuple[Stream, list[Piece]]] = {}
-        aggregated: dict[str, tuple[Stream, list[Piece]]] = {}
-        for rows in self._rows:
-            if rows.layout.stepped:
-                gauges.setdefault((_STEPS_KEY, "i"), (_STEPS, []))[1].append((rows.times, settle(rows.steps)))
-                self._note_steps(rows.steps)
-            columns = zip(rows.layout.columns, self._stream_keys(rows.layout), rows.columns, rows.lost, strict=True)
-            for column, key, values, missing in columns:
-                stream = column.stream
-                if stream.kind == KIND:
-                    continue
-                _, pieces = (
-                    aggregated.setdefault(key, (stream, []))
-                    if stream.kind in AGGREGATED
-                    else gauges.setdefault((key, values.dtype.kind), (stream, []))
-                )
-                pieces.append((rows.times, values) if missing is None else (rows.times[~missing], values[~missing]))
-        candidates: list[Series | None] = [_gauge(stream, pieces) for stream, pieces in gauges.values()]
-        candidates += [self._aggregator.fold(key, stream, pieces) for key, (stream, pieces) in aggregated.items()]
-        candidates += distribution_series(self._rows)
+        points = gather(self._encoder, self._gauge_rows(settle), ())
+        candidates = [self._aggregator.fold(key, stream, pieces) for key, (stream, pieces) in self._pieces().items()]
+        candidates += distribution_series(rows for rows in self._rows if self._plan(rows.form).has_distributions)
         series = [item for item in candidates if item is not None and len(item.times)]
-        return Batch(resource, _neighbours(series)), dict(enumerate(self.cursors()))
+        return _batch(resource, points, series), dict(enumerate(self.cursors()))
+
+    def _gauge_rows(self, settle: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> list[GaugeRows]:
+        """Return the gauges of the buffered rows by layout, and their steps."""
+        stretches: dict[int, list[Rows]] = {}
+        for rows in self._rows:
+            stretches.setdefault(rows.layout.id, []).append(rows)
+        stepped = [rows for rows in self._rows if rows.layout.stepped]
+        gathered = []
+        if stepped:
+            recorded = np.concatenate([rows.steps for rows in stepped])
+            self._note_steps(recorded)
+            times = np.concatenate([rows.times for rows in stepped])
+            steps = settle(recorded)[:, np.newaxis]
+            gathered.append(GaugeRows(np.array([self._step_gauge]), np.ones(1, np.bool_), times, steps))
+        for group in stretches.values():
+            plan = self._plan(group[0].form)
+            if len(plan.gauges):
+                gathered.append(_join(group, plan))
+        return gathered
+
+    def _pieces(self) -> dict[str, tuple[Stream, list[Piece]]]:
+        """Return the buffered values to aggregate, by the JSON of their stream."""
+        pieces: dict[str, tuple[Stream, list[Piece]]] = {}
+        for rows in self._rows:
+            plan = self._plan(rows.form)
+            for index, key in zip(plan.aggregated, plan.keys, strict=True):
+                values, missing = rows.column(index), rows.lost_in(index)
+                piece = (rows.times, values) if missing is None else (rows.times[~missing], values[~missing])
+                pieces.setdefault(key, (rows.layout.columns[index].stream, []))[1].append(piece)
+        return pieces
 
     @property
     def last_steps(self) -> tuple[int, int]:
@@ -210,18 +256,43 @@ class BatchMeasurementProcessor:
 
     def release(self) -> None:
         """Forget the buffered rows and free their space in the ring. Call this once the rows are in the spool."""
-        self.lost += sum(int(missing.sum()) for rows in self._rows for missing in rows.lost if missing is not None)
+        self.lost += sum(rows.lost_values for rows in self._rows)
         self._aggregator.commit()
         self._rows.clear()
         self._points = 0
         for lane in self._lanes:
             lane.release()
 
-    def _stream_keys(self, layout: Layout) -> list[str]:
-        """Return a layout's streams as JSON keys, because streams with attributes `True` and `1` compare equal."""
-        if layout.id not in self._keys:
-            self._keys[layout.id] = [json.dumps(column.stream.to_json()) for column in layout.columns]
-        return self._keys[layout.id]
+    def _plan(self, form: RowForm) -> _Plan:
+        plan = self._plans.get(form.layout.id)
+        if plan is None:
+            plan = self._plans[form.layout.id] = _Plan(form, self._encoder.catalog)
+        return plan
+
+
+def _metadata(stream: Stream) -> GaugeMetadata:
+    return GaugeMetadata(stream.name, **describe(stream))
+
+
+def _join(group: Sequence[Rows], plan: _Plan) -> GaugeRows:
+    """Return the gauges of rows with the same layout."""
+    words = [plan.words_of(rows.words) for rows in group]
+    lost = None
+    if any(rows.lost_words is not None for rows in group):
+        lost = np.concatenate(
+            [
+                np.zeros(part.shape, np.bool_) if rows.lost_words is None else plan.words_of(rows.lost_words)
+                for rows, part in zip(group, words, strict=True)
+            ]
+        )
+    times = np.concatenate([rows.times for rows in group])
+    return GaugeRows(plan.gauges, plan.integers, times, np.concatenate(words), lost)
+
+
+def _batch(resource: Mapping[str, Attribute], points: GaugePoints | None, series: list[Series]) -> Batch:
+    if points is not None and len(points.times) < _MANY_POINTS * len(points.gauges):
+        return WideBatch(resource, _neighbours(series), wide=points)
+    return Batch(resource, _neighbours([*(points.series() if points else ()), *series]))
 
 
 def _neighbours(series: list[Series]) -> list[Series]:
@@ -232,18 +303,3 @@ def _neighbours(series: list[Series]) -> list[Series]:
     for scope, name in keys:
         order.setdefault((scope, name), (scopes.setdefault(scope, len(scopes)), len(order)))
     return [item for _, item in sorted(zip(keys, series, strict=True), key=lambda pair: order[pair[0]])]
-
-
-def _gauge(stream: Stream, pieces: list[Piece]) -> Gauge:
-    """Return a gauge in time order, because receivers such as Prometheus remote write refuse out-of-order points."""
-    times = np.concatenate([piece for piece, _ in pieces])
-    values = np.concatenate([piece for _, piece in pieces])
-    if np.any(times[1:] < times[:-1]):
-        order = np.argsort(times, kind="stable")
-        times, values = times[order], values[order]
-    return Gauge(
-        stream.name,
-        times,
-        values,
-        **describe(stream),
-    )

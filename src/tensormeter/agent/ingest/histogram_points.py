@@ -50,8 +50,8 @@ def distribution_series(stretches: Iterable[Rows]) -> list[Series]:
 def _pieces(rows: Rows) -> Iterator[tuple[Stream, str, _Piece]]:
     """Yield the counts and statistics of each distribution, except in rows that the device never finished."""
     columns = [
-        (column, values, missing)
-        for column, values, missing in zip(rows.layout.columns, rows.columns, rows.lost, strict=True)
+        (column, rows.column(index), rows.lost_in(index))
+        for index, column in enumerate(rows.layout.columns)
         if column.stream.kind == KIND
     ]
     statistics = {column.stream: (values, missing) for column, values, missing in columns if column.code in "dD"}

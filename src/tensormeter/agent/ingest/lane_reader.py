@@ -7,12 +7,14 @@ writer may be dead.
 
 import platform
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Event
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.agent.ingest.row_form import RowForm
 from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import (
@@ -50,19 +52,74 @@ class Rows:
     """Consecutive rows with the same layout.
 
     Attributes:
-        layout: Layout of the rows.
+        form: Form of the rows.
         times: uint64, shape (n,). Each time is unique in the process: a multiple of 64 ns plus the lane's index.
         steps: int64, shape (n,).
-        columns: One float64 or int64 array per column, of shape (n,), or of shape (n, words) for wider columns. Columns
-            of distributions are always int64.
-        lost: For each column, a Boolean mask of the values that the device never finished; None if there are none.
+        words: Words of the values, int64, shape (n, form.words).
     """
 
-    layout: Layout
+    form: RowForm
     times: NDArray[np.uint64]
     steps: NDArray[np.int64]
-    columns: list[NDArray[np.float64] | NDArray[np.int64]]
-    lost: list[NDArray[np.bool_] | None]
+    words: NDArray[np.int64]
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the rows."""
+        return self.form.layout
+
+    @property
+    def points(self) -> int:
+        """Number of points, including the steps."""
+        return len(self.times) * (len(self.form.codes) + 1)
+
+    def column(self, index: int) -> NDArray[np.float64] | NDArray[np.int64]:
+        """Return a column, float64 or int64, of shape (n,), or of shape (n, words) for wider columns."""
+        start, code = int(self.form.offsets[index]), self.form.codes[index]
+        words = int(self.form.sizes[index])
+        column = self.words[:, start] if words == 1 else self.words[:, start : start + words]
+        column = np.ascontiguousarray(column)
+        return column.view(np.float64) if code in "dD" else column
+
+    @property
+    def columns(self) -> list[NDArray[np.float64] | NDArray[np.int64]]:
+        """All columns. Columns of distributions are always int64."""
+        return [self.column(index) for index in range(len(self.form.codes))]
+
+    @cached_property
+    def lost_words(self) -> NDArray[np.bool_] | None:
+        """Mask of the words that the device never finished, of shape (n, form.words); None if there are none."""
+        if len(self.form.device_words) == 0:
+            return None
+        words = self.words[:, self.form.device_words]
+        missing = (words == PENDING) | (words == LOST)
+        if not missing.any():
+            return None
+        mask = np.zeros(self.words.shape, np.bool_)
+        mask[:, self.form.device_words] = missing
+        return mask
+
+    def lost_in(self, index: int) -> NDArray[np.bool_] | None:
+        """Return a mask of the rows in which the device never finished a column; None if there are none."""
+        if self.lost_words is None:
+            return None
+        start = int(self.form.offsets[index])
+        mask: NDArray[np.bool_] = np.logical_or.reduce(
+            self.lost_words[:, start : start + int(self.form.sizes[index])], axis=1
+        )
+        return mask if mask.any() else None
+
+    @property
+    def lost(self) -> list[NDArray[np.bool_] | None]:
+        """Result of `lost_in` for each column."""
+        return [self.lost_in(index) for index in range(len(self.form.codes))]
+
+    @property
+    def lost_values(self) -> int:
+        """Number of values that the device never finished."""
+        if self.lost_words is None:
+            return 0
+        return sum(int(mask.sum()) for mask in self.lost if mask is not None)
 
 
 @dataclass
@@ -77,7 +134,7 @@ class Layouts:
     """Whether the rows of each layout ID are device measurements."""
     streams: dict[int, Stream] = field(default_factory=dict)
     """Streams by number."""
-    _known: dict[int, tuple[Layout, np.dtype[np.void]]] = field(default_factory=dict)
+    _known: dict[int, RowForm] = field(default_factory=dict)
 
     def refresh(self, *, unpublished: bool = False) -> None:
         """Read new entries from the ring. If `unpublished` is true, also read entries that the writer did not publish."""
@@ -88,18 +145,13 @@ class Layouts:
                 self.streams.update(enumerate(map(Stream.from_entry, entry["streams"]), entry["first"]))
             elif kind is EntryKind.LAYOUT:
                 layout = Layout.from_json(entry, self.streams)
-                fields: list[Any] = [("mark", "<i8"), ("time", "<i8"), ("step", "<i8")]
-                fields += [
-                    (f"v{i}", "<f8" if column.code in "dD" else "<i8", () if column.words == 1 else (column.words,))
-                    for i, column in enumerate(layout.columns)
-                ]
                 if not layout.stepped and layout.row_bytes == _MEASUREMENT_BYTES:
                     self.measurements[layout.id] = True
                     self.deferred[layout.id] = layout.codes == "D"
-                self._known[layout.id] = (layout, np.dtype([*fields, ("end", "<i8")]))
+                self._known[layout.id] = RowForm(layout)
 
-    def find(self, number: int) -> tuple[Layout, np.dtype[np.void]] | None:
-        """Return the layout with the given ID and the dtype of its rows; None if the ring has not published it."""
+    def find(self, number: int) -> RowForm | None:
+        """Return the form of the rows with the given layout ID; None if the ring has not published it."""
         if number not in self._known:
             self.refresh()
         return self._known.get(number)
@@ -137,7 +189,7 @@ class LaneReader:
         position = self.cursor.position
         while True:
             position = self._read_from(position, most, batch, abandon_pending)
-            if not abandon_pending or sum(_values_of(rows) for rows in batch) >= most:
+            if not abandon_pending or sum(rows.points for rows in batch) >= most:
                 break
             following = self._following(position)
             if following is None:
@@ -159,15 +211,15 @@ class LaneReader:
             following, number = int(positions[index]), int(marks[index]) & _LAYOUT_MASK
             if number in (WRAP, SKIP):
                 return following
-            entry = self._layouts.find(number)
-            end = following % self._size + (0 if entry is None else entry[0].row_bytes)
-            if entry is not None and end <= self._size and words[(end >> 3) - 1] == marks[index]:
+            form = self._layouts.find(number)
+            end = following % self._size + (0 if form is None else form.row_bytes)
+            if form is not None and end <= self._size and words[(end >> 3) - 1] == marks[index]:
                 return following
         return head if position < head <= position + self._size else None
 
     def _read_from(self, position: int, most: int, batch: list[Rows], abandon_pending: bool) -> int:
         """Read complete rows from a position, and return the position after them."""
-        values = sum(_values_of(rows) for rows in batch)
+        values = sum(rows.points for rows in batch)
         while values < most:
             offset = self._start + position % self._size
             mark = self._words[offset >> 3]
@@ -180,10 +232,9 @@ class LaneReader:
             if number == SKIP:
                 position += self._words[(offset >> 3) + 1]
                 continue
-            entry = self._layouts.find(number)
-            if entry is None:
+            form = self._layouts.find(number)
+            if form is None:
                 break
-            layout, dtype = entry
             if self._layouts.measurements[number]:
                 measured = self._measurements(position, offset, max(1, (most - values) // 2), abandon_pending)
                 if not measured:
@@ -193,15 +244,15 @@ class LaneReader:
                 position += count * _MEASUREMENT_BYTES
                 values += 2 * count
                 continue
-            per_row = len(layout.columns) + 1
-            rows = self._stretch(position, offset, layout, dtype, max(1, (most - values) // per_row))
-            if "D" in layout.codes and not abandon_pending:
-                rows = rows[: _finished(rows, layout)]
-            if len(rows) == 0:
+            per_row = len(form.codes) + 1
+            words = self._stretch(position, offset, form, max(1, (most - values) // per_row))
+            if not abandon_pending:
+                words = words[: _finished(words, form)]
+            if len(words) == 0:
                 break
-            batch.append(self._unpack(rows, layout))
-            position += len(rows) * layout.row_bytes
-            values += len(rows) * per_row
+            batch.append(self._unpack(words, form))
+            position += len(words) * form.row_bytes
+            values += len(words) * per_row
         return position
 
     def release(self) -> None:
@@ -218,22 +269,20 @@ class LaneReader:
         """Share of the lane that has been read but not released, from 0 to 1."""
         return (self.cursor.position - self._words[self._tail_word]) / self._size
 
-    def _stretch(
-        self, position: int, offset: int, layout: Layout, dtype: np.dtype[np.void], most: int
-    ) -> NDArray[np.void]:
-        """Return a copy of consecutive complete rows of one layout, starting at a position.
+    def _stretch(self, position: int, offset: int, form: RowForm, most: int) -> NDArray[np.int64]:
+        """Return a copy of consecutive complete rows of one form, starting at a position: one line of words per row.
 
         Each pass checks more rows, so that mixed layouts cost little and long stretches take few passes.
         """
-        size = layout.row_bytes
+        size = form.row_bytes
         room = min(most, (self._start + self._size - offset) // size)
         count, step = 0, 16
-        base = position << POSITION_SHIFT | layout.id
+        base = position << POSITION_SHIFT | form.layout.id
         while count < room:
             step = min(step, room - count)
-            rows = np.frombuffer(self._buffer, dtype, step, offset + count * size)
+            rows = self._words_of(offset + count * size, step, size >> 3)
             expected = base + (np.arange(count, count + step, dtype=np.int64) * (size << POSITION_SHIFT))
-            whole = (rows["mark"] == expected) & (rows["end"] == expected)
+            whole = (rows[:, 0] == expected) & (rows[:, -1] == expected)
             if not whole.all():
                 count += int(whole.argmin())
                 break
@@ -241,7 +290,7 @@ class LaneReader:
             step *= 4
         if count and not _STORES_IN_ORDER:
             Event().wait(_SETTLE)
-        return np.frombuffer(self._buffer, dtype, count, offset).copy()
+        return self._words_of(offset, count, size >> 3).copy()
 
     def _measurements(self, position: int, offset: int, most: int, abandon_pending: bool) -> list[Rows]:
         """Return the complete measurements at a position, by layout. Like `_stretch`, check more rows in each pass."""
@@ -249,7 +298,7 @@ class LaneReader:
         count, step = 0, 16
         while count < room:
             step = min(step, room - count)
-            rows = self._words_of(offset + count * _MEASUREMENT_BYTES, step)
+            rows = self._words_of(offset + count * _MEASUREMENT_BYTES, step, _MEASUREMENT_BYTES >> 3)
             marks, ends = rows[:, 0], rows[:, -1]
             expected = (position + np.arange(count, count + step) * _MEASUREMENT_BYTES) >> 3
             whole = (
@@ -262,7 +311,7 @@ class LaneReader:
             step *= 4
         if count and not _STORES_IN_ORDER:
             Event().wait(_SETTLE)
-        rows = self._words_of(offset, count).copy()
+        rows = self._words_of(offset, count, _MEASUREMENT_BYTES >> 3).copy()
         numbers, values = rows[:, 0] & _LAYOUT_MASK, np.ascontiguousarray(rows[:, 3])
         if not abandon_pending:
             waiting = self._layouts.deferred[numbers] & (values == PENDING)
@@ -277,54 +326,27 @@ class LaneReader:
         firsts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
         groups = []
         for group in np.split(order, firsts[1:]):
-            entry = self._layouts.find(int(numbers[group[0]]))
-            assert entry is not None
-            layout, words = entry[0], values[group]
-            missing = (words == PENDING) | (words == LOST) if layout.codes == "D" else None
-            column = words if layout.codes == "q" else words.view(np.float64)
-            lost = missing if missing is not None and missing.any() else None
-            groups.append(Rows(layout, times[group], rows[group, 2], [column], [lost]))
+            form = self._layouts.find(int(numbers[group[0]]))
+            assert form is not None
+            groups.append(Rows(form, times[group], rows[group, 2], values[group, np.newaxis]))
         return groups
 
-    def _words_of(self, offset: int, count: int) -> NDArray[np.int64]:
-        """Return the words of `count` measurements, one measurement per line."""
-        line = _MEASUREMENT_BYTES >> 3
+    def _words_of(self, offset: int, count: int, line: int) -> NDArray[np.int64]:
+        """Return the words of `count` rows of `line` words each, one row per line."""
         return np.frombuffer(self._buffer, np.int64, count * line, offset).reshape(count, line)
 
-    def _unpack(self, rows: NDArray[np.void], layout: Layout) -> Rows:
-        times = _unique_times(rows["time"], self.cursor.last_time, self._index)
+    def _unpack(self, words: NDArray[np.int64], form: RowForm) -> Rows:
+        times = _unique_times(words[:, 1], self.cursor.last_time, self._index)
         self.cursor = Cursor(self.cursor.position, int(times[-1]))
-        columns: list[NDArray[np.float64] | NDArray[np.int64]] = []
-        lost: list[NDArray[np.bool_] | None] = []
-        for i, code in enumerate(layout.codes):
-            column = np.ascontiguousarray(rows[f"v{i}"])
-            columns.append(column)
-            if code == "D":
-                words = column.view(np.int64)
-                missing = _in_any_word((words == PENDING) | (words == LOST))
-                lost.append(missing if missing.any() else None)
-            else:
-                lost.append(None)
-        return Rows(layout, times, np.ascontiguousarray(rows["step"]), columns, lost)
+        return Rows(form, times, np.ascontiguousarray(words[:, 2]), words[:, 3:-1])
 
 
-def _values_of(rows: Rows) -> int:
-    return len(rows.times) * (len(rows.columns) + 1)
-
-
-def _finished(rows: NDArray[np.void], layout: Layout) -> int:
+def _finished(words: NDArray[np.int64], form: RowForm) -> int:
     """Return the number of leading rows whose device values are all finished."""
-    waiting = np.zeros(len(rows), np.bool_)
-    for i, code in enumerate(layout.codes):
-        if code == "D":
-            waiting |= _in_any_word(np.ascontiguousarray(rows[f"v{i}"]).view(np.int64) == PENDING)
-    return int(waiting.argmax()) if waiting.any() else len(rows)
-
-
-def _in_any_word(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Reduce a mask of shape (n,) or (n, words) to shape (n,)."""
-    whole: NDArray[np.bool_] = mask if mask.ndim == 1 else np.logical_or.reduce(mask, axis=1)
-    return whole
+    if len(form.device_words) == 0:
+        return len(words)
+    waiting = (words[:, 3 + form.device_words] == PENDING).any(axis=1)
+    return int(waiting.argmax()) if waiting.any() else len(words)
 
 
 def _unique_times(times: NDArray[np.int64], last: int, lane: int) -> NDArray[np.uint64]:

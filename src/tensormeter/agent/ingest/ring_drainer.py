@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 from tensormeter.agent.attempts.numbering import Numbering
+from tensormeter.agent.ingest.aggregation import Aggregator
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.agent.ingest.media_inbox import Inbox
 from tensormeter.agent.ingest.self_metrics import SelfMetrics
@@ -22,6 +23,7 @@ from tensormeter.errors import EncodingError, SpoolError
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Attribute, Batch, Event, Value
 from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.otlp.gauge_points import GaugeEncoder
 from tensormeter.otlp.media import TooLargeError
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import MAX_LANES, HeaderWord, SpoolLoss, State
@@ -59,7 +61,17 @@ class RingDrainer:
         destinations: Sequence[str],
         settings: Settings,
         numbering: Numbering | None = None,
+        encoder: GaugeEncoder | None = None,
     ) -> None:
+        """
+        Args:
+            ring: Ring to drain.
+            spool: Spool that receives the requests.
+            destinations: Names of the destinations.
+            settings: Settings of the run.
+            numbering: Attempt numbers and steps; None if the numbers in the ring are final.
+            encoder: Encoder to share with the run's other processes.
+        """
         self.ring = ring
         self.alive = True
         """Whether the process was alive during the last `advance`."""
@@ -70,13 +82,13 @@ class RingDrainer:
         self._processor = BatchMeasurementProcessor(
             ring,
             _cursors(ring, spool),
-            spool.aggregates(ring.process),
-            temporality=settings.temporality,
+            Aggregator(spool.aggregates(ring.process), settings.temporality),
             schedule_delay=min(settings.schedule_delay, _DURABLE_DELAY)
             if settings.durability == "fsync"
             else settings.schedule_delay,
             max_export_batch_size=settings.max_export_batch_size,
             on_skip=self._skip,
+            encoder=encoder,
         )
         metadata = self._processor.metadata
         self._reconfigured = 0

@@ -15,6 +15,8 @@ from tensormeter.agent.spool.spool import Spool
 from tensormeter.disk.fsync import fsync_file, fsync_names
 from tensormeter.errors import RingError, SpoolError
 from tensormeter.logger import get_logger
+from tensormeter.otlp.gauge_catalog import GaugeCatalog
+from tensormeter.otlp.gauge_points import GaugeEncoder
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import State
 from tensormeter.settings import Settings
@@ -58,6 +60,7 @@ class Rings:
         self.unreadable: dict[Path, str] = {}
         self.left_at = time.monotonic()
         self._has_ended_cut = self._is_unsynced = False
+        self._encoder = GaugeEncoder(GaugeCatalog())
 
     def __iter__(self) -> Iterator[RingDrainer]:
         return iter(self._drains.values())
@@ -111,7 +114,9 @@ class Rings:
                 continue
             try:
                 ring = RingFile.open(path)
-                self._drains[path] = RingDrainer(ring, spool, self._settings.exporters, self._settings, numbering)
+                self._drains[path] = RingDrainer(
+                    ring, spool, self._settings.exporters, self._settings, numbering, self._encoder
+                )
             except SpoolError:
                 raise
             except Exception as error:  # whatever is wrong with this ring, the other rings must be drained
