@@ -121,23 +121,15 @@ def test_too_many_names_are_counted_and_the_known_ones_go_on(new_recording, warn
     assert recording.values() == [{"name0": 1.0}]
 
 
-def test_a_task_that_another_thread_adds_during_a_log_call_runs_in_the_next_one(new_recording):
-    """Just before the call passes its writer on, which would not run tasks."""
-    recording, calls = new_recording(), []
-
-    def add_task():
-        recording.recorder.add_periodic_task(lambda: calls.append(1), at_close=lambda: None)
-
-    def use(writer):
-        if writer != recording.recorder.log and not recording.recorder._periodic_tasks:
-            thread = threading.Thread(target=add_task)
-            thread.start()
-            thread.join(300)
-        recording.log = writer
-
-    recording.recorder._on_writer = use
-    for _ in range(3):
-        recording.log({"a": 1.0})
+def test_a_task_that_another_thread_adds_runs_in_all_later_calls_even_of_a_writer_kept_before(recording):
+    calls, kept = [], recording.log
+    kept({"a": 1.0})
+    add_task = recording.recorder.add_periodic_task
+    thread = threading.Thread(target=add_task, args=[lambda: calls.append(1)], kwargs={"at_close": lambda: None})
+    thread.start()
+    thread.join(300)
+    for log in (kept, recording.log):
+        log({"a": 1.0})
     assert len(calls) == 2
     assert len(recording.rows()) == 3
 
