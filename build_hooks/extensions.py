@@ -8,7 +8,7 @@ from setuptools import Distribution, Extension
 from setuptools.command.build_ext import build_ext
 
 _MODULES = {
-    "tensormeter.record.rows._row_writer": "log calls take ten times as long",
+    "tensormeter.record.rows._row_writer": "log calls take about ten times as long",
     "tensormeter.record.rows._writer": "measurements of instruments take three to four times as long",
     "tensormeter.session.exit_hooks._sigterm": "a process that hangs in native code does not die of SIGTERM",
 }

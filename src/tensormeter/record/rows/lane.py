@@ -206,10 +206,6 @@ class Lane:
         cursor[1] = offset + (room if room < stride else stride)  # noqa: FURB136
         return True
 
-    def count_duration(self, duration: int) -> None:
-        """Count a call of a row writer that took `duration` nanoseconds."""
-        self._cost.add(duration)
-
     def count(self, reason: Drop, number: int = 1) -> None:
         """Count points that could not be recorded."""
         self._words[self._header + LaneWord.DROPS + reason] += number

@@ -2,14 +2,13 @@
 
 import struct
 import threading
-import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tensormeter.record.dynamo import break_graph
 from tensormeter.record.values.classify import EXACT_INT
-from tensormeter.ring.layout import Items, item_header, items_in
+from tensormeter.ring.layout import Items, Layout, item_header, items_in
 
 if TYPE_CHECKING:
     from tensormeter.record.rows.lane import Lane, Writer
@@ -18,8 +17,6 @@ __all__ = ["PythonKeySets", "PythonRowWriter"]
 
 _INT64: Final = 1 << 63
 _MOST_SEEN: Final = 4096
-_TIMED_CALLS: Final = 64
-"""One call in this number is timed."""
 
 
 class PythonKeySets:
@@ -74,7 +71,7 @@ class PythonKeySets:
 
 
 class PythonRowWriter:
-    """A `RowWriter` in Python."""
+    """A `RowWriter` in Python. For each combination of names with a layout, it has a generated writer (see `Lane.make_writer`)."""
 
     def __init__(
         self,
@@ -92,7 +89,7 @@ class PythonRowWriter:
         self._fallback = fallback
         self._on_full = on_full
         self._last_step = last_step
-        self._calls = 0
+        self._writers: dict[tuple[str, ...], Writer] = {}
 
     def __call__(
         self,
@@ -103,8 +100,21 @@ class PythonRowWriter:
         reduce: str | None = None,
     ) -> None:
         """Write a row, or call `fallback`."""
-        self._calls += 1
-        started = 0 if self._calls % _TIMED_CALLS else time.perf_counter_ns()
+        if self.direct and values.__class__ is dict:
+            writer = self._writers.get(tuple(values))
+            if writer is not None:
+                writer(values, step, every=every, reduce=reduce)
+                return
+        self._write_or_fall_back(values, step, every=every, reduce=reduce)
+
+    def _write_or_fall_back(
+        self,
+        values: Mapping[str, Any],
+        step: int | None = None,
+        *,
+        every: int | None = None,
+        reduce: str | None = None,
+    ) -> None:
         given = self._last_step[0] + 1 if step is None else step
         if (
             not self.direct
@@ -116,8 +126,6 @@ class PythonRowWriter:
             or not self.write(values, given)
         ):
             self._fallback(values, step, every=every, reduce=reduce)
-        elif started:
-            self._lane.count_duration(time.perf_counter_ns() - started)
 
     def write(self, values: dict[str, Any], step: int) -> bool:
         """See `RowWriter.write`."""
@@ -134,6 +142,12 @@ class PythonRowWriter:
         most = items_in(lane.most_bytes)
         layout = self._sets.find(names, codes) if len(names) <= most else 0
         if layout:
+            if names not in self._writers:
+                kinds = "".join(
+                    "i" if type(value) is int and code == "d" else code for value, code in zip(row, codes, strict=True)
+                )
+                columns = Layout.of_gauges(layout, names, codes)
+                self._writers[names] = lane.make_writer(columns, kinds, self._write_or_fall_back, self._last_step)
             done = lane.write_row(layout, struct.pack(f"<{codes}", *row), step) is not None
             if not done:
                 return self._drop(len(names))
