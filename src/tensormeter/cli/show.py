@@ -1,6 +1,8 @@
 """The command `tensormeter show`."""
 
 import json
+import re
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -18,13 +20,17 @@ from tensormeter.otlp.batch import STEP_METRIC
 __all__ = ["show"]
 
 MAX_CHARTS: Final = 8
+MAX_LISTED: Final = 1000
+"""Maximum number of metrics whose last values are listed."""
+
+_WILDCARD: Final = re.compile(r"[*?\[]")
 _PROCESSES_SHOWN: Final = 8
 
 _VARIANT: Final = ("scope", "unit", "kind", "temporality")
 """Fields that distinguish metrics with the same name."""
 
 STATISTICS: Final = ("system.", "process.", "hw.", "container.", "cpython.", "tensormeter.")
-"""Prefixes of automatic metrics. There are too many of these to list."""
+"""Prefixes of automatic metrics. The command does not list them."""
 
 
 @click.command()
@@ -44,18 +50,24 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
     RUN is an ID, the beginning of an ID, or a unique name.
     """
     client = Connection(endpoint)
-    summary = find_run(client, run, project)
-    metrics = client.get("runs", summary["id"], "metrics", project=summary["project"])["metrics"]
+    summary = find_run(client, run, project, fields="config")
     console = Console()
     _print_header(console, summary)
-    logged = [metric for metric in metrics if not metric["name"].startswith(STATISTICS)]
+    logged, all_shown = _logged(client, summary)
     _print_values(console, logged)
-    if any(metric["name"] != STEP_METRIC and metric not in logged for metric in metrics):
+    if not all_shown:
+        console.print(Text(f"only the first {len(logged):,} metrics are listed; list others with --metric"))
+    recorded = client.get("runs", summary["id"], "metrics", project=summary["project"], system="true", limit=2)
+    if any(metric["name"] != STEP_METRIC for metric in recorded["metrics"]):
         console.print(
             Text("also recorded: GPU, host and process metrics; to draw some, pass for example --metric 'system.cpu.*'")
         )
-    names = list(dict.fromkeys(metric["name"] for metric in (metrics if patterns else logged)))
-    matches = _matching(names, patterns)
+    if patterns:
+        matches = _matching(client, summary, patterns)
+    else:
+        losses = (metric["name"] for metric in _pages(client, summary, search="loss"))
+        first_loss = next((name for name in losses if not name.startswith(STATISTICS)), None)
+        matches = [metric["name"] for metric in logged[:1]] if first_loss is None else [first_loss]
     for name in matches[:MAX_CHARTS]:
         document = client.get("runs", summary["id"], "series", project=summary["project"], metric=name, x="step")
         for title, series in _by_variant(name, document["series"]):
@@ -65,6 +77,37 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
         console.print(Text(f"{len(matches) - MAX_CHARTS} more metrics match; use a narrower --metric to draw them"))
     if patterns and not matches:
         console.print(Text("no metric matches --metric"))
+
+
+def _pages(client: Connection, run: dict[str, Any], **query: str) -> Iterator[dict[str, Any]]:
+    """Iterate over the matching metrics of a run, reading them page by page."""
+    after: str | None = None
+    while True:
+        page = client.get("runs", run["id"], "metrics", project=run["project"], limit=1000, after=after, **query)
+        yield from page["metrics"]
+        after = page["next"]
+        if after is None:
+            return
+
+
+def _logged(client: Connection, run: dict[str, Any]) -> tuple[list[dict[str, Any]], bool]:
+    """Return metrics that the training script logged, and whether they are all of them."""
+    logged: list[dict[str, Any]] = []
+    for metric in _pages(client, run):
+        if not metric["name"].startswith(STATISTICS):
+            if len(logged) >= MAX_LISTED:
+                return logged, False
+            logged.append(metric)
+    return logged, True
+
+
+def _matching(client: Connection, run: dict[str, Any], patterns: tuple[str, ...]) -> list[str]:
+    """Return the names of metrics that match one of the patterns."""
+    names: set[str] = set()
+    for pattern in patterns:
+        metrics = _pages(client, run, prefix=_WILDCARD.split(pattern, maxsplit=1)[0])
+        names.update(metric["name"] for metric in metrics if fnmatchcase(metric["name"], pattern))
+    return sorted(names)
 
 
 def _print_header(console: Console, run: dict[str, Any]) -> None:
@@ -151,9 +194,3 @@ def _by_variant(name: str, series: list[dict[str, Any]]) -> list[tuple[str, list
         variant: ", ".join([name, *(variant[index] for index in differing if variant[index])]) for variant in groups
     }
     return [(titles[variant], group) for variant, group in groups.items()] or [(name, [])]
-
-
-def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
-    if patterns:
-        return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    return ([name for name in names if "loss" in name.lower()] or names)[:1]

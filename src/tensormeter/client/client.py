@@ -81,25 +81,23 @@ class Client:
                 Archived runs are omitted unless the condition contains `archived`.
             sort: Comma-separated fields to sort by; the prefix `-` means descending order. Default: newest first.
             limit: Maximum number of runs. Default: no limit.
-            fields: Fields of the configuration and summary to read, such as `config.lr`. Reading fewer fields is
-                faster. Default: all fields.
+            fields: Fields of the configuration and summary to read, such as `config.lr`, or all with `config` or
+                `summary`. Reading fewer fields is faster. Default: all fields.
 
         Raises:
             TensormeterError: The filter or sort order is invalid, or the server does not respond. The error is raised
                 during iteration.
         """
-        names = None if fields is None else ",".join(fields)
-        offset = 0
-        while limit is None or offset < limit:
+        names = "config,summary" if fields is None else ",".join(fields)
+        offset: int | None = 0
+        while offset is not None and (limit is None or offset < limit):
             size = _PAGE if limit is None else min(_PAGE, limit - offset)
             page = self._connection.get(
                 "runs", project=project, filter=filter, sort=sort, limit=size, offset=offset, fields=names
             )
             for document in page["runs"]:
                 yield StoredRun(self._connection, document)
-            offset += size
-            if offset >= page["total"]:
-                return
+            offset = page["next"]  # a page may contain fewer runs than requested
 
     def run(self, selector: str, project: str | None = None) -> StoredRun:
         """Return one run.

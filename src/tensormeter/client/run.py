@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from tensormeter.client.blocks import Block, BlockReader
 from tensormeter.client.connection import Connection
@@ -15,7 +15,10 @@ from tensormeter.client.series import SeriesList, query_series
 from tensormeter.conventions.semconv import ALERT_EVENT, IMAGE_EVENT, TABLE_EVENT, TEXT_EVENT
 from tensormeter.errors import UsageError
 
-__all__ = ["Metric", "Process", "StoredRun", "Summary"]
+__all__ = ["METRICS_PAGE", "Metric", "Process", "StoredRun", "Summary"]
+
+METRICS_PAGE: Final = 5000
+"""Number of metric names per request."""
 
 
 @dataclass(frozen=True)
@@ -187,13 +190,31 @@ class StoredRun:
 
     def processes(self) -> list[Process]:
         """Return the run's processes, in the order in which the server first received data from them."""
-        documents = self._connection.get("runs", self.id, project=self.project)["processes"]
+        documents = self._connection.get("runs", self.id, project=self.project, fields="")["processes"]
         return [Process(**{key: document[key] for key in Process.__dataclass_fields__}) for document in documents]
 
-    def metrics(self) -> list[Metric]:
-        """Return the run's metrics, sorted by name. Metrics that differ in kind or unit may have the same name."""
-        documents = self._connection.get("runs", self.id, "metrics", project=self.project)["metrics"]
-        return [_metric(document) for document in documents]
+    def metrics(self, prefix: str = "", search: str = "") -> list[Metric]:
+        """Return the run's metrics, sorted by name. Metrics that differ in kind or unit may have the same name.
+
+        Args:
+            prefix: Beginning of the names. Default: all names.
+            search: Regular expression in RE2 syntax that the names contain; case is ignored. Default: all names.
+        """
+        return list(self.iterate_metrics(prefix, search))
+
+    def iterate_metrics(self, prefix: str = "", search: str = "") -> Iterator[Metric]:
+        """Iterate over the run's metrics, reading them page by page. See `metrics` for the arguments."""
+        after: str | None = None
+        while True:
+            page = self._connection.get(
+                "runs", self.id, "metrics",
+                project=self.project, prefix=prefix, search=search, limit=METRICS_PAGE, after=after,
+            )  # fmt: skip
+            for document in page["metrics"]:
+                yield _metric(document)
+            after = page["next"]
+            if after is None:
+                return
 
     def series(
         self,
@@ -354,7 +375,11 @@ class StoredRun:
         self, reader: BlockReader[Block], metric: str, process: str | None, start: int | None, stop: int | None
     ) -> Iterator[Block]:
         if stop is None:
-            stop = max((item.last_time or 0 for item in self.metrics() if item.name == metric), default=0) + 1
+            variants = self._connection.get(
+                "runs", self.id, "metrics", project=self.project, prefix=metric, limit=1
+            )["metrics"]  # fmt: skip
+            times = (int(item["last_time"] or 0) for item in variants if item["name"] == metric)
+            stop = max(times, default=0) + 1
         first = 1 if start is None else start
         if process is None:
             yield from reader.read(lambda: [item.id for item in self.processes()], first, stop)

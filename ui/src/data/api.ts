@@ -155,7 +155,7 @@ export async function deleteRun(id: string, project: string): Promise<void> {
 }
 
 export async function metrics(id: string, project: string): Promise<Metric[]> {
-  return (await json<schemas.Metrics>(`${runPath(id)}/metrics${queryString({ project })}`)).metrics.map(withDefaults);
+  return (await json<schemas.Metrics>(`${runPath(id)}/metrics${queryString({ project, limit: 10000 })}`)).metrics.map(withDefaults);
 }
 
 /** Fill in the fields that the server omits if they have their default. */
@@ -166,7 +166,7 @@ function withDefaults(metric: schemas.Metric): Metric {
 /** Read the metrics of several runs, merged by the server. */
 export async function metricsOf(ids: string[], project: string): Promise<Metric[]> {
   const runs = ids.map((id) => reference(project, id)).join(",");
-  return (await json<schemas.Metrics>(`/metrics${queryString({ runs })}`)).metrics.map(withDefaults);
+  return (await json<schemas.Metrics>(`/metrics${queryString({ runs, limit: 10000 })}`)).metrics.map(withDefaults);
 }
 
 export async function ranks(

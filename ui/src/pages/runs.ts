@@ -142,7 +142,7 @@ export class RunsPage implements Page {
 
   /** Read the fields of the newest runs. Returns the number of runs. */
   private async readFields(): Promise<number> {
-    const { runs, total } = await api.runs({ project: this.project, limit: 5 });
+    const { runs, total } = await api.runs({ project: this.project, limit: 5, fields: "config,summary" });
     this.sample = runs;
     const fields = new Set<string>();
     for (const run of runs) {

@@ -6,6 +6,7 @@ Every response is valid JSON. NaN and infinities are the strings "NaN", "Infinit
 from starlette.routing import Route
 
 from tensormeter.server.api.attempts import AttemptsApi
+from tensormeter.server.api.metrics import MetricsApi
 from tensormeter.server.api.openapi import describe_api
 from tensormeter.server.api.points import PointsApi
 from tensormeter.server.api.runs import RunsApi
@@ -24,6 +25,7 @@ def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
     routes = [
         Route("/api/v1/openapi.json", describe_api),
         *RunsApi(stores, threads).routes(),
+        *MetricsApi(stores, threads).routes(),
         *AttemptsApi(stores, threads).routes(),
         *PointsApi(stores, threads, limiter).routes(),
     ]

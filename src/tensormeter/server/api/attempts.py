@@ -86,6 +86,6 @@ def _last_step(store: Store, ref: RunRef, known: Mapping[str, KnownMember], numb
     earlier = {process for process, member in known.items() if member.attempt < number}
     if not earlier:
         return None
-    metrics = store.metrics(ref)
-    steps = [metric.last for metric in metrics if metric.metric == STEP_METRIC and metric.process in earlier]
+    metrics = store.metrics(ref, [STEP_METRIC])
+    steps = [metric.last for metric in metrics if metric.process in earlier]
     return max((int(step) for step in steps if step is not None), default=None)

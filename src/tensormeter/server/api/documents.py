@@ -19,6 +19,7 @@ __all__ = [
     "metric_documents",
     "run_details",
     "run_document",
+    "summary_documents",
     "trim_config",
     "variant_fields",
 ]
@@ -32,12 +33,18 @@ def run_document(run: RunSummary, config: Mapping[str, Any] | None = None) -> sc
     return schemas.Run(**(fields if config is None else fields | {"config": config}), processes=run.processes)
 
 
-def run_details(run: RunSummary, processes: Sequence[ProcessSummary], losses: Mapping[str, int]) -> schemas.RunDetails:
-    """Return the document of a run with its processes and losses."""
+def run_details(
+    run: RunSummary, processes: Sequence[ProcessSummary], losses: Mapping[str, int], config: Mapping[str, Any]
+) -> schemas.RunDetails:
+    """Return the document of a run with its processes and losses. `config` replaces the full configuration."""
     documents = [_process(process) for process in processes]
-    return schemas.RunDetails(
-        **_run_fields(run), processes=documents, environment=_environment(processes), losses=losses
-    )
+    fields = _run_fields(run) | {"config": config}
+    return schemas.RunDetails(**fields, processes=documents, environment=_environment(processes), losses=losses)
+
+
+def summary_documents(summaries: Mapping[str, Summary]) -> dict[str, schemas.Summary]:
+    """Return the documents of summaries, by metric."""
+    return {metric: _summary(summary) for metric, summary in summaries.items()}
 
 
 def variant_fields(series: Varying) -> dict[str, Any]:
@@ -45,16 +52,20 @@ def variant_fields(series: Varying) -> dict[str, Any]:
     return _kind_fields(series.kind) | {"scope": series.scope, "unit": series.unit}
 
 
-def metric_documents(series: Sequence[MetricSummary]) -> list[schemas.Metric]:
-    """Return one document for each name, kind and unit among a run's series."""
+def metric_documents(series: Sequence[MetricSummary], numeric: bool | None = None) -> list[schemas.Metric]:
+    """Return one document for each name, kind and unit among a run's series.
+
+    `numeric` selects gauges and sums (True), distributions (False) or both (None).
+    """
     groups: dict[tuple[str, Kind, str], list[MetricSummary]] = {}
     for summary in series:
-        groups.setdefault((summary.metric, summary.kind, summary.unit), []).append(summary)
+        if numeric in (None, summary.kind.numeric):
+            groups.setdefault((summary.metric, summary.kind, summary.unit), []).append(summary)
     return [_metric(group) for group in groups.values()]
 
 
 def join_metrics(runs: Sequence[Sequence[schemas.Metric]]) -> list[schemas.Metric]:
-    """Combine the metrics of several runs.
+    """Combine the metrics of several runs, ordered by name.
 
     `processes` is the highest number of processes that have the metric in one run.
     """
@@ -82,7 +93,7 @@ def join_metrics(runs: Sequence[Sequence[schemas.Metric]]) -> list[schemas.Metri
                     stepped=any(_is_stepped(each) for each in both) and newest.last_step is None,
                 ),
             )
-    return list(joined.values())
+    return sorted(joined.values(), key=lambda metric: metric.name)
 
 
 def event_document(event: StoredEvent) -> schemas.Event:
@@ -148,7 +159,7 @@ def _run_fields(run: RunSummary) -> dict[str, Any]:
         "lost": run.lost,
         "lag": max(run.updated - run.newest, 0) / 1e9 if run.newest else None,
         "config": run.config,
-        "summary": {metric: _summary(summary) for metric, summary in run.summary.items()},
+        "summary": summary_documents(run.summary),
     }
 
 

@@ -31,7 +31,7 @@ def openapi_document() -> dict[str, Any]:
     add(DURABLE_PATH, "Sync to disk, and report the commits that survive a power failure", schemas.Durable)
     add("/api/v1/projects", "List all projects", schemas.Projects)
     add("/api/v1/runs", "List runs", schemas.Runs, request_schemas.RunsParameters)
-    add(_RUN, "Get a run", schemas.RunDetails, request_schemas.RunParameters)
+    add(_RUN, "Get a run", schemas.RunDetails, request_schemas.RunDetailsParameters)
     add(
         _RUN,
         "Change a run",
@@ -42,8 +42,13 @@ def openapi_document() -> dict[str, Any]:
     )
     add(_RUN, "Delete a run", None, request_schemas.RunParameters, method="delete")
     add(f"{_RUN}/attempt", "Get the attempt number of a process", schemas.Attempt, request_schemas.AttemptParameters)
-    add(f"{_RUN}/metrics", "List the metrics of a run", schemas.Metrics, request_schemas.RunParameters)
-    add("/api/v1/metrics", "List the metrics of several runs", schemas.Metrics, request_schemas.RunListParameters)
+    of_run, of_runs = request_schemas.MetricsParameters, request_schemas.MetricsOfRunsParameters
+    add(f"{_RUN}/metrics", "List the metrics of a run", schemas.Metrics, of_run)
+    add("/api/v1/metrics", "List the metrics of several runs", schemas.Metrics, of_runs)
+    of_run, of_runs = request_schemas.SectionsParameters, request_schemas.SectionsOfRunsParameters
+    add(f"{_RUN}/sections", "List the sections of a run's metrics", schemas.Sections, of_run)
+    add("/api/v1/sections", "List the sections of several runs' metrics", schemas.Sections, of_runs)
+    add("/api/v1/fields", "List the fields of a project's runs", schemas.Fields, request_schemas.FieldsParameters)
     add(f"{_RUN}/events", "List the events of a run, newest first", schemas.Events, request_schemas.EventsParameters)
     add(f"{_RUN}/media/{{digest}}", "Get an image", {"image/*": _BINARY}, request_schemas.RunParameters)
     sampled = {_JSON: document.schema(schemas.QueryResult), COLUMNS: document.binary(schemas.QueryColumns)}

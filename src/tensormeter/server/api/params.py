@@ -14,7 +14,13 @@ from starlette.requests import Request
 
 from tensormeter.errors import EncodingError
 from tensormeter.otlp.document import parse_document
-from tensormeter.server.api.request_schemas import MAX_INTEGER, MAX_RUNS, MIN_INTEGER, RunListParameters
+from tensormeter.server.api.request_schemas import (
+    MAX_INTEGER,
+    MAX_RUNS,
+    MIN_INTEGER,
+    MetricsOfRunsParameters,
+    RunListParameters,
+)
 from tensormeter.server.store import RunRef
 
 __all__ = ["invalid", "parse_run_ref", "read_body", "read_parameters", "run_ref", "run_refs", "unique"]
@@ -57,7 +63,7 @@ def parse_run_ref(text: str, project: str | None = None) -> RunRef:
     return RunRef(run_id, before if slash else project)
 
 
-def run_refs(parameters: RunListParameters) -> list[RunRef]:
+def run_refs(parameters: RunListParameters | MetricsOfRunsParameters) -> list[RunRef]:
     """Return the runs that the parameter `runs` lists.
 
     Raises:

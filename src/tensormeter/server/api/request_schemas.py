@@ -19,6 +19,11 @@ MAX_POINTS: Final = 100_000
 MAX_DISTRIBUTIONS: Final = 20_000
 MAX_EVENTS: Final = 10_000
 MAX_PAGE: Final = 1000
+MAX_NAMES: Final = 10_000
+"""Maximum number of names on a page of metrics, sections or fields."""
+
+MAX_SEARCH: Final = 1024
+"""Maximum number of characters of a prefix or a search."""
 
 MIN_INTEGER: Final = -(1 << 63)
 MAX_INTEGER: Final = (1 << 63) - 1
@@ -47,6 +52,13 @@ _LAST_TIME: Final = Meta(
 _ATTEMPT: Final = Meta(
     description="Number of the attempt, or `all`. Default: all attempts, without points that a later one repeats."
 )
+_SECTION: Final = Meta(
+    max_length=MAX_SEARCH,
+    description="Section whose sections are returned, with a slash at its end; empty for the top level.",
+    extra_json_schema={"pattern": "^(.*/)?$"},
+)
+_PROJECT: Final = Meta(description="Project of the run.")
+_PROJECTS: Final = Meta(description="Project of the runs that are given without a project.")
 _PROCESS: Final = Meta(description="ID of the process to read.")
 _SCOPE: Final = Meta(description="Name of the instrumentation scope.")
 _UNIT: Final = Meta(description="Unit of the metric.")
@@ -108,7 +120,17 @@ class RunChanges(Struct, kw_only=True):
 
 
 class RunParameters(Struct, kw_only=True):
-    project: Annotated[str | None, Meta(description="Project of the run.")] = None
+    project: Annotated[str | None, _PROJECT] = None
+
+
+class RunDetailsParameters(RunParameters, kw_only=True):
+    fields: Annotated[
+        str | None,
+        Meta(
+            description="Comma-separated parts to return: `config`, `config.KEY`, `summary` or `summary.METRIC`."
+            " Default: all."
+        ),
+    ] = None
 
 
 class RunsParameters(Struct, kw_only=True):
@@ -118,7 +140,11 @@ class RunsParameters(Struct, kw_only=True):
         str, Meta(description="Comma-separated fields to sort by; a leading `-` means descending order.")
     ] = ""
     fields: Annotated[
-        str | None, Meta(description="Comma-separated parts of `config` and `summary` to return. Default: all.")
+        str | None,
+        Meta(
+            description="Comma-separated parts to return: `config`, `config.KEY`, `summary` or `summary.METRIC`."
+            " Default: `config`."
+        ),
     ] = None
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE, description="Maximum number of runs.")] = 100
     offset: Annotated[int, Meta(ge=0, le=1 << 62, description="Number of runs to skip.")] = 0
@@ -143,7 +169,62 @@ _RUN_LIST: Final = Meta(
 
 class RunListParameters(Struct, kw_only=True):
     runs: Annotated[str, _RUN_LIST]
-    project: Annotated[str | None, Meta(description="Project of the runs that are given without a project.")] = None
+    project: Annotated[str | None, _PROJECTS] = None
+
+
+class MetricListParameters(Struct, kw_only=True):
+    prefix: Annotated[str, Meta(max_length=MAX_SEARCH, description="Beginning of the names.")] = ""
+    search: Annotated[
+        str,
+        Meta(
+            max_length=MAX_SEARCH,
+            description="Regular expression that the names contain, or text if it is not a valid one; case is ignored.",
+        ),
+    ] = ""
+    kind: Annotated[
+        Literal["number", "distribution"] | None, Meta(description="Kind of the metrics. Default: all kinds.")
+    ] = None
+    system: Annotated[
+        bool | None,
+        Meta(
+            description="True for metrics that sensors and libraries record, such as `system.*`; false for the others."
+            " Default: all metrics."
+        ),
+    ] = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_NAMES, description="Maximum number of names.")] = 1000
+    after: Annotated[str | None, Meta(description="Value of `next` of the previous page.")] = None
+
+
+class MetricsParameters(MetricListParameters, kw_only=True):
+    project: Annotated[str | None, _PROJECT] = None
+
+
+class MetricsOfRunsParameters(MetricListParameters, kw_only=True):
+    runs: Annotated[str, _RUN_LIST]
+    project: Annotated[str | None, _PROJECTS] = None
+
+
+class SectionsParameters(MetricsParameters, kw_only=True):
+    prefix: Annotated[str, _SECTION] = ""
+
+
+class SectionsOfRunsParameters(MetricsOfRunsParameters, kw_only=True):
+    prefix: Annotated[str, _SECTION] = ""
+
+
+class FieldsParameters(Struct, kw_only=True):
+    project: Annotated[str | None, Meta(description="Project of the fields. Default: all.")] = None
+    prefix: Annotated[str, Meta(max_length=MAX_SEARCH, description="Beginning of the names.")] = ""
+    search: Annotated[
+        str,
+        Meta(
+            max_length=MAX_SEARCH,
+            description="Regular expression that the names contain, or text if it is not a valid one; case is ignored.",
+        ),
+    ] = ""
+    kind: Annotated[Literal["config", "summary"] | None, Meta(description="Group of the fields. Default: both.")] = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_NAMES, description="Maximum number of names.")] = 1000
+    after: Annotated[str | None, Meta(description="Value of `next` of the previous page.")] = None
 
 
 class StreamParameters(RunListParameters, kw_only=True):

@@ -1,36 +1,36 @@
-"""Handlers for projects, runs, metrics, events and media."""
+"""Handlers for projects, runs, events and media."""
 
 from typing import Final
 
-from msgspec import UNSET
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tensormeter.server.api.documents import (
-    event_document,
-    join_metrics,
-    metric_documents,
-    run_details,
-    run_document,
-    trim_config,
-)
-from tensormeter.server.api.params import read_body, read_parameters, run_ref, run_refs
-from tensormeter.server.api.request_schemas import EventsParameters, RunChanges, RunListParameters, RunsParameters
+from tensormeter.server.api import schemas
+from tensormeter.server.api.documents import event_document, run_details, run_document
+from tensormeter.server.api.params import read_body, read_parameters, run_ref
+from tensormeter.server.api.request_schemas import EventsParameters, RunChanges, RunDetailsParameters, RunsParameters
 from tensormeter.server.api.responses import encode, json_response
-from tensormeter.server.api.schemas import Events, Metrics, Project, Projects, Runs
+from tensormeter.server.api.run_pieces import RunFields, list_pieces, list_runs, run_pieces
+from tensormeter.server.api.schemas import Events, Project, Projects
 from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.limits.cpu_budget import CpuBudget
+from tensormeter.server.limits.responses import BufferedResponse
 from tensormeter.server.query.runs.search import RunSearch, find_runs
 from tensormeter.server.store import RunChanges as StoreChanges
+from tensormeter.server.store import RunRef, RunSummary, Store
 from tensormeter.server.store.models.event_query import EventQuery
 
 __all__ = ["RunsApi"]
 
-MAX_FIELDS: Final = 1000
-MAX_LEVELS: Final = 100
+_STREAMED: Final = 4 << 20
+"""Size, in bytes, of the data in memory while a response with summaries is sent."""
+
+_MANY: Final = 5_000
+"""Number of metrics above which a run is sent in pieces. Errors while it is sent close the connection."""
+
 _MAX_POSITION: Final = 39
 """Maximum length of an event position in characters: two 63-bit integers and a separator."""
 
@@ -45,7 +45,7 @@ _MEDIA_HEADERS: Final = {
 
 
 class RunsApi:
-    """Handlers for projects, runs, metrics, events and media."""
+    """Handlers for projects, runs, events and media."""
 
     def __init__(self, stores: Stores, threads: ApiThreads) -> None:
         self._stores = stores
@@ -58,8 +58,6 @@ class RunsApi:
             Route("/api/v1/runs", self.runs),
             # A single route, so that the response to any other method (405) lists all three methods.
             Route(_RUN, self.run, methods=["GET", "PATCH", "DELETE"]),
-            Route(f"{_RUN}/metrics", self.metrics),
-            Route("/api/v1/metrics", self.metrics_of_runs),
             Route(f"{_RUN}/events", self.events),
             Route(f"{_RUN}/media/{{digest}}", self.media),
         ]
@@ -73,27 +71,20 @@ class RunsApi:
     async def runs(self, request: Request) -> Response:
         """Return a page of runs."""
         parameters = read_parameters(request, RunsParameters)
-        fields = None if parameters.fields is None else [name for name in parameters.fields.split(",") if name]
-        if fields is not None and (len(fields) > MAX_FIELDS or any(name.count(".") > MAX_LEVELS for name in fields)):
-            raise HTTPException(400, f"fields: expected at most {MAX_FIELDS} names of at most {MAX_LEVELS} levels")
-        metrics = None if fields is None else _under("summary.", fields)
-        keys = None if fields is None or "config" in fields else _under("config.", fields)
+        fields = RunFields.parse("config" if parameters.fields is None else parameters.fields)
+        search = RunSearch(
+            parameters.limit, parameters.offset, parameters.project or None, parameters.filter, parameters.sort
+        )
 
-        def work(budget: CpuBudget) -> bytes:
-            damaged: list[str] = []
-            search = RunSearch(
-                parameters.limit,
-                parameters.offset,
-                parameters.project or None,
-                parameters.filter,
-                parameters.sort,
-                metrics,
-            )
-            runs, total = find_runs(self._stores.of(request), search, budget.check_now, damaged)
-            documents = [run_document(run, None if keys is None else trim_config(run.config, keys)) for run in runs]
-            return encode(Runs(runs=documents, total=total, damaged=damaged or UNSET))
+        def work(budget: CpuBudget) -> Response:
+            store = self._stores.of(request)
+            numbers, total = find_runs(store, search, budget.check_now)
+            if fields.metrics is None:
+                pieces = list_pieces(store, numbers, fields, total, search.offset)
+                return BufferedResponse(pieces, _STREAMED, "application/json")
+            return json_response(list_runs(store, numbers, fields, total, search.offset))
 
-        return json_response(await self._threads.run_checked(request, work))
+        return await self._threads.run_checked(request, work)
 
     async def run(self, request: Request) -> Response:
         """Read, change or delete a run."""
@@ -107,13 +98,24 @@ class RunsApi:
 
     async def _show(self, request: Request) -> Response:
         ref = run_ref(request)
+        parameters = read_parameters(request, RunDetailsParameters)
+        fields = RunFields.parse("config,summary" if parameters.fields is None else parameters.fields)
 
-        def work() -> bytes:
-            run = self._stores.of(request).run(ref)
-            processes = self._stores.of(request).processes(ref)
-            return encode(run_details(run, processes, self._stores.of(request).losses(ref)))
+        def work() -> Response:
+            store = self._stores.of(request)
+            run = store.run(ref, fields.metrics or ())
+            details = run_details(run, store.processes(ref), store.losses(ref), fields.config_of(run))
+            return self._whole(store, run, details) if fields.metrics is None else json_response(encode(details))
 
-        return json_response(await self._threads.run(work))
+        return await self._threads.run(work)
+
+    def _whole(self, store: Store, run: RunSummary, document: schemas.Run | schemas.RunDetails) -> Response:
+        """Return a run's document with all summaries, in pieces if there are many."""
+        ref = RunRef(run.run_id, run.project)
+        pieces = run_pieces(store, ref, document)
+        if len(store.names(ref)) > _MANY:
+            return BufferedResponse(pieces, _STREAMED, "application/json")
+        return json_response(b"".join(pieces))
 
     async def _update(self, request: Request) -> Response:
         ref = run_ref(request)
@@ -126,39 +128,18 @@ class RunsApi:
             archived=body.archived,
         )
 
-        def work() -> bytes:
-            self._stores.of(request).update(ref, changes)
-            return encode(run_document(self._stores.of(request).run(ref)))
+        def work() -> Response:
+            store = self._stores.of(request)
+            store.update(ref, changes)
+            run = store.run(ref, ())
+            return self._whole(store, run, run_document(run))
 
-        return json_response(await self._threads.run(work))
+        return await self._threads.run(work)
 
     async def _delete(self, request: Request) -> Response:
         ref = run_ref(request)
         await self._threads.run(lambda: self._stores.of(request).delete(ref))
         return Response(status_code=204)
-
-    async def metrics(self, request: Request) -> Response:
-        """Return all metrics of a run."""
-        ref = run_ref(request)
-
-        def work() -> bytes:
-            return encode(Metrics(metric_documents(self._stores.of(request).metrics(ref))))
-
-        return json_response(await self._threads.run(work))
-
-    async def metrics_of_runs(self, request: Request) -> Response:
-        """Return all metrics of several runs."""
-        refs = run_refs(read_parameters(request, RunListParameters))
-
-        def work(budget: CpuBudget) -> bytes:
-            store = self._stores.of(request)
-            metrics = []
-            for ref in refs:
-                budget.check_now()
-                metrics.append(metric_documents(store.metrics(ref)))
-            return encode(Metrics(join_metrics(metrics)))
-
-        return json_response(await self._threads.run_checked(request, work))
 
     async def events(self, request: Request) -> Response:
         """Return events of a run, newest first."""
@@ -198,7 +179,3 @@ def _position(text: str | None) -> tuple[int, int] | None:
         if max(position) < 1 << 63:
             return position
     raise HTTPException(400, f"before: expected the value of `next` of another response, got {text[:40]!r}")
-
-
-def _under(prefix: str, names: list[str]) -> list[str]:
-    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]

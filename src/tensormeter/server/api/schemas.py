@@ -5,7 +5,7 @@ page's types. A field that is `UNSET` is omitted from the response.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Final, Literal, TypedDict
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -20,6 +20,8 @@ Nanoseconds = Annotated[str, Meta(pattern="^-?[0-9]+$", description="Nanoseconds
 """An integer as a string, because JavaScript numbers are not precise enough."""
 
 Temporality = Literal["delta", "cumulative", "unspecified"]
+
+_NEXT_NAME: Final = Meta(description="Value of `after` for the next page; null on the last page.")
 
 # Errors
 
@@ -90,8 +92,10 @@ class _RunFields(Struct, kw_only=True):
         float | None,
         Meta(description="Seconds from the newest point to `last_time`; null if there are no points."),
     ]
-    config: Annotated[Attributes, Meta(description="Configuration of the run.")]
-    summary: Annotated[Mapping[str, Summary], Meta(description="Statistics by metric name.")]
+    config: Annotated[Attributes, Meta(description="Configuration of the run, as far as it was requested.")]
+    summary: Annotated[
+        Mapping[str, Summary], Meta(description="Statistics by metric name, as far as they were requested.")
+    ]
 
 
 class Run(_RunFields, kw_only=True):
@@ -126,6 +130,7 @@ class Runs(Struct, kw_only=True):
 
     runs: Sequence[Run]
     total: Annotated[int, Meta(description="Number of matching runs on all pages.")]
+    next: Annotated[int | None, Meta(description="Value of `offset` for the next page; null on the last page.")]
     damaged: Annotated[
         Sequence[str] | UnsetType,
         Meta(description="Runs that are missing because the store is damaged."),
@@ -183,9 +188,37 @@ class Metric(Struct, kw_only=True):
 
 
 class Metrics(Struct):
-    """Metrics of one or more runs."""
+    """A page of the metrics of one or more runs, ordered by name."""
 
     metrics: Sequence[Metric]
+    next: Annotated[str | None, _NEXT_NAME]
+    total: Annotated[int, Meta(description="Number of matching names on all pages.")]
+
+
+class Section(Struct, gc=False):
+    """The metrics whose names have the same part before a slash."""
+
+    name: Annotated[str, Meta(description="Part of the names after the prefix and before the next slash.")]
+    metrics: Annotated[int, Meta(description="Number of matching names in the section.")]
+
+
+class Sections(Struct):
+    """A page of the sections at one level."""
+
+    sections: Sequence[Section]
+    metrics: Annotated[int, Meta(description="Number of matching names at this level that are in no section.")]
+    next: Annotated[str | None, _NEXT_NAME]
+    total: Annotated[int, Meta(description="Number of matching names at and below this level.")]
+
+
+class Fields(Struct):
+    """A page of the names of fields."""
+
+    fields: Annotated[
+        Sequence[str], Meta(description="Names as in filters: `config.` and a key, or `summary.` and a metric.")
+    ]
+    next: Annotated[str | None, _NEXT_NAME]
+    total: Annotated[int, Meta(description="Number of matching names on all pages.")]
 
 
 class EventScope(TypedDict, total=False):
@@ -458,7 +491,14 @@ class Update(Struct):
     """The data of an `update` event in the stream: changes to one run."""
 
     run: str
-    metrics: Annotated[Sequence[str], Meta(description="Names of the metrics that have new points.")]
+    metrics: Annotated[
+        Sequence[str],
+        Meta(description="Names of the metrics that have new points; empty if there are too many to list."),
+    ]
+    many: Annotated[
+        Literal[True] | UnsetType,
+        Meta(description="Present if too many metrics have new points to list them; any metric may have new points."),
+    ] = UNSET
     state: Annotated[State | UnsetType, Meta(description="State of the run, if it changed.")] = UNSET
     events: Annotated[Literal[True] | UnsetType, Meta(description="Present if there are new events.")] = UNSET
 

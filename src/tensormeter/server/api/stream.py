@@ -31,6 +31,9 @@ At this limit, a new stream replaces the oldest stream of the client with the mo
 has more streams than the new stream's client would have.
 """
 
+MAX_CHANGED: Final = 1000
+"""Maximum number of metrics that an update lists."""
+
 _POLL: Final = 1.0
 _KEEPALIVE: Final = 15.0
 
@@ -150,11 +153,13 @@ class StreamApi:
             events: list[bytes] = []
             for change in changes.changes:
                 update = Update(change.run.run_id, change.metrics)
+                if len(change.metrics) > MAX_CHANGED:
+                    update.metrics, update.many = [], True
                 if states.get(change.run) != change.state:
                     update.state = states[change.run] = change.state
                 if change.events:
                     update.events = True
-                if update.metrics or update.state or update.events:
+                if update.metrics or update.many or update.state or update.events:
                     events.append(b"event: update\ndata: " + encode(update) + b"\n\n")
             if changes.cursor != cursor:
                 cursor = changes.cursor

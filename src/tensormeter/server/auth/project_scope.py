@@ -31,9 +31,11 @@ from tensormeter.server.store import (
     SeriesRollup,
     Store,
     StoredEvent,
+    Summary,
 )
 from tensormeter.server.store.models.durability import Syncer
 from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
+from tensormeter.server.store.models.names import FieldKind, NameTable
 from tensormeter.server.store.rules.resource_identity import identify
 
 __all__ = ["ForbiddenError", "ProjectStore", "Stores"]
@@ -122,9 +124,13 @@ class ProjectStore:
         """See `Store`."""
         return [run for run in self._store.runs(runs, metrics, damaged) if run.project == self._project]
 
-    def run(self, ref: RunRef) -> RunSummary:
+    def run(self, ref: RunRef, metrics: Sequence[str] | None = None) -> RunSummary:
         """See `Store`."""
-        return self._store.run(self._scoped(ref))
+        return self._store.run(self._scoped(ref), metrics)
+
+    def summaries(self, ref: RunRef, metrics: Sequence[str]) -> Mapping[str, Summary]:
+        """See `Store`."""
+        return self._store.summaries(self._scoped(ref), metrics)
 
     def processes(self, ref: RunRef) -> list[ProcessSummary]:
         """See `Store`."""
@@ -142,9 +148,19 @@ class ProjectStore:
         """See `Store`."""
         self._store.delete(self._scoped(ref))
 
-    def metrics(self, ref: RunRef) -> list[MetricSummary]:
+    def names(self, ref: RunRef) -> NameTable:
         """See `Store`."""
-        return self._store.metrics(self._scoped(ref))
+        return self._store.names(self._scoped(ref))
+
+    def metrics(self, ref: RunRef, names: Sequence[str] | None = None) -> list[MetricSummary]:
+        """See `Store`."""
+        return self._store.metrics(self._scoped(ref), names)
+
+    def field_names(self, project: str | None, kind: FieldKind, check: Check = no_check) -> NameTable:
+        """See `Store`."""
+        if project not in (None, self._project):
+            return NameTable.of(())
+        return self._store.field_names(self._project, kind, check)
 
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""

@@ -25,6 +25,7 @@ from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.models.durability import Syncer
 from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
+from tensormeter.server.store.models.names import FieldKind, NameTable
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.runs import (
     Changes,
@@ -37,6 +38,7 @@ from tensormeter.server.store.models.runs import (
     RunSummary,
     RunTable,
     StoredEvent,
+    Summary,
 )
 from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, SeriesRollup
 
@@ -128,8 +130,17 @@ class Store(Protocol):
         """
         ...
 
-    def run(self, ref: RunRef) -> RunSummary:
-        """Return one run with the summaries of all its metrics."""
+    def run(self, ref: RunRef, metrics: Sequence[str] | None = None) -> RunSummary:
+        """Return one run with the summaries of the given metrics, or of all its metrics."""
+        ...
+
+    def summaries(self, ref: RunRef, metrics: Sequence[str]) -> Mapping[str, Summary]:
+        """Return the summaries of a run's metrics, by name in ascending order. Other names are ignored.
+
+        Args:
+            ref: Run to read.
+            metrics: Distinct names of metrics. The method is fast if they are neighbors in the run's list of names.
+        """
         ...
 
     def processes(self, ref: RunRef) -> list[ProcessSummary]:
@@ -151,8 +162,29 @@ class Store(Protocol):
         """
         ...
 
-    def metrics(self, ref: RunRef) -> list[MetricSummary]:
-        """Return every series of a run, ordered by metric, process and attributes."""
+    def names(self, ref: RunRef) -> NameTable:
+        """Return the names of a run's metrics. Repeated calls are fast, because the store caches the table."""
+        ...
+
+    def metrics(self, ref: RunRef, names: Sequence[str] | None = None) -> list[MetricSummary]:
+        """Return series of a run, ordered by metric, process and attributes.
+
+        Args:
+            ref: Run to read.
+            names: Distinct names of metrics; None for all. Metrics that the run does not have are ignored.
+        """
+        ...
+
+    def field_names(self, project: str | None, kind: FieldKind, check: Check = no_check) -> NameTable:
+        """Return the names of all config keys, or of all gauges and sums, of the runs in a project or in all projects.
+
+        Config keys of nested objects contain dots. The result may lack names that arrived in the last minute.
+
+        Args:
+            project: Project name; None for all projects.
+            kind: `config` or `summary`.
+            check: Function called repeatedly; it can raise an exception to stop the query.
+        """
         ...
 
     def read(self, ref: RunRef, selection: Selection) -> Reading:

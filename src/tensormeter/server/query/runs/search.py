@@ -8,7 +8,7 @@ from tensormeter.errors import UsageError
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.runs.fields import Field, find_field
 from tensormeter.server.query.runs.filter import parse_filter
-from tensormeter.server.store import RunSummary, Store
+from tensormeter.server.store import Store
 
 __all__ = ["RunSearch", "find_runs"]
 
@@ -30,7 +30,6 @@ class RunSearch:
         filter: Condition in the filter language. Archived runs match only if the condition uses the field `archived`.
         sort: Comma-separated field names, with a leading `-` for descending order; "" to put the run that started last
             first.
-        metrics: Names of the metrics to summarize; None for all metrics.
     """
 
     limit: int
@@ -38,19 +37,15 @@ class RunSearch:
     project: str | None = None
     filter: str = ""
     sort: str = ""
-    metrics: Sequence[str] | None = None
 
 
-def find_runs(
-    store: Store, search: RunSearch, check: Check = no_check, damaged: list[str] | None = None
-) -> tuple[list[RunSummary], int]:
-    """Return a page of the matching runs, and the total number of matching runs.
+def find_runs(store: Store, search: RunSearch, check: Check = no_check) -> tuple[list[int], int]:
+    """Return the numbers of a page of the matching runs, and the total number of matching runs.
 
     Args:
         store: Store to search.
         search: Filter, sort order and page.
         check: Function called for each field and each run; it can raise an exception to stop the search.
-        damaged: List that receives messages about damaged runs; see `Store.runs`.
 
     Raises:
         UsageError: The filter or the sort order cannot be parsed.
@@ -76,7 +71,7 @@ def find_runs(
         present.sort(key=_key(column, present), reverse=order.descending)
         rows = present + missing
     page = rows[search.offset : search.offset + search.limit]
-    return store.runs([table.runs[row] for row in page], search.metrics, damaged), len(rows)
+    return [table.runs[row] for row in page], len(rows)
 
 
 def _parse_sort(text: str) -> Sequence[_Order]:

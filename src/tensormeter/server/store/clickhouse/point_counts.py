@@ -68,6 +68,13 @@ class PointCounts:
         """Return the number of points of each series of a run."""
         return self._counts("series", {run: updated}, lambda runs: self._of_tables(runs, "run, series"))[run]
 
+    def of_some_series(self, run: int, series: Collection[int]) -> dict[int, int]:
+        """Return the number of points of the given series of a run, without the cache."""
+        if not series:
+            return {}
+        rows = self._of_tables((run,), "run, series", f" AND series IN ({numbers(series)})")
+        return {key: points for _, key, points in rows}
+
     def of_metrics(
         self, updated: Mapping[int, int], metrics: Collection[str] | None
     ) -> dict[int, dict[str, MetricCounts]]:
@@ -92,9 +99,9 @@ class PointCounts:
 
         return self._counts(("metrics", names and tuple(names)), updated, count)
 
-    def _of_tables(self, runs: Collection[int], key: str) -> Iterable[tuple[int, Any, int]]:
+    def _of_tables(self, runs: Collection[int], key: str, only: str = "") -> Iterable[tuple[int, Any, int]]:
         tables = (
-            f"SELECT {key} AS key, count() AS points FROM {table} FINAL WHERE run IN ({numbers(runs)}) GROUP BY run, key"
+            f"SELECT {key} AS key, count() AS points FROM {table} FINAL WHERE run IN ({numbers(runs)}){only} GROUP BY run, key"
             for table in ("points", "distributions")
         )
         rows = self._connection.rows(

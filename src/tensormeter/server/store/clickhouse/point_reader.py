@@ -35,16 +35,21 @@ class PointReader:
         self._runs = runs
         self._counts = counts
 
-    def metrics(self, run: int) -> list[MetricSummary]:
+    def metrics(self, run: int, names: Sequence[str] | None = None) -> list[MetricSummary]:
         """See `Store.metrics`."""
+        only = "" if names is None else " AND metric IN {metrics:Array(String)}"
         rows = self._connection.rows(
             "SELECT series, metric, anyLast(kind) AS k, anyLast(process) AS p, anyLast(attributes) AS a, anyLast(unit),"
-            f" anyLast(description), max(last), anyLast(scope) AS s FROM series WHERE run = {run} GROUP BY series, metric"
-            " ORDER BY metric, p, a, k, s"
+            f" anyLast(description), max(last), anyLast(scope) AS s FROM series WHERE run = {run}{only} GROUP BY series, metric"
+            " ORDER BY metric, p, a, k, s",
+            **({} if names is None else {"metrics": list(names)}),
         )
         steps = self._runs.step_at({(run, row[7][5], row[7][0]) for row in rows if not row[7][3]})
         attempts = self._runs.attempts(run)
-        counts = self._counts.of_series(run, self._runs.updated(run))
+        if names is None:
+            counts = self._counts.of_series(run, self._runs.updated(run))
+        else:
+            counts = self._counts.of_some_series(run, [row[0] for row in rows])
         return [_metric(row, counts.get(row[0], 0), steps, attempts) for row in rows]
 
     def series(self, run: int, selection: Selection) -> list[Sequence[Any]]:

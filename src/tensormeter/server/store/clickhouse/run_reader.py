@@ -16,7 +16,15 @@ from tensormeter.server.store.clickhouse.point_counts import MetricCounts, Point
 from tensormeter.server.store.clickhouse.process_updates import NEVER
 from tensormeter.server.store.models.errors import AmbiguousRunError, NotFoundError
 from tensormeter.server.store.models.points import Points, steps_at
-from tensormeter.server.store.models.runs import ProcessAttempt, ProjectSummary, RunRef, RunSummary, RunTable, State
+from tensormeter.server.store.models.runs import (
+    ProcessAttempt,
+    ProjectSummary,
+    RunRef,
+    RunSummary,
+    RunTable,
+    State,
+    Summary,
+)
 from tensormeter.server.store.rules.lifecycle import NUMBERED, ProcessLifecycle, present_state, run_lifecycle
 from tensormeter.server.store.rules.run_fields import PARTS, dig, summary_fields, summary_of
 from tensormeter.server.store.rules.totals import Totals
@@ -143,23 +151,29 @@ class Runs:
             return []
         loaded = self._load(f"run IN ({numbers(runs)})", runs, config=True)
         updated = {key: run.updated for key, run in loaded.items()}
-        totals: Mapping[int, dict[str, Totals]] = {}
-        if loaded and (metrics is None or metrics):
-            counts = self._counts.of_metrics(updated, metrics)
-            totals = self._totals(f"run IN ({numbers(loaded)})", metrics, counts, steps=True)
-            for run, metric in self._mixed(loaded):
-                if metric in totals.get(run, {}):
-                    totals[run][metric] = totals[run][metric].without_statistics()
+        summaries = self._summaries(updated, metrics) if loaded and (metrics is None or metrics) else {}
         points = self._counts.of_runs(updated)
         return [
-            replace(
-                loaded[key],
-                points=points.get(key, 0),
-                summary={name: summary_of(total) for name, total in sorted(totals.get(key, {}).items())},
-            )
+            replace(loaded[key], points=points.get(key, 0), summary=summaries.get(key, {}))
             for key in runs
             if key in loaded
         ]
+
+    def summaries(self, run: int, metrics: Collection[str]) -> dict[str, Summary]:
+        """Return the summaries of a run's metrics, by name."""
+        return self._summaries({run: self.updated(run)}, metrics).get(run, {})
+
+    def _summaries(self, updated: Mapping[int, int], metrics: Collection[str] | None) -> dict[int, dict[str, Summary]]:
+        """Return summaries by run and metric. `updated` contains the time of each run's last arrival."""
+        counts = self._counts.of_metrics(updated, metrics)
+        totals = self._totals(f"run IN ({numbers(updated)})", metrics, counts, steps=True)
+        for run, metric in self._mixed(updated, metrics):
+            if metric in totals.get(run, {}):
+                totals[run][metric] = totals[run][metric].without_statistics()
+        return {
+            run: {name: summary_of(total) for name, total in sorted(by_metric.items())}
+            for run, by_metric in totals.items()
+        }
 
     def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
         """See `Store.table`."""
@@ -192,11 +206,13 @@ class Runs:
                 columns[f"summary.{metric}.{part}"] = column
         return RunTable(runs, columns)
 
-    def _mixed(self, runs: Collection[int]) -> Sequence[Sequence[Any]]:
+    def _mixed(self, runs: Collection[int], metrics: Collection[str] | None) -> Sequence[Sequence[Any]]:
         """Return a pair (run, metric) for each metric whose series in the run differ in unit or kind."""
+        only = "" if metrics is None else " AND metric IN {metrics:Array(String)}"
         return self._connection.rows(
-            f"SELECT run, metric FROM series WHERE run IN ({numbers(runs)}) AND (kind = 'gauge' OR kind LIKE 'sum %')"
-            " GROUP BY run, metric HAVING uniqExact(kind, unit) > 1"
+            f"SELECT run, metric FROM series WHERE run IN ({numbers(runs)}) AND (kind = 'gauge' OR kind LIKE 'sum %'){only}"
+            " GROUP BY run, metric HAVING uniqExact(kind, unit) > 1",
+            **({} if metrics is None else {"metrics": sorted(metrics)}),
         )
 
     def step_at(self, wanted: Collection[tuple[int, int, int]]) -> dict[tuple[int, int], int]:

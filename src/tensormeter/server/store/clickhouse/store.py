@@ -17,6 +17,7 @@ from tensormeter.server.store.clickhouse.commit import EVENT_COLUMNS, event_row
 from tensormeter.server.store.clickhouse.event_reader import EventReader
 from tensormeter.server.store.clickhouse.group_commit import GroupCommit
 from tensormeter.server.store.clickhouse.keys import Numbers
+from tensormeter.server.store.clickhouse.name_reader import NameReader
 from tensormeter.server.store.clickhouse.pending_request import Request
 from tensormeter.server.store.clickhouse.point_counts import PointCounts
 from tensormeter.server.store.clickhouse.point_reader import PointReader
@@ -25,6 +26,7 @@ from tensormeter.server.store.clickhouse.run_reader import Runs
 from tensormeter.server.store.clickhouse.schema import TABLES, prepare
 from tensormeter.server.store.models.errors import NotFoundError, StoreUnavailableError
 from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
+from tensormeter.server.store.models.names import FieldKind, NameTable
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.runs import (
     Change,
@@ -38,6 +40,7 @@ from tensormeter.server.store.models.runs import (
     RunSummary,
     RunTable,
     StoredEvent,
+    Summary,
 )
 from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, SeriesRollup
 from tensormeter.server.store.protocol import STALL_AFTER
@@ -99,6 +102,7 @@ class ClickHouseStore:
         self._runs = Runs(self._connection, counts, stall_after)
         self._points = PointReader(self._connection, self._runs, counts)
         self._events = EventReader(self._connection, self._runs)
+        self._name_reader = NameReader(self._connection)
         self._group_commit = GroupCommit(self._connection, self._numbers, self._log, commit_interval)
         self._problem: str | None = None
         self._closed = False
@@ -160,12 +164,16 @@ class ClickHouseStore:
         self._check_open()
         return self._runs.load(runs, metrics)
 
-    def run(self, ref: RunRef) -> RunSummary:
+    def run(self, ref: RunRef, metrics: Sequence[str] | None = None) -> RunSummary:
         """See `Store`."""
-        summaries = self._runs.load([self._find(ref)], None)
+        summaries = self._runs.load([self._find(ref)], metrics)
         if not summaries:  # deleted in the meantime
             raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their IDs")
         return summaries[0]
+
+    def summaries(self, ref: RunRef, metrics: Sequence[str]) -> Mapping[str, Summary]:
+        """See `Store`."""
+        return self._runs.summaries(self._find(ref), metrics)
 
     def processes(self, ref: RunRef) -> list[ProcessSummary]:
         """See `Store`."""
@@ -223,9 +231,18 @@ class ClickHouseStore:
                     # The run is not visible any more, but its rows still take up space.
                     _log.warning("tensormeter: cannot delete rows of a deleted run from %s: %s", table.name, error)
 
-    def metrics(self, ref: RunRef) -> list[MetricSummary]:
+    def names(self, ref: RunRef) -> NameTable:
         """See `Store`."""
-        return self._points.metrics(self._find(ref))
+        return self._name_reader.names(self._find(ref))
+
+    def metrics(self, ref: RunRef, names: Sequence[str] | None = None) -> list[MetricSummary]:
+        """See `Store`."""
+        return self._points.metrics(self._find(ref), names)
+
+    def field_names(self, project: str | None, kind: FieldKind, check: Check = no_check) -> NameTable:
+        """See `Store`."""
+        self._check_open()
+        return self._name_reader.field_names(project, kind, check)
 
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""

@@ -13,6 +13,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.models.errors import (
     DamagedError,
@@ -21,6 +22,9 @@ from tensormeter.server.store.models.errors import (
     SuspectedDamageError,
 )
 from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
+from tensormeter.server.store.models.field_cache import FieldCache
+from tensormeter.server.store.models.name_cache import NameCache
+from tensormeter.server.store.models.names import FieldKind, NameTable
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.runs import (
     Change,
@@ -32,6 +36,7 @@ from tensormeter.server.store.models.runs import (
     RunSummary,
     RunTable,
     StoredEvent,
+    Summary,
 )
 from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, SeriesRollup
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
@@ -47,6 +52,7 @@ from tensormeter.server.store.sqlite.tables import commit_log, listing, runs
 from tensormeter.server.store.sqlite.tables.catalog import find_run
 from tensormeter.server.store.sqlite.tables.events import last_event, names_media, read_alerts, read_events, read_media
 from tensormeter.server.store.sqlite.tables.listing import check_series
+from tensormeter.server.store.sqlite.tables.names import read_config_keys, read_names, read_summary_names
 from tensormeter.server.store.sqlite.transaction import reading
 
 __all__ = ["READERS", "SqliteQueries"]
@@ -96,6 +102,8 @@ class SqliteQueries:
         self._memtable = memtable
         self._stall_after = stall_after
         self._damage = Damage()
+        self._name_cache = NameCache()
+        self._field_cache = FieldCache()
         self._file = file
         self._filesystem = filesystem
         self._failed_at = -math.inf
@@ -125,7 +133,7 @@ class SqliteQueries:
     ) -> list[RunSummary]:
         """See `Store`."""
         with self._reader() as connection, self._recording_damage(damaged):
-            snapshots = self._memtable.snapshots(set(runs_))
+            snapshots = self._memtable.snapshots(set(runs_), metrics=_with_steps(metrics))
             with reading(connection):
                 snapshots = _unflushed(connection, snapshots)
                 complete = [run for run in runs_ if self._check_complete(connection, run, damaged)]
@@ -134,14 +142,19 @@ class SqliteQueries:
             damaged.append(f"{self._damage.structure or 'catalog rows are damaged'}; filters may miss runs")
         return summaries
 
-    def run(self, ref: RunRef) -> RunSummary:
+    def run(self, ref: RunRef, metrics: Sequence[str] | None = None) -> RunSummary:
         """See `Store`."""
-        with self._snapshot(ref) as (connection, snapshots, run):
+        with self._snapshot(ref, metrics) as (connection, snapshots, run):
             self._check_complete(connection, run)
-            summaries = runs.load_runs(connection, snapshots, [run], None, self._stall_after)
+            summaries = runs.load_runs(connection, snapshots, [run], metrics, self._stall_after)
         if not summaries:  # deleted in the meantime
             raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their IDs")
         return summaries[0]
+
+    def summaries(self, ref: RunRef, metrics: Sequence[str]) -> Mapping[str, Summary]:
+        """See `Store`."""
+        with self._snapshot(ref, metrics) as (connection, snapshots, run):
+            return runs.load_summaries(connection, snapshots, run, metrics)
 
     def processes(self, ref: RunRef) -> list[ProcessSummary]:
         """See `Store`."""
@@ -157,10 +170,35 @@ class SqliteQueries:
             self._check_complete(connection, run)
             return listing.list_losses(connection, run)
 
-    def metrics(self, ref: RunRef) -> list[MetricSummary]:
+    def names(self, ref: RunRef) -> NameTable:
         """See `Store`."""
-        with self._snapshot(ref) as (connection, snapshots, run):
-            return listing.list_metrics(connection, snapshots, run)
+        with self._reader() as connection, reading(connection):
+            return read_names(connection, find_run(connection, *_names(ref)), self._name_cache)
+
+    def metrics(self, ref: RunRef, names: Sequence[str] | None = None) -> list[MetricSummary]:
+        """See `Store`."""
+        with self._reader() as connection:
+            series: set[int] | None = None
+            with reading(connection):
+                run = find_run(connection, *_names(ref))
+                if names is not None:
+                    rows = listing.series_rows(connection, run, names)
+                    series = {row[0] for row in rows} | listing.step_series(connection, run)
+            snapshots = self._memtable.snapshots({run}, series)
+            with reading(connection):
+                snapshots = _unflushed(connection, snapshots)
+                return listing.list_metrics(connection, snapshots, listing.series_rows(connection, run, names))
+
+    def field_names(self, project: str | None, kind: FieldKind, check: Check = no_check) -> NameTable:
+        """See `Store`."""
+
+        def load() -> NameTable:
+            with self._reader() as connection, reading(connection):
+                if kind == "config":
+                    return read_config_keys(connection, project, check)
+                return read_summary_names(connection, project, check)
+
+        return self._field_cache.get(project, kind, load)
 
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
@@ -353,12 +391,17 @@ class SqliteQueries:
         return new_connection
 
     @contextmanager
-    def _snapshot(self, ref: RunRef) -> Iterator[tuple[sqlite3.Connection, list[MemtableSnapshot], int]]:
-        """Find a run, and yield a consistent view of its data in memory and in the file."""
+    def _snapshot(
+        self, ref: RunRef, metrics: Collection[str] | None = None
+    ) -> Iterator[tuple[sqlite3.Connection, list[MemtableSnapshot], int]]:
+        """Find a run, and yield a consistent view of its data in memory and in the file.
+
+        `metrics` selects the metrics whose points in memory are needed; None selects all.
+        """
         with self._reader() as connection:
             with reading(connection):
                 run = find_run(connection, *_names(ref))
-            snapshots = self._memtable.snapshots({run})
+            snapshots = self._memtable.snapshots({run}, metrics=_with_steps(metrics))
             with reading(connection):
                 yield connection, _unflushed(connection, snapshots), run
 
@@ -374,6 +417,11 @@ class SqliteQueries:
     def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailableError("the store is closed")
+
+
+def _with_steps(metrics: Collection[str] | None) -> Collection[str] | None:
+    """Return the metrics whose points in memory are needed to summarize the given metrics."""
+    return {*metrics, STEP_METRIC} if metrics else metrics
 
 
 def _names(ref: RunRef) -> tuple[str, str | None]:

@@ -181,11 +181,13 @@ class Memtable:
         Args:
             runs: Runs whose buffers to return; None for all runs. Point counts always cover all runs.
             series: Series whose buffers to return; None for all series of these runs.
-            metrics: Metrics whose buffers to return, from all runs; None to use `runs` and `series`.
+            metrics: Metrics whose buffers to return; None to use `series`.
         """
         with self._lock:
             return [
-                _snapshot_of_runs(table, runs, series) if metrics is None else _snapshot_of_metrics(table, metrics)
+                _snapshot_of_runs(table, runs, series)
+                if metrics is None
+                else _snapshot_of_metrics(table, metrics, runs)
                 for table in (self._frozen, self._active)
                 if table is not None and table.upto
             ]
@@ -240,21 +242,28 @@ class Memtable:
 def _snapshot_of_runs(
     table: _Table, runs: Iterable[int] | None, series_filter: Collection[int] | None
 ) -> MemtableSnapshot:
-    buffers = {
-        series: _snapshot_of_buffer(run, buffer)
-        for run in (table.runs if runs is None else runs)
-        for series, buffer in table.runs.get(run, {}).items()
-        if series_filter is None or series in series_filter
-    }
+    buffers: dict[int, BufferSnapshot] = {}
+    for run in table.runs if runs is None else runs:
+        of_run = table.runs.get(run, {})
+        for series in of_run if series_filter is None else of_run.keys() & series_filter:
+            buffers[series] = _snapshot_of_buffer(run, of_run[series])
     return MemtableSnapshot(table.upto, buffers, dict(table.points))
 
 
-def _snapshot_of_metrics(table: _Table, metrics: Iterable[str]) -> MemtableSnapshot:
-    buffers = {
-        series: _snapshot_of_buffer(run, buffer)
-        for metric in metrics
-        for series, (run, buffer) in table.metrics.get(metric, {}).items()
-    }
+def _snapshot_of_metrics(table: _Table, metrics: Collection[str], runs: Collection[int] | None) -> MemtableSnapshot:
+    buffers: dict[int, BufferSnapshot] = {}
+    of_runs = [] if runs is None else [(run, table.runs[run]) for run in runs if run in table.runs]
+    of_metrics = [table.metrics[metric] for metric in metrics if metric in table.metrics]
+    if runs is not None and sum(len(series) for _, series in of_runs) < sum(map(len, of_metrics)):
+        for run, of_run in of_runs:
+            for series, buffer in of_run.items():
+                if buffer.metric in metrics:
+                    buffers[series] = _snapshot_of_buffer(run, buffer)
+    else:
+        for of_metric in of_metrics:
+            for series, (run, buffer) in of_metric.items():
+                if runs is None or run in runs:
+                    buffers[series] = _snapshot_of_buffer(run, buffer)
     return MemtableSnapshot(table.upto, buffers, dict(table.points))
 
 

@@ -3,10 +3,11 @@
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.points import Newest
@@ -17,7 +18,20 @@ from tensormeter.server.store.sqlite.integrity.seals import PROCESS, RESOURCE, S
 from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
 from tensormeter.server.store.sqlite.points.step_lookup import StepLookup
 
-__all__ = ["check_series", "list_losses", "list_metrics", "list_processes", "list_projects"]
+__all__ = [
+    "check_series",
+    "list_losses",
+    "list_metrics",
+    "list_processes",
+    "list_projects",
+    "series_rows",
+    "step_series",
+]
+
+_NAMES: Final = 500
+"""Maximum number of names in a statement."""
+
+_METRIC: Final = SERIES.columns.index("metric")
 
 
 def list_projects(connection: sqlite3.Connection) -> list[ProjectSummary]:
@@ -58,14 +72,50 @@ def _processes(connection: sqlite3.Connection, run: int, columns: str) -> Iterat
 
 
 def list_metrics(
-    connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot], run: int
+    connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot], rows: Sequence[Sequence[Any]]
 ) -> list[MetricSummary]:
-    """See `Store.metrics`."""
-    rows = _series(connection, run)
-    for _ in _processes(connection, run, PROCESS.selection):
-        pass
+    """Return the series of a run; see `Store.metrics`.
+
+    Args:
+        connection: Connection to read steps with.
+        snapshots: Points in memory of these series and of the run's step series.
+        rows: Rows from `series_rows`.
+    """
     steps = StepLookup(connection, snapshots)
     return [_metric(row, snapshots, steps) for row in rows]
+
+
+def series_rows(connection: sqlite3.Connection, run: int, metrics: Sequence[str] | None) -> list[Sequence[Any]]:
+    """Return the rows of a run's series, for the given metrics or for all, after verifying its processes.
+
+    Raises:
+        DamagedError: A row is damaged or missing.
+    """
+    for _ in _processes(connection, run, PROCESS.selection):
+        pass
+    if metrics is None:
+        return _series(connection, run)
+    rows: list[Sequence[Any]] = []
+    for first in range(0, len(metrics), _NAMES):
+        some = metrics[first : first + _NAMES]
+        rows += connection.execute(
+            f"SELECT {SERIES.selection}, process.process, process.attempt FROM process CROSS JOIN series ON series.process = process.id"
+            f" WHERE run = ? AND metric IN ({', '.join('?' * len(some))})",
+            (run, *some),
+        )
+    kind, scope, attributes = (SERIES.columns.index(name) for name in ("kind", "scope", "attributes"))
+    rows.sort(key=lambda row: (row[_METRIC], row[-2], row[attributes], row[kind], row[scope]))
+    return rows
+
+
+def step_series(connection: sqlite3.Connection, run: int) -> set[int]:
+    """Return the series that contain the steps of a run."""
+    rows = connection.execute(
+        "SELECT series.id FROM process CROSS JOIN series ON series.process = process.id"
+        " WHERE run = ? AND metric = ? AND kind = 'gauge'",
+        (run, STEP_METRIC),
+    )
+    return {row[0] for row in rows}
 
 
 def check_series(connection: sqlite3.Connection, run: int) -> None:

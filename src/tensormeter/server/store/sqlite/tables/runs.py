@@ -14,7 +14,7 @@ import numpy as np
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.models.canonical_json import canonical_json
-from tensormeter.server.store.models.runs import RunChanges, RunSummary, RunTable, State
+from tensormeter.server.store.models.runs import RunChanges, RunSummary, RunTable, State, Summary
 from tensormeter.server.store.rules.lifecycle import present_state
 from tensormeter.server.store.rules.run_fields import PARTS, dig, summary_fields, summary_of
 from tensormeter.server.store.rules.totals import Totals
@@ -23,12 +23,12 @@ from tensormeter.server.store.sqlite.integrity.seals import PROCESS, RUN_TALLY, 
 from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
 from tensormeter.server.store.sqlite.points.step_lookup import StepLookup
 
-__all__ = ["load_runs", "load_states", "load_table", "metrics_needed", "update_run"]
+__all__ = ["load_runs", "load_states", "load_summaries", "load_table", "metrics_needed", "update_run"]
 
 _SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
 
 _FEW_METRICS: Final = 500
-"""Number of requested metrics from which a statement reads all metrics of a run instead of naming each one."""
+"""Number of requested metrics from which a statement reads all metrics between them instead of naming each one."""
 
 _ROWS: Final = 64
 """Number of rows between two calls of `check`."""
@@ -91,6 +91,7 @@ def load_runs(
     """
     steps = StepLookup(connection, snapshots)
     memory: dict[int, dict[str, list[Totals]]] = defaultdict(lambda: defaultdict(list))
+    metrics = None if metrics is None else frozenset(metrics)
     if metrics is None or metrics:
         for run, metric, totals in _in_memory(snapshots, steps, metrics):
             memory[run][metric].append(totals)
@@ -124,11 +125,7 @@ def _load(
     RUN_TEXTS.verify(row[width:-1], f"the texts of run {row[2]!r} (project {row[1]!r})")
     tally = dict(zip(RUN_TALLY.columns, row, strict=False))
     texts = dict(zip(RUN_TEXTS.columns, row[width:], strict=False))
-    stored = {} if metrics is not None and not metrics else _stored(connection, run, metrics)
-    for metric, parts in memory.items():
-        stored[metric] = Totals.merge([*([stored[metric]] if metric in stored else []), *parts])
-    for metric in _mixed(connection, run, stored) if stored else ():
-        stored[metric] = stored[metric].without_statistics()
+    summaries = {} if metrics is not None and not metrics else _summaries(connection, run, metrics, memory)
     state, updated, created = tally["state"], tally["updated"], tally["created"]
     yield RunSummary(
         project=tally["project"],
@@ -149,8 +146,33 @@ def _load(
         points=tally["points"] + sum(snapshot.points.get(run, 0) for snapshot in snapshots),
         processes=row[-1],
         lost=_lost(connection, run),
-        summary={metric: summary_of(stored[metric]) for metric in sorted(stored)},
+        summary=summaries,
     )
+
+
+def load_summaries(
+    connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot], run: int, metrics: Collection[str]
+) -> dict[str, Summary]:
+    """Load summaries of one run; see `Store.summaries`."""
+    memory: dict[str, list[Totals]] = defaultdict(list)
+    wanted = frozenset(metrics)
+    for _, metric, totals in _in_memory(snapshots, StepLookup(connection, snapshots), wanted):
+        memory[metric].append(totals)
+    return _summaries(connection, run, wanted, memory)
+
+
+def _summaries(
+    connection: sqlite3.Connection,
+    run: int,
+    metrics: Collection[str] | None,
+    memory: Mapping[str, Sequence[Totals]],
+) -> dict[str, Summary]:
+    stored = _stored(connection, run, metrics)
+    for metric, parts in memory.items():
+        stored[metric] = Totals.merge([*([stored[metric]] if metric in stored else []), *parts])
+    for metric in _mixed(connection, run, stored) if stored else ():
+        stored[metric] = stored[metric].without_statistics()
+    return {metric: summary_of(stored[metric]) for metric in sorted(stored)}
 
 
 def _lost(connection: sqlite3.Connection, run: int) -> int:
@@ -167,11 +189,11 @@ def _lost(connection: sqlite3.Connection, run: int) -> int:
 def _mixed(connection: sqlite3.Connection, run: int, metrics: Collection[str]) -> list[str]:
     """Return the given metrics whose series in the run differ in unit or kind."""
     few = len(metrics) < _FEW_METRICS
-    condition = f" AND metric IN ({', '.join('?' * len(metrics))})" if few else ""
+    condition = f"metric IN ({', '.join('?' * len(metrics))})" if few else "metric BETWEEN ? AND ?"
     rows = connection.execute(
-        "SELECT metric FROM process JOIN series ON series.process = process.id"
-        f" WHERE run = ?{condition} AND (kind = 'gauge' OR kind LIKE 'sum %') GROUP BY metric HAVING min(kind || ' ' || unit) < max(kind || ' ' || unit)",
-        (run, *(metrics if few else ())),
+        "SELECT metric FROM process CROSS JOIN series ON series.process = process.id"
+        f" WHERE run = ? AND {condition} AND (kind = 'gauge' OR kind LIKE 'sum %') GROUP BY metric HAVING min(kind || ' ' || unit) < max(kind || ' ' || unit)",
+        (run, *(metrics if few else (min(metrics), max(metrics)))),
     )
     return [row[0] for row in rows if row[0] in metrics]
 
@@ -321,6 +343,9 @@ def _stored(connection: sqlite3.Connection, run: int, metrics: Collection[str] |
     query = f"SELECT {SUMMARY.selection} FROM summary WHERE run = ?"
     if metrics is None:
         rows = connection.execute(query, (run,)).fetchall()
+    elif len(metrics) >= _FEW_METRICS:
+        between = connection.execute(f"{query} AND metric BETWEEN ? AND ?", (run, min(metrics), max(metrics)))
+        rows = [row for row in between if row[1] in metrics]
     else:
         few = (connection.execute(f"{query} AND metric = ?", (run, metric)).fetchone() for metric in metrics)
         rows = [row for row in few if row is not None]

@@ -1,0 +1,72 @@
+"""Sections: the tree that the slashes in names form."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.server.query.names.selection import decode_name, encode_name
+from tensormeter.server.store.models.names import NameTable
+
+__all__ = ["SectionPage", "sections_of"]
+
+
+@dataclass(frozen=True)
+class SectionPage:
+    """A page of the sections at one level.
+
+    Attributes:
+        sections: Name of each section without the prefix, and number of names in it.
+        direct: Number of names at this level that are in no section.
+        next: Name of the last section on the page; None if no section follows.
+        total: Number of names at and below this level.
+    """
+
+    sections: list[tuple[str, int]]
+    direct: int
+    next: str | None
+    total: int
+
+
+def sections_of(table: NameTable, rows: NDArray[np.int64], prefix: str, limit: int, after: str | None) -> SectionPage:
+    """Return a page of the sections below a prefix. A section consists of the names up to their next slash.
+
+    Sections are in ascending order of their names with the slash.
+
+    Args:
+        table: Names.
+        rows: Rows of the selected names, which start with the prefix.
+        prefix: Beginning of the names; "" or a text that ends with a slash.
+        limit: Maximum number of sections on the page.
+        after: Section that precedes the page; None for the first page.
+    """
+    start = encode_name(prefix)
+    is_direct = _is_direct(table, rows, len(start))
+    inside = rows[~is_direct]
+    first = 0
+    if after is not None:
+        first = int(np.searchsorted(inside, table.below(start + encode_name(after) + b"/")[1]))
+    sections: list[tuple[str, int]] = []
+    while first < len(inside) and len(sections) < limit:
+        name = table[int(inside[first])]
+        slash = name.index(b"/", len(start))
+        following = int(np.searchsorted(inside, table.below(name[: slash + 1])[1]))
+        sections.append((decode_name(name[len(start) : slash]), following - first))
+        first = following
+    last = sections[-1][0] if sections and first < len(inside) else None
+    return SectionPage(sections, int(is_direct.sum()), last, len(rows))
+
+
+def _is_direct(table: NameTable, rows: NDArray[np.int64], skipped: int) -> NDArray[np.bool_]:
+    """Return whether each name contains no slash after the first `skipped` bytes."""
+    if not len(rows):
+        return np.empty(0, np.bool_)
+    first, stop = int(rows[0]), int(rows[-1]) + 1
+    offset = table.start(first)
+    part = np.frombuffer(table.block, np.uint8)[offset : int(table.ends[stop - 1]) + 1]
+    slashes = np.flatnonzero(part == ord("/")) + offset
+    starts = np.concatenate(([offset], table.ends[first : stop - 1] + 1))
+    direct: NDArray[np.bool_] = np.searchsorted(slashes, table.ends[first:stop]) == np.searchsorted(
+        slashes, starts + skipped
+    )
+    return direct[rows - first]
