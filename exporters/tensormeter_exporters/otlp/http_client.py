@@ -1,6 +1,7 @@
 """HTTP client for OTLP, with one connection and a deadline for each whole request."""
 
 import contextlib
+import math
 import socket
 import ssl
 import threading
@@ -120,13 +121,19 @@ class _Connections:
     """Open connections, which a deadline can interrupt.
 
     A urllib3 timeout applies to each read from the socket, so headers that arrive one byte per second could take hours.
+    A thread watches the deadlines of many calls, and ends when there are no more calls.
     """
 
     def __init__(self) -> None:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self.expired = False
         """Whether the deadline has interrupted the current or most recent call."""
-        self._call = 0
+        self._changing = threading.Lock()
+        self._calls = 0
+        self._due: float | None = None
+        """Deadline of the current call; None between calls."""
+        self._watches_at = math.inf
+        """Time at which the thread next checks the deadline; infinite if there is no thread."""
 
     def note(self, opened: socket.socket) -> None:
         self._sockets.add(opened)
@@ -137,21 +144,42 @@ class _Connections:
     def deadline(self, seconds: float) -> Iterator[None]:
         """Shut down all connections, including new ones, if the block takes longer than `seconds`."""
         self.expired = False
-        self._call += 1
-        timer = threading.Timer(seconds, self._expire, (self._call,))
-        timer.daemon = True
-        with contextlib.suppress(
-            RuntimeError
-        ):  # at exit, where no thread can be started, each read still has its timeout
-            timer.start()
+        with self._changing:
+            self._calls += 1
+            self._due = time.monotonic() + seconds
+            if self._due < self._watches_at:
+                self._start_watching(self._due, seconds)
         try:
             yield
         finally:
-            timer.cancel()
+            with self._changing:
+                self._due = None
 
-    def _expire(self, call: int) -> None:
-        if call == self._call:  # otherwise, that call has ended and a new one has begun
-            self.expire()
+    def _start_watching(self, at: float, period: float) -> None:
+        thread = threading.Thread(target=self._watch, args=(at, period), name="tensormeter-deadline", daemon=True)
+        with contextlib.suppress(
+            RuntimeError
+        ):  # at exit, where no thread can be started, each read still has its timeout
+            thread.start()
+            self._watches_at = at  # an earlier thread ends at its next check
+
+    def _watch(self, at: float, period: float) -> None:
+        """Check the deadline at a time, and then at the deadlines of later calls, until a `period` without calls."""
+        wait = threading.Event().wait
+        calls = -1
+        while True:
+            wait(max(0.0, at - time.monotonic()))
+            with self._changing:
+                if self._watches_at != at:  # another thread has taken over
+                    return
+                if self._due is None and self._calls == calls:
+                    self._watches_at = math.inf
+                    return
+                calls, now = self._calls, time.monotonic()
+                if self._due is not None and self._due <= now:
+                    self._due = None
+                    self.expire()
+                self._watches_at = at = now + period if self._due is None else self._due
 
     def expire(self) -> None:
         self.expired = True
