@@ -154,11 +154,14 @@ class Accepted:
         rejected: Number of items that the receiver refused (OTLP's partial success). They are not sent again.
         message: Receiver's message about the refused items.
         durability: Receiver's report about the durability of its requests; None if the receiver sends no such reports.
+        live: Interval, in seconds, at which the receiver wants new data because the run has viewers; None if it has
+            none. The agent may send data later, but not more often.
     """
 
     rejected: int = 0
     message: str = ""
     durability: Durability | None = None
+    live: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tensormeter.server.api import Shutdown, api_routes
 from tensormeter.server.api.openapi import openapi_document
 from tensormeter.server.receivers.request_body import BodyReader
 from tensormeter.server.store.sqlite.store import SqliteStore
+from tensormeter.server.viewers import Viewers
 
 T0 = 1_750_000_000_000_000_000
 YEAR = 365 * 86400 * 10**9
@@ -113,7 +114,7 @@ def test_the_openapi_document_has_every_route(server, tmp_path):
     assert document == json.loads(json.dumps(openapi_document()))
     described = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     store = SqliteStore(tmp_path / "store")
-    routes = api_routes(store, Shutdown())
+    routes = api_routes(store, Shutdown(), Viewers())
     store.close()
     assert described == {(route.path, method) for route in routes for method in route.methods - {"HEAD"}}
     references = set()

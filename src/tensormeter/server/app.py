@@ -30,6 +30,7 @@ from tensormeter.server.store import (
     StoreUnavailableError,
     TooManyPointsError,
 )
+from tensormeter.server.viewers import Viewers
 
 __all__ = ["create_app"]
 
@@ -60,6 +61,7 @@ def create_app(
     """
     page = StaticFiles()
     stores = Stores(store)
+    viewers = Viewers()
     listener = listener or Listener()
 
     async def index(request: Request) -> Response:
@@ -88,9 +90,9 @@ def create_app(
             Route("/healthz", health),
             Route("/readyz", ready),
             *page.routes(),
-            *Receiver(stores, config.max_body_bytes, listener, threads).routes(),
+            *Receiver(stores, config.max_body_bytes, listener, viewers, threads).routes(),
             *OtherSignals().routes(),
-            *api_routes(stores, shutdown or Shutdown()),
+            *api_routes(stores, shutdown or Shutdown(), viewers),
         ],
         exception_handlers={
             HTTPException: _on_http_exception,

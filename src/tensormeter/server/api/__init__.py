@@ -15,11 +15,12 @@ from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.durability import DurableApi
 from tensormeter.server.limits.responses import ResponseLimiter
+from tensormeter.server.viewers import Viewers
 
 __all__ = ["Shutdown", "api_routes"]
 
 
-def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
+def api_routes(stores: Stores, shutdown: Shutdown, viewers: Viewers) -> list[Route]:
     """Return all API routes. The handlers run on their own threads, not on those of the OTLP receivers."""
     threads, limiter = ApiThreads(stores.stalled), ResponseLimiter()
     routes = [
@@ -30,4 +31,4 @@ def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
         *PointsApi(stores, threads, limiter).routes(),
     ]
     bounded = [Route(route.path, limiter.bounded(route.endpoint), methods=route.methods) for route in routes]
-    return [*bounded, *DurableApi(stores).routes(), *StreamApi(stores, threads, shutdown).routes()]
+    return [*bounded, *DurableApi(stores).routes(), *StreamApi(stores, threads, shutdown, viewers).routes()]

@@ -1,11 +1,12 @@
 """Live updates: server-sent events that list metrics with new points, so that the page queries only these metrics."""
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Final
 
-import anyio
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -21,6 +22,7 @@ from tensormeter.server.auth.authenticator import Access
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.limits.responses import Reader, client_of, reader_of
 from tensormeter.server.store import Changes, RunRef, Store, StoreUnavailableError
+from tensormeter.server.viewers import Viewer, Viewers
 
 __all__ = ["Shutdown", "StreamApi"]
 
@@ -35,6 +37,14 @@ MAX_CHANGED: Final = 1000
 """Maximum number of metrics that an update lists."""
 
 _POLL: Final = 1.0
+"""Maximum seconds between two reads. Other servers on the same database may store data without waking the stream."""
+
+_LEAST: Final = 0.05
+"""Minimum seconds between two reads, so that many requests cause few reads."""
+
+_MOST_READS: Final = 200
+"""Maximum number of reads per second of all streams together. It increases the minimum seconds between two reads."""
+
 _KEEPALIVE: Final = 15.0
 
 
@@ -67,6 +77,9 @@ class _Places:
         self._most = most
         self._taken: dict[_Place, None] = {}
 
+    def __len__(self) -> int:
+        return len(self._taken)
+
     def take(self, client: str, reader: Reader | None) -> _Place | None:
         """Reserve a place for a new stream, or return None if there is no place for this client."""
         if len(self._taken) >= self._most:
@@ -89,16 +102,20 @@ class _Places:
 class _StreamResponse(StreamingResponse):
     """Stream that frees its place when it ends, even if the client disconnects before the first event."""
 
-    def __init__(self, events: AsyncIterator[bytes], places: _Places, place: _Place) -> None:
+    def __init__(
+        self, events: AsyncIterator[bytes], places: _Places, place: _Place, watching: AbstractContextManager[None]
+    ) -> None:
         super().__init__(
             events, media_type="text/event-stream", headers={"Connection": "close", "X-Accel-Buffering": "no"}
         )
         self._places = places
         self._place = place
+        self._watching = watching
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with self._watching:
+                await super().__call__(scope, receive, send)
         finally:
             self._places.free(self._place)
 
@@ -106,8 +123,9 @@ class _StreamResponse(StreamingResponse):
 class StreamApi:
     """Handler of `/stream`."""
 
-    def __init__(self, stores: Stores, threads: ApiThreads, shutdown: Shutdown) -> None:
+    def __init__(self, stores: Stores, threads: ApiThreads, shutdown: Shutdown, viewers: Viewers) -> None:
         self._stores = stores
+        self._viewers = viewers
         self._threads = threads
         self._shutdown = shutdown
         self._places = _Places(MAX_STREAMS)
@@ -129,10 +147,13 @@ class StreamApi:
             raise HTTPException(
                 503, f"{MAX_STREAMS} streams are open, which is the limit; try again later", {"Retry-After": "30"}
             )
-        return _StreamResponse(self._events(store, access, refs, after, place), self._places, place)
+        viewer = Viewer(asyncio.get_running_loop())
+        watched = refs if access.project is None else [RunRef(ref.run_id, access.project) for ref in refs]
+        events = self._events(store, access, refs, after, place, viewer)
+        return _StreamResponse(events, self._places, place, self._viewers.watching(viewer, watched))
 
     async def _events(
-        self, store: Store, access: Access, refs: Sequence[RunRef], after: str | None, place: _Place
+        self, store: Store, access: Access, refs: Sequence[RunRef], after: str | None, place: _Place, viewer: Viewer
     ) -> AsyncIterator[bytes]:
         cursor = after
         states: dict[RunRef, str] = {}
@@ -171,4 +192,4 @@ class StreamApi:
             if events:
                 last_event = now
                 yield b"".join(events)
-            await anyio.sleep(_POLL)
+            await viewer.wait(min(_POLL, max(_LEAST, len(self._places) / _MOST_READS)), _POLL)

@@ -1,6 +1,6 @@
 """The OTLP/HTTP receiver: POST /v1/metrics and POST /v1/logs, in Protobuf and JSON (OTLP specification 1.x)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tensormeter.otlp.batch import Attribute
 from tensormeter.otlp.check import Check
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.elements import check_logs, check_metrics
@@ -28,6 +29,7 @@ from tensormeter.server.http.request_hooks import Ingested, Listener
 from tensormeter.server.limits.cpu_budget import CpuBudget, StallWatchdog, run_while_connected
 from tensormeter.server.receivers.request_body import BodyReader, decompress
 from tensormeter.server.store import Receipt, Store
+from tensormeter.server.viewers import LIVE_HEADER, Viewers
 
 __all__ = ["THREADS", "WAITING_THREADS", "Receiver"]
 
@@ -46,8 +48,10 @@ This limit is higher than `THREADS`, because most threads wait for the store, wh
 
 _ToProtobuf = Callable[[bytes], bytes]
 
-_Append = Callable[[Store, bytes, str | None, Check], tuple[Message, Receipt, int]]
-"""Function that stores a request and returns the response, the receipt, and the number of items."""
+_Resources = Sequence[Mapping[str, Attribute]]
+
+_Append = Callable[[Store, bytes, str | None, Check], tuple[Message, Receipt, int, _Resources]]
+"""Function that stores a request and returns the response, the receipt, the number of items, and the resources."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,19 @@ class _Form:
 class Receiver:
     """Handlers for metrics and logs. They read bodies on the event loop and do everything else on worker threads."""
 
-    def __init__(self, stores: Stores, max_body_bytes: int, listener: Listener, threads: int = THREADS) -> None:
+    def __init__(
+        self, stores: Stores, max_body_bytes: int, listener: Listener, viewers: Viewers, threads: int = THREADS
+    ) -> None:
         """Args:
         stores: Stores that requests may write to.
         max_body_bytes: Maximum size of a body in bytes, both before and after decompression.
         listener: Listener to notify of each stored request.
+        viewers: Open streams, which new data of their runs wakes.
         threads: Maximum number of requests that are decoded and stored concurrently.
         """
         self._stores = stores
         self._listener = listener
+        self._viewers = viewers
         self._max_body_bytes = max_body_bytes
         self._bodies = BodyReader(max_body_bytes)
         # Receivers have their own threads, so that slow queries cannot delay the storing of data.
@@ -108,9 +116,11 @@ class Receiver:
             payload = decompress(bodies.pop(), form.encoding, self._max_body_bytes, budget.check_now)
             if form.media_type == JSON:
                 payload = to_protobuf(payload)
-            response, receipt, items = append(store, payload, batch_id, budget.check)
+            response, receipt, items, resources = append(store, payload, batch_id, budget.check)
             signal = request.url.path.rpartition("/")[2]
             self._listener.ingested(Ingested(signal, items, receipt.rejected, receipt.duplicate, size))
+            if (interval := self._viewers.stored(resources)) is not None:
+                headers[LIVE_HEADER] = f"{interval:.3f}"
             if batch_id is not None:
                 headers.update(durability_headers(store))
             if form.media_type == JSON:
@@ -124,10 +134,13 @@ class Receiver:
         return Response(content, headers=headers, media_type=form.media_type)
 
 
-def _append_metrics(store: Store, payload: bytes, batch_id: str | None, check: Check) -> tuple[Message, Receipt, int]:
+def _append_metrics(
+    store: Store, payload: bytes, batch_id: str | None, check: Check
+) -> tuple[Message, Receipt, int, _Resources]:
     check_metrics(payload, check)
     decoded = [decode_metrics(payload, check)]
     points = sum(batch.points for batch in decoded[0])
+    resources = [batch.resource for batch in decoded[0]]
     # `pop` lets the store free the batches once it has sorted their points. With many series, they are large.
     receipt = store.append_metrics(decoded.pop(), payload=payload, batch_id=batch_id, check=check)
     response = ExportMetricsServiceResponse()
@@ -135,10 +148,12 @@ def _append_metrics(store: Store, payload: bytes, batch_id: str | None, check: C
         response.partial_success.CopyFrom(
             ExportMetricsPartialSuccess(rejected_data_points=receipt.rejected, error_message=receipt.message),
         )
-    return response, receipt, points
+    return response, receipt, points, resources
 
 
-def _append_logs(store: Store, payload: bytes, batch_id: str | None, check: Check) -> tuple[Message, Receipt, int]:
+def _append_logs(
+    store: Store, payload: bytes, batch_id: str | None, check: Check
+) -> tuple[Message, Receipt, int, _Resources]:
     check_logs(payload, check)
     resources = decode_events(payload, check)
     receipt = store.append_events(resources, payload=payload, batch_id=batch_id, check=check)
@@ -147,7 +162,8 @@ def _append_logs(store: Store, payload: bytes, batch_id: str | None, check: Chec
         response.partial_success.CopyFrom(
             ExportLogsPartialSuccess(rejected_log_records=receipt.rejected, error_message=receipt.message),
         )
-    return response, receipt, sum(len(events) for _, events in resources)
+    items = sum(len(events) for _, events in resources)
+    return response, receipt, items, [attributes for attributes, _ in resources]
 
 
 def _check_headers(request: Request) -> _Form:
