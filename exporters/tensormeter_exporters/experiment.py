@@ -3,7 +3,8 @@
 Any OTLP/HTTP receiver accepts these requests. The experiment server deduplicates them by the header
 `Tensormeter-Batch-Id`. The response header `Tensormeter-Commit` contains the number of the commit that stored the
 request. `Tensormeter-Durable` contains the number up to which all commits have been synced to the server's disk. Other
-servers do not send these headers, so their durability is unknown.
+servers do not send these headers, so their durability is unknown. `Tensormeter-Live` contains the interval, in seconds,
+at which the server wants new data while the run has viewers.
 
 If the endpoint comes from `OTEL_EXPORTER_OTLP_ENDPOINT`, the other OTLP exporter variables apply too: headers,
 per-signal endpoints, compression, timeouts, certificates, and the protocol, which may be gRPC.
@@ -47,6 +48,8 @@ _PERMANENT: Final = frozenset({400, 409, 415, 422})
 _CONTENT: Final = frozenset({400, 422})
 
 _HEADERS: Final = ("tensormeter-commit", "tensormeter-durable")
+_LIVE: Final = "tensormeter-live"
+_SECONDS: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?", re.ASCII)
 _POSITION: Final = re.compile(r"([0-9A-Za-z]{1,64})-([0-9]{1,18})", re.ASCII)
 _DURABLE_PATH: Final = "/api/v1/durable"
 
@@ -92,7 +95,8 @@ class ExperimentExporter:
         if answer.ok:
             outcome = answer.accepted(request.signal, request.items)
             if isinstance(outcome, Accepted) and self._asks(request.signal):
-                return dataclasses.replace(outcome, durability=_read_headers(answer.headers))
+                live = _read_interval(answer.headers)
+                return dataclasses.replace(outcome, durability=_read_headers(answer.headers), live=live)
             return outcome
         if answer.status in _PERMANENT:
             return Rejected(answer.reason, divide=answer.status in _CONTENT)
@@ -169,6 +173,12 @@ def _read_headers(headers: Mapping[str, str]) -> Durability | None:
     if commit is None or durable is None or commit[1] != durable[1]:
         return None
     return Durability(commit[1], int(commit[2]), int(durable[2]))
+
+
+def _read_interval(headers: Mapping[str, str]) -> float | None:
+    """Parse the header that requests live data; return None if it is missing or invalid."""
+    value = headers.get(_LIVE, "")
+    return float(value) if _SECONDS.fullmatch(value) else None
 
 
 def _read_document(body: bytes) -> Durability | None:

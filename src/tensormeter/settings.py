@@ -295,7 +295,7 @@ class Settings:
         ("OTEL_METRIC_EXPORT_INTERVAL", inherited.read_export_interval),
         parse=parse_float,
         check=number(0.01, 3600),
-        help="Interval in seconds between batches.",
+        help="Interval in seconds between batches. It is shorter while the run has viewers on an experiment server.",
     )
     max_export_batch_size: int = setting(
         50_000,

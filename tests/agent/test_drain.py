@@ -32,8 +32,8 @@ def test_rows_wait_until_they_are_due_or_wanted(source, spool, open_drain):
     assert [name for name, _ in events] == ["tensormeter.run.start"]
     assert not drain.advance(flush=True)
     assert take(spool) == ([7], [])
-    assert drain.take_fresh()
-    assert not drain.take_fresh()
+    assert spool.take_fresh() == {"logs", "metrics"}
+    assert not spool.take_fresh()
 
 
 def test_a_configuration_that_changes_is_told_once(new_source, spool, open_drain):

@@ -51,11 +51,10 @@ def rows_of(batch):
     return [(row.pop(STEP_METRIC), row) for _, row in sorted(rows.items())]
 
 
-def test_a_batch_is_due_by_time(source, clock):
+def test_a_batch_is_due_when_the_last_one_is_long_enough_ago(source, clock):
     processor = process(source)
     assert not processor.poll(abandon_pending=False)
-    clock.now += 5
-    assert not processor.due()
+    assert processor.due_in() == math.inf
     source.log({"a": 1.0}, 3)
     assert processor.poll(abandon_pending=False)
     assert not processor.due()
@@ -63,15 +62,44 @@ def test_a_batch_is_due_by_time(source, clock):
     source.log({"a": 2.0}, 4)
     assert processor.poll(abandon_pending=False)
     assert not processor.due()
-    clock.now += 0.02  # the delay counts from the first row
+    assert processor.due_in() == pytest.approx(0.01)
+    clock.now += 0.02
     assert not processor.poll(abandon_pending=False)
     assert processor.due()
+    assert processor.due_in() == 0
     batch, _ = processor.batch({"k": "v"})
     assert rows_of(batch) == [(3, {"a": 1.0}), (4, {"a": 2.0})]
     assert batch.resource == {"k": "v"}
     processor.release()
     assert not processor.due()
     assert processor.batch({}) is None
+
+
+def test_a_row_after_a_pause_is_due_at_once(source, clock):
+    processor = process(source)
+    clock.now += 5
+    source.log({"a": 1.0}, 3)
+    assert processor.poll(abandon_pending=False)
+    assert processor.due()
+
+
+def test_due_rows_are_noticed_without_reading_them(source, clock):
+    processor = process(source)
+    clock.now += 1
+    assert not processor.has_due_rows()
+    source.log({"a": 1.0}, 3)
+    assert processor.has_due_rows()
+    assert processor.take_growth() == 0
+    processor.poll(abandon_pending=False)
+    assert not processor.has_due_rows()
+    assert 0 < processor.take_growth() < 0.01
+    assert processor.take_growth() == 0
+    processor.batch({})
+    processor.release()
+    source.log({"a": 1.0}, 4)
+    assert not processor.has_due_rows()
+    clock.now += 1
+    assert processor.has_due_rows()
 
 
 @pytest.mark.parametrize("size", [1, 10, 99, 100])

@@ -22,6 +22,8 @@ __all__ = ["Pulse"]
 
 _INTERVAL: Final = 0.25
 _PATIENCE: Final = 5.0
+_RESOLUTION: Final = 2_000_000_000
+"""Resolution of a folder's modification time in nanoseconds, with a margin."""
 
 
 class Pulse:
@@ -36,6 +38,8 @@ class Pulse:
         self._directory = directory
         self._on_beat = on_beat
         self._headers: dict[Path, memoryview] = {}
+        self._listed: tuple[int, int] | None = None
+        """Inode and modification time of the folder when it was listed; None if it must be listed again."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tensormeter-pulse", daemon=True)
 
@@ -73,8 +77,14 @@ class Pulse:
                 return
 
     def _discover(self) -> None:
-        if self._directory.rings == self._directory.rings_on_disk or self._directory.rings_weakness:
+        if self._directory.rings == self._directory.rings_on_disk:
             return
+        status = self._directory.rings.stat()
+        listed = status.st_ino, status.st_mtime_ns
+        if listed == self._listed or self._directory.rings_weakness:
+            return
+        # A file may appear within the resolution of the modification time, after the folder is listed.
+        self._listed = listed if time.time_ns() - status.st_mtime_ns > _RESOLUTION else None
         for name in self._directory.rings.glob("*.ring"):
             with contextlib.suppress(OSError):  # it was deleted meanwhile
                 path = name.resolve()

@@ -126,6 +126,9 @@ class HeaderWord(enum.IntEnum):
     SPOOL_LOSSES = 32
     """First counter of lost items. There is one counter for each `SpoolLoss`."""
 
+    AGENT_SLEEPS = 48
+    """1 while the agent sleeps for up to a second, so that a writer must wake it if a lane fills up; otherwise 0."""
+
 
 class LaneWord(enum.IntEnum):
     """Indices of the words in a lane's header. The agent writes TAIL, and the writer writes the others."""

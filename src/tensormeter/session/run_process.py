@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from tensormeter.agent.launch import reap_agents
 from tensormeter.agent.monitor import AgentMonitor
+from tensormeter.agent.wakeup import wake_agent
 from tensormeter.conventions.fitting import OmittedValue
 from tensormeter.conventions.limits import CONFIG_BYTES
 from tensormeter.conventions.losses import describe_losses
@@ -33,6 +34,9 @@ _PULSE_AGE: Final = 2.0
 
 An agent normally sends a pulse every 0.25 s.
 """
+
+_WAKE_SHARE: Final = 1 / 16
+"""Share of a lane that is written before the process wakes a sleeping agent. An agent expects half of it at most."""
 
 _ROW_DICTIONARY_SHARE: Final = 1 / 4
 """Fraction of the ring's dictionary that configuration updates leave free for rows."""
@@ -126,6 +130,9 @@ class RunProcess:
         )
         self._runtime_metrics = RuntimeMetrics(self.recorder, self._settings.sample_interval)
         self._monitor = AgentMonitor(run.id, self._directory, self._settings, self.ring)
+        self._woke_at = self.recorder.positions
+        """Positions of the lanes at which this process last woke the agent."""
+        wake_agent(self._directory)
 
     def _keeps_agent_running(self) -> bool:
         """Return whether an agent is running that cannot end while the parent records. Called in a forked child."""
@@ -192,7 +199,9 @@ class RunProcess:
         """Ask the agent to deliver all recorded data now, without waiting for `schedule_delay`. Does not block."""
         with self._flushing:
             positions = self.recorder.positions
-            return FlushRequest(self.ring.request_flush(positions), positions, self._rejected())
+            request = FlushRequest(self.ring.request_flush(positions), positions, self._rejected())
+        wake_agent(self._directory)
+        return request
 
     def wait_for_flush(self, request: "FlushRequest", timeout: float) -> bool:
         """Wait until all data recorded before a flush request is delivered, or written to disk in an offline run.
@@ -259,6 +268,7 @@ class RunProcess:
             self.ring.add_metadata({"end": message})
         self._runtime_metrics.sample()
         self.recorder.close(state)
+        wake_agent(self._directory)
 
     def finish(self, timeout: float) -> None:
         """After `close`, wait for delivery as described in `Run.finish`. Ctrl-C ends the wait immediately.
@@ -277,8 +287,18 @@ class RunProcess:
 
     def _tend(self) -> None:
         """Check the agent and sample the runtime's metrics. Log calls do this regularly."""
+        if self.ring.words[HeaderWord.AGENT_SLEEPS]:
+            self._wake_if_behind()
         self._monitor.check()
         self._runtime_metrics.beat()
+
+    def _wake_if_behind(self) -> None:
+        """Wake a sleeping agent if a lane has filled up further than the agent expects."""
+        positions = self.recorder.positions
+        growth = zip(positions, self._woke_at, self.ring.lanes, strict=True)
+        if any(now - before > size * _WAKE_SHARE for now, before, (_, size) in growth):
+            self._woke_at = positions
+            wake_agent(self._directory)
 
     def _wait_for_delivery(self, timeout: float) -> None:
         run, settings, words = self._run, self._settings, self.ring.words

@@ -1,6 +1,6 @@
 """All deliveries of one agent, to each destination of its run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -8,7 +8,7 @@ from tensormeter.agent.attempts.numbering import Numbering
 from tensormeter.agent.delivery.delivery import Delivery, deliveries
 from tensormeter.agent.spool.errors import SpoolDamagedError
 from tensormeter.agent.spool.spool import Spool
-from tensormeter.environment.signals import Signal
+from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.errors import SettingsError
 from tensormeter.logger import get_logger
 from tensormeter.settings import Settings
@@ -33,6 +33,7 @@ class Deliveries:
         self._settings = settings
         self._on_progress = on_progress
         self._deliveries: list[Delivery] = []
+        self._noted: list[Delivery] = []
         self._without_exporter: dict[str, str] = {}
         """Reasons why destinations have no exporter, by destination."""
 
@@ -71,8 +72,23 @@ class Deliveries:
 
     def arrived(self) -> None:
         """Notify all deliveries that the spool has new requests."""
+        self.note_arrivals(SIGNALS)
+        self.wake_noted()
+
+    def note_arrivals(self, signals: Iterable[Signal]) -> None:
+        """Record that the spool has new requests with these signals. `wake_noted` must follow.
+
+        Each delivery waits for earlier requests of its siblings, so arrivals are recorded before any delivery wakes.
+        """
         for delivery in self._deliveries:
-            delivery.arrived()
+            if any(signal in delivery.signals for signal in signals):
+                delivery.note_arrival()
+                self._noted.append(delivery)
+
+    def wake_noted(self) -> None:
+        """Wake the deliveries for which `note_arrivals` has recorded requests."""
+        while self._noted:
+            self._noted.pop().wake_if_working()
 
     def set_urgent(self, urgent: bool) -> None:
         """Set whether a process is waiting for everything to become durable."""
@@ -86,6 +102,17 @@ class Deliveries:
             for delivery in self._deliveries
             if not delivery.failures and signal in delivery.signals
         ]
+
+    @property
+    def live_interval(self) -> float | None:
+        """Seconds between two requests while the run has viewers; None if it has none."""
+        intervals = [interval for delivery in self._deliveries if (interval := delivery.live_interval) is not None]
+        return min(intervals, default=None)
+
+    @property
+    def keep_up(self) -> bool:
+        """Whether each delivery has sent everything, or cannot send anything."""
+        return all(delivery.idle or delivery.failures for delivery in self._deliveries)
 
     @property
     def are_idle(self) -> bool:

@@ -34,6 +34,7 @@ from typing import Final
 from tensormeter.agent.attempts.numbering import Numbering
 from tensormeter.agent.delivery.earlier_progress import take_over_progress
 from tensormeter.agent.delivery.exporter_guard import ExporterGuard, describe_error, format_error
+from tensormeter.agent.delivery.live_interval import LiveInterval
 from tensormeter.agent.delivery.request_pieces import RequestPieces
 from tensormeter.agent.delivery.upload_rate import UploadRate
 from tensormeter.agent.spool.errors import SpoolDamagedError
@@ -116,8 +117,11 @@ def deliveries(
             [(signal,) for signal in SIGNALS if signal not in left_out] if independent else [SIGNALS]
         )
         rate = UploadRate(settings.upload_rate_of(destination))
+        live = LiveInterval()
         siblings = [
-            Delivery(destination, spool, settings, on_progress, signals=group, rate=rate, numbering=numbering)
+            Delivery(
+                destination, spool, settings, on_progress, signals=group, rate=rate, live=live, numbering=numbering
+            )
             for group in groups
         ]
         for delivery in siblings:
@@ -153,6 +157,7 @@ class Delivery:
         *,
         signals: Sequence[Signal] = SIGNALS,
         rate: UploadRate | None = None,
+        live: LiveInterval | None = None,
         numbering: Numbering | None = None,
     ) -> None:
         """
@@ -165,6 +170,7 @@ class Delivery:
             jitter: Function that takes a delay and returns the seconds to wait.
             signals: Signals to deliver.
             rate: Rate limit that siblings share. By default, the limit applies to this delivery alone.
+            live: Interval of live requests that siblings share. By default, it belongs to this delivery alone.
             numbering: Object that settles attempt numbers before requests are exported. By default, requests are sent
                 unchanged.
 
@@ -200,6 +206,7 @@ class Delivery:
         self._folder = spool.with_name("exporters") / destination
         self._pieces = RequestPieces(destination, self.signals)
         self._rate = rate or UploadRate(settings.upload_rate_of(destination))
+        self._live = live or LiveInterval()
         self._urgent = False
         self._arrivals = 0
         self._seen_arrivals = -1
@@ -219,6 +226,11 @@ class Delivery:
     def idle(self) -> bool:
         """Whether the queue was empty when it was last read, with no call to `arrived` since."""
         return self._seen_arrivals == self._arrivals
+
+    @property
+    def live_interval(self) -> float | None:
+        """Seconds between two requests while the run has viewers; None if it has none, or if attempts fail."""
+        return None if self.failures else self._live.current()
 
     @property
     def hangs(self) -> bool:
@@ -250,7 +262,15 @@ class Delivery:
 
         Only the agent's main thread may call this.
         """
+        self.note_arrival()
+        self.wake_if_working()
+
+    def note_arrival(self) -> None:
+        """Record that the spool has new requests, and that `wake_if_working` follows."""
         self._arrivals += 1
+
+    def wake_if_working(self) -> None:
+        """Send new requests now, unless the last attempt failed."""
         if not self.failures:
             self._wake.set()
 
@@ -382,8 +402,10 @@ class Delivery:
         self._stop.wait(self._rate.reserve(len(request.body)))
         if self._stop.is_set():
             return 0.0
+        began = time.monotonic()
         match self._guard.export(exporter, request, retrying=self.failures > 0):
-            case Accepted(refused, message, durability):
+            case Accepted(refused, message, durability) as outcome:
+                self._live.note(outcome, time.monotonic() - began)
                 if refused:
                     logger.error("%s refused %d items of %r: %s", self.destination, refused, request, message)
                     self.refused = message or f"{refused} items"
@@ -471,8 +493,8 @@ class Delivery:
             if recovered and sibling.failures:
                 sibling._recalled = time.monotonic()
                 sibling.wake()
-            elif not sibling.failures:
-                sibling._wake.set()
+            elif not sibling.idle:
+                sibling.wake_if_working()
 
     def _works(self) -> None:
         self.failures = 0

@@ -149,7 +149,13 @@ def _checked(outcome: object, items: int) -> Outcome:
     match outcome:
         case Accepted():
             rejected = min(max(int(outcome.rejected), 0), items)
-            return dataclasses.replace(outcome, rejected=rejected, message=_plain(outcome.message))
+            live = None if outcome.live is None else float(outcome.live)
+            return dataclasses.replace(
+                outcome,
+                rejected=rejected,
+                message=_plain(outcome.message),
+                live=live if live is not None and live > 0 else None,
+            )
         case Retry():
             after = None if outcome.after is None else float(outcome.after)
             return dataclasses.replace(

@@ -6,6 +6,7 @@ no rows.
 """
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -86,7 +87,7 @@ class BatchMeasurementProcessor:
             ring: Ring to read.
             cursors: Positions up to which lanes have already been read, by lane.
             aggregator: Aggregated streams, in their state at the positions in `cursors`.
-            schedule_delay: Seconds from the first row of a batch until the batch is due.
+            schedule_delay: Minimum seconds between two batches, unless one of them is full.
             max_export_batch_size: Maximum number of points in a batch. Rows are never split, so a single row may exceed
                 it.
             on_skip: Callback that receives the cursors before ring space that contained no rows is freed.
@@ -97,7 +98,8 @@ class BatchMeasurementProcessor:
         self._lanes = [LaneReader(self._layouts, i, cursors.get(i, Cursor())) for i in range(len(ring.lanes))]
         self._lanes_in_turn = deque(self._lanes)
         self._on_skip = on_skip
-        self._delay = schedule_delay
+        self.delay = schedule_delay
+        """Minimum seconds between two batches, unless one of them is full."""
         self._most = max_export_batch_size
         self._aggregator = aggregator or Aggregator({}, "cumulative")
         self._encoder = encoder or GaugeEncoder(GaugeCatalog())
@@ -106,6 +108,8 @@ class BatchMeasurementProcessor:
         self._rows: list[Rows] = []
         self._points = 0
         self._since = 0.0
+        self._batched_at = time.monotonic()
+        self._growth_from = [lane.cursor.position for lane in self._lanes]
         self._last_steps = [0, 0]
         self.rows = 0
         """Number of rows read so far."""
@@ -148,9 +152,23 @@ class BatchMeasurementProcessor:
         """Return whether the buffered rows should become a batch now."""
         return self._points > 0 and (
             self._points >= self._most
-            or time.monotonic() - self._since >= self._delay
+            or time.monotonic() - self._batched_at >= self.delay
             or self.utilization > _FULL_ENOUGH
         )
+
+    def due_in(self) -> float:
+        """Return the seconds until the next batch may be due, 0 if one is due; infinite if no rows are buffered."""
+        return max(0.0, self._batched_at + self.delay - time.monotonic()) if self._points else math.inf
+
+    def has_due_rows(self) -> bool:
+        """Return whether rows were written that would be a batch now. This only compares words in memory."""
+        return time.monotonic() - self._batched_at >= self.delay and any(lane.has_next() for lane in self._lanes)
+
+    def take_growth(self) -> float:
+        """Return the largest share of a lane that was read since the last call. It exceeds 1 after several laps."""
+        positions = [lane.cursor.position for lane in self._lanes]
+        before, self._growth_from = self._growth_from, positions
+        return max(lane.share(end - begin) for lane, begin, end in zip(self._lanes, before, positions, strict=True))
 
     def holds_any_before(self, positions: Sequence[int]) -> bool:
         """Return whether a buffered row precedes the given position of its lane."""
@@ -258,6 +276,8 @@ class BatchMeasurementProcessor:
         """Forget the buffered rows and free their space in the ring. Call this once the rows are in the spool."""
         self.lost += sum(rows.lost_values for rows in self._rows)
         self._aggregator.commit()
+        if self._points:
+            self._batched_at = time.monotonic()
         self._rows.clear()
         self._points = 0
         for lane in self._lanes:

@@ -267,7 +267,17 @@ class LaneReader:
     @property
     def unreleased(self) -> float:
         """Share of the lane that has been read but not released, from 0 to 1."""
-        return (self.cursor.position - self._words[self._tail_word]) / self._size
+        return self.share(self.cursor.position - self._words[self._tail_word])
+
+    def share(self, size: int) -> float:
+        """Return a number of bytes as a fraction of the lane."""
+        return size / self._size
+
+    def has_next(self) -> bool:
+        """Return whether a row or a mark follows the rows that were read."""
+        position = self.cursor.position
+        mark = self._words[(self._start + position % self._size) >> 3]
+        return mark != 0 and mark >> LAYOUT_BITS == position >> 3
 
     def _stretch(self, position: int, offset: int, form: RowForm, most: int) -> NDArray[np.int64]:
         """Return a copy of consecutive complete rows of one form, starting at a position: one line of words per row.

@@ -79,13 +79,14 @@ class RingDrainer:
         self._spool = spool
         self._metrics_to = settings.takers("metrics", destinations)
         self._logs_to = settings.takers("logs", destinations)
+        self._delay = (
+            min(settings.schedule_delay, _DURABLE_DELAY) if settings.durability == "fsync" else settings.schedule_delay
+        )
         self._processor = BatchMeasurementProcessor(
             ring,
             _cursors(ring, spool),
             Aggregator(spool.aggregates(ring.process), settings.temporality),
-            schedule_delay=min(settings.schedule_delay, _DURABLE_DELAY)
-            if settings.durability == "fsync"
-            else settings.schedule_delay,
+            schedule_delay=self._delay,
             max_export_batch_size=settings.max_export_batch_size,
             on_skip=self._skip,
             encoder=encoder,
@@ -103,7 +104,6 @@ class RingDrainer:
         self.refusal: tuple[float, Exception] | None = None
         """Time since which the spool has been refusing writes, and the error; None if it accepts them."""
         self._warn_at = 0.0
-        self._fresh = False
         self._sent_at = self._counted_at = time.monotonic()
         self._sent_counts: Mapping[str, int] = {}
         self.lost = ""
@@ -161,6 +161,27 @@ class RingDrainer:
         if number <= self.ring.words[HeaderWord.FLUSHED]:
             return None
         return number if self._offline or self._spool.pending_through(through, signals) == 0 else None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the process is running, and nothing but its next rows is to be moved."""
+        return self.alive and self._started and not self._ended and self.ring.state is State.OPEN and not self.flushing
+
+    def hurry(self, delay: float) -> None:
+        """Wait for at most `delay` seconds between two batches, or for the usual time if that is shorter."""
+        self._processor.delay = min(self._delay, delay)
+
+    def due_in(self) -> float:
+        """Return the seconds until the next batch may be due; infinite if no rows are buffered."""
+        return self._processor.due_in()
+
+    def has_due_rows(self) -> bool:
+        """Return whether the process has written rows that would be a batch now. This only compares words in memory."""
+        return self._processor.has_due_rows()
+
+    def take_growth(self) -> float:
+        """Return the largest share of a lane that was read since the last call."""
+        return self._processor.take_growth()
 
     def advance(self, *, flush: bool, last: bool = True) -> bool:
         """Move available rows, media and events to the spool.
@@ -253,11 +274,6 @@ class RingDrainer:
             logger.warning("cannot send a heartbeat: %s", error)
         else:
             self._sent_counts = dropped
-
-    def take_fresh(self) -> bool:
-        """Return whether requests were added to the spool since the last call."""
-        fresh, self._fresh = self._fresh, False
-        return fresh
 
     def _skip(self, cursors: Mapping[int, Cursor]) -> None:
         self._spool.put((), (), self.ring.process, cursors, started=self._started, ended=self._ended)
@@ -369,7 +385,6 @@ class RingDrainer:
 
     def _publish(self) -> None:
         """Publish to the writer, which may be waiting in `finish`, that the spool has new requests."""
-        self._fresh = True
         self._sent_at = time.monotonic()
         self.ring.words[HeaderWord.PENDING_REQUESTS] = self._spool.pending()
         self.ring.words[HeaderWord.ENDED] = self._ended

@@ -1,5 +1,6 @@
 """A run's rings on this node, each with a drainer that moves its rows into the spool."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from tensormeter.logger import get_logger
 from tensormeter.otlp.gauge_catalog import GaugeCatalog
 from tensormeter.otlp.gauge_points import GaugeEncoder
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.format import State
+from tensormeter.ring.format import HeaderWord, State
 from tensormeter.settings import Settings
 
 __all__ = ["Rings"]
@@ -98,6 +99,33 @@ class Rings:
         """IDs of the living processes."""
         return {drain.ring.process for drain in self if drain.alive}
 
+    @property
+    def are_settled(self) -> bool:
+        """Whether all processes are running, and nothing but their next rows is to be moved into the spool."""
+        return bool(self._drains) and all(drain.settled and drain.refusal is None for drain in self)
+
+    def hurry(self, delay: float) -> None:
+        """Wait for at most `delay` seconds between two batches of a process. This applies to its next batches."""
+        for drain in self:
+            drain.hurry(delay)
+
+    def due_in(self) -> float:
+        """Return the seconds until the next batch may be due; infinite if no rows are buffered."""
+        return min((drain.due_in() for drain in self), default=math.inf)
+
+    def has_due_rows(self) -> bool:
+        """Return whether a process has written rows that would be a batch now. This only compares words in memory."""
+        return any(drain.has_due_rows() for drain in self)
+
+    def take_growth(self) -> float:
+        """Return the largest share of a lane that was read since the last call."""
+        return max((drain.take_growth() for drain in self), default=0.0)
+
+    def set_sleeping(self, sleeping: bool) -> None:
+        """Tell the processes whether to wake the agent when a lane fills up."""
+        for drain in self:
+            drain.ring.words[HeaderWord.AGENT_SLEEPS] = sleeping
+
     def use(self, spool: Spool) -> None:
         """Continue with another spool, which contains all undelivered data of the processes or is empty."""
         for drain in self:
@@ -126,18 +154,14 @@ class Rings:
             if sync:
                 self._sync_names()
 
-    def drain(self, spool: Spool, working: Sequence[str], *, stopping: bool) -> bool:
+    def drain(self, spool: Spool, working: Sequence[str], *, stopping: bool) -> None:
         """Move the contents of the rings into the spool, and delete the rings of processes that have ended.
 
         Args:
             spool: Spool to write to.
             working: Destinations that currently accept log records; only these receive heartbeats.
             stopping: Whether to move all rows immediately.
-
-        Returns:
-            Whether requests were added to the spool.
         """
-        is_fresh = False
         for path, drain in list(self._drains.items()):
             running = [other for other in self if not other.ended]
             try:
@@ -156,8 +180,6 @@ class Rings:
                 self.left_at = time.monotonic()
             else:
                 drain.beat(working, speaks=running[:1] == [drain])
-            is_fresh = drain.take_fresh() or is_fresh
-        return is_fresh
 
     def end_cut_processes(self, spool: Spool) -> list[str] | None:
         """Store end events for processes that no longer have a ring, but only once, and only if all rings can be read.

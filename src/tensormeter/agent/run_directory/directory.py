@@ -277,8 +277,12 @@ class RunDirectory:
     def remove_ring_directory(self) -> None:
         """Delete the folder in shared memory if it contains no rings. Hold `runs_locked` while calling this."""
         with contextlib.suppress(OSError):
-            if self.memory_lock is not None and os.listdir(self.rings) == [self.memory_lock.name]:
-                self.memory_lock.unlink()
+            own = {path.name for path in (self.memory_lock, self.wake_pipe) if path is not None}
+            if {*os.listdir(self.memory)} <= own:
+                self.wake_pipe.unlink(missing_ok=True)
+                if self.memory_lock is not None:
+                    self.memory_lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
             self.rings.rmdir()
         for folder in self.ring_folders[2:]:
             with contextlib.suppress(OSError):
@@ -313,6 +317,11 @@ class RunDirectory:
     def memory_lock(self) -> Path | None:
         """The agent's second lock, in shared memory, where no disk can delay it; None if there is no shared memory."""
         return None if self.rings == self.rings_on_disk else self.rings / "agent.lock"
+
+    @property
+    def wake_pipe(self) -> Path:
+        """Named pipe through which processes wake the agent. It exists while an agent listens."""
+        return self.memory / "agent.wake"
 
     def try_agent_lock(self) -> int | None:
         """Acquire the agent's lock if no process holds it.

@@ -31,6 +31,7 @@ _RUN_FILES: Final = re.compile(
     r"run\.json(\.new)?|agent\.(lock|log)|(attempts\.json|alive)(\.new)?|reserve|spool\.sqlite(\.damaged-\d+)?(-wal|-shm|-journal)?"
 )
 _RING_FILES: Final = re.compile(r".+\.(ring|ring\.damaged|names|config|lock|new)")
+_PIPES: Final = re.compile(r"agent\.wake")
 _MEDIA_FILES: Final = re.compile(r"\d+(\.new)?")
 _STATE_FILES: Final = re.compile(
     r"(appended|journal|names|outgoing)\.(json|new|json\.new|json\.damaged)|cumulative\.pb(\.new)?|\d+\.request"
@@ -109,6 +110,7 @@ def _remove_ring_files(descriptor: int) -> None:
         if name.endswith(_MEDIA):
             _remove_folder(name, descriptor, lambda media: _remove_files(media, _MEDIA_FILES))
     _remove_files(descriptor, _RING_FILES)
+    _remove_files(descriptor, _PIPES, stat.S_ISFIFO)
 
 
 def _remove_states(descriptor: int) -> None:
@@ -123,8 +125,8 @@ def _remove_folder(name: str, parent: int, empty: Callable[[int], None]) -> None
         os.rmdir(name, dir_fd=parent)
 
 
-def _remove_files(descriptor: int, names: re.Pattern[str]) -> None:
-    for name in _names(descriptor, stat.S_ISREG):
+def _remove_files(descriptor: int, names: re.Pattern[str], kind: Callable[[int], bool] = stat.S_ISREG) -> None:
+    for name in _names(descriptor, kind):
         if names.fullmatch(name):
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=descriptor)

@@ -96,6 +96,7 @@ class Spool(SpoolQueries):
         self._space = DiskSpace(self)
         self.elsewhere = 0
         """Number of pending requests that wait in the spool on the disk while this spool is in memory."""
+        self._fresh: set[Signal] = set()
         self.recent = RecentRequests()
         """Requests that this object stored and that may still be waiting."""
         try:
@@ -156,8 +157,14 @@ class Spool(SpoolQueries):
                 self._database.execute("DELETE FROM report WHERE told = '{}'")
                 self._write("report", report.process, resource, dropped, reported, time.time_ns())
         self.recent.add(fresh)
+        self._fresh.update(request.signal for request in requests)
         if self._max_bytes is not None and requests:
             self._make_room(self._max_bytes)
+
+    def take_fresh(self) -> set[Signal]:
+        """Return the signals of the requests that this object has stored since the last call."""
+        fresh, self._fresh = self._fresh, set()
+        return fresh
 
     def next(self, destination: str) -> tuple[int, Request] | None:
         """Return the oldest request that a destination has neither accepted nor rejected, with its sequence number."""

@@ -1,0 +1,115 @@
+"""Pauses between the rounds of the agent's loop.
+
+A pause is short while a process waits for the agent or writes fast. Otherwise, the agent sleeps until rows are due, for
+a second at most. A process wakes it if a lane fills up faster than expected, for a flush, and when it starts or ends.
+While the run has viewers, the agent looks for new rows often, which only compares words in memory.
+"""
+
+import math
+import time
+from typing import Final
+
+from tensormeter.agent.delivery.deliveries import Deliveries
+from tensormeter.agent.ingest.rings import Rings
+from tensormeter.agent.run_directory.directory import RunDirectory
+from tensormeter.agent.wakeup import Wakeup
+from tensormeter.settings import Settings
+
+__all__ = ["Pauses"]
+
+_TICK: Final = 0.05
+"""Seconds of a short pause. A million rows per second fill a lane of 8 MiB in 140 ms."""
+
+_LONGEST: Final = 1.0
+"""Maximum seconds of a pause. Heartbeats, self-metrics and the death of a process are noticed this late."""
+
+_LOOK: Final = 0.025
+"""Seconds between two looks for new rows while the run has viewers."""
+
+_LONGEST_LIVE: Final = 0.25
+"""Maximum seconds of a pause while the run has viewers. Images, tables and texts are noticed this late."""
+
+_GROWTH: Final = 1 / 32
+"""Share of a lane that a process may fill during a pause, at its current rate."""
+
+
+class Pauses:
+    """Pauses of the agent's main thread, which alone may use it, except for `wake` and `note_progress`."""
+
+    def __init__(self, directory: RunDirectory, settings: Settings, rings: Rings) -> None:
+        """
+        Args:
+            directory: Directory of the run.
+            settings: Settings of the run.
+            rings: Rings to watch.
+        """
+        self._directory = directory
+        self._rings = rings
+        intervals = (
+            settings.schedule_delay,
+            settings.heartbeat_interval,
+            settings.self_metrics_interval,
+            settings.sample_interval,
+        )
+        self._longest = min(_LONGEST, *(interval for interval in intervals if interval))
+        self._wakeup = Wakeup()
+        self._began = time.monotonic()
+        self._is_awaited = False
+        self._is_live = False
+        self._keeps_up = True
+
+    def wake(self) -> None:
+        """End the current pause, or else the next one. Any thread or signal handler may call this."""
+        self._wakeup.wake()
+
+    def note_progress(self) -> None:
+        """End the pause if something waits for delivery. Any thread may call this."""
+        if self._is_awaited or (self._is_live and not self._keeps_up):
+            self._wakeup.wake()
+
+    def wait(self, seconds: float) -> None:
+        """Pause for at most the given seconds."""
+        self._wakeup.wait(seconds)
+
+    def close(self) -> None:
+        """Stop listening to processes."""
+        self._wakeup.close()
+
+    def set_awaited(self, awaited: bool) -> None:
+        """Set whether a process waits for delivery."""
+        self._is_awaited = awaited
+
+    def follow_viewers(self, deliveries: Deliveries) -> None:
+        """Let rows be sent soon if the run has viewers, and if all destinations keep up."""
+        interval = deliveries.live_interval
+        self._is_live, self._keeps_up = interval is not None, deliveries.keep_up
+        self._rings.hurry(interval if interval is not None and self._keeps_up else math.inf)
+
+    def rest(self, *, busy: bool) -> None:
+        """Pause until the next round.
+
+        Args:
+            busy: Whether something waits for the agent, so that the pause must be short.
+        """
+        now = time.monotonic()
+        elapsed, self._began = now - self._began, now
+        growth = self._rings.take_growth()
+        if busy or not self._wakeup.listen(self._directory):
+            self._wakeup.wait(_TICK)
+            return
+        most = min(self._longest, self._rings.due_in(), elapsed * _GROWTH / growth if growth else math.inf)
+        seconds = max(_LOOK, min(most, _LONGEST_LIVE)) if self._is_live else max(_TICK, most)
+        self._rings.set_sleeping(seconds > _TICK)
+        try:
+            if self._is_live:
+                self._wait_for_rows(seconds)
+            else:
+                self._wakeup.wait(seconds)
+        finally:
+            self._rings.set_sleeping(False)
+
+    def _wait_for_rows(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if self._wakeup.wait(min(left, _LOOK)) or (self._keeps_up and self._rings.has_due_rows()):
+                return

@@ -1,0 +1,121 @@
+"""Waits of the agent that threads, signal handlers and the run's processes can end early.
+
+Processes wake the agent through a named pipe in the run's private folder in shared memory. They do so only for events
+that cannot wait, such as a flush, and while the agent sleeps but one of their lanes fills up (`HeaderWord.AGENT_SLEEPS`).
+If there is no such pipe, the agent looks at the rings often instead.
+"""
+
+import contextlib
+import os
+import select
+import stat
+import weakref
+from pathlib import Path
+from typing import Final
+
+from tensormeter.agent.run_directory.directory import RunDirectory
+
+__all__ = ["Wakeup", "wake_agent"]
+
+_MODE: Final = 0o600
+_MOST_BYTES: Final = 1 << 12
+_FLAGS: Final = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Wakeup:
+    """Wait of one thread. Any thread or signal handler may call `wake`; only the waiting thread may call the rest."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        # Threads may call `wake` until the end, so the pipe stays open as long as the object.
+        weakref.finalize(self, _close, self._read, self._write)
+        for descriptor in (self._read, self._write):
+            os.set_blocking(descriptor, False)
+        self._path: Path | None = None
+        self._named: tuple[int, int] | None = None
+        self._poll = select.poll()
+        self._poll.register(self._read, select.POLLIN)
+
+    def wake(self) -> None:
+        """End the current wait, or else the next one."""
+        with contextlib.suppress(BlockingIOError):  # the pipe is full, so the wait ends anyway
+            os.write(self._write, b"\0")
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for at most `seconds`, and return whether `wake` or a process ended the wait."""
+        ready = self._poll.poll(max(0.0, seconds) * 1000)
+        for descriptor, _ in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(descriptor, _MOST_BYTES)
+        return bool(ready)
+
+    def listen(self, directory: RunDirectory) -> bool:
+        """Open the named pipe of a run, and create it if it is missing.
+
+        Returns:
+            False if the processes of the run cannot wake this thread.
+        """
+        path = directory.wake_pipe
+        if self._named is not None and _is_at(path, self._named[0]):
+            return True
+        self.close()
+        try:
+            directory.make_ring_directory(path.parent)
+            if not _is_pipe(path):
+                path.unlink(missing_ok=True)
+                os.mkfifo(path, _MODE)
+                path.chmod(_MODE)  # under any umask
+            read = os.open(path, os.O_RDONLY | _FLAGS)
+            try:
+                write = os.open(path, os.O_WRONLY | _FLAGS)  # without a writer, `poll` returns at once
+            except OSError:
+                os.close(read)
+                raise
+        except OSError:
+            return False
+        self._path, self._named = path, (read, write)
+        self._poll.register(read, select.POLLIN)
+        return True
+
+    def close(self) -> None:
+        """Close the named pipe, and delete it. `wake` keeps working."""
+        if self._named is None or self._path is None:
+            return
+        if _is_at(self._path, self._named[0]):
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        self._poll.unregister(self._named[0])
+        _close(*self._named)
+        self._named = None
+
+
+def wake_agent(directory: RunDirectory) -> None:
+    """Wake the agent of a run if it listens. Any thread or signal handler may call this. It does not block."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory.wake_pipe, os.O_WRONLY | _FLAGS)
+        try:
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.write(descriptor, b"\0")
+        finally:
+            os.close(descriptor)
+
+
+def _is_pipe(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISFIFO(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Return whether a path leads to the open pipe."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
