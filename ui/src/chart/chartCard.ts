@@ -33,6 +33,8 @@ export interface ChartCardEvents {
 
 const HEIGHT = 234;
 const REFRESH_MS = 250;
+/** Time in which updates of several charts are collected, so that their points are requested together. */
+const SOON_MS = 20;
 
 export class ChartCard {
   readonly element: HTMLElement;
@@ -50,6 +52,7 @@ export class ChartCard {
   private request = 0;
   private width = 0;
   private timer = 0;
+  private refreshedAt = 0;
 
   constructor(
     readonly source: ChartSource,
@@ -99,6 +102,7 @@ export class ChartCard {
   async refresh(): Promise<void> {
     if (!this.awake) return;
     const request = ++this.request;
+    this.refreshedAt = performance.now();
     try {
       const view = await this.source.read();
       if (request !== this.request || !this.awake) return;
@@ -192,13 +196,14 @@ export class ChartCard {
     this.events.hover?.(readings);
   }
 
-  /** Refresh once for many updates within a short time. */
+  /** Refresh soon, but only once for many updates within a short time. */
   private scheduleRefresh(): void {
     if (this.timer) return;
+    const due = this.refreshedAt + (this.source.refreshMs ?? REFRESH_MS);
     this.timer = window.setTimeout(() => {
       this.timer = 0;
       void this.refresh();
-    }, this.source.refreshMs ?? REFRESH_MS);
+    }, Math.max(SOON_MS, due - performance.now()));
   }
 
   private offerZoomOut(): void {

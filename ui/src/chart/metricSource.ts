@@ -25,7 +25,7 @@ export interface SelectedRun {
 const MAX_RANKED_RUNS = 12;
 /** Maximum number of lines that the server returns in one response. */
 const MAX_SERVER_LINES = 2000;
-const LINES_MS = 250;
+const LINES_MS = 150;
 const STATISTICS_MS = 3000;
 const SHARE_NAMES = /\.utilization$|\.share$/;
 
