@@ -35,6 +35,8 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/sensors.py
 	$(RUN) benchmarks/delivery.py
 	$(RUN) benchmarks/wide_rows.py
+	$(RUN) benchmarks/rest.py
+	$(RUN) benchmarks/live.py
 	$(RUN) benchmarks/server.py
 	$(RUN) benchmarks/page.py
 
