@@ -66,7 +66,7 @@ screenshots: $(VENV)/ready
 	PYTHONPATH=tests $(RUN) tests/ui/screenshots.py $(ARGS)
 
 $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py build_hooks/page.py build_hooks/extensions.py \
-  src/tensormeter/record/rows/_writer.c src/tensormeter/record/rows/_row_writer.c src/tensormeter/record/rows/_words.h src/tensormeter/session/exit_hooks/_sigterm.c $(wildcard ui/*.json ui/*.mjs ui/src/*.* ui/src/*/*.*)
+  src/tensormeter/otlp/_number_blocks.c src/tensormeter/record/rows/_writer.c src/tensormeter/record/rows/_row_writer.c src/tensormeter/record/rows/_words.h src/tensormeter/session/exit_hooks/_sigterm.c $(wildcard ui/*.json ui/*.mjs ui/src/*.* ui/src/*/*.*)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -10,6 +10,7 @@ from setuptools.command.build_ext import build_ext
 _MODULES = {
     "tensormeter.record.rows._row_writer": "log calls take about ten times as long",
     "tensormeter.record.rows._writer": "measurements of instruments take three to four times as long",
+    "tensormeter.otlp._number_blocks": "the server needs ten times as long for requests with many series",
     "tensormeter.session.exit_hooks._sigterm": "a process that hangs in native code does not die of SIGTERM",
 }
 """Names of the modules, and the disadvantage without each."""

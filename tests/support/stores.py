@@ -8,6 +8,7 @@ import numpy as np
 from tensormeter.otlp.batch import Batch, Event, Gauge
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.otlp.number_blocks import decode_blocks
 from tensormeter.server.store import Receipt, RunRef, Selection, Store
 
 __all__ = ["StoreClient", "append_batches", "append_events", "append_values"]
@@ -19,7 +20,8 @@ T0 = 1_750_000_000 * 10**9
 def append_batches(store: Store, *batches: Batch, batch_id: str | None = None) -> Receipt:
     """Append one request of metrics."""
     payload = encode_metrics(batches)
-    return store.append_metrics(decode_metrics(payload), payload=payload, batch_id=batch_id)
+    decoded = decode_blocks(payload) if store.takes_blocks else decode_metrics(payload)
+    return store.append_metrics(decoded, payload=payload, batch_id=batch_id)
 
 
 def append_events(store: Store, resource: Mapping[str, Any], *events: Event, batch_id: str | None = None) -> Receipt:

@@ -46,7 +46,7 @@ from tensormeter.otlp.check import Check, no_check
 from tensormeter.otlp.fixed_layout import Field, FixedPoints, iterate_fields, read_fixed_points
 from tensormeter.otlp.interleaved_series import read_mixed_points
 
-__all__ = ["FixedData", "decode_events", "decode_metrics", "find_fixed_points"]
+__all__ = ["FixedData", "attributes", "decode_events", "decode_metrics", "find_fixed_points", "parse", "scope_of"]
 
 # Field numbers, and tags: number << 3 | wire type (0: varint, 2: length-delimited).
 _LEN = 2
@@ -103,7 +103,7 @@ def _resource_metrics(body: memoryview, message: Field, check: Check) -> Batch:
 def _scope_metrics(body: memoryview, message: Field, gaps: list[Gauge | Sum], check: Check) -> Iterator[Series]:
     """Yield the series of a scope, and append its gaps to `gaps`."""
     shell, metrics = _split(body, message, ScopeMetrics(), _METRICS)
-    scope = _scope(shell)
+    scope = scope_of(shell)
     for field in metrics:
         check()
         fixed = _fixed_series(body, field, scope)
@@ -119,7 +119,7 @@ def _split(body: memoryview, message: Field, shell: _Shell, number: int) -> tupl
     """Parse a message, except for the fields with the given number. Return the parsed message and the list of those fields."""
     fields = _fields(body, message)
     parts = [field for field in fields if _is(field, number)]
-    _parse(shell, b"".join(body[field.begin : field.end] for field in fields if not _is(field, number)))
+    parse(shell, b"".join(body[field.begin : field.end] for field in fields if not _is(field, number)))
     return shell, parts
 
 
@@ -136,7 +136,7 @@ def _is(field: Field, number: int) -> bool:
 
 def _metric(body: memoryview, field: Field) -> Metric:
     metric = Metric()
-    _parse(metric, bytes(body[field.content : field.end]))
+    parse(metric, bytes(body[field.content : field.end]))
     return metric
 
 
@@ -149,10 +149,10 @@ def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series
     fields = _fields(body, message)
     rest = bytes(body[fixed.end : inner.end])
     shell = Metric()
-    _parse(shell, b"".join(body[field.begin : field.end] for field in fields if field.begin != inner.begin))
+    parse(shell, b"".join(body[field.begin : field.end] for field in fields if field.begin != inner.begin))
     metadata: _Metadata = {"unit": shell.unit, "description": shell.description, "scope": scope}
     total = ProtoSum()
-    _parse(total, rest)
+    parse(total, rest)
     if total.data_points:
         return []
     return [series for _, points in fixed.groups for series in _series_of(points, shell.name, inner, total, metadata)]
@@ -161,7 +161,7 @@ def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series
 def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, metadata: "_Metadata") -> list[Series]:
     """Convert points with the same layout to one series of floats and one series of integers. Omit empty series."""
     template = NumberDataPoint()
-    _parse(template, points.first)
+    parse(template, points.first)
     shared_attributes = attributes(template.attributes)
     series: list[Series] = []
     for integers in (False, True):
@@ -249,14 +249,14 @@ def decode_events(body: bytes, check: Check = no_check) -> list[tuple[dict[str, 
         EncodingError: The bytes are not an `ExportLogsServiceRequest`.
     """
     request = ExportLogsServiceRequest()
-    _parse(request, body)
+    parse(request, body)
     return [
         (
             attributes(resource_logs.resource.attributes),
             [
                 _event(record, scope)
                 for scope_logs in resource_logs.scope_logs
-                for scope in [_scope(scope_logs)]
+                for scope in [scope_of(scope_logs)]
                 for record in _checked(scope_logs.log_records, check)
             ],
         )
@@ -279,7 +279,8 @@ def attributes(pairs: Iterable[KeyValue]) -> dict[str, Attribute]:
     return mapping
 
 
-def _parse(message: Message, body: bytes) -> None:
+def parse(message: Message, body: bytes) -> None:
+    """Parse `body` into `message`. Raises EncodingError."""
     try:
         message.ParseFromString(body)
     except DecodeError as error:
@@ -298,7 +299,8 @@ def _value(value: AnyValue) -> Value:
             return cast("Value", getattr(value, kind))
 
 
-def _scope(shell: ScopeMetrics | ScopeLogs) -> Scope:
+def scope_of(shell: ScopeMetrics | ScopeLogs) -> Scope:
+    """Return a message's instrumentation scope."""
     return Scope(shell.scope.name, shell.scope.version, shell.schema_url, attributes(shell.scope.attributes))
 
 

@@ -78,6 +78,11 @@ class ProjectStore:
         """See `Store`."""
         return self._store.syncer
 
+    @property
+    def takes_blocks(self) -> bool:
+        """See `Store`."""
+        return self._store.takes_blocks
+
     def append_metrics(
         self,
         batches: Sequence[Batch],

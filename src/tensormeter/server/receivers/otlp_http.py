@@ -22,6 +22,7 @@ from tensormeter.otlp.check import Check
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.elements import check_logs, check_metrics
 from tensormeter.otlp.json import events_from_json, metrics_from_json
+from tensormeter.otlp.number_blocks import decode_blocks
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.durability import durability_headers
 from tensormeter.server.http.errors import JSON, PROTOBUF
@@ -137,8 +138,11 @@ class Receiver:
 def _append_metrics(
     store: Store, payload: bytes, batch_id: str | None, check: Check
 ) -> tuple[Message, Receipt, int, _Resources]:
-    check_metrics(payload, check)
-    decoded = [decode_metrics(payload, check)]
+    if store.takes_blocks:
+        decoded = [decode_blocks(payload, check, check_metrics)]
+    else:
+        check_metrics(payload, check)
+        decoded = [decode_metrics(payload, check)]
     points = sum(batch.points for batch in decoded[0])
     resources = [batch.resource for batch in decoded[0]]
     # `pop` lets the store free the batches once it has sorted their points. With many series, they are large.

@@ -68,6 +68,11 @@ class Store(Protocol):
         """Object that syncs commits to disk, or None; see the class."""
         ...
 
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether `append_metrics` accepts batches with blocks; see `decode_blocks`."""
+        ...
+
     def append_metrics(
         self,
         batches: Sequence[Batch],

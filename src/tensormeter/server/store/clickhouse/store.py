@@ -67,6 +67,8 @@ class ClickHouseStore:
     servers store different values for one point, the value that arrived first wins.
     """
 
+    takes_blocks = False
+
     syncer: Final = None
     """ClickHouse's settings decide which commits survive a power failure; see docs/server.md."""
 

@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import SCOPE, Batch, Distribution, Gauge, Histogram, Scope, Series, Sum, Summary
 from tensormeter.otlp.check import Check, no_check
@@ -15,7 +16,7 @@ from tensormeter.server.store.models.metric_kind import kind_of
 from tensormeter.server.store.models.points import Blobs, Column, Points
 from tensormeter.server.store.rules.resource_identity import MAX_NAME, Source, identify
 
-__all__ = ["Arrival", "Rejections", "arrivals_of"]
+__all__ = ["Arrival", "Rejections", "SeriesIdentity", "arrivals_of", "identify_series", "scope_text", "valid_times"]
 
 MAX_ATTRIBUTES_JSON: Final = 16_384
 """Maximum number of characters in the attributes of a series as JSON."""
@@ -44,6 +45,22 @@ class Arrival:
     unit: str
     description: str
     points: Column
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The earliest and the latest time."""
+        return int(self.points.times.min()), int(self.points.times.max())
+
+
+class SeriesIdentity(NamedTuple):
+    """The values that identify a series within a process, and its unit and description. The fields are those of `Arrival`."""
+
+    metric: str
+    kind: str
+    scope: str
+    attributes: str
+    unit: str
+    description: str
 
 
 class Rejections(Counter[str]):
@@ -82,25 +99,33 @@ def arrivals_of(batches: Sequence[Batch], check: Check = no_check) -> tuple[list
             continue
         for series in batch.series:
             check()
-            attributes = canonical_json(series.attributes) if series.attributes else "{}"
             scope = scopes.get(id(series.scope))
             if scope is None:
-                scope = scopes[id(series.scope)] = _scope(series.scope)
-            if not series.name:
-                rejections["metric has no name"] += len(series.times)
-            elif len(series.name) > MAX_NAME or len(scope) > MAX_NAME:
-                rejections[f"metric name or scope is longer than {MAX_NAME} characters"] += len(series.times)
-            elif len(attributes) > MAX_ATTRIBUTES_JSON:
-                rejections[f"attributes are longer than {MAX_ATTRIBUTES_JSON} characters as JSON"] += len(series.times)
+                scope = scopes[id(series.scope)] = scope_text(series.scope)
+            identity = identify_series(series, scope)
+            if isinstance(identity, str):
+                rejections[identity] += len(series.times)
             elif isinstance(series, Histogram) and (reason := _bucket_fault(series)):
                 rejections[reason] += len(series.times)
             else:
                 points = _timed(_column(series, rejections), rejections)
                 if len(points):
-                    unit, description = series.unit[:MAX_NAME], series.description[:MAX_NAME]
-                    identity = (series.name, kind_of(series), scope, attributes, unit, description)
                     arrivals.append(Arrival(source, *identity, points))
     return arrivals, rejections
+
+
+def identify_series(series: Series, scope: str) -> SeriesIdentity | str:
+    """Return what identifies a series in the store, or the reason for refusing it. `scope` comes from `scope_text`."""
+    attributes = canonical_json(series.attributes) if series.attributes else "{}"
+    if not series.name:
+        return "metric has no name"
+    if len(series.name) > MAX_NAME or len(scope) > MAX_NAME:
+        return f"metric name or scope is longer than {MAX_NAME} characters"
+    if len(attributes) > MAX_ATTRIBUTES_JSON:
+        return f"attributes are longer than {MAX_ATTRIBUTES_JSON} characters as JSON"
+    return SeriesIdentity(
+        series.name, kind_of(series), scope, attributes, series.unit[:MAX_NAME], series.description[:MAX_NAME]
+    )
 
 
 def _bucket_fault(series: Histogram) -> str:
@@ -132,14 +157,20 @@ def _column(series: Series, rejections: Rejections) -> Column:
 
 
 def _timed(points: Column, rejections: Rejections) -> Column:
-    timed = (points.times > 0) & (points.times <= _LAST_TIME)
+    timed = valid_times(points.times, rejections)
+    return points if timed is None else points[timed]
+
+
+def valid_times(times: NDArray[np.int64], rejections: Rejections) -> NDArray[np.bool_] | None:
+    """Return a mask that selects the times that can be stored, or None if all can. Counts the others in `rejections`."""
+    timed: NDArray[np.bool_] = (times > 0) & (times <= _LAST_TIME)
     if timed.all():
-        return points
+        return None
     rejections[f"time is 0 or above {_LAST_TIME} ns"] += int(len(timed) - timed.sum())
-    return points[timed]
+    return timed
 
 
-def _scope(scope: Scope) -> str:
+def scope_text(scope: Scope) -> str:
     """Return a string that identifies a scope. It excludes the version, so that a series continues across versions."""
     if scope.attributes:
         return canonical_json([scope.name, dict(scope.attributes)])

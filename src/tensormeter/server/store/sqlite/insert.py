@@ -8,10 +8,11 @@ from tensormeter.otlp.batch import Attribute, Event
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.rules import limits
 from tensormeter.server.store.rules.events import refusal, trim_config
+from tensormeter.server.store.rules.ingest_blocks import BlockArrival
 from tensormeter.server.store.rules.ingest_series import Arrival, Rejections
 from tensormeter.server.store.rules.limits import DELETED
 from tensormeter.server.store.rules.resource_identity import Source, identify
-from tensormeter.server.store.sqlite.points.memtable import SeriesPoints
+from tensormeter.server.store.sqlite.points.memtable import LocatedNumbers, SeriesPoints, located_numbers
 from tensormeter.server.store.sqlite.tables.catalog import Catalog
 from tensormeter.server.store.sqlite.tables.events import insert_event
 from tensormeter.server.store.sqlite.tables.run_state import refresh_run
@@ -25,17 +26,18 @@ def locate_arrivals(
     received: int,
     rejections: Rejections,
     check: Check = no_check,
-) -> list[SeriesPoints]:
+    blocks: Sequence[BlockArrival] = (),
+) -> tuple[list[SeriesPoints], list[LocatedNumbers]]:
     """Find or create the runs, processes and series of arrivals, and count refused points in `rejections`.
 
     The caller's transaction must be rolled back if `check` raises.
     """
     spans: dict[Source, tuple[int, int]] = {}
-    for arrival in arrivals:
-        times = arrival.points.times
-        first, last = int(times.min()), int(times.max())
-        span_before = spans.get(arrival.source)
-        spans[arrival.source] = (
+    everything: list[Arrival | BlockArrival] = [*arrivals, *blocks]
+    for item in everything:
+        first, last = item.span
+        span_before = spans.get(item.source)
+        spans[item.source] = (
             (first, last) if span_before is None else (min(span_before[0], first), max(span_before[1], last))
         )
     rows = {}
@@ -54,7 +56,15 @@ def locate_arrivals(
             rejections[f"run has more than {limits.MAX_SERIES_PER_RUN} series"] += len(arrival.points)
         else:
             located.append(SeriesPoints(*row, series, arrival.metric, arrival.points))
-    return located
+    numbers: list[LocatedNumbers] = []
+    for block_arrival in blocks:
+        check()
+        row = rows[block_arrival.source]
+        if row is None:
+            rejections[DELETED] += len(block_arrival.block.times)
+            continue
+        numbers += located_numbers(row[0], block_arrival, catalog.block_series(*row, block_arrival, rejections, check))
+    return located, numbers
 
 
 def insert_events(

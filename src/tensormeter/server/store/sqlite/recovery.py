@@ -2,14 +2,15 @@
 
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from tensormeter.errors import EncodingError, StoreError
-from tensormeter.otlp.decode import decode_metrics
+from tensormeter.otlp.number_blocks import decode_blocks
 from tensormeter.server.store.models.errors import DamagedError
+from tensormeter.server.store.rules.ingest_blocks import BlockArrival, blocks_of
 from tensormeter.server.store.rules.ingest_series import Arrival, arrivals_of
 from tensormeter.server.store.sqlite.integrity.damage import Damage
 from tensormeter.server.store.sqlite.integrity.suspicion import DamageVerifier
@@ -55,21 +56,18 @@ class Recovery:
         for seq, entry in commit_log.replay(connection):
             try:
                 payload = self._reread(seq, entry) if isinstance(entry, DamagedError) else entry
-                arrivals, _ = arrivals_of(decode_metrics(payload))
+                batches = decode_blocks(payload)
+                arrivals, rejections = arrivals_of(batches)
+                blocks = blocks_of(batches, rejections)
             except (DamagedError, EncodingError) as error:
                 self.damage.add(error)
                 self._quarantine(seq, remove=True)
                 continue
-            orphans: list[Arrival] = []
-            self.memtable.append(seq, self.catalog.place(seq, arrivals, orphans))
+            orphans: list[Arrival | BlockArrival] = []
+            placed = [*self.catalog.place(seq, arrivals, orphans)]
+            self.memtable.append(seq, placed, self.catalog.place_blocks(seq, blocks, orphans))
             if orphans:
-                points, example = sum(len(arrival.points) for arrival in orphans), orphans[0]
-                self.damage.add(
-                    DamagedError(
-                        f"damaged: {points} points of journal row {seq} belong to missing series, such as metric "
-                        f"{example.metric!r} of run {example.source.run_id!r}; the request is kept in the table `damaged`"
-                    )
-                )
+                self.damage.add(_missing_series(seq, orphans))
                 self._quarantine(seq, remove=False)
 
     def _reread(self, seq: int, error: DamagedError) -> bytes:
@@ -98,3 +96,14 @@ class Recovery:
                 commit_log.quarantine(self.writer, seq, remove=remove)
         except StoreError as error:
             _log.warning("tensormeter: cannot quarantine journal row %d: %s", seq, error)
+
+
+def _missing_series(seq: int, orphans: Sequence[Arrival | BlockArrival]) -> DamagedError:
+    example = orphans[0]
+    identity = example.identify(0) if isinstance(example, BlockArrival) else example
+    metric = identity if isinstance(identity, str) else identity.metric
+    points = sum(len(orphan.block.times if isinstance(orphan, BlockArrival) else orphan.points) for orphan in orphans)
+    return DamagedError(
+        f"damaged: {points} points of journal row {seq} belong to missing series, such as metric {metric!r} of run "
+        f"{example.source.run_id!r}; the request is kept in the table `damaged`"
+    )

@@ -37,6 +37,7 @@ from tensormeter.server.store.models.runs import Receipt, RunChanges, RunRef
 from tensormeter.server.store.protocol import STALL_AFTER
 from tensormeter.server.store.rules.batch_digest import digest
 from tensormeter.server.store.rules.gaps import gaps_of
+from tensormeter.server.store.rules.ingest_blocks import blocks_of
 from tensormeter.server.store.rules.ingest_series import Rejections, arrivals_of
 from tensormeter.server.store.sqlite.compaction import apply_flush, full_segments, plan_flush
 from tensormeter.server.store.sqlite.disk.checkpoint import WriteAheadLog
@@ -74,6 +75,7 @@ from tensormeter.server.store.sqlite.schema import connect, prepare
 from tensormeter.server.store.sqlite.tables import commit_log
 from tensormeter.server.store.sqlite.tables.catalog import Catalog, find_run
 from tensormeter.server.store.sqlite.tables.events import insert_event
+from tensormeter.server.store.sqlite.tables.owners import OwnerCache
 from tensormeter.server.store.sqlite.tables.runs import update_run
 from tensormeter.server.store.sqlite.transaction import mapped_errors, may_be_damage, reading, writing
 
@@ -92,6 +94,8 @@ _T = TypeVar("_T")
 
 class SqliteStore(SqliteQueries):
     """A `Store` in a data folder. See `Store` for threads and errors."""
+
+    takes_blocks = True
 
     def __init__(
         self,
@@ -149,7 +153,8 @@ class SqliteStore(SqliteQueries):
             self._flusher = self._with_reserve(self._connect)
             self._stale = False
             self._catalog = Catalog(self._writer)
-            super().__init__(file, filesystem, Memtable(), stall_after)
+            self._owners = OwnerCache(self._connect_reader)
+            super().__init__(file, filesystem, Memtable(self._owners.find), stall_after)
             if lost is not None:
                 self._damage.add(
                     StoreError(lost if copy is None else f"{lost}; the damaged log is kept in {copy.name}")
@@ -190,29 +195,31 @@ class SqliteStore(SqliteQueries):
         """See `Store`."""
         received = time.time_ns()
         arrivals, rejections = arrivals_of(batches, check)
+        blocks = blocks_of(batches, rejections, check)
         gaps = gaps_of(batches, check)
         del batches  # frees memory if the caller holds no reference either
+        points = sum(len(arrival.points) for arrival in arrivals) + sum(len(arrival.block.times) for arrival in blocks)
         content_digest = digest("metrics", payload)
         compressed = commit_log.compress(payload)
         with self._made_durable(), self._writing:
             self._check_open()
-            self._check_pending(sum(len(arrival.points) for arrival in arrivals))
-            self._check_room(len(compressed), sum(len(arrival.points) for arrival in arrivals))
+            self._check_pending(points)
+            self._check_room(len(compressed), points)
             with self._transaction():
                 if batch_id is not None:
                     earlier = commit_log.find_batch(self._writer, batch_id, content_digest)
                     if earlier is not None:
                         return earlier
-                located = locate_arrivals(self._catalog, arrivals, received, rejections, check)
+                located, numbers = locate_arrivals(self._catalog, arrivals, received, rejections, check, blocks)
                 receipt = Receipt(rejections.total(), rejections.describe("data point"))
                 if batch_id is not None:
                     commit_log.record_batch(self._writer, batch_id, content_digest, receipt)
-                seq = commit_log.append(self._writer, compressed) if located else 0
+                seq = commit_log.append(self._writer, compressed) if located or numbers else 0
                 if gaps:
                     insert_gaps(self._writer, gaps, seq or self._memtable.last() + 1, check)
-                self._catalog.record_first_steps(arrivals, seq)
-            if located:
-                self._memtable.append(seq, located)
+                self._catalog.record_first_steps(arrivals, blocks, seq)
+            if seq:
+                self._memtable.append(seq, located, numbers)
         if self._memtable.pending() >= self._space.flush_points(self._flush_points):
             self._background.wake()
         return receipt
@@ -341,6 +348,7 @@ class SqliteStore(SqliteQueries):
             )
         self._disk.stop()
         self._close_readers()
+        self._owners.close()
         self._flusher.close()
         self._writer.close()
         self._verifier.close()

@@ -108,7 +108,7 @@ class RowSeal:
         name = f"{self.table}_{self.seal}"
         new, old = (", ".join(self._bytes(side, column) for column in self.columns) for side in ("new", "old"))
         yield (
-            f"CREATE TEMP TRIGGER {name}_inserted AFTER INSERT ON main.{self.table} BEGIN"
+            f"CREATE TEMP TRIGGER {name}_inserted AFTER INSERT ON main.{self.table} WHEN new.{self.seal} IS NULL BEGIN"
             f" UPDATE {self.table} SET {self.seal} = seal_of({new}) WHERE {keys}; END"
         )
         yield (

@@ -4,14 +4,29 @@ The commit log contains the same points, so losing the memtable loses no data.
 """
 
 import threading
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from tensormeter.server.store.models.points import Column, Newest, Points, newest
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.otlp.number_blocks import hash_name
+from tensormeter.server.store.models.points import Blobs, Column, Newest, Points, newest
+from tensormeter.server.store.rules.ingest_blocks import BlockArrival
 from tensormeter.server.store.rules.totals import Totals
+from tensormeter.server.store.sqlite.points.number_parts import NumberIndex, NumberPart, Owners, RunNumbers
 
-__all__ = ["BufferSnapshot", "Memtable", "MemtableSnapshot", "SeriesPoints"]
+__all__ = [
+    "BufferSnapshot",
+    "Buffers",
+    "LocatedNumbers",
+    "Memtable",
+    "MemtableSnapshot",
+    "SeriesPoints",
+    "located_numbers",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,66 +40,159 @@ class SeriesPoints:
     points: Column
 
 
-class TotalsCache:
-    """The totals of a buffer, computed by one reader for later readers.
+@dataclass(frozen=True, slots=True, eq=False)
+class LocatedNumbers:
+    """Stretches of number points of one run. The arrays are those of `NumberPart`, with the number of points of each stretch."""
 
-    Attributes:
-        value: Number of parts included and their totals, or None before the first computation.
-    """
+    run: int
+    series: NDArray[np.int64]
+    names: NDArray[np.uint64]
+    counts: NDArray[np.int64]
+    points: Points
 
-    __slots__ = ("value",)
 
-    def __init__(self) -> None:
-        self.value: tuple[int, Totals] | None = None  # replaced as a whole, so that threads need no lock
+def located_numbers(run: int, arrival: BlockArrival, series: NDArray[np.int64]) -> list[LocatedNumbers]:
+    """Return the points of a block whose stretches belong to the given series, or to no series where it is 0."""
+    block = arrival.block
+    if not series.all():
+        block = block.select(np.repeat(series != 0, block.counts))
+        series = series[series != 0]
+    points = Points(block.times.view(np.int64), block.words, block.integers)
+    return [LocatedNumbers(run, series, block.names, block.counts, points)] if len(series) else []
 
 
 @dataclass(slots=True)
-class _SeriesBuffer:
-    """The points of one series in order of arrival. `seqs` contains the number of the journal row for each part."""
+class _BlobBuffer:
+    """The distributions of one series in order of arrival. `seqs` contains the number of the journal row for each part."""
 
     process: int
     metric: str
-    parts: list[Column]
+    parts: list[Blobs]
     seqs: list[int]
-    n: int
-    newest: Newest
-    totals_cache: TotalsCache = field(default_factory=TotalsCache)
-    snapshot: "BufferSnapshot | None" = None  # snapshot of the current contents, if a reader has taken one
 
 
 @dataclass(slots=True)
 class _Table:
-    """Buffers by run and series, and by metric, with the number of the last journal row that they contain."""
+    """Points by run, with the number of the last journal row that they contain."""
 
-    runs: dict[int, dict[int, _SeriesBuffer]] = field(default_factory=dict)
-    metrics: dict[str, dict[int, tuple[int, _SeriesBuffer]]] = field(default_factory=dict)
+    numbers: dict[int, RunNumbers] = field(default_factory=dict)
+    blobs: dict[int, dict[int, _BlobBuffer]] = field(default_factory=dict)
     points: Counter[int] = field(default_factory=Counter)
     upto: int = 0
 
 
-@dataclass(frozen=True, slots=True)
 class BufferSnapshot:
-    """The contents of a buffer at one moment."""
+    """The points of one series in a memtable at one moment."""
 
-    run: int
-    process: int
-    metric: str
-    parts: tuple[Column, ...]
-    n: int
-    newest: Newest
-    totals_cache: TotalsCache
+    __slots__ = ("_index", "_owner", "_series", "parts", "run")
+
+    def __init__(
+        self, run: int, series: int, parts: tuple[Column, ...], source: "NumberIndex | tuple[int, str]"
+    ) -> None:
+        """Create a snapshot.
+
+        Args:
+            run: Row ID of the run.
+            series: Row ID of the series.
+            parts: Points in order of arrival.
+            source: Index that contains the series; for distributions, the process and the metric.
+        """
+        self.run = run
+        self.parts = parts
+        self._series = series
+        self._index = source if isinstance(source, NumberIndex) else None
+        self._owner = None if isinstance(source, NumberIndex) else source
+
+    @property
+    def process(self) -> int:
+        """Row ID of the process."""
+        return self._found()[0]
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+        return self._found()[1]
+
+    @property
+    def n(self) -> int:
+        """Number of points."""
+        return sum(map(len, self.parts))
+
+    @property
+    def newest(self) -> Newest:
+        """The first of the points with the latest time."""
+        return newest(type(self.parts[0]).concat(self.parts))
 
     def totals(self) -> Totals | None:
         """Return the totals of all parts; None for distributions."""
-        included, totals = self.totals_cache.value or (0, None)
-        if included < len(self.parts):
-            new_parts = [part for part in self.parts[included:] if isinstance(part, Points)]
-            if not new_parts:
-                return None
-            new_totals = Totals.of(Points.concat(new_parts))
-            totals = new_totals if totals is None else Totals.merge((totals, new_totals))
-            self.totals_cache.value = len(self.parts), totals
-        return totals
+        return None if self._index is None else self._index.totals(self._series)
+
+    def _found(self) -> tuple[int, str]:
+        if self._owner is None:
+            assert self._index is not None
+            self._owner = self._index.owner(self._series)
+        return self._owner
+
+
+class Buffers(Mapping[int, BufferSnapshot]):
+    """The points of some series at one moment, by row ID of the series. Nothing is copied before a series is read."""
+
+    def __init__(
+        self,
+        numbers: Sequence[NumberIndex],
+        blobs: Mapping[int, BufferSnapshot],
+        series: Collection[int] | None = None,
+        metrics: Collection[str] | None = None,
+    ) -> None:
+        self._all_numbers = numbers
+        self._blobs = blobs
+        self._series = series
+        self._metrics = metrics
+        self._known: dict[int, BufferSnapshot] = {}
+
+    @cached_property
+    def _numbers(self) -> Sequence[NumberIndex]:
+        if self._series is None:
+            return self._all_numbers
+        return [index.narrow(self._series) for index in self._all_numbers]
+
+    def __getitem__(self, series: int) -> BufferSnapshot:
+        buffer = self.get(series)
+        if buffer is None:
+            raise KeyError(series)
+        return buffer
+
+    def get(self, series: int, default: "BufferSnapshot | None" = None) -> BufferSnapshot | None:  # type: ignore[override]
+        """Return the points of a series, or `default`."""
+        known = self._known.get(series) or self._blobs.get(series)
+        if known is None and (self._series is None or series in self._series):
+            for index in self._numbers:
+                points = index.points(series)
+                if points is not None:
+                    known = self._known[series] = BufferSnapshot(index.run, series, (points,), index)
+                    break
+        return default if known is None else known
+
+    def __contains__(self, series: object) -> bool:
+        return isinstance(series, int) and self.get(series) is not None
+
+    def __iter__(self) -> Iterator[int]:
+        for index in self._numbers:
+            rows = index.series(self._metrics)
+            index.resolve(rows)
+            yield from rows
+        yield from self._blobs
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def of_metric(self, metric: str) -> Iterator[tuple[int, BufferSnapshot]]:
+        """Yield the number points of a metric, by row ID of the series."""
+        for index in self._numbers:
+            for series in index.series((metric,)):
+                buffer = self.get(series)
+                if buffer is not None and buffer.metric == metric:
+                    yield series, buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +207,7 @@ class MemtableSnapshot:
     """
 
     upto: int
-    series: Mapping[int, BufferSnapshot]
+    series: Buffers
     points: Mapping[int, int]
 
 
@@ -112,7 +220,9 @@ class Memtable:
     and `freeze`, so that these calls follow the order of the journal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, owners: Owners) -> None:
+        """Create an empty memtable. `owners` finds the owners of series with number points, and may read the file."""
+        self._owners = owners
         self._lock = threading.Lock()
         self._active = _Table()
         self._frozen: _Table | None = None
@@ -125,28 +235,37 @@ class Memtable:
         with self._lock:
             self._floor = self._last = seq
 
-    def append(self, seq: int, arrivals: Iterable[SeriesPoints]) -> None:
+    def append(self, seq: int, arrivals: Iterable[SeriesPoints], numbers: Iterable[LocatedNumbers] = ()) -> None:
         """Add the points of journal row `seq`."""
+        blobs: list[SeriesPoints] = []
+        separate: dict[int, list[SeriesPoints]] = defaultdict(list)
+        for located in arrivals:
+            if isinstance(located.points, Blobs):
+                blobs.append(located)
+            else:
+                separate[located.run].append(located)
+        parts = [
+            (block.run, NumberPart.of(seq, block.series, block.names, block.counts, block.points)) for block in numbers
+        ]
+        parts += [(run, _part_of(seq, rows)) for run, rows in separate.items()]
         with self._lock:
             table = self._active
             table.upto = self._last = seq
-            for located in arrivals:
-                points = located.points
-                table.points[located.run] += len(points)
-                buffers = table.runs.setdefault(located.run, {})
+            for run, part in parts:
+                table.points[run] += len(part.points)
+                run_numbers = table.numbers.get(run)
+                if run_numbers is None:
+                    run_numbers = table.numbers[run] = RunNumbers()
+                run_numbers.append(part)
+            for located in blobs:
+                table.points[located.run] += len(located.points)
+                buffers = table.blobs.setdefault(located.run, {})
                 buffer = buffers.get(located.series)
-                latest = newest(points)
                 if buffer is None:
-                    buffer = _SeriesBuffer(located.process, located.metric, [points], [seq], len(points), latest)
-                    buffers[located.series] = buffer
-                    table.metrics.setdefault(located.metric, {})[located.series] = located.run, buffer
-                    continue
-                buffer.parts.append(points)
+                    buffer = buffers[located.series] = _BlobBuffer(located.process, located.metric, [], [])
+                assert isinstance(located.points, Blobs)
+                buffer.parts.append(located.points)
                 buffer.seqs.append(seq)
-                buffer.n += len(points)
-                buffer.snapshot = None
-                if latest[0] > buffer.newest[0]:
-                    buffer.newest = latest
 
     def freeze(self) -> MemtableSnapshot | None:
         """Return all points to flush next, or None. The result stays the same until `discard` is called."""
@@ -155,7 +274,7 @@ class Memtable:
                 self._frozen, self._active = self._active, _Table()
             if self._frozen is None:
                 return None
-            return _snapshot_of_runs(self._frozen, None, None)
+            return self._snapshot(self._frozen, None, None, None)
 
     def discard(self) -> None:
         """Mark the frozen table as flushed, after its points have been written to segments.
@@ -185,9 +304,7 @@ class Memtable:
         """
         with self._lock:
             return [
-                _snapshot_of_runs(table, runs, series)
-                if metrics is None
-                else _snapshot_of_metrics(table, metrics, runs)
+                self._snapshot(table, runs, series, metrics)
                 for table in (self._frozen, self._active)
                 if table is not None and table.upto
             ]
@@ -200,34 +317,49 @@ class Memtable:
         self, run: int, after: int, series: Collection[int] | None = None
     ) -> dict[int, tuple[Column, ...]] | None:
         """Return a run's points from journal rows after number `after`, by series; None if rows have left memory."""
+        parts_by_series: dict[int, tuple[Column, ...]] = {}
+        numbers: list[NumberPart] = []
         with self._lock:
             if not self._floor <= after <= self._last:
                 return None
-            parts_by_series: dict[int, tuple[Column, ...]] = {}
             for table in self._tables(after):
-                for row, buffer in table.runs.get(run, {}).items():
+                numbers += table.numbers[run].after(after) if run in table.numbers else ()
+                for row, buffer in table.blobs.get(run, {}).items():
                     if buffer.seqs[-1] > after and (series is None or row in series):
                         new_parts = tuple(
                             part for part, seq in zip(buffer.parts, buffer.seqs, strict=True) if seq > after
                         )
                         parts_by_series[row] = parts_by_series.get(row, ()) + new_parts
-            return parts_by_series
+        if numbers:
+            index = NumberIndex(run, numbers, self._owners)
+            for row in index.series() if series is None else series:
+                points = index.points(row)
+                if points is not None:
+                    parts_by_series[row] = (points,)
+        return parts_by_series
 
     def grown(self, after: int, runs: Collection[int] | None = None) -> dict[int, set[str]] | None:
         """Return the metrics with points from journal rows after number `after`, by run.
 
         Returns None if some of these rows have left memory.
         """
+        metrics: dict[int, set[str]] = {}
+        series: dict[int, list[NDArray[np.int64]]] = defaultdict(list)
         with self._lock:
             if not self._floor <= after <= self._last:
                 return None
-            metrics: dict[int, set[str]] = {}
             for table in self._tables(after):
-                for run in table.runs if runs is None else runs:
-                    grown = {buffer.metric for buffer in table.runs.get(run, {}).values() if buffer.seqs[-1] > after}
-                    if grown:
-                        metrics.setdefault(run, set()).update(grown)
-            return metrics
+                for run in {*table.numbers, *table.blobs} if runs is None else runs:
+                    numbers = table.numbers.get(run)
+                    if numbers is not None and numbers.last > after:
+                        series[run] += [part.series for part in numbers.after(after)]
+                    for buffer in table.blobs.get(run, {}).values():
+                        if buffer.seqs[-1] > after:
+                            metrics.setdefault(run, set()).add(buffer.metric)
+        for run, parts in series.items():
+            owners = self._owners(np.unique(np.concatenate(parts)).tolist())
+            metrics.setdefault(run, set()).update(metric for _, metric in owners.values())
+        return metrics
 
     def pending(self) -> int:
         """Return the number of points in memory that wait to be flushed."""
@@ -238,38 +370,34 @@ class Memtable:
         tables = (self._flushed, self._frozen, self._active)
         return [table for table in tables if table is not None and table.upto > after]
 
-
-def _snapshot_of_runs(
-    table: _Table, runs: Iterable[int] | None, series_filter: Collection[int] | None
-) -> MemtableSnapshot:
-    buffers: dict[int, BufferSnapshot] = {}
-    for run in table.runs if runs is None else runs:
-        of_run = table.runs.get(run, {})
-        for series in of_run if series_filter is None else of_run.keys() & series_filter:
-            buffers[series] = _snapshot_of_buffer(run, of_run[series])
-    return MemtableSnapshot(table.upto, buffers, dict(table.points))
-
-
-def _snapshot_of_metrics(table: _Table, metrics: Collection[str], runs: Collection[int] | None) -> MemtableSnapshot:
-    buffers: dict[int, BufferSnapshot] = {}
-    of_runs = [] if runs is None else [(run, table.runs[run]) for run in runs if run in table.runs]
-    of_metrics = [table.metrics[metric] for metric in metrics if metric in table.metrics]
-    if runs is not None and sum(len(series) for _, series in of_runs) < sum(map(len, of_metrics)):
-        for run, of_run in of_runs:
-            for series, buffer in of_run.items():
-                if buffer.metric in metrics:
-                    buffers[series] = _snapshot_of_buffer(run, buffer)
-    else:
-        for of_metric in of_metrics:
-            for series, (run, buffer) in of_metric.items():
-                if runs is None or run in runs:
-                    buffers[series] = _snapshot_of_buffer(run, buffer)
-    return MemtableSnapshot(table.upto, buffers, dict(table.points))
+    def _snapshot(
+        self,
+        table: _Table,
+        runs: Collection[int] | None,
+        series: Collection[int] | None,
+        metrics: Collection[str] | None,
+    ) -> MemtableSnapshot:
+        numbers = [
+            table.numbers[run].index(run, self._owners)
+            for run in (table.numbers if runs is None else runs)
+            if run in table.numbers
+        ]
+        blobs = {
+            row: BufferSnapshot(run, row, tuple(buffer.parts), (buffer.process, buffer.metric))
+            for run in (table.blobs if runs is None else runs)
+            for row, buffer in table.blobs.get(run, {}).items()
+            if (series is None or row in series) and (metrics is None or buffer.metric in metrics)
+        }
+        return MemtableSnapshot(table.upto, Buffers(numbers, blobs, series, metrics), dict(table.points))
 
 
-def _snapshot_of_buffer(run: int, buffer: _SeriesBuffer) -> BufferSnapshot:
-    if buffer.snapshot is None:
-        buffer.snapshot = BufferSnapshot(
-            run, buffer.process, buffer.metric, tuple(buffer.parts), buffer.n, buffer.newest, buffer.totals_cache
-        )
-    return buffer.snapshot
+def _part_of(seq: int, rows: Sequence[SeriesPoints]) -> NumberPart:
+    """Create a part from points of one run that did not arrive in blocks."""
+    columns = [row.points for row in rows if isinstance(row.points, Points)]
+    return NumberPart.of(
+        seq,
+        np.array([row.series for row in rows], np.int64),
+        np.array([hash_name(row.metric) for row in rows], np.uint64),
+        np.array([len(points) for points in columns], np.int64),
+        Points.concat(columns),
+    )

@@ -24,9 +24,8 @@ class StepLookup:
         self._memory: dict[int, Points] = {}
         self._step_series: dict[int, list[int]] = {}
         for snapshot in snapshots:
-            for series, buffer in snapshot.series.items():
-                if buffer.metric == STEP_METRIC:
-                    self._step_series.setdefault(buffer.process, []).append(series)
+            for series, buffer in snapshot.series.of_metric(STEP_METRIC):
+                self._step_series.setdefault(buffer.process, []).append(series)
 
     def at(self, process: int, time: int) -> int | None:
         """Return the step logged at exactly this time, or None."""

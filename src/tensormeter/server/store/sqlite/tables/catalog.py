@@ -1,23 +1,38 @@
 """The catalog, which maps runs, processes and series to row IDs."""
 
+import hashlib
 import sqlite3
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.check import Check, no_check
+from tensormeter.otlp.number_blocks import hash_name
 from tensormeter.server.store.models.errors import AmbiguousRunError, NotFoundError
 from tensormeter.server.store.models.points import Points, beginning
 from tensormeter.server.store.rules import limits
-from tensormeter.server.store.rules.ingest_series import Arrival
+from tensormeter.server.store.rules.ingest_blocks import BlockArrival
+from tensormeter.server.store.rules.ingest_series import Arrival, Rejections, SeriesIdentity
 from tensormeter.server.store.rules.resource_identity import Source
-from tensormeter.server.store.sqlite.integrity.seals import RUN_TALLY
-from tensormeter.server.store.sqlite.points.memtable import SeriesPoints
+from tensormeter.server.store.sqlite.integrity.seals import RUN_TALLY, checksum
+from tensormeter.server.store.sqlite.points.memtable import LocatedNumbers, SeriesPoints, located_numbers
+from tensormeter.server.store.sqlite.tables.key_table import KeyTable
 
 __all__ = ["Catalog", "find_run"]
 
 
-_CACHED: Final = 200_000
+_CACHED: Final = 20_000
+"""Maximum number of processes, and of series outside of blocks, in the cache."""
+
+_KEYS: Final = 2_000_000
+"""Maximum number of series of blocks in the cache, which takes 24 to 80 bytes each."""
+
+
+_FIND: Final = "SELECT id FROM series WHERE process = ? AND metric = ? AND kind = ? AND scope = ? AND attributes = ?"
 
 
 @dataclass(slots=True)
@@ -49,6 +64,8 @@ class Catalog:
         self._series: dict[tuple[int, str, str, str, str], int] = {}
         self._first_steps: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._known_tombstones: dict[tuple[str, str], _Tombstone] | None = None
+        self._keys = KeyTable(_KEYS)
+        self._salts: dict[tuple[int, str], NDArray[np.uint64]] = {}
 
     def forget(self, connection: sqlite3.Connection | None = None) -> None:
         """Clear the cache, because rows may have disappeared. Does not block.
@@ -58,6 +75,7 @@ class Catalog:
         """
         self._processes.clear()
         self._series.clear()
+        self._keys.clear()
         self._first_steps.clear()
         self._known_tombstones = None
         self._connection = connection or self._connection
@@ -111,18 +129,16 @@ class Catalog:
         self._processes[key] = _Process(run, process, source.name, source.resource)
         return run, process
 
-    def record_first_steps(self, arrivals: Iterable[Arrival], seq: int) -> None:
+    def record_first_steps(self, arrivals: Iterable[Arrival], blocks: Iterable[BlockArrival], seq: int) -> None:
         """Record the first step, and its time, of each process in the second or a later attempt.
 
         Args:
             arrivals: Points of one request.
+            blocks: Blocks of the request.
             seq: Number of the journal row that contains the request.
         """
-        for arrival in arrivals:
-            source = arrival.source
-            if source.attempt == 1 or arrival.metric != STEP_METRIC or not isinstance(arrival.points, Points):
-                continue
-            first = beginning(arrival.points)
+        for source, points in _steps(arrivals, blocks):
+            first = beginning(points)
             if first is None:
                 continue
             key = (source.project, source.run_id, source.process)
@@ -143,50 +159,173 @@ class Catalog:
     def series(self, run: int, process: int, arrival: Arrival) -> int | None:
         """Return the row ID of a series, creating the row if needed; None if the run has too many series."""
         series = self._find_series(process, arrival)
-        if series is not None:
-            return series
-        counted = self._connection.execute(
-            "UPDATE run SET series = series + 1 WHERE id = ? AND series < ?",
-            (run, limits.MAX_SERIES_PER_RUN),
-        )
-        if not counted.rowcount:
-            return None
-        created = self._connection.execute(
-            "INSERT INTO series (process, metric, kind, scope, attributes, unit, description) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (*_key(process, arrival), arrival.unit, arrival.description),
-        ).lastrowid
-        assert created is not None
-        return self._remember_series(process, arrival, created)
+        if series is None:
+            created = self._create_series(run, process, [arrival])
+            if not created:
+                return None
+            series = self._remember_series(process, arrival, created[0])
+        return series
 
-    def place(self, seq: int, arrivals: Iterable[Arrival], orphans: list[Arrival]) -> Iterable[SeriesPoints]:
+    def block_series(
+        self, run: int, process: int, arrival: BlockArrival, rejections: Rejections, check: Check = no_check
+    ) -> NDArray[np.int64]:
+        """Return the row ID of each stretch's series, creating rows if needed.
+
+        It is 0 for refused series, whose points are counted in `rejections`.
+        """
+        keys = arrival.block.keys ^ self._salt(process, arrival.scope)
+        rows = self._keys.find(keys)
+        unknown = np.flatnonzero(rows == 0)
+        if not len(unknown):
+            return rows
+        _, first, inverse = np.unique(
+            np.ascontiguousarray(keys[unknown]).view("u8,u8").reshape(-1), return_index=True, return_inverse=True
+        )
+        inverse = inverse.reshape(-1)
+        order = np.argsort(first)  # create the rows in the order of the request
+        positions = np.empty_like(order)
+        positions[order] = np.arange(len(order))
+        stretches = unknown[first[order]]
+        resolved, reasons = self._resolve(run, process, arrival, stretches.tolist(), check)
+        rows[unknown] = resolved[positions[inverse]]
+        self._keys.add(keys[stretches[resolved != 0]], resolved[resolved != 0])
+        refused = unknown[rows[unknown] == 0]
+        if len(refused):
+            places = positions[inverse[rows[unknown] == 0]].tolist()
+            for place, points in zip(places, arrival.block.counts[refused].tolist(), strict=True):
+                rejections[reasons[place]] += points
+        return rows
+
+    def _resolve(
+        self, run: int, process: int, arrival: BlockArrival, stretches: Sequence[int], check: Check
+    ) -> tuple[NDArray[np.int64], dict[int, str]]:
+        """Find or create the series of stretches. Return their row IDs, and the reasons for refusing those with row ID 0."""
+        rows = np.zeros(len(stretches), np.int64)
+        reasons: dict[int, str] = {}
+        missing: dict[tuple[str, ...], list[int]] = {}
+        identities: list[SeriesIdentity] = []
+        for index, stretch in enumerate(stretches):
+            check()
+            identity = arrival.identify(stretch)
+            if isinstance(identity, str):
+                reasons[index] = identity
+                continue
+            found = self._connection.execute(_FIND, (process, *identity[:4])).fetchone()
+            if found is not None:
+                rows[index] = found[0]
+            elif identity[:4] in missing:  # stretches may differ in unit and description
+                missing[identity[:4]].append(index)
+            else:
+                missing[identity[:4]] = [index]
+                identities.append(identity)
+        if missing:
+            check()
+            created = self._create_series(run, process, identities)
+            for row, indexes in zip(created, missing.values(), strict=False):
+                rows[indexes] = row
+            for indexes in list(missing.values())[len(created) :]:
+                reasons.update(dict.fromkeys(indexes, f"run has more than {limits.MAX_SERIES_PER_RUN} series"))
+        return rows, reasons
+
+    def _create_series(self, run: int, process: int, identities: Sequence[Arrival | SeriesIdentity]) -> Sequence[int]:
+        """Create rows and return their row IDs. There are fewer rows than identities if the run has too many series."""
+        (counted,) = self._connection.execute("SELECT series FROM run WHERE id = ?", (run,)).fetchone()
+        number = max(min(len(identities), limits.MAX_SERIES_PER_RUN - counted), 0)
+        if not number:
+            return ()
+        self._connection.execute("UPDATE run SET series = series + ? WHERE id = ?", (number, run))
+        last = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'series'").fetchone()
+        rows = range(last[0] + 1 if last else 1, (last[0] if last else 0) + number + 1)
+        self._connection.executemany(
+            "INSERT INTO series (id, process, metric, kind, scope, attributes, unit, description, seal)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                (*values, checksum(*values, 0, None, None, None, None, None))
+                for row, identity in zip(rows, identities, strict=False)
+                for values in [(row, *_key(process, identity), identity.unit, identity.description)]
+            ),
+        )
+        return rows
+
+    def _salt(self, process: int, scope: str) -> NDArray[np.uint64]:
+        """Return what distinguishes the keys of equal series of different processes and scopes."""
+        salt = self._salts.get((process, scope))
+        if salt is None:
+            if len(self._salts) >= _CACHED:
+                self._salts.clear()
+            content = hashlib.blake2b(f"{process} {scope}".encode(errors="surrogatepass"), digest_size=16).digest()
+            salt = self._salts[process, scope] = np.frombuffer(content, np.uint64)
+        return salt
+
+    def place(
+        self, seq: int, arrivals: Iterable[Arrival], orphans: list[Arrival | BlockArrival]
+    ) -> Iterable[SeriesPoints]:
         """Yield the arrivals of journal row `seq` with their rows, for a replay.
 
         Skips arrivals for deleted runs and for series beyond the run's limit. If the rows of any other arrival are
         missing, the catalog is damaged, and the arrival is added to `orphans`.
         """
         for arrival in arrivals:
-            source = arrival.source
-            tombstone = self._tombstones.get((source.project, source.run_id))
-            if tombstone is not None and seq <= tombstone.journal:
+            if self._is_deleted_since(arrival.source, seq):
                 continue
-            key = (source.project, source.run_id, source.process)
-            if key not in self._processes:
-                row = self._connection.execute(
-                    "SELECT run.id, process.id FROM run JOIN process ON process.run = run.id"
-                    " WHERE project = ? AND run_id = ? AND process = ?",
-                    key,
-                ).fetchone()
-                if row is None:
-                    orphans.append(arrival)
-                    continue
-                # Omit name and resource, so that the next request writes them to the rows.
-                self._processes[key] = _Process(row[0], row[1], "", "")
-            process = self._processes[key]
+            process = self._placed_process(arrival.source)
+            if process is None:
+                orphans.append(arrival)
+                continue
             series = self._find_series(process.process, arrival)
             if series is not None:
                 yield SeriesPoints(process.run, process.process, series, arrival.metric, arrival.points)
             elif not self._is_full(process.run):
                 orphans.append(arrival)
+
+    def place_blocks(
+        self, seq: int, blocks: Iterable[BlockArrival], orphans: list[Arrival | BlockArrival]
+    ) -> Iterable[LocatedNumbers]:
+        """Yield the blocks of journal row `seq` with their rows, like `place`."""
+        for arrival in blocks:
+            if self._is_deleted_since(arrival.source, seq):
+                continue
+            process = self._placed_process(arrival.source)
+            if process is None:
+                orphans.append(arrival)
+                continue
+            keys = arrival.block.keys ^ self._salt(process.process, arrival.scope)
+            rows = self._keys.find(keys)
+            for stretch in np.flatnonzero(rows == 0).tolist():
+                identity = arrival.identify(stretch)
+                if isinstance(identity, str):
+                    continue
+                found = self._connection.execute(_FIND, (process.process, *identity[:4])).fetchone()
+                if found is not None:
+                    rows[stretch] = found[0]
+                elif not self._is_full(process.run):
+                    mask = np.zeros(len(rows), np.bool_)
+                    mask[stretch] = True
+                    orphans.append(replace(arrival, block=arrival.block.select(np.repeat(mask, arrival.block.counts))))
+            _, first = np.unique(keys[:, 0], return_index=True)
+            new = first[(rows[first] != 0) & (self._keys.find(keys[first]) == 0)]
+            self._keys.add(keys[new], rows[new])
+            yield from located_numbers(process.run, arrival, rows)
+
+    def _is_deleted_since(self, source: Source, seq: int) -> bool:
+        """Return whether a source's run has been deleted after journal row `seq`."""
+        tombstone = self._tombstones.get((source.project, source.run_id))
+        return tombstone is not None and seq <= tombstone.journal
+
+    def _placed_process(self, source: Source) -> _Process | None:
+        """Return a source's process during a replay, or None if its row is missing."""
+        key = (source.project, source.run_id, source.process)
+        if key not in self._processes:
+            row = self._connection.execute(
+                "SELECT run.id, process.id FROM run JOIN process ON process.run = run.id"
+                " WHERE project = ? AND run_id = ? AND process = ?",
+                key,
+            ).fetchone()
+            if row is None:
+                return None
+            # Omit name and resource, so that the next request writes them to the rows.
+            self._processes[key] = _Process(row[0], row[1], "", "")
+        return self._processes[key]
 
     def _is_full(self, run: int) -> bool:
         """Return whether a run has the maximum number of series."""
@@ -235,9 +374,7 @@ class Catalog:
         cached = self._series.get(key)
         if cached is not None:
             return cached
-        row = self._connection.execute(
-            "SELECT id FROM series WHERE process = ? AND metric = ? AND kind = ? AND scope = ? AND attributes = ?", key
-        ).fetchone()
+        row = self._connection.execute(_FIND, key).fetchone()
         return None if row is None else self._remember_series(process, arrival, row[0])
 
     def _remember_series(self, process: int, arrival: Arrival, series: int) -> int:
@@ -247,8 +384,21 @@ class Catalog:
         return series
 
 
-def _key(process: int, arrival: Arrival) -> tuple[int, str, str, str, str]:
+def _key(process: int, arrival: Arrival | SeriesIdentity) -> tuple[int, str, str, str, str]:
     return process, arrival.metric, arrival.kind, arrival.scope, arrival.attributes
+
+
+def _steps(arrivals: Iterable[Arrival], blocks: Iterable[BlockArrival]) -> Iterable[tuple[Source, Points]]:
+    """Yield the steps of sources in the second or a later attempt."""
+    for arrival in arrivals:
+        if arrival.source.attempt != 1 and arrival.metric == STEP_METRIC and isinstance(arrival.points, Points):
+            yield arrival.source, arrival.points
+    for block in blocks:
+        if block.source.attempt != 1:
+            stretches = block.block.names == np.uint64(hash_name(STEP_METRIC))
+            if stretches.any():
+                steps = block.block.select(np.repeat(stretches, block.block.counts))
+                yield block.source, Points(steps.times.view(np.int64), steps.words, steps.integers)
 
 
 def find_run(connection: sqlite3.Connection, run_id: str, project: str | None) -> int:

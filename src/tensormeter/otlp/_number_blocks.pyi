@@ -1,0 +1,6 @@
+from typing import TypeAlias
+
+_Block: TypeAlias = tuple[int, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes]
+
+def split_numbers(body: bytes, secret: bytes, most: int, /) -> tuple[list[_Block], bytes] | None: ...
+def hash_name(name: bytes, secret: bytes, /) -> int: ...
