@@ -1,18 +1,27 @@
 """Requests with many series in the SQLite store: what is kept in memory and in the file for each of them."""
 
+import sqlite3
+import time
+from contextlib import closing
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from support.stores import append_batches
 from tensormeter.otlp import number_blocks
 from tensormeter.otlp.batch import Batch, Gauge, Histogram
-from tensormeter.server.store import RunRef, Selection
+from tensormeter.server.store import DamagedError, RunChanges, RunRef, Selection, TooManyPointsError
 from tensormeter.server.store.rules import limits
+from tensormeter.server.store.sqlite import bundle_flush
+from tensormeter.server.store.sqlite.integrity.inspection import Inspection, open_read_only
+from tensormeter.server.store.sqlite.retention import Retention
 from tensormeter.server.store.sqlite.store import SqliteStore
 from tensormeter.server.store.sqlite.tables.key_table import KeyTable
 
 T0 = 1_750_000_000 * 10**9
 RUN = RunRef("wide", "p")
+OTHER = {"service.name": "p", "tensormeter.run.id": "other", "service.instance.id": "i"}
 
 
 def wide_batch(names, step, rank=0, points=1):
@@ -123,3 +132,175 @@ def test_distributions_and_numbers_of_one_request_are_stored_together(tmp_path):
     store.flush()
     assert len(store.read(RUN, Selection(["h"], numeric=False)).series) == 1
     store.close()
+
+
+WIDE = 1100
+"""Number of series of a rank, so that a run's short series share bundles."""
+
+
+def findings_of(folder):
+    with closing(open_read_only(folder / "tensormeter.db")) as connection:
+        inspection = Inspection(connection)
+        return [str(finding) for finding in inspection.all(full=True)], inspection.counts
+
+
+def count(store, table, condition="1"):
+    return store._writer.execute(f"SELECT count(*) FROM {table} WHERE {condition}").fetchone()[0]
+
+
+def change(folder, *statements):
+    with closing(sqlite3.connect(folder / "tensormeter.db", isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+@pytest.mark.parametrize("full", [65_536, 2000])
+def test_short_series_share_bundles_and_are_read_like_others(tmp_path, monkeypatch, full):
+    """Points are in memory, in bundles, or in segments if bundles are full, and reads return the same."""
+    monkeypatch.setattr(bundle_flush, "_FULL", full)
+    monkeypatch.setattr(bundle_flush, "_LONG", 4)
+    store = open_store(tmp_path)
+    steps = Gauge("tensormeter.step", np.array([T0], np.uint64), np.array([5]))
+    for step in range(8):
+        for rank in range(2):
+            batch = wide_batch(range(WIDE - 50 * step), step, rank)
+            at = (batch.series[0].times, np.array([10 * step]))
+            append_batches(store, Batch(batch.resource, [*batch.series, replace(steps, times=at[0], values=at[1])]))
+        store.flush()
+    assert count(store, "bundle") <= 40
+    assert count(store, "chunk", "series NOT IN (SELECT id FROM series WHERE metric = 'tensormeter.step')") == (
+        0 if full > 2000 else pytest.approx(1500, abs=900)
+    )
+    append_batches(store, wide_batch([3], 8))
+
+    def check():
+        assert values_of(store, "m000003", "m001090") == {
+            ("m000003", "rank-0"): [float(step) for step in range(9)],
+            ("m000003", "rank-1"): [float(step) for step in range(8)],
+            ("m001090", "rank-0"): [0.0],
+            ("m001090", "rank-1"): [0.0],
+        }
+        run = store.run(RUN)
+        points = 2 * sum(WIDE - 50 * step + 1 for step in range(8)) + 1
+        assert run.points == points == sum(metric.points for metric in store.metrics(RUN))
+        summary = run.summary["m000700"]
+        assert (summary.count, summary.min, summary.max, summary.last, summary.mean) == (16, 0.0, 7.0, 7.0, 3.5)
+        assert run.summary["m001090"].last_step == 0
+        table = store.table("p", ["summary.m000003.last", "summary.m000003.count", "points"])
+        assert table.columns == {"summary.m000003.last": [8.0], "summary.m000003.count": [17], "points": [points]}
+        (listed,) = store.runs(table.runs, ["m000700"])
+        assert listed.summary["m000700"] == summary
+        last = {
+            metric.process: (metric.last, metric.last_step)
+            for metric in store.metrics(RUN)
+            if metric.metric == "m000700"
+        }
+        assert last == {"rank-0": (7.0, 70), "rank-1": (7.0, 70)}
+        with pytest.raises(TooManyPointsError):
+            store.read(RUN, Selection(["m000003"], limit=10))
+
+    check()
+    store.close()
+    store = open_store(tmp_path)
+    check()
+    for step in (2, 5):  # sent again, without a batch ID
+        append_batches(store, wide_batch(range(WIDE - 50 * step), step))
+    store.flush()
+    check()
+    store.close()
+    findings, counts = findings_of(tmp_path)
+    assert findings == []
+    assert counts["bundle"] > 0
+
+
+def test_deleting_a_run_leaves_the_series_of_other_runs_in_shared_bundles(tmp_path):
+    store = open_store(tmp_path)
+    others = [replace(wide_batch(range(first, first + 40), 0, 1), resource=OTHER) for first in range(0, WIDE, 40)]
+    for number, other in enumerate(others):  # the rows of both runs alternate
+        append_batches(store, other, wide_batch(range(number * 40, number * 40 + 40), 0))
+    store.flush()
+    assert count(store, "bundle") > 0
+    assert count(store, "chunk") == 0
+    append_batches(store, *others)
+    store.delete(RUN)
+    store.flush()
+    assert [run.run_id for run in store.runs(store.table("p", []).runs)] == ["other"]
+    assert store.run(RunRef("other", "p")).points == len(others) * 40
+    (series,) = store.read(RunRef("other", "p"), Selection(["m000041"])).series
+    assert series.points.values() == [0.0]
+    assert count(store, "series") == len(others) * 40
+    store.close()
+    assert findings_of(tmp_path)[0] == []
+    store = open_store(tmp_path)
+    store.delete(RunRef("other", "p"))
+    store.flush()
+    assert [count(store, table) for table in ("bundle", "bundle_group", "series", "run")] == [0, 0, 0, 0]
+    store.close()
+
+
+def test_old_bundles_are_removed_unless_their_run_is_kept(tmp_path):
+    store = open_store(tmp_path, retention=Retention(max_age=1000.0))
+    append_batches(store, wide_batch(range(WIDE), 0))
+    now = (time.time_ns() - T0) // 10**9
+    append_batches(store, wide_batch([0], now))
+    store.flush()
+    store.update(RUN, RunChanges(tags=("keep",)))
+    store._expire()
+    assert store.run(RUN).points == WIDE + 1
+    store.update(RUN, RunChanges(tags=()))
+    store._expire()
+    assert store.run(RUN).points == 256  # the first group contains a new point
+    assert count(store, "bundle") == 1
+    store.close()
+    assert findings_of(tmp_path)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("UPDATE bundle SET words = zeroblob(length(words)) WHERE grp = 1", "the checksum does not match"),
+        ("UPDATE bundle SET heads = zeroblob(length(heads)) WHERE grp = 1", "the checksum does not match"),
+        ("DELETE FROM bundle WHERE grp = 1", "list of bundles does not match the checksum"),
+        ("UPDATE bundle SET t_max = t_max + 1 WHERE grp = 1", "list of bundles does not match the checksum"),
+        (
+            "UPDATE bundle_group SET directory = directory + 1 WHERE id = 1",
+            "list of bundles does not match the checksum",
+        ),
+        ("DELETE FROM bundle_group WHERE id = 1", "list of bundles does not match the checksum"),
+    ],
+)
+def test_damage_to_a_bundle_is_an_error_for_its_series_and_for_no_other(tmp_path, statement, words):
+    store = open_store(tmp_path)
+    append_batches(store, wide_batch(range(WIDE), 0))
+    store.close()
+    change(tmp_path, statement)
+    assert any(words in finding for finding in findings_of(tmp_path)[0])
+    store = open_store(tmp_path)
+    assert values_of(store, "m000100") == {("m000100", "rank-0"): [0.0]}
+    with pytest.raises(DamagedError, match=words):
+        values_of(store, "m000300")
+    append_batches(store, wide_batch(range(WIDE), 1))
+    store.flush()
+    assert words in store.problem()
+    assert values_of(store, "m000100") == {("m000100", "rank-0"): [0.0, 1.0]}
+    with pytest.raises(DamagedError, match=words):
+        values_of(store, "m000300")
+    store.close()
+
+
+def test_a_store_of_version_7_is_migrated_and_its_segments_stay(tmp_path):
+    store = open_store(tmp_path)
+    for first in range(0, 900, 300):
+        append_batches(store, wide_batch(range(first, first + 300), 0))
+    store.close()
+    change(tmp_path, "DROP TABLE bundle", "DROP TABLE bundle_group", "PRAGMA user_version = 7")
+    store = open_store(tmp_path)
+    append_batches(store, wide_batch(range(WIDE), 1))
+    append_batches(store, wide_batch(range(WIDE), 0))  # most of these are in segments
+    store.flush()
+    assert count(store, "chunk") == 900
+    assert count(store, "bundle") > 0
+    assert store.run(RUN).points == 2 * WIDE
+    assert values_of(store, "m000007", "m001000") == {(name, "rank-0"): [0.0, 1.0] for name in ("m000007", "m001000")}
+    store.close()
+    assert findings_of(tmp_path)[0] == []

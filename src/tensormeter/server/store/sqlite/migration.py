@@ -57,6 +57,7 @@ def migrate(connection: sqlite3.Connection, version: int, schema: str, target: i
             _from_4(connection)
             _from_5(connection, schema)
             _from_6(connection, schema)
+            _from_7(connection, schema)
         if version < 3:
             _first_steps(connection)
         connection.execute(f"PRAGMA user_version = {target}")
@@ -145,6 +146,15 @@ def _from_6(connection: sqlite3.Connection, schema: str) -> None:
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'damaged'").fetchone():
         (statement,) = (candidate for candidate in _statements(schema) if "CREATE TABLE damaged " in candidate)
         connection.execute(statement)
+
+
+def _from_7(connection: sqlite3.Connection, schema: str) -> None:
+    """Migrate from version 7, which had no bundles. New points of runs with many series go to bundles."""
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'bundle'").fetchone():
+        return
+    for statement in _statements(schema):
+        if "CREATE TABLE bundle" in statement or "INDEX bundle_by_group" in statement:
+            connection.execute(statement)
 
 
 def _first_steps(connection: sqlite3.Connection) -> None:

@@ -42,6 +42,7 @@ from tensormeter.server.store.models.series import MetricSummary, Reading, Selec
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
 from tensormeter.server.store.sqlite.integrity.damage import Damage, name_damage, skip_damaged
 from tensormeter.server.store.sqlite.integrity.suspicion import DamageVerifier
+from tensormeter.server.store.sqlite.points.bundle_snapshot import bundled
 from tensormeter.server.store.sqlite.points.gaps import has_new_gaps, read_gaps
 from tensormeter.server.store.sqlite.points.memtable import Memtable, MemtableSnapshot
 from tensormeter.server.store.sqlite.points.rollups import read_rollups
@@ -124,9 +125,8 @@ class SqliteQueries:
         with self._reader() as connection:
             snapshots = self._memtable.snapshots(None, metrics=runs.metrics_needed(fields))
             with reading(connection):
-                return runs.load_table(
-                    connection, _unflushed(connection, snapshots), project, fields, self._stall_after, check=check
-                )
+                snapshots = [bundled(connection, None, runs.metrics_needed(fields)), *_unflushed(connection, snapshots)]
+                return runs.load_table(connection, snapshots, project, fields, self._stall_after, check=check)
 
     def runs(
         self, runs_: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None
@@ -135,7 +135,7 @@ class SqliteQueries:
         with self._reader() as connection, self._recording_damage(damaged):
             snapshots = self._memtable.snapshots(set(runs_), metrics=_with_steps(metrics))
             with reading(connection):
-                snapshots = _unflushed(connection, snapshots)
+                snapshots = [bundled(connection, runs_, metrics), *_unflushed(connection, snapshots)]
                 complete = [run for run in runs_ if self._check_complete(connection, run, damaged)]
                 summaries = runs.load_runs(connection, snapshots, complete, metrics, self._stall_after, damaged=damaged)
         if damaged is not None and not self._damage.is_catalog_sound:  # already recorded
@@ -223,7 +223,7 @@ class SqliteQueries:
                     return Reading(new_series(rows, parts, selection), cursor, False, started, attempts)
             snapshots = self._memtable.snapshots({run}, series_ids)
             with reading(connection):
-                snapshots = _unflushed(connection, snapshots)
+                snapshots = [bundled(connection, {run}), *_unflushed(connection, snapshots)]
                 series = read_series(connection, snapshots, rows, selection)
             return Reading(series, cursor, True, started, attempts)
 
@@ -403,7 +403,7 @@ class SqliteQueries:
                 run = find_run(connection, *_names(ref))
             snapshots = self._memtable.snapshots({run}, metrics=_with_steps(metrics))
             with reading(connection):
-                yield connection, _unflushed(connection, snapshots), run
+                yield connection, [bundled(connection, {run}), *_unflushed(connection, snapshots)], run
 
     def _mark(self, name: str) -> int:
         with self._reader() as connection, reading(connection):

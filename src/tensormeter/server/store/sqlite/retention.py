@@ -7,6 +7,7 @@ from typing import Final
 
 from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.sqlite.integrity.seals import RUN_TALLY, RUN_TEXTS
+from tensormeter.server.store.sqlite.points.bundle_removal import purge_bundles, remove_old_bundles
 from tensormeter.server.store.sqlite.points.segment_rows import Span, spans, update_directory
 
 __all__ = ["Retention", "deleted_runs", "expired_runs", "purge_some", "remove_old_points", "used_bytes"]
@@ -54,6 +55,8 @@ def purge_some(connection: sqlite3.Connection, run: int) -> bool:
     """
     series = "SELECT series.id FROM series JOIN process ON process.id = series.process WHERE process.run = ?"
     processes = "SELECT id FROM process WHERE run = ?"
+    if purge_bundles(connection, run):
+        return True
     for statement in (
         f"DELETE FROM chunk WHERE id IN (SELECT id FROM chunk WHERE series IN ({series}) LIMIT {_SEGMENTS})",
         f"DELETE FROM gap WHERE id IN (SELECT id FROM gap WHERE series IN ({series}) LIMIT {100 * _SEGMENTS})",
@@ -70,7 +73,7 @@ def purge_some(connection: sqlite3.Connection, run: int) -> bool:
 
 
 def remove_old_points(connection: sqlite3.Connection, before: int, report: Report) -> bool:
-    """Remove some segments that contain only old points, inside the caller's transaction. Return whether there were any.
+    """Remove some segments and bundles that contain only old points, inside the caller's transaction. Return whether there were any.
 
     Skips runs with the tag "keep", and segments whose times may be damaged. Summaries of metrics stay unchanged.
     """
@@ -98,7 +101,9 @@ def remove_old_points(connection: sqlite3.Connection, before: int, report: Repor
     connection.executemany("UPDATE run SET points = points - ? WHERE id = ?", [(row[2], row[3]) for row in rows])
     for series in {row[1] for row in rows}:
         update_directory(connection, series)
-    return bool(rows)
+    return bool(rows) or remove_old_bundles(
+        connection, before, lambda runs: _removable(connection, runs, report), report
+    )
 
 
 def expired_runs(
@@ -128,6 +133,16 @@ def used_bytes(connection: sqlite3.Connection) -> int:
         connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
     )
     return int((pages - free) * size)
+
+
+def _removable(connection: sqlite3.Connection, runs: Iterable[int], report: Report) -> set[int]:
+    """Return those of some runs that are undamaged and not protected from retention."""
+    unprotected = [
+        run
+        for run in runs
+        if connection.execute(f"SELECT 1 FROM run WHERE id = ? AND {_unprotected()}", (run,)).fetchone()
+    ]
+    return {*_sound(connection, unprotected, report)}
 
 
 def _sound(connection: sqlite3.Connection, runs: Iterable[int], report: Report) -> list[int]:

@@ -31,7 +31,7 @@ from tensormeter.server.store.sqlite.transaction import primary_code
 
 __all__ = ["SCHEMA", "SCHEMA_VERSION", "connect", "holder_of", "prepare"]
 
-SCHEMA_VERSION: Final = 7
+SCHEMA_VERSION: Final = 8
 _COMPLETE: Final = FileSystem()
 
 SCHEMA: Final = """
@@ -153,6 +153,26 @@ CREATE TABLE sample (                       -- rollups of full segments of numbe
     seal INTEGER,                           -- checksum of the other columns and the segment's seal
     coarse_seal INTEGER,
     fine_seal INTEGER
+);
+
+CREATE TABLE bundle (                       -- points of the series of a group, see the module bundles
+    id INTEGER PRIMARY KEY,
+    grp INTEGER NOT NULL,                   -- series.id / 256
+    seq INTEGER NOT NULL,                   -- order within the group
+    n INTEGER NOT NULL,
+    t_min INTEGER NOT NULL,
+    t_max INTEGER NOT NULL,
+    heads BLOB NOT NULL,                    -- counts, statistics and last points by series
+    times BLOB NOT NULL,
+    words BLOB NOT NULL,
+    integers BLOB NOT NULL,
+    seal INTEGER
+);
+CREATE UNIQUE INDEX bundle_by_group ON bundle (grp, seq, n, t_min, t_max);
+
+CREATE TABLE bundle_group (
+    id INTEGER PRIMARY KEY,
+    directory INTEGER NOT NULL              -- checksum of the list of bundles
 );
 
 CREATE TABLE gap (                          -- times at which senders reported that a series has no value

@@ -319,11 +319,11 @@ class SqliteStore(SqliteQueries):
                     deleted = deleted_runs(self._writer, self._damage.add)
             if snapshot is not None:
                 with self._checking_damage(), reading(self._flusher):
-                    flushes = plan_flush(self._flusher, snapshot, self._yield_to_readers, self._note_damage)
+                    planned = plan_flush(self._flusher, snapshot, self._yield_to_readers, self._note_damage)
                 with self._writing, self._transaction():
-                    apply_flush(self._writer, flushes, snapshot.upto)
+                    apply_flush(self._writer, planned, snapshot.upto)
                 self._memtable.discard()
-                self._missing_rollups.extend(full_segments(flushes))
+                self._missing_rollups.extend(full_segments(planned))
             self._remove(deleted)
             rollups_built = self._build_rollups()
             if snapshot is not None or deleted or rollups_built:

@@ -17,6 +17,7 @@ _INTRODUCED: Final = (
     ("event", "record"),
     ("gap", "time"),
     ("damaged", "payload"),
+    ("bundle", "heads"),
 )
 """A table and a column that the version introduced, for each version from 1 on."""
 

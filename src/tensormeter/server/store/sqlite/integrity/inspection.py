@@ -17,7 +17,7 @@ import numpy as np
 import zstandard
 
 from tensormeter.errors import EncodingError, StoreError
-from tensormeter.otlp.decode import decode_metrics
+from tensormeter.otlp.number_blocks import decode_blocks
 from tensormeter.server.store.models.errors import DamagedError, StoreUnavailableError, SuspectedDamageError
 from tensormeter.server.store.models.rollup_blocks import Blocks
 from tensormeter.server.store.rules.media import is_of_type
@@ -26,6 +26,7 @@ from tensormeter.server.store.sqlite.integrity.damage import name_series
 from tensormeter.server.store.sqlite.integrity.file_header import header_fault, version_of_tables
 from tensormeter.server.store.sqlite.integrity.seals import ROW_SEALS, RowSeal, is_sound
 from tensormeter.server.store.sqlite.points import rollups
+from tensormeter.server.store.sqlite.points.bundles import BUNDLE_COLUMNS, Heads, parse_bundle, read_bundles
 from tensormeter.server.store.sqlite.points.segment_reader import segment_points
 from tensormeter.server.store.sqlite.points.segment_rows import SEGMENT_COLUMNS, parse_segment, spans
 from tensormeter.server.store.sqlite.points.segments import decompress_words
@@ -198,6 +199,8 @@ class Inspection:
         columns = ", ".join(f"sample.{name.strip()}" for name in rollups.ROLLUP_COLUMNS.split(","))
         yield from self._parts(
             self._rows("chunk", "chunk.id", f"id, {SEGMENT_COLUMNS}", self._check_segment, _FEW),
+            self._rows("bundle", "bundle.id", f"id, {BUNDLE_COLUMNS}", self._check_bundle, _FEW),
+            self._rows("bundle_group", "id", "id", self._check_group, count=False),
             self._rows(joined, "sample.chunk", f"{columns}, chunk.series, seq, chunk.seal", self._check_rollup, 64),
             self._rows("gap", "id", "id, series, time, seq, seal", self._check_gap),
             self._rows("event", "id", f"id, {SEALED}, seal", self._check_event, 64),
@@ -396,6 +399,29 @@ class Inspection:
         if self._connection.execute("SELECT 1 FROM series WHERE id = ?", (row[1],)).fetchone() is None:
             raise _DamagedRowError(f"its series {row[1]} is missing")
 
+    def _check_bundle(self, row: Sequence[Any]) -> None:
+        bundle = parse_bundle(row[1:])
+        numbers = bundle.numbers()
+        times, starts = numbers.all.times, numbers.starts[:-1]
+        ordered = np.diff(times, prepend=times[:1]) > 0
+        ordered[starts] = True
+        if not ordered.all() or (times.min(), times.max()) != (bundle.t_min, bundle.t_max):
+            raise _DamagedRowError("its times are not in order")
+        expected = Heads.of(numbers)
+        for name in ("counts", "numbers", "last_times", "last_words", "last_integers"):
+            if not np.array_equal(getattr(expected, name), getattr(bundle.heads, name)):
+                raise _DamagedRowError("its heads do not match its points")
+        series = bundle.heads.series
+        (count,) = self._connection.execute(
+            "SELECT count(*) FROM series WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(series.tolist()),)
+        ).fetchone()
+        if count != len(series):
+            raise _DamagedRowError(f"{len(series) - count} of its series are missing")
+        self._check_group((bundle.group,))
+
+    def _check_group(self, row: Sequence[Any]) -> None:
+        read_bundles(self._connection, row[0])
+
     def _check_rollup(self, row: Sequence[Any]) -> None:
         (
             segment,
@@ -442,7 +468,7 @@ class Inspection:
     def _check_journal(self, row: Sequence[Any]) -> None:
         self._sound("journal", row[-1], row[1])
         try:
-            decode_metrics(zstandard.decompress(row[1]))
+            decode_blocks(zstandard.decompress(row[1]))
         except (zstandard.ZstdError, EncodingError) as error:
             raise _DamagedRowError(str(error)) from None
 

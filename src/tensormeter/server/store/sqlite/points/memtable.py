@@ -150,6 +150,16 @@ class Buffers(Mapping[int, BufferSnapshot]):
         self._metrics = metrics
         self._known: dict[int, BufferSnapshot] = {}
 
+    @property
+    def numbers(self) -> Sequence[NumberIndex]:
+        """Indexes of the number points, one for each run."""
+        return self._numbers
+
+    @property
+    def distributions(self) -> Mapping[int, BufferSnapshot]:
+        """The distributions, by row ID of the series."""
+        return self._blobs
+
     @cached_property
     def _numbers(self) -> Sequence[NumberIndex]:
         if self._series is None:

@@ -92,6 +92,11 @@ class NumberPart:
         """Index of each stretch's first point."""
         return np.arange(len(self.series)) if self.starts is None else self.starts[:-1]
 
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Number of points of each stretch."""
+        return np.ones(len(self.series), np.int64) if self.starts is None else np.diff(self.starts)
+
     def after(self, seq: int) -> "NumberPart | None":
         """Return the stretches from journal rows after number `seq`, or None if there are none."""
         row = int(np.searchsorted(self.seqs, seq, side="right"))
@@ -162,7 +167,7 @@ class NumberIndex:
 
     def __init__(self, run: int, parts: Sequence[NumberPart], owners: Owners) -> None:
         self.run = run
-        self._parts = parts
+        self.parts = parts
         self._owners = owners
         self._known_owners: Mapping[int, Owner] = {}
         self._found: dict[int, Points | None] = {}
@@ -173,7 +178,7 @@ class NumberIndex:
             rows = self.sorted.series
         else:
             hashes = np.array([hash_name(metric) for metric in metrics], np.uint64)
-            found = [part.series[np.isin(part.names, hashes)] for part in self._parts]
+            found = [part.series[np.isin(part.names, hashes)] for part in self.parts]
             rows = np.unique(np.concatenate([np.empty(0, np.int64), *found]))
         series: list[int] = rows.tolist()
         return series
@@ -189,8 +194,8 @@ class NumberIndex:
     def narrow(self, series: Collection[int]) -> "NumberIndex":
         """Return an index of a few series."""
         wanted = np.fromiter(series, np.int64, len(series))
-        masks = [np.isin(part.series, wanted) for part in self._parts]
-        parts = [part.select(mask) for part, mask in zip(self._parts, masks, strict=True) if mask.any()]
+        masks = [np.isin(part.series, wanted) for part in self.parts]
+        parts = [part.select(mask) for part, mask in zip(self.parts, masks, strict=True) if mask.any()]
         return NumberIndex(self.run, parts, self._owners)
 
     def points(self, series: int) -> Points | None:
@@ -211,11 +216,11 @@ class NumberIndex:
     @cached_property
     def sorted(self) -> "SortedNumbers":
         """All points, sorted by series."""
-        return SortedNumbers(NumberPart.concat(self._parts) if self._parts else NumberPart.empty())
+        return SortedNumbers.sort(NumberPart.concat(self.parts) if self.parts else NumberPart.empty())
 
     def _scan(self, series: int) -> Points | None:
         found = []
-        for part in self._parts:
+        for part in self.parts:
             mask = part.series == series
             if mask.any():
                 found.append(part.select(mask).points)
@@ -231,7 +236,15 @@ class SortedNumbers:
         all: All points.
     """
 
-    def __init__(self, part: NumberPart) -> None:
+    def __init__(self, series: NDArray[np.int64], starts: NDArray[np.int64], points: Points) -> None:
+        """Create it from sorted columns."""
+        self.series = series
+        self.starts = starts
+        self.all = points
+
+    @classmethod
+    def sort(cls, part: NumberPart) -> "SortedNumbers":
+        """Sort the points of a part."""
         order = np.argsort(part.series, kind="stable")
         ordered = part.series[order]
         if part.starts is None:
@@ -240,10 +253,38 @@ class SortedNumbers:
             counts = np.diff(part.starts)[order]
             ends = np.cumsum(counts)
             index = np.arange(len(part.points)) + np.repeat(part.starts[:-1][order] - ends + counts, counts)
-        self.all = part.points[index]
         edges = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
-        self.series = ordered[edges]
-        self.starts = np.concatenate([np.concatenate([[0], np.cumsum(counts)])[edges], [len(index)]])
+        starts = np.concatenate([np.concatenate([[0], np.cumsum(counts)])[edges], [len(index)]])
+        return cls(ordered[edges], starts, part.points[index])
+
+    @classmethod
+    def distinct(cls, parts: "Sequence[SortedNumbers]") -> "SortedNumbers":
+        """Return the points of all parts, sorted by series and time. The first of several points with equal times is kept."""
+        points = Points.concat([part.all for part in parts])
+        series = np.concatenate([part.owners for part in parts])
+        order = np.lexsort((points.times, series))
+        series, times = series[order], points.times[order]
+        changed = np.diff(series, prepend=series[:1] - 1) != 0
+        kept = changed | (np.diff(times, prepend=times[:1]) != 0)
+        edges = np.flatnonzero(changed[kept])
+        starts = np.concatenate([edges, [int(kept.sum())]])
+        return cls(series[kept][edges], starts, points[order[kept]])
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """int64, shape (m,): row ID of each point's series."""
+        return np.repeat(self.series, np.diff(self.starts))
+
+    def select(self, points: NDArray[np.bool_]) -> "SortedNumbers":
+        """Return some of the points."""
+        counts = np.add.reduceat(points, self.starts[:-1], dtype=np.int64) if len(self.series) else self.starts[:0]
+        starts = np.concatenate([[0], np.cumsum(counts[counts > 0])])
+        return SortedNumbers(self.series[counts > 0], starts, self.all[points])
+
+    def between(self, first: int, last: int) -> "SortedNumbers":
+        """Return the series with indexes from `first` to `last`, exclusive."""
+        begin, end = self.starts[first], self.starts[last]
+        return SortedNumbers(self.series[first:last], self.starts[first : last + 1] - begin, self.all[begin:end])
 
     def points(self, series: int) -> Points | None:
         """Return the points of a series, or None."""
@@ -255,7 +296,8 @@ class SortedNumbers:
         index = self._index(series)
         if index < 0:
             return None
-        count, numbers, total, minimum, maximum, last = (column[index] for column in self._totals)
+        count, numbers, total, minimum, maximum = (column[index] for column in self.statistics)
+        last = self.newest[index]
         return Totals(
             int(count),
             int(numbers),
@@ -278,7 +320,13 @@ class SortedNumbers:
         return np.minimum.reduceat(candidates, starts)
 
     @cached_property
-    def _totals(self) -> tuple[NDArray[np.int64] | NDArray[np.float64], ...]:
+    def statistics(
+        self,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Number of points, number of points that are not NaN, and their sum, minimum and maximum, by series.
+
+        If all points of a series are NaN, its minimum is infinite and its maximum negative infinite.
+        """
         starts = self.starts[:-1]
         floats = self.all.floats()
         valid = ~np.isnan(floats)
@@ -289,7 +337,6 @@ class SortedNumbers:
                 np.add.reduceat(np.where(valid, floats, 0.0), starts),
                 np.minimum.reduceat(np.where(valid, floats, np.inf), starts),
                 np.maximum.reduceat(np.where(valid, floats, -np.inf), starts),
-                self.newest,
             )
 
     def _index(self, series: int) -> int:

@@ -26,6 +26,7 @@ __all__ = [
     "decode_segment",
     "decompress_words",
     "encode_segment",
+    "inflate",
     "segment_capacity",
 ]
 
@@ -109,7 +110,7 @@ def decode_segment(segment: Segment) -> Points:
     with _about(segment):
         words = _decompress(segment.words, segment.n)
         if segment.kind == _MIXED:
-            packed = np.frombuffer(_inflate(segment.integers, (segment.n + 7) // 8), np.uint8)
+            packed = np.frombuffer(inflate(segment.integers, (segment.n + 7) // 8), np.uint8)
             integers = np.unpackbits(packed, count=segment.n).view(np.bool_)
         else:
             integers = np.full(segment.n, segment.kind == _INTEGERS)
@@ -119,7 +120,7 @@ def decode_segment(segment: Segment) -> Points:
 def decode_blobs(segment: Segment) -> Blobs:
     """Decode a segment of distributions. Raises the same errors as `decode_segment`."""
     with _about(segment):
-        packed = _inflate(segment.words, None)
+        packed = inflate(segment.words, None)
         lengths = np.frombuffer(packed[: 4 * segment.n], "<u4")
         ends = np.cumsum(lengths, dtype=np.int64) + 4 * segment.n
         if len(lengths) != segment.n or ends[-1] != len(packed):
@@ -152,7 +153,7 @@ def compress_words(words: NDArray[np.int64]) -> bytes:
 
 def decompress_words(blob: bytes) -> bytes:
     """Return the bytes of the words that were given to `compress_words`. Raises the same errors as `decode_segment`."""
-    planes = np.frombuffer(_inflate(blob, None), np.uint8)
+    planes = np.frombuffer(inflate(blob, None), np.uint8)
     if len(planes) % 8:
         raise DamagedError("rollups: the decompressed size is not a multiple of 8 bytes")
     return planes.reshape(8, -1).T.tobytes()
@@ -164,7 +165,7 @@ def _compress(column: NDArray[np.int64]) -> bytes:
 
 
 def _decompress(blob: bytes, n: int) -> NDArray[np.int64]:
-    planes = np.frombuffer(_inflate(blob, 8 * n), np.uint8).reshape(8, n)
+    planes = np.frombuffer(inflate(blob, 8 * n), np.uint8).reshape(8, n)
     rows = np.zeros((n, 8), np.uint8)
     for index, plane in enumerate(planes):
         if plane.any():  # most planes are zero, such as high bytes of differences and low bytes of former float32s
@@ -172,7 +173,7 @@ def _decompress(blob: bytes, n: int) -> NDArray[np.int64]:
     return rows.view("<i8").reshape(n).astype(np.int64, copy=False)
 
 
-def _inflate(blob: bytes, size: int | None) -> bytes:
+def inflate(blob: bytes, size: int | None) -> bytes:
     """Decompress to exactly `size` bytes, or to any number of bytes up to 1 GiB if `size` is None.
 
     The size in the frame's header is checked first, so that damaged data cannot make zstd allocate more memory.

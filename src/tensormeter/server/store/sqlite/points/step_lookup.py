@@ -22,6 +22,7 @@ class StepLookup:
         self._snapshots = snapshots
         self._series_rows: dict[int, list[int]] = {}
         self._memory: dict[int, Points] = {}
+        self._known: dict[int, tuple[int, int | None]] = {}
         self._step_series: dict[int, list[int]] = {}
         for snapshot in snapshots:
             for series, buffer in snapshot.series.of_metric(STEP_METRIC):
@@ -29,6 +30,12 @@ class StepLookup:
 
     def at(self, process: int, time: int) -> int | None:
         """Return the step logged at exactly this time, or None."""
+        known = self._known.get(process)
+        if known is None or known[0] != time:  # the series of a row have the same time
+            known = self._known[process] = (time, self._at(process, time))
+        return known[1]
+
+    def _at(self, process: int, time: int) -> int | None:
         times = np.array([time], np.int64)
         step = _one(self._in_memory(process), times)
         if step is None:
