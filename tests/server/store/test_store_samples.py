@@ -2,6 +2,7 @@
 
 import math
 import secrets
+from contextlib import closing
 from itertools import pairwise
 
 import numpy as np
@@ -18,10 +19,14 @@ from tensormeter.server.query.points.reader import RunReader
 from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.sampled import query_points
 from tensormeter.server.store import PointRange, RunRef, Selection, TooManyPointsError
+from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, Blocks
+from tensormeter.server.store.sqlite.integrity.inspection import Inspection
+from tensormeter.server.store.sqlite.integrity.seals import checksum
 from tensormeter.server.store.sqlite.maintenance import compact
 from tensormeter.server.store.sqlite.points import rollups, segments
 from tensormeter.server.store.sqlite.points.segments import SEGMENT_POINTS
+from tensormeter.server.store.sqlite.schema import connect
 from tensormeter.server.store.sqlite.store import SqliteStore
 
 REF = RunRef("r")
@@ -293,3 +298,31 @@ def test_samples_say_what_all_points_say(shared, history, x, attempt, bounds, ma
             if not np.isnan(values).all():
                 assert np.nanmin(sampled_series.y) == np.nanmin(values)
                 assert np.nanmax(sampled_series.y) == np.nanmax(values)
+
+
+def test_a_chart_of_blocks_does_not_read_the_segments(open_store, query):
+    store = open_store()
+    append(store, np.arange(1, N + 1), noise())
+    store.flush()
+    query("UPDATE chunk SET words = x'00', times = x'00', seal = 1 WHERE n = 65536")
+    assert chart(store).total == N
+    assert chart(store, "time").total == N
+    with pytest.raises(DamagedError):
+        chart(store, start=1000, stop=1050)
+
+
+def test_samples_of_earlier_versions_with_checksums(open_store, query, tmp_path):
+    store = open_store()
+    append(store, np.arange(1, N + 1), noise())
+    store.flush()
+    expected = chart(store)
+    rows = query(
+        "SELECT chunk.id, series, seq, chunk.seal, step_min, step_max, ascending FROM sample JOIN chunk ON chunk.id = chunk"
+    )
+    query(*(f"UPDATE sample SET seal = {checksum(*row)} WHERE chunk = {row[0]}" for row in rows))
+    assert chart(store).y.tolist() == expected.y.tolist()
+    with closing(connect(tmp_path / "store" / "tensormeter.db", read_only=True)) as connection:
+        assert [*Inspection(connection).all()] == []
+    query("UPDATE sample SET step_max = step_max + 1")
+    with pytest.raises(DamagedError):
+        chart(store)

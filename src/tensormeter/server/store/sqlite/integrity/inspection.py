@@ -28,7 +28,7 @@ from tensormeter.server.store.sqlite.integrity.seals import ROW_SEALS, RowSeal, 
 from tensormeter.server.store.sqlite.points import rollups
 from tensormeter.server.store.sqlite.points.bundles import BUNDLE_COLUMNS, Heads, parse_bundle, read_bundles
 from tensormeter.server.store.sqlite.points.segment_reader import segment_points
-from tensormeter.server.store.sqlite.points.segment_rows import SEGMENT_COLUMNS, parse_segment, spans
+from tensormeter.server.store.sqlite.points.segment_rows import SEGMENT_COLUMNS, Span, parse_segment, spans
 from tensormeter.server.store.sqlite.points.segments import decompress_words
 from tensormeter.server.store.sqlite.schema import SCHEMA, SCHEMA_VERSION, holder_of
 from tensormeter.server.store.sqlite.tables.events import SEALED
@@ -201,7 +201,7 @@ class Inspection:
             self._rows("chunk", "chunk.id", f"id, {SEGMENT_COLUMNS}", self._check_segment, _FEW),
             self._rows("bundle", "bundle.id", f"id, {BUNDLE_COLUMNS}", self._check_bundle, _FEW),
             self._rows("bundle_group", "id", "id", self._check_group, count=False),
-            self._rows(joined, "sample.chunk", f"{columns}, chunk.series, seq, chunk.seal", self._check_rollup, 64),
+            self._rows(joined, "sample.chunk", f"{columns}, series, seq, n, t_min, t_max", self._check_rollup, 64),
             self._rows("gap", "id", "id, series, time, seq, seal", self._check_gap),
             self._rows("event", "id", f"id, {SEALED}, seal", self._check_event, 64),
             self._rows("media", "rowid", "rowid, run, digest, content_type, data", self._check_media, 2),
@@ -434,12 +434,15 @@ class Inspection:
             coarse_seal,
             fine_seal,
             series,
-            seq,
-            segment_seal,
+            *span,
         ) = row
         if series is None:
             raise _DamagedRowError("its segment is missing")
-        self._sound("sample", seal, segment, series, seq, segment_seal, step_min, step_max, ascending)
+        if seal is None:
+            self.unsealed["sample"] += 1
+        summary = step_min, step_max, ascending
+        if not rollups.is_rollup_sound(self._connection, seal, segment, Span(*span), series, summary):
+            raise _DamagedRowError("the checksum does not match")
         if not is_sound(coarse_seal, segment, coarse) or not is_sound(fine_seal, segment, fine):
             raise _DamagedRowError("the checksum does not match")
         for blob in (coarse, decompress_words(fine)):

@@ -24,7 +24,7 @@ from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, FIRST, L
 from tensormeter.server.store.models.series import NO_GAPS, Selection, SeriesRollup
 from tensormeter.server.store.rules.limits import check_limit
 from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
-from tensormeter.server.store.sqlite.integrity.seals import checksum, verify
+from tensormeter.server.store.sqlite.integrity.seals import checksum, is_sound, verify
 from tensormeter.server.store.sqlite.points import segments
 from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
 from tensormeter.server.store.sqlite.points.segment_rows import (
@@ -37,7 +37,15 @@ from tensormeter.server.store.sqlite.points.segment_rows import (
 from tensormeter.server.store.sqlite.points.segments import compress_words, decode_segment, decompress_words
 from tensormeter.server.store.sqlite.points.series_reader import SeriesRow
 
-__all__ = ["SegmentKey", "build_rollups", "find_missing_rollups", "read_rollups"]
+__all__ = [
+    "SegmentKey",
+    "build_rollups",
+    "find_missing_rollups",
+    "insert_rollups",
+    "is_rollup_sound",
+    "read_rollups",
+    "rollup_seal",
+]
 
 _JOINED: Final = 8
 """Number of fine blocks in a coarse block."""
@@ -117,9 +125,42 @@ def build_rollups(connection: sqlite3.Connection, keys: Sequence[SegmentKey]) ->
             int(has_steps and bool(np.all(logged[1:] >= logged[:-1]))),
         )
         blobs = coarse.encode().tobytes(), compress_words(fine.encode())
-        seal = checksum(row[0], series, seq, row[-1], *summary)
+        seal = rollup_seal(row[0], Span(seq, segment.n, segment.t_min, segment.t_max), series, summary)
         rows.append((row[0], *summary, *blobs, seal, *(checksum(row[0], blob) for blob in blobs)))
     return rows
+
+
+def rollup_seal(segment: int, span: Span, series: int, summary: Sequence[int | None]) -> int:
+    """Return the checksum of a rollup's row without its blobs.
+
+    The checksum covers the segment's place in its series and not the segment's own checksum. That one comes after the
+    segment's points in the file, so that reading it would read all points.
+
+    Args:
+        segment: Row ID of the segment.
+        span: Range of the segment.
+        series: Row ID of the series.
+        summary: Lowest step, highest step, and whether the steps ascend.
+    """
+    return checksum(segment, series, span.seq, span.n, span.t_min, span.t_max, *summary)
+
+
+def is_rollup_sound(
+    connection: sqlite3.Connection,
+    seal: int | None,
+    segment: int,
+    span: Span,
+    series: int,
+    summary: Sequence[int | None],
+) -> bool:
+    """Return whether a rollup's row matches its checksum. The arguments are those of `rollup_seal`.
+
+    Earlier versions included the checksum of the segment.
+    """
+    if seal is None or seal == rollup_seal(segment, span, series, summary):
+        return True
+    row = connection.execute("SELECT seal FROM chunk WHERE id = ?", (segment,)).fetchone()
+    return row is not None and is_sound(seal, segment, series, span.seq, row[0], *summary)
 
 
 def insert_rollups(connection: sqlite3.Connection, rows: Sequence[tuple[object, ...]]) -> None:
@@ -182,6 +223,7 @@ class _RollupReader:
         self._limit = limit
         self._read_points = 0
         self._steps: _Steps | None = None
+        self._listed: tuple[int, Sequence[Span]] | None = None  # the last series and its segments
 
     def series(self, row: SeriesRow) -> Iterator[SeriesRollup]:
         """Read a series. Yields one rollup, or nothing if no points are selected."""
@@ -230,18 +272,20 @@ class _RollupReader:
         seqs: list[int] = []
         total = 0
         rows = self._connection.execute(
-            "SELECT chunk.id, seq, n, t_min, t_max, sample.chunk, step_min, step_max, ascending, chunk.seal, sample.seal"
+            "SELECT chunk.id, seq, n, t_min, t_max, sample.chunk, step_min, step_max, ascending, sample.seal"
             " FROM chunk LEFT JOIN sample ON sample.chunk = chunk.id WHERE series = ? ORDER BY t_min",
             (series,),
         ).fetchall()
-        listed_spans = {span.seq: span for span in spans(self._connection, series)}
-        for segment, seq, n, t_min, t_max, rollup, step_min, step_max, ascending, segment_seal, seal in rows:
-            if listed_spans.pop(seq, None) != Span(seq, n, t_min, t_max):
+        listed_spans = {span.seq: span for span in self._spans(series)}
+        for segment, seq, n, t_min, t_max, rollup, step_min, step_max, ascending, seal in rows:
+            span = Span(seq, n, t_min, t_max)
+            if listed_spans.pop(seq, None) != span:
                 text = f"segment {seq} of series {series}: its row does not match the SQLite index"
                 raise DamagedError(text, series=series)
-            if rollup is not None:
-                sealed = (segment, series, seq, segment_seal, step_min, step_max, ascending)
-                verify(f"rollups of segment {seq} of series {series}", seal, *sealed, series=series)
+            summary = step_min, step_max, ascending
+            if rollup is not None and not is_rollup_sound(self._connection, seal, segment, span, series, summary):
+                text = f"rollups of segment {seq} of series {series}: the checksum does not match"
+                raise DamagedError(text, series=series)
             steps = None if step_min is None else (step_min, step_max)
             is_selected = window.takes(process, (t_min, t_max), steps)
             if is_selected is False:
@@ -285,6 +329,11 @@ class _RollupReader:
             points = Points.concat([stored, points]).distinct()
         return separate, points
 
+    def _spans(self, series: int) -> Sequence[Span]:
+        if self._listed is None or self._listed[0] != series:
+            self._listed = series, spans(self._connection, series)
+        return self._listed[1]
+
     def _read(self, series: int, seqs: Sequence[int], metric: str, *, include_memory: bool = True) -> Points:
         memory = (
             [snapshot.series[series] for snapshot in self._snapshots if series in snapshot.series]
@@ -292,7 +341,7 @@ class _RollupReader:
             else []
         )
         wanted_seqs = {*seqs}
-        selected = [span for span in spans(self._connection, series) if span.seq in wanted_seqs]
+        selected = [span for span in self._spans(series) if span.seq in wanted_seqs]
         self._read_points += sum(span.n for span in selected) + sum(series_buffer.n for series_buffer in memory)
         check_limit(self._read_points, self._limit, [metric])
         parts = [decode_segment(segment) for segment in find_segments(self._connection, series, selected)]
