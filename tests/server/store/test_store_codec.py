@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tensormeter.errors import StoreError
 from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.points import Blobs, Points, steps_at
+from tensormeter.server.store.sqlite.points.segment_decoder import SegmentDecoder
 from tensormeter.server.store.sqlite.points.segments import (
     SEGMENT_POINTS,
     Segment,
@@ -125,3 +126,27 @@ def test_steps_are_joined_by_time():
 def test_sizes_of_chunks(size):
     original = Points.of(np.arange(1, size + 1), np.arange(size) / 3)
     assert same(decode_segment(encode_segment(original)), original)
+
+
+def test_many_segments_are_decoded_as_one_is():
+    chaos = np.random.default_rng(0)
+    encoded = []
+    for n in (1, 1, 2, 2, 2, 100, 100, 200, 5000, 5000):
+        times = np.cumsum(chaos.integers(1, 10**9, n))
+        words = chaos.standard_normal(n).view(np.int64)
+        masks = np.zeros(n, np.bool_), np.ones(n, np.bool_), chaos.random(n) < 0.5
+        encoded += [encode_segment(Points(times, words, integers)) for integers in masks]
+    broken = replace(encoded[0], t_max=encoded[0].t_max + 1, series=7)
+    encoded.insert(4, broken)
+    decoder = SegmentDecoder()
+    for _ in range(2):
+        decoded = decoder.decode(encoded)
+        damage = decoded[4]
+        assert isinstance(damage, DamagedError)
+        assert damage.series == 7
+        for segment, points in zip(encoded, decoded, strict=True):
+            if segment is broken:
+                continue
+            assert isinstance(points, Points)
+            expected = decode_segment(segment)
+            assert [column.tolist() for column in points.arrays()] == [column.tolist() for column in expected.arrays()]

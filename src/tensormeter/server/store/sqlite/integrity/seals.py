@@ -35,13 +35,15 @@ __all__ = [
 
 Value = int | float | str | bytes | None
 
+_CONTENT: Final = (str, bytes)  # twice as fast as a union
+
 
 def checksum(*values: Value) -> int:
     """Return the 32-bit checksum of values in the given order. Strings are encoded as UTF-8."""
     crc = 0
     plain: list[int | float | None] = []
     for value in values:
-        if isinstance(value, str | bytes):
+        if isinstance(value, _CONTENT):
             content = value.encode(errors="surrogatepass") if isinstance(value, str) else value
             crc = crc32(content, crc)
             plain.append(len(content))

@@ -19,14 +19,21 @@ from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.points import Blobs, Column, Points
 
 __all__ = [
+    "BLOBS",
+    "FLOATS",
+    "INTEGERS",
     "SEGMENT_POINTS",
     "Segment",
     "compress_words",
     "decode_blobs",
+    "decode_mask",
     "decode_segment",
+    "decode_times",
+    "decode_words",
     "decompress_words",
     "encode_segment",
     "inflate",
+    "join_planes",
     "segment_capacity",
 ]
 
@@ -36,7 +43,7 @@ SEGMENT_POINTS: Final = 65_536
 SEGMENT_BLOBS: Final = 1024
 """Maximum number of distributions in a segment. Each distribution takes a few hundred bytes."""
 
-_FLOATS, _INTEGERS, _MIXED, _BLOBS = 0, 1, 2, 3
+FLOATS, INTEGERS, MIXED, BLOBS = 0, 1, 2, 3
 _LEVEL: Final = 1
 _BLOB_LEVEL: Final = 3
 _MAX_BLOBS: Final = 1 << 30
@@ -70,7 +77,7 @@ class Segment:
     @property
     def is_full(self) -> bool:
         """Whether the segment has the maximum number of points and therefore never changes."""
-        return self.kind != _BLOBS and self.n >= SEGMENT_POINTS
+        return self.kind != BLOBS and self.n >= SEGMENT_POINTS
 
 
 def segment_capacity(points: Column) -> int:
@@ -80,15 +87,15 @@ def segment_capacity(points: Column) -> int:
 
 def encode_segment(points: Column) -> Segment:
     """Encode 1 to `segment_capacity` points, given in ascending order of time."""
-    kind, words, integers = _BLOBS, b"", b""
+    kind, words, integers = BLOBS, b"", b""
     if isinstance(points, Blobs):
         lengths = np.array([len(blob) for blob in points.blobs], "<u4")
         words = zstandard.compress(lengths.tobytes() + b"".join(points.blobs), _BLOB_LEVEL)
     else:
         assert isinstance(points, Points)
-        kind = _INTEGERS if points.integers.all() else _MIXED if points.integers.any() else _FLOATS
+        kind = INTEGERS if points.integers.all() else MIXED if points.integers.any() else FLOATS
         words = _compress(points.words)
-        if kind == _MIXED:
+        if kind == MIXED:
             integers = zstandard.compress(np.packbits(points.integers).tobytes(), _LEVEL)
     return Segment(
         n=len(points),
@@ -108,13 +115,7 @@ def decode_segment(segment: Segment) -> Points:
         DamagedError: The bytes are not a valid segment of numbers.
     """
     with _about(segment):
-        words = _decompress(segment.words, segment.n)
-        if segment.kind == _MIXED:
-            packed = np.frombuffer(inflate(segment.integers, (segment.n + 7) // 8), np.uint8)
-            integers = np.unpackbits(packed, count=segment.n).view(np.bool_)
-        else:
-            integers = np.full(segment.n, segment.kind == _INTEGERS)
-        return Points(_times(segment), words, integers)
+        return Points(decode_times(segment), decode_words(segment), decode_mask(segment))
 
 
 def decode_blobs(segment: Segment) -> Blobs:
@@ -127,10 +128,24 @@ def decode_blobs(segment: Segment) -> Blobs:
             raise DamagedError("a segment: the lengths of its values do not match its size")
         starts = ends - lengths
         pairs = zip(starts.tolist(), ends.tolist(), strict=True)
-        return Blobs.of(_times(segment), [packed[start:end] for start, end in pairs])
+        return Blobs.of(decode_times(segment), [packed[start:end] for start, end in pairs])
 
 
-def _times(segment: Segment) -> NDArray[np.int64]:
+def decode_words(segment: Segment) -> NDArray[np.int64]:
+    """Decode the values of a segment of numbers. Raises the same errors as `decode_segment`, without a series."""
+    return _decompress(segment.words, segment.n)
+
+
+def decode_mask(segment: Segment) -> NDArray[np.bool_]:
+    """Decode which values of a segment of numbers are integers. Raises the same errors as `decode_words`."""
+    if segment.kind != MIXED:
+        return np.full(segment.n, segment.kind == INTEGERS)
+    packed = np.frombuffer(inflate(segment.integers, (segment.n + 7) // 8), np.uint8)
+    return np.unpackbits(packed, count=segment.n).view(np.bool_)
+
+
+def decode_times(segment: Segment) -> NDArray[np.int64]:
+    """Decode the times of a segment of any kind. Raises the same errors as `decode_words`."""
     times: NDArray[np.int64] = np.cumsum(_decompress(segment.times, segment.n)) + segment.t_min
     if len(times) and times[-1] != segment.t_max:
         raise DamagedError("a segment: the time of its last point does not match its row")
@@ -165,16 +180,27 @@ def _compress(column: NDArray[np.int64]) -> bytes:
 
 
 def _decompress(blob: bytes, n: int) -> NDArray[np.int64]:
-    planes = np.frombuffer(inflate(blob, 8 * n), np.uint8).reshape(8, n)
+    return join_planes(inflate(blob, 8 * n), n)
+
+
+def join_planes(data: bytes, n: int) -> NDArray[np.int64]:
+    """Return the words of one or more columns, each with n words and given as 8 byte planes."""
+    if len(data) != 8 * n:
+        return (
+            np.ascontiguousarray(np.frombuffer(data, np.uint8).reshape(-1, 8, n).swapaxes(1, 2)).view("<i8").reshape(-1)
+        )
     rows = np.zeros((n, 8), np.uint8)
+    planes = np.frombuffer(data, np.uint8).reshape(8, n)
+    zeros = bytes(n)
     for index, plane in enumerate(planes):
-        if plane.any():  # most planes are zero, such as high bytes of differences and low bytes of former float32s
+        # Most planes are zero, such as high bytes of differences and low bytes of former float32s.
+        if data[index * n : (index + 1) * n] != zeros:
             rows[:, index] = plane
     return rows.view("<i8").reshape(n).astype(np.int64, copy=False)
 
 
 def inflate(blob: bytes, size: int | None) -> bytes:
-    """Decompress to exactly `size` bytes, or to any number of bytes up to 1 GiB if `size` is None.
+    """Decompress a blob to exactly `size` bytes, or to any number of bytes up to 1 GiB if `size` is None.
 
     The size in the frame's header is checked first, so that damaged data cannot make zstd allocate more memory.
     """

@@ -2,13 +2,13 @@
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.conventions.semconv import RANK
+from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.points import Blobs, Column, Points
 from tensormeter.server.store.models.runs import ProcessAttempt
@@ -18,9 +18,15 @@ from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, SERIES
 from tensormeter.server.store.sqlite.points.gaps import read_gaps
 from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
-from tensormeter.server.store.sqlite.points.segment_reader import count_points, read_points
+from tensormeter.server.store.sqlite.points.segment_batches import (
+    SegmentBatches,
+    SeriesSpans,
+    count_in_memory,
+    spans_between,
+)
+from tensormeter.server.store.sqlite.points.segment_rows import list_spans, sound_list
 
-__all__ = ["SeriesRow", "find_attempts", "find_series", "new_series", "read_series"]
+__all__ = ["SeriesRow", "find_attempts", "find_series", "new_series", "read_series", "to_series"]
 
 SeriesRow = tuple[int, str, str, str, str, str, str]
 """Row ID, process, metric, kind, attributes, scope and unit."""
@@ -34,21 +40,32 @@ def find_series(connection: sqlite3.Connection, run: int, selection: Selection) 
         " ORDER BY metric, process.process, attributes, kind, scope",
         (run, *selection.metrics, selection.process),
     ).fetchall()
+    damaged_processes = _damaged_processes(connection, run, {row[1] for row in rows})
     selected: list[SeriesRow] = []
-    verified: set[int] = set()
     for *row, process in rows:
         series, process_id, metric, kind, scope, attributes, unit, *_ = row
         with skip_damaged(connection, selection.damaged):
             SERIES.verify(row, f"the row of series {series}", series=series)
-            if process_id not in verified:
-                process_row = connection.execute(
-                    f"SELECT {PROCESS.selection} FROM process WHERE id = ?", (process_id,)
-                ).fetchone()
-                PROCESS.verify(process_row, f"the row of process {process!r} of run {run}")
-                verified.add(process_id)
+            if process_id in damaged_processes:
+                raise damaged_processes[process_id]
             if parse_kind(kind).numeric == selection.numeric:
                 selected.append((series, process, metric, kind, attributes, scope, unit))
     return selected
+
+
+def _damaged_processes(connection: sqlite3.Connection, run: int, processes: Collection[int]) -> dict[int, DamagedError]:
+    """Return the damage of those processes whose rows are damaged."""
+    damaged: dict[int, DamagedError] = {}
+    rows = connection.execute(
+        f"SELECT {PROCESS.selection} FROM json_each(?) AS wanted CROSS JOIN process ON process.id = wanted.value",
+        (json.dumps([*processes]),),
+    )
+    for row in rows:
+        try:
+            PROCESS.verify(row, f"the row of process {row[2]!r} of run {run}")
+        except DamagedError as error:
+            damaged[row[0]] = error
+    return damaged
 
 
 def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, ProcessAttempt], int]:
@@ -84,26 +101,28 @@ def read_series(
         TooManyPointsError: The read needs more points than the selection's limit.
     """
     start, stop = selection.start, selection.stop
+    lists = list_spans(connection, [row[0] for row in rows])
     total = 0
-    sound: list[SeriesRow] = []
+    sound: list[SeriesSpans] = []
     for row in rows:
         selection.check()
         with skip_damaged(connection, selection.damaged):
-            total += count_points(connection, snapshots, row[0], start, stop)
-            sound.append(row)
-    check_limit(total, selection.limit, {row[2] for row in rows})
+            spans = spans_between(sound_list(lists[row[0]]), start, stop)
+            total += sum(span.n for span in spans) + count_in_memory(snapshots, row[0])
+            sound.append((row[0], spans))
+    metrics = {row[2] for row in rows}
+    check_limit(total, selection.limit, metrics)
     gaps: Mapping[int, NDArray[np.int64]] = {}
     if selection.gaps:
-        gaps = read_gaps(connection, (row[0] for row in sound), start, stop, selection.limit - total)
-        check_limit(total + sum(map(len, gaps.values())), selection.limit, {row[2] for row in rows})
-    result = []
-    for row in sound:
-        selection.check()
-        with skip_damaged(connection, selection.damaged):
-            points = read_points(connection, snapshots, row[0], start, stop, numeric=selection.numeric)
-            if len(points):
-                result.append(replace(_series(row, points), gaps=gaps.get(row[0], NO_GAPS)))
-    return result
+        gaps = read_gaps(connection, (series for series, _ in sound), start, stop, selection.limit - total)
+        check_limit(total + sum(map(len, gaps.values())), selection.limit, metrics)
+    by_id = {row[0]: row for row in rows}
+    reader = SegmentBatches(connection, snapshots, selection)
+    return [
+        to_series(by_id[series], points, gaps.get(series, NO_GAPS))
+        for series, points in reader.read(sound)
+        if len(points)
+    ]
 
 
 def new_series(rows: Sequence[SeriesRow], parts: Mapping[int, Sequence[Column]], selection: Selection) -> list[Series]:
@@ -113,10 +132,11 @@ def new_series(rows: Sequence[SeriesRow], parts: Mapping[int, Sequence[Column]],
     for row in rows:
         selection.check()
         if row[0] in parts:
-            result.append(_series(row, column.concat(parts[row[0]]).distinct()))  # type: ignore[arg-type]
+            result.append(to_series(row, column.concat(parts[row[0]]).distinct()))  # type: ignore[arg-type]
     return result
 
 
-def _series(row: SeriesRow, points: Column) -> Series:
+def to_series(row: SeriesRow, points: Column, gaps: NDArray[np.int64] = NO_GAPS) -> Series:
+    """Return a series with the given points and gaps."""
     _, process, metric, kind, attributes, scope, unit = row
-    return Series(process, metric, parse_kind(kind), json.loads(attributes), points, scope, unit)
+    return Series(process, metric, parse_kind(kind), json.loads(attributes), points, scope, unit, gaps)
