@@ -10,12 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.stores import append_values
+from support.stores import append_batches, append_values
 from tensormeter.errors import StoreError
-from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.server.store import NotFoundError, RunRef, Selection, StoreUnavailableError, TooManyPointsError
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
+from tensormeter.server.store import (
+    NotFoundError,
+    PointRange,
+    RunRef,
+    Selection,
+    StoreUnavailableError,
+    TooManyPointsError,
+)
 from tensormeter.server.store.sqlite import read_priority
 from tensormeter.server.store.sqlite.points.segments import SEGMENT_POINTS
+from tensormeter.server.store.sqlite.queries import READERS
 from tensormeter.server.store.sqlite.store import SqliteStore
 
 
@@ -317,3 +325,39 @@ def test_a_store_that_cannot_be_opened_leaves_no_file_open(tmp_path, monkeypatch
 
 def is_open(number):
     return os.path.islink(f"/proc/self/fd/{number}")
+
+
+def statements_of(store, call):
+    """The number of statements that a call reads with."""
+    statements = []
+    connections = [store._readers.get() for _ in range(READERS)]
+    for connection in connections:
+        connection.set_trace_callback(statements.append)
+        store._readers.put(connection)
+    call()
+    return len(statements)
+
+
+def test_many_series_are_read_with_few_statements(open_store):
+    store = open_store()
+    times = np.array([10**18], np.uint64)
+    for rank in range(300):
+        resource = {"service.name": "p", "tensormeter.run.id": "r", "service.instance.id": f"rank {rank}"}
+        append_batches(
+            store,
+            Batch(resource, [Gauge(STEP_METRIC, times, np.array([7])), Gauge("v", times, np.array([rank + 0.5]))]),
+        )
+    store.flush()
+    ref = RunRef("r", "p")
+    assert statements_of(store, lambda: store.read(ref, Selection(["v", STEP_METRIC]))) < 30
+    assert sorted(float(series.points.floats()[0]) for series in store.read(ref, Selection(["v"])).series) == [
+        rank + 0.5 for rank in range(300)
+    ]
+
+    def scan():
+        processes = [summary.process for summary in store.processes(ref)]
+        rollups = [*store.scan(ref, processes, Selection(["v"]), PointRange(by_step=True), 128)]
+        assert [rollup.process for rollup in rollups] == processes
+        assert {int(series.steps[0]) for rollup in rollups for series in rollup.series} == {7}
+
+    assert statements_of(store, scan) < 40

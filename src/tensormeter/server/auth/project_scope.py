@@ -3,7 +3,7 @@
 Handlers access a store only through `Stores`, so each request can reach only the permitted part of the store.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from starlette.requests import Request
@@ -36,6 +36,7 @@ from tensormeter.server.store import (
 from tensormeter.server.store.models.durability import Syncer
 from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
 from tensormeter.server.store.models.names import FieldKind, NameTable
+from tensormeter.server.store.models.series import ProcessRollups
 from tensormeter.server.store.rules.resource_identity import identify
 
 __all__ = ["ForbiddenError", "ProjectStore", "Stores"]
@@ -176,6 +177,12 @@ class ProjectStore:
     ) -> list[SeriesRollup] | None:
         """See `Store`."""
         return self._store.read_rollups(self._scoped(ref), selection, window, blocks)
+
+    def scan(
+        self, ref: RunRef, processes: Sequence[str], selection: Selection, window: PointRange, blocks: int
+    ) -> Generator[ProcessRollups, None, None]:
+        """See `Store`."""
+        return self._store.scan(self._scoped(ref), processes, selection, window, blocks)
 
     def events(self, ref: RunRef, query: EventQuery = ALL_EVENTS) -> EventPage:
         """See `Store`."""

@@ -18,7 +18,7 @@ A store returns points and run fields as columns. `tensormeter.server.query` imp
 over processes, and the filtering and sorting of runs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Final, Protocol
 
 from tensormeter.otlp.batch import Attribute, Batch, Event
@@ -40,7 +40,7 @@ from tensormeter.server.store.models.runs import (
     StoredEvent,
     Summary,
 )
-from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, SeriesRollup
+from tensormeter.server.store.models.series import MetricSummary, ProcessRollups, Reading, Selection, SeriesRollup
 
 __all__ = ["STALL_AFTER", "Store"]
 
@@ -219,6 +219,26 @@ class Store(Protocol):
         Returns:
             The series; None if rollups cannot answer the query. For example, all series are short, or steps are not in
             time order.
+
+        Raises:
+            TooManyPointsError: See `read`.
+        """
+        ...
+
+    def scan(
+        self, ref: RunRef, processes: Sequence[str], selection: Selection, window: PointRange, blocks: int
+    ) -> Generator[ProcessRollups, None, None]:
+        """Read numeric series process by process, so that only the points of a few processes are in memory.
+
+        The iterator holds resources of the store, so close it if not all processes are needed.
+
+        Args:
+            ref: Run to read.
+            processes: IDs of the processes, which determine the order. Processes without series are omitted.
+            selection: See `read_rollups`. The selection's process is ignored, damage raises an error, and the limit
+                applies to the points of all processes.
+            window: Range of points to read.
+            blocks: See `read_rollups`.
 
         Raises:
             TooManyPointsError: See `read`.

@@ -67,7 +67,7 @@ def line_along(series: Series, x_series: Sequence[Series]) -> Line:
     for candidate in candidates:
         assert isinstance(candidate.points, Points)
         times = candidate.points.times
-        if np.array_equal(times, points.times):
+        if times is points.times or np.array_equal(times, points.times):
             x = candidate.points.floats()
             break
         index = np.minimum(np.searchsorted(times, points.times), len(times) - 1)

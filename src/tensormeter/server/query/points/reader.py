@@ -1,7 +1,9 @@
 """A reader of a run's points, as lines, as rollups, or as logged."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from typing import NamedTuple
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
@@ -13,6 +15,13 @@ from tensormeter.server.query.points.shadowing import Attempts
 from tensormeter.server.store import MAX_READ_POINTS, PointRange, Points, Reading, RunRef, Selection, Series, Store
 
 __all__ = ["RunReader"]
+
+
+class _RollupView(NamedTuple):
+    """The range of a query, and rollups without series."""
+
+    window: PointRange
+    rollups: Rollups
 
 
 class RunReader:
@@ -116,6 +125,38 @@ class RunReader:
         Raises:
             StoreError: See `Store.read_rollups`.
         """
+        view = self._rollup_view()
+        if view is None:
+            return None
+        selection = self._rollup_selection(limit, gaps=gaps)
+        series = self._store.read_rollups(self._ref, selection, view.window, blocks)
+        return None if series is None else replace(view.rollups, series=view.rollups.attempts.select(series))
+
+    def scan(self, processes: Sequence[str], blocks: int, limit: int) -> Iterator[tuple[str, Rollups | None]]:
+        """Read processes one after another, with long series as rollups and short series as points.
+
+        Args:
+            processes: IDs of the processes, from the requested attempts.
+            blocks: Minimum number of blocks for a series to count as long.
+            limit: Maximum number of points to read from all processes together.
+
+        Returns:
+            Each process that has the metrics, with its series in the range; None instead if the process must be read
+            as lines. The query's axis must be time or step.
+
+        Raises:
+            StoreError: See `Store.scan`.
+        """
+        view = self._rollup_view()
+        assert view is not None
+        selection = self._rollup_selection(limit, gaps=False)
+        with closing(self._store.scan(self._ref, processes, selection, view.window, blocks)) as scan:
+            for process, series in scan:
+                self._check()
+                yield process, None if series is None else replace(view.rollups, series=series)
+
+    def _rollup_view(self) -> "_RollupView | None":
+        """Return the range of the query and rollups without series; None if the axis is neither time nor step."""
         query, axis = self._query, self._query.axis
         if not axis.is_time and not axis.is_step:
             return None
@@ -128,11 +169,11 @@ class RunReader:
             window = replace(window, start=first, stop=last)
         else:
             window = replace(window, by_step=True, first_step=query.start, last_step=query.stop)
-        selection = Selection(
-            query.metrics, query.process, limit=limit, gaps=gaps, check=self._check, damaged=self._damaged
-        )
-        series = self._store.read_rollups(self._ref, selection, window, blocks)
-        return None if series is None else Rollups(attempts.select(series), attempts, axis, origin, run.cursor)
+        return _RollupView(window, Rollups([], attempts, axis, origin, run.cursor))
+
+    def _rollup_selection(self, limit: int, *, gaps: bool) -> Selection:
+        query = self._query
+        return Selection(query.metrics, query.process, limit=limit, gaps=gaps, check=self._check, damaged=self._damaged)
 
     def raw(self, limit: int = MAX_READ_POINTS) -> list[RawSeries]:
         """Read every point of one metric as logged.

@@ -57,6 +57,10 @@ class RankGrid:
         self.x = np.full(self.columns, np.inf)
         self._exponent: int | None = None  # the width of an interval is 2 ** exponent
         self._first = 0  # number of the first column's interval, which begins at x = number * width
+        # The place of the grid, and the last x with its columns: the ranks of a run log the same steps.
+        self._last: tuple[tuple[int | None, int], NDArray[np.float64], NDArray[np.int64], NDArray[np.intp]] | None = (
+            None
+        )
 
     def add(self, row: int, aggregates: Aggregates) -> None:
         """Add aggregates of the process in the given row."""
@@ -64,7 +68,7 @@ class RankGrid:
         if not len(x):
             return
         self._widen(float(x[0]), float(x[-1]))
-        columns, first = np.unique(self._intervals(x) - self._first, return_index=True)
+        columns, first = self._columns_of(x)
         self.x[columns] = np.minimum(self.x[columns], x[first])
         missing = np.isnan(low)
         if missing.any():
@@ -75,6 +79,15 @@ class RankGrid:
             self.high[row, columns] = np.maximum(self.high[row, columns], np.maximum.reduceat(high, first))
             self.total[row, columns] += np.add.reduceat(mean * weight, first)
             self.count[row, columns] += np.add.reduceat(weight, first)
+
+    def _columns_of(self, x: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+        """Return the columns that contain any x, and the index of the first x in each."""
+        place = self._exponent, self._first
+        if self._last is None or self._last[0] != place or not np.array_equal(self._last[1], x):
+            intervals = self._intervals(x) - self._first
+            first = np.flatnonzero(np.diff(intervals, prepend=intervals[0] - 1))
+            self._last = place, x, intervals[first], first
+        return self._last[2:]
 
     def _intervals(self, x: NDArray[np.float64]) -> NDArray[np.int64]:
         assert self._exponent is not None

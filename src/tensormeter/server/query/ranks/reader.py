@@ -52,12 +52,10 @@ class RankReader:
         self._grid = RankGrid(len(ranks), query.max_points)
         self._max_points = query.max_points
         self._variant = VariantSelector(query.variant)
-        budget = MOST_LOOKED_AT
-        for process in self._rows:
-            check()
-            for aggregates in self._read(store, process, budget, check):
+        reader = RunReader(store, ref, query, check)
+        for process, rollups in reader.scan([*self._rows], _LONG_BLOCKS, MOST_LOOKED_AT):
+            for aggregates in self._read_lines(store, process, check) if rollups is None else self._read(rollups):
                 self._add(process, aggregates)
-                budget -= 2 * len(aggregates.x)
 
     @property
     def size(self) -> int:
@@ -113,14 +111,8 @@ class RankReader:
         self._names[row] = process  # a rank's latest attempt comes last and provides the name
         self._grid.add(row, aggregates)
 
-    def _read(self, store: Store, process: str, limit: int, check: Check) -> Iterator[Aggregates]:
-        """Read the series of one process."""
-        reader = RunReader(store, self._ref, replace(self._query, process=process), check)
-        rollups = reader.rollups(_LONG_BLOCKS, limit)
-        if rollups is None:
-            lines = reader.lines(limit).lines
-            yield from (_aggregate_line(line) for line in lines if self._variant.accepts(line.series))
-            return
+    def _read(self, rollups: Rollups) -> Iterator[Aggregates]:
+        """Aggregate the series of one process."""
         for series in rollups.series:
             if not self._variant.accepts(series):
                 continue
@@ -128,6 +120,11 @@ class RankReader:
                 # If intervals were narrower than a block, each would contain points from only a few processes.
                 self._max_points = min(self._max_points, len(series.blocks))
             yield _aggregate_rollup(rollups, series)
+
+    def _read_lines(self, store: Store, process: str, check: Check) -> Iterator[Aggregates]:
+        """Read and aggregate the series of a process whose steps are irregular."""
+        lines = RunReader(store, self._ref, replace(self._query, process=process), check).lines().lines
+        yield from (_aggregate_line(line) for line in lines if self._variant.accepts(line.series))
 
 
 def _aggregate_line(line: Line) -> Aggregates:
@@ -144,8 +141,10 @@ def _aggregate_rollup(rollups: Rollups, series: SeriesRollup) -> Aggregates:
         assert series.points is not None
         assert series.steps is not None
         x, values = rollups.x(series.points.times, series.steps), series.points.floats()
-        order = np.argsort(x, kind="stable")
-        return _aggregate_points(x[order], values[order])
+        if np.any(x[1:] < x[:-1]):
+            order = np.argsort(x, kind="stable")
+            x, values = x[order], values[order]
+        return _aggregate_points(x, values)
     blocks = series.blocks
     low, high = blocks.values[:, LOWEST], blocks.values[:, HIGHEST]
     # Use the mean of the first and last points. If extremes counted too, a spike would make up a quarter of its block.

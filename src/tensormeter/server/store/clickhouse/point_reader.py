@@ -1,30 +1,38 @@
 """Queries for the series of a run and their points."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store.clickhouse.arrival_log import Arrived
 from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.keys import invert
 from tensormeter.server.store.clickhouse.point_counts import PointCounts
 from tensormeter.server.store.clickhouse.run_reader import Runs
 from tensormeter.server.store.models.metric_kind import parse_kind
+from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.points import Blobs, Column, Points
 from tensormeter.server.store.models.runs import ProcessAttempt
-from tensormeter.server.store.models.series import NO_GAPS, MetricSummary, Selection, Series
+from tensormeter.server.store.models.series import NO_GAPS, MetricSummary, ProcessRollups, Selection, Series
 from tensormeter.server.store.rules.gaps import MAX_GAPS
 from tensormeter.server.store.rules.limits import check_limit
+from tensormeter.server.store.rules.process_rollups import join_steps
 
 __all__ = ["PointReader"]
 
 _ROW: Final = np.dtype([("series", "<u8"), ("time", "<i8"), ("word", "<i8"), ("integer", "u1")])
 _GAP: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
 _LAST: Final = (1 << 63) - 1
+
+_GROUP_POINTS: Final = 1_000_000
+"""Number of points that a scan reads with one query. They take 25 MB."""
 
 
 class PointReader:
@@ -104,6 +112,41 @@ class PointReader:
         parts = np.split(gaps["time"], firsts[1:])
         return {int(key): np.sort(part) for key, part in zip(keys, parts, strict=False)}
 
+    def scan(
+        self, run: int, processes: Sequence[str], selection: Selection, window: PointRange
+    ) -> Iterator[ProcessRollups]:
+        """Yield the series of processes; see `Store.scan`. Raises TooManyPointsError."""
+        wanted = set(selection.metrics)
+        selection = replace(
+            selection, metrics=[*wanted | {STEP_METRIC}], process=None, start=window.start, stop=window.stop
+        )
+        rows: dict[str, list[Sequence[Any]]] = defaultdict(list)
+        for row in self.series(run, selection):
+            if row[2] in wanted or window.needs_steps(row[1]):
+                rows[row[1]].append(row)
+        present = [process for process in processes if any(row[2] in wanted for row in rows[process])]
+        counts = self._counts_between(run, [row[0] for process in present for row in rows[process]], selection)
+        check_limit(sum(counts.values()), selection.limit, wanted)
+        for group in _groups(present, {process: sum(counts[row[0]] for row in rows[process]) for process in present}):
+            of_group = [row for process in group for row in rows[process]]
+            table = f"FROM points FINAL WHERE run = {run} AND series IN ({numbers([row[0] for row in of_group])})"
+            tail = f"{table}{_range(window.start, window.stop)} ORDER BY series, time"
+            series: dict[str, list[Series]] = defaultdict(list)
+            for piece in self._select(of_group, tail, selection):
+                series[piece.process].append(piece)
+            for process in group:
+                pieces = series[process]
+                steps = [piece for piece in pieces if piece.metric == STEP_METRIC]
+                yield join_steps(process, [piece for piece in pieces if piece.metric in wanted], steps, window)
+
+    def _counts_between(self, run: int, series: Sequence[int], selection: Selection) -> Counter[int]:
+        """Return the number of points of each series in the selection's time range. Repeated points may count twice."""
+        if not series:
+            return Counter()
+        where = f"run = {run} AND series IN ({numbers(series)}){_range(selection.start, selection.stop)}"
+        rows = self._connection.rows(f"SELECT series, count() FROM points WHERE {where} GROUP BY series")
+        return Counter({key: int(count) for key, count in rows})
+
     def read_new(
         self, run: int, rows: Sequence[Sequence[Any]], arrived: Collection[Arrived], selection: Selection
     ) -> list[Series]:
@@ -153,6 +196,20 @@ class PointReader:
                 about = (process, metric, parse_kind(kind), json.loads(attributes))
                 series.append(Series(*about, points, scope, unit, gaps.get(key, NO_GAPS)))
         return series
+
+
+def _groups(processes: Sequence[str], counts: Mapping[str, int]) -> Iterator[list[str]]:
+    """Divide processes into groups with up to `_GROUP_POINTS` points, except for a process that has more."""
+    group: list[str] = []
+    points = 0
+    for process in processes:
+        if group and points + counts[process] > _GROUP_POINTS:
+            yield group
+            group, points = [], 0
+        group.append(process)
+        points += counts[process]
+    if group:
+        yield group
 
 
 def _metric(

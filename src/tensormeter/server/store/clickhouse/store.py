@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final
 
 from tensormeter.errors import StoreError
@@ -42,7 +42,7 @@ from tensormeter.server.store.models.runs import (
     StoredEvent,
     Summary,
 )
-from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, SeriesRollup
+from tensormeter.server.store.models.series import MetricSummary, ProcessRollups, Reading, Selection, SeriesRollup
 from tensormeter.server.store.protocol import STALL_AFTER
 from tensormeter.server.store.rules.batch_digest import digest
 from tensormeter.server.store.rules.events import prepare_event
@@ -265,6 +265,12 @@ class ClickHouseStore:
         """See `Store`."""
         self._check_open()
         return None
+
+    def scan(
+        self, ref: RunRef, processes: Sequence[str], selection: Selection, window: PointRange, blocks: int
+    ) -> Generator[ProcessRollups, None, None]:
+        """See `Store`. All series are read as points."""
+        yield from self._points.scan(self._find(ref), processes, selection, window)
 
     def events(self, ref: RunRef, query: EventQuery = ALL_EVENTS) -> EventPage:
         """See `Store`."""

@@ -78,7 +78,16 @@ class PointRange:
             steps: Steps logged at these times, shape (n,), valid where `stepped` is True.
             stepped: Whether a step was logged at each time, shape (n,).
         """
-        mask = kept(times, steps, stepped, self.begins.get(process, ()))
+        begins = self.begins.get(process, ())
+        if (
+            not begins
+            and self.start is None
+            and self.stop is None
+            and self.first_step is None
+            and self.last_step is None
+        ):
+            return stepped if self.by_step else np.ones(len(times), np.bool_)
+        mask = kept(times, steps, stepped, begins)
         if self.start is not None:
             mask &= times >= self.start
         if self.stop is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,16 @@ from tensormeter.server.store.models.points import Column, Points
 from tensormeter.server.store.models.rollup_blocks import Blocks
 from tensormeter.server.store.models.runs import ProcessAttempt
 
-__all__ = ["MAX_READ_POINTS", "NO_GAPS", "MetricSummary", "Reading", "Selection", "Series", "SeriesRollup"]
+__all__ = [
+    "MAX_READ_POINTS",
+    "NO_GAPS",
+    "MetricSummary",
+    "ProcessRollups",
+    "Reading",
+    "Selection",
+    "Series",
+    "SeriesRollup",
+]
 
 MAX_READ_POINTS: Final = 20_000_000
 """Maximum number of points in one read."""
@@ -141,3 +150,15 @@ class SeriesRollup:
     scope: str = ""
     unit: str = ""
     gaps: NDArray[np.int64] = field(default_factory=lambda: NO_GAPS, repr=False)
+
+
+class ProcessRollups(NamedTuple):
+    """The series of one process in a scan.
+
+    Attributes:
+        series: Series with points in the range, ordered by metric and attributes; None if the process must be read as
+            points, because its steps are not in time order, are not integers, or are in several series.
+    """
+
+    process: str
+    series: Sequence[SeriesRollup] | None

@@ -4,9 +4,9 @@ import math
 import queue
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -38,13 +38,14 @@ from tensormeter.server.store.models.runs import (
     StoredEvent,
     Summary,
 )
-from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, SeriesRollup
+from tensormeter.server.store.models.series import MetricSummary, ProcessRollups, Reading, Selection, SeriesRollup
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
 from tensormeter.server.store.sqlite.integrity.damage import Damage, name_damage, skip_damaged
 from tensormeter.server.store.sqlite.integrity.suspicion import DamageVerifier
 from tensormeter.server.store.sqlite.points.bundle_snapshot import bundled
 from tensormeter.server.store.sqlite.points.gaps import has_new_gaps, read_gaps
 from tensormeter.server.store.sqlite.points.memtable import Memtable, MemtableSnapshot
+from tensormeter.server.store.sqlite.points.process_scan import ProcessScan
 from tensormeter.server.store.sqlite.points.rollups import read_rollups
 from tensormeter.server.store.sqlite.points.series_reader import find_attempts, find_series, new_series, read_series
 from tensormeter.server.store.sqlite.read_priority import ReadPriority
@@ -238,6 +239,18 @@ class SqliteQueries:
             if selection.gaps:
                 gaps = read_gaps(connection, (row[0] for row in rows), window.start, window.stop, selection.limit)
             return read_rollups(connection, snapshots, rows, window, selection, blocks=blocks, gaps=gaps)
+
+    def scan(
+        self, ref: RunRef, processes: Sequence[str], selection: Selection, window: PointRange, blocks: int
+    ) -> Generator[ProcessRollups, None, None]:
+        """See `Store`."""
+        selection = replace(selection, process=None, damaged=None)
+        with self._snapshot(ref) as (connection, snapshots, run):
+            self._check_complete(connection, run)
+            metrics = dict.fromkeys([*selection.metrics, STEP_METRIC])
+            rows = find_series(connection, run, replace(selection, metrics=[*metrics]))
+            scan = ProcessScan(connection, snapshots, rows, window, selection, blocks=blocks)
+            yield from scan.read(processes)
 
     def events(self, ref: RunRef, query: EventQuery = ALL_EVENTS) -> EventPage:
         """See `Store`."""
