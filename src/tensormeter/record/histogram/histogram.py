@@ -10,7 +10,7 @@ from tensormeter.errors import UsageError
 from tensormeter.record.device.event_copies import EVENT_DEVICES
 from tensormeter.record.histogram.counting import MOST_ON_DEVICE, Counted, array_pieces, count_on_host, tensor_pieces
 from tensormeter.record.values.classify import Refused, check_plain
-from tensormeter.ring.histogram_buckets import DOUBLE, EXPLICIT, SINGLE, Table
+from tensormeter.ring.histogram_buckets import DOUBLE, EXPLICIT, SINGLE, SPARSE, TABLES, Table
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,10 @@ __all__ = ["CountedOnDevice", "DeviceDistribution", "Histogram", "HostDistributi
 
 _MOST_BUCKETS: Final = 4096
 """Maximum number of buckets in a precomputed histogram. Every point contains the bounds of all buckets."""
+
+
+_MUCH_SMALLER: Final = 2
+"""Factor by which a distribution must shrink to be stored without its empty bins."""
 
 
 class HostDistribution(NamedTuple):
@@ -33,6 +37,19 @@ class HostDistribution(NamedTuple):
     code: str
     words: bytes
     statistics: tuple[float, float, float] | None
+
+    def compact(self) -> "HostDistribution":
+        """Return the distribution with only its occupied bins if this is much smaller, and otherwise itself."""
+        if self.code not in TABLES:
+            return self
+        import numpy as np
+
+        counts = np.frombuffer(self.words, np.int32)
+        occupied = np.flatnonzero(counts)
+        if _MUCH_SMALLER * (len(occupied) + 1) > len(self.words) // 8:
+            return self
+        words = struct.pack("<q", ord(self.code)) + (occupied << 32 | counts[occupied]).astype("<i8").tobytes()
+        return self._replace(code=SPARSE, words=words)
 
 
 class DeviceDistribution(NamedTuple):

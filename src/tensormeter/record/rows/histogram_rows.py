@@ -23,21 +23,18 @@ from tensormeter.record.histogram.histogram import CountedOnDevice, DeviceDistri
 from tensormeter.record.rows.lane import Lane
 from tensormeter.record.values.classify import Deferred, DeviceValue, kind_of
 from tensormeter.ring.format import PENDING
-from tensormeter.ring.histogram_buckets import EXPLICIT, KIND, SPARSE, STATISTICS_WORDS, TABLES, Table
+from tensormeter.ring.histogram_buckets import EXPLICIT, KIND, STATISTICS_WORDS, Table
 from tensormeter.ring.layout import Column, Items, Layout, Stream, items_bytes, row_bytes
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Distribution", "Distributions", "HistogramRows", "compact"]
+__all__ = ["Distribution", "Distributions", "HistogramRows"]
 
 Distribution = HostDistribution | DeviceDistribution | CountedOnDevice
 Distributions = Mapping[str, Distribution]
 
 _PENDING: Final = struct.pack("<q", PENDING)
-
-_MUCH_SMALLER: Final = 2
-"""Factor by which a distribution must shrink to be stored without its empty bins."""
 
 _LARGEST_SHARE: Final = 4
 """Number by which a lane's size is divided to get the maximum size of a row with several distributions. Such a row fits as soon
@@ -166,20 +163,6 @@ class HistogramRows:
 
 _Run = Mapping[str, DeviceDistribution | CountedOnDevice]
 """Distributions that are counted and copied together. They have the same type, device and table."""
-
-
-def compact(distribution: Distribution) -> Distribution:
-    """Return a host distribution with only its occupied bins if this is much smaller, and otherwise the distribution itself."""
-    if not isinstance(distribution, HostDistribution) or distribution.code not in TABLES:
-        return distribution
-    import numpy as np
-
-    counts = np.frombuffer(distribution.words, np.int32)
-    occupied = np.flatnonzero(counts)
-    if _MUCH_SMALLER * (len(occupied) + 1) > len(distribution.words) // 8:
-        return distribution
-    words = struct.pack("<q", ord(distribution.code)) + (occupied << 32 | counts[occupied]).astype("<i8").tobytes()
-    return distribution._replace(code=SPARSE, words=words)
 
 
 def _words_of(distribution: Distribution) -> int:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from tensormeter.record.device.device_copies import DeviceCopies, place
 from tensormeter.record.histogram.counting import DeviceTables
+from tensormeter.record.histogram.histogram import HostDistribution
 from tensormeter.record.log_timing import LogTiming
 from tensormeter.record.rows.device_rows import make_device_writer
-from tensormeter.record.rows.histogram_rows import Distributions, HistogramRows, compact
+from tensormeter.record.rows.histogram_rows import Distributions, HistogramRows
 from tensormeter.record.rows.lane import Lane, RowWriter, Writer, make_key_sets
 from tensormeter.record.rows.layouts import FIRST_LAYOUTS, FREQUENT, Layouts
 from tensormeter.record.rows.stream_numbers import StreamNumbers
@@ -172,7 +173,10 @@ class Rows:
 
         The first row also contains the numbers and device values.
         """
-        compacted = {name: compact(distribution) for name, distribution in distributions.items()}
+        compacted = {
+            name: distribution.compact() if isinstance(distribution, HostDistribution) else distribution
+            for name, distribution in distributions.items()
+        }
         for group in self._wide.split(lane, len(numbers) + len(devices), compacted):
             written = self._wide.write(lane, numbers, devices, group, step)
             if written is None and (len(group) > 1 or numbers or devices):
