@@ -120,15 +120,28 @@ def test_a_ring_without_its_dictionary_is_refused(small, path):
         RingFile.open(path)
 
 
-def test_only_the_last_configuration_is_kept(small, path):
-    for number in range(100):
-        small.write_config({"number": number})
+def test_many_changes_of_the_configuration_take_little_space(small, path):
+    config = {f"k{number}": number for number in range(100)}
+    for number in range(20_000):
+        changes = {f"k{number % 100}": -number, "number": number}
+        config |= changes
+        small.write_config(changes, config)
     opened = RingFile.open(path)
-    assert opened.words[HeaderWord.CONFIGS] == 100
-    assert opened.config()[0] == {"number": 99}
-    assert sorted(file.suffix for file in path.parent.iterdir()) == [".config", ".lock", ".names", ".ring"]
+    assert opened.words[HeaderWord.CONFIGS] == 20_000
+    assert opened.config()[0] == config
+    assert path.with_suffix(".config").stat().st_size < 100_000
+    small.write_config(None, {"only": 1})
+    assert opened.config()[0] == {"only": 1}
     small.remove()
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_change_of_the_configuration_that_was_cut_off_is_ignored(small, path):
+    small.write_config({"a": 1}, {"a": 1})
+    small.write_config({"b": 2}, {"a": 1, "b": 2})
+    file = path.with_suffix(".config")
+    file.write_bytes(file.read_bytes()[:-3])
+    assert small.config()[0] == {"a": 1}
 
 
 def test_drops_are_summed_over_the_lanes(small):

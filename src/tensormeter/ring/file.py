@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tensormeter.conventions.unicode_names import printable
-from tensormeter.disk.atomic import write_file
 from tensormeter.disk.private import oddity, open_file
 from tensormeter.errors import RingError
+from tensormeter.ring.config_file import ConfigFile, read_config
 from tensormeter.ring.dictionary import Dictionary
 from tensormeter.ring.format import (
     DISK_REPORT,
@@ -55,7 +55,7 @@ def dictionary_file(ring_path: Path) -> Path:
 
 
 def config_file(ring_path: Path) -> Path:
-    """Return the path of the file with the run's latest configuration as JSON. It exists only after a change."""
+    """Return the path of the file with the run's configuration (see `tensormeter.ring.config_file`)."""
     return ring_path.with_suffix(".config")
 
 
@@ -69,6 +69,7 @@ class RingFile:
         self.path = path.resolve()  # `writer_alive` compares resolved paths
         self.buffer = mapping
         self._dictionary = dictionary
+        self._config = ConfigFile(config_file(self.path))
         self.words = memoryview(mapping).cast("q")
         lanes = self.words[HeaderWord.LANES]
         self.lanes = [
@@ -230,13 +231,17 @@ class RingFile:
     def _append(self, kind: EntryKind, entry: Mapping[str, Any]) -> bool:
         return self._dictionary.append(kind, json.dumps(entry, separators=(",", ":")).encode())
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Replace the run's configuration. The reader may miss all but the last one.
+    def write_config(self, changes: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
+        """Write a change of the run's configuration. The reader may see only the result of several changes.
+
+        Args:
+            changes: Entries that have been added or replaced; None if entries have been removed.
+            config: The whole configuration after the change.
 
         Raises:
-            OSError: The configuration cannot be written.
+            OSError: The change cannot be written.
         """
-        write_file(config_file(self.path), json.dumps({"config": config, "time": time.time_ns()}))
+        self._config.write(changes, config)
         self.words[HeaderWord.CONFIGS] += 1
 
     def config(self) -> tuple[dict[str, Any], int] | None:
@@ -245,12 +250,7 @@ class RingFile:
         Returns:
             None if there is none, or if it cannot be read.
         """
-        try:
-            with open(open_file(config_file(self.path), os.O_RDONLY), "rb") as file:
-                latest = json.loads(file.read())
-            return latest["config"], latest["time"]
-        except (OSError, ValueError, TypeError, LookupError):
-            return None
+        return read_config(config_file(self.path))
 
     def drops(self) -> dict[str, int]:
         """Return the total number of points that could not be recorded, by reason. Omit reasons with no points."""

@@ -101,7 +101,7 @@ class HeaderWord(enum.IntEnum):
     SIGTERM = 8
     """Time when the writer received SIGTERM, in nanoseconds since the Unix epoch, or 0."""
     CONFIGS = 10
-    """Number of times that the writer has replaced the file with the run's configuration."""
+    """Number of times that the writer has changed the run's configuration (see `RingFile.write_config`)."""
     FLUSH_REQUESTS = 9
     """Number of flushes that the writer has requested. The writer first stores `LaneWord.FLUSH` in all lanes."""
     AGENT_PID = 16

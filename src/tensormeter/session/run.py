@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Self, cast
 
-from tensormeter.conventions.fitting import OmittedValue, fit
+from tensormeter.conventions.fitting import OmittedValue, fit, json_bytes
 from tensormeter.conventions.limits import ALERT_CHARACTERS, CONFIG_BYTES, TITLE_CHARACTERS
 from tensormeter.conventions.semconv import ALERT_EVENT, RANK
 from tensormeter.errors import RingError, UsageError
@@ -71,6 +71,7 @@ class Run:
         self._config_faults: set[str] = set()
         self._omitted: list[OmittedValue] = []
         self._identity = replace(identity, config=self._fitting(self._without_secrets(identity.config)))
+        self._config_bytes = json_bytes(self._identity.config)
         self._parent = parent
         self._process: RunProcess | None = None
         self._finished = False
@@ -155,10 +156,15 @@ class Run:
                 )
                 return
             process = self._here()
-            config = as_json({**self._identity.config, **self._without_secrets(added)}, self._config_faults)
-            self._identity = replace(self._identity, config=self._fitting(config))
+            changes: Mapping[str, Any] | None = self._without_secrets(added)
+            config: Mapping[str, Any] = {**self._identity.config, **(changes or {})}
+            self._config_bytes += json_bytes(changes)
+            if self._config_bytes > CONFIG_BYTES:  # an upper bound, because entries may have been replaced
+                config, changes = self._fitting(config), None
+                self._config_bytes = json_bytes(config)
+            self._identity = replace(self._identity, config=config)
             if process is not None:
-                process.reconfigure(self._identity)
+                process.reconfigure(self._identity, changes)
                 self._report_left_out(process)
 
     @property

@@ -4,8 +4,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from tensormeter.agent.launch import reap_agents
 from tensormeter.agent.monitor import AgentMonitor
@@ -157,14 +157,16 @@ class RunProcess:
                 self.ring.path.parent,
             )
 
-    def reconfigure(self, run: RunIdentity) -> None:
-        """Record the configuration of the given run, which replaces the current one.
+    def reconfigure(self, run: RunIdentity, changes: Mapping[str, Any] | None) -> None:
+        """Record the configuration of the given run, which replaces the current one. The agent may skip some changes.
 
-        The agent reads only the latest configuration, so many calls take no more space than one.
+        Args:
+            run: Run with the new configuration.
+            changes: Entries that were added or replaced; None if entries were removed.
         """
         self._run = run
         try:
-            self.ring.write_config(run.config)
+            self.ring.write_config(changes, run.config)
         except OSError as error:
             if not self._config_warned:
                 self._config_warned = True
