@@ -201,8 +201,8 @@ def test_held_rows_keep_their_space_and_survive_the_agent(source, clock):
 
 def test_what_a_device_never_finished_is_counted_and_left_out(source, clock):
     lane = source.recorder._lanes.mine()
-    layout = source.recorder._rows.layout(lane, ("host", "x", "y"), "dDD")
-    word = lane.write_pending(layout, [1.0], 5)
+    layout = source.recorder._rows.layouts.of_gauges(("host", "x", "y"), "dDD")
+    word = lane.write_pending(layout, "dDD", [1.0], 5)
     source.ring.words[word + 1] = 0
     assert source.ring.words[word] == PENDING
     assert source.ring.words[LANE_TABLE] > 0

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from support.read_rows import values_of_rows
 from tensormeter.agent.ingest.lane_reader import LaneReader, Layouts
 from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.ring.file import RingFile
@@ -18,11 +19,11 @@ def open_lane():
     return open_lane
 
 
-def flatten(stretches):
+def flatten(lane, most=1 << 40):
     return [
-        (step, dict(zip(rows.layout.names, values, strict=True)))
-        for rows in stretches
-        for step, *values in zip(rows.steps.tolist(), *(column.tolist() for column in rows.columns), strict=True)
+        (step, row)
+        for rows in lane.read(most, abandon_pending=False)
+        for step, row in zip(rows.steps.tolist(), values_of_rows(rows, lane._layouts.streams), strict=True)
     ]
 
 
@@ -50,7 +51,7 @@ def test_mixtures_come_whole_and_in_order(new_source, open_lane):
     lane = open_lane(source)
     entries = []
     for most in (1, 7, 100, 3000, 1 << 40):
-        entries += flatten(lane.read(most, abandon_pending=False))
+        entries += flatten(lane, most)
     assert entries == expected
 
 
@@ -59,9 +60,9 @@ def test_reading_stops_at_the_row_that_reaches_the_limit(source, open_lane, most
     for step in range(50):
         source.log({"a": 1.0, "b": 2.0}, step)  # with its step 3 points
     lane = open_lane(source)
-    count = len(flatten(lane.read(most, abandon_pending=False)))
+    count = len(flatten(lane, most))
     assert count == -(-most // 3)
-    assert len(flatten(lane.read(1 << 40, abandon_pending=False))) == 50 - count
+    assert len(flatten(lane)) == 50 - count
 
 
 def test_a_reader_that_starts_at_a_cursor_goes_on_there(source, open_lane):
@@ -71,7 +72,7 @@ def test_a_reader_that_starts_at_a_cursor_goes_on_there(source, open_lane):
     rows = first.read(60, abandon_pending=False)
     second = open_lane(source, cursor=first.cursor)
     more = second.read(1 << 40, abandon_pending=False)
-    assert [step for step, _ in flatten(rows) + flatten(more)] == list(range(100))
+    assert [step for part in rows + more for step in part.steps.tolist()] == list(range(100))
     assert rows[-1].times[-1] < more[0].times[0]
 
 
@@ -93,12 +94,12 @@ def test_space_is_free_after_release_only(new_source, open_lane):
     while not source.ring.drops():
         source.log({"a": 1.0})
     assert lane.unreleased == 0
-    assert flatten(lane.read(1 << 40, abandon_pending=False))
+    assert flatten(lane)
     assert lane.unreleased > 0.9
     source.log({"a": 1.0})
     assert source.ring.drops() == {"ring_full": 2}
     lane.release()
     assert lane.unreleased == 0
     source.log({"a": 2.0}, 7)
-    assert flatten(lane.read(1 << 40, abandon_pending=False)) == [(7, {"a": 2.0})]
+    assert flatten(lane) == [(7, {"a": 2.0})]
     assert source.ring.drops() == {"ring_full": 2}

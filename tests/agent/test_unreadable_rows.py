@@ -1,9 +1,14 @@
 """Unreadable rows in the ring of a dead writer cost no other row, and are counted."""
 
+import struct
+
 import pytest
 
+import tensormeter.ring.dictionary as dictionary_module
 from support.spools import take_requests
-from tensormeter.ring.format import EntryKind, State
+from tensormeter.ring.format import LANE_HEADER_BYTES, State
+from tensormeter.ring.histogram_buckets import KIND
+from tensormeter.ring.layout import Items, Stream, item_header
 
 
 def drained(source, spool, open_drain, state=State.FINISHED):
@@ -25,23 +30,14 @@ def test_an_entry_of_the_dictionary_whose_writing_is_interrupted_costs_its_own_r
     source, spool, open_drain, monkeypatch
 ):
     source.log({"a": 1.0}, 1)
-    words = source.ring.words
 
-    class Words:
-        """Is interrupted when an entry is published."""
+    def interrupt(*arguments):
+        monkeypatch.undo()
+        raise Interrupt
 
-        def __getitem__(self, index):
-            return words[index]
-
-        def __setitem__(self, index, value):
-            if value == EntryKind.LAYOUT:
-                raise Interrupt
-            words[index] = value
-
-    monkeypatch.setattr(source.ring, "words", Words())
+    monkeypatch.setattr(dictionary_module.os, "pwrite", interrupt)
     with pytest.raises(Interrupt):
         source.log({"b": 1.0}, 2)
-    monkeypatch.undo()
     source.log({"c": 1.0}, 3)
     source.log({"b": 1.0}, 4)
     assert drained(source, spool, open_drain) == (6, {})
@@ -80,3 +76,87 @@ def test_nothing_is_counted_of_a_writer_that_was_killed_between_two_rows(source,
     for step in range(10):
         source.log(dict.fromkeys("abc", 1.0), step)
     assert drained(source, spool, open_drain, State.OPEN) == (40, {})
+
+
+def write_items(source, step):
+    """Write a row that describes its columns `a`, `b` and `c`."""
+    numbers = source.recorder._rows._numbers
+    numbers.add_names("abc")
+    headers = tuple(item_header(numbers.of_name(name), "d") for name in "abc")
+    assert source.recorder._lanes.mine().write_words(Items(headers), struct.pack("<3d", 1.0, 2.0, 3.0), step)
+
+
+ROW = 5 + 2 * 3
+"""Words of such a row."""
+
+
+@pytest.mark.parametrize("state", [State.FINISHED, State.OPEN])
+@pytest.mark.parametrize(
+    ("word", "value", "lost"),
+    [
+        (4, 3 << 32 | 1 << 8 | ord("d"), 1),  # no such stream
+        (4, 0x7FFF_FFFF << 32 | 1 << 8 | ord("d"), 1),
+        (4, -1 << 32 | 1 << 8 | ord("d"), 1),
+        (5, 1 << 32 | 1 << 8 | ord("?"), 1),  # no such code
+        (5, 1 << 32 | 1 << 8 | ord("S"), 1),  # a gauge has no bins
+        (5, 1 << 32 | 2 << 8 | ord("d"), 3),  # sizes that contradict the size of the row
+        (6, 2 << 32 | 0 << 8 | ord("d"), 3),
+        (6, 2 << 32 | 0xFFFFFF << 8 | ord("d"), 3),
+    ],
+)
+def test_a_column_that_cannot_be_read_costs_its_own_value_only(source, spool, open_drain, state, word, value, lost):
+    for step in range(5):
+        write_items(source, step)
+    source.ring.words[(source.ring.lanes[0][0] + LANE_HEADER_BYTES >> 3) + 2 * ROW + word] = value
+    assert drained(source, spool, open_drain, state) == (5 * 4 - lost, {"damaged": lost})
+
+
+@pytest.mark.parametrize("state", [State.FINISHED, State.OPEN])
+@pytest.mark.parametrize("sizes", [1 << 40, -1, 4 << 32 | 3, 3 << 32 | 0xFFFF_FFFF, 0x7FFF_FFFF << 32])
+def test_a_row_whose_columns_exceed_it_costs_its_own_points_only(source, spool, open_drain, state, sizes):
+    for step in range(5):
+        write_items(source, step)
+    source.ring.words[(source.ring.lanes[0][0] + LANE_HEADER_BYTES >> 3) + 2 * ROW + 3] = sizes
+    arrived, dropped = drained(source, spool, open_drain, state)
+    assert arrived == 4 * 4
+    assert dropped["damaged"] >= 3
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("S", [ord("E"), 5 << 32 | 1, 5 << 32 | 1]),  # bins are not in order
+        ("S", [ord("E"), 1 << 60]),  # no such bin
+        ("S", [ord("E"), -1 << 32]),
+        ("S", [1 << 40, 5 << 32 | 1]),  # no such table
+        ("S", [ord("d"), 5 << 32 | 1]),
+        ("E", [1, 2, 3]),
+        ("B", [1, 2]),
+        ("B", [1]),
+        ("d", [1, 2]),
+    ],
+)
+def test_an_invalid_distribution_costs_itself_only(source, spool, open_drain, code, words):
+    numbers = source.recorder._rows._numbers
+    numbers.add_names("a")
+    headers = (
+        item_header(numbers.of_name("a"), "d"),
+        item_header(numbers.of(Stream("h", KIND)), code, len(words)),
+    )
+    body = struct.pack(f"<d{len(words)}q", 1.0, *words)
+    assert source.recorder._lanes.mine().write_words(Items(headers), body, 7)
+    assert drained(source, spool, open_drain) == (2, {"damaged": 1})
+
+
+def test_values_of_a_lost_dictionary_entry_are_counted(source, spool, open_drain):
+    """The file of names has a flipped bit in the entry of `b`."""
+    numbers = source.recorder._rows._numbers
+    for name in "abc":
+        numbers.add_names(name)
+    for step in range(5):
+        write_items(source, step)
+    path = source.ring._dictionary.path
+    content = bytearray(path.read_bytes())
+    content[content.index(b'"b"') + 1] ^= 1
+    path.write_bytes(content)
+    assert drained(source, spool, open_drain) == (5 * 3, {"damaged": 5})

@@ -90,7 +90,7 @@ def test_a_view_sets_size_and_scale_of_exponential_histograms(new_measured, size
     measured = new_measured(views=[View(instrument_type=Histogram, aggregation=aggregation)])
     measured.meter.create_histogram("a").record(1.5)
     assert isinstance(measured.one("a"), otlp.ExponentialHistogram)
-    assert measured._processor._layouts._known[1][0].columns[0].stream.bounds == (min(size, 160), scale)
+    assert measured._processor._layouts._known[1].layout.columns[0].stream.bounds == (min(size, 160), scale)
 
 
 @pytest.mark.parametrize("temporality", ["cumulative", "delta"])
@@ -306,4 +306,4 @@ def test_exponential_buckets_can_be_the_default(new_measured, views):
     measured = new_measured({"histogram_aggregation": "base2_exponential_bucket_histogram"}, views=views)
     measured.meter.create_histogram("a", explicit_bucket_boundaries_advisory=[1]).record(1.5)
     assert isinstance(measured.one("a"), otlp.ExponentialHistogram)
-    assert measured._processor._layouts._known[1][0].columns[0].stream.bounds == (160, 20)
+    assert measured._processor._layouts._known[1].layout.columns[0].stream.bounds == (160, 20)

@@ -12,6 +12,7 @@ from phases_rig import Clock
 
 import tensormeter.record.phases.timeline as timeline_module
 import tensormeter.record.rows.lane as lane_module
+from support.read_rows import values_of_rows
 from tensormeter.agent.ingest.lane_reader import LaneReader, Layouts
 from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.conventions.limits import METRIC_NAMES
@@ -33,6 +34,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self.ring = RingFile.open(path)
         layouts = Layouts(self.ring)
+        self._streams = layouts.streams
         self.lanes = [LaneReader(layouts, index, Cursor()) for index in range(len(self.ring.lanes))]
 
     def read(self, most: int = 1 << 40, *, abandon: bool = False) -> list[Row]:
@@ -40,11 +42,9 @@ class Reader:
         new_rows = []
         for index, lane in enumerate(self.lanes):
             for rows in lane.read(most, abandon_pending=abandon):
-                masks = [[False] * len(rows.times) if mask is None else mask.tolist() for mask in rows.lost]
-                columns = [column.tolist() for column in rows.columns]
-                for i, (time, step) in enumerate(zip(rows.times.tolist(), rows.steps.tolist(), strict=True)):
-                    cells = [None if mask[i] else column[i] for mask, column in zip(masks, columns, strict=True)]
-                    new_rows.append(Row(index, time, step, dict(zip(rows.layout.names, cells, strict=True))))
+                values = values_of_rows(rows, self._streams)
+                for time, step, cells in zip(rows.times.tolist(), rows.steps.tolist(), values, strict=True):
+                    new_rows.append(Row(index, time, step, cells))
         return new_rows
 
     def release(self) -> None:

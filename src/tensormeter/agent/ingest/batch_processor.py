@@ -9,17 +9,24 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.agent.ingest.aggregation import AGGREGATED, Aggregator, Piece, describe
-from tensormeter.agent.ingest.gauge_gathering import GaugeRows, gather
-from tensormeter.agent.ingest.histogram_points import distribution_series
+from tensormeter.agent.ingest.gauge_gathering import GaugeRows, GaugeValues, gather
+from tensormeter.agent.ingest.histogram_points import (
+    Distribution,
+    distribution_series,
+    distributions_in_items,
+    distributions_in_rows,
+)
+from tensormeter.agent.ingest.item_rows import ItemRows
 from tensormeter.agent.ingest.lane_reader import LaneReader, Layouts, Rows
 from tensormeter.agent.ingest.row_form import RowForm
+from tensormeter.agent.ingest.stream_table import AGGREGATE, GAUGE
 from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Batch, Series
 from tensormeter.otlp.gauge_catalog import GaugeCatalog, GaugeMetadata
@@ -105,7 +112,8 @@ class BatchMeasurementProcessor:
         self._encoder = encoder or GaugeEncoder(GaugeCatalog())
         self._step_gauge = self._encoder.catalog.add(GaugeMetadata(STEP_METRIC))
         self._plans: dict[int, _Plan] = {}
-        self._rows: list[Rows] = []
+        self._gauges: NDArray[np.int64] = np.empty(0, np.int64)
+        self._rows: list[Rows | ItemRows] = []
         self._points = 0
         self._since = 0.0
         self._batched_at = time.monotonic()
@@ -203,9 +211,9 @@ class BatchMeasurementProcessor:
         if not self._rows:
             return None
         self._aggregator.discard()
-        points = gather(self._encoder, self._gauge_rows(settle), ())
+        points = gather(self._encoder, self._gauge_rows(settle), self._gauge_values())
         candidates = [self._aggregator.fold(key, stream, pieces) for key, (stream, pieces) in self._pieces().items()]
-        candidates += distribution_series(rows for rows in self._rows if self._plan(rows.form).has_distributions)
+        candidates += distribution_series(self._distributions())
         series = [item for item in candidates if item is not None and len(item.times)]
         return _batch(resource, points, series), dict(enumerate(self.cursors()))
 
@@ -213,8 +221,9 @@ class BatchMeasurementProcessor:
         """Return the gauges of the buffered rows by layout, and their steps."""
         stretches: dict[int, list[Rows]] = {}
         for rows in self._rows:
-            stretches.setdefault(rows.layout.id, []).append(rows)
-        stepped = [rows for rows in self._rows if rows.layout.stepped]
+            if isinstance(rows, Rows):
+                stretches.setdefault(rows.layout.id, []).append(rows)
+        stepped = [rows for rows in self._rows if rows.stepped]
         gathered = []
         if stepped:
             recorded = np.concatenate([rows.steps for rows in stepped])
@@ -228,16 +237,59 @@ class BatchMeasurementProcessor:
                 gathered.append(_join(group, plan))
         return gathered
 
+    def _gauge_values(self) -> list[GaugeValues]:
+        """Return the gauges of the buffered rows that describe their own columns."""
+        return [values for rows in self._rows if isinstance(rows, ItemRows) for values in self._gauges_of(rows)]
+
+    def _gauges_of(self, rows: ItemRows) -> Iterator[GaugeValues]:
+        chosen = np.flatnonzero((rows.kinds == GAUGE) & ~rows.lost)
+        if len(chosen):
+            yield GaugeValues(
+                self._catalog_numbers(rows.streams[chosen]),
+                rows.times[rows.rows[chosen]],
+                rows.words[rows.starts[chosen]],
+                rows.codes[chosen] == ord("q"),
+            )
+
+    def _catalog_numbers(self, streams: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of gauges in the catalog. Gauges that appear for the first time are added."""
+        highest = int(streams.max())
+        if highest >= len(self._gauges):
+            self._gauges = np.concatenate([self._gauges, np.full(max(highest + 1, 1024), -1, np.int64)])
+        new = np.unique(streams[self._gauges[streams] < 0])
+        for number in new.tolist():
+            self._gauges[number] = self._encoder.catalog.add(_metadata(self._layouts.streams[number]))
+        return self._gauges[streams]
+
     def _pieces(self) -> dict[str, tuple[Stream, list[Piece]]]:
         """Return the buffered values to aggregate, by the JSON of their stream."""
         pieces: dict[str, tuple[Stream, list[Piece]]] = {}
         for rows in self._rows:
+            for key, stream, piece in self._pieces_of(rows):
+                pieces.setdefault(key, (stream, []))[1].append(piece)
+        return pieces
+
+    def _pieces_of(self, rows: Rows | ItemRows) -> Iterator[tuple[str, Stream, Piece]]:
+        if isinstance(rows, Rows):
             plan = self._plan(rows.form)
             for index, key in zip(plan.aggregated, plan.keys, strict=True):
                 values, missing = rows.column(index), rows.lost_in(index)
-                piece = (rows.times, values) if missing is None else (rows.times[~missing], values[~missing])
-                pieces.setdefault(key, (rows.layout.columns[index].stream, []))[1].append(piece)
-        return pieces
+                there = slice(None) if missing is None else ~missing
+                yield key, rows.layout.columns[index].stream, (rows.times[there], values[there])
+            return
+        for item in np.flatnonzero((rows.kinds == AGGREGATE) & ~rows.lost).tolist():
+            stream = self._layouts.streams[int(rows.streams[item])]
+            time = rows.times[rows.rows[item] : rows.rows[item] + 1]
+            words = rows.values_of(item)
+            values = words if rows.codes[item] == ord("q") else words.view(np.float64)
+            yield json.dumps(stream.to_json()), stream, (time, values)
+
+    def _distributions(self) -> Iterator[Distribution]:
+        for rows in self._rows:
+            if isinstance(rows, ItemRows):
+                yield from distributions_in_items(rows, self._layouts.streams)
+            elif self._plan(rows.form).has_distributions:
+                yield from distributions_in_rows(rows)
 
     @property
     def last_steps(self) -> tuple[int, int]:

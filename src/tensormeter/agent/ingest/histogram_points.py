@@ -6,49 +6,58 @@ start is unknown.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.agent.ingest.item_rows import ItemRows
 from tensormeter.agent.ingest.lane_reader import Rows
+from tensormeter.agent.ingest.stream_table import DISTRIBUTION
 from tensormeter.otlp.batch import Buckets, ExponentialHistogram, Gauge, Histogram, Series, Temporality
-from tensormeter.ring.histogram_buckets import EXPLICIT, KIND, MAX_BUCKETS, TABLES, Table
+from tensormeter.ring.histogram_buckets import EXPLICIT, KIND, MAX_BUCKETS, SPARSE, TABLES, Table
 from tensormeter.ring.layout import Stream
 
-__all__ = ["NONFINITE_METRIC", "distribution_series"]
+__all__ = [
+    "NONFINITE_METRIC",
+    "Distribution",
+    "distribution_series",
+    "distributions_in_items",
+    "distributions_in_rows",
+]
 
 NONFINITE_METRIC: Final = "tensormeter.histogram.nonfinite"
 """Gauge that counts a distribution's infinities and NaNs, which no bucket can hold. Zero counts have no points."""
 
 _NONFINITE_BINS: Final = {"-Inf": 0, "+Inf": -2, "NaN": -1}
 
+_NO_STATISTICS: Final = np.full(3, np.nan)
 
-class _Piece(NamedTuple):
-    times: NDArray[np.uint64]
-    words: NDArray[np.int64]
+
+class Distribution(NamedTuple):
+    """A distribution of one row.
+
+    Attributes:
+        stream: Stream of the distribution.
+        code: Code of the table that counted the values, or EXPLICIT.
+        time: Time of the row.
+        bins: Occupied bins of the table in ascending order, int64, shape (k,); not used for EXPLICIT.
+        counts: Number of values in each of these bins, int64, shape (k,); all words of the column for EXPLICIT.
+        statistics: Sum, minimum and maximum, float64, shape (3,).
+    """
+
+    stream: Stream
+    code: str
+    time: np.uint64
+    bins: NDArray[np.int64]
+    counts: NDArray[np.int64]
     statistics: NDArray[np.float64]
 
 
-def distribution_series(stretches: Iterable[Rows]) -> list[Series]:
-    """Return the series of all distributions in the given rows, each in time order."""
-    pieces_of: defaultdict[tuple[Stream, str, int], list[_Piece]] = defaultdict(list)
-    for rows in stretches:
-        for stream, code, piece in _pieces(rows):
-            pieces_of[stream, code, piece.words.shape[1]].append(piece)
-    series: list[Series] = []
-    for (stream, code, _), pieces in pieces_of.items():
-        times, words, statistics = map(np.concatenate, zip(*pieces, strict=True))
-        order = np.argsort(times, kind="stable")
-        piece = _Piece(times[order], words[order], statistics[order])
-        series += _explicit(stream, piece) if code == EXPLICIT else _exponential(stream, TABLES[code], piece)
-    return series
-
-
-def _pieces(rows: Rows) -> Iterator[tuple[Stream, str, _Piece]]:
-    """Yield the counts and statistics of each distribution, except in rows that the device never finished."""
+def distributions_in_rows(rows: Rows) -> Iterator[Distribution]:
+    """Yield the distributions in rows with a layout, except those that the device never finished."""
     columns = [
         (column, rows.column(index), rows.lost_in(index))
         for index, column in enumerate(rows.layout.columns)
@@ -58,66 +67,123 @@ def _pieces(rows: Rows) -> Iterator[tuple[Stream, str, _Piece]]:
     for column, words, _ in columns:
         if column.code in "dD":
             continue
-        values, missing = statistics.get(column.stream, (np.full((len(words), 3), np.nan), None))
-        there = np.ones(len(words), np.bool_) if missing is None else ~missing
-        piece = _Piece(rows.times[there], words[there].astype(np.int64), values[there].astype(np.float64))
-        yield column.stream, column.code, piece
+        values, missing = statistics.get(column.stream, (None, None))
+        for row, time in enumerate(rows.times):
+            if missing is None or not missing[row]:
+                of_row = _NO_STATISTICS if values is None else values[row].astype(np.float64)
+                yield _distribution(column.stream, column.code, time, words[row].astype(np.int64), of_row)
 
 
-def _exponential(stream: Stream, table: Table, piece: _Piece) -> Iterator[Series]:
-    if len(piece.times) == 0:
-        return
-    counts = piece.words.view(np.int32).astype(np.int64)
-    side = table.buckets
-    negative, zero, positive = counts[:, side:0:-1], counts[:, side + 1], counts[:, side + 2 : -2]
-    merged = [_merge(pair, table) for pair in zip(positive, negative, strict=True)]
-    scales, positives, negatives = zip(*merged, strict=True)
+def distributions_in_items(rows: ItemRows, streams: Mapping[int, Stream]) -> Iterator[Distribution]:
+    """Yield the distributions in rows that describe their own columns, except those that the device never finished."""
+    chosen = np.flatnonzero(rows.kinds == DISTRIBUTION).tolist()
+    places = {index: (int(rows.rows[index]), int(rows.streams[index])) for index in chosen}
+    statistics = {place: index for index, place in places.items() if chr(rows.codes[index]) in "dD"}
+    for index, place in places.items():
+        if chr(rows.codes[index]) in "dD":
+            continue
+        own = statistics.get(place)
+        if own is None or not rows.lost[own]:
+            of_row = _NO_STATISTICS if own is None else rows.values_of(own).view(np.float64)
+            time = rows.times[place[0]]
+            yield _distribution(streams[place[1]], chr(rows.codes[index]), time, rows.values_of(index), of_row)
+
+
+def _distribution(
+    stream: Stream, code: str, time: np.uint64, words: NDArray[np.int64], statistics: NDArray[np.float64]
+) -> Distribution:
+    if code == EXPLICIT:
+        return Distribution(stream, code, time, words[:0], words, statistics)
+    if code == SPARSE:
+        return Distribution(stream, chr(int(words[0])), time, words[1:] >> 32, words[1:] & 0xFFFFFFFF, statistics)
+    counts = words.view(np.int32)
+    bins = np.flatnonzero(counts)
+    return Distribution(stream, code, time, bins, counts[bins].astype(np.int64), statistics)
+
+
+def distribution_series(distributions: Iterable[Distribution]) -> list[Series]:
+    """Return the series of distributions, each in time order."""
+    groups: defaultdict[tuple[Stream, str, int], list[Distribution]] = defaultdict(list)
+    for item in distributions:
+        groups[item.stream, item.code, len(item.counts) if item.code == EXPLICIT else 0].append(item)
+    series: list[Series] = []
+    for (stream, code, _), items in groups.items():
+        items.sort(key=lambda item: item.time)
+        series += _explicit(stream, items) if code == EXPLICIT else _exponential(stream, TABLES[code], items)
+    return series
+
+
+def _exponential(stream: Stream, table: Table, items: Sequence[Distribution]) -> Iterator[Series]:
+    side, zero_bin = table.buckets, table.buckets + 1
+    scales, positives, negatives, zeros, totals = [], [], [], [], []
+    for item in items:
+        negative, positive = item.bins < zero_bin, (item.bins > zero_bin) & (item.bins < table.bins - 2)
+        negative &= item.bins > 0
+        sides = (
+            (item.bins[positive] - zero_bin - 1, item.counts[positive]),
+            (side - item.bins[negative][::-1], item.counts[negative][::-1]),
+        )
+        scale, *merged = _merge(sides, table)
+        scales.append(scale)
+        positives.append(merged[0])
+        negatives.append(merged[1])
+        zeros.append(int(item.counts[item.bins == zero_bin].sum()))
+        totals.append(sum(int(counts.sum()) for _, counts in sides) + zeros[-1])
     yield ExponentialHistogram(
-        **_common(stream, piece),
-        counts=(positive.sum(axis=1) + negative.sum(axis=1) + zero).astype(np.uint64),
+        **_common(stream, items),
+        counts=np.array(totals, np.uint64),
         scales=np.array(scales, np.int64),
-        zero_counts=zero.astype(np.uint64),
-        zero_thresholds=np.full(len(zero), table.zero_threshold),
+        zero_counts=np.array(zeros, np.uint64),
+        zero_thresholds=np.full(len(items), table.zero_threshold),
         positive=_buckets(positives),
         negative=_buckets(negatives),
     )
     for kind, position in _NONFINITE_BINS.items():
-        numbers = counts[:, position]
-        there = numbers > 0
-        if there.any():
+        numbers = [int(item.counts[item.bins == position % table.bins].sum()) for item in items]
+        there = [(item.time, number) for item, number in zip(items, numbers, strict=True) if number]
+        if there:
+            times, values = zip(*there, strict=True)
             attributes = {"tensormeter.metric": stream.name, "tensormeter.kind": kind}
-            yield Gauge(NONFINITE_METRIC, piece.times[there], numbers[there], unit="{value}", attributes=attributes)
+            yield Gauge(
+                NONFINITE_METRIC,
+                np.array(times, np.uint64),
+                np.array(values, np.int64),
+                unit="{value}",
+                attributes=attributes,
+            )
+
+
+_Bins = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Positions of occupied buckets on one side, in ascending order, and their counts."""
 
 
 def _merge(
-    sides: tuple[NDArray[np.int64], NDArray[np.int64]], table: Table
+    sides: tuple[_Bins, _Bins], table: Table
 ) -> tuple[int, tuple[int, NDArray[np.int64]], tuple[int, NDArray[np.int64]]]:
     """Return the finest scale at which each side has at most MAX_BUCKETS, then (first index, counts) for each side.
 
     The merge is exact: bucket i of a scale lies in bucket ``i >> d`` of a scale that is lower by d.
     """
-    spans = []
-    for counts in sides:
-        used = np.flatnonzero(counts)
-        spans.append((int(used[0]), int(used[-1])) if len(used) else None)
     coarser = 0
     while any(
-        span and _index(span[1], table, coarser) - _index(span[0], table, coarser) >= MAX_BUCKETS for span in spans
+        len(used) and _index(int(used[-1]), table, coarser) - _index(int(used[0]), table, coarser) >= MAX_BUCKETS
+        for used, _ in sides
     ):
         coarser += 1
-    positive, negative = (_side(counts, span, table, coarser) for counts, span in zip(sides, spans, strict=True))
+    positive, negative = (_side(used, counts, table, coarser) for used, counts in sides)
     return table.scale - coarser, positive, negative
 
 
 def _side(
-    counts: NDArray[np.int64], span: tuple[int, int] | None, table: Table, coarser: int
+    used: NDArray[np.int64], counts: NDArray[np.int64], table: Table, coarser: int
 ) -> tuple[int, NDArray[np.int64]]:
-    if span is None:
+    if len(used) == 0:
         return 0, np.empty(0, np.int64)
-    offset = _index(span[0], table, coarser)
-    indices = (np.arange(span[0], span[1] + 1) + table.first_index >> coarser) - offset
-    starts = np.flatnonzero(np.diff(indices, prepend=-1))
-    return offset, np.add.reduceat(counts[span[0] : span[1] + 1], starts)
+    indices = used + table.first_index >> coarser
+    offset = int(indices[0])
+    merged: NDArray[np.int64] = np.zeros(int(indices[-1]) - offset + 1, np.int64)
+    np.add.at(merged, indices - offset, counts)
+    return offset, merged
 
 
 def _index(position: int, table: Table, coarser: int) -> int:
@@ -130,35 +196,37 @@ def _buckets(sides: Iterable[tuple[int, NDArray[np.int64]]]) -> Buckets:
     return Buckets(np.array(offsets, np.int64), [count.astype(np.uint64) for count in counts])
 
 
-def _explicit(stream: Stream, piece: _Piece) -> Iterator[Series]:
+def _explicit(stream: Stream, items: Sequence[Distribution]) -> Iterator[Series]:
     """Yield one series for each stretch of points with the same edges.
 
     Values outside the edges are not counted, so the open buckets below and above are empty.
     """
-    buckets = piece.words.shape[1] // 2
-    bounds, counts = piece.words[:, : buckets + 1].view(np.float64), piece.words[:, buckets + 1 :].astype(np.uint64)
+    words = np.stack([item.counts for item in items])
+    buckets = words.shape[1] // 2
+    bounds, counts = words[:, : buckets + 1].view(np.float64), words[:, buckets + 1 :].astype(np.uint64)
     starts = [0, *(np.flatnonzero((bounds[1:] != bounds[:-1]).any(axis=1)) + 1).tolist(), len(bounds)]
     for start, end in pairwise(starts):
         if start < end:
-            part = _Piece(piece.times[start:end], piece.words[start:end], piece.statistics[start:end])
             yield Histogram(
-                **_common(stream, part),
+                **_common(stream, items[start:end]),
                 counts=counts[start:end].sum(axis=1),
                 bounds=bounds[start],
                 buckets=np.pad(counts[start:end], ((0, 0), (1, 1))),
             )
 
 
-def _common(stream: Stream, piece: _Piece) -> dict[str, Any]:
+def _common(stream: Stream, items: Sequence[Distribution]) -> dict[str, Any]:
+    times = np.array([item.time for item in items], np.uint64)
+    statistics = np.stack([item.statistics for item in items])
     return {
         "name": stream.name,
-        "times": piece.times,
+        "times": times,
         "unit": stream.unit,
         "description": stream.description,
         "attributes": dict(stream.attributes),
-        "start_times": piece.times,
-        "sums": piece.statistics[:, 0],
-        "minima": piece.statistics[:, 1],
-        "maxima": piece.statistics[:, 2],
+        "start_times": times,
+        "sums": statistics[:, 0],
+        "minima": statistics[:, 1],
+        "maxima": statistics[:, 2],
         "temporality": Temporality.DELTA,
     }

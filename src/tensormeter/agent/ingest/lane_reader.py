@@ -5,6 +5,7 @@ have the same size, so they form one stretch even if the instruments alternate. 
 writer may be dead.
 """
 
+import contextlib
 import platform
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,10 +15,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.agent.ingest.item_rows import ITEM_LAYOUTS, ItemRows, decode_rows, row_words
 from tensormeter.agent.ingest.row_form import RowForm
+from tensormeter.agent.ingest.stream_table import StreamTable
 from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import (
+    ITEMS,
     LANE_HEADER_BYTES,
     LAYOUT_BITS,
     LOST,
@@ -31,7 +35,7 @@ from tensormeter.ring.format import (
     LaneWord,
     State,
 )
-from tensormeter.ring.layout import Layout, Stream, row_bytes
+from tensormeter.ring.layout import Layout, row_bytes
 
 __all__ = ["LaneReader", "Layouts", "Rows"]
 
@@ -67,6 +71,11 @@ class Rows:
     def layout(self) -> Layout:
         """Layout of the rows."""
         return self.form.layout
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the rows have a step."""
+        return self.form.layout.stepped
 
     @property
     def points(self) -> int:
@@ -132,8 +141,7 @@ class Layouts:
     """Whether the rows of each layout ID are instrument measurements: a single value of one word, without a step."""
     deferred: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1 << LAYOUT_BITS, np.bool_))
     """Whether the rows of each layout ID are device measurements."""
-    streams: dict[int, Stream] = field(default_factory=dict)
-    """Streams by number."""
+    streams: StreamTable = field(default_factory=StreamTable)
     _known: dict[int, RowForm] = field(default_factory=dict)
 
     def refresh(self, *, unpublished: bool = False) -> None:
@@ -141,19 +149,25 @@ class Layouts:
         for kind, entry in self.ring.entries(unpublished=unpublished):
             if kind is EntryKind.METADATA:
                 self.metadata = {**self.metadata, **entry}
-            elif kind is EntryKind.STREAMS:
-                self.streams.update(enumerate(map(Stream.from_entry, entry["streams"]), entry["first"]))
-            elif kind is EntryKind.LAYOUT:
-                layout = Layout.from_json(entry, self.streams)
-                if not layout.stepped and layout.row_bytes == _MEASUREMENT_BYTES:
-                    self.measurements[layout.id] = True
-                    self.deferred[layout.id] = layout.codes == "D"
-                self._known[layout.id] = RowForm(layout)
+                continue
+            # An entry may be missing from a damaged dictionary. The rows with its streams or layout are then unreadable.
+            with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+                if kind is EntryKind.STREAMS:
+                    self.streams.add(entry["first"], entry["streams"])
+                elif kind is EntryKind.LAYOUT:
+                    self._add(Layout.from_json(entry, self.streams))
 
-    def find(self, number: int) -> RowForm | None:
-        """Return the form of the rows with the given layout ID; None if the ring has not published it."""
+    def _add(self, layout: Layout) -> None:
+        form = RowForm(layout)
+        if not layout.stepped and layout.row_bytes == _MEASUREMENT_BYTES:
+            self.measurements[layout.id] = True
+            self.deferred[layout.id] = layout.codes == "D"
+        self._known[layout.id] = form
+
+    def find(self, number: int, *, unpublished: bool = False) -> RowForm | None:
+        """Return the form of the rows with the given layout ID; None if the dictionary has none. See also `refresh`."""
         if number not in self._known:
-            self.refresh()
+            self.refresh(unpublished=unpublished)
         return self._known.get(number)
 
 
@@ -170,12 +184,13 @@ class LaneReader:
         self._buffer = ring.buffer
         self._words = ring.words
         self._head_word = (header >> 3) + LaneWord.HEAD
+        self._end_word = (self._start + self._size) >> 3
         self.unreadable = 0
         """Number of points in skipped, unreadable rows, estimated from the size of the rows."""
         # The space just after the cursor may already have been freed, if it contained no rows.
         self.cursor = Cursor(max(cursor.position, self._words[self._tail_word]), cursor.last_time)
 
-    def read(self, most: int, *, abandon_pending: bool) -> list[Rows]:
+    def read(self, most: int, *, abandon_pending: bool) -> list[Rows | ItemRows]:
         """Copy complete rows, up to about `most` values, and move the cursor past them.
 
         The rows' space is freed only by `release`.
@@ -185,7 +200,7 @@ class LaneReader:
             abandon_pending: Whether the writer is gone. If so, rows with unfinished device values are read as well,
                 because the device will never finish them, and unreadable rows are skipped.
         """
-        batch: list[Rows] = []
+        batch: list[Rows | ItemRows] = []
         position = self.cursor.position
         while True:
             position = self._read_from(position, most, batch, abandon_pending)
@@ -211,13 +226,18 @@ class LaneReader:
             following, number = int(positions[index]), int(marks[index]) & _LAYOUT_MASK
             if number in (WRAP, SKIP):
                 return following
-            form = self._layouts.find(number)
+            if number in ITEM_LAYOUTS:
+                at = (self._start + following % self._size) >> 3
+                if row_words(self._words, at, self._end_word) is not None:
+                    return following
+                continue
+            form = self._layouts.find(number, unpublished=True)
             end = following % self._size + (0 if form is None else form.row_bytes)
             if form is not None and end <= self._size and words[(end >> 3) - 1] == marks[index]:
                 return following
         return head if position < head <= position + self._size else None
 
-    def _read_from(self, position: int, most: int, batch: list[Rows], abandon_pending: bool) -> int:
+    def _read_from(self, position: int, most: int, batch: list[Rows | ItemRows], abandon_pending: bool) -> int:
         """Read complete rows from a position, and return the position after them."""
         values = sum(rows.points for rows in batch)
         while values < most:
@@ -232,7 +252,14 @@ class LaneReader:
             if number == SKIP:
                 position += self._words[(offset >> 3) + 1]
                 continue
-            form = self._layouts.find(number)
+            if number in ITEM_LAYOUTS:
+                taken = self._read_items(position, offset, number, most - values, batch, abandon_pending)
+                if taken == 0:
+                    break
+                position += taken
+                values += batch[-1].points
+                continue
+            form = self._layouts.find(number, unpublished=abandon_pending)
             if form is None:
                 break
             if self._layouts.measurements[number]:
@@ -301,6 +328,47 @@ class LaneReader:
         if count and not _STORES_IN_ORDER:
             Event().wait(_SETTLE)
         return self._words_of(offset, count, size >> 3).copy()
+
+    def _read_items(
+        self, position: int, offset: int, number: int, most: int, batch: list[Rows | ItemRows], abandon_pending: bool
+    ) -> int:
+        """Read consecutive complete rows that describe their own columns, and return the number of their bytes."""
+        first = at = offset >> 3
+        begins: list[int] = []
+        values = 0
+        while values < most and at < self._end_word:
+            if self._words[at] != position + 8 * (at - first) << POSITION_SHIFT | number:
+                break
+            sizes = row_words(self._words, at, self._end_word)
+            if sizes is None:
+                break
+            begins.append(at - first)
+            at += sizes[0]
+            values += sizes[1] + 1
+        if not begins:
+            return 0
+        if not _STORES_IN_ORDER:
+            Event().wait(_SETTLE)
+        words = np.frombuffer(self._buffer, np.int64, at - first, offset).copy()
+        rows = self._decode(words, begins, number, abandon_pending)
+        if not abandon_pending and (finished := rows.finished) < len(begins):
+            if finished == 0:
+                return 0
+            at = first + begins[finished]
+            rows = self._decode(words, begins[:finished], number, abandon_pending)
+        self.cursor = Cursor(self.cursor.position, int(rows.times[-1]))
+        self.unreadable += rows.unreadable
+        batch.append(rows)
+        return 8 * (at - first)
+
+    def _decode(self, words: NDArray[np.int64], begins: list[int], number: int, abandon_pending: bool) -> ItemRows:
+        indices = np.array(begins)
+        times = _unique_times(words[indices + 1], self.cursor.last_time, self._index)
+        rows = decode_rows(words, indices, times, self._layouts.streams, stepped=number == ITEMS)
+        if rows.unreadable:
+            self._layouts.refresh(unpublished=abandon_pending)
+            rows = decode_rows(words, indices, times, self._layouts.streams, stepped=number == ITEMS)
+        return rows
 
     def _measurements(self, position: int, offset: int, most: int, abandon_pending: bool) -> list[Rows]:
         """Return the complete measurements at a position, by layout. Like `_stretch`, check more rows in each pass."""

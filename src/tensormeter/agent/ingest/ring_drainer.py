@@ -208,8 +208,7 @@ class RingDrainer:
                 self._put(self._start_events(), started=True, origin=origin.to_json(), report=report)
             for _ in range(self._whole_ring if flush or wanted else _MOST_BATCHES):
                 more = self._processor.poll(abandon_pending=not alive)
-                if not alive:
-                    self._count_unreadable()
+                self._count_unreadable()
                 # A flush excludes rows logged after its request, so a delayed flush does not cause small batches.
                 hurry = bool(wanted) and self._processor.holds_any_before(wanted)
                 if not (over or flush or hurry or self._processor.due()):
