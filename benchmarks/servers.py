@@ -118,7 +118,17 @@ class Tensormeter(Server):
 
     def launch(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tensormeter", "serve", "--port", "0", "--data", str(self.folder / "data")],
+            [
+                sys.executable,
+                "-m",
+                "tensormeter",
+                "serve",
+                "--port",
+                "0",
+                "--data",
+                str(self.folder / "data"),
+                *self.arguments(),
+            ],
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | {"TENSORMETER_DIR": str(self.folder / "runs")},
@@ -126,6 +136,10 @@ class Tensormeter(Server):
         assert process.stdout is not None
         self.url = process.stdout.readline().split()[3]
         return process
+
+    def arguments(self) -> list[str]:
+        """Return further arguments of `tensormeter serve`."""
+        return []
 
     def headers(self) -> dict[str, str]:
         return PROTOBUF

@@ -67,10 +67,10 @@ class Handler(BaseHTTPRequestHandler):
 
 def run(statement, body, query):
     for name, value in query.items():
-        if name == "database":
-            connection.query(f"USE {value}")
-        elif name not in TRANSPORT and not name.startswith("param_"):
-            connection.query(f"SET {name} = '{value}'")
+        if name in TRANSPORT or name.startswith("param_") or applied.get(name) == value:
+            continue
+        connection.query(f"USE {value}" if name == "database" else f"SET {name} = '{value}'")
+        applied[name] = value
     whole = statement.encode() + b"\n" * bool(statement) + body
     insert = _INSERT.match(whole)
     if insert is not None:
@@ -91,6 +91,7 @@ def run(statement, body, query):
 
 if __name__ == "__main__":
     connection = chdb.connect(sys.argv[1])
+    applied: dict[str, str] = {}  # each statement that sets a setting takes as long as a small query
     connection.query("SET max_threads = 1")
     server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2]) if len(sys.argv) > 2 else 0), Handler)
     server.daemon_threads = True

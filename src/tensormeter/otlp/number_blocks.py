@@ -65,6 +65,11 @@ class NumberBlock:
     _places: NDArray[np.int32] = field(repr=False)
     _body: bytes = field(repr=False)
 
+    @property
+    def gauges(self) -> NDArray[np.bool_]:
+        """Whether each stretch belongs to a gauge, bool, shape (n,)."""
+        return self._places[:, _KIND] == _GAUGE
+
     def describe(self, stretch: int) -> Series:
         """Return the series of a stretch, without points.
 

@@ -12,7 +12,7 @@ from tensormeter.server.store.clickhouse.connection import Connection
 T0 = 1_750_000_000_000_000_000
 TIMES = st.tuples(st.integers(0, 20), st.integers(1, 6)).map(lambda pair: range(pair[0], sum(pair)))
 SERVER = st.integers(0, 1)
-INSERT = st.integers(0, 7)  # a commit of these requests has six to eight
+INSERT = st.integers(0, 8)  # a commit of these requests has six to nine
 ACTIONS = st.one_of(
     st.tuples(st.just("send"), SERVER, TIMES),
     st.tuples(st.just("die"), SERVER, TIMES, INSERT),
@@ -115,7 +115,7 @@ class History:
                 while self.late:
                     self.late.pop()()
             case ("merge",):
-                for table in ("points", "distributions", "series", "process"):
+                for table in ("points", "distributions", "catalog", "summary", "process"):
                     self.connection.execute(f"OPTIMIZE TABLE {table} FINAL")
         self.read_on()
 

@@ -24,6 +24,27 @@ FORMER_READ_ALL = "anew"
 INTENT = "number UInt64, run UInt64, over UInt64, first Int64, series Array(UInt64)"
 """Columns of version 2's table `intent`, as far as an upgrade needs them."""
 
+DESCRIPTIONS = ("process", "kind", "scope", "attributes", "unit", "description")
+SERIES = f"""run UInt64, series UInt64, metric LowCardinality(String),
+    {", ".join(f"{name} SimpleAggregateFunction(anyLast, String)" for name in DESCRIPTIONS)},
+    minimum SimpleAggregateFunction(min, Float64), maximum SimpleAggregateFunction(max, Float64),
+    last SimpleAggregateFunction(max, Tuple(Int64, Int64, UInt8, UInt8, Int64, UInt64))"""
+"""Columns of the table `series` of version 3, which contained what `catalog` and `summary` contain now."""
+
+
+def make_former_series(connection):
+    """Replaces the present tables by that of version 3, with the same rows."""
+    order = "PRIMARY KEY (run, series) ORDER BY (run, series, metric)"
+    connection.execute(f"CREATE TABLE series ({SERIES}) ENGINE = AggregatingMergeTree {order}")
+    columns = f"run, series, metric, {', '.join(DESCRIPTIONS)}, minimum, maximum, last"
+    connection.execute(
+        f"INSERT INTO series SELECT {columns} FROM catalog FINAL INNER JOIN (SELECT * FROM summary FINAL) AS summary"
+        " USING (run, series)"
+    )
+    connection.execute("DROP TABLE catalog")
+    connection.execute("DROP TABLE summary")
+    connection.execute("ALTER TABLE arrival DROP COLUMN series")
+
 
 def test_addresses():
     address = parse_address(
@@ -103,7 +124,7 @@ def test_points_take_ten_bytes_and_old_ones_go(clickhouse):
         store.close()
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, version):
     """Version 1 had no severity of events; both stored sums, and version 2 also intents and marks in rows of run 0."""
     database = f"version{version}"
@@ -114,15 +135,16 @@ def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, versi
     store.close()
     connection = Connection(where, database)
     try:
-        for name, kind in (("count", "UInt64"), ("numbers", "UInt64"), ("total", "Float64")):
-            connection.execute(f"ALTER TABLE series ADD COLUMN {name} SimpleAggregateFunction(sum, {kind})")
-        connection.execute("ALTER TABLE series MODIFY SETTING non_replicated_deduplication_window = 10000")
-        connection.execute(f"ALTER TABLE arrival RENAME COLUMN read_all TO {FORMER_READ_ALL}")
+        make_former_series(connection)
+        if version < 3:
+            for name, kind in (("count", "UInt64"), ("numbers", "UInt64"), ("total", "Float64")):
+                connection.execute(f"ALTER TABLE series ADD COLUMN {name} SimpleAggregateFunction(sum, {kind})")
+            connection.execute(f"ALTER TABLE arrival RENAME COLUMN read_all TO {FORMER_READ_ALL}")
+            connection.execute("INSERT INTO series (run, series, count) VALUES (0, 1, 1)")
         if version == 1:
             connection.execute("ALTER TABLE event DROP COLUMN record")
-        else:
+        if version == 2:
             connection.execute(f"CREATE TABLE intent ({INTENT}) ENGINE = MergeTree ORDER BY number")
-            connection.execute("INSERT INTO series (run, series, count) VALUES (0, 1, 1)")
         connection.execute("TRUNCATE TABLE annotation")
         connection.execute(f"INSERT INTO annotation VALUES (0, 'schema', '{version}', {version})")
         ClickHouseStore(where).close()
@@ -131,18 +153,11 @@ def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, versi
         run = store.run(RunRef("r"))
         assert (run.points, run.summary["v"].count, run.summary["v"].mean, run.summary["v"].max) == (6, 3, 2.0, 3.0)
         store.close()
-        tables = connection.rows(
-            "SELECT name, create_table_query FROM system.tables WHERE database = currentDatabase()"
-        )
-        assert {name for name, _ in tables} == {table.name for table in TABLES}
-        assert "deduplication" not in dict(tables)["series"]
-        columns = connection.rows(
-            "SELECT name FROM system.columns WHERE database = currentDatabase() AND table = 'series'"
-        )
-        assert not {"count", "numbers", "total"} & {name for (name,) in columns}
-        assert connection.rows("SELECT value FROM annotation FINAL WHERE field = 'schema'") == [["3"]]
+        tables = connection.rows("SELECT name FROM system.tables WHERE database = currentDatabase()")
+        assert {name for (name,) in tables} == {table.name for table in TABLES}
+        assert connection.rows("SELECT count() FROM catalog FINAL") == [[2]]
+        assert connection.rows("SELECT value FROM annotation FINAL WHERE field = 'schema'") == [["4"]]
         assert connection.rows("SELECT record FROM event") == []
-        connection.execute("OPTIMIZE TABLE series FINAL SETTINGS mutations_sync = 1")
     finally:
         connection.close()
 
@@ -162,12 +177,12 @@ def test_points_that_version_2_had_not_counted_yet_are_in_the_summary(clickhouse
                 batch = make.rows("r", rows)
                 append_batches(store, replace(batch, series=[*batch.series, *shapes]))
                 patch.setattr(
-                    Connection, "insert", lambda self, table, *rest: table == "series" or insert(self, table, *rest)
+                    Connection, "insert", lambda self, table, *rest: table == "summary" or insert(self, table, *rest)
                 )
         store.close()
+        make_former_series(connection)
         for name, kind in (("count", "UInt64"), ("numbers", "UInt64"), ("total", "Float64")):
             connection.execute(f"ALTER TABLE series ADD COLUMN {name} SimpleAggregateFunction(sum, {kind})")
-        connection.execute("ALTER TABLE series MODIFY SETTING non_replicated_deduplication_window = 10000")
         connection.execute(f"ALTER TABLE arrival RENAME COLUMN read_all TO {FORMER_READ_ALL}")
         connection.execute(f"CREATE TABLE intent ({INTENT}) ENGINE = MergeTree ORDER BY number")
         connection.execute(

@@ -13,11 +13,11 @@ from tensormeter.otlp import number_blocks
 from tensormeter.otlp.batch import Batch, Gauge, Histogram
 from tensormeter.server.store import DamagedError, RunChanges, RunRef, Selection, TooManyPointsError
 from tensormeter.server.store.rules import limits
+from tensormeter.server.store.rules.key_table import KeyTable
 from tensormeter.server.store.sqlite import bundle_flush
 from tensormeter.server.store.sqlite.integrity.inspection import Inspection, open_read_only
 from tensormeter.server.store.sqlite.retention import Retention
 from tensormeter.server.store.sqlite.store import SqliteStore
-from tensormeter.server.store.sqlite.tables.key_table import KeyTable
 
 T0 = 1_750_000_000 * 10**9
 RUN = RunRef("wide", "p")

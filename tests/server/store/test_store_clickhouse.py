@@ -98,7 +98,7 @@ def test_a_failure_before_any_insert_is_healed_by_sending_again(open_store, surv
         (blobs,) = second.read(ref, Selection(["h"], numeric=False)).series
         assert len(blobs.points) == 3
         assert run in {change.run.run_id for change in second.changes(cursor).changes}
-    assert kinds == 6
+    assert kinds == 7
     for failing in range(kinds + 1):
         ref = RunRef(f"broken-{survivor.partition(' ')[0]}-{failing}")
         run = second.run(ref)

@@ -9,14 +9,17 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
-from tensormeter.server.store.clickhouse.connection import Connection
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 
-__all__ = ["Arrived", "Log"]
+__all__ = ["NAMED", "Arrived", "Log"]
 
 _KEPT: Final = 3600
 _GOOD: Final = 3000
@@ -33,10 +36,18 @@ _COLUMNS: Final = {
     "metrics": "a",
     "events": "B",
     "read_all": "B",
+    "series": "A",
 }
+_NO_SERIES: Final = np.empty(0, np.uint64)
+
+NAMED: Final = 1000
+"""Maximum number of metrics in an entry. An entry for more metrics contains the keys of their series instead."""
+
+_ACTIVE: Final = 600
+"""Seconds within which entries of other servers show that the series of a run may have changed; see `Log.others`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arrived:
     """A log entry: the data that arrived for a run in one commit.
 
@@ -44,10 +55,13 @@ class Arrived:
         run: Key of the run; 0 in an empty entry.
         number: Arrival number of the commit.
         first: Earliest time of a point, in nanoseconds since the Unix epoch; 0 without points.
-        metrics: Names of the metrics with new points.
+        metrics: Names of the metrics with new points; empty if there are more than `NAMED`.
         events: Whether the commit contains events.
         read_all: Whether readers must read all points again, because the start of an attempt has changed or gaps have
             arrived.
+        series: uint64: keys of the series with new points, if there are more than `NAMED` metrics. Empty in entries that were
+            read.
+        many: Whether an entry that was read has such keys.
     """
 
     run: int
@@ -56,6 +70,8 @@ class Arrived:
     metrics: Sequence[str]
     events: bool
     read_all: bool = False
+    series: NDArray[np.uint64] = field(default_factory=lambda: _NO_SERIES, repr=False)
+    many: bool = False
 
 
 class Log:
@@ -82,7 +98,10 @@ class Log:
         """Add entries to the log, in ascending order of number."""
         received = int(time.time())
         server = self._server
-        rows = [(received, a.run, server, a.number, a.first, sorted(a.metrics), a.events, a.read_all) for a in arrived]
+        rows = [
+            (received, a.run, server, a.number, a.first, sorted(a.metrics), a.events, a.read_all, a.series)
+            for a in arrived
+        ]
         self._connection.insert("arrival", _COLUMNS, encode_rows(_COLUMNS, rows))
         self._written = time.monotonic()
 
@@ -95,6 +114,40 @@ class Log:
 
     def since(self, cursor: str, run: int | None = None) -> list[Arrived] | None:
         """Return the entries after a cursor, for one run or for all runs; None if the cursor is invalid."""
+        newer = self._newer(cursor, run)
+        if not newer:
+            return None if newer is None else []
+        rows = self._connection.rows(
+            f"SELECT run, number, first, metrics, events, read_all, notEmpty(series) FROM arrival WHERE {newer} ORDER BY number"
+        )
+        return [Arrived(row[0], row[1], row[2], row[3], bool(row[4]), bool(row[5]), many=bool(row[6])) for row in rows]
+
+    def metrics(self, cursor: str) -> dict[int, set[str]]:
+        """Return the names of the metrics in entries with more than `NAMED` metrics after a cursor, by run."""
+        newer = self._newer(cursor, None)
+        metrics: dict[int, set[str]] = {}
+        if newer:
+            series = f"SELECT run, arrayJoin(series) FROM arrival WHERE {newer}"
+            runs = f"SELECT run FROM arrival WHERE {newer} AND notEmpty(series)"
+            for run, metric in self._connection.rows(
+                "SELECT DISTINCT run, metric FROM catalog"
+                f" WHERE run GLOBAL IN ({runs}) AND (run, series) GLOBAL IN ({series})"
+            ):
+                metrics.setdefault(run, set()).add(metric)
+        return metrics
+
+    def others(self, runs: Collection[int]) -> dict[int, int]:
+        """Return the number of the newest entry that other servers have recently added for each run."""
+        if not runs:
+            return {}
+        rows = self._connection.rows(
+            f"SELECT run, max(number) FROM arrival WHERE received > toDateTime({int(time.time()) - _ACTIVE})"
+            f" AND run IN ({numbers(runs)}) AND server != {self._server} GROUP BY run"
+        )
+        return {row[0]: row[1] for row in rows}
+
+    def _newer(self, cursor: str, run: int | None) -> str | None:
+        """Return a condition for the entries after a cursor, "" if there are none, or None if the cursor is invalid."""
         known = _parse(cursor)
         if known is None:
             return None
@@ -106,14 +159,8 @@ class Log:
         newer = " OR ".join(
             f"(server = {server} AND number > {known[server]})" for server, last in rows if last > known[server]
         )
-        if not newer:
-            return []
         only = "run != 0" if run is None else f"run = {run}"
-        rows = self._connection.rows(
-            f"SELECT run, number, first, metrics, events, read_all FROM arrival WHERE received > {_since()} AND {only} AND ({newer})"
-            " ORDER BY number"
-        )
-        return [Arrived(row[0], row[1], row[2], row[3], bool(row[4]), bool(row[5])) for row in rows]
+        return newer and f"received > {_since()} AND {only} AND ({newer})"
 
     def _write_empty(self, number: int) -> None:
         self.write([Arrived(0, number, 0, (), events=False)])

@@ -3,37 +3,42 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.conventions.semconv import RUN_HEARTBEAT, RUN_START
-from tensormeter.otlp.batch import STEP_METRIC, Event
+from tensormeter.otlp.batch import Event
 from tensormeter.server.store.clickhouse import process_updates
-from tensormeter.server.store.clickhouse.arrival_log import Arrived, Log
+from tensormeter.server.store.clickhouse.arrival_log import NAMED, Arrived, Log
 from tensormeter.server.store.clickhouse.commit_cache import CommitCache
-from tensormeter.server.store.clickhouse.connection import Connection, numbers
-from tensormeter.server.store.clickhouse.keys import Numbers, invert
+from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.clickhouse.keys import Numbers, invert, series_keys
+from tensormeter.server.store.clickhouse.native import NativeBlock
 from tensormeter.server.store.clickhouse.pending_request import Request
-from tensormeter.server.store.clickhouse.process_updates import ProcessUpdate
+from tensormeter.server.store.clickhouse.process_updates import NEVER, ProcessUpdate
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 from tensormeter.server.store.clickhouse.series_batch import (
     BLOB_COLUMNS,
+    CATALOG_COLUMNS,
     GAP_COLUMNS,
     POINT_COLUMNS,
-    SERIES_COLUMNS,
+    SUMMARY_COLUMNS,
     SeriesBatch,
     encode_blobs,
+    encode_catalog,
     encode_gaps,
     encode_points,
-    known_series,
+    encode_summaries,
     leave_out_known,
-    series_rows,
+    steps_of,
 )
+from tensormeter.server.store.clickhouse.stretches import Stretches, stretches_of, stretches_of_block
 from tensormeter.server.store.clickhouse.tombstones import Tombstones
 from tensormeter.server.store.models.errors import BatchConflictError
-from tensormeter.server.store.models.points import Points
+from tensormeter.server.store.models.points import Blobs, Column, Points
 from tensormeter.server.store.models.runs import Receipt
 from tensormeter.server.store.models.series import NO_GAPS
 from tensormeter.server.store.rules import limits
@@ -99,7 +104,8 @@ class Commit:
         self._last_number = self._number
         self._received = time.time_ns()
         self._processes: dict[tuple[int, str], ProcessUpdate] = {}
-        self._series: dict[int, SeriesBatch] = {}
+        self._stretches: dict[type[Column], list[tuple[Request, Stretches]]] = defaultdict(list)
+        self._batches: list[SeriesBatch] = []
         self._gaps: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._events: list[list[object]] = []
         self._media: list[_MediaRow] = []
@@ -109,6 +115,7 @@ class Commit:
         """Commit the requests and set their receipts. Return the requests that must wait for the next commit."""
         fresh, again = self._new_batches()
         sources = [arrival.source for request in fresh for arrival in request.arrivals]
+        sources += [block.source for request in fresh for block in request.blocks]
         described = [
             (request, identify(attributes), events)
             for request in fresh
@@ -120,16 +127,15 @@ class Commit:
             self._connection, [*sources, *(source for _, source, _ in described if isinstance(source, Source))]
         )
         for request in fresh:
-            for arrival in request.arrivals:
-                self._place(request, arrival, tombstones)
+            self._place(request, tombstones)
         for request, source, events in described:
             if isinstance(source, str):
                 request.rejections[source] += len(events)
             else:
                 for event in events:
                     self._add_event(request, source, event, tombstones)
-        left_out = self._look_up()
         self._place_gaps(fresh, tombstones)
+        left_out = self._look_up()
         receipts = {id(request): _receipt(request) for request in fresh}
         self._write(fresh, receipts)
         if left_out:
@@ -170,33 +176,55 @@ class Commit:
                 fresh.append(request)
         return fresh, again
 
-    def _place(self, request: Request, arrival: Arrival, tombstones: Tombstones) -> None:
-        times = arrival.points.times
-        first = int(times.min())
-        run = tombstones.run(arrival.source, first)
-        if run is None:
-            request.rejections[DELETED] += len(times)
-            return
-        process = self._process(run, arrival.source)
-        process.add_times(first, int(times.max()))
-        if arrival.source.attempt > 1 and arrival.metric == STEP_METRIC and isinstance(arrival.points, Points):
-            process.add_steps(arrival.points)
-        key = self._cache.key(run, arrival)
-        series = self._series.setdefault(key, SeriesBatch(run, key, arrival))
-        series.parts.append(arrival.points)
-        series.requests.append((request, len(times)))
+    def _place(self, request: Request, tombstones: Tombstones) -> None:
+        for source, sent in _by_source(request.arrivals):
+            run, arrivals = tombstones.current(source), sent
+            if run is None:
+                run, arrivals = self._revive(request, source, sent, tombstones)
+            if run is not None:
+                for stretches in stretches_of(run, source, arrivals):
+                    self._add(request, stretches)
+        for block in request.blocks:
+            run = tombstones.run(block.source, block.span[0])
+            if run is None:
+                request.rejections[DELETED] += len(block.block.times)
+                continue
+            of_block = stretches_of_block(run, block, self._cache.described, request.rejections)
+            if of_block is not None:
+                self._add(request, of_block)
+
+    def _add(self, request: Request, stretches: Stretches) -> None:
+        points = stretches.points
+        process = self._process(stretches.run, stretches.source)
+        process.add_times(int(points.times.min()), int(points.times.max()))
+        if stretches.source.attempt > 1 and isinstance(points, Points) and stretches.steps.any():
+            process.add_steps(points[np.repeat(stretches.steps, stretches.counts)])
+        self._stretches[type(points)].append((request, stretches))
+
+    def _revive(
+        self, request: Request, source: Source, arrivals: Sequence[Arrival], tombstones: Tombstones
+    ) -> tuple[int | None, list[Arrival]]:
+        """Return a deleted run's new key, if data starts it again, and the arrivals from then on. Refuse all others."""
+        kept: list[Arrival] = []
+        run = None
+        for arrival in arrivals:
+            run = tombstones.run(source, int(arrival.points.times.min()))
+            if run is None:
+                request.rejections[DELETED] += len(arrival.points)
+            else:
+                kept.append(arrival)
+        return run, kept
 
     def _place_gaps(self, fresh: Sequence[Request], tombstones: Tombstones) -> None:
-        """Assign gaps to their series, and drop gaps whose series do not exist."""
-        gaps: dict[tuple[int, int], NDArray[np.int64]] = {}
+        """Assign gaps to their series."""
         for request in fresh:
-            for gap in request.gaps:
-                run = tombstones.current(gap.source)
-                if run is not None:
-                    key = run, self._cache.key(run, gap)
-                    gaps[key] = np.concatenate((gaps.get(key, NO_GAPS), gap_times(gap)))
-        known = known_series(self._connection, [key for key in gaps if key[1] not in self._series])
-        self._gaps = {key: times for key, times in gaps.items() if key[1] in known or key[1] in self._series}
+            for source, gaps in _by_source(request.gaps):
+                run = tombstones.current(source)
+                if run is None:
+                    continue
+                for gap, series in zip(gaps, series_keys(run, source.process, gaps).tolist(), strict=True):
+                    key = run, series
+                    self._gaps[key] = np.concatenate((self._gaps.get(key, NO_GAPS), gap_times(gap)))
 
     def _add_event(self, request: Request, source: Source, event: Event, tombstones: Tombstones) -> None:
         moment = event.time or request.received  # OTLP allows log records without a time
@@ -227,49 +255,49 @@ class Commit:
         ]
 
     def _look_up(self) -> int:
-        """Leave out points that are already stored, and refuse series beyond a run's limit.
+        """Leave out points that are already stored, series beyond a run's limit, and gaps of unknown series.
 
         Returns:
             Number of points that were left out.
         """
-        all_series = self._series
-        for series in all_series.values():
-            series.join()
-        known = known_series(self._connection, [(series.run, series.key) for series in all_series.values()])
-        unknown = [series for series in all_series.values() if series.key not in known]
-        if unknown:
-            counts = self._counts({series.run for series in unknown})
-            for series in unknown:
-                if counts[series.run] >= limits.MAX_SERIES_PER_RUN:
-                    for request, points in series.requests:
-                        request.rejections[f"run has more than {limits.MAX_SERIES_PER_RUN} series"] += points
-                    del all_series[series.key]
-                counts[series.run] += 1
-        return leave_out_known(self._connection, all_series.values(), known)
-
-    def _counts(self, runs: set[int]) -> dict[int, int]:
-        rows = self._connection.rows(
-            f"SELECT run, uniqExact(series) FROM series WHERE run IN ({numbers(runs)}) GROUP BY run"
-        )
-        return defaultdict(int, {row[0]: row[1] for row in rows})
+        index = self._cache.index
+        self._batches = [SeriesBatch(stretches) for stretches in self._stretches.values()]
+        runs = {run for batch in self._batches for run in np.unique(batch.runs).tolist()}
+        index.load(runs | {run for run, _ in self._gaps})
+        counts = {run: index.count(run) for run in runs}
+        left_out = 0
+        for batch in self._batches:
+            newest = np.concatenate([index.newest(run, batch.keys[part]) for run, part in batch.parts_of_runs()])
+            _refuse_excess(batch, newest == 0, counts)
+            left_out += leave_out_known(self._connection, batch, newest)
+        if self._gaps:
+            stored = {key for batch in self._batches for key in batch.keys[batch.filled().series].tolist()}
+            self._gaps = {
+                (run, key): times
+                for (run, key), times in self._gaps.items()
+                if key in stored or index.newest(run, np.array([key], np.uint64))[0]
+            }
+        return left_out
 
     def _write(self, fresh: Sequence[Request], receipts: Mapping[int, Receipt]) -> None:
         connection = self._connection
         received = self._received // 10**9
-        all_series = self._series.values()
         if self._processes:
             rows = [process.row(named=self._cache.is_changed(process)) for process in self._processes.values()]
             connection.insert("process", process_updates.COLUMNS, encode_rows(process_updates.COLUMNS, rows))
-        # Write series before points. If the server dies in between, a retry then looks up every point that may already
+        batches = [batch for batch in self._batches if len(batch.points)]
+        described = self._write_catalog(batches)
+        # Write summaries before points. If the server dies in between, a retry then looks up every point that may already
         # be stored.
-        series = encode_rows(SERIES_COLUMNS, series_rows(all_series))
-        if series:
-            connection.insert("series", SERIES_COLUMNS, series)
-        for encoded in encode_points(all_series, self._number, received):
-            connection.insert("points", POINT_COLUMNS, encoded)
-        distributions = encode_blobs(all_series, self._number, received)
-        if distributions:
-            connection.insert("distributions", BLOB_COLUMNS, distributions)
+        steps = steps_of([stretches for part in self._stretches.values() for stretches in part])
+        if batches:
+            summaries = NativeBlock(b"".join([encode_summaries(batch, steps) for batch in batches]))
+            connection.insert("summary", SUMMARY_COLUMNS, summaries)
+        for batch in batches:
+            for encoded in encode_points(batch, self._number, received):
+                connection.insert("points", POINT_COLUMNS, encoded)
+            if isinstance(batch.points, Blobs):
+                connection.insert("distributions", BLOB_COLUMNS, encode_blobs(batch, self._number, received))
         if self._gaps:
             connection.insert("gap", GAP_COLUMNS, encode_gaps(self._gaps, self._number, received))
         for images in _pieces(self._media):
@@ -279,7 +307,7 @@ class Commit:
         arrived = self._arrived()
         if arrived:
             self._log.write(arrived)
-        batches = [
+        ids = [
             (
                 request.batch_id,
                 request.digest,
@@ -291,31 +319,63 @@ class Commit:
             for request in fresh
             if request.batch_id is not None
         ]
-        if batches:
-            connection.insert("batch", _BATCH_COLUMNS, encode_rows(_BATCH_COLUMNS, batches))
+        if ids:
+            connection.insert("batch", _BATCH_COLUMNS, encode_rows(_BATCH_COLUMNS, ids))
         self._cache.remember(self._processes.values())
+        self._cache.described.add(*described)
+        for batch in batches:
+            self._index(batch)
+
+    def _write_catalog(self, batches: Sequence[SeriesBatch]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Describe the series that this server has not described before. Return their hashes and keys, for the cache."""
+        hashes, keys = [np.empty((0, 2), np.uint64)], [np.empty(0, np.int64)]
+        blocks: list[NativeBlock] = []
+        for batch in batches:
+            series, described = batch.undescribed(self._cache.described.find)
+            if len(series):
+                blocks.append(encode_catalog(batch, series))
+                hashes.append(described)
+                keys.append(batch.keys[series].view(np.int64))
+        if blocks:
+            self._connection.insert("catalog", CATALOG_COLUMNS, NativeBlock(b"".join(blocks)))
+        return np.concatenate(hashes), np.concatenate(keys)
+
+    def _index(self, batch: SeriesBatch) -> None:
+        """Add the batch's series to the index."""
+        filled = batch.filled()
+        newest = np.zeros(len(batch), np.int64)
+        newest[filled.series] = batch.points.times[filled.ends - 1]
+        for run, part in batch.parts_of_runs():
+            stored = newest[part] > 0
+            self._cache.index.update(run, batch.keys[part][stored], newest[part][stored])
 
     def _arrived(self) -> list[Arrived]:
-        metrics: dict[int, set[str]] = defaultdict(set)
+        series: dict[int, list[tuple[SeriesBatch, NDArray[np.int64]]]] = defaultdict(list)
         first: dict[int, int] = {}
-        for series in self._series.values():
-            if len(series.points):
-                metrics[series.run].add(series.arrival.metric)
-                earliest = int(series.points.times[0])
-                first[series.run] = min(first.get(series.run, earliest), earliest)
+        for batch in self._batches:
+            filled = batch.filled()
+            times = batch.points.times[filled.starts]
+            runs = batch.runs[filled.series]
+            for run in np.unique(runs).tolist():
+                part = slice(*(int(np.searchsorted(runs, np.uint64(run), side)) for side in ("left", "right")))
+                series[run].append((batch, filled.series[part]))
+                first[run] = min(first.get(run, NEVER), int(times[part].min()))
         read_all = {process.run for process in self._processes.values() if self._cache.begins_earlier(process)}
         read_all |= {run for run, _ in self._gaps}
         return [
-            Arrived(
-                run,
-                self._number,
-                first.get(run, 0),
-                sorted(metrics.get(run, ())),
-                run in self._eventful,
-                run in read_all,
-            )
-            for run in sorted(metrics.keys() | self._eventful | read_all)
+            self._arrived_in(run, first.get(run, 0), series.get(run, ()), read_all=run in read_all)
+            for run in sorted(series.keys() | self._eventful | read_all)
         ]
+
+    def _arrived_in(
+        self, run: int, first: int, series: Sequence[tuple[SeriesBatch, NDArray[np.int64]]], *, read_all: bool
+    ) -> Arrived:
+        eventful = run in self._eventful
+        if sum(len(part) for _, part in series) > NAMED:
+            keys = np.concatenate([batch.keys[part] for batch, part in series])
+            return Arrived(run, self._number, first, (), eventful, read_all, keys)
+        metrics = {batch.identify(index).metric for batch, part in series for index in part.tolist()}
+        return Arrived(run, self._number, first, sorted(metrics), eventful, read_all)
 
     def _process(self, run: int, source: Source) -> ProcessUpdate:
         process = self._processes.get((run, source.process))
@@ -324,6 +384,24 @@ class Commit:
             self._processes[run, source.process] = process
         process.source = source
         return process
+
+
+def _by_source(arrivals: Sequence[Arrival]) -> Iterator[tuple[Source, list[Arrival]]]:
+    for _, group in groupby(arrivals, key=lambda arrival: id(arrival.source)):
+        part = list(group)
+        yield part[0].source, part
+
+
+def _refuse_excess(batch: SeriesBatch, unknown: NDArray[np.bool_], counts: dict[int, int]) -> None:
+    """Refuse the new series that exceed a run's limit, and add the others to the number of each run's series."""
+    excess = np.zeros(len(batch), np.bool_)
+    for run, part in batch.parts_of_runs():
+        new = part.start + np.flatnonzero(unknown[part])
+        room = max(limits.MAX_SERIES_PER_RUN - counts[run], 0)
+        excess[new[np.argsort(batch.origins[new])][room:]] = True
+        counts[run] += min(len(new), room)
+    if excess.any():
+        batch.refuse(excess, f"run has more than {limits.MAX_SERIES_PER_RUN} series")
 
 
 def event_row(run: int, process: str, event: Event, prepared: PreparedEvent, *, time: int, number: int) -> list[object]:

@@ -3,42 +3,39 @@
 from collections.abc import Iterable
 from typing import Final
 
-from tensormeter.server.store.clickhouse.keys import series_key
+from tensormeter.server.store.clickhouse.arrival_log import Log
+from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.process_updates import NEVER, ProcessUpdate
-from tensormeter.server.store.rules.ingest_series import Arrival
+from tensormeter.server.store.clickhouse.series_index import SeriesIndex
+from tensormeter.server.store.rules.key_table import KeyTable
 
 __all__ = ["CommitCache"]
 
 _CACHED: Final = 200_000
+_DESCRIBED: Final = 5_000_000
+"""Maximum number of series whose rows in the table `catalog` are remembered. They take up to 200 MB."""
 
 
 class CommitCache:
-    """A cache of names, attempt starts and keys, so that commits need not write or compute them again.
+    """A cache of names, attempt starts and series, so that commits need not write or compute them again.
 
     Only one commit uses the cache at a time. Correctness does not depend on the cache, because a commit rewrites rows
     that are not cached.
+
+    Attributes:
+        described: Keys of the series whose names and descriptions are stored, by `Stretches.described`.
+        index: Index of the stored series.
     """
 
-    def __init__(self) -> None:
-        self._names: dict[tuple[int, str], tuple[str, str]] = {}
+    def __init__(self, connection: Connection, log: Log) -> None:
+        self._names: dict[tuple[int, str], int] = {}
         self._began: dict[tuple[int, str], tuple[int, int]] = {}
-        self._keys: dict[tuple[int, str, str, str, str, str], int] = {}
-
-    def key(self, run: int, arrival: Arrival) -> int:
-        """Return the key of the series that an arrival belongs to."""
-        about = (run, arrival.source.process, arrival.metric, arrival.kind, arrival.scope, arrival.attributes)
-        key = self._keys.get(about)
-        if key is None:
-            if len(self._keys) > _CACHED:
-                self._keys.clear()
-            key = self._keys[about] = series_key(
-                *about[:3], kind=arrival.kind, scope=arrival.scope, attributes=arrival.attributes
-            )
-        return key
+        self.described = KeyTable(_DESCRIBED)
+        self.index = SeriesIndex(connection, log)
 
     def is_changed(self, process: ProcessUpdate) -> bool:
         """Return whether a process's name or resource differs from the last one written."""
-        return self._names.get((process.run, process.source.process)) != (process.source.name, process.source.resource)
+        return self._names.get((process.run, process.source.process)) != _name(process)
 
     def begins_earlier(self, process: ProcessUpdate) -> bool:
         """Return whether a process of a later attempt has no cached start, or begins before its cached start."""
@@ -48,15 +45,22 @@ class CommitCache:
     def remember(self, written: Iterable[ProcessUpdate]) -> None:
         """Add the names and attempt starts of updates that have been written."""
         if len(self._names) > _CACHED:
-            self.forget()
+            self._names.clear()
+            self._began.clear()
         for process in written:
             key = process.run, process.source.process
-            self._names[key] = process.source.name, process.source.resource
+            self._names[key] = _name(process)
             if process.began != NEVER:
                 known = self._began.get(key, (NEVER, NEVER))
                 self._began[key] = min(known[0], process.first_step), min(known[1], process.began)
 
     def forget(self) -> None:
-        """Clear names and attempt starts after a failure, when it is unknown which rows were written."""
+        """Clear the cache after a failure, when it is unknown which rows were written or survived."""
         self._names.clear()
         self._began.clear()
+        self.described.clear()
+        self.index.forget()
+
+
+def _name(process: ProcessUpdate) -> int:
+    return hash((process.source.name, process.source.resource))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from urllib3.exceptions import HTTPError
 
 from tensormeter.server.store.clickhouse.address import Address
+from tensormeter.server.store.clickhouse.native import NativeBlock
 from tensormeter.server.store.models.errors import StoreUnavailableError
 
 __all__ = ["Connection", "numbers"]
@@ -114,9 +115,10 @@ class Connection:
         return self._ask(statement, "RowBinary", parameters)
 
     def insert(self, table: str, columns: Iterable[str], rows: bytes) -> None:
-        """Insert rows in RowBinary format. Up to 16 million rows are inserted completely or not at all."""
+        """Insert rows in RowBinary format, or a `NativeBlock`. Up to 16 million rows are inserted completely or not at all."""
         # Do not use `raw_insert`, because it retries when a connection breaks; retries are up to the sender.
-        statement = f"INSERT INTO {table} ({', '.join(columns)}) FORMAT RowBinary"
+        form = "Native" if isinstance(rows, NativeBlock) else "RowBinary"
+        statement = f"INSERT INTO {table} ({', '.join(columns)}) FORMAT {form}"
         try:
             self._client.command(statement, data=rows)
         except (ClickHouseError, HTTPError, OSError) as error:

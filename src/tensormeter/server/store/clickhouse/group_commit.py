@@ -21,8 +21,8 @@ class GroupCommit:
     """A group commit for requests from any thread. One of the waiting threads commits all requests.
 
     If the server dies during a commit, the sender can safely retry the request on any server. A commit inserts
-    processes, series, points, events, log entries, and finally batch IDs. Each row for a series contains the time of
-    its latest point. With this time, a retry finds the points that may already be stored, and writes the others. Points
+    processes, series, summaries, points, events, log entries, and finally batch IDs. Each summary of a series contains the
+    time of its latest point. With this time, a retry finds the points that may already be stored, and writes the others. Points
     written twice have the same key and are merged.
     """
 
@@ -44,7 +44,7 @@ class GroupCommit:
         self._committing = threading.Lock()
         self._waiting: list[Request] = []
         self._begun = 0.0
-        self._cache = CommitCache()
+        self._cache = CommitCache(connection, log)
 
     def commit(self, request: Request) -> Receipt:
         """Store a request, possibly together with others. Blocks until the request is stored.
@@ -59,6 +59,11 @@ class GroupCommit:
             while not request.done.is_set():
                 self._commit_waiting()
         return request.answer()
+
+    def forget(self) -> None:
+        """Clear the cache, because ClickHouse may have lost rows: it failed."""
+        with self._committing:
+            self._cache.forget()
 
     @contextmanager
     def alone(self) -> Iterator[int]:

@@ -13,7 +13,7 @@ from tensormeter.server.store.rules.config_keys import MAX_CONFIGS, config_keys
 __all__ = ["NameReader"]
 
 _NUMERIC: Final = "(startsWith(kind, 'gauge') OR startsWith(kind, 'sum '))"
-_KINDS: Final = f"SELECT metric, groupBitOr(if({_NUMERIC}, {NUMBER}, {DISTRIBUTION})) AS bits FROM series WHERE run = "
+_KINDS: Final = f"SELECT metric, groupBitOr(if({_NUMERIC}, {NUMBER}, {DISTRIBUTION})) AS bits FROM catalog WHERE run = "
 
 
 class NameReader:
@@ -61,7 +61,7 @@ class NameReader:
     def _metrics(self, project: str | None) -> NameTable:
         runs = f"SELECT run FROM process WHERE {_of(project)} AND run GLOBAL NOT IN (SELECT run FROM deleted)"
         rows = self._connection.raw(
-            f"SELECT DISTINCT concat('summary.', metric) FROM series WHERE {_NUMERIC} AND run GLOBAL IN ({runs})",
+            f"SELECT DISTINCT concat('summary.', metric) FROM catalog WHERE {_NUMERIC} AND run GLOBAL IN ({runs})",
             project=project or "",
         )
         return NameTable.of(_names(rows))

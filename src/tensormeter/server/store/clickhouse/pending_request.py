@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from tensormeter.otlp.batch import Attribute, Event
 from tensormeter.server.store.models.runs import Receipt
+from tensormeter.server.store.rules.ingest_blocks import BlockArrival
 from tensormeter.server.store.rules.ingest_series import Arrival, Rejections
 
 __all__ = ["Request", "Resources"]
@@ -29,6 +30,7 @@ class Request:
     received: int
     noun: str
     arrivals: Sequence[Arrival] = ()
+    blocks: Sequence[BlockArrival] = ()
     gaps: Sequence[Arrival] = ()
     resources: Resources = ()
     rejections: Rejections = field(default_factory=Rejections)

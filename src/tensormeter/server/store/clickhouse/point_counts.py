@@ -35,7 +35,7 @@ _NUMBERS: Final = (
     "SELECT run, series, count() AS points, countIf(NOT isNaN(value)) AS present, sumIf(value, NOT isNaN(value)) AS total"
     " FROM points FINAL PREWHERE {of_run}{of_series} GROUP BY run, series"
 )
-_NAMES: Final = "SELECT DISTINCT run, series, metric FROM series WHERE {of_run}{of_metric}"
+_NAMES: Final = "SELECT DISTINCT run, series, metric FROM catalog WHERE {of_run}{of_metric}"
 
 
 class MetricCounts(NamedTuple):
@@ -85,7 +85,7 @@ class PointCounts:
             of_run = f"run IN ({numbers(runs)})"
             of_metric = "" if names is None else " AND metric IN {metrics:Array(String)}"
             of_series = (
-                "" if names is None else f" AND series GLOBAL IN (SELECT series FROM series WHERE {of_run}{of_metric})"
+                "" if names is None else f" AND series GLOBAL IN (SELECT series FROM catalog WHERE {of_run}{of_metric})"
             )
             rows = self._connection.rows(
                 "SELECT run, metric, sum(points), sum(present), reinterpretAsInt64(sum(total))"

@@ -46,10 +46,14 @@ class PointReader:
     def metrics(self, run: int, names: Sequence[str] | None = None) -> list[MetricSummary]:
         """See `Store.metrics`."""
         only = "" if names is None else " AND metric IN {metrics:Array(String)}"
+        named = f"FROM catalog WHERE run = {run}{only}"
+        of_series = "" if names is None else f" AND series GLOBAL IN (SELECT series {named})"
         rows = self._connection.rows(
-            "SELECT series, metric, anyLast(kind) AS k, anyLast(process) AS p, anyLast(attributes) AS a, anyLast(unit),"
-            f" anyLast(description), max(last), anyLast(scope) AS s FROM series WHERE run = {run}{only} GROUP BY series, metric"
-            " ORDER BY metric, p, a, k, s",
+            "SELECT series, metric, k, p, a, u, d, last, s FROM (SELECT series, metric, anyLast(kind) AS k,"
+            " anyLast(process) AS p, anyLast(attributes) AS a, anyLast(unit) AS u, anyLast(description) AS d,"
+            f" anyLast(scope) AS s {named} GROUP BY series, metric) AS described GLOBAL ANY INNER JOIN"
+            f" (SELECT series, max(last) AS last FROM summary WHERE run = {run}{of_series} GROUP BY series) AS summed"
+            " USING series ORDER BY metric, p, a, k, s",
             **({} if names is None else {"metrics": list(names)}),
         )
         steps = self._runs.step_at({(run, row[7][5], row[7][0]) for row in rows if not row[7][3]})
@@ -68,7 +72,7 @@ class PointReader:
         only = "" if selection.process is None else " HAVING p = {process:String}"
         rows = self._connection.rows(
             "SELECT series, anyLast(process) AS p, metric, anyLast(kind) AS k, anyLast(attributes) AS a, anyLast(scope) AS s,"
-            " anyLast(unit) FROM series"
+            " anyLast(unit) FROM catalog"
             f" WHERE run = {run} AND metric IN {{metrics:Array(String)}} GROUP BY series, metric{only}"
             " ORDER BY metric, p, a, k, s",
             metrics=list(selection.metrics),
@@ -152,10 +156,11 @@ class PointReader:
     ) -> list[Series]:
         """Return the selected points that arrived in the given commits."""
         metrics = {metric for commit in arrived for metric in commit.metrics}
-        rows = [row for row in rows if row[2] in metrics]
+        if not any(commit.many for commit in arrived):
+            rows = [row for row in rows if row[2] in metrics]
         if not rows:
             return []
-        first = min(commit.first for commit in arrived if commit.metrics)
+        first = min(commit.first for commit in arrived if commit.first)
         table = "points" if selection.numeric else "distributions"
         commits = numbers([invert(commit.number) for commit in arrived])
         # Do not use FINAL: of two points with the same key, it returns the one that arrived first.

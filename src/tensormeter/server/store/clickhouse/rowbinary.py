@@ -4,6 +4,9 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tensormeter.otlp.varint import encode_varint
 
 __all__ = ["encode_rows"]
@@ -22,6 +25,10 @@ def _texts(values: Sequence[str]) -> bytes:
     return encode_varint(len(values)) + b"".join(map(_text, values))
 
 
+def _integers(values: NDArray[np.uint64]) -> bytes:
+    return encode_varint(len(values)) + values.tobytes()
+
+
 _ENCODERS: Final[dict[str, Callable[[Any], bytes]]] = {
     "B": struct.Struct("<B").pack,
     "I": struct.Struct("<I").pack,
@@ -32,6 +39,7 @@ _ENCODERS: Final[dict[str, Callable[[Any], bytes]]] = {
     "b": _bytes,
     "f": bytes,
     "a": _texts,
+    "A": _integers,
 }
 
 
@@ -40,8 +48,8 @@ def encode_rows(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> by
 
     Args:
         columns: Type letters by column: B, I, Q for unsigned integers of 8, 32, 64 bits; q for Int64 and DateTime64; d
-            for Float64; s for String from str; b for String from bytes; f for FixedString; a for Array(String). A tuple
-            has one letter per item.
+            for Float64; s for String from str; b for String from bytes; f for FixedString; a for Array(String); A for
+            Array(UInt64) from an array. A tuple has one letter per item.
         rows: Values in the order of the letters, with tuples flattened.
     """
     encoders = [_ENCODERS[letter] for letters in columns.values() for letter in letters]

@@ -210,7 +210,7 @@ class Runs:
         """Return a pair (run, metric) for each metric whose series in the run differ in unit or kind."""
         only = "" if metrics is None else " AND metric IN {metrics:Array(String)}"
         return self._connection.rows(
-            f"SELECT run, metric FROM series WHERE run IN ({numbers(runs)}) AND (kind = 'gauge' OR kind LIKE 'sum %'){only}"
+            f"SELECT run, metric FROM catalog WHERE run IN ({numbers(runs)}) AND (kind = 'gauge' OR kind LIKE 'sum %'){only}"
             " GROUP BY run, metric HAVING uniqExact(kind, unit) > 1",
             **({} if metrics is None else {"metrics": sorted(metrics)}),
         )
@@ -306,10 +306,14 @@ class Runs:
     ) -> dict[int, dict[str, Totals]]:
         """Return totals by run and metric, with counts and sums from `counts`."""
         only = "" if metrics is None else " AND metric IN {metrics:Array(String)}"
+        named = f"FROM catalog WHERE {condition}{only} AND (startsWith(kind, 'gauge') OR startsWith(kind, 'sum '))"
+        of_series = "" if metrics is None else f" AND series GLOBAL IN (SELECT series {named})"
         rows = self._connection.rows(
             "SELECT run, metric, reinterpretAsInt64(min(minimum)), reinterpretAsInt64(max(maximum)), max(last)"
-            f" FROM series WHERE {condition}{only}"
-            " AND (startsWith(kind, 'gauge') OR startsWith(kind, 'sum ')) GROUP BY run, metric",
+            " FROM (SELECT run, series, min(minimum) AS minimum, max(maximum) AS maximum, max(last) AS last"
+            f" FROM summary WHERE {condition}{of_series} GROUP BY run, series) AS summed"
+            f" GLOBAL ANY INNER JOIN (SELECT DISTINCT run, series, metric {named}) AS named USING (run, series)"
+            " GROUP BY run, metric",
             **parameters,
             **({} if metrics is None else {"metrics": sorted(metrics)}),
         )

@@ -7,12 +7,14 @@ different shards, so a run may be larger than a shard.
 - `points` takes 8 to 10 bytes per point on disk. Its column `value` is computed when it is read.
 - The column `precedence` contains the inverted arrival number. If several rows have the same key, ClickHouse therefore
   keeps the row that arrived first.
-- `series` and `process` contain aggregates that repeated rows cannot change, such as minima, maxima and latest values.
+- `summary` and `process` contain aggregates that repeated rows cannot change, such as minima, maxima and latest values.
   Every commit writes new rows, and ClickHouse merges the rows with the same key. Counts and sums are computed from
   `points`.
+- `catalog` contains the names and descriptions of series, in order of their metrics. A server writes the row of a series
+  when it first stores points of the series.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,10 +25,14 @@ from tensormeter.server.store.clickhouse.connection import Connection
 
 __all__ = ["TABLES", "prepare", "statements"]
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 _OLD_READ_ALL: Final = "anew"
 """Name of the column `arrival.read_all` before schema version 3."""
+
+_PARTS: Final = 64
+_PART: Final = (1 << 64) // _PARTS
+"""Range of run keys that are copied in one statement. Copying all of them could exceed the time limit of a statement."""
 
 _REPLACING: Final = "ReplacingMergeTree(precedence)"
 _ADDING: Final = "AggregatingMergeTree"
@@ -101,25 +107,33 @@ TABLES: Final = (
         expires=True,
     ),
     Table(
+        "catalog",
+        """
+    run UInt64,
+    metric LowCardinality(String),
+    series UInt64,
+    process SimpleAggregateFunction(anyLast, LowCardinality(String)),
+    kind SimpleAggregateFunction(anyLast, LowCardinality(String)),
+    scope SimpleAggregateFunction(anyLast, LowCardinality(String)),
+    attributes SimpleAggregateFunction(anyLast, String) CODEC(ZSTD(1)),
+    unit SimpleAggregateFunction(anyLast, LowCardinality(String)),
+    description SimpleAggregateFunction(anyLast, String) CODEC(ZSTD(1))""",
+        _ADDING,
+        "run, metric, series",
         "series",
+    ),
+    Table(
+        "summary",
         """
     run UInt64,
     series UInt64,
-    metric LowCardinality(String),
-    process SimpleAggregateFunction(anyLast, String),
-    kind SimpleAggregateFunction(anyLast, String),
-    scope SimpleAggregateFunction(anyLast, String),
-    attributes SimpleAggregateFunction(anyLast, String),
-    unit SimpleAggregateFunction(anyLast, String),
-    description SimpleAggregateFunction(anyLast, String),
     minimum SimpleAggregateFunction(min, Float64),    -- of points that are not NaN; above the maximum if there are none
     maximum SimpleAggregateFunction(max, Float64),
     -- time, word, whether it is an integer, whether the step is known, the step, the step series
     last SimpleAggregateFunction(max, Tuple(Int64, Int64, UInt8, UInt8, Int64, UInt64))""",
         _ADDING,
-        "run, series, metric",
+        "run, series",
         "series",
-        primary="run, series",
     ),
     Table(
         "process",
@@ -213,7 +227,8 @@ TABLES: Final = (
     first Int64,                                      -- earliest time of a point in the commit
     metrics Array(LowCardinality(String)),
     events UInt8,
-    read_all UInt8                                    -- whether readers must read all points again""",
+    read_all UInt8,                                   -- whether readers must read all points again
+    series Array(UInt64)                              -- instead of metrics, if there are many""",
         "MergeTree",
         "received, run",
         "run",
@@ -296,7 +311,7 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
             if "intent" in names:
                 for statement in _complete():
                     connection.execute(statement)
-            for statement in _upgrade(address.cluster) if version else ():
+            for statement in _upgrade(address.cluster, names) if version else ():
                 connection.execute(statement)
             connection.execute(f"INSERT INTO annotation VALUES (0, 'schema', '{SCHEMA_VERSION}', {SCHEMA_VERSION})")
     except BaseException:
@@ -306,7 +321,7 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
 
 
 def _complete() -> Iterator[str]:
-    """Yield statements that update the aggregates in `series` after interrupted commits of version 2.
+    """Yield statements that update the aggregates in version 2's table `series` after interrupted commits.
 
     Version 2 stored the points of a commit first, and updated `series` later.
     """
@@ -332,21 +347,29 @@ def _complete() -> Iterator[str]:
         )
 
 
-def _upgrade(cluster: str) -> Iterator[str]:
-    """Yield statements that upgrade tables from versions 1 and 2. Each statement can safely be repeated."""
+def _upgrade(cluster: str, names: Collection[str]) -> Iterator[str]:
+    """Yield statements that upgrade tables from versions 1 to 3. Each statement can safely be repeated.
+
+    Args:
+        cluster: Name of the cluster, or "".
+        names: Names of the existing tables.
+    """
     on = f" ON CLUSTER '{cluster}'" if cluster else ""
     local = "_local" if cluster else ""
     for suffix in dict.fromkeys((local, "")):
         yield f"ALTER TABLE event{suffix}{on} ADD COLUMN IF NOT EXISTS record String AFTER attributes"
         yield f"ALTER TABLE arrival{suffix}{on} RENAME COLUMN IF EXISTS {_OLD_READ_ALL} TO read_all"
+        yield f"ALTER TABLE arrival{suffix}{on} ADD COLUMN IF NOT EXISTS series Array(UInt64)"
     for suffix in dict.fromkeys(("", local)):
-        dropped = ", ".join(f"DROP COLUMN IF EXISTS {column}" for column in ("count", "numbers", "total"))
-        yield f"ALTER TABLE series{suffix}{on} {dropped}"
         yield f"DROP TABLE IF EXISTS intent{suffix}{on} SYNC"
-    window = "replicated_deduplication_window"
-    settings = f"{window}, {window}_seconds" if cluster else f"non_{window}"
-    yield f"ALTER TABLE series{local}{on} RESET SETTING {settings}"
-    yield f"ALTER TABLE series{local}{on} DELETE WHERE run = 0"
+    if "series" in names:
+        for part in range(_PARTS):
+            where = f"FROM series WHERE run BETWEEN {part * _PART} AND {(part + 1) * _PART - 1} AND run != 0"
+            columns = "run, metric, series, process, kind, scope, attributes, unit, description"
+            yield f"INSERT INTO catalog ({columns}) SELECT {columns} {where}"
+            yield f"INSERT INTO summary SELECT run, series, minimum, maximum, last {where}"
+        for suffix in dict.fromkeys(("", local)):
+            yield f"DROP TABLE IF EXISTS series{suffix}{on} SYNC"
 
 
 def _create(table: Table, database: str, cluster: str, on: str, retention_days: float | None) -> str:

@@ -47,6 +47,7 @@ from tensormeter.server.store.protocol import STALL_AFTER
 from tensormeter.server.store.rules.batch_digest import digest
 from tensormeter.server.store.rules.events import prepare_event
 from tensormeter.server.store.rules.gaps import gaps_of
+from tensormeter.server.store.rules.ingest_blocks import blocks_of
 from tensormeter.server.store.rules.ingest_series import arrivals_of
 from tensormeter.server.store.rules.lifecycle import process_state
 
@@ -67,7 +68,7 @@ class ClickHouseStore:
     servers store different values for one point, the value that arrived first wins.
     """
 
-    takes_blocks = False
+    takes_blocks: Final = True
 
     syncer: Final = None
     """ClickHouse's settings decide which commits survive a power failure; see docs/server.md."""
@@ -128,11 +129,19 @@ class ClickHouseStore:
         """See `Store`."""
         self._check_open()
         arrivals, rejections = arrivals_of(batches, check)
+        blocks = blocks_of(batches, rejections, check)
         gaps = gaps_of(batches, check)
         del batches  # frees memory if the caller holds no reference either
         content = digest("metrics", payload)
         request = Request(
-            content, batch_id, time.time_ns(), "data point", arrivals=arrivals, gaps=gaps, rejections=rejections
+            content,
+            batch_id,
+            time.time_ns(),
+            "data point",
+            arrivals=arrivals,
+            blocks=blocks,
+            gaps=gaps,
+            rejections=rejections,
         )
         return self._group_commit.commit(request)
 
@@ -299,6 +308,9 @@ class ClickHouseStore:
             grown.setdefault(commit.run, set()).update(commit.metrics)
             if commit.events:
                 eventful.add(commit.run)
+        if any(commit.many for commit in arrived or ()):
+            for run, metrics in self._log.metrics(after).items():
+                grown.setdefault(run, set()).update(metrics)
         if wanted is None:
             wanted = set(grown) if arrived is not None else self._runs.recent(time.time_ns() - _LATELY)
         states = self._runs.states(wanted)
@@ -371,6 +383,7 @@ class ClickHouseStore:
                 self._log.repeat(number)
         except StoreUnavailableError as error:
             self._problem = str(error)
+            self._group_commit.forget()
             raise
         self._problem = None
 

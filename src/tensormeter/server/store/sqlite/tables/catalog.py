@@ -17,10 +17,10 @@ from tensormeter.server.store.models.points import Points, beginning
 from tensormeter.server.store.rules import limits
 from tensormeter.server.store.rules.ingest_blocks import BlockArrival
 from tensormeter.server.store.rules.ingest_series import Arrival, Rejections, SeriesIdentity
+from tensormeter.server.store.rules.key_table import KeyTable
 from tensormeter.server.store.rules.resource_identity import Source
 from tensormeter.server.store.sqlite.integrity.seals import RUN_TALLY, checksum
 from tensormeter.server.store.sqlite.points.memtable import LocatedNumbers, SeriesPoints, located_numbers
-from tensormeter.server.store.sqlite.tables.key_table import KeyTable
 
 __all__ = ["Catalog", "find_run"]
 

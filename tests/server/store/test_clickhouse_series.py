@@ -1,0 +1,158 @@
+"""Runs with many series in the ClickHouse store: what each commit writes and reads for them."""
+
+import numpy as np
+import pytest
+
+from support.stores import append_batches, append_values
+from tensormeter.otlp import number_blocks
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge, Histogram
+from tensormeter.server.store import RunRef, Selection, StoreUnavailableError
+from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address, series_index
+from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.rules import limits
+
+T0 = 1_750_000_000 * 10**9
+
+
+@pytest.fixture
+def open_store(clickhouse, tmp_path):
+    opened = []
+    address = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/series_{abs(hash(str(tmp_path)))}", {})
+
+    def open_store():
+        opened.append(ClickHouseStore(address, commit_interval=0))
+        return opened[-1]
+
+    yield open_store
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def inserted(monkeypatch):
+    """The tables of all inserts, in order."""
+    tables, insert = [], Connection.insert
+
+    def recording_insert(connection, table, columns, rows):
+        tables.append(table)
+        insert(connection, table, columns, rows)
+
+    monkeypatch.setattr(Connection, "insert", recording_insert)
+    return tables
+
+
+def wide_batch(names, step, rank=0, points=1, unit=""):
+    """A request of one rank with some points of each metric, and their steps."""
+    times = np.arange(T0 + step * 10**9, T0 + step * 10**9 + points, dtype=np.uint64)
+    resource = {"tensormeter.run.id": "wide", "service.instance.id": f"rank-{rank}"}
+    gauges = [Gauge(f"m{name:06}", times, np.arange(points) + float(step), unit=unit) for name in names]
+    return Batch(resource, [Gauge(STEP_METRIC, times, np.full(points, step)), *gauges])
+
+
+def values_of(store, *metrics, **selection):
+    reading = store.read(RunRef("wide"), Selection(metrics, **selection))
+    return {(series.metric, series.process): series.points.values() for series in reading.series}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_commit_of_many_metrics_is_found_by_readers_with_a_cursor(open_store, monkeypatch, compiled):
+    """The arrival log names no metrics of such a commit, but contains the keys of their series."""
+    if not compiled:
+        monkeypatch.setattr(number_blocks, "_extension", None)
+    store, other = open_store(), open_store()
+    for rank in range(2):
+        append_batches(store, wide_batch(range(1500), 0, rank))
+    cursor = other.changes(None).cursor
+    append_batches(store, wide_batch(range(1200), 1), wide_batch([7, 8, 7], 1, rank=1))
+    (change,) = other.changes(cursor).changes
+    assert list(change.metrics) == [*(f"m{name:06}" for name in range(1200)), STEP_METRIC]
+    assert values_of(other, "m000007", after=cursor) == {("m000007", "rank-0"): [1.0], ("m000007", "rank-1"): [1.0]}
+    assert values_of(other, "m001300", after=cursor) == {}
+    assert values_of(other, "m000007", "m001300") == {
+        ("m000007", "rank-0"): [0.0, 1.0],
+        ("m000007", "rank-1"): [0.0, 1.0],
+        ("m001300", "rank-0"): [0.0],
+        ("m001300", "rank-1"): [0.0],
+    }
+    metrics = other.metrics(RunRef("wide"))
+    assert len(metrics) == 2 * 1501
+    assert {(metric.last, metric.last_step) for metric in metrics if metric.metric == "m000007"} == {(1.0, 1)}
+    summary = other.run(RunRef("wide")).summary["m001300"]
+    assert (summary.count, summary.min, summary.max, summary.last_step) == (2, 0.0, 0.0, 0)
+
+
+def test_a_series_is_described_once_by_each_server_and_again_after_a_failure(open_store, inserted, monkeypatch):
+    store = open_store()
+
+    def tables_of(batch, sender=store):
+        del inserted[:]
+        append_batches(sender, batch)
+        return inserted
+
+    assert "catalog" in tables_of(wide_batch(range(5), 0))
+    assert "catalog" not in tables_of(wide_batch(range(5), 1))
+    assert "catalog" in tables_of(wide_batch(range(6), 2))
+    assert "catalog" in tables_of(wide_batch(range(6), 3, unit="s"))
+    assert "catalog" not in tables_of(wide_batch(range(6), 4, unit="s"))
+    assert {metric.unit for metric in store.metrics(RunRef("wide")) if metric.metric != STEP_METRIC} == {"s"}
+    other = open_store()
+    assert "catalog" in tables_of(wide_batch(range(6), 5, unit="s"), other)
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "insert", lambda *_: (_ for _ in ()).throw(StoreUnavailableError("dead")))
+        with pytest.raises(StoreUnavailableError):
+            append_batches(store, wide_batch(range(6), 6, unit="s"))
+    assert "catalog" in tables_of(wide_batch(range(6), 6, unit="s"))
+    assert values_of(store, "m000003") == {("m000003", "rank-0"): [float(step) for step in range(7)]}
+
+
+def test_a_point_that_another_server_stored_meanwhile_does_not_change_a_summary(open_store):
+    first, second = open_store(), open_store()
+    append_values(first, [T0], [1.0])
+    append_values(second, [T0 + 2], [2.0])
+    append_values(first, [T0 + 1, T0 + 2], [0.0, 9.0])  # the second point was sent again, with another value
+    summary = first.run(RunRef("r")).summary["v"]
+    assert (summary.count, summary.min, summary.max, summary.last) == (3, 0.0, 2.0, 2.0)
+
+
+def test_runs_that_the_index_has_evicted_are_read_again(open_store, monkeypatch):
+    monkeypatch.setattr(series_index, "_MOST", 100)
+    store = open_store()
+    for step in range(2):
+        for run in range(6):
+            append_values(store, [T0 + step], [float(step)], run=f"run-{run}")
+    for run in range(6):
+        append_values(store, [T0, T0 + 1, T0 + 2], [9.0, 9.0, 0.5], run=f"run-{run}")
+        summary = store.run(RunRef(f"run-{run}")).summary["v"]
+        assert (summary.count, summary.max, summary.last) == (3, 1.0, 0.5)
+    assert len(store._group_commit._cache.index._runs) < 6
+
+
+def test_series_beyond_the_limit_are_refused_and_the_others_stored(open_store, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_SERIES_PER_RUN", 121)
+    store, other = open_store(), open_store()
+    append_batches(store, wide_batch(range(100), 0))
+    receipt = append_batches(other, wide_batch(range(150), 1, points=2))
+    assert (receipt.rejected, receipt.message) == (60, "60 data points: run has more than 121 series")
+    histogram = Histogram(
+        "h", *(np.array([T0], np.uint64),) * 2, *(np.ones(1),) * 4, np.array([1.0]), np.array([[1, 0]], np.uint64)
+    )
+    batch = wide_batch(range(150), 2)
+    receipt = append_batches(store, Batch(batch.resource, [*batch.series, histogram]))
+    assert receipt.rejected == 31
+    assert len(store.metrics(RunRef("wide"))) == 121
+    assert values_of(store, "m000119") == {("m000119", "rank-0"): [1.0, 2.0, 2.0]}
+
+
+def test_distributions_and_numbers_of_one_request_are_stored_together(open_store):
+    store = open_store()
+    times = np.array([T0 + 2, T0 + 1, T0 + 1, T0 + 3], np.uint64)
+    ones = np.ones(4)
+    counts = np.array([[1, 0]] * 4, np.uint64)
+    histogram = Histogram("h", times, times, counts[:, 0], ones, ones, ones, np.array([1.0]), counts)
+    gauge = Gauge("v", times, np.array([2.0, 1.0, 7.0, np.nan]))
+    append_batches(store, Batch({"tensormeter.run.id": "wide", "service.instance.id": "p"}, [gauge, histogram]))
+    assert values_of(store, "v")["v", "p"][:2] == [1.0, 2.0]
+    (series,) = store.read(RunRef("wide"), Selection(["h"], numeric=False)).series
+    assert series.points.times.tolist() == [T0 + 1, T0 + 2, T0 + 3]
+    summary = store.run(RunRef("wide")).summary["v"]
+    assert (summary.count, summary.min, summary.max, summary.last_time) == (3, 1.0, 2.0, T0 + 3)
