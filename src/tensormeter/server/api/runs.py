@@ -1,5 +1,7 @@
 """Handlers for projects, runs, events and media."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -18,9 +20,10 @@ from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.limits.cpu_budget import CpuBudget
 from tensormeter.server.limits.responses import BufferedResponse
+from tensormeter.server.query.runs.columns import RunColumns
 from tensormeter.server.query.runs.search import RunSearch, find_runs
 from tensormeter.server.store import RunChanges as StoreChanges
-from tensormeter.server.store import RunRef, RunSummary, Store
+from tensormeter.server.store import RunRef, RunSummary, RunTable, Store
 from tensormeter.server.store.models.event_query import EventQuery
 
 __all__ = ["RunsApi"]
@@ -50,6 +53,7 @@ class RunsApi:
     def __init__(self, stores: Stores, threads: ApiThreads) -> None:
         self._stores = stores
         self._threads = threads
+        self._columns = RunColumns()
 
     def routes(self) -> list[Route]:
         """Return the handlers' routes."""
@@ -64,21 +68,33 @@ class RunsApi:
 
     async def projects(self, request: Request) -> Response:
         """Return all projects."""
-        projects = await self._threads.run(self._stores.of(request).projects)
-        documents = [Project(project.project, project.runs, str(project.updated)) for project in projects]
-        return json_response(encode(Projects(documents)))
+        scope = request.state.access.project
+
+        def work(budget: CpuBudget) -> bytes:
+            fields = ("project", "updated")
+            table = self._columns.table(self._stores.of(request), scope, None, fields, budget.check_now)
+            counts = Counter(table.columns["project"])
+            updated: dict[str, int] = {}
+            for project, time in zip(table.columns["project"], table.columns["updated"], strict=True):
+                updated[project] = max(updated.get(project, 0), time)
+            return encode(Projects([Project(name, counts[name], str(updated[name])) for name in sorted(counts)]))
+
+        return json_response(await self._threads.run_checked(request, work))
 
     async def runs(self, request: Request) -> Response:
         """Return a page of runs."""
         parameters = read_parameters(request, RunsParameters)
         fields = RunFields.parse("config" if parameters.fields is None else parameters.fields)
-        search = RunSearch(
-            parameters.limit, parameters.offset, parameters.project or None, parameters.filter, parameters.sort
-        )
+        search = RunSearch(parameters.limit, parameters.offset, parameters.filter, parameters.sort)
+        project, scope = parameters.project or None, request.state.access.project
 
         def work(budget: CpuBudget) -> Response:
             store = self._stores.of(request)
-            numbers, total = find_runs(store, search, budget.check_now)
+
+            def load(names: Sequence[str]) -> RunTable:
+                return self._columns.table(store, scope, project, names, budget.check_now)
+
+            numbers, total = find_runs(load, search, budget.check_now)
             if fields.metrics is None:
                 pieces = list_pieces(store, numbers, fields, total, search.offset)
                 return BufferedResponse(pieces, _STREAMED, "application/json")

@@ -3,7 +3,7 @@
 Handlers access a store only through `Stores`, so each request can reach only the permitted part of the store.
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from starlette.requests import Request
@@ -14,6 +14,7 @@ from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.auth.authenticator import Access
 from tensormeter.server.store import (
     BatchConflictError,
+    ChangedRuns,
     Changes,
     EventPage,
     MetricSummary,
@@ -118,11 +119,26 @@ class ProjectStore:
         """See `Store`."""
         return [summary for summary in self._store.projects() if summary.project == self._project]
 
-    def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
+    @property
+    def stall_after(self) -> float:
+        """See `Store`."""
+        return self._store.stall_after
+
+    def changed(self, position: int | None) -> ChangedRuns:
+        """See `Store`."""
+        return self._store.changed(position)
+
+    def table(
+        self,
+        project: str | None,
+        fields: Sequence[str],
+        check: Check = no_check,
+        runs: Collection[int] | None = None,
+    ) -> RunTable:
         """See `Store`."""
         if project not in (None, self._project):
             return RunTable([], {name: [] for name in fields})
-        return self._store.table(self._project, fields, check)
+        return self._store.table(self._project, fields, check, runs)
 
     def runs(
         self, runs: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None

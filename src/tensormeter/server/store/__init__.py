@@ -18,6 +18,7 @@ from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.points import Column, Points
 from tensormeter.server.store.models.runs import (
     Change,
+    ChangedRuns,
     Changes,
     EventPage,
     ProcessAttempt,
@@ -48,6 +49,7 @@ __all__ = [
     "AmbiguousRunError",
     "BatchConflictError",
     "Change",
+    "ChangedRuns",
     "Changes",
     "Column",
     "DamagedError",

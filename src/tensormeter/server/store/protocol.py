@@ -18,7 +18,7 @@ A store returns points and run fields as columns. `tensormeter.server.query` imp
 over processes, and the filtering and sorting of runs.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Final, Protocol
 
 from tensormeter.otlp.batch import Attribute, Batch, Event
@@ -28,6 +28,7 @@ from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
 from tensormeter.server.store.models.names import FieldKind, NameTable
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.runs import (
+    ChangedRuns,
     Changes,
     EventPage,
     ProcessSummary,
@@ -110,8 +111,29 @@ class Store(Protocol):
         """Return all projects, ordered by name."""
         ...
 
-    def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
-        """Return fields of all runs in one project or in all projects, in no particular order.
+    @property
+    def stall_after(self) -> float:
+        """Seconds without points or events after which an unfinished run counts as stalled."""
+        ...
+
+    def changed(self, position: int | None) -> ChangedRuns:
+        """Return the runs whose fields have changed since a position.
+
+        The fields of other runs are the same as before, except that runs may have become stalled.
+
+        Args:
+            position: Position from an earlier call; None if there is none.
+        """
+        ...
+
+    def table(
+        self,
+        project: str | None,
+        fields: Sequence[str],
+        check: Check = no_check,
+        runs: Collection[int] | None = None,
+    ) -> RunTable:
+        """Return fields of runs in one project or in all projects, in no particular order.
 
         Args:
             project: Project name; None for all projects.
@@ -119,6 +141,7 @@ class Store(Protocol):
                 objects, and `summary.METRIC.PART` with an attribute of `Summary` as the part.
             check: Function called for each field, and repeatedly for large fields. It can raise an exception to stop
                 the query.
+            runs: Numbers of the runs to return; None for all.
         """
         ...
 

@@ -47,14 +47,28 @@ def sections_of(table: NameTable, rows: NDArray[np.int64], prefix: str, limit: i
     if after is not None:
         first = int(np.searchsorted(inside, table.below(start + encode_name(after) + b"/")[1]))
     sections: list[tuple[str, int]] = []
+    size = 1
     while first < len(inside) and len(sections) < limit:
         name = table[int(inside[first])]
         slash = name.index(b"/", len(start))
-        following = int(np.searchsorted(inside, table.below(name[: slash + 1])[1]))
-        sections.append((decode_name(name[len(start) : slash]), following - first))
+        following = _end_of(table, inside, first, size, name[: slash + 1])
+        size = following - first
+        sections.append((decode_name(name[len(start) : slash]), size))
         first = following
     last = sections[-1][0] if sections and first < len(inside) else None
     return SectionPage(sections, int(is_direct.sum()), last, len(rows))
+
+
+def _end_of(table: NameTable, rows: NDArray[np.int64], first: int, size: int, section: bytes) -> int:
+    """Return the index of the first of the rows after `first` that is not in a section.
+
+    Sections often have equal sizes, so `size`, the size of the previous section, is tried first.
+    """
+    guess = first + size
+    is_inside = guess <= len(rows) and table.starts_with(int(rows[guess - 1]), section)
+    if is_inside and (guess == len(rows) or not table.starts_with(int(rows[guess]), section)):
+        return guess
+    return int(np.searchsorted(rows, table.below(section)[1]))
 
 
 def _is_direct(table: NameTable, rows: NDArray[np.int64], skipped: int) -> NDArray[np.bool_]:

@@ -1,6 +1,6 @@
 """The filter language: `state = "running" and config.lr > 1e-4 and not tags has "base"`.
 
-A recursive descent parser turns a filter into functions over columns, so no part of the filter reaches a database.
+A recursive descent parser turns a filter into functions that select rows by their columns, so no part of the filter reaches a database.
 RE2 matches regular expressions, in linear time for every pattern.
 """
 
@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import numpy as np
 import re2
 
 from tensormeter.errors import EncodingError, UsageError
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.otlp.document import parse_document
+from tensormeter.server.query.line_search import LineSearch
 from tensormeter.server.query.runs.fields import Columns, Field, find_field
 
 __all__ = ["Filter", "parse_filter"]
@@ -31,8 +33,15 @@ MAX_FIELDS: Final = 100
 _MATCHED: Final = 4096
 """Maximum number of characters to search in a value. RE2's time grows with value length times pattern length."""
 
-Predicate = Callable[[int], bool]
-_Bind = Callable[[Columns], Predicate]
+_LITERAL: Final = re.compile(r"[\w /:@%&<>=~`'\",;!-]+", re.ASCII)
+"""Pattern of regular expressions that match only themselves."""
+
+_AT_ONCE: Final = 1024
+"""Number of values between two calls of `check`."""
+
+Rows = Sequence[int]
+Select = Callable[[Columns, Rows], Rows]
+"""Function that returns those of the rows, in the same order, whose values in the columns meet a condition."""
 
 _TOKEN: Final = re.compile(
     r"""\s*(?:
@@ -56,11 +65,11 @@ class Filter:
 
     Attributes:
         fields: Fields that the condition uses, by name.
-        bind: Function that turns the columns of these fields into a predicate on rows.
+        select: Function that selects rows, given the columns of these fields.
     """
 
     fields: Mapping[str, Field]
-    bind: _Bind
+    select: Select
 
 
 def parse_filter(text: str, check: Check = no_check) -> Filter:
@@ -68,7 +77,7 @@ def parse_filter(text: str, check: Check = no_check) -> Filter:
 
     Args:
         text: Condition in the filter language.
-        check: Function called before each regular expression search; it can raise an exception to stop the query.
+        check: Function called repeatedly; it can raise an exception to stop the query.
 
     Raises:
         UsageError: The filter is invalid. The message contains the position.
@@ -76,11 +85,11 @@ def parse_filter(text: str, check: Check = no_check) -> Filter:
     if len(text) > MAX_LENGTH:
         raise UsageError(f"filter: expected at most {MAX_LENGTH} characters, got {len(text)}")
     if not text.strip():
-        return Filter({}, lambda _: lambda _: True)
+        return Filter({}, lambda _, rows: rows)
     parser = _Parser(text, check)
-    bind = parser.disjunction(0)
+    select = parser.disjunction(0)
     parser.expect("end", "and, or, or the end")
-    return Filter(parser.fields, bind)
+    return Filter(parser.fields, select)
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ class _Parser:
     def _next(self) -> _Token:
         return self._tokens[self._index]
 
-    def disjunction(self, depth: int) -> _Bind:
+    def disjunction(self, depth: int) -> Select:
         parts = [self._conjunction(depth)]
         while self._take("or"):
             parts.append(self._conjunction(depth))
@@ -117,13 +126,13 @@ class _Parser:
         self._index += 1
         return token
 
-    def _conjunction(self, depth: int) -> _Bind:
+    def _conjunction(self, depth: int) -> Select:
         parts = [self._condition(depth)]
         while self._take("and"):
             parts.append(self._condition(depth))
         return parts[0] if len(parts) == 1 else _all_of(parts)
 
-    def _condition(self, depth: int) -> _Bind:
+    def _condition(self, depth: int) -> Select:
         if depth > MAX_DEPTH:
             raise UsageError(f"filter: more than {MAX_DEPTH} nested conditions at position {self._next.position}")
         if self._take("not"):
@@ -135,7 +144,7 @@ class _Parser:
             return inner
         return self._comparison()
 
-    def _comparison(self) -> _Bind:
+    def _comparison(self) -> Select:
         token = self.expect("field", "a field, not or (")
         try:
             field = self.fields.setdefault(token.text, find_field(token.text))
@@ -149,19 +158,19 @@ class _Parser:
         sign = self._next
         for name in ("=", "!=", *_ORDERS):
             if self._take(name):
-                return _over(field, _comparator(name, self._literal(field)))
+                return _over(field, _comparator(name, self._literal(field)), self._check)
         if self._take("in"):
             self.expect("(", "an opening parenthesis")
             values = [self._literal(field)]
             while self._take(","):
                 values.append(self._literal(field))
             self.expect(")", "a comma or a closing parenthesis")
-            return _over(field, lambda value: any(_equal(value, literal) for literal in values))
+            return _over(field, lambda value: any(_equal(value, literal) for literal in values), self._check)
         if self._take("~"):
-            return _over(field, _matcher(self._pattern(), self._check))
+            return _matching(field, self._pattern(), self._check)
         if self._take("has"):
             wanted = self._literal(field)
-            return _over(field, lambda value: _has(value, wanted))
+            return _over(field, lambda value: _has(value, wanted), self._check)
         raise UsageError(
             f"filter: expected an operator (= != < <= > >= ~ in has) at position {sign.position}, got "
             + ("the end" if sign.kind == "end" else repr(sign.text[:40]))
@@ -248,36 +257,43 @@ def _moment(text: str, position: int) -> int:
     return (since.days * 86400 + since.seconds) * 10**9 + since.microseconds * 1000
 
 
-def _over(field: Field, test: Callable[[Any], bool]) -> _Bind:
-    def bind(columns: Columns) -> Predicate:
+def _over(field: Field, test: Callable[[Any], bool], check: Check) -> Select:
+    def select(columns: Columns, rows: Rows) -> Rows:
         column = field.column(columns)
-        return lambda row: test(column[row])
+        selected: list[int] = []
+        for first in range(0, len(rows), _AT_ONCE):
+            check()
+            selected += [row for row in rows[first : first + _AT_ONCE] if test(column[row])]
+        return selected
 
-    return bind
-
-
-def _any_of(parts: Sequence[_Bind]) -> _Bind:
-    def bind(columns: Columns) -> Predicate:
-        bound = [part(columns) for part in parts]
-        return lambda row: any(part(row) for part in bound)
-
-    return bind
+    return select
 
 
-def _all_of(parts: Sequence[_Bind]) -> _Bind:
-    def bind(columns: Columns) -> Predicate:
-        bound = [part(columns) for part in parts]
-        return lambda row: all(part(row) for part in bound)
+def _any_of(parts: Sequence[Select]) -> Select:
+    def select(columns: Columns, rows: Rows) -> Rows:
+        selected: set[int] = set()
+        for part in parts:
+            selected.update(part(columns, [row for row in rows if row not in selected]))
+        return [row for row in rows if row in selected]
 
-    return bind
+    return select
 
 
-def _negated(part: _Bind) -> _Bind:
-    def bind(columns: Columns) -> Predicate:
-        bound = part(columns)
-        return lambda row: not bound(row)
+def _all_of(parts: Sequence[Select]) -> Select:
+    def select(columns: Columns, rows: Rows) -> Rows:
+        for part in parts:
+            rows = part(columns, rows)
+        return rows
 
-    return bind
+    return select
+
+
+def _negated(part: Select) -> Select:
+    def select(columns: Columns, rows: Rows) -> Rows:
+        excluded = {*part(columns, rows)}
+        return [row for row in rows if row not in excluded]
+
+    return select
 
 
 def _comparator(sign: str, literal: Any) -> Callable[[Any], bool]:
@@ -301,14 +317,30 @@ def _equal(value: Any, literal: Any) -> bool:
     return bool(value == literal)
 
 
-def _matcher(pattern: Any, check: Check) -> Callable[[Any], bool]:
-    def matches(value: Any) -> bool:
-        if value is None:
-            return False
-        check()
-        return pattern.search(_text(value)) is not None
+def _matching(field: Field, pattern: Any, check: Check) -> Select:
+    text = pattern.pattern
+    if _LITERAL.fullmatch(text):
+        return _over(field, lambda value: value is not None and text in _text(value), check)
+    search = LineSearch(text, ignore_case=False)
+    if not search.is_fast:
+        return _over(field, lambda value: value is not None and pattern.search(_text(value)) is not None, check)
 
-    return matches
+    def select(columns: Columns, rows: Rows) -> Rows:
+        column = field.column(columns)
+        selected: list[int] = []
+        for first in range(0, len(rows), _AT_ONCE):
+            check()
+            some = rows[first : first + _AT_ONCE]
+            present = [row for row in some if column[row] is not None]
+            texts = [_text(column[row]).encode() for row in present]
+            if any(b"\n" in text for text in texts):
+                selected += [row for row in present if pattern.search(_text(column[row])) is not None]
+                continue
+            ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)) + 1) - 1
+            selected += [present[i] for i in search.find(b"\n".join([*texts, b""]), ends, check).tolist()]
+        return selected
+
+    return select
 
 
 def _has(value: Any, wanted: Any) -> bool:
@@ -325,4 +357,4 @@ def _has(value: Any, wanted: Any) -> bool:
 
 def _text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text[:_MATCHED].encode(errors="replace").decode()
+    return text if text.isascii() and len(text) <= _MATCHED else text[:_MATCHED].encode(errors="replace").decode()

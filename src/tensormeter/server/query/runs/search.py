@@ -7,10 +7,10 @@ from typing import Any
 from tensormeter.errors import UsageError
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.runs.fields import Field, find_field
-from tensormeter.server.query.runs.filter import parse_filter
-from tensormeter.server.store import Store
+from tensormeter.server.query.runs.filter import Rows, parse_filter
+from tensormeter.server.store import RunTable
 
-__all__ = ["RunSearch", "find_runs"]
+__all__ = ["Load", "RunSearch", "find_runs"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,6 @@ class RunSearch:
     Attributes:
         limit: Maximum number of runs on the page.
         offset: Number of matching runs to skip before the page.
-        project: Project name; None for all projects.
         filter: Condition in the filter language. Archived runs match only if the condition uses the field `archived`.
         sort: Comma-separated field names, with a leading `-` for descending order; "" to put the run that started last
             first.
@@ -34,18 +33,21 @@ class RunSearch:
 
     limit: int
     offset: int = 0
-    project: str | None = None
     filter: str = ""
     sort: str = ""
 
 
-def find_runs(store: Store, search: RunSearch, check: Check = no_check) -> tuple[list[int], int]:
+Load = Callable[[Sequence[str]], RunTable]
+"""Function that returns a table with the given fields of all runs that are searched; see `Store.table`."""
+
+
+def find_runs(load: Load, search: RunSearch, check: Check = no_check) -> tuple[list[int], int]:
     """Return the numbers of a page of the matching runs, and the total number of matching runs.
 
     Args:
-        store: Store to search.
+        load: Function that loads the runs.
         search: Filter, sort order and page.
-        check: Function called for each field and each run; it can raise an exception to stop the search.
+        check: Function called repeatedly; it can raise an exception to stop the search.
 
     Raises:
         UsageError: The filter or the sort order cannot be parsed.
@@ -54,17 +56,15 @@ def find_runs(store: Store, search: RunSearch, check: Check = no_check) -> tuple
     orders = _parse_sort(search.sort or "-started")
     shows_archived = any(field.name == "archived" for field in condition.fields.values())
     fields = [*condition.fields.values(), *(order.field for order in orders), find_field("archived")]
-    table = store.table(search.project, [*dict.fromkeys(name for field in fields for name in field.stored)], check)
-    predicate = condition.bind(table.columns)
-    archived = table.columns["archived"]
-    rows = []
-    for row in range(len(table.runs)):
-        check()
-        if (shows_archived or not archived[row]) and predicate(row):
-            rows.append(row)
+    table = load([*dict.fromkeys(name for field in fields for name in field.stored)])
+    rows: Rows = range(len(table.runs))
+    if not shows_archived:
+        rows = [row for row, archived in enumerate(table.columns["archived"]) if not archived]
+    rows = [*condition.select(table.columns, rows)]
     # Sorting is stable, so sort by the least significant field first. Among equal runs, put the newest first.
     rows.sort(key=table.runs.__getitem__, reverse=True)
     for order in reversed(orders):
+        check()
         column = order.field.column(table.columns)
         present = [row for row in rows if column[row] is not None]
         missing = [row for row in rows if column[row] is None]

@@ -17,6 +17,7 @@ from tensormeter.server.store.clickhouse.process_updates import NEVER
 from tensormeter.server.store.models.errors import AmbiguousRunError, NotFoundError
 from tensormeter.server.store.models.points import Points, steps_at
 from tensormeter.server.store.models.runs import (
+    ChangedRuns,
     ProcessAttempt,
     ProjectSummary,
     RunRef,
@@ -33,6 +34,12 @@ __all__ = ["Runs"]
 
 _NOT_DELETED: Final = "run GLOBAL NOT IN (SELECT run FROM deleted)"
 _LOOKED_UP: Final = 10_000
+
+_REREAD: Final = 3600 * 10**9
+"""Nanoseconds after which all runs count as changed, because retention removes points."""
+
+_OVERLAP: Final = 600 * 10**9
+"""Nanoseconds before a position from which changes are read: the time of a commit and the difference between clocks."""
 
 _PROCESS: Final = """
 SELECT run, process, anyLast(project) AS project, anyLast(run_id) AS run_id, max(name) AS name,
@@ -56,7 +63,7 @@ class Runs:
     def __init__(self, connection: Connection, counts: PointCounts, stall_after: float) -> None:
         self._connection = connection
         self._counts = counts
-        self._stall_after = stall_after
+        self.stall_after = stall_after
 
     def find(self, ref: RunRef) -> int:
         """Return the key of a run. Raises NotFoundError or AmbiguousRunError."""
@@ -175,12 +182,35 @@ class Runs:
             for run, by_metric in totals.items()
         }
 
-    def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
+    def changed(self, position: int | None) -> ChangedRuns:
+        """See `Store.changed`. A position is a time in nanoseconds since the Unix epoch."""
+        now = time.time_ns()
+        if position is None or not 0 <= now - position < _REREAD:
+            return ChangedRuns(now, None)
+        since = position - _OVERLAP
+        rows = self._connection.rows(
+            f"SELECT DISTINCT run FROM (SELECT run FROM process WHERE updated > {since}"
+            f" UNION ALL SELECT run FROM annotation WHERE number > {since // 1000}"
+            f" UNION ALL SELECT run FROM deleted WHERE time > {since})"
+        )
+        return ChangedRuns(now, frozenset(row[0] for row in rows))
+
+    def table(
+        self,
+        project: str | None,
+        fields: Sequence[str],
+        check: Check = no_check,
+        chosen: Collection[int] | None = None,
+    ) -> RunTable:
         """See `Store.table`."""
+        if chosen is not None and not chosen:
+            return RunTable([], {name: [] for name in fields})
         configured = any(name.startswith("config.") for name in fields)
         of_project = "1" if project is None else "project = {project:String}"
+        if chosen is not None:
+            of_project += f" AND run IN ({numbers(chosen)})"
         names = {"project": project or ""}
-        loaded = self._load(of_project, None, config=configured, **names)
+        loaded = self._load(of_project, chosen, config=configured, **names)
         runs = list(loaded)
         updated = {key: run.updated for key, run in loaded.items()}
         within = f"run GLOBAL IN (SELECT DISTINCT run FROM process WHERE {of_project})"
@@ -267,7 +297,7 @@ class Runs:
         )
         stalled, since = annotations.get("stalled", (False, 0))
         present = present_state(
-            state, updated, stalled=stalled and since > turned, now=now, stall_after=self._stall_after
+            state, updated, stalled=stalled and since > turned, now=now, stall_after=self.stall_after
         )
 
         def chosen(field: str, sent: Any) -> Any:

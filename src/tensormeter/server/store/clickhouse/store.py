@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Any, Final
 
 from tensormeter.errors import StoreError
@@ -30,6 +30,7 @@ from tensormeter.server.store.models.names import FieldKind, NameTable
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.runs import (
     Change,
+    ChangedRuns,
     Changes,
     EventPage,
     ProcessSummary,
@@ -163,10 +164,26 @@ class ClickHouseStore:
         self._check_open()
         return self._runs.projects()
 
-    def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
+    @property
+    def stall_after(self) -> float:
+        """See `Store`."""
+        return self._runs.stall_after
+
+    def changed(self, position: int | None) -> ChangedRuns:
         """See `Store`."""
         self._check_open()
-        return self._runs.table(project, fields, check)
+        return self._runs.changed(position)
+
+    def table(
+        self,
+        project: str | None,
+        fields: Sequence[str],
+        check: Check = no_check,
+        runs: Collection[int] | None = None,
+    ) -> RunTable:
+        """See `Store`."""
+        self._check_open()
+        return self._runs.table(project, fields, check, runs)
 
     def runs(
         self, runs: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None

@@ -51,6 +51,12 @@ class NameTable(Sequence[bytes]):
         return cls.sorted(names, kinds)
 
     @classmethod
+    def of_lines(cls, lines: bytes, kind: int) -> "NameTable":
+        """Create a table of names of one kind from distinct lines in ascending order, separated by line feeds."""
+        block = lines.replace(b"\n", _END) + _END
+        return cls._of_block(block, np.full(block.count(_END), kind, np.uint8))
+
+    @classmethod
     def sorted(cls, names: Sequence[bytes], kinds: NDArray[np.uint8]) -> "NameTable":
         """Create a table of distinct names in ascending order."""
         return cls._of_block(_END.join([*names, b""]), kinds)
@@ -122,6 +128,10 @@ class NameTable(Sequence[bytes]):
     def names(self) -> list[bytes]:
         """Return all names."""
         return self.block.split(_END)[:-1]
+
+    def starts_with(self, row: int, prefix: bytes) -> bool:
+        """Return whether a name starts with `prefix`."""
+        return self.block.startswith(prefix, self.start(row))
 
     def row_of(self, name: bytes) -> int:
         """Return the row of the first name that is not less than `name`; the number of rows if there is none."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 __all__ = [
     "Change",
+    "ChangedRuns",
     "Changes",
     "EventPage",
     "ProcessAttempt",
@@ -182,6 +183,19 @@ class RunTable:
 
     runs: Sequence[int]
     columns: Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class ChangedRuns:
+    """Runs that have changed since a position.
+
+    Attributes:
+        position: Position to pass to the next call of `Store.changed`.
+        runs: Numbers of the runs of all projects that have changed, appeared or disappeared; None if any may have.
+    """
+
+    position: int
+    runs: frozenset[int] | None
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ from tensormeter.server.store.sqlite.tables.catalog import find_run
 from tensormeter.server.store.sqlite.tables.events import last_event, names_media, read_alerts, read_events, read_media
 from tensormeter.server.store.sqlite.tables.listing import check_series
 from tensormeter.server.store.sqlite.tables.names import read_config_keys, read_names, read_summary_names
+from tensormeter.server.store.sqlite.tables.run_table import load_table, metrics_needed
 from tensormeter.server.store.sqlite.transaction import reading
 
 __all__ = ["READERS", "SqliteQueries"]
@@ -121,13 +122,24 @@ class SqliteQueries:
         with self._reader() as connection, reading(connection):
             return listing.list_projects(connection)
 
-    def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
+    @property
+    def stall_after(self) -> float:
+        """See `Store`."""
+        return self._stall_after
+
+    def table(
+        self,
+        project: str | None,
+        fields: Sequence[str],
+        check: Check = no_check,
+        runs_: Collection[int] | None = None,
+    ) -> RunTable:
         """See `Store`."""
         with self._reader() as connection:
-            snapshots = self._memtable.snapshots(None, metrics=runs.metrics_needed(fields))
+            snapshots = self._memtable.snapshots(runs_, metrics=metrics_needed(fields))
             with reading(connection):
-                snapshots = [bundled(connection, None, runs.metrics_needed(fields)), *_unflushed(connection, snapshots)]
-                return runs.load_table(connection, snapshots, project, fields, self._stall_after, check=check)
+                snapshots = [bundled(connection, runs_, metrics_needed(fields)), *_unflushed(connection, snapshots)]
+                return load_table(connection, snapshots, project, fields, self._stall_after, check=check, runs=runs_)
 
     def runs(
         self, runs_: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None

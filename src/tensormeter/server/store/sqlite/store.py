@@ -33,12 +33,13 @@ from tensormeter.server.store.models.errors import (
     StoreUnavailableError,
     SuspectedDamageError,
 )
-from tensormeter.server.store.models.runs import Receipt, RunChanges, RunRef
+from tensormeter.server.store.models.runs import ChangedRuns, Receipt, RunChanges, RunRef
 from tensormeter.server.store.protocol import STALL_AFTER
 from tensormeter.server.store.rules.batch_digest import digest
 from tensormeter.server.store.rules.gaps import gaps_of
 from tensormeter.server.store.rules.ingest_blocks import blocks_of
 from tensormeter.server.store.rules.ingest_series import Rejections, arrivals_of
+from tensormeter.server.store.sqlite.changed_runs import ChangeTracker
 from tensormeter.server.store.sqlite.compaction import apply_flush, full_segments, plan_flush
 from tensormeter.server.store.sqlite.disk.checkpoint import WriteAheadLog
 from tensormeter.server.store.sqlite.disk.disk_state import DiskMonitor
@@ -127,6 +128,7 @@ class SqliteStore(SqliteQueries):
         self._retention = retention or Retention()
         self._flushing = threading.Lock()
         self._writing = threading.Lock()
+        self._changes = ChangeTracker()
         self._problem: str | None = None
         self._durability: ServerDurability = durability
         self._lock = FolderLock(folder)
@@ -220,6 +222,7 @@ class SqliteStore(SqliteQueries):
                 self._catalog.record_first_steps(arrivals, blocks, seq)
             if seq:
                 self._memtable.append(seq, located, numbers)
+                self._changes.publish_again()
         if self._memtable.pending() >= self._space.flush_points(self._flush_points):
             self._background.wake()
         return receipt
@@ -285,6 +288,10 @@ class SqliteStore(SqliteQueries):
                     self._writer.execute("INSERT OR REPLACE INTO mark (name, value) VALUES (?, ?)", (name, value))
             return value
         return self._mark(name)
+
+    def changed(self, position: int | None) -> ChangedRuns:
+        """See `Store`."""
+        return self._changes.since(position)
 
     def pending_points(self) -> int:
         """Return the number of points that are in memory and in the commit log, but not yet in segments."""
@@ -464,6 +471,7 @@ class SqliteStore(SqliteQueries):
         except BaseException:
             self._catalog.forget()
             raise
+        self._changes.publish()
         self.syncer.note_commit()
         self._disk.worked()
 
@@ -487,6 +495,7 @@ class SqliteStore(SqliteQueries):
         connection = self._connect()
         try:
             seal_changes(connection)
+            self._changes.watch(connection)
         except BaseException:
             connection.close()
             raise

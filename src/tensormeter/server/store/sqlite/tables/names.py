@@ -18,6 +18,9 @@ _NUMERIC: Final = "(kind = 'gauge' OR kind LIKE 'sum %')"
 _RECENT: Final = 20_000
 """Number of series, the newest first, whose names are read in addition to those with summaries."""
 
+_MANY: Final = 2_000_000
+"""Number of series in a project from which names are not read from each run."""
+
 _SHORT: Final = 4096
 """Length of a config, in characters, up to which it is compared with other configs."""
 
@@ -54,26 +57,38 @@ def read_names(connection: sqlite3.Connection, run: int, cache: NameCache) -> Na
 
 def _all_names(connection: sqlite3.Connection, run: int) -> tuple[NameTable, int]:
     """Return the names of a run's metrics, and the number of its series."""
-    names: tuple[set[bytes], set[bytes]] = (set(), set())
-    texts: set[str] = set()
+    texts: dict[tuple[str, int], None] = {}
     count = 0
     for (process,) in connection.execute("SELECT id FROM process WHERE run = ?", (run,)).fetchall():
-        for condition, part in zip((_NUMERIC, f"NOT {_NUMERIC}"), names, strict=True):
+        found, distributions = connection.execute(
+            f"SELECT count(*), CAST(total(NOT {_NUMERIC}) AS INTEGER) FROM series WHERE process = ?", (process,)
+        ).fetchone()
+        count += found
+        conditions = [(_NUMERIC if distributions else "true", NUMBER), (f"NOT {_NUMERIC}", DISTRIBUTION)]
+        for condition, kind in conditions if distributions else conditions[:1]:
             source = f"FROM series WHERE process = ? AND {condition}"
-            # SQLite joins the names much faster than Python reads rows.
-            found, text = connection.execute(
-                f"SELECT count(*), group_concat(metric, char(10)) FROM (SELECT metric {source} ORDER BY metric)",
+            # SQLite joins the names much faster than Python reads rows. They are in the order of their bytes.
+            distinct, text = connection.execute(
+                "SELECT count(*), group_concat(metric, char(10))"
+                f" FROM (SELECT DISTINCT metric {source} ORDER BY metric)",
                 (process,),
             ).fetchone()
-            count += found
-            if not found or text in texts:  # processes usually have the same names
+            if not distinct:
                 continue
-            texts.add(text)
-            encoded = _encode(text).split(b"\n")
-            if len(encoded) != found:  # a name contains a line feed
-                encoded = [_encode(row[0]) for row in connection.execute(f"SELECT metric {source}", (process,))]
-            part.update(encoded)
-    return NameTable.of(*names), count
+            if text.count("\n") != distinct - 1:  # a name contains a line feed
+                return _odd_names(connection, run)
+            texts[text, kind] = None  # processes usually have the same names
+    if not texts:
+        return NameTable.of(()), count
+    return NameTable.union([NameTable.of_lines(_encode(text), kind) for text, kind in texts]), count
+
+
+def _odd_names(connection: sqlite3.Connection, run: int) -> tuple[NameTable, int]:
+    rows = connection.execute(
+        f"SELECT metric, {_NUMERIC} FROM process CROSS JOIN series ON series.process = process.id WHERE run = ?", (run,)
+    ).fetchall()
+    numbers, distributions = ([_encode(name) for name, numeric in rows if numeric == kind] for kind in (1, 0))
+    return NameTable.of(numbers, distributions), len(rows)
 
 
 def read_config_keys(connection: sqlite3.Connection, project: str | None, check: Check) -> NameTable:
@@ -96,26 +111,40 @@ def read_config_keys(connection: sqlite3.Connection, project: str | None, check:
 
 def read_summary_names(connection: sqlite3.Connection, project: str | None, check: Check) -> NameTable:
     """Return the gauges and sums in a project, as names of fields. Names that have just arrived may be missing."""
+    of_project = "project = ifnull(:project, project) AND NOT deleted"
+    parameters = {"project": project}
+    summaries = connection.execute(f"SELECT total(series) FROM run WHERE {of_project}", parameters).fetchone()[0]
+    check()
+    if summaries < _MANY:
+        names = (
+            f"SELECT DISTINCT metric FROM summary WHERE run IN (SELECT id FROM run WHERE {of_project}) ORDER BY metric"
+        )
+    else:
+        # Jump from name to name, because many runs have the same names.
+        names = (
+            "WITH RECURSIVE known (metric) AS (SELECT min(metric) FROM summary UNION ALL SELECT (SELECT min(summary.metric)"
+            " FROM summary WHERE summary.metric > known.metric) FROM known WHERE known.metric IS NOT NULL)"
+            " SELECT metric FROM known WHERE metric IS NOT NULL AND EXISTS (SELECT 1 FROM summary CROSS JOIN run"
+            f" ON run.id = summary.run WHERE summary.metric = known.metric AND {of_project})"
+        )
+    count, text = connection.execute(
+        f"SELECT count(*), group_concat('summary.' || metric, char(10)) FROM ({names})", parameters
+    ).fetchone()
+    check()
+    if not count:
+        table = NameTable.of(())
+    elif text.count("\n") == count - 1:
+        table = NameTable.of_lines(_encode(text), NUMBER)
+    else:  # a name contains a line feed
+        table = NameTable.of(_encode(f"summary.{row[0]}") for row in connection.execute(names, parameters))
     # Series without points in segments have no summary yet. They are among the newest series.
     recent = connection.execute(
-        "SELECT DISTINCT metric FROM series JOIN process ON process.id = process JOIN run ON run.id = run"
-        f" WHERE series.id > (SELECT max(id) - {_RECENT} FROM series) AND {_NUMERIC}"
-        " AND project = ifnull(?, project) AND NOT deleted",
-        (project,),
+        "SELECT DISTINCT metric FROM series CROSS JOIN process ON process.id = series.process"
+        " CROSS JOIN run ON run.id = process.run"
+        f" WHERE series.id > (SELECT max(id) - {_RECENT} FROM series) AND {_NUMERIC} AND {of_project}",
+        parameters,
     )
-    names = {_encode(f"summary.{row[0]}") for row in recent}
-    has_run = "SELECT 1 FROM summary JOIN run ON run.id = run WHERE metric = name AND project = ifnull(?, project) AND NOT deleted"
-    rows = connection.execute(
-        # Jump from name to name, because many runs have the same names.
-        "WITH RECURSIVE names (name) AS (SELECT min(metric) FROM summary UNION ALL"
-        " SELECT (SELECT min(metric) FROM summary WHERE metric > name) FROM names WHERE name IS NOT NULL)"
-        f" SELECT name FROM names WHERE name IS NOT NULL AND EXISTS ({has_run})",
-        (project,),
-    )
-    for row in rows:
-        check()
-        names.add(_encode(f"summary.{row[0]}"))
-    return NameTable.of(names)
+    return table.add({_encode(f"summary.{row[0]}"): NUMBER for row in recent})
 
 
 def _encode(text: str) -> bytes:

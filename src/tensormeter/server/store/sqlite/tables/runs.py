@@ -1,76 +1,29 @@
-"""Run rows: runs with their summaries, columns of many runs for filtering and sorting, and users' changes."""
+"""Run rows: runs with their summaries, and users' changes."""
 
 import json
-import re
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import numpy as np
-
-from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.models.canonical_json import canonical_json
-from tensormeter.server.store.models.runs import RunChanges, RunSummary, RunTable, State, Summary
+from tensormeter.server.store.models.runs import RunChanges, RunSummary, State, Summary
 from tensormeter.server.store.rules.lifecycle import present_state
-from tensormeter.server.store.rules.run_fields import PARTS, dig, summary_fields, summary_of
+from tensormeter.server.store.rules.run_fields import summary_of
 from tensormeter.server.store.rules.totals import Totals
 from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, RUN_TALLY, RUN_TEXTS, SUMMARY
 from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
 from tensormeter.server.store.sqlite.points.step_lookup import StepLookup
 
-__all__ = ["load_runs", "load_states", "load_summaries", "load_table", "metrics_needed", "update_run"]
+__all__ = ["load_runs", "load_states", "load_summaries", "memory_totals", "totals_of", "update_run"]
 
-_SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
+_PROCESSES: Final = "(SELECT count(*) FROM process WHERE process.run = run.id)"
 
 _FEW_METRICS: Final = 500
 """Number of requested metrics from which a statement reads all metrics between them instead of naming each one."""
-
-_ROWS: Final = 64
-"""Number of rows between two calls of `check`."""
-
-_T = TypeVar("_T")
-
-_PLAIN_KEY: Final = re.compile(r"[\w ./:@-]+")
-"""Pattern for keys that need no escaping in the paths of SQLite's JSON functions."""
-
-
-_SOURCES: Final = {
-    "last": ("last_word", "last_integer"),
-    "mean": ("total", "numbers"),
-    "min": ("minimum",),
-    "max": ("maximum",),
-}
-"""Columns from which each summary part is computed. A part that is not listed is a column of the same name."""
-
-_BASE: Final = {
-    "id": "run_id",
-    "run_id": "run_id",
-    "project": "project",
-    "name": "ifnull(title, name)",
-    "attempt": "attempt",
-    "started": "ifnull(started, created)",
-    "ended": "ended",
-    "updated": "updated",
-    "newest": "newest",
-    "group": "ifnull(grp, '')",
-    "tags": "ifnull(tags, '[]')",
-    "notes": "ifnull(notes, '')",
-    "archived": "archived",
-    "processes": "(SELECT count(*) FROM process WHERE process.run = run.id)",
-    # Use total() because a sum() of integers could overflow.
-    "lost": "CAST((SELECT total(value) FROM process, json_each(losses) WHERE run = run.id AND losses != '{}') AS INTEGER)",
-}
-
-_COLUMNS_OF: Final = {name: (column,) for name, column in _BASE.items()} | {
-    "state": ("state", "updated", "stalled"),
-    "points": ("points",),
-}
-_CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {"tags": json.loads, "archived": bool}
 
 
 def load_runs(
@@ -93,7 +46,7 @@ def load_runs(
     memory: dict[int, dict[str, list[Totals]]] = defaultdict(lambda: defaultdict(list))
     metrics = None if metrics is None else frozenset(metrics)
     if metrics is None or metrics:
-        for run, metric, totals in _in_memory(snapshots, steps, metrics):
+        for run, metric, totals in memory_totals(snapshots, steps, metrics):
             memory[run][metric].append(totals)
     now = time.time_ns()
     loaded: list[RunSummary] = []
@@ -115,7 +68,7 @@ def _load(
 ) -> Iterator[RunSummary]:
     """Load a run. Yields the run, or nothing if the run was deleted."""
     row = connection.execute(
-        f"SELECT {RUN_TALLY.selection}, {RUN_TEXTS.selection}, {_BASE['processes']} FROM run WHERE id = ? AND NOT deleted",
+        f"SELECT {RUN_TALLY.selection}, {RUN_TEXTS.selection}, {_PROCESSES} FROM run WHERE id = ? AND NOT deleted",
         (run,),
     ).fetchone()
     if row is None:
@@ -156,7 +109,7 @@ def load_summaries(
     """Load summaries of one run; see `Store.summaries`."""
     memory: dict[str, list[Totals]] = defaultdict(list)
     wanted = frozenset(metrics)
-    for _, metric, totals in _in_memory(snapshots, StepLookup(connection, snapshots), wanted):
+    for _, metric, totals in memory_totals(snapshots, StepLookup(connection, snapshots), wanted):
         memory[metric].append(totals)
     return _summaries(connection, run, wanted, memory)
 
@@ -207,138 +160,6 @@ def load_states(connection: sqlite3.Connection, runs: Collection[int], stall_aft
     return {row[0]: present_state(row[1], row[2], stalled=row[3], now=now, stall_after=stall_after) for row in rows}
 
 
-def load_table(
-    connection: sqlite3.Connection,
-    snapshots: Sequence[MemtableSnapshot],
-    project: str | None,
-    fields: Sequence[str],
-    stall_after: float,
-    *,
-    check: Check = no_check,
-) -> RunTable:
-    """Load fields of all runs; see `Store.table`."""
-    # Read only the required columns, because there may be many runs.
-    needed = [column for name in fields for column in _COLUMNS_OF.get(name, ())]
-    names = ["id", *dict.fromkeys(needed)]
-    rows = connection.execute(
-        f"SELECT {', '.join(names)} FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
-    ).fetchall()
-    stored: Mapping[str, Sequence[Any]] = (
-        dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, ())
-    )
-    runs = [*stored["id"]]
-    columns: dict[str, Sequence[Any]] = {}
-    for name in fields:
-        check()
-        group, _, rest = name.partition(".")
-        if name in _BASE:
-            convert = _CONVERTERS.get(name)
-            column = stored[_BASE[name]]
-            columns[name] = [*column] if convert is None else [*map(convert, column)]
-        elif name == "state":
-            now = time.time_ns()
-            triples = zip(stored["state"], stored["updated"], stored["stalled"], strict=True)
-            columns[name] = [
-                present_state(state, updated, stalled=stalled, now=now, stall_after=stall_after)
-                for state, updated, stalled in triples
-            ]
-        elif name == "points":
-            flushed = zip(runs, stored["points"], strict=True)
-            columns[name] = [
-                points + sum(snapshot.points.get(run, 0) for snapshot in snapshots) for run, points in flushed
-            ]
-        elif group == "config" and rest:
-            columns[name] = _config_column(connection, project, rest, runs, check)
-    for metric, parts in summary_fields(fields).items():
-        check()
-        values = _summary_parts(connection, snapshots, metric, parts)
-        for part in parts:
-            columns[f"summary.{metric}.{part}"] = [*map(values[part].get, runs)]
-    return RunTable(runs, columns)
-
-
-def metrics_needed(fields: Sequence[str]) -> set[str]:
-    """Return the metrics whose memtable buffers `load_table` needs for these fields."""
-    parts_of = summary_fields(fields)
-    stepped = any("last_step" in parts for parts in parts_of.values())
-    return {*parts_of, STEP_METRIC} if stepped else {*parts_of}
-
-
-def _config_column(
-    connection: sqlite3.Connection, project: str | None, key: str, runs: Sequence[int], check: Check
-) -> list[Any]:
-    """Return each run's config value under the full key, or else at its dotted path; None if neither exists."""
-    if not _PLAIN_KEY.fullmatch(key):
-        rows = connection.execute(
-            "SELECT id, config FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
-        )
-        values = {run: dig(json.loads(config), key) for run, config in _checked(rows, check)}
-    else:
-        paths = ('$."' + key + '"', "$" + "".join(f'."{part}"' for part in key.split(".")))
-        texts = connection.execute(
-            # With two paths, SQLite returns a JSON array. A single value would lose booleans and digits of floats.
-            "SELECT id, json_extract(config, ?, ?) FROM run WHERE project = ifnull(?, project) AND NOT deleted",
-            (*paths, project),
-        )
-        values = {}
-        for run, text in _checked(texts, check):
-            full, dotted = json.loads(text)
-            values[run] = dotted if full is None else full
-    return [values.get(run) for run in runs]
-
-
-def _checked(rows: Iterable[_T], check: Check) -> Iterator[_T]:
-    for number, row in enumerate(rows):
-        if not number % _ROWS:
-            check()
-        yield row
-
-
-def _summary_parts(
-    connection: sqlite3.Connection,
-    snapshots: Sequence[MemtableSnapshot],
-    metric: str,
-    parts: Sequence[str],
-) -> dict[str, dict[int, Any]]:
-    """Return summary parts of one metric, by part and run. Reads only the required columns, to support many runs."""
-    steps = StepLookup(connection, snapshots) if "last_step" in parts else None
-    memory: dict[int, list[Totals]] = defaultdict(list)
-    for run, _, totals in _in_memory(snapshots, steps, (metric,)):
-        memory[run].append(totals)
-    # Merging with points in memory requires all stored columns; otherwise, a few are enough.
-    needed = (
-        _SUMMARY_COLUMNS.split(", ") if memory else [column for part in parts for column in _SOURCES.get(part, (part,))]
-    )
-    names = ["run", *dict.fromkeys(needed)]
-    rows = connection.execute(f"SELECT {', '.join(names)} FROM summary WHERE metric = ?", (metric,)).fetchall()
-    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
-    values = {part: dict(zip(columns["run"], _part(columns, part), strict=True)) if rows else {} for part in parts}
-    row_numbers = {run: number for number, run in enumerate(columns.get("run", ()))} if memory else {}
-    for run, totals_of_run in memory.items():
-        if run in row_numbers:
-            totals_of_run.insert(0, _totals(rows[row_numbers[run]][1:]))
-        merged = Totals.merge(totals_of_run)
-        for part in parts:
-            values[part][run] = getattr(merged, PARTS.get(part, part))
-    return values
-
-
-def _part(columns: Mapping[str, Sequence[Any]], part: str) -> Sequence[Any]:
-    match part:
-        case "last":
-            words = columns["last_word"]
-            floats = np.array(words, np.int64).view(np.float64).tolist()
-            integers = columns["last_integer"]
-            return [word if whole else number for word, whole, number in zip(words, integers, floats, strict=True)]
-        case "mean":
-            pairs = zip(columns["total"], columns["numbers"], strict=True)
-            return [None if total is None or not n else total / n for total, n in pairs]
-        case "min" | "max":
-            return columns[PARTS[part]]
-        case _:
-            return columns[part]
-
-
 def _stored(connection: sqlite3.Connection, run: int, metrics: Collection[str] | None) -> dict[str, Totals]:
     query = f"SELECT {SUMMARY.selection} FROM summary WHERE run = ?"
     if metrics is None:
@@ -351,10 +172,10 @@ def _stored(connection: sqlite3.Connection, run: int, metrics: Collection[str] |
         rows = [row for row in few if row is not None]
     for row in rows:
         SUMMARY.verify(row, f"the summary of metric {row[1]!r} of run {run}")
-    return {row[1]: _totals(row[2:-1]) for row in rows}
+    return {row[1]: totals_of(row[2:-1]) for row in rows}
 
 
-def _in_memory(
+def memory_totals(
     snapshots: Sequence[MemtableSnapshot],
     steps: StepLookup | None,
     metrics: Collection[str] | None,
@@ -371,7 +192,8 @@ def _in_memory(
     return entries
 
 
-def _totals(row: Sequence[Any]) -> Totals:
+def totals_of(row: Sequence[Any]) -> Totals:
+    """Return the totals in a row of the summary table, from `count` to `last_step`."""
     count, numbers, total, minimum, maximum, last_time, word, integer, step = row
     nan = float("nan")
     return Totals(
