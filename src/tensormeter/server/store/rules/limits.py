@@ -32,5 +32,5 @@ DELETED: Final = "the run was deleted; start it again, or use another ID"
 """Reason for refusing points and events of a deleted run."""
 
 
-MAX_SERIES_PER_RUN: Final = 100_000
-"""Maximum number of series in a run. Runs usually exceed it because names or attributes contain IDs or steps."""
+MAX_SERIES_PER_RUN: Final = 4_000_000
+"""Maximum number of series in a run, which is enough for 500,000 metrics of 8 ranks. Runs usually exceed it because names or attributes contain IDs or steps."""

@@ -138,8 +138,8 @@ class SqliteQueries:
         with self._reader() as connection:
             snapshots = self._memtable.snapshots(runs_, metrics=metrics_needed(fields))
             with reading(connection):
-                snapshots = [bundled(connection, runs_, metrics_needed(fields)), *_unflushed(connection, snapshots)]
-                return load_table(connection, snapshots, project, fields, self._stall_after, check=check, runs=runs_)
+                waiting = _unflushed(connection, snapshots)
+                return load_table(connection, waiting, project, fields, self._stall_after, check=check, runs=runs_)
 
     def runs(
         self, runs_: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None
@@ -148,7 +148,7 @@ class SqliteQueries:
         with self._reader() as connection, self._recording_damage(damaged):
             snapshots = self._memtable.snapshots(set(runs_), metrics=_with_steps(metrics))
             with reading(connection):
-                snapshots = [bundled(connection, runs_, metrics), *_unflushed(connection, snapshots)]
+                snapshots = _unflushed(connection, snapshots)
                 complete = [run for run in runs_ if self._check_complete(connection, run, damaged)]
                 summaries = runs.load_runs(connection, snapshots, complete, metrics, self._stall_after, damaged=damaged)
         if damaged is not None and not self._damage.is_catalog_sound:  # already recorded
@@ -236,7 +236,7 @@ class SqliteQueries:
                     return Reading(new_series(rows, parts, selection), cursor, False, started, attempts)
             snapshots = self._memtable.snapshots({run}, series_ids)
             with reading(connection):
-                snapshots = [bundled(connection, {run}), *_unflushed(connection, snapshots)]
+                snapshots = _unflushed(connection, snapshots)
                 series = read_series(connection, snapshots, rows, selection)
             return Reading(series, cursor, True, started, attempts)
 
@@ -428,7 +428,7 @@ class SqliteQueries:
                 run = find_run(connection, *_names(ref))
             snapshots = self._memtable.snapshots({run}, metrics=_with_steps(metrics))
             with reading(connection):
-                yield connection, [bundled(connection, {run}), *_unflushed(connection, snapshots)], run
+                yield connection, _unflushed(connection, snapshots), run
 
     def _mark(self, name: str) -> int:
         with self._reader() as connection, reading(connection):
@@ -454,7 +454,9 @@ def _names(ref: RunRef) -> tuple[str, str | None]:
 
 
 def _unflushed(connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot]) -> list[MemtableSnapshot]:
-    return [snapshot for snapshot in snapshots if not commit_log.is_flushed(connection, snapshot.upto)]
+    """Return the points that are not in segments: those in bundles, and those of the given snapshots that are in memory only."""
+    in_memory = [snapshot for snapshot in snapshots if not commit_log.is_flushed(connection, snapshot.upto)]
+    return [bundled(connection, snapshots[-1].selection), *in_memory]
 
 
 def _existing_runs(connection: sqlite3.Connection, refs: Sequence[RunRef]) -> set[int]:

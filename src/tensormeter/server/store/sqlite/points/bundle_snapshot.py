@@ -9,7 +9,12 @@ from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.points import Column, Newest
 from tensormeter.server.store.rules.totals import Totals
 from tensormeter.server.store.sqlite.points.bundles import GROUP, Bundle, read_bundles
-from tensormeter.server.store.sqlite.points.memtable import Buffers, BufferSnapshot, MemtableSnapshot
+from tensormeter.server.store.sqlite.points.memtable import (
+    Buffers,
+    BufferSnapshot,
+    MemtableSnapshot,
+    SnapshotSelection,
+)
 
 __all__ = ["WIDE", "bundled"]
 
@@ -22,17 +27,14 @@ _CACHED: Final = 64
 _ALWAYS: Final = (1 << 63) - 1
 
 
-def bundled(
-    connection: sqlite3.Connection, runs: Collection[int] | None = None, metrics: Collection[str] | None = None
-) -> MemtableSnapshot:
+def bundled(connection: sqlite3.Connection, selection: SnapshotSelection) -> MemtableSnapshot:
     """Return the points in bundles, as of the connection's transaction.
 
     Args:
         connection: Connection to read with, while the snapshot is used.
-        runs: Runs that iteration covers; None for all.
-        metrics: Metrics that iteration covers; None for all.
+        selection: Runs and metrics that iteration covers. Lookups cover all series.
     """
-    return MemtableSnapshot(_ALWAYS, _Bundled(connection, runs, metrics), {})
+    return MemtableSnapshot(_ALWAYS, _Bundled(connection, selection.runs, selection.metrics), {}, selection)
 
 
 class _BundledPoints(BufferSnapshot):

@@ -25,6 +25,7 @@ __all__ = [
     "Memtable",
     "MemtableSnapshot",
     "SeriesPoints",
+    "SnapshotSelection",
     "located_numbers",
 ]
 
@@ -206,6 +207,14 @@ class Buffers(Mapping[int, BufferSnapshot]):
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotSelection:
+    """The runs and metrics whose buffers a snapshot contains; None for all."""
+
+    runs: Collection[int] | None = None
+    metrics: Collection[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MemtableSnapshot:
     """The contents of buffers at one moment.
 
@@ -214,11 +223,13 @@ class MemtableSnapshot:
             these points are in segments.
         series: Requested buffers, by series.
         points: Number of points by run, including duplicates.
+        selection: Runs and metrics whose buffers were requested.
     """
 
     upto: int
     series: Buffers
     points: Mapping[int, int]
+    selection: SnapshotSelection = SnapshotSelection()
 
 
 class Memtable:
@@ -302,7 +313,7 @@ class Memtable:
         series: Collection[int] | None = None,
         metrics: Collection[str] | None = None,
     ) -> list[MemtableSnapshot]:
-        """Return the current contents, oldest first.
+        """Return the current contents, oldest first, as one or two snapshots. The last one may be empty.
 
         Take these snapshots before the database snapshot. Points that are flushed in between are then in both, and
         `upto` shows that they are. In the opposite order, these points would be in neither.
@@ -310,14 +321,11 @@ class Memtable:
         Args:
             runs: Runs whose buffers to return; None for all runs. Point counts always cover all runs.
             series: Series whose buffers to return; None for all series of these runs.
-            metrics: Metrics whose buffers to return; None to use `series`.
+            metrics: Metrics whose buffers to return; None for all metrics.
         """
         with self._lock:
-            return [
-                self._snapshot(table, runs, series, metrics)
-                for table in (self._frozen, self._active)
-                if table is not None and table.upto
-            ]
+            tables = (self._frozen, self._active)
+            return [self._snapshot(table, runs, series, metrics) for table in tables if table is not None]
 
     def last(self) -> int:
         """Return the number of the last journal row that was added."""
@@ -398,7 +406,8 @@ class Memtable:
             for row, buffer in table.blobs.get(run, {}).items()
             if (series is None or row in series) and (metrics is None or buffer.metric in metrics)
         }
-        return MemtableSnapshot(table.upto, Buffers(numbers, blobs, series, metrics), dict(table.points))
+        buffers = Buffers(numbers, blobs, series, metrics)
+        return MemtableSnapshot(table.upto, buffers, dict(table.points), SnapshotSelection(runs, metrics))
 
 
 def _part_of(seq: int, rows: Sequence[SeriesPoints]) -> NumberPart:
