@@ -10,7 +10,7 @@ from tensormeter.otlp.batch import Batch, Gauge, Sum
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.elements import TooManyElementsError, check_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.otlp.number_blocks import NumberBatch, decode_blocks, hash_name
+from tensormeter.otlp.number_blocks import NumberBatch, decode_blocks, hash_name, hash_series
 
 T0 = 1_750_000_000_000_000_000
 needs_extension = pytest.mark.skipif(number_blocks._extension is None, reason="needs the C extension")
@@ -52,7 +52,7 @@ def points_of(batches):
                     mask = block.integers[first:end] == integers
                     words = block.words[first:end][mask]
                     values = words if integers else words.view(np.float64)
-                    series.append((block.describe(stretch), block.times[first:end][mask], values))
+                    series.append((next(block.describe([stretch])), block.times[first:end][mask], values))
         for each, times, values in series:
             total = (each.monotonic, each.temporality) if isinstance(each, Sum) else None
             identity = (
@@ -140,6 +140,19 @@ def test_keys_tell_series_apart_and_stay_the_same():
     assert len({*keys(*series)}) == len(series)
     assert keys(*series) == keys(*series)
     assert keys(gauge("a", 2.0, 3)) == keys(gauge("a", 1.0))
+
+
+@needs_extension
+def test_the_key_of_a_series_without_attributes_follows_from_its_texts():
+    def total(metric):
+        metric.name, metric.unit, metric.description = "sum", "s", "d"
+        metric.sum.is_monotonic, metric.sum.aggregation_temporality = True, 1
+        metric.sum.data_points.add(time_unix_nano=1, as_int=1)
+
+    ((block,),) = [batch.blocks for batch in decode_blocks(request_of(gauge("größe", 1.0, unit="By"), total))]
+    described = [*block.describe([0, 1])]
+    keys = [hash_series([(each.name, each.unit, each.description)], each) for each in described]
+    assert np.array_equal(np.concatenate(keys), block.keys)
 
 
 @needs_extension

@@ -291,6 +291,17 @@ static int append_stretch(Split *split, const Metric *metric, Span point, const 
                : 0;
 }
 
+// Write to `into` what identifies a series without attributes.
+static int identity_of(Buffer *into, const uint8_t kind[3], const uint8_t *const texts[3], const size_t sizes[3]) {
+    into->used = 0;
+    if (append(into, kind, 3) < 0)
+        return NO_MEMORY;
+    for (int i = 0; i < 3; i++)
+        if (append_varint(into, sizes[i]) < 0 || append(into, texts[i], sizes[i]) < 0)
+            return NO_MEMORY;
+    return 0;
+}
+
 // Append a metric's points to the block. Returns 1 if that was possible, and 0 if the metric belongs to the rest.
 static int split_metric(Split *split, Span content) {
     Metric metric;
@@ -321,16 +332,12 @@ static int split_metric(Split *split, Span content) {
         return status;
 
     Buffer *scratch = &split->scratch;
-    scratch->used = 0;
     uint8_t kind[3] = {(uint8_t)metric.data.number, (uint8_t)metric.temporality, (uint8_t)metric.monotonic};
-    const Field *texts[] = {&metric.name, &metric.unit, &metric.description};
-    if (append(scratch, kind, 3) < 0)
+    const uint8_t *texts[] = {metric.name.content, metric.unit.content, metric.description.content};
+    size_t sizes[] = {(size_t)(metric.name.end - metric.name.content), (size_t)(metric.unit.end - metric.unit.content),
+                      (size_t)(metric.description.end - metric.description.content)};
+    if (identity_of(scratch, kind, texts, sizes) < 0)
         return NO_MEMORY;
-    for (int i = 0; i < 3; i++) {
-        size_t size = (size_t)(texts[i]->end - texts[i]->content);
-        if (append_varint(scratch, size) < 0 || append(scratch, texts[i]->content, size) < 0)
-            return NO_MEMORY;
-    }
     uint64_t header[2], name[2], key[2] = {0, 0};
     hash_bytes(split->secret, scratch->bytes, scratch->used, header);
     hash_bytes(split->secret, metric.name.content, (size_t)(metric.name.end - metric.name.content), name);
@@ -520,6 +527,46 @@ end:
     return result;
 }
 
+static PyObject *hash_series(PyObject *module, PyObject *args) {
+    Py_buffer secret;
+    PyObject *rows, *result = NULL;
+    uint8_t kind[3];
+    if (!PyArg_ParseTuple(args, "O!bbby*", &PyList_Type, &rows, &kind[0], &kind[1], &kind[2], &secret))
+        return NULL;
+    uint64_t key[2], out[2];
+    Buffer scratch = {0}, keys = {0};
+    if (secret_of(&secret, key) < 0)
+        goto end;
+    for (Py_ssize_t row = 0; row < PyList_GET_SIZE(rows); row++) {
+        const uint8_t *texts[3];
+        size_t sizes[3];
+        PyObject *tuple = PyList_GET_ITEM(rows, row);
+        for (int i = 0; i < 3; i++) {
+            PyObject *text = PyTuple_Check(tuple) && PyTuple_GET_SIZE(tuple) >= 3 ? PyTuple_GET_ITEM(tuple, i) : Py_None;
+            Py_ssize_t size;
+            texts[i] = (const uint8_t *)PyUnicode_AsUTF8AndSize(text, &size);
+            if (texts[i] == NULL)
+                goto end;
+            sizes[i] = (size_t)size;
+        }
+        if (identity_of(&scratch, kind, texts, sizes) < 0) {
+            PyErr_NoMemory();
+            goto end;
+        }
+        hash_bytes(key, scratch.bytes, scratch.used, out);
+        if (append(&keys, out, 16) < 0) {
+            PyErr_NoMemory();
+            goto end;
+        }
+    }
+    result = take(&keys);
+end:
+    free(scratch.bytes);
+    free(keys.bytes);
+    PyBuffer_Release(&secret);
+    return result;
+}
+
 static PyObject *hash_name(PyObject *module, PyObject *args) {
     Py_buffer name, secret;
     if (!PyArg_ParseTuple(args, "y*y*", &name, &secret))
@@ -537,6 +584,7 @@ static PyObject *hash_name(PyObject *module, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"split_numbers", split_numbers, METH_VARARGS, NULL},
+    {"hash_series", hash_series, METH_VARARGS, NULL},
     {"hash_name", hash_name, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -9,7 +9,7 @@ The functions are thread-safe, do not block and keep no state.
 
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -28,14 +28,15 @@ _extension: Any = None
 with suppress(ImportError):  # absent if there was no C compiler at installation
     _extension = import_module("tensormeter.otlp._number_blocks")
 
-__all__ = ["MAX_STRETCHES", "NumberBatch", "NumberBlock", "decode_blocks", "hash_name"]
+__all__ = ["MAX_STRETCHES", "NumberBatch", "NumberBlock", "decode_blocks", "hash_name", "hash_series"]
 
 MAX_STRETCHES: Final = 250_000
 """Maximum number of stretches in a request. `decode_metrics` reads requests with more, and its limits apply to them."""
 
 _SECRET: Final = secrets.token_bytes(16)
 _GAUGE: Final = -1
-_NAME, _UNIT, _DESCRIPTION, _KIND, _POINT = 0, 2, 4, 6, 7
+
+_Constructor = Callable[[str, str, str, Mapping[str, Attribute], Scope], Series]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,34 +71,26 @@ class NumberBlock:
         """Whether each stretch belongs to a gauge, bool, shape (n,)."""
         return self._places[:, _KIND] == _GAUGE
 
-    def describe(self, stretch: int) -> Series:
-        """Return the series of a stretch, without points.
+    def describe(self, stretches: Sequence[int]) -> Iterator[Series]:
+        """Yield the series of stretches, without points.
 
         Raises:
             EncodingError: A text is not valid UTF-8.
         """
-        places: list[int] = self._places[stretch].tolist()
-        kind, first, last = places[_KIND:]
-        pairs: dict[str, Attribute] = {}
-        if last:
-            point = NumberDataPoint()
-            parse(point, self._body[first:last])
-            pairs = attributes(point.attributes)
-        texts = {"unit": self._text(places, _UNIT), "description": self._text(places, _DESCRIPTION)}
-        name = self._text(places, _NAME)
-        if kind == _GAUGE:
-            return Gauge(name, _NO_TIMES, _NO_VALUES, attributes=pairs, scope=self.scope, **texts)
-        return Sum(
-            name,
-            _NO_TIMES,
-            _NO_VALUES,
-            _NO_TIMES,
-            monotonic=bool(kind & 1),
-            temporality=Temporality(kind >> 1),
-            attributes=pairs,
-            scope=self.scope,
-            **texts,
-        )
+        places: list[list[int]] = self._places[np.asarray(stretches, np.intp)].tolist()
+        for name, name_end, unit, unit_end, description, description_end, kind, first, last in places:
+            pairs: Mapping[str, Attribute] = _NO_ATTRIBUTES
+            if last:
+                point = NumberDataPoint()
+                parse(point, self._body[first:last])
+                pairs = attributes(point.attributes)
+            yield _SERIES[kind](
+                self._text(name, name_end),
+                self._text(unit, unit_end),
+                self._text(description, description_end),
+                pairs,
+                self.scope,
+            )
 
     def select(self, points: NDArray[np.bool_]) -> "NumberBlock":
         """Return the block with some of the points, and without stretches that lose all of their points."""
@@ -115,15 +108,42 @@ class NumberBlock:
             _places=self._places[kept],
         )
 
-    def _text(self, places: list[int], column: int) -> str:
+    def _text(self, first: int, end: int) -> str:
+        if first == end:
+            return ""
         try:
-            return self._body[places[column] : places[column + 1]].decode()
+            return self._body[first:end].decode()
         except UnicodeDecodeError as error:
             raise EncodingError(f"not a protobuf Metric: a text is not valid UTF-8: {error.reason}") from None
 
 
+def _gauge(name: str, unit: str, description: str, pairs: Mapping[str, Attribute], scope: Scope) -> Gauge:
+    return Gauge(name, _NO_TIMES, _NO_VALUES, unit=unit, description=description, attributes=pairs, scope=scope)
+
+
+def _sum_of(kind: int) -> _Constructor:
+    def create(name: str, unit: str, description: str, pairs: Mapping[str, Attribute], scope: Scope) -> Sum:
+        return Sum(
+            name,
+            _NO_TIMES,
+            _NO_VALUES,
+            _NO_TIMES,
+            unit=unit,
+            description=description,
+            attributes=pairs,
+            scope=scope,
+            monotonic=bool(kind & 1),
+            temporality=Temporality(kind >> 1),
+        )
+
+    return create
+
+
 _NO_TIMES: Final = np.empty(0, np.uint64)
 _NO_VALUES: Final = np.empty(0, np.float64)
+_NO_ATTRIBUTES: Final[Mapping[str, Attribute]] = {}
+_SERIES: Final[Mapping[int, _Constructor]] = {_GAUGE: _gauge} | {kind: _sum_of(kind) for kind in range(6)}
+"""Constructors of series by kind: -1 for a gauge, otherwise the temporality and whether a sum is monotonic."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +210,20 @@ def _block(shell: bytes, columns: Sequence[bytes], body: bytes) -> NumberBlock:
         np.frombuffer(places, np.int32).reshape(-1, 9),
         body,
     )
+
+
+def hash_series(texts: list[tuple[str, str, str]], series: Gauge | Sum) -> NDArray[np.uint64]:
+    """Return the keys of series without attributes, as in `NumberBlock.keys`, with shape (n, 2).
+
+    Args:
+        texts: Name, unit and description of each series.
+        series: Any series of the same kind.
+    """
+    number, temporality, monotonic = 5, 0, 0
+    if isinstance(series, Sum):
+        number, temporality, monotonic = 7, int(series.temporality), int(series.monotonic)
+    keys = b"" if _extension is None else _extension.hash_series(texts, number, temporality, monotonic, _SECRET)
+    return np.frombuffer(keys, np.uint64).reshape(-1, 2)
 
 
 def hash_name(name: str) -> int:

@@ -132,7 +132,6 @@ def test_a_million_points_and_fifty_thousand_series_fit_into_one_request(server)
     cost = meter.send(
         expansion.Body("million", "/v1/metrics", PROTOBUF, encode_metrics([Batch(resource, series)])), "gzip"
     )
-    skip_if_too_slow(cost, "million")
     assert (cost.status, cost.message) == (200, b"")
     assert_bounded(cost, "million")
     series = [Gauge(f"metric/{number}", times[:1], np.array([1.5])) for number in range(50_000)]
@@ -140,7 +139,6 @@ def test_a_million_points_and_fifty_thousand_series_fit_into_one_request(server)
     cost = meter.send(
         expansion.Body("series", "/v1/metrics", PROTOBUF, encode_metrics([Batch(resource, series)])), "gzip"
     )
-    skip_if_too_slow(cost, "series")
     assert (cost.status, cost.message) == (200, b"")
     assert_bounded(cost, "series")
     mixed = expansion.Body("mixed", "/v1/metrics", PROTOBUF, expansion.mixed_series(1000, 1000))

@@ -92,6 +92,25 @@ def test_points_of_many_series_are_found_in_memory_in_the_file_and_after_a_resta
     store.close()
 
 
+def test_after_a_restart_the_rows_of_many_series_are_found_without_a_statement_for_each(tmp_path):
+    store = open_store(tmp_path)
+    append_batches(store, wide_batch(range(3000), 0), wide_batch(range(1500), 0, 1))
+    rows = store._writer.execute("SELECT count(*), max(id) FROM series").fetchone()
+    store._abandon()
+    store = open_store(tmp_path)
+    statements = []
+    store._writer.set_trace_callback(statements.append)
+    append_batches(store, wide_batch(range(3000), 1), wide_batch(range(1500), 1, 1))
+    store._catalog.forget()
+    append_batches(store, wide_batch(range(3000), 2), wide_batch(range(1500), 2, 1))
+    store._writer.set_trace_callback(None)
+    if number_blocks._extension is not None:
+        assert len([text for text in statements if "FROM series" in text]) < 20
+    assert store._writer.execute("SELECT count(*), max(id) FROM series").fetchone() == rows
+    assert values_of(store, "m001499") == {("m001499", f"rank-{rank}"): [0.0, 1.0, 2.0] for rank in range(2)}
+    store.close()
+
+
 def test_many_series_survive_a_kill_and_keep_their_rows(tmp_path):
     """Points of a store that was not closed are replayed from the commit log, and later requests find the same series."""
     store = open_store(tmp_path)

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from tensormeter.otlp.batch import Distribution, ExponentialHistogram, Gauge, Series, Sum, Summary
+import numpy as np
 
-__all__ = ["Kind", "KindName", "kind_of", "parse_kind"]
+from tensormeter.otlp.batch import Distribution, ExponentialHistogram, Gauge, Series, Sum, Summary, Temporality
+
+__all__ = ["Kind", "KindName", "kind_of", "parse_kind", "series_of_kind"]
 
 KindName = Literal["gauge", "sum", "histogram", "exponential_histogram", "summary"]
 
@@ -48,6 +50,16 @@ def kind_of(series: Series) -> str:
             return "summary"
         case _:
             raise AssertionError(series)
+
+
+def series_of_kind(text: str) -> Gauge | Sum:
+    """Return an empty series of a numeric kind, given as a string returned by `kind_of`."""
+    kind = parse_kind(text)
+    none = np.empty(0, np.uint64)
+    if kind.name == "gauge":
+        return Gauge("", none, np.empty(0))
+    temporality = Temporality[(kind.temporality or "unspecified").upper()]
+    return Sum("", none, np.empty(0), none, monotonic=bool(kind.monotonic), temporality=temporality)
 
 
 def parse_kind(text: str) -> Kind:

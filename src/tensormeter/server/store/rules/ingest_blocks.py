@@ -1,6 +1,6 @@
 """Selection of the blocks of number points in a decoded request that can be stored."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +37,9 @@ class BlockArrival:
         """The earliest and the latest time."""
         return int(self.block.times.min()), int(self.block.times.max())
 
-    def identify(self, stretch: int) -> SeriesIdentity | str:
-        """Return what identifies the series of a stretch, or the reason for refusing it. Raises EncodingError."""
-        return identify_series(self.block.describe(stretch), self.scope)
+    def identify(self, stretches: Sequence[int]) -> Iterator[SeriesIdentity | str]:
+        """Yield the identities of the series of stretches, or the reasons for refusing them. Raises EncodingError."""
+        return (identify_series(series, self.scope) for series in self.block.describe(stretches))
 
 
 def blocks_of(batches: Sequence[Batch], rejections: Rejections, check: Check = no_check) -> list[BlockArrival]:

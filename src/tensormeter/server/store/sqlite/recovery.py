@@ -100,7 +100,7 @@ class Recovery:
 
 def _missing_series(seq: int, orphans: Sequence[Arrival | BlockArrival]) -> DamagedError:
     example = orphans[0]
-    identity = example.identify(0) if isinstance(example, BlockArrival) else example
+    identity = next(example.identify([0])) if isinstance(example, BlockArrival) else example
     metric = identity if isinstance(identity, str) else identity.metric
     points = sum(len(orphan.block.times if isinstance(orphan, BlockArrival) else orphan.points) for orphan in orphans)
     return DamagedError(

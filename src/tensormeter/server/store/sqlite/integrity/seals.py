@@ -35,20 +35,24 @@ __all__ = [
 
 Value = int | float | str | bytes | None
 
-_CONTENT: Final = (str, bytes)  # twice as fast as a union
 
 
 def checksum(*values: Value) -> int:
     """Return the 32-bit checksum of values in the given order. Strings are encoded as UTF-8."""
     crc = 0
     plain: list[int | float | None] = []
+    append = plain.append  # this function runs for each row that is read or written
     for value in values:
-        if isinstance(value, _CONTENT):
-            content = value.encode(errors="surrogatepass") if isinstance(value, str) else value
-            crc = crc32(content, crc)
-            plain.append(len(content))
+        if type(value) is str:
+            content = value.encode("utf-8", "surrogatepass")
+        elif type(value) is bytes:
+            content = value
         else:
-            plain.append(value)
+            append(value)  # type: ignore[arg-type]
+            continue
+        if content:
+            crc = crc32(content, crc)
+        append(len(content))
     return crc32(repr(plain).encode(), crc)
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.otlp.number_blocks import hash_name
+from tensormeter.otlp.number_blocks import hash_name, hash_series
 from tensormeter.server.store.models.errors import AmbiguousRunError, NotFoundError
+from tensormeter.server.store.models.metric_kind import series_of_kind
 from tensormeter.server.store.models.points import Points, beginning
 from tensormeter.server.store.rules import limits
 from tensormeter.server.store.rules.ingest_blocks import BlockArrival
@@ -27,6 +28,12 @@ __all__ = ["Catalog", "find_run"]
 
 _CACHED: Final = 20_000
 """Maximum number of processes, and of series outside of blocks, in the cache."""
+
+_MANY: Final = 1000
+"""Number of unknown series in a request from which on all series of the process are read."""
+
+_ROWS: Final = 20_000
+"""Number of rows of series to read at once."""
 
 _KEYS: Final = 2_000_000
 """Maximum number of series of blocks in the cache, which takes 24 to 80 bytes each."""
@@ -66,6 +73,7 @@ class Catalog:
         self._known_tombstones: dict[tuple[str, str], _Tombstone] | None = None
         self._keys = KeyTable(_KEYS)
         self._salts: dict[tuple[int, str], NDArray[np.uint64]] = {}
+        self._read: set[tuple[int, str]] = set()
 
     def forget(self, connection: sqlite3.Connection | None = None) -> None:
         """Clear the cache, because rows may have disappeared. Does not block.
@@ -76,6 +84,7 @@ class Catalog:
         self._processes.clear()
         self._series.clear()
         self._keys.clear()
+        self._read.clear()
         self._first_steps.clear()
         self._known_tombstones = None
         self._connection = connection or self._connection
@@ -173,8 +182,7 @@ class Catalog:
 
         It is 0 for refused series, whose points are counted in `rejections`.
         """
-        keys = arrival.block.keys ^ self._salt(process, arrival.scope)
-        rows = self._keys.find(keys)
+        keys, rows = self._known_rows(process, arrival)
         unknown = np.flatnonzero(rows == 0)
         if not len(unknown):
             return rows
@@ -196,6 +204,33 @@ class Catalog:
                 rejections[reasons[place]] += points
         return rows
 
+    def _known_rows(self, process: int, arrival: BlockArrival) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Return the key of each stretch, and the row ID of its series or 0."""
+        keys = arrival.block.keys ^ self._salt(process, arrival.scope)
+        rows = self._keys.find(keys)
+        if np.count_nonzero(rows == 0) >= _MANY and (process, arrival.scope) not in self._read:
+            self._read.add((process, arrival.scope))
+            self._read_keys(process, arrival.scope)
+            rows = self._keys.find(keys)
+        return keys, rows
+
+    def _read_keys(self, process: int, scope: str) -> None:
+        """Add the series of a process that have no attributes to the cache, which is quicker than finding each one."""
+        kinds = self._connection.execute(
+            "SELECT DISTINCT kind FROM series WHERE process = ? AND (kind = 'gauge' OR kind LIKE 'sum %')", (process,)
+        ).fetchall()
+        for (kind,) in kinds:
+            cursor = self._connection.execute(
+                "SELECT metric, unit, description, id FROM series"
+                " WHERE process = ? AND kind = ? AND scope = ? AND attributes = '{}'",
+                (process, kind, scope),
+            )
+            while texts := cursor.fetchmany(_ROWS):
+                keys = hash_series(texts, series_of_kind(kind)) ^ self._salt(process, scope)
+                ids = np.array([row[3] for row in texts], np.int64)[: len(keys)]
+                new = self._keys.find(keys) == 0
+                self._keys.add(keys[new], ids[new])
+
     def _resolve(
         self, run: int, process: int, arrival: BlockArrival, stretches: Sequence[int], check: Check
     ) -> tuple[NDArray[np.int64], dict[int, str]]:
@@ -204,9 +239,8 @@ class Catalog:
         reasons: dict[int, str] = {}
         missing: dict[tuple[str, ...], list[int]] = {}
         identities: list[SeriesIdentity] = []
-        for index, stretch in enumerate(stretches):
+        for index, identity in enumerate(arrival.identify(stretches)):
             check()
-            identity = arrival.identify(stretch)
             if isinstance(identity, str):
                 reasons[index] = identity
                 continue
@@ -289,10 +323,9 @@ class Catalog:
             if process is None:
                 orphans.append(arrival)
                 continue
-            keys = arrival.block.keys ^ self._salt(process.process, arrival.scope)
-            rows = self._keys.find(keys)
-            for stretch in np.flatnonzero(rows == 0).tolist():
-                identity = arrival.identify(stretch)
+            keys, rows = self._known_rows(process.process, arrival)
+            unknown = np.flatnonzero(rows == 0).tolist()
+            for stretch, identity in zip(unknown, arrival.identify(unknown), strict=True):
                 if isinstance(identity, str):
                     continue
                 found = self._connection.execute(_FIND, (process.process, *identity[:4])).fetchone()
