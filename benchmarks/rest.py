@@ -94,14 +94,16 @@ def main() -> None:
     for column in ("the trainer logs", "share of one core", "wakeups per second"):
         table.add_column(column, justify="right" if table.columns else "left")
     with tempfile.TemporaryDirectory(prefix="tensormeter-bench-") as name, serving(Path(name)) as url:
-        trainers, agents = [], []
+        trainers, folders = [], []
         try:
             for number, shape in enumerate(SHAPES):
                 folder = Path(name, f"state-{number}")
                 arguments = [url, str(folder), shape.mode, str(shape.rate), str(shape.sample_interval)]
                 trainers.append(subprocess.Popen([sys.executable, "-c", TRAINER, *arguments]))
-                agents.append(find_agent(folder))
+                folders.append(folder)
+                find_agent(folder)
             threading.Event().wait(START_S)
+            agents = [find_agent(folder) for folder in folders]
             for agent in agents:
                 agent.begin()
             begun = time.monotonic()
