@@ -35,6 +35,8 @@ MAX_STRETCHES: Final = 250_000
 
 _SECRET: Final = secrets.token_bytes(16)
 _GAUGE: Final = -1
+_KIND: Final = 6
+"""Column of a stretch's kind in its places."""
 
 _Constructor = Callable[[str, str, str, Mapping[str, Attribute], Scope], Series]
 

@@ -112,7 +112,7 @@ def stretches_of_block(
     block = arrival.block
 
     def identify(stretch: int) -> SeriesIdentity:
-        identity = arrival.identify(stretch)
+        identity = next(arrival.identify([stretch]))
         assert not isinstance(identity, str)
         return identity
 
@@ -142,7 +142,7 @@ def _describe(
         np.ascontiguousarray(hashes[unknown]).view("u8,u8").reshape(-1), return_index=True, return_inverse=True
     )
     inverse = inverse.reshape(-1)
-    identities = [arrival.identify(stretch) for stretch in unknown[first].tolist()]
+    identities = list(arrival.identify(unknown[first].tolist()))
     found = [identity for identity in identities if not isinstance(identity, str)]
     valid = np.array([not isinstance(identity, str) for identity in identities], np.bool_)
     distinct = np.zeros(len(identities), np.uint64)

@@ -36,7 +36,6 @@ __all__ = [
 Value = int | float | str | bytes | None
 
 
-
 def checksum(*values: Value) -> int:
     """Return the 32-bit checksum of values in the given order. Strings are encoded as UTF-8."""
     crc = 0
