@@ -71,7 +71,8 @@ class NumberBlock:
     @property
     def gauges(self) -> NDArray[np.bool_]:
         """Whether each stretch belongs to a gauge, bool, shape (n,)."""
-        return self._places[:, _KIND] == _GAUGE
+        gauges: NDArray[np.bool_] = self._places[:, _KIND] == _GAUGE
+        return gauges
 
     def describe(self, stretches: Sequence[int]) -> Iterator[Series]:
         """Yield the series of stretches, without points.
