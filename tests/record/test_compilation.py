@@ -53,7 +53,7 @@ def test_fullgraph_compilation_of_a_log_call_fails_with_a_clear_error(recording)
         return x
 
     with pytest.raises(
-        torch._dynamo.exc.Unsupported, match=r"torch\.compiler\.disable|class `Writer`|no traceable __call__"
+        torch._dynamo.exc.Unsupported, match=r"torch\.compiler\.disable|class `RowWriter`|no traceable __call__"
     ):
         torch.compile(step, backend="eager", fullgraph=True)(torch.ones(3))
     torch._dynamo.reset()

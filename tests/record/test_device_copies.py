@@ -94,8 +94,8 @@ def write_pending(recording, names, numbers, step):
     """A row whose last columns wait for a device. Returns the index of the first of their words."""
     recorder = recording.recorder
     lane = recorder._lanes.mine()
-    layout = recorder._rows.layout(lane, names, "d" * len(numbers) + "D" * (len(names) - len(numbers)))
-    return lane.write_pending(layout, numbers, step)
+    layout = recorder._rows.layouts.of_gauges(names, "d" * len(numbers) + "D" * (len(names) - len(numbers)))
+    return lane.write_pending(layout, layout.codes, numbers, step)
 
 
 def test_a_row_holds_values_of_all_dtypes(device):
@@ -317,9 +317,9 @@ def test_an_interrupted_launch_delays_no_other_thread(host_recording, monkeypatc
 def test_a_pending_row_whose_writing_fails_is_skipped(recording):
     """No copy will ever be launched for it."""
     lane = recording.recorder._lanes.first
-    layout = recording.recorder._rows.layout(lane, ("x",), "D")
+    layout = recording.recorder._rows.layouts.of_gauges(("x",), "D")
     with pytest.raises(struct.error):
-        lane.write_pending(layout, [], 1 << 63)
+        lane.write_pending(layout, "D", [], 1 << 63)
     recording.log({"b": 1.0})
     assert recording.values() == [{"b": 1.0}]
 

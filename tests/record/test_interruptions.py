@@ -106,10 +106,10 @@ def test_a_handler_may_log_while_a_layout_is_added(recording):
     """The worst instant: the outer call holds the locks, and has looked at the dictionary but not written to it."""
     add_layout = recording.ring.add_layout
 
-    def interrupted(layout):
+    def interrupted(layout, numbers):
         if layout.names == ("outer",):
             recording.log({"inner": 1.0}, 7)
-        return add_layout(layout)
+        return add_layout(layout, numbers)
 
     recording.ring.add_layout = interrupted
     recording.log({"outer": 2.0}, 8)

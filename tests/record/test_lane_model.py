@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import tensormeter.record.rows.lane as lane_module
 from tensormeter.agent.ingest.lane_reader import LaneReader
+from tensormeter.record.histogram.histogram import Histogram
 from tensormeter.ring.format import POSITION_SHIFT
 
 pytestmark = pytest.mark.usefixtures("writers")
@@ -183,9 +184,10 @@ def test_reading_goes_on_behind_space_that_was_given_back_without_a_row(new_reco
     recording.log(SHAPES["huge"](1), 1)
     assert len(recording.rows()) == 2
     after_rows = recording.reader.lanes[0].cursor
-    recording.log({f"k{i}": 0.0 for i in range(300)}, 2)  # does not fit before the end, and not yet at the start
+    large = {"sizes": Histogram(np_histogram=([1] * 150, list(range(151))))}
+    recording.log(large, 2)  # does not fit before the end, and not yet at the start
     assert recording.rows() == []
     assert recording.reader.lanes[0].cursor.position > after_rows.position
-    recording.log({f"k{i}": 0.0 for i in range(300)}, 3)
+    recording.log(large, 3)
     successor = LaneReader(recording.reader.lanes[0]._layouts, 0, after_rows)
     assert [rows.steps.tolist() for rows in successor.read(1 << 40, abandon_pending=False)] == [[3]]

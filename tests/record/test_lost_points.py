@@ -22,7 +22,7 @@ NAMES = [f"m{number}" for number in range(10)]
     ids=["floats", "integers", "NumPy", "distributions", "one"],
 )
 def test_a_full_ring_counts_lost_points_and_not_rows(new_recording, row):
-    recording = new_recording(buffer_bytes=1 << 20 if len(row) == 4 else 1 << 16)
+    recording = new_recording(buffer_bytes=1 << 18 if len(row) == 4 else 1 << 16)
     for step in range(2000):
         recording.log(row, step)
     arrived = sum(len(values) for values in recording.values())

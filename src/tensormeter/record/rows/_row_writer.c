@@ -460,6 +460,48 @@ write_parts(RowWriter *self, PyObject *values, Py_ssize_t most, int64_t step)
     }
 }
 
+// Write a row that would be too large without a layout.
+static int
+write_large(RowWriter *self, PyObject *values, Py_ssize_t most, int64_t step)
+{
+    for (int asked = 0;;) {
+        const Py_ssize_t count = PyDict_GET_SIZE(values);
+        const Py_ssize_t size = (HEAD_WORDS + count + 1) * (Py_ssize_t)sizeof(int64_t);
+        if (size > self->most_bytes) {
+            return write_parts(self, values, most, step);
+        }
+        if (reserve(self, count) < 0) {
+            return FAILED;
+        }
+        const int gathered = gather(self, values, self->headers, self->words);
+        if (gathered != WRITTEN) {
+            return gathered;
+        }
+        const uint64_t hash = hash_of(self->headers, count);
+        const Columns *columns = find_columns(self->sets, hash, self->headers, count);
+        if (columns == NULL) {
+            if (asked || !wants_layout(self->sets, hash)) {
+                return write_parts(self, values, most, step);
+            }
+            asked = 1;
+            if (add_columns(self->sets, values, hash, self->headers, count) < 0) {
+                return FAILED;
+            }
+            continue;
+        }
+        if (has_room(self, size)) {
+            int64_t *row = next_row(self);
+            memcpy(row + HEAD_WORDS, self->words, (size_t)count * sizeof(int64_t));
+            publish(self, row, HEAD_WORDS + count + 1, columns->layout, step);
+            return WRITTEN;
+        }
+        const int made = ensure_room(self, size);
+        if (made <= 0) {
+            return made < 0 ? FAILED : drop(self, count);
+        }
+    }
+}
+
 // Write a row whose columns are not those of the last row.
 static int
 write_any(RowWriter *self, PyObject *values, int64_t step)
@@ -467,8 +509,11 @@ write_any(RowWriter *self, PyObject *values, int64_t step)
     const Py_ssize_t most = (self->most_bytes / (Py_ssize_t)sizeof(int64_t) - ITEMS_HEAD_WORDS - 1) / 2;
     for (int asked = 0;;) {
         const Py_ssize_t count = PyDict_GET_SIZE(values);
-        if (count == 0 || count > most) {
-            return write_parts(self, values, most, step);
+        if (count == 0) {  // the program has changed `values` during a callback
+            return WRITTEN;
+        }
+        if (count > most) {
+            return write_large(self, values, most, step);
         }
         if (!has_room(self, items_size(count))) {  // a row with a layout takes less
             const int made = ensure_room(self, items_size(count));
@@ -501,6 +546,18 @@ write_any(RowWriter *self, PyObject *values, int64_t step)
     }
 }
 
+// Handle a row for which there is no room, even if its columns have a layout.
+static int
+drop_row(RowWriter *self, PyObject *values)
+{
+    const Py_ssize_t count = PyDict_GET_SIZE(values);
+    if (reserve(self, count) < 0) {
+        return FAILED;
+    }
+    const int gathered = gather(self, values, self->headers, self->words);
+    return gathered == WRITTEN ? drop(self, count) : gathered;
+}
+
 // Write a row. `given` is a step, or NULL for the step after the last one. Returns WRITTEN, UNUSUAL or FAILED.
 static int
 write_row(RowWriter *self, PyObject *values, const int64_t *given)
@@ -508,13 +565,12 @@ write_row(RowWriter *self, PyObject *values, const int64_t *given)
     if (PyDict_GET_SIZE(values) == 0) {
         return UNUSUAL;
     }
-    int made = 1;
-    while (self->columns != NULL && self->columns->count == PyDict_GET_SIZE(values) && made) {
+    while (self->columns != NULL && self->columns->count == PyDict_GET_SIZE(values)) {
         const Columns *columns = self->columns;
         if (!has_room(self, columns->size)) {
-            made = ensure_room(self, columns->size);
-            if (made < 0) {
-                return FAILED;
+            const int made = ensure_room(self, columns->size);
+            if (made <= 0) {
+                return made < 0 ? FAILED : drop_row(self, values);
             }
             continue;
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tensormeter.record.dynamo import break_graph
 from tensormeter.record.values.classify import EXACT_INT
-from tensormeter.ring.layout import Items, Layout, item_header, items_in
+from tensormeter.ring.layout import Items, Layout, item_header, items_in, row_bytes
 
 if TYPE_CHECKING:
     from tensormeter.record.rows.lane import Lane, Writer
@@ -100,7 +100,7 @@ class PythonRowWriter:
         reduce: str | None = None,
     ) -> None:
         """Write a row, or call `fallback`."""
-        if self.direct and values.__class__ is dict:
+        if self.direct and type(values) is dict:
             writer = self._writers.get(tuple(values))
             if writer is not None:
                 writer(values, step, every=every, reduce=reduce)
@@ -140,7 +140,7 @@ class PythonRowWriter:
             if type(name) is not str or name not in numbers:
                 return False
         most = items_in(lane.most_bytes)
-        layout = self._sets.find(names, codes) if len(names) <= most else 0
+        layout = self._sets.find(names, codes) if row_bytes(len(names)) <= lane.most_bytes else 0
         if layout:
             if names not in self._writers:
                 kinds = "".join(
