@@ -1,10 +1,11 @@
-"""The `experiment` destination: the experiment server, over OTLP/HTTP with Protobuf and gzip.
+"""The `experiment` destination: the experiment server, over OTLP/HTTP with Protobuf.
 
-Any OTLP/HTTP receiver accepts these requests. The experiment server deduplicates them by the header
-`Tensormeter-Batch-Id`. The response header `Tensormeter-Commit` contains the number of the commit that stored the
-request. `Tensormeter-Durable` contains the number up to which all commits have been synced to the server's disk. Other
-servers do not send these headers, so their durability is unknown. `Tensormeter-Live` contains the interval, in seconds,
-at which the server wants new data while the run has viewers.
+Bodies are gzip until the receiver's responses list other content codings (see `body_coding`). Any OTLP/HTTP receiver
+accepts these requests. The experiment server deduplicates them by the header `Tensormeter-Batch-Id`. The response header
+`Tensormeter-Commit` contains the number of the commit that stored the request. `Tensormeter-Durable` contains the number
+up to which all commits have been synced to the server's disk. Other servers do not send these headers, so their
+durability is unknown. `Tensormeter-Live` contains the interval, in seconds, at which the server wants new data while the
+run has viewers.
 
 If the endpoint comes from `OTEL_EXPORTER_OTLP_ENDPOINT`, the other OTLP exporter variables apply too: headers,
 per-signal endpoints, compression, timeouts, certificates, and the protocol, which may be gRPC.
@@ -13,6 +14,7 @@ per-signal endpoints, compression, timeouts, certificates, and the protocol, whi
 import dataclasses
 import json
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -35,6 +37,8 @@ from tensormeter.exporter import (
     TooLarge,
     Unauthorized,
 )
+from tensormeter_exporters.body_coding import BodyCoding
+from tensormeter_exporters.otlp.answers import Answer
 from tensormeter_exporters.otlp.http import tls_context
 from tensormeter_exporters.otlp.http_client import OtlpPost
 from tensormeter_exporters.request_bodies import decompress
@@ -46,6 +50,11 @@ _PERMANENT: Final = frozenset({400, 409, 415, 422})
 
 # Permanent errors that a single item may cause, so that other parts of the request may be valid.
 _CONTENT: Final = frozenset({400, 422})
+
+# Errors that an unknown content coding may cause.
+_CODING_REFUSED: Final = frozenset({400, 406, 415, 422, 501})
+
+_LEAST_TIMEOUT: Final = 0.1
 
 _HEADERS: Final = ("tensormeter-commit", "tensormeter-durable")
 _LIVE: Final = "tensormeter-live"
@@ -78,18 +87,18 @@ class ExperimentExporter:
         self._targets = {signal: target for signal, target in _targets(config).items() if signal in config.signals}
         self._unanswered = 0
         self._routes = {signal: _route(target) for signal, target in self._targets.items()}
+        self._codings = {signal: BodyCoding.of(target.endpoint) for signal, target in self._targets.items()}
         self._has_no_durability = False
 
     def export(self, request: Request, timeout: float | None = None) -> Outcome:
         """Send one request, and return the outcome. `timeout`, in seconds, can shorten the configured timeout."""
-        target, route = self._targets[request.signal], self._routes[request.signal]
+        route = self._routes[request.signal]
         if not isinstance(route, OtlpPost):
             return route.export(request)
         try:
-            body = request.body if target.gzip else decompress(request)
+            answer = self._send(route, request, timeout)
         except EncodingError as error:
             return Rejected(str(error))
-        answer = route.send(target.endpoint, body, {"Tensormeter-Batch-Id": request.id}, timeout=timeout)
         if isinstance(answer, Retry):
             return answer
         if answer.ok:
@@ -108,6 +117,31 @@ class ExperimentExporter:
         if answer.status == 413:
             return TooLarge(answer.reason)
         return Retry(answer.reason, answer.retry_after)
+
+    def _send(self, route: OtlpPost, request: Request, timeout: float | None) -> Answer | Retry:
+        """Send a request in the best coding that the receiver accepts.
+
+        A proxy or another server behind the same address may refuse this coding. The request is then sent as gzip.
+
+        Raises:
+            EncodingError: The request's body is damaged.
+        """
+        target, coding = self._targets[request.signal], self._codings[request.signal]
+        headers = {"Tensormeter-Batch-Id": request.id}
+        if not target.gzip:
+            return route.send(target.endpoint, decompress(request), headers, timeout=timeout)
+        seconds = target.timeout if timeout is None else min(timeout, target.timeout)
+        deadline = time.monotonic() + seconds
+        body, name = coding.encode(request)
+        answer = route.send(target.endpoint, body, {**headers, "content-encoding": name}, timeout=seconds)
+        if name != "gzip" and isinstance(answer, Answer) and answer.status in _CODING_REFUSED:
+            left = max(deadline - time.monotonic(), _LEAST_TIMEOUT)
+            answer = route.send(target.endpoint, request.body, {**headers, "content-encoding": "gzip"}, timeout=left)
+            if isinstance(answer, Answer) and answer.ok:
+                coding.refuse()
+        if isinstance(answer, Answer) and answer.ok:
+            coding.note_accepted(answer.headers.get("accept-encoding", ""))
+        return answer
 
     def durability(self) -> Durability | Retry | None:
         """Ask the server which commits are durable. See `tensormeter.exporter.Exporter`."""
@@ -145,7 +179,12 @@ class ExperimentExporter:
         if answer.status in _BUSY and self._unanswered < _MOST_QUESTIONS:
             self._unanswered += 1
             return Retry(answer.reason, answer.retry_after)
-        return _attempt_number(answer.body) if answer.ok else None
+        if not answer.ok:
+            return None
+        number = _attempt_number(answer.body)
+        if number is not None:
+            self._codings[signal].note_accepted(answer.headers.get("accept-encoding", ""))
+        return number
 
     def abort(self) -> None:
         """Abort an `export` call on another thread. That call then returns `Retry`."""

@@ -6,11 +6,16 @@ import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+import numpy as np
 import pytest
 
 import tensormeter
 from tensormeter import Settings
 from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Request, Retry, TooLarge, Unauthorized
+from tensormeter.otlp.batch import Batch, Gauge
+from tensormeter.otlp.content_codings import PLANES
+from tensormeter.otlp.encode import encode_metrics
+from tensormeter.server.receivers.request_body import decompress
 from tensormeter_exporters.experiment import ExperimentExporter
 from tensormeter_exporters.otlp.exporter import OtlpExporter
 
@@ -256,3 +261,71 @@ def test_a_run_keeps_no_header_and_sends_them_with_every_request(otel, receiver,
     kept += [file.read_bytes() for file in tmp_path.glob("**/*") if file.is_file()]
     assert not [data for data in kept if b"hunter" in data]
     assert "hunter" not in repr(run.settings)
+
+
+def points_request(identity, gauges=3, points=100):
+    """A request with random values."""
+    chance = np.random.default_rng(gauges)
+    times = np.arange(1, points + 1, dtype=np.uint64)
+    series = [Gauge(f"metric/{number}", times, chance.random(points)) for number in range(gauges)]
+    body = gzip.compress(encode_metrics([Batch({}, series)]), 1)
+    return Request(identity, "metrics", body, gauges * points)
+
+
+def decoded(received):
+    """The body of a received request without its content coding."""
+    return decompress(received.body, received.headers["content-encoding"], 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("accepts", "coding", "wide_coding"),
+    [
+        (f"{PLANES}, zstd, gzip", PLANES, "zstd"),
+        (f"gzip, ZSTD;q=0.5 , {PLANES}", PLANES, "zstd"),
+        ("zstd", "zstd", "zstd"),
+        (PLANES, PLANES, "gzip"),
+        (f"gzip, {PLANES};q=0, zstd; q=0", "gzip", "gzip"),
+        ("br, deflate, gzip", "gzip", "gzip"),
+        ("", "gzip", "gzip"),
+    ],
+)
+def test_bodies_are_in_the_best_coding_that_the_receiver_lists(
+    exporter, receiver, answering, accepts, coding, wide_coding
+):
+    receiver.script(*[answering(200, Accept_Encoding=accepts)] * 3)
+    requests = [points_request("1"), points_request("2"), points_request("3", gauges=300, points=1)]
+    assert [exporter.export(request) for request in requests] == [Accepted()] * 3
+    codings = [received.headers["content-encoding"] for received in receiver.received]
+    assert codings == ["gzip", coding, wide_coding]
+    assert [decoded(received) for received in receiver.received] == [gzip.decompress(item.body) for item in requests]
+    receiver.script(answering(200), answering(200))  # another server, which lists nothing
+    exporter.export(points_request("4"))
+    exporter.export(points_request("5"))
+    assert receiver.received[-1].headers["content-encoding"] == "gzip"
+
+
+@pytest.mark.parametrize("status", [400, 406, 415, 422, 501])
+def test_a_coding_that_is_refused_is_not_used_again(exporter, receiver, answering, status):
+    """A proxy, or an older server, is behind the same address."""
+    listing = answering(200, Accept_Encoding=f"{PLANES}, zstd")
+    receiver.script(listing, answering(status, b"no", "text/plain"), listing, listing)
+    requests = [points_request(str(number)) for number in range(3)]
+    assert [exporter.export(request) for request in requests] == [Accepted()] * 3
+    assert [received.headers["content-encoding"] for received in receiver.received] == ["gzip", PLANES, "gzip", "gzip"]
+    assert [received.id for received in receiver.received] == ["0", "1", "1", "2"]
+    assert receiver.received[2].body == requests[1].body
+
+
+def test_a_request_that_is_refused_in_every_coding_is_rejected(exporter, receiver, answering):
+    listing, refusal = answering(200, Accept_Encoding="zstd"), answering(400, b"no", "text/plain")
+    receiver.script(listing, refusal, refusal, listing)
+    assert exporter.export(points_request("0")) == Accepted()
+    assert isinstance(exporter.export(points_request("1")), Rejected)
+    assert exporter.export(points_request("2")) == Accepted()
+    assert [received.headers["content-encoding"] for received in receiver.received] == ["gzip", "zstd", "gzip", "zstd"]
+
+
+def test_a_damaged_body_is_rejected_in_another_coding(exporter, receiver, answering):
+    receiver.script(answering(200, Accept_Encoding="zstd"))
+    assert exporter.export(REQUEST) == Accepted()
+    assert isinstance(exporter.export(Request("2", "metrics", b"nope", 1)), Rejected)

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from tensormeter.errors import EncodingError
 from tensormeter.otlp import decode, elements
+from tensormeter.otlp.content_codings import CODINGS
 from tensormeter.otlp.json import events_from_json, metrics_from_json
 from tensormeter.server.api import responses
 from tensormeter.server.query.points.downsampling import sample
@@ -123,7 +124,7 @@ def check_json_of(body: bytes) -> None:
 
 def check_body(body: bytes) -> None:
     """All contents, under every compression: an answer of 400 or 413, or no more than the limit."""
-    for encoding in ("gzip", "zstd"):
+    for encoding in CODINGS:
         try:
             size = len(decompress(body, encoding, LIMIT))
         except HTTPException as error:

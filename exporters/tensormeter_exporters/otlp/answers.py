@@ -41,7 +41,7 @@ class Answer:
         content_type: Content type of the body.
         body: Body of the response.
         retry_after: Delay that the receiver requested, in seconds, or None.
-        headers: Headers whose names begin with ``tensormeter-``. The names are in lowercase.
+        headers: Headers whose names begin with ``tensormeter-`` or ``accept-encoding``. The names are in lowercase.
     """
 
     url: str

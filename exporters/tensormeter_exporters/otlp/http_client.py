@@ -27,7 +27,8 @@ A partial success may list many points, and an error may be a long web page.
 
 _PIECE: Final = 1 << 16
 
-_OURS: Final = "tensormeter-"
+_KEPT: Final = ("tensormeter-", "accept-encoding")
+"""Beginnings of the names of headers to return."""
 
 
 class OtlpPost:
@@ -106,7 +107,7 @@ class OtlpPost:
             response.headers.get("Content-Type", ""),
             answer,
             _retry_after(response.headers.get("Retry-After")),
-            {name.lower(): value for name, value in response.headers.items() if name.lower().startswith(_OURS)},
+            {name.lower(): value for name, value in response.headers.items() if name.lower().startswith(_KEPT)},
         )
 
     def abort(self) -> None:

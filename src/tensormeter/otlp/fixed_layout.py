@@ -4,7 +4,7 @@ If a sender writes many points of one series, as tensormeter does, the encoded p
 This module verifies that all other bytes are the same in all points. If they are not, protobuf reads the points.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from tensormeter.otlp.varint import decode_varint
 
-__all__ = ["Field", "FixedPoints", "changing_bytes", "iterate_fields", "read_fixed_points"]
+__all__ = [
+    "Field",
+    "FixedPoints",
+    "changing_bytes",
+    "find_points",
+    "iterate_fields",
+    "iterate_some_fields",
+    "read_fixed_points",
+]
 
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 
@@ -82,30 +90,59 @@ def iterate_fields(body: memoryview, begin: int, end: int, most: int | None = No
     fields: list[Field] = []
     at = begin
     while at < end:
-        tag, content = decode_varint(body, at, end)
+        field = _field_at(body, at, end)
+        if field is None or len(fields) == most:
+            return None
+        fields.append(field)
+        at = field.end
+    return fields
+
+
+def iterate_some_fields(body: memoryview, begin: int, end: int) -> Iterator[Field]:
+    """Yield the fields of a message between two offsets, up to the first one that is not valid."""
+    while begin < end and (field := _field_at(body, begin, end)) is not None:
+        yield field
+        begin = field.end
+
+
+def _field_at(body: memoryview, at: int, end: int) -> Field | None:
+    """Return the field at an offset; None if it is not valid or is a group."""
+    tag, content = decode_varint(body, at, end)
+    if content < 0:
+        return None
+    wire = tag & 7
+    if wire == _LEN:
+        length, content = decode_varint(body, content, end)
         if content < 0:
             return None
-        wire = tag & 7
-        if wire == _LEN:
-            length, content = decode_varint(body, content, end)
-            if content < 0:
-                return None
-            after = content + length
-        elif wire == _I64:
-            after = content + 8
-        elif wire == _VARINT:
-            _, after = decode_varint(body, content, end)
-        elif wire == _I32:
-            after = content + 4
-        else:
-            return None
-        if after < 0 or after > end:
-            return None
-        if len(fields) == most:
-            return None
-        fields.append(Field(tag >> 3, wire, at, content, after))
-        at = after
-    return fields
+        after = content + length
+    elif wire == _I64:
+        after = content + 8
+    elif wire == _VARINT:
+        _, after = decode_varint(body, content, end)
+    elif wire == _I32:
+        after = content + 4
+    else:
+        return None
+    return None if after < 0 or after > end else Field(tag >> 3, wire, at, content, after)
+
+
+def find_points(body: memoryview, begin: int, end: int, tag: int) -> tuple[int, int, int] | None:
+    """Find the layout of the consecutive points between two offsets. Each point must start with the one-byte `tag`.
+
+    Returns:
+        Size of each point, and the offsets of its time and value in the point. None if any other bytes differ between the
+        points, or if there are too few points.
+    """
+    size = _point_size(body, begin, end, tag)
+    offsets = None if size is None else _offsets(body, begin, size)
+    if size is None or offsets is None or _START_TIME in offsets:
+        return None
+    fixed = ~_changing(offsets, size)
+    fixed[offsets[_AS_DOUBLE] - 1] = True
+    if not _is_fixed(np.frombuffer(body[begin:end], np.uint8).reshape(-1, size), np.flatnonzero(fixed)):
+        return None
+    return size, offsets[_TIME], offsets[_AS_DOUBLE]
 
 
 def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> FixedPoints | None:
@@ -113,22 +150,15 @@ def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> Fixed
 
     Each point must start with the one-byte `tag`.
     """
-    if begin >= end or body[begin] != tag:
+    size = _point_size(body, begin, end, tag)
+    offsets = None if size is None else _offsets(body, begin, size)
+    if size is None or offsets is None:
         return None
-    length, content = decode_varint(body, begin + 1, end)
-    size = content - begin + length
-    if content < 0 or length <= 0 or (end - begin) % size or (end - begin) // size < _MIN_POINTS:
-        return None
-    offsets = _offsets(body, begin, size)
-    if offsets is None:
-        return None
+    _, content = decode_varint(body, begin + 1, end)
     table = np.frombuffer(body[begin:end], np.uint8).reshape(-1, size)
     value_tag = offsets[_AS_DOUBLE] - 1
-    fixed = np.flatnonzero(~_changing(offsets, size))
-    rows = max(_BLOCK_BYTES // size, 1)
-    for row in range(0, len(table), rows):
-        if not (table[row : row + rows, fixed] == table[0, fixed]).all():
-            return None
+    if not _is_fixed(table, np.flatnonzero(~_changing(offsets, size))):
+        return None
     integers = table[:, value_tag] == _TAG_INT
     if not (integers | (table[:, value_tag] == _TAG_DOUBLE)).all():
         return None
@@ -152,6 +182,25 @@ def changing_bytes(body: memoryview, begin: int, size: int) -> NDArray[np.bool_]
     """
     offsets = _offsets(body, begin, size)
     return None if offsets is None else _changing(offsets, size)
+
+
+def _point_size(body: memoryview, begin: int, end: int, tag: int) -> int | None:
+    """Return the size of the points between two offsets, or None if they cannot all have the size of the first one."""
+    if begin >= end or body[begin] != tag:
+        return None
+    length, content = decode_varint(body, begin + 1, end)
+    size = content - begin + length
+    if content < 0 or length <= 0 or (end - begin) % size or (end - begin) // size < _MIN_POINTS:
+        return None
+    return size
+
+
+def _is_fixed(table: NDArray[np.uint8], columns: NDArray[np.intp]) -> bool:
+    """Return whether the given columns are the same in all rows."""
+    rows = max(_BLOCK_BYTES // table.shape[1], 1)
+    return all(
+        bool((table[row : row + rows, columns] == table[0, columns]).all()) for row in range(0, len(table), rows)
+    )
 
 
 def _offsets(body: memoryview, begin: int, size: int) -> dict[int, int] | None:

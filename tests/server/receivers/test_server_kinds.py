@@ -3,15 +3,20 @@
 import gzip
 import json
 import math
+import struct
 
 import numpy as np
 import pytest
 import zstandard
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from tensormeter.exporter import Accepted, ExporterConfig, Request
 from tensormeter.otlp.batch import Batch, Buckets, ExponentialHistogram, Gauge, Histogram, Sum, Summary, Temporality
+from tensormeter.otlp.content_codings import PLANES
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
+from tensormeter.otlp.point_planes import split_planes
+from tensormeter_exporters.experiment import ExperimentExporter
 
 T0 = 1_750_000_000_000_000_000
 S = 10**9
@@ -260,6 +265,36 @@ def test_a_zstd_bomb_is_refused(server, known_size):
     assert answer.status == 413
     frames = zstandard.compress(b"") + zstandard.compress(b"")
     assert server.post("/v1/metrics", frames, Content_Encoding="zstd").status == 200
+
+
+def test_points_in_planes_are_decoded_within_limits(server, make):
+    times = u64(*range(T0, T0 + 100))
+    body = encode_metrics([Batch(make.resource("planes"), [Gauge("v", times, f64(*range(100)))])])
+    planes = split_planes(body)
+    answer = server.post("/v1/metrics", zstandard.compress(planes), Content_Encoding=PLANES)
+    assert answer.status == 200
+    assert PLANES in answer.headers["Accept-Encoding"]
+    (metric,) = server.get("/api/v1/runs/planes/metrics")["metrics"]
+    assert metric["points"] == 100
+    for damaged in (b"", planes, zstandard.compress(planes[:-1]), zstandard.compress(b"\xff" * 100)):
+        assert server.post("/v1/metrics", damaged, Content_Encoding=PLANES).status == 400
+    # A million points of 60 KB each, of which only the first is sent.
+    bomb = struct.pack("<IIIHHH", 1, 0, 1_000_000, 60_000, 10, 30) + bytes(60_000 + 16_000_000)
+    assert server.post("/v1/metrics", zstandard.compress(bomb), Content_Encoding=PLANES).status == 413
+    assert server.post("/v1/metrics", zstandard.compress(bytes(65 << 20)), Content_Encoding=PLANES).status == 413
+
+
+def test_the_exporter_of_a_run_sends_planes(server, make):
+    exporter = ExperimentExporter(ExporterConfig(endpoint=server.url, token=None, timeout=30.0))
+    values = np.random.default_rng(0).random(200)
+    for number, part in enumerate((values[:100], values[100:])):
+        times = u64(*range(T0 + 100 * number, T0 + 100 * number + 100))
+        body = gzip.compress(encode_metrics([Batch(make.resource("coded"), [Gauge("x", times, part)])]))
+        assert isinstance(exporter.export(Request(f"coded-{number}", "metrics", body, 100)), Accepted)
+    assert exporter._codings["metrics"]._accepted == {PLANES, "zstd", "gzip"}
+    exporter.shutdown()
+    (series,) = server.get("/api/v1/runs/coded/series", metric="x", x="time")["series"]
+    assert series["value"] == values.tolist()
 
 
 def test_one_name_in_several_kinds_and_scopes_keeps_all(server, make):

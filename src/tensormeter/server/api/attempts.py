@@ -14,6 +14,7 @@ from starlette.routing import Route
 from tensormeter.conventions.attempt_number import DOUBTFUL, KnownMember, Member, choose_attempt
 from tensormeter.conventions.semconv import PROCESS_KIND
 from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.content_codings import ACCEPT_ENCODING
 from tensormeter.server.api.params import read_parameters, run_ref
 from tensormeter.server.api.request_schemas import AttemptParameters
 from tensormeter.server.api.responses import encode, json_response
@@ -48,7 +49,9 @@ class AttemptsApi:
             number = parameters.number or choose_attempt(member, known.values(), resume=resume, least=parameters.least)
             return encode(Attempt(number, _last_step(store, ref, known, number)))
 
-        return json_response(await self._threads.run(work))
+        response = json_response(await self._threads.run(work))
+        response.headers["Accept-Encoding"] = ACCEPT_ENCODING  # agents ask before they send the first request
+        return response
 
 
 def _members(store: Store, ref: RunRef, *, resume: bool) -> dict[str, KnownMember]:

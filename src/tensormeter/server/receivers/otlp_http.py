@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from tensormeter.otlp.batch import Attribute
 from tensormeter.otlp.check import Check
+from tensormeter.otlp.content_codings import ACCEPT_ENCODING, CODINGS
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.elements import check_logs, check_metrics
 from tensormeter.otlp.json import events_from_json, metrics_from_json
@@ -111,7 +112,7 @@ class Receiver:
         del body  # allows `work` to free the body once it is decompressed
         store = self._stores.of(request)
 
-        headers: dict[str, str] = {}
+        headers: dict[str, str] = {"Accept-Encoding": ACCEPT_ENCODING}
 
         def work(budget: CpuBudget) -> bytes:
             payload = decompress(bodies.pop(), form.encoding, self._max_body_bytes, budget.check_now)
@@ -180,6 +181,10 @@ def _check_headers(request: Request) -> _Form:
     if media_type not in (PROTOBUF, JSON):
         raise HTTPException(415, f"expected Content-Type {PROTOBUF} or {JSON}, got {media_type!r}")
     encoding = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
-    if encoding not in ("", "identity", "gzip", "zstd"):
-        raise HTTPException(415, f"expected Content-Encoding gzip, zstd or identity, got {encoding!r}")
+    if encoding not in ("", "identity", *CODINGS):
+        raise HTTPException(
+            415,
+            f"expected Content-Encoding gzip, zstd or identity, got {encoding!r}",
+            {"Accept-Encoding": ACCEPT_ENCODING},
+        )
     return _Form(media_type, "" if encoding == "identity" else encoding)

@@ -9,7 +9,10 @@ import zstandard
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from tensormeter.errors import EncodingError
+from tensormeter.otlp import content_codings
 from tensormeter.otlp.check import Check, no_check
+from tensormeter.otlp.point_planes import DecodedTooLargeError, join_planes
 
 __all__ = ["BodyReader", "decompress"]
 
@@ -88,7 +91,8 @@ def decompress(body: bytes, encoding: str, max_bytes: int, check: Check = no_che
 
     Args:
         body: Body as sent.
-        encoding: "gzip" or "zstd", with 1 to 10,000 members or frames; "" for no compression.
+        encoding: "gzip" or "zstd", with 1 to 10,000 members or frames; "" for no compression; or the coding of
+            `tensormeter.otlp.point_planes`.
         max_bytes: Maximum size of the result in bytes.
         check: Function that is called for each piece and can end the work by raising an error. Even a body with a small
             result can take long to decompress.
@@ -97,12 +101,23 @@ def decompress(body: bytes, encoding: str, max_bytes: int, check: Check = no_che
         HTTPException: 413 if the result exceeds `max_bytes`; 400 if the body is truncated or in another format.
     """
     match encoding:
-        case "gzip":
+        case content_codings.GZIP:
             return _gunzip(body, max_bytes, check)
-        case "zstd":
+        case content_codings.ZSTD:
             return _unzstd(body, max_bytes, check)
+        case content_codings.PLANES:
+            return _join_planes(_unzstd(body, max_bytes, check), max_bytes, check)
         case _:
             return body
+
+
+def _join_planes(data: bytes, max_bytes: int, check: Check) -> bytes:
+    try:
+        return join_planes(data, max_bytes, check)
+    except DecodedTooLargeError:
+        raise too_large(max_bytes) from None
+    except EncodingError as error:
+        raise HTTPException(400, f"the body is not {content_codings.PLANES}: {error}") from None
 
 
 def _gunzip(body: bytes, max_bytes: int, check: Check) -> bytes:
