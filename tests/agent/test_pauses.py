@@ -17,6 +17,7 @@ from tensormeter.ring.format import HeaderWord
 def settings(run_settings, monkeypatch):
     """Settings with which the agent acts only when something wakes it."""
     monkeypatch.setattr(pauses_module, "_LONGEST", 3600)
+    monkeypatch.setattr(pauses_module, "_LOOK", 3600)
     return run_settings(
         buffer_bytes=1 << 20,
         schedule_delay=3600,
@@ -43,6 +44,18 @@ def test_a_lane_that_fills_up_wakes_the_agent(settings, receiver, wait_for):
     run.finish()
     assert [step for step, _ in receiver.rows()] == list(range(rows))
     assert run._process.ring.drops() == {}
+
+
+def test_a_look_finds_new_rows_and_ended_processes(settings, receiver, wait_for, monkeypatch):
+    monkeypatch.setattr(pauses_module, "_LOOK", 0.05)
+    run = tensormeter.init("p", settings=settings.replace(schedule_delay=0.05))
+    wait_for(lambda: sleeps(run), "the agent sleeps")
+    run.log({"loss": 0.5}, 1)
+    wait_for(receiver.rows, "the row is delivered")
+    wait_for(lambda: sleeps(run), "the agent sleeps")
+    run._process.ring.release()  # as if the process had been killed
+    wait_for(lambda: not run._process.ring.path.exists(), "the agent has noticed the end")
+    run.finish()
 
 
 def test_the_end_of_a_run_wakes_the_agent(settings, receiver, wait_for):

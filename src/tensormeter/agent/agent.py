@@ -344,6 +344,10 @@ class Agent:
         if self._retrying:
             self._retrying = False
             self._deliveries.wake()
+        if not self._pauses.thorough:
+            self._drain(spool)
+            self._deliveries.wake_noted()
+            return False
         self._location.restore_deleted(spool)
         self._location.keep_room(spool)
         self._discover(spool)

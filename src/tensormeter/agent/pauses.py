@@ -1,8 +1,9 @@
 """Pauses between the rounds of the agent's loop.
 
-A pause is short while a process waits for the agent or writes fast. Otherwise, the agent sleeps until rows are due, for
-a second at most. A process wakes it if a lane fills up faster than expected, for a flush, and when it starts or ends.
-While the run has viewers, the agent looks for new rows often, which only compares words in memory.
+A pause is short while a process waits for the agent or writes fast. Otherwise, the agent sleeps until rows are due. Once a
+second, it looks for new rows and finished processes, which costs little. A process wakes the agent if a lane fills up
+faster than expected, for a flush, and when it starts or ends. While the run has viewers, the agent looks for new rows
+often, which only compares words in memory.
 """
 
 import math
@@ -20,10 +21,16 @@ __all__ = ["Pauses"]
 _TICK: Final = 0.05
 """Seconds of a short pause. A million rows per second fill a lane of 8 MiB in 140 ms."""
 
-_LONGEST: Final = 1.0
-"""Maximum seconds of a pause. Heartbeats, self-metrics and the death of a process are noticed this late."""
+_LONGEST: Final = 2.0
+"""Maximum seconds of a pause, and maximum seconds between two thorough rounds."""
 
-_LOOK: Final = 0.025
+_LATE: Final = 1 / 4
+"""Share of the interval of heartbeats, samples and self-metrics by which they may be late."""
+
+_LOOK: Final = 1.0
+"""Maximum seconds between two looks for new rows, new media and ended processes."""
+
+_LIVE_LOOK: Final = 0.025
 """Seconds between two looks for new rows while the run has viewers."""
 
 _LONGEST_LIVE: Final = 0.25
@@ -45,13 +52,12 @@ class Pauses:
         """
         self._directory = directory
         self._rings = rings
-        intervals = (
-            settings.schedule_delay,
-            settings.heartbeat_interval,
-            settings.self_metrics_interval,
-            settings.sample_interval,
-        )
-        self._longest = min(_LONGEST, *(interval for interval in intervals if interval))
+        intervals = settings.heartbeat_interval, settings.self_metrics_interval, settings.sample_interval
+        self._longest = min([_LONGEST, *(_LATE * interval for interval in intervals if interval)])
+        self._look = min(_LOOK, settings.schedule_delay)
+        self.thorough = True
+        """Whether the next round must check everything, and not only the rings that are known."""
+        self._thorough_at = 0.0
         self._wakeup = Wakeup()
         self._began = time.monotonic()
         self._is_awaited = False
@@ -94,22 +100,32 @@ class Pauses:
         now = time.monotonic()
         elapsed, self._began = now - self._began, now
         growth = self._rings.take_growth()
-        if busy or not self._wakeup.listen(self._directory):
+        if self.thorough:
+            self._thorough_at = now
+        self.thorough = busy or not self._wakeup.listen(self._directory)
+        if self.thorough:
             self._wakeup.wait(_TICK)
             return
         most = min(self._longest, self._rings.due_in(), elapsed * _GROWTH / growth if growth else math.inf)
-        seconds = max(_LOOK, min(most, _LONGEST_LIVE)) if self._is_live else max(_TICK, most)
+        seconds = max(_LIVE_LOOK, min(most, _LONGEST_LIVE)) if self._is_live else max(_TICK, most)
         self._rings.set_sleeping(seconds > _TICK)
         try:
-            if self._is_live:
-                self._wait_for_rows(seconds)
-            else:
-                self._wakeup.wait(seconds)
+            self.thorough = self._sleep(seconds)
         finally:
             self._rings.set_sleeping(False)
+        if time.monotonic() - self._thorough_at >= self._longest:
+            self.thorough = True
 
-    def _wait_for_rows(self, seconds: float) -> None:
+    def _sleep(self, seconds: float) -> bool:
+        """Pause until there is something to do, and return whether a thread or process has ended the pause."""
         deadline = time.monotonic() + seconds
+        look = _LIVE_LOOK if self._is_live else max(_TICK, self._look)
         while (left := deadline - time.monotonic()) > 0:
-            if self._wakeup.wait(min(left, _LOOK)) or (self._keeps_up and self._rings.has_due_rows()):
-                return
+            if self._wakeup.wait(min(left, look)):
+                return True
+            if self._is_live:
+                if self._keeps_up and self._rings.has_due_rows():
+                    break
+            elif self._rings.has_news():
+                break
+        return False

@@ -170,7 +170,11 @@ class BatchMeasurementProcessor:
 
     def has_due_rows(self) -> bool:
         """Return whether rows were written that would be a batch now. This only compares words in memory."""
-        return time.monotonic() - self._batched_at >= self.delay and any(lane.has_next() for lane in self._lanes)
+        return time.monotonic() - self._batched_at >= self.delay and self.has_new_rows()
+
+    def has_new_rows(self) -> bool:
+        """Return whether rows were written after those that were read. This only compares words in memory."""
+        return any(lane.has_next() for lane in self._lanes)
 
     def take_growth(self) -> float:
         """Return the largest share of a lane that was read since the last call. It exceeds 1 after several laps."""

@@ -179,6 +179,15 @@ class RingDrainer:
         """Return whether the process has written rows that would be a batch now. This only compares words in memory."""
         return self._processor.has_due_rows()
 
+    def has_news(self) -> bool:
+        """Return whether the process has written rows or media, or has ended, since the last `advance`."""
+        return (
+            self._processor.has_new_rows()
+            or not self.settled
+            or any(self._inbox.pieces())
+            or not self.ring.writer_alive()
+        )
+
     def take_growth(self) -> float:
         """Return the largest share of a lane that was read since the last call."""
         return self._processor.take_growth()

@@ -117,6 +117,10 @@ class Rings:
         """Return whether a process has written rows that would be a batch now. This only compares words in memory."""
         return any(drain.has_due_rows() for drain in self)
 
+    def has_news(self) -> bool:
+        """Return whether a process has written rows or media, or has ended, since the last `drain`."""
+        return any(drain.has_news() for drain in self)
+
     def take_growth(self) -> float:
         """Return the largest share of a lane that was read since the last call."""
         return max((drain.take_growth() for drain in self), default=0.0)
