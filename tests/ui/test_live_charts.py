@@ -16,6 +16,9 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from playwright.sync_api import expect
 from sample_runs import SECOND, Sender
 
+from tensormeter.otlp.batch import Batch
+from tensormeter.otlp.encode import encode_metrics
+
 
 def test_lines_break_where_nothing_was_recorded(open_tab: Callable[..., Any], site: Any) -> None:
     """A point flagged as not recorded, as Collectors send it after a failed scrape, interrupts the line, also in live updates."""
@@ -158,3 +161,46 @@ def test_growing_runs_are_thinned_and_keep_spikes(open_tab: Callable[..., Any], 
     assert not tab.asked("/runs/twin2/metrics")
     for sender in (growing, other):
         sender.event("run.end", began + 3 * SECOND, {"state": "finished"})
+
+
+def test_a_hidden_page_disconnects_until_it_is_visible(open_tab: Callable[..., Any], site: Any, wait_for: Any) -> None:
+    """An open stream makes agents send data often, so a forgotten tab must not keep one."""
+    began = time.time_ns()
+    sender = Sender(site.post, "seen", "seen1", "seen")
+    sender.event("run.start", began, {"config": {}})
+
+    def log(step: int) -> None:
+        sender.rows(np.array([began + step]), np.array([step]), {"loss": [float(step)]})
+
+    def is_watched() -> bool:
+        body = encode_metrics([Batch({"service.name": "seen", "tensormeter.run.id": "seen1"}, [])])
+        answer = site.http.request("POST", f"{site.url}/v1/metrics", body=body, headers=site._headers)
+        return "tensormeter-live" in answer.headers
+
+    def set_hidden(hidden: bool) -> None:
+        page.evaluate(
+            """(hidden) => {
+                Object.defineProperty(document, "hidden", {configurable: true, get: () => hidden});
+                document.dispatchEvent(new Event("visibilitychange"));
+            }""",
+            hidden,
+        )
+
+    log(1)
+    tab = open_tab(site.url)
+    tab.page.clock.install()
+    page = tab.go("#/p/seen/runs/seen1")
+    card = tab.card("loss")
+    expect(card.locator(".last")).to_have_text("1")
+    wait_for(is_watched, "the stream is open")
+    set_hidden(True)
+    page.clock.fast_forward(59_000)
+    assert is_watched()
+    page.clock.fast_forward(2_000)
+    wait_for(lambda: not is_watched(), "the stream is closed")
+    log(2)
+    set_hidden(False)
+    expect(card.locator(".last")).to_have_text("2")
+    wait_for(is_watched, "the stream is open again")
+    log(3)
+    expect(card.locator(".last")).to_have_text("3")
