@@ -28,7 +28,7 @@ class Wakeup:
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
         # Threads may call `wake` until the end, so the pipe stays open as long as the object.
-        weakref.finalize(self, _close, self._read, self._write)
+        weakref.finalize(self, _close, self._read, self._write).atexit = False
         for descriptor in (self._read, self._write):
             os.set_blocking(descriptor, False)
         self._path: Path | None = None
