@@ -197,3 +197,19 @@ def test_limits_apply_to_what_is_not_in_blocks():
             decode_blocks(wide, limit=check_metrics)
     else:
         assert sum(batch.points for batch in decode_blocks(wide, limit=check_metrics)) == 60_000
+
+
+@needs_extension
+def test_metrics_beyond_the_maximum_number_of_stretches_are_left_to_protobuf(monkeypatch):
+    monkeypatch.setattr(number_blocks, "MAX_STRETCHES", 3)
+    alternating = [gauge("c", 1.0, 2.0), gauge("d", 1.0)]
+
+    def mixed(metric):
+        metric.name = "mixed"
+        for number in range(4):
+            metric.gauge.data_points.add(time_unix_nano=T0 + number, as_int=1).attributes.add(key=str(number % 2))
+
+    body = request_of(gauge("a", 1.0), mixed, gauge("b", 1.0), *alternating)
+    (batch,) = decode_blocks(body)
+    assert [series.name for block in batch.blocks for series in block.describe([0, 1, 2])] == ["a", "b", "c"]
+    assert points_of([batch]) == points_of(decode_metrics(body))

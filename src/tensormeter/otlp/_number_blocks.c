@@ -12,7 +12,7 @@
 
 #define MALFORMED (-1)
 #define NO_MEMORY (-2)
-#define TOO_MANY (-3)
+#define TOO_LARGE (-3)
 
 #define PLACES 9
 #define LARGE (1 << 16) // bytes of a scope from which on other threads may run meanwhile
@@ -269,11 +269,15 @@ static int read_point(Span span, Point *point) {
     return status < 0 ? status : timed && valued;
 }
 
+static int same_attributes(const Point *point, const uint8_t *attributes, size_t size) {
+    return (size_t)(point->attributes_end - point->attributes) == size &&
+           (!size || memcmp(point->attributes, attributes, size) == 0);
+}
+
 static int append_stretch(Split *split, const Metric *metric, Span point, const uint64_t key[2], const uint64_t name[2],
                           int has_attributes) {
     Block *block = &split->block;
-    if (split->stretches++ >= split->most)
-        return TOO_MANY;
+    split->stretches++;
     int64_t one = 0;
     int32_t places[PLACES];
     const Field *texts[] = {&metric->name, &metric->unit, &metric->description};
@@ -312,14 +316,16 @@ static int split_metric(Split *split, Span content) {
     Span data = {metric.data.content, metric.data.end};
     Field field;
     Point point;
-    size_t points = 0;
+    size_t points = 0, stretches = 0, size = 0;
+    const uint8_t *attributes = NULL;
     while ((status = next_field(&data, &field)) > 0) {
         if (field.number == 1 && field.wire == 2) {
             Span span = {field.content, field.end};
             status = read_point(span, &point);
             if (status <= 0)
                 return status;
-            points++;
+            stretches += !points++ || !same_attributes(&point, attributes, size);
+            attributes = point.attributes, size = (size_t)(point.attributes_end - point.attributes);
         } else if (metric.data.number == 7 && field.wire == 0 && field.number == 2 && field.value <= 2) {
             metric.temporality = field.value;
         } else if (metric.data.number == 7 && field.wire == 0 && field.number == 3 && field.value <= 1) {
@@ -330,6 +336,8 @@ static int split_metric(Split *split, Span content) {
     }
     if (status < 0 || !points)
         return status;
+    if (stretches > split->most - split->stretches)
+        return 0;
 
     Buffer *scratch = &split->scratch;
     uint8_t kind[3] = {(uint8_t)metric.data.number, (uint8_t)metric.temporality, (uint8_t)metric.monotonic};
@@ -343,8 +351,6 @@ static int split_metric(Split *split, Span content) {
     hash_bytes(split->secret, metric.name.content, (size_t)(metric.name.end - metric.name.content), name);
 
     Block *block = &split->block;
-    const uint8_t *attributes = NULL;
-    size_t size = 0;
     int begun = 0;
     data.at = metric.data.content;
     while ((status = next_field(&data, &field)) > 0) {
@@ -352,9 +358,8 @@ static int split_metric(Split *split, Span content) {
             continue;
         Span span = {field.content, field.end};
         read_point(span, &point);
-        size_t point_size = (size_t)(point.attributes_end - point.attributes);
-        if (!begun || point_size != size || (size && memcmp(point.attributes, attributes, size) != 0)) {
-            begun = 1, attributes = point.attributes, size = point_size;
+        if (!begun || !same_attributes(&point, attributes, size)) {
+            begun = 1, attributes = point.attributes, size = (size_t)(point.attributes_end - point.attributes);
             key[0] = header[0], key[1] = header[1];
             if (size) {
                 scratch->used = 0;
@@ -508,10 +513,10 @@ static PyObject *split_numbers(PyObject *module, PyObject *args) {
     if (secret_of(&secret, split.secret) < 0 || (blocks = PyList_New(0)) == NULL)
         goto end;
     Span span = {body.buf, (const uint8_t *)body.buf + body.len};
-    int status = body.len >= INT32_MAX ? TOO_MANY : split_request(&split, span, &rest, blocks);
+    int status = body.len >= INT32_MAX ? TOO_LARGE : split_request(&split, span, &rest, blocks);
     if (status == NO_MEMORY && !PyErr_Occurred())
         PyErr_NoMemory();
-    else if (status == MALFORMED || status == TOO_MANY)
+    else if (status == MALFORMED || status == TOO_LARGE)
         result = Py_NewRef(Py_None);
     else if (status >= 0) {
         PyObject *bytes = take(&rest);

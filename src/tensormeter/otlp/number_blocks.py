@@ -31,7 +31,7 @@ with suppress(ImportError):  # absent if there was no C compiler at installation
 __all__ = ["MAX_STRETCHES", "NumberBatch", "NumberBlock", "decode_blocks", "hash_name", "hash_series"]
 
 MAX_STRETCHES: Final = 250_000
-"""Maximum number of stretches in a request. `decode_metrics` reads requests with more, and its limits apply to them."""
+"""Maximum number of stretches in the blocks of a request. `decode_metrics` reads further metrics, and its limits apply to them."""
 
 _SECRET: Final = secrets.token_bytes(16)
 _GAUGE: Final = -1
