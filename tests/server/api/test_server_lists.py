@@ -1,6 +1,5 @@
 """Lists return what a request names: metrics by prefix, search and page, sections with counts, fields, and parts of runs."""
 
-import json
 import re
 
 import numpy as np
@@ -206,7 +205,7 @@ def test_lists_of_runs_show_each_change_at_once(server_on_each, make):
     assert shown(filter="state = 'running'") == ["c0", "c2", "c1"]
     server.events(make.resource("c2", project="changing"), Event("tensormeter.run.end", T0 + 9, {"state": "finished"}))
     assert shown(filter="state = 'running'", sort="id") == ["c0", "c1"]
-    assert server.send("PATCH", f"{path}/c1", json.dumps({"tags": ["x"], "archived": True}).encode())[0] == 200
+    assert server.send("PATCH", f"{path}/c1", {"tags": ["x"], "archived": True})[0] == 200
     assert shown() == ["c0", "c2"]
     assert shown(filter="archived = true and tags has 'x'") == ["c1"]
     (project,) = (each for each in server.get("/api/v1/projects")["projects"] if each["name"] == "changing")

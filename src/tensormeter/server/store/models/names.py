@@ -73,14 +73,34 @@ class NameTable(Sequence[bytes]):
         distinct = [*{table.digest: table for table in tables}.values()]
         if len(distinct) == 1:
             return distinct[0]
+        largest = max(distinct, key=len)
+        others = [table for table in distinct if table is not largest]
+        if 4 * sum(map(len, others)) < len(largest):
+            kinds: dict[bytes, int] = {}
+            for table in others:
+                for name, kind in zip(table.names(), table.kinds.tolist(), strict=True):
+                    kinds[name] = kinds.get(name, 0) | kind
+            return largest.add(kinds)
         parts: list[set[bytes]] = [set(), set()]
         for table in distinct:
             names = table.names()
             for part, bit in zip(parts, (NUMBER, DISTRIBUTION), strict=True):
-                part.update(
-                    names if (table.kinds & bit).all() else (names[i] for i in np.flatnonzero(table.kinds & bit))
-                )
+                if (table.kinds & bit).all():
+                    part.update(names)
+                else:
+                    part.update(names[row] for row in np.flatnonzero(table.kinds & bit).tolist())
         return cls.of(*parts)
+
+    def prefixed(self, prefix: bytes, kind: int) -> "NameTable":
+        """Return the names of one kind, with a text added before each name."""
+        if not (self.kinds & kind).all():
+            names = self.names()
+            return NameTable.sorted(
+                [prefix + names[row] for row in np.flatnonzero(self.kinds & kind).tolist()],
+                np.full(np.count_nonzero(self.kinds & kind), kind, np.uint8),
+            )
+        block = (prefix + self.block.replace(_END, _END + prefix))[: -len(prefix)] if len(self) else b""
+        return NameTable._of_block(block, np.full(len(self), kind, np.uint8))
 
     def add(self, kinds: Mapping[bytes, int]) -> "NameTable":
         """Return a table that also contains other names.

@@ -209,7 +209,7 @@ class SqliteQueries:
             with self._reader() as connection, reading(connection):
                 if kind == "config":
                     return read_config_keys(connection, project, check)
-                return read_summary_names(connection, project, check)
+                return read_summary_names(connection, project, self._name_cache, check)
 
         return self._field_cache.get(project, kind, load)
 

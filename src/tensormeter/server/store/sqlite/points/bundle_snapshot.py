@@ -141,8 +141,9 @@ class _Bundled(Buffers):
         return self._owners[series]
 
     def _wide_runs(self) -> list[int]:
-        rows = self._connection.execute("SELECT id FROM run WHERE series >= ? AND NOT deleted", (WIDE,))
-        return [run for (run,) in rows if self._runs is None or run in self._runs]
+        only = "" if self._runs is None else f"id IN ({', '.join(map(str, self._runs))}) AND "
+        rows = self._connection.execute(f"SELECT id FROM run WHERE {only}series >= ? AND NOT deleted", (WIDE,))
+        return [run for (run,) in rows]
 
     def _bundles(self, group: int) -> list[Bundle]:
         bundles = self._groups.get(group)

@@ -82,7 +82,9 @@ def list_metrics(
         rows: Rows from `series_rows`.
     """
     steps = StepLookup(connection, snapshots)
-    return [_metric(row, snapshots, steps) for row in rows]
+    # Neighboring series share bundles, so read them in the order of their IDs.
+    metrics = {row[0]: _metric(row, snapshots, steps) for row in sorted(rows, key=lambda row: row[0])}
+    return [metrics[row[0]] for row in rows]
 
 
 def series_rows(connection: sqlite3.Connection, run: int, metrics: Sequence[str] | None) -> list[Sequence[Any]]:

@@ -10,6 +10,7 @@ from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.name_cache import NameCache
 from tensormeter.server.store.models.names import DISTRIBUTION, NUMBER, NameTable
 from tensormeter.server.store.rules.config_keys import MAX_CONFIGS, config_keys
+from tensormeter.server.store.sqlite.points.bundle_snapshot import WIDE
 
 __all__ = ["read_config_keys", "read_names", "read_summary_names"]
 
@@ -109,8 +110,13 @@ def read_config_keys(connection: sqlite3.Connection, project: str | None, check:
     return NameTable.of(names)
 
 
-def read_summary_names(connection: sqlite3.Connection, project: str | None, check: Check) -> NameTable:
-    """Return the gauges and sums in a project, as names of fields. Names that have just arrived may be missing."""
+def read_summary_names(
+    connection: sqlite3.Connection, project: str | None, cache: NameCache, check: Check
+) -> NameTable:
+    """Return the gauges and sums in a project, as names of fields. Names that have just arrived may be missing.
+
+    `cache` contains tables of runs' names; see `read_names`.
+    """
     of_project = "project = ifnull(:project, project) AND NOT deleted"
     parameters = {"project": project}
     summaries = connection.execute(f"SELECT total(series) FROM run WHERE {of_project}", parameters).fetchone()[0]
@@ -144,7 +150,14 @@ def read_summary_names(connection: sqlite3.Connection, project: str | None, chec
         f" WHERE series.id > (SELECT max(id) - {_RECENT} FROM series) AND {_NUMERIC} AND {of_project}",
         parameters,
     )
-    return table.add({_encode(f"summary.{row[0]}"): NUMBER for row in recent})
+    table = table.add({_encode(f"summary.{row[0]}"): NUMBER for row in recent})
+    # Series in bundles have no summary either.
+    wide = connection.execute(f"SELECT id FROM run WHERE {of_project} AND series >= {WIDE}", parameters).fetchall()
+    tables = []
+    for (run,) in wide:
+        check()
+        tables.append(read_names(connection, run, cache).prefixed(b"summary.", NUMBER))
+    return NameTable.union([*tables, table]) if tables else table
 
 
 def _encode(text: str) -> bytes:
