@@ -5,11 +5,13 @@
 prints its port. It ends when its standard input does, so it never outlives a test run. One statement at a time.
 """
 
+import email
 import os
 import re
 import sys
 import tempfile
 import threading
+from email import policy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
@@ -20,6 +22,9 @@ _INSERT = re.compile(rb"\s*INSERT\s[^\n]* FORMAT \w+\n")
 _FORMAT = re.compile(r"\bFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
 _CODE = re.compile(r"Code: (\d+)")
 
+
+MAX_FIELD = 128 << 10
+"""The default of `http_max_field_value_size`."""
 
 TRANSPORT = {
     "query",
@@ -44,8 +49,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         query = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        kind = self.headers.get("Content-Type", "")
+        if kind.startswith("multipart/form-data"):  # clients send long parameters in this way
+            parts = email.message_from_bytes(b"Content-Type: %s\r\n\r\n%s" % (kind.encode(), body), policy=policy.HTTP)
+            fields = {str(part.get_param("name", header="content-disposition")): part for part in parts.iter_parts()}
+            body = b""
+            query |= {name: part.get_payload(decode=True).decode() for name, part in fields.items()}
         statement = query.get("query", "")
         try:
+            if any(len(value.encode()) > MAX_FIELD for name, value in query.items() if name.startswith("param_")):
+                raise ValueError("Code: 131. DB::Exception: Field value too long")
             with _LOCK:
                 answer = run(statement, body, query)
         except Exception as error:

@@ -156,3 +156,12 @@ def test_distributions_and_numbers_of_one_request_are_stored_together(open_store
     assert series.points.times.tolist() == [T0 + 1, T0 + 2, T0 + 3]
     summary = store.run(RunRef("wide")).summary["v"]
     assert (summary.count, summary.min, summary.max, summary.last_time) == (3, 1.0, 2.0, T0 + 3)
+
+
+def test_points_of_any_number_of_metrics_are_read_in_one_request(open_store):
+    """ClickHouse limits the size of a parameter, so the names are divided among several."""
+    store = open_store()
+    append_batches(store, wide_batch(range(20_000), 0))
+    names = [*(f"{number}\t'\\\\" * 100 for number in range(300)), *(f"m{name:06}" for name in range(20_000))]
+    assert len(values_of(store, *names)) == 20_000
+    assert len(store.run(RunRef("wide"), names).summary) == 20_000

@@ -40,6 +40,12 @@ _DAMAGE: Final = {
 _WHOLE: Final = 1 << 24
 """Maximum number of rows in a block. ClickHouse stores each block of an insert completely or not at all."""
 
+_FIELD: Final = 100_000
+"""Maximum number of bytes in a parameter. ClickHouse accepts 128 KiB (`http_max_field_value_size`)."""
+
+_SEPARATOR: Final = 4
+"""Number of bytes that a text in a list takes up in addition to its own."""
+
 _SETTINGS: Final[Mapping[str, str | int]] = {
     "max_execution_time": 60,
     "max_memory_usage": 8 << 30,
@@ -137,6 +143,7 @@ class Connection:
             self._client.close()
 
     def _ask(self, statement: str, form: str, parameters: Mapping[str, Any]) -> bytes:
+        statement, parameters = _divide(statement, parameters)
         try:
             return self._client.raw_query(statement, parameters=dict(parameters), fmt=form)
         except (ClickHouseError, HTTPError, OSError) as error:
@@ -149,6 +156,27 @@ class Connection:
     def _error(self, error: Exception) -> StoreUnavailableError:
         text = _ADDRESS.sub("", " ".join(str(error).split()))[:_MAX_ERROR]
         return StoreUnavailableError(f"{self._where}: request failed: {text}")
+
+
+def _divide(statement: str, parameters: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Divide long lists of texts into several parameters, because ClickHouse limits the size of each."""
+    divided = dict(parameters)
+    for name, value in parameters.items():
+        if not isinstance(value, list) or sum(map(len, value)) + _SEPARATOR * len(value) <= _FIELD:
+            continue
+        pieces: list[list[str]] = []
+        size = _FIELD
+        for text in value:
+            size += 2 * len(text.encode("utf-8", "replace")) + _SEPARATOR  # each character may need an escape
+            if size > _FIELD:
+                pieces.append([])
+                size = 2 * len(text.encode("utf-8", "replace")) + _SEPARATOR
+            pieces[-1].append(text)
+        del divided[name]
+        divided |= {f"{name}_{number}": piece for number, piece in enumerate(pieces)}
+        arrays = ", ".join(f"{{{name}_{number}:Array(String)}}" for number in range(len(pieces)))
+        statement = statement.replace(f"{{{name}:Array(String)}}", f"arrayConcat({arrays})")
+    return statement, divided
 
 
 def numbers(values: Iterable[int]) -> str:
