@@ -234,3 +234,21 @@ def test_a_grid_knows_what_its_points_know(given, most, fractions):
     assert bool(rows) == bool(len(used))
     if len(used):
         assert {at for _, at, _ in rows} >= set(edges.tolist())
+
+
+def test_statistics_are_computed_again_only_for_new_points(each_store):
+    store, memory = each_store, RankCache()
+    ref, query = RunRef("e", "p"), RunQuery(("v",), Axis.parse("step"))
+    for rank in range(3):
+        append(store, "e", rank, range(10), [step + rank for step in range(10)])
+    first = memory.query(store, ref, query, project=None)
+    assert memory.query(store, ref, query, project=None) is first
+    append(store, "e", 1, [10], [99.0], start=10)
+    second = memory.query(store, ref, query, project=None)
+    assert (second.maximum.max(), len(second.x)) == (99.0, 11)
+    assert memory.query(store, ref, query, project=None) is second
+    append(store, "e", 2, range(10, 12), [100.0, 101.0], start=10, attempt=2)
+    assert memory.query(store, ref, query, project=None).maximum.max() == 101.0
+    store.delete(ref)
+    with pytest.raises(NotFoundError):
+        memory.query(store, ref, query, project=None)
