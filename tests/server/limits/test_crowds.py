@@ -252,3 +252,31 @@ def test_statistics_are_computed_again_only_for_new_points(each_store):
     store.delete(ref)
     with pytest.raises(NotFoundError):
         memory.query(store, ref, query, project=None)
+
+
+def test_only_series_with_the_attributes_are_read(each_store):
+    store, ref = each_store, RunRef("a", "p")
+    resource = {"service.name": "p", "tensormeter.run.id": "a", "service.instance.id": "0"}
+    times = (T0 + np.arange(10) * SECOND).astype(np.uint64)
+    parts = [7, 7.5, True, "7", "ü \n", "", None, [7], {"a": 7}]
+    gauges = [
+        Gauge(
+            "v", times, np.full(10, float(index)), attributes={"part": part, "other": "7"} if part is not None else {}
+        )
+        for index, part in enumerate(parts)
+    ]
+    append_batches(store, Batch(resource, [Gauge(STEP_METRIC, times, np.arange(10)), *gauges]))
+
+    def values(x="time", **attributes):
+        query = RunQuery(("v",), Axis.parse(x), attributes=attributes)
+        return [series.y.tolist() for series in query_points(store, [ref], query, 20).series]
+
+    for index, part in enumerate(parts):
+        if part is not None:
+            assert values(part=part) == values("step", part=part) == [[float(index)] * 10]
+    assert values(part=7.0) == [[0.0] * 10]
+    assert values(part=1) == [[2.0] * 10]
+    assert values(part="7", other="7") == [[3.0] * 10]
+    assert values(part="\ud800") == values(part=7, other="8") == values(unknown=1) == []
+    with pytest.raises(TooManyPointsError):
+        values(other="7")

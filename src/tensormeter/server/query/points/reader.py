@@ -75,6 +75,7 @@ class RunReader:
             after=query.after,
             limit=limit,
             gaps=gaps,
+            accepts=query.series_filter(),
             check=self._check,
             damaged=self._damaged,
         )
@@ -173,7 +174,15 @@ class RunReader:
 
     def _rollup_selection(self, limit: int, *, gaps: bool) -> Selection:
         query = self._query
-        return Selection(query.metrics, query.process, limit=limit, gaps=gaps, check=self._check, damaged=self._damaged)
+        return Selection(
+            query.metrics,
+            query.process,
+            limit=limit,
+            gaps=gaps,
+            accepts=query.series_filter(),
+            check=self._check,
+            damaged=self._damaged,
+        )
 
     def raw(self, limit: int = MAX_READ_POINTS) -> list[RawSeries]:
         """Read every point of one metric as logged.

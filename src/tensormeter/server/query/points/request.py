@@ -8,6 +8,7 @@ from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.shadowing import AttemptChoice
 from tensormeter.server.query.points.variant import ANY, VariantFilter
 from tensormeter.server.store import Series, SeriesRollup
+from tensormeter.server.store.models.series import SeriesFilter
 
 __all__ = ["RunQuery"]
 
@@ -42,6 +43,12 @@ class RunQuery:
     attributes: Mapping[str, Any] | None = None
     max_points: int = 1000
     numeric: bool = True
+
+    def series_filter(self) -> SeriesFilter | None:
+        """Return the filter for the series of the query's metrics; None if there is none, or the x axis needs others."""
+        if (self.variant == ANY and not self.attributes) or self.axis.metric in self.metrics:
+            return None
+        return SeriesFilter(self.metrics, self.attributes or {}, self.variant.accepts)
 
     def matches(self, series: Series | SeriesRollup) -> bool:
         """Return whether a series has the query's variant and attributes."""

@@ -35,11 +35,15 @@ class VariantFilter:
 
     def matches(self, series: Varying) -> bool:
         """Return whether the filter matches the variant of a series."""
+        return self.accepts(series.kind, series.scope, series.unit)
+
+    def accepts(self, kind: Kind, scope: str, unit: str) -> bool:
+        """Return whether the filter matches a variant."""
         return (
-            self.scope in (None, series.scope)
-            and self.unit in (None, series.unit)
-            and self.kind in (None, series.kind.name)
-            and self.temporality in (None, series.kind.temporality)
+            self.scope in (None, scope)
+            and self.unit in (None, unit)
+            and self.kind in (None, kind.name)
+            and self.temporality in (None, kind.temporality)
         )
 
 

@@ -78,7 +78,13 @@ class PointReader:
             metrics=list(selection.metrics),
             process=selection.process or "",
         )
-        return [row for row in rows if parse_kind(row[3]).numeric == selection.numeric]
+        accepts = selection.accepts
+        return [
+            row
+            for row in rows
+            if parse_kind(row[3]).numeric == selection.numeric
+            and (accepts is None or accepts.accepts(row[2], parse_kind(row[3]), row[5], row[6], row[4]))
+        ]
 
     def read(self, run: int, rows: Sequence[Sequence[Any]], selection: Selection) -> list[Series]:
         """Return the selected points of these series, regardless of when they arrived. Raises TooManyPointsError."""

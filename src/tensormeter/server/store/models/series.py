@@ -1,6 +1,7 @@
 """Series of points, and selections of points to read."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
+from tensormeter.server.store.models.canonical_json import canonical_json
 from tensormeter.server.store.models.metric_kind import Kind
 from tensormeter.server.store.models.points import Column, Points
 from tensormeter.server.store.models.rollup_blocks import Blocks
@@ -77,6 +79,40 @@ class Series:
     gaps: NDArray[np.int64] = field(default_factory=lambda: NO_GAPS, repr=False)
 
 
+@dataclass(frozen=True, eq=False)
+class SeriesFilter:
+    """A filter for the series of some metrics.
+
+    Attributes:
+        metrics: Names of the metrics. Series of other metrics are accepted.
+        attributes: Required attributes of a series. A series may have additional attributes.
+        matches: Function that decides on a series from its kind, scope and unit.
+    """
+
+    metrics: Collection[str]
+    attributes: Mapping[str, Any]
+    matches: Callable[[Kind, str, str], bool]
+
+    def accepts(self, metric: str, kind: Kind, scope: str, unit: str, attributes: str) -> bool:
+        """Return whether a series is accepted, given its attributes as JSON."""
+        if metric not in self.metrics:
+            return True
+        return self.matches(kind, scope, unit) and (
+            not self.attributes or self.attributes.items() <= json.loads(attributes).items()
+        )
+
+    def texts(self) -> list[str]:
+        """Return texts that the JSON of an accepted series' attributes contains, so that a store reads few others."""
+        texts = (_part_of_json(key, value) for key, value in self.attributes.items())
+        return [text for text in texts if text.isprintable()]  # statements cannot contain surrogates
+
+
+def _part_of_json(key: str, value: Any) -> str:
+    name = f"{canonical_json(key)}:"
+    # Other values have several encodings: 7 equals 7.0, and 1 equals true.
+    return name + canonical_json(value) if isinstance(value, str) else name
+
+
 @dataclass(frozen=True)
 class Selection:
     """A selection of a run's points.
@@ -91,6 +127,7 @@ class Selection:
             All points are also read if the cursor is too old, or if the start of an attempt has changed.
         limit: Maximum number of points and gaps to read.
         gaps: Whether to read gaps. If gaps have arrived since the cursor `after`, all points are read.
+        accepts: Filter for series; None to accept all.
         check: Function called for each series; it can raise an exception to stop the read.
         damaged: List that receives a message for each damaged part, which is then omitted; None to raise an error
             instead.
@@ -104,6 +141,7 @@ class Selection:
     after: str | None = None
     limit: int = MAX_READ_POINTS
     gaps: bool = False
+    accepts: SeriesFilter | None = field(default=None, compare=False, repr=False)
     check: Check = field(default=no_check, compare=False, repr=False)
     damaged: list[str] | None = field(default=None, compare=False, repr=False)
 

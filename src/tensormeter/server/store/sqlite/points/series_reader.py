@@ -12,7 +12,7 @@ from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.points import Blobs, Column, Points
 from tensormeter.server.store.models.runs import ProcessAttempt
-from tensormeter.server.store.models.series import NO_GAPS, Selection, Series
+from tensormeter.server.store.models.series import NO_GAPS, Selection, Series, SeriesFilter
 from tensormeter.server.store.rules.limits import check_limit
 from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, SERIES
@@ -34,11 +34,12 @@ SeriesRow = tuple[int, str, str, str, str, str, str]
 
 def find_series(connection: sqlite3.Connection, run: int, selection: Selection) -> list[SeriesRow]:
     """Return the selected series of a run, ordered by metric, process and attributes."""
+    condition, values = _condition(selection.accepts)
     rows = connection.execute(
         f"SELECT {SERIES.selection}, process.process FROM process JOIN series ON series.process = process.id"
         f" WHERE run = ? AND metric IN ({', '.join('?' * len(selection.metrics))}) AND process.process = ifnull(?, process.process)"
-        " ORDER BY metric, process.process, attributes, kind, scope",
-        (run, *selection.metrics, selection.process),
+        f"{condition} ORDER BY metric, process.process, attributes, kind, scope",
+        (run, *selection.metrics, selection.process, *values),
     ).fetchall()
     damaged_processes = _damaged_processes(connection, run, {row[1] for row in rows})
     selected: list[SeriesRow] = []
@@ -48,9 +49,22 @@ def find_series(connection: sqlite3.Connection, run: int, selection: Selection) 
             SERIES.verify(row, f"the row of series {series}", series=series)
             if process_id in damaged_processes:
                 raise damaged_processes[process_id]
-            if parse_kind(kind).numeric == selection.numeric:
+            parsed, accepts = parse_kind(kind), selection.accepts
+            if parsed.numeric != selection.numeric:
+                continue
+            if accepts is None or accepts.accepts(metric, parsed, scope, unit, attributes):
                 selected.append((series, process, metric, kind, attributes, scope, unit))
     return selected
+
+
+def _condition(accepts: SeriesFilter | None) -> tuple[str, list[str]]:
+    """Return a condition that rows of accepted series meet, and its values."""
+    texts = [] if accepts is None else accepts.texts()
+    if accepts is None or not texts:
+        return "", []
+    others = f"metric NOT IN ({', '.join('?' * len(accepts.metrics))})"
+    contained = " AND ".join(["instr(attributes, ?)"] * len(texts))
+    return f" AND ({others} OR ({contained}))", [*accepts.metrics, *texts]
 
 
 def _damaged_processes(connection: sqlite3.Connection, run: int, processes: Collection[int]) -> dict[int, DamagedError]:
