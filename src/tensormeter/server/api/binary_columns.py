@@ -4,6 +4,7 @@ A response consists of the header's length as a little-endian u32, the header as
 the arrays. Equal arrays are written only once.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -38,7 +39,8 @@ class _Arrays:
 
     def add(self, array: NDArray[Any]) -> ArrayPlace:
         """Append an array, and return its place for the header. Equal arrays get the same place in the response."""
-        data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        is_little = sys.byteorder == "little" or array.dtype.itemsize == 1
+        data = (array if is_little else array.astype(array.dtype.newbyteorder("<"))).tobytes()
         # Series that were logged together share the same x, which is written only once.
         offset = self._offsets.setdefault(data, self._size)
         place = ArrayPlace(offset, len(array), _TYPES[array.dtype.kind])

@@ -56,9 +56,9 @@ def line_along(series: Series, x_series: Sequence[Series]) -> Line:
 
     Args:
         series: Series with the y values.
-        x_series: Series of the x-axis metric, from any process.
+        x_series: Series of the x-axis metric from the same process.
     """
-    candidates = [candidate for candidate in x_series if candidate.process == series.process]
+    candidates = x_series
     if len(candidates) > 1:
         equal = [candidate for candidate in candidates if candidate.attributes == series.attributes]
         candidates = equal or candidates

@@ -1,8 +1,9 @@
 """Raw points: every point of a series exactly as logged, with its step."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,12 @@ from tensormeter.server.store.models.point_range import kept
 from tensormeter.server.store.models.points import steps_at
 from tensormeter.server.store.models.series import NO_GAPS
 
-__all__ = ["RawSeries", "join_raw"]
+__all__ = ["RawSeries", "StepJoiner"]
+
+_SHORT: Final = 1000
+"""Maximum number of points of a series whose steps are looked up together with those of other series."""
+
+_NO_STEPS: Final = Points.empty()
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +49,8 @@ class RawSeries:
         Points without a step come last, or are removed if there is a `start` or `stop`.
         """
         points, steps, stepped, gaps = self.points, self.steps, self.stepped, self.gaps
+        if len(points) < 2 and start is None and stop is None:
+            return self
         if start is not None or stop is not None:
             mask = stepped.copy()
             if start is not None:
@@ -58,45 +66,67 @@ class RawSeries:
         return replace(self, points=points, steps=steps, stepped=stepped, gaps=gaps)
 
 
-def join_raw(
-    pieces: Sequence[Series],
-    attempt: int,
-    steps: Mapping[str, Points],
-    shadowed: Mapping[str, Sequence[tuple[int, int]]],
-) -> RawSeries:
-    """Join pieces from several attempts, without shadowed points. The result has the identity of the last piece.
+class StepJoiner:
+    """A lookup of the steps of many series."""
 
-    Args:
-        pieces: Pieces of one line, in attempt order.
-        attempt: Attempt of the last piece.
-        steps: Points of `tensormeter.step`, by process.
-        shadowed: Starts of later attempts, by process; see `Attempts.shadowed`.
-    """
-    no_steps = Points.empty()
-    columns = [
-        _add_steps(piece, steps.get(piece.process, no_steps), shadowed.get(piece.process, ())) for piece in pieces
-    ]
-    points, logged, stepped = columns[0]
-    if len(columns) > 1:
-        points = type(points).concat(column[0] for column in columns)
-        logged, stepped = (np.concatenate([column[index] for column in columns]) for index in (1, 2))
-    last = pieces[-1]
-    gaps = _trim_gaps(np.unique(np.concatenate([piece.gaps for piece in pieces])), points)
-    return RawSeries(
-        last.process, attempt, last.kind, last.attributes, points, logged, stepped, last.scope, last.unit, gaps
-    )
+    def __init__(
+        self,
+        series: Sequence[Series],
+        steps: Mapping[str, Points],
+        shadowed: Mapping[str, Sequence[tuple[int, int]]],
+    ) -> None:
+        """Look up the steps of short series, all series of a process at once.
 
+        Args:
+            series: Series to be joined.
+            steps: Points of `tensormeter.step`, by process.
+            shadowed: Starts of later attempts, by process; see `Attempts.shadowed`.
+        """
+        self._steps = steps
+        self._shadowed = shadowed
+        self._known: dict[int, tuple[NDArray[np.int64], NDArray[np.bool_]]] = {}
+        short: dict[str, list[Series]] = defaultdict(list)
+        for piece in series:
+            if len(piece.points) <= _SHORT:
+                short[piece.process].append(piece)
+        for process, pieces in short.items():
+            times = np.concatenate([piece.points.times for piece in pieces])
+            logged, stepped = steps_at(steps.get(process, _NO_STEPS), times)
+            start = 0
+            for piece in pieces:
+                part = slice(start, start + len(piece.points))
+                self._known[id(piece)] = logged[part], stepped[part]
+                start = part.stop
 
-def _add_steps(
-    series: Series, steps: Points, begins: Sequence[tuple[int, int]]
-) -> tuple[Column, NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the points that no later attempt shadows, their steps, and whether each point has a step."""
-    points = series.points
-    logged, stepped = steps_at(steps, points.times)
-    if not begins:
-        return points, logged, stepped
-    mask = kept(points.times, logged, stepped, begins)
-    return points[mask], logged[mask], stepped[mask]
+    def join(self, pieces: Sequence[Series], attempt: int) -> RawSeries:
+        """Join pieces from several attempts, without shadowed points. The result has the identity of the last piece.
+
+        Args:
+            pieces: Pieces of one line, in attempt order.
+            attempt: Attempt of the last piece.
+        """
+        columns = [self._add_steps(piece) for piece in pieces]
+        points, logged, stepped = columns[0]
+        if len(columns) > 1:
+            points = type(points).concat(column[0] for column in columns)
+            logged, stepped = (np.concatenate([column[index] for column in columns]) for index in (1, 2))
+        last, gaps = pieces[-1], NO_GAPS
+        if any(len(piece.gaps) for piece in pieces):
+            gaps = _trim_gaps(np.unique(np.concatenate([piece.gaps for piece in pieces])), points)
+        return RawSeries(
+            last.process, attempt, last.kind, last.attributes, points, logged, stepped, last.scope, last.unit, gaps
+        )
+
+    def _add_steps(self, series: Series) -> tuple[Column, NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the points that no later attempt shadows, their steps, and whether each point has a step."""
+        points = series.points
+        known = self._known.get(id(series))
+        logged, stepped = steps_at(self._steps.get(series.process, _NO_STEPS), points.times) if known is None else known
+        begins = self._shadowed.get(series.process, ())
+        if not begins:
+            return points, logged, stepped
+        mask = kept(points.times, logged, stepped, begins)
+        return points[mask], logged[mask], stepped[mask]
 
 
 def _trim_gaps(gaps: NDArray[np.int64], points: Column) -> NDArray[np.int64]:

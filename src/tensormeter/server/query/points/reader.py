@@ -1,5 +1,6 @@
 """A reader of a run's points, as lines, as rollups, or as logged."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import NamedTuple
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.points.lines import Line, LineReading, add_gaps, cut_line, join_lines, line_along
-from tensormeter.server.query.points.raw import RawSeries, join_raw
+from tensormeter.server.query.points.raw import RawSeries, StepJoiner
 from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.rollup_lines import Rollups
 from tensormeter.server.query.points.shadowing import Attempts
@@ -93,13 +94,16 @@ class RunReader:
         if shadowed:
             steps = x_series if axis.is_step else self._read_during(STEP_METRIC, shadowed, limit)
             series = attempts.remove_shadowed(series, steps)
+        x_by_process: dict[str, list[Series]] = defaultdict(list)
+        for candidate in x_series:
+            x_by_process[candidate.process].append(candidate)
         lines = []
         for group in attempts.group_series(series):
             pieces = []
             for piece in group:
                 self._check()
                 if axis.metric is not None:
-                    line = cut_line(line_along(piece, x_series), query.start, query.stop)
+                    line = cut_line(line_along(piece, x_by_process[piece.process]), query.start, query.stop)
                 else:
                     line = Line(piece, axis.seconds(piece.points.times, origin))
                     if query.after is not None:
@@ -225,13 +229,12 @@ class RunReader:
                 steps.setdefault(series.process, []).append(series.points)
         steps_of = {process: Points.concat(parts).distinct() for process, parts in steps.items()}
         attempts = Attempts(reading.attempts, query.attempt)
-        shadowed = attempts.shadowed()
+        selected = attempts.select(series for series in reading.series if series.metric == metric)
+        joiner = StepJoiner(selected, steps_of, attempts.shadowed())
         raw = []
-        for pieces in attempts.group_series(
-            attempts.select(series for series in reading.series if series.metric == metric)
-        ):
+        for pieces in attempts.group_series(selected):
             self._check()
-            joined = join_raw(pieces, attempts.number(pieces[-1].process), steps_of, shadowed)
+            joined = joiner.join(pieces, attempts.number(pieces[-1].process))
             raw.append(joined.by_step(query.start, query.stop) if by_step else joined)
         return raw
 

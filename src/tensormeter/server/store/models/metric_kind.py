@@ -1,6 +1,7 @@
 """The kind of a series: its OTLP kind with temporality and, for sums, monotonicity."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, cast
 
 import numpy as np
@@ -62,6 +63,7 @@ def series_of_kind(text: str) -> Gauge | Sum:
     return Sum("", none, np.empty(0), none, monotonic=bool(kind.monotonic), temporality=temporality)
 
 
+@lru_cache(64)
 def parse_kind(text: str) -> Kind:
     """Parse a string returned by `kind_of`."""
     name, *rest = text.split()

@@ -78,8 +78,9 @@ class SegmentBatches:
                 raise part
             parts.append(part)
         for snapshot in self._snapshots:
-            if series in snapshot.series:
-                parts.extend(snapshot.series[series].parts)
+            buffer = snapshot.series.get(series)
+            if buffer is not None:
+                parts.extend(buffer.parts)
         column = Points if self._selection.numeric else Blobs
         points: Column = column.concat(parts).distinct()  # type: ignore[arg-type]
         if not self._is_bounded:
@@ -98,7 +99,8 @@ def spans_between(spans: Iterable[Span], start: int | None, stop: int | None) ->
 
 def count_in_memory(snapshots: Sequence[MemtableSnapshot], series: int) -> int:
     """Return the number of points of a series in memory, including duplicates."""
-    return sum(snapshot.series[series].n for snapshot in snapshots if series in snapshot.series)
+    buffers = (snapshot.series.get(series) for snapshot in snapshots)
+    return sum(buffer.n for buffer in buffers if buffer is not None)
 
 
 def _batches(wanted: Iterable[SeriesSpans]) -> Iterator[list[SeriesSpans]]:
