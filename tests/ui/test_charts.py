@@ -261,6 +261,8 @@ def test_ranks_of_many_runs_are_aggregated_in_the_browser(open_tab: Callable[...
     card = tab.card("wait")
     expect(card.locator(".remark")).to_have_text("mean and range of each run's ranks")
     expect(card.locator(".remark")).not_to_have_class(re.compile("warn"))
+    # Metrics of several runs are read with one request.
+    assert not tab.asked("/runs/fleet01/metrics")
     last = tab.hover(card, 0.9).locator(".reading").last
     expect(last).to_contain_text(re.compile(r"fleet 00\s*4\s*2 to 8 · mean of 3 ranks"))
     spike = tab.hover(card).locator(".reading").filter(has_text="fleet 00")

@@ -153,7 +153,10 @@ def test_columns_can_be_chosen_pinned_and_hidden(tab: Any) -> None:
 
 def test_columns_can_be_chosen_before_fields_are_loaded(tab: Any) -> None:
     page, delayed, released = tab.page, [], []
-    page.route("**/api/v1/runs?*", lambda route: route.continue_() if released else delayed.append(route))
+    page.route(
+        re.compile(r"/api/v1/(runs|fields)\?"),
+        lambda route: route.continue_() if released else delayed.append(route),
+    )
     page.goto(f"{tab.url}/#/p/vision?columns=state", wait_until="commit")
     page.get_by_role("button", name="Choose columns").click()
     page.get_by_label("Search fields").fill("train/loss")

@@ -92,18 +92,19 @@ function render(): void {
   }
   page?.close();
   key = next;
-  page = make(path);
+  page = make(path, params);
   fill(main, page.element);
   drawCrumbs(path);
   page.apply(params);
 }
 
-function make(path: string[]): Page {
+function make(path: string[], params: URLSearchParams): Page {
   const [kind, project, section, ids, tab] = path;
   const context = { title: setTitle, onError };
   if (kind !== "p" || project === undefined) return new Projects(context);
   if (section === "runs" && ids) {
-    const selection = prefetchedSelection ?? new RunSelection(project, ids.split(","));
+    const search = tab === undefined || tab === "charts" ? (params.get("q") ?? "") : undefined;
+    const selection = prefetchedSelection ?? new RunSelection(project, ids.split(","), search);
     prefetchedSelection = null;
     return new Workspace(context, selection, tab ?? "charts");
   }

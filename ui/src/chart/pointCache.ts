@@ -29,6 +29,8 @@ const BATCH_POINTS = 50_000;
 const UPDATE_POINTS = 50;
 /** Factor by which a line may exceed the requested number of points before it is thinned. */
 const MAX_GROWTH = 4;
+/** Number of points that are kept for charts out of sight: 16 bytes each. */
+const MAX_POINTS = 1_000_000;
 const MAX_REQUESTS = 3;
 const MAX_METRICS = 100;
 
@@ -77,6 +79,7 @@ export class PointCache {
       this.runs,
       this.project,
       (update) => {
+        if (update.many) this.markAllGrown();
         for (const metric of update.metrics ?? []) this.markGrown(metric);
         onUpdate(update);
       },
@@ -92,8 +95,13 @@ export class PointCache {
   }
 
   private markGrown(metric: string): void {
-    this.dirty.add(metric);
+    // Metrics that have not been read need no mark: their first read is complete.
+    if (this.entries.has(metric) || this.pending.has(metric)) this.dirty.add(metric);
     for (const listener of this.listeners.get(metric) ?? []) listener();
+  }
+
+  private markAllGrown(): void {
+    for (const metric of new Set([...this.entries.keys(), ...this.pending.keys(), ...this.listeners.keys()])) this.markGrown(metric);
   }
 
   close(): void {
@@ -125,7 +133,10 @@ export class PointCache {
   subscribe(metric: string, listener: () => void): () => void {
     const set = this.listeners.get(metric) ?? new Set();
     this.listeners.set(metric, set.add(listener));
-    return () => set.delete(listener);
+    return () => {
+      set.delete(listener);
+      if (set.size === 0 && this.listeners.get(metric) === set) this.listeners.delete(metric);
+    };
   }
 
   /** Load the lines of a metric, from memory if they are up to date. */
@@ -153,6 +164,19 @@ export class PointCache {
   prefetch(metrics: string[]): void {
     for (const metric of metrics) this.load(metric).catch(() => {});
     this.startRequests();
+  }
+
+  /** Drop the points of charts that are out of sight, those read longest ago first, if there are many. */
+  private evict(): void {
+    let points = 0;
+    for (const { lines } of this.entries.values()) for (const { x } of lines) points += x.length;
+    for (const [metric, { lines }] of this.entries) {
+      if (points <= MAX_POINTS) return;
+      if (this.listeners.has(metric) || this.reading.has(metric)) continue;
+      this.entries.delete(metric);
+      this.dirty.delete(metric);
+      for (const { x } of lines) points -= x.length;
+    }
   }
 
   private enqueue(metric: string): Promise<api.Line[]> {
@@ -231,9 +255,12 @@ export class PointCache {
       for (const name of names) {
         const fresh = answer.series.filter(({ metric }) => metric === name);
         const before = cursor && !answer.reset ? (this.entries.get(name)?.lines ?? []) : [];
+        // Set last: `evict` drops the entries that were read longest ago.
+        this.entries.delete(name);
         this.entries.set(name, { x, cursor: answer.cursor, lines: merge(before, fresh, maxPoints) });
       }
       for (const { metric, resolve } of batch) resolve(this.entries.get(metric)?.lines ?? []);
+      this.evict();
       // The stream started in the meantime: points that arrived between the two cursors are in neither.
       if (streamCursor !== this.streamCursor && answer.cursor !== this.streamCursor) for (const name of names) this.markGrown(name);
     } catch (error) {

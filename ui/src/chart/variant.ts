@@ -1,6 +1,7 @@
 // Charts of metrics. Metrics with the same name but another unit or kind get separate charts.
 
-import type { Line, Metric } from "../data/api";
+import type { Line } from "../data/api";
+import type { Metric } from "../data/metrics";
 
 export interface Chart extends Metric {
   /** The name, and the properties that distinguish it from other charts with that name. */
@@ -17,11 +18,9 @@ export function belongs(line: Line, { kind, temporality, monotonic, unit }: Metr
   return line.kind === kind && line.unit === unit && line.temporality === temporality && line.monotonic === monotonic;
 }
 
-/** Add the titles of charts to metrics. */
-export function withTitles(metrics: Metric[]): Chart[] {
-  const byName = new Map<string, Metric[]>();
-  for (const metric of metrics) byName.set(metric.name, [...(byName.get(metric.name) ?? []), metric]);
-  return metrics.map((metric) => Object.assign(metric, { title: title(metric, byName.get(metric.name) ?? []) }));
+/** Set the titles of charts that share a name. */
+export function setTitles(charts: Chart[]): void {
+  for (const chart of charts) chart.title = title(chart, charts);
 }
 
 function title(metric: Metric, others: Metric[]): string {

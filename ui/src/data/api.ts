@@ -22,13 +22,6 @@ export interface RunDetail extends schemas.RunDetails {
   processes: Process[];
 }
 
-/** A metric, with the fields that the server omits if they have their default. */
-export interface Metric extends Omit<schemas.Metric, "stepped"> {
-  scopes: string[];
-  /** Whether the latest point of any of its series has a step. */
-  stepped: boolean;
-}
-
 export interface Line extends Omit<schemas.SampledArrays, "x" | "y" | "gaps"> {
   x: Float64Array;
   y: Float64Array;
@@ -103,13 +96,13 @@ async function toApiError(response: Response): Promise<ApiError> {
   }
 }
 
-async function json<T>(path: string, options: RequestInit = {}): Promise<T> {
+export async function json<T>(path: string, options: RequestInit = {}): Promise<T> {
   return (await (await request(path, options)).json()) as T;
 }
 
 const MAY_BE_EMPTY = new Set(["fields", "scope", "unit"]);
 
-function queryString(parameters: Record<string, string | number | undefined | null>): string {
+export function queryString(parameters: Record<string, string | number | undefined | null>): string {
   const search = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) {
     // Empty parameters are omitted, except where empty has a meaning: no fields, no unit, no scope.
@@ -119,7 +112,7 @@ function queryString(parameters: Record<string, string | number | undefined | nu
   return text ? `?${text}` : "";
 }
 
-const runPath = (id: string) => `/runs/${encodeURIComponent(id)}`;
+export const runPath = (id: string) => `/runs/${encodeURIComponent(id)}`;
 
 export async function projects(): Promise<schemas.Project[]> {
   return (await json<schemas.Projects>("/projects")).projects;
@@ -138,8 +131,9 @@ export async function runs(query: RunsRequest, signal?: AbortSignal): Promise<sc
   return page;
 }
 
+/** Read a run without the statistics of its metrics, which can be many. */
 export async function run(id: string, project: string): Promise<RunDetail> {
-  return json(`${runPath(id)}${queryString({ project })}`);
+  return json(`${runPath(id)}${queryString({ project, fields: "config" })}`);
 }
 
 export async function changeRun(id: string, project: string, change: RunChange): Promise<void> {
@@ -152,21 +146,6 @@ export async function changeRun(id: string, project: string, change: RunChange):
 
 export async function deleteRun(id: string, project: string): Promise<void> {
   await request(`${runPath(id)}${queryString({ project })}`, { method: "DELETE" });
-}
-
-export async function metrics(id: string, project: string): Promise<Metric[]> {
-  return (await json<schemas.Metrics>(`${runPath(id)}/metrics${queryString({ project, limit: 10000 })}`)).metrics.map(withDefaults);
-}
-
-/** Fill in the fields that the server omits if they have their default. */
-function withDefaults(metric: schemas.Metric): Metric {
-  return { ...metric, scopes: metric.scopes ?? [""], stepped: metric.stepped ?? metric.last_step !== null };
-}
-
-/** Read the metrics of several runs, merged by the server. */
-export async function metricsOf(ids: string[], project: string): Promise<Metric[]> {
-  const runs = ids.map((id) => reference(project, id)).join(",");
-  return (await json<schemas.Metrics>(`/metrics${queryString({ runs, limit: 10000 })}`)).metrics.map(withDefaults);
 }
 
 export async function ranks(

@@ -2,7 +2,7 @@
 
 import type { Route } from "../base/route";
 import { usesRankStatistics, readChartOptions } from "../chart/chartOptions";
-import { trainingCharts, groupIntoSections } from "../selection/metricSections";
+import { foldsIn } from "../selection/metricTree";
 import { RunSelection } from "../selection/runSelection";
 
 /** Sizes in pixels: the smallest chart, the margins around all charts, and the list of several runs. */
@@ -14,7 +14,7 @@ const LIST = 250;
 export function prefetch({ path, params }: Route): RunSelection | null {
   const [kind, project, section, ids, tab = "charts"] = path;
   if (kind !== "p" || project === undefined || section !== "runs" || !ids) return null;
-  const selection = new RunSelection(project, ids.split(","));
+  const selection = new RunSelection(project, ids.split(","), tab === "charts" ? (params.get("q") ?? "") : undefined);
   // Errors are handled by the page, which waits for the same promise.
   selection.load().then(
     () => tab === "charts" && prefetchPoints(selection, params),
@@ -26,10 +26,9 @@ export function prefetch({ path, params }: Route): RunSelection | null {
 function prefetchPoints(selection: RunSelection, params: URLSearchParams): void {
   const { cache, ids } = selection;
   const options = readChartOptions(params, selection.axis);
-  const order = groupIntoSections(trainingCharts(selection.charts, params.get("q") ?? ""), (metric) => ({ title: metric.title, metric }));
   const width = innerWidth - MARGINS.width - (ids.length > 1 ? LIST : 0);
   const inSight = Math.max(1, Math.floor(width / CHART.width)) * Math.ceil((innerHeight - MARGINS.height) / CHART.height);
   cache.setAxis({ x: options.x, explicitAxis: options.explicitAxis, window: options.window });
-  const first = order.flatMap(({ sources }) => sources).slice(0, inSight);
-  cache.prefetch([...new Set(first.filter(({ metric }) => !usesRankStatistics(metric, options)).map(({ metric }) => metric.name))]);
+  const first = selection.tree.firstCharts(inSight, foldsIn(params));
+  cache.prefetch([...new Set(first.filter((metric) => !usesRankStatistics(metric, options)).map(({ name }) => name))]);
 }

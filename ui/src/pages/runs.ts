@@ -6,13 +6,14 @@ import * as route from "../base/route";
 import { lineColor, onTheme } from "../base/theme";
 import * as api from "../data/api";
 import { SYSTEM_METRIC, fieldValue } from "../data/fields";
+import * as listing from "../data/metrics";
 import { ColumnChooser } from "../table/columnChooser";
 import { ColumnMenu } from "../table/columnMenu";
 import { type ColumnContext, column, nameColumns, shortLabel } from "../table/columns";
 import { FilterBar } from "../table/filterBar";
 import { Grid, ROW } from "../table/grid";
 import { type Heading, type Item, type Request, Rows, isHeading } from "../table/rows";
-import { suggestedColumns } from "../table/suggested";
+import { SUGGESTED_METRICS, suggestedColumns } from "../table/suggested";
 import { LATE_FILTER, LOST_FILTER, drawBanners, runBanners } from "../widgets/banner";
 import { welcome } from "../widgets/welcome";
 import type { PageContext, Page } from "./page";
@@ -24,6 +25,9 @@ const BANNERS_REFRESH_MS = 30_000;
 const MAX_BANNER_RUNS = 5;
 /** Number of runs whose charts are compared if none is selected. */
 const MAX_COMPARED = 100;
+/** Number of newest runs whose fields are suggested as columns, and of their metrics. */
+const SAMPLE = 5;
+const MAX_SUGGESTED = 100;
 
 export class RunsPage implements Page {
   readonly element = h("div", { class: "runs" });
@@ -33,12 +37,12 @@ export class RunsPage implements Page {
     () => this.onRows(),
     (error) => this.onError(error),
   );
-  private readonly filter = new FilterBar(() => this.fields);
+  private readonly filter: FilterBar;
   private readonly menu = new ColumnMenu({
     filterBy: (key) => this.filter.startClause(key),
     hide: (key) => this.setColumns(this.columns.filter((other) => other !== key)),
   });
-  private readonly chooser = new ColumnChooser((columns) => this.setColumns(columns));
+  private readonly chooser: ColumnChooser;
   private readonly problem = h("p", { class: "problem", role: "alert" });
   private readonly banners = h("div", { class: "banners" });
   private bannersReadAt = 0;
@@ -59,6 +63,12 @@ export class RunsPage implements Page {
     private readonly project: string,
   ) {
     context.title(project);
+    this.filter = new FilterBar(project, () => this.fields);
+    this.chooser = new ColumnChooser(
+      project,
+      () => this.fields,
+      (columns) => this.setColumns(columns),
+    );
     this.grid = new Grid<Item>(`Runs of ${project}`, {
       need: (first, last) => this.rows.need(first, last),
       header: ({ key }, anchor) => this.menu.open(key, anchor),
@@ -67,7 +77,7 @@ export class RunsPage implements Page {
       isSelected: (row) => !isHeading(row) && this.selected.includes(row.id),
       heading: (row) => (isHeading(row) ? this.heading(row) : null),
     });
-    const choose = iconButton("columns", "Choose columns", () => this.chooser.open(this.columns, this.fields));
+    const choose = iconButton("columns", "Choose columns", () => this.chooser.open(this.columns));
     choose.append("Columns");
     choose.classList.add("wide");
     this.element.append(
@@ -90,6 +100,7 @@ export class RunsPage implements Page {
     this.selected = route.list(params, "selected");
     this.filter.update(params);
     this.columns = params.has("columns") ? route.list(params, "columns") : suggestedColumns(this.sample, this.fields);
+    this.chooser.update(this.columns);
     const shape = JSON.stringify([this.columns, params.get("pin"), params.get("sort"), this.numbers]);
     if (shape !== this.shape) {
       this.shape = shape;
@@ -132,7 +143,6 @@ export class RunsPage implements Page {
       fill(this.empty, total === 0 ? welcome(this.project) : null);
       this.element.classList.toggle("nothing", total === 0);
       this.apply(route.current().params);
-      this.chooser.update(this.columns, this.fields);
       this.schedule(total === 0);
     } catch (error) {
       fill(this.empty, this.context.onError(error, () => void this.begin()));
@@ -140,17 +150,23 @@ export class RunsPage implements Page {
     }
   }
 
-  /** Read the fields of the newest runs. Returns the number of runs. */
+  /** Read the fields of the newest runs, from which columns are suggested. Returns the number of runs. */
   private async readFields(): Promise<number> {
-    const { runs, total } = await api.runs({ project: this.project, limit: 5, fields: "config,summary" });
-    this.sample = runs;
+    const { runs, total } = await api.runs({ project: this.project, limit: SAMPLE, fields: "config" });
     const fields = new Set<string>();
-    for (const run of runs) {
-      for (const key of format.flatten(run.config).keys()) fields.add(`config.${key}`);
-      for (const name of Object.keys(run.summary)) fields.add(`summary.${name}`);
-    }
+    for (const run of runs) for (const key of format.flatten(run.config).keys()) fields.add(`config.${key}`);
+    if (runs.length) for (const name of await this.readMetrics(runs.map(({ id }) => id))) fields.add(`summary.${name}`);
+    this.sample = runs;
     this.fields = [...fields].sort();
     return total;
+  }
+
+  /** Read names of metrics that may be suggested. */
+  private async readMetrics(ids: string[]): Promise<string[]> {
+    const list = (search: string) => listing.metrics(this.project, ids, { pane: "charts", search, limit: MAX_SUGGESTED });
+    const page = await list("");
+    const more = page.next === null ? [] : (await list(SUGGESTED_METRICS)).metrics;
+    return [...page.metrics, ...more].map(({ name }) => name);
   }
 
   /** Refresh the visible rows, and the fields as long as no metrics have been logged. */
@@ -164,7 +180,6 @@ export class RunsPage implements Page {
       await this.readFields();
       if (this.timer === -1) return;
       this.apply(this.params);
-      this.chooser.update(this.columns, this.fields);
     } catch {
       // Retried at the next refresh.
     }

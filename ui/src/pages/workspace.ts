@@ -13,12 +13,15 @@ import { MediaPane } from "../panes/media";
 import { OverviewPane } from "../panes/overview";
 import type { Pane } from "../panes/pane";
 import { SystemPane } from "../panes/system";
+import { foldsIn } from "../selection/metricTree";
 import type { RunSelection } from "../selection/runSelection";
 import type { PageContext, Page } from "./page";
 
 const ONE = { charts: "Charts", system: "System", distributions: "Distributions", media: "Media", overview: "Overview" };
 const MANY = { charts: "Charts", difference: "Configuration" };
 const RELOAD_MS = 3000;
+/** Reload interval for a run with more metrics than are read at once. */
+const WIDE_MS = 10_000;
 /** Reload interval for several runs, unless a new metric or state arrives. */
 const QUIET_MS = 30_000;
 
@@ -82,7 +85,7 @@ export class Workspace implements Page {
     this.pane.apply(this.params);
     this.tabs.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
     this.health.update();
-    void this.selection.loadMore(() => this.closed || this.pane?.onMetrics?.());
+    void this.selection.loadMore(foldsIn(this.params), () => this.closed || this.pane?.onMetrics?.());
     this.selection.cache.follow(
       (update) => this.onUpdate(update),
       (connected) => this.health.connection(connected),
@@ -93,7 +96,7 @@ export class Workspace implements Page {
     const isNew = this.selection.applyUpdate(update);
     this.pane?.onUpdate?.(update);
     this.health.update();
-    this.reloadIn(isNew || this.selection.ids.length === 1 ? RELOAD_MS : QUIET_MS);
+    this.reloadIn(isNew ? RELOAD_MS : this.selection.ids.length > 1 ? QUIET_MS : this.selection.tree.isLocal ? RELOAD_MS : WIDE_MS);
   }
 
   private reloadIn(milliseconds: number): void {
@@ -106,7 +109,7 @@ export class Workspace implements Page {
 
   private async reload(): Promise<void> {
     try {
-      if (await this.selection.reload()) this.pane?.onMetrics?.();
+      if (await this.selection.reload(foldsIn(this.params))) this.pane?.onMetrics?.();
       this.pane?.onReload?.();
       this.health.update();
     } catch {

@@ -1,30 +1,37 @@
 // The charts of the selected runs, and the list of runs next to them.
 
-import { button, fill, h } from "../base/dom";
+import { button, fill, h, setText } from "../base/dom";
 import * as route from "../base/route";
 import type { ChartCardEvents } from "../chart/chartCard";
 import { type ChartOptions, readChartOptions } from "../chart/chartOptions";
 import { MetricSource } from "../chart/metricSource";
 import type { Chart } from "../chart/variant";
 import { ChartControls } from "../selection/chartControls";
-import { ChartSections } from "../selection/chartSections";
 import { FullScreen } from "../selection/fullscreen";
-import { trainingCharts, groupIntoSections } from "../selection/metricSections";
+import { nameIn } from "../selection/metricIndex";
+import { foldsIn } from "../selection/metricTree";
 import { RunList } from "../selection/runList";
 import type { RunSelection } from "../selection/runSelection";
+import { SectionTree } from "../selection/sectionTree";
 import type { Pane } from "./pane";
 
 export class ChartsPane implements Pane {
   readonly element: HTMLElement;
   private params = new URLSearchParams();
   private readonly controls: ChartControls;
-  private readonly grid: ChartSections;
+  private readonly sections: SectionTree;
   private readonly list: RunList | null;
+  private readonly status = h("p", { class: "found muted", role: "status" });
   private readonly empty = h("div", { class: "state" });
   private readonly full: FullScreen;
-  private readonly sources = new Map<Chart, MetricSource>();
+  private readonly sources = new WeakMap<Chart, MetricSource>();
   private axis = "";
   private fingerprint = "";
+  private isSearching = false;
+  private problem = "";
+  private isClosed = false;
+  /** Title in the address whose chart was not found. */
+  private missing = "";
 
   constructor(private readonly selection: RunSelection) {
     const many = selection.ids.length > 1;
@@ -35,10 +42,17 @@ export class ChartsPane implements Pane {
       hover: (readings) => this.list?.showReadings(readings),
     };
     this.full = new FullScreen({ zoom: events.zoom, axis: (x) => route.change({ x }), hover: (readings) => this.list?.showReadings(readings) });
-    this.grid = new ChartSections(events, (closed) => route.change({ closed: route.join(closed) }), !many);
+    this.sections = new SectionTree(
+      selection.tree,
+      (chart) => this.source(chart),
+      events,
+      ({ open, closed }) => route.change({ open: route.join(open), closed: route.join(closed) }),
+      !many,
+    );
     this.list = many ? new RunList(selection) : null;
     this.controls = new ChartControls(selection);
-    const charts = h("div", { class: "content" }, this.controls.element, this.empty, this.grid.element);
+    this.controls.element.append(this.status);
+    const charts = h("div", { class: "content" }, this.controls.element, this.empty, this.sections.element);
     this.element = h("div", { class: many ? "pane beside" : "pane" }, this.list?.element, charts, this.full.element);
   }
 
@@ -49,18 +63,16 @@ export class ChartsPane implements Pane {
     this.axis = this.selection.axis;
     this.controls.update(params, this.axis);
     this.list?.update(params);
+    void this.find();
     this.draw();
     // If options other than the runs changed, all visible charts are read again, from memory if possible.
     const { hidden, ...options } = this.options();
     const fingerprint = JSON.stringify([options, [...hidden], params.get("group"), params.get("colors")]);
-    if (fingerprint !== this.fingerprint) this.grid.refresh();
-    else this.grid.redraw();
+    if (fingerprint !== this.fingerprint) this.sections.refresh();
+    else this.sections.redraw();
     if (fingerprint !== this.fingerprint) this.full.refresh();
     this.fingerprint = fingerprint;
-    const full = params.get("full");
-    const { charts } = this.selection;
-    const metric = charts.find(({ title }) => title === full) ?? charts.find(({ name }) => name === full);
-    this.full.show(metric && this.source(metric));
+    this.showFull();
   }
 
   onMetrics(): void {
@@ -90,27 +102,71 @@ export class ChartsPane implements Pane {
   }
 
   close(): void {
+    this.isClosed = true;
     this.full.close();
-    this.grid.close();
+    this.sections.close();
+  }
+
+  private get search(): string {
+    return this.params.get("q") ?? "";
+  }
+
+  /** Search for the text in the address. While the server searches, only the latest text waits. */
+  private async find(): Promise<void> {
+    const { tree } = this.selection;
+    if (this.isSearching) return;
+    this.isSearching = true;
+    this.problem = "";
+    while (tree.search !== this.search && !this.problem && !this.isClosed) {
+      try {
+        const searching = tree.load(this.search);
+        this.drawStatus();
+        await searching;
+      } catch (error) {
+        this.problem = error instanceof Error ? error.message : String(error);
+      }
+      this.draw();
+    }
+    this.isSearching = false;
+    this.drawStatus();
+  }
+
+  /** Show the chart in the address in full screen. Its metric may have to be read first. */
+  private showFull(): void {
+    const title = this.params.get("full") ?? "";
+    const metric = title ? this.selection.metrics.titled(title) : undefined;
+    this.full.show(metric && this.source(metric));
+    if (!title || metric || this.missing === title) return;
+    this.missing = title;
+    this.selection.tree.lookUp(title, [title, nameIn(title)].filter(Boolean)).then(
+      () => this.isClosed || this.showFull(),
+      () => {},
+    );
   }
 
   private draw(): void {
-    const matching = trainingCharts(this.selection.charts, this.params.get("q") ?? "");
-    this.empty.hidden = matching.length > 0;
-    if (matching.length === 0) {
-      const all = trainingCharts(this.selection.charts, "");
+    const { tree } = this.selection;
+    this.drawStatus();
+    this.empty.hidden = tree.matches > 0;
+    if (tree.matches === 0) {
       fill(
         this.empty,
-        h("h2", {}, all.length ? "No matching charts" : "No metrics yet"),
-        all.length
-          ? h("p", {}, `${all.length} charts do not match. `, button("Show all", () => route.change({ q: null })))
+        h("h2", {}, tree.total ? "No matching charts" : "No metrics yet"),
+        tree.total
+          ? h("p", {}, `${tree.total.toLocaleString("en")} charts do not match. `, button("Show all", () => route.change({ q: null })))
           : h("p", {}, "Charts appear here automatically after the first call to run.log."),
       );
     }
-    this.grid.update(
-      groupIntoSections(matching, (metric) => this.source(metric)),
-      route.list(this.params, "closed"),
-    );
+    this.sections.update(foldsIn(this.params));
+  }
+
+  private drawStatus(): void {
+    const { tree } = this.selection;
+    const total = tree.total.toLocaleString("en");
+    const words = tree.search ? `${tree.matches.toLocaleString("en")} of ${total} charts match` : tree.isLocal ? "" : `${total} charts`;
+    setText(this.status, this.problem ? `Search failed: ${this.problem}` : tree.search === this.search ? words : "Searching …");
+    this.status.classList.toggle("problem", this.problem !== "");
+    this.status.hidden = this.status.textContent === "";
   }
 
   private source(metric: Chart): MetricSource {

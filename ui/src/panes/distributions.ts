@@ -7,11 +7,16 @@ import { drawHeatmap, drawSingle, type Frame } from "../chart/heatmap";
 import { type Chart, metricKey } from "../chart/variant";
 import * as api from "../data/api";
 import type { Update } from "../data/live";
-import { matcher } from "../selection/metricSections";
+import { metrics } from "../data/metrics";
+import { MetricIndex } from "../selection/metricIndex";
 import type { RunSelection } from "../selection/runSelection";
 import type { Pane } from "./pane";
 
 const KINDS = new Set(["histogram", "exponential_histogram"]);
+/** Number of metrics that are read at once. */
+const PAGE = 100;
+/** Number of heat maps that one metric shows at most, one for each set of attributes. */
+const MAX_SETS = 500;
 
 export class DistributionsPane implements Pane {
   readonly element = h("div", { class: "pane" });
@@ -27,7 +32,11 @@ export class DistributionsPane implements Pane {
   private readonly grid = h("div", { class: "charts wide" });
   private readonly observer = new IntersectionObserver(
     (entries) => {
-      for (const { target, isIntersecting } of entries) if (isIntersecting) this.cards.get((target as HTMLElement).dataset.key ?? "")?.wake();
+      for (const { target, isIntersecting } of entries) {
+        if (target === this.more) this.moreInSight = isIntersecting;
+        else this.cards.get((target as HTMLElement).dataset.key ?? "")?.setVisible(isIntersecting);
+      }
+      if (this.moreInSight && this.next !== null) void this.read();
     },
     { rootMargin: "200px" },
   );
@@ -38,33 +47,76 @@ export class DistributionsPane implements Pane {
     for (const card of this.cards.values()) card.draw();
   });
   private params = new URLSearchParams();
+  private readonly more = h("div", { class: "more" });
+  private moreInSight = false;
+  private readonly metrics = new MetricIndex(false);
+  /** Charts of the search, and the name after which its next page begins: null after the last, undefined before the first. */
+  private charts: Chart[] = [];
+  private next: string | null | undefined;
+  private searched: string | undefined;
+  private total = 0;
+  private isReading = false;
+  private hasNew = false;
+  private isClosed = false;
 
   constructor(private readonly selection: RunSelection) {
-    this.element.append(h("div", { class: "content" }, h("div", { class: "controls", role: "search" }, this.search), this.grid));
+    this.element.append(h("div", { class: "content" }, h("div", { class: "controls", role: "search" }, this.search), this.grid, this.more));
     this.resized.observe(this.grid);
+    this.observer.observe(this.more);
   }
 
   apply(params: URLSearchParams): void {
     this.params = params;
     if (document.activeElement !== this.search) this.search.value = params.get("q") ?? "";
-    const matches = matcher(params.get("q") ?? "");
+    if (this.searched === undefined || this.searched !== (params.get("q") ?? "")) void this.read();
+    this.draw();
+  }
+
+  /** Read the next page of metrics; the first one after another search. Only the latest search waits for an earlier request. */
+  private async read(): Promise<void> {
+    if (this.isReading || this.isClosed) return;
+    this.isReading = true;
+    const search = this.params.get("q") ?? "";
+    const isFirst = search !== this.searched || this.next === undefined;
+    try {
+      const { project, ids } = this.selection;
+      const page = await metrics(project, ids, { pane: "distributions", search, limit: PAGE, after: isFirst ? null : this.next ?? null });
+      const charts = this.metrics.add(page.metrics).filter(({ kind }) => KINDS.has(kind));
+      this.charts = isFirst ? charts : [...this.charts, ...charts];
+      this.next = page.next;
+      if (!search) this.total = page.total;
+      fill(this.more, page.next === null ? null : h("p", { class: "muted", role: "status" }, "Loading …"));
+    } catch (error) {
+      this.next = null;
+      fill(this.more, h("p", { class: "problem", role: "alert" }, error instanceof Error ? error.message : String(error)));
+    }
+    this.searched = search;
+    this.isReading = false;
+    this.draw();
+    if (search !== (this.params.get("q") ?? "")) void this.read();
+  }
+
+  private draw(): void {
+    if (this.next === undefined) {
+      fill(this.grid, h("p", { class: "state", role: "status" }, "Loading …"));
+      return;
+    }
     const [run = ""] = this.selection.ids;
     const matching: DistributionCard[] = [];
-    const metrics = this.selection.charts.filter(({ kind, name }) => KINDS.has(kind) && matches(name));
-    for (const metric of metrics.sort((a, b) => (a.name < b.name ? -1 : 1))) {
+    for (const metric of this.charts) {
       const sets = metric.attributes.length ? metric.attributes : [{}];
-      for (const [scope, attributes] of metric.scopes.flatMap((scope) => sets.map((set) => [scope, set] as const))) {
+      for (const [scope, attributes] of metric.scopes.flatMap((scope) => sets.map((set) => [scope, set] as const)).slice(0, MAX_SETS)) {
         const name = JSON.stringify([metricKey(metric), scope, attributes]);
         const card = this.cards.get(name) ?? new DistributionCard(run, this.selection.project, metric, scope, attributes);
+        if (!this.cards.has(name)) this.observer.observe(card.element);
         card.element.dataset.key = name;
         this.cards.set(name, card);
         matching.push(card);
-        this.observer.observe(card.element);
       }
     }
     if (matching.length) arrange(this.grid, matching.map(({ element }) => element));
     else {
-      const any = this.selection.metrics.some(({ kind }) => KINDS.has(kind));
+      const any = this.total > 0 || (this.searched ?? "") !== "";
       fill(
         this.grid,
         h(
@@ -79,14 +131,20 @@ export class DistributionsPane implements Pane {
   }
 
   onUpdate(update: Update): void {
-    for (const card of this.cards.values()) if (update.metrics?.includes(card.metric.name)) card.scheduleLoad();
+    for (const card of this.cards.values()) if (update.many || update.metrics?.includes(card.metric.name)) card.scheduleLoad();
+    this.hasNew ||= update.many === true || (update.metrics?.some((name) => this.metrics.named(name).length === 0) ?? false);
   }
 
-  onMetrics(): void {
-    this.apply(this.params);
+  /** Read the first page again if there may be new metrics on it. */
+  onReload(): void {
+    if (!this.hasNew || this.charts.length > PAGE) return;
+    this.hasNew = false;
+    this.searched = undefined;
+    void this.read();
   }
 
   close(): void {
+    this.isClosed = true;
     this.observer.disconnect();
     this.resized.disconnect();
     for (const card of this.cards.values()) card.close();
@@ -102,7 +160,9 @@ class DistributionCard {
   private readonly status = h("p", { class: "status", role: "status" }, "Loading …");
   private points: api.HistogramPoint[] = [];
   private timer = 0;
-  private awake = false;
+  private visible = false;
+  /** Whether there are points to read. */
+  private stale = true;
 
   constructor(
     private readonly run: string,
@@ -136,14 +196,17 @@ class DistributionCard {
     return this.axis === "step" ? `step ${format.number(x)}` : `after ${format.duration(x)}`;
   }
 
-  wake(): void {
-    if (this.awake) return;
-    this.awake = true;
+  /** Read the points when the card comes into sight, and again if there are new ones. */
+  setVisible(isVisible: boolean): void {
+    this.visible = isVisible;
+    if (!isVisible || !this.stale) return;
+    this.stale = false;
     void this.load();
   }
 
   scheduleLoad(): void {
-    if (!this.awake || this.timer) return;
+    this.stale ||= !this.visible;
+    if (!this.visible || this.timer) return;
     this.timer = window.setTimeout(() => {
       this.timer = 0;
       void this.load();

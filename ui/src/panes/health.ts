@@ -4,7 +4,7 @@ import { fill, h } from "../base/dom";
 import * as format from "../base/format";
 import * as api from "../data/api";
 import { isProvisional } from "../data/attempt";
-import { alertOf, chartLinks } from "../selection/alert";
+import { alertOf, chartLinks, wordsOf } from "../selection/alert";
 import type { RunSelection } from "../selection/runSelection";
 import { isForeign, describeState, stateBadge } from "../widgets/badge";
 import { type Banner, drawBanners, isLate, runBanners } from "../widgets/banner";
@@ -80,6 +80,8 @@ export class Health {
         this.ends = await api.events(id, { project, name: "tensormeter.run.end", limit: MAX_ENDS });
       }
       this.drawBanners();
+      const serious = this.alerts.find((event) => alertOf(event).serious);
+      if (serious && (await this.selection.lookUp(wordsOf(serious)))) this.drawBanners();
     } catch {
       // The overview shows errors of events, so no banner is added here.
     }
@@ -88,11 +90,9 @@ export class Health {
   private drawFacts(): void {
     const { single, runs, metrics } = this.selection;
     const run = runs[0];
-    if (!single || !run) {
-      this.facts.hidden = true;
-      return;
-    }
-    const step = Math.max(...metrics.map(({ last_step }) => last_step ?? -1));
+    this.facts.hidden = !single || !run;
+    if (!single || !run) return;
+    const step = metrics.lastStep;
     const started = format.epoch(single.started);
     const end = single.ended ? format.epoch(single.ended) : run.state === "running" ? Date.now() / 1000 : format.epoch(single.last_time);
     const ranked = single.processes.filter(({ rank }) => rank !== null);

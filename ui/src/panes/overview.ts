@@ -5,7 +5,7 @@ import * as format from "../base/format";
 import * as api from "../data/api";
 import { attemptText } from "../data/attempt";
 import type { Update } from "../data/live";
-import { alertOf, chartLinks, levelClass, levelOf } from "../selection/alert";
+import { alertOf, chartLinks, levelClass, levelOf, wordsOf } from "../selection/alert";
 import { RunEditor } from "../selection/runEditor";
 import type { RunSelection } from "../selection/runSelection";
 import { isForeign, describeState, stateBadge } from "../widgets/badge";
@@ -66,6 +66,8 @@ export class OverviewPane implements Pane {
       this.problem = error instanceof Error ? error.message : String(error);
     }
     this.draw();
+    const alerts = this.events.filter(({ name }) => name === "tensormeter.alert");
+    if (await this.selection.lookUp(alerts.flatMap(wordsOf))) this.draw();
   }
 
   private draw(): void {

@@ -7,13 +7,15 @@ import { type ChartOptions, readChartOptions } from "../chart/chartOptions";
 import { MetricSource } from "../chart/metricSource";
 import { CLOCK, PHASE, type PhaseChoice, phaseLag, stackedPhases } from "../chart/phaseChart";
 import type { Chart } from "../chart/variant";
-import * as api from "../data/api";
+import { SYSTEM_METRIC } from "../data/fields";
 import type { Update } from "../data/live";
+import { metrics } from "../data/metrics";
 import { ChartControls } from "../selection/chartControls";
-import { ChartSections } from "../selection/chartSections";
+import { ChartSections, type Section } from "../selection/chartSections";
 import { FullScreen } from "../selection/fullscreen";
 import { GpuGrid } from "../selection/gpuGrid";
-import { type Section, isSystemMetric, matcher } from "../selection/metricSections";
+import { MetricIndex } from "../selection/metricIndex";
+import { byName, matcher } from "../selection/metricSections";
 import type { RunSelection } from "../selection/runSelection";
 import { zoom } from "./charts";
 import type { Pane } from "./pane";
@@ -26,6 +28,9 @@ const SECTIONS: [string, RegExp][] = [
   ["Host", /^system\.|^container\.|^k8s\./],
   ["Logging", /^tensormeter\./],
 ];
+/** Number of metrics that the pane shows at most. */
+const MAX_METRICS = 1000;
+const NO_CHARTS = new Set(["histogram", "exponential_histogram", "summary"]);
 /** Number of processes up to which a chart shows each of them by default; above, their median and range. */
 const EACH = 8;
 
@@ -40,20 +45,44 @@ export class SystemPane implements Pane {
   private readonly full = new FullScreen({ zoom: (window) => zoom(window) });
   private readonly empty = h("div", { class: "state", hidden: true });
   private readonly sources = new Map<string, ChartSource>();
+  private readonly metrics = new MetricIndex(false);
+  private names = new Set<string>();
+  private problem = "";
+  private isRead = false;
+  /** Whether a live update named a metric that was not read. */
+  private hasNew = false;
 
   constructor(private readonly selection: RunSelection) {
     this.controls = new ChartControls(selection);
     this.controls.element.append(this.clock.label, this.process.label);
     this.gpuGrid = new GpuGrid(selection);
     const full = (title: string) => route.change({ full: title });
-    this.grid = new ChartSections({ zoom: (window) => zoom(window), full }, (closed) => route.change({ closed: route.join(closed) }), true);
+    this.grid = new ChartSections({ zoom: (window) => zoom(window), full }, (closed) => route.change({ closed: route.join(closed) }));
     this.element = h("div", { class: "pane" }, h("div", { class: "content" }, this.controls.element, this.gpuGrid.element, this.empty, this.grid.element), this.full.element);
+    void this.read();
+  }
+
+  /** Read the metrics of the system, and those of phases, which scripts may log under other names. */
+  private async read(): Promise<void> {
+    const { project, ids } = this.selection;
+    const list = (query: object) => metrics(project, ids, { limit: MAX_METRICS, ...query });
+    try {
+      const pages = await Promise.all([list({ pane: "system" }), list({ pane: "charts", search: PHASE.source })]);
+      // The cache of points uses the numbers of lines.
+      for (const page of pages) this.selection.metrics.add(this.metrics.add(page.metrics));
+      this.problem = "";
+    } catch (error) {
+      this.problem = error instanceof Error ? error.message : String(error);
+    }
+    this.isRead = true;
+    this.names = new Set([...this.metrics].map(({ name }) => name));
+    this.apply(this.params);
   }
 
   /** Options of the charts. System metrics use relative time by default. */
   private options(): ChartOptions {
     const options = readChartOptions(this.params, "relative");
-    const many = this.selection.metrics.some(({ processes }) => processes > EACH);
+    const many = [...this.metrics].some(({ processes }) => processes > EACH);
     const ranks = this.params.has("ranks") || many ? options.ranks : "each";
     return { ...options, ranks, process: this.params.get("process") };
   }
@@ -70,12 +99,14 @@ export class SystemPane implements Pane {
     this.full.refresh();
   }
 
-  onMetrics(): void {
-    this.draw();
+  onUpdate(update: Update): void {
+    if (update.many || update.metrics?.some((name) => name.startsWith("hw."))) this.gpuGrid.scheduleRead();
+    if (update.metrics?.some((name) => SYSTEM_METRIC.test(name) && name !== "tensormeter.step" && !this.names.has(name))) this.hasNew = true;
   }
 
-  onUpdate(update: Update): void {
-    if (update.metrics?.some((name) => name.startsWith("hw."))) this.gpuGrid.scheduleRead();
+  onReload(): void {
+    if (this.hasNew) void this.read();
+    this.hasNew = false;
   }
 
   onKey(event: KeyboardEvent): void {
@@ -90,22 +121,23 @@ export class SystemPane implements Pane {
 
   private draw(): void {
     const matches = matcher(this.params.get("q") ?? "");
-    const metrics = this.selection.charts.filter((metric) => (isSystemMetric(metric) || PHASE.test(metric.name)) && matches(metric.name));
+    const metrics = [...this.metrics].filter(({ name, kind }) => !NO_CHARTS.has(kind) && name !== "tensormeter.step" && matches(name));
     const bySection = new Map<string, ChartSource[]>();
     const phases = metrics.filter(({ name, kind }) => PHASE.test(name) && (kind === "gauge" || kind === "sum"));
     if (phases.length) bySection.set(PHASES, this.phases(phases));
-    for (const metric of metrics.sort((a, b) => (a.name < b.name ? -1 : 1))) {
+    for (const metric of metrics.sort(byName)) {
       if (phases.includes(metric)) continue;
       const [section] = SECTIONS.find(([, pattern]) => pattern.test(metric.name)) ?? ["Other"];
       bySection.set(section, [...(bySection.get(section) ?? []), this.source(metric)]);
     }
     const order = SECTIONS.map(([name]) => name);
-    const sections: Section<ChartSource>[] = [...bySection].map(([name, sources]) => ({ name, sources, spread: name === PHASES })).sort((a, b) => order.indexOf(a.name) - order.indexOf(b.name));
+    const sections: Section[] = [...bySection].map(([name, sources]) => ({ name, sources, spread: name === PHASES })).sort((a, b) => order.indexOf(a.name) - order.indexOf(b.name));
     this.grid.update(sections, route.list(this.params, "closed"));
     const title = this.params.get("full");
     this.full.show(sections.flatMap(({ sources }) => sources).find((source) => source.title === title));
     this.empty.hidden = sections.length > 0;
-    fill(
+    if (!this.isRead || this.problem) fill(this.empty, h("p", { role: "status" }, this.problem || "Loading …"));
+    else fill(
       this.empty,
       h("h2", {}, this.params.get("q") ? "No matching metrics" : "No system metrics yet"),
       h("p", {}, "The agent on the training node sends them every few seconds, unless sensors are disabled."),
@@ -125,7 +157,7 @@ export class SystemPane implements Pane {
     return source;
   }
 
-  private phases(metrics: api.Metric[]): ChartSource[] {
+  private phases(metrics: Chart[]): ChartSource[] {
     const names = metrics.map(({ name }) => name);
     const unit = metrics[0]?.unit || "s";
     const key = names.join("\n");
@@ -153,7 +185,7 @@ export class SystemPane implements Pane {
 
   /** Clocks that timed the phases. */
   private clocks(): Set<string> {
-    const phases = this.selection.metrics.filter(({ name }) => PHASE.test(name));
+    const phases = [...this.metrics].filter(({ name }) => PHASE.test(name));
     return new Set(phases.flatMap(({ attributes }) => attributes.map((set) => String(set[CLOCK] ?? "host"))));
   }
 

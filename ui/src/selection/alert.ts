@@ -40,10 +40,15 @@ export function alertOf(event: TelemetryEvent): Alert {
 }
 
 /** Link to the chart of an alert's metric. Alerts of the server name it; in those of scripts, any word may be its name. */
-export function chartLinks(event: TelemetryEvent, { metrics, project, ids }: RunSelection): [string, string][] {
+export function chartLinks(event: TelemetryEvent, selection: RunSelection): [string, string][] {
+  const named = selection.findMetric(wordsOf(event));
+  return named ? [[`Show ${named}`, address(["p", selection.project, "runs", ...selection.ids], { full: named })]] : [];
+}
+
+/** Words of an alert that may be names of metrics, to be looked up before `chartLinks`. */
+export function wordsOf(event: TelemetryEvent): string[] {
   const { metric } = (event.body ?? {}) as Record<string, unknown>;
   const { title, text } = alertOf(event);
-  const words = new Set([String(metric ?? ""), ...`${title} ${text}`.split(/\s+/).map((word) => word.replace(/^["'`(]+|["'`).,:;!?]+$/g, ""))]);
-  const named = metrics.find(({ name }) => words.has(name));
-  return named ? [[`Show ${named.name}`, address(["p", project, "runs", ...ids], { full: named.name })]] : [];
+  const words = `${title} ${text}`.split(/\s+/).map((word) => word.replace(/^["'`(]+|["'`).,:;!?]+$/g, ""));
+  return [...new Set([String(metric ?? ""), ...words])].filter(Boolean);
 }

@@ -3,9 +3,14 @@
 import { button, fill, h, setOptions } from "../base/dom";
 import * as format from "../base/format";
 import * as route from "../base/route";
+import { SYSTEM_METRIC } from "../data/fields";
+import { MetricPicker } from "./metricPicker";
 import type { RunSelection } from "./runSelection";
 
 const AXES = { step: "step", relative: "relative time", time: "time" };
+/** Number of metrics that the list of axes contains; others are found by a search. */
+const MAX_LISTED = 200;
+const OTHER = "other";
 
 export class ChartControls {
   readonly element = h("div", { class: "controls", role: "search" });
@@ -17,7 +22,7 @@ export class ChartControls {
     class: "search",
     on: { input: () => route.change({ q: this.search.value }) },
   });
-  private readonly axis = h("select", { class: "axis", "aria-label": "x axis", on: { change: () => route.change({ x: this.axis.value === this.fallback ? null : this.axis.value, from: null, to: null }) } });
+  private readonly axis = h("select", { class: "axis", "aria-label": "x axis", on: { change: () => this.choose(this.axis.value) } });
   /** The x axis if the address names none. */
   private fallback = "step";
   private readonly smoothing = h("input", {
@@ -31,6 +36,8 @@ export class ChartControls {
   private readonly weight = h("output", {});
   private readonly ranks = h("select", { "aria-label": "Ranks", on: { change: () => route.change({ ranks: this.ranks.value }) } });
   private readonly out = button("", () => route.change({ from: null, to: null }), { class: "chip" });
+  private readonly picker: MetricPicker;
+  private params = new URLSearchParams();
   private readonly toggles: [string, HTMLInputElement][];
   private readonly ranksLabel: HTMLElement;
 
@@ -39,6 +46,7 @@ export class ChartControls {
       name,
       h("input", { type: "checkbox", on: { change: (event) => route.change({ [name]: (event.target as HTMLInputElement).checked ? "1" : null }) } }),
     ]);
+    this.picker = new MetricPicker("Choose a metric as axis", selection.project, selection.ids, (name) => this.choose(name ? `metric:${name}` : (this.params.get("x") ?? this.fallback)));
     const names = ["log x", "log y", "ignore outliers"];
     fill(
       this.ranks,
@@ -52,19 +60,23 @@ export class ChartControls {
       ...this.toggles.map(([, box], position) => h("label", { class: "check" }, box, names[position])),
       this.ranksLabel,
       this.out,
+      this.picker.element,
     );
   }
 
+  private choose(x: string): void {
+    if (x === OTHER) this.picker.open();
+    else route.change({ x: x === this.fallback ? null : x, from: null, to: null });
+    // The address may be the same as before.
+    if (x !== OTHER) this.axis.value = x;
+  }
+
   update(params: URLSearchParams, axis: string): void {
+    this.params = params;
     set(this.search, params.get("q") ?? "");
     this.fallback = axis;
     const x = params.get("x") || axis;
-    const axes = this.selection.metrics.filter(({ kind }) => kind === "gauge" || kind === "sum").map(({ name }) => `metric:${name}`);
-    const names = new Set(axes);
-    setOptions(this.axis, [
-      ...Object.entries(AXES),
-      ...[...names].filter((name) => !/^metric:(system|process|hw|container|tensormeter)\./.test(name)).map((name): [string, string] => [name, name.slice(7)]),
-    ]);
+    setOptions(this.axis, this.axes(x));
     this.axis.value = x;
     set(this.smoothing, params.get("s") ?? "0");
     this.weight.value = Number(params.get("s") ?? 0) ? format.number(Number(params.get("s"))) : "off";
@@ -77,6 +89,23 @@ export class ChartControls {
       fill(this.out, x === "time" ? "zoomed ✕" : `${range.join(" to ")} ✕`);
       this.out.setAttribute("aria-label", "Zoom out");
     }
+  }
+
+  /** The axes to choose from: metrics that have been read, and a search if there are others. */
+  private axes(chosen: string): [string, string][] {
+    const { metrics, tree } = this.selection;
+    const names = new Set<string>();
+    for (const { kind, name } of metrics) {
+      if (names.size >= MAX_LISTED) break;
+      if ((kind === "gauge" || kind === "sum") && !SYSTEM_METRIC.test(name)) names.add(name);
+    }
+    if (chosen.startsWith("metric:")) names.add(chosen.slice("metric:".length));
+    const isAll = tree.isComplete && names.size >= metrics.size;
+    return [
+      ...Object.entries(AXES),
+      ...[...names].sort().map((name): [string, string] => [`metric:${name}`, name]),
+      ...(isAll ? [] : [[OTHER, "other metric …"] as [string, string]]),
+    ];
   }
 
   /** Show another default, for panes that have one. */

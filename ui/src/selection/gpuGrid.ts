@@ -40,10 +40,9 @@ export class GpuGrid {
   private async read(): Promise<void> {
     const [run = ""] = this.selection.ids;
     const { project } = this.selection;
-    if (!this.selection.metrics.some(({ name }) => name === BUSY)) return;
     try {
       const { series } = await api.series({ runs: [api.reference(project, run)], metrics: [BUSY, MEMORY], x: "time", max_points: 4 });
-      this.draw(this.nodes(series));
+      if (series.some(({ metric }) => metric === BUSY)) this.draw(this.nodes(series));
     } catch {
       // The charts below show the error.
     }

@@ -1,60 +1,58 @@
-// Selects the metrics that become charts, and groups them into sections.
+// Groups metrics into sections by the parts of their names, and searches names.
 
-import type { Metric } from "../data/api";
-import { SYSTEM_METRIC } from "../data/fields";
-
-const DISTRIBUTION = new Set(["histogram", "exponential_histogram", "summary"]);
-
-/** Whether the training script logged the metric. System metrics are on the system pane. */
-function isTrainingMetric({ name, kind }: Metric): boolean {
-  return !SYSTEM_METRIC.test(name) && !DISTRIBUTION.has(kind);
-}
-
-export function isSystemMetric({ name, kind }: Metric): boolean {
-  return SYSTEM_METRIC.test(name) && !DISTRIBUTION.has(kind) && name !== "tensormeter.step";
-}
-
-/** The training metrics that match a search, sorted by name. */
-export function trainingCharts<Charted extends Metric>(metrics: Charted[], search: string): Charted[] {
-  const matches = matcher(search);
-  return metrics.filter((metric) => isTrainingMetric(metric) && matches(metric.name)).sort((a, b) => (a.name < b.name ? -1 : 1));
-}
-
-interface Titled {
-  title: string;
-}
-
-export interface Section<Source extends Titled> {
+export interface Named {
   name: string;
-  sources: Source[];
-  /** Whether its charts take the full width. */
-  spread?: boolean;
 }
 
-/** Group metrics by the part of their names before the first slash. */
-export function groupIntoSections<Charted extends Metric, Source extends Titled>(metrics: Charted[], toSource: (metric: Charted) => Source): Section<Source>[] {
-  const bySection = new Map<string, Source[]>();
+export interface Grouped<Metric extends Named> {
+  /** Metrics without a section of their own. */
+  direct: Metric[];
+  /** Sections by the next part of the name, in order of their names. */
+  sections: Map<string, Metric[]>;
+}
+
+/** Group metrics, sorted by name, by the part of their names between the prefix and the next slash. */
+export function groupByPart<Metric extends Named>(metrics: Metric[], prefix: string): Grouped<Metric> {
+  const direct: Metric[] = [];
+  const sections = new Map<string, Metric[]>();
   for (const metric of metrics) {
-    const cut = metric.name.indexOf("/");
-    const section = cut > 0 ? metric.name.slice(0, cut) : "";
-    const sources = bySection.get(section) ?? [];
-    sources.push(toSource(metric));
-    bySection.set(section, sources);
+    const cut = metric.name.indexOf("/", prefix.length);
+    if (cut <= prefix.length) {
+      direct.push(metric);
+      continue;
+    }
+    const part = metric.name.slice(prefix.length, cut);
+    const section = sections.get(part);
+    if (section) section.push(metric);
+    else sections.set(part, [metric]);
   }
   // Sections with a single chart would be mostly empty, so they are merged.
-  const singles = [...bySection].filter(([name, sources]) => name && sources.length === 1);
+  const singles = [...sections].filter(([, members]) => members.length === 1);
   if (singles.length > 1) {
-    for (const [name] of singles) bySection.delete(name);
-    const rest = [...(bySection.get("") ?? []), ...singles.flatMap(([, sources]) => sources)];
-    bySection.set("", rest.sort((a, b) => (a.title < b.title ? -1 : 1)));
+    for (const [part, members] of singles) {
+      sections.delete(part);
+      direct.push(...members);
+    }
+    direct.sort(byName);
   }
-  return [...bySection].map(([name, sources]) => ({ name, sources })).sort((a, b) => sectionRank(a.name) - sectionRank(b.name) || (a.name < b.name ? -1 : 1));
+  return { direct, sections };
 }
 
-/** Position of a section: evaluation first, then training, then the others. */
+export function byName(a: Named, b: Named): number {
+  return a.name < b.name ? -1 : a.name > b.name ? 1 : 0;
+}
+
+/** Top sections that are shown first, in this order. The one without a name holds the metrics without a section. */
+export const FIRST_SECTIONS = ["eval", "val", "validation", "train", ""];
+
+/** Compare top sections: evaluation first, then training, then the others. */
+export function compareSections(a: string, b: string): number {
+  return sectionRank(a) - sectionRank(b) || (a < b ? -1 : 1);
+}
+
 function sectionRank(name: string): number {
-  const position = ["eval", "val", "validation", "train", ""].indexOf(name);
-  return position < 0 ? 9 : position;
+  const position = FIRST_SECTIONS.indexOf(name);
+  return position < 0 ? FIRST_SECTIONS.length : position;
 }
 
 /** Create a filter from a regular expression, or from the text itself if it is not a valid one. */

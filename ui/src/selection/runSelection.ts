@@ -1,69 +1,65 @@
-// The runs of a workspace with their metrics, details and points.
+// The runs of a workspace with their details and points, and the metrics that have been read.
 
 import * as route from "../base/route";
 import { lineColor } from "../base/theme";
 import type { SelectedRun } from "../chart/metricSource";
 import { PointCache } from "../chart/pointCache";
-import { type Chart, metricKey, withTitles } from "../chart/variant";
 import * as api from "../data/api";
 import { fieldText } from "../data/fields";
 import type { Update } from "../data/live";
-import { trainingCharts } from "./metricSections";
+import { MAX_RUNS, anyOf, metrics } from "../data/metrics";
+import { MetricIndex } from "./metricIndex";
+import { type Folds, MetricTree } from "./metricTree";
 
 const MAX_DETAILS = 16;
 /** Number of runs whose metrics are read with one request. */
 const RUNS_PER_REQUEST = 25;
-/** Number of runs that the server accepts in one request. */
-const MAX_RUNS = 200;
+/** Number of metrics that panes without charts read, for the step of the run. */
+const SAMPLE = 100;
+/** Number of words of alerts that are looked up at once. */
+const MAX_WORDS = 100;
+const MAX_REPORTED = 20_000;
 /** Delay after which the first view has usually been drawn. */
 const SECOND_STAGE_DELAY_MS = 600;
 
 export class RunSelection {
   runs: api.Run[] = [];
   details = new Map<string, api.RunDetail>();
-  metrics: api.Metric[] = [];
+  /** Metrics of charts that have been read. */
+  readonly metrics: MetricIndex;
+  readonly tree: MetricTree;
   readonly cache: PointCache;
   private loading: Promise<void> | null = null;
   /** Runs with new points since their metrics were read. */
   private readonly changedRuns = new Set<string>();
+  /** Names of metrics in live updates, and whether a metric with this name exists. */
+  private readonly reported = new Set<string>();
+  private readonly lookedUp = new Map<string, boolean>();
 
+  /** `search` is the search for charts; undefined if the pane shows none. */
   constructor(
     readonly project: string,
     readonly ids: string[],
+    private readonly search?: string,
   ) {
+    this.metrics = new MetricIndex(ids.length > 1);
+    this.tree = new MetricTree(project, ids, this.metrics);
     this.cache = new PointCache(
       project,
       ids,
       { x: "step", window: null },
-      (metric) => this.linesPerRun(metric),
-      (metric) => this.axisWithoutSteps(metric),
+      (metric) => this.metrics.linesPerRun(metric),
+      (metric) => (this.metrics.isStepless(metric) ? this.clock : null),
     );
-  }
-
-  /** The charts of the metrics. */
-  get charts(): Chart[] {
-    return withTitles(this.metrics);
   }
 
   /** The default x axis: steps, or time if no logged metric has steps. */
   get axis(): string {
-    const logged = trainingCharts(this.metrics, "");
-    return logged.length === 0 || logged.some(({ stepped }) => stepped) ? "step" : this.clock;
+    return this.metrics.size === 0 || this.metrics.hasSteps ? "step" : this.clock;
   }
 
   private get clock(): string {
     return this.ids.length > 1 ? "relative" : "time";
-  }
-
-  private axisWithoutSteps(metric: string): string | null {
-    const matches = this.metrics.filter(({ name, points }) => name === metric && points > 0);
-    return matches.length > 0 && matches.every(({ stepped }) => !stepped) ? this.clock : null;
-  }
-
-  /** Upper bound of the number of lines: each process may have each set of attributes. */
-  private linesPerRun(metric: string): number {
-    const matches = this.metrics.filter(({ name }) => name === metric);
-    return matches.reduce((sum, { processes, attributes }) => sum + processes * Math.max(1, attributes.length), 0) || 1;
   }
 
   get single(): api.RunDetail | null {
@@ -82,19 +78,27 @@ export class RunSelection {
   private async read(): Promise<void> {
     const [first = ""] = this.ids;
     if (this.ids.length === 1) {
-      const [detail, metrics] = await Promise.all([api.run(first, this.project), api.metrics(first, this.project)]);
+      const [detail] = await Promise.all([api.run(first, this.project), this.readCharts()]);
       this.setSingle(detail);
-      this.metrics = metrics;
       return;
     }
-    const [runs, metrics] = await Promise.all([
-      this.listRuns("config"),
-      api.metrics(first, this.project).catch(() => []),
-    ]);
+    // The first view shows the charts of the first run; those of the others follow.
+    this.tree.setRuns([first]);
+    const readFirst = this.readCharts().then(
+      () => true,
+      () => false,
+    );
+    const [runs, isRead] = await Promise.all([this.listRuns("config"), readFirst]);
     const byId = new Map(runs.map((run) => [run.id, run]));
     this.runs = this.ids.flatMap((id) => byId.get(id) ?? []);
     if (this.runs.length === 0) throw new api.ApiError(404, "not_found", "None of these runs exists in this project.");
-    this.metrics = metrics;
+    this.tree.setRuns(this.runs.map(({ id }) => id).slice(0, MAX_RUNS));
+    if (!isRead) await this.readCharts();
+  }
+
+  private async readCharts(): Promise<void> {
+    if (this.search !== undefined) await this.tree.load(this.search);
+    else if (this.ids.length === 1) this.metrics.add((await metrics(this.project, this.ids, { pane: "charts", limit: SAMPLE })).metrics);
   }
 
   private async listRuns(fields: string): Promise<api.Run[]> {
@@ -104,44 +108,56 @@ export class RunSelection {
   }
 
   /** Load the metrics and details that the first view does not need. */
-  async loadMore(onMore: () => void): Promise<void> {
+  async loadMore(folds: Folds, onMore: () => void): Promise<void> {
     if (this.ids.length === 1) return;
     // Names of processes are needed only for runs with several.
     const multiProcess = this.runs.filter(({ processes }) => processes > 1).slice(0, MAX_DETAILS).map(({ id }) => id);
     const others = this.runs.slice(1).map(({ id }) => id);
     const readMetrics = async () => {
-      for (let i = 0; i < others.length; i += RUNS_PER_REQUEST) this.mergeMetrics(await api.metricsOf(others.slice(i, i + RUNS_PER_REQUEST), this.project));
+      if (this.search === undefined) return;
+      for (let i = 0; i < others.length && this.tree.isComplete; i += RUNS_PER_REQUEST) await this.tree.refresh(folds, others.slice(i, i + RUNS_PER_REQUEST));
+      if (!this.tree.isComplete) await this.tree.load(this.tree.search);
     };
     const readDetails = async () => {
       for (const id of multiProcess) this.details.set(id, await api.run(id, this.project));
     };
-    const before = this.metrics.length;
+    const before = this.tree.version;
     await new Promise((resolve) => setTimeout(resolve, SECOND_STAGE_DELAY_MS));
     await this.cache.idle();
     await Promise.allSettled([readMetrics(), readDetails()]);
-    if (this.metrics.length !== before || this.details.size > 0) onMore();
+    if (this.tree.version !== before || this.details.size > 0) onMore();
   }
 
   /** Apply a live update. Returns whether it has a new metric or state, which is a reason to reload soon. */
-  applyUpdate({ run: id, metrics, state, events }: Update): boolean {
+  applyUpdate({ run: id, metrics, many, state, events }: Update): boolean {
     const run = this.runs.find((candidate) => candidate.id === id);
     if (!run) return false;
-    if (metrics?.length || events) run.last_time = String(Date.now() * 1e6);
+    const hasPoints = many === true || metrics.length > 0;
+    if (hasPoints || events) run.last_time = String(Date.now() * 1e6);
     const stateChanged = state !== undefined && state !== run.state;
     if (state) run.state = state;
-    if (metrics?.length) this.changedRuns.add(id);
-    const names = new Set(this.metrics.map(({ name }) => name));
-    return stateChanged || (metrics?.some((name) => !names.has(name)) ?? false);
+    if (hasPoints) this.changedRuns.add(id);
+    // Of many metrics, most have not been read, so an unknown name does not mean a new metric.
+    return stateChanged || (this.tree.isComplete && metrics.filter((name) => this.isNew(name)).length > 0);
+  }
+
+  /** Whether a name was neither read nor reported before. Metrics of other panes are new only once. */
+  private isNew(name: string): boolean {
+    if (this.metrics.named(name).length > 0 || this.reported.has(name)) return false;
+    if (this.reported.size >= MAX_REPORTED) this.reported.clear();
+    this.reported.add(name);
+    return true;
   }
 
   /** Reload changed runs: new metrics, processes, losses. Returns whether there are new metrics. */
-  async reload(): Promise<boolean> {
-    const before = this.metrics.length;
+  async reload(folds: Folds): Promise<boolean> {
     const [first = ""] = this.ids;
+    const showsCharts = this.search !== undefined;
     if (this.ids.length === 1) {
       this.setSingle(await api.run(first, this.project));
-      this.mergeMetrics(await api.metrics(first, this.project));
-      return this.metrics.length !== before;
+      if (showsCharts) return this.tree.refresh(folds);
+      await this.readCharts();
+      return false;
     }
     const changedRuns = [...this.changedRuns].slice(0, MAX_RUNS);
     for (const id of changedRuns) this.changedRuns.delete(id);
@@ -151,12 +167,30 @@ export class RunSelection {
         const { state, lost, lag } = now.get(run.id) ?? run;
         Object.assign(run, { state, lost, lag });
       }
-      if (changedRuns.length) this.mergeMetrics(await api.metricsOf(changedRuns, this.project));
+      return showsCharts && changedRuns.length > 0 ? await this.tree.refresh(folds, changedRuns) : false;
     } catch (error) {
       for (const id of changedRuns) this.changedRuns.add(id);
       throw error;
     }
-    return this.metrics.length !== before;
+  }
+
+  /** The first of these words that is the name of a metric, as far as `lookUp` has found out. */
+  findMetric(words: string[]): string | undefined {
+    return words.find((word) => this.metrics.named(word).length > 0 || this.lookedUp.get(word));
+  }
+
+  /** Find out which of these words are names of metrics. Returns whether any is. */
+  async lookUp(words: string[]): Promise<boolean> {
+    const unknown = [...new Set(words)].filter((word) => word && !this.lookedUp.has(word) && this.metrics.named(word).length === 0).slice(0, MAX_WORDS);
+    if (unknown.length === 0) return false;
+    for (const word of unknown) this.lookedUp.set(word, false);
+    try {
+      const page = await metrics(this.project, this.ids, { search: anyOf(unknown), limit: MAX_WORDS });
+      for (const { name } of page.metrics) if (this.lookedUp.has(name)) this.lookedUp.set(name, true);
+    } catch {
+      for (const word of unknown) this.lookedUp.delete(word);
+    }
+    return unknown.some((word) => this.lookedUp.get(word));
   }
 
   selectedRuns(params: URLSearchParams): SelectedRun[] {
@@ -200,28 +234,6 @@ export class RunSelection {
     this.details.set(detail.id, detail);
     this.runs = [{ ...detail, processes: detail.processes.length }];
   }
-
-  private mergeMetrics(metrics: api.Metric[]): void {
-    const byKey = new Map(this.metrics.map((metric) => [metricKey(metric), metric]));
-    const several = this.ids.length > 1;
-    for (const metric of metrics) {
-      const existing = byKey.get(metricKey(metric));
-      if (!existing) this.metrics.push(metric);
-      else if (several) {
-        const { points, last_step, last_time } = metric;
-        const newer = Number(last_time ?? 0) > Number(existing.last_time ?? 0) ? { last_step, last_time } : {};
-        const processes = Math.max(metric.processes, existing.processes);
-        const attributes = union(existing.attributes, metric.attributes);
-        const scopes = union(existing.scopes, metric.scopes);
-        Object.assign(existing, { ...newer, processes, attributes, scopes, points: Math.max(points, existing.points), stepped: existing.stepped || metric.stepped });
-      }
-      else Object.assign(existing, metric);
-    }
-  }
-}
-
-function union<T>(left: T[], right: T[]): T[] {
-  return [...new Map([...left, ...right].map((item) => [JSON.stringify(item), item])).values()];
 }
 
 /** Colours chosen by the user, from the address: id~hex. */

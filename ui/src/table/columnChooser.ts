@@ -1,20 +1,27 @@
-// Dialog that chooses the columns of the runs table.
+// Dialog that chooses the columns of the runs table. The server searches the fields of the project.
 
-import { button, fill, h } from "../base/dom";
+import { button, fill, h, setText } from "../base/dom";
+import * as listing from "../data/metrics";
 import { BASIC_KEYS, shortLabel } from "./columns";
 
-const SHOWN = 300;
+/** Number of fields that are listed. */
+const SHOWN = 100;
 
 export class ColumnChooser {
   readonly element = h("dialog", { class: "chooser", "aria-label": "Columns" });
-  private readonly search = h("input", { type: "search", placeholder: "Search fields", "aria-label": "Search fields", on: { input: () => this.draw() } });
+  private readonly search = h("input", { type: "search", placeholder: "Search fields", "aria-label": "Search fields", on: { input: () => void this.find() } });
   private readonly list = h("ul", { class: "fields" });
-  private readonly more = h("p", { class: "muted" });
+  private readonly more = h("p", { class: "muted", role: "status" });
   private columns: string[] = [];
-  private keys: string[] = [];
+  private fields: string[] = [];
+  private abort = new AbortController();
 
-  /** `choose` receives the columns in order, or null for the suggested ones. */
-  constructor(private readonly choose: (columns: string[] | null) => void) {
+  /** `newest` returns fields that the server's list may lack. `choose` receives the columns in order, or null for the suggested ones. */
+  constructor(
+    private readonly project: string,
+    private readonly newest: () => string[],
+    private readonly choose: (columns: string[] | null) => void,
+  ) {
     const suggested = () => {
       this.choose(null);
       this.element.close();
@@ -29,28 +36,50 @@ export class ColumnChooser {
     );
   }
 
-  open(columns: string[], fields: string[]): void {
+  open(columns: string[]): void {
     this.search.value = "";
+    this.fields = [];
     this.element.showModal();
-    this.update(columns, fields);
+    this.update(columns);
+    void this.find();
   }
 
-  /** Update the list of fields if the dialog is open: fields may be loaded after it was opened. */
-  update(columns: string[], fields: string[]): void {
-    if (!this.element.open) return;
-    const metrics = fields.filter((key) => key.startsWith("summary."));
-    const sparks = metrics.map((key) => key.replace("summary.", "spark."));
-    const extremes = metrics.flatMap((key) => [`${key}.min`, `${key}.max`]);
+  /** Show other columns if the dialog is open. */
+  update(columns: string[]): void {
+    if (!this.element.open || columns.join("\n") === this.columns.join("\n")) return;
     this.columns = columns;
-    this.keys = [...new Set([...columns, ...BASIC_KEYS, ...fields, ...sparks, ...extremes])];
     this.draw();
+  }
+
+  private async find(): Promise<void> {
+    this.abort.abort();
+    const { signal } = (this.abort = new AbortController());
+    this.draw();
+    setText(this.more, "Searching …");
+    try {
+      const { fields, total } = await listing.fields(this.project, { search: this.field, limit: SHOWN }, signal);
+      this.fields = fields;
+      this.draw();
+      setText(this.more, total > fields.length ? `${fields.length} of ${total.toLocaleString("en")} fields; search to find others` : "");
+    } catch (error) {
+      if (!signal.aborted) setText(this.more, error instanceof Error ? error.message : String(error));
+    }
+  }
+
+  /** The search without a statistic: these are columns of their own, but part of the field of their metric. */
+  private get field(): string {
+    return this.search.value.replace(/[ .](min|max)$/, "");
   }
 
   private draw(): void {
     const text = this.search.value.toLowerCase();
-    const matches = this.keys.filter((key) => key.toLowerCase().includes(text));
-    fill(this.list, ...matches.slice(0, SHOWN).map((key) => this.item(key)));
-    this.more.textContent = matches.length > SHOWN ? `and ${matches.length - SHOWN} more; search to find them` : "";
+    const isMatch = (key: string) => key.toLowerCase().includes(text) || shortLabel(key).toLowerCase().includes(text);
+    const fields = [...new Set([...this.fields, ...this.newest().filter((key) => key.toLowerCase().includes(this.field.toLowerCase())).slice(0, SHOWN)])];
+    const metrics = fields.filter((key) => key.startsWith("summary."));
+    const sparks = metrics.map((key) => key.replace("summary.", "spark."));
+    const extremes = metrics.flatMap((key) => [`${key}.min`, `${key}.max`]);
+    const keys = new Set([...[...this.columns, ...BASIC_KEYS].filter(isMatch), ...fields, ...sparks, ...extremes]);
+    fill(this.list, ...[...keys].map((key) => this.item(key)));
   }
 
   private item(key: string): HTMLElement {

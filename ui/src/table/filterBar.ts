@@ -3,6 +3,7 @@
 import { button, fill, h } from "../base/dom";
 import * as route from "../base/route";
 import type { State } from "../data/api";
+import * as listing from "../data/metrics";
 import { BASIC_KEYS, quoteField, shortLabel } from "./columns";
 
 const COMPLETIONS = 20;
@@ -25,8 +26,13 @@ export class FilterBar {
   private params = new URLSearchParams();
   private fingerprint = "";
 
-  /** `fields` returns the fields of the configuration and the summary. */
-  constructor(private readonly fields: () => string[]) {}
+  private abort = new AbortController();
+
+  /** `newest` returns fields that the server's list may lack. */
+  constructor(
+    private readonly project: string,
+    private readonly newest: () => string[],
+  ) {}
 
   update(params: URLSearchParams): void {
     this.params = params;
@@ -72,8 +78,20 @@ export class FilterBar {
     const [word = ""] = /[\w./-]*$/.exec(text) ?? [];
     const before = text.slice(0, text.length - word.length);
     const inText = (before.match(/"/g)?.length ?? 0) % 2 === 1;
-    const matches = word && !inText ? [...BASIC_KEYS, "name", ...this.fields()].filter((key) => key.startsWith(word) && key !== word) : [];
-    fill(this.completions, ...matches.slice(0, COMPLETIONS).map((key) => h("option", { value: before + quoteField(key) })));
+    this.abort.abort();
+    this.abort = new AbortController();
+    const { signal } = this.abort;
+    const offer = (fields: string[]) => {
+      const matches = [...new Set([...BASIC_KEYS, "name", ...this.newest(), ...fields])].filter((key) => key.startsWith(word) && key !== word);
+      fill(this.completions, ...matches.slice(0, COMPLETIONS).map((key) => h("option", { value: before + quoteField(key) })));
+    };
+    if (!word || inText) return fill(this.completions);
+    offer([]);
+    // Without completions, the filter can still be typed.
+    listing.fields(this.project, { prefix: word, limit: COMPLETIONS }, signal).then(
+      ({ fields }) => signal.aborted || offer(fields),
+      () => {},
+    );
   }
 }
 

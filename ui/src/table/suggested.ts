@@ -17,6 +17,9 @@ export function suggestedColumns(sample: Run[], fields: string[]): string[] {
   return ["state", ...spark, ...shownMetrics, ...differingKeys.slice(0, 3), "last_time", "duration", "tags", "notes"];
 }
 
+/** Matches the metrics that are suggested first. */
+export const SUGGESTED_METRICS = "loss|acc";
+
 /** Priority of a metric: losses and accuracies before learning rates. */
 function rank(key: string): number {
   const position = [/(eval|val).*loss/, /(eval|val).*acc/, /loss/, /acc/].findIndex((pattern) => pattern.test(key));
