@@ -39,6 +39,7 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/live.py
 	$(RUN) benchmarks/server.py
 	$(RUN) benchmarks/page.py
+	$(RUN) benchmarks/page_width.py
 
 chaos: $(VENV)/ready
 	CHAOS_KILLS=500 TENSORMETER_TEST_CUTS=100 TENSORMETER_TEST_KILLS=500 TENSORMETER_TEST_FUZZ=1000000 $(RUN) -m pytest --timeout 36000 \
