@@ -16,8 +16,9 @@ const MAX_DETAILS = 16;
 const RUNS_PER_REQUEST = 25;
 /** Number of metrics that panes without charts read, for the step of the run. */
 const SAMPLE = 100;
-/** Number of words of alerts that are looked up at once. */
+/** Number of words of alerts that are looked up at once, and of their characters: the server limits the length of a search. */
 const MAX_WORDS = 100;
+const MAX_CHARACTERS = 800;
 const MAX_REPORTED = 20_000;
 /** Delay after which the first view has usually been drawn. */
 const SECOND_STAGE_DELAY_MS = 600;
@@ -116,7 +117,7 @@ export class RunSelection {
     const readMetrics = async () => {
       if (this.search === undefined) return;
       for (let i = 0; i < others.length && this.tree.isComplete; i += RUNS_PER_REQUEST) await this.tree.refresh(folds, others.slice(i, i + RUNS_PER_REQUEST));
-      if (!this.tree.isComplete) await this.tree.load(this.tree.search);
+      if (!this.tree.isComplete) await this.tree.refresh(folds);
     };
     const readDetails = async () => {
       for (const id of multiProcess) this.details.set(id, await api.run(id, this.project));
@@ -181,7 +182,9 @@ export class RunSelection {
 
   /** Find out which of these words are names of metrics. Returns whether any is. */
   async lookUp(words: string[]): Promise<boolean> {
-    const unknown = [...new Set(words)].filter((word) => word && !this.lookedUp.has(word) && this.metrics.named(word).length === 0).slice(0, MAX_WORDS);
+    let room = MAX_CHARACTERS;
+    const isUnknown = (word: string) => word !== "" && word.length <= MAX_CHARACTERS / 4 && !this.lookedUp.has(word) && this.metrics.named(word).length === 0;
+    const unknown = [...new Set(words)].filter((word) => isUnknown(word) && (room -= anyOf([word]).length) > 0).slice(0, MAX_WORDS);
     if (unknown.length === 0) return false;
     for (const word of unknown) this.lookedUp.set(word, false);
     try {
