@@ -499,3 +499,17 @@ def test_metrics_of_several_runs_are_one_list(server, make):
     assert server.get("/api/v1/metrics?runs=m1&project=union") == server.get("/api/v1/runs/m1/metrics?project=union")
     for runs, status in (("", 400), (",".join(["m0"] * 201), 400), ("m0,unknown", 404)):
         assert server.send("GET", f"/api/v1/metrics?runs={runs}")[0] == status
+
+
+def test_metrics_without_a_section_can_be_listed(server, make):
+    names = ("a/b", "a/b/c", "a/c", "ab", "b")
+    server.metrics(Batch(make.resource("level", project="level"), [make.gauge(name, [T0], [1.0]) for name in names]))
+
+    def listed(path, **parameters):
+        answer = server.get(path, project="level", direct="true", **parameters)
+        assert answer["total"] == len(answer["metrics"])
+        return [metric["name"] for metric in answer["metrics"]]
+
+    assert listed("/api/v1/runs/level/metrics") == listed("/api/v1/metrics", runs="level") == ["ab", "b"]
+    assert listed("/api/v1/runs/level/metrics", prefix="a/") == ["a/b", "a/c"]
+    assert listed("/api/v1/runs/level/metrics", prefix="a/", search="C$") == ["a/c"]

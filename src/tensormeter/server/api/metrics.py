@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,7 +25,7 @@ from tensormeter.server.api.responses import encode, json_response
 from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.limits.cpu_budget import CpuBudget
-from tensormeter.server.query.names.sections import sections_of
+from tensormeter.server.query.names.sections import direct_rows, sections_of
 from tensormeter.server.query.names.selection import NameSelection, encode_name, page_of, select_names
 from tensormeter.server.store import RunRef, Store
 from tensormeter.server.store.models.names import FieldKind, NameTable
@@ -92,7 +94,7 @@ class MetricsApi:
             store = self._stores.of(request)
             tables = _tables(store, refs, budget)
             table = NameTable.union(tables)
-            rows = select_names(table, _selection(parameters), budget.check_now)
+            rows = _select(table, parameters, budget)
             page = page_of(table, rows, parameters.limit, parameters.after)
             documents = []
             for ref, of_run in zip(refs, tables, strict=True):
@@ -113,7 +115,7 @@ class MetricsApi:
 
         def work(budget: CpuBudget) -> bytes:
             table = NameTable.union(_tables(self._stores.of(request), refs, budget))
-            rows = select_names(table, _selection(parameters), budget.check_now)
+            rows = _select(table, parameters, budget)
             page = sections_of(table, rows, parameters.prefix, parameters.limit, parameters.after)
             sections = [schemas.Section(name, count) for name, count in page.sections]
             return encode(schemas.Sections(sections, page.direct, page.next, page.total))
@@ -132,8 +134,10 @@ def _tables(store: Store, refs: Sequence[RunRef], budget: CpuBudget) -> list[Nam
     return tables
 
 
-def _selection(parameters: MetricListParameters) -> NameSelection:
-    return NameSelection(parameters.prefix, parameters.search, _numeric(parameters), parameters.system)
+def _select(table: NameTable, parameters: MetricListParameters, budget: CpuBudget) -> NDArray[np.int64]:
+    selection = NameSelection(parameters.prefix, parameters.search, _numeric(parameters), parameters.system)
+    rows = select_names(table, selection, budget.check_now)
+    return direct_rows(table, rows, parameters.prefix) if parameters.direct else rows
 
 
 def _numeric(parameters: MetricListParameters) -> bool | None:

@@ -191,6 +191,7 @@ class MetricListParameters(Struct, kw_only=True):
             " Default: all metrics."
         ),
     ] = None
+    direct: Annotated[bool, Meta(description="Whether to omit names with a slash after the prefix.")] = False
     limit: Annotated[int, Meta(ge=1, le=MAX_NAMES, description="Maximum number of names.")] = 1000
     after: Annotated[str | None, Meta(description="Value of `next` of the previous page.")] = None
 

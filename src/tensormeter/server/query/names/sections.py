@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tensormeter.server.query.names.selection import decode_name, encode_name
 from tensormeter.server.store.models.names import NameTable
 
-__all__ = ["SectionPage", "sections_of"]
+__all__ = ["SectionPage", "direct_rows", "sections_of"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ def sections_of(table: NameTable, rows: NDArray[np.int64], prefix: str, limit: i
         first = following
     last = sections[-1][0] if sections and first < len(inside) else None
     return SectionPage(sections, int(is_direct.sum()), last, len(rows))
+
+
+def direct_rows(table: NameTable, rows: NDArray[np.int64], prefix: str) -> NDArray[np.int64]:
+    """Return the rows of names that are in no section below a prefix, with which all names must start."""
+    return rows[_is_direct(table, rows, len(encode_name(prefix)))]
 
 
 def _end_of(table: NameTable, rows: NDArray[np.int64], first: int, size: int, section: bytes) -> int:
