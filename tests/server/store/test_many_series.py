@@ -18,17 +18,18 @@ from tensormeter.server.store.sqlite import bundle_flush
 from tensormeter.server.store.sqlite.integrity.inspection import Inspection, open_read_only
 from tensormeter.server.store.sqlite.retention import Retention
 from tensormeter.server.store.sqlite.store import SqliteStore
+from tensormeter.server.store.sqlite.tables import names
 
 T0 = 1_750_000_000 * 10**9
 RUN = RunRef("wide", "p")
 OTHER = {"service.name": "p", "tensormeter.run.id": "other", "service.instance.id": "i"}
 
 
-def wide_batch(names, step, rank=0, points=1):
+def wide_batch(numbers, step, rank=0, points=1):
     """A request of one rank with some points of each metric."""
     times = np.arange(T0 + step * 10**9, T0 + step * 10**9 + points, dtype=np.uint64)
     resource = {"service.name": "p", "tensormeter.run.id": "wide", "service.instance.id": f"rank-{rank}"}
-    return Batch(resource, [Gauge(f"m{name:06}", times, np.arange(points) + float(step)) for name in names])
+    return Batch(resource, [Gauge(f"m{name:06}", times, np.arange(points) + float(step)) for name in numbers])
 
 
 def open_store(folder, **options):
@@ -230,6 +231,17 @@ def test_short_series_share_bundles_and_are_read_like_others(tmp_path, monkeypat
     findings, counts = findings_of(tmp_path)
     assert findings == []
     assert counts["bundle"] > 0
+
+
+def test_names_of_metrics_in_bundles_are_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(names, "_RECENT", 0)
+    store = open_store(tmp_path)
+    append_batches(store, wide_batch(range(WIDE), 0), wide_batch(range(WIDE), 0, 1))
+    store.flush()
+    assert len(store.names(RUN)) == len(store.field_names("p", "summary")) == WIDE
+    assert len(store.metrics(RUN, ["m000003", "m000900"])) == 4
+    assert store.summaries(RUN, ["m000900"])["m000900"].count == 2
+    store.close()
 
 
 def test_deleting_a_run_leaves_the_series_of_other_runs_in_shared_bundles(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from tensormeter.otlp.check import Check
@@ -143,7 +144,8 @@ def read_summary_names(
         table = NameTable.of_lines(_encode(text), NUMBER)
     else:  # a name contains a line feed
         table = NameTable.of(_encode(f"summary.{row[0]}") for row in connection.execute(names, parameters))
-    # Series without points in segments have no summary yet. They are among the newest series.
+    table = NameTable.union([table, *_bundled_names(connection, of_project, parameters, check)])
+    # Series without points in the file have no summary yet. They are among the newest series.
     recent = connection.execute(
         "SELECT DISTINCT metric FROM series CROSS JOIN process ON process.id = series.process"
         " CROSS JOIN run ON run.id = process.run"
@@ -158,6 +160,30 @@ def read_summary_names(
         check()
         tables.append(read_names(connection, run, cache).prefixed(b"summary.", NUMBER))
     return NameTable.union([*tables, table]) if tables else table
+
+
+def _bundled_names(
+    connection: sqlite3.Connection, of_project: str, parameters: Mapping[str, str | None], check: Check
+) -> Iterator[NameTable]:
+    """Yield the gauges and sums of runs whose points may be in bundles, which have no summaries, as names of fields."""
+    processes = connection.execute(
+        f"SELECT process.id FROM run CROSS JOIN process ON process.run = run.id WHERE series >= {WIDE} AND {of_project}",
+        parameters,
+    ).fetchall()
+    texts: set[str] = set()
+    for (process,) in processes:
+        check()
+        names = f"SELECT DISTINCT metric FROM series WHERE process = ? AND {_NUMERIC} ORDER BY metric"
+        count, text = connection.execute(
+            f"SELECT count(*), group_concat('summary.' || metric, char(10)) FROM ({names})", (process,)
+        ).fetchone()
+        if not count or text in texts:  # processes usually have the same names
+            continue
+        texts.add(text)
+        if text.count("\n") == count - 1:
+            yield NameTable.of_lines(_encode(text), NUMBER)
+        else:  # a name contains a line feed
+            yield NameTable.of(_encode(f"summary.{row[0]}") for row in connection.execute(names, (process,)))
 
 
 def _encode(text: str) -> bytes:
