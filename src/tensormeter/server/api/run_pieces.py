@@ -26,7 +26,11 @@ _MAX_LIST: Final = 32 << 20
 """Size of the runs in a response, in bytes, at which no more runs are added."""
 
 _RUNS: Final = 8
-"""Number of runs that are loaded at once, because each config may have a megabyte."""
+"""Number of runs that are loaded first, because each config may have a megabyte."""
+
+_MAX_RUNS: Final = 250
+_LOADED: Final = 4 << 20
+"""Size, in bytes, of the runs that are loaded at once afterwards, as estimated from earlier ones."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,14 @@ def list_runs(store: Store, numbers: Sequence[int], fields: RunFields, total: in
     damaged: list[str] = []
     documents: list[Raw] = []
     size = taken = 0
+    step = _RUNS
     while taken < len(numbers) and size < _MAX_LIST:
-        some = numbers[taken : taken + _RUNS]
+        some = numbers[taken : taken + step]
         for run in store.runs(some, fields.metrics, damaged):
             documents.append(Raw(encode(run_document(run, fields.config_of(run)))))
             size += len(bytes(documents[-1]))
         taken += len(some)
+        step = max(_RUNS, min(_MAX_RUNS, _LOADED * taken // max(size, 1)))
     return b"".join([b'{"runs":', encode(documents), b",", _end(total, offset + taken, damaged)])
 
 
@@ -137,7 +143,7 @@ def _with_summary(document: Struct, summary: Raw) -> dict[str, Any]:
 
 def _end(total: int, following: int, damaged: Sequence[str]) -> bytes:
     end: dict[str, Any] = {"total": total, "next": following if following < total else None}
-    return encode(end | ({"damaged": damaged} if damaged else {}))[1:]
+    return encode(end | ({"damaged": [*dict.fromkeys(damaged)]} if damaged else {}))[1:]
 
 
 def _under(prefix: str, names: list[str]) -> list[str]:

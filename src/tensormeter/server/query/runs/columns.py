@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -136,9 +136,9 @@ def _order(cached: _Project, table: RunTable) -> Sequence[int] | None:
     return None if -1 in order else order
 
 
-def _update(cached: _Project, table: RunTable, stale: Collection[int]) -> None:
+def _update(cached: _Project, table: RunTable, stale: frozenset[int]) -> None:
     """Replace the values of stale runs. Add new runs, and remove runs that no longer exist."""
-    removed = (stale & cached.rows.keys()) - set(table.runs) if isinstance(stale, frozenset | set) else set()
+    removed = (stale & cached.rows.keys()) - {*table.runs}
     new = [run for run in table.runs if run not in cached.rows]
     kept = [row for run, row in cached.rows.items() if run not in removed] if removed else None
     places = [(cached.rows[run], i) for i, run in enumerate(table.runs) if run in cached.rows]

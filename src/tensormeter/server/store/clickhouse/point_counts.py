@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tensormeter.server.store.clickhouse.connection import Connection, numbers
+from tensormeter.server.store.clickhouse.name_filter import is_named
 
 __all__ = ["MetricCounts", "PointCounts"]
 
@@ -83,7 +84,8 @@ class PointCounts:
 
         def count(runs: Collection[int]) -> Iterable[tuple[int, str, MetricCounts]]:
             of_run = f"run IN ({numbers(runs)})"
-            of_metric = "" if names is None else " AND metric IN {metrics:Array(String)}"
+            named, parameters = is_named(names)
+            of_metric = f" AND {named}"
             of_series = (
                 "" if names is None else f" AND series GLOBAL IN (SELECT series FROM catalog WHERE {of_run}{of_metric})"
             )
@@ -92,7 +94,7 @@ class PointCounts:
                 f" FROM ({_NUMBERS.format(of_run=of_run, of_series=of_series)}) AS counted"
                 f" GLOBAL ANY INNER JOIN ({_NAMES.format(of_run=of_run, of_metric=of_metric)}) AS named USING (run, series)"
                 " GROUP BY run, metric",
-                **({} if names is None else {"metrics": names}),
+                **parameters,
             )
             for run, metric, points, present, total in rows:
                 yield run, metric, MetricCounts(points, present, float(np.int64(total).view(np.float64)))

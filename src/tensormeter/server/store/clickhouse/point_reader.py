@@ -14,6 +14,7 @@ from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store.clickhouse.arrival_log import Arrived
 from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.keys import invert
+from tensormeter.server.store.clickhouse.name_filter import is_named
 from tensormeter.server.store.clickhouse.point_counts import PointCounts
 from tensormeter.server.store.clickhouse.run_reader import Runs
 from tensormeter.server.store.models.metric_kind import parse_kind
@@ -45,8 +46,8 @@ class PointReader:
 
     def metrics(self, run: int, names: Sequence[str] | None = None) -> list[MetricSummary]:
         """See `Store.metrics`."""
-        only = "" if names is None else " AND metric IN {metrics:Array(String)}"
-        named = f"FROM catalog WHERE run = {run}{only}"
+        condition, parameters = is_named(names)
+        named = f"FROM catalog WHERE run = {run} AND {condition}"
         of_series = "" if names is None else f" AND series GLOBAL IN (SELECT series {named})"
         rows = self._connection.rows(
             "SELECT series, metric, k, p, a, u, d, last, s FROM (SELECT series, metric, anyLast(kind) AS k,"
@@ -54,7 +55,7 @@ class PointReader:
             f" anyLast(scope) AS s {named} GROUP BY series, metric) AS described GLOBAL ANY INNER JOIN"
             f" (SELECT series, max(last) AS last FROM summary WHERE run = {run}{of_series} GROUP BY series) AS summed"
             " USING series ORDER BY metric, p, a, k, s",
-            **({} if names is None else {"metrics": list(names)}),
+            **parameters,
         )
         steps = self._runs.step_at({(run, row[7][5], row[7][0]) for row in rows if not row[7][3]})
         attempts = self._runs.attempts(run)

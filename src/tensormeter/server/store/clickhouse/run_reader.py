@@ -12,6 +12,7 @@ import numpy as np
 from tensormeter.conventions.semconv import RANK
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.clickhouse.connection import Connection, numbers
+from tensormeter.server.store.clickhouse.name_filter import is_named
 from tensormeter.server.store.clickhouse.point_counts import MetricCounts, PointCounts
 from tensormeter.server.store.clickhouse.process_updates import NEVER
 from tensormeter.server.store.models.errors import AmbiguousRunError, NotFoundError
@@ -238,11 +239,11 @@ class Runs:
 
     def _mixed(self, runs: Collection[int], metrics: Collection[str] | None) -> Sequence[Sequence[Any]]:
         """Return a pair (run, metric) for each metric whose series in the run differ in unit or kind."""
-        only = "" if metrics is None else " AND metric IN {metrics:Array(String)}"
+        named, names = is_named(metrics)
         return self._connection.rows(
-            f"SELECT run, metric FROM catalog WHERE run IN ({numbers(runs)}) AND (kind = 'gauge' OR kind LIKE 'sum %'){only}"
+            f"SELECT run, metric FROM catalog WHERE run IN ({numbers(runs)}) AND (kind = 'gauge' OR kind LIKE 'sum %') AND {named}"
             " GROUP BY run, metric HAVING uniqExact(kind, unit) > 1",
-            **({} if metrics is None else {"metrics": sorted(metrics)}),
+            **names,
         )
 
     def step_at(self, wanted: Collection[tuple[int, int, int]]) -> dict[tuple[int, int], int]:
@@ -335,8 +336,10 @@ class Runs:
         **parameters: Any,
     ) -> dict[int, dict[str, Totals]]:
         """Return totals by run and metric, with counts and sums from `counts`."""
-        only = "" if metrics is None else " AND metric IN {metrics:Array(String)}"
-        named = f"FROM catalog WHERE {condition}{only} AND (startsWith(kind, 'gauge') OR startsWith(kind, 'sum '))"
+        of_names, names = is_named(metrics)
+        named = (
+            f"FROM catalog WHERE {condition} AND {of_names} AND (startsWith(kind, 'gauge') OR startsWith(kind, 'sum '))"
+        )
         of_series = "" if metrics is None else f" AND series GLOBAL IN (SELECT series {named})"
         rows = self._connection.rows(
             "SELECT run, metric, reinterpretAsInt64(min(minimum)), reinterpretAsInt64(max(maximum)), max(last)"
@@ -345,7 +348,7 @@ class Runs:
             f" GLOBAL ANY INNER JOIN (SELECT DISTINCT run, series, metric {named}) AS named USING (run, series)"
             " GROUP BY run, metric",
             **parameters,
-            **({} if metrics is None else {"metrics": sorted(metrics)}),
+            **names,
         )
         unknown = {(row[0], row[4][5], row[4][0]) for row in rows if not row[4][3]}
         looked_up = self.step_at(unknown) if steps and unknown else {}
