@@ -38,6 +38,7 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/rest.py
 	$(RUN) benchmarks/live.py
 	$(RUN) benchmarks/server.py
+	$(RUN) benchmarks/reads.py
 	$(RUN) benchmarks/page.py
 	$(RUN) benchmarks/page_width.py
 
