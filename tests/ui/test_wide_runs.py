@@ -174,6 +174,17 @@ def test_new_metrics_are_counted(wide: Any, senders: list[Sender]) -> None:
     wide.card("new")
 
 
+def test_updates_of_many_metrics_read_the_charts_in_sight(tab: Any, senders: list[Sender]) -> None:
+    page = tab.go("#/p/deep/runs/deep1")
+    expect(tab.card("train/loss").locator(".last")).to_have_text("3")
+    tab.settle()
+    before = len(tab.asked("/api/v1/query"))
+    senders[1].rows(time.time_ns() + STEPS, STEPS + 20, dict.fromkeys(METRICS, STEPS + 99))
+    expect(page.locator('.card[aria-label="train/loss"] .last')).to_have_text("101")
+    queries = [json.loads(request.post_data) for request in tab.asked("/api/v1/query")[before:]]
+    assert {metric for query in queries for metric in query["metrics"]} == {"train/loss", "train/lr"}
+
+
 def test_wide_runs_are_compared(tab: Any, senders: list[Sender]) -> None:
     page = tab.go("#/p/deep/runs/deep0,deep1?open=model")
     tab.card("train/loss")

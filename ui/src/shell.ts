@@ -71,13 +71,13 @@ function closeMenus(target: Node | null): HTMLDetailsElement | undefined {
 
 const KEYS: [string, string][] = [
   ["/", "focus the search or filter"],
-  ["↑ ↓", "move through the runs"],
+  ["↑ ↓", "move through the runs, or the headings of sections"],
   ["Space", "select a run to compare"],
   ["Enter", "open a run"],
   ["c", "compare the selected runs"],
   ["n #", "edit the notes or tags of a run, if the column is shown"],
   ["Esc", "close, or leave a field"],
-  ["← →", "read the values of a chart, with Shift in larger steps"],
+  ["← →", "read the values of a chart, with Shift in larger steps; close or open a section"],
   ["+ 0", "zoom in at the cursor, zoom out"],
   ["t", "switch between light and dark"],
 ];
