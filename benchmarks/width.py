@@ -29,6 +29,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "ui"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "exporters"))
 
 NAMES = ("tensormeter", "wandb, offline", "trackio", "tensorboard", "mlflow, async")
 SETTLE_S = 180
@@ -193,18 +194,11 @@ _SECTIONS = ("info", "reward", "layers")
 
 
 def _kept_by_wandb(folder: Path) -> int:
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+    from wandb_records import records, rows
 
     kept = 0
     for path in folder.rglob("*.wandb"):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            for item in record.history.item:
-                kept += (item.key or "/".join(item.nested_key)).partition("/")[0] in _SECTIONS
+        kept += sum(name.partition("/")[0] in _SECTIONS for row in rows(records(path)) for name in row)
     return kept
 
 

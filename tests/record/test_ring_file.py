@@ -71,7 +71,7 @@ def test_a_layout_survives_the_dictionary(small, path):
         "h", "histogram", "s", "how long", (("a", 1), ("b", (True, False))), ("lib", "1", "", (("k", 0.5),)), (0.1, 2.0)
     )
     layout = Layout(7, (Column(stream, "d"), Column(Stream("x"), "X", 12)), stepped=False)
-    assert small.add_streams(5, [stream, Stream("x")])
+    assert small.add_streams(5, [stream.to_entry(), "x"])
     assert small.add_layout(layout, [5, 6])
     *_, (_, numbered), (kind, entry) = RingFile.open(path).entries()
     streams = dict(enumerate(map(Stream.from_entry, numbered["streams"]), numbered["first"]))
@@ -84,7 +84,7 @@ def test_the_dictionary_grows(small, path):
     opened, names = RingFile.open(path), [f"{'x' * 200}{number}" for number in range(20_000)]
     list(opened.entries())
     for first in range(0, len(names), 1000):
-        assert small.add_streams(first, [Stream(name) for name in names[first : first + 1000]])
+        assert small.add_streams(first, names[first : first + 1000])
     assert [name for _, entry in opened.entries() for name in entry["streams"]] == names
     status = dictionary_file(path).stat()
     assert status.st_blocks * 512 >= status.st_size >= 4 << 20
@@ -92,8 +92,8 @@ def test_the_dictionary_grows(small, path):
 
 def test_entries_that_were_not_published_are_read_after_the_writer_has_gone(small, path):
     published = small.words[HeaderWord.DICTIONARY_END]
-    assert small.add_streams(0, [Stream("a")])
-    assert small.add_streams(1, [Stream("b")])
+    assert small.add_streams(0, ["a"])
+    assert small.add_streams(1, ["b"])
     contents = bytearray(dictionary_file(path).read_bytes())
     for byte in range(published, published + 48):  # as if the writer had died during the first of them
         contents[byte] = 0
@@ -106,8 +106,8 @@ def test_entries_that_were_not_published_are_read_after_the_writer_has_gone(smal
 
 def test_a_damaged_entry_does_not_hide_later_ones(small, path):
     start = small.words[HeaderWord.DICTIONARY_END]
-    assert small.add_streams(0, [Stream("a")])
-    assert small.add_streams(1, [Stream("b")])
+    assert small.add_streams(0, ["a"])
+    assert small.add_streams(1, ["b"])
     contents = bytearray(dictionary_file(path).read_bytes())
     contents[start + 20] ^= 1
     dictionary_file(path).write_bytes(contents)

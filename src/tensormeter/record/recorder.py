@@ -98,7 +98,9 @@ class Recorder:
         tables = DeviceTables()
         self._lanes = Lanes(ring, on_stride, tables)
         self._rules = Rules()
-        self._numbers = StreamNumbers(ring, limits.metric_names, lambda name: bool(self._rules.of((name,), None)))
+        self._numbers = StreamNumbers(
+            ring, limits.metric_names, lambda name: bool(self._rules) and bool(self._rules.of((name,), None))
+        )
         self._notices = WarnOnce()
         self._cost = LogTiming(ring)
         self._outbox = Outbox(ring, limits.media_buffer_bytes)

@@ -36,7 +36,7 @@ from tensormeter.ring.format import (
     SpoolLoss,
     State,
 )
-from tensormeter.ring.layout import Layout, Stream
+from tensormeter.ring.layout import Layout, StreamEntry
 
 __all__ = ["RingFile", "config_file", "dictionary_file", "is_of_another_version", "is_written", "media_directory"]
 
@@ -186,17 +186,17 @@ class RingFile:
         """Return whether the process that created the file is still running and has not released the file."""
         return is_written(self.path)
 
-    def add_streams(self, first: int, streams: Sequence[Stream]) -> bool:
+    def add_streams(self, first: int, streams: Sequence[StreamEntry]) -> bool:
         """Publish streams. Call this method before `add_layout`, and before writing rows with these streams.
 
         Args:
             first: Number of the first stream. The others have the following numbers.
-            streams: Streams.
+            streams: Streams, as returned by `Stream.to_entry`.
 
         Returns:
             False if the dictionary cannot grow, for example because the file system is full.
         """
-        return self._append(EntryKind.STREAMS, {"first": first, "streams": [stream.to_entry() for stream in streams]})
+        return self._append(EntryKind.STREAMS, {"first": first, "streams": streams})
 
     def add_layout(self, layout: Layout, numbers: Sequence[int]) -> bool:
         """Publish a layout. Call this method before writing the first row with this layout.

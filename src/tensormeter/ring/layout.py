@@ -7,7 +7,11 @@ from typing import Any
 
 from tensormeter.ring.format import ITEM_CODE_BITS, ITEM_STREAM_SHIFT
 
-__all__ = ["Column", "Items", "Layout", "Stream", "item_header", "items_bytes", "items_in", "row_bytes"]
+__all__ = ["Column", "Items", "Layout", "Stream", "StreamEntry", "item_header", "items_bytes", "items_in", "row_bytes"]
+
+
+StreamEntry = Mapping[str, Any] | str
+"""A stream as a JSON value for the dictionary. A plain gauge is only its name."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,13 @@ class Stream:
             if field.name != "name" and (value := getattr(self, field.name)) != field.default
         }
 
-    def to_entry(self) -> dict[str, Any] | str:
+    def to_entry(self) -> "StreamEntry":
         """Return the stream as a JSON value for the dictionary. To save space, a plain gauge is only its name."""
         entry = self.to_json()
         return self.name if len(entry) == 1 else entry
 
     @classmethod
-    def from_entry(cls, entry: Mapping[str, Any] | str) -> "Stream":
+    def from_entry(cls, entry: "StreamEntry") -> "Stream":
         """Construct a stream from the JSON value that `to_entry` returned."""
         return cls(entry) if isinstance(entry, str) else cls.from_json(entry)
 

@@ -47,6 +47,7 @@ typedef struct {
     size_t slots;            // a power of two
     size_t layouts;
     size_t first;            // number of layouts that are added for the first row with their columns
+    Py_ssize_t few;          // maximum number of columns of these layouts
     unsigned frequent;       // number of rows after which their columns get a layout
     Seen seen[SEEN];
     uint32_t *next;          // by number of a name: number of the name that comes next in rows
@@ -157,9 +158,9 @@ free_columns(Columns *columns)
 
 // Count a row without a layout, and return whether its columns should get one.
 static int
-wants_layout(KeySets *sets, uint64_t hash)
+wants_layout(KeySets *sets, uint64_t hash, Py_ssize_t count)
 {
-    if (sets->layouts < sets->first) {
+    if (sets->layouts < sets->first && count <= sets->few) {
         return 1;
     }
     Seen *seen = &sets->seen[hash & (SEEN - 1)];
@@ -480,7 +481,7 @@ write_large(RowWriter *self, PyObject *values, Py_ssize_t most, int64_t step)
         const uint64_t hash = hash_of(self->headers, count);
         const Columns *columns = find_columns(self->sets, hash, self->headers, count);
         if (columns == NULL) {
-            if (asked || !wants_layout(self->sets, hash)) {
+            if (asked || !wants_layout(self->sets, hash, count)) {
                 return write_parts(self, values, most, step);
             }
             asked = 1;
@@ -535,7 +536,7 @@ write_any(RowWriter *self, PyObject *values, int64_t step)
             self->columns = columns;
             return WRITTEN;
         }
-        if (asked || !wants_layout(self->sets, hash)) {
+        if (asked || !wants_layout(self->sets, hash, count)) {
             publish_items(self, row, count, step);
             return WRITTEN;
         }
@@ -646,12 +647,12 @@ RowWriter_write(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 static PyObject *
 KeySets_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *arguments[] = {"names", "numbers", "add_layout", "first", "frequent", NULL};
+    static char *arguments[] = {"names", "numbers", "add_layout", "first", "few", "frequent", NULL};
     PyObject *names, *numbers, *add_layout;
-    Py_ssize_t first;
+    Py_ssize_t first, few;
     unsigned frequent;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$O!O!OnI", arguments, &PyList_Type, &names, &PyDict_Type, &numbers,
-                                     &add_layout, &first, &frequent)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$O!O!OnnI", arguments, &PyList_Type, &names, &PyDict_Type, &numbers,
+                                     &add_layout, &first, &few, &frequent)) {
         return NULL;
     }
     KeySets *self = (KeySets *)type->tp_alloc(type, 0);
@@ -662,6 +663,7 @@ KeySets_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->numbers = Py_NewRef(numbers);
     self->add_layout = Py_NewRef(add_layout);
     self->first = (size_t)first;
+    self->few = few;
     self->frequent = frequent;
     return (PyObject *)self;
 }

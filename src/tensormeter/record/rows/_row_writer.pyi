@@ -11,6 +11,7 @@ class KeySets:
         numbers: dict[str, int],
         add_layout: Callable[[tuple[str, ...], str], int],
         first: int,
+        few: int,
         frequent: int,
     ) -> None: ...
 

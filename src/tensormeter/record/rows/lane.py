@@ -384,6 +384,7 @@ def make_key_sets(
     add_layout: Callable[[tuple[str, ...], str], int],
     *,
     first: int,
+    few: int,
     frequent: int,
 ) -> "PythonKeySets | _row_writer.KeySets":
     """Make an object that knows which combinations of names have layouts, for `Lane.make_row_writer`.
@@ -393,10 +394,11 @@ def make_key_sets(
         numbers: Numbers of plain gauges by name.
         add_layout: Function that adds a layout for names and codes. It returns the layout's number, or 0 if there is none.
         first: Number of layouts that are added for the first row with their names.
+        few: Maximum number of columns of these layouts.
         frequent: Number of rows after which their names get a layout.
     """
     make = _row_writer.KeySets if native_writers() else PythonKeySets
-    return make(names=names, numbers=numbers, add_layout=add_layout, first=first, frequent=frequent)
+    return make(names=names, numbers=numbers, add_layout=add_layout, first=first, few=few, frequent=frequent)
 
 
 def native_writers() -> bool:

@@ -1,6 +1,6 @@
 """The layouts of the rows that a process has logged. Each layout is published once, in the ring's dictionary.
 
-The first combinations of columns get a layout, and later only frequent ones do. The rows of all other combinations describe
+The first combinations of few columns get a layout, and later only frequent ones do. The rows of all other combinations describe
 their own columns (see `Items`). Programs may therefore log any number of combinations.
 """
 
@@ -15,10 +15,13 @@ from tensormeter.ring.format import MAX_LAYOUT
 from tensormeter.ring.histogram_buckets import SPARSE
 from tensormeter.ring.layout import Column, Items, Layout, Stream, item_header
 
-__all__ = ["FIRST_LAYOUTS", "FREQUENT", "Layouts"]
+__all__ = ["FEW_COLUMNS", "FIRST_LAYOUTS", "FREQUENT", "Layouts"]
 
 FIRST_LAYOUTS: Final = 64
 """Number of layouts that are added for the first row with their columns."""
+
+FEW_COLUMNS: Final = 256
+"""Maximum number of columns of these layouts. Longer rows have to be frequent."""
 
 FREQUENT: Final = 16
 """Number of rows with the same columns after which these columns get a layout."""
@@ -119,7 +122,7 @@ class Layouts:
         """Count a row, and return whether its columns should have a layout."""
         if any(column.code == SPARSE for column in columns):
             return False  # the number of words differs from row to row
-        if len(self._rows) < FIRST_LAYOUTS:
+        if len(self._rows) < FIRST_LAYOUTS and len(columns) <= FEW_COLUMNS:
             return True
         if len(self._seen) >= _MOST_SEEN:
             self._seen.clear()

@@ -29,6 +29,7 @@ class PythonKeySets:
         numbers: dict[str, int],
         add_layout: Callable[[tuple[str, ...], str], int],
         first: int,
+        few: int,
         frequent: int,
     ) -> None:
         """
@@ -37,12 +38,14 @@ class PythonKeySets:
             numbers: Numbers of plain gauges by name.
             add_layout: Function that adds a layout for names and codes. It returns the layout's number, or 0 if there is none.
             first: Number of layouts that are added for the first row with their names.
+            few: Maximum number of columns of these layouts.
             frequent: Number of rows after which their names get a layout.
         """
         del names
         self.numbers = numbers
         self._add_layout = add_layout
         self._first = first
+        self._few = few
         self._frequent = frequent
         self._layouts: dict[tuple[tuple[str, ...], str], int] = {}
         self._seen: dict[tuple[tuple[str, ...], str], int] = {}
@@ -61,7 +64,7 @@ class PythonKeySets:
         return layout
 
     def _wants_layout(self, key: tuple[tuple[str, ...], str]) -> bool:
-        if len(self._layouts) < self._first:
+        if len(self._layouts) < self._first and len(key[0]) <= self._few:
             return True
         if len(self._seen) >= _MOST_SEEN:
             self._seen.clear()

@@ -16,7 +16,7 @@ from tensormeter.record.log_timing import LogTiming
 from tensormeter.record.rows.device_rows import make_device_writer
 from tensormeter.record.rows.histogram_rows import Distributions, HistogramRows
 from tensormeter.record.rows.lane import Lane, RowWriter, Writer, make_key_sets
-from tensormeter.record.rows.layouts import FIRST_LAYOUTS, FREQUENT, Layouts
+from tensormeter.record.rows.layouts import FEW_COLUMNS, FIRST_LAYOUTS, FREQUENT, Layouts
 from tensormeter.record.rows.stream_numbers import StreamNumbers
 from tensormeter.record.values.classify import Deferred, DeviceValue, kind_of
 from tensormeter.record.warn_once import WarnOnce
@@ -74,6 +74,7 @@ class Rows:
             numbers.of_names,
             self._add_layout,
             first=FIRST_LAYOUTS,
+            few=FEW_COLUMNS,
             frequent=FREQUENT,
         )
         self._device = device

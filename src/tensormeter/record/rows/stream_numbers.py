@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.layout import Stream
+from tensormeter.ring.layout import Stream, StreamEntry
 
 __all__ = ["StreamNumbers"]
 
@@ -73,19 +73,21 @@ class StreamNumbers:
 
         If there are too many streams, or if the dictionary cannot grow, some gauges stay without a number.
         """
+        known, reduced = self.of_names, self._reduced
         with self._claims:
-            left = iter([name for name in dict.fromkeys(names) if self.of_name(name) is None])
+            left = iter([name for name in dict.fromkeys(names) if name not in known and name not in reduced])
             while part := [*islice(left, _MOST_AT_ONCE)]:
-                first = self._publish([Stream(name) for name in part])
+                part = part[: self._most - self._next]
+                first = self._publish([name if name.isascii() else self._written(name) for name in part])
                 if first is None:
                     return
                 self.names += [None] * (first + len(part) - len(self.names))
-                for number, name in zip(range(first, self._most), part, strict=False):
+                for number, name in enumerate(part, first):
                     if self._is_reduced(name):
-                        self._reduced[name] = number
+                        reduced[name] = number
                     else:
                         self.names[number] = name
-                        self.of_names[name] = number
+                        known[name] = number
 
     def of(self, stream: Stream, key: Hashable = None) -> int | None:
         """Return the number of a stream.
@@ -106,21 +108,20 @@ class StreamNumbers:
         number = self._of_streams.get(key)
         if number is None:
             with self._claims:
-                number = self._publish([stream])
+                number = self._publish([self._as_unicode(stream).to_entry()])
                 if number is not None:
                     self._of_streams[key] = number
         return number
 
-    def _publish(self, streams: Sequence[Stream]) -> int | None:
-        """Publish as many of the streams as there may be, and return the number of the first one."""
+    def _publish(self, entries: Sequence[StreamEntry]) -> int | None:
+        """Publish streams unless there are too many, and return the number of the first one."""
         first = self._next
-        streams = streams[: self._most - first]
-        if not streams:
+        if not entries or first + len(entries) > self._most:
             return None
-        self._next = first + len(streams)
-        if self._ring.add_streams(first, [self._as_unicode(stream) for stream in streams]):
+        self._next = first + len(entries)
+        if self._ring.add_streams(first, entries):
             return first
-        if self._next == first + len(streams):  # otherwise a signal handler has published further streams
+        if self._next == first + len(entries):  # otherwise a signal handler has published further streams
             self._next = first
         return None
 
