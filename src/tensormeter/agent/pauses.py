@@ -58,6 +58,7 @@ class Pauses:
         self.thorough = True
         """Whether the next round must check everything, and not only the rings that are known."""
         self._thorough_at = 0.0
+        self._was_woken = False
         self._wakeup = Wakeup()
         self._began = time.monotonic()
         self._is_awaited = False
@@ -106,11 +107,13 @@ class Pauses:
         if self.thorough:
             self._wakeup.wait(_TICK)
             return
-        most = min(self._longest, self._rings.due_in(), elapsed * _GROWTH / growth if growth else math.inf)
+        # A process that has woken the agent writes faster than its rate since the last pause, which was mostly idle.
+        longest = _TICK if self._was_woken else self._longest
+        most = min(longest, self._rings.due_in(), elapsed * _GROWTH / growth if growth else math.inf)
         seconds = max(_LIVE_LOOK, min(most, _LONGEST_LIVE)) if self._is_live else max(_TICK, most)
         self._rings.set_sleeping(seconds > _TICK)
         try:
-            self.thorough = self._sleep(seconds)
+            self._was_woken = self.thorough = self._sleep(seconds)
         finally:
             self._rings.set_sleeping(False)
         if time.monotonic() - self._thorough_at >= self._longest:
