@@ -84,7 +84,7 @@ export class DistributionsPane implements Pane {
       const charts = this.metrics.add(page.metrics).filter(({ kind }) => KINDS.has(kind));
       this.charts = isFirst ? charts : [...this.charts, ...charts];
       this.next = page.next;
-      if (!search) this.total = page.total;
+      if (!search) this.total = this.charts.length;
       fill(this.more, page.next === null ? null : h("p", { class: "muted", role: "status" }, "Loading …"));
     } catch (error) {
       this.next = null;

@@ -67,9 +67,9 @@ export class SystemPane implements Pane {
     const { project, ids } = this.selection;
     const list = (query: object) => metrics(project, ids, { limit: MAX_METRICS, ...query });
     try {
-      const pages = await Promise.all([list({ pane: "system" }), list({ pane: "charts", search: PHASE.source })]);
-      // The cache of points uses the numbers of lines.
-      for (const page of pages) this.selection.metrics.add(this.metrics.add(page.metrics));
+      const [system, phases] = await Promise.all([list({ pane: "system" }), list({ pane: "charts", search: PHASE.source })]);
+      // The server ignores case. The cache of points uses the numbers of lines.
+      this.selection.metrics.add(this.metrics.add([...system.metrics, ...phases.metrics.filter(({ name }) => PHASE.test(name))]));
       this.problem = "";
     } catch (error) {
       this.problem = error instanceof Error ? error.message : String(error);
