@@ -43,7 +43,7 @@ def test_a_configuration_that_changes_is_told_once(new_source, spool, open_drain
     drain.advance(flush=False)
     assert take(spool)[1] == [("tensormeter.run.start", {"config": {"lr": 1}, "tags": ["a"], "group": "g"})]
     before = time.time_ns()
-    source.ring.write_config({"lr": 2})
+    source.ring.write_config({"lr": 2}, {"lr": 2})
     for _ in range(2):
         drain.advance(flush=False)
     _, request = spool.next("a")
@@ -52,7 +52,7 @@ def test_a_configuration_that_changes_is_told_once(new_source, spool, open_drain
     assert before <= event.time <= time.time_ns()
     assert len(take(spool)[1]) == 1
     # An agent after this one does not know whether that has been told, and says the same again.
-    source.ring.write_config({"lr": 3})
+    source.ring.write_config({"lr": 3}, {"lr": 3})
     source.recorder.close(State.FINISHED)
     open_drain(source).advance(flush=False)
     config, end = take(spool)[1]
