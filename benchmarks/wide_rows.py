@@ -27,9 +27,9 @@ from tensormeter.agent.run_directory.directory import list_runs
 TRAINER = """
 import json, random, sys, threading, time
 import tensormeter
-endpoint, folder, width, seconds = json.loads(sys.argv[1])
+endpoint, folder, width, seconds, parent = json.loads(sys.argv[1])
 settings = tensormeter.Settings(directory=folder, endpoint=endpoint, sample_interval=0)
-run = tensormeter.init("bench", id="wide", settings=settings)
+run = tensormeter.init("bench", id=f"wide-{width}-{parent}", settings=settings)
 names = [f"layer_{k // 50:05}/metric_{k % 50:02}/norm" for k in range(width)]
 begun = time.monotonic()
 for step in range(seconds):
@@ -83,7 +83,7 @@ def receiving() -> Iterator[str]:
 def agent_cost(ranks: int, width: int, seconds: int, folder: Path) -> tuple[float, float, float, float]:
     """Return the agent's share of a core, its maximum resident and unshared memory in MiB, and the bytes of bodies per point."""
     with receiving() as url:
-        arguments = json.dumps([url, str(folder / "state"), width, WARM_UP + seconds])
+        arguments = json.dumps([url, str(folder / "state"), width, WARM_UP + seconds, os.getpid()])
         trainers = [
             subprocess.Popen(
                 [sys.executable, "-c", TRAINER, arguments],

@@ -74,6 +74,8 @@ class GaugeCatalog:
     def __init__(self) -> None:
         self.scopes: Final[list[Scope]] = []
         self._metadata: list[GaugeMetadata] = []
+        self._plain: dict[str, int] = {}
+        """Numbers of gauges that have only a name, by name."""
         self._numbers: dict[tuple[int, bytes], int] = {}
         self._metric_numbers: dict[tuple[int, bytes], int] = {}
         self._scope_numbers: dict[str, int] = {}
@@ -89,6 +91,14 @@ class GaugeCatalog:
 
     def add(self, gauge: GaugeMetadata) -> int:
         """Return the number of a gauge, which gets a new one the first time."""
+        if gauge != GaugeMetadata(gauge.name):
+            return self._add(gauge)
+        number = self._plain.get(gauge.name)
+        if number is None:
+            number = self._plain[gauge.name] = self._add(gauge)
+        return number
+
+    def _add(self, gauge: GaugeMetadata) -> int:
         metric = self._metric(gauge)
         attributes = b""
         if gauge.attributes:

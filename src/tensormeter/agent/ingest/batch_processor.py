@@ -347,6 +347,8 @@ class BatchMeasurementProcessor:
 
 
 def _metadata(stream: Stream) -> GaugeMetadata:
+    if not (stream.unit or stream.description or stream.attributes or stream.scope):
+        return GaugeMetadata(stream.name)
     return GaugeMetadata(stream.name, **describe(stream))
 
 
