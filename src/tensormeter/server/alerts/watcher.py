@@ -126,15 +126,24 @@ class Watcher:
     def _check_values(self, ref: RunRef, state: _RunState, series: Series, reading: Reading) -> None:
         points = series.points
         assert isinstance(points, Points)
+        assert ref.project is not None
+        rules = [
+            (number, rule)
+            for number, rule in enumerate(self._rules)
+            if rule.kind != "stall" and rule.applies(ref.project, series.metric)
+        ]
+        # Runs may have many series. Those that were never NaN need no detectors.
+        is_finite = all(rule.kind == "nan" for _, rule in rules) and bool(np.isfinite(points.floats()).all())
+        if is_finite and not state.detectors:
+            return
         key = series.process, series.metric, repr((series.kind, series.scope, series.attributes))
+        if is_finite and not any((key, number) in state.detectors for number, _ in rules):
+            return
         points = points[points.times > state.last_times.get(key, 0)][-_MAX_NEW:]
         if not len(points):
             return
         state.last_times[key] = int(points.times[-1])
-        assert ref.project is not None
-        for number, rule in enumerate(self._rules):
-            if rule.kind == "stall" or not rule.applies(ref.project, series.metric):
-                continue
+        for number, rule in rules:
             detector = state.detectors.setdefault((key, number), make_detector(rule))
             for index, value in enumerate(points.floats().tolist()):
                 message = detector(value)
