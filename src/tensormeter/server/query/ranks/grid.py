@@ -101,6 +101,9 @@ class RankGrid:
             self._first = int(self._intervals(np.array([first]))[0])
             low = high = self._first
         else:
+            begin, end = (math.floor(math.ldexp(x, -self._exponent)) for x in (first, last))
+            if begin >= self._first and end < self._first + self.columns:
+                return
             used = np.flatnonzero(np.isfinite(self.x))
             low, high = self._first + int(used[0]), self._first + int(used[-1])
         wider = 0
