@@ -19,6 +19,7 @@ from tensormeter.server.query.points.reader import RunReader
 from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.sampled import query_points
 from tensormeter.server.query.ranks import cache
+from tensormeter.server.query.ranks import reader as reader_of_ranks
 from tensormeter.server.query.ranks.cache import RankCache
 from tensormeter.server.query.ranks.grid import Aggregates, RankGrid
 from tensormeter.server.query.ranks.statistics import rank_statistics
@@ -252,6 +253,19 @@ def test_statistics_are_computed_again_only_for_new_points(each_store):
     store.delete(ref)
     with pytest.raises(NotFoundError):
         memory.query(store, ref, query, project=None)
+
+
+def test_they_are_read_again_once_new_points_are_unknown(store, memory, monkeypatch):
+    """The store forgets after some flushes which points are new."""
+    monkeypatch.setattr(reader_of_ranks, "_NEW_POINTS", 50)
+    for rank in range(3):
+        append(store, "old", rank, range(100), [step + rank for step in range(100)])
+    store.flush()
+    check(store, memory, "old")
+    for step in range(100, 104):
+        append(store, "old", 1, [step], [1000.0 + step], start=step)
+        store.flush()
+    assert check(store, memory, "old").maximum[-1] == 1103.0
 
 
 def test_only_series_with_the_attributes_are_read(each_store):

@@ -17,13 +17,16 @@ from tensormeter.server.query.points.shadowing import Attempts
 from tensormeter.server.query.points.variant import VariantSelector
 from tensormeter.server.query.ranks.grid import Aggregates, RankGrid
 from tensormeter.server.query.ranks.statistics import RankStatistics, rank_statistics, statistics_of
-from tensormeter.server.store import Points, RunRef, Selection, SeriesRollup, Store
+from tensormeter.server.store import Points, RunRef, Selection, SeriesRollup, Store, TooManyPointsError
 from tensormeter.server.store.models.rollup_blocks import FIRST, HIGHEST, LAST, LOWEST
 
 __all__ = ["RankReader"]
 
 _LONG_BLOCKS: Final = 128
 """Minimum number of blocks, 512 points each, for a process to be read as rollups."""
+
+_NEW_POINTS: Final = 2_000_000
+"""Maximum number of points to read at once when new points have arrived."""
 
 
 class RankReader:
@@ -74,7 +77,10 @@ class RankReader:
         run = store.read(self._ref, Selection([]))
         if (run.started, run.attempts) != (self._started, self._attempts):
             return False
-        new = RunReader(store, self._ref, replace(self._query, after=self._cursor), check).lines()
+        try:
+            new = RunReader(store, self._ref, replace(self._query, after=self._cursor), check).lines(_NEW_POINTS)
+        except TooManyPointsError:  # the store no longer knows which points are new
+            return False
         if new.complete or not all(line.series.process in self._rows for line in new.lines):
             return False
         for line in new.lines:
