@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from support.stores import append_batches, append_values
+from tensormeter.errors import EncodingError
 from tensormeter.otlp import number_blocks
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge, Histogram
+from tensormeter.otlp.encode import encode_metrics
+from tensormeter.otlp.number_blocks import decode_blocks
 from tensormeter.server.store import RunRef, Selection, StoreUnavailableError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address, series_index
 from tensormeter.server.store.clickhouse.connection import Connection
@@ -156,6 +159,17 @@ def test_distributions_and_numbers_of_one_request_are_stored_together(open_store
     assert series.points.times.tolist() == [T0 + 1, T0 + 2, T0 + 3]
     summary = store.run(RunRef("wide")).summary["v"]
     assert (summary.count, summary.min, summary.max, summary.last_time) == (3, 1.0, 2.0, T0 + 3)
+
+
+def test_a_name_that_is_not_text_fails_only_its_own_request(open_store):
+    store = open_store()
+    cursor = store.changes(None).cursor
+    payload = encode_metrics([wide_batch(range(5), 0)]).replace(b"m000003", b"m\xff\xff\xff\xff03")
+    with pytest.raises(EncodingError):
+        store.append_metrics(decode_blocks(payload), payload=payload)
+    append_batches(store, wide_batch(range(3), 1))
+    assert values_of(store, "m000001", "m000004", after=cursor) == {("m000001", "rank-0"): [1.0]}
+    assert not store.read(RunRef("wide"), Selection(["m000001"], after=cursor)).complete
 
 
 def test_points_of_any_number_of_metrics_are_read_in_one_request(open_store):

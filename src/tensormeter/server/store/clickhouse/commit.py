@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.conventions.semconv import RUN_HEARTBEAT, RUN_START
+from tensormeter.errors import EncodingError
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store.clickhouse import process_updates
 from tensormeter.server.store.clickhouse.arrival_log import NAMED, Arrived, Log
@@ -126,8 +127,7 @@ class Commit:
         tombstones = Tombstones(
             self._connection, [*sources, *(source for _, source, _ in described if isinstance(source, Source))]
         )
-        for request in fresh:
-            self._place(request, tombstones)
+        fresh = [request for request in fresh if self._place(request, tombstones)]
         for request, source, events in described:
             if isinstance(source, str):
                 request.rejections[source] += len(events)
@@ -176,22 +176,30 @@ class Commit:
                 fresh.append(request)
         return fresh, again
 
-    def _place(self, request: Request, tombstones: Tombstones) -> None:
+    def _place(self, request: Request, tombstones: Tombstones) -> bool:
+        """Add a request's points. If the request is not valid OTLP, set its error, add nothing and return False."""
+        parts: list[Stretches] = []
         for source, sent in _by_source(request.arrivals):
             run, arrivals = tombstones.current(source), sent
             if run is None:
                 run, arrivals = self._revive(request, source, sent, tombstones)
             if run is not None:
-                for stretches in stretches_of(run, source, arrivals):
-                    self._add(request, stretches)
+                parts += stretches_of(run, source, arrivals)
         for block in request.blocks:
             run = tombstones.run(block.source, block.span[0])
             if run is None:
                 request.rejections[DELETED] += len(block.block.times)
                 continue
-            of_block = stretches_of_block(run, block, self._cache.described, request.rejections)
+            try:
+                of_block = stretches_of_block(run, block, self._cache.described, request.rejections)
+            except EncodingError as error:  # a new name is not UTF-8; other requests must not fail because of it
+                request.settle(error)
+                return False
             if of_block is not None:
-                self._add(request, of_block)
+                parts.append(of_block)
+        for stretches in parts:
+            self._add(request, stretches)
+        return True
 
     def _add(self, request: Request, stretches: Stretches) -> None:
         points = stretches.points
