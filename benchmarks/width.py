@@ -1,7 +1,7 @@
 """Wide and irregular rows: `benchmarks/width.py --help`.
 
 Compares tensormeter, which delivers to its server, with wandb (offline), trackio, TensorBoard and MLflow. Each contender logs
-the same rows in a process of its own. The table shows the time in the loop, the time until everything is stored, how many of
+the same rows in a separate process. The table shows the time in the loop, the time until everything is stored, how many of
 the logged values can be read back, the disk space, and the time from navigation to the first chart for contenders with a page.
 A loop is stopped after `--limit` seconds; the table then shows how far it came.
 """
@@ -40,14 +40,14 @@ Rows = Iterator[dict[str, float]]
 
 
 def some_missing(scale: float) -> Rows:
-    """300 names, of which each row lacks a random tenth."""
+    """Rows that each contain a random nine tenths of 300 names."""
     draw, names = random.Random(1).random, [f"info/achievement_{number:03}" for number in range(300)]
     for step in range(round(1000 * scale)):
         yield {name: step + 0.5 for name in names if draw() < 0.9}
 
 
 def halves(scale: float) -> Rows:
-    """22 names, of which each row has a random half."""
+    """Rows that each contain a random half of 22 names."""
     draw, names = random.Random(2).random, [f"reward/kind_of_event_{number:02}" for number in range(22)]
     for step in range(round(30_000 * scale)):
         yield {name: step + 0.5 for name in names if draw() < 0.5} or {names[0]: step + 0.5}
@@ -82,7 +82,7 @@ WORKLOADS: dict[str, Callable[[float], Rows]] = {
 
 @dataclass
 class Result:
-    """What a contender did with a workload.
+    """The result of a contender for a workload.
 
     Attributes:
         logged: Number of values that the loop logged, of `total`.
@@ -112,7 +112,7 @@ def _tensormeter_to_its_server(folder: Path) -> Iterator[Log]:
 
 
 def run_loop(contender: str, workload: str, scale: float, limit: float, folder: Path) -> None:
-    """Log a workload, and print the number of values and the seconds as JSON. Runs in a process of its own."""
+    """Log a workload, and print the number of values and the seconds as JSON. It runs in a separate process."""
     rows = [*WORKLOADS[workload](scale)]
     logged, began = 0, time.perf_counter()
     contexts = CONTENDERS | {"tensormeter": _tensormeter_to_its_server}
