@@ -107,11 +107,11 @@ class Watcher:
     def _check_run(self, change: Change, after: str) -> None:
         ref = change.run
         assert ref.project is not None
-        metrics = [
+        metrics = {
             metric
             for metric in change.metrics
             if any(rule.kind != "stall" and rule.applies(ref.project, metric) for rule in self._rules)
-        ]
+        }
         if not metrics and STEP_METRIC not in change.metrics:
             return
         reading = self._store.read(ref, Selection([*metrics, STEP_METRIC], after=after))
