@@ -95,6 +95,37 @@ def test_the_watcher_raises_alerts_once(watched):
     assert watched.alerts() == [("spike", 30), ("nan", 32), ("nan", 63)]
 
 
+def test_many_metrics_are_watched_in_parts(watched, monkeypatch):
+    """The metrics of a run are read in parts, and each alert has its step, whichever part the metric is in."""
+    monkeypatch.setattr("tensormeter.server.alerts.watcher._MAX_METRICS", 3)
+    times = np.array([T0 + 5 * SECOND], np.uint64)
+    resource = {"service.name": "demo", "tensormeter.run.id": "r", "service.instance.id": "p"}
+    gauges = [Gauge(f"grad/{number}", times, np.array([math.nan if number % 4 else 1.0])) for number in range(10)]
+    append_batches(watched.store, Batch(resource, [Gauge(STEP_METRIC, times, np.array([5])), *gauges]))
+    for _ in range(2):
+        watched.watcher.check()
+        assert watched.alerts() == [("nan", 5)] * 7
+
+
+def test_a_stopped_watcher_checks_no_more_points(watched, monkeypatch):
+    """A check of many metrics ends when the server stops, so that the server does not wait for it."""
+    monkeypatch.setattr("tensormeter.server.alerts.watcher._MAX_METRICS", 1)
+    times = np.array([T0 + 5 * SECOND], np.uint64)
+    resource = {"service.name": "demo", "tensormeter.run.id": "r", "service.instance.id": "p"}
+    gauges = [Gauge(f"grad/{number}", times, np.array([math.nan])) for number in range(10)]
+    append_batches(watched.store, Batch(resource, gauges))
+    raise_alert = watched.store.raise_alert
+
+    def stop_after_the_first(run, event):
+        raise_alert(run, event)
+        watched.watcher.stop()
+
+    monkeypatch.setattr(watched.store, "raise_alert", stop_after_the_first)
+    for _ in range(2):
+        watched.watcher.check()
+        assert watched.alerts() == [("nan", None)]
+
+
 def test_metrics_of_one_name_are_watched_apart(watched):
     """Two libraries whose losses are of another size make no spikes, and neither hides the other's NaN."""
     times = (T0 + np.arange(60) * SECOND).astype(np.uint64)

@@ -20,11 +20,13 @@ class AlertService:
             config: Rules and webhooks.
             interval: Interval between checks in seconds.
         """
-        self._watcher = Background("tensormeter-alerts", Watcher(store, config.rules).check, interval)
+        self._watcher = Watcher(store, config.rules)
+        self._checks = Background("tensormeter-alerts", self._watcher.check, interval)
         self._webhooks = [Webhook(store, url) for url in config.webhooks]
 
     def stop(self) -> None:
-        """Stop all threads and wait for them."""
+        """Stop all threads and wait for them. A check of new points does not continue."""
         self._watcher.stop()
+        self._checks.stop()
         for webhook in self._webhooks:
             webhook.stop()

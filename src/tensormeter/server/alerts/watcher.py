@@ -31,10 +31,17 @@ __all__ = ["Watcher"]
 _MAX_NEW: Final = 10_000
 """Maximum number of new points of one series in one check. If more have arrived, the oldest are skipped."""
 
+_MAX_METRICS: Final = 10_000
+"""Maximum number of metrics to read at once. SQLite limits the number of values in a query."""
+
 _MAX_RUNS: Final = 10_000
 _STEPS: Final = 100
 
 _SeriesKey = tuple[str, str, str]
+
+
+class _StoppedError(Exception):
+    """The end of a check after `Watcher.stop`."""
 
 
 @dataclass
@@ -65,7 +72,7 @@ class _RunState:
 
 
 class Watcher:
-    """Watcher of all runs in a store. It uses the store's public interface. Not thread-safe."""
+    """Watcher of all runs in a store. It uses the store's public interface. Not thread-safe, except for `stop`."""
 
     def __init__(self, store: Store, rules: Sequence[Rule], clock: Callable[[], float] = time.monotonic) -> None:
         """Create a watcher for points that arrive from now on.
@@ -80,8 +87,13 @@ class Watcher:
         self._clock = clock
         self._runs: dict[RunRef, _RunState] = {}
         self._cursor: str | None = None
+        self._is_stopping = False
         with suppress(StoreUnavailableError):  # if the disk fails, watching starts at the first successful check
             self._cursor = store.changes(None).cursor
+
+    def stop(self) -> None:
+        """Make a running check return soon, and later checks immediately. Any thread may call it. Does not block."""
+        self._is_stopping = True
 
     def check(self) -> None:
         """Check the points that have arrived since the last check, and raise alerts.
@@ -89,12 +101,18 @@ class Watcher:
         Raises:
             StoreError: The store cannot be read or written now. The next check continues where this one stopped.
         """
+        with suppress(_StoppedError):
+            self._check()
+
+    def _check(self) -> None:
+        self._check_running()
         after = self._cursor
         changes = self._store.changes(after)
         if after is None:
             self._cursor = changes.cursor
             return
         for change in changes.changes:
+            self._check_running()
             try:
                 self._check_run(change, after)
                 if change.state not in ("running", "stalled"):
@@ -107,31 +125,46 @@ class Watcher:
     def _check_run(self, change: Change, after: str) -> None:
         ref = change.run
         assert ref.project is not None
-        metrics = {
-            metric
-            for metric in change.metrics
-            if any(rule.kind != "stall" and rule.applies(ref.project, metric) for rule in self._rules)
-        }
+        project_rules = [
+            (number, rule)
+            for number, rule in enumerate(self._rules)
+            if rule.kind != "stall" and rule.applies(ref.project)
+        ]
+        metrics = [
+            metric for metric in change.metrics if any(rule.applies(ref.project, metric) for _, rule in project_rules)
+        ]
         if not metrics and STEP_METRIC not in change.metrics:
             return
-        reading = self._store.read(ref, Selection([*metrics, STEP_METRIC], after=after))
         if len(self._runs) >= _MAX_RUNS:
             self._runs.pop(next(iter(self._runs)))
         state = self._runs.setdefault(ref, _RunState())
-        self._update_pace(ref, state, reading)
-        for series in reading.series:
-            if series.metric in metrics:
-                self._check_values(ref, state, series, reading)
+        for first in range(0, max(len(metrics), 1), _MAX_METRICS):
+            part = {*metrics[first : first + _MAX_METRICS]}
+            selection = Selection([*part, STEP_METRIC], after=after, check=self._check_running)
+            reading = self._store.read(ref, selection)
+            if first == 0:
+                self._update_pace(ref, state, reading)
+            for series in reading.series:
+                self._check_running()
+                if series.metric in part:
+                    self._check_values(ref, state, series, reading, project_rules)
 
-    def _check_values(self, ref: RunRef, state: _RunState, series: Series, reading: Reading) -> None:
+    def _check_running(self) -> None:
+        if self._is_stopping:
+            raise _StoppedError
+
+    def _check_values(
+        self,
+        ref: RunRef,
+        state: _RunState,
+        series: Series,
+        reading: Reading,
+        project_rules: Sequence[tuple[int, Rule]],
+    ) -> None:
         points = series.points
         assert isinstance(points, Points)
         assert ref.project is not None
-        rules = [
-            (number, rule)
-            for number, rule in enumerate(self._rules)
-            if rule.kind != "stall" and rule.applies(ref.project, series.metric)
-        ]
+        rules = [(number, rule) for number, rule in project_rules if rule.applies(ref.project, series.metric)]
         # Runs may have many series. Those that were never NaN need no detectors.
         is_finite = all(rule.kind == "nan" for _, rule in rules) and bool(np.isfinite(points.floats()).all())
         if is_finite and not state.detectors:
