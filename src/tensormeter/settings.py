@@ -250,7 +250,8 @@ class Settings:
         parse=parse_int,
         check=integer(1, 1 << 30),
         help="Maximum number of metric names that a process can log, including streams of instruments. Values under "
-        "further names are dropped and counted. The server has its own limit of 500,000 names per run.",
+        "further names are dropped and counted. The server has its own limit of 500,000 names per run, and refuses and "
+        "counts values under further names.",
     )
     device_path: DevicePath = setting(
         "auto",

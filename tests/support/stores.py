@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tensormeter.otlp.batch import Batch, Event, Gauge
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.number_blocks import decode_blocks
@@ -17,11 +18,11 @@ __all__ = ["StoreClient", "append_batches", "append_events", "append_values"]
 T0 = 1_750_000_000 * 10**9
 
 
-def append_batches(store: Store, *batches: Batch, batch_id: str | None = None) -> Receipt:
+def append_batches(store: Store, *batches: Batch, batch_id: str | None = None, check: Check = no_check) -> Receipt:
     """Append one request of metrics."""
     payload = encode_metrics(batches)
     decoded = decode_blocks(payload) if store.takes_blocks else decode_metrics(payload)
-    return store.append_metrics(decoded, payload=payload, batch_id=batch_id)
+    return store.append_metrics(decoded, payload=payload, batch_id=batch_id, check=check)
 
 
 def append_events(store: Store, resource: Mapping[str, Any], *events: Event, batch_id: str | None = None) -> Receipt:

@@ -135,7 +135,7 @@ def test_series_beyond_the_limit_are_refused_and_the_others_stored(open_store, m
     store, other = open_store(), open_store()
     append_batches(store, wide_batch(range(100), 0))
     receipt = append_batches(other, wide_batch(range(150), 1, points=2))
-    assert (receipt.rejected, receipt.message) == (60, "60 data points: run has more than 121 series")
+    assert (receipt.rejected, receipt.message) == (60, f"60 data points: {limits.too_many_series()}")
     histogram = Histogram(
         "h", *(np.array([T0], np.uint64),) * 2, *(np.ones(1),) * 4, np.array([1.0]), np.array([[1, 0]], np.uint64)
     )
@@ -144,6 +144,44 @@ def test_series_beyond_the_limit_are_refused_and_the_others_stored(open_store, m
     assert receipt.rejected == 31
     assert len(store.metrics(RunRef("wide"))) == 121
     assert values_of(store, "m000119") == {("m000119", "rank-0"): [1.0, 2.0, 2.0]}
+
+
+def test_names_beyond_the_limit_are_refused_and_known_names_go_on(open_store, monkeypatch):
+    """Limits count names, on all servers together, so that further ranks may send the same names."""
+    monkeypatch.setattr(limits, "MAX_NAMES_PER_RUN", 120)
+    store, other = open_store(), open_store()
+    append_batches(store, wide_batch(range(100), 0), wide_batch(range(100), 0, 1))
+    receipt = append_batches(other, wide_batch(range(150), 1, points=2), wide_batch(range(50, 110), 1, 1))
+    assert (receipt.rejected, receipt.message) == (60, f"60 data points: {limits.too_many_names()}")
+    assert append_batches(store, wide_batch(range(150), 2, 2)).rejected == 30
+    times = np.array([T0 + 9 * 10**9], np.uint64)
+    resource = wide_batch([], 0).resource
+    assert append_batches(store, Batch(resource, [Gauge("tensormeter.dropped", times, np.ones(1))])).rejected == 0
+    histogram = Histogram(
+        "h", times, times, *(np.ones(1, np.uint64),) * 4, np.array([1.0]), np.array([[1, 0]], np.uint64)
+    )
+    assert append_batches(store, Batch(resource, [histogram])).rejected == 1
+    another = {**resource, "tensormeter.run.id": "another"}
+    assert append_batches(store, Batch(another, wide_batch(range(110, 220), 0).series)).rejected == 0
+    for server in (store, other, open_store()):
+        receipt = append_batches(server, wide_batch(range(150), 3), wide_batch(range(150), 3, 3))
+        assert receipt.rejected == 60
+        assert len(server.names(RunRef("wide"))) == 122
+    assert values_of(store, "m000119")["m000119", "rank-0"] == [1.0, 2.0, 3.0]
+
+
+def test_numbers_and_distributions_of_one_commit_share_the_limit_of_names(open_store, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_NAMES_PER_RUN", 11)
+    store = open_store()
+    batch = wide_batch(range(10), 0)
+    times = np.array([T0 + 1], np.uint64)
+    histograms = [
+        Histogram(name, times, times, *(np.ones(1, np.uint64),) * 4, np.array([1.0]), np.array([[1, 0]], np.uint64))
+        for name in ("h", "m000001", "i", "j")
+    ]
+    receipt = append_batches(store, Batch(batch.resource, [*batch.series, *histograms]))
+    assert (receipt.rejected, receipt.message) == (2, f"2 data points: {limits.too_many_names()}")
+    assert len(store.names(RunRef("wide"))) == 12
 
 
 def test_distributions_and_numbers_of_one_request_are_stored_together(open_store):

@@ -132,11 +132,76 @@ def test_series_beyond_the_limit_are_refused_and_the_others_stored(tmp_path, mon
     store = open_store(tmp_path)
     append_batches(store, wide_batch(range(100), 0))
     receipt = append_batches(store, wide_batch(range(150), 1, points=2))
-    assert (receipt.rejected, receipt.message) == (60, "60 data points: run has more than 120 series")
+    assert (receipt.rejected, receipt.message) == (60, f"60 data points: {limits.too_many_series()}")
     receipt = append_batches(store, wide_batch(range(150), 2))
     assert receipt.rejected == 30
     assert len(store.metrics(RUN)) == 120
     assert values_of(store, "m000119") == {("m000119", "rank-0"): [1.0, 2.0, 2.0]}
+    store.close()
+
+
+def test_names_beyond_the_limit_are_refused_and_known_names_go_on(tmp_path, monkeypatch):
+    """Limits count names, so that further ranks may send the same names. The names are the same after a restart."""
+    monkeypatch.setattr(limits, "MAX_NAMES_PER_RUN", 120)
+    store = open_store(tmp_path)
+    append_batches(store, wide_batch(range(100), 0), wide_batch(range(100), 0, 1))
+    receipt = append_batches(store, wide_batch(range(150), 1, points=2), wide_batch(range(50, 110), 1, 1))
+    assert (receipt.rejected, receipt.message) == (60, f"60 data points: {limits.too_many_names()}")
+    assert "120 metric names" in receipt.message
+    step = Batch(wide_batch([], 0).resource, [Gauge("tensormeter.dropped", np.array([T0], np.uint64), np.ones(1))])
+    assert append_batches(store, step).rejected == 0
+    assert append_batches(store, wide_batch(range(150), 2, 2)).rejected == 30
+    assert append_batches(store, Batch(OTHER, wide_batch(range(110, 220), 0).series)).rejected == 0
+    store._abandon()
+    store = open_store(tmp_path)  # replays the requests, of which points were refused
+    assert store.problem() is None
+    for _ in range(2):
+        assert append_batches(store, wide_batch(range(150), 3), wide_batch(range(150), 3, 3)).rejected == 60
+        assert len(store.names(RUN)) == 121
+        assert values_of(store, "m000119")["m000119", "rank-0"] == [1.0, 2.0, 3.0]
+        store.close()
+        store = open_store(tmp_path)
+    store.close()
+
+
+def test_the_names_of_a_run_are_read_once_and_refused_requests_leave_none(tmp_path, monkeypatch):
+    """A request that fails after it has added names does not use up the limit, and the names stay in memory otherwise."""
+    monkeypatch.setattr(limits, "MAX_NAMES_PER_RUN", 20)
+    store = open_store(tmp_path)
+    odd = wide_batch([], 0).resource, [Gauge(name, np.array([T0], np.uint64), np.ones(1)) for name in ("a\nb", "", "c")]
+    append_batches(store, Batch(*odd), *(wide_batch(range(8), 0, rank) for rank in range(3)))
+    store.close()
+    store = open_store(tmp_path)
+
+    def fail():
+        if store._writer.execute("SELECT total(series) FROM run").fetchone()[0] > 27:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        append_batches(store, wide_batch(range(100, 120), 1), wide_batch([1], 1, 1), check=fail)
+    assert append_batches(store, wide_batch(range(16), 1), Batch(*odd)).rejected == 1
+    statements = []
+    store._writer.set_trace_callback(statements.append)
+    assert append_batches(store, wide_batch(range(22), 2)).rejected == 4
+    assert not [text for text in statements if "group_concat" in text]
+    assert len(store.names(RUN)) == 20
+    store.close()
+
+
+def test_distributions_count_as_names_like_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_NAMES_PER_RUN", 11)
+    store = open_store(tmp_path)
+    batch = wide_batch(range(10), 0)
+    ones = np.ones(1, np.uint64)
+    histograms = [
+        Histogram(
+            name, batch.series[0].times, ones, ones, *(np.ones(1),) * 3, np.array([1.0]), np.array([[1, 0]], np.uint64)
+        )
+        for name in ("h", "m000001", "i", "h", "j")
+    ]
+    receipt = append_batches(store, Batch(batch.resource, [*batch.series, *histograms]))
+    assert (receipt.rejected, receipt.message) == (2, f"2 data points: {limits.too_many_names()}")
+    assert len(store.names(RUN)) == 11
     store.close()
 
 

@@ -36,13 +36,13 @@ from tensormeter.server.store.clickhouse.series_batch import (
     leave_out_known,
     steps_of,
 )
+from tensormeter.server.store.clickhouse.series_limits import refuse_excess
 from tensormeter.server.store.clickhouse.stretches import Stretches, stretches_of, stretches_of_block
 from tensormeter.server.store.clickhouse.tombstones import Tombstones
 from tensormeter.server.store.models.errors import BatchConflictError
 from tensormeter.server.store.models.points import Blobs, Column, Points
 from tensormeter.server.store.models.runs import Receipt
 from tensormeter.server.store.models.series import NO_GAPS
-from tensormeter.server.store.rules import limits
 from tensormeter.server.store.rules.events import PreparedEvent, key_and_step, prepare_event, refusal, trim_config
 from tensormeter.server.store.rules.gaps import gap_times
 from tensormeter.server.store.rules.ingest_series import Arrival
@@ -273,11 +273,14 @@ class Commit:
         runs = {run for batch in self._batches for run in np.unique(batch.runs).tolist()}
         index.load(runs | {run for run, _ in self._gaps})
         counts = {run: index.count(run) for run in runs}
+        newest = [
+            np.concatenate([index.newest(run, batch.keys[part]) for run, part in batch.parts_of_runs()])
+            for batch in self._batches
+        ]
+        refuse_excess(self._batches, [times == 0 for times in newest], counts, self._cache.names)
         left_out = 0
-        for batch in self._batches:
-            newest = np.concatenate([index.newest(run, batch.keys[part]) for run, part in batch.parts_of_runs()])
-            _refuse_excess(batch, newest == 0, counts)
-            left_out += leave_out_known(self._connection, batch, newest)
+        for batch, times in zip(self._batches, newest, strict=True):
+            left_out += leave_out_known(self._connection, batch, times)
         if self._gaps:
             stored = {key for batch in self._batches for key in batch.keys[batch.filled().series].tolist()}
             self._gaps = {
@@ -398,18 +401,6 @@ def _by_source(arrivals: Sequence[Arrival]) -> Iterator[tuple[Source, list[Arriv
     for _, group in groupby(arrivals, key=lambda arrival: id(arrival.source)):
         part = list(group)
         yield part[0].source, part
-
-
-def _refuse_excess(batch: SeriesBatch, unknown: NDArray[np.bool_], counts: dict[int, int]) -> None:
-    """Refuse the new series that exceed a run's limit, and add the others to the number of each run's series."""
-    excess = np.zeros(len(batch), np.bool_)
-    for run, part in batch.parts_of_runs():
-        new = part.start + np.flatnonzero(unknown[part])
-        room = max(limits.MAX_SERIES_PER_RUN - counts[run], 0)
-        excess[new[np.argsort(batch.origins[new])][room:]] = True
-        counts[run] += min(len(new), room)
-    if excess.any():
-        batch.refuse(excess, f"run has more than {limits.MAX_SERIES_PER_RUN} series")
 
 
 def event_row(run: int, process: str, event: Event, prepared: PreparedEvent, *, time: int, number: int) -> list[object]:

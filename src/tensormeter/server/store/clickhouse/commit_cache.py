@@ -7,6 +7,7 @@ from tensormeter.server.store.clickhouse.arrival_log import Log
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.process_updates import NEVER, ProcessUpdate
 from tensormeter.server.store.clickhouse.series_index import SeriesIndex
+from tensormeter.server.store.clickhouse.series_limits import NameLimit
 from tensormeter.server.store.rules.key_table import KeyTable
 
 __all__ = ["CommitCache"]
@@ -25,6 +26,7 @@ class CommitCache:
     Attributes:
         described: Keys of the series whose names and descriptions are stored, by `Stretches.described`.
         index: Index of the stored series.
+        names: Limit on the number of names in a run.
     """
 
     def __init__(self, connection: Connection, log: Log) -> None:
@@ -32,6 +34,7 @@ class CommitCache:
         self._began: dict[tuple[int, str], tuple[int, int]] = {}
         self.described = KeyTable(_DESCRIBED)
         self.index = SeriesIndex(connection, log)
+        self.names = NameLimit(connection)
 
     def is_changed(self, process: ProcessUpdate) -> bool:
         """Return whether a process's name or resource differs from the last one written."""
@@ -60,6 +63,7 @@ class CommitCache:
         self._began.clear()
         self.described.clear()
         self.index.forget()
+        self.names.forget()
 
 
 def _name(process: ProcessUpdate) -> int:

@@ -6,7 +6,10 @@ from typing import Any, Final
 
 from tensormeter.server.store.clickhouse.connection import numbers
 
-__all__ = ["is_named"]
+__all__ = ["DIGEST", "digest_of", "is_named"]
+
+DIGEST: Final = "reinterpretAsUInt64(substring(MD5(metric), 1, 8))"
+"""Expression for the digest of the column `metric`; see `digest_of`."""
 
 _FEW: Final = 100
 """Number of names up to which a statement contains them as a parameter, which is part of the request's URL."""
@@ -25,6 +28,10 @@ def is_named(metrics: Collection[str] | None) -> tuple[str, dict[str, Any]]:
         return "1", {}
     if len(metrics) <= _FEW:
         return "metric IN {metrics:Array(String)}", {"metrics": sorted(metrics)}
-    digests = (hashlib.md5(metric.encode(errors="surrogatepass"), usedforsecurity=False).digest() for metric in metrics)
-    keys = numbers({int.from_bytes(digest[:8], "little") for digest in digests})
-    return f"reinterpretAsUInt64(substring(MD5(metric), 1, 8)) IN ({keys})", {}
+    return f"{DIGEST} IN ({numbers(set(map(digest_of, metrics)))})", {}
+
+
+def digest_of(metric: str) -> int:
+    """Return 64 bits of the MD5 digest of a metric's name."""
+    digest = hashlib.md5(metric.encode(errors="surrogatepass"), usedforsecurity=False).digest()
+    return int.from_bytes(digest[:8], "little")

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from tensormeter.conventions.semconv import RUN_START
 from tensormeter.otlp.batch import Attribute, Event
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.store.rules import limits
 from tensormeter.server.store.rules.events import refusal, trim_config
 from tensormeter.server.store.rules.ingest_blocks import BlockArrival
 from tensormeter.server.store.rules.ingest_series import Arrival, Rejections
@@ -52,8 +51,8 @@ def locate_arrivals(
             rejections[DELETED] += len(arrival.points)
             continue
         series = catalog.series(*row, arrival)
-        if series is None:
-            rejections[f"run has more than {limits.MAX_SERIES_PER_RUN} series"] += len(arrival.points)
+        if isinstance(series, str):
+            rejections[series] += len(arrival.points)
         else:
             located.append(SeriesPoints(*row, series, arrival.metric, arrival.points))
     numbers: list[LocatedNumbers] = []

@@ -22,6 +22,7 @@ from tensormeter.server.store.rules.key_table import KeyTable
 from tensormeter.server.store.rules.resource_identity import Source
 from tensormeter.server.store.sqlite.integrity.seals import RUN_TALLY, checksum
 from tensormeter.server.store.sqlite.points.memtable import LocatedNumbers, SeriesPoints, located_numbers
+from tensormeter.server.store.sqlite.tables.name_limit import NameLimit
 
 __all__ = ["Catalog", "find_run"]
 
@@ -74,6 +75,7 @@ class Catalog:
         self._keys = KeyTable(_KEYS)
         self._salts: dict[tuple[int, str], NDArray[np.uint64]] = {}
         self._read: set[tuple[int, str]] = set()
+        self._names = NameLimit()
 
     def forget(self, connection: sqlite3.Connection | None = None) -> None:
         """Clear the cache, because rows may have disappeared. Does not block.
@@ -85,6 +87,7 @@ class Catalog:
         self._series.clear()
         self._keys.clear()
         self._read.clear()
+        self._names.forget(everything=connection is not None)
         self._first_steps.clear()
         self._known_tombstones = None
         self._connection = connection or self._connection
@@ -165,14 +168,12 @@ class Catalog:
                 if row is not None:
                     self._first_steps[key] = row
 
-    def series(self, run: int, process: int, arrival: Arrival) -> int | None:
-        """Return the row ID of a series, creating the row if needed; None if the run has too many series."""
+    def series(self, run: int, process: int, arrival: Arrival) -> int | str:
+        """Return the row ID of a series, creating the row if needed, or the reason for refusing the series."""
         series = self._find_series(process, arrival)
         if series is None:
-            created = self._create_series(run, process, [arrival])
-            if not created:
-                return None
-            series = self._remember_series(process, arrival, created[0])
+            (created,) = self._create_series(run, process, [arrival])
+            return created if isinstance(created, str) else self._remember_series(process, arrival, created)
         return series
 
     def block_series(
@@ -255,18 +256,39 @@ class Catalog:
         if missing:
             check()
             created = self._create_series(run, process, identities)
-            for row, indexes in zip(created, missing.values(), strict=False):
-                rows[indexes] = row
-            for indexes in list(missing.values())[len(created) :]:
-                reasons.update(dict.fromkeys(indexes, f"run has more than {limits.MAX_SERIES_PER_RUN} series"))
+            for row, indexes in zip(created, missing.values(), strict=True):
+                if isinstance(row, str):
+                    reasons.update(dict.fromkeys(indexes, row))
+                else:
+                    rows[indexes] = row
         return rows, reasons
 
-    def _create_series(self, run: int, process: int, identities: Sequence[Arrival | SeriesIdentity]) -> Sequence[int]:
-        """Create rows and return their row IDs. There are fewer rows than identities if the run has too many series."""
+    def _create_series(
+        self, run: int, process: int, identities: Sequence[Arrival | SeriesIdentity]
+    ) -> Sequence[int | str]:
+        """Create rows. Return the row ID of each identity, or the reason for refusing it."""
         (counted,) = self._connection.execute("SELECT series FROM run WHERE id = ?", (run,)).fetchone()
-        number = max(min(len(identities), limits.MAX_SERIES_PER_RUN - counted), 0)
-        if not number:
+        room = max(limits.MAX_SERIES_PER_RUN - counted, 0)
+        metrics = [identity.metric for identity in identities]
+        unnamed = self._names.refused(self._connection, run, counted, metrics)
+        if unnamed is None and len(identities) <= room:
+            return self._insert_series(run, process, identities)
+        created: list[int | str] = [limits.too_many_series()] * len(identities)
+        kept = np.arange(len(identities))
+        if unnamed is not None:
+            kept = np.flatnonzero(~unnamed)
+            for index in np.flatnonzero(unnamed).tolist():
+                created[index] = limits.too_many_names()
+        places = kept[:room].tolist()
+        for place, row in zip(places, self._insert_series(run, process, [identities[i] for i in places]), strict=True):
+            created[place] = row
+        return created
+
+    def _insert_series(self, run: int, process: int, identities: Sequence[Arrival | SeriesIdentity]) -> Sequence[int]:
+        if not identities:
             return ()
+        number = len(identities)
+        self._names.add(run, [identity.metric for identity in identities])
         self._connection.execute("UPDATE run SET series = series + ? WHERE id = ?", (number, run))
         last = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'series'").fetchone()
         rows = range(last[0] + 1 if last else 1, (last[0] if last else 0) + number + 1)
@@ -275,7 +297,7 @@ class Catalog:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 (*values, checksum(*values, 0, None, None, None, None, None))
-                for row, identity in zip(rows, identities, strict=False)
+                for row, identity in zip(rows, identities, strict=True)
                 for values in [(row, *_key(process, identity), identity.unit, identity.description)]
             ),
         )
@@ -309,7 +331,7 @@ class Catalog:
             series = self._find_series(process.process, arrival)
             if series is not None:
                 yield SeriesPoints(process.run, process.process, series, arrival.metric, arrival.points)
-            elif not self._is_full(process.run):
+            elif not self._is_full(process.run, arrival.metric):
                 orphans.append(arrival)
 
     def place_blocks(
@@ -331,7 +353,7 @@ class Catalog:
                 found = self._connection.execute(_FIND, (process.process, *identity[:4])).fetchone()
                 if found is not None:
                     rows[stretch] = found[0]
-                elif not self._is_full(process.run):
+                elif not self._is_full(process.run, identity.metric):
                     mask = np.zeros(len(rows), np.bool_)
                     mask[stretch] = True
                     orphans.append(replace(arrival, block=arrival.block.select(np.repeat(mask, arrival.block.counts))))
@@ -360,10 +382,15 @@ class Catalog:
             self._processes[key] = _Process(row[0], row[1], "", "")
         return self._processes[key]
 
-    def _is_full(self, run: int) -> bool:
-        """Return whether a run has the maximum number of series."""
+    def _is_full(self, run: int, metric: str) -> bool:
+        """Return whether a run has no room for another series of a metric."""
         row = self._connection.execute("SELECT series FROM run WHERE id = ?", (run,)).fetchone()
-        return row is not None and row[0] >= limits.MAX_SERIES_PER_RUN
+        if row is None:
+            return False
+        return (
+            row[0] >= limits.MAX_SERIES_PER_RUN
+            or self._names.refused(self._connection, run, row[0], [metric]) is not None
+        )
 
     def delete(self, run: int, received: int, journal: int) -> None:
         """Mark a run as deleted, and free its run ID. The caller removes the run's data later.
