@@ -204,8 +204,8 @@ def test_a_fold_that_fails_loses_nothing_and_is_reported(open_store, monkeypatch
 
     apply_flush = sqlite.apply_flush
 
-    def maybe(connection, folds, upto):
-        apply_flush(connection, folds, upto)
+    def maybe(connection, folds, upto, check):
+        apply_flush(connection, folds, upto, check)
         if failing.is_set():
             raise sqlite3.OperationalError("database or disk is full")
 
@@ -220,6 +220,55 @@ def test_a_fold_that_fails_loses_nothing_and_is_reported(open_store, monkeypatch
     eventually(lambda: store.problem() is None)
     assert read(store) == [(1, 1.0), (2, 2.0)]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+@pytest.mark.parametrize("late", ["planned", "half written"])
+def test_a_store_that_closes_leaves_slow_flushes_to_the_next_start(open_store, query, monkeypatch, caplog, late):
+    """A server with many series stops soon. The points stay in the commit log, and the next start has all of them."""
+    from tensormeter.server.store.sqlite import store as sqlite
+
+    apply_flush = sqlite.apply_flush
+    store = open_store()
+    names = [f"m{number:03}" for number in range(200)]
+    for time in (1, 2):
+        append_batches(
+            store,
+            Batch(
+                {"tensormeter.run.id": "r", "service.instance.id": "p"},
+                [Gauge(name, np.array([time], np.uint64), np.array([float(time)])) for name in names],
+            ),
+        )
+
+    def write_too_late(connection, folds, upto, check):
+        series = [0]
+
+        def check_later():
+            series[0] += 1
+            if series[0] == 100:
+                store._stop_at = 0.0
+            check()
+
+        apply_flush(connection, folds, upto, check_later)
+
+    with monkeypatch.context() as patch:
+        if late == "planned":
+            patch.setattr(sqlite, "_CLOSING_SECONDS", -1.0)
+        else:
+            patch.setattr(sqlite, "_CLOSING_SECONDS", 3600.0)
+            patch.setattr(sqlite, "apply_flush", write_too_late)
+        store.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "stay in the commit log until the next start" in caplog.text
+    assert query("SELECT (SELECT count(*) FROM journal), (SELECT count(*) FROM chunk)") == [(2, 0)]
+    for journal in (2, 0):
+        assert query("SELECT count(*) FROM journal") == [(journal,)]
+        store = open_store()
+        assert store.pending_points() == 200 * journal
+        assert all(read(store, name) == [(1, 1.0), (2, 2.0)] for name in names)
+        assert store.run(RunRef("r")).points == 400
+        assert store.problem() is None
+        store.close()
+    assert len(caplog.records) == 1
 
 
 def test_a_transaction_that_fails_leaves_no_trace(open_store, monkeypatch):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.rules.totals import Totals
 from tensormeter.server.store.sqlite.bundle_flush import BundledLookup, GroupFlush, plan_group
@@ -105,21 +106,30 @@ def plan_flush(
     return flush
 
 
-def apply_flush(connection: sqlite3.Connection, flush: Flush, upto: int) -> None:
-    """Write a flush inside the caller's transaction, and delete the flushed journal rows, numbered up to `upto`."""
+def apply_flush(connection: sqlite3.Connection, flush: Flush, upto: int, check: Check = no_check) -> None:
+    """Write a flush inside the caller's transaction, and delete the flushed journal rows, numbered up to `upto`.
+
+    `check` is called for each series, and may raise an exception to stop the work.
+    """
     flushes = flush.series
-    connection.executemany("DELETE FROM chunk WHERE series = ? AND seq >= ?", [(f.series, f.first) for f in flushes])
+
+    def checked() -> Iterator[SeriesFlush]:
+        for each in flushes:
+            check()
+            yield each
+
+    connection.executemany("DELETE FROM chunk WHERE series = ? AND seq >= ?", ((f.series, f.first) for f in checked()))
     insert_segments(
-        connection, ((f.series, f.first + i, segment) for f in flushes for i, segment in enumerate(f.segments))
+        connection, ((f.series, f.first + i, segment) for f in checked() for i, segment in enumerate(f.segments))
     )
     connection.executemany(
         "UPDATE series SET points = points + ?, directory = ? WHERE id = ?",
-        [(flush.added, flush.directory, flush.series) for flush in flushes],
+        ((flush.added, flush.directory, flush.series) for flush in checked()),
     )
     connection.executemany(
         "UPDATE series SET last_time = ?, last_word = ?, last_integer = ?, last_step = ?"
         " WHERE id = ? AND ifnull(last_time, 0) < ?",
-        [(*flush.newest, flush.last_step, flush.series, flush.newest[0]) for flush in flushes],
+        ((*flush.newest, flush.last_step, flush.series, flush.newest[0]) for flush in checked()),
     )
     added: Counter[int] = Counter()
     totals: dict[tuple[int, str], list[Totals]] = defaultdict(list)
@@ -132,6 +142,7 @@ def apply_flush(connection: sqlite3.Connection, flush: Flush, upto: int) -> None
         added.update(group.fresh)
     connection.executemany("UPDATE run SET points = points + ? WHERE id = ?", [(n, run) for run, n in added.items()])
     for (run, metric), parts in totals.items():
+        check()
         add_totals(connection, run, metric, Totals.merge(parts))
     commit_log.retire(connection, upto)
 

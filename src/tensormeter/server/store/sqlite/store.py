@@ -85,12 +85,19 @@ __all__ = ["SqliteStore"]
 _ROLLUPS_AT_ONCE: Final = 16
 """Maximum number of segments whose rollups one transaction writes. Ingestion waits for the transaction."""
 
+_CLOSING_SECONDS: Final = 4.0
+"""Seconds after which a store that closes stops flushing. Replaying points takes a fraction of the time of flushing them."""
+
 _RECOVERY: Final = "recovery"
 """Name of the mark that the store writes to check whether writing works again."""
 
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+
+class _StoppedError(StoreError):
+    """The end of a flush because the store is closing."""
 
 
 class SqliteStore(SqliteQueries):
@@ -130,6 +137,7 @@ class SqliteStore(SqliteQueries):
         self._writing = threading.Lock()
         self._changes = ChangeTracker()
         self._problem: str | None = None
+        self._stop_at = 0.0
         self._durability: ServerDurability = durability
         self._lock = FolderLock(folder)
         try:
@@ -328,7 +336,7 @@ class SqliteStore(SqliteQueries):
                 with self._checking_damage(), reading(self._flusher):
                     planned = plan_flush(self._flusher, snapshot, self._yield_to_readers, self._note_damage)
                 with self._writing, self._transaction():
-                    apply_flush(self._writer, planned, snapshot.upto)
+                    apply_flush(self._writer, planned, snapshot.upto, self._check_closing)
                 self._memtable.discard()
                 self._missing_rollups.extend(full_segments(planned))
             self._remove(deleted)
@@ -337,17 +345,18 @@ class SqliteStore(SqliteQueries):
                 self._checkpoint()
 
     def close(self) -> None:
-        """See `Store`. Points that cannot be flushed stay in the commit log, which the next start replays."""
+        """See `Store`. Points that cannot be flushed soon stay in the commit log, which the next start replays."""
         with self._writing:
             if self._closed:
                 return
+            self._stop_at = time.monotonic() + _CLOSING_SECONDS
             self._closed = True
         self._start_check.stop()
         self._background.stop()
         self.syncer.close()
         try:
             self.flush()
-        except StoreUnavailableError as error:
+        except (StoreUnavailableError, _StoppedError) as error:
             _log.warning("tensormeter: %s; the newest points stay in the commit log until the next start", error)
         except StoreError:
             _log.exception(
@@ -379,6 +388,8 @@ class SqliteStore(SqliteQueries):
                 self._empty_log()
             if self._disk.failing:
                 self.mark(_RECOVERY, time.time_ns())
+        except _StoppedError:
+            return
         except StoreError as error:
             self._leave_out_syncs(error)
             if self._problem is None:
@@ -403,6 +414,7 @@ class SqliteStore(SqliteQueries):
         if before is not None:
             more = True
             while more:
+                self._check_closing()
                 with self._writing, self._transaction():
                     more = remove_old_points(self._writer, before, self._damage.add)
 
@@ -446,14 +458,25 @@ class SqliteStore(SqliteQueries):
         self._damage.add(name_damage(self._flusher, error) if isinstance(error, DamagedError) else error)
 
     def _yield_to_readers(self) -> None:
-        """Pause while reads run, unless too many points are pending."""
+        """Pause while reads run, unless too many points are pending. Raises _StoppedError like `_check_closing`."""
+        self._check_closing()
         if not self._closed and self._memtable.pending() < self._max_pending_points // 2:
             self._read_priority.yield_to_readers()
+
+    def _check_closing(self) -> None:
+        """Stop the caller's work, which the next start continues, if the store should be closed by now.
+
+        Raises:
+            _StoppedError: The store should be closed by now.
+        """
+        if self._closed and time.monotonic() > self._stop_at:
+            raise _StoppedError(f"flushing takes more than {_CLOSING_SECONDS:g} s")
 
     def _remove(self, deleted: Sequence[int]) -> None:
         for run in deleted:
             more = True
             while more:
+                self._check_closing()
                 with self._writing, self._transaction():
                     more = purge_some(self._writer, run)
 

@@ -130,10 +130,10 @@ def _missing(series: int, span: Span) -> DamagedError:
 
 def insert_segments(connection: sqlite3.Connection, rows: Iterable[tuple[int, int, Segment]]) -> None:
     """Write segments, given as (series, sequence number, segment), inside the caller's transaction."""
-    columns = [(series, seq, c.n, c.t_min, c.t_max, c.kind, c.times, c.words, c.integers) for series, seq, c in rows]
+    columns = ((series, seq, c.n, c.t_min, c.t_max, c.kind, c.times, c.words, c.integers) for series, seq, c in rows)
     connection.executemany(
         f"INSERT INTO chunk ({SEGMENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [(*row, checksum(*row)) for row in columns],
+        ((*row, checksum(*row)) for row in columns),
     )
 
 
