@@ -33,6 +33,10 @@ _CACHED: Final = 20_000
 _MANY: Final = 1000
 """Number of unknown series in a request from which on all series of the process are read."""
 
+_SOME: Final = 100
+_SHARE: Final = 4
+"""From `_SOME` unknown series on, all series of the process are also read if there are at most `_SHARE` times as many."""
+
 _ROWS: Final = 20_000
 """Number of rows of series to read at once."""
 
@@ -209,11 +213,22 @@ class Catalog:
         """Return the key of each stretch, and the row ID of its series or 0."""
         keys = arrival.block.keys ^ self._salt(process, arrival.scope)
         rows = self._keys.find(keys)
-        if np.count_nonzero(rows == 0) >= _MANY and (process, arrival.scope) not in self._read:
+        unknown = int(np.count_nonzero(rows == 0))
+        if unknown >= _SOME and (process, arrival.scope) not in self._read and self._is_worth_reading(process, unknown):
             self._read.add((process, arrival.scope))
             self._read_keys(process, arrival.scope)
             rows = self._keys.find(keys)
         return keys, rows
+
+    def _is_worth_reading(self, process: int, unknown: int) -> bool:
+        """Return whether reading all series of a process is probably quicker than finding the unknown ones."""
+        if unknown >= _MANY:
+            return True
+        most = _SHARE * unknown
+        (series,) = self._connection.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM series WHERE process = ? LIMIT ?)", (process, most + 1)
+        ).fetchone()
+        return bool(series <= most)
 
     def _read_keys(self, process: int, scope: str) -> None:
         """Add the series of a process that have no attributes to the cache, which is quicker than finding each one."""
