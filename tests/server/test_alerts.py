@@ -11,6 +11,7 @@ from support.otlp_receivers import Http
 from support.stores import append_batches
 from tensormeter.errors import SettingsError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Scope, Sum
+from tensormeter.server.alerts import followed
 from tensormeter.server.alerts.config import AlertConfig, Rule, load_alert_config
 from tensormeter.server.alerts.detectors import make_detector
 from tensormeter.server.alerts.watcher import Watcher
@@ -193,6 +194,76 @@ def test_what_is_gone_is_not_watched(watched):
     watched.watcher.check()
     assert watched.store.alerts(0, 10) == []
     assert watched.store.projects() == []
+
+
+def log(watched, step, values):
+    """Log a row of values by metric, with its step, and check the rules."""
+    times = np.array([T0 + step * SECOND], np.uint64)
+    gauges = [Gauge(STEP_METRIC, times, np.array([step]))]
+    gauges += [Gauge(metric, times, np.array([value])) for metric, value in values.items()]
+    append_batches(watched.store, Batch({"service.name": "demo", "tensormeter.run.id": "r"}, gauges))
+    watched.watcher.check()
+
+
+def alerted(watched):
+    """Return the kind, metric and step of each alert, oldest first."""
+    events = watched.store.events(RunRef("r"), EventQuery(name="tensormeter.alert"))
+    return [(event.body["kind"], event.body["metric"], event.step) for event in reversed(events)]
+
+
+def test_of_a_wide_run_only_series_with_nan_are_read(watched, monkeypatch):
+    """The other series match the rule too, but a rule for NaN need not look at finite values."""
+    read, selected = watched.store.read, []
+    monkeypatch.setattr(
+        watched.store, "read", lambda ref, selection: selected.append(selection.metrics) or read(ref, selection)
+    )
+    wide = {f"layer_{number:04}/grad_norm": 1.0 for number in range(5000)} | {"loss": 1.0}
+    nan = {**wide, "layer_3000/grad_norm": math.nan}
+    log(watched, 0, wide)
+    log(watched, 1, nan)
+    assert alerted(watched) == [("nan", "layer_3000/grad_norm", 1)]
+    losses = ["loss", "train/loss", STEP_METRIC]  # the default rules look for spikes of the loss
+    assert selected == [losses, ["layer_3000/grad_norm", *losses]]
+    watched.now += 61
+    for step in range(2, 21):
+        log(watched, step, {"layer_3000/grad_norm": 1.0})
+    log(watched, 21, nan)
+    assert len(alerted(watched)) == 1  # there were only 19 normal values in between
+    for step in range(22, 43):
+        log(watched, step, {"layer_3000/grad_norm": 1.0})
+    del selected[:]
+    log(watched, 43, wide)
+    assert selected == [losses]
+    log(watched, 44, nan)
+    assert alerted(watched)[1:] == [("nan", "layer_3000/grad_norm", 44)]
+
+
+def test_a_rule_follows_a_limited_number_of_metrics(watched, monkeypatch, caplog):
+    """The log names the rule and the run. Other rules are not affected."""
+    monkeypatch.setattr(followed, "MAX_METRICS", 3)
+    monkeypatch.setattr("tensormeter.server.alerts.watcher.MAX_METRICS", 3)
+    log(watched, 0, {f"grad_{number}": math.nan for number in range(1500)} | {"loss": 1.0})
+    log(watched, 1, {f"grad_{number:04}": math.nan for number in range(1500)} | {"loss": math.nan})
+    assert sorted(alerted(watched)) == [
+        ("nan", "grad_0", 0),
+        ("nan", "grad_1", 0),
+        ("nan", "grad_10", 0),
+        ("nan", "loss", 1),
+    ]
+    (record,) = caplog.records
+    assert "rule `nan` for metrics '*grad*' does not check all metrics of run 'r' in project 'demo'" in record.message
+    log(watched, 2, {f"loss_{number}": 1.0 for number in range(3)})
+    assert "rule `spike` for metrics '*loss*'" in caplog.records[-1].message
+    assert len(caplog.records) == 2
+
+
+def test_a_rule_follows_a_limited_number_of_series(watched, monkeypatch, caplog):
+    monkeypatch.setattr(followed, "MAX_SERIES", 2)
+    for rank in range(3):
+        watched.rows(0, [math.nan], process=f"rank-{rank}")
+    watched.watcher.check()
+    assert alerted(watched) == [("nan", "train/loss", 0)]
+    assert ["`nan`" in record.message or "`spike`" in record.message for record in caplog.records] == [True, True]
 
 
 def test_a_webhook_is_told_again_until_it_listens(start, make, tmp_path, eventually):

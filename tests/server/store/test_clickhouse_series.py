@@ -66,19 +66,25 @@ def test_a_commit_of_many_metrics_is_found_by_readers_with_a_cursor(open_store, 
     for rank in range(2):
         append_batches(store, wide_batch(range(1500), 0, rank))
     cursor = other.changes(None).cursor
-    append_batches(store, wide_batch(range(1200), 1), wide_batch([7, 8, 7], 1, rank=1))
+    append_batches(
+        store, wide_batch(range(600), 1), wide_batch([7, 8, 7], 1, rank=1), wide_batch(range(600), 1, rank=2)
+    )
     (change,) = other.changes(cursor).changes
-    assert list(change.metrics) == [*(f"m{name:06}" for name in range(1200)), STEP_METRIC]
-    assert values_of(other, "m000007", after=cursor) == {("m000007", "rank-0"): [1.0], ("m000007", "rank-1"): [1.0]}
+    assert (change.metrics, change.many) == ([*(f"m{name:06}" for name in range(600)), STEP_METRIC], False)
+    append_batches(store, wide_batch(range(600, 1200), 2))
+    (change,) = other.changes(cursor).changes
+    assert (change.metrics, change.many) == ([], True)
+    assert values_of(other, "m000007", after=cursor) == {("m000007", f"rank-{rank}"): [1.0] for rank in range(3)}
     assert values_of(other, "m001300", after=cursor) == {}
     assert values_of(other, "m000007", "m001300") == {
         ("m000007", "rank-0"): [0.0, 1.0],
         ("m000007", "rank-1"): [0.0, 1.0],
+        ("m000007", "rank-2"): [1.0],
         ("m001300", "rank-0"): [0.0],
         ("m001300", "rank-1"): [0.0],
     }
     metrics = other.metrics(RunRef("wide"))
-    assert len(metrics) == 2 * 1501
+    assert len(metrics) == 2 * 1501 + 601
     assert {(metric.last, metric.last_step) for metric in metrics if metric.metric == "m000007"} == {(1.0, 1)}
     summary = other.run(RunRef("wide")).summary["m001300"]
     assert (summary.count, summary.min, summary.max, summary.last_step) == (2, 0.0, 0.0, 0)

@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from support.stores import StoreClient
 from tensormeter.errors import StoreError
-from tensormeter.otlp.batch import STEP_METRIC, Event
+from tensormeter.otlp.batch import STEP_METRIC, Event, Gauge
 from tensormeter.server.store import NotFoundError, ProcessAttempt, RunChanges, RunRef, Selection
 from tensormeter.server.store.models.event_query import EventQuery
 
@@ -183,6 +184,54 @@ def test_what_is_new_since_a_cursor(client):
         assert store.read(client.ref, Selection(["v"], after=unknown)).complete
         everything = [change for change in store.changes(unknown).changes if change.run == client.ref]
         assert [(change.metrics, change.events) for change in everything] == [([], True)]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_changes_of_more_than_a_thousand_metrics_are_not_named(client, ranks):
+    def append(metrics, step):
+        gauges = [Gauge(f"m{number:04}", np.array([step], np.uint64), np.array([1.0])) for number in range(metrics)]
+        for rank in range(ranks):
+            client.send(*gauges, process=f"rank-{rank}")
+
+    append(1001, 1)
+    cursor = client.store.changes(None).cursor
+    append(1000, 2)
+    (change,) = client.store.changes(cursor, [client.ref]).changes
+    assert (len(change.metrics), change.many) == (1000, False)
+    append(1001, 3)
+    (change,) = client.store.changes(cursor, [client.ref]).changes
+    assert (change.metrics, change.many) == ([], True)
+
+
+@pytest.mark.parametrize("width", [20, 1500])
+def test_metrics_with_new_values_that_are_not_finite(client, width):
+    """The values of both wide and narrow commits, and in series with several points, are found."""
+
+    def append(step, values):
+        times = np.array([step, step + 1], np.uint64)
+        client.send(*(Gauge(f"m{number:04}", times, np.array([1.0, value])) for number, value in enumerate(values)))
+
+    def new(cursor, pattern="*", limit=10_000):
+        return client.store.non_finite(client.ref, cursor, pattern, limit)
+
+    start = client.store.changes(None).cursor
+    values = np.ones(width)
+    values[[3, 5, 7]] = [np.nan, np.inf, -np.inf]
+    append(1, values)
+    client.append([1, 2], [0x7FF0_0000_0000_0000, -1], name="integers")
+    assert new(start) == ["m0003", "m0005", "m0007"]
+    assert new(start, limit=2) == ["m0003", "m0005"]
+    assert new(start, "m*[57]", limit=1) == ["m0005"]
+    cursor = client.store.changes(None).cursor
+    append(3, np.ones(width))
+    assert new(cursor) == []
+    append(5, np.full(width, np.nan))
+    client.append([5], [np.nan], name="zzz")
+    assert new(cursor) == [*(f"m{number:04}" for number in range(width)), "zzz"]
+    assert new(cursor, "z*", limit=1) == ["zzz"]
+    assert new("nonsense") == []
+    with pytest.raises(NotFoundError):
+        client.store.non_finite(RunRef("nothing"), cursor, "*", 1)
 
 
 @pytest.mark.parametrize(("numbered", "state"), [(True, "crashed"), (False, "finished")])

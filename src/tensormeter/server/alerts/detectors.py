@@ -11,8 +11,8 @@ from tensormeter.server.alerts.config import Rule
 
 __all__ = ["Detector", "make_detector"]
 
-Detector = Callable[[float], str | None]
-"""Function that receives the next value, and returns a message if a problem begins with this value, otherwise None."""
+_Test = Callable[[float], str | None]
+"""Function that receives the next value, and returns a message if the value is a problem, otherwise None."""
 
 _MIN_VALUES: Final = 20
 _MAD_TO_SIGMA: Final = 1.4826  # for a normal distribution
@@ -20,35 +20,41 @@ _QUIET_VALUES: Final = 20
 """Number of consecutive normal values after which the next problem is reported."""
 
 
-def make_detector(rule: Rule) -> Detector:
-    """Create a detector for one series."""
-    match rule.kind:
-        case "nan":
-            return _Once(_not_finite)
-        case "spike":
-            return _Once(_Spike(rule))
-        case "threshold":
-            return _Once(_beyond(rule), quiet_values=1)
-        case _:
-            raise AssertionError(rule.kind)
-
-
-class _Once:
+class Detector:
     """Detector that reports a problem once, and the next one only after `quiet_values` consecutive normal values."""
 
-    def __init__(self, test: Detector, quiet_values: int = _QUIET_VALUES) -> None:
+    def __init__(self, test: _Test, quiet_values: int = _QUIET_VALUES) -> None:
         self._test = test
         self._required = quiet_values
         self._quiet = quiet_values
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the next problem would be reported. A quiet detector of NaN values equals a new one."""
+        return self._quiet >= self._required
+
     def __call__(self, value: float) -> str | None:
+        """Check the next value, and return a message if a problem begins with it, otherwise None."""
         message = self._test(value)
         if message is None:
             self._quiet += 1
             return None
-        is_new = self._quiet >= self._required
+        is_new = self.is_quiet
         self._quiet = 0
         return message if is_new else None
+
+
+def make_detector(rule: Rule) -> Detector:
+    """Create a detector for one series."""
+    match rule.kind:
+        case "nan":
+            return Detector(_not_finite)
+        case "spike":
+            return Detector(_Spike(rule))
+        case "threshold":
+            return Detector(_beyond(rule), quiet_values=1)
+        case _:
+            raise AssertionError(rule.kind)
 
 
 class _Spike:
@@ -81,7 +87,7 @@ def _not_finite(value: float) -> str | None:
     return None if math.isfinite(value) else f"the value is {value}"
 
 
-def _beyond(rule: Rule) -> Detector:
+def _beyond(rule: Rule) -> _Test:
     def test(value: float) -> str | None:
         if rule.above is not None and value > rule.above:
             return f"{value:.6g} is above {rule.above:.6g}"

@@ -1,7 +1,9 @@
 """The watcher of a store, which checks new points against rules and raises alerts."""
 
+import fnmatch
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -11,7 +13,7 @@ import numpy as np
 from tensormeter.conventions.semconv import ALERT_EVENT, ALERT_KIND, ALERT_SOURCE, MEDIA_KEY, STEP_METRIC
 from tensormeter.otlp.batch import Event
 from tensormeter.server.alerts.config import Rule
-from tensormeter.server.alerts.detectors import Detector, make_detector
+from tensormeter.server.alerts.followed import MAX_METRICS, Followed, SeriesKey
 from tensormeter.server.store import (
     Change,
     DamagedError,
@@ -23,6 +25,7 @@ from tensormeter.server.store import (
     Series,
     Store,
     StoreUnavailableError,
+    TooManyPointsError,
 )
 from tensormeter.server.store.models.points import steps_at
 
@@ -31,13 +34,13 @@ __all__ = ["Watcher"]
 _MAX_NEW: Final = 10_000
 """Maximum number of new points of one series in one check. If more have arrived, the oldest are skipped."""
 
-_MAX_METRICS: Final = 10_000
-"""Maximum number of metrics to read at once. SQLite limits the number of values in a query."""
-
 _MAX_RUNS: Final = 10_000
 _STEPS: Final = 100
 
-_SeriesKey = tuple[str, str, str]
+_READ_AT_ONCE: Final = 10_000
+"""Maximum number of metrics to read at once. SQLite limits the number of values in a query."""
+
+_log = logging.getLogger(__name__)
 
 
 class _StoppedError(Exception):
@@ -62,10 +65,20 @@ class _Pace:
 
 @dataclass
 class _RunState:
-    """Detector state of a run in progress."""
+    """Detector state of a run in progress.
 
-    detectors: dict[tuple[_SeriesKey, int], Detector] = field(default_factory=dict)
-    last_times: dict[_SeriesKey, int] = field(default_factory=dict)
+    Attributes:
+        followed: Metrics and detectors of each rule, by number of the rule. Stall rules have none.
+        names: Digest of the names among which metrics to follow were found; None before.
+        last_times: Time of the newest checked point of each series with detectors.
+        last_alerts: Time of the last alert, by metric and number of the rule.
+        pace: Pace of each process.
+        stalled: Whether the run is marked as stalled.
+    """
+
+    followed: dict[int, Followed]
+    names: bytes | None = None
+    last_times: dict[SeriesKey, int] = field(default_factory=dict)
     last_alerts: dict[tuple[str, int], float] = field(default_factory=dict)
     pace: dict[str, _Pace] = field(default_factory=dict)
     stalled: bool = False
@@ -119,35 +132,77 @@ class Watcher:
                     self._runs.pop(change.run, None)
             except (NotFoundError, DamagedError):  # the run was deleted or is damaged; continue with other runs
                 self._runs.pop(change.run, None)
+            except TooManyPointsError as error:  # only if the start of an attempt has changed
+                _log.warning("tensormeter: alert rules skip new points of run %r: %s", change.run.run_id, error)
+                self._runs.pop(change.run, None)
         self._cursor = changes.cursor
         self._check_stalls()
 
     def _check_run(self, change: Change, after: str) -> None:
-        ref = change.run
-        assert ref.project is not None
-        project_rules = [
-            (number, rule)
-            for number, rule in enumerate(self._rules)
-            if rule.kind != "stall" and rule.applies(ref.project)
-        ]
-        metrics = [
-            metric for metric in change.metrics if any(rule.applies(ref.project, metric) for _, rule in project_rules)
-        ]
-        if not metrics and STEP_METRIC not in change.metrics:
+        if not change.metrics and not change.many:
             return
-        if len(self._runs) >= _MAX_RUNS:
+        ref = change.run
+        state = self._runs.get(ref) or self._new_state(ref)
+        new_non_finite = {
+            number: self._follow_non_finite(change, followed, after)
+            for number, followed in state.followed.items()
+            if followed.rule.kind == "nan"
+        }
+        self._follow_new(change, state)
+        metrics = {metric for followed in state.followed.values() for metric in followed.metrics}
+        metrics = metrics if change.many else metrics.intersection(change.metrics)
+        if not metrics and not change.many and STEP_METRIC not in change.metrics:
+            return
+        if ref not in self._runs and len(self._runs) >= _MAX_RUNS:
             self._runs.pop(next(iter(self._runs)))
-        state = self._runs.setdefault(ref, _RunState())
-        for first in range(0, max(len(metrics), 1), _MAX_METRICS):
-            part = {*metrics[first : first + _MAX_METRICS]}
-            selection = Selection([*part, STEP_METRIC], after=after, check=self._check_running)
-            reading = self._store.read(ref, selection)
+        self._runs[ref] = state
+        ordered = sorted(metrics)
+        for first in range(0, max(len(ordered), 1), _READ_AT_ONCE):
+            part = [*ordered[first : first + _READ_AT_ONCE], STEP_METRIC]
+            reading = self._store.read(ref, Selection(part, after=after, check=self._check_running))
             if first == 0:
                 self._update_pace(ref, state, reading)
             for series in reading.series:
                 self._check_running()
-                if series.metric in part:
-                    self._check_values(ref, state, series, reading, project_rules)
+                if series.metric in metrics:
+                    self._check_values(ref, state, series, reading)
+        for number, names in new_non_finite.items():
+            state.followed[number].drop_quiet(names)
+        if new_non_finite:
+            checked = {series for followed in state.followed.values() for series in followed.detectors}
+            state.last_times = {series: last for series, last in state.last_times.items() if series in checked}
+
+    def _new_state(self, ref: RunRef) -> _RunState:
+        assert ref.project is not None
+        return _RunState(
+            {
+                number: Followed(ref, rule)
+                for number, rule in enumerate(self._rules)
+                if rule.kind != "stall" and rule.applies(ref.project)
+            }
+        )
+
+    def _follow_non_finite(self, change: Change, followed: Followed, after: str) -> Collection[str]:
+        """Let a `nan` rule follow the metrics with new NaN or infinite values, and return their names."""
+        pattern = followed.rule.metric
+        if not change.many and not fnmatch.filter(change.metrics, pattern):
+            return ()
+        names = self._store.non_finite(change.run, after, pattern, MAX_METRICS + 1)
+        followed.add(names)
+        return set(names)
+
+    def _follow_new(self, change: Change, state: _RunState) -> None:
+        """Let the other rules follow the metrics that match them."""
+        rules = [followed for followed in state.followed.values() if followed.rule.kind != "nan"]
+        names = change.metrics
+        if change.many and rules:
+            table = self._store.names(change.run)
+            if table.digest == state.names:
+                return
+            state.names = table.digest
+            names = [name.decode(errors="surrogatepass") for name in table.names()]
+        for followed in rules:
+            followed.add(fnmatch.filter(names, followed.rule.metric))
 
     def _check_running(self) -> None:
         if self._is_stopping:
@@ -159,25 +214,23 @@ class Watcher:
         state: _RunState,
         series: Series,
         reading: Reading,
-        project_rules: Sequence[tuple[int, Rule]],
     ) -> None:
         points = series.points
         assert isinstance(points, Points)
-        assert ref.project is not None
-        rules = [(number, rule) for number, rule in project_rules if rule.applies(ref.project, series.metric)]
-        # Runs may have many series. Those that were never NaN need no detectors.
-        is_finite = all(rule.kind == "nan" for _, rule in rules) and bool(np.isfinite(points.floats()).all())
-        if is_finite and not state.detectors:
-            return
         key = series.process, series.metric, repr((series.kind, series.scope, series.attributes))
-        if is_finite and not any((key, number) in state.detectors for number, _ in rules):
-            return
         points = points[points.times > state.last_times.get(key, 0)][-_MAX_NEW:]
         if not len(points):
             return
-        state.last_times[key] = int(points.times[-1])
-        for number, rule in rules:
-            detector = state.detectors.setdefault((key, number), make_detector(rule))
+        is_finite = not points.non_finite().any()
+        for number, followed in state.followed.items():
+            if series.metric not in followed.metrics:
+                continue
+            rule = followed.rule
+            # Runs may have many series. Those without NaN need no detectors.
+            detector = followed.detector(key, create=rule.kind != "nan" or not is_finite)
+            if detector is None:
+                continue
+            state.last_times[key] = int(points.times[-1])
             for index, value in enumerate(points.floats().tolist()):
                 message = detector(value)
                 # A complete reading may contain old points. In that case, update the detectors without raising

@@ -33,9 +33,6 @@ At this limit, a new stream replaces the oldest stream of the client with the mo
 has more streams than the new stream's client would have.
 """
 
-MAX_CHANGED: Final = 1000
-"""Maximum number of metrics that an update lists."""
-
 _POLL: Final = 1.0
 """Maximum seconds between two reads. Other servers on the same database may store data without waking the stream."""
 
@@ -174,8 +171,8 @@ class StreamApi:
             events: list[bytes] = []
             for change in changes.changes:
                 update = Update(change.run.run_id, change.metrics)
-                if len(change.metrics) > MAX_CHANGED:
-                    update.metrics, update.many = [], True
+                if change.many:
+                    update.many = True
                 if states.get(change.run) != change.state:
                     update.state = states[change.run] = change.state
                 if change.events:

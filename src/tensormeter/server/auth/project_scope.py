@@ -214,6 +214,10 @@ class ProjectStore:
         changes = self._store.changes(after, refs)
         return Changes(changes.cursor, [change for change in changes.changes if change.run.project == self._project])
 
+    def non_finite(self, ref: RunRef, after: str, pattern: str, limit: int) -> list[str]:
+        """See `Store`."""
+        return self._store.non_finite(self._scoped(ref), after, pattern, limit)
+
     def raise_alert(self, run: RunRef, event: Event) -> None:
         """Raise ForbiddenError, because requests may not call this method."""
         raise ForbiddenError("only the server itself raises alerts")

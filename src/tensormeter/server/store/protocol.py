@@ -289,6 +289,22 @@ class Store(Protocol):
         """
         ...
 
+    def non_finite(self, ref: RunRef, after: str, pattern: str, limit: int) -> list[str]:
+        """Return the metrics of a run with NaN or infinite values among the numbers that arrived after a cursor.
+
+        The cost depends on the number of new points and of metrics with such values, not on the number of all metrics.
+
+        Args:
+            ref: Run to examine.
+            after: Cursor. If it is too old, the result is empty; see `changes`.
+            pattern: Shell-style pattern that the names of metrics must match, such as `*loss*`.
+            limit: Maximum number of names.
+
+        Returns:
+            The first matching names in ascending order.
+        """
+        ...
+
     def raise_alert(self, run: RunRef, event: Event) -> None:
         """Add a server-created event to a run, as an event of its first process."""
         ...

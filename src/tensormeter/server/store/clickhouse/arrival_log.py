@@ -122,8 +122,8 @@ class Log:
         )
         return [Arrived(row[0], row[1], row[2], row[3], bool(row[4]), bool(row[5]), many=bool(row[6])) for row in rows]
 
-    def metrics(self, cursor: str) -> dict[int, set[str]]:
-        """Return the names of the metrics in entries with more than `NAMED` metrics after a cursor, by run."""
+    def metrics(self, cursor: str, limit: int) -> dict[int, set[str]]:
+        """Return up to `limit` names of the metrics in entries with more than `NAMED` series after a cursor, by run."""
         newer = self._newer(cursor, None)
         metrics: dict[int, set[str]] = {}
         if newer:
@@ -131,7 +131,7 @@ class Log:
             runs = f"SELECT run FROM arrival WHERE {newer} AND notEmpty(series)"
             for run, metric in self._connection.rows(
                 "SELECT DISTINCT run, metric FROM catalog"
-                f" WHERE run GLOBAL IN ({runs}) AND (run, series) GLOBAL IN ({series})"
+                f" WHERE run GLOBAL IN ({runs}) AND (run, series) GLOBAL IN ({series}) LIMIT {limit} BY run"
             ):
                 metrics.setdefault(run, set()).add(metric)
         return metrics

@@ -32,6 +32,9 @@ _ROW: Final = np.dtype([("series", "<u8"), ("time", "<i8"), ("word", "<i8"), ("i
 _GAP: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
 _LAST: Final = (1 << 63) - 1
 
+_CLOCKS: Final = 600
+"""Seconds by which the time in a commit's number and the time of arrival of its points may differ."""
+
 _GROUP_POINTS: Final = 1_000_000
 """Number of points that a scan reads with one query. They take 25 MB."""
 
@@ -177,6 +180,24 @@ class PointReader:
             f" AND precedence IN ({commits}) ORDER BY series, time",
             selection,
         )
+
+    def non_finite(self, run: int, arrived: Collection[Arrived]) -> list[str]:
+        """Return the metrics with NaN or infinite values that arrived in the given commits, in ascending order."""
+        arrived = [commit for commit in arrived if commit.first]
+        if not arrived:
+            return []
+        is_any = any(commit.many for commit in arrived)
+        of_metrics, names = is_named(None if is_any else {metric for commit in arrived for metric in commit.metrics})
+        first = min(commit.first for commit in arrived)
+        received = min(commit.number for commit in arrived) // 10**6 - _CLOCKS
+        commits = numbers([invert(commit.number) for commit in arrived])
+        rows = self._connection.rows(
+            f"SELECT DISTINCT metric FROM catalog WHERE run = {run} AND {of_metrics} AND series GLOBAL IN (SELECT series FROM points"
+            f" WHERE run = {run}{_range(first, None)} AND received >= toDateTime({received}) AND precedence IN ({commits})"
+            " AND NOT integer AND NOT isFinite(reinterpretAsFloat64(word))) ORDER BY metric",
+            **names,
+        )
+        return [row[0] for row in rows]
 
     def _select(
         self,

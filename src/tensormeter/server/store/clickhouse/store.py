@@ -1,5 +1,6 @@
 """The implementation of `Store` for ClickHouse."""
 
+import fnmatch
 import json
 import logging
 import threading
@@ -29,6 +30,7 @@ from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
 from tensormeter.server.store.models.names import FieldKind, NameTable
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.runs import (
+    MAX_CHANGED_METRICS,
     Change,
     ChangedRuns,
     Changes,
@@ -326,16 +328,30 @@ class ClickHouseStore:
             if commit.events:
                 eventful.add(commit.run)
         if any(commit.many for commit in arrived or ()):
-            for run, metrics in self._log.metrics(after).items():
+            for run, metrics in self._log.metrics(after, MAX_CHANGED_METRICS + 1).items():
                 grown.setdefault(run, set()).update(metrics)
         if wanted is None:
             wanted = set(grown) if arrived is not None else self._runs.recent(time.time_ns() - _LATELY)
         states = self._runs.states(wanted)
+        many = {run for run, metrics in grown.items() if len(metrics) > MAX_CHANGED_METRICS}
         changes = [
-            Change(names, sorted(grown.get(run, ())), state, arrived is None or run in eventful)
+            Change(
+                names,
+                [] if run in many else sorted(grown.get(run, ())),
+                state,
+                arrived is None or run in eventful,
+                many=run in many,
+            )
             for run, (names, state) in sorted(states.items())
         ]
         return Changes(cursor, changes)
+
+    def non_finite(self, ref: RunRef, after: str, pattern: str, limit: int) -> list[str]:
+        """See `Store`."""
+        run = self._find(ref)
+        arrived = self._log.since(after, run)
+        metrics = self._points.non_finite(run, arrived) if arrived else []
+        return fnmatch.filter(metrics, pattern)[:limit]
 
     def raise_alert(self, run: RunRef, event: Event) -> None:
         """See `Store`."""

@@ -3,12 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Blobs", "Column", "Newest", "Points", "beginning", "newest", "steps_at"]
+
+_EXPONENT: Final = 0x7FF0_0000_0000_0000
+"""Bits of the exponent of a float64. All of them are set in NaN and infinite values only."""
 
 _Index = slice | NDArray[np.bool_] | NDArray[np.intp]
 
@@ -87,6 +90,11 @@ class Points(Column):
         if self.integers.all():
             return self.words.astype(np.float64)
         return np.where(self.integers, self.words.astype(np.float64), self.words.view(np.float64))
+
+    def non_finite(self) -> NDArray[np.bool_]:
+        """bool, shape (n,): whether each value is NaN or infinite."""
+        has_exponent: NDArray[np.bool_] = (self.words & _EXPONENT) == _EXPONENT
+        return has_exponent & ~self.integers
 
     def values(self) -> list[int | float]:
         """Return the values as Python ints and floats."""

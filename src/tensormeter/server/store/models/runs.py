@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 __all__ = [
+    "MAX_CHANGED_METRICS",
     "Change",
     "ChangedRuns",
     "Changes",
@@ -231,20 +232,27 @@ class EventPage(list[StoredEvent]):
         self.more = more
 
 
+MAX_CHANGED_METRICS: Final = 1000
+"""Maximum number of metrics that a `Change` names."""
+
+
 @dataclass(frozen=True)
 class Change:
     """Changes of a run.
 
     Attributes:
-        metrics: Names of the metrics with new points.
+        metrics: Names of the metrics with new points, in ascending order; empty if there are more than
+            `MAX_CHANGED_METRICS`.
         state: Current state of the run.
         events: Whether the run has new events.
+        many: Whether more than `MAX_CHANGED_METRICS` metrics have new points.
     """
 
     run: RunRef
     metrics: Sequence[str]
     state: State
     events: bool
+    many: bool = False
 
 
 @dataclass(frozen=True)

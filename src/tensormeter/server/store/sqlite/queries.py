@@ -1,5 +1,6 @@
 """The read methods of the SQLite store, which combine the memtable with a snapshot of the file."""
 
+import fnmatch
 import math
 import queue
 import sqlite3
@@ -7,6 +8,7 @@ import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Final, Self
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
+from tensormeter.otlp.number_blocks import hash_name
 from tensormeter.server.store.models.errors import (
     DamagedError,
     NotFoundError,
@@ -27,6 +30,7 @@ from tensormeter.server.store.models.name_cache import NameCache
 from tensormeter.server.store.models.names import FieldKind, NameTable
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.runs import (
+    MAX_CHANGED_METRICS,
     Change,
     Changes,
     EventPage,
@@ -69,6 +73,9 @@ _DOUBT: Final = 5.0
 _LATELY: Final = 24 * 3600 * 10**9
 
 _UNKNOWN: Final = -1
+
+_FEW_NAMES: Final = 1000
+"""Number of metrics up to which the names of single series are read, rather than all names of the run."""
 
 
 @dataclass(frozen=True)
@@ -300,7 +307,7 @@ class SqliteQueries:
                     return Changes(cursor, [])
                 run_ids = None if refs is None else _existing_runs(connection, refs)
                 since = _Cursor.parse(after)
-                grown = self._memtable.grown(since.seq, run_ids)
+                grown = self._memtable.grown(since.seq, MAX_CHANGED_METRICS, run_ids)
                 rows = connection.execute("SELECT DISTINCT run FROM event WHERE id > ?", (since.event,))
                 runs_with_events = {row[0] for row in rows}
                 if run_ids is None:
@@ -310,13 +317,27 @@ class SqliteQueries:
             changes = [
                 Change(
                     names[run],
-                    sorted((grown or {}).get(run, ())),
+                    sorted((grown or {}).get(run) or ()),
                     states[run],
                     grown is None or run in runs_with_events,
+                    many=grown is not None and run in grown and grown[run] is None,
                 )
                 for run in sorted(states)
             ]
             return Changes(cursor, changes)
+
+    def non_finite(self, ref: RunRef, after: str, pattern: str, limit: int) -> list[str]:
+        """See `Store`."""
+        with self._reader() as connection:
+            with reading(connection):
+                run = find_run(connection, *_names(ref))
+            found = self._memtable.non_finite(run, _Cursor.parse(after).seq)
+            if len(found) <= _FEW_NAMES:
+                return sorted(fnmatch.filter(self._memtable.metrics_of(found), pattern))[:limit]
+            with reading(connection):
+                table = read_names(connection, run, self._name_cache)
+        names = fnmatch.filter([name.decode(errors="surrogatepass") for name in table.names()], pattern)
+        return [*islice((name for name in names if hash_name(name) in found), limit)]
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
         """See `Store`."""

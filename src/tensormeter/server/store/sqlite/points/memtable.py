@@ -16,6 +16,7 @@ from tensormeter.otlp.number_blocks import hash_name
 from tensormeter.server.store.models.points import Blobs, Column, Newest, Points, newest
 from tensormeter.server.store.rules.ingest_blocks import BlockArrival
 from tensormeter.server.store.rules.totals import Totals
+from tensormeter.server.store.sqlite.points.new_numbers import SeriesByName, find_metrics, find_non_finite
 from tensormeter.server.store.sqlite.points.number_parts import NumberIndex, NumberPart, Owners, RunNumbers
 
 __all__ = [
@@ -350,19 +351,21 @@ class Memtable:
                         parts_by_series[row] = parts_by_series.get(row, ()) + new_parts
         if numbers:
             index = NumberIndex(run, numbers, self._owners)
-            for row in index.series() if series is None else series:
+            if series is not None:
+                index = index.narrow(series)
+            for row in index.series():
                 points = index.points(row)
                 if points is not None:
                     parts_by_series[row] = (points,)
         return parts_by_series
 
-    def grown(self, after: int, runs: Collection[int] | None = None) -> dict[int, set[str]] | None:
-        """Return the metrics with points from journal rows after number `after`, by run.
+    def grown(self, after: int, limit: int, runs: Collection[int] | None = None) -> dict[int, set[str] | None] | None:
+        """Return the metrics with points from journal rows after number `after`, by run; None for more than `limit` metrics.
 
         Returns None if some of these rows have left memory.
         """
         metrics: dict[int, set[str]] = {}
-        series: dict[int, list[NDArray[np.int64]]] = defaultdict(list)
+        new_parts: dict[int, list[NumberPart]] = defaultdict(list)
         with self._lock:
             if not self._floor <= after <= self._last:
                 return None
@@ -370,14 +373,32 @@ class Memtable:
                 for run in {*table.numbers, *table.blobs} if runs is None else runs:
                     numbers = table.numbers.get(run)
                     if numbers is not None and numbers.last > after:
-                        series[run] += [part.series for part in numbers.after(after)]
+                        new_parts[run] += numbers.after(after)
                     for buffer in table.blobs.get(run, {}).values():
                         if buffer.seqs[-1] > after:
                             metrics.setdefault(run, set()).add(buffer.metric)
-        for run, parts in series.items():
-            owners = self._owners(np.unique(np.concatenate(parts)).tolist())
-            metrics.setdefault(run, set()).update(metric for _, metric in owners.values())
-        return metrics
+        grown: dict[int, set[str] | None] = {**metrics}
+        for run, parts in new_parts.items():
+            found = find_metrics(parts, limit)
+            names = None if found is None else metrics.get(run, set()).union(self.metrics_of(found))
+            grown[run] = names
+        return {run: None if names is None or len(names) > limit else names for run, names in grown.items()}
+
+    def non_finite(self, run: int, after: int) -> SeriesByName:
+        """Return a run's metrics with NaN or infinite values from journal rows after number `after`.
+
+        Returns no metrics if some of these rows have left memory.
+        """
+        parts: list[NumberPart] = []
+        with self._lock:
+            if self._floor <= after <= self._last:
+                for table in self._tables(after):
+                    parts += table.numbers[run].after(after) if run in table.numbers else ()
+        return find_non_finite(parts)
+
+    def metrics_of(self, found: SeriesByName) -> set[str]:
+        """Return the names of metrics. Reads the file if the names are not in the cache."""
+        return {metric for _, metric in self._owners([*found.values()]).values()}
 
     def pending(self) -> int:
         """Return the number of points in memory that wait to be flushed."""
