@@ -34,11 +34,11 @@ __all__ = ["Watcher"]
 _MAX_NEW: Final = 10_000
 """Maximum number of new points of one series in one check. If more have arrived, the oldest are skipped."""
 
+_MAX_METRICS: Final = 10_000
+"""Maximum number of metrics to read at once. SQLite limits the number of values in a query."""
+
 _MAX_RUNS: Final = 10_000
 _STEPS: Final = 100
-
-_READ_AT_ONCE: Final = 10_000
-"""Maximum number of metrics to read at once. SQLite limits the number of values in a query."""
 
 _log = logging.getLogger(__name__)
 
@@ -157,14 +157,15 @@ class Watcher:
             self._runs.pop(next(iter(self._runs)))
         self._runs[ref] = state
         ordered = sorted(metrics)
-        for first in range(0, max(len(ordered), 1), _READ_AT_ONCE):
-            part = [*ordered[first : first + _READ_AT_ONCE], STEP_METRIC]
-            reading = self._store.read(ref, Selection(part, after=after, check=self._check_running))
+        for first in range(0, max(len(ordered), 1), _MAX_METRICS):
+            part = {*ordered[first : first + _MAX_METRICS]}
+            selection = Selection([*part, STEP_METRIC], after=after, check=self._check_running)
+            reading = self._store.read(ref, selection)
             if first == 0:
                 self._update_pace(ref, state, reading)
             for series in reading.series:
                 self._check_running()
-                if series.metric in metrics:
+                if series.metric in part:
                     self._check_values(ref, state, series, reading)
         for number, names in new_non_finite.items():
             state.followed[number].drop_quiet(names)
@@ -208,13 +209,7 @@ class Watcher:
         if self._is_stopping:
             raise _StoppedError
 
-    def _check_values(
-        self,
-        ref: RunRef,
-        state: _RunState,
-        series: Series,
-        reading: Reading,
-    ) -> None:
+    def _check_values(self, ref: RunRef, state: _RunState, series: Series, reading: Reading) -> None:
         points = series.points
         assert isinstance(points, Points)
         key = series.process, series.metric, repr((series.kind, series.scope, series.attributes))
