@@ -114,7 +114,7 @@ def test_the_sdk_itself(server):
     (point,) = metric.data.data_points
     gauge = Gauge(metric.name, np.array([point.time_unix_nano], np.uint64), np.array([point.value]), unit=metric.unit)
     assert server.metrics(Batch(dict(resource.resource.attributes), [gauge])).status == 200
-    (run,) = server.get("/api/v1/runs", project="sdk")["runs"]
+    (run,) = server.get("/api/v1/runs", project="sdk", fields="summary")["runs"]
     assert run["summary"]["g"]["last"] == 0.25
 
 

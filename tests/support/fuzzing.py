@@ -51,7 +51,7 @@ def check_metrics(body: bytes) -> None:
         for resource in request.resource_metrics
         for scope in resource.scope_metrics
         for metric in scope.metrics
-        for series in decode._series(metric, decode._scope(scope))
+        for series in decode._series(metric, decode.scope_of(scope))
     ]
     assert _rows(series for batch in batches for series in batch.series) == _rows(expected)
     assert [batch.resource for batch in batches] == [

@@ -115,7 +115,7 @@ def test_statistics_over_ranks_are_of_one_of_them(run, server_on_each, name):
 def test_summaries_do_not_mix_units(server_on_each, run):
     for document in (
         server_on_each.get("/api/v1/runs/variants"),
-        server_on_each.get("/api/v1/runs", project="demo", filter='id = "variants"')["runs"][0],
+        server_on_each.get("/api/v1/runs", project="demo", filter='id = "variants"', fields="summary")["runs"][0],
         server_on_each.get("/api/v1/runs", filter='id = "variants"', fields="summary.requests,summary.same")["runs"][0],
     ):
         mixed, same = document["summary"]["requests"], document["summary"]["same"]

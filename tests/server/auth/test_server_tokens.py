@@ -26,7 +26,10 @@ ROUTES = [
     ("DELETE", "/api/v1/runs/{run_id}"),
     ("GET", "/api/v1/runs/{run_id}/attempt"),
     ("GET", "/api/v1/runs/{run_id}/metrics"),
+    ("GET", "/api/v1/runs/{run_id}/sections"),
     ("GET", "/api/v1/metrics"),
+    ("GET", "/api/v1/sections"),
+    ("GET", "/api/v1/fields"),
     ("GET", "/api/v1/runs/{run_id}/events"),
     ("GET", "/api/v1/runs/{run_id}/media/{digest}"),
     ("GET", "/api/v1/runs/{run_id}/series"),
@@ -140,7 +143,7 @@ def test_a_token_of_one_project_sees_no_other(server, tokens, method, path):
     for query in ({}, {"project": "b"}, {"project": "a"}, {"project": ""}):
         more = {} if method == "POST" else {"metric": "secret/loss", "filter": "points > 0", "runs": "only-b"}
         answer = ask(server, tokens["a"], method, target, bodies.get(method), **query, **more)
-        open_to_all = ("/api/v1/projects", "/api/v1/runs", "/api/v1/runs/{run_id}/attempt")
+        open_to_all = ("/api/v1/projects", "/api/v1/runs", "/api/v1/fields", "/api/v1/runs/{run_id}/attempt")
         assert answer.status == (200 if path in open_to_all else 404), answer.data
         if path.endswith("/attempt"):
             assert answer.json() == {"attempt": 1, "last_step": None}, "as if there were no such run"
@@ -150,7 +153,8 @@ def test_a_token_of_one_project_sees_no_other(server, tokens, method, path):
     if method == "POST":
         for run in ("b/only-b", "b/same"):
             assert ask(server, tokens["a"], method, path, bodies["POST"] | {"runs": [run]}).status == 404
-            assert ask(server, tokens["a"], "GET", "/api/v1/metrics", runs=f"only-a,{run}").status == 404
+            for list_path in ("/api/v1/metrics", "/api/v1/sections"):
+                assert ask(server, tokens["a"], "GET", list_path, runs=f"only-a,{run}").status == 404
     assert ask(server, tokens["admin"], "GET", "/api/v1/runs/only-b").json()["notes"] == ""
 
 

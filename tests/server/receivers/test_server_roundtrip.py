@@ -92,7 +92,7 @@ def test_listing(server, make):
 
     projects = {project["name"]: project for project in server.get("/api/v1/projects")["projects"]}
     assert projects["lists"]["runs"] == 1
-    listed = server.get("/api/v1/runs", project="lists")
+    listed = server.get("/api/v1/runs", project="lists", fields="config,summary")
     assert listed["total"] == 1
     (run,) = listed["runs"]
     assert run["started"] == str(T0 - SECOND)
