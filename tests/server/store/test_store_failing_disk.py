@@ -13,7 +13,7 @@ from support.stores import append_batches
 from tensormeter.errors import StoreError
 from tensormeter.server.store import RunRef, Selection, StoreUnavailableError
 from tensormeter.server.store.models.errors import DamagedError
-from tensormeter.server.store.sqlite import compaction, queries
+from tensormeter.server.store.sqlite import queries, series_flush
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
 from tensormeter.server.store.sqlite.integrity import start_check
 from tensormeter.server.store.sqlite.integrity.damage import Damage
@@ -166,7 +166,7 @@ def test_a_fold_waits_until_it_is_known_whether_a_chunk_is_damaged(folder, make,
     store.flush()
     for index in range(3, 7):  # more than the chunk has, so that they are merged with it
         append(store, make, index)
-    failing_once(monkeypatch, compaction, "find_segments")
+    failing_once(monkeypatch, series_flush, "find_segments")
     with pytest.raises(StoreUnavailableError, match="is checking whether the file is damaged"):
         store.flush()
     eventually(lambda: store.problem() is None)
