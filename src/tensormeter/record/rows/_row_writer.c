@@ -732,21 +732,15 @@ RowWriter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         || words_of(last_step, &self->last_step, 1, "last_step") < 0) {
         goto fail;
     }
-    if (durations < 0 || durations % (Py_ssize_t)sizeof(int64_t)
-        || durations > self->ring.len - (1 + DURATION_BUCKETS) * (Py_ssize_t)sizeof(int64_t)) {
-        PyErr_Format(PyExc_ValueError, "durations: offset %zd is not in the ring", durations);
+    if (check_durations(&self->ring, durations) < 0) {
         goto fail;
     }
     if (most_bytes < (ITEMS_HEAD_WORDS + 3) * (Py_ssize_t)sizeof(int64_t)) {
         PyErr_Format(PyExc_ValueError, "most_bytes: %zd is too little for a row", most_bytes);
         goto fail;
     }
-    self->shared = owner == Py_None;
-    if (!self->shared) {
-        self->owner = PyLong_AsUnsignedLong(owner);
-        if (PyErr_Occurred()) {
-            goto fail;
-        }
+    if (owner_of(owner, &self->owner, &self->shared) < 0) {
+        goto fail;
     }
     self->durations = durations;
     self->most_bytes = most_bytes;

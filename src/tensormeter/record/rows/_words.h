@@ -81,6 +81,29 @@ words_of(PyObject *object, Py_buffer *buffer, Py_ssize_t least, const char *name
     return 0;
 }
 
+// Check the offset of the call durations in the ring. Returns 0, or -1 after an error.
+static inline int
+check_durations(const Py_buffer *ring, Py_ssize_t durations)
+{
+    const Py_ssize_t word = (Py_ssize_t)sizeof(int64_t);
+    if (durations < 0 || durations % word || durations > ring->len - (1 + DURATION_BUCKETS) * word) {
+        PyErr_Format(PyExc_ValueError, "durations: offset %zd is not in the ring", durations);
+        return -1;
+    }
+    return 0;
+}
+
+// Get the identifier of the only thread that may write, or whether any thread may (None). Returns 0, or -1 after an error.
+static inline int
+owner_of(PyObject *object, unsigned long *owner, int *shared)
+{
+    *shared = object == Py_None;
+    if (!*shared) {
+        *owner = PyLong_AsUnsignedLong(object);
+    }
+    return PyErr_Occurred() ? -1 : 0;
+}
+
 // Get the step and the other arguments of a call ``writer(values, step=None)``. Returns 0 if there are other arguments.
 static inline int
 parse_call(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyObject *step_name, PyObject **given)

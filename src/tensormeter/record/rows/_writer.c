@@ -182,9 +182,7 @@ Writer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         || PyObject_GetBuffer(codes, &self->codes, PyBUF_SIMPLE) < 0) {
         goto fail;
     }
-    if (durations < 0 || durations % (Py_ssize_t)sizeof(int64_t)
-        || durations > self->ring.len - (1 + DURATION_BUCKETS) * (Py_ssize_t)sizeof(int64_t)) {
-        PyErr_Format(PyExc_ValueError, "durations: offset %zd is not in the ring", durations);
+    if (check_durations(&self->ring, durations) < 0) {
         goto fail;
     }
     self->durations = durations;
@@ -199,12 +197,8 @@ Writer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
             goto fail;
         }
     }
-    self->shared = owner == Py_None;
-    if (!self->shared) {
-        self->owner = PyLong_AsUnsignedLong(owner);
-        if (PyErr_Occurred()) {
-            goto fail;
-        }
+    if (owner_of(owner, &self->owner, &self->shared) < 0) {
+        goto fail;
     }
     self->keys = Py_NewRef(keys);
     self->make_room = Py_NewRef(make_room);
