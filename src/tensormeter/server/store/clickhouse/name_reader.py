@@ -5,6 +5,7 @@ from typing import Final
 
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.clickhouse.rowbinary import read_string
 from tensormeter.server.store.models.field_cache import FieldCache
 from tensormeter.server.store.models.name_cache import NameCache
 from tensormeter.server.store.models.names import DISTRIBUTION, NUMBER, FieldKind, NameTable
@@ -72,18 +73,10 @@ def _of(project: str | None) -> str:
 
 
 def _names(rows: bytes) -> list[bytes]:
-    """Decode RowBinary rows of one string. A varint length precedes each string."""
-    names = []
+    """Decode RowBinary rows of one string."""
+    names, view = [], memoryview(rows)
     position = 0
     while position < len(rows):
-        length = shift = 0
-        while True:
-            byte = rows[position]
-            position += 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        names.append(rows[position : position + length])
-        position += length
+        name, position = read_string(view, position)
+        names.append(name)
     return names

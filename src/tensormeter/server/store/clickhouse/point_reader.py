@@ -16,6 +16,7 @@ from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.keys import invert
 from tensormeter.server.store.clickhouse.name_filter import is_named
 from tensormeter.server.store.clickhouse.point_counts import PointCounts
+from tensormeter.server.store.clickhouse.rowbinary import read_string
 from tensormeter.server.store.clickhouse.run_reader import Runs
 from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.point_range import PointRange
@@ -271,23 +272,15 @@ def _metric(
 
 
 def _decode_blobs(data: bytes) -> tuple[NDArray[np.uint64], Blobs]:
-    """Decode RowBinary rows of series, time and data. A varint length precedes the data."""
-    keys, times, blobs = [], [], []
+    """Decode RowBinary rows of series, time and data."""
+    keys, times, blobs, view = [], [], [], memoryview(data)
     position = 0
     while position < len(data):
         keys.append(int.from_bytes(data[position : position + 8], "little"))
         times.append(int.from_bytes(data[position + 8 : position + 16], "little", signed=True))
         position += 16
-        length = shift = 0
-        while True:
-            byte = data[position]
-            position += 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        blobs.append(data[position : position + length])
-        position += length
+        blob, position = read_string(view, position)
+        blobs.append(blob)
     return np.array(keys, np.uint64), Blobs.of(np.array(times, np.int64), blobs)
 
 

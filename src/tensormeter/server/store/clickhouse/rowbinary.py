@@ -1,4 +1,4 @@
-"""Encoding of rows in ClickHouse's RowBinary format."""
+"""Encoding of rows in ClickHouse's RowBinary format, and decoding of their strings."""
 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,9 +7,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.otlp.varint import encode_varint
+from tensormeter.otlp.varint import decode_varint, encode_varint
 
-__all__ = ["encode_rows"]
+__all__ = ["encode_rows", "read_string"]
 
 
 def _text(value: str) -> bytes:
@@ -55,3 +55,15 @@ def encode_rows(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> by
     encoders = [_ENCODERS[letter] for letters in columns.values() for letter in letters]
     # Encode row by row, because a list of all fields of all rows would take ten times the memory.
     return b"".join([b"".join([encode(value) for encode, value in zip(encoders, row, strict=True)]) for row in rows])
+
+
+def read_string(rows: memoryview, position: int) -> tuple[bytes, int]:
+    """Decode the string at a position, and return its bytes and the position after it.
+
+    Raises:
+        ValueError: The rows end before the string does.
+    """
+    length, start = decode_varint(rows, position, len(rows))
+    if start < 0 or start + length > len(rows):
+        raise ValueError(f"the rows end in the middle of the string at byte {position}")
+    return bytes(rows[start : start + length]), start + length
