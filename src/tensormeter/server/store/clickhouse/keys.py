@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store.models.canonical_json import canonical_json
 
-__all__ = ["Numbers", "invert", "run_key", "series_key", "series_keys", "steps_key"]
+__all__ = ["Numbers", "SeriesFields", "invert", "run_key", "series_key", "series_keys", "steps_key"]
 
 _ALL_BITS: Final = (1 << 64) - 1
 
@@ -24,7 +24,7 @@ _CACHED: Final = 10_000
 _ENDS: Final = 1000
 
 
-class _Identity(Protocol):
+class SeriesFields(Protocol):
     """The fields that distinguish the series of a process; see `Arrival`."""
 
     @property
@@ -51,7 +51,7 @@ def series_key(run: int, process: str, metric: str, *, kind: str, scope: str, at
     return _hash([run, process, metric, kind, scope, attributes])
 
 
-def series_keys(run: int, process: str, series: Iterable[_Identity]) -> NDArray[np.uint64]:
+def series_keys(run: int, process: str, series: Iterable[SeriesFields]) -> NDArray[np.uint64]:
     """Return the key of each of several series of one process. The keys equal those of `series_key`."""
     begin = f"[{run},{encode_basestring(process)},"
     ends: dict[tuple[str, str, str], str] = {}

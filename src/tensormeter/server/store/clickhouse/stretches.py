@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.number_blocks import hash_name
-from tensormeter.server.store.clickhouse.keys import series_keys
+from tensormeter.server.store.clickhouse.keys import SeriesFields, series_keys
 from tensormeter.server.store.models.points import Column, Points
 from tensormeter.server.store.rules.ingest_blocks import BlockArrival
 from tensormeter.server.store.rules.ingest_series import Arrival, Rejections
@@ -22,20 +22,8 @@ from tensormeter.server.store.rules.resource_identity import Source
 __all__ = ["SeriesIdentity", "Stretches", "stretches_of", "stretches_of_block"]
 
 
-class SeriesIdentity(Protocol):
+class SeriesIdentity(SeriesFields, Protocol):
     """Everything that describes a series within a process; see `Arrival`."""
-
-    @property
-    def metric(self) -> str: ...
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def scope(self) -> str: ...
-
-    @property
-    def attributes(self) -> str: ...
 
     @property
     def unit(self) -> str: ...
