@@ -14,6 +14,8 @@ __all__ = ["decoding", "decompress"]
 _LARGEST: Final = 1 << 30
 """Maximum size of a decompressed body in bytes, far above that of the agent's requests, to stop malicious bodies."""
 
+_PIECE: Final = 1 << 20
+
 
 def decompress(request: Request) -> bytes:
     """Return the OTLP message of a request.
@@ -24,11 +26,14 @@ def decompress(request: Request) -> bytes:
     with decoding(request):
         if not request.body:
             raise EncodingError("the body is empty")
+        pieces, size = [], 0
         with gzip.GzipFile(fileobj=io.BytesIO(request.body)) as file:
-            body = file.read(_LARGEST + 1)
-        if len(body) > _LARGEST:
-            raise EncodingError(f"it has more than {_LARGEST} bytes when decompressed")
-    return body
+            while piece := file.read(_PIECE):  # which reserves memory for a whole piece
+                pieces.append(piece)
+                size += len(piece)
+                if size > _LARGEST:
+                    raise EncodingError(f"it has more than {_LARGEST} bytes when decompressed")
+    return b"".join(pieces)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import tensormeter
 from support.receiver import answer
 from tensormeter.agent import pauses as pauses_module
 from tensormeter.agent.run_directory.directory import list_runs
-from tensormeter.agent.wakeup import Wakeup, wake_agent
+from tensormeter.agent.wakeup import Waker, Wakeup
 from tensormeter.ring.format import HeaderWord
 
 
@@ -55,7 +55,7 @@ def test_a_look_finds_new_rows_and_ended_processes(settings, receiver, wait_for,
     wait_for(lambda: sleeps(run), "the agent sleeps")
     run._process.ring.release()  # as if the process had been killed
     wait_for(lambda: not run._process.ring.path.exists(), "the agent has noticed the end")
-    run.finish()
+    run.finish(timeout=0)  # nobody can tell this process that its rows were delivered
 
 
 def test_the_end_of_a_run_wakes_the_agent(settings, receiver, wait_for):
@@ -100,10 +100,11 @@ def directory(settings):
 
 
 def test_waits_end_once_for_each_cause(directory):
-    wakeup = Wakeup()
+    wakeup, waker = Wakeup(), Waker(directory)
     assert wakeup.listen(directory)
-    assert not wakeup.wait(0)
-    for wake in (wakeup.wake, lambda: wake_agent(directory)):
+    while wakeup.wait(0):  # the process of the run has already woken its agent
+        pass
+    for wake in (wakeup.wake, waker.wake):
         for _ in range(100_000):
             wake()
         assert wakeup.wait(3600)
@@ -111,12 +112,14 @@ def test_waits_end_once_for_each_cause(directory):
         pass
     threading.Timer(0.01, wakeup.wake).start()
     assert wakeup.wait(3600)
+    waker.close()
     wakeup.close()
 
 
 @pytest.mark.parametrize("obstacle", ["file", "link", "folder"])
 def test_something_else_in_the_place_of_the_pipe(directory, tmp_path, obstacle):
     pipe, target = directory.wake_pipe, tmp_path / "target"
+    pipe.unlink()
     target.write_text("kept")
     if obstacle == "file":
         pipe.write_text("")
@@ -124,9 +127,11 @@ def test_something_else_in_the_place_of_the_pipe(directory, tmp_path, obstacle):
         pipe.symlink_to(target)
     else:
         pipe.mkdir()
-    wake_agent(directory)
-    wakeup = Wakeup()
+    waker, wakeup = Waker(directory), Wakeup()
     assert wakeup.listen(directory) == (obstacle != "folder")
+    waker.wake()
+    assert wakeup.wait(0) == (obstacle != "folder")
+    waker.close()
     wakeup.close()
     assert target.read_text() == "kept"
     if obstacle == "folder":
@@ -134,17 +139,34 @@ def test_something_else_in_the_place_of_the_pipe(directory, tmp_path, obstacle):
 
 
 def test_a_pipe_that_was_deleted_is_created_again(directory):
-    wakeup = Wakeup()
+    wakeup, waker = Wakeup(), Waker(directory)
     assert wakeup.listen(directory)
+    while wakeup.wait(0):
+        pass
     os.unlink(directory.wake_pipe)
-    wake_agent(directory)
+    waker.wake()
     assert not wakeup.wait(0)
     assert wakeup.listen(directory)
-    wake_agent(directory)
+    waker.wake()
     assert wakeup.wait(3600)
+    waker.close()
     wakeup.close()
-    assert not directory.wake_pipe.exists()
-    wake_agent(directory)
+
+
+def test_a_program_that_closes_and_reuses_descriptors(directory, tmp_path):
+    """Waking the agent writes nothing into the program's file, and `close` leaves the file open."""
+    wakeup, waker = Wakeup(), Waker(directory)
+    assert wakeup.listen(directory)
+    descriptor, _ = waker._pipe
+    with (tmp_path / "mine").open("wb") as mine:
+        assert os.dup2(mine.fileno(), descriptor) == descriptor
+    waker.wake()
+    assert wakeup.wait(3600)
+    waker.close()
+    assert os.write(descriptor, b"kept") == 4
+    os.close(descriptor)
+    assert (tmp_path / "mine").read_bytes() == b"kept"
+    wakeup.close()
 
 
 def test_rows_are_sent_at_once_while_somebody_watches(settings, receiver, wait_for):

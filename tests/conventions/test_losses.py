@@ -9,15 +9,18 @@ from tensormeter.ring.format import Drop, SpoolLoss
 
 ROOT = Path(__file__).parents[2]
 
+EARLIER = {"too_many_layouts"}
+"""Reasons that only earlier versions counted. Their runs are still shown."""
+
 
 def test_every_reason_that_is_counted_has_words():
     counted = {reason.name.lower() for reason in (*Drop, *SpoolLoss)}
-    assert set(REASONS) == counted
+    assert set(REASONS) == counted | EARLIER
     page = (ROOT / "ui/src/widgets/lossSummary.ts").read_text()
     documented = (ROOT / "docs/api.md").read_text()
-    for reason in counted:
+    for reason in counted | EARLIER:
         assert re.search(rf"^  {reason}: \[", page, re.MULTILINE), reason
-        assert f"`{reason}`" in documented, reason
+        assert reason in EARLIER or f"`{reason}`" in documented, reason
 
 
 def test_sentences():

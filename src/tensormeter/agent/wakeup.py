@@ -2,7 +2,8 @@
 
 Processes wake the agent through a named pipe in the run's private folder in shared memory. They do so only for events
 that cannot wait, such as a flush, and while the agent sleeps but one of their lanes fills up (`HeaderWord.AGENT_SLEEPS`).
-If there is no such pipe, the agent looks at the rings often instead.
+Each process keeps the pipe open, so waking the agent opens no file. If there is no such pipe, the agent looks at the rings
+often instead.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from typing import Final
 
 from tensormeter.agent.run_directory.directory import RunDirectory
 
-__all__ = ["Wakeup", "wake_agent"]
+__all__ = ["Waker", "Wakeup"]
 
 _MODE: Final = 0o600
 _MOST_BYTES: Final = 1 << 12
@@ -31,7 +32,6 @@ class Wakeup:
         weakref.finalize(self, _close, self._read, self._write).atexit = False
         for descriptor in (self._read, self._write):
             os.set_blocking(descriptor, False)
-        self._path: Path | None = None
         self._named: tuple[int, int] | None = None
         self._poll = select.poll()
         self._poll.register(self._read, select.POLLIN)
@@ -60,11 +60,7 @@ class Wakeup:
             return True
         self.close()
         try:
-            directory.make_ring_directory(path.parent)
-            if not _is_pipe(path):
-                path.unlink(missing_ok=True)
-                os.mkfifo(path, _MODE)
-                path.chmod(_MODE)  # under any umask
+            _make_pipe(directory)
             read = os.open(path, os.O_RDONLY | _FLAGS)
             try:
                 write = os.open(path, os.O_WRONLY | _FLAGS)  # without a writer, `poll` returns at once
@@ -73,31 +69,83 @@ class Wakeup:
                 raise
         except OSError:
             return False
-        self._path, self._named = path, (read, write)
+        self._named = (read, write)
         self._poll.register(read, select.POLLIN)
         return True
 
     def close(self) -> None:
-        """Close the named pipe, and delete it. `wake` keeps working."""
-        if self._named is None or self._path is None:
+        """Close the named pipe. `wake` keeps working."""
+        if self._named is None:
             return
-        if _is_at(self._path, self._named[0]):
-            with contextlib.suppress(OSError):
-                self._path.unlink()
         self._poll.unregister(self._named[0])
         _close(*self._named)
         self._named = None
 
 
-def wake_agent(directory: RunDirectory) -> None:
-    """Wake the agent of a run if it listens. Any thread or signal handler may call this. It does not block."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory.wake_pipe, os.O_WRONLY | _FLAGS)
-        try:
-            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-                os.write(descriptor, b"\0")
-        finally:
+class Waker:
+    """A process's end of the named pipe. Any thread or signal handler may use it, and a forked child the parent's."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        """Open the pipe, and create it if it is missing. If that fails, `wake` does nothing."""
+        self._path = directory.wake_pipe
+        self._pipe: tuple[int, os.stat_result] | None = None
+        self._closed = False
+        with contextlib.suppress(OSError):
+            _make_pipe(directory)
+            self._open()
+
+    def wake(self) -> None:
+        """Wake the agent if it listens. This does not block, and opens a file only if the pipe was deleted or closed."""
+        if self._closed:
+            return
+        with contextlib.suppress(OSError):  # also if the pipe is full, so the agent will wake anyway
+            descriptor = self._descriptor()
+            os.write(self._open() if descriptor is None else descriptor, b"\0")
+
+    def close(self) -> None:
+        """Close the pipe. From then on, `wake` does nothing."""
+        self._closed = True
+        self._release()
+
+    def _release(self) -> None:
+        descriptor, self._pipe = self._descriptor(deleted=True), None
+        if descriptor is not None:
             os.close(descriptor)
+
+    def _open(self) -> int:
+        self._release()
+        descriptor = os.open(self._path, os.O_RDWR | _FLAGS)  # O_WRONLY would fail while no agent listens
+        status = os.fstat(descriptor)
+        if not stat.S_ISFIFO(status.st_mode):
+            os.close(descriptor)
+            raise FileExistsError(self._path)
+        self._pipe = descriptor, status
+        return descriptor
+
+    def _descriptor(self, *, deleted: bool = False) -> int | None:
+        """Return the descriptor of the open pipe. None if the program has closed it, or perhaps reused its number.
+
+        Args:
+            deleted: Whether to accept a pipe that no longer has a path.
+        """
+        if self._pipe is None:
+            return None
+        descriptor, opened = self._pipe
+        try:
+            status = os.fstat(descriptor)
+        except OSError:
+            return None
+        return descriptor if os.path.samestat(status, opened) and (deleted or status.st_nlink) else None
+
+
+def _make_pipe(directory: RunDirectory) -> None:
+    path = directory.wake_pipe
+    directory.make_ring_directory(path.parent)
+    if not _is_pipe(path):
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileExistsError):  # another process has just created it
+            os.mkfifo(path, _MODE)
+            path.chmod(_MODE)  # under any umask
 
 
 def _is_pipe(path: Path) -> bool:

@@ -14,6 +14,7 @@ from tensormeter.agent.attempts.counter import count_attempt
 from tensormeter.agent.launch import ensure_agent
 from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
 from tensormeter.agent.run_directory.shared_memory import make_memory_directory, memory_directories
+from tensormeter.agent.wakeup import Waker
 from tensormeter.conventions.attempt_number import Basis, Member
 from tensormeter.conventions.semconv import RANK, RUN_ATTEMPT_UNSETTLED, WORLD_SIZE
 from tensormeter.disk.deadline import within
@@ -95,6 +96,7 @@ class Membership:
         basis: Source of the attempt number.
         resource: Attributes of the process's resource.
         ring: Ring of the process.
+        waker: Wakes the agent.
         weakness: Result of `disk.private.weakness` for the directory.
     """
 
@@ -104,10 +106,12 @@ class Membership:
     basis: Basis
     resource: Mapping[str, Any]
     ring: RingFile
+    waker: Waker
     weakness: str
 
     def leave(self) -> None:
         """Delete the ring of a membership that will not be used."""
+        self.waker.close()
         self.ring.release()
         with contextlib.suppress(OSError):
             self.ring.remove()
@@ -222,7 +226,8 @@ class Joining:
             attempt, basis = self._count_attempt(directory, settings)
             resource = run.describe(self._process, attempt)
             ring = self._create_ring(directory, settings, self._metadata(resource, basis), directory.ring_folders)
-            membership = Membership(settings, directory, attempt, basis, resource, ring, weakness(directory.path))
+            waker = Waker(directory)
+            membership = Membership(settings, directory, attempt, basis, resource, ring, waker, weakness(directory.path))
             if not late.is_set():
                 self._start_agent(membership)
         return membership

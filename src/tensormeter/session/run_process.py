@@ -9,7 +9,6 @@ from typing import Any, Final, NamedTuple
 
 from tensormeter.agent.launch import reap_agents
 from tensormeter.agent.monitor import AgentMonitor
-from tensormeter.agent.wakeup import wake_agent
 from tensormeter.conventions.fitting import OmittedValue
 from tensormeter.conventions.limits import CONFIG_BYTES
 from tensormeter.conventions.losses import describe_losses
@@ -132,7 +131,7 @@ class RunProcess:
         self._monitor = AgentMonitor(run.id, self._directory, self._settings, self.ring)
         self._woke_at = self.recorder.positions
         """Positions of the lanes at which this process last woke the agent."""
-        wake_agent(self._directory)
+        self._membership.waker.wake()
 
     def _keeps_agent_running(self) -> bool:
         """Return whether an agent is running that cannot end while the parent records. Called in a forked child."""
@@ -202,7 +201,7 @@ class RunProcess:
         with self._flushing:
             positions = self.recorder.positions
             request = FlushRequest(self.ring.request_flush(positions), positions, self._rejected())
-        wake_agent(self._directory)
+        self._membership.waker.wake()
         return request
 
     def wait_for_flush(self, request: "FlushRequest", timeout: float) -> bool:
@@ -270,7 +269,7 @@ class RunProcess:
             self.ring.add_metadata({"end": message})
         self._runtime_metrics.sample()
         self.recorder.close(state)
-        wake_agent(self._directory)
+        self._membership.waker.wake()
 
     def finish(self, timeout: float) -> None:
         """After `close`, wait for delivery as described in `Run.finish`. Ctrl-C ends the wait immediately.
@@ -284,6 +283,7 @@ class RunProcess:
             self._report_losses()
         finally:
             self._detached = self.parent is not None
+            self._membership.waker.close()
             self.ring.release()
             reap_agents()
 
@@ -300,7 +300,7 @@ class RunProcess:
         growth = zip(positions, self._woke_at, self.ring.lanes, strict=True)
         if any(now - before > size * _WAKE_SHARE for now, before, (_, size) in growth):
             self._woke_at = positions
-            wake_agent(self._directory)
+            self._membership.waker.wake()
 
     def _wait_for_delivery(self, timeout: float) -> None:
         run, settings, words = self._run, self._settings, self.ring.words

@@ -29,7 +29,11 @@ def test_a_server_gives_the_same_answers_about_an_old_store(old, start):
         pytest.skip("the store is one of SQLite")
     server = start(folder=folder)
     for path, document in answers.items():
-        assert server.get(path) == document, path
+        answer = server.get(f"{path}&fields=config,summary" if "/runs?" in path else path)
+        if path.endswith("/metrics"):
+            assert answer["total"] == len(document["metrics"])
+        assert document.items() <= answer.items(), path
+        assert {*answer} - {*document} <= {"next", "total"}  # the lists of that version had no pages
     events = answers["/api/v1/runs/whole/events?limit=1000"]["events"]
     (digest,) = [event["body"]["digest"] for event in events if event["name"] == "tensormeter.image"]
     image = server.http.request("GET", f"{server.url}/api/v1/runs/whole/media/{digest}")

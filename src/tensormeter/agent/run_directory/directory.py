@@ -320,7 +320,7 @@ class RunDirectory:
 
     @property
     def wake_pipe(self) -> Path:
-        """Named pipe through which processes wake the agent. It exists while an agent listens."""
+        """Named pipe through which processes wake the agent."""
         return self.memory / "agent.wake"
 
     def try_agent_lock(self) -> int | None:
