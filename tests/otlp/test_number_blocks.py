@@ -200,6 +200,22 @@ def test_limits_apply_to_what_is_not_in_blocks():
 
 
 @needs_extension
+@pytest.mark.parametrize("part", ["name", "unit", "description", "attributes"])
+def test_metrics_with_long_texts_are_left_to_protobuf(part):
+    def fill(metric, text):
+        gauge("m", 1.0)(metric)
+        if part == "attributes":
+            metric.gauge.data_points[0].attributes.add(key="k").value.string_value = text
+        else:
+            setattr(metric, part, text)
+
+    short, long = (request_of(lambda metric, size=size: fill(metric, "x" * size)) for size in (4000, 5000))
+    assert [len(batch.blocks) for batch in decode_blocks(short)] == [1]
+    assert not isinstance(decode_blocks(long)[0], NumberBatch)
+    assert points_of(decode_blocks(long)) == points_of(decode_metrics(long))
+
+
+@needs_extension
 def test_metrics_beyond_the_maximum_number_of_stretches_are_left_to_protobuf(monkeypatch):
     monkeypatch.setattr(number_blocks, "MAX_STRETCHES", 3)
     alternating = [gauge("c", 1.0, 2.0), gauge("d", 1.0)]

@@ -1,9 +1,10 @@
 // Splits the number metrics off an encoded ExportMetricsServiceRequest and returns them as columns.
 //
-// A metric is split off if it is a gauge or a sum whose points consist of times, a number and attributes. Everything else stays
-// in the rest of the request, which protobuf reads. Consecutive points with the same attributes form a stretch. Each stretch has
-// a key, a hash of all bytes that identify its series, so that the caller needs no strings for a series that it knows.
-// The hash is SipHash-1-3 with 128 bits and a secret key, so senders cannot construct collisions.
+// A metric is split off if it is a gauge or a sum whose points consist of times, a number and attributes, and if its texts and
+// attributes are short. Everything else stays in the rest of the request, which protobuf reads. Consecutive points with the same
+// attributes form a stretch. Each stretch has a key, a hash of all bytes that identify its series, so that the caller needs no
+// strings for a series that it knows. The hash is SipHash-1-3 with 128 bits and a secret key, so senders cannot construct
+// collisions.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -16,6 +17,7 @@
 
 #define PLACES 9
 #define LARGE (1 << 16) // bytes of a scope from which on other threads may run meanwhile
+#define LONGEST 4096    // bytes of a name, unit, description or of a series' attributes; the rest's limits apply to longer ones
 
 typedef struct {
     const uint8_t *at, *end;
@@ -326,6 +328,8 @@ static int split_metric(Split *split, Span content) {
                 return status;
             stretches += !points++ || !same_attributes(&point, attributes, size);
             attributes = point.attributes, size = (size_t)(point.attributes_end - point.attributes);
+            if (size > LONGEST)
+                return 0;
         } else if (metric.data.number == 7 && field.wire == 0 && field.number == 2 && field.value <= 2) {
             metric.temporality = field.value;
         } else if (metric.data.number == 7 && field.wire == 0 && field.number == 3 && field.value <= 1) {
@@ -344,6 +348,8 @@ static int split_metric(Split *split, Span content) {
     const uint8_t *texts[] = {metric.name.content, metric.unit.content, metric.description.content};
     size_t sizes[] = {(size_t)(metric.name.end - metric.name.content), (size_t)(metric.unit.end - metric.unit.content),
                       (size_t)(metric.description.end - metric.description.content)};
+    if (sizes[0] > LONGEST || sizes[1] > LONGEST || sizes[2] > LONGEST)
+        return 0;
     if (identity_of(scratch, kind, texts, sizes) < 0)
         return NO_MEMORY;
     uint64_t header[2], name[2], key[2] = {0, 0};

@@ -11,6 +11,9 @@ from tensormeter.otlp.check import Check
 
 __all__ = ["LineSearch"]
 
+_BLOCK: Final = 1 << 15
+"""Bytes that a call of RE2 searches. Some patterns take 10 µs per byte, and a call cannot be interrupted."""
+
 _ON_ONE_LINE: Final = re.compile(r"(?:\\[dwbB./+*?()|\[\]{}^$-]|(?!\[\^|\(\?)[^\\\n])*")
 """Pattern of regular expressions that cannot match a line feed."""
 
@@ -42,19 +45,33 @@ class LineSearch:
         Args:
             lines: Lines, each with a line feed at its end.
             ends: Position of each line feed.
-            check: Function called for each match; it can raise an exception to stop the search.
+            check: Function called repeatedly; it can raise an exception to stop the search.
         """
         mask = np.zeros(len(ends), np.bool_)
-        position = 0
-        while match := self._pattern.search(lines, position):
+        first = 0
+        while first < len(ends):
+            position = int(ends[first - 1]) + 1 if first else 0
+            first = max(int(np.searchsorted(ends, position + _BLOCK)), first + 1)
+            self._mark(mask, lines, ends, position, int(ends[first - 1]) + 1, check)
+        return np.flatnonzero(mask)
+
+    def _mark(
+        self,
+        mask: NDArray[np.bool_],
+        lines: bytes,
+        ends: NDArray[np.int64],
+        position: int,
+        stop: int,
+        check: Check,
+    ) -> None:
+        """Mark the lines between two positions that match."""
+        check()
+        while position < stop and (match := self._pattern.search(lines, position, stop)):
             check()
             row = int(np.searchsorted(ends, match.start()))
-            stop = int(np.searchsorted(ends, match.end() - 1)) + 1 if self.is_fast else row + 1
-            mask[row:stop] = True
-            if stop >= len(ends):
-                break
-            position = int(ends[stop - 1]) + 1
-        return np.flatnonzero(mask)
+            following = int(np.searchsorted(ends, match.end() - 1)) + 1 if self.is_fast else row + 1
+            mask[row:following] = True
+            position = int(ends[following - 1]) + 1
 
 
 def _compile(pattern: bytes, *, ignore_case: bool, never_nl: bool = False) -> Any:

@@ -39,6 +39,9 @@ _LITERAL: Final = re.compile(r"[\w /:@%&<>=~`'\",;!-]+", re.ASCII)
 _AT_ONCE: Final = 1024
 """Number of values between two calls of `check`."""
 
+_SEARCHED_AT_ONCE: Final = 8
+"""The same for regular expressions, some of which take 30 ms for a value of `_MATCHED` characters."""
+
 Rows = Sequence[int]
 Select = Callable[[Columns, Rows], Rows]
 """Function that returns those of the rows, in the same order, whose values in the columns meet a condition."""
@@ -257,13 +260,13 @@ def _moment(text: str, position: int) -> int:
     return (since.days * 86400 + since.seconds) * 10**9 + since.microseconds * 1000
 
 
-def _over(field: Field, test: Callable[[Any], bool], check: Check) -> Select:
+def _over(field: Field, test: Callable[[Any], bool], check: Check, at_once: int = _AT_ONCE) -> Select:
     def select(columns: Columns, rows: Rows) -> Rows:
         column = field.column(columns)
         selected: list[int] = []
-        for first in range(0, len(rows), _AT_ONCE):
+        for first in range(0, len(rows), at_once):
             check()
-            selected += [row for row in rows[first : first + _AT_ONCE] if test(column[row])]
+            selected += [row for row in rows[first : first + at_once] if test(column[row])]
         return selected
 
     return select
@@ -321,20 +324,22 @@ def _matching(field: Field, pattern: Any, check: Check) -> Select:
     text = pattern.pattern
     if _LITERAL.fullmatch(text):
         return _over(field, lambda value: value is not None and text in _text(value), check)
+    one_by_one = _over(
+        field, lambda value: value is not None and pattern.search(_text(value)) is not None, check, _SEARCHED_AT_ONCE
+    )
     search = LineSearch(text, ignore_case=False)
     if not search.is_fast:
-        return _over(field, lambda value: value is not None and pattern.search(_text(value)) is not None, check)
+        return one_by_one
 
     def select(columns: Columns, rows: Rows) -> Rows:
         column = field.column(columns)
         selected: list[int] = []
         for first in range(0, len(rows), _AT_ONCE):
             check()
-            some = rows[first : first + _AT_ONCE]
-            present = [row for row in some if column[row] is not None]
+            present = [row for row in rows[first : first + _AT_ONCE] if column[row] is not None]
             texts = [_text(column[row]).encode() for row in present]
             if any(b"\n" in text for text in texts):
-                selected += [row for row in present if pattern.search(_text(column[row])) is not None]
+                selected += one_by_one(columns, present)
                 continue
             ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)) + 1) - 1
             selected += [present[i] for i in search.find(b"\n".join([*texts, b""]), ends, check).tolist()]
