@@ -98,14 +98,11 @@ export function drawing(icon: keyof typeof ICONS): SVGElement {
 }
 
 const ICONS = {
-  close: "M4 4l8 8M12 4l-8 8",
   columns: "M2.5 3.5h11v9h-11zM6.5 3.5v9M10 3.5v9",
   down: "M4 6.5l4 4 4-4",
   expand: "M9.5 2.5h4v4M13.5 2.5l-4.5 4.5M6.5 13.5h-4v-4M2.5 13.5l4.5-4.5",
   moon: "M13 9.5A5.5 5.5 0 0 1 6.5 3 5.5 5.5 0 1 0 13 9.5z",
-  pin: "M8 10v4M5 10h6l-1-3V3H6v4z",
   right: "M6.5 4l4 4-4 4",
   save: "M8 2.5v7M5 7l3 3 3-3M3 13h10",
-  search: "M7 2.5a4.5 4.5 0 1 0 0 9 4.5 4.5 0 0 0 0-9zM10.5 10.5l3 3",
   sun: "M8 5a3 3 0 1 0 0 6 3 3 0 0 0 0-6zM8 1.5v1.5M8 13v1.5M1.5 8H3M13 8h1.5M3.4 3.4l1 1M11.6 11.6l1 1M12.6 3.4l-1 1M4.4 11.6l-1 1",
 } as const;

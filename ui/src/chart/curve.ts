@@ -46,11 +46,14 @@ export function smooth({ x, y }: Curve, weight: number): Float64Array {
   return result;
 }
 
+/** Number of common positions of curves that do not share theirs. */
+const POSITIONS = 400;
+
 /**
  * Mean, minimum and maximum of several curves at common positions, interpolated linearly. Minimum and maximum include every
  * value: a value between two positions counts at the nearer one. There is no value where all curves have a gap.
  */
-export function aggregate(curves: Curve[], positions = 400): Band {
+export function aggregate(curves: Curve[]): Band {
   let start = Number.POSITIVE_INFINITY;
   let stop = Number.NEGATIVE_INFINITY;
   for (const { x } of curves) {
@@ -59,7 +62,7 @@ export function aggregate(curves: Curve[], positions = 400): Band {
     stop = Math.max(stop, x[x.length - 1] as number);
   }
   const shared = sharedPositions(curves);
-  const n = shared ? shared.length : Number.isFinite(start) ? (stop > start ? positions : 1) : 0;
+  const n = shared ? shared.length : Number.isFinite(start) ? (stop > start ? POSITIONS : 1) : 0;
   const x = shared ?? Float64Array.from({ length: n }, (_, i) => start + ((stop - start) * i) / Math.max(n - 1, 1));
   const low = new Float64Array(n).fill(Number.POSITIVE_INFINITY);
   const high = new Float64Array(n).fill(Number.NEGATIVE_INFINITY);

@@ -78,8 +78,6 @@ export function threshold(points: HistogramPoint[]): number {
 }
 
 export interface Frame {
-  left: number;
-  right: number;
   low: number;
   high: number;
   scale: Symlog;
@@ -132,7 +130,7 @@ export function drawHeatmap(canvas: HTMLCanvasElement, points: HistogramPoint[],
     context.lineWidth = 1.5;
     context.strokeRect(Math.min(at(point.x), width - 9), TOP, 0.01, height - BOTTOM - TOP);
   }
-  return { left: LEFT, right: width - 8, low, high, scale };
+  return { low, high, scale };
 }
 
 export function drawSingle(canvas: HTMLCanvasElement, point: HistogramPoint, frame: Frame, unit: string): void {

@@ -1,6 +1,7 @@
 // The curves of one metric for the selected runs: lines, means of groups, or statistics over ranks.
 
 import * as format from "../base/format";
+import { lineColor } from "../base/theme";
 import * as api from "../data/api";
 import { type ChartOptions, usesRankStatistics, xKind } from "./chartOptions";
 import { type Band, type Curve, aggregate, smooth } from "./curve";
@@ -158,7 +159,7 @@ export class MetricSource {
         traces.push({
           ...curves(line, options.smoothing),
           label: labelParts.filter(Boolean).join(" · ") || run.name,
-          color: singleRun ? seriesColor(traces.length) : run.color,
+          color: singleRun ? lineColor(traces.length) : run.color,
           sampled: line.total > line.x.length,
           thin: several && !singleRun,
         });
@@ -244,17 +245,6 @@ function combineBands(bands: Band[]): Band {
 function curves({ x, y, gaps }: Curve, smoothing: number): Pick<Trace, "x" | "y" | "gaps" | "raw"> {
   if (smoothing <= 0) return { x, y, gaps };
   return { x, y: smooth({ x, y }, smoothing), gaps, raw: { x, y, gaps } };
-}
-
-let palette: (index: number) => string = () => "currentColor";
-
-/** Set the colours of lines that do not stand for a run. */
-export function usePalette(colors: (index: number) => string): void {
-  palette = colors;
-}
-
-function seriesColor(index: number): string {
-  return palette(index);
 }
 
 function roundToSteps(window: { start?: number; stop?: number }, x: string): { start?: number; stop?: number } {

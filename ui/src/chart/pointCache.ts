@@ -57,9 +57,9 @@ export class PointCache {
     readonly runs: string[],
     private axisChoice: AxisChoice,
     /** Estimated number of lines of a metric in one run: one per process and set of attributes. */
-    private readonly linesPerRun: (metric: string) => number = () => 1,
+    private readonly linesPerRun: (metric: string) => number,
     /** The axis of a metric without steps; null if it has steps. */
-    private readonly axisWithoutSteps: (metric: string) => string | null = () => null,
+    private readonly axisWithoutSteps: (metric: string) => string | null,
   ) {}
 
   /** The axis of a metric. */

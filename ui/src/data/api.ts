@@ -53,9 +53,7 @@ export interface RunsRequest {
 export class ApiError extends Error {
   constructor(
     readonly status: number,
-    readonly code: string,
     message: string,
-    readonly details: Record<string, unknown> = {},
   ) {
     super(message);
   }
@@ -80,7 +78,7 @@ export async function request(path: string, options: RequestInit = {}): Promise<
     response = await fetch(BASE + path, { ...options, headers });
   } catch (error) {
     if (options.signal?.aborted) throw error;
-    throw new ApiError(0, "unreachable", "The server is not reachable.");
+    throw new ApiError(0, "The server is not reachable.");
   }
   if (!response.ok) throw await toApiError(response);
   return response;
@@ -89,10 +87,9 @@ export async function request(path: string, options: RequestInit = {}): Promise<
 async function toApiError(response: Response): Promise<ApiError> {
   try {
     const { error } = (await response.json()) as schemas.Error;
-    const { code, message, ...details } = error;
-    return new ApiError(response.status, code, message, details);
+    return new ApiError(response.status, error.message);
   } catch {
-    return new ApiError(response.status, "error", `The server responded with status ${response.status}.`);
+    return new ApiError(response.status, `The server responded with status ${response.status}.`);
   }
 }
 

@@ -19,7 +19,7 @@ export function follow(
   project: string,
   onUpdate: (update: Update) => void,
   onState: (connected: boolean) => void,
-  onStart: (cursor: string) => void = () => {},
+  onStart: (cursor: string) => void,
 ): () => void {
   const abort = new AbortController();
   const visibility = new Visibility(abort.signal);

@@ -2,8 +2,7 @@
 
 import { fill, h } from "../base/dom";
 import * as route from "../base/route";
-import { lineColor, onTheme } from "../base/theme";
-import { usePalette } from "../chart/metricSource";
+import { onTheme } from "../base/theme";
 import type { Update } from "../data/live";
 import { ChartsPane } from "../panes/charts";
 import { ConfigDiffPane } from "../panes/configDiff";
@@ -42,7 +41,6 @@ export class Workspace implements Page {
   ) {
     const { project, ids } = selection;
     this.health = new Health(this.selection);
-    usePalette(lineColor);
     this.offTheme = onTheme(() => this.pane?.apply(this.params));
     context.title(ids.length > 1 ? `${ids.length} runs` : (ids[0] ?? ""), project);
     void this.load();

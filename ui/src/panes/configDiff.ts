@@ -54,7 +54,5 @@ export class ConfigDiffPane implements Pane {
     );
   }
 
-  onMetrics(): void {}
-
   close(): void {}
 }

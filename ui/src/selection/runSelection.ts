@@ -92,7 +92,7 @@ export class RunSelection {
     const [runs, isRead] = await Promise.all([this.listRuns("config"), readFirst]);
     const byId = new Map(runs.map((run) => [run.id, run]));
     this.runs = this.ids.flatMap((id) => byId.get(id) ?? []);
-    if (this.runs.length === 0) throw new api.ApiError(404, "not_found", "None of these runs exists in this project.");
+    if (this.runs.length === 0) throw new api.ApiError(404, "None of these runs exists in this project.");
     this.tree.setRuns(this.runs.map(({ id }) => id).slice(0, MAX_RUNS));
     if (!isRead) await this.readCharts();
   }

@@ -30,10 +30,10 @@ export interface GridEvents<Row> {
   need: (first: number, last: number) => void;
   header: (column: GridColumn<Row>, anchor: HTMLElement) => void;
   open: (row: Row) => void;
-  select: (row: Row, index: number) => void;
+  select: (row: Row) => void;
   isSelected: (row: Row) => boolean;
   /** Create the heading of a group; null for other rows. */
-  heading?: (row: Row) => HTMLElement | null;
+  heading: (row: Row) => HTMLElement | null;
 }
 
 /** Height of a row and of the head, in pixels. */
@@ -114,10 +114,6 @@ export class Grid<Row> {
     this.schedule();
   }
 
-  top(): void {
-    this.element.scrollTop = 0;
-  }
-
   private schedule(): void {
     this.frame ||= requestAnimationFrame(() => {
       this.frame = 0;
@@ -187,7 +183,7 @@ export class Grid<Row> {
 
   private draw(slot: Slot<Row>, content: Row | undefined): void {
     const { element } = slot;
-    const heading = slot.heading && slot.shownRow === content ? slot.heading : content === undefined ? null : (this.events.heading?.(content) ?? null);
+    const heading = slot.heading && slot.shownRow === content ? slot.heading : content === undefined ? null : (this.events.heading(content));
     if (slot.heading !== heading) slot.heading?.remove();
     slot.shownRow = content;
     slot.stale = false;
@@ -227,7 +223,7 @@ export class Grid<Row> {
       else if (top + 2 * ROW > scrollTop + this.height) this.element.scrollTop = top + 2 * ROW - this.height;
       this.schedule();
     } else if (row !== undefined && event.key === "Enter") this.events.open(row);
-    else if (row !== undefined && event.key === " ") this.events.select(row, this.active);
+    else if (row !== undefined && event.key === " ") this.events.select(row);
     else return;
     event.preventDefault();
     event.stopPropagation();
