@@ -1,6 +1,7 @@
 // The shell of the page: a bar that is always visible, and the page in the address.
 
 import { button, fill, h, iconButton } from "./base/dom";
+import * as format from "./base/format";
 import * as route from "./base/route";
 import * as theme from "./base/theme";
 import * as tooltip from "./chart/tooltip";
@@ -130,14 +131,13 @@ function setTitle(...parts: string[]): void {
 /** Explain an error in place of the page, and offer a retry. */
 function onError(error: unknown, retry: () => void): HTMLElement {
   if (error instanceof ApiError && error.status === 401) return askForToken();
-  const message = error instanceof Error ? error.message : String(error);
   const unreachable = error instanceof ApiError && error.status === 0;
   const missing = error instanceof ApiError && error.status === 404;
   return h(
     "div",
     { class: "state", role: "alert" },
     h("h2", {}, unreachable ? "Server not reachable" : missing ? "Run not found" : "Request failed"),
-    h("p", {}, unreachable ? "Check that tensormeter serve is running. Training processes keep their points and send them when the server is back." : message),
+    h("p", {}, unreachable ? "Check that tensormeter serve is running. Training processes keep their points and send them when the server is back." : format.message(error)),
     h("p", {}, button("Retry", retry), " ", h("a", { href: "#/" }, "All projects")),
   );
 }

@@ -106,6 +106,11 @@ export function setting(content: unknown): string {
   return typeof content === "number" ? String(content) : value(content);
 }
 
+/** The text of an error, which may be any value that was thrown. */
+export function message(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
 /** Flatten nested objects to dotted paths: {a: {b: 1}} becomes {"a.b": 1}. */
 export function flatten(content: unknown, prefix = "", into: Map<string, unknown> = new Map()): Map<string, unknown> {
   if (content !== null && typeof content === "object" && !Array.isArray(content)) {

@@ -110,7 +110,7 @@ export class ChartCard {
       this.draw();
     } catch (error) {
       if (request !== this.request || !this.awake) return;
-      this.showStatus(error instanceof Error ? error.message : String(error), true);
+      this.showStatus(format.message(error), true);
     }
   }
 

@@ -210,8 +210,7 @@ export class MetricSource {
 
 /** Count the runs that have points of a metric. */
 async function runsWithPoints(project: string, ids: string[], metric: string): Promise<number> {
-  const filter = `id in (${ids.map((id) => JSON.stringify(id)).join(", ")}) and archived in (true, false)`;
-  const { runs } = await api.runs({ project, filter, limit: 1000, fields: `summary.${metric}` });
+  const runs = await api.runsById(project, ids, `summary.${metric}`);
   return runs.filter(({ summary }) => (summary[metric]?.count ?? 0) > 0).length;
 }
 

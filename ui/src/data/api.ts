@@ -128,6 +128,12 @@ export async function runs(query: RunsRequest, signal?: AbortSignal): Promise<sc
   return page;
 }
 
+/** Read the runs with these ids, archived ones included. */
+export async function runsById(project: string, ids: string[], fields: string, signal?: AbortSignal): Promise<schemas.Run[]> {
+  const filter = `id in (${ids.map((id) => JSON.stringify(id)).join(", ")}) and archived in (true, false)`;
+  return (await runs({ project, filter, limit: 1000, fields }, signal)).runs;
+}
+
 /** Read a run without the statistics of its metrics, which can be many. */
 export async function run(id: string, project: string): Promise<RunDetail> {
   return json(`${runPath(id)}${queryString({ project, fields: "config" })}`);

@@ -260,7 +260,7 @@ export class RunsPage implements Page {
       this.problem.textContent = "";
     } catch (error) {
       assign(Object.fromEntries(Object.keys(change).map((key) => [key, before[key as keyof api.Run]])));
-      this.problem.textContent = `Not saved: ${error instanceof Error ? error.message : error}`;
+      this.problem.textContent = `Not saved: ${format.message(error)}`;
     }
   }
 
@@ -293,7 +293,7 @@ export class RunsPage implements Page {
   }
 
   private onError(error: unknown): void {
-    this.problem.textContent = error instanceof Error ? error.message : String(error);
+    this.problem.textContent = format.message(error);
     if (this.rows.matches === 0) this.status.textContent = "";
     if (!(error instanceof api.ApiError && error.status === 400)) this.loaded = "";
   }

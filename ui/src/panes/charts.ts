@@ -1,6 +1,7 @@
 // The charts of the selected runs, and the list of runs next to them.
 
 import { button, fill, h, setText } from "../base/dom";
+import * as format from "../base/format";
 import * as route from "../base/route";
 import type { ChartCardEvents } from "../chart/chartCard";
 import { type ChartOptions, readChartOptions } from "../chart/chartOptions";
@@ -123,7 +124,7 @@ export class ChartsPane implements Pane {
         this.drawStatus();
         await searching;
       } catch (error) {
-        this.problem = error instanceof Error ? error.message : String(error);
+        this.problem = format.message(error);
       }
       this.draw();
     }

@@ -88,7 +88,7 @@ export class DistributionsPane implements Pane {
       fill(this.more, page.next === null ? null : h("p", { class: "muted", role: "status" }, "Loading …"));
     } catch (error) {
       this.next = null;
-      fill(this.more, h("p", { class: "problem", role: "alert" }, error instanceof Error ? error.message : String(error)));
+      fill(this.more, h("p", { class: "problem", role: "alert" }, format.message(error)));
     }
     this.searched = search;
     this.isReading = false;
@@ -231,7 +231,7 @@ class DistributionCard {
       this.draw();
     } catch (error) {
       this.status.hidden = false;
-      this.status.textContent = error instanceof Error ? error.message : String(error);
+      this.status.textContent = format.message(error);
     }
   }
 

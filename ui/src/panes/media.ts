@@ -85,7 +85,7 @@ export class MediaPane implements Pane {
       this.groups = [...groups.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
       this.draw();
     } catch (error) {
-      fill(this.message, h("div", { class: "state", role: "alert" }, h("h2", {}, "Could not load media"), h("p", {}, error instanceof Error ? error.message : String(error))));
+      fill(this.message, h("div", { class: "state", role: "alert" }, h("h2", {}, "Could not load media"), h("p", {}, format.message(error))));
     }
   }
 
@@ -193,7 +193,7 @@ class MediaCard {
     try {
       body = ((event.body === null && event.size > MAX_CHARACTERS ? await this.fullBody(event) : event.body) ?? {}) as Record<string, unknown>;
     } catch (error) {
-      if (turn === this.turn) fill(this.stage, h("p", { class: "status bad" }, error instanceof Error ? error.message : String(error)));
+      if (turn === this.turn) fill(this.stage, h("p", { class: "status bad" }, format.message(error)));
       return;
     }
     if (turn !== this.turn) return;
@@ -210,7 +210,7 @@ class MediaCard {
         if (turn !== this.turn) return;
         fill(this.stage, digest ? picture(image, caption) : h("p", { class: "status" }, "This image format is not supported."));
       } catch (error) {
-        fill(this.stage, h("p", { class: "status bad" }, error instanceof Error ? error.message : String(error)));
+        fill(this.stage, h("p", { class: "status bad" }, format.message(error)));
       }
     } else if (this.kind === "text") {
       fill(this.stage, h("pre", { class: "text", tabindex: 0 }, String(body.text ?? "")));

@@ -63,7 +63,7 @@ export class OverviewPane implements Pane {
       this.events = await api.events(run, { project: this.selection.project, limit: 200, max_body: MAX_CHARACTERS });
       this.problem = "";
     } catch (error) {
-      this.problem = error instanceof Error ? error.message : String(error);
+      this.problem = format.message(error);
     }
     this.draw();
     const alerts = this.events.filter(({ name }) => name === "tensormeter.alert");

@@ -1,6 +1,7 @@
 // System metrics: GPUs by node, host, process, phases of a step, and the cost of logging.
 
 import { fill, h, setOptions } from "../base/dom";
+import * as format from "../base/format";
 import * as route from "../base/route";
 import type { ChartSource } from "../chart/chartCard";
 import { type ChartOptions, readChartOptions } from "../chart/chartOptions";
@@ -72,7 +73,7 @@ export class SystemPane implements Pane {
       this.selection.metrics.add(this.metrics.add([...system.metrics, ...phases.metrics.filter(({ name }) => PHASE.test(name))]));
       this.problem = "";
     } catch (error) {
-      this.problem = error instanceof Error ? error.message : String(error);
+      this.problem = format.message(error);
     }
     this.isRead = true;
     this.names = new Set([...this.metrics].map(({ name }) => name));

@@ -1,6 +1,7 @@
 // Dialog that finds one metric of the selected runs by name. The server searches.
 
 import { button, fill, h, setText } from "../base/dom";
+import * as format from "../base/format";
 import { metrics } from "../data/metrics";
 
 const LISTED = 100;
@@ -47,7 +48,7 @@ export class MetricPicker {
       fill(this.list, ...names.map((name) => h("li", {}, button(name, () => this.pick(name), { class: "pick" }))));
       setText(this.status, page.total > names.length ? `${names.length} of ${page.total.toLocaleString("en")} metrics; search to find others` : `${names.length} metrics`);
     } catch (error) {
-      if (!signal.aborted) setText(this.status, error instanceof Error ? error.message : String(error));
+      if (!signal.aborted) setText(this.status, format.message(error));
     }
   }
 

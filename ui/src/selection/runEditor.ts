@@ -1,6 +1,7 @@
 // Editor of a run: tags, notes, archive, delete.
 
 import { button, fill, h } from "../base/dom";
+import * as format from "../base/format";
 import { go } from "../base/route";
 import * as api from "../data/api";
 import type { RunSelection } from "./runSelection";
@@ -52,7 +53,7 @@ export class RunEditor {
       // The run may have been reloaded in the meantime.
       Object.assign(this.selection.single ?? run, change);
     } catch (error) {
-      this.problem.textContent = `Not saved: ${error instanceof Error ? error.message : String(error)}`;
+      this.problem.textContent = `Not saved: ${format.message(error)}`;
     }
     this.update();
     this.onChange();
@@ -68,7 +69,7 @@ export class RunEditor {
         this.dialog.close();
         go(["p", run.project]);
       } catch (error) {
-        problem.textContent = error instanceof Error ? error.message : String(error);
+        problem.textContent = format.message(error);
       }
     };
     fill(

@@ -89,7 +89,7 @@ export class RunSelection {
       () => true,
       () => false,
     );
-    const [runs, isRead] = await Promise.all([this.listRuns("config"), readFirst]);
+    const [runs, isRead] = await Promise.all([api.runsById(this.project, this.ids, "config"), readFirst]);
     const byId = new Map(runs.map((run) => [run.id, run]));
     this.runs = this.ids.flatMap((id) => byId.get(id) ?? []);
     if (this.runs.length === 0) throw new api.ApiError(404, "None of these runs exists in this project.");
@@ -100,12 +100,6 @@ export class RunSelection {
   private async readCharts(): Promise<void> {
     if (this.search !== undefined) await this.tree.load(this.search);
     else if (this.ids.length === 1) this.metrics.add((await metrics(this.project, this.ids, { pane: "charts", limit: SAMPLE })).metrics);
-  }
-
-  private async listRuns(fields: string): Promise<api.Run[]> {
-    const ids = this.ids.map((id) => JSON.stringify(id)).join(", ");
-    const filter = `id in (${ids}) and archived in (true, false)`;
-    return (await api.runs({ project: this.project, filter, limit: 1000, fields })).runs;
   }
 
   /** Load the metrics and details that the first view does not need. */
@@ -163,7 +157,7 @@ export class RunSelection {
     const changedRuns = [...this.changedRuns].slice(0, MAX_RUNS);
     for (const id of changedRuns) this.changedRuns.delete(id);
     try {
-      const now = new Map((await this.listRuns("")).map((run) => [run.id, run]));
+      const now = new Map((await api.runsById(this.project, this.ids, "")).map((run) => [run.id, run]));
       for (const run of this.runs) {
         const { state, lost, lag } = now.get(run.id) ?? run;
         Object.assign(run, { state, lost, lag });

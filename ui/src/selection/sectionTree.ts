@@ -1,6 +1,7 @@
 // The sections of a tree of metrics. A section reads its charts when it is opened and comes into sight.
 
 import { arrange, button, drawing, h, setText } from "../base/dom";
+import * as format from "../base/format";
 import type { ChartCardEvents, ChartSource } from "../chart/chartCard";
 import type { Chart } from "../chart/variant";
 import { ChartDeck } from "./chartDeck";
@@ -96,8 +97,7 @@ export class SectionTree {
     element.style.minHeight = "";
     if (node.state === "read" && !node.hasMore) return;
     if (node.problem) {
-      const words = node.problem instanceof Error ? node.problem.message : String(node.problem);
-      arrange(element, [h("p", { class: "problem", role: "alert" }, words, " ", button("Retry", () => this.read(node)))]);
+      arrange(element, [h("p", { class: "problem", role: "alert" }, format.message(node.problem), " ", button("Retry", () => this.read(node)))]);
       return;
     }
     arrange(element, [h("p", { class: "muted", role: "status" }, "Loading …")]);

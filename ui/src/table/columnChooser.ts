@@ -1,6 +1,7 @@
 // Dialog that chooses the columns of the runs table. The server searches the fields of the project.
 
 import { button, fill, h, setText } from "../base/dom";
+import * as format from "../base/format";
 import * as listing from "../data/metrics";
 import { BASIC_KEYS, shortLabel } from "./columns";
 
@@ -62,7 +63,7 @@ export class ColumnChooser {
       this.draw();
       setText(this.more, total > fields.length ? `${fields.length} of ${total.toLocaleString("en")} fields; search to find others` : "");
     } catch (error) {
-      if (!signal.aborted) setText(this.more, error instanceof Error ? error.message : String(error));
+      if (!signal.aborted) setText(this.more, format.message(error));
     }
   }
 

@@ -154,10 +154,7 @@ export class Rows {
   }
 
   private async readPinned({ project, pinned, fields }: Request, signal: AbortSignal): Promise<api.Run[]> {
-    if (pinned.length === 0) return [];
-    const filter = `id in (${pinned.map((id) => JSON.stringify(id)).join(", ")}) and archived in (true, false)`;
-    const { runs } = await api.runs({ project, filter, fields, limit: 1000 }, signal);
-    return runs;
+    return pinned.length ? api.runsById(project, pinned, fields, signal) : [];
   }
 
   private async loadGroups(request: Request, pinned: api.Run[], signal: AbortSignal): Promise<void> {
