@@ -15,7 +15,7 @@ export interface ChartSource {
   /** Call the listener when there is new data. Returns a function that unsubscribes. */
   subscribe?: (listener: () => void) => () => void;
   /** One line of text below the plot, for example the slowest rank. */
-  remark?: () => string;
+  remark?: string;
   /** Minimum interval between two reads while the data grows, in milliseconds. */
   refreshMs?: number;
   /** Whether the remark is a warning; default true. */
@@ -139,7 +139,7 @@ export class ChartCard {
     const value = this.view.traces.length === 1 && only ? only.y[only.y.length - 1] : undefined;
     this.last.textContent = value === undefined ? "" : format.withUnit(value, this.view.unit);
     this.last.classList.toggle("bad", value !== undefined && !Number.isFinite(value));
-    const remark = this.source.remark?.() ?? "";
+    const remark = this.source.remark ?? "";
     const sampled = this.view.traces.some((trace) => trace.sampled);
     const count = (n: number) => (sampled ? "some" : format.count(n));
     this.remark.classList.toggle("warn", (remark !== "" && this.source.warns !== false) || marked > 0);

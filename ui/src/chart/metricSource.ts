@@ -1,6 +1,7 @@
 // The curves of one metric for the selected runs: lines, means of groups, or statistics over ranks.
 
 import * as format from "../base/format";
+import { remember } from "../base/remember";
 import { lineColor } from "../base/theme";
 import * as api from "../data/api";
 import { type ChartOptions, usesRankStatistics, xKind } from "./chartOptions";
@@ -31,7 +32,7 @@ const STATISTICS_MS = 3000;
 const SHARE_NAMES = /\.utilization$|\.share$/;
 
 export class MetricSource {
-  remarkText = "";
+  remark = "";
   warns = true;
   refreshMs = LINES_MS;
   /** Runs that were checked for points without steps, and the number of those that have some. */
@@ -64,15 +65,11 @@ export class MetricSource {
     return this.cache.subscribe(this.metric.name, listener);
   }
 
-  remark(): string {
-    return this.remarkText;
-  }
-
   async read(): Promise<ChartView> {
     const axis = this.cache.axis(this.metric.name);
     const options = { ...this.options(), x: axis, window: this.cache.window(this.metric.name) };
     const runs = this.selected().filter(({ id }) => !options.hidden.has(id));
-    this.remarkText = "";
+    this.remark = "";
     // Statistics over ranks take one request per run. For many runs they are computed here, from lines, if there are few enough.
     const ranked = usesRankStatistics(this.metric, options);
     const served = ranked && (runs.length <= MAX_RANKED_RUNS || this.cache.lineCount(this.metric.name) > MAX_SERVER_LINES);
@@ -120,7 +117,7 @@ export class MetricSource {
     const stepless = await this.stepless;
     if (stepless === 0) return;
     const words = `${stepless === 1 ? "1 run has" : `${stepless} runs have`} points without a step; set x to time to see them`;
-    this.remarkText = [this.remarkText, words].filter(Boolean).join(" · ");
+    this.remark = [this.remark, words].filter(Boolean).join(" · ");
   }
 
   private async readLines(runs: SelectedRun[], options: ChartOptions, ranked: boolean): Promise<Trace[]> {
@@ -128,7 +125,7 @@ export class MetricSource {
     const groups = new Map<string, { color: string; lines: api.Line[] }>();
     const rankGroups = new Groups();
     const traces: Trace[] = [];
-    if (ranked) this.remarkText = "mean and range of each run's ranks";
+    if (ranked) this.remark = "mean and range of each run's ranks";
     for (const run of runs) {
       let runLines = lines.filter((line) => line.run === run.id);
       const first = options.ranks === "first" && runLines.length > 1 ? run.firstProcess() : null;
@@ -138,13 +135,11 @@ export class MetricSource {
         const band = aggregate(runLines);
         const note = `mean of ${runLines.length} ranks`;
         if (run.group !== null) rankGroups.add(run.group, run.color, band, runLines.length);
-        else traces.push({ ...curves({ x: band.x, y: band.middle, gaps: band.gaps }, options.smoothing), label: run.name, color: run.color, band, note: () => note });
+        else traces.push(bandTrace(run.name, run.color, band, options.smoothing, () => note));
         continue;
       }
       if (run.group !== null) {
-        const group = groups.get(run.group) ?? { color: run.color, lines: [] };
-        group.lines.push(...runLines);
-        groups.set(run.group, group);
+        remember(groups, run.group, () => ({ color: run.color, lines: [] })).lines.push(...runLines);
         continue;
       }
       const several = runLines.length > 1;
@@ -166,9 +161,8 @@ export class MetricSource {
       }
     }
     for (const [name, group] of groups) {
-      const band = aggregate(group.lines);
       const note = `mean of ${group.lines.length}`;
-      traces.push({ ...curves({ x: band.x, y: band.middle, gaps: band.gaps }, options.smoothing), label: name, color: group.color, band, note: () => note });
+      traces.push(bandTrace(name, group.color, aggregate(group.lines), options.smoothing, () => note));
     }
     return [...traces, ...rankGroups.traces("means", options.smoothing)];
   }
@@ -177,10 +171,9 @@ export class MetricSource {
     const { project } = this.cache;
     const { name, unit, kind, temporality, scopes } = this.metric;
     const scope = scopes.length === 1 ? { scope: scopes[0] as string } : {};
-    const window = options.window ? { start: options.window[0], stop: options.window[1] } : {};
     const answers = await Promise.all(
       runs.map((run) =>
-        api.ranks(run.id, { project, metric: name, unit, kind, temporality, ...scope, x: options.x, max_points: 400, ...roundToSteps(window, options.x) }),
+        api.ranks(run.id, { project, metric: name, unit, kind, temporality, ...scope, x: options.x, max_points: 400, ...range(options) }),
       ),
     );
     const traces: Trace[] = [];
@@ -195,14 +188,10 @@ export class MetricSource {
         continue;
       }
       const nameOf = (process: string | undefined) => (process === undefined ? "?" : run.processName(process));
-      traces.push({
-        ...curves({ x: band.x, y: band.middle, gaps: band.gaps }, options.smoothing),
-        label: runs.length > 1 ? run.name : `median of ${ranks.processes} ranks`,
-        color: run.color,
-        band,
-        note: (i) => `highest ${nameOf(ranks.highest[i])}, lowest ${nameOf(ranks.lowest[i])}`,
-      });
-      if (runs.length === 1) this.remarkText = outlierRank(ranks, nameOf);
+      const label = runs.length > 1 ? run.name : `median of ${ranks.processes} ranks`;
+      const note = (i: number) => `highest ${nameOf(ranks.highest[i])}, lowest ${nameOf(ranks.lowest[i])}`;
+      traces.push(bandTrace(label, run.color, band, options.smoothing, note));
+      if (runs.length === 1) this.remark = outlierRank(ranks, nameOf);
     }
     return [...traces, ...groups.traces("medians", options.smoothing)];
   }
@@ -219,17 +208,15 @@ class Groups {
   private readonly groups = new Map<string, { color: string; bands: Band[]; ranks: number }>();
 
   add(name: string, color: string, band: Band, ranks: number): void {
-    const group = this.groups.get(name) ?? { color, bands: [], ranks: 0 };
+    const group = remember(this.groups, name, () => ({ color, bands: [], ranks: 0 }));
     group.bands.push(band);
     group.ranks += ranks;
-    this.groups.set(name, group);
   }
 
   traces(middles: string, smoothing: number): Trace[] {
     return [...this.groups].map(([label, { color, bands, ranks }]) => {
-      const band = combineBands(bands);
       const note = `mean of the ${middles} of ${bands.length} ${bands.length === 1 ? "run" : "runs"}, ${ranks} ranks`;
-      return { ...curves({ x: band.x, y: band.middle, gaps: band.gaps }, smoothing), label, color, band, note: () => note };
+      return bandTrace(label, color, combineBands(bands), smoothing, () => note);
     });
   }
 }
@@ -241,12 +228,19 @@ function combineBands(bands: Band[]): Band {
   return { x, low: part("low").low, middle, high: part("high").high, gaps };
 }
 
+/** The curve through the middle of a band, with the band around it. */
+function bandTrace(label: string, color: string, band: Band, smoothing: number, note: (index: number) => string): Trace {
+  return { ...curves({ x: band.x, y: band.middle, gaps: band.gaps }, smoothing), label, color, band, note };
+}
+
 function curves({ x, y, gaps }: Curve, smoothing: number): Pick<Trace, "x" | "y" | "gaps" | "raw"> {
   if (smoothing <= 0) return { x, y, gaps };
   return { x, y: smooth({ x, y }, smoothing), gaps, raw: { x, y, gaps } };
 }
 
-function roundToSteps(window: { start?: number; stop?: number }, x: string): { start?: number; stop?: number } {
-  if (x !== "step" || window.start === undefined || window.stop === undefined) return window;
-  return { start: Math.floor(window.start), stop: Math.ceil(window.stop) };
+/** The range to request. Steps are integers. */
+function range({ x, window }: ChartOptions): { start?: number; stop?: number } {
+  if (!window) return {};
+  const [start, stop] = window;
+  return x === "step" ? { start: Math.floor(start), stop: Math.ceil(stop) } : { start, stop };
 }

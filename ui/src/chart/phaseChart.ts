@@ -25,68 +25,69 @@ export interface PhaseChoice {
   processName: (process: string) => string;
 }
 
+/** The metrics of the phases, and how to show them. */
+export interface Phases {
+  cache: PointCache;
+  metrics: string[];
+  unit: string;
+  options: () => ChartOptions;
+  choice: () => PhaseChoice;
+}
+
 /** Chart of stacked phases. The top line is the duration of the whole step. */
-export function stackedPhases(cache: PointCache, metrics: string[], unit: string, options: () => ChartOptions, choice: () => PhaseChoice): ChartSource {
-  let remark = "";
-  return {
+export function stackedPhases(phases: Phases): ChartSource {
+  const source: ChartSource = {
     title: "phases, stacked",
-    unit,
+    unit: phases.unit,
     description: "Duration of each phase of a step, stacked",
-    subscribe: subscribeAll(cache, metrics),
-    remark: () => remark,
+    subscribe: subscribeAll(phases),
     warns: false,
     read: async () => {
-      const { clock, process, processName } = choice();
-      const lines = (await loadAll(cache, metrics)).filter((line) => clockOf(line) === clock && (process === null || line.process === process));
+      const { clock, process, processName } = phases.choice();
+      const lines = await load(phases, clock, process);
       const processes = new Set(lines.map((line) => line.process));
       const [only = ""] = processes;
-      const source = processes.size > 1 ? `mean of ${processes.size} processes` : processes.size && process !== null ? processName(only) : "";
-      remark = source && lines.some((line) => CLOCK in line.attributes) ? `${source}, ${clock} time` : source;
-      return view(stack(byPhase(lines)), unit, options());
+      const words = processes.size > 1 ? `mean of ${processes.size} processes` : processes.size && process !== null ? processName(only) : "";
+      source.remark = words && lines.some((line) => CLOCK in line.attributes) ? `${words}, ${clock} time` : words;
+      return view(stack(byPhase(lines)), phases);
     },
   };
+  return source;
 }
 
 /** Chart of the delay between host and device, for each phase and process. */
-export function phaseLag(cache: PointCache, metrics: string[], unit: string, options: () => ChartOptions, choice: () => PhaseChoice): ChartSource {
+export function phaseLag(phases: Phases): ChartSource {
   return {
     title: "lag of the device",
-    unit,
+    unit: phases.unit,
     description: "Delay between the launch of a phase on the host and its start on the device. Near zero, the device waits for the host.",
-    subscribe: subscribeAll(cache, metrics),
+    subscribe: subscribeAll(phases),
     read: async () => {
-      const { process, processName } = choice();
-      const lines = (await loadAll(cache, metrics)).filter((line) => clockOf(line) === LAG && (process === null || line.process === process));
+      const { process, processName } = phases.choice();
+      const lines = await load(phases, LAG, process);
       lines.sort((a, b) => compareOrder(phaseOf(a), phaseOf(b)));
       const several = new Set(lines.map((line) => line.process)).size > 1;
       const traces = lines.map((line, index): Trace => {
         const label = several ? `${phaseOf(line)} · ${processName(line.process)}` : phaseOf(line);
         return { x: line.x, y: line.y, gaps: line.gaps, label, color: lineColor(index), thin: lines.length > 12 };
       });
-      return view(traces, unit, options());
+      return view(traces, phases);
     },
   };
 }
 
-function view(traces: Trace[], unit: string, options: ChartOptions): ChartView {
-  return {
-    traces,
-    x: options.x,
-    xKind: xKind(options.x),
-    xLabel: options.x,
-    xLog: false,
-    yLog: false,
-    unit,
-    window: options.window,
-    clip: options.clip,
-  };
+function view(traces: Trace[], { unit, options }: Phases): ChartView {
+  const { x, window, clip } = options();
+  return { traces, x, xKind: xKind(x), xLabel: x, xLog: false, yLog: false, unit, window, clip };
 }
 
-async function loadAll(cache: PointCache, metrics: string[]): Promise<Line[]> {
-  return (await Promise.all(metrics.map((metric) => cache.load(metric)))).flat();
+/** Load the lines of a clock and a process; null loads those of all processes. */
+async function load({ cache, metrics }: Phases, clock: string, process: string | null): Promise<Line[]> {
+  const lines = await Promise.all(metrics.map((metric) => cache.load(metric)));
+  return lines.flat().filter((line) => clockOf(line) === clock && (process === null || line.process === process));
 }
 
-function subscribeAll(cache: PointCache, metrics: string[]): (listener: () => void) => () => void {
+function subscribeAll({ cache, metrics }: Phases): (listener: () => void) => () => void {
   return (listener) => {
     const offs = metrics.map((metric) => cache.subscribe(metric, listener));
     return () => {
@@ -106,13 +107,10 @@ function phaseOf(line: Line): string {
 
 /** One curve per phase, in the order of a step: the mean over processes. */
 function byPhase(lines: Line[]): [string, Curve][] {
-  const byName = new Map<string, Line[]>();
-  for (const line of lines) byName.set(phaseOf(line), [...(byName.get(phaseOf(line)) ?? []), line]);
-  const names = [...byName.keys()].sort(compareOrder);
-  return names.map((name) => {
-    const phaseLines = byName.get(name) as Line[];
-    if (phaseLines.length === 1) return [name, phaseLines[0] as Line];
-    const { x, middle, gaps } = aggregate(phaseLines);
+  const phases = [...Map.groupBy(lines, phaseOf)].sort(([a], [b]) => compareOrder(a, b));
+  return phases.map(([name, members]) => {
+    if (members.length === 1) return [name, members[0] as Line];
+    const { x, middle, gaps } = aggregate(members);
     return [name, { x, y: middle, gaps }];
   });
 }

@@ -1,5 +1,6 @@
 // Cache of the points of a selection of runs: batches requests, keeps responses, and appends new points.
 
+import { remember } from "../base/remember";
 import * as api from "../data/api";
 import { follow, type Update } from "../data/live";
 import { type Curve, join, thin } from "./curve";
@@ -131,8 +132,7 @@ export class PointCache {
 
   /** Call the listener when a metric has new points. Returns a function that unsubscribes. */
   subscribe(metric: string, listener: () => void): () => void {
-    const set = this.listeners.get(metric) ?? new Set();
-    this.listeners.set(metric, set.add(listener));
+    const set = remember(this.listeners, metric, () => new Set()).add(listener);
     return () => {
       set.delete(listener);
       if (set.size === 0 && this.listeners.get(metric) === set) this.listeners.delete(metric);

@@ -2,6 +2,7 @@
 
 import { arrange, fill, h } from "../base/dom";
 import * as format from "../base/format";
+import { remember } from "../base/remember";
 import { address } from "../base/route";
 import * as api from "../data/api";
 import { stateBadge } from "../widgets/badge";
@@ -72,17 +73,14 @@ export class Projects implements Page {
 
   /** Create or update the card of a project. Elements are reused, so they keep the focus. */
   private card({ name, runs, last_time: lastTime }: api.Project): HTMLElement {
-    const link = this.links.get(name) ?? h("a", { class: "project", href: address(["p", name]) });
-    this.links.set(name, link);
+    const link = remember(this.links, name, () => h("a", { class: "project", href: address(["p", name]) }));
     const words = `${format.count(runs)} ${runs === 1 ? "run" : "runs"}`;
     fill(link, h("h3", {}, name), h("p", {}, words), h("p", { class: "muted" }, `last update ${format.ago(format.epoch(lastTime))}`));
     return link;
   }
 
   private item(run: api.Run): HTMLElement {
-    const key = JSON.stringify([run.project, run.id]);
-    const link = this.links.get(key) ?? h("a", { href: address(["p", run.project, "runs", run.id]) });
-    this.links.set(key, link);
+    const link = remember(this.links, JSON.stringify([run.project, run.id]), () => h("a", { href: address(["p", run.project, "runs", run.id]) }));
     link.textContent = run.name || run.id;
     const updated = h("span", { class: "muted" }, `updated ${format.ago(format.epoch(run.last_time))}`);
     const line = (link.parentElement as HTMLLIElement | null) ?? h("li", {}, link);

@@ -2,6 +2,7 @@
 
 import { button, fill, h, setText } from "../base/dom";
 import * as format from "../base/format";
+import { remember } from "../base/remember";
 import * as route from "../base/route";
 import type { ChartCardEvents } from "../chart/chartCard";
 import { type ChartOptions, readChartOptions } from "../chart/chartOptions";
@@ -171,16 +172,8 @@ export class ChartsPane implements Pane {
   }
 
   private source(metric: Chart): MetricSource {
-    const existing = this.sources.get(metric);
-    if (existing) return existing;
-    const source = new MetricSource(
-      this.selection.cache,
-      metric,
-      () => this.options(),
-      () => this.selection.selectedRuns(this.params),
-    );
-    this.sources.set(metric, source);
-    return source;
+    const make = () => new MetricSource(this.selection.cache, metric, () => this.options(), () => this.selection.selectedRuns(this.params));
+    return remember(this.sources, metric, make);
   }
 
   private options(): ChartOptions {

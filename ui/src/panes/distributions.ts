@@ -2,6 +2,7 @@
 
 import { arrange, fill, h } from "../base/dom";
 import * as format from "../base/format";
+import { remember } from "../base/remember";
 import * as route from "../base/route";
 import { drawHeatmap, drawSingle, type Frame } from "../chart/heatmap";
 import { type Chart, metricKey } from "../chart/variant";
@@ -107,11 +108,13 @@ export class DistributionsPane implements Pane {
       const sets = metric.attributes.length ? metric.attributes : [{}];
       for (const [scope, attributes] of metric.scopes.flatMap((scope) => sets.map((set) => [scope, set] as const)).slice(0, MAX_SETS)) {
         const name = JSON.stringify([metricKey(metric), scope, attributes]);
-        const card = this.cards.get(name) ?? new DistributionCard(run, this.selection.project, metric, scope, attributes);
-        if (!this.cards.has(name)) this.observer.observe(card.element);
-        card.element.dataset.key = name;
-        this.cards.set(name, card);
-        matching.push(card);
+        const make = () => {
+          const card = new DistributionCard(run, this.selection.project, metric, scope, attributes);
+          card.element.dataset.key = name;
+          this.observer.observe(card.element);
+          return card;
+        };
+        matching.push(remember(this.cards, name, make));
       }
     }
     if (matching.length) arrange(this.grid, matching.map(({ element }) => element));

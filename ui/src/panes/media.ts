@@ -2,6 +2,7 @@
 
 import { arrange, fill, h, setText } from "../base/dom";
 import * as format from "../base/format";
+import { remember } from "../base/remember";
 import * as route from "../base/route";
 import * as api from "../data/api";
 import type { Update } from "../data/live";
@@ -77,9 +78,7 @@ export class MediaPane implements Pane {
         this.shelves.get(kind)?.setNote(events.length < MAX_EVENTS ? "" : `the newest ${MAX_EVENTS}`);
         for (const event of [...events].reverse()) {
           const key = String(event.attributes["tensormeter.key"] ?? kind);
-          const group = groups.get(`${kind} ${key}`) ?? { key, kind, events: [] };
-          group.events.push(event);
-          groups.set(`${kind} ${key}`, group);
+          remember(groups, `${kind} ${key}`, (): Group => ({ key, kind, events: [] })).events.push(event);
         }
       }
       this.groups = [...groups.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
@@ -94,17 +93,17 @@ export class MediaPane implements Pane {
     const matches = matcher(this.params.get("q") ?? "");
     const matching = this.groups.filter(({ key }) => matches(key));
     const [run = ""] = this.selection.ids;
-    const cards = matching.map((group): [Kind, HTMLElement] => {
-      const name = `${group.kind} ${group.key}`;
-      const card = this.cards.get(name) ?? new MediaCard(
-          group.key,
-          group.kind,
+    const cards = matching.map(({ key, kind, events }): [Kind, HTMLElement] => {
+      const make = () =>
+        new MediaCard(
+          key,
+          kind,
           (digest) => api.media(run, digest, this.selection.project),
           (event) => bodyOf(run, this.selection.project, event),
         );
-      this.cards.set(name, card);
-      card.update(group.events);
-      return [group.kind, card.element];
+      const card = remember(this.cards, `${kind} ${key}`, make);
+      card.update(events);
+      return [kind, card.element];
     });
     for (const [kind, shelf] of this.shelves) shelf.show(cards.filter(([of]) => of === kind).map(([, element]) => element));
     if (cards.length) fill(this.message);
@@ -231,8 +230,6 @@ class MediaCard {
   }
 
   private address(digest: string): Promise<string> {
-    const url = this.urls.get(digest) ?? this.open(digest);
-    this.urls.set(digest, url);
-    return url;
+    return remember(this.urls, digest, () => this.open(digest));
   }
 }

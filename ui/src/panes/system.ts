@@ -2,11 +2,12 @@
 
 import { fill, h, setOptions } from "../base/dom";
 import * as format from "../base/format";
+import { remember } from "../base/remember";
 import * as route from "../base/route";
 import type { ChartSource } from "../chart/chartCard";
 import { type ChartOptions, readChartOptions } from "../chart/chartOptions";
 import { MetricSource } from "../chart/metricSource";
-import { CLOCK, PHASE, type PhaseChoice, phaseLag, stackedPhases } from "../chart/phaseChart";
+import { CLOCK, PHASE, type PhaseChoice, type Phases, phaseLag, stackedPhases } from "../chart/phaseChart";
 import type { Chart } from "../chart/variant";
 import { SYSTEM_METRIC } from "../data/fields";
 import type { Update } from "../data/live";
@@ -22,12 +23,14 @@ import { zoom } from "./charts";
 import type { Pane } from "./pane";
 
 const PHASES = "Phases of a step";
+/** Sections in order. A metric belongs to the first one that matches its name. */
 const SECTIONS: [string, RegExp][] = [
   [PHASES, /phase|^tensormeter\.(step\.|throughput)/],
   ["GPU", /^hw\.|^tensormeter\.gpu/],
   ["Process", /^process\.|^cpython\.|^gc\./],
   ["Host", /^system\.|^container\.|^k8s\./],
   ["Logging", /^tensormeter\./],
+  ["Other", /./],
 ];
 /** Number of metrics that the pane shows at most. */
 const MAX_METRICS = 1000;
@@ -123,16 +126,14 @@ export class SystemPane implements Pane {
   private draw(): void {
     const matches = matcher(this.params.get("q") ?? "");
     const metrics = [...this.metrics].filter(({ name, kind }) => !NO_CHARTS.has(kind) && name !== "tensormeter.step" && matches(name));
-    const bySection = new Map<string, ChartSource[]>();
     const phases = metrics.filter(({ name, kind }) => PHASE.test(name) && (kind === "gauge" || kind === "sum"));
-    if (phases.length) bySection.set(PHASES, this.phases(phases));
-    for (const metric of metrics.sort(byName)) {
-      if (phases.includes(metric)) continue;
-      const [section] = SECTIONS.find(([, pattern]) => pattern.test(metric.name)) ?? ["Other"];
-      bySection.set(section, [...(bySection.get(section) ?? []), this.source(metric)]);
-    }
-    const order = SECTIONS.map(([name]) => name);
-    const sections: Section[] = [...bySection].map(([name, sources]) => ({ name, sources, spread: name === PHASES })).sort((a, b) => order.indexOf(a.name) - order.indexOf(b.name));
+    const others = metrics.filter((metric) => !phases.includes(metric)).sort(byName);
+    const bySection = Map.groupBy(others, ({ name }) => SECTIONS.find(([, pattern]) => pattern.test(name)));
+    const sections = SECTIONS.map((section): Section => {
+      const [name] = section;
+      const sources = (bySection.get(section) ?? []).map((metric) => this.source(metric));
+      return name === PHASES ? { name, sources: [...this.phases(phases), ...sources], spread: true } : { name, sources };
+    }).filter(({ sources }) => sources.length > 0);
     this.grid.update(sections, route.list(this.params, "closed"));
     const title = this.params.get("full");
     this.full.show(sections.flatMap(({ sources }) => sources).find((source) => source.title === title));
@@ -146,33 +147,17 @@ export class SystemPane implements Pane {
   }
 
   private source(metric: Chart): ChartSource {
-    const existing = this.sources.get(metric.title);
-    if (existing) return existing;
-    const source = new MetricSource(
-      this.selection.cache,
-      metric,
-      () => this.options(),
-      () => this.selection.selectedRuns(this.params),
-    );
-    this.sources.set(metric.title, source);
-    return source;
+    const make = () => new MetricSource(this.selection.cache, metric, () => this.options(), () => this.selection.selectedRuns(this.params));
+    return remember(this.sources, metric.title, make);
   }
 
   private phases(metrics: Chart[]): ChartSource[] {
+    if (metrics.length === 0) return [];
     const names = metrics.map(({ name }) => name);
     const unit = metrics[0]?.unit || "s";
-    const key = names.join("\n");
-    const options = () => this.options();
-    const choice = () => this.choice();
-    const make = (title: string, source: () => ChartSource): ChartSource => {
-      const result = this.sources.get(`${title} ${key}`) ?? source();
-      this.sources.set(`${title} ${key}`, result);
-      return result;
-    };
-    const { selection } = this;
-    const stacked = make("stacked", () => stackedPhases(selection.cache, names, unit, options, choice));
-    const lags = this.clocks().has("lag");
-    return lags ? [stacked, make("lag", () => phaseLag(selection.cache, names, unit, options, choice))] : [stacked];
+    const phases: Phases = { cache: this.selection.cache, metrics: names, unit, options: () => this.options(), choice: () => this.choice() };
+    const charts = { stacked: stackedPhases, ...(this.clocks().has("lag") ? { lag: phaseLag } : {}) };
+    return Object.entries(charts).map(([kind, make]) => remember(this.sources, `${kind} ${names.join("\n")}`, () => make(phases)));
   }
 
   private choice(): PhaseChoice {

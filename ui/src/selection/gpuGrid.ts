@@ -1,6 +1,7 @@
 // A cell for each GPU of the run, so that idle GPUs are easy to spot, also among 512.
 
 import { fill, h } from "../base/dom";
+import { remember } from "../base/remember";
 import * as api from "../data/api";
 import type { RunSelection } from "./runSelection";
 
@@ -53,11 +54,9 @@ export class GpuGrid {
     const nodes = new Map<string, Map<string, Gpu>>();
     for (const line of series) {
       const node = hosts.get(line.process) ?? line.process;
-      const gpus = nodes.get(node) ?? new Map<string, Gpu>();
-      nodes.set(node, gpus);
+      const gpus = remember(nodes, node, () => new Map());
       const id = String(line.attributes["hw.id"] ?? line.process);
-      const gpu = gpus.get(id) ?? { name: String(line.attributes["hw.name"] ?? id), busy: Number.NaN, memory: Number.NaN };
-      gpus.set(id, gpu);
+      const gpu = remember(gpus, id, () => ({ name: String(line.attributes["hw.name"] ?? id), busy: Number.NaN, memory: Number.NaN }));
       const last = line.y[line.y.length - 1] as number;
       if (line.metric === BUSY) gpu.busy = last;
       else gpu.memory = last;

@@ -166,11 +166,7 @@ export class Rows {
       runs.push(...page.runs);
       if (page.runs.length === 0) break;
     }
-    const groups = new Map<string, api.Run[]>();
-    for (const run of runs) {
-      const name = fieldText(run, request.group);
-      groups.set(name, [...(groups.get(name) ?? []), run]);
-    }
+    const groups = Map.groupBy(runs, (run) => fieldText(run, request.group));
     this.pinned = pinned;
     this.pages.clear();
     this.matches = total;

@@ -47,9 +47,7 @@ async function read(): Promise<void> {
   const entries = [...queued].filter(([key, { cells }]) => [...cells].some((cell) => cell.dataset.spark === key && cell.isConnected));
   queued = new Map();
   for (const [key, entry] of entries) inFlight.set(key, entry);
-  const byMetric = new Map<string, typeof entries>();
-  for (const item of entries) byMetric.set(item[1].metric, [...(byMetric.get(item[1].metric) ?? []), item]);
-  for (const [metric, group] of byMetric) {
+  for (const [metric, group] of Map.groupBy(entries, ([, entry]) => entry.metric)) {
     try {
       const { series } = await api.series({
         runs: group.map(([, { run }]) => api.reference(run.project, run.id)),
