@@ -41,6 +41,14 @@ export function fill(parent: Element, ...children: Child[]): void {
   append(parent, children);
 }
 
+/** Fill an element, unless the content that it shows is the same as before. So menus stay open, and selections and the focus are kept. */
+export function fillOnChange(parent: HTMLElement, content: unknown, make: () => Child[]): void {
+  const key = JSON.stringify(content);
+  if (parent.dataset.key === key) return;
+  parent.dataset.key = key;
+  fill(parent, ...make());
+}
+
 /** Set the text of an element in place. Unchanged text is not written, because a write makes the browser restyle the element. */
 export function setText(element: HTMLElement, text: string): void {
   const node = element.firstChild;
@@ -59,12 +67,14 @@ export function arrange(parent: Element, elements: Element[]): void {
   }
 }
 
-/** Set the options of a select, as pairs of value and label. An unchanged select is not touched, so it stays open. */
+/** Set the options of a select, as pairs of value and label. */
 export function setOptions(select: HTMLSelectElement, choices: [string, string][]): void {
-  const key = JSON.stringify(choices);
-  if (select.dataset.key === key) return;
-  select.dataset.key = key;
-  fill(select, ...choices.map(([value, label]) => h("option", { value }, label)));
+  fillOnChange(select, choices, () => choices.map(([value, label]) => h("option", { value }, label)));
+}
+
+/** Set the value of a field, unless the user is typing in it. */
+export function setValue(field: HTMLInputElement | HTMLTextAreaElement, value: string): void {
+  if (document.activeElement !== field || field.type === "range") field.value = value;
 }
 
 export function svg(tag: string, attributes: Record<string, string | number>, ...children: Node[]): SVGElement {
@@ -84,7 +94,7 @@ export function button(label: string, onClick: (event: MouseEvent) => void, prop
 
 /** Create a button with an icon and an accessible name. */
 export function iconButton(icon: keyof typeof ICONS, name: string, onClick: (event: MouseEvent) => void): HTMLButtonElement {
-  const element = h("button", { type: "button", class: "icon", title: name, "aria-label": name, on: { click: onClick } });
+  const element = button("", onClick, { class: "icon", title: name, "aria-label": name });
   element.append(drawing(icon));
   return element;
 }

@@ -1,6 +1,6 @@
 // A chart with its title, tools, plot and legend. It loads its points when it becomes visible.
 
-import { button, drawing, fill, h, iconButton } from "../base/dom";
+import { button, drawing, fillOnChange, h, iconButton } from "../base/dom";
 import * as format from "../base/format";
 import * as exportChart from "./exportChart";
 import { Plot, type Reading, type Trace, type ChartView } from "./plot";
@@ -154,16 +154,9 @@ export class ChartCard {
   }
 
   private drawLegend(traces: Trace[]): void {
-    if (traces.length < 2 || traces.length > 24) {
-      this.legend.textContent = this.legend.dataset.labels = "";
-      return;
-    }
-    const labels = traces.map(({ label, color }) => `${label}${color}`).join("\n") + [...this.hidden].join("\n");
-    if (this.legend.dataset.labels === labels) return;
-    this.legend.dataset.labels = labels;
-    fill(
-      this.legend,
-      ...traces.map(({ label, color }) => {
+    const shown = traces.length < 2 || traces.length > 24 ? [] : traces;
+    fillOnChange(this.legend, [shown.map(({ label, color }) => [label, color]), [...this.hidden]], () =>
+      shown.map(({ label, color }) => {
         const swatch = h("i", { class: "swatch" });
         swatch.style.background = color;
         const entry = button("", (event) => this.toggle(label, event.altKey || event.shiftKey), {

@@ -1,6 +1,6 @@
 // The runs of a project: filter, sort, group, choose columns, select runs to compare. The address holds all of this state.
 
-import { button, fill, h, iconButton } from "../base/dom";
+import { button, fill, fillOnChange, h, iconButton, setText } from "../base/dom";
 import * as format from "../base/format";
 import * as route from "../base/route";
 import { lineColor, onTheme } from "../base/theme";
@@ -282,7 +282,7 @@ export class RunsPage implements Page {
     this.grid.setRows(this.rows.total, (index) => this.rows.at(index));
     const { matches } = this.rows;
     const words = `${matches.toLocaleString("en")} ${matches === 1 ? "run" : "runs"}${this.params.has("filter") ? (matches === 1 ? " matches" : " match") : ""}`;
-    if (this.status.textContent !== words) this.status.textContent = words;
+    setText(this.status, words);
     if (this.sample.length && this.element.classList.toggle("unmatched", matches === 0)) {
       fill(
         this.empty,
@@ -301,17 +301,13 @@ export class RunsPage implements Page {
   private drawActions(): void {
     const { selected } = this;
     const n = Math.min(this.rows.matches, MAX_COMPARED);
-    const fingerprint = JSON.stringify([selected.length, n, this.rows.matches === n]);
-    if (this.actions.dataset.fingerprint === fingerprint) return;
-    this.actions.dataset.fingerprint = fingerprint;
-    fill(
-      this.actions,
+    fillOnChange(this.actions, [selected.length, n, this.rows.matches === n], () => [
       selected.length
         ? button(`Compare ${selected.length}`, () => this.compare(), { class: "primary" })
         : button(`Charts of ${n === this.rows.matches ? "all" : "the first"} ${n}`, () => this.compareFirst(), { disabled: n === 0 }),
       selected.length > 0 && button("Pin", () => this.pinSelected(), { title: "Keep the selected runs on top" }),
       selected.length > 0 && button("Clear", () => route.change({ selected: null }), { "aria-label": "Clear selection" }),
-    );
+    ]);
   }
 
   private compareFirst(): void {

@@ -1,6 +1,6 @@
 // Histograms over steps as heat maps, with a slider that selects one of them.
 
-import { arrange, fill, h } from "../base/dom";
+import { arrange, fill, h, setValue } from "../base/dom";
 import * as format from "../base/format";
 import { remember } from "../base/remember";
 import * as route from "../base/route";
@@ -68,7 +68,7 @@ export class DistributionsPane implements Pane {
 
   apply(params: URLSearchParams): void {
     this.params = params;
-    if (document.activeElement !== this.search) this.search.value = params.get("q") ?? "";
+    setValue(this.search, params.get("q") ?? "");
     if (this.searched === undefined || this.searched !== (params.get("q") ?? "")) void this.read();
     this.draw();
   }

@@ -1,6 +1,6 @@
 // Header of a run: state, last update, progress, and banners for problems.
 
-import { fill, h } from "../base/dom";
+import { fill, fillOnChange, h } from "../base/dom";
 import * as format from "../base/format";
 import * as api from "../data/api";
 import { isProvisional } from "../data/attempt";
@@ -108,10 +108,7 @@ export class Health {
     ];
     if (isProvisional(single)) facts.push(["attempt", `${single.attempt}, provisional`, "attempts on other machines may have the same number"]);
     else if (single.attempt > 1) facts.push(["attempt", String(single.attempt), "the run was resumed"]);
-    const text = JSON.stringify(facts);
-    if (this.facts.dataset.text === text) return;
-    this.facts.dataset.text = text;
-    fill(this.facts, ...facts.map(([name, value, title]) => h("div", { title }, h("dt", {}, name), h("dd", {}, value))));
+    fillOnChange(this.facts, facts, () => facts.map(([name, value, title]) => h("div", { title }, h("dt", {}, name), h("dd", {}, value))));
   }
 
   private drawBanners(): void {

@@ -1,6 +1,6 @@
 // Logged images by step, tables and texts.
 
-import { arrange, fill, h, setText } from "../base/dom";
+import { arrange, fill, h, setText, setValue } from "../base/dom";
 import * as format from "../base/format";
 import { remember } from "../base/remember";
 import * as route from "../base/route";
@@ -54,7 +54,7 @@ export class MediaPane implements Pane {
 
   apply(params: URLSearchParams): void {
     this.params = params;
-    if (document.activeElement !== this.search) this.search.value = params.get("q") ?? "";
+    setValue(this.search, params.get("q") ?? "");
     this.draw();
   }
 

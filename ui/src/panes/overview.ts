@@ -1,6 +1,6 @@
 // Overview of a run: end, alerts, configuration, environment, processes, events.
 
-import { arrange, fill, h, type Child } from "../base/dom";
+import { arrange, fillOnChange, h, type Child } from "../base/dom";
 import * as format from "../base/format";
 import * as api from "../data/api";
 import { attemptText } from "../data/attempt";
@@ -73,7 +73,8 @@ export class OverviewPane implements Pane {
   private draw(): void {
     const run = this.selection.single;
     if (!run) return;
-    this.drawFacts(runFacts(run, this.events).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    const facts = runFacts(run, this.events).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)));
+    fillOnChange(this.facts, facts.map(({ outerHTML }) => outerHTML), () => facts);
     this.editor.update();
     const { events, problem } = this;
     const alerts = events.filter(({ name }) => name === "tensormeter.alert");
@@ -95,14 +96,6 @@ export class OverviewPane implements Pane {
         others.length ? h("ul", { class: "events" }, ...others.map(eventItem)) : h("p", { class: "muted" }, "No events."),
       ]),
     ]);
-  }
-
-  /** Redraw the facts only if they changed, so that a text selection is kept. */
-  private drawFacts(facts: HTMLElement[]): void {
-    const text = facts.map(({ outerHTML }) => outerHTML).join("");
-    if (this.facts.dataset.text === text) return;
-    this.facts.dataset.text = text;
-    fill(this.facts, ...facts);
   }
 
   /** Create a panel, or return the existing one if its contents are unchanged, so that scroll position and selection are kept. */

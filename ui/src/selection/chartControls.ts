@@ -1,6 +1,6 @@
 // Controls of charts: search, x axis, smoothing, scales, ranks. Their state is in the address.
 
-import { button, fill, h, setOptions } from "../base/dom";
+import { button, fill, h, setOptions, setValue } from "../base/dom";
 import * as format from "../base/format";
 import * as route from "../base/route";
 import { SYSTEM_METRIC } from "../data/fields";
@@ -35,24 +35,19 @@ export class ChartControls {
   });
   private readonly weight = h("output", {});
   private readonly ranks = h("select", { "aria-label": "Ranks", on: { change: () => route.change({ ranks: this.ranks.value }) } });
+  private readonly ranksLabel = h("label", {}, "ranks ", this.ranks);
   private readonly out = button("", () => route.change({ from: null, to: null }), { class: "chip" });
   private readonly picker: MetricPicker;
   private params = new URLSearchParams();
-  private readonly toggles: [string, HTMLInputElement][];
-  private readonly ranksLabel: HTMLElement;
+  private readonly toggles = ["xlog", "ylog", "clip"].map((name) => {
+    const box = h("input", { type: "checkbox", on: { change: () => route.change({ [name]: box.checked ? "1" : null }) } });
+    return [name, box] as const;
+  });
 
   constructor(private readonly selection: RunSelection) {
-    this.toggles = ["xlog", "ylog", "clip"].map((name) => [
-      name,
-      h("input", { type: "checkbox", on: { change: (event) => route.change({ [name]: (event.target as HTMLInputElement).checked ? "1" : null }) } }),
-    ]);
     this.picker = new MetricPicker("Choose a metric as axis", selection.project, selection.ids, (name) => this.choose(name ? `metric:${name}` : (this.params.get("x") ?? this.fallback)));
     const names = ["log x", "log y", "ignore outliers"];
-    fill(
-      this.ranks,
-      ...Object.entries({ range: "median and range", each: "each", first: "first only" }).map(([value, label]) => h("option", { value }, label)),
-    );
-    this.ranksLabel = h("label", {}, "ranks ", this.ranks);
+    setOptions(this.ranks, Object.entries({ range: "median and range", each: "each", first: "first only" }));
     this.element.append(
       this.search,
       h("label", {}, "x ", this.axis),
@@ -73,12 +68,12 @@ export class ChartControls {
 
   update(params: URLSearchParams, axis: string): void {
     this.params = params;
-    set(this.search, params.get("q") ?? "");
+    setValue(this.search, params.get("q") ?? "");
     this.fallback = axis;
     const x = params.get("x") || axis;
     setOptions(this.axis, this.axes(x));
     this.axis.value = x;
-    set(this.smoothing, params.get("s") ?? "0");
+    setValue(this.smoothing, params.get("s") ?? "0");
     this.weight.value = Number(params.get("s") ?? 0) ? format.number(Number(params.get("s"))) : "off";
     for (const [name, box] of this.toggles) box.checked = params.has(name);
     this.ranksLabel.hidden = this.selection.runs.every(({ processes }) => processes < 2);
@@ -117,10 +112,5 @@ export class ChartControls {
     const weight = Number(this.smoothing.value);
     route.change({ s: weight > 0 ? String(weight) : null });
   }
-}
-
-/** Set the value, unless the user is typing in the field. */
-function set(input: HTMLInputElement, value: string): void {
-  if (document.activeElement !== input || input.type === "range") input.value = value;
 }
 

@@ -1,6 +1,6 @@
 // Editor of a run: tags, notes, archive, delete.
 
-import { button, fill, h } from "../base/dom";
+import { button, fill, h, setText, setValue } from "../base/dom";
 import * as format from "../base/format";
 import { go } from "../base/route";
 import * as api from "../data/api";
@@ -34,10 +34,9 @@ export class RunEditor {
   update(): void {
     const run = this.selection.single;
     if (!run) return;
-    if (document.activeElement !== this.tags) this.tags.value = run.tags.join(", ");
-    if (document.activeElement !== this.notes) this.notes.value = run.notes;
-    const label = run.archived ? "Restore from archive" : "Archive";
-    if (this.archive.textContent !== label) this.archive.textContent = label;
+    setValue(this.tags, run.tags.join(", "));
+    setValue(this.notes, run.notes);
+    setText(this.archive, run.archived ? "Restore from archive" : "Archive");
   }
 
   private saveTags(): void {

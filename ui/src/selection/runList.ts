@@ -1,6 +1,6 @@
 // The list of runs next to their charts: colour, name, state and value at the pointer; hides, shows and groups runs.
 
-import { fill, h, setOptions } from "../base/dom";
+import { button, fill, h, setOptions, setText } from "../base/dom";
 import * as format from "../base/format";
 import * as route from "../base/route";
 import type { Reading } from "../chart/plot";
@@ -9,7 +9,7 @@ import type { RunSelection } from "./runSelection";
 export class RunList {
   readonly element = h("aside", { class: "runlist", "aria-label": "Runs" });
   private readonly title = h("h2", {});
-  private readonly toggle = h("button", { type: "button" });
+  private readonly toggle = button("", () => route.change({ hide: this.hidden.size ? null : route.join(this.selection.ids) }));
   private readonly group = h("select", { "aria-label": "Group by", on: { change: () => route.change({ group: this.group.value }) } });
   private readonly rows = h("ul", {});
   private readonly values = new Map<string, HTMLElement>();
@@ -19,7 +19,6 @@ export class RunList {
   private shape = "";
 
   constructor(private readonly selection: RunSelection) {
-    this.toggle.addEventListener("click", () => route.change({ hide: this.hidden.size ? null : route.join(selection.ids) }));
     this.element.append(h("header", {}, this.title, h("label", {}, "group by ", this.group), this.toggle), this.rows);
   }
 
@@ -77,8 +76,7 @@ export class RunList {
     const byLabel = new Map(readings.map(({ label, y }) => [label, y]));
     for (const [name, element] of this.values) {
       const value = byLabel.get(name);
-      const text = value === undefined ? "" : format.number(value);
-      if (element.textContent !== text) element.textContent = text;
+      setText(element, value === undefined ? "" : format.number(value));
     }
     const nearestReading = readings.find(({ nearest }) => nearest);
     const row = (nearestReading && this.values.get(nearestReading.label)?.closest("li")) ?? null;

@@ -1,6 +1,6 @@
 // Filter of the runs table: a field with completion, and buttons for common clauses.
 
-import { button, fill, h } from "../base/dom";
+import { button, fill, fillOnChange, h, setValue } from "../base/dom";
 import * as route from "../base/route";
 import type { State } from "../data/api";
 import * as listing from "../data/metrics";
@@ -24,8 +24,6 @@ export class FilterBar {
   readonly completions = h("datalist", { id: "fields" });
   readonly chips = h("div", { class: "chips" });
   private params = new URLSearchParams();
-  private fingerprint = "";
-
   private abort = new AbortController();
 
   /** `newest` returns fields that the server's list may lack. */
@@ -38,12 +36,8 @@ export class FilterBar {
     this.params = params;
     const filter = params.get("filter") ?? "";
     const group = params.get("group");
-    if (document.activeElement !== this.field) this.field.value = filter;
-    const fingerprint = JSON.stringify([filter, group]);
-    if (fingerprint === this.fingerprint) return;
-    this.fingerprint = fingerprint;
-    fill(
-      this.chips,
+    setValue(this.field, filter);
+    fillOnChange(this.chips, [filter, group], () => [
       ...STATES.map((state) => {
         const clause = `state = "${state}"`;
         const active = filter.includes(clause);
@@ -53,7 +47,7 @@ export class FilterBar {
         });
       }),
       group ? button(`grouped by ${shortLabel(group)} ✕`, () => route.change({ group: null }), { class: "chip" }) : null,
-    );
+    ]);
   }
 
   /** Add a clause to the filter. */

@@ -1,6 +1,6 @@
 // Banners for lost data, late data and other problems.
 
-import { fill, h } from "../base/dom";
+import { fillOnChange, h } from "../base/dom";
 import * as format from "../base/format";
 import { address } from "../base/route";
 import * as api from "../data/api";
@@ -27,17 +27,9 @@ export function isLate({ state, lag }: Pick<api.Run, "state" | "lag">): boolean 
 }
 
 export function drawBanners(element: HTMLElement, banners: Banner[]): void {
-  const fingerprint = JSON.stringify(banners);
-  if (element.dataset.fingerprint === fingerprint) return;
-  element.dataset.fingerprint = fingerprint;
-  fill(
-    element,
-    ...banners.map(({ kind, title, text, links }) => {
-      const banner = h("p", { class: `banner ${kind}`, role: "alert" }, h("strong", {}, title), " ", text);
-      for (const [label, href] of links ?? []) banner.append(" ", h("a", { href }, label));
-      return banner;
-    }),
-  );
+  const draw = ({ kind, title, text, links = [] }: Banner) =>
+    h("p", { class: `banner ${kind}`, role: "alert" }, h("strong", {}, title), " ", text, ...links.flatMap(([label, href]) => [" ", h("a", { href }, label)]));
+  fillOnChange(element, banners, () => banners.map(draw));
 }
 
 /** Create banners for runs with lost or late points. `totals` counts them if the lists are incomplete. */
