@@ -40,14 +40,13 @@ export class ChartsPane implements Pane {
     const events: ChartCardEvents = {
       zoom: (window, x) => this.zoom(window, x),
       axis: (x) => route.change({ x }),
-      full: (title) => route.change({ full: title }),
       hover: (readings) => this.list?.showReadings(readings),
     };
-    this.full = new FullScreen({ zoom: events.zoom, axis: (x) => route.change({ x }), hover: (readings) => this.list?.showReadings(readings) });
+    this.full = new FullScreen(events);
     this.sections = new SectionTree(
       selection.tree,
       (chart) => this.source(chart),
-      events,
+      { ...events, full: (title) => route.change({ full: title }) },
       ({ open, closed }) => route.change({ open: route.join(open), closed: route.join(closed) }),
       !many,
     );
@@ -70,9 +69,11 @@ export class ChartsPane implements Pane {
     // If options other than the runs changed, all visible charts are read again, from memory if possible.
     const { hidden, ...options } = this.options();
     const fingerprint = JSON.stringify([options, [...hidden], params.get("group"), params.get("colors")]);
-    if (fingerprint !== this.fingerprint) this.sections.refresh();
-    else this.sections.redraw();
-    if (fingerprint !== this.fingerprint) this.full.refresh();
+    if (fingerprint === this.fingerprint) this.sections.redraw();
+    else {
+      this.sections.refresh();
+      this.full.refresh();
+    }
     this.fingerprint = fingerprint;
     this.showFull();
   }

@@ -3,7 +3,6 @@
 import { arrange, fill, h, setValue } from "../base/dom";
 import * as format from "../base/format";
 import { remember } from "../base/remember";
-import * as route from "../base/route";
 import { drawHeatmap, drawSingle, type Frame } from "../chart/heatmap";
 import { type Chart, metricKey } from "../chart/variant";
 import * as api from "../data/api";
@@ -11,6 +10,7 @@ import type { Update } from "../data/live";
 import { metrics } from "../data/metrics";
 import { MetricIndex } from "../selection/metricIndex";
 import type { RunSelection } from "../selection/runSelection";
+import { searchField } from "../widgets/searchField";
 import type { Pane } from "./pane";
 
 const KINDS = new Set(["histogram", "exponential_histogram"]);
@@ -22,14 +22,7 @@ const MAX_SETS = 500;
 export class DistributionsPane implements Pane {
   readonly element = h("div", { class: "pane" });
   private readonly cards = new Map<string, DistributionCard>();
-  private readonly search = h("input", {
-    type: "search",
-    "data-search": true,
-    class: "search",
-    placeholder: "Search distributions (regular expression)",
-    "aria-label": "Search distributions (regular expression)",
-    on: { input: () => route.change({ q: this.search.value }) },
-  });
+  private readonly search = searchField("distributions");
   private readonly grid = h("div", { class: "charts wide" });
   private readonly observer = new IntersectionObserver(
     (entries) => {

@@ -3,13 +3,13 @@
 import { arrange, fill, h, setText, setValue } from "../base/dom";
 import * as format from "../base/format";
 import { remember } from "../base/remember";
-import * as route from "../base/route";
 import * as api from "../data/api";
 import type { Update } from "../data/live";
 import { matcher } from "../selection/metricSections";
 import type { RunSelection } from "../selection/runSelection";
 import { picture } from "../widgets/lightbox";
 import { MediaTable } from "../widgets/mediaTable";
+import { searchField } from "../widgets/searchField";
 import type { Pane } from "./pane";
 
 type Kind = "image" | "table" | "text";
@@ -33,14 +33,7 @@ interface Group {
 
 export class MediaPane implements Pane {
   readonly element = h("div", { class: "pane" });
-  private readonly search = h("input", {
-    type: "search",
-    "data-search": true,
-    class: "search",
-    placeholder: "Search media (regular expression)",
-    "aria-label": "Search media (regular expression)",
-    on: { input: () => route.change({ q: this.search.value }) },
-  });
+  private readonly search = searchField("media");
   private readonly shelves = new Map(SHELVES.map(([kind, title]) => [kind, new Shelf(kind, title)]));
   private readonly message = h("div", {}, h("p", { class: "state", role: "status" }, "Loading …"));
   private readonly cards = new Map<string, MediaCard>();

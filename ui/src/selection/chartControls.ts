@@ -4,6 +4,7 @@ import { button, fill, h, setOptions, setValue } from "../base/dom";
 import * as format from "../base/format";
 import * as route from "../base/route";
 import { SYSTEM_METRIC } from "../data/fields";
+import { searchField } from "../widgets/searchField";
 import { MetricPicker } from "./metricPicker";
 import type { RunSelection } from "./runSelection";
 
@@ -14,14 +15,7 @@ const OTHER = "other";
 
 export class ChartControls {
   readonly element = h("div", { class: "controls", role: "search" });
-  private readonly search = h("input", {
-    type: "search",
-    "data-search": true,
-    placeholder: "Search charts (regular expression)",
-    "aria-label": "Search charts (regular expression)",
-    class: "search",
-    on: { input: () => route.change({ q: this.search.value }) },
-  });
+  private readonly search = searchField("charts");
   private readonly axis = h("select", { class: "axis", "aria-label": "x axis", on: { change: () => this.choose(this.axis.value) } });
   /** The x axis if the address names none. */
   private fallback = "step";

@@ -1,6 +1,6 @@
 // Columns of the runs table: basic fields, and any field of the configuration or the summary.
 
-import { fill, h, setText } from "../base/dom";
+import { button, fill, h, setText } from "../base/dom";
 import * as format from "../base/format";
 import { address } from "../base/route";
 import * as api from "../data/api";
@@ -163,22 +163,11 @@ function showValue(cell: HTMLElement, value: unknown): string {
 function tagsCell(cell: HTMLElement, context: ColumnContext): Show {
   let current: api.Run | null = null;
   let tags = "";
-  const edit = h(
-    "button",
-    {
-      type: "button",
-      class: "edit",
-      tabindex: -1,
-      title: "Edit tags",
-      on: {
-        click: () => {
-          const run = current;
-          if (run) editTags(box, run.tags, (changed) => context.changed(run, { tags: changed }));
-        },
-      },
-    },
-    "+",
-  );
+  const onClick = () => {
+    const run = current;
+    if (run) editTags(box, run.tags, (changed) => context.changed(run, { tags: changed }));
+  };
+  const edit = button("+", onClick, { class: "edit", tabindex: -1, title: "Edit tags" });
   const box = h("span", { class: "tags" }, edit);
   cell.append(box);
   return (run) => {
@@ -188,11 +177,7 @@ function tagsCell(cell: HTMLElement, context: ColumnContext): Show {
     if (text === tags) return;
     tags = text;
     const buttons = run.tags.map((tag) =>
-      h(
-        "button",
-        { type: "button", class: "tag", tabindex: -1, title: `Show runs with the tag ${tag}`, on: { click: () => context.filterBy(`tags has ${JSON.stringify(tag)}`) } },
-        tag,
-      ),
+      button(tag, () => context.filterBy(`tags has ${JSON.stringify(tag)}`), { class: "tag", tabindex: -1, title: `Show runs with the tag ${tag}` }),
     );
     fill(box, ...buttons, edit);
   };
@@ -200,17 +185,11 @@ function tagsCell(cell: HTMLElement, context: ColumnContext): Show {
 
 function textCell(cell: HTMLElement, key: "notes" | "group", context: ColumnContext): Show {
   let current: api.Run | null = null;
-  const element = h("button", {
-    type: "button",
-    class: "editable",
-    tabindex: -1,
-    on: {
-      click: () => {
-        const run = current;
-        if (run) editText(element, run[key] || "", (text) => context.changed(run, { [key]: text }));
-      },
-    },
-  });
+  const onClick = () => {
+    const run = current;
+    if (run) editText(element, run[key] || "", (text) => context.changed(run, { [key]: text }));
+  };
+  const element = button("", onClick, { class: "editable", tabindex: -1 });
   cell.append(element);
   return (run) => {
     current = run;

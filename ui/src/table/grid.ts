@@ -1,7 +1,7 @@
 // A virtual table: only the visible rows have elements. Rows and the elements in their cells are reused while the table
 // scrolls; each frame moves a few of them and changes their texts.
 
-import { fill, h } from "../base/dom";
+import { button, fill, h } from "../base/dom";
 
 export interface GridColumn<Row> {
   key: string;
@@ -83,7 +83,7 @@ export class Grid<Row> {
         "div",
         { class: cellClass(column), role: "columnheader", "aria-sort": column.sort, title: column.label },
         column.label
-          ? h("button", { type: "button", "data-column": column.key, on: { click: (event) => this.events.header(column, event.currentTarget as HTMLElement) } }, column.label)
+          ? button(column.label, (event) => this.events.header(column, event.currentTarget as HTMLElement), { "data-column": column.key })
           : null,
       );
       place(cell, column, left);

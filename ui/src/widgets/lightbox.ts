@@ -6,7 +6,7 @@ const SMALL = 512;
 
 /** Create a button that shows an image and opens it large. `caption` is its accessible name. */
 export function picture(image: HTMLImageElement, caption: string): HTMLButtonElement {
-  const element = h("button", { type: "button", class: "picture", title: caption ? `${caption}: open large` : "Open large", on: { click: () => open(image, caption) } });
+  const element = button("", () => open(image, caption), { class: "picture", title: caption ? `${caption}: open large` : "Open large" });
   element.append(image);
   return element;
 }
