@@ -3,8 +3,8 @@
 import { svg } from "../base/dom";
 import * as format from "../base/format";
 import { color } from "../base/theme";
-import { type Band, type Curve, isInterrupted } from "./curve";
-import { type Scale, marks, scale } from "./paint";
+import type { Band, Curve } from "./curve";
+import { type Scale, linePath, marks, scale } from "./paint";
 import { MARK, MARK_LINE, type Plot, type Trace, type ChartView } from "./plot";
 
 export function download(name: string, content: Blob): void {
@@ -101,19 +101,7 @@ export function toSvg(title: string, view: ChartView, plot: Plot): Blob {
 }
 
 function path(curve: Curve, sx: Scale, sy: Scale, stroke: string, opacity: number): SVGElement {
-  let d = "";
-  let pen = "M";
-  for (let i = 0; i < curve.x.length; i++) {
-    const down = sy(curve.y[i] as number);
-    if (!Number.isFinite(down)) {
-      pen = "M";
-      continue;
-    }
-    if (isInterrupted(curve, i)) pen = "M";
-    d += `${pen}${sx(curve.x[i] as number).toFixed(2)} ${down.toFixed(2)}`;
-    pen = "L";
-  }
-  return svg("path", { d, fill: "none", stroke, "stroke-width": 1.5, opacity, "stroke-linejoin": "round" });
+  return svg("path", { d: linePath(curve, sx, sy, 2), fill: "none", stroke, "stroke-width": 1.5, opacity, "stroke-linejoin": "round" });
 }
 
 function interpolate(min: number, max: number, share: number, log: boolean): number {

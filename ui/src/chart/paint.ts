@@ -42,15 +42,12 @@ export function line(context: CanvasRenderingContext2D, curve: Curve, sx: Scale,
   for (let i = 0; i < x.length; i++) {
     const value = y[i] as number;
     const next = sy(value);
-    if (!Number.isFinite(value) || !Number.isFinite(next)) {
-      if (length === 1) dots.push(px, py);
-      length = 0;
-      continue;
-    }
-    if (isInterrupted(curve, i)) {
+    const isDrawable = Number.isFinite(value) && Number.isFinite(next);
+    if (!isDrawable || isInterrupted(curve, i)) {
       if (length === 1) dots.push(px, py);
       length = 0;
     }
+    if (!isDrawable) continue;
     px = sx(x[i] as number);
     py = next;
     if (length === 0) path.moveTo(px, py);
@@ -81,6 +78,21 @@ export function line(context: CanvasRenderingContext2D, curve: Curve, sx: Scale,
   }
   context.fill();
   context.restore();
+}
+
+/** The SVG path of a line with such gaps. */
+export function linePath(curve: Curve, sx: Scale, sy: Scale, digits: number): string {
+  let path = "";
+  let pen = "M";
+  for (const [i, value] of curve.y.entries()) {
+    const down = sy(value);
+    const isDrawable = Number.isFinite(down);
+    if (!isDrawable || isInterrupted(curve, i)) pen = "M";
+    if (!isDrawable) continue;
+    path += `${pen}${sx(curve.x[i] as number).toFixed(digits)} ${down.toFixed(digits)}`;
+    pen = "L";
+  }
+  return path;
 }
 
 /** Fill the area between the lowest and highest samples of each pixel column that has several. */

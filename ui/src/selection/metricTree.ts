@@ -38,15 +38,21 @@ export class MetricNode {
   /** Whether it shows the charts of its sections in one list. */
   flat = false;
 
+  /** Start of the names of its metrics. */
+  readonly prefix: string;
+  readonly depth: number;
+
   constructor(
-    /** Start of the names of its metrics. */
-    readonly prefix: string,
+    /** The section that contains it; null for the root. */
+    public parent: MetricNode | null,
     /** Last part of the prefix, the heading of the section. */
     readonly name: string,
     /** Number of metrics in it and below it. */
     public count: number,
-    readonly depth: number,
-  ) {}
+  ) {
+    this.prefix = parent && name ? `${parent.prefix}${name}/` : "";
+    this.depth = parent ? parent.depth + 1 : 0;
+  }
 
   /** Key in lists of open and closed sections. */
   get key(): string {
@@ -71,7 +77,7 @@ export interface Folds {
 }
 
 export class MetricTree {
-  root = new MetricNode("", "", 0, 0);
+  root = new MetricNode(null, "", 0);
   /** Number of charts without a search, and of those that match the search. */
   total = 0;
   matches = 0;
@@ -101,10 +107,8 @@ export class MetricTree {
   /** Whether a section is open because it is the first, or the only one in its section. */
   private isFirst(node: MetricNode): boolean {
     if (node.depth === 1) return this.root.sections[0] === node;
-    return this.parents.get(node)?.sections.length === 1;
+    return node.parent?.sections.length === 1;
   }
-
-  private readonly parents = new WeakMap<MetricNode, MetricNode>();
 
   /** Read the charts of these runs instead. */
   setRuns(runs: string[]): void {
@@ -134,9 +138,15 @@ export class MetricTree {
       }
       if (!search) return this.showSections(page, search, signal);
     }
+    await this.readMatching(search, signal);
+  }
+
+  /** Read what the view of a search needs. With `folds`, sections that are shown already are updated in place. */
+  private async readMatching(search: string, signal: AbortSignal, folds?: Folds): Promise<void> {
     const page = await this.few(search, signal);
     if (!search) this.total = page.total;
     if (page.next === null) this.showLocal(page.charts, search);
+    else if (folds && !this.isLocal) await this.refreshSections(page, folds, signal);
     else await this.showSections(page, search, signal);
   }
 
@@ -177,12 +187,7 @@ export class MetricTree {
         return this.index.size !== size;
       }
     }
-    const { search } = this;
-    const page = await this.few(search, signal);
-    if (!search) this.total = page.total;
-    if (page.next === null) this.showLocal(page.charts, search);
-    else if (this.isLocal) await this.showSections(page, search, signal);
-    else await this.refreshSections(page, folds, signal);
+    await this.readMatching(this.search, signal, folds);
     return this.matches !== before || this.index.size !== size;
   }
 
@@ -196,7 +201,7 @@ export class MetricTree {
     for (const node of this.openNodes(folds).slice(0, MAX_REFRESHED)) {
       // Sections of which several pages were read are not read again.
       if (node.charts.length > CHARTS_PAGE || node.sections.length > SECTIONS_PAGE) continue;
-      const fresh = new MetricNode(node.prefix, node.name, node.count, node.depth);
+      const fresh = new MetricNode(node.parent, node.name, node.count);
       await this.readFirst(fresh, search, signal);
       this.merge(node, fresh);
     }
@@ -211,7 +216,7 @@ export class MetricTree {
       const existing = known.get(section.name);
       if (existing) existing.count = section.count;
       else node.sections.push(section);
-      this.parents.set(existing ?? section, node);
+      section.parent = node;
     }
     node.count = fresh.count;
     if (fresh.state !== "read") return;
@@ -221,14 +226,7 @@ export class MetricTree {
 
   /** The first charts of open sections, in the order in which they are shown. */
   firstCharts(n: number, folds: Folds): Chart[] {
-    const charts: Chart[] = [];
-    const visit = (node: MetricNode) => {
-      if (charts.length >= n) return;
-      charts.push(...node.charts);
-      for (const section of node.sections) if (this.isOpen(section, folds)) visit(section);
-    };
-    visit(this.root);
-    return charts.slice(0, n);
+    return this.openNodes(folds).flatMap(({ charts }) => charts).slice(0, n);
   }
 
   /** Make sure that the metric of a chart with this title is in the index. */
@@ -255,23 +253,22 @@ export class MetricTree {
     if (this.isComplete) this.total = new Set(charts.map(({ name }) => name)).size;
     const matches = matcher(search);
     const matching = (this.isComplete ? charts.filter(({ name }) => matches(name)) : charts).sort(byName);
-    const root = new MetricNode("", "", matching.length, 0);
+    const root = new MetricNode(null, "", matching.length);
     const { direct, sections } = groupByPart(matching, "");
-    const nodes = [...sections].map(([name, members]) => this.localNode(`${name}/`, name, members, root));
-    if (direct.length) nodes.push(this.localNode("", "", direct, root));
+    root.sections = [...sections].map(([name, members]) => this.localNode(root, name, members));
+    if (direct.length) root.sections.push(this.localNode(root, "", direct));
     this.isLocal = true;
-    this.show(root, nodes, search, new Set(matching.map(({ name }) => name)).size);
+    this.show(root, search, new Set(matching.map(({ name }) => name)).size);
   }
 
-  private localNode(prefix: string, name: string, charts: Chart[], parent: MetricNode): MetricNode {
-    const node = new MetricNode(prefix, name, charts.length, parent.depth + 1);
-    this.parents.set(node, parent);
+  private localNode(parent: MetricNode, name: string, charts: Chart[]): MetricNode {
+    const node = new MetricNode(parent, name, charts.length);
     node.state = "read";
     node.charts = charts;
-    if (prefix && charts.length > FLAT) {
-      const { direct, sections } = groupByPart(charts, prefix);
+    if (name && charts.length > FLAT) {
+      const { direct, sections } = groupByPart(charts, node.prefix);
       node.charts = direct;
-      node.sections = [...sections].map(([part, members]) => this.localNode(`${prefix}${part}/`, part, members, node));
+      node.sections = [...sections].map(([part, members]) => this.localNode(node, part, members));
     }
     return node;
   }
@@ -287,7 +284,7 @@ export class MetricTree {
     }
     if (signal.aborted) return;
     this.isLocal = false;
-    this.show(root, root.sections, search, page.total);
+    this.show(root, search, page.total);
   }
 
   /** Read the top sections. `page` is the first page of metrics, which are shown in one list if there are hardly any sections. */
@@ -297,28 +294,22 @@ export class MetricTree {
       this.sectionPage({ search }, signal),
       search ? null : this.sectionPage({ search: `^(${names.join("|")})/` }, signal),
     ]);
-    const root = new MetricNode("", "", page.total, 0);
+    const root = new MetricNode(null, "", page.total);
     if (averageOf(top.sections) < MIN_AVERAGE) {
       const { charts, next } = page;
-      root.sections = [Object.assign(this.child(root, "", page.total), { flat: true, state: "read", charts, nextCharts: next })];
+      root.sections = [Object.assign(new MetricNode(root, "", page.total), { flat: true, state: "read", charts, nextCharts: next })];
       return root;
     }
     const sections = new Map([...top.sections, ...(first?.sections ?? [])].map(({ name, metrics }) => [name, metrics]));
-    root.sections = [...sections].map(([name, metrics]) => this.child(root, name, metrics));
-    if (top.metrics) root.sections.push(this.child(root, "", top.metrics));
+    root.sections = [...sections].map(([name, metrics]) => new MetricNode(root, name, metrics));
+    if (top.metrics) root.sections.push(new MetricNode(root, "", top.metrics));
     root.sections.sort((a, b) => compareSections(a.name, b.name));
     root.nextSections = top.next;
     return root;
   }
 
-  private child(parent: MetricNode, name: string, count: number): MetricNode {
-    const node = new MetricNode(name ? `${parent.prefix}${name}/` : "", name, count, parent.depth + 1);
-    this.parents.set(node, parent);
-    return node;
-  }
-
-  private show(root: MetricNode, nodes: MetricNode[], search: string, matches: number): void {
-    root.sections = nodes.sort((a, b) => compareSections(a.name, b.name));
+  private show(root: MetricNode, search: string, matches: number): void {
+    root.sections.sort((a, b) => compareSections(a.name, b.name));
     root.state = "read";
     this.root = root;
     this.search = search;
@@ -333,14 +324,15 @@ export class MetricTree {
     const below = few || !prefix ? null : await this.sectionPage({ prefix, search }, signal);
     // If its sections have hardly more than one chart each, their charts are shown in one list.
     const isFlat = few || (below !== null && averageOf(below.sections) < MIN_AVERAGE);
-    if (isFlat || !below || below.metrics) {
+    const divided = isFlat ? null : below;
+    if (!divided || divided.metrics) {
       const limit = few ? FEW : CHARTS_PAGE;
       const { charts, next } = await this.page({ prefix, search, limit, direct: !isFlat }, signal);
       Object.assign(node, { charts, nextCharts: next });
     }
     node.flat = isFlat;
-    node.sections = isFlat || !below ? [] : below.sections.map(({ name, metrics }) => this.child(node, name, metrics));
-    node.nextSections = isFlat || !below ? null : below.next;
+    node.sections = (divided?.sections ?? []).map(({ name, metrics }) => new MetricNode(node, name, metrics));
+    node.nextSections = divided?.next ?? null;
     node.state = "read";
   }
 
@@ -353,7 +345,7 @@ export class MetricTree {
     } else if (node.nextSections !== null) {
       const { sections, next } = await this.sectionPage({ prefix, search, after: node.nextSections }, signal);
       const known = new Set(node.sections.map(({ name }) => name));
-      for (const { name, metrics } of sections) if (!known.has(name)) node.sections.push(this.child(node, name, metrics));
+      for (const { name, metrics } of sections) if (!known.has(name)) node.sections.push(new MetricNode(node, name, metrics));
       node.nextSections = next;
     }
   }

@@ -1,7 +1,7 @@
 // Sparklines in cells. Points are read for many visible rows at once, and cached.
 
 import { svg } from "../base/dom";
-import { isInterrupted } from "../chart/curve";
+import { linePath } from "../chart/paint";
 import * as api from "../data/api";
 
 const POINTS = 60;
@@ -76,20 +76,9 @@ function paint(cell: HTMLElement, line: api.Line | null): void {
   const high = Math.max(...finite);
   const first = line.x[0] as number;
   const last = line.x[line.x.length - 1] as number;
-  let d = "";
-  let pen = "M";
-  for (let i = 0; i < line.x.length; i++) {
-    const value = line.y[i] as number;
-    if (!Number.isFinite(value)) {
-      pen = "M";
-      continue;
-    }
-    const x = 2 + ((WIDTH - 4) * ((line.x[i] as number) - first)) / (last - first || 1);
-    const y = HEIGHT - 3 - ((HEIGHT - 6) * (value - low)) / (high - low || 1);
-    if (isInterrupted(line, i)) pen = "M";
-    d += `${pen}${x.toFixed(1)} ${y.toFixed(1)}`;
-    pen = "L";
-  }
+  const sx = (at: number) => 2 + ((WIDTH - 4) * (at - first)) / (last - first || 1);
+  const sy = (value: number) => HEIGHT - 3 - ((HEIGHT - 6) * (value - low)) / (high - low || 1);
+  const d = linePath(line, sx, sy, 1);
   const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT, class: "spark", "aria-hidden": "true" }, svg("path", { d }));
   if (finite.length < line.y.length) drawing.append(svg("circle", { cx: WIDTH - 5, cy: 5, r: 3, class: "bad" }));
   cell.append(drawing);
