@@ -227,7 +227,9 @@ class Joining:
             resource = run.describe(self._process, attempt)
             ring = self._create_ring(directory, settings, self._metadata(resource, basis), directory.ring_folders)
             waker = Waker(directory)
-            membership = Membership(settings, directory, attempt, basis, resource, ring, waker, weakness(directory.path))
+            membership = Membership(
+                settings, directory, attempt, basis, resource, ring, waker, weakness(directory.path)
+            )
             if not late.is_set():
                 self._start_agent(membership)
         return membership

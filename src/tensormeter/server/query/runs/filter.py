@@ -40,7 +40,7 @@ _AT_ONCE: Final = 1024
 """Number of values between two calls of `check`."""
 
 _SEARCHED_AT_ONCE: Final = 8
-"""The same for regular expressions, some of which take 30 ms for a value of `_MATCHED` characters."""
+"""The same for regular expressions. Some take 30 ms for a value of `_MATCHED` characters."""
 
 Rows = Sequence[int]
 Select = Callable[[Columns, Rows], Rows]
