@@ -181,7 +181,9 @@ def _server(folder: Path) -> Iterator[str]:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    # A server reserves space for a full disk.
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "reserve")
+    return sum(path.stat().st_blocks * 512 for path in files)
 
 
 def _kept_by_tensormeter(url: str) -> int:
