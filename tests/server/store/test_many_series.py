@@ -10,12 +10,13 @@ import pytest
 
 from support.stores import append_batches
 from tensormeter.otlp import number_blocks
-from tensormeter.otlp.batch import Batch, Gauge, Histogram
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge, Histogram
 from tensormeter.server.store import DamagedError, RunChanges, RunRef, Selection, TooManyPointsError
 from tensormeter.server.store.rules import limits
 from tensormeter.server.store.rules.key_table import KeyTable
 from tensormeter.server.store.sqlite import bundle_flush
 from tensormeter.server.store.sqlite.integrity.inspection import Inspection, open_read_only
+from tensormeter.server.store.sqlite.points.number_parts import NumberIndex
 from tensormeter.server.store.sqlite.retention import Retention
 from tensormeter.server.store.sqlite.store import SqliteStore
 from tensormeter.server.store.sqlite.tables import names
@@ -296,6 +297,23 @@ def test_short_series_share_bundles_and_are_read_like_others(tmp_path, monkeypat
     findings, counts = findings_of(tmp_path)
     assert findings == []
     assert counts["bundle"] > 0
+
+
+def test_a_flush_of_many_runs_looks_for_each_series_in_its_run_only(tmp_path, monkeypatch):
+    asked = []
+    find = NumberIndex.points
+    monkeypatch.setattr(NumberIndex, "points", lambda index, series: asked.append(series) or find(index, series))
+    times = np.array([T0], np.uint64)
+    with closing(open_store(tmp_path)) as store:
+        for run in range(100):
+            resource = OTHER | {"tensormeter.run.id": f"run-{run}", "service.instance.id": f"run-{run}"}
+            steps = Gauge(STEP_METRIC, times, np.array([run]))
+            append_batches(store, Batch(resource, [steps, Gauge("v", times, np.array([run / 7]))]))
+        store.flush()
+        assert len(asked) <= 3 * 200
+        for run in range(0, 100, 33):
+            (series,) = store.read(RunRef(f"run-{run}", "p"), Selection(["v"])).series
+            assert series.points.values() == [run / 7]
 
 
 def test_names_of_metrics_in_bundles_are_listed(tmp_path, monkeypatch):

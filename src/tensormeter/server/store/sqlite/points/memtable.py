@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,9 @@ __all__ = [
     "SnapshotSelection",
     "located_numbers",
 ]
+
+_FEW_RUNS: Final = 8
+"""Number of runs up to which each one is asked for a series."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,13 @@ class _Table:
     numbers: dict[int, RunNumbers] = field(default_factory=dict)
     blobs: dict[int, dict[int, _BlobBuffer]] = field(default_factory=dict)
     points: Counter[int] = field(default_factory=Counter)
+    total: int = 0
     upto: int = 0
+
+    def count(self, run: int, points: int) -> None:
+        """Add to the number of points."""
+        self.points[run] += points
+        self.total += points
 
 
 class BufferSnapshot:
@@ -178,12 +188,28 @@ class Buffers(Mapping[int, BufferSnapshot]):
         """Return the points of a series, or `default`."""
         known = self._known.get(series) or self._blobs.get(series)
         if known is None and (self._series is None or series in self._series):
-            for index in self._numbers:
+            for index in self._indexes(series):
                 points = index.points(series)
                 if points is not None:
                     known = self._known[series] = BufferSnapshot(index.run, series, (points,), index)
                     break
         return default if known is None else known
+
+    def _indexes(self, series: int) -> Sequence[NumberIndex]:
+        """Return the indexes that may contain a series."""
+        if len(self._numbers) <= _FEW_RUNS:
+            return self._numbers
+        found, places = self._places
+        first = np.searchsorted(found, series)
+        return [self._numbers[places[first]]] if first < len(found) and found[first] == series else []
+
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+        """Row IDs of all series, ascending, and the place of each one's index in `_numbers`."""
+        columns = [(place, part.series) for place, index in enumerate(self._numbers) for part in index.parts]
+        series = np.concatenate([column for _, column in columns])
+        order = np.argsort(series, kind="stable")
+        return series[order], np.repeat([place for place, _ in columns], [len(column) for _, column in columns])[order]
 
     def __contains__(self, series: object) -> bool:
         return isinstance(series, int) and self.get(series) is not None
@@ -202,9 +228,9 @@ class Buffers(Mapping[int, BufferSnapshot]):
         """Yield the number points of a metric, by row ID of the series."""
         for index in self._numbers:
             for series in index.series((metric,)):
-                buffer = self.get(series)
-                if buffer is not None and buffer.metric == metric:
-                    yield series, buffer
+                points = index.points(series)
+                if points is not None and index.owner(series)[1] == metric:
+                    yield series, BufferSnapshot(index.run, series, (points,), index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,13 +300,13 @@ class Memtable:
             table = self._active
             table.upto = self._last = seq
             for run, part in parts:
-                table.points[run] += len(part.points)
+                table.count(run, len(part.points))
                 run_numbers = table.numbers.get(run)
                 if run_numbers is None:
                     run_numbers = table.numbers[run] = RunNumbers()
                 run_numbers.append(part)
             for located in blobs:
-                table.points[located.run] += len(located.points)
+                table.count(located.run, len(located.points))
                 buffers = table.blobs.setdefault(located.run, {})
                 buffer = buffers.get(located.series)
                 if buffer is None:
@@ -403,7 +429,7 @@ class Memtable:
     def pending(self) -> int:
         """Return the number of points in memory that wait to be flushed."""
         with self._lock:
-            return self._active.points.total() + (self._frozen.points.total() if self._frozen else 0)
+            return self._active.total + (self._frozen.total if self._frozen else 0)
 
     def _tables(self, after: int) -> list[_Table]:
         tables = (self._flushed, self._frozen, self._active)
