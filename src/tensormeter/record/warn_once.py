@@ -21,6 +21,9 @@ _MAX_WARNINGS: Final = 1000
 
 _NAMES_SHOWN: Final = 5
 
+_FEW_VALUES: Final = 16
+"""Number of values up to which a row of plain numbers cannot be the reason for a slow call."""
+
 _LONGEST_SHOWN: Final = 200
 """Maximum length of a key or an exception message in a warning, in characters."""
 
@@ -57,15 +60,18 @@ class WarnOnce:
 
     def slow(self, values: Mapping[str, Any], watch: Stopwatch) -> None:
         """Warn that a log call was slow, once for each reason. Do not call this for rows with new keys, which are slower."""
-        if watch.waited:
-            reason = "its thread waited for other Python threads or for a CPU"
-        else:
-            reason = "it had too many values, or values that are too large; log fewer values per call, or numbers instead of arrays"
         try:
+            is_small = len(values) <= _FEW_VALUES and all(isinstance(value, int | float) for value in values.values())
             names = ", ".join(map(shown, itertools.islice(values, _NAMES_SHOWN)))
             more = f" and {len(values) - _NAMES_SHOWN} more" if len(values) > _NAMES_SHOWN else ""
         except Exception:  # the mapping's own code may raise anything
-            names, more = f"a {type(values).__name__}", ""
+            is_small, names, more = False, f"a {type(values).__name__}", ""
+        if watch.waited:
+            reason = "its thread waited for other Python threads or for a CPU"
+        elif is_small:
+            reason = "it did more than record, such as write a warning"
+        else:
+            reason = "it had too many values, or values that are too large; log fewer values per call, or numbers instead of arrays"
         self.once((Stopwatch, reason), "log() of %s%s took %.1f ms: %s", names, more, watch.duration / 1e6, reason)
 
 

@@ -124,6 +124,14 @@ def test_lists_of_several_runs_contain_the_names_of_all(server):
     assert {"layer_0", "layer_9"} <= sections
 
 
+@pytest.mark.parametrize("runs", ["lists,lists", "lists,lists/lists", "lists/lists,lists,second,lists"])
+def test_a_run_that_is_listed_again_counts_once(server, runs):
+    (loss,) = server.get("/api/v1/metrics", prefix="train/loss", runs=runs)["metrics"]
+    assert loss["points"] == 1 + ("second" in runs)
+    answer = server.query(*runs.split(","), metrics=["train/loss"])
+    assert [series["run"] for series in answer["series"]].count("lists") == 1
+
+
 def test_names_that_arrive_later_are_listed_at_once(server, make):
     resource = make.resource("grows", project="lists")
     for count in range(1, 4):

@@ -27,7 +27,7 @@ def api_routes(stores: Stores, shutdown: Shutdown, viewers: Viewers) -> list[Rou
         Route("/api/v1/openapi.json", describe_api),
         *RunsApi(stores, threads).routes(),
         *MetricsApi(stores, threads).routes(),
-        *AttemptsApi(stores, threads).routes(),
+        *AttemptsApi(stores, ApiThreads(stores.stalled)).routes(),  # agents wait for them before they deliver a run
         *PointsApi(stores, threads, limiter).routes(),
     ]
     bounded = [Route(route.path, limiter.bounded(route.endpoint), methods=route.methods) for route in routes]

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, Final, TypeVar
 
@@ -23,7 +23,7 @@ from tensormeter.server.api.request_schemas import (
 )
 from tensormeter.server.store import RunRef
 
-__all__ = ["invalid", "parse_run_ref", "read_body", "read_parameters", "run_ref", "run_refs", "unique"]
+__all__ = ["invalid", "parse_run_refs", "read_body", "read_parameters", "run_ref", "run_refs", "unique"]
 
 MAX_JSON: Final = 1 << 20
 """Maximum size of a request body in bytes."""
@@ -57,22 +57,29 @@ def run_ref(request: Request) -> RunRef:
     return RunRef(request.path_params["run_id"], request.query_params.get("project"))
 
 
-def parse_run_ref(text: str, project: str | None = None) -> RunRef:
+def _parse_run_ref(text: str, project: str | None = None) -> RunRef:
     """Parse a list entry of the form `id` or `project/id`."""
     before, slash, run_id = text.rpartition("/")
     return RunRef(run_id, before if slash else project)
 
 
+def parse_run_refs(texts: Iterable[str], project: str | None = None) -> list[RunRef]:
+    """Parse the entries of a list of runs, and return each run once. `project/id` also covers the entry `id`."""
+    refs = dict.fromkeys(_parse_run_ref(text, project) for text in texts)
+    named = {ref.run_id for ref in refs if ref.project is not None}
+    return [ref for ref in refs if ref.project is not None or ref.run_id not in named]
+
+
 def run_refs(parameters: RunListParameters | MetricsOfRunsParameters) -> list[RunRef]:
-    """Return the runs that the parameter `runs` lists.
+    """Return the runs that the parameter `runs` lists, each once.
 
     Raises:
         HTTPException: 400 if there are no runs or more than `MAX_RUNS`.
     """
-    refs = [parse_run_ref(text, parameters.project) for text in parameters.runs.split(",") if text]
-    if not refs or len(refs) > MAX_RUNS:
+    texts = [text for text in parameters.runs.split(",") if text]
+    if not texts or len(texts) > MAX_RUNS:
         raise invalid("runs", RunListParameters, {"runs": parameters.runs})
-    return refs
+    return parse_run_refs(texts, parameters.project)
 
 
 def read_parameters(request: Request, kind: type[_T]) -> _T:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from tensormeter.server.api import request_schemas, schemas
 from tensormeter.server.api.binary_columns import COLUMNS, encode_columns, encode_full_columns
 from tensormeter.server.api.documents import variant_fields
-from tensormeter.server.api.params import invalid, parse_run_ref, read_body, read_parameters, run_ref, unique
+from tensormeter.server.api.params import invalid, parse_run_refs, read_body, read_parameters, run_ref, unique
 from tensormeter.server.api.responses import encode, json_response
 from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.project_scope import Stores
@@ -207,7 +207,7 @@ def _check_json(points: int, series: int) -> None:
 def _query(body: request_schemas.Query) -> tuple[list[RunRef], RunQuery]:
     if 0 < body.max_points < _FEWEST_POINTS:
         raise invalid("max_points", request_schemas.Query, {"max_points": body.max_points})
-    refs = [parse_run_ref(text, body.project) for text in unique("runs", body.runs, request_schemas.MAX_RUNS)]
+    refs = parse_run_refs(unique("runs", body.runs, request_schemas.MAX_RUNS), body.project)
     query = RunQuery(
         tuple(unique("metrics", body.metrics, request_schemas.MAX_METRICS)),
         Axis.parse(body.x or "step"),
