@@ -17,6 +17,9 @@ NORM = "model/layer_33/part_05/norm"
 METRICS = ["loss", "train/loss", "train/lr"]
 METRICS += [f"model/layer_{layer:02}/part_{part:02}/norm" for layer in range(LAYERS) for part in range(PARTS)]
 METRICS += [f"experts/{expert:03}/load" for expert in range(EXPERTS)]
+# Names in the sections "", "" of "", "" of "a", and "charts", next to a name without a section.
+SLASHES = ["top", "charts/loss", "charts/lr", "/lead", "/other", "a/direct"]
+SLASHES += [f"{section}/{number:02}" for section in ("/", "a/", "a/b") for number in range(70)]
 STEPS = np.arange(3, dtype=np.int64)
 
 
@@ -93,6 +96,49 @@ def test_open_sections_stay_open_after_a_reload(wide: Any) -> None:
     wide.card(NORM)
     expect(fold(page, "train")).to_have_attribute("aria-expanded", "false")
     assert page.locator(".card").count() == PARTS
+
+
+@pytest.mark.parametrize("more", [0, 1000])
+def test_empty_parts_of_names_are_sections(tab: Any, site: LiveServer, more: int) -> None:
+    """Sections are the same whether all metrics are read at once or not."""
+    run = f"slashes{more}"
+    began = time.time_ns() - 60 * SECOND
+    sender = Sender(site.post, "slashes", run, run)
+    names = SLASHES + [f"z/{number}" for number in range(more)]
+    sender.rows(began + STEPS * SECOND, STEPS, dict.fromkeys(names, STEPS))
+    sender.event("run.end", began + 5 * SECOND, {"state": "finished"})
+    page = tab.go(f"#/p/slashes/runs/{run}")
+    labels = {"": "charts", "/": "/", "//": "/", "a/": "a", "a//": "/", "a/b/": "b", "charts/": "charts/"}
+    members = {"": ["top"], "/": ["/lead", "/other"], "a/": ["a/direct"], "charts/": ["charts/loss", "charts/lr"]}
+    members |= {prefix: [name for name in SLASHES if name.startswith(prefix)] for prefix in ("//", "a//", "a/b/")}
+
+    def section(prefix: str) -> Any:
+        """The heading of a section, whose title is its prefix."""
+        return page.locator(f'.section > [title="{prefix}"]' if prefix else ".section > h2:not([title])")
+
+    def check() -> None:
+        for prefix, label in labels.items():
+            # A section is read when it comes into sight.
+            section(prefix).scroll_into_view_if_needed()
+            if section(prefix).locator(".fold").get_attribute("aria-expanded") == "false":
+                section(prefix).locator(".fold").click()
+            cards = section(prefix).locator("xpath=..").locator("> .charts > .card")
+            expect(cards).to_have_count(len(members[prefix]))
+            assert cards.evaluate_all("cards => cards.map((card) => card.ariaLabel)") == members[prefix]
+            listed = json.loads(site.get(f"/api/v1/runs/{run}/sections?system=false&prefix={prefix}").data)
+            count = listed["total"] if prefix else listed["metrics"]
+            expect(section(prefix)).to_have_text(re.compile(f"^{label} ?{count}$"))
+
+    check()
+    page.reload()
+    tab.card("top")
+    check()
+    tab.card("//00")
+    # Each of them is closed on its own.
+    for prefix in ("//", "/", "a//", "charts/", ""):
+        section(prefix).locator(".fold").click()
+        expect(section(prefix).locator(".fold")).to_have_attribute("aria-expanded", "false")
+    expect(page.locator('.fold[aria-expanded="true"]')).to_have_count(2)
 
 
 def test_long_sections_are_read_in_pages(wide: Any) -> None:

@@ -17,7 +17,7 @@ export function groupByPart<Metric extends Named>(metrics: Metric[], prefix: str
   const sections = new Map<string, Metric[]>();
   for (const metric of metrics) {
     const cut = metric.name.indexOf("/", prefix.length);
-    if (cut <= prefix.length) {
+    if (cut < 0) {
       direct.push(metric);
       continue;
     }
@@ -42,15 +42,18 @@ export function byName(a: Named, b: Named): number {
   return a.name < b.name ? -1 : a.name > b.name ? 1 : 0;
 }
 
-/** Top sections that are shown first, in this order. The one without a name holds the metrics without a section. */
-export const FIRST_SECTIONS = ["eval", "val", "validation", "train", ""];
+/** Name of a section; null for the metrics without a section. */
+type SectionName = string | null;
+
+/** Top sections that are shown first, in this order. */
+export const FIRST_SECTIONS: SectionName[] = ["eval", "val", "validation", "train", null];
 
 /** Compare top sections: evaluation first, then training, then the others. */
-export function compareSections(a: string, b: string): number {
-  return sectionRank(a) - sectionRank(b) || (a < b ? -1 : 1);
+export function compareSections({ name: a }: { name: SectionName }, { name: b }: { name: SectionName }): number {
+  return sectionRank(a) - sectionRank(b) || ((a ?? "") < (b ?? "") ? -1 : 1);
 }
 
-function sectionRank(name: string): number {
+function sectionRank(name: SectionName): number {
   const position = FIRST_SECTIONS.indexOf(name);
   return position < 0 ? FIRST_SECTIONS.length : position;
 }

@@ -20,6 +20,8 @@ const CHARTS_PAGE = 100;
 const MIN_AVERAGE = 2;
 /** Number of open sections that are read again while the run grows. */
 const MAX_REFRESHED = 12;
+/** Heading of the metrics without a section. */
+const NO_SECTION = "charts";
 
 /** Read from the address which sections the user opened and closed. */
 export function foldsIn(params: URLSearchParams): Folds {
@@ -45,18 +47,23 @@ export class MetricNode {
   constructor(
     /** The section that contains it; null for the root. */
     public parent: MetricNode | null,
-    /** Last part of the prefix, the heading of the section. */
-    readonly name: string,
+    /** Last part of the prefix, which may be empty; null for the root, and for the metrics without a section. */
+    readonly name: string | null,
     /** Number of metrics in it and below it. */
     public count: number,
   ) {
-    this.prefix = parent && name ? `${parent.prefix}${name}/` : "";
+    this.prefix = parent && name !== null ? `${parent.prefix}${name}/` : "";
     this.depth = parent ? parent.depth + 1 : 0;
   }
 
-  /** Key in lists of open and closed sections. */
+  /** Key in lists of open and closed sections: "a" for the prefix "a/", "a///" for "a//", and "/" for the metrics without a section. */
   get key(): string {
-    return this.prefix.slice(0, -1) || "/";
+    return this.name ? this.prefix.slice(0, -1) : `${this.prefix}/`;
+  }
+
+  /** The heading. A section with the name "" or "charts" has a slash, unlike the metrics without a section. */
+  get label(): string {
+    return this.name === null ? NO_SECTION : this.name && this.name !== NO_SECTION ? this.name : `${this.name}/`;
   }
 
   get hasMore(): boolean {
@@ -77,7 +84,7 @@ export interface Folds {
 }
 
 export class MetricTree {
-  root = new MetricNode(null, "", 0);
+  root = new MetricNode(null, null, 0);
   /** Number of charts without a search, and of those that match the search. */
   total = 0;
   matches = 0;
@@ -197,7 +204,7 @@ export class MetricTree {
     const root = await this.readSections(page, search, signal);
     if (signal.aborted) return;
     this.merge(this.root, root);
-    this.root.sections.sort((a, b) => compareSections(a.name, b.name));
+    this.root.sections.sort(compareSections);
     for (const node of this.openNodes(folds).slice(0, MAX_REFRESHED)) {
       // Sections of which several pages were read are not read again.
       if (node.charts.length > CHARTS_PAGE || node.sections.length > SECTIONS_PAGE) continue;
@@ -253,19 +260,19 @@ export class MetricTree {
     if (this.isComplete) this.total = new Set(charts.map(({ name }) => name)).size;
     const matches = matcher(search);
     const matching = (this.isComplete ? charts.filter(({ name }) => matches(name)) : charts).sort(byName);
-    const root = new MetricNode(null, "", matching.length);
+    const root = new MetricNode(null, null, matching.length);
     const { direct, sections } = groupByPart(matching, "");
     root.sections = [...sections].map(([name, members]) => this.localNode(root, name, members));
-    if (direct.length) root.sections.push(this.localNode(root, "", direct));
+    if (direct.length) root.sections.push(this.localNode(root, null, direct));
     this.isLocal = true;
     this.show(root, search, new Set(matching.map(({ name }) => name)).size);
   }
 
-  private localNode(parent: MetricNode, name: string, charts: Chart[]): MetricNode {
+  private localNode(parent: MetricNode, name: string | null, charts: Chart[]): MetricNode {
     const node = new MetricNode(parent, name, charts.length);
     node.state = "read";
     node.charts = charts;
-    if (name && charts.length > FLAT) {
+    if (name !== null && charts.length > FLAT) {
       const { direct, sections } = groupByPart(charts, node.prefix);
       node.charts = direct;
       node.sections = [...sections].map(([part, members]) => this.localNode(node, part, members));
@@ -294,22 +301,22 @@ export class MetricTree {
       this.sectionPage({ search }, signal),
       search ? null : this.sectionPage({ search: `^(${names.join("|")})/` }, signal),
     ]);
-    const root = new MetricNode(null, "", page.total);
+    const root = new MetricNode(null, null, page.total);
     if (averageOf(top.sections) < MIN_AVERAGE) {
       const { charts, next } = page;
-      root.sections = [Object.assign(new MetricNode(root, "", page.total), { flat: true, state: "read", charts, nextCharts: next })];
+      root.sections = [Object.assign(new MetricNode(root, null, page.total), { flat: true, state: "read", charts, nextCharts: next })];
       return root;
     }
     const sections = new Map([...top.sections, ...(first?.sections ?? [])].map(({ name, metrics }) => [name, metrics]));
     root.sections = [...sections].map(([name, metrics]) => new MetricNode(root, name, metrics));
-    if (top.metrics) root.sections.push(new MetricNode(root, "", top.metrics));
-    root.sections.sort((a, b) => compareSections(a.name, b.name));
+    if (top.metrics) root.sections.push(new MetricNode(root, null, top.metrics));
+    root.sections.sort(compareSections);
     root.nextSections = top.next;
     return root;
   }
 
   private show(root: MetricNode, search: string, matches: number): void {
-    root.sections.sort((a, b) => compareSections(a.name, b.name));
+    root.sections.sort(compareSections);
     root.state = "read";
     this.root = root;
     this.search = search;

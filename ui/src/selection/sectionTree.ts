@@ -72,7 +72,7 @@ export class SectionTree {
     const view = this.views.get(node.key) ?? new SectionView(node, () => this.toggle(view.node));
     views.set(node.key, view);
     const isOpen = this.tree.isOpen(node, this.folds);
-    view.drawHeading(node, isOpen, this.tree.root.sections.length > 1 || node.name !== "" || node.depth > 1);
+    view.drawHeading(node, isOpen, this.tree.root.sections.length > 1 || node.name !== null);
     if (!isOpen) view.drawBody([], true);
     else if (node.state === "read" || node.charts.length > 0) {
       arrange(view.charts, node.charts.map((chart) => this.deck.card(this.source(chart))));
@@ -172,7 +172,7 @@ class SectionView {
   drawHeading(node: MetricNode, isOpen: boolean, isVisible: boolean): void {
     this.node = node;
     this.heading.hidden = !isVisible;
-    setText(this.label, node.name || "charts");
+    setText(this.label, node.label);
     setText(this.count, node.count.toLocaleString("en"));
     const expanded = String(isOpen);
     if (this.toggle.getAttribute("aria-expanded") === expanded) return;
