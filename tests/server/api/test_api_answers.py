@@ -132,6 +132,10 @@ def query(**document):
     return "POST", "/api/v1/query", {}, {"runs": ["curves"], "metrics": ["loss", "count", STEP_METRIC]} | document
 
 
+def series(**document):
+    return "POST", f"{RUN}/series", {}, {"metrics": ["loss", "count", STEP_METRIC]} | document
+
+
 def get(path, **parameters):
     return "GET", path, parameters, None
 
@@ -168,6 +172,9 @@ REQUESTS = [
     get(f"{RUN}/series", metric="count", attempt=1, limit=1000),
     get(f"{RUN}/series", metric="tokens"),
     get(f"{RUN}/series", metric="unknown"),
+    series(metrics=["unknown", "tokens", "loss", "count", "loss", "tensormeter.step"]),
+    series(metrics=["loss", "count"], x="time", start=T0, stop=T0 + 3 * S, process="p0", attempt="all", limit=1000),
+    series(metrics=["unknown"]),
     get(f"{RUN}/ranks", metric="loss"),
     get(f"{RUN}/ranks", metric="loss", x="time", attempt="all", max_points=2, scope=""),
     get(f"{RUN}/ranks", metric="loss", start="0.5", stop="+3.", unit="nat"),
@@ -227,6 +234,10 @@ MISTAKES = [
     *(get(f"{RUN}/histograms", metric="sizes", attributes=text) for text in ("x", "null", "[]", '"x"', '{"\\ud800":1}')),
     *(query(**{name: value}) for name in ("runs", "metrics") for value in (None, [], "x", [1], ["x"] * 201, {"x": 1})),
     *(query(**{name: value}) for name in ("project", "process", "after", "x", "scope", "unit", "kind", "temporality") for value in (1, True, ["x"])),
+    *(series(metrics=value) for value in (None, [], "x", [1], ["x"] * 1001, {"x": 1})),
+    *(series(**{name: value}) for name in ("process", "x", "start", "stop", "limit", "attempt") for value in (True, ["x"], 1.5, 10**30)),
+    series(limit=1),
+    ("POST", "/api/v1/runs/unknown/series", {}, {"metrics": ["loss"]}),
     *(query(max_points=value) for value in (None, 3, -1, True, 12.5, "12", 10**9, 1e300)),
     *(query(**{name: value}) for name in ("start", "stop") for value in (True, "ten", [], 1e30, -1e30, 10**400)),
     *(query(attempt=value) for value in (0, -1, True, 1.5, "x", [], 10**9)),
@@ -370,7 +381,7 @@ def test_answers_have_the_fields_that_are_described():
         kind = getattr(schemas, reference.rpartition("/")[2])
         described.add(kind.__name__)
         assert json.loads(encode(msgspec.convert(document, kind))) == document, name
-    assert len(described) == 14
+    assert len(described) == 16
     update, cursor = golden["stream"]
     assert json.loads(encode(msgspec.convert(update, schemas.Update))) == update
     assert json.loads(encode(msgspec.convert(cursor, schemas.Cursor))) == cursor

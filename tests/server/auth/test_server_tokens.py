@@ -33,6 +33,7 @@ ROUTES = [
     ("GET", "/api/v1/runs/{run_id}/events"),
     ("GET", "/api/v1/runs/{run_id}/media/{digest}"),
     ("GET", "/api/v1/runs/{run_id}/series"),
+    ("POST", "/api/v1/runs/{run_id}/series"),
     ("GET", "/api/v1/runs/{run_id}/ranks"),
     ("GET", "/api/v1/runs/{run_id}/histograms"),
     ("GET", "/api/v1/runs/{run_id}/distributions"),

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.api.documents import variant_fields
 from tensormeter.server.api.responses import encode
-from tensormeter.server.api.schemas import ArrayPlace, FullArrays, MetricColumns, QueryColumns, SampledArrays
+from tensormeter.server.api.schemas import (
+    ArrayPlace,
+    FullArrays,
+    ManyColumns,
+    MetricColumns,
+    QueryColumns,
+    SampledArrays,
+)
 from tensormeter.server.query.points.raw import RawSeries
 from tensormeter.server.query.points.sampled import PointsResult
 from tensormeter.server.store import Points
@@ -51,7 +58,7 @@ class _Arrays:
             self._size += len(data) + padding
         return place
 
-    def encode(self, document: QueryColumns | MetricColumns) -> list[bytes]:
+    def encode(self, document: QueryColumns | MetricColumns | ManyColumns) -> list[bytes]:
         """Return the whole response in parts. Make all offsets relative to the start of the response."""
         # The header's length depends on the number of digits in the offsets, so measure it with very large offsets first.
         self._move(1 << 40)
@@ -91,9 +98,9 @@ def encode_columns(result: PointsResult, *, reset: bool, check: Check = no_check
 
 
 def encode_full_columns(
-    metric: str, x: Literal["step", "time"], all_series: Sequence[RawSeries], check: Check = no_check
+    metric: str | None, x: Literal["step", "time"], all_series: Sequence[RawSeries], check: Check = no_check
 ) -> list[bytes]:
-    """Return the binary response with every point of a metric, in parts."""
+    """Return the binary response with every point of a metric, or of several metrics if `metric` is None, in parts."""
     arrays = _Arrays()
     documents = []
     for series in all_series:
@@ -102,6 +109,7 @@ def encode_full_columns(
         assert isinstance(points, Points)
         documents.append(
             FullArrays(
+                metric=series.metric if metric is None else UNSET,
                 process=series.process,
                 attempt=series.attempt,
                 **variant_fields(series),
@@ -114,4 +122,4 @@ def encode_full_columns(
                 gaps=arrays.add(series.gaps) if len(series.gaps) else UNSET,
             )
         )
-    return arrays.encode(MetricColumns(metric, x, documents))
+    return arrays.encode(ManyColumns(x, documents) if metric is None else MetricColumns(metric, x, documents))

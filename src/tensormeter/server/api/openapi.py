@@ -55,6 +55,15 @@ def openapi_document() -> dict[str, Any]:
     add("/api/v1/query", "Get sampled points of many series", sampled, method="post", body=request_schemas.Query)
     full = {_JSON: document.schema(schemas.MetricSeries), COLUMNS: document.binary(schemas.MetricColumns)}
     add(f"{_RUN}/series", "Get every point of a metric", full, request_schemas.SeriesParameters)
+    full = {_JSON: document.schema(schemas.ManySeries), COLUMNS: document.binary(schemas.ManyColumns)}
+    add(
+        f"{_RUN}/series",
+        "Get every point of several metrics",
+        full,
+        request_schemas.RunParameters,
+        method="post",
+        body=request_schemas.SeriesQuery,
+    )
     add(f"{_RUN}/ranks", "Get statistics of a metric across processes", schemas.Ranks, request_schemas.RanksParameters)
     add(f"{_RUN}/histograms", "Get distributions over time", schemas.Histograms, request_schemas.HistogramsParameters)
     distributions = "Get every distribution of a metric"

@@ -72,7 +72,7 @@ class PointsApi:
         """Return the handlers' routes."""
         return [
             Route("/api/v1/query", self.query, methods=["POST"]),
-            Route(f"{_RUN}/series", self.series),
+            Route(f"{_RUN}/series", self.series, methods=["GET", "POST"]),
             Route(f"{_RUN}/ranks", self.ranks),
             Route(f"{_RUN}/histograms", self.histograms),
             Route(f"{_RUN}/distributions", self.distributions),
@@ -97,10 +97,19 @@ class PointsApi:
         )
 
     async def series(self, request: Request) -> Response:
-        """Return every point of a metric."""
-        ref, parameters = run_ref(request), read_parameters(request, request_schemas.SeriesParameters)
-        metric, x = parameters.metric, parameters.x
-        query = _raw_query(parameters, Axis.parse(x))
+        """Return every point of a metric (GET), or of several metrics (POST)."""
+        ref = run_ref(request)
+        parameters: request_schemas.SeriesParameters | request_schemas.SeriesQuery
+        if request.method == "POST":
+            parameters = await read_body(request, request_schemas.SeriesQuery)
+            metric = None
+            metrics = unique("metrics", parameters.metrics, request_schemas.MAX_FULL_METRICS)
+        else:
+            parameters = read_parameters(request, request_schemas.SeriesParameters)
+            metric = parameters.metric
+            metrics = [metric]
+        x = parameters.x
+        query = _raw_query(metrics, parameters, Axis.parse(x))
         binary = COLUMNS in request.headers.get("accept", "")
 
         def work(most: int, budget: CpuBudget) -> BufferedResponse:
@@ -169,7 +178,7 @@ class PointsApi:
     async def distributions(self, request: Request) -> Response:
         """Return every distribution of a metric."""
         ref, parameters = run_ref(request), read_parameters(request, request_schemas.DistributionsParameters)
-        query = _raw_query(parameters, Axis(None), numeric=False)
+        query = _raw_query([parameters.metric], parameters, Axis(None), numeric=False)
 
         def work(most: int, budget: CpuBudget) -> BufferedResponse:
             series = RunReader(self._stores.of(request), ref, query, budget.check).raw(most)
@@ -224,13 +233,16 @@ def _query(body: request_schemas.Query) -> tuple[list[RunRef], RunQuery]:
 
 
 def _raw_query(
-    parameters: request_schemas.SeriesParameters | request_schemas.DistributionsParameters,
+    metrics: Sequence[str],
+    parameters: request_schemas.SeriesParameters
+    | request_schemas.SeriesQuery
+    | request_schemas.DistributionsParameters,
     axis: Axis,
     *,
     numeric: bool = True,
 ) -> RunQuery:
     return RunQuery(
-        (parameters.metric,),
+        tuple(metrics),
         axis,
         parameters.start,
         parameters.stop,
@@ -331,17 +343,22 @@ def _size(all_series: Sequence[RawSeries]) -> int:
 
 
 def _encode_full(
-    metric: str, x: Literal["step", "time"], all_series: Sequence[RawSeries]
+    metric: str | None, x: Literal["step", "time"], all_series: Sequence[RawSeries]
 ) -> Generator[bytes, None, None]:
-    """Yield the document in pieces. Starlette requests each piece on a worker thread."""
-    yield encode(schemas.MetricSeriesHeader(metric, x))[:-1] + b',"series":['
-    ambiguous = len({(series.kind, series.scope, series.unit) for series in all_series}) > 1
+    """Yield the document in pieces; `metric` is None if there are several. Starlette requests each piece on a worker thread."""
+    header = schemas.ManySeriesHeader(x) if metric is None else schemas.MetricSeriesHeader(metric, x)
+    yield encode(header)[:-1] + b',"series":['
+    ambiguous = metric is None or len({(series.kind, series.scope, series.unit) for series in all_series}) > 1
     for position, series in enumerate(all_series):
         fields = variant_fields(series) if ambiguous else {"kind": series.kind.name}
-        header = schemas.FullHeader(
-            process=series.process, attempt=series.attempt, **fields, attributes=series.attributes
+        about = schemas.FullHeader(
+            metric=series.metric if metric is None else UNSET,
+            process=series.process,
+            attempt=series.attempt,
+            **fields,
+            attributes=series.attributes,
         )
-        yield (b"," if position else b"") + encode(header)[:-1]
+        yield (b"," if position else b"") + encode(about)[:-1]
         for name in ("time", "step", "value"):
             yield f',"{name}":['.encode()
             for first in range(0, len(series.points), _SLICE):

@@ -15,6 +15,9 @@ MAX_RUNS: Final = 200
 """Maximum number of runs in one request."""
 
 MAX_METRICS: Final = 200
+MAX_FULL_METRICS: Final = 1000
+"""Maximum number of metrics in a request for every point. Metrics with few points need many names per request."""
+
 MAX_POINTS: Final = 100_000
 MAX_DISTRIBUTIONS: Final = 20_000
 MAX_EVENTS: Final = 10_000
@@ -49,6 +52,10 @@ _FIRST_TIME: Final = Meta(description="Earliest time, in nanoseconds since the U
 _LAST_TIME: Final = Meta(
     description="Upper bound of the time, in nanoseconds since the Unix epoch; the bound itself is excluded."
 )
+_ORDER: Final = Meta(description="Order of the points, and unit of `start` and `stop`.")
+_FIRST: Final = Meta(description="Lowest step, or earliest time in nanoseconds.")
+_LAST: Final = Meta(description="Upper bound of the step, or of the time in nanoseconds; the bound itself is excluded.")
+_READ: Final = Meta(ge=1, le=MAX_READ_POINTS, description="Maximum number of points to read.")
 _ATTEMPT: Final = Meta(
     description="Number of the attempt, or `all`. Default: all attempts, without points that a later one repeats."
 )
@@ -104,6 +111,21 @@ class Query(Struct, kw_only=True):
     unit: Annotated[str | None, _UNIT] = None
     kind: Annotated[str | None, _KIND] = None
     temporality: Annotated[str | None, _TEMPORALITY] = None
+
+
+class SeriesQuery(Struct, kw_only=True):
+    """A query for every point of several metrics of a run."""
+
+    metrics: Annotated[
+        list[str],
+        Meta(min_length=1, description="Names of the metrics.", extra_json_schema={"maxItems": MAX_FULL_METRICS}),
+    ]
+    x: Annotated[Literal["step", "time"], _ORDER] = "step"
+    process: Annotated[str | None, _PROCESS] = None
+    start: Annotated[Int64 | None, _FIRST] = None
+    stop: Annotated[Int64 | None, _LAST] = None
+    limit: Annotated[int, _READ] = MAX_READ_POINTS
+    attempt: Annotated[AttemptChoice | None, _ATTEMPT] = None
 
 
 class RunChanges(Struct, kw_only=True):
@@ -263,18 +285,11 @@ class _MetricParameters(RunParameters, kw_only=True):
 
 
 class SeriesParameters(_MetricParameters, kw_only=True):
-    x: Annotated[Literal["step", "time"], Meta(description="Order of the points, and unit of `start` and `stop`.")] = (
-        "step"
-    )
+    x: Annotated[Literal["step", "time"], _ORDER] = "step"
     process: Annotated[str | None, _PROCESS] = None
-    start: Annotated[Int64 | None, Meta(description="Lowest step, or earliest time in nanoseconds.")] = None
-    stop: Annotated[
-        Int64 | None,
-        Meta(description="Upper bound of the step, or of the time in nanoseconds; the bound itself is excluded."),
-    ] = None
-    limit: Annotated[int, Meta(ge=1, le=MAX_READ_POINTS, description="Maximum number of points to read.")] = (
-        MAX_READ_POINTS
-    )
+    start: Annotated[Int64 | None, _FIRST] = None
+    stop: Annotated[Int64 | None, _LAST] = None
+    limit: Annotated[int, _READ] = MAX_READ_POINTS
 
 
 class DistributionsParameters(_MetricParameters, kw_only=True):

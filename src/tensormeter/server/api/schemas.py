@@ -327,9 +327,11 @@ class QueryColumns(QueryFooter, kw_only=True):
 class FullHeader(Struct, kw_only=True):
     """The description of a full series, without its points.
 
-    In JSON, `temporality`, `monotonic`, `scope` and `unit` are present only if the series differ in kind, scope or unit.
+    `metric` is present only in the response to a request for several metrics. In the JSON response for one metric,
+    `temporality`, `monotonic`, `scope` and `unit` are present only if the series differ in kind, scope or unit.
     """
 
+    metric: str | UnsetType = UNSET
     process: str
     attempt: int
     kind: KindName
@@ -381,6 +383,24 @@ class MetricSeries(MetricSeriesHeader):
 
 class MetricColumns(MetricSeriesHeader):
     """The header of a binary response that contains every point of a metric."""
+
+    series: Sequence[FullArrays]
+
+
+class ManySeriesHeader(Struct):
+    """The header of a response that contains every point of several metrics."""
+
+    x: Literal["step", "time"]
+
+
+class ManySeries(ManySeriesHeader):
+    """Every point of several metrics."""
+
+    series: Sequence[FullSeries]
+
+
+class ManyColumns(ManySeriesHeader):
+    """The header of a binary response that contains every point of several metrics."""
 
     series: Sequence[FullArrays]
 

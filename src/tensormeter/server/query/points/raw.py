@@ -42,6 +42,7 @@ class RawSeries:
     scope: str = ""
     unit: str = ""
     gaps: NDArray[np.int64] = field(default_factory=lambda: NO_GAPS, repr=False)
+    metric: str = ""
 
     def by_step(self, start: float | None, stop: float | None) -> "RawSeries":
         """Keep points with start <= step < stop, ordered by step and time.
@@ -114,8 +115,9 @@ class StepJoiner:
         if any(len(piece.gaps) for piece in pieces):
             gaps = _trim_gaps(np.unique(np.concatenate([piece.gaps for piece in pieces])), points)
         return RawSeries(
-            last.process, attempt, last.kind, last.attributes, points, logged, stepped, last.scope, last.unit, gaps
-        )
+            last.process, attempt, last.kind, last.attributes, points, logged, stepped, last.scope, last.unit, gaps,
+            last.metric,
+        )  # fmt: skip
 
     def _add_steps(self, series: Series) -> tuple[Column, NDArray[np.int64], NDArray[np.bool_]]:
         """Return the points that no later attempt shadows, their steps, and whether each point has a step."""

@@ -189,7 +189,7 @@ class RunReader:
         )
 
     def raw(self, limit: int = MAX_READ_POINTS) -> list[RawSeries]:
-        """Read every point of one metric as logged.
+        """Read every point of the query's metrics as logged. The series are ordered by metric and process.
 
         If the axis is the step, points are ordered by step and time. Points without a step then come last, and are
         omitted if the query has a step range. Otherwise, points are ordered by time. If the query asks for the
@@ -203,11 +203,12 @@ class RunReader:
             StoreError: See `Store.read`.
         """
         query, by_step = self._query, self._query.axis.is_step
-        (metric,) = query.metrics
         first, last = (None, None) if by_step else (_integer(query.start), _integer(query.stop))
-        names = [metric, STEP_METRIC] if query.numeric else [metric]
+        names = dict.fromkeys(query.metrics)
+        if query.numeric:
+            names[STEP_METRIC] = None
         selection = Selection(
-            names,
+            [*names],
             query.process,
             query.numeric,
             start=first,
@@ -229,7 +230,8 @@ class RunReader:
                 steps.setdefault(series.process, []).append(series.points)
         steps_of = {process: Points.concat(parts).distinct() for process, parts in steps.items()}
         attempts = Attempts(reading.attempts, query.attempt)
-        selected = attempts.select(series for series in reading.series if series.metric == metric)
+        wanted = set(query.metrics)
+        selected = attempts.select(series for series in reading.series if series.metric in wanted)
         joiner = StepJoiner(selected, steps_of, attempts.shadowed())
         raw = []
         for pieces in attempts.group_series(selected):
