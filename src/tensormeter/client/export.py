@@ -31,6 +31,15 @@ VARIANT_COLUMNS: Final = ("scope", "unit", "kind", "temporality")
 DISTRIBUTION_COLUMNS: Final = ("kind", "temporality", "count", "sum", "min", "max", "bounds", "counts", "quantiles")
 """Columns of distributions. They are empty in rows with numbers, and `value` is empty in rows with distributions."""
 
+_ROW_GROUP: Final = 8 << 20
+"""Size in bytes from which waiting blocks are written to Parquet as a row group.
+
+The metadata of a row group takes about 2 kB of the file, and more of the memory of its writer and readers.
+"""
+
+_ROW_GROUP_BLOCKS: Final = 1024
+"""Maximum number of blocks in a row group. Each block takes a few kilobytes of memory while it waits."""
+
 _FORMULA: Final = re.compile(r"[=+\-@\t\r]")
 
 _MISSING: Final = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
@@ -230,7 +239,7 @@ class _JsonLines:
 
 
 class _Parquet:
-    """Writer of Parquet with zstd compression, with one row group per block.
+    """Writer of Parquet with zstd compression. Small blocks share a row group.
 
     The column `integer` contains the exact value of a logged integer, and null for other values. Bounds and counts are
     lists of numbers. Quantiles are lists of structs.
@@ -257,6 +266,8 @@ class _Parquet:
         names = (*header.common, "integer", *header.distributions)
         self._schema = arrow.schema([(name, types.get(name, text)) for name in names])
         self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
+        self._waiting: list[Any] = []
+        self._waiting_bytes = 0
 
     def write(self, about: Mapping[str, Any], block: PointBlock) -> None:
         arrow = self._arrow
@@ -297,9 +308,23 @@ class _Parquet:
         ordered = [
             arrays[column.name] if column.name in arrays else arrow.nulls(n, column.type) for column in self._schema
         ]
-        self._writer.write_batch(arrow.record_batch(ordered, schema=self._schema))
+        batch = arrow.record_batch(ordered, schema=self._schema)
+        if batch.nbytes >= _ROW_GROUP:
+            self._write_waiting()  # instead of copying a large block to join it
+        self._waiting.append(batch)
+        self._waiting_bytes += batch.nbytes
+        if self._waiting_bytes >= _ROW_GROUP or len(self._waiting) == _ROW_GROUP_BLOCKS:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Write the waiting blocks as one row group."""
+        if self._waiting:
+            table = self._arrow.Table.from_batches(self._waiting).unify_dictionaries().combine_chunks()
+            self._waiting, self._waiting_bytes = [], 0
+            self._writer.write_table(table, row_group_size=len(table))
 
     def close(self) -> None:
+        self._write_waiting()
         self._writer.close()
 
 
