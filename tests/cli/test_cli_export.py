@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import urllib3
 
-from tensormeter.client import Client
+from tensormeter.client import Client, StoredRun
+from tensormeter.client.connection import Connection
 from tensormeter.client.export import COLUMNS, export_run
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge, Histogram, Temporality
 from tensormeter.otlp.encode import encode_metrics
@@ -207,3 +208,110 @@ def test_a_metric_of_many_series_is_exported(url, tmp_path):
     numbers = [(line["attributes"]["number"], line["value"]) for line in map(json.loads, lines)]
     assert sorted(numbers) == [(number, number / 2) for number in range(5000)]
     assert sorted((tmp_path / "blocks.jsonl").read_text().splitlines()) == sorted(lines)
+
+
+ODD = ['a,b\n"c"', "a\x00b", "日本\x1b[31m", "x" * 900, "%2e/?&=#", "layer/0000/grads", " "]
+
+
+@pytest.fixture(scope="module")
+def wide(url):
+    """A run with many names of a few points, one with many points, and distributions; it is gone again afterwards."""
+    names = [*(f"layer/{number:04}/norm" for number in range(300)), *ODD]
+    headers = {"Content-Type": "application/x-protobuf", "Authorization": f"Bearer {TOKEN}"}
+
+    def batches(attempt, rank):
+        process = f"p{attempt}{rank}"
+        resource = {"service.name": "wide", "tensormeter.run.id": "wide", "service.instance.id": process}
+        resource |= {"tensormeter.run.attempt": attempt, "tensormeter.rank": rank}
+        first = T0 + attempt * 10**9 + rank
+        times = np.arange(first, first + 3000, 1000).astype(np.uint64)
+        series = [Gauge(STEP_METRIC, times[:-1], np.arange(2) + 10 * attempt)]  # the last point has no step
+        for index, name in enumerate(names):
+            values = np.array([index / 3, math.nan, -math.inf]) if index % 3 else np.array([index, 2**62 + 1, -1])
+            some = slice(index % 2, None)
+            series.append(Gauge(name, times[some], values[some], attributes={"layer": index} if index % 5 else {}))
+        series += [
+            Gauge("layer/0007/norm", times[:1], np.array([number]), attributes={"head": number}) for number in range(3)
+        ]
+        many = np.arange(first, first + 6000).astype(np.uint64)
+        series.append(Gauge("layer/0150/many", many, np.sqrt(np.arange(6000.0))))
+        counts = np.array([3], np.uint64)
+        series += [
+            Histogram(
+                *(name, times[:1], times[:1] - counts, counts, np.array([1.5]), np.array([0.0]), np.array([1.0])),
+                *(np.array([0.5]), np.array([[1, 2]], np.uint64)),
+                temporality=Temporality.DELTA,
+            )
+            for name in ("layer/0200/grads", ODD[5])
+        ]
+        return Batch(resource, series)
+
+    with urllib3.PoolManager(retries=False) as http:
+        for attempt, rank in ((1, 0), (1, 1), (2, 0)):
+            body = encode_metrics([batches(attempt, rank)])
+            answer = http.request("POST", f"{url}/v1/metrics", body=body, headers=headers)
+            assert answer.status == 200, answer.data
+        yield Client(url, token=TOKEN).run("wide", project="wide")
+        assert http.request("DELETE", f"{url}/api/v1/runs/wide?project=wide", headers=headers).status == 204
+
+
+def one_by_one(self, metrics, *, block):
+    """`StoredRun.points_of` with requests for each name."""
+    stops = {}
+    for metric in metrics:
+        stops[metric.name] = max(stops.get(metric.name, 0), metric.last_time + 1)
+    for name, stop in stops.items():
+        yield from self.points(name, stop=stop, block=block)
+
+
+@pytest.mark.parametrize(("format", "block"), [("csv", None), ("csv", 2000), ("jsonl", None), ("parquet", None)])
+def test_metrics_that_are_read_together_are_written_as_if_read_one_by_one(wide, tmp_path, monkeypatch, format, block):
+    requests = []
+    columns = Connection.columns
+
+    def count(self, *path, **query):
+        requests.append(path)
+        return columns(self, *path, **query)
+
+    monkeypatch.setattr(Connection, "columns", count)
+    monkeypatch.setattr("tensormeter.client.points._GROUP_NAMES", 100)
+    monkeypatch.setattr("tensormeter.client.points._GROUP_POINTS", 5000)
+    together, each = tmp_path / "together", tmp_path / "each"
+    rows = export_run(wide, together, format, block=block)
+    assert rows == 3 * (154 * 3 + 153 * 2 + 3 + 6000 + 2 + 2)
+    assert block or len(requests) < 10
+    monkeypatch.setattr(StoredRun, "points_of", one_by_one)
+    assert export_run(wide, each, format, block=block) == rows
+    assert len(requests) > 300
+    if format != "parquet":
+        assert together.read_bytes() == each.read_bytes()
+        return
+    assert pq.ParquetFile(together).num_row_groups < 10
+    tables = pq.read_table(together), pq.read_table(each)
+    assert tables[0].schema == tables[1].schema
+    for name in tables[0].column_names:
+        assert len({str(table[name].to_pylist()) for table in tables}) == 1, name  # NaN is not equal to itself
+
+
+def test_points_that_arrive_meanwhile_are_left_out(url, tmp_path):
+    """As if each metric were read alone: up to its latest point in the list of metrics."""
+    resource = {"service.name": "late", "tensormeter.run.id": "late", "service.instance.id": "p"}
+    headers = {"Content-Type": "application/x-protobuf", "Authorization": f"Bearer {TOKEN}"}
+    with urllib3.PoolManager(retries=False) as http:
+
+        def send(*gauges):
+            body = encode_metrics(
+                [Batch(resource, [Gauge(n, np.array([t], np.uint64), np.array([0.5])) for n, t in gauges])]
+            )
+            assert http.request("POST", f"{url}/v1/metrics", body=body, headers=headers).status == 200
+
+        send(("a", T0), ("b", T0 + 10), ("c", T0 + 5))
+        try:
+            run = Client(url, token=TOKEN).run("late", project="late")
+            metrics = run.metrics()
+            send(("a", T0 + 1), ("b", T0 + 9), ("b", T0 + 11), ("new", T0))
+            blocks = [(block.metric, block.time.tolist()) for block in run.points_of(metrics)]
+            assert blocks == [("a", [T0]), ("b", [T0 + 9, T0 + 10]), ("c", [T0 + 5])]
+            assert list(run.points_of([])) == []
+        finally:
+            http.request("DELETE", f"{url}/api/v1/runs/late?project=late", headers=headers)

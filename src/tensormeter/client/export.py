@@ -130,11 +130,10 @@ def export_points(
         }
 
     rows = 0
-    for name, stop in _stops(metric for metric in metrics if metric.numeric).items():
-        for points in run.points(name, stop=stop, block=block or BLOCK_POINTS):
-            writer.write(about(points), points)
-            rows += len(points)
-            on_rows(rows)
+    for points in run.points_of((metric for metric in metrics if metric.numeric), block=block or BLOCK_POINTS):
+        writer.write(about(points), points)
+        rows += len(points)
+        on_rows(rows)
     for name, stop in _stops(metric for metric in metrics if not metric.numeric).items():
         for distributions in run.distributions(name, stop=stop, block=block or BLOCK_DISTRIBUTIONS):
             writer.write_distributions(about(distributions), distributions)
