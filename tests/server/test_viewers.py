@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from support.coroutines import run_coroutine
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.server.api import stream as stream_module
 from tensormeter.server.api.stream import Shutdown, StreamApi
@@ -47,7 +48,7 @@ def test_only_the_viewers_of_a_run_are_woken():
         assert viewers.stored([resource()]) is None
         assert not viewers._viewers
 
-    asyncio.run(check())
+    run_coroutine(check)
 
 
 def test_many_senders_get_a_longer_interval():
@@ -61,7 +62,7 @@ def test_many_senders_get_a_longer_interval():
             clock.now += 60
             assert viewers.stored([resource()]) == 0.1
 
-    asyncio.run(check())
+    run_coroutine(check)
 
 
 def test_senders_learn_that_somebody_watches(server, make):
@@ -99,5 +100,5 @@ def test_new_data_ends_the_wait_of_a_stream(tmp_path, monkeypatch):
             assert b'"metrics":["loss"]' in await anext(events)
         await events.aclose()
 
-    asyncio.run(check())
+    run_coroutine(check)
     store.close()

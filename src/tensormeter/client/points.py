@@ -31,6 +31,7 @@ its turn.
 """
 
 _TOO_LARGE: Final = 413
+_METHOD_NOT_ALLOWED: Final = 405
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +134,9 @@ def read_many(
         try:
             blocks = _request_many(connection, run, names, max(metrics[name][1] for name in names), block)
         except ApiError as error:
+            if error.status == _METHOD_NOT_ALLOWED:  # an older server
+                pending += [[name] for name in reversed(names)]
+                continue
             if error.status != _TOO_LARGE:
                 raise
             middle = len(names) // 2
