@@ -88,6 +88,17 @@ def test_an_agent_that_worked_again_is_replaced_at_once_again(machine):
     assert machine.seconds_to_the_next() <= 1
 
 
+def test_a_run_that_never_had_an_agent_is_not_told_that_it_stopped(machine, caplog):
+    machine.seconds_to_the_next()
+    machine.ring.words[HeaderWord.AGENT_PID] = 1 << 30
+    machine.pulse_for(1.5, after=1)
+    machine.seconds_to_the_next()
+    assert caplog.messages == [
+        "no agent was running for run r; started a new one, which delivers its data",
+        "the agent of run r had stopped; started a new one, which continues its work",
+    ]
+
+
 def test_an_agent_pulses_while_it_loads_exporters(tmp_path, monkeypatch, wait_for):
     """Some take longer than an agent is given to its first pulse; until then it would seem to have ended."""
     settings = Settings(directory=tmp_path / "state", buffer_directory=tmp_path / "rings", run_id="r", linger_timeout=0)

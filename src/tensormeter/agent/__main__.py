@@ -27,9 +27,10 @@ def main(arguments: list[str]) -> int:
     """Run the agent: ``python -m tensormeter.agent RUN_DIRECTORY LOCKS DEATHS STANDBY NOTICE``.
 
     Standard input contains the description of the run and its settings as JSON. LOCKS is a comma-separated list of the
-    descriptors that hold the agent's lock. The last three arguments are the initial state of `Standby`.
+    descriptors that hold the agent's lock; it may be empty. The last three arguments are the initial state of
+    `Standby`.
     """
-    locks = [int(descriptor) for descriptor in arguments[1].split(",")]
+    locks = [int(descriptor) for descriptor in arguments[1].split(",") if descriptor]
     for lock in locks:
         os.set_inheritable(lock, False)
     _allow_open_files()

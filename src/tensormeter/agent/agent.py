@@ -49,6 +49,9 @@ logger: Final = get_logger("tensormeter.agent")
 
 _MOST_REPAIRS: Final = 3
 
+_LOCK_PAUSE: Final = 0.1
+"""Seconds between two attempts to acquire the lock while a process that is not an agent holds it."""
+
 _DURABLE_WAIT: Final = 5.0
 """Maximum seconds that a one-shot agent waits for accepted data to become durable. Receivers sync when asked."""
 
@@ -86,8 +89,8 @@ class Agent:
         Args:
             directory: Directory of the run.
             settings: Settings of the run.
-            lock: One or more file descriptors that hold the agent's lock, in the run's directory or in shared memory.
-                `run` closes them when it ends.
+            lock: File descriptors that hold the agent's lock, in the run's directory or in shared memory. `run` closes
+                them when it ends. If there are none, `run` waits while a process that is not an agent holds the lock.
             one_shot: Whether to end without waiting for processes that are still running or for a receiver that keeps
                 failing.
             on_status: Callback that periodically receives the number of undelivered items.
@@ -183,20 +186,44 @@ class Agent:
     def _begin(self) -> bool:
         """Acquire the lock files that are not held yet, and start the pulse, which shows that an agent is running.
 
+        A one-shot agent has no pulse, because it may end while processes are recording.
+
         Returns:
             False if another agent holds the lock.
         """
         if not self._one_shot and not os.path.lexists(self._directory.path):
             with contextlib.suppress(OSError), runs_locked(self._directory.path.parents[1]):
                 self._directory.restore()
-        if not self._lock.complete():
+        if not (self._lock.complete() if self._lock.descriptors else self._await_lock()):
             self.error = "its agent is running"
             return False
-        self._pulse = Pulse(self._directory, self._standby.keep if self._standby else lambda: None)
-        self._pulse.start()
+        if not self._one_shot:
+            self._pulse = Pulse(self._directory, self._standby.keep if self._standby else lambda: None)
+            self._pulse.start()
         # Load exporters only after the first pulse: some take longer to load than processes wait for that pulse.
         self._numbering = Numbering(self._directory, self._settings, asks=_asks(self._settings))
         return True
+
+    def _await_lock(self) -> bool:
+        """Acquire the locks, and wait while a process that is not an agent holds them, such as `tensormeter sync`.
+
+        Returns:
+            False if an agent holds the lock, if this agent must stop, or if the run was delivered and removed.
+        """
+        while not self._stopping:
+            try:
+                is_held = self._lock.acquire()
+            except FileNotFoundError:
+                return False
+            if is_held:
+                self._lock.write(os.getpid() if self._standby else None)
+                if self._lock.complete():
+                    return True
+                self._lock.release()  # the other process is about to release the lock in shared memory
+            elif self._directory.is_held_by_agent():
+                return False
+            self._pauses.wait(_LOCK_PAUSE)
+        return False
 
     def _end(self) -> None:
         """Stop the pulse, dismiss the standby and release the lock, so that another agent can start."""

@@ -11,6 +11,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tensormeter.agent.run_directory.agent_lock import MARK
 from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
 from tensormeter.agent.standby import agent_command, begin_command
 from tensormeter.disk.private import open_file
@@ -39,12 +40,15 @@ _thread_agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()
 
 
 def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
-    """Start an agent for the run unless an agent holds the lock.
+    """Start an agent for the run unless an agent holds the lock. Hold `runs_locked` while calling this.
 
     This process acquires the lock and hands it to the new process, so two agents never start at the same time. The
     agent runs in its own session, so Ctrl-C in the trainer's terminal does not reach it. It runs in a new interpreter
     and inherits none of the trainer's memory, threads or CUDA context. Starting it takes a few milliseconds, and this
     function does not wait for the agent.
+
+    If the lock is held by a process that is not an agent, such as `tensormeter sync`, the agent is started without the
+    lock and waits for it.
 
     The agent may also run on a thread of this process. On Python 3.12 or later, this function then waits up to two
     seconds until the agent's threads are running.
@@ -56,7 +60,7 @@ def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
         OSError, RuntimeError: The agent could not be started.
     """
     lock = directory.try_agent_lock()
-    if lock is None:
+    if lock is None and directory.is_held_by_agent():
         return False
     _start(directory, settings, lock, log=True)
     return True
@@ -75,30 +79,39 @@ def replace_agent(directory: RunDirectory, settings: Settings) -> bool:
     Raises:
         OSError, RuntimeError: The agent could not be started.
     """
+    log = False
     try:
         lock = directory.try_memory_lock()
     except OSError:
         if not directory.path.exists():
             with runs_locked(directory.path.parents[1]):
                 directory.restore()
-        return ensure_agent(directory, settings)
+        lock, log = directory.try_agent_lock(), True
     if lock is None:
         return False
-    _start(directory, settings, lock, log=False)
+    _start(directory, settings, lock, log=log)
     return True
 
 
-def _start(directory: RunDirectory, settings: Settings, lock: int, *, log: bool) -> None:
-    """Hand the lock over to a new agent. If `log` is true, this process opens the agent's log."""
-    _handed_over.add(lock)
+def _start(directory: RunDirectory, settings: Settings, lock: int | None, *, log: bool) -> None:
+    """Start an agent, and hand the lock over to it unless `lock` is None.
+
+    If `log` is true, this process opens the agent's log.
+    """
+    if lock is not None:
+        _handed_over.add(lock)
     try:
+        if lock is not None:
+            with contextlib.suppress(OSError):  # the lock is held even if the disk accepts no more data
+                os.pwrite(lock, MARK, 0)
         if settings.agent == "thread" or not _can_start_python():
             _start_thread(directory, settings, lock)
         else:
             _children.add(_spawn(directory, settings, lock, log=log))
     finally:
-        _handed_over.discard(lock)
-        os.close(lock)
+        if lock is not None:
+            _handed_over.discard(lock)
+            os.close(lock)
 
 
 def _can_start_python() -> bool:
@@ -133,7 +146,7 @@ def reap_agents(adopted: int = 0) -> None:
             _children.discard(pid)
 
 
-def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool) -> int:
+def _spawn(directory: RunDirectory, settings: Settings, lock: int | None, *, log: bool) -> int:
     environment = dict(os.environ)
     environment.pop("TENSORMETER_TOKEN", None)
     if settings.token:
@@ -147,13 +160,13 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
         return os.posix_spawn(
             sys.executable,
             # The path identifies the run for people who look at the process list.
-            begin_command(path, str(_INHERITED_LOCK), agent_command(path)),
+            begin_command(path, "" if lock is None else str(_INHERITED_LOCK), agent_command(path)),
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, description, 0),
                 (os.POSIX_SPAWN_DUP2, output, 1),
                 (os.POSIX_SPAWN_DUP2, output, 2),
-                (os.POSIX_SPAWN_DUP2, lock, _INHERITED_LOCK),
+                *([] if lock is None else [(os.POSIX_SPAWN_DUP2, lock, _INHERITED_LOCK)]),
             ],
             setsid=True,
         )
@@ -187,20 +200,18 @@ def _description(directory: RunDirectory, settings: Settings) -> int:
         return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _INHERITED_LOCK + 1)
 
 
-def _start_thread(directory: RunDirectory, settings: Settings, lock: int) -> None:
+def _start_thread(directory: RunDirectory, settings: Settings, lock: int | None) -> None:
     from tensormeter.agent.agent import Agent  # needs NumPy, SQLite and HTTP, so import it only for a thread
 
-    agent = Agent(directory, settings, os.dup(lock))
+    agent = Agent(directory, settings, [] if lock is None else os.dup(lock))
     _thread_agents.add(agent)
     try:
         threading.Thread(target=agent.run, name="tensormeter-agent", daemon=True).start()
     except BaseException:  # RuntimeError: no thread can be started
         agent.close_lock()
         raise
-    if sys.version_info >= (
-        3,
-        12,
-    ):  # no thread can be started after the script's last line, and this call may be on that line
+    # No thread can be started after the script's last line, and this call may be on that line.
+    if sys.version_info >= (3, 12) and lock is not None:
         agent.ready.wait(_THREADS_TIMEOUT)
 
 

@@ -145,4 +145,7 @@ class AgentMonitor:
         self._started = now
         self._first_pulse = 0.0
         self._started_here = True
-        logger.warning("the agent of run %s had stopped; started a new one, which continues its work", self._run_id)
+        if self._words[HeaderWord.AGENT_PID]:
+            logger.warning("the agent of run %s had stopped; started a new one, which continues its work", self._run_id)
+        else:
+            logger.warning("no agent was running for run %s; started a new one, which delivers its data", self._run_id)

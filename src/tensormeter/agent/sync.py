@@ -157,7 +157,8 @@ def _sync(
     if unread := run.unread_rings:
         return SyncResult(run, delivered=False, message=unread)
     note = _note(run, settings)
-    lock = run.try_agent_lock()
+    with run.siblings_locked():  # a process that is joining the run starts its agent first
+        lock = run.try_agent_lock()
     if lock is None:
         return SyncResult(run, delivered=False, message=wake_agent(run), note=note)
     agent = Agent(run, settings, lock, one_shot=True, on_status=lambda items: on_status(run, items))

@@ -4,6 +4,9 @@ The lock consists of two files: one in the run's directory, and one in shared me
 normally locks both. It locks only one of them on a machine without shared memory, or if the disk fails or does not
 support locks. An agent runs only if no other process holds either file. As long as one of the files can be locked, two
 agents can therefore never run at the same time. The file in shared memory can be checked even while the disk hangs.
+
+The file in the run's directory is empty while the lock is held by a process that is not an agent, or by an agent that
+is ending. A new agent waits for such a process to end, because nothing else may start an agent later.
 """
 
 import contextlib
@@ -15,7 +18,10 @@ from typing import Final
 from tensormeter.agent.run_directory.directory import RunDirectory
 from tensormeter.disk.locks import unlock
 
-__all__ = ["AgentLock"]
+__all__ = ["MARK", "AgentLock"]
+
+MARK: Final = b"agent\n"
+"""Content of the lock files while an agent that holds them has not written its process ID, or runs on a thread."""
 
 _CONTENT: Final = 64
 """Maximum size of the lock files' content in bytes. They contain a process ID."""
@@ -28,7 +34,7 @@ class AgentLock:
         """
         Args:
             directory: Directory of the run.
-            descriptors: Descriptors that hold one or both of the locks.
+            descriptors: Descriptors that hold one or both of the locks; none if `acquire` is called.
         """
         self._directory = directory
         self._descriptors = list(descriptors)
@@ -37,6 +43,21 @@ class AgentLock:
     def descriptors(self) -> list[int]:
         """Descriptors that hold the locks."""
         return self._descriptors.copy()
+
+    def acquire(self) -> bool:
+        """Acquire the lock in the run's directory. This blocks on the disk.
+
+        Returns:
+            False if another process holds it.
+
+        Raises:
+            OSError: The file cannot be opened or locked.
+        """
+        descriptor = self._directory.try_agent_lock()
+        if descriptor is None:
+            return False
+        self._descriptors.append(descriptor)
+        return True
 
     def complete(self) -> bool:
         """Acquire the locks that are not held yet, as far as possible.
@@ -62,12 +83,15 @@ class AgentLock:
                 os.pwrite(descriptor, content, 0)
         return True
 
-    def write(self, pid: int) -> None:
-        """Write the agent's process ID into the lock files. From then on, others may send it signals."""
+    def write(self, pid: int | None) -> None:
+        """Write the agent's process ID into the lock files; None if it runs on a thread.
+
+        From then on, others may send signals to the process.
+        """
         for descriptor in self._descriptors:
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{pid}\n".encode(), 0)
+                os.pwrite(descriptor, MARK if pid is None else f"{pid}\n".encode(), 0)
 
     def release(self) -> None:
         """Release the locks, even if other processes have inherited the descriptors."""

@@ -324,13 +324,24 @@ class RunDirectory:
         return self.memory / "agent.wake"
 
     def try_agent_lock(self) -> int | None:
-        """Acquire the agent's lock if no process holds it.
+        """Acquire the agent's lock if no process holds it, and empty its file.
 
         Returns:
             Descriptor that holds the lock, even after exec in a child that inherits it; None if another process holds
             the lock.
         """
-        return try_lock(self.agent_lock)
+        return _try_empty_lock(self.agent_lock)
+
+    def is_held_by_agent(self) -> bool:
+        """Return whether the process that holds the agent's lock is an agent. Call this only if the lock is held.
+
+        Agents write into the lock file. Commands such as `tensormeter sync` hold the lock, too, and leave the file
+        empty.
+        """
+        try:
+            return self.agent_lock.stat().st_size > 0
+        except OSError:
+            return False
 
     def try_memory_lock(self) -> int | None:
         """Acquire the lock in shared memory, like `try_agent_lock`.
@@ -342,7 +353,7 @@ class RunDirectory:
             raise FileNotFoundError("there is no shared memory")
         if weak := self.rings_weakness:
             raise PermissionError(weak)
-        return try_lock(self.memory_lock)
+        return _try_empty_lock(self.memory_lock)
 
     def agent_pid(self) -> int | None:
         """Return the process ID of the agent that holds the lock; None if the agent is a thread or just starting."""
@@ -423,6 +434,15 @@ def runs_locked(directory: Path, patience: float = 5.0) -> Iterator[None]:
     _make_runs_directory(directory)
     with locked(directory / "runs" / ".lock", patience):
         yield
+
+
+def _try_empty_lock(path: Path) -> int | None:
+    """Acquire a lock, as `try_lock` does, and remove the process ID that a killed agent has left in its file."""
+    lock = try_lock(path)
+    if lock is not None:
+        with contextlib.suppress(OSError):
+            os.ftruncate(lock, 0)
+    return lock
 
 
 def _folders(directory: Path, refused: list[tuple[Path, str]]) -> list[Path]:
