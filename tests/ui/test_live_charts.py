@@ -99,6 +99,36 @@ def test_live_updates_read_only_new_points(open_tab: Callable[..., Any], site: A
     expect(page.locator(".health .badge")).to_have_text("failed")
 
 
+def test_a_metric_that_arrives_during_a_reload_is_shown(
+    open_tab: Callable[..., Any], site: Any, wait_for: Callable[..., Any]
+) -> None:
+    sender = Sender(site.post, "live", "reloads", "a run under way")
+    began, one = time.time_ns(), np.arange(1, dtype=np.int64)
+    sender.event("run.start", began, {"config": {}})
+    sender.rows(began + one, one, {"loss": one * 1.0})
+    tab = open_tab(site.url)
+    page = tab.go("#/p/live/runs/reloads")
+    last = tab.card("loss").locator(".last")
+    expect(last).to_have_text("0")
+    held: list[tuple[Any, Any]] = []
+
+    def hold(route: Any) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append((route, route.fetch()))
+
+    page.route(re.compile(r"/runs/reloads/metrics\?"), hold)
+    sender.rows(began + one + SECOND, one + 1, {"loss": one + 1.0})
+    expect(last).to_have_text("1")
+    wait_for(lambda: page.evaluate("1") and held, "the reload has read the metrics")
+    sender.rows(began + one + 2 * SECOND, one + 2, {"loss": one + 2.0, "fresh/metric": one * 1.0})
+    expect(last).to_have_text("2")
+    ((route, answer),) = held
+    route.fulfill(response=answer)
+    tab.card("fresh/metric")
+
+
 def test_tooltip_stays_while_other_charts_appear(open_tab: Callable[..., Any], site: Any) -> None:
     began = time.time_ns()
     steps = np.arange(10, dtype=np.int64)

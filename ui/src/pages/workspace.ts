@@ -106,14 +106,14 @@ export class Workspace implements Page {
   }
 
   private async reload(): Promise<void> {
+    this.reloadAt = Number.POSITIVE_INFINITY; // an update during this reload needs another one
     try {
       if (await this.selection.reload(foldsIn(this.params))) this.pane?.onMetrics?.();
       this.pane?.onReload?.();
       this.health.update();
     } catch {
-      // Retried after the next update. A banner reports a lost connection.
+      if (!this.closed) this.reloadIn(WIDE_MS); // a banner reports a lost connection
     }
-    this.reloadAt = Number.POSITIVE_INFINITY;
   }
 
   private makePane(): Pane {
