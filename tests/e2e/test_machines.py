@@ -184,7 +184,7 @@ def test_a_resumed_run_goes_on_behind_rows_that_a_killed_one_left_in_its_ring(fo
     here = Machine(folder, environment, "here")
     process = logged(here.start(range(5), end="wait", TENSORMETER_SCHEDULE_DELAY="30"))
     (lock,) = (folder / "state-here").glob("runs/run@*/agent.lock")
-    wait_for(lock.read_text, "the agent runs")
+    wait_for(lambda: lock.read_text().strip().isdigit(), "the agent runs")
     os.kill(int(lock.read_text()), signal.SIGKILL)
     kill(process)
     here.train(range(5, 8), resume=True)

@@ -50,6 +50,7 @@ def test_system_pane_groups_gpus_by_node_and_metrics_by_kind(tab: Any) -> None:
     expect(page.locator(".fleet .gpu.idle")).to_have_attribute(
         "title", re.compile(r"H100.* GPU-0006: 2 % busy, 77 % of memory")
     )
+    expect(page.locator(".section h2 button")).to_have_count(5)
     headings = page.locator(".section h2 button").all_text_contents()
     assert [re.sub(r"\d+$", "", text) for text in headings] == ["Phases of a step", "GPU", "Process", "Host", "Logging"]
 
