@@ -61,10 +61,10 @@ class StatusPublisher:
                 words[HeaderWord.SPOOL_LOSSES + reason] = losses.get(reason.name.lower(), 0)
             drain.ring.report(trouble, self._rejections[1], "; ".join(filter(None, [drain.lost, *refused])))
             drain.ring.report_disk(disk_report)
-            words[HeaderWord.STALLED] = stalled
             words[HeaderWord.PENDING_REQUESTS] = pending
-            if drain in flushed:
+            if drain in flushed:  # before STALLED: a process that sees the latter checks again whether it is flushed
                 words[HeaderWord.FLUSHED] = flushed[drain]
+            words[HeaderWord.STALLED] = stalled
         now = time.monotonic()
         if self._on_status and now - self._status_at >= _INTERVAL:
             self._status_at = now

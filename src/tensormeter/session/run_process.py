@@ -226,7 +226,11 @@ class RunProcess:
                 tail >= position for tail, position in zip(self.ring.tail_positions(), request.positions, strict=True)
             )
             left = deadline - time.monotonic()
-            if self._detached or (spooled and words[HeaderWord.STALLED]) or left <= 0:
+            if self._detached or left <= 0:
+                return False
+            if spooled and words[HeaderWord.STALLED]:
+                if self._is_flushed(request):  # both words were written since the last check
+                    break
                 return False
             self._monitor.check()
             if threading.current_thread() is threading.main_thread():

@@ -283,7 +283,11 @@ class LaneReader:
         return position
 
     def release(self) -> None:
-        """Free the space of all rows read so far. Call this once the rows are in the spool."""
+        """Free the space of all rows read so far. Call this once the rows are in the spool.
+
+        This resets `STALLED`, which was published without these rows. Otherwise, a process that waits for them would give up.
+        """
+        self._words[HeaderWord.STALLED] = 0
         self._words[self._tail_word] = self.cursor.position
 
     @property

@@ -394,8 +394,10 @@ class RingDrainer:
     def _publish(self) -> None:
         """Publish to the writer, which may be waiting in `finish`, that the spool has new requests."""
         self._sent_at = time.monotonic()
-        self.ring.words[HeaderWord.PENDING_REQUESTS] = self._spool.pending()
-        self.ring.words[HeaderWord.ENDED] = self._ended
+        words = self.ring.words
+        words[HeaderWord.PENDING_REQUESTS] = self._spool.pending()
+        words[HeaderWord.STALLED] = 0  # it was published without these requests
+        words[HeaderWord.ENDED] = self._ended
 
     def _read_everything(self) -> bool:
         """Return whether all rows of a writer that has finished but is still running have been read."""
