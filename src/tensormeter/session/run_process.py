@@ -226,11 +226,9 @@ class RunProcess:
                 tail >= position for tail, position in zip(self.ring.tail_positions(), request.positions, strict=True)
             )
             left = deadline - time.monotonic()
-            if self._detached or left <= 0:
-                return False
-            if spooled and words[HeaderWord.STALLED]:
-                if self._is_flushed(request):  # both words were written since the last check
-                    break
+            # The agent may have written both words since the last check, so check again.
+            is_stalled = spooled and words[HeaderWord.STALLED] and not self._is_flushed(request)
+            if self._detached or is_stalled or left <= 0:
                 return False
             self._monitor.check()
             if threading.current_thread() is threading.main_thread():
