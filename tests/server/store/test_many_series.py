@@ -316,8 +316,24 @@ def test_a_flush_of_many_runs_looks_for_each_series_in_its_run_only(tmp_path, mo
             assert series.points.values() == [run / 7]
 
 
-def test_names_of_metrics_in_bundles_are_listed(tmp_path, monkeypatch):
-    monkeypatch.setattr(names, "_RECENT", 0)
+def test_fields_include_metrics_that_only_memory_holds_however_many_names_arrived_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(names, "_RUNS", 3)
+    times = np.array([T0], np.uint64)
+    with closing(open_store(tmp_path)) as store:
+        for run in range(7):
+            resource = OTHER | {"tensormeter.run.id": f"run-{run}", "service.instance.id": f"run-{run}"}
+            append_batches(store, Batch(resource, [Gauge(f"early{run}", times, np.array([0.5]))]))
+        elsewhere = OTHER | {"service.name": "elsewhere"}
+        append_batches(store, Batch(elsewhere, [Gauge("unseen", times, np.array([0.5]))]))
+        for first in range(0, 21_000, 7000):
+            append_batches(store, wide_batch(range(first, first + 7000), 0))
+        fields = store.field_names("p", "summary")
+        assert len(fields) == 21_007
+        assert all(f"summary.early{run}".encode() in fields for run in range(7))
+        assert b"summary.unseen" not in fields
+
+
+def test_names_of_metrics_in_bundles_are_listed(tmp_path):
     store = open_store(tmp_path)
     append_batches(store, wide_batch(range(WIDE), 0), wide_batch(range(WIDE), 0, 1))
     store.flush()

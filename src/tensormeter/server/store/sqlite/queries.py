@@ -213,10 +213,11 @@ class SqliteQueries:
         """See `Store`."""
 
         def load() -> NameTable:
+            unflushed = sorted({run for snapshot in self._memtable.snapshots() for run in snapshot.points})
             with self._reader() as connection, reading(connection):
                 if kind == "config":
                     return read_config_keys(connection, project, check)
-                return read_summary_names(connection, project, self._name_cache, check)
+                return read_summary_names(connection, project, unflushed, self._name_cache, check)
 
         return self._field_cache.get(project, kind, load)
 

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from typing import Final
 
 from tensormeter.otlp.check import Check
@@ -17,8 +17,8 @@ __all__ = ["read_config_keys", "read_names", "read_summary_names"]
 
 _NUMERIC: Final = "(kind = 'gauge' OR kind LIKE 'sum %')"
 
-_RECENT: Final = 20_000
-"""Number of series, the newest first, whose names are read in addition to those with summaries."""
+_RUNS: Final = 500
+"""Number of runs whose series are read by one statement."""
 
 _MANY: Final = 2_000_000
 """Number of series in a project from which names are not read from each run."""
@@ -112,11 +112,16 @@ def read_config_keys(connection: sqlite3.Connection, project: str | None, check:
 
 
 def read_summary_names(
-    connection: sqlite3.Connection, project: str | None, cache: NameCache, check: Check
+    connection: sqlite3.Connection, project: str | None, unflushed: Sequence[int], cache: NameCache, check: Check
 ) -> NameTable:
-    """Return the gauges and sums in a project, as names of fields. Names that have just arrived may be missing.
+    """Return the gauges and sums in a project, as names of fields.
 
-    `cache` contains tables of runs' names; see `read_names`.
+    Args:
+        connection: Connection to read from.
+        project: Project; None for all.
+        unflushed: Row IDs of the runs with points that are not in the file yet.
+        cache: Tables of runs' names; see `read_names`.
+        check: Called between statements. Raises an error to end the read.
     """
     of_project = "project = ifnull(:project, project) AND NOT deleted"
     parameters = {"project": project}
@@ -144,15 +149,18 @@ def read_summary_names(
         table = NameTable.of_lines(_encode(text), NUMBER)
     else:  # a name contains a line feed
         table = NameTable.of(_encode(f"summary.{row[0]}") for row in connection.execute(names, parameters))
-    table = NameTable.union([table, *_bundled_names(connection, of_project, parameters, check)])
-    # Series without points in the file have no summary yet. They are among the newest series.
-    recent = connection.execute(
-        "SELECT DISTINCT metric FROM series CROSS JOIN process ON process.id = series.process"
-        " CROSS JOIN run ON run.id = process.run"
-        f" WHERE series.id > (SELECT max(id) - {_RECENT} FROM series) AND {_NUMERIC} AND {of_project}",
-        parameters,
-    )
-    table = table.add({_encode(f"summary.{row[0]}"): NUMBER for row in recent})
+    # Series without points in the file have no summary yet.
+    kinds: dict[bytes, int] = {}
+    for first in range(0, len(unflushed), _RUNS):
+        check()
+        recent = connection.execute(
+            "SELECT DISTINCT metric FROM json_each(:runs) CROSS JOIN run ON run.id = json_each.value"
+            " CROSS JOIN process ON process.run = run.id CROSS JOIN series ON series.process = process.id"
+            f" WHERE run.series < {WIDE} AND {_NUMERIC} AND {of_project}",
+            {**parameters, "runs": json.dumps(unflushed[first : first + _RUNS])},
+        )
+        kinds.update((_encode(f"summary.{row[0]}"), NUMBER) for row in recent)
+    table = table.add(kinds)
     # Series in bundles have no summary either.
     wide = connection.execute(f"SELECT id FROM run WHERE {of_project} AND series >= {WIDE}", parameters).fetchall()
     tables = []
@@ -160,30 +168,6 @@ def read_summary_names(
         check()
         tables.append(read_names(connection, run, cache).prefixed(b"summary.", NUMBER))
     return NameTable.union([*tables, table]) if tables else table
-
-
-def _bundled_names(
-    connection: sqlite3.Connection, of_project: str, parameters: Mapping[str, str | None], check: Check
-) -> Iterator[NameTable]:
-    """Yield the gauges and sums of runs whose points may be in bundles, which have no summaries, as names of fields."""
-    processes = connection.execute(
-        f"SELECT process.id FROM run CROSS JOIN process ON process.run = run.id WHERE series >= {WIDE} AND {of_project}",
-        parameters,
-    ).fetchall()
-    texts: set[str] = set()
-    for (process,) in processes:
-        check()
-        names = f"SELECT DISTINCT metric FROM series WHERE process = ? AND {_NUMERIC} ORDER BY metric"
-        count, text = connection.execute(
-            f"SELECT count(*), group_concat('summary.' || metric, char(10)) FROM ({names})", (process,)
-        ).fetchone()
-        if not count or text in texts:  # processes usually have the same names
-            continue
-        texts.add(text)
-        if text.count("\n") == count - 1:
-            yield NameTable.of_lines(_encode(text), NUMBER)
-        else:  # a name contains a line feed
-            yield NameTable.of(_encode(f"summary.{row[0]}") for row in connection.execute(names, (process,)))
 
 
 def _encode(text: str) -> bytes:
