@@ -32,13 +32,13 @@ from tensormeter.agent.spool.spool_location import (
     SpoolLocation,
     disk_fails,
 )
-from tensormeter.agent.standby import Standby, agent_command
 from tensormeter.agent.status import StatusPublisher
 from tensormeter.errors import SettingsError, SpoolError, TensormeterError
 from tensormeter.exporter import load_exporter
 from tensormeter.logger import get_logger
 from tensormeter.ring.file import RingFile
 from tensormeter.settings import Settings
+from tensormeter.standby import Standby
 
 if TYPE_CHECKING:
     from tensormeter.agent.node_metrics import NodeMetrics
@@ -179,8 +179,7 @@ class Agent:
         Args:
             standby_state: State of the current standby, as for the argument `state` of `Standby`.
         """
-        path = os.fspath(self._directory.path)
-        self._standby = Standby(path, agent_command(path), lambda: self._lock.descriptors, standby_state)
+        self._standby = Standby(os.fspath(self._directory.path), lambda: self._lock.descriptors, standby_state)
         self._lock.write(os.getpid())
 
     def _begin(self) -> bool:

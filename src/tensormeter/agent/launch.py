@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from tensormeter.agent.run_directory.agent_lock import MARK
 from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
-from tensormeter.agent.standby import agent_command, begin_command
 from tensormeter.disk.private import open_file
 from tensormeter.logger import get_logger
 from tensormeter.settings import Settings
+from tensormeter.standby import begin_command
 
 if TYPE_CHECKING:
     from tensormeter.agent.agent import Agent
@@ -160,7 +160,7 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int | None, *, log
         return os.posix_spawn(
             sys.executable,
             # The path identifies the run for people who look at the process list.
-            begin_command(path, "" if lock is None else str(_INHERITED_LOCK), agent_command(path)),
+            begin_command(path, "" if lock is None else str(_INHERITED_LOCK)),
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, description, 0),

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-__all__ = ["Standby", "agent_command", "begin_command"]
+__all__ = ["Standby", "begin_command"]
 
 _ENDED = b"e"
 _WORKED = b"w"
@@ -38,19 +38,15 @@ _RETRY = 5.0
 class Standby:
     """Handle that keeps the agent's standby process running. Any thread may use it. It never waits for a disk."""
 
-    def __init__(
-        self, name: str, command: Sequence[str], locks: Callable[[], list[int]], state: "tuple[int, int, int]"
-    ) -> None:
+    def __init__(self, path: str, locks: Callable[[], list[int]], state: "tuple[int, int, int]") -> None:
         """
         Args:
-            name: Name in the process list, such as the path of the run's directory.
-            command: Command line of an agent, to which `main` adds arguments.
+            path: Path of the run's directory, which also identifies the run in the process list.
             locks: Function that returns the descriptors that hold the agent's locks.
             state: State that this agent was started with, as three numbers: how many consecutive agents died before
                 doing any work, the standby's process ID, and the descriptor of the pipe that wakes the standby.
         """
-        self._name = name
-        self._command = list(command)
+        self._path = path
         self._locks = locks
         self._deaths, pid, notice = state
         self._changing = threading.Lock()
@@ -105,7 +101,7 @@ class Standby:
                 numbers = ",".join(str(_FIRST_LOCK + number) for number in range(len(locks)))
                 self._pid = os.posix_spawn(
                     sys.executable,
-                    begin_command(self._name, numbers, self._command, notice=_NOTICE, deaths=self._deaths),
+                    begin_command(self._path, numbers, notice=_NOTICE, deaths=self._deaths),
                     os.environ,
                     file_actions=[(os.POSIX_SPAWN_DUP2, copy, _NOTICE + number) for number, copy in enumerate(copies)],
                     setsid=True,
@@ -135,18 +131,13 @@ class Standby:
         self._pid = self._notice = None
 
 
-def begin_command(name: str, locks: str, command: Sequence[str], *, notice: int = -1, deaths: int = 0) -> list[str]:
-    """Return the command line of a process that becomes an agent.
+def begin_command(path: str, locks: str, *, notice: int = -1, deaths: int = 0) -> list[str]:
+    """Return the command line of a process that becomes the agent of the run directory `path`.
 
     If `notice` is -1, the process becomes the agent immediately. Otherwise, `notice` is the read end of a pipe, and the
     process waits until the agent that holds the write end is gone.
     """
-    return [sys.executable, "-I", "-S", __file__, name, str(notice), str(deaths), locks, *command]
-
-
-def agent_command(path: str) -> list[str]:
-    """Return the command line of an agent for the run directory `path`, to which `main` adds arguments."""
-    return [sys.executable, "-P", "-m", "tensormeter.agent", path]
+    return [sys.executable, "-I", "-S", __file__, path, str(notice), str(deaths), locks]
 
 
 def _end(pid: int | None, notice: int | None) -> None:
@@ -165,12 +156,12 @@ def _tell(notice: int, word: bytes) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Wait, then become the agent or end: ``python -I -S standby.py NAME NOTICE DEATHS LOCKS COMMAND...``.
+    """Wait, then become the agent or end: ``python -I -S standby.py RUN_DIRECTORY NOTICE DEATHS LOCKS``.
 
-    The agent's command line is COMMAND, followed by LOCKS and the state for `Standby`: DEATHS, the process ID of the
-    agent's standby, and the descriptor that wakes it.
+    The agent's arguments are RUN_DIRECTORY, LOCKS and the state for `Standby`: DEATHS, the process ID of the agent's
+    standby, and the descriptor that wakes it.
     """
-    notice, deaths, locks, command = int(arguments[1]), int(arguments[2]), arguments[3], [*arguments[4:]]
+    path, notice, deaths, locks = arguments[0], int(arguments[1]), int(arguments[2]), arguments[3]
     while True:
         if notice >= 0:
             words = b""
@@ -187,7 +178,8 @@ def main(arguments: Sequence[str]) -> None:
             os.close(notice)
             os.set_inheritable(other_end, True)
             os.lseek(0, 0, os.SEEK_SET)  # rewind the description of the run, which the previous agent has read
-            os.execv(command[0], [*command, locks, str(deaths), str(standby), str(other_end)])  # noqa: S606
+            command = [sys.executable, "-P", "-m", "tensormeter.agent", path, locks, str(deaths), str(standby)]
+            os.execv(command[0], [*command, str(other_end)])  # noqa: S606
         os.setsid()
         os.close(other_end)
 
