@@ -84,6 +84,24 @@ def test_sections_are_read_when_they_are_opened(wide: Any) -> None:
     expect(page.locator(".card")).to_have_count(2)
 
 
+def test_a_page_opens_the_sections_that_lead_to_the_first_charts(tab: Any, site: LiveServer) -> None:
+    """All metrics of this run are below two levels of sections."""
+    began = time.time_ns() - 60 * SECOND
+    sender = Sender(site.post, "layered", "layered", "layered")
+    names = [f"layers/{layer:02}/expert_{expert:02}/norm" for layer in range(20) for expert in range(80)]
+    sender.rows(began + STEPS * SECOND, STEPS, dict.fromkeys(names, STEPS))
+    sender.event("run.end", began + 5 * SECOND, {"state": "finished"})
+    page = tab.go("#/p/layered/runs/layered")
+    tab.card("layers/00/expert_00/norm")
+    expect(page.locator(".card")).to_have_count(80)
+    expect(page.locator('.fold[aria-expanded="true"]')).to_have_count(2)
+    fold(page, "00").click()
+    expect(page.locator(".card")).to_have_count(0)
+    fold(page, "01").click()
+    expect(page.locator(".card")).to_have_count(80)
+    expect(fold(page, "00")).to_have_attribute("aria-expanded", "false")
+
+
 def test_open_sections_stay_open_after_a_reload(wide: Any) -> None:
     page = wide.page
     for name in ("train", "model", "layer_33"):

@@ -20,6 +20,8 @@ const CHARTS_PAGE = 100;
 const MIN_AVERAGE = 2;
 /** Number of open sections that are read again while the run grows. */
 const MAX_REFRESHED = 12;
+/** Number of levels of sections that are read at once until there are charts. Deeper ones are read when they come into sight. */
+const FIRST_DEPTH = 4;
 /** Heading of the metrics without a section. */
 const NO_SECTION = "charts";
 
@@ -111,10 +113,11 @@ export class MetricTree {
     return open.has(node.key) || this.isLocal || this.isFirst(node);
   }
 
-  /** Whether a section is open because it is the first, or the only one in its section. */
+  /** Whether a section is open because it is the only one in its section, or because it leads to the first charts. */
   private isFirst(node: MetricNode): boolean {
-    if (node.depth === 1) return this.root.sections[0] === node;
-    return node.parent?.sections.length === 1;
+    const { parent } = node;
+    if (!parent || parent.sections.length === 1) return true;
+    return parent.sections[0] === node && parent.charts.length === 0 && this.isFirst(parent);
   }
 
   /** Read the charts of these runs instead. */
@@ -123,7 +126,7 @@ export class MetricTree {
   }
 
   /**
-   * Read what the first view needs: all metrics if there are few; otherwise the top sections, and the charts of the first.
+   * Read what the first view needs: all metrics if there are few; otherwise the top sections, and the first charts.
    * The tree does not change before they have arrived. An aborted call never returns a change.
    */
   async load(search: string): Promise<void> {
@@ -280,14 +283,16 @@ export class MetricTree {
     return node;
   }
 
-  /** Show top sections from the server, of which the first one is read. */
+  /** Show top sections from the server. The first one is read, down to its first charts. */
   private async showSections(page: ChartPage, search: string, signal: AbortSignal): Promise<void> {
     const root = await this.readSections(page, search, signal);
-    const [opened] = root.sections;
-    if (opened?.state === "unread") {
-      const charts = page.charts.filter(({ name }) => name.startsWith(opened.prefix));
-      if (opened.prefix && opened.count <= FLAT && charts.length >= opened.count) Object.assign(opened, { charts, state: "read" });
+    let opened = root.sections[0];
+    for (let depth = 0; opened?.state === "unread" && depth < FIRST_DEPTH; depth++) {
+      const { prefix, count } = opened;
+      const charts = page.charts.filter(({ name }) => name.startsWith(prefix));
+      if (prefix && count <= FLAT && charts.length >= count) Object.assign(opened, { charts, state: "read" });
       else await this.readFirst(opened, search, signal);
+      if (opened.charts.length === 0) opened = opened.sections[0];
     }
     if (signal.aborted) return;
     this.isLocal = false;
