@@ -85,6 +85,23 @@ def test_every_good_value_of_a_row_is_recorded(surroundings, new_recording, data
         assert recording.dropped("unsupported_value") - before == refused
 
 
+@pytest.mark.parametrize("combinations", [0, 70])
+@pytest.mark.parametrize("key", ODD_KEYS)
+def test_an_odd_key_is_never_taken_for_a_stream_that_is_not_a_plain_gauge(recording, key, combinations):
+    """Rows of rare combinations of names are written in another way than those of the first ones."""
+    recording.log({"a": 1.0, "h": Histogram([1.0, 2.0])}, 0)
+    recording.log({"reduced": 1.0, "a": 1.0}, 0, every=2)
+    for number in range(combinations):
+        recording.log({"a": 1.0, f"b{number}": 1.0}, 1)
+    before = recording.rows()
+    assert len(before) >= 1 + combinations
+    for step in range(10):
+        recording.log({"a": 1.0, key: 777.0}, step)
+        recording.log({key: 777.0, "c": 1.0}, step)
+    assert recording.values() == [{"a": 1.0}, {"c": 1.0}] * 10
+    assert recording.ring.drops() == {"unsupported_value": 20}
+
+
 def recorded(good):
     """The values as a reader gets them: floats, or integers that are not exact as floats."""
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in good.items()}

@@ -40,7 +40,7 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    PyObject *names;         // list: name by number; None for numbers that are not of plain gauges
+    PyObject *names;         // list: name by number; an object that is no key for numbers that are not of plain gauges
     PyObject *numbers;       // dict: number by name
     PyObject *add_layout;    // add_layout(names, codes) -> int: number of the layout, or 0 if there is none
     Columns **table;         // open addressing

@@ -7,7 +7,7 @@ class KeySets:
     def __init__(
         self,
         *,
-        names: list[str | None],
+        names: list[object],
         numbers: dict[str, int],
         add_layout: Callable[[tuple[str, ...], str], int],
         first: int,

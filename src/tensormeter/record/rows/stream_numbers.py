@@ -15,13 +15,16 @@ __all__ = ["StreamNumbers"]
 _MOST_AT_ONCE: Final = 10_000
 """Maximum number of streams in one entry of the dictionary."""
 
+_UNNAMED: Final = object()
+
 
 class StreamNumbers:
     """Numbers of streams, from 0. Any thread and any signal handler may call the methods.
 
     Attributes:
         of_names: Numbers of plain gauges without a reduction rule, by metric name. Read-only for callers.
-        names: Names of these gauges by number; None for the numbers of other streams. Read-only for callers.
+        names: Names of these gauges by number. At the numbers of other streams, it has an object that is not a key of any
+            row; None would be one. Read-only for callers.
         changed: Replacements for names and attributes that are not valid Unicode text. Callers remove the entries that they
             have handled.
     """
@@ -38,7 +41,7 @@ class StreamNumbers:
         self._is_reduced = is_reduced
         self._next = 0
         self.of_names: dict[str, int] = {}
-        self.names: list[str | None] = []
+        self.names: list[object] = []
         self._reduced: dict[str, int] = {}
         self._of_streams: dict[Hashable, int] = {}
         self.changed: dict[str, str] = {}
@@ -81,7 +84,7 @@ class StreamNumbers:
                 first = self._publish([name if name.isascii() else self._written(name) for name in part])
                 if first is None:
                     return
-                self.names += [None] * (first + len(part) - len(self.names))
+                self.names += [_UNNAMED] * (first + len(part) - len(self.names))
                 for number, name in enumerate(part, first):
                     if self._is_reduced(name):
                         reduced[name] = number
