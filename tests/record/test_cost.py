@@ -3,6 +3,7 @@
 import itertools
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 import tensormeter.record.log_timing as cost_module
@@ -53,6 +54,24 @@ def test_a_slow_call_is_warned_about_once(recording, warnings_logged, slow_value
     assert reason in warning
     total, counts = recording.ring.log_durations(LogPath.GENERAL)
     assert (total, sum(counts)) == (30_000_000, 3)
+
+
+@pytest.mark.parametrize("count", [8, 1500, 5000])
+def test_numbers_are_not_blamed_for_more_time_than_they_can_take(recording, warnings_logged, slow_value, count):
+    class Rows(dict):
+        """Its iteration takes the time that a garbage collection would take."""
+
+        def __iter__(self):
+            float(slow_value(9_000_000))
+            return super().__iter__()
+
+        items = property(lambda self: lambda: [(key, self[key]) for key in self])
+
+    row = Rows({f"n{i}": np.float32(i) if i % 2 else i for i in range(count)})
+    for _ in range(3):
+        recording.log(row)
+    (warning,) = warnings_logged()
+    assert ("too many values" if count == 5000 else "collect garbage") in warning
 
 
 def test_a_mapping_that_cannot_be_shown_is_named_by_its_type(recording, warnings_logged, slow_value):

@@ -21,8 +21,8 @@ _MAX_WARNINGS: Final = 1000
 
 _NAMES_SHOWN: Final = 5
 
-_FEW_VALUES: Final = 16
-"""Number of values up to which a row of plain numbers cannot be the reason for a slow call."""
+_NUMBER_NS: Final = 5_000
+"""Maximum nanoseconds that recording a number takes. If a call takes longer than its numbers, they are not the reason."""
 
 _LONGEST_SHOWN: Final = 200
 """Maximum length of a key or an exception message in a warning, in characters."""
@@ -61,7 +61,8 @@ class WarnOnce:
     def slow(self, values: Mapping[str, Any], watch: Stopwatch) -> None:
         """Warn that a log call was slow, once for each reason. Do not call this for rows with new keys, which are slower."""
         try:
-            is_small = len(values) <= _FEW_VALUES and all(isinstance(value, int | float) for value in values.values())
+            are_numbers = all(_is_number(value) for value in values.values())
+            is_small = are_numbers and len(values) * _NUMBER_NS < watch.duration
             names = ", ".join(map(shown, itertools.islice(values, _NAMES_SHOWN)))
             more = f" and {len(values) - _NAMES_SHOWN} more" if len(values) > _NAMES_SHOWN else ""
         except Exception:  # the mapping's own code may raise anything
@@ -69,10 +70,15 @@ class WarnOnce:
         if watch.waited:
             reason = "its thread waited for other Python threads or for a CPU"
         elif is_small:
-            reason = "it did more than record, such as write a warning"
+            reason = "it did more than record, such as write a warning or collect garbage"
         else:
             reason = "it had too many values, or values that are too large; log fewer values per call, or numbers instead of arrays"
         self.once((Stopwatch, reason), "log() of %s%s took %.1f ms: %s", names, more, watch.duration / 1e6, reason)
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number, or a scalar of an array library."""
+    return isinstance(value, int | float) or getattr(value, "shape", None) == ()
 
 
 def shown(key: object) -> str:

@@ -379,7 +379,7 @@ class Lane:
 
 
 def make_key_sets(
-    names: list[str | None],
+    names: list[object],
     numbers: dict[str, int],
     add_layout: Callable[[tuple[str, ...], str], int],
     *,
