@@ -27,8 +27,7 @@ from tensormeter.server.store.models.points import Blobs, Column
 from tensormeter.server.store.rules.ingest_series import arrivals_of
 from tensormeter.server.store.rules.media import MediaError, take_media
 from tensormeter.server.store.rules.totals import Totals
-from tensormeter.server.store.sqlite.points.segment_reader import segment_points
-from tensormeter.server.store.sqlite.points.segments import encode_segment, segment_capacity
+from tensormeter.server.store.sqlite.points.segments import encode_segment, segment_capacity, segment_points
 
 T0 = 1_750_000_000_000_000_000
 LIMIT = 1 << 16

@@ -16,6 +16,7 @@ from tensormeter.server.store.rules import limits
 from tensormeter.server.store.rules.key_table import KeyTable
 from tensormeter.server.store.sqlite import bundle_flush
 from tensormeter.server.store.sqlite.integrity.inspection import Inspection, open_read_only
+from tensormeter.server.store.sqlite.points import step_lookup
 from tensormeter.server.store.sqlite.points.number_parts import NumberIndex
 from tensormeter.server.store.sqlite.retention import Retention
 from tensormeter.server.store.sqlite.store import SqliteStore
@@ -331,6 +332,27 @@ def test_fields_include_metrics_that_only_memory_holds_however_many_names_arrive
         assert len(fields) == 21_007
         assert all(f"summary.early{run}".encode() in fields for run in range(7))
         assert b"summary.unseen" not in fields
+
+
+def test_steps_of_many_metrics_are_read_once_for_each_segment(tmp_path, monkeypatch):
+    decoded = []
+    decode = step_lookup.decode_segment
+    monkeypatch.setattr(step_lookup, "decode_segment", lambda segment: decoded.append(segment) or decode(segment))
+    rows = 40
+    times = np.arange(T0, T0 + rows * 10**9, 10**9, dtype=np.uint64)
+    with closing(open_store(tmp_path)) as store:
+        gauges = [
+            Gauge(f"m{name:06}", times[name % rows :][:1], np.array([name + 0.5])) for name in range(WIDE)
+        ]  # the last value of each is in one of the rows
+        batch = wide_batch((), 0)
+        append_batches(store, replace(batch, series=[Gauge(STEP_METRIC, times, np.arange(rows) + 7), *gauges]))
+        store.flush()
+        for read in (store.metrics, store.summaries):
+            decoded.clear()
+            found = read(RUN, [f"m{name:06}" for name in range(WIDE)])
+            steps = [entry.last_step for entry in (found.values() if isinstance(found, dict) else found)]
+            assert steps == [name % rows + 7 for name in range(WIDE)]
+            assert len(decoded) == 1
 
 
 def test_names_of_metrics_in_bundles_are_listed(tmp_path):

@@ -17,9 +17,8 @@ from tensormeter.server.store.sqlite.integrity.damage import name_damage
 from tensormeter.server.store.sqlite.integrity.missing_file import missing_store
 from tensormeter.server.store.sqlite.integrity.seals import seal_changes
 from tensormeter.server.store.sqlite.points.rollups import build_rollups, find_missing_rollups, insert_rollups
-from tensormeter.server.store.sqlite.points.segment_reader import segment_points
 from tensormeter.server.store.sqlite.points.segment_rows import find_segments, insert_segments, spans, update_directory
-from tensormeter.server.store.sqlite.points.segments import encode_segment, segment_capacity
+from tensormeter.server.store.sqlite.points.segments import encode_segment, segment_capacity, segment_points
 from tensormeter.server.store.sqlite.schema import connect, holder_of
 from tensormeter.server.store.sqlite.store import SqliteStore
 from tensormeter.server.store.sqlite.transaction import mapped_errors, writing

@@ -18,9 +18,8 @@ from tensormeter.server.store.models.points import Column, Newest, Points, newes
 from tensormeter.server.store.rules.totals import Totals
 from tensormeter.server.store.sqlite.integrity.seals import directory_of
 from tensormeter.server.store.sqlite.points.memtable import BufferSnapshot
-from tensormeter.server.store.sqlite.points.segment_reader import segment_points
 from tensormeter.server.store.sqlite.points.segment_rows import Span, find_segments, spans
-from tensormeter.server.store.sqlite.points.segments import Segment, encode_segment, segment_capacity
+from tensormeter.server.store.sqlite.points.segments import Segment, encode_segment, segment_capacity, segment_points
 from tensormeter.server.store.sqlite.points.step_lookup import StepLookup
 from tensormeter.server.store.sqlite.transaction import CHANGED
 

@@ -27,9 +27,8 @@ from tensormeter.server.store.sqlite.integrity.file_header import header_fault, 
 from tensormeter.server.store.sqlite.integrity.seals import ROW_SEALS, RowSeal, is_sound
 from tensormeter.server.store.sqlite.points import rollups
 from tensormeter.server.store.sqlite.points.bundles import BUNDLE_COLUMNS, Heads, parse_bundle, read_bundles
-from tensormeter.server.store.sqlite.points.segment_reader import segment_points
 from tensormeter.server.store.sqlite.points.segment_rows import SEGMENT_COLUMNS, Span, parse_segment, spans
-from tensormeter.server.store.sqlite.points.segments import decompress_words
+from tensormeter.server.store.sqlite.points.segments import decompress_words, segment_points
 from tensormeter.server.store.sqlite.schema import SCHEMA, SCHEMA_VERSION, holder_of
 from tensormeter.server.store.sqlite.tables.events import SEALED
 from tensormeter.server.store.sqlite.transaction import CHANGED, describe, may_be_damage, primary_code, reading

@@ -98,9 +98,14 @@ class _Bundled(Buffers):
         self._of_metrics = metrics
         self._groups: OrderedDict[int, list[Bundle]] = OrderedDict()
         self._owners: dict[int, tuple[int, int, str]] = {}
+        self._current: BufferSnapshot | None = None
+        self._current_series = -1
+        """Series that the iteration has reached."""
 
     def get(self, series: int, default: BufferSnapshot | None = None) -> BufferSnapshot | None:  # type: ignore[override]
         """Return the points of a series, or `default`. Raises DamagedError."""
+        if series == self._current_series:
+            return self._current
         try:
             found_in = [(bundle, bundle.index(series)) for bundle in self._bundles(series // GROUP)]
         except DamagedError as error:
@@ -120,7 +125,9 @@ class _Bundled(Buffers):
             ).fetchall()
             for series, process, metric in rows:
                 self._owners = {series: (run, process, metric)}
-                if self.get(series) is not None:
+                found = self.get(series)
+                if found is not None:
+                    self._current, self._current_series = found, series
                     yield series
 
     def of_metric(self, metric: str) -> Iterator[tuple[int, BufferSnapshot]]:

@@ -35,6 +35,7 @@ __all__ = [
     "inflate",
     "join_planes",
     "segment_capacity",
+    "segment_points",
 ]
 
 SEGMENT_POINTS: Final = 65_536
@@ -129,6 +130,11 @@ def decode_blobs(segment: Segment) -> Blobs:
         starts = ends - lengths
         pairs = zip(starts.tolist(), ends.tolist(), strict=True)
         return Blobs.of(decode_times(segment), [packed[start:end] for start, end in pairs])
+
+
+def segment_points(segment: Segment) -> Column:
+    """Decode a segment of any kind. Raises the same errors as `decode_segment`."""
+    return decode_blobs(segment) if segment.kind == BLOBS else decode_segment(segment)
 
 
 def decode_words(segment: Segment) -> NDArray[np.int64]:
