@@ -10,6 +10,7 @@ import pytest
 import tensormeter
 from support.processes import run_python
 from tensormeter.client import ApiError
+from tensormeter.client.connection import Connection
 from tensormeter.errors import SettingsError, TensormeterError, UsageError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event
 from tensormeter.otlp.media import Image, Table
@@ -57,6 +58,25 @@ def test_runs(client):
     with pytest.raises(ApiError, match="there is no field 'nothing'") as caught:
         list(client.runs(sort="nothing"))
     assert (caught.value.status, caught.value.code) == (400, "bad_request")
+
+
+def test_summaries_are_read_when_they_are_used(client, monkeypatch):
+    asked = []
+    get = Connection.get
+
+    def count(connection, *path, **parameters):
+        asked.append(parameters.get("fields"))
+        return get(connection, *path, **parameters)
+
+    monkeypatch.setattr(Connection, "get", count)
+    runs = [*client.runs("other", sort="id"), client.run("bb00", "other")]
+    assert asked == ["config", "config"]
+    assert [run.summary["loss"].last for run in runs for _ in range(2)] == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 0.0, 0.0]
+    assert asked[2:] == ["summary"] * 4
+    assert runs[0].refresh() is runs[0].update(notes="short") is runs[0]
+    assert runs[0].summary["loss"].count == 1
+    assert asked[6:] == ["config", "summary"]
+    assert next(client.runs("other", fields=[])).summary == {}
 
 
 def test_pages(client, monkeypatch):

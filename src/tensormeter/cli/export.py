@@ -57,7 +57,7 @@ def export(
     The file appears once it is complete. In CSV, a ' precedes each name that a spreadsheet would evaluate as a formula.
     """
     connection = Connection(endpoint)
-    stored_run = StoredRun(connection, find_run(connection, run, project))
+    stored_run = StoredRun(connection, find_run(connection, run, project, fields=""))
     target = Path(f"{stored_run.id}.{format}") if output is None else output
     if target != _STDOUT and target.exists() and not force:
         raise UsageError(f"{target} exists; choose another --output, or replace it with --force")

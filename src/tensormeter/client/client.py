@@ -82,13 +82,14 @@ class Client:
             sort: Comma-separated fields to sort by; the prefix `-` means descending order. Default: newest first.
             limit: Maximum number of runs. Default: no limit.
             fields: Fields of the configuration and summary to read, such as `config.lr`, or all with `config` or
-                `summary`. Reading fewer fields is faster. Default: all fields.
+                `summary`. Enclose a name that contains commas in backquotes. Default: the configuration; each run then
+                reads its summary from the server when `StoredRun.summary` is first used.
 
         Raises:
             TensormeterError: The filter or sort order is invalid, or the server does not respond. The error is raised
                 during iteration.
         """
-        names = "config,summary" if fields is None else ",".join(fields)
+        names = "config" if fields is None else ",".join(fields)
         offset: int | None = 0
         while offset is not None and (limit is None or offset < limit):
             size = _PAGE if limit is None else min(_PAGE, limit - offset)
@@ -96,7 +97,7 @@ class Client:
                 "runs", project=project, filter=filter, sort=sort, limit=size, offset=offset, fields=names
             )
             for document in page["runs"]:
-                yield StoredRun(self._connection, document)
+                yield StoredRun(self._connection, document, has_summary=fields is not None)
             offset = page["next"]  # a page may contain fewer runs than requested
 
     def run(self, selector: str, project: str | None = None) -> StoredRun:
@@ -110,7 +111,7 @@ class Client:
             UsageError: No run matches, or several runs match; the message names up to five of them.
             TensormeterError: The server does not respond or returns an error.
         """
-        return StoredRun(self._connection, find_run(self._connection, selector, project))
+        return StoredRun(self._connection, find_run(self._connection, selector, project, fields="config"))
 
     def series(
         self,

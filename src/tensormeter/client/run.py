@@ -130,15 +130,20 @@ class StoredRun:
         points_stored: Number of points on the server.
         config: Configuration as JSON values, limited to the `fields` passed to `Client.runs`. NaN and infinities are
             the strings "NaN", "Infinity" and "-Infinity".
-        summary: Summary of each metric, limited to the `fields` passed to `Client.runs`.
     """
 
-    def __init__(self, connection: Connection, document: Mapping[str, Any]) -> None:
-        """Create a run from an API document. Use `Client.run` or `Client.runs` instead."""
-        self._connection = connection
-        self._load(document)
+    def __init__(self, connection: Connection, document: Mapping[str, Any], *, has_summary: bool = False) -> None:
+        """Create a run from an API document. Use `Client.run` or `Client.runs` instead.
 
-    def _load(self, document: Mapping[str, Any]) -> None:
+        Args:
+            connection: Connection to the server.
+            document: The run as JSON values.
+            has_summary: Whether the document contains the summaries that were asked for. Otherwise, they are read later.
+        """
+        self._connection = connection
+        self._load(document, has_summary=has_summary)
+
+    def _load(self, document: Mapping[str, Any], *, has_summary: bool = False) -> None:
         self.id: str = document["id"]
         self.project: str = document["project"]
         self.name: str = document["name"]
@@ -153,14 +158,31 @@ class StoredRun:
         self.archived: bool = document["archived"]
         self.points_stored: int = document["points"]
         self.config: Mapping[str, Any] = document["config"]
-        self.summary = {metric: _summary(numbers) for metric, numbers in document["summary"].items()}
+        self._summary = _summaries(document) if has_summary else None
+
+    @property
+    def summary(self) -> Mapping[str, Summary]:
+        """Summary of each metric, limited to the `fields` passed to `Client.runs`.
+
+        Without `fields`, the first use reads the summaries of all metrics and blocks meanwhile. This takes seconds for
+        a run with hundreds of thousands of metrics; `series`, `metrics` and `points_of` need no summary.
+
+        Raises:
+            TensormeterError: The server does not respond or returns an error.
+        """
+        if self._summary is None:
+            self._summary = _summaries(self._connection.get("runs", self.id, project=self.project, fields="summary"))
+        return self._summary
 
     def __repr__(self) -> str:
         return f"StoredRun({self.project!r}, {self.id!r}, name={self.name!r}, state={self.state!r})"
 
     def refresh(self) -> "StoredRun":
-        """Update the attributes, with the complete configuration and summary, and return this run."""
-        self._load(self._connection.get("runs", self.id, project=self.project))
+        """Update the attributes, with the complete configuration, and return this run.
+
+        The summary is read again when it is next used.
+        """
+        self._load(self._connection.get("runs", self.id, project=self.project, fields="config"))
         return self
 
     def update(
@@ -185,7 +207,9 @@ class StoredRun:
         """
         fields = {"name": name, "tags": tags, "notes": notes, "group": group, "archived": archived}
         changes = {key: value for key, value in fields.items() if value is not None}
-        self._load(self._connection.send("PATCH", "runs", self.id, document=changes, project=self.project))
+        self._load(
+            self._connection.send("PATCH", "runs", self.id, document=changes, project=self.project, fields="config")
+        )
         return self
 
     def processes(self) -> list[Process]:
@@ -419,6 +443,10 @@ class StoredRun:
             if not before:
                 break
         return events
+
+
+def _summaries(document: Mapping[str, Any]) -> dict[str, Summary]:
+    return {metric: _summary(numbers) for metric, numbers in document["summary"].items()}
 
 
 def _summary(document: Mapping[str, Any]) -> Summary:

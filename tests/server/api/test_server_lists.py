@@ -171,6 +171,22 @@ def test_whole_summaries_of_wide_runs_arrive_in_pieces(server):
     assert [metric.name for metric in client_run.metrics(prefix="w0001")] == WIDE[10:20]
 
 
+def test_a_name_with_commas_is_enclosed_in_backquotes(server, make):
+    for number in range(3):
+        resource = make.resource(f"run{number}", project="commas")
+        batch = Batch(resource, gauges(["a,b"], T0 + number, number % 2) + gauges(["a"], T0 + number, number))
+        assert server.metrics(batch).status == 200
+
+    def runs(fields, sort="id"):
+        listed = server.get("/api/v1/runs", project="commas", fields=fields, sort=sort)["runs"]
+        return [(run["id"], {name: entry["last"] for name, entry in run["summary"].items()}) for run in listed]
+
+    assert runs("summary.a,b") == [("run0", {"a": 0.0}), ("run1", {"a": 1.0}), ("run2", {"a": 2.0})]
+    assert runs("`summary.a,b`") == [("run0", {"a,b": 0.0}), ("run1", {"a,b": 1.0}), ("run2", {"a,b": 0.0})]
+    assert runs("summary.a,`summary.a,b`")[1] == ("run1", {"a": 1.0, "a,b": 1.0})
+    assert [run for run, _ in runs("", "-`summary.a,b`,-summary.a.last")] == ["run1", "run2", "run0"]
+
+
 def test_fields_are_the_config_keys_and_metrics_of_a_project(server):
     fields = server.get("/api/v1/fields", project="lists")["fields"]
     assert [name for name in fields if name.startswith("config.")] == [

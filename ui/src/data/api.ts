@@ -140,7 +140,7 @@ export async function run(id: string, project: string): Promise<RunDetail> {
 }
 
 export async function changeRun(id: string, project: string, change: RunChange): Promise<void> {
-  await request(`${runPath(id)}${queryString({ project })}`, {
+  await request(`${runPath(id)}${queryString({ project, fields: "" })}`, {
     method: "PATCH",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(change),

@@ -9,7 +9,7 @@ import { SYSTEM_METRIC, fieldValue } from "../data/fields";
 import * as listing from "../data/metrics";
 import { ColumnChooser } from "../table/columnChooser";
 import { ColumnMenu } from "../table/columnMenu";
-import { type ColumnContext, column, nameColumns, shortLabel } from "../table/columns";
+import { type ColumnContext, column, nameColumns, quoteField, shortLabel } from "../table/columns";
 import { FilterBar } from "../table/filterBar";
 import { Grid, ROW } from "../table/grid";
 import { type Heading, type Item, type Request, Rows, isHeading } from "../table/rows";
@@ -217,7 +217,7 @@ export class RunsPage implements Page {
       filter: this.params.get("filter") ?? "",
       sort: this.sort,
       group,
-      fields: [...new Set(fields)].join(","),
+      fields: [...new Set(fields.map(quoteField))].join(","),
       pinned: route.list(this.params, "pinned"),
     };
   }

@@ -2,6 +2,7 @@
 
 import { button, fill, h } from "../base/dom";
 import * as route from "../base/route";
+import { quoteField } from "./columns";
 
 export interface ColumnEvents {
   filterBy: (key: string) => void;
@@ -14,7 +15,8 @@ export class ColumnMenu {
   constructor(private readonly events: ColumnEvents) {}
 
   open(key: string, anchor: HTMLElement): void {
-    const sortable = key.startsWith("summary.") && !/\.(last|min|max|mean|count|last_step)$/.test(key) ? `${key}.last` : key;
+    const field = key.startsWith("summary.") && !/\.(last|min|max|mean|count|last_step)$/.test(key) ? `${key}.last` : key;
+    const sortable = quoteField(field);
     const pinned = new Set(route.list(route.current().params, "pin"));
     const item = (label: string, action: () => void) =>
       button(
@@ -31,7 +33,7 @@ export class ColumnMenu {
       !key.startsWith("spark.") && item("Sort ascending", () => route.change({ sort: sortable })),
       !key.startsWith("spark.") && item("Sort descending", () => route.change({ sort: `-${sortable}` })),
       !/^(spark|summary)\.|^(last_time|started|duration|notes|id|name)$/.test(key) && item("Group by this", () => route.change({ group: key })),
-      !key.startsWith("spark.") && item("Filter by this …", () => this.events.filterBy(sortable)),
+      !key.startsWith("spark.") && item("Filter by this …", () => this.events.filterBy(field)),
       movable &&
         item(pinned.has(key) ? "Unpin" : "Pin to the left", () => {
           if (!pinned.delete(key)) pinned.add(key);

@@ -202,9 +202,10 @@ function textCell(cell: HTMLElement, key: "notes" | "group", context: ColumnCont
 }
 
 export function direction(key: string, sort: string): "ascending" | "descending" | undefined {
-  const keys = sort.split(",");
-  if (keys.includes(key) || keys.includes(`${key}.last`)) return "ascending";
-  return keys.includes(`-${key}`) || keys.includes(`-${key}.last`) ? "descending" : undefined;
+  const keys = [sort, ...sort.split(",")]; // a quoted name may contain commas
+  const names = [key, `${key}.last`].map(quoteField);
+  if (names.some((name) => keys.includes(name))) return "ascending";
+  return names.some((name) => keys.includes(`-${name}`)) ? "descending" : undefined;
 }
 
 /** Short label of a column: config.optimizer.lr becomes optimizer.lr, summary.train/loss.min becomes train/loss min. */

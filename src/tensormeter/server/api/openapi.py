@@ -36,7 +36,7 @@ def openapi_document() -> dict[str, Any]:
         _RUN,
         "Change a run",
         schemas.Run,
-        request_schemas.RunParameters,
+        request_schemas.RunDetailsParameters,
         method="patch",
         body=request_schemas.RunChanges,
     )

@@ -12,6 +12,7 @@ from tensormeter.server.api import schemas
 from tensormeter.server.api.documents import run_document, summary_documents, trim_config
 from tensormeter.server.api.responses import encode
 from tensormeter.server.query.names.selection import decode_name
+from tensormeter.server.query.runs.fields import split_names
 from tensormeter.server.store import RunRef, RunSummary, Store
 
 __all__ = ["RunFields", "list_pieces", "list_runs", "run_pieces"]
@@ -52,7 +53,7 @@ class RunFields:
         Raises:
             HTTPException: 400 if there are too many names, or names with too many levels.
         """
-        fields = [name for name in text.split(",") if name]
+        fields = [name.strip("`") for name in split_names(text) if name]
         if len(fields) > MAX_FIELDS or any(name.count(".") > MAX_LEVELS for name in fields):
             raise HTTPException(400, f"fields: expected at most {MAX_FIELDS} names of at most {MAX_LEVELS} levels")
         return cls(

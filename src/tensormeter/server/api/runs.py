@@ -134,7 +134,8 @@ class RunsApi:
         return json_response(b"".join(pieces))
 
     async def _update(self, request: Request) -> Response:
-        ref = run_ref(request)
+        ref, parameters = run_ref(request), read_parameters(request, RunDetailsParameters)
+        fields = RunFields.parse("config,summary" if parameters.fields is None else parameters.fields)
         body = await read_body(request, RunChanges)
         changes = StoreChanges(
             name=body.name,
@@ -147,8 +148,9 @@ class RunsApi:
         def work() -> Response:
             store = self._stores.of(request)
             store.update(ref, changes)
-            run = store.run(ref, ())
-            return self._whole(store, run, run_document(run))
+            run = store.run(ref, fields.metrics or ())
+            document = run_document(run, fields.config_of(run))
+            return self._whole(store, run, document) if fields.metrics is None else json_response(encode(document))
 
         return await self._threads.run(work)
 

@@ -1,12 +1,15 @@
 """Run fields that filters and sort orders can name."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tensormeter.errors import UsageError, join_choices
 
-__all__ = ["Field", "find_field"]
+__all__ = ["Field", "find_field", "split_names"]
+
+_PART: Final = re.compile("((?:`[^`]*`|[^,])*)(?:,|$)")
 
 _PARTS: Final = ("last", "min", "max", "mean", "count", "last_step", "last_time")
 _TIMES: Final = ("started", "ended", "last_time")
@@ -36,6 +39,11 @@ class Field:
     stored: Sequence[str]
     column: Callable[[Columns], Sequence[Any]]
     is_time: bool = False
+
+
+def split_names(text: str) -> list[str]:
+    """Split a comma-separated list of field names, which may be empty. A name with commas is enclosed in backquotes."""
+    return [match[1].strip() for match in _PART.finditer(text + ",") if match.start() <= len(text)]
 
 
 def find_field(name: str) -> Field:

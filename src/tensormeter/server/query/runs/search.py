@@ -6,7 +6,7 @@ from typing import Any
 
 from tensormeter.errors import UsageError
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.runs.fields import Field, find_field
+from tensormeter.server.query.runs.fields import Field, find_field, split_names
 from tensormeter.server.query.runs.filter import Rows, parse_filter
 from tensormeter.server.store import RunTable
 
@@ -76,8 +76,7 @@ def find_runs(load: Load, search: RunSearch, check: Check = no_check) -> tuple[l
 
 def _parse_sort(text: str) -> Sequence[_Order]:
     orders = []
-    for part in text.split(","):
-        name = part.strip()
+    for name in split_names(text):
         if not name.lstrip("-+"):
             raise UsageError(f"sort: expected comma-separated field names, got {text[:80]!r}")
         try:
