@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from contenders import CONTENDERS, Log
 from report import print_on_machine
 from rich.table import Table
@@ -291,7 +293,7 @@ def _first_chart(url: str, drawn: str) -> float:
     from live_server import CHROMIUM, FLAGS
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
+    with sync_playwright() as playwright, _killing_browsers(2 * PATIENCE_MS / 1000):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1600, "height": 900})
         began = time.perf_counter()
@@ -300,6 +302,24 @@ def _first_chart(url: str, drawn: str) -> float:
         first = time.perf_counter() - began
         browser.close()
     return first
+
+
+@contextlib.contextmanager
+def _killing_browsers(seconds: float) -> Iterator[None]:
+    """Kill this process's browsers after some seconds. A page that computes without end also blocks their closing."""
+
+    def kill() -> None:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "chrom" in process.name():
+                    process.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def show(workload: str, results: dict[str, Result]) -> None:
