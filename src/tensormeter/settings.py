@@ -291,7 +291,7 @@ class Settings:
         "config unchanged.",
     )
     schedule_delay: float = setting(
-        1.0,
+        2.0,
         "TENSORMETER_SCHEDULE_DELAY",
         ("OTEL_METRIC_EXPORT_INTERVAL", inherited.read_export_interval),
         parse=parse_float,

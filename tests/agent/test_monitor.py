@@ -65,7 +65,7 @@ def machine(tmp_path, monkeypatch, wait_for):
 def test_an_agent_that_had_worked_is_replaced_at_once_however_often(machine):
     for _ in range(8):
         machine.pulse_for(1.5, after=1)
-        assert machine.seconds_to_the_next() <= 1
+        assert machine.seconds_to_the_next() <= 3
 
 
 def test_an_agent_that_dies_right_after_its_start_is_replaced_later_and_later(machine):
@@ -83,9 +83,9 @@ def test_an_agent_that_worked_again_is_replaced_at_once_again(machine):
         machine.pulse_for(0.5, after=1)
         machine.seconds_to_the_next()
     machine.pulse_for(60, after=1)
-    assert machine.seconds_to_the_next() <= 1
+    assert machine.seconds_to_the_next() <= 3
     machine.pulse_for(2, after=1)
-    assert machine.seconds_to_the_next() <= 1
+    assert machine.seconds_to_the_next() <= 3
 
 
 def test_a_run_that_never_had_an_agent_is_not_told_that_it_stopped(machine, caplog):

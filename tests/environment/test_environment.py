@@ -179,8 +179,8 @@ def test_what_is_in_order_is_not_warned_about(monkeypatch, caplog, name, value):
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"OTEL_METRIC_EXPORT_INTERVAL": "abc"}, {"schedule_delay": 1.0, "observe_interval": 10.0}),
-        ({"OTEL_METRIC_EXPORT_INTERVAL": "-5"}, {"schedule_delay": 1.0, "observe_interval": 10.0}),
+        ({"OTEL_METRIC_EXPORT_INTERVAL": "abc"}, {"schedule_delay": 2.0, "observe_interval": 10.0}),
+        ({"OTEL_METRIC_EXPORT_INTERVAL": "-5"}, {"schedule_delay": 2.0, "observe_interval": 10.0}),
         ({"OTEL_METRIC_EXPORT_INTERVAL": "1"}, {"schedule_delay": 0.01, "observe_interval": 0.01}),
         ({"OTEL_METRIC_EXPORT_INTERVAL": "1e9"}, {"schedule_delay": 3600.0, "observe_interval": 3600.0}),
         ({"OTEL_METRIC_EXPORT_INTERVAL": "1e3"}, {"schedule_delay": 1.0, "observe_interval": 1.0}),

@@ -24,8 +24,8 @@ _INTERVAL: Final = 0.25
 _LONGEST_INTERVAL: Final = 4.0
 """Maximum seconds between two checks while the pulse has stopped but a suspended or new agent holds the lock."""
 
-_STOPPED: Final = 0.75
-"""Seconds since the last beat after which the pulse counts as stopped. An agent writes four beats per second."""
+_STOPPED: Final = 2.5
+"""Seconds since the last beat after which the pulse counts as stopped. An agent writes one beat per second."""
 
 _START: Final = 5.0
 """Seconds that an agent may take until its first beat."""

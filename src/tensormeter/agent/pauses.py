@@ -1,7 +1,7 @@
 """Pauses between the rounds of the agent's loop.
 
-A pause is short while a process waits for the agent or writes fast. Otherwise, the agent sleeps until rows are due. Once a
-second, it looks for new rows and finished processes, which costs little. A process wakes the agent if a lane fills up
+A pause is short while a process waits for the agent or writes fast. Otherwise, the agent sleeps until rows are due. Every two
+seconds, it looks for new rows and finished processes, which costs little. A process wakes the agent if a lane fills up
 faster than expected, for a flush, and when it starts or ends. While the run has viewers, the agent looks for new rows
 often, which only compares words in memory.
 """
@@ -27,8 +27,11 @@ _LONGEST: Final = 2.0
 _LATE: Final = 1 / 4
 """Share of the interval of heartbeats, samples and self-metrics by which they may be late."""
 
-_LOOK: Final = 1.0
+_LOOK: Final = 2.0
 """Maximum seconds between two looks for new rows, new media and ended processes."""
+
+_DURABLE_LOOK: Final = 1.0
+"""The same if rows must reach the disk within about a second."""
 
 _LIVE_LOOK: Final = 0.025
 """Seconds between two looks for new rows while the run has viewers."""
@@ -54,7 +57,7 @@ class Pauses:
         self._rings = rings
         intervals = settings.heartbeat_interval, settings.self_metrics_interval, settings.sample_interval
         self._longest = min([_LONGEST, *(_LATE * interval for interval in intervals if interval)])
-        self._look = min(_LOOK, settings.schedule_delay)
+        self._look = min(_DURABLE_LOOK if settings.durability == "fsync" else _LOOK, settings.schedule_delay)
         self.thorough = True
         """Whether the next round must check everything, and not only the rings that are known."""
         self._thorough_at = 0.0

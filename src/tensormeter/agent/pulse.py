@@ -20,7 +20,7 @@ from tensormeter.ring.format import HEADER_BYTES, MAGIC, VERSION, HeaderWord
 
 __all__ = ["Pulse"]
 
-_INTERVAL: Final = 0.25
+_INTERVAL: Final = 1.0
 _PATIENCE: Final = 5.0
 _RESOLUTION: Final = 2_000_000_000
 """Resolution of a folder's modification time in nanoseconds, with a margin."""

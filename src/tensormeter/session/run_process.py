@@ -28,10 +28,10 @@ logger: Final = get_logger()
 _POLL_INTERVAL: Final = 0.01
 """Interval, in seconds, between checks of the ring's header while a process waits for delivery."""
 
-_PULSE_AGE: Final = 2.0
+_PULSE_AGE: Final = 3.0
 """Age of the agent's last pulse, in seconds, above which a forked child does not rely on the agent.
 
-An agent normally sends a pulse every 0.25 s.
+An agent normally sends a pulse every second.
 """
 
 _WAKE_SHARE: Final = 1 / 16
