@@ -77,7 +77,8 @@ def _durations(columns: Columns) -> Sequence[Any]:
 
 def _lags(columns: Columns) -> Sequence[Any]:
     pairs = zip(columns["updated"], columns["newest"], strict=True)
-    return [max(updated - newest, 0) / 1e9 if newest else None for updated, newest in pairs]
+    # Calling `max` for each run would take twice as long.
+    return [((updated - newest) / 1e9 if updated > newest else 0.0) if newest else None for updated, newest in pairs]
 
 
 def _without_nan(value: Any) -> Any:
