@@ -11,6 +11,7 @@ import time
 from typing import Final
 
 from tensormeter.agent.delivery.deliveries import Deliveries
+from tensormeter.agent.ingest.ring_drainer import batch_delay
 from tensormeter.agent.ingest.rings import Rings
 from tensormeter.agent.run_directory.directory import RunDirectory
 from tensormeter.agent.wakeup import Wakeup
@@ -29,9 +30,6 @@ _LATE: Final = 1 / 4
 
 _LOOK: Final = 2.0
 """Maximum seconds between two looks for new rows, new media and ended processes."""
-
-_DURABLE_LOOK: Final = 1.0
-"""The same if rows must reach the disk within about a second."""
 
 _LIVE_LOOK: Final = 0.025
 """Seconds between two looks for new rows while the run has viewers."""
@@ -57,7 +55,7 @@ class Pauses:
         self._rings = rings
         intervals = settings.heartbeat_interval, settings.self_metrics_interval, settings.sample_interval
         self._longest = min([_LONGEST, *(_LATE * interval for interval in intervals if interval)])
-        self._look = min(_DURABLE_LOOK if settings.durability == "fsync" else _LOOK, settings.schedule_delay)
+        self._look = min(_LOOK, batch_delay(settings))
         self.thorough = True
         """Whether the next round must check everything, and not only the rings that are known."""
         self._thorough_at = 0.0

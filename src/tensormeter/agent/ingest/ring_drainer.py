@@ -29,7 +29,7 @@ from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import MAX_LANES, HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
 
-__all__ = ["RingDrainer"]
+__all__ = ["RingDrainer", "batch_delay"]
 
 logger: Final = get_logger("tensormeter.agent")
 
@@ -49,6 +49,11 @@ _DURABLE_DELAY: Final = 1.0
 
 _MOST_BATCHES: Final = 16
 """Maximum number of batches of one process before other processes get their turn."""
+
+
+def batch_delay(settings: Settings) -> float:
+    """Return the seconds between two batches of rows. They are at most one with `fsync` durability."""
+    return min(settings.schedule_delay, _DURABLE_DELAY) if settings.durability == "fsync" else settings.schedule_delay
 
 
 class RingDrainer:
@@ -79,9 +84,7 @@ class RingDrainer:
         self._spool = spool
         self._metrics_to = settings.takers("metrics", destinations)
         self._logs_to = settings.takers("logs", destinations)
-        self._delay = (
-            min(settings.schedule_delay, _DURABLE_DELAY) if settings.durability == "fsync" else settings.schedule_delay
-        )
+        self._delay = batch_delay(settings)
         self._processor = BatchMeasurementProcessor(
             ring,
             _cursors(ring, spool),

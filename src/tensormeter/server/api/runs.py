@@ -121,12 +121,16 @@ class RunsApi:
             store = self._stores.of(request)
             run = store.run(ref, fields.metrics or ())
             details = run_details(run, store.processes(ref), store.losses(ref), fields.config_of(run))
-            return self._whole(store, run, details) if fields.metrics is None else json_response(encode(details))
+            return self._document(store, run, details, fields)
 
         return await self._threads.run(work)
 
-    def _whole(self, store: Store, run: RunSummary, document: schemas.Run | schemas.RunDetails) -> Response:
-        """Return a run's document with all summaries, in pieces if there are many."""
+    def _document(
+        self, store: Store, run: RunSummary, document: schemas.Run | schemas.RunDetails, fields: RunFields
+    ) -> Response:
+        """Return a run's document with the requested summaries, in pieces if there are many."""
+        if fields.metrics is not None:
+            return json_response(encode(document))
         ref = RunRef(run.run_id, run.project)
         pieces = run_pieces(store, ref, document)
         if len(store.names(ref)) > _MANY:
@@ -149,8 +153,7 @@ class RunsApi:
             store = self._stores.of(request)
             store.update(ref, changes)
             run = store.run(ref, fields.metrics or ())
-            document = run_document(run, fields.config_of(run))
-            return self._whole(store, run, document) if fields.metrics is None else json_response(encode(document))
+            return self._document(store, run, run_document(run, fields.config_of(run)), fields)
 
         return await self._threads.run(work)
 
