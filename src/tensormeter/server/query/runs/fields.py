@@ -9,7 +9,7 @@ from tensormeter.errors import UsageError, join_choices
 
 __all__ = ["Field", "find_field", "split_names"]
 
-_PART: Final = re.compile("((?:`[^`]*`|[^,])*)(?:,|$)")
+_PART: Final = re.compile("((?:`[^`]*`|[^,])*),")
 
 _PARTS: Final = ("last", "min", "max", "mean", "count", "last_step", "last_time")
 _TIMES: Final = ("started", "ended", "last_time")
@@ -43,7 +43,7 @@ class Field:
 
 def split_names(text: str) -> list[str]:
     """Split a comma-separated list of field names, which may be empty. A name with commas is enclosed in backquotes."""
-    return [match[1].strip() for match in _PART.finditer(text + ",") if match.start() <= len(text)]
+    return [part.strip() for part in _PART.findall(text + ",")]
 
 
 def find_field(name: str) -> Field:
