@@ -22,6 +22,9 @@ _MAX_PROJECTS: Final = 8
 _FEW: Final = 1000
 """Number of changed runs up to which columns are updated; if more than a quarter have changed, they are read again."""
 
+_USUAL: Final = ("started", "archived", "state", "updated", "newest", "lost")
+"""Columns that are read together when a project is first requested, because its page needs all of them."""
+
 _Column = Sequence[Any] | NDArray[Any]
 
 
@@ -89,6 +92,8 @@ def _refresh(cached: _Project, store: Store, project: str | None, fields: Sequen
     elif stale:
         _update(cached, store.table(project, [*cached.columns], check, stale), stale)
     missing = [name for name in fields if name not in cached.columns]
+    if project is not None and not cached.columns:
+        missing = [*dict.fromkeys([*missing, *_USUAL])]
     if "state" in missing and "updated" not in cached.columns:
         missing.append("updated")
     # Read configs last: if this takes too long, the other columns are cached for the next request.

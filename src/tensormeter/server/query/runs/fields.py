@@ -31,14 +31,20 @@ class Field:
     Attributes:
         name: Name as written in the filter or sort order.
         stored: Names of the `Store.table` columns from which the field is computed.
-        column: Function from these columns to the field's values, with None for runs without a value.
+        compute: Function from values of these columns to the field's values, with None for runs without a value; None
+            to return the values of a single column.
         is_time: Whether the values are times in nanoseconds since the Unix epoch.
     """
 
     name: str
     stored: Sequence[str]
-    column: Callable[[Columns], Sequence[Any]]
+    compute: Callable[..., Sequence[Any]] | None = None
     is_time: bool = False
+
+    def values(self, columns: Columns, rows: Sequence[int]) -> Sequence[Any]:
+        """Return the field's values in these rows."""
+        stored = [[*map(columns[name].__getitem__, rows)] for name in self.stored]
+        return stored[0] if self.compute is None else self.compute(*stored)
 
 
 def split_names(text: str) -> list[str]:
@@ -63,24 +69,24 @@ def find_field(name: str) -> Field:
     if stored is None and rest and group == "summary":
         metric, _, part = rest.rpartition(".")
         stored = name if metric and part in _PARTS else f"{name}.last"
-        return Field(name, (stored,), lambda columns: [_without_nan(value) for value in columns[stored]])
+        return Field(name, (stored,), _without_nan)
     if stored is None:
         names = sorted({*_STORED, "duration", "lag"})
         raise UsageError(f"there is no field {name[:80]!r}; expected {join_choices(*names, 'config.*', 'summary.*')}")
-    return Field(name, (stored,), lambda columns: columns[stored], is_time=name in _TIMES)
+    return Field(name, (stored,), is_time=name in _TIMES)
 
 
-def _durations(columns: Columns) -> Sequence[Any]:
-    triples = zip(columns["started"], columns["ended"], columns["updated"], strict=True)
+def _durations(started: Sequence[int], ended: Sequence[int | None], updated: Sequence[int]) -> Sequence[float]:
+    triples = zip(started, ended, updated, strict=True)
     return [((updated if ended is None else ended) - started) / 1e9 for started, ended, updated in triples]
 
 
-def _lags(columns: Columns) -> Sequence[Any]:
-    pairs = zip(columns["updated"], columns["newest"], strict=True)
+def _lags(updated: Sequence[int], newest: Sequence[int]) -> Sequence[float | None]:
+    pairs = zip(updated, newest, strict=True)
     # Calling `max` for each run would take twice as long.
     return [((updated - newest) / 1e9 if updated > newest else 0.0) if newest else None for updated, newest in pairs]
 
 
-def _without_nan(value: Any) -> Any:
+def _without_nan(values: Sequence[Any]) -> Sequence[Any]:
     """Replace NaN, which cannot be sorted, with None."""
-    return None if value != value else value  # noqa: PLR0124
+    return [None if value != value else value for value in values]  # noqa: PLR0124

@@ -5,12 +5,13 @@ RE2 matches regular expressions, in linear time for every pattern.
 """
 
 import json
-import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from itertools import compress, repeat
 from typing import Any, Final
 
 import numpy as np
@@ -46,6 +47,9 @@ Rows = Sequence[int]
 Select = Callable[[Columns, Rows], Rows]
 """Function that returns those of the rows, in the same order, whose values in the columns meet a condition."""
 
+_Test = Callable[[Sequence[Any]], Iterable[bool]]
+"""Function that returns which of the values meet a condition."""
+
 _TOKEN: Final = re.compile(
     r"""\s*(?:
         (?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])) |
@@ -59,6 +63,7 @@ _TOKEN: Final = re.compile(
 )
 _KEYWORDS: Final = frozenset({"and", "or", "not", "in", "has", "true", "false", "null"})
 _CONSTANTS: Final = {"true": True, "false": False, "null": None}
+_NUMBERS: Final = frozenset({int, float, bool})
 _ORDERS: Final = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
@@ -168,12 +173,12 @@ class _Parser:
             while self._take(","):
                 values.append(self._literal(field))
             self.expect(")", "a comma or a closing parenthesis")
-            return _over(field, lambda value: any(_equal(value, literal) for literal in values), self._check)
+            return _over(field, _each(lambda value: value in values), self._check)
         if self._take("~"):
             return _matching(field, self._pattern(), self._check)
         if self._take("has"):
             wanted = self._literal(field)
-            return _over(field, lambda value: _has(value, wanted), self._check)
+            return _over(field, _each(lambda value: _has(value, wanted)), self._check)
         raise UsageError(
             f"filter: expected an operator (= != < <= > >= ~ in has) at position {sign.position}, got "
             + ("the end" if sign.kind == "end" else repr(sign.text[:40]))
@@ -260,13 +265,13 @@ def _moment(text: str, position: int) -> int:
     return (since.days * 86400 + since.seconds) * 10**9 + since.microseconds * 1000
 
 
-def _over(field: Field, test: Callable[[Any], bool], check: Check, at_once: int = _AT_ONCE) -> Select:
+def _over(field: Field, test: _Test, check: Check, at_once: int = _AT_ONCE) -> Select:
     def select(columns: Columns, rows: Rows) -> Rows:
-        column = field.column(columns)
         selected: list[int] = []
         for first in range(0, len(rows), at_once):
             check()
-            selected += [row for row in rows[first : first + at_once] if test(column[row])]
+            some = rows[first : first + at_once]
+            selected += compress(some, test(field.values(columns, some)))
         return selected
 
     return select
@@ -299,45 +304,50 @@ def _negated(part: Select) -> Select:
     return select
 
 
-def _comparator(sign: str, literal: Any) -> Callable[[Any], bool]:
+def _each(test: Callable[[Any], bool]) -> _Test:
+    return lambda values: map(test, values)
+
+
+def _comparator(sign: str, literal: Any) -> _Test:
     if sign == "=":
-        return lambda value: _equal(value, literal)
+        return _each(partial(operator.eq, literal))
     if sign == "!=":
-        return lambda value: not _equal(value, literal)
-    order = _ORDERS[sign]
-    if isinstance(literal, str):
-        return lambda value: isinstance(value, str) and order(value, literal)
+        return _each(partial(operator.ne, literal))
     if literal is None:
-        return lambda _: False
-    return lambda value: isinstance(value, int | float) and order(value, literal)
+        return _each(lambda _: False)
+    order = _ORDERS[sign]
+    comparable = str if isinstance(literal, str) else int | float
 
+    def test(values: Sequence[Any]) -> Iterable[bool]:
+        if set(map(type, values)) <= _NUMBERS and comparable is not str:
+            return map(order, values, repeat(literal))
+        return (isinstance(value, comparable) and order(value, literal) for value in values)
 
-def _equal(value: Any, literal: Any) -> bool:
-    if isinstance(value, float) and isinstance(literal, float) and math.isnan(value):
-        return False
-    if isinstance(literal, str):
-        return isinstance(value, str) and value == literal
-    return bool(value == literal)
+    return test
 
 
 def _matching(field: Field, pattern: Any, check: Check) -> Select:
     text = pattern.pattern
     if _LITERAL.fullmatch(text):
-        return _over(field, lambda value: value is not None and text in _text(value), check)
+        return _over(field, _each(lambda value: value is not None and text in _text(value)), check)
     one_by_one = _over(
-        field, lambda value: value is not None and pattern.search(_text(value)) is not None, check, _SEARCHED_AT_ONCE
+        field,
+        _each(lambda value: value is not None and pattern.search(_text(value)) is not None),
+        check,
+        _SEARCHED_AT_ONCE,
     )
     search = LineSearch(text, ignore_case=False)
     if not search.is_fast:
         return one_by_one
 
     def select(columns: Columns, rows: Rows) -> Rows:
-        column = field.column(columns)
         selected: list[int] = []
         for first in range(0, len(rows), _AT_ONCE):
             check()
-            present = [row for row in rows[first : first + _AT_ONCE] if column[row] is not None]
-            texts = [_text(column[row]).encode() for row in present]
+            some = rows[first : first + _AT_ONCE]
+            values = field.values(columns, some)
+            present = [row for row, value in zip(some, values, strict=True) if value is not None]
+            texts = [_text(value).encode() for value in values if value is not None]
             if any(b"\n" in text for text in texts):
                 selected += one_by_one(columns, present)
                 continue
@@ -352,10 +362,8 @@ def _has(value: Any, wanted: Any) -> bool:
     match value:
         case str():
             return isinstance(wanted, str) and wanted in value
-        case Mapping():
+        case Mapping() | list() | tuple():
             return wanted in value
-        case list() | tuple():
-            return any(_equal(item, wanted) for item in value)
         case _:
             return False
 

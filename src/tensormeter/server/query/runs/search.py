@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from operator import not_
+from types import NoneType
 from typing import Any
 
 from tensormeter.errors import UsageError
@@ -59,17 +62,13 @@ def find_runs(load: Load, search: RunSearch, check: Check = no_check) -> tuple[l
     table = load([*dict.fromkeys(name for field in fields for name in field.stored)])
     rows: Rows = range(len(table.runs))
     if not shows_archived:
-        rows = [row for row, archived in enumerate(table.columns["archived"]) if not archived]
+        rows = [*compress(rows, map(not_, table.columns["archived"]))]
     rows = [*condition.select(table.columns, rows)]
     # Sorting is stable, so sort by the least significant field first. Among equal runs, put the newest first.
     rows.sort(key=table.runs.__getitem__, reverse=True)
     for order in reversed(orders):
         check()
-        column = order.field.column(table.columns)
-        present = [row for row in rows if column[row] is not None]
-        missing = [row for row in rows if column[row] is None]
-        present.sort(key=_key(column, present), reverse=order.descending)
-        rows = present + missing
+        rows = _sorted(rows, order.field.values(table.columns, rows), descending=order.descending)
     page = rows[search.offset : search.offset + search.limit]
     return [table.runs[row] for row in page], len(rows)
 
@@ -89,12 +88,19 @@ def _parse_sort(text: str) -> Sequence[_Order]:
     return orders
 
 
-def _key(column: Sequence[Any], rows: Sequence[int]) -> Callable[[int], Any]:
-    """Return a function from row to sort key. The key is the value itself if all values have comparable types."""
-    types = {type(column[row]) for row in rows}
-    if types <= {int, float, bool} or types == {str}:
-        return column.__getitem__
-    return lambda row: _sortable(column[row])
+def _sorted(rows: Sequence[int], values: Sequence[Any], *, descending: bool) -> list[int]:
+    """Return the rows in the order of their values. Rows without a value are last."""
+    types = {*map(type, values)}
+    # Values are their own keys if all of them have comparable types.
+    plain = types <= {int, float, bool, NoneType} or types <= {str, NoneType}
+    keys = values if plain else [*map(_sortable, values)]
+    positions: Sequence[int] = range(len(rows))
+    missing: Sequence[int] = ()
+    if NoneType in types:
+        missing = [position for position in positions if values[position] is None]
+        positions = [position for position in positions if values[position] is not None]
+    order = [*sorted(positions, key=keys.__getitem__, reverse=descending), *missing]
+    return [*map(rows.__getitem__, order)]
 
 
 def _sortable(value: Any) -> tuple[int, Any]:

@@ -52,8 +52,6 @@ _BASE: Final = {
     "notes": "ifnull(notes, '')",
     "archived": "archived",
     "processes": "(SELECT count(*) FROM process WHERE process.run = run.id)",
-    # Use total() because a sum() of integers could overflow.
-    "lost": "CAST((SELECT total(value) FROM process, json_each(losses) WHERE run = run.id AND losses != '{}') AS INTEGER)",
 }
 
 _COLUMNS_OF: Final = {name: (column,) for name, column in _BASE.items()} | {
@@ -77,9 +75,9 @@ def load_table(
     # Read only the required columns, because there may be many runs.
     needed = [column for name in fields for column in _COLUMNS_OF.get(name, ())]
     names = ["id", *dict.fromkeys(needed)]
-    chosen = _chosen(runs, "id")
+    condition = f"{_chosen(runs, 'run.id')} NOT deleted" + ("" if project is None else " AND project = :project")
     rows = connection.execute(
-        f"SELECT {', '.join(names)} FROM run WHERE {chosen} project = ifnull(?, project) AND NOT deleted", (project,)
+        f"SELECT {', '.join(names)} FROM run WHERE {condition} ORDER BY id", {"project": project}
     ).fetchall()
     stored: Mapping[str, Sequence[Any]] = (
         dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, ())
@@ -99,6 +97,9 @@ def load_table(
                 present_state(state, updated, stalled=stalled, now=now, stall_after=stall_after)
                 for state, updated, stalled in triples
             ]
+        elif name == "lost":
+            losses = _losses(connection, project, condition)
+            columns[name] = [losses.get(run, 0) for run in loaded]
         elif name == "points":
             flushed = zip(loaded, stored["points"], strict=True)
             columns[name] = [
@@ -106,7 +107,7 @@ def load_table(
             ]
     keys = [name.removeprefix("config.") for name in fields if name.startswith("config.") and name != "config."]
     if keys:
-        configs = _config_columns(connection, project, keys, loaded, chosen, check)
+        configs = _config_columns(connection, project, condition, keys, loaded, check)
         columns |= {f"config.{key}": column for key, column in configs.items()}
     for metric, parts in summary_fields(fields).items():
         check()
@@ -114,6 +115,17 @@ def load_table(
         for part in parts:
             columns[f"summary.{metric}.{part}"] = [*map(values[part].get, loaded)]
     return RunTable(loaded, columns)
+
+
+def _losses(connection: sqlite3.Connection, project: str | None, condition: str) -> dict[int, int]:
+    """Return the number of lost items of runs that lost any."""
+    # Use total() because a sum() of integers could overflow.
+    rows = connection.execute(
+        "SELECT run.id, CAST(total(value) AS INTEGER) FROM run JOIN process ON process.run = run.id, json_each(losses)"
+        f" WHERE {condition} AND losses != '{{}}' GROUP BY run.id",
+        {"project": project},
+    )
+    return dict(rows)
 
 
 def _chosen(runs: Collection[int] | None, column: str) -> str:
@@ -131,15 +143,13 @@ def metrics_needed(fields: Sequence[str]) -> set[str]:
 def _config_columns(
     connection: sqlite3.Connection,
     project: str | None,
+    condition: str,
     keys: Sequence[str],
     runs: Sequence[int],
-    chosen: str,
     check: Check,
 ) -> dict[str, list[Any]]:
     """Return each run's config values by key: under the full key, or else at its dotted path; None if neither exists."""
-    rows = connection.execute(
-        f"SELECT id, config FROM run WHERE {chosen} project = ifnull(?, project) AND NOT deleted", (project,)
-    )
+    rows = connection.execute(f"SELECT id, config FROM run WHERE {condition}", {"project": project})
     values: dict[str, dict[int, Any]] = {key: {} for key in keys}
     for run, text in _checked(rows, check):
         config = _parse(text)
