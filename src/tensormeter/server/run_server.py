@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import resource
@@ -21,8 +20,10 @@ from tensormeter.server.config import ServerConfig
 from tensormeter.server.http.tls import Certificate
 from tensormeter.server.limits.connections import limited_protocol
 from tensormeter.server.limits.handshakes import Handshakes
+from tensormeter.server.limits.heap import return_freed_memory, return_large_blocks
 from tensormeter.server.slow_disk import exit_if_stalled, warn_if_slow
 from tensormeter.server.store import Store
+from tensormeter.server.store.background import Background
 from tensormeter.server.store.sqlite.private_folder import protect_folder
 from tensormeter.server.store.sqlite.retention import Retention
 from tensormeter.server.store.sqlite.store import SqliteStore
@@ -45,8 +46,9 @@ the server is closing.
 
 _OTHER_FILES: Final = 512
 
-_M_MMAP_THRESHOLD: Final = -3
-_LARGE_BLOCK: Final = 1 << 20
+_MEMORY_INTERVAL: Final = 10.0
+"""Seconds between two returns of freed memory. A return takes 0.1 to some milliseconds."""
+
 _GC_THRESHOLDS: Final = (50_000, 20, 100)
 """Garbage collector thresholds.
 
@@ -70,13 +72,14 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
         StoreError: The store cannot be opened, for example because another server is using the folder.
     """
     listener = _bind(config)
-    _return_freed_memory()
+    return_large_blocks()
     gc.set_threshold(*_GC_THRESHOLDS)
     connections = _raise_file_limit(config.max_connections)
     with listener:
         with warn_if_slow(config.directory):
             protect_folder(config.directory)
             store = _open(config)
+        memory = Background("tensormeter-memory", return_freed_memory, _MEMORY_INTERVAL)
         alerts = AlertService(store, config.alerts, config.alert_interval)
         metrics = None
         try:
@@ -113,6 +116,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
             if metrics is not None:
                 metrics.stop()
             alerts.stop()
+            memory.stop()
             store.close()
 
 
@@ -202,16 +206,6 @@ def _bind(config: ServerConfig) -> socket.socket:
             "stop the process that is using it, or choose another port with --port",
         ) from error
     return listener
-
-
-def _return_freed_memory() -> None:
-    """Make glibc return large freed blocks to the system. This does nothing with other C libraries.
-
-    By default, glibc increases the minimum size of such blocks up to 32 MiB at run time. Each thread would then keep as
-    much memory as its largest query needed.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def _raise_file_limit(connections: int) -> int:
