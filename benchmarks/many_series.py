@@ -81,14 +81,14 @@ class Meter:
 
     def settle(self) -> float:
         """Wait until the background work has ended, and return its processor time in seconds."""
-        before = self.cpu()
+        before = last = self.cpu()
         idle_since = time.monotonic()
-        last = before
         while time.monotonic() < idle_since + 32:  # the server flushes at least every 30 s
-            time.sleep(0.5)
+            time.sleep(2)
             self.rss()
-            if self.cpu() > last + 0.1:
-                last, idle_since = self.cpu(), time.monotonic()
+            if self.cpu() > last + 0.2:  # an idle server uses about one percent of a core
+                idle_since = time.monotonic()
+            last = self.cpu()
         return self.cpu() - before
 
 

@@ -1,6 +1,6 @@
 """Response times of the experiment server for charts of a very long series, and for statistics over many ranks.
 
-    `python benchmarks/reads.py [--steps 5e4,5e7] [--ranks 512] [--rows 30,30000] [--wide 100000] [--store sqlite]`
+    `python benchmarks/reads.py [--steps 5e4,5e7] [--ranks 512] [--rows 30,30000] [--wide 100,20000] [--store sqlite]`
 
 Each measurement prints the time that the client waits and the server's processor time. The defaults take some minutes
 and 1 GB of disk space. With `--store clickhouse`, the server uses ClickHouse's engine, which runs in a separate process
@@ -305,7 +305,7 @@ def main() -> None:
     parser.add_argument("--steps", type=integers, default=[50_000, 50_000_000], help="lengths of the long series")
     parser.add_argument("--ranks", type=int, default=512, help="number of ranks")
     parser.add_argument("--rows", type=integers, default=[30, 30_000], help="numbers of rows of each rank")
-    parser.add_argument("--wide", type=integers, default=[100, 100_000], help="numbers of series with one point")
+    parser.add_argument("--wide", type=integers, default=[100, 20_000], help="numbers of series with one point")
     parser.add_argument("--store", choices=["sqlite", "clickhouse"], default="sqlite", help="store of the server")
     parser.add_argument("--folder", type=Path, help="folder in which the data is kept; default: a temporary one")
     given = parser.parse_args()
