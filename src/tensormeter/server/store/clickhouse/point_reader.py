@@ -27,7 +27,7 @@ from tensormeter.server.store.rules.gaps import MAX_GAPS
 from tensormeter.server.store.rules.limits import check_limit
 from tensormeter.server.store.rules.process_rollups import join_steps
 
-__all__ = ["PointReader"]
+__all__ = ["PointReader", "time_range"]
 
 _ROW: Final = np.dtype([("series", "<u8"), ("time", "<i8"), ("word", "<i8"), ("integer", "u1")])
 _GAP: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
@@ -97,17 +97,17 @@ class PointReader:
             return []
         start, stop = selection.start, selection.stop
         table = "points" if selection.numeric else "distributions"
-        where = f"run = {run} AND series IN ({numbers([row[0] for row in rows])}){_range(start, stop)}"
+        where = f"run = {run} AND series IN ({numbers([row[0] for row in rows])}){time_range(start, stop)}"
         total = self._count(table, where)
         if total > selection.limit:
             total = self._count(f"{table} FINAL", where)
         gaps: Mapping[int, NDArray[np.int64]] = {}
         if selection.gaps:
-            gaps = self._gaps(where, selection.limit - total)
+            gaps = self.gaps(run, [row[0] for row in rows], selection, total)
             total += sum(map(len, gaps.values()))
         check_limit(total, selection.limit, {row[2] for row in rows})
         tail = f"FROM {table} FINAL WHERE {where} ORDER BY series, time"
-        return self._select(rows, tail, selection, gaps=gaps)
+        return [*self.select(rows, tail, selection, gaps=gaps).values()]
 
     def _count(self, table: str, where: str) -> int:
         """Return the number of matching rows.
@@ -116,11 +116,19 @@ class PointReader:
         """
         return int(self._connection.rows(f"SELECT count() FROM {table} WHERE {where}")[0][0])
 
-    def _gaps(self, where: str, most: int) -> Mapping[int, NDArray[np.int64]]:
-        """Return the newest gaps of each series, ascending; up to `most` in total, plus one if there are more."""
+    def gaps(
+        self, run: int, series: Sequence[int], selection: Selection, points: int
+    ) -> Mapping[int, NDArray[np.int64]]:
+        """Return the newest gaps of each series, ascending.
+
+        Together with `points` points, they do not exceed the selection's limit by more than one.
+        """
+        if not series:
+            return {}
         gaps = self._connection.columns(
-            f"SELECT DISTINCT series, time FROM gap WHERE {where} ORDER BY series, time DESC"
-            f" LIMIT {MAX_GAPS} BY series LIMIT {max(most, 0) + 1}",
+            f"SELECT DISTINCT series, time FROM gap WHERE run = {run} AND series IN ({numbers(series)})"
+            f"{time_range(selection.start, selection.stop)} ORDER BY series, time DESC"
+            f" LIMIT {MAX_GAPS} BY series LIMIT {max(selection.limit - points, 0) + 1}",
             _GAP,
         )
         keys, firsts = np.unique(gaps["series"], return_index=True)
@@ -140,25 +148,25 @@ class PointReader:
             if row[2] in wanted or window.needs_steps(row[1]):
                 rows[row[1]].append(row)
         present = [process for process in processes if any(row[2] in wanted for row in rows[process])]
-        counts = self._counts_between(run, [row[0] for process in present for row in rows[process]], selection)
+        counts = self.counts_between(run, [row[0] for process in present for row in rows[process]], selection)
         check_limit(sum(counts.values()), selection.limit, wanted)
         for group in _groups(present, {process: sum(counts[row[0]] for row in rows[process]) for process in present}):
             of_group = [row for process in group for row in rows[process]]
             table = f"FROM points FINAL WHERE run = {run} AND series IN ({numbers([row[0] for row in of_group])})"
-            tail = f"{table}{_range(window.start, window.stop)} ORDER BY series, time"
+            tail = f"{table}{time_range(window.start, window.stop)} ORDER BY series, time"
             series: dict[str, list[Series]] = defaultdict(list)
-            for piece in self._select(of_group, tail, selection):
+            for piece in self.select(of_group, tail, selection).values():
                 series[piece.process].append(piece)
             for process in group:
                 pieces = series[process]
                 steps = [piece for piece in pieces if piece.metric == STEP_METRIC]
                 yield join_steps(process, [piece for piece in pieces if piece.metric in wanted], steps, window)
 
-    def _counts_between(self, run: int, series: Sequence[int], selection: Selection) -> Counter[int]:
+    def counts_between(self, run: int, series: Sequence[int], selection: Selection) -> Counter[int]:
         """Return the number of points of each series in the selection's time range. Repeated points may count twice."""
         if not series:
             return Counter()
-        where = f"run = {run} AND series IN ({numbers(series)}){_range(selection.start, selection.stop)}"
+        where = f"run = {run} AND series IN ({numbers(series)}){time_range(selection.start, selection.stop)}"
         rows = self._connection.rows(f"SELECT series, count() FROM points WHERE {where} GROUP BY series")
         return Counter({key: int(count) for key, count in rows})
 
@@ -175,12 +183,11 @@ class PointReader:
         table = "points" if selection.numeric else "distributions"
         commits = numbers([invert(commit.number) for commit in arrived])
         # Do not use FINAL: of two points with the same key, it returns the one that arrived first.
-        return self._select(
-            rows,
-            f"FROM {table} WHERE run = {run} AND series IN ({numbers([row[0] for row in rows])}){_range(first, None)}"
-            f" AND precedence IN ({commits}) ORDER BY series, time",
-            selection,
+        of_commits = (
+            f"FROM {table} WHERE run = {run} AND series IN ({numbers([row[0] for row in rows])}){time_range(first, None)}"
+            f" AND precedence IN ({commits}) ORDER BY series, time"
         )
+        return [*self.select(rows, of_commits, selection).values()]
 
     def non_finite(self, run: int, arrived: Collection[Arrived]) -> list[str]:
         """Return the metrics with NaN or infinite values that arrived in the given commits, in ascending order."""
@@ -194,20 +201,24 @@ class PointReader:
         commits = numbers([invert(commit.number) for commit in arrived])
         rows = self._connection.rows(
             f"SELECT DISTINCT metric FROM catalog WHERE run = {run} AND {of_metrics} AND series GLOBAL IN (SELECT series FROM points"
-            f" WHERE run = {run}{_range(first, None)} AND received >= toDateTime({received}) AND precedence IN ({commits})"
+            f" WHERE run = {run}{time_range(first, None)} AND received >= toDateTime({received}) AND precedence IN ({commits})"
             " AND NOT integer AND NOT isFinite(reinterpretAsFloat64(word))) ORDER BY metric",
             **names,
         )
         return [row[0] for row in rows]
 
-    def _select(
+    def select(
         self,
         rows: Sequence[Sequence[Any]],
         tail: str,
         selection: Selection,
         *,
         gaps: Mapping[int, NDArray[np.int64]] = MappingProxyType({}),
-    ) -> list[Series]:
+    ) -> dict[int, Series]:
+        """Return the series among rows of `series` for which a statement has points, by key.
+
+        The statement `tail` begins with FROM, and orders points by series and time.
+        """
         if selection.numeric:
             columns = self._connection.columns(f"SELECT series, time, word, integer {tail}", _ROW)
             keys: NDArray[np.uint64] = np.ascontiguousarray(columns["series"])
@@ -218,7 +229,7 @@ class PointReader:
             )
         else:
             keys, column = _decode_blobs(self._connection.raw(f"SELECT series, time, data {tail}"))
-        series = []
+        series = {}
         for key, process, metric, kind, attributes, scope, unit in rows:
             selection.check()
             first, last = (
@@ -228,7 +239,7 @@ class PointReader:
             if last > first:
                 points = column[first:last].distinct()
                 about = (process, metric, parse_kind(kind), json.loads(attributes))
-                series.append(Series(*about, points, scope, unit, gaps.get(key, NO_GAPS)))
+                series[key] = Series(*about, points, scope, unit, gaps.get(key, NO_GAPS))
         return series
 
 
@@ -284,7 +295,8 @@ def _decode_blobs(data: bytes) -> tuple[NDArray[np.uint64], Blobs]:
     return np.array(keys, np.uint64), Blobs.of(np.array(times, np.int64), blobs)
 
 
-def _range(start: int | None, stop: int | None) -> str:
+def time_range(start: int | None, stop: int | None) -> str:
+    """Return the end of a condition that limits rows to start <= time < stop."""
     conditions = ""
     for operator, bound in ((">=", start), ("<", stop)):
         if bound is not None:

@@ -22,6 +22,7 @@ from tensormeter.server.store.clickhouse.name_reader import NameReader
 from tensormeter.server.store.clickhouse.pending_request import Request
 from tensormeter.server.store.clickhouse.point_counts import PointCounts
 from tensormeter.server.store.clickhouse.point_reader import PointReader
+from tensormeter.server.store.clickhouse.rollup_reader import RollupReader
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 from tensormeter.server.store.clickhouse.run_reader import Runs
 from tensormeter.server.store.clickhouse.schema import TABLES, prepare
@@ -107,6 +108,7 @@ class ClickHouseStore:
         counts = PointCounts(self._connection)
         self._runs = Runs(self._connection, counts, stall_after)
         self._points = PointReader(self._connection, self._runs, counts)
+        self._rollups = RollupReader(self._connection, self._points)
         self._events = EventReader(self._connection, self._runs)
         self._name_reader = NameReader(self._connection)
         self._group_commit = GroupCommit(self._connection, self._numbers, self._log, commit_interval)
@@ -291,8 +293,7 @@ class ClickHouseStore:
         self, ref: RunRef, selection: Selection, window: PointRange, blocks: int
     ) -> list[SeriesRollup] | None:
         """See `Store`."""
-        self._check_open()
-        return None
+        return self._rollups.read(self._find(ref), selection, window, blocks)
 
     def scan(
         self, ref: RunRef, processes: Sequence[str], selection: Selection, window: PointRange, blocks: int

@@ -1,0 +1,157 @@
+"""Long series in ClickHouse, which are read as blocks."""
+
+import math
+import secrets
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from support.stores import append_batches
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
+from tensormeter.server.query.points import sampled
+from tensormeter.server.query.points.axis import Axis
+from tensormeter.server.query.points.request import RunQuery
+from tensormeter.server.query.points.sampled import query_points
+from tensormeter.server.store import PointRange, RunRef, Selection, TooManyPointsError
+from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
+from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, FIRST, HIGHEST, LAST, LOWEST, MISSING
+
+T0 = 1_750_000_000 * 10**9
+BLOCKS = 4
+N = BLOCKS * BLOCK_POINTS + 1000
+
+
+@pytest.fixture(scope="module")
+def store(clickhouse):
+    store = ClickHouseStore(parse_address(f"clickhouse://127.0.0.1:{clickhouse}/rollups", {}), commit_interval=0)
+    yield store
+    store.close()
+
+
+def append(store, values, times=None, steps=None, process="p", run=None, metric="v"):
+    """Append points, one per second unless times are given, with the steps 0, 1, ... unless others are given."""
+    run = run or f"r{secrets.token_hex(4)}"
+    times = np.asarray(T0 + np.arange(len(values)) * 10**9 if times is None else times, np.uint64)
+    steps = np.arange(len(values)) if steps is None else np.asarray(steps, np.int64)
+    gauges = [Gauge(STEP_METRIC, times[: len(steps)], steps), Gauge(metric, times, np.asarray(values, np.float64))]
+    append_batches(store, Batch({"tensormeter.run.id": run, "service.instance.id": process}, gauges))
+    return RunRef(run)
+
+
+def blocks_of(store, ref, window, **more):
+    rollups = store.read_rollups(ref, Selection(["v"], **more), window, BLOCKS)
+    return None if rollups is None else [piece.blocks for piece in rollups]
+
+
+def check_blocks(blocks, times, values, steps):
+    """Check blocks against the points that they replace, which are in order of time."""
+    assert blocks.counts.sum() == len(times)
+    assert (blocks.times[1:, FIRST] > blocks.times[:-1, LAST]).all()
+    first = 0
+    for count, picks, kept, stepped in zip(blocks.counts, blocks.times, blocks.values, blocks.steps, strict=True):
+        of_block = slice(first, first + count)
+        first += count
+        inside = values[of_block]
+        finite = inside[~np.isnan(inside)]
+        assert (picks[FIRST], picks[LAST]) == (times[of_block][0], times[of_block][-1])
+        if len(finite):
+            assert (kept[LOWEST], kept[HIGHEST]) == (finite.min(), finite.max())
+        else:
+            assert np.isnan(kept[[LOWEST, HIGHEST]]).all()
+        assert math.isnan(kept[MISSING]) == np.isnan(inside).any()
+        index = np.searchsorted(times, picks)
+        np.testing.assert_array_equal(times[index], picks)
+        np.testing.assert_array_equal(values[index], kept)
+        np.testing.assert_array_equal(0 if steps is None else steps[index], stepped)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 1 << 30),
+    odd=st.lists(st.sampled_from([math.nan, math.inf, -math.inf, 0.0]), max_size=8),
+    all_nan=st.booleans(),
+    pause=st.booleans(),
+)
+def test_blocks_stand_for_their_points(store, seed, odd, all_nan, pause):
+    random = np.random.default_rng(seed)
+    values = random.standard_normal(N).astype(np.float32).astype(np.float64)
+    values[random.integers(0, N, len(odd))] = odd
+    if all_nan:
+        values[N // 3 : 2 * N // 3] = math.nan
+    times = T0 + np.cumsum(random.integers(1, 10**9, N))
+    if pause:
+        times[N // 2 :] += 10**16  # months
+    steps = np.cumsum(random.integers(0, 3, N))
+    ref = append(store, values, times, steps)
+    append(store, values[:100], times[:100], steps[:100], run=ref.run_id)  # again
+    for window in (PointRange(), PointRange(by_step=True)):
+        (blocks,) = blocks_of(store, ref, window)
+        assert BLOCKS - 1 <= len(blocks) <= BLOCKS
+        assert blocks.counts.max() < 2 * N / BLOCKS
+        check_blocks(blocks, times, values, steps if window.by_step else None)
+    start, stop = int(times[50]) + 1, int(times[-50])
+    (blocks,) = blocks_of(store, ref, PointRange(start=start, stop=stop))
+    check_blocks(blocks, times[51:-50], values[51:-50], None)
+    inside = (steps >= 20) & (steps < int(steps[-1]) - 20)
+    window = PointRange(by_step=True, first_step=19.5, last_step=float(steps[-1] - 20))
+    (blocks,) = blocks_of(store, ref, window)
+    check_blocks(blocks, times[inside], values[inside], steps[inside])
+
+
+def test_a_later_attempt_shadows_the_end_of_an_earlier_one(store):
+    ref = append(store, np.arange(N) * 1.0)
+    began = T0 + 10**13
+    window = PointRange(by_step=True, begins={"p": [(N - 300, began)]})
+    (blocks,) = blocks_of(store, ref, window)
+    assert (blocks.counts.sum(), blocks.steps[-1, LAST]) == (N - 300, N - 301)
+    assert blocks_of(store, ref, PointRange(begins={"p": [(0, began)]})) == []
+    # The earlier attempt logged after the later one had begun.
+    assert blocks_of(store, ref, PointRange(by_step=True, begins={"p": [(5, T0 + 100 * 10**9)]})) is None
+
+
+@pytest.mark.parametrize("case", ["steps go back", "points without steps", "two step series", "fractional steps"])
+def test_points_answer_where_blocks_cannot(store, case):
+    steps = np.arange(N)
+    if case == "steps go back":
+        steps[N // 2 :] -= 100
+    ref = append(store, np.ones(N), steps=steps[:-10] if case == "points without steps" else steps)
+    if case == "two step series":
+        again = Gauge(STEP_METRIC, np.array([T0], np.uint64), np.array([5]), attributes={"other": True})
+        append_batches(store, Batch({"tensormeter.run.id": ref.run_id, "service.instance.id": "p"}, [again]))
+    if case == "fractional steps":
+        half = Gauge(STEP_METRIC, np.array([T0 + N * 10**9], np.uint64), np.array([N + 0.5]))
+        value = Gauge("v", np.array([T0 + N * 10**9], np.uint64), np.array([1.0]))
+        append_batches(store, Batch({"tensormeter.run.id": ref.run_id, "service.instance.id": "p"}, [half, value]))
+    assert blocks_of(store, ref, PointRange(by_step=True)) is None
+    (blocks,) = blocks_of(store, ref, PointRange())
+    assert blocks.counts.sum() == N + (case == "fractional steps")
+
+
+def test_short_series_are_points(store):
+    assert blocks_of(store, append(store, np.ones(100)), PointRange()) is None
+    # Only the steps at the times of a short series are read.
+    ref = append(store, np.arange(N) * 1.0)
+    times = np.uint64(T0) + np.arange(0, N, 100, np.uint64) * np.uint64(10**9)
+    evaluation = Gauge("eval", times, np.arange(len(times)) * 1.0)
+    append_batches(store, Batch({"tensormeter.run.id": ref.run_id, "service.instance.id": "p"}, [evaluation]))
+    window = PointRange(by_step=True, first_step=1000)
+    (short,) = store.read_rollups(ref, Selection(["eval"], limit=100), window, BLOCKS)
+    assert short.steps.tolist() == list(range(1000, N, 100))
+    with pytest.raises(TooManyPointsError):
+        store.read_rollups(ref, Selection(["eval"], limit=10), window, BLOCKS)
+
+
+def test_a_chart_of_more_points_than_a_request_may_read(store, monkeypatch):
+    monkeypatch.setattr(sampled, "WHOLE_POINTS", 1000)
+    values = np.sin(np.arange(40 * BLOCK_POINTS) / 1000)
+    values[12_345] = 50.0
+    ref = append(store, values)
+    for x in ("step", "time"):
+        query = RunQuery(("v",), Axis.parse(x), max_points=40)
+        (series,) = query_points(store, [ref], query, limit=2000).series
+        assert (series.total, series.y.max()) == (len(values), 50.0)
+        assert series.x[series.y.argmax()] == 12_345 + (0 if x == "step" else T0 / 1e9)
+        assert 20 <= len(series.x) <= 40
+        assert (np.diff(series.x) > 0).all()
