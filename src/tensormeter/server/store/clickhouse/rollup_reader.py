@@ -55,7 +55,7 @@ class _UnorderedError(Exception):
 
 
 class RollupReader:
-    """Reader of long series as blocks, and of short series beside long ones. Thread-safe."""
+    """Reader of long series as blocks, and of other series as points. Thread-safe."""
 
     def __init__(self, connection: Connection, points: PointReader) -> None:
         self._connection = connection
