@@ -45,7 +45,7 @@ class DiskSpace:
         """
         if self.has(size):
             return
-        if self._has_log():
+        if self._log_size():
             self.shorten_log()
         while not self.has(size) and make_room():
             pass
@@ -65,14 +65,17 @@ class DiskSpace:
         The reserve is the space for marking requests as delivered.
         """
         free, reserved = self._reserve.room()
+        if free >= size + self._log_size() + _MARKING:  # the file grows by at most the log; asking SQLite takes longer
+            return True
         growth = self._growth() + size - self._file.bytes_of("freelist_count")
         return free >= size and free + reserved >= max(0, growth) + _MARKING
 
-    def _has_log(self) -> bool:
+    def _log_size(self) -> int:
+        """Return the size of SQLite's log in bytes."""
         path = self._file.path
         with contextlib.suppress(OSError):
-            return path.with_name(f"{path.name}-wal").stat().st_size > 0
-        return False
+            return path.with_name(f"{path.name}-wal").stat().st_size
+        return 0
 
     def _growth(self) -> int:
         """Return the bytes by which the file will grow when SQLite's log is checkpointed."""
