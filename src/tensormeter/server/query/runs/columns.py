@@ -94,7 +94,7 @@ def _refresh(cached: _Project, store: Store, project: str | None, fields: Sequen
     missing = [name for name in fields if name not in cached.columns]
     if project is not None and not cached.columns:
         missing = [*dict.fromkeys([*missing, *_USUAL])]
-    if "state" in missing and "updated" not in cached.columns:
+    if "state" in missing and "updated" not in (*cached.columns, *missing):
         missing.append("updated")
     # Read configs last: if this takes too long, the other columns are cached for the next request.
     configs = [name for name in missing if name.startswith("config.")]

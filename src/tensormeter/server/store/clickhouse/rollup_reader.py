@@ -92,7 +92,7 @@ class RollupReader:
                 if process in steps_of:
                     found = self._stepped_blocks(run, key, steps_of[process], process, blocks, window)
                 elif not window.by_step:
-                    found = self._blocks(run, key, blocks, window)
+                    found = self._blocks(run, key, window, self._edges(run, key, blocks, window))
                 if found is not None:
                     rollups[key] = _rollup(row, found)
         except _UnorderedError:
@@ -139,8 +139,8 @@ class RollupReader:
         bounded = self._without_steps(run, series, steps, process, window)
         if bounded is None:
             return None
-        bounds = self._bounds(run, series, blocks, bounded)
-        found = self._blocks(run, series, blocks, bounded, bounds)
+        bounds = self._edges(run, series, blocks, bounded)
+        found = self._blocks(run, series, bounded, bounds)
         if found is None:
             return None
         rows = self._grouped(run, steps, bounded, bounds, _STEP_COLUMNS, _STEPS)
@@ -172,7 +172,8 @@ class RollupReader:
             count, low, high = self._extremes(run, steps, window, " AND ".join(conditions))
             if not count:
                 return None
-            start, stop = max(start or low, low), min(stop or high + 1, high + 1)
+            start = low if start is None else max(start, low)
+            stop = high + 1 if stop is None else min(stop, high + 1)
         for step, began in window.begins.get(process, ()):
             shadowed, low, _ = self._extremes(run, steps, window, f"word >= {step} AND {_TIME} < {began}")
             if not shadowed:
@@ -192,7 +193,7 @@ class RollupReader:
         ).tolist()
         return row[0], row[1], row[2]
 
-    def _bounds(self, run: int, series: int, blocks: int, window: PointRange) -> Sequence[int]:
+    def _edges(self, run: int, series: int, blocks: int, window: PointRange) -> Sequence[int]:
         """Return times that divide the points of a series into blocks with nearly equal numbers of points."""
         levels = ", ".join(f"{level / blocks:.6f}" for level in range(blocks))
         (row,) = self._connection.rows(
@@ -200,12 +201,8 @@ class RollupReader:
         )
         return sorted({int(bound) for bound in row[0] if bound is not None})  # None if there are no points
 
-    def _blocks(
-        self, run: int, series: int, blocks: int, window: PointRange, bounds: Sequence[int] | None = None
-    ) -> Blocks | None:
+    def _blocks(self, run: int, series: int, window: PointRange, bounds: Sequence[int]) -> Blocks | None:
         """Return the blocks of a series between two times; None if it has no points there."""
-        if bounds is None:
-            bounds = self._bounds(run, series, blocks, window)
         if not bounds:
             return None
         rows = self._grouped(run, series, window, bounds, _COLUMNS, _BLOCK)
