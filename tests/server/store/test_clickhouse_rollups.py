@@ -1,5 +1,6 @@
 """Long series in ClickHouse, which are read as blocks."""
 
+import itertools
 import math
 import secrets
 
@@ -16,6 +17,7 @@ from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.sampled import query_points
 from tensormeter.server.store import PointRange, RunRef, Selection, TooManyPointsError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
+from tensormeter.server.store.clickhouse.rollup_reader import RollupReader
 from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, FIRST, HIGHEST, LAST, LOWEST, MISSING
 
 T0 = 1_750_000_000 * 10**9
@@ -127,6 +129,23 @@ def test_points_answer_where_blocks_cannot(store, case):
     assert blocks_of(store, ref, PointRange(by_step=True)) is None
     (blocks,) = blocks_of(store, ref, PointRange())
     assert blocks.counts.sum() == N + (case == "fractional steps")
+
+
+def test_blocks_of_a_series_that_grows_while_it_is_read(store, monkeypatch):
+    ref = append(store, np.arange(N) * 1.0)
+    read = RollupReader._grouped
+    lengths = itertools.count(N, 10)
+
+    def grow_and_read(*arguments):
+        steps = np.arange(first := next(lengths), first + 10)
+        append(store, steps * 1.0, T0 + steps * 10**9, steps, run=ref.run_id)
+        return read(*arguments)
+
+    monkeypatch.setattr(RollupReader, "_grouped", grow_and_read)
+    (blocks,) = blocks_of(store, ref, PointRange(by_step=True))
+    steps = np.arange(N)
+    check_blocks(blocks, T0 + steps * 10**9, steps * 1.0, steps)
+    assert next(lengths) > N + 10
 
 
 def test_short_series_are_points(store):

@@ -36,6 +36,9 @@ _LAST: Final = (1 << 63) - 1
 _CLOCKS: Final = 600
 """Seconds by which the time in a commit's number and the time of arrival of its points may differ."""
 
+_REPEATED: Final = 4
+"""Maximum ratio between a count that includes repeated points and a limit, above which points are not counted without them."""
+
 _GROUP_POINTS: Final = 1_000_000
 """Number of points that a scan reads with one query. They take 25 MB."""
 
@@ -99,7 +102,7 @@ class PointReader:
         table = "points" if selection.numeric else "distributions"
         where = f"run = {run} AND series IN ({numbers([row[0] for row in rows])}){time_range(start, stop)}"
         total = self._count(table, where)
-        if total > selection.limit:
+        if selection.limit < total <= _REPEATED * selection.limit:
             total = self._count(f"{table} FINAL", where)
         gaps: Mapping[int, NDArray[np.int64]] = {}
         if selection.gaps:

@@ -15,7 +15,7 @@ from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.point_reader import PointReader, time_range
 from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.point_range import PointRange
-from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, Blocks
+from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, FIRST, LAST, Blocks
 from tensormeter.server.store.models.series import NO_GAPS, Selection, Series, SeriesRollup
 from tensormeter.server.store.rules.limits import check_limit
 from tensormeter.server.store.rules.process_rollups import join_steps
@@ -45,6 +45,9 @@ _STEPS: Final = np.dtype(
     ]
 )
 _STEP_COLUMNS: Final = "count(), countIf(integer), argMin(word, time), argMax(word, time), min(word), max(word)"
+
+_PARTS: Final = 4
+"""Number of parts for each block, if parts have equal durations."""
 
 _STEP: Final = np.dtype([("time", "<i8"), ("step", "<i8")])
 _EXTREMES: Final = np.dtype([("count", "<u8"), ("low", "<i8"), ("high", "<i8")])
@@ -92,7 +95,7 @@ class RollupReader:
                 if process in steps_of:
                     found = self._stepped_blocks(run, key, steps_of[process], process, blocks, window)
                 elif not window.by_step:
-                    found = self._blocks(run, key, window, self._edges(run, key, blocks, window))
+                    found = self._blocks(run, key, window, blocks)
                 if found is not None:
                     rollups[key] = _rollup(row, found)
         except _UnorderedError:
@@ -137,13 +140,11 @@ class RollupReader:
     ) -> Blocks | None:
         """Return the blocks of a series with their steps; None if no point is in the window."""
         bounded = self._without_steps(run, series, steps, process, window)
-        if bounded is None:
+        divided = None if bounded is None else self._divide(run, series, bounded, blocks)
+        if bounded is None or divided is None:
             return None
-        bounds = self._edges(run, series, blocks, bounded)
-        found = self._blocks(run, series, bounded, bounds)
-        if found is None:
-            return None
-        rows = self._grouped(run, steps, bounded, bounds, _STEP_COLUMNS, _STEPS)
+        bounded, bucket, parts = divided
+        rows = self._grouped(run, steps, bounded, bucket, _STEP_COLUMNS, _STEPS)
         ascending = (rows["first"] == rows["lowest"]).all() and (rows["last"] == rows["highest"]).all()
         ascending = ascending and (rows["highest"][:-1] <= rows["lowest"][1:]).all()
         is_inside = (window.first_step is None or rows["lowest"].min(initial=1 << 62) >= window.first_step) and (
@@ -151,17 +152,32 @@ class RollupReader:
         )
         if not ascending or not is_inside or (rows["integers"] != rows["count"]).any():
             raise _UnorderedError
-        if rows["count"].tolist() != found.counts.tolist():  # some points have no step
+        if rows["count"].tolist() != parts.counts.tolist():  # some points have no step
             raise _UnorderedError
-        times = np.unique(found.times)
-        at = self._connection.columns(
+        parts.steps[:, FIRST], parts.steps[:, LAST] = rows["first"], rows["last"]
+        found = parts.joined(_even_edges(parts.counts, blocks))
+        self._fill_steps(run, steps, found)
+        return found
+
+    def _fill_steps(self, run: int, steps: int, blocks: Blocks) -> None:
+        """Set the steps of the points kept from each block. Those of its first and last point are known."""
+        ends = [FIRST, LAST]
+        found = self._steps_at(run, steps, np.setdiff1d(blocks.times, blocks.times[:, ends]))
+        times, first = np.unique([*blocks.times[:, ends].flat, *found["time"]], return_index=True)
+        index = np.minimum(np.searchsorted(times, blocks.times), len(times) - 1)
+        if (times[index] != blocks.times).any():
+            raise _UnorderedError
+        blocks.steps[:] = np.array([*blocks.steps[:, ends].flat, *found["step"]])[first][index]
+
+    def _steps_at(self, run: int, steps: int, times: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the steps at the given times, where there are any."""
+        if not len(times):
+            return np.empty(0, _STEP)
+        return self._connection.columns(
             f"SELECT {_TIME}, word FROM points FINAL WHERE run = {run} AND series = {steps} AND time GLOBAL IN"
             f" (SELECT fromUnixTimestamp64Nano(arrayJoin([{numbers(times.tolist())}]), 'UTC')) ORDER BY time",
             _STEP,
         )
-        if at["time"].tolist() != times.tolist():
-            raise _UnorderedError
-        return Blocks(found.counts, found.times, found.values, at["step"][np.searchsorted(times, found.times)])
 
     def _without_steps(self, run: int, series: int, steps: int, process: str, window: PointRange) -> PointRange | None:
         """Return a window of times that selects the same points, if steps are in time order; None if it selects none."""
@@ -193,21 +209,53 @@ class RollupReader:
         ).tolist()
         return row[0], row[1], row[2]
 
-    def _edges(self, run: int, series: int, blocks: int, window: PointRange) -> Sequence[int]:
+    def _blocks(self, run: int, series: int, window: PointRange, blocks: int) -> Blocks | None:
+        """Return the blocks of a series between two times; None if it has no points there."""
+        divided = self._divide(run, series, window, blocks)
+        if divided is None:
+            return None
+        *_, parts = divided
+        return parts.joined(_even_edges(parts.counts, blocks))
+
+    def _divide(self, run: int, series: int, window: PointRange, blocks: int) -> tuple[PointRange, str, Blocks] | None:
+        """Divide the points of a series into parts that can be joined to blocks with nearly equal numbers of points.
+
+        Returns:
+            The range of times that was read, the expression that assigns times to parts, and the parts; None if the
+            series has no points in the window.
+        """
+        ends = self._ends(run, series, window)
+        if ends is None:
+            return None
+        first, last = ends
+        window = PointRange(first, last + 1)  # points that arrive meanwhile could have steps in only one of two reads
+        # Parts of equal duration need one read of the points, but in a series with a long pause, few have points.
+        width = (last - first) // (_PARTS * blocks) + 1
+        bucket = f"intDiv({_TIME} - {first}, {width})"
+        parts = self._parts(run, series, window, bucket)
+        if len(parts) and parts.counts.max() * blocks > parts.counts.sum():
+            bucket = f"roundDown({_TIME}, [{numbers(self._quantiles(run, series, blocks, window))}])"
+            parts = self._parts(run, series, window, bucket)
+        return (window, bucket, parts) if len(parts) else None
+
+    def _ends(self, run: int, series: int, window: PointRange) -> tuple[int, int] | None:
+        """Return the first and last time of a series in a window; None if it has no points there."""
+        where = f"FROM points WHERE run = {run} AND series = {series}{_bounds(window)}"
+        orders = "run, series, time", "run DESC, series DESC, time DESC"  # as the table is sorted, so little is read
+        first, last = (self._connection.rows(f"SELECT {_TIME} {where} ORDER BY {order} LIMIT 1") for order in orders)
+        return (first[0][0], last[0][0]) if first and last else None
+
+    def _quantiles(self, run: int, series: int, blocks: int, window: PointRange) -> Sequence[int]:
         """Return times that divide the points of a series into blocks with nearly equal numbers of points."""
         levels = ", ".join(f"{level / blocks:.6f}" for level in range(blocks))
         (row,) = self._connection.rows(
             f"SELECT quantiles({levels})({_TIME}) FROM points WHERE run = {run} AND series = {series}{_bounds(window)}"
         )
-        return sorted({int(bound) for bound in row[0] if bound is not None})  # None if there are no points
+        return sorted({int(bound) for bound in row[0]})
 
-    def _blocks(self, run: int, series: int, window: PointRange, bounds: Sequence[int]) -> Blocks | None:
-        """Return the blocks of a series between two times; None if it has no points there."""
-        if not bounds:
-            return None
-        rows = self._grouped(run, series, window, bounds, _COLUMNS, _BLOCK)
-        if not len(rows):
-            return None
+    def _parts(self, run: int, series: int, window: PointRange, bucket: str) -> Blocks:
+        """Return a block for each bucket of a series between two times, without steps."""
+        rows = self._grouped(run, series, window, bucket, _COLUMNS, _BLOCK)
         has_missing, is_missing = rows["missing"] > 0, rows["missing"] == rows["count"]
         times, values = [rows["first_time"], rows["last_time"]], [rows["first"], rows["last"]]
         for name in ("lowest", "highest"):
@@ -219,13 +267,23 @@ class RollupReader:
         return Blocks(rows["count"].astype(np.int64), picked, np.stack(values, axis=1), np.zeros_like(picked))
 
     def _grouped(
-        self, run: int, series: int, window: PointRange, bounds: Sequence[int], columns: str, dtype: np.dtype[Any]
+        self, run: int, series: int, window: PointRange, bucket: str, columns: str, dtype: np.dtype[Any]
     ) -> NDArray[Any]:
         return self._connection.columns(
-            f"SELECT roundDown({_TIME}, [{numbers(bounds)}]) AS bucket, {columns} FROM points FINAL"
+            f"SELECT toInt64({bucket}) AS bucket, {columns} FROM points FINAL"
             f" WHERE run = {run} AND series = {series}{_bounds(window)} GROUP BY bucket ORDER BY bucket",
             dtype,
         )
+
+
+def _even_edges(counts: NDArray[np.int64], blocks: int) -> NDArray[np.intp]:
+    """Divide parts with these numbers of points into blocks with nearly equal numbers of points.
+
+    Returns:
+        Index of the first part of each block, at most `blocks`.
+    """
+    before = np.cumsum(counts) - counts
+    return np.flatnonzero(np.diff(before * blocks // int(counts.sum()), prepend=-1))
 
 
 def _bounds(window: PointRange) -> str:
