@@ -1,9 +1,12 @@
 """Cost of an agent at rest: its processor time and wakeups while a trainer logs little or nothing.
 
-The runs take place at the same time, each with its own agent. ``python benchmarks/rest.py [--seconds 60]``
+The runs take place at the same time, each with its own agent. wandb offline runs too if it is installed. The last
+row is a process that only wakes up once per second, because on some virtual machines a wakeup costs more than the work
+that follows. ``python benchmarks/rest.py [--seconds 60]``
 """
 
 import argparse
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -53,36 +56,49 @@ SHAPES = (
 )
 
 
-@dataclass
-class Agent:
-    """An agent, and what it had used when the measurement began."""
+WANDB = """
+import sys, time, wandb
+settings = wandb.Settings(console="off", silent=True, x_stats_sampling_interval=10.0)
+run = wandb.init(project="bench", dir=sys.argv[1], mode="offline", settings=settings)
+for step in range(1_000_000):
+    run.log({"loss": step * 0.5, "lr": 1e-3, "norm": 2.0, "rate": step * 1.5}, step)
+    time.sleep(0.1)
+"""
 
-    process: psutil.Process
-    seconds: float = 0.0
-    switches: int = 0
+SLEEPER = "import time\nwhile True: time.sleep(1)"
+
+
+class Usage:
+    """Processor time and wakeups of processes from `begin` on."""
+
+    def __init__(self, *processes: psutil.Process) -> None:
+        self._processes = processes
+        self._seconds, self._switches = 0.0, 0
+
+    def begin(self) -> None:
+        self._seconds, self._switches = self._now()
 
     def used(self) -> tuple[float, int]:
         """Return the processor time in seconds and the number of wakeups since `begin`."""
-        return self._now()[0] - self.seconds, self._now()[1] - self.switches
-
-    def begin(self) -> None:
-        self.seconds, self.switches = self._now()
+        seconds, switches = self._now()
+        return seconds - self._seconds, switches - self._switches
 
     def _now(self) -> tuple[float, int]:
         switches = sum(
             int(line.split()[1])
-            for path in Path(f"/proc/{self.process.pid}/task").glob("*/status")
+            for process in self._processes
+            for path in Path(f"/proc/{process.pid}/task").glob("*/status")
             for line in path.read_text().splitlines()
             if line.startswith("voluntary")
         )
-        return sum(self.process.cpu_times()[:2]), switches
+        return sum(sum(process.cpu_times()[:2]) for process in self._processes), switches
 
 
-def find_agent(folder: Path) -> Agent:
+def find_agent(folder: Path) -> psutil.Process:
     while True:
         for directory in list_runs(folder):
             if (pid := directory.agent_pid()) is not None:
-                return Agent(psutil.Process(pid))
+                return psutil.Process(pid)
         threading.Event().wait(0.05)
 
 
@@ -102,16 +118,27 @@ def main() -> None:
                 trainers.append(subprocess.Popen([sys.executable, "-c", TRAINER, *arguments]))
                 folders.append(folder)
                 find_agent(folder)
+            has_wandb = importlib.util.find_spec("wandb") is not None
+            if has_wandb:
+                rival = subprocess.Popen([sys.executable, "-c", WANDB, name])
+                trainers.append(rival)
+            sleeper = subprocess.Popen([sys.executable, "-c", SLEEPER])
+            trainers.append(sleeper)
             threading.Event().wait(START_S)
-            agents = [find_agent(folder) for folder in folders]
-            for agent in agents:
-                agent.begin()
+            usages = {shape.name: Usage(find_agent(folder)) for shape, folder in zip(SHAPES, folders, strict=True)}
+            if has_wandb:
+                usages[f"{SHAPES[0].name}: wandb's service"] = Usage(
+                    *psutil.Process(rival.pid).children(recursive=True)
+                )
+            usages["a process that wakes up once per second"] = Usage(psutil.Process(sleeper.pid))
+            for usage in usages.values():
+                usage.begin()
             begun = time.monotonic()
             threading.Event().wait(seconds)
-            for shape, agent in zip(SHAPES, agents, strict=True):
-                used, switches = agent.used()
+            for what, usage in usages.items():
+                used, switches = usage.used()
                 elapsed = time.monotonic() - begun
-                table.add_row(shape.name, f"{used / elapsed:.2%}", f"{switches / elapsed:.0f}")
+                table.add_row(what, f"{used / elapsed:.2%}", f"{switches / elapsed:.0f}")
         finally:
             for trainer in trainers:
                 trainer.terminate()
