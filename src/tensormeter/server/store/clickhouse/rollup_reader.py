@@ -201,9 +201,12 @@ class RollupReader:
         return None if start is not None and stop is not None and start >= stop else PointRange(start, stop)
 
     def _extremes(self, run: int, series: int, window: PointRange, condition: str) -> tuple[int, int, int]:
-        """Return the number of a series' points in the window's times that meet a condition, and their extreme times."""
+        """Return the number of a series' points in the window's times that meet a condition, and their extreme times.
+
+        Repeated points may count twice.
+        """
         (row,) = self._connection.columns(
-            f"SELECT count(), min({_TIME}), max({_TIME}) FROM points FINAL"
+            f"SELECT count(), min({_TIME}), max({_TIME}) FROM points"
             f" WHERE run = {run} AND series = {series}{_bounds(window)} AND {condition}",
             _EXTREMES,
         ).tolist()
