@@ -20,6 +20,7 @@ from tensormeter.server.store.clickhouse.keys import Numbers, invert, series_key
 from tensormeter.server.store.clickhouse.native import NativeBlock
 from tensormeter.server.store.clickhouse.pending_request import Request
 from tensormeter.server.store.clickhouse.process_updates import NEVER, ProcessUpdate
+from tensormeter.server.store.clickhouse.rollup_encoding import ROLLUP_COLUMNS, dense_points, encode_rollups
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 from tensormeter.server.store.clickhouse.series_batch import (
     BLOB_COLUMNS,
@@ -305,7 +306,11 @@ class Commit:
             summaries = NativeBlock(b"".join([encode_summaries(batch, steps) for batch in batches]))
             connection.insert("summary", SUMMARY_COLUMNS, summaries)
         for batch in batches:
-            for encoded in encode_points(batch, self._number, received):
+            # Write rollups before points, because a dense point without a rollup would be missing from charts.
+            rollups = encode_rollups(batch, steps, self._number, received)
+            if rollups is not None:
+                connection.insert("rollup", ROLLUP_COLUMNS, rollups)
+            for encoded in encode_points(batch, dense_points(batch), self._number, received):
                 connection.insert("points", POINT_COLUMNS, encoded)
             if isinstance(batch.points, Blobs):
                 connection.insert("distributions", BLOB_COLUMNS, encode_blobs(batch, self._number, received))

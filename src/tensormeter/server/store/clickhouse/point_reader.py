@@ -27,7 +27,10 @@ from tensormeter.server.store.rules.gaps import MAX_GAPS
 from tensormeter.server.store.rules.limits import check_limit
 from tensormeter.server.store.rules.process_rollups import join_steps
 
-__all__ = ["PointReader", "time_range"]
+__all__ = ["TIME", "PointReader", "time_range"]
+
+TIME: Final = "toUnixTimestamp64Nano(time)"
+"""Time of a point in nanoseconds. Conditions on `time` itself are faster, but need a `DateTime64`."""
 
 _ROW: Final = np.dtype([("series", "<u8"), ("time", "<i8"), ("word", "<i8"), ("integer", "u1")])
 _GAP: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
@@ -38,6 +41,9 @@ _CLOCKS: Final = 600
 
 _REPEATED: Final = 4
 """Maximum ratio between a count that includes repeated points and a limit, above which points are not counted without them."""
+
+_FEW: Final = 16
+"""Maximum number of series whose points are counted one series after another."""
 
 _GROUP_POINTS: Final = 1_000_000
 """Number of points that a scan reads with one query. They take 25 MB."""
@@ -169,8 +175,16 @@ class PointReader:
         """Return the number of points of each series in the selection's time range. Repeated points may count twice."""
         if not series:
             return Counter()
-        where = f"run = {run} AND series IN ({numbers(series)}){time_range(selection.start, selection.stop)}"
-        rows = self._connection.rows(f"SELECT series, count() FROM points WHERE {where} GROUP BY series")
+        between = time_range(selection.start, selection.stop)
+        counted = f"SELECT series, count() FROM points WHERE run = {run} AND series IN ({numbers(series)}){between} GROUP BY series"
+        if len(series) <= _FEW:
+            # ClickHouse counts the points of a single series without reading them.
+            of_each = (
+                f"SELECT toUInt64({key}), count() FROM points WHERE run = {run} AND series = {key}{between}"
+                for key in series
+            )
+            counted = " UNION ALL ".join(of_each)
+        rows = self._connection.rows(counted)
         return Counter({key: int(count) for key, count in rows})
 
     def read_new(

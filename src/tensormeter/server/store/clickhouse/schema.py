@@ -5,6 +5,8 @@ shard. The table `NAME` reads all shards. All rows of a series are on the same s
 different shards, so a run may be larger than a shard.
 
 - `points` takes 8 to 10 bytes per point on disk. Its column `value` is computed when it is read.
+- `rollup` contains the blocks of series that had many points in one commit, for charts of long series. They take at most about
+  one byte per point.
 - The column `precedence` contains the inverted arrival number. If several rows have the same key, ClickHouse therefore
   keeps the row that arrived first.
 - `summary` and `process` contain aggregates that repeated rows cannot change, such as minima, maxima and latest values.
@@ -25,7 +27,7 @@ from tensormeter.server.store.clickhouse.connection import Connection
 
 __all__ = ["TABLES", "prepare", "statements"]
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 
 _OLD_READ_ALL: Final = "anew"
 """Name of the column `arrival.read_all` before schema version 3."""
@@ -70,11 +72,30 @@ TABLES: Final = (
         + """
     word Int64 CODEC(ZSTD(3)),                        -- the bits of a Float64, or an Int64
     integer Bool,                                     -- whether it is an Int64
+    dense Bool,                                       -- whether a row of `rollup` covers it
     precedence UInt64 CODEC(Delta, ZSTD(1)),
     received DateTime('UTC') CODEC(Delta, ZSTD(1)),
     value Float64 ALIAS if(integer, toFloat64(word), reinterpretAsFloat64(word))""",
         _REPLACING,
         "run, series, time",
+        "series",
+        "toYYYYMM(received)",
+        expires=True,
+    ),
+    Table(
+        "rollup",
+        _POINT
+        + """
+    last Int64,                                       -- time of the last point; `time` is that of the first one
+    points UInt32,
+    stepped Bool,                                     -- whether each point has a step and they never decrease
+    lowest_step Int64,
+    highest_step Int64,
+    blocks String CODEC(ZSTD(1)),                     -- encoded blocks
+    precedence UInt64 CODEC(Delta, ZSTD(1)),
+    received DateTime('UTC') CODEC(Delta, ZSTD(1))""",
+        _REPLACING,
+        "run, series, time, last, points",
         "series",
         "toYYYYMM(received)",
         expires=True,
@@ -348,7 +369,7 @@ def _complete() -> Iterator[str]:
 
 
 def _upgrade(cluster: str, names: Collection[str]) -> Iterator[str]:
-    """Yield statements that upgrade tables from versions 1 to 3. Each statement can safely be repeated.
+    """Yield statements that upgrade tables from versions 1 to 4. Each statement can safely be repeated.
 
     Args:
         cluster: Name of the cluster, or "".
@@ -357,6 +378,7 @@ def _upgrade(cluster: str, names: Collection[str]) -> Iterator[str]:
     on = f" ON CLUSTER '{cluster}'" if cluster else ""
     local = "_local" if cluster else ""
     for suffix in dict.fromkeys((local, "")):
+        yield f"ALTER TABLE points{suffix}{on} ADD COLUMN IF NOT EXISTS dense Bool AFTER integer"
         yield f"ALTER TABLE event{suffix}{on} ADD COLUMN IF NOT EXISTS record String AFTER attributes"
         yield f"ALTER TABLE arrival{suffix}{on} RENAME COLUMN IF EXISTS {_OLD_READ_ALL} TO read_all"
         yield f"ALTER TABLE arrival{suffix}{on} ADD COLUMN IF NOT EXISTS series Array(UInt64)"

@@ -18,6 +18,8 @@ from tensormeter.server.store.models.points import Blobs, Column, Points, steps_
 
 __all__ = [
     "SeriesBatch",
+    "StepsByProcess",
+    "arrival_columns",
     "encode_blobs",
     "encode_catalog",
     "encode_gaps",
@@ -39,7 +41,7 @@ CATALOG_COLUMNS: Final = (
     "description",
 )
 SUMMARY_COLUMNS: Final = ("run", "series", "minimum", "maximum", "last")
-POINT_COLUMNS: Final = ("run", "series", "time", "word", "integer", "precedence", "received")
+POINT_COLUMNS: Final = ("run", "series", "time", "word", "integer", "dense", "precedence", "received")
 BLOB_COLUMNS: Final = ("run", "series", "time", "data", "precedence", "received")
 GAP_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "precedence": "Q", "received": "I"}
 _ROWS: Final = 200_000
@@ -50,7 +52,7 @@ _KNOWN: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
 _TIME: Final = "DateTime64(9, 'UTC')"
 _LAST: Final = "Tuple(Int64, Int64, UInt8, UInt8, Int64, UInt64)"
 
-_Steps = Mapping[tuple[int, str], Points]
+StepsByProcess = Mapping[tuple[int, str], Points]
 """Points of the step series in a commit, by run and process."""
 
 
@@ -224,7 +226,7 @@ def _contained(keys: NDArray[np.uint64], times: NDArray[np.int64], stored: NDArr
     return contained[len(stored) :]
 
 
-def steps_of(stretches: Sequence[tuple[Request, Stretches]]) -> _Steps:
+def steps_of(stretches: Sequence[tuple[Request, Stretches]]) -> StepsByProcess:
     """Return the points of step series, by run and process, with distinct times in ascending order."""
     parts: dict[tuple[int, str], list[Points]] = defaultdict(list)
     for _, part in stretches:
@@ -258,7 +260,7 @@ def encode_catalog(batch: SeriesBatch, series: NDArray[np.int64]) -> NativeBlock
     )
 
 
-def encode_summaries(batch: SeriesBatch, steps: _Steps) -> NativeBlock:
+def encode_summaries(batch: SeriesBatch, steps: StepsByProcess) -> NativeBlock:
     """Encode rows for the table `summary`. Writing a row twice has the same effect as writing it once."""
     filled = batch.filled()
     last = filled.ends - 1
@@ -293,8 +295,15 @@ def encode_summaries(batch: SeriesBatch, steps: _Steps) -> NativeBlock:
     )
 
 
-def encode_points(batch: SeriesBatch, number: int, received: int) -> Iterator[NativeBlock]:
-    """Encode rows for the table `points`, split into inserts of limited size. `received` is in Unix seconds."""
+def encode_points(batch: SeriesBatch, dense: NDArray[np.bool_], number: int, received: int) -> Iterator[NativeBlock]:
+    """Encode rows for the table `points`, split into inserts of limited size.
+
+    Args:
+        batch: Points of the commit.
+        dense: Whether each point is covered by a row of the table `rollup`.
+        number: Arrival number of the commit.
+        received: Time of arrival in Unix seconds.
+    """
     if not isinstance(batch.points, Points):
         return
     for first in range(0, len(batch.points), _ROWS):
@@ -307,7 +316,8 @@ def encode_points(batch: SeriesBatch, number: int, received: int) -> Iterator[Na
                 ("time", _TIME, points.times),
                 ("word", "Int64", points.words),
                 ("integer", "UInt8", points.integers.astype(np.uint8)),
-                *_arrival(len(points), number, received),
+                ("dense", "UInt8", dense[first : first + _ROWS].astype(np.uint8)),
+                *arrival_columns(len(points), number, received),
             ],
         )
 
@@ -322,7 +332,7 @@ def encode_blobs(batch: SeriesBatch, number: int, received: int) -> NativeBlock:
             ("series", "UInt64", batch.keys[batch.series]),
             ("time", _TIME, batch.points.times),
             ("data", "String", encode_texts(batch.points.blobs)),
-            *_arrival(len(batch.points), number, received),
+            *arrival_columns(len(batch.points), number, received),
         ],
     )
 
@@ -333,7 +343,7 @@ def encode_gaps(gaps: Mapping[tuple[int, int], NDArray[np.int64]], number: int, 
     return encode_rows(GAP_COLUMNS, rows)
 
 
-def _arrival(rows: int, number: int, received: int) -> list[tuple[str, str, NDArray[np.generic]]]:
+def arrival_columns(rows: int, number: int, received: int) -> list[tuple[str, str, NDArray[np.generic]]]:
     return [
         ("precedence", "UInt64", np.full(rows, invert(number), np.uint64)),
         ("received", "DateTime('UTC')", np.full(rows, received, np.uint32)),

@@ -20,9 +20,15 @@ from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.points import Points, steps_at
-from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, FIRST, LAST, Blocks
+from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, Blocks
 from tensormeter.server.store.models.series import NO_GAPS, Selection, SeriesRollup
 from tensormeter.server.store.rules.limits import check_limit
+from tensormeter.server.store.rules.rollup_joining import (
+    UnorderedError,
+    join_rollups,
+    select_rollups,
+    separate_rollups,
+)
 from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
 from tensormeter.server.store.sqlite.integrity.seals import checksum, is_sound, verify
 from tensormeter.server.store.sqlite.points import segments
@@ -81,10 +87,6 @@ class _Full:
     ascending: bool
 
 
-class _UnorderedError(Exception):
-    """Rollups cannot be used, because steps are not in time order, are not integers, or are in several series."""
-
-
 def find_missing_rollups(connection: sqlite3.Connection) -> list[SegmentKey]:
     """Return the full numeric segments that lack rollups.
 
@@ -115,7 +117,7 @@ def build_rollups(connection: sqlite3.Connection, keys: Sequence[SegmentKey]) ->
         try:
             logged, stepped = steps.at(points.times)
             has_steps = bool(stepped.all())
-        except _UnorderedError:
+        except UnorderedError:
             has_steps = False
         fine = Blocks.of(points.times, points.floats(), logged if has_steps else None, BLOCK_POINTS)
         coarse = fine.joined(np.arange(0, len(fine), _JOINED))
@@ -201,7 +203,7 @@ def read_rollups(
             with skip_damaged(connection, selection.damaged):
                 rollups += [replace(piece, gaps=gaps.get(row[0], NO_GAPS)) for piece in reader.series(row)]
         return rollups
-    except _UnorderedError:
+    except UnorderedError:
         return None
 
 
@@ -260,7 +262,7 @@ class _RollupReader:
         if self._steps is None or self._steps.process != row:
             self._steps = _Steps(self._connection, self._snapshots, row)
         if self._steps.ambiguous:
-            raise _UnorderedError
+            raise UnorderedError
         return self._steps if self._steps.any() else None
 
     def _select_segments(self, series: int, process: str, window: PointRange) -> tuple[list[_Full], list[int]]:
@@ -268,9 +270,8 @@ class _RollupReader:
 
         The segments to read as rollups do not overlap.
         """
-        full: list[_Full] = []
+        candidates: list[_Full] = []
         seqs: list[int] = []
-        total = 0
         rows = self._connection.execute(
             "SELECT chunk.id, seq, n, t_min, t_max, sample.chunk, step_min, step_max, ascending, sample.seal"
             " FROM chunk LEFT JOIN sample ON sample.chunk = chunk.id WHERE series = ? ORDER BY t_min",
@@ -287,28 +288,16 @@ class _RollupReader:
                 text = f"rollups of segment {seq} of series {series}: the checksum does not match"
                 raise DamagedError(text, series=series)
             steps = None if step_min is None else (step_min, step_max)
-            is_selected = window.takes(process, (t_min, t_max), steps)
-            if is_selected is False:
-                continue
-            if not is_selected or rollup is None:
+            if rollup is not None:
+                candidates.append(_Full(segment, seq, n, (t_min, t_max), steps, bool(ascending)))
+            elif window.takes(process, (t_min, t_max), None) is not False:
                 seqs.append(seq)
-                continue
-            candidate = _Full(segment, seq, n, (t_min, t_max), steps, bool(ascending))
-            total += n
-            while full and full[-1].times[1] >= t_min:
-                # If two segments overlap, read the longer one as points, because usually only a few outlying times make
-                # it long.
-                longer = max(full[-1], candidate, key=_duration)
-                seqs.append(longer.seq)
-                if longer is candidate:
-                    break
-                full.pop()
-            else:
-                full.append(candidate)
         if listed_spans:
             raise DamagedError(f"series {series}: some segments are missing", series=series)
-        if total < self._blocks * BLOCK_POINTS:
-            return [], seqs + [candidate.seq for candidate in full]
+        full, partial = select_rollups(candidates, process, window)
+        seqs += [segment.seq for segment in partial]
+        if sum(segment.n for segment in full) < self._blocks * BLOCK_POINTS:
+            return [], seqs + [segment.seq for segment in full]
         return full, seqs
 
     def _split_overlapping(
@@ -319,11 +308,7 @@ class _RollupReader:
         Returns:
             Remaining full segments, and the given points merged with those of the excluded segments.
         """
-        separate: list[_Full] = []
-        mixed: list[_Full] = []
-        for segment in full:
-            first, last = np.searchsorted(points.times, [segment.times[0], segment.times[1] + 1])
-            (mixed if last > first else separate).append(segment)
+        separate, mixed = separate_rollups(full, points.times)
         if mixed:
             stored = self._read(series, [segment.seq for segment in mixed], metric, include_memory=False)
             points = Points.concat([stored, points]).distinct()
@@ -352,23 +337,11 @@ class _RollupReader:
         """Join the rollups of full segments and the points between them into one sequence of blocks."""
         by_step = self._window.by_step
         if by_step and not all(segment.ascending for segment in full):
-            raise _UnorderedError
+            raise UnorderedError
         coarse = sum(segment.n for segment in full) >= self._blocks * BLOCK_POINTS * _JOINED
-        parts = [_read_blocks(self._connection, series, [segment.row for segment in full], coarse=coarse)]
-        edges = np.searchsorted(points.times, [segment.times[0] for segment in full])
+        stored = _read_blocks(self._connection, series, [segment.row for segment in full], coarse=coarse)
         size = BLOCK_POINTS * (_JOINED if coarse else 1)
-        for index in np.split(np.arange(len(points)), edges):
-            if len(index):
-                part = points[index]
-                logged = None if steps is None else steps[index]
-                if by_step and logged is not None and np.any(logged[1:] < logged[:-1]):
-                    raise _UnorderedError
-                parts.append(Blocks.of(part.times, part.floats(), logged, size))
-        joined = Blocks.concat(parts)
-        joined = joined[np.argsort(joined.times[:, FIRST], kind="stable")]
-        if by_step and np.any(joined.steps[1:, FIRST] < joined.steps[:-1, LAST]):
-            raise _UnorderedError
-        return joined
+        return join_rollups(full, [stored], points, steps, by_step=by_step, size=size)
 
 
 class _Steps:
@@ -401,7 +374,7 @@ class _Steps:
         return bool(self._spans) or len(self._in_memory) > 0
 
     def at(self, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the steps at ascending times; see `steps_at`. Raises _UnorderedError if a step is not an integer."""
+        """Return the steps at ascending times; see `steps_at`. Raises UnorderedError if a step is not an integer."""
         parts: list[Points] = []
         for span in self._spans.values():
             index = int(np.searchsorted(times, span.t_min))
@@ -412,7 +385,7 @@ class _Steps:
             parts.append(self._in_memory[first:last])
         steps = Points.concat(parts).distinct()
         if not steps.integers.all():
-            raise _UnorderedError
+            raise UnorderedError
         return steps_at(steps, times)
 
     def _segment(self, span: Span) -> Points:
@@ -454,7 +427,3 @@ def _has_rollups(connection: sqlite3.Connection, series: int) -> bool:
 
 def _process_of(connection: sqlite3.Connection, series: int) -> int:
     return int(connection.execute("SELECT process FROM series WHERE id = ?", (series,)).fetchone()[0])
-
-
-def _duration(segment: _Full) -> int:
-    return segment.times[1] - segment.times[0]
