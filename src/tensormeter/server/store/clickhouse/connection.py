@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from urllib3.exceptions import HTTPError
 
 from tensormeter.server.store.clickhouse.address import Address
-from tensormeter.server.store.clickhouse.native import NativeBlock
+from tensormeter.server.store.clickhouse.native import NativeBlock, decode_columns
 from tensormeter.server.store.models.errors import StoreUnavailableError
 
 __all__ = ["Connection", "numbers"]
@@ -115,6 +115,10 @@ class Connection:
     def columns(self, statement: str, dtype: np.dtype[Any], **parameters: Any) -> NDArray[Any]:
         """Return the rows of a SELECT as an array of `dtype`, an unpadded type that matches the fixed-size columns."""
         return np.frombuffer(self._ask(statement, "RowBinary", parameters), dtype)
+
+    def arrays(self, statement: str, dtypes: Sequence[str], **parameters: Any) -> list[NDArray[Any]]:
+        """Return the columns of a SELECT as arrays. Their values have fixed sizes. For many rows, this is the fastest way."""
+        return decode_columns(self._ask(statement, "Native", parameters), dtypes)
 
     def raw(self, statement: str, **parameters: Any) -> bytes:
         """Return the rows of a SELECT as RowBinary."""

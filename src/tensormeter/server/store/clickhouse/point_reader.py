@@ -32,7 +32,7 @@ __all__ = ["TIME", "PointReader", "time_range"]
 TIME: Final = "toUnixTimestamp64Nano(time)"
 """Time of a point in nanoseconds. Conditions on `time` itself are faster, but need a `DateTime64`."""
 
-_ROW: Final = np.dtype([("series", "<u8"), ("time", "<i8"), ("word", "<i8"), ("integer", "u1")])
+_ROW: Final = ("<u8", "<i8", "<i8", "?")
 _GAP: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
 _LAST: Final = (1 << 63) - 1
 
@@ -115,8 +115,7 @@ class PointReader:
             gaps = self.gaps(run, [row[0] for row in rows], selection, total)
             total += sum(map(len, gaps.values()))
         check_limit(total, selection.limit, {row[2] for row in rows})
-        tail = f"FROM {table} FINAL WHERE {where} ORDER BY series, time"
-        return [*self.select(rows, tail, selection, gaps=gaps).values()]
+        return [*self.select(rows, f"FROM {table} WHERE {where}", selection, gaps=gaps).values()]
 
     def _count(self, table: str, where: str) -> int:
         """Return the number of matching rows.
@@ -161,10 +160,10 @@ class PointReader:
         check_limit(sum(counts.values()), selection.limit, wanted)
         for group in _groups(present, {process: sum(counts[row[0]] for row in rows[process]) for process in present}):
             of_group = [row for process in group for row in rows[process]]
-            table = f"FROM points FINAL WHERE run = {run} AND series IN ({numbers([row[0] for row in of_group])})"
-            tail = f"{table}{time_range(window.start, window.stop)} ORDER BY series, time"
+            table = f"FROM points WHERE run = {run} AND series IN ({numbers([row[0] for row in of_group])})"
+            source = f"{table}{time_range(window.start, window.stop)}"
             series: dict[str, list[Series]] = defaultdict(list)
-            for piece in self.select(of_group, tail, selection).values():
+            for piece in self.select(of_group, source, selection).values():
                 series[piece.process].append(piece)
             for process in group:
                 pieces = series[process]
@@ -199,10 +198,9 @@ class PointReader:
         first = min(commit.first for commit in arrived if commit.first)
         table = "points" if selection.numeric else "distributions"
         commits = numbers([invert(commit.number) for commit in arrived])
-        # Do not use FINAL: of two points with the same key, it returns the one that arrived first.
         of_commits = (
             f"FROM {table} WHERE run = {run} AND series IN ({numbers([row[0] for row in rows])}){time_range(first, None)}"
-            f" AND precedence IN ({commits}) ORDER BY series, time"
+            f" AND precedence IN ({commits})"
         )
         return [*self.select(rows, of_commits, selection).values()]
 
@@ -227,25 +225,22 @@ class PointReader:
     def select(
         self,
         rows: Sequence[Sequence[Any]],
-        tail: str,
+        source: str,
         selection: Selection,
         *,
         gaps: Mapping[int, NDArray[np.int64]] = MappingProxyType({}),
     ) -> dict[int, Series]:
         """Return the series among rows of `series` for which a statement has points, by key.
 
-        The statement `tail` begins with FROM, and orders points by series and time.
+        The statement consists of columns and `source`, which begins with FROM. FINAL is unnecessary and slow: if several
+        points have the same time, the first one to arrive is returned anyway.
         """
+        ordered = f"{source} ORDER BY series, time, precedence DESC"
         if selection.numeric:
-            columns = self._connection.columns(f"SELECT series, time, word, integer {tail}", _ROW)
-            keys: NDArray[np.uint64] = np.ascontiguousarray(columns["series"])
-            column: Column = Points(
-                np.ascontiguousarray(columns["time"]),
-                np.ascontiguousarray(columns["word"]),
-                np.ascontiguousarray(columns["integer"]).view(np.bool_),
-            )
+            keys, *columns = self._connection.arrays(f"SELECT series, time, word, integer {ordered}", _ROW)
+            column: Column = Points(*columns)
         else:
-            keys, column = _decode_blobs(self._connection.raw(f"SELECT series, time, data {tail}"))
+            keys, column = _decode_blobs(self._connection.raw(f"SELECT series, time, data {ordered}"))
         series = {}
         for key, process, metric, kind, attributes, scope, unit in rows:
             selection.check()

@@ -88,7 +88,7 @@ class RollupReader:
         where = (
             f"run = {run} AND series IN ({numbers([row[0] for row in rows])}){time_range(window.start, window.stop)}"
         )
-        found = self._points.select(rows, f"FROM points FINAL WHERE {where} ORDER BY series, time", selection)
+        found = self._points.select(rows, f"FROM points WHERE {where}", selection)
         stepped = {row[0]: steps_of[row[1]] for row in rows if row[1] in steps_of}
         steps: Mapping[int, Series] = {}
         if stepped:
@@ -97,9 +97,7 @@ class RollupReader:
             described = [(key, process, STEP_METRIC, "gauge", "{}", "", "") for process, key in steps_of.items()]
             at = f"(series, time) GLOBAL IN (SELECT {to_steps}, time FROM points WHERE {where})"
             of_steps = f"run = {run} AND series IN ({numbers(step_keys)}) AND {at}"
-            steps = self._points.select(
-                described, f"FROM points FINAL WHERE {of_steps} ORDER BY series, time", selection
-            )
+            steps = self._points.select(described, f"FROM points WHERE {of_steps}", selection)
         rollups: dict[int, SeriesRollup] = {}
         for key, series in found.items():
             own = steps.get(stepped.get(key, 0))
