@@ -1,5 +1,6 @@
 """Rows of good and bad values: every good one is recorded, for all kinds of bad ones and of logging handlers."""
 
+import enum
 import logging
 
 import numpy as np
@@ -100,6 +101,43 @@ def test_an_odd_key_is_never_taken_for_a_stream_that_is_not_a_plain_gauge(record
         recording.log({key: 777.0, "c": 1.0}, step)
     assert recording.values() == [{"a": 1.0}, {"c": 1.0}] * 10
     assert recording.ring.drops() == {"unsupported_value": 20}
+
+
+class Name(enum.StrEnum):
+    LOSS = "loss"
+
+
+class Older(str, enum.Enum):  # noqa: UP042
+    LOSS = "loss"
+
+    def __str__(self):
+        raise RuntimeError
+
+
+class Unequal(str):
+    __slots__ = ()
+
+    def __eq__(self, other):
+        raise RuntimeError
+
+    __hash__ = str.__hash__
+
+
+@pytest.mark.parametrize(
+    "key", [Name.LOSS, Older.LOSS, np.str_("loss"), Unequal("loss")], ids=lambda key: type(key).__name__
+)
+def test_texts_of_other_types_are_names(recording, key):
+    for step in range(3):
+        recording.log({"a": 1.0, key: 2.0}, step)
+    recording.log({key: 2.0}, 3)
+    recording.log({"loss": 2.0, "a": 1.0}, 4)
+    assert recording.values() == [{"a": 1.0, "loss": 2.0}] * 3 + [{"loss": 2.0}, {"loss": 2.0, "a": 1.0}]
+    assert recording.ring.drops() == {}
+    recording.log({key: Histogram([1.0])}, 5)
+    recording.log({key: 3.0}, 6, every=2)
+    recording.log({key: 5.0}, 7, every=2)
+    assert recording.values()[-1] == {"loss": 4.0}
+    assert recording.ring.drops() == {}
 
 
 def recorded(good):

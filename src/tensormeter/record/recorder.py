@@ -356,7 +356,8 @@ class Recorder:
         distributions: dict[str, HostDistribution | DeviceDistribution] = {}
         media: list[tuple[object, Media]] = []
         refusals: list[tuple[object, Refused]] = []
-        for key, value in _pairs(values, refusals):
+        for given, value in _pairs(values, refusals):
+            key = _plain(given)
             # isinstance would read the `__class__` of an unknown object, which may raise.
             if issubclass(type(value), Media):
                 media.append((key, value))
@@ -386,7 +387,7 @@ class Recorder:
             self._rows.write(lane, numbers, devices, step)
             if not devices:
                 self._use_row_writer(lane)
-            elif len(numbers) + len(devices) == len(values):
+            elif len(numbers) + len(devices) == len(values) and all(type(key) is str for key in values):
                 writer = self._rows.make_device_writer(lane, values, numbers, devices)
                 if writer is not None and lane is self._lanes.first and not self._closed and not self._periodic_tasks:
                     self._use(writer)
@@ -628,6 +629,12 @@ def _pairs(values: Mapping[str, Any], refusals: list[tuple[object, Refused]]) ->
     except Exception as error:  # the mapping's own code may raise anything
         refusals.append((type(values).__name__, Refused(f"cannot read its keys ({describe(error)})")))
     return pairs
+
+
+def _plain(key: Any) -> Any:
+    """Return the text of a key whose type is derived from `str`, such as a member of `StrEnum`. Others stay unchanged."""
+    # isinstance would read the `__class__` of an unknown object, which may raise.
+    return str.__str__(key) if type(key) is not str and issubclass(type(key), str) else key
 
 
 break_graph(Recorder.log)

@@ -104,7 +104,10 @@ class PythonRowWriter:
     ) -> None:
         """Write a row, or call `fallback`."""
         if self.direct and type(values) is dict:
-            writer = self._writers.get(tuple(values))
+            try:
+                writer = self._writers.get(tuple(values))
+            except Exception:  # the comparison of a key of another type may raise anything
+                writer = None
             if writer is not None:
                 writer(values, step, every=every, reduce=reduce)
                 return
