@@ -30,7 +30,7 @@ def test_sentences():
         "2 items: refused later",
     ]
     assert describe_losses({"unsupported_value": 2_000}, {"unsupported_value": ["'a'"]}) == [
-        "2,000 values ('a', ...): unsupported type; earlier warnings name each key"
+        "2,000 values ('a', ...): unsupported type or name; earlier warnings name up to 1,000 keys"
     ]
     assert describe_losses({"refused": 2}) == ["2 points or events: refused by the receiver"]
     assert describe_losses({}) == []

@@ -11,7 +11,7 @@ _MIB: Final = 1 << 20
 
 REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
     "ring_full": ("point", "the ring buffer was full", "raise TENSORMETER_BUFFER_BYTES, or log less often"),
-    "unsupported_value": ("value", "unsupported type", "earlier warnings name each key"),
+    "unsupported_value": ("value", "unsupported type or name", "earlier warnings name up to 1,000 keys"),
     "too_many_names": ("point", "too many different metrics were logged", "use fewer names"),
     "too_many_layouts": ("point", "too many different metrics were logged", "use fewer names"),  # of earlier versions
     "device_unfinished": ("point", "not computed by the device before the process ended", ""),

@@ -6,7 +6,7 @@ import type * as api from "../data/api";
 /** For each reason: the counted item in singular and plural, and the cause. */
 const REASONS: Record<string, [string, string, string]> = {
   ring_full: ["point", "points", "the ring buffer was full; raise buffer_bytes or log less often"],
-  unsupported_value: ["value", "values", "unsupported type; warnings of the training process name each key"],
+  unsupported_value: ["value", "values", "unsupported type or name; warnings of the training process name up to 1,000 keys"],
   too_many_names: ["point", "points", "too many different metrics were logged"],
   too_many_layouts: ["point", "points", "too many different metrics were logged"],
   device_unfinished: ["point", "points", "not computed by the device before the process ended"],
