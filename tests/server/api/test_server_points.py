@@ -3,13 +3,14 @@
 import json
 import math
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tensormeter.otlp.batch import Batch, Event, Gauge
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
 from tensormeter.server.query.points.downsampling import choose_evenly, sample
 from tensormeter.server.query.points.histograms import decode_distribution
 from tensormeter.server.store.models.metric_kind import Kind
@@ -170,6 +171,17 @@ def test_only_what_arrived_since(server, make):
     for unknown in ("nonsense", "999999.0", "-1.0", "1.x", "9" * 50):
         everything = server.query("since", metrics=["loss"], after=unknown)
         assert (everything["reset"], everything["series"][0]["total"]) == (True, 13)
+
+
+def test_new_values_whose_steps_arrived_before(server, make):
+    times, steps = np.arange(T0, T0 + 20).astype(np.uint64), np.arange(20)
+    batch = make.rows("steps-first", [(T0, 0, {"loss": 0.0})])
+    server.metrics(replace(batch, series=[Gauge(STEP_METRIC, times[:10], steps[:10])]))
+    cursor = server.query("steps-first", metrics=["loss"])["cursor"]
+    values = Gauge("loss", times[5:15], steps[5:15] * 2.0)
+    server.metrics(replace(batch, series=[values, Gauge(STEP_METRIC, times[10:20], steps[10:20])]))
+    (new,) = server.query("steps-first", metrics=["loss"], after=cursor)["series"]
+    assert (new["x"], new["y"]) == ([*range(5, 15)], [2.0 * step for step in range(5, 15)])
 
 
 def test_ranks(curves, make):

@@ -6,6 +6,8 @@ from contextlib import closing
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
+
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.points.lines import Line, LineReading, add_gaps, cut_line, join_lines, line_along
@@ -85,10 +87,11 @@ class RunReader:
         series = attempts.select(candidate for candidate in reading.series if candidate.metric in query.metrics)
         x_series: Sequence[Series] = []
         if axis.metric is not None:
-            if query.numeric and reading.complete:
+            if query.numeric:
                 x_series = [candidate for candidate in reading.series if candidate.metric == axis.metric]
-            elif series:
-                x_series = self._read_during(axis.metric, series, limit)  # x values may have arrived before the cursor
+            is_complete = query.numeric and reading.complete
+            if series and not is_complete and not _has_same_times(x_series, series):
+                x_series = self._read_during(axis.metric, series, limit)  # x values have arrived before the cursor
         cuts = attempts.shadowed()
         shadowed = [candidate for candidate in series if candidate.process in cuts]
         if shadowed:
@@ -249,6 +252,14 @@ class RunReader:
         last = max(int(piece.points.times[-1]) for piece in series) + 1
         selection = Selection([metric], self._query.process, start=first, stop=last, limit=limit, check=self._check)
         return self._read(selection).series
+
+
+def _has_same_times(x_series: Sequence[Series], series: Sequence[Series]) -> bool:
+    """Return whether the process of each series has exactly one x series, which has the same times."""
+    times = {candidate.process: candidate.points.times for candidate in x_series}
+    if len(times) < len(x_series):
+        return False
+    return all(piece.process in times and np.array_equal(piece.points.times, times[piece.process]) for piece in series)
 
 
 def _integer(x: float | None) -> int | None:
