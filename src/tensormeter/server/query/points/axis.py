@@ -1,5 +1,6 @@
 """The x axis: the time, the step, or the value of another metric that the same process logged at the same time."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,9 +10,14 @@ from numpy.typing import NDArray
 from tensormeter.errors import UsageError
 from tensormeter.otlp.batch import STEP_METRIC
 
-__all__ = ["Axis"]
+__all__ = ["NEVER", "Axis"]
 
 _METRIC: Final = "metric:"
+
+NEVER: Final = (1 << 63) - 1
+"""Nanoseconds since the Unix epoch: a time after that of any point."""
+
+_TIMES: Final = range(NEVER)
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,16 @@ class Axis:
 
     @staticmethod
     def nanoseconds(x: float | None, origin: float) -> int | None:
-        """Convert an x value in seconds to nanoseconds since the Unix epoch; None stays None."""
+        """Return the earliest time whose x value, as `seconds` computes it, is not below `x`; None stays None.
+
+        Times, including the result, are in nanoseconds since the Unix epoch. If no point's time has such an x value, the
+        result is `NEVER`.
+        """
         if x is None:
             return None
-        return int(min(max((x + origin) * 1e9, 0.0), 2.0**63 - 1024))
+        whole = int(origin) * 10**9
+        part = origin - int(origin)
+        return bisect_left(_TIMES, x, key=lambda time: (time - whole) / 1e9 - part)
 
     @staticmethod
     def seconds(times: NDArray[np.int64], origin: float) -> NDArray[np.float64]:
