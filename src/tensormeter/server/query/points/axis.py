@@ -19,6 +19,9 @@ NEVER: Final = (1 << 63) - 1
 
 _TIMES: Final = range(NEVER)
 
+_NEAR: Final = 4096
+"""Nanoseconds by which times computed with floats usually differ at most."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -76,7 +79,17 @@ class Axis:
             return None
         whole = int(origin) * 10**9
         part = origin - int(origin)
-        return bisect_left(_TIMES, x, key=lambda time: (time - whole) / 1e9 - part)
+
+        def seconds(time: int) -> float:
+            return (time - whole) / 1e9 - part
+
+        guess = int(min(max((x + origin) * 1e9, 0.0), 2.0**63))
+        first, last = max(guess - _NEAR, 0), min(guess + _NEAR, NEVER)
+        if first > 0 and seconds(first) >= x:
+            first = 0
+        if last < NEVER and seconds(last) < x:
+            last = NEVER
+        return bisect_left(_TIMES, x, first, last, key=seconds)
 
     @staticmethod
     def seconds(times: NDArray[np.int64], origin: float) -> NDArray[np.float64]:
