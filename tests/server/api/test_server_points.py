@@ -3,6 +3,8 @@
 import json
 import math
 import struct
+import threading
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from support.waiting import wait_for
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
 from tensormeter.server.query.points.downsampling import choose_evenly, sample
 from tensormeter.server.query.points.histograms import decode_distribution
@@ -182,6 +185,37 @@ def test_new_values_whose_steps_arrived_before(server, make):
     server.metrics(replace(batch, series=[values, Gauge(STEP_METRIC, times[10:20], steps[10:20])]))
     (new,) = server.query("steps-first", metrics=["loss"], after=cursor)["series"]
     assert (new["x"], new["y"]) == ([*range(5, 15)], [2.0 * step for step in range(5, 15)])
+
+
+def test_chain_of_updates_returns_each_point_once(server, make):
+    """Points arrive while the queries run, for two runs at once."""
+    runs, done, sent = ("chain0", "chain1"), threading.Event(), [0]
+
+    def send():
+        while not done.is_set():
+            for run in runs:
+                server.metrics(make.rows(run, [(T0 + sent[0], sent[0], {"loss": float(sent[0])})]))
+            sent[0] += 1
+
+    def poll(**cursor):
+        answer = server.query(*runs, metrics=["loss"], max_points=0, **cursor)
+        assert not answer["reset"]
+        found.update((series["run"], x) for series in answer["series"] for x in series["x"])
+        return answer["cursor"]
+
+    found: Counter[tuple[str, int]] = Counter()
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        wait_for(lambda: sent[0], "both runs have points", 60)
+        cursor = poll()
+        for _ in range(100):
+            cursor = poll(after=cursor)
+    finally:
+        done.set()
+        sender.join()
+    poll(after=cursor)
+    assert found == {(run, step): 1 for run in runs for step in range(sent[0])}
 
 
 def test_ranks(curves, make):

@@ -67,7 +67,7 @@ class RunReader:
             metrics[axis.metric] = None
         origin, first, last = 0.0, None, None
         if axis.is_time:
-            origin = axis.origin(self._read(Selection([])).started) if axis.relative else 0.0
+            origin = axis.origin(self._read(Selection([], upto=query.upto)).started) if axis.relative else 0.0
             first, last = axis.nanoseconds(query.start, origin), axis.nanoseconds(query.stop, origin)
         selection = Selection(
             [*metrics],
@@ -76,6 +76,7 @@ class RunReader:
             start=first,
             stop=last,
             after=query.after,
+            upto=query.upto,
             limit=limit,
             gaps=gaps,
             accepts=query.series_filter(),
@@ -136,7 +137,7 @@ class RunReader:
         view = self._rollup_view()
         if view is None:
             return None
-        selection = self._rollup_selection(limit, gaps=gaps)
+        selection = self._rollup_selection(limit, view.rollups.cursor, gaps=gaps)
         series = self._store.read_rollups(self._ref, selection, view.window, blocks)
         return None if series is None else replace(view.rollups, series=view.rollups.attempts.select(series))
 
@@ -157,7 +158,7 @@ class RunReader:
         """
         view = self._rollup_view()
         assert view is not None
-        selection = self._rollup_selection(limit, gaps=False)
+        selection = self._rollup_selection(limit, view.rollups.cursor, gaps=False)
         with closing(self._store.scan(self._ref, processes, selection, view.window, blocks)) as scan:
             for process, series in scan:
                 self._check()
@@ -168,7 +169,7 @@ class RunReader:
         query, axis = self._query, self._query.axis
         if not axis.is_time and not axis.is_step:
             return None
-        run = self._read(Selection([]))
+        run = self._read(Selection([], upto=query.upto))
         attempts = Attempts(run.attempts, query.attempt)
         origin = axis.origin(run.started)
         window = PointRange(begins=attempts.shadowed())
@@ -179,11 +180,12 @@ class RunReader:
             window = replace(window, by_step=True, first_step=query.start, last_step=query.stop)
         return _RollupView(window, Rollups([], attempts, axis, origin, run.cursor))
 
-    def _rollup_selection(self, limit: int, *, gaps: bool) -> Selection:
+    def _rollup_selection(self, limit: int, cursor: str, *, gaps: bool) -> Selection:
         query = self._query
         return Selection(
             query.metrics,
             query.process,
+            upto=cursor,
             limit=limit,
             gaps=gaps,
             accepts=query.series_filter(),

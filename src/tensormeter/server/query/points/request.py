@@ -30,6 +30,7 @@ class RunQuery:
         attributes: Required attributes of a series. A series may have additional attributes.
         max_points: Maximum number of points in a series; 0 for all points.
         numeric: True for numbers, False for distributions.
+        upto: Current cursor of the store, to omit points that arrived after it; see `Selection`.
     """
 
     metrics: tuple[str, ...]
@@ -43,6 +44,7 @@ class RunQuery:
     attributes: Mapping[str, Any] | None = None
     max_points: int = 1000
     numeric: bool = True
+    upto: str | None = None
 
     def series_filter(self) -> SeriesFilter | None:
         """Return the filter for the series of the query's metrics; None if there is none, or the x axis needs others."""

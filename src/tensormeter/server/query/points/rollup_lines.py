@@ -49,7 +49,7 @@ class Rollups:
         attempts: Attempts of the run.
         axis: Time or step.
         origin: Time at which x is 0; see `Axis.origin`.
-        cursor: Cursor for a later read; see `Reading`.
+        cursor: Cursor at which reads end, for a later read; see `Reading`.
     """
 
     series: Sequence[SeriesRollup]

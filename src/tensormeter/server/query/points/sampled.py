@@ -125,12 +125,13 @@ def _query_runs(
 ) -> PointsResult | None:
     """Read all runs. Return None if a run's points after the query's cursor cannot be read separately."""
     series: list[SampledSeries] = []
-    # Keep the cursor of the first read, so that points arriving in the meantime are read twice rather than lost.
+    # All reads end at the first one's cursor, so that a chain of queries returns each point once.
     cursor: str | None = None
     damaged: list[str] = []
     for ref in runs:
         try:
-            result = _query_run(store, ref, query, budget, check=check, damaged=damaged)
+            bounded = query if cursor is None else replace(query, upto=cursor)
+            result = _query_run(store, ref, bounded, budget, check=check, damaged=damaged)
         except DamagedError as error:
             if len(runs) == 1:
                 raise
@@ -182,7 +183,7 @@ def _query_each_process(
     Raises:
         TooManyPointsError: One process has too many points, or all processes together have more than `MOST_LOOKED_AT`.
     """
-    run = store.read(ref, Selection([]))
+    run = store.read(ref, Selection([], upto=query.upto))
     joined: list[SampledSeries] = []
     budget = MOST_LOOKED_AT
     ids = (summary.process for summary in store.processes(ref))
@@ -190,7 +191,7 @@ def _query_each_process(
         lines: dict[str, list[SampledSeries]] = defaultdict(list)
         for process in processes:
             limit = max(min(budget, MAX_READ_POINTS), 0)
-            of_process = replace(query, process=process)
+            of_process = replace(query, process=process, upto=run.cursor)
             result = _query_run(store, ref, of_process, limit, check=check, damaged=damaged)
             budget -= 2 * result.loaded
             for series in result.series:

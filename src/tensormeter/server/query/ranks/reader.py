@@ -45,7 +45,7 @@ class RankReader:
         """
         self._ref = ref
         self._query = query
-        # Get the cursor before reading, so that points arriving meanwhile count twice in means but are not lost.
+        # All reads end at this cursor, so that `update` reads only points that are not in the means yet.
         run = store.read(ref, Selection([]))
         self._started, self._attempts, self._cursor = run.started, run.attempts, run.cursor
         processes = (summary.process for summary in store.processes(ref))
@@ -55,7 +55,8 @@ class RankReader:
         self._grid = RankGrid(len(ranks), query.max_points)
         self._max_points = query.max_points
         self._variant = VariantSelector(query.variant)
-        reader = RunReader(store, ref, query, check)
+        self._query = replace(query, upto=self._cursor)
+        reader = RunReader(store, ref, self._query, check)
         for process, rollups in reader.scan([*self._rows], _LONG_BLOCKS, MOST_LOOKED_AT):
             for aggregates in self._read_lines(store, process, check) if rollups is None else self._read(rollups):
                 self._add(process, aggregates)
@@ -78,7 +79,8 @@ class RankReader:
         if (run.started, run.attempts) != (self._started, self._attempts):
             return False
         try:
-            new = RunReader(store, self._ref, replace(self._query, after=self._cursor), check).lines(_NEW_POINTS)
+            newer = replace(self._query, after=self._cursor, upto=run.cursor)
+            new = RunReader(store, self._ref, newer, check).lines(_NEW_POINTS)
         except TooManyPointsError:  # the store no longer knows which points are new
             return False
         if new.complete or not all(line.series.process in self._rows for line in new.lines):

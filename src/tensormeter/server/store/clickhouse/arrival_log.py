@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 
-__all__ = ["NAMED", "Arrived", "Log"]
+__all__ = ["NAMED", "Arrived", "Log", "newest"]
 
 _KEPT: Final = 3600
 _GOOD: Final = 3000
@@ -107,14 +107,15 @@ class Log:
 
     def cursor(self) -> str:
         """Return a cursor for the current end of the log."""
-        rows = self._connection.rows(
-            f"SELECT server, max(number) FROM arrival WHERE received > {_since()} GROUP BY server"
-        )
-        return f"{int(time.time())}" + "".join(f"-{server:x}.{number}" for server, number in sorted(rows))
+        last = self._last()
+        return f"{int(time.time())}" + "".join(f"-{server:x}.{number}" for server, number in sorted(last.items()))
 
-    def since(self, cursor: str, run: int | None = None) -> list[Arrived] | None:
-        """Return the entries after a cursor, for one run or for all runs; None if the cursor is invalid."""
-        newer = self._newer(cursor, run)
+    def since(self, cursor: str, run: int | None = None, upto: str | None = None) -> list[Arrived] | None:
+        """Return the entries after a cursor, for one run or for all runs; None if the cursor is invalid.
+
+        If `upto` is a cursor of this log, entries after it are omitted.
+        """
+        newer = self._newer(cursor, run, upto)
         if not newer:
             return None if newer is None else []
         rows = self._connection.rows(
@@ -146,24 +147,41 @@ class Log:
         )
         return {row[0]: row[1] for row in rows}
 
-    def _newer(self, cursor: str, run: int | None) -> str | None:
-        """Return a condition for the entries after a cursor, "" if there are none, or None if the cursor is invalid."""
-        known = _parse(cursor)
-        if known is None:
-            return None
+    def _last(self) -> dict[int, int]:
+        """Return the number of each server's last entry."""
         rows = self._connection.rows(
             f"SELECT server, max(number) FROM arrival WHERE received > {_since()} GROUP BY server"
         )
-        if any(server not in known for server, _ in rows):
+        return {row[0]: row[1] for row in rows}
+
+    def _newer(self, cursor: str, run: int | None, upto: str | None = None) -> str | None:
+        """Return a condition for the entries after a cursor, "" if there are none, or None if the cursor is invalid.
+
+        The condition excludes entries after the cursor `upto`.
+        """
+        known = _parse(cursor)
+        if known is None:
+            return None
+        end = None if upto is None else _parse(upto)
+        last = self._last() if end is None else end
+        if any(server not in known for server in last):
             return None
         newer = " OR ".join(
-            f"(server = {server} AND number > {known[server]})" for server, last in rows if last > known[server]
+            f"(server = {server} AND number > {known[server]}{'' if end is None else f' AND number <= {number}'})"
+            for server, number in last.items()
+            if number > known[server]
         )
         only = "run != 0" if run is None else f"run = {run}"
         return newer and f"received > {_since()} AND {only} AND ({newer})"
 
     def _write_empty(self, number: int) -> None:
         self.write([Arrived(0, number, 0, (), events=False)])
+
+
+def newest(cursor: str | None) -> int | None:
+    """Return the highest number in a cursor; None if it has none."""
+    known = None if cursor is None else _parse(cursor)
+    return max(known.values()) if known else None
 
 
 def _since() -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.server.store.clickhouse.arrival_log import Arrived
+from tensormeter.server.store.clickhouse.arrival_log import Arrived, newest
 from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.keys import invert
 from tensormeter.server.store.clickhouse.name_filter import is_named
@@ -27,7 +27,7 @@ from tensormeter.server.store.rules.gaps import MAX_GAPS
 from tensormeter.server.store.rules.limits import check_limit
 from tensormeter.server.store.rules.process_rollups import join_steps
 
-__all__ = ["TIME", "PointReader", "time_range"]
+__all__ = ["TIME", "PointReader", "arrived_until", "time_range"]
 
 TIME: Final = "toUnixTimestamp64Nano(time)"
 """Time of a point in nanoseconds. Conditions on `time` itself are faster, but need a `DateTime64`."""
@@ -115,7 +115,8 @@ class PointReader:
             gaps = self.gaps(run, [row[0] for row in rows], selection, total)
             total += sum(map(len, gaps.values()))
         check_limit(total, selection.limit, {row[2] for row in rows})
-        return [*self.select(rows, f"FROM {table} WHERE {where}", selection, gaps=gaps).values()]
+        source = f"FROM {table} WHERE {where}{arrived_until(selection.upto)}"
+        return [*self.select(rows, source, selection, gaps=gaps).values()]
 
     def _count(self, table: str, where: str) -> int:
         """Return the number of matching rows.
@@ -161,7 +162,7 @@ class PointReader:
         for group in _groups(present, {process: sum(counts[row[0]] for row in rows[process]) for process in present}):
             of_group = [row for process in group for row in rows[process]]
             table = f"FROM points WHERE run = {run} AND series IN ({numbers([row[0] for row in of_group])})"
-            source = f"{table}{time_range(window.start, window.stop)}"
+            source = f"{table}{time_range(window.start, window.stop)}{arrived_until(selection.upto)}"
             series: dict[str, list[Series]] = defaultdict(list)
             for piece in self.select(of_group, source, selection).values():
                 series[piece.process].append(piece)
@@ -305,6 +306,15 @@ def _decode_blobs(data: bytes) -> tuple[NDArray[np.uint64], Blobs]:
         blob, position = read_string(view, position)
         blobs.append(blob)
     return np.array(keys, np.uint64), Blobs.of(np.array(times, np.int64), blobs)
+
+
+def arrived_until(cursor: str | None) -> str:
+    """Return the end of a condition that omits points after a cursor of the arrival log.
+
+    If several servers use the database, points of a commit in progress may remain.
+    """
+    number = newest(cursor)
+    return "" if number is None else f" AND precedence >= {invert(number)}"
 
 
 def time_range(start: int | None, stop: int | None) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store.clickhouse.computed_rollups import ComputedRollups
 from tensormeter.server.store.clickhouse.connection import Connection, numbers
-from tensormeter.server.store.clickhouse.point_reader import PointReader, time_range
+from tensormeter.server.store.clickhouse.point_reader import PointReader, arrived_until, time_range
 from tensormeter.server.store.clickhouse.stored_rollups import StoredRollups
 from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.point_range import PointRange
@@ -88,7 +88,7 @@ class RollupReader:
         where = (
             f"run = {run} AND series IN ({numbers([row[0] for row in rows])}){time_range(window.start, window.stop)}"
         )
-        found = self._points.select(rows, f"FROM points WHERE {where}", selection)
+        found = self._points.select(rows, f"FROM points WHERE {where}{arrived_until(selection.upto)}", selection)
         stepped = {row[0]: steps_of[row[1]] for row in rows if row[1] in steps_of}
         steps: Mapping[int, Series] = {}
         if stepped:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from tensormeter.errors import StoreError
@@ -279,8 +280,11 @@ class ClickHouseStore:
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
         run = self._find(ref)
-        cursor = self._log.cursor()  # before reading: points arriving meanwhile are read twice rather than missed
-        arrived = None if selection.after is None else self._log.since(selection.after, run)
+        if selection.upto is None:  # points that arrive from now on are left to a later read
+            selection = replace(selection, upto=self._log.cursor())
+        cursor = selection.upto
+        assert cursor is not None
+        arrived = None if selection.after is None else self._log.since(selection.after, run, upto=cursor)
         started, attempts = self._runs.started(run), self._runs.attempts(run)
         rows = self._points.series(run, selection)
         if arrived is not None and not any(commit.read_all for commit in arrived):

@@ -125,6 +125,8 @@ class Selection:
         stop: End of the time range, exclusive, in nanoseconds since the Unix epoch.
         after: Cursor of an earlier read, to read only points that arrived after that read; None to read all points.
             All points are also read if the cursor is too old, or if the start of an attempt has changed.
+        upto: Current cursor of the store, to omit points that arrived after it, so that several reads describe the same
+            state; None for the cursor at the start of the read.
         limit: Maximum number of points and gaps to read.
         gaps: Whether to read gaps. If gaps have arrived since the cursor `after`, all points are read.
         accepts: Filter for series; None to accept all.
@@ -139,6 +141,7 @@ class Selection:
     start: int | None = None
     stop: int | None = None
     after: str | None = None
+    upto: str | None = None
     limit: int = MAX_READ_POINTS
     gaps: bool = False
     accepts: SeriesFilter | None = field(default=None, compare=False, repr=False)
@@ -152,7 +155,7 @@ class Reading:
 
     Attributes:
         series: Series with points, ordered by metric, process and attributes.
-        cursor: Opaque cursor, to pass to a later read as `after`.
+        cursor: Opaque cursor, to pass to a later read as `after`. The selection's `upto`, if that was given.
         complete: Whether all selected points were read, rather than only those that arrived after a cursor.
         started: Start of the run, in nanoseconds since the Unix epoch.
         attempts: Attempts of the run's processes; empty if all processes belong to attempt 1.

@@ -29,6 +29,7 @@ from tensormeter.server.store.models.field_cache import FieldCache
 from tensormeter.server.store.models.name_cache import NameCache
 from tensormeter.server.store.models.names import FieldKind, NameTable
 from tensormeter.server.store.models.point_range import PointRange
+from tensormeter.server.store.models.points import Column
 from tensormeter.server.store.models.runs import (
     MAX_CHANGED_METRICS,
     Change,
@@ -224,7 +225,7 @@ class SqliteQueries:
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
         with self._reader() as connection, self._recording_damage(selection.damaged):
-            seq = self._memtable.last()  # before reading: points arriving meanwhile are read twice rather than lost
+            upto = self._upto(selection)  # points that arrive from now on are left to a later read
             with reading(connection):
                 run = find_run(connection, *_names(ref))
                 self._check_complete(connection, run, selection.damaged)
@@ -233,26 +234,34 @@ class SqliteQueries:
                 )
                 rows = find_series(connection, run, selection)
                 attempts, changed = find_attempts(connection, run)
-                cursor = str(_Cursor(seq, last_event(connection)))
+                cursor = selection.upto or str(_Cursor(upto, last_event(connection)))
                 series_ids = {row[0] for row in rows}
                 since = None if selection.after is None else _Cursor.parse(selection.after).seq
                 if since is not None and selection.gaps and has_new_gaps(connection, series_ids, since):
                     since = None
             if since is not None and changed <= since:
-                parts = self._memtable.since(run, since, series_ids)
+                parts = self._memtable.since(run, since, series_ids, upto)
                 if parts is not None:
                     return Reading(new_series(rows, parts, selection), cursor, False, started, attempts)
-            snapshots = self._memtable.snapshots({run}, series_ids)
+            snapshots = self._memtable.snapshots({run}, series_ids, upto=upto)
             with reading(connection):
                 snapshots = _unflushed(connection, snapshots)
-                series = read_series(connection, snapshots, rows, selection)
+                newer: Mapping[int, Sequence[Column]] | None = None
+                if self._memtable.last() > upto and commit_log.flushed(connection) > upto:
+                    # A flush has moved points after the cursor to segments.
+                    newer = self._memtable.since(run, upto, series_ids)
+                series = read_series(connection, snapshots, rows, selection, newer or {})
             return Reading(series, cursor, True, started, attempts)
 
     def read_rollups(
         self, ref: RunRef, selection: Selection, window: PointRange, blocks: int
     ) -> list[SeriesRollup] | None:
         """See `Store`."""
-        with self._snapshot(ref) as (connection, snapshots, run), self._recording_damage(selection.damaged):
+        upto = self._upto(selection)
+        with (
+            self._snapshot(ref, upto=upto) as (connection, snapshots, run),
+            self._recording_damage(selection.damaged),
+        ):
             self._check_complete(connection, run, selection.damaged)
             rows = find_series(connection, run, selection)
             gaps: Mapping[int, NDArray[np.int64]] = {}
@@ -265,7 +274,7 @@ class SqliteQueries:
     ) -> Generator[ProcessRollups, None, None]:
         """See `Store`."""
         selection = replace(selection, process=None, damaged=None)
-        with self._snapshot(ref) as (connection, snapshots, run):
+        with self._snapshot(ref, upto=self._upto(selection)) as (connection, snapshots, run):
             self._check_complete(connection, run)
             metrics = dict.fromkeys([*selection.metrics, STEP_METRIC])
             rows = find_series(connection, run, replace(selection, metrics=[*metrics]))
@@ -439,18 +448,24 @@ class SqliteQueries:
 
     @contextmanager
     def _snapshot(
-        self, ref: RunRef, metrics: Collection[str] | None = None
+        self, ref: RunRef, metrics: Collection[str] | None = None, upto: int | None = None
     ) -> Iterator[tuple[sqlite3.Connection, list[MemtableSnapshot], int]]:
         """Find a run, and yield a consistent view of its data in memory and in the file.
 
-        `metrics` selects the metrics whose points in memory are needed; None selects all.
+        `metrics` selects the metrics whose points in memory are needed; None selects all. If `upto` is not None, points in
+        memory from journal rows after number `upto` are omitted.
         """
         with self._reader() as connection:
             with reading(connection):
                 run = find_run(connection, *_names(ref))
-            snapshots = self._memtable.snapshots({run}, metrics=_with_steps(metrics))
+            snapshots = self._memtable.snapshots({run}, metrics=_with_steps(metrics), upto=upto)
             with reading(connection):
                 yield connection, _unflushed(connection, snapshots), run
+
+    def _upto(self, selection: Selection) -> int:
+        """Return the number of the last journal row whose points to read."""
+        seq = _UNKNOWN if selection.upto is None else _Cursor.parse(selection.upto).seq
+        return self._memtable.last() if seq == _UNKNOWN else seq
 
     def _mark(self, name: str) -> int:
         with self._reader() as connection, reading(connection):

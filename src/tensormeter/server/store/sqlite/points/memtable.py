@@ -4,6 +4,7 @@ The commit log contains the same points, so losing the memtable loses no data.
 """
 
 import threading
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,11 @@ class _BlobBuffer:
     metric: str
     parts: list[Blobs]
     seqs: list[int]
+
+    def between(self, after: int, upto: int | None) -> tuple[Blobs, ...]:
+        """Return the parts from journal rows after number `after`, up to number `upto` if it is not None."""
+        first = bisect_right(self.seqs, after)
+        return tuple(self.parts[first : None if upto is None else bisect_right(self.seqs, upto)])
 
 
 @dataclass(slots=True)
@@ -322,7 +328,7 @@ class Memtable:
                 self._frozen, self._active = self._active, _Table()
             if self._frozen is None:
                 return None
-            return self._snapshot(self._frozen, None, None, None)
+            return self._snapshot(self._frozen, SnapshotSelection())
 
     def discard(self) -> None:
         """Mark the frozen table as flushed, after its points have been written to segments.
@@ -339,6 +345,7 @@ class Memtable:
         runs: Collection[int] | None = (),
         series: Collection[int] | None = None,
         metrics: Collection[str] | None = None,
+        upto: int | None = None,
     ) -> list[MemtableSnapshot]:
         """Return the current contents, oldest first, as one or two snapshots. The last one may be empty.
 
@@ -349,32 +356,36 @@ class Memtable:
             runs: Runs whose buffers to return; None for all runs. Point counts always cover all runs.
             series: Series whose buffers to return; None for all series of these runs.
             metrics: Metrics whose buffers to return; None for all metrics.
+            upto: Number of the last journal row whose points to return; None for all rows.
         """
+        selection = SnapshotSelection(runs, metrics)
         with self._lock:
             tables = (self._frozen, self._active)
-            return [self._snapshot(table, runs, series, metrics) for table in tables if table is not None]
+            return [self._snapshot(table, selection, series, upto) for table in tables if table is not None]
 
     def last(self) -> int:
         """Return the number of the last journal row that was added."""
         return self._last
 
     def since(
-        self, run: int, after: int, series: Collection[int] | None = None
+        self, run: int, after: int, series: Collection[int] | None = None, upto: int | None = None
     ) -> dict[int, tuple[Column, ...]] | None:
-        """Return a run's points from journal rows after number `after`, by series; None if rows have left memory."""
+        """Return a run's points from journal rows after number `after`, by series; None if rows have left memory.
+
+        If `upto` is not None, points from journal rows after number `upto` are omitted.
+        """
         parts_by_series: dict[int, tuple[Column, ...]] = {}
         numbers: list[NumberPart] = []
         with self._lock:
             if not self._floor <= after <= self._last:
                 return None
             for table in self._tables(after):
-                numbers += table.numbers[run].after(after) if run in table.numbers else ()
+                numbers += table.numbers[run].between(after, upto) if run in table.numbers else ()
                 for row, buffer in table.blobs.get(run, {}).items():
                     if buffer.seqs[-1] > after and (series is None or row in series):
-                        new_parts = tuple(
-                            part for part, seq in zip(buffer.parts, buffer.seqs, strict=True) if seq > after
-                        )
-                        parts_by_series[row] = parts_by_series.get(row, ()) + new_parts
+                        new_parts = buffer.between(after, upto)
+                        if new_parts:
+                            parts_by_series[row] = parts_by_series.get(row, ()) + new_parts
         if numbers:
             index = NumberIndex(run, numbers, self._owners)
             if series is not None:
@@ -399,7 +410,7 @@ class Memtable:
                 for run in {*table.numbers, *table.blobs} if runs is None else runs:
                     numbers = table.numbers.get(run)
                     if numbers is not None and numbers.last > after:
-                        new_parts[run] += numbers.after(after)
+                        new_parts[run] += numbers.between(after, None)
                     for buffer in table.blobs.get(run, {}).values():
                         if buffer.seqs[-1] > after:
                             metrics.setdefault(run, set()).add(buffer.metric)
@@ -419,7 +430,7 @@ class Memtable:
         with self._lock:
             if self._floor <= after <= self._last:
                 for table in self._tables(after):
-                    parts += table.numbers[run].after(after) if run in table.numbers else ()
+                    parts += table.numbers[run].between(after, None) if run in table.numbers else ()
         return find_non_finite(parts)
 
     def metrics_of(self, found: SeriesByName) -> set[str]:
@@ -438,23 +449,25 @@ class Memtable:
     def _snapshot(
         self,
         table: _Table,
-        runs: Collection[int] | None,
-        series: Collection[int] | None,
-        metrics: Collection[str] | None,
+        selection: SnapshotSelection,
+        series: Collection[int] | None = None,
+        upto: int | None = None,
     ) -> MemtableSnapshot:
+        runs, metrics = selection.runs, selection.metrics
         numbers = [
-            table.numbers[run].index(run, self._owners)
+            table.numbers[run].index(run, self._owners, upto)
             for run in (table.numbers if runs is None else runs)
             if run in table.numbers
         ]
         blobs = {
-            row: BufferSnapshot(run, row, tuple(buffer.parts), (buffer.process, buffer.metric))
+            row: BufferSnapshot(run, row, parts, (buffer.process, buffer.metric))
             for run in (table.blobs if runs is None else runs)
             for row, buffer in table.blobs.get(run, {}).items()
             if (series is None or row in series) and (metrics is None or buffer.metric in metrics)
+            if (parts := buffer.between(-1, upto))
         }
         buffers = Buffers(numbers, blobs, series, metrics)
-        return MemtableSnapshot(table.upto, buffers, dict(table.points), SnapshotSelection(runs, metrics))
+        return MemtableSnapshot(table.upto, buffers, dict(table.points), selection)
 
 
 def _part_of(seq: int, rows: Sequence[SeriesPoints]) -> NumberPart:

@@ -20,6 +20,8 @@ _FEW: Final = 8
 _SMALL: Final = 1 << 16
 """Number of stretches up to which parts are merged."""
 
+_BEFORE_FIRST: Final = -1
+
 Owner = tuple[int, str]
 """Row ID of a series' process, and its metric."""
 
@@ -115,6 +117,24 @@ class NumberPart:
             self.offsets[row:] - first,
         )
 
+    def upto(self, seq: int) -> "NumberPart | None":
+        """Return the stretches from journal rows up to number `seq`, or None if there are none."""
+        row = int(np.searchsorted(self.seqs, seq, side="right"))
+        if row == len(self.seqs):
+            return self
+        if row == 0:
+            return None
+        end = int(self.offsets[row])
+        point = end if self.starts is None else int(self.starts[end])
+        return NumberPart(
+            self.series[:end],
+            self.names[:end],
+            None if self.starts is None else self.starts[: end + 1],
+            self.points[:point],
+            self.seqs[:row],
+            self.offsets[:row],
+        )
+
     def select(self, mask: NDArray[np.bool_]) -> "NumberPart":
         """Return some of the stretches. The numbers of the journal rows are lost."""
         if self.starts is None:
@@ -151,15 +171,20 @@ class RunNumbers:
             size += len(merged[-1].series)
         self._parts.append(NumberPart.concat(merged[::-1]))
 
-    def index(self, run: int, owners: Owners) -> "NumberIndex":
-        """Return an index of the current points."""
+    def index(self, run: int, owners: Owners, upto: int | None = None) -> "NumberIndex":
+        """Return an index of the current points, or of those from journal rows up to number `upto`."""
+        if upto is not None and self.last > upto:
+            return NumberIndex(run, self.between(_BEFORE_FIRST, upto), owners)
         if self._index is None:
             self._index = NumberIndex(run, tuple(self._parts), owners)
         return self._index
 
-    def after(self, seq: int) -> list[NumberPart]:
-        """Return the parts from journal rows after number `seq`."""
-        return [part for part in (part.after(seq) for part in self._parts) if part is not None]
+    def between(self, after: int, upto: int | None) -> list[NumberPart]:
+        """Return the parts from journal rows after number `after`, up to number `upto` if it is not None."""
+        parts = [part for part in (part.after(after) for part in self._parts) if part is not None]
+        if upto is None:
+            return parts
+        return [part for part in (part.upto(upto) for part in parts) if part is not None]
 
 
 class NumberIndex:

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,8 +109,16 @@ def read_series(
     snapshots: Sequence[MemtableSnapshot],
     rows: Sequence[SeriesRow],
     selection: Selection,
+    newer: Mapping[int, Sequence[Column]] = MappingProxyType({}),
 ) -> list[Series]:
     """Read the selected points of these series, regardless of when they arrived.
+
+    Args:
+        connection: Connection to read with.
+        snapshots: Points in memory.
+        rows: Series to read.
+        selection: Points to read.
+        newer: Points to omit, as parts by row ID of the series.
 
     Raises:
         TooManyPointsError: The read needs more points than the selection's limit.
@@ -132,11 +141,16 @@ def read_series(
         check_limit(total + sum(map(len, gaps.values())), selection.limit, metrics)
     by_id = {row[0]: row for row in rows}
     reader = SegmentBatches(connection, snapshots, selection)
-    return [
-        to_series(by_id[series], points, gaps.get(series, NO_GAPS))
-        for series, points in reader.read(sound)
-        if len(points)
-    ]
+    found = ((series, _without(points, newer.get(series, ()))) for series, points in reader.read(sound))
+    return [to_series(by_id[series], points, gaps.get(series, NO_GAPS)) for series, points in found if len(points)]
+
+
+def _without(points: Column, parts: Sequence[Column]) -> Column:
+    """Return the points at other times than those of the given parts."""
+    if not parts:
+        return points
+    omitted = np.isin(points.times, np.concatenate([part.times for part in parts]))
+    return points[~omitted] if omitted.any() else points
 
 
 def new_series(rows: Sequence[SeriesRow], parts: Mapping[int, Sequence[Column]], selection: Selection) -> list[Series]:
