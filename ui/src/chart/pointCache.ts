@@ -3,7 +3,7 @@
 import { remember } from "../base/remember";
 import * as api from "../data/api";
 import { follow, type Update } from "../data/live";
-import { type Curve, join, thin } from "./curve";
+import { merge } from "./lineUpdate";
 
 export interface AxisChoice {
   x: string;
@@ -28,8 +28,6 @@ interface QueuedRead {
 const BATCH_POINTS = 50_000;
 /** Estimated number of new points per line in an update. */
 const UPDATE_POINTS = 50;
-/** Factor by which a line may exceed the requested number of points before it is thinned. */
-const MAX_GROWTH = 4;
 /** Number of points that are kept for charts out of sight: 16 bytes each. */
 const MAX_POINTS = 1_000_000;
 const MAX_REQUESTS = 3;
@@ -257,7 +255,7 @@ export class PointCache {
         const before = cursor && !answer.reset ? (this.entries.get(name)?.lines ?? []) : [];
         // Set last: `evict` drops the entries that were read longest ago.
         this.entries.delete(name);
-        this.entries.set(name, { x, cursor: answer.cursor, lines: merge(before, fresh, maxPoints) });
+        this.entries.set(name, { x, cursor: answer.cursor, lines: merge(before, fresh, maxPoints, x) });
       }
       for (const { metric, resolve } of batch) resolve(this.entries.get(metric)?.lines ?? []);
       this.evict();
@@ -276,23 +274,4 @@ export class PointCache {
       }
     }
   }
-}
-
-function key(line: api.Line): string {
-  return JSON.stringify([line.run, line.process, line.kind, line.temporality, line.monotonic, line.scope, line.unit, line.attributes]);
-}
-
-function merge(before: api.Line[], fresh: api.Line[], points: number): api.Line[] {
-  const lines = new Map(before.map((line) => [key(line), line]));
-  for (const line of fresh) {
-    const existing = lines.get(key(line));
-    lines.set(key(line), existing ? { ...existing, ...extend(existing, line, points), total: existing.total + line.total } : line);
-  }
-  return [...lines.values()];
-}
-
-/** Append points, and thin the curve if it has grown too long, so that a page that is open for days stays small. */
-function extend(existing: api.Line, fresh: api.Line, points: number): Curve {
-  const curve = join(existing, fresh);
-  return curve.x.length > points * MAX_GROWTH ? thin(curve, points / 2) : curve;
 }
