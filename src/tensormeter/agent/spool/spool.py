@@ -33,7 +33,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tensormeter.agent.spool.disk_space import DiskSpace
 from tensormeter.agent.spool.errors import SpoolDamagedError, SpoolFullError
@@ -48,6 +48,9 @@ from tensormeter.exporter import Durability as ReceiverDurability
 from tensormeter.exporter import Request
 from tensormeter.logger import get_logger
 from tensormeter.settings import Durability
+
+if TYPE_CHECKING:
+    from tensormeter.agent.spool.thinning import Thinning
 
 __all__ = ["Retried", "Spool"]
 
@@ -94,6 +97,7 @@ class Spool(SpoolQueries):
         self._max_bytes = max_bytes
         self._done: tuple[str, int] | None = None
         self._space = DiskSpace(self)
+        self._thinning: Thinning | None = None
         self.elsewhere = 0
         """Number of pending requests that wait in the spool on the disk while this spool is in memory."""
         self._fresh: set[Signal] = set()
@@ -413,11 +417,15 @@ class Spool(SpoolQueries):
     def _make_room(self, max_bytes: int) -> None:
         if self.used_bytes() <= max_bytes:
             return
-        from tensormeter.agent.spool.eviction import sacrifice  # decodes requests, so it is imported only when needed
+        # These decode requests, so they are imported only when needed.
+        from tensormeter.agent.spool.eviction import sacrifice
+        from tensormeter.agent.spool.thinning import Thinning
 
+        if self._thinning is None:
+            self._thinning = Thinning(max_bytes)
         while self.used_bytes() > max_bytes:
             with self.transaction():
-                given_up = sacrifice(self._database)
+                given_up = sacrifice(self._database, self._thinning)
                 if given_up is None:
                     return
                 self._count_loss(*given_up)
