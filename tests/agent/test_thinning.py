@@ -9,6 +9,7 @@ import pytest
 
 from support.spools import take_requests
 from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.request_editing import thinned
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.conventions.semconv import STEP_METRIC
 from tensormeter.otlp.batch import Batch, Gauge, Sum, Temporality
@@ -185,6 +186,34 @@ def test_processes_that_share_a_spool_are_thinned_alike(open_spool):
         assert found[process]["m0"][0] == 0
         assert found[process]["m0"][-1] == 599
     assert lost(spool) == 3 * 600 * 60 - kept
+
+
+def test_points_of_the_same_rows_are_kept_and_steps_only_with_them():
+    """Series that begin in different rows soon keep points of the same rows. A step that remains alone is dropped."""
+    rows = range(8)
+    at = np.array([time(step) for step in rows], np.uint64)
+    series = [
+        Gauge(STEP_METRIC, at, np.array(rows)),
+        Gauge("x", at[:7], np.arange(7.0)),
+        Gauge("y", at[1:7], np.arange(1.0, 7.0)),
+    ]
+    body = gzip.compress(encode_metrics([Batch({}, series)]))
+    later = {("gauge x", b""): time(8), ("gauge y", b""): time(8), (f"gauge {STEP_METRIC}", b""): time(8)}
+    result = thinned([body], later)
+    (batch,) = decode_metrics(gzip.decompress(result.body))
+    found = {gauge.name: gauge.values.tolist() for gauge in batch.gauges}
+    assert found == {"x": [0, 2, 4, 6], "y": [1, 4, 6], STEP_METRIC: [0, 1, 2, 4, 6]}
+    assert (result.items, result.lost) == (4 + 3 + 5, 3 + 3)
+
+
+def test_the_steps_of_deltas_are_kept():
+    at = np.array([time(step) for step in range(4)], np.uint64)
+    total = Sum("n", at[1:2], np.array([1]), at[1:2] - np.uint64(64), monotonic=True, temporality=Temporality.DELTA)
+    series = [Gauge(STEP_METRIC, at, np.arange(4)), Gauge("x", at, np.arange(4.0)), total]
+    result = thinned([gzip.compress(encode_metrics([Batch({}, series)]))])
+    (batch,) = decode_metrics(gzip.decompress(result.body))
+    assert [gauge.values.tolist() for gauge in batch.gauges if gauge.name == STEP_METRIC] == [[0, 1, 2, 3]]
+    assert result.lost == 1, "the last point is kept"
 
 
 def test_many_short_processes_keep_their_last_values(open_spool):
