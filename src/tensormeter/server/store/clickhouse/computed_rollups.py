@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.point_reader import TIME, time_range
-from tensormeter.server.store.clickhouse.step_reader import read_steps
+from tensormeter.server.store.clickhouse.series_points import read_steps
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.rollup_blocks import FIRST, LAST, Blocks
 from tensormeter.server.store.rules.rollup_joining import UnorderedError

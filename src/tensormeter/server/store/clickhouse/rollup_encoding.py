@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.server.store.clickhouse.native import NativeBlock, encode_columns, encode_texts
-from tensormeter.server.store.clickhouse.series_batch import SeriesBatch, StepsByProcess, arrival_columns
+from tensormeter.server.store.clickhouse.series_batch import (
+    TIME_TYPE,
+    Filled,
+    SeriesBatch,
+    StepsByProcess,
+    arrival_columns,
+)
 from tensormeter.server.store.models.points import Points, steps_at
 from tensormeter.server.store.models.rollup_blocks import Blocks
 
@@ -28,8 +34,7 @@ _DENSE: Final = 128
 def dense_points(batch: SeriesBatch) -> NDArray[np.bool_]:
     """Return whether the series of each point is dense, as an array of the same length as the points."""
     filled = batch.filled()
-    lengths = filled.ends - filled.starts
-    return np.repeat(lengths >= _DENSE, lengths)
+    return np.repeat(_is_dense(filled), filled.ends - filled.starts)
 
 
 def encode_rollups(batch: SeriesBatch, steps: StepsByProcess, number: int, received: int) -> NativeBlock | None:
@@ -42,7 +47,7 @@ def encode_rollups(batch: SeriesBatch, steps: StepsByProcess, number: int, recei
         received: Time of arrival in Unix seconds.
     """
     filled = batch.filled()
-    dense = np.flatnonzero(filled.ends - filled.starts >= _DENSE)
+    dense = np.flatnonzero(_is_dense(filled))
     if not isinstance(batch.points, Points) or not len(dense):
         return None
     processes, of_series = batch.processes()
@@ -61,7 +66,7 @@ def encode_rollups(batch: SeriesBatch, steps: StepsByProcess, number: int, recei
         [
             ("run", "UInt64", batch.runs[series]),
             ("series", "UInt64", batch.keys[series]),
-            ("time", "DateTime64(9, 'UTC')", batch.points.times[filled.starts[dense]]),
+            ("time", TIME_TYPE, batch.points.times[filled.starts[dense]]),
             ("last", "Int64", last),
             ("points", "UInt32", counts.astype(np.uint32)),
             ("stepped", "UInt8", stepped.astype(np.uint8)),
@@ -71,6 +76,10 @@ def encode_rollups(batch: SeriesBatch, steps: StepsByProcess, number: int, recei
             *arrival_columns(len(series), number, received),
         ],
     )
+
+
+def _is_dense(filled: Filled) -> NDArray[np.bool_]:
+    return filled.ends - filled.starts >= _DENSE
 
 
 def _steps_of(points: Points, steps: Points | None) -> NDArray[np.int64] | None:

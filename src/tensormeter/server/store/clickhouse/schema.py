@@ -65,6 +65,10 @@ _POINT: Final = """
     series UInt64,
     time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),"""
 
+_ARRIVAL: Final = """
+    precedence UInt64 CODEC(Delta, ZSTD(1)),
+    received DateTime('UTC') CODEC(Delta, ZSTD(1))"""
+
 TABLES: Final = (
     Table(
         "points",
@@ -72,9 +76,9 @@ TABLES: Final = (
         + """
     word Int64 CODEC(ZSTD(3)),                        -- the bits of a Float64, or an Int64
     integer Bool,                                     -- whether it is an Int64
-    dense Bool,                                       -- whether a row of `rollup` covers it
-    precedence UInt64 CODEC(Delta, ZSTD(1)),
-    received DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    dense Bool,                                       -- whether a row of `rollup` covers it"""
+        + _ARRIVAL
+        + """,
     value Float64 ALIAS if(integer, toFloat64(word), reinterpretAsFloat64(word))""",
         _REPLACING,
         "run, series, time",
@@ -91,9 +95,8 @@ TABLES: Final = (
     stepped Bool,                                     -- whether each point has a step and they never decrease
     lowest_step Int64,
     highest_step Int64,
-    blocks String CODEC(ZSTD(1)),                     -- encoded blocks
-    precedence UInt64 CODEC(Delta, ZSTD(1)),
-    received DateTime('UTC') CODEC(Delta, ZSTD(1))""",
+    blocks String CODEC(ZSTD(1)),                     -- encoded blocks"""
+        + _ARRIVAL,
         _REPLACING,
         "run, series, time, last, points",
         "series",
@@ -104,9 +107,8 @@ TABLES: Final = (
         "distributions",
         _POINT
         + """
-    data String CODEC(ZSTD(3)),                       -- the OTLP data point without attributes
-    precedence UInt64 CODEC(Delta, ZSTD(1)),
-    received DateTime('UTC') CODEC(Delta, ZSTD(1))""",
+    data String CODEC(ZSTD(3)),                       -- the OTLP data point without attributes"""
+        + _ARRIVAL,
         _REPLACING,
         "run, series, time",
         "series",
@@ -118,9 +120,8 @@ TABLES: Final = (
         """
     run UInt64,
     series UInt64,
-    time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),   -- time at which the sender reported a missing value
-    precedence UInt64 CODEC(Delta, ZSTD(1)),
-    received DateTime('UTC') CODEC(Delta, ZSTD(1))""",
+    time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),   -- time at which the sender reported a missing value"""
+        + _ARRIVAL,
         _REPLACING,
         "run, series, time",
         "series",

@@ -17,6 +17,8 @@ from tensormeter.server.store.clickhouse.stretches import SeriesIdentity, Stretc
 from tensormeter.server.store.models.points import Blobs, Column, Points, steps_at
 
 __all__ = [
+    "TIME_TYPE",
+    "Filled",
     "SeriesBatch",
     "StepsByProcess",
     "arrival_columns",
@@ -49,7 +51,7 @@ _ROWS: Final = 200_000
 
 _LOOKED_UP: Final = 10_000
 _KNOWN: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
-_TIME: Final = "DateTime64(9, 'UTC')"
+TIME_TYPE: Final = "DateTime64(9, 'UTC')"
 _LAST: Final = "Tuple(Int64, Int64, UInt8, UInt8, Int64, UInt64)"
 
 StepsByProcess = Mapping[tuple[int, str], Points]
@@ -313,7 +315,7 @@ def encode_points(batch: SeriesBatch, dense: NDArray[np.bool_], number: int, rec
             [
                 ("run", "UInt64", batch.runs[series]),
                 ("series", "UInt64", batch.keys[series]),
-                ("time", _TIME, points.times),
+                ("time", TIME_TYPE, points.times),
                 ("word", "Int64", points.words),
                 ("integer", "UInt8", points.integers.astype(np.uint8)),
                 ("dense", "UInt8", dense[first : first + _ROWS].astype(np.uint8)),
@@ -330,7 +332,7 @@ def encode_blobs(batch: SeriesBatch, number: int, received: int) -> NativeBlock:
         [
             ("run", "UInt64", batch.runs[batch.series]),
             ("series", "UInt64", batch.keys[batch.series]),
-            ("time", _TIME, batch.points.times),
+            ("time", TIME_TYPE, batch.points.times),
             ("data", "String", encode_texts(batch.points.blobs)),
             *arrival_columns(len(batch.points), number, received),
         ],
@@ -344,6 +346,7 @@ def encode_gaps(gaps: Mapping[tuple[int, int], NDArray[np.int64]], number: int, 
 
 
 def arrival_columns(rows: int, number: int, received: int) -> list[tuple[str, str, NDArray[np.generic]]]:
+    """Return the columns of rows that arrived in one commit; `received` is in Unix seconds."""
     return [
         ("precedence", "UInt64", np.full(rows, invert(number), np.uint64)),
         ("received", "DateTime('UTC')", np.full(rows, received, np.uint32)),

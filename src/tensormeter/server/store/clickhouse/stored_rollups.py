@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.point_reader import TIME, time_range
 from tensormeter.server.store.clickhouse.rowbinary import read_string
-from tensormeter.server.store.clickhouse.step_reader import POINT, decode_points, read_steps
+from tensormeter.server.store.clickhouse.series_points import read_points, read_steps
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.points import Points, steps_at
 from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, Blocks
@@ -130,14 +130,14 @@ class StoredRollups:
             conditions.append(f"{where} AND ({' OR '.join(f'{TIME} BETWEEN {a} AND {b}' for (a, b), *_ in rollups)})")
         parts = []
         for condition in conditions:
-            rows = self._connection.columns(
+            points = read_points(
+                self._connection,
                 # Of two points with the same time, the one that arrived first is valid.
-                f"SELECT time, word, integer FROM points {condition} ORDER BY time, precedence DESC LIMIT {_MOST_POINTS + 1}",
-                POINT,
+                f"FROM points {condition} ORDER BY time, precedence DESC LIMIT {_MOST_POINTS + 1}",
             )
-            if len(rows) > _MOST_POINTS:
+            if len(points) > _MOST_POINTS:
                 return None
-            parts.append(decode_points(rows))
+            parts.append(points)
         return Points.concat(parts).distinct()
 
     def _join_steps(
