@@ -134,7 +134,7 @@ def keep_metrics(message: Any, wanted: Callable[[Any], bool]) -> None:
 
 def keep_points(message: Any, wanted: Callable[[Any], bool]) -> None:
     """Remove a request's unwanted points, and then metrics, scopes and resources without points."""
-    _keep(message, lambda _number, point, _delta: wanted(point))
+    _keep(message, lambda _, point: wanted(point))
 
 
 def _halve_logs(body: bytes) -> list[tuple[Any, int]] | None:
@@ -159,20 +159,20 @@ def _halve_logs(body: bytes) -> list[tuple[Any, int]] | None:
 
 def _halve_metrics(body: bytes) -> list[tuple[Any, int]] | None:
     first, second = _parse_metrics(body), _parse_metrics(body)
-    times = sorted({point.time_unix_nano for _, points in _series(first) for point in points})
+    times = sorted({point.time_unix_nano for point in _all_points(first)})
     if len(times) > 1:
         border = times[len(times) // 2]
         counts = (
-            _keep(first, lambda number, point, _: point.time_unix_nano < border),
-            _keep(second, lambda number, point, _: point.time_unix_nano >= border),
+            _keep(first, lambda _, point: point.time_unix_nano < border),
+            _keep(second, lambda _, point: point.time_unix_nano >= border),
         )
     else:  # a single row
-        total = sum(len(points) for _, points in _series(first))
+        total = len(_all_points(first))
         if total < 2:
             return None
         counts = (
-            _keep(first, lambda number, *_: number < total // 2),
-            _keep(second, lambda number, *_: number >= total // 2),
+            _keep(first, lambda number, _: number < total // 2),
+            _keep(second, lambda number, _: number >= total // 2),
         )
     return [(first, counts[0]), (second, counts[1])]
 
@@ -243,40 +243,38 @@ def _every_second(odd: Collection[int], times: Sequence[int]) -> list[int]:
     ]
 
 
-def _keep(message: Any, wanted: Callable[[int, Any, bool], bool]) -> int:
+def _keep(message: Any, wanted: Callable[[int, Any], bool]) -> int:
     """Remove unwanted points, and metrics, scopes and resources without points. Return the number of remaining points.
 
-    `wanted` receives a point's number, the point, and whether it is a delta.
+    `wanted` receives a point's number and the point.
     """
     number = kept_points = 0
     for resource in message.resource_metrics:
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
-                data = getattr(metric, metric.WhichOneof("data"))
-                delta = getattr(data, "aggregation_temporality", None) == _DELTA
+                points = _data(metric).data_points
                 kept = []
-                for point in data.data_points:
-                    if wanted(number, point, delta):
+                for point in points:
+                    if wanted(number, point):
                         kept.append(point)
                     number += 1
                 kept_points += len(kept)
-                _replace(data.data_points, kept)
-            _drop_empty(scope.metrics, lambda metric: bool(getattr(metric, metric.WhichOneof("data")).data_points))
+                _replace(points, kept)
+            _drop_empty(scope.metrics, lambda metric: bool(_data(metric).data_points))
         _drop_empty(resource.scope_metrics, lambda scope: bool(scope.metrics))
     _drop_empty(message.resource_metrics, lambda resource: bool(resource.scope_metrics))
     return kept_points
 
 
-def _series(message: Any) -> list[tuple[tuple[bytes, bytes], Any]]:
-    """Return ((resource, metric), points) for every metric."""
-    series = []
-    for resource in message.resource_metrics:
-        source = resource.resource.SerializeToString()
-        for scope in resource.scope_metrics:
-            for metric in scope.metrics:
-                kind = metric.WhichOneof("data")
-                series.append(((source, f"{kind} {metric.name}".encode()), getattr(metric, kind).data_points))
-    return series
+def _all_points(message: Any) -> list[Any]:
+    """Return the points of all metrics."""
+    return [
+        point
+        for resource in message.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        for point in _data(metric).data_points
+    ]
 
 
 def _name(metric: Any) -> str:
