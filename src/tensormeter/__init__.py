@@ -2,7 +2,8 @@
 
 import typing
 
-from tensormeter.api import deferred_log, finish, init, log
+from tensormeter import api
+from tensormeter.api import alert, deferred_log, define_metric, finish, init, log, watch
 from tensormeter.errors import (
     EncodingError,
     RingError,
@@ -17,11 +18,18 @@ from tensormeter.record.histogram.histogram import Histogram
 from tensormeter.record.media.image import Image
 from tensormeter.record.media.table import Table
 from tensormeter.record.media.text import Text
+from tensormeter.session import open_runs
 from tensormeter.session.run import Run
 from tensormeter.settings import Settings
 
 if typing.TYPE_CHECKING:
     from tensormeter.client import Client
+    from tensormeter.session.config.view import View
+
+    __version__: str
+    config: View
+    run: Run | None
+    summary: View
 
 __all__ = [
     "Client",
@@ -39,22 +47,41 @@ __all__ = [
     "TensormeterError",
     "Text",
     "UsageError",
+    "alert",
     "configure",
     "deferred_log",
+    "define_metric",
     "finish",
     "init",
     "log",
+    "watch",
 ]
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Resolve `Client`, which is imported on first use, and `run`, the most recently started unfinished run or None."""
-    if name == "Client":
-        from tensormeter.client import Client
+    """Resolve the names that depend on the current run, and those whose modules are imported on first use.
 
-        return Client
-    if name == "run":
-        from tensormeter.session.run import latest_run
+    - `run`: the current run of this thread or task, or None (see `tensormeter.session.open_runs`).
+    - `config`, `summary`: those of the current run. Without a run, they are empty, and changes cause a warning.
+    - `Client`, `__version__`.
+    """
+    match name:
+        case "run":
+            return open_runs.current_run()
+        case "config":
+            return api.current_config()
+        case "summary":
+            return api.current_summary()
+        case "Client":
+            from tensormeter.client import Client
 
-        return latest_run()
+            return Client
+        case "__version__":
+            from importlib.metadata import version
+
+            return version("tensormeter")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "config", "run", "summary"]

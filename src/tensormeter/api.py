@@ -3,28 +3,44 @@
 import reprlib
 import secrets
 import string
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tensormeter.conventions.semconv import LOCAL_RANK, RANK
 from tensormeter.environment.otlp import belongs_to_opentelemetry, read_targets
-from tensormeter.errors import SettingsError, UsageError, join_choices
+from tensormeter.errors import SettingsError, join_choices
 from tensormeter.exporter import check_exporters
 from tensormeter.logger import get_logger
 from tensormeter.packages import problem_with
+from tensormeter.record.warn_once import WarnOnce
 from tensormeter.resource import describe_rank
+from tensormeter.session.announcement import in_notebook
+from tensormeter.session.config.document import Document
+from tensormeter.session.config.view import View
 from tensormeter.session.membership import RunIdentity
-from tensormeter.session.run import Run, finish_all, open_runs, remember
-from tensormeter.session.run_config import as_json
+from tensormeter.session.open_runs import current_run
+from tensormeter.session.run import Run, finish_all, remember
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
     from tensormeter.record.deferred_log import DeferredLog
+    from tensormeter.record.model_watch import Watch, Watched
 
-__all__ = ["deferred_log", "finish", "init", "log"]
+__all__ = [
+    "alert",
+    "current_config",
+    "current_summary",
+    "deferred_log",
+    "define_metric",
+    "finish",
+    "init",
+    "log",
+    "watch",
+]
 
 logger: Final = get_logger()
+
+_notices: Final = WarnOnce()
 
 _PACKAGE_OF: Final = {
     "mlflow": "mlflow",
@@ -34,19 +50,22 @@ _PACKAGE_OF: Final = {
 }
 """Import name of the Python package that a kind of destination requires."""
 
+_RESUME: Final = ("allow", "auto", "must", "never")
+"""Words that the argument `resume` of `init` accepts."""
+
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
 
 
 def init(
     project: str | None = None,
     name: str | None = None,
-    config: Mapping[str, Any] | None = None,
+    config: Any = None,
     *,
     id: str | None = None,
     group: str | None = None,
-    tags: Sequence[str] | None = None,
+    tags: Collection[str] | str | None = None,
     notes: str | None = None,
-    resume: bool = False,
+    resume: bool | str | None = None,
     mode: str | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
 ) -> Run:
@@ -66,17 +85,19 @@ def init(
     earlier attempts is kept. If the new attempt repeats a step, its values hide the earlier ones.
 
     Args:
-        project: Name of the run's project.
+        project: Name of the run's project: any text of up to 128 characters.
         name: Display name of the run. Default: the run's ID.
-        config: Hyperparameters and other values that describe the run. Values that JSON cannot represent are converted
-            with `str`; values that cannot be converted are omitted with a warning. Secrets are masked (see the setting
-            `mask_config`). To add values later, call `Run.update_config`.
+        config: Hyperparameters and other values that describe the run: a mapping, `argparse.Namespace`, dataclass instance, or
+            another object with named values, nested as deep as you like. `docs/api.md` lists what each type becomes.
+            Values that cannot be recorded are omitted, and one warning names them. Secrets are masked (see the
+            setting `mask_config`). To add values later, write to `Run.config`.
         id: ID of the run. Pass the same ID on all ranks. Default: a random ID.
         group: Name of the run's group, for example the name of a sweep.
-        tags: Keywords for finding the run.
+        tags: Keywords for finding the run, as a collection or separated by commas.
         notes: Notes about the run. If users edit the notes, group or tags on the server, their edits take precedence.
-        resume: Whether to continue a run that had an earlier attempt, on this or another machine. Rows logged without a
-            step then continue after the last step of the earlier attempts. Requires `id`.
+        resume: Whether the run with this `id` exists. By default, and with `"allow"` or `"auto"`, the run is continued if it
+            exists, and started otherwise. `True` states that it had an earlier attempt, on this or another machine.
+            `"must"` and `"never"` warn if the run does not exist, or does. The check does not delay `init`.
         mode: `online` delivers the data, `offline` only writes it to disk, and `disabled` records nothing. Default:
             `online`.
         settings: A `Settings` object, or a mapping of its fields. The other arguments of `init` take precedence.
@@ -96,20 +117,18 @@ def init(
     }
     resolved = _resolve(settings, {key: value for key, value in fields.items() if value is not None})
     check_exporters([*resolved.exporters, *(option.partition(".")[0] for option in resolved.exporter_options)])
-    if not isinstance(resume, bool):
-        raise SettingsError(f"resume: expected True or False, got {reprlib.repr(resume)}")
-    if resume and resolved.run_id is None:
-        raise SettingsError("resume: the ID of the run to resume is missing; pass id=, or set TENSORMETER_RUN_ID")
-    if _in_notebook():
+    resume = _check_resume(resume, resolved)
+    if in_notebook():
         finish_all()
     resolved = _settings_of_rank(resolved)
     _warn_of_signals(resolved)
     if resolved.mode == "online":
         _warn_of_packages(resolved, _check_targets(resolved))
     run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
-    run = Run(RunIdentity(run_id, resolved.name or run_id, as_json(config or {}), resolved, resume=resume))
+    run = Run(RunIdentity(run_id, resolved.name or run_id, config, resolved, resume=resume is True))
     run._begin()
     remember(run)
+    _warn_of_existence(run, resume)
     return run
 
 
@@ -120,20 +139,81 @@ def log(
     every: int | None = None,
     reduce: str | None = None,
 ) -> None:
-    """Record one row of metrics in the most recently started unfinished run. See `Run.log` for the arguments.
+    """Record one row of metrics in the current run (see `tensormeter.run`). See `Run.log` for the arguments.
+
+    Without a run, the row is not recorded. The first such call causes a warning.
+    """
+    run = current_run()
+    if run is None:
+        _warn_of_missing_run("log")
+    else:
+        run.log(values, step, every=every, reduce=reduce)
+
+
+def finish(state: str | int | None = None, *, exit_code: int | None = None, timeout: float | None = None) -> None:
+    """End the current run, and wait for delivery. See `Run.finish` for the arguments. Without a run, this does nothing."""
+    run = current_run()
+    if run is not None:
+        run.finish(state, exit_code=exit_code, timeout=timeout)
+
+
+def define_metric(
+    name: str,
+    *,
+    every: int | None = None,
+    reduce: str = "mean",
+    summary: str | None = None,
+    step_metric: str | None = None,
+) -> None:
+    """Define how metrics of the current run are reduced, summarized and drawn. See `Run.define_metric` for the arguments.
 
     Raises:
-        UsageError: No run is in progress.
+        UsageError: See `Run.define_metric`.
     """
-    if not open_runs:
-        raise UsageError("tensormeter.log: there is no run; call tensormeter.init() first")
-    open_runs[-1].log(values, step, every=every, reduce=reduce)
+    run = current_run()
+    if run is None:
+        _warn_of_missing_run("define_metric")
+    else:
+        run.define_metric(name, every=every, reduce=reduce, summary=summary, step_metric=step_metric)
 
 
-def finish() -> None:
-    """End the most recently started unfinished run, if there is one, and wait for delivery. See `Run.finish`."""
-    if open_runs:
-        open_runs[-1].finish()
+def alert(title: str, text: str = "", level: str = "INFO") -> None:
+    """Record an alert in the current run. See `Run.alert` for the arguments."""
+    run = current_run()
+    if run is None:
+        _warn_of_missing_run("alert")
+    else:
+        run.alert(title, text, level)
+
+
+def watch(
+    model: Any, log: "Watched" = "gradients", *, every: int = 100, norms: bool = True, histograms: bool = True
+) -> "Watch | None":
+    """Log norms and distributions of a model's gradients or parameters to the current run. See `Run.watch` for the arguments.
+
+    Returns:
+        The watch, or None without a run.
+
+    Raises:
+        UsageError: An argument is invalid.
+    """
+    run = current_run()
+    if run is None:
+        _warn_of_missing_run("watch")
+        return None
+    return run.watch(model, log, every=every, norms=norms, histograms=histograms)
+
+
+def current_config() -> View:
+    """Return the configuration of the current run. Without a run, return an empty one whose changes cause a warning."""
+    run = current_run()
+    return _without_run("config") if run is None else run.config
+
+
+def current_summary() -> View:
+    """Return the summary of the current run. Without a run, return an empty one whose changes cause a warning."""
+    run = current_run()
+    return _without_run("summary") if run is None else run.summary
 
 
 def deferred_log(
@@ -177,6 +257,29 @@ def deferred_log(
         device=device,
         first_step=run._identity.first_step if first_step is None else first_step,
     )
+
+
+def _check_resume(resume: object, settings: Settings) -> bool | str | None:
+    """Return the argument `resume` of `init` if it is valid.
+
+    Raises:
+        SettingsError: The value is invalid, or the run's ID is missing.
+    """
+    if not isinstance(resume, bool | None) and resume not in _RESUME:
+        raise SettingsError(f"resume: expected {join_choices('True', 'False', *_RESUME)}, got {reprlib.repr(resume)}")
+    if resume in (True, "must") and settings.run_id is None:
+        raise SettingsError("resume: the ID of the run to resume is missing; pass id=, or set TENSORMETER_RUN_ID")
+    return resume
+
+
+def _warn_of_existence(run: Run, resume: bool | str | None) -> None:
+    """Warn if this machine's record of attempts contradicts `resume`."""
+    if resume == "never" and run.attempt > 1:
+        logger.warning(
+            "run %s already exists, although resume='never'; this is its attempt %d. Pass another id",
+            run.id,
+            run.attempt,
+        )
 
 
 def _settings_of_rank(settings: Settings) -> Settings:
@@ -238,10 +341,16 @@ def _warn_of_packages(settings: Settings, by_grpc: set[str]) -> None:
             )
 
 
-def _in_notebook() -> bool:
-    """Return whether this process runs a notebook or an IPython shell, where users often forget to finish a run."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and ipython.get_ipython() is not None
+def _warn_of_missing_run(function: str) -> None:
+    _notices.once(
+        function,
+        "tensormeter.%s: there is no unfinished run, so nothing is recorded; call tensormeter.init() first",
+        function,
+    )
+
+
+def _without_run(noun: str) -> View:
+    return View(Document(noun, 0, dict, lambda change: _warn_of_missing_run(noun)))
 
 
 def _warn_of_signals(settings: Settings) -> None:

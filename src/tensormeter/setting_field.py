@@ -4,13 +4,15 @@ import dataclasses
 import os
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
 from urllib.parse import unquote, urlsplit
 
+from tensormeter.conventions.labels import LONGEST_LABEL, fit_label
 from tensormeter.environment.variables import mask
 from tensormeter.errors import SettingsError, join_choices
+from tensormeter.logger import get_logger
 
 __all__ = [
     "IDENTIFIER",
@@ -22,6 +24,7 @@ __all__ = [
     "endpoint_url",
     "identifier",
     "integer",
+    "label",
     "longest_text",
     "number",
     "option_texts",
@@ -42,6 +45,8 @@ __all__ = [
 Check = Callable[[Any], Any]
 """Function that returns a value in the form that `Settings` stores, or raises ValueError if the value is invalid."""
 
+logger: Final = get_logger()
+
 _Parse = Callable[[str], Any]
 _Read = Callable[[str], Any]
 
@@ -52,7 +57,7 @@ NOT_GIVEN: Final[Any] = object()
 _OPTION: Final = re.compile(r"[^.=,]+\.[a-z_]+")
 _TOKEN: Final = re.compile(r"[!-~]+")
 _MOST_TAGS: Final = 100
-_LONGEST_TAG: Final = 128
+_MOST_WARNINGS: Final = 100
 
 
 def setting(
@@ -207,13 +212,15 @@ def optional(check: Check) -> Check:
     return lambda value: None if value is None else check(value)
 
 
-def longest_text(longest: int) -> Check:
-    """Return a check that accepts strings of up to `longest` characters."""
+def longest_text(noun: str, longest: int) -> Check:
+    """Return a check that accepts strings. A longer string is cut to `longest` characters with a warning."""
 
     def check(value: Any) -> Any:
-        if not isinstance(value, str) or len(value) > longest:
-            raise ValueError(f"expected a string of at most {longest} characters, got {reprlib.repr(value)}")
-        return value
+        if not isinstance(value, str):
+            raise ValueError(f"expected a string, got {reprlib.repr(value)}")  # noqa: TRY004 - as for any other value
+        if len(value) > longest:
+            _warn(f"{noun}: only the first {longest:,} of {len(value):,} characters are recorded")
+        return value[:longest]
 
     return check
 
@@ -222,6 +229,41 @@ def boolean(value: Any) -> Any:
     if not isinstance(value, bool):
         raise ValueError(f"expected True or False, got {value!r}")  # noqa: TRY004 - as for any other value
     return value
+
+
+def label(noun: str, longest: int, default: str | None = None) -> Check:
+    """Return a check that accepts any text as a name. A text that cannot be a name is changed with a warning.
+
+    Args:
+        noun: Noun for the name in the warning, such as "project".
+        longest: Maximum length in characters.
+        default: Name to use instead of an empty one.
+    """
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError(f"expected a string, got {reprlib.repr(value)}")  # noqa: TRY004 - as for any other value
+        name = fit_label(value, longest) or default
+        if name != value:
+            used = "none" if name is None else repr(name)
+            _warn(f"{noun}: {reprlib.repr(value)} cannot be a name; using {used}. {_rule(longest)}")
+        return name
+
+    return check
+
+
+def _rule(longest: int) -> str:
+    return f"Use 1 to {longest:,} characters without control characters or spaces at the ends"
+
+
+def _warn(message: str) -> None:
+    if message not in _warned and len(_warned) < _MOST_WARNINGS:
+        _warned.add(message)
+        logger.warning("%s", message)
+
+
+_warned: Final[set[str]] = set()
+"""Warnings about changed names that have been logged."""
 
 
 def identifier(value: Any) -> Any:
@@ -242,24 +284,35 @@ def path(value: Any) -> Path:
 
 def unique_names(value: Any) -> tuple[str, ...]:
     """Check a list of distinct names, which may also be given as a comma-separated string."""
-    names = parse_names(value) if isinstance(value, str) else value if isinstance(value, list | tuple) else ()
+    names = parse_names(value) if isinstance(value, str) else tuple(value) if isinstance(value, Collection) else ()
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"expected a list of distinct names, got {value!r}")
     return tuple(names)
 
 
 def tag_list(value: Any) -> tuple[str, ...]:
-    """Check a list of short strings, and remove duplicates."""
-    if not isinstance(value, list | tuple) or len(value) > _MOST_TAGS:
-        raise ValueError(f"expected a list of at most {_MOST_TAGS} strings, got {reprlib.repr(value)}")
-    for tag in value:
-        if not isinstance(tag, str) or not 0 < len(tag) <= _LONGEST_TAG:
-            raise ValueError(f"expected strings of 1 to {_LONGEST_TAG} characters, got {reprlib.repr(tag)}")
-    return tuple(dict.fromkeys(value))
+    """Check a collection of short strings, which may also be given as a comma-separated string. Remove duplicates.
+
+    Tags that are too long are cut, and tags beyond the limit are left out, with a warning.
+    """
+    if isinstance(value, str):
+        value = parse_names(value)
+    if not isinstance(value, Collection):
+        raise ValueError(f"expected a list of strings, got {reprlib.repr(value)}")  # noqa: TRY004 - as for any other value
+    if not all(isinstance(tag, str | int | float) for tag in value):
+        raise ValueError(f"expected strings, got {reprlib.repr(list(value))}")
+    tags = [*dict.fromkeys(filter(None, (fit_label(str(tag)) for tag in value)))]
+    if any(str(tag) != fit_label(str(tag)) for tag in value):
+        _warn(f"tags: {reprlib.repr(list(value))} contains tags that were changed. {_rule(LONGEST_LABEL)}")
+    if len(tags) > _MOST_TAGS:
+        _warn(f"tags: only the first {_MOST_TAGS} of {len(tags)} are recorded; use fewer")
+    return tuple(tags[:_MOST_TAGS])
 
 
 def option_texts(value: Any) -> dict[str, str]:
-    """Check a mapping from `DESTINATION.OPTION` to strings."""
+    """Check a mapping from `DESTINATION.OPTION` to strings, which may also be given as a comma-separated string."""
+    if isinstance(value, str):
+        value = parse_options(value)
     if not isinstance(value, Mapping) or not all(
         isinstance(key, str) and isinstance(text, str) and _OPTION.fullmatch(key) for key, text in value.items()
     ):

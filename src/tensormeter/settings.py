@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from tensormeter.conventions.attempt_number import MAX_ATTEMPT
+from tensormeter.conventions.labels import LONGEST_LABEL
 from tensormeter.conventions.limits import METRIC_NAMES
 from tensormeter.disk.user_folders import user_state_folder
 from tensormeter.environment import inherited
@@ -29,6 +30,7 @@ from tensormeter.setting_field import (
     endpoint_url,
     identifier,
     integer,
+    label,
     longest_text,
     number,
     option_texts,
@@ -80,6 +82,7 @@ _OPTIONS_OF_THE_RUN: Final = ("max_export_batch_size", "schedule_delay")
 """Settings that apply to the whole run and cannot be set per destination."""
 
 _LONGEST_NOTES: Final = 65_536
+_LONGEST_NAME: Final = 1_024
 _DAY: Final = 86_400
 
 
@@ -113,7 +116,7 @@ class Settings:
         "TENSORMETER_PROJECT",
         ("OTEL_SERVICE_NAME", inherited.read_service_name),
         ("OTEL_RESOURCE_ATTRIBUTES", inherited.read_service_attribute),
-        check=identifier,
+        check=label("project", LONGEST_LABEL, "default"),
         help="Project of the run, recorded as the resource attribute `service.name`.",
     )
     run_id: str | None = setting(
@@ -133,12 +136,18 @@ class Settings:
         check=optional(integer(1, MAX_ATTEMPT)),
         help="Attempt number, starting at 1. A later attempt shadows the steps that it repeats.",
     )
-    name: str | None = setting(None, "TENSORMETER_NAME", shown="the run ID", help="Display name of the run.")
+    name: str | None = setting(
+        None,
+        "TENSORMETER_NAME",
+        shown="the run ID",
+        check=optional(label("name", _LONGEST_NAME)),
+        help="Display name of the run.",
+    )
     group: str = setting(
         "",
         "TENSORMETER_GROUP",
         shown="none",
-        check=longest_text(_LONGEST_NOTES),
+        check=label("group", LONGEST_LABEL, ""),
         help="Group of the run, such as a sweep. The runs table has a column for it.",
     )
     tags: tuple[str, ...] = setting(
@@ -150,7 +159,11 @@ class Settings:
         help="Comma-separated tags for finding the run.",
     )
     notes: str = setting(
-        "", "TENSORMETER_NOTES", shown="none", check=longest_text(_LONGEST_NOTES), help="Free-form notes about the run."
+        "",
+        "TENSORMETER_NOTES",
+        shown="none",
+        check=longest_text("notes", _LONGEST_NOTES),
+        help="Free-form notes about the run.",
     )
     mode: Mode = setting(
         "online",
@@ -159,6 +172,14 @@ class Settings:
         check=choice(Mode),
         help="`online` delivers data; `offline` only writes it to the spool, which `tensormeter sync` can deliver later; "
         "`disabled` records nothing.",
+    )
+    quiet: bool = setting(
+        False,
+        "TENSORMETER_QUIET",
+        parse=parse_bool,
+        check=boolean,
+        help="Whether to suppress the lines that `init` and `finish` print on standard error: the run's address, and what "
+        "was delivered. Warnings are not affected.",
     )
     ranks: Ranks = setting(
         "all",

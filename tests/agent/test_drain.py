@@ -43,7 +43,7 @@ def test_a_configuration_that_changes_is_told_once(new_source, spool, open_drain
     drain.advance(flush=False)
     assert take(spool)[1] == [("tensormeter.run.start", {"config": {"lr": 1}, "tags": ["a"], "group": "g"})]
     before = time.time_ns()
-    source.ring.write_config({"lr": 2}, {"lr": 2})
+    source.ring.write_documents({"config": {"lr": 2}}, {"config": {"lr": 2}})
     for _ in range(2):
         drain.advance(flush=False)
     _, request = spool.next("a")
@@ -52,12 +52,34 @@ def test_a_configuration_that_changes_is_told_once(new_source, spool, open_drain
     assert before <= event.time <= time.time_ns()
     assert len(take(spool)[1]) == 1
     # An agent after this one does not know whether that has been told, and says the same again.
-    source.ring.write_config({"lr": 3}, {"lr": 3})
+    source.ring.write_documents({"config": {"lr": 3}}, {"config": {"lr": 3}})
     source.recorder.close(State.FINISHED)
     open_drain(source).advance(flush=False)
     config, end = take(spool)[1]
     assert config == ("tensormeter.run.config", {"config": {"lr": 3}})
     assert end[0] == "tensormeter.run.end"
+
+
+def test_the_summary_and_definitions_travel_with_the_configuration(new_source, spool, open_drain):
+    source = new_source({"config": {}})
+    drain = open_drain(source)
+    drain.advance(flush=False)
+    take(spool)
+    documents = {
+        "summary": {"best": 0.5, "test": {"acc": 1, "deep": {"note": "good"}, "empty": {}}},
+        "definitions": {"loss": {"summary": "min"}, "eval/*": {"step_metric": "epoch"}},
+    }
+    source.ring.write_documents(documents, documents)
+    drain.advance(flush=False)
+    assert take(spool)[1] == [
+        (
+            "tensormeter.run.config",
+            {
+                "summary": {"best": 0.5, "test/acc": 1, "test/deep/note": "good"},
+                "definitions": [{"name": "loss", "summary": "min"}, {"name": "eval/*", "step_metric": "epoch"}],
+            },
+        )
+    ]
 
 
 def test_what_the_spool_dropped_is_told_by_one_process(new_source, spool, open_drain):

@@ -125,23 +125,23 @@ def test_many_changes_of_the_configuration_take_little_space(small, path):
     for number in range(20_000):
         changes = {f"k{number % 100}": -number, "number": number}
         config |= changes
-        small.write_config(changes, config)
+        small.write_documents({"config": changes}, {"config": config})
     opened = RingFile.open(path)
-    assert opened.words[HeaderWord.CONFIGS] == 20_000
-    assert opened.config()[0] == config
-    assert path.with_suffix(".config").stat().st_size < 100_000
-    small.write_config(None, {"only": 1})
-    assert opened.config()[0] == {"only": 1}
+    assert opened.words[HeaderWord.DOCUMENT_CHANGES] == 20_000
+    assert opened.documents()[0] == {"config": config}
+    assert path.with_suffix(".documents").stat().st_size < 100_000
+    small.write_documents(None, {"config": {"only": 1}, "summary": {"best": 2}})
+    assert opened.documents()[0] == {"config": {"only": 1}, "summary": {"best": 2}}
     small.remove()
     assert list(path.parent.iterdir()) == []
 
 
 def test_a_change_of_the_configuration_that_was_cut_off_is_ignored(small, path):
-    small.write_config({"a": 1}, {"a": 1})
-    small.write_config({"b": 2}, {"a": 1, "b": 2})
-    file = path.with_suffix(".config")
+    small.write_documents({"config": {"a": 1}}, {"config": {"a": 1}})
+    small.write_documents({"summary": {"b": 2}}, {"config": {"a": 1}, "summary": {"b": 2}})
+    file = path.with_suffix(".documents")
     file.write_bytes(file.read_bytes()[:-3])
-    assert small.config()[0] == {"a": 1}
+    assert small.documents()[0] == {"config": {"a": 1}}
 
 
 def test_drops_are_summed_over_the_lanes(small):

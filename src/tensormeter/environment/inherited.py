@@ -4,9 +4,9 @@ Each function returns None if its variable is unset or invalid, so that the next
 variables also cause a warning.
 """
 
-import re
 from typing import Final, Literal
 
+from tensormeter.conventions.labels import LONGEST_LABEL, fit_label
 from tensormeter.conventions.semconv import SERVICE_NAME
 from tensormeter.environment import variables
 
@@ -20,8 +20,6 @@ __all__ = [
     "read_temporality",
 ]
 
-_NOT_IN_PROJECTS: Final = re.compile(r"[^A-Za-z0-9._-]+")
-_LONGEST_PROJECT: Final = 128
 _MOST_RESTARTS: Final = 1_000_000
 
 
@@ -63,9 +61,9 @@ def read_histogram_aggregation(variable: str) -> str | None:
 
 
 def _as_project(variable: str, name: str) -> str | None:
-    """Convert a service name, which can be any string, to a project name. Invalid characters become `-`."""
-    project = _NOT_IN_PROJECTS.sub("-", variables.mask(name)).lstrip("._-")[:_LONGEST_PROJECT]
+    """Convert a service name, which can be any string, to a project name."""
+    project = fit_label(variables.mask(name))
     if name and project != name:
-        expected = f"a name of at most {_LONGEST_PROJECT} letters, digits, '.', '_' and '-'"
+        expected = f"a name of at most {LONGEST_LABEL} characters without control characters"
         variables.ignore(variable, expected, f"the project {project!r}" if project else "the default")
     return project or None

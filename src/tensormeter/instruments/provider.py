@@ -22,7 +22,8 @@ from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.streams import Streams
 from tensormeter.instruments.views import ScopeIdentity, Views
 from tensormeter.record.recorder import Recorder
-from tensormeter.session.run import Run, before_finish, latest_run
+from tensormeter.session.open_runs import current_run
+from tensormeter.session.run import Run, before_finish
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ class MeterProvider(metrics.MeterProvider):
 
     def _run_resource(self) -> Mapping[str, Any]:
         """Return the resource of the current run, or the resource that a new run would have."""
-        run = self._run or self._fixed_run or latest_run()
+        run = self._run or self._fixed_run or current_run()
         process = run._process if run is not None else None
         if process is not None:
             return process.resource
@@ -231,7 +232,7 @@ class MeterProvider(metrics.MeterProvider):
             if self._fixed_run is not None:
                 run = self._fixed_run if not self._fixed_run._finished else None
             else:
-                run = latest_run() or self._begin()
+                run = current_run() or self._begin()
             if run is None:
                 warn_once((MeterProvider, "over", id(self)), "measurements after the run was finished are not recorded")
                 return None
@@ -255,7 +256,7 @@ class MeterProvider(metrics.MeterProvider):
 
     def _before_finish(self, run: Run) -> None:
         """Call the callbacks one last time if the run that is about to finish receives their observations."""
-        target = self._run or self._fixed_run or latest_run()
+        target = self._run or self._fixed_run or current_run()
         if run is target and run._process is not None and run._process.is_this and not self._ended:
             self._observe_last(_LAST_OBSERVATION)
 
@@ -285,7 +286,7 @@ class MeterProvider(metrics.MeterProvider):
 
     def _settings(self) -> Settings | None:
         """Return the settings of the current run, or the settings that a new run would have."""
-        run = self._run or self._fixed_run or latest_run()
+        run = self._run or self._fixed_run or current_run()
         if run is not None:
             return run.settings
         try:

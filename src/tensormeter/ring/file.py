@@ -13,8 +13,8 @@ from typing import Any, Final
 from tensormeter.conventions.unicode_names import printable
 from tensormeter.disk.private import oddity, open_file
 from tensormeter.errors import RingError
-from tensormeter.ring.config_file import ConfigFile, read_config
 from tensormeter.ring.dictionary import Dictionary
+from tensormeter.ring.documents_file import Documents, DocumentsFile, read_documents
 from tensormeter.ring.format import (
     DISK_REPORT,
     DISK_REPORT_BYTES,
@@ -38,7 +38,7 @@ from tensormeter.ring.format import (
 )
 from tensormeter.ring.layout import Layout, StreamEntry
 
-__all__ = ["RingFile", "config_file", "dictionary_file", "is_of_another_version", "is_written", "media_directory"]
+__all__ = ["RingFile", "dictionary_file", "documents_file", "is_of_another_version", "is_written", "media_directory"]
 
 _SEPARATOR: Final = "\x1e"
 """ASCII record separator. It separates the agent's reports `trouble`, `set_aside` and `lost` in the file."""
@@ -54,9 +54,9 @@ def dictionary_file(ring_path: Path) -> Path:
     return ring_path.with_suffix(".names")
 
 
-def config_file(ring_path: Path) -> Path:
-    """Return the path of the file with the run's configuration (see `tensormeter.ring.config_file`)."""
-    return ring_path.with_suffix(".config")
+def documents_file(ring_path: Path) -> Path:
+    """Return the path of the file with the run's changed documents (see `tensormeter.ring.documents_file`)."""
+    return ring_path.with_suffix(".documents")
 
 
 class RingFile:
@@ -69,7 +69,7 @@ class RingFile:
         self.path = path.resolve()  # `writer_alive` compares resolved paths
         self.buffer = mapping
         self._dictionary = dictionary
-        self._config = ConfigFile(config_file(self.path))
+        self._documents = DocumentsFile(documents_file(self.path))
         self.words = memoryview(mapping).cast("q")
         lanes = self.words[HeaderWord.LANES]
         self.lanes = [
@@ -231,26 +231,26 @@ class RingFile:
     def _append(self, kind: EntryKind, entry: Mapping[str, Any]) -> bool:
         return self._dictionary.append(kind, json.dumps(entry, separators=(",", ":")).encode())
 
-    def write_config(self, changes: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
-        """Write a change of the run's configuration. The reader may see only the result of several changes.
+    def write_documents(self, changes: Documents | None, whole: Documents) -> None:
+        """Write a change of the run's documents. The reader may see only the result of several changes.
 
         Args:
-            changes: Entries that have been added or replaced; None if entries have been removed.
-            config: The whole configuration after the change.
+            changes: Entries that have been added or replaced, by document; None if entries have been removed.
+            whole: All documents that have changed so far, after the change.
 
         Raises:
             OSError: The change cannot be written.
         """
-        self._config.write(changes, config)
-        self.words[HeaderWord.CONFIGS] += 1
+        self._documents.write(changes, whole)
+        self.words[HeaderWord.DOCUMENT_CHANGES] += 1
 
-    def config(self) -> tuple[dict[str, Any], int] | None:
-        """Return the latest configuration that replaced the initial one, and the time of the change in nanoseconds.
+    def documents(self) -> tuple[dict[str, dict[str, Any]], int] | None:
+        """Return the latest documents that have changed, and the time of the last change in nanoseconds.
 
         Returns:
-            None if there is none, or if it cannot be read.
+            None if nothing has changed, or if the file cannot be read.
         """
-        return read_config(config_file(self.path))
+        return read_documents(documents_file(self.path))
 
     def drops(self) -> dict[str, int]:
         """Return the total number of points that could not be recorded, by reason. Omit reasons with no points."""
@@ -369,7 +369,7 @@ class RingFile:
         """Delete the file and all files that accompany it. Existing mappings stay valid."""
         self.path.unlink(missing_ok=True)
         dictionary_file(self.path).unlink(missing_ok=True)
-        config_file(self.path).unlink(missing_ok=True)
+        documents_file(self.path).unlink(missing_ok=True)
         self.path.with_suffix(".lock").unlink(missing_ok=True)
         shutil.rmtree(media_directory(self.path), ignore_errors=True)  # does not follow symbolic links
 

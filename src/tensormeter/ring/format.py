@@ -100,8 +100,8 @@ class HeaderWord(enum.IntEnum):
     STATE = 7
     SIGTERM = 8
     """Time when the writer received SIGTERM, in nanoseconds since the Unix epoch, or 0."""
-    CONFIGS = 10
-    """Number of times that the writer has changed the run's configuration (see `RingFile.write_config`)."""
+    DOCUMENT_CHANGES = 10
+    """Number of times that the writer has changed the run's documents (see `RingFile.write_documents`)."""
     FLUSH_REQUESTS = 9
     """Number of flushes that the writer has requested. The writer first stores `LaneWord.FLUSH` in all lanes."""
     AGENT_PID = 16

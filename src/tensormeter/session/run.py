@@ -11,13 +11,14 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
-from types import MappingProxyType, TracebackType
-from typing import Any, Final, Literal, Self, cast
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Self, cast
 
-from tensormeter.conventions.fitting import OmittedValue, fit, json_bytes
 from tensormeter.conventions.limits import ALERT_CHARACTERS, CONFIG_BYTES, TITLE_CHARACTERS
 from tensormeter.conventions.semconv import ALERT_EVENT, RANK
-from tensormeter.errors import RingError, UsageError
+from tensormeter.conventions.unicode_names import as_unicode
+from tensormeter.errors import RingError, UsageError, join_choices
 from tensormeter.logger import get_logger
 from tensormeter.record.dynamo import break_graph
 from tensormeter.record.media.item import EventContent
@@ -29,18 +30,27 @@ from tensormeter.record.warn_once import shown, text_of
 from tensormeter.redaction import environment_secrets, mask_config
 from tensormeter.resource import describe_rank
 from tensormeter.ring.format import State
-from tensormeter.session import exit_hooks
+from tensormeter.session import exit_hooks, open_runs
+from tensormeter.session.announcement import page_address, print_end, print_start
+from tensormeter.session.config.document import Changes, Document
+from tensormeter.session.config.view import View
 from tensormeter.session.membership import RunIdentity
-from tensormeter.session.run_config import as_json
 from tensormeter.session.run_process import RunProcess
 from tensormeter.settings import Settings
 
-__all__ = ["Run", "before_finish", "finish_all", "latest_run", "open_runs", "remember"]
+__all__ = ["Run", "before_finish", "finish_all", "remember"]
 
 logger: Final = get_logger()
 
 _MOST_NAMED: Final = 10
 """Maximum number of masked entries that one warning names."""
+
+_MOST_DEFINITIONS: Final = 1000
+"""Maximum number of names and patterns that `define_metric` defines for the server."""
+
+_SUMMARIES: Final = ("min", "max", "mean", "last", "none")
+_STATES: Final = ("finished", "failed", "preempted")
+_ALERT_LEVELS: Final = {"INFO": "INFO", "WARN": "WARN", "WARNING": "WARN", "ERROR": "ERROR"}
 
 
 class Run:
@@ -56,8 +66,11 @@ class Run:
         id: ID of the run, unique within its project and the same on every rank.
         name: Display name of the run.
         project: Name of the run's project.
-        config: Recorded configuration as JSON values, read-only. Secrets are shown as `***` (see the setting
-            `mask_config`).
+        config: Recorded configuration: a mapping with attribute access, which the script may change. Secrets are shown as `***`
+            (see the setting `mask_config`).
+        summary: Results that the script has stated, such as ``run.summary["best_accuracy"] = 0.9``: a mapping with
+            attribute access. Values are numbers, booleans or strings. The server shows them in the run's summary, where
+            they take precedence over the statistics of the metric of this name.
         settings: Settings of the run.
     """
 
@@ -68,10 +81,15 @@ class Run:
         self.project = identity.settings.project
         self.settings = identity.settings
         self._masked: set[str] = set()
-        self._config_faults: set[str] = set()
-        self._omitted: list[OmittedValue] = []
-        self._identity = replace(identity, config=self._fitting(self._without_secrets(identity.config)))
-        self._config_bytes = json_bytes(self._identity.config)
+        self._config = Document(
+            "config", CONFIG_BYTES, partial(self._without_secrets, "config"), partial(self._change, "config")
+        )
+        self._config.begin(identity.config)
+        self._summary = Document(
+            "summary", CONFIG_BYTES, partial(self._without_secrets, "summary"), partial(self._change, "summary")
+        )
+        self._metric_definitions: dict[str, dict[str, str]] = {}
+        self._identity = replace(identity, config=self._config.values)
         self._parent = parent
         self._process: RunProcess | None = None
         self._finished = False
@@ -112,60 +130,67 @@ class Run:
         if self._process is not None:
             self._process.recorder.log(values, step, every=every, reduce=reduce)
 
-    def define_metric(self, name: str, *, every: int, reduce: str = "mean") -> None:
-        """Set the reduction of metrics for `log` calls without `every`.
+    def define_metric(
+        self,
+        name: str,
+        *,
+        every: int | None = None,
+        reduce: str = "mean",
+        summary: str | None = None,
+        step_metric: str | None = None,
+    ) -> None:
+        """Define how metrics are reduced, summarized and drawn.
 
         Each thread and each child process reduces its own values. A forked child inherits the definitions; a spawned
         child must call `define_metric` itself.
 
         Args:
-            name: Metric name, or a pattern with `*`, `?` and `[...]`, such as `train/*`.
-            every: Number of values to reduce to one.
-            reduce: `mean`, `min`, `max`, `sum` or `last`.
+            name: Metric name, or a pattern with `*`, `?` and `[...]`, such as `train/*`. If several patterns match a metric,
+                the latest one that defines a property applies.
+            every: Number of values to reduce to one in `log` calls without `every`. Default: no reduction.
+            reduce: Reduction to use with `every`: `mean`, `min`, `max`, `sum` or `last`.
+            summary: Statistic that represents the metric in the run's summary, in tables and in filters: `min`, `max`,
+                `mean`, `last` (default), or `none`.
+            step_metric: Name of the metric that charts use as the x axis, such as `epoch`. A point's x is the latest value
+                of that metric at or before the point's step.
 
         Raises:
-            UsageError: A matching metric has already been logged, or `every` or `reduce` is invalid.
+            UsageError: A matching metric has already been logged and `every` is given, or an argument is invalid.
         """
-        rule = Rule(every, cast("Reduce", reduce))
-        if self._process is not None:
-            self._process.recorder.define(name, rule)
-        self._definitions.append((name, rule))
+        definition = _definition(name, summary, step_metric)
+        if every is not None:
+            rule = Rule(every, cast("Reduce", reduce))
+            if self._process is not None:
+                self._process.recorder.define(name, rule)
+            self._definitions.append((name, rule))
+        if definition:
+            self._change("definitions", lambda: self._define(name, definition))
 
     @property
-    def config(self) -> Mapping[str, Any]:
-        return MappingProxyType(self._identity.config)
+    def config(self) -> View:
+        return View(self._config)
 
-    def update_config(self, values: Mapping[str, Any]) -> None:
+    @property
+    def summary(self) -> View:
+        return View(self._summary)
+
+    def update_config(self, values: Any) -> None:
         """Add values to the run's configuration that are known only after `init`, such as the number of parameters.
 
-        The call returns immediately. Use `log` for values that change during training. If the configuration exceeds
-        1 MiB as JSON, its largest values are omitted, and a warning names them. The server shows the configuration that
-        it received last from any process, so call this method on all ranks or on exactly one.
+        This is the same as `run.config.update`. The call returns immediately and never raises. Nested objects are merged. Use
+        `log` for values that change during training. If the configuration exceeds 1 MiB as JSON, its largest values are
+        omitted, and a warning names them. The server shows the configuration that it received last from any process,
+        so call this method on all ranks or on exactly one.
 
         Args:
             values: Values to add or replace, by name. They are converted and masked like the `config` of `init`.
-
-        Raises:
-            SettingsError: `values` is not a mapping.
         """
-        added = as_json(values, self._config_faults)
-        with self._lock:
-            if self._finished:
-                logger.warning(
-                    "update_config: run %s has finished, so nothing is recorded; call it before finish()", self.id
-                )
-                return
-            process = self._here()
-            changes: Mapping[str, Any] | None = self._without_secrets(added)
-            config: Mapping[str, Any] = {**self._identity.config, **(changes or {})}
-            self._config_bytes += json_bytes(changes)
-            if self._config_bytes > CONFIG_BYTES:  # an upper bound, because entries may have been replaced
-                config, changes = self._fitting(config), None
-                self._config_bytes = json_bytes(config)
-            self._identity = replace(self._identity, config=config)
-            if process is not None:
-                process.reconfigure(self._identity, changes)
-                self._report_left_out(process)
+        self._config.merge((), values)
+
+    @property
+    def url(self) -> str | None:
+        """Address of the run's page, or None if the run has no experiment server as a destination."""
+        return page_address(self.settings, self.id) if self.settings.mode != "disabled" else None
 
     @property
     def attempt(self) -> int:
@@ -220,7 +245,7 @@ class Run:
             self._watches.append(watch)
         return watch
 
-    def alert(self, title: str, text: str = "", level: Literal["INFO", "WARN", "ERROR"] = "INFO") -> None:
+    def alert(self, title: str, text: str = "", level: str = "INFO") -> None:
         """Record an alert, which appears on the run's page and in every destination that receives log records.
 
         The alert is an OTLP log record with the step of the last row. Like `log`, this call returns immediately and
@@ -229,18 +254,17 @@ class Run:
         Args:
             title: Title, truncated to 1,024 characters.
             text: Description, truncated to 65,536 characters.
-            level: Severity of the alert: `INFO`, `WARN` or `ERROR`.
-
-        Raises:
-            UsageError: `level` is invalid.
+            level: Severity of the alert: `INFO`, `WARN` or `ERROR`, in upper or lower case. Another value becomes `INFO` with a
+                warning.
         """
-        if not issubclass(type(level), str) or level not in ("INFO", "WARN", "ERROR"):
-            raise UsageError(f"alert: expected the level INFO, WARN or ERROR, got {shown(level)}")
+        known = _ALERT_LEVELS.get(text_of(getattr(level, "name", level)).upper())  # W&B's levels are members of an Enum
+        if known is None:
+            logger.warning("alert: expected the level INFO, WARN or ERROR, got %s; recording INFO", shown(level))
         if self._process is not None and self._process.is_this:
             body = {
                 "title": _cut(text_of(title), TITLE_CHARACTERS),
                 "text": _cut(text_of(text), ALERT_CHARACTERS),
-                "level": level,
+                "level": known or "INFO",
             }
             self._process.recorder.alert(EventContent(ALERT_EVENT, body))
 
@@ -295,32 +319,32 @@ class Run:
         """
         return self._phases.step(step, items) if self._phases is not None else nullcontext()
 
-    def finish(self, state: str | None = None, *, timeout: float | None = None) -> None:
+    def finish(
+        self, state: str | int | None = None, *, exit_code: int | None = None, timeout: float | None = None
+    ) -> None:
         """End the run, and wait up to `finish_timeout` seconds for delivery.
 
         The wait ends when all data is delivered, or when all data is on disk but the receiver is unreachable. In the
         latter case, the agent continues delivery in the background. Ctrl-C ends the wait immediately, without losing
         data. A second call does nothing. In a child process, `finish` ends only the child's part of the run and does
-        not wait.
+        not wait. The call never raises because of its arguments: invalid ones are ignored with a warning.
 
         Args:
             state: Final state of the run: `finished`, `failed` or `preempted`. Default: `preempted` if the process
-                received SIGTERM, otherwise `finished`.
+                received SIGTERM, otherwise `finished`. An integer counts as `exit_code`.
+            exit_code: Exit status of the program: 0 means `finished`, any other number `failed`.
             timeout: Maximum time to wait in seconds. Default: the setting `finish_timeout`.
-
-        Raises:
-            UsageError: `state` is invalid.
         """
-        if state is not None and not (issubclass(type(state), str) and state in ("finished", "failed", "preempted")):
-            raise UsageError(f"finish: expected the state 'finished', 'failed' or 'preempted', got {shown(state)}")
         process_state, message = exit_hooks.outcome()
-        if state is None:
-            state = process_state if process_state == "preempted" else "finished"
-        self._finish(
-            state,
-            message if state == process_state else "",
-            self.settings.finish_timeout if timeout is None else timeout,
-        )
+        final, reason = _final_state(state, exit_code)
+        if final is None:
+            final = process_state if process_state == "preempted" else "finished"
+        if not reason and final == process_state:
+            reason = message
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
+            logger.warning("finish: ignored the timeout %s; pass seconds as a number", shown(timeout))
+            timeout = None
+        self._finish(final, reason, self.settings.finish_timeout if timeout is None else timeout)
 
     def _finish(self, state: str, message: str, timeout: float) -> None:
         if not self._finished:
@@ -342,7 +366,14 @@ class Run:
                 process.close(State[state.upper()], message)
             _forget(self)
         if process is not None:
-            process.finish(timeout)
+            outcome = process.finish(timeout)
+            if outcome and self._prints:
+                print_end(self.settings, self.id, self.name, state, outcome)
+
+    @property
+    def _prints(self) -> bool:
+        """Whether this process prints where the run is. One process of a run does."""
+        return self._parent is None and not self.settings.quiet and not describe_rank().get(RANK)
 
     def __enter__(self) -> Self:
         return self
@@ -389,6 +420,8 @@ class Run:
             for name, rule in self._definitions:
                 recorder.define(name, rule)
             self._phases = Phases(recorder.gauge_row, recorder.write_gauges, lambda: recorder.next_step)
+            if self._prints:
+                print_start(self.settings, self.id, self.name)
         except (OSError, RingError) as error:
             logger.warning(
                 "run %s records nothing, because it cannot be stored on this machine: %s; run `tensormeter doctor`",
@@ -396,36 +429,67 @@ class Run:
                 error,
             )
 
-    def _without_secrets(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _change(self, document: str, change: Callable[[], Changes]) -> None:
+        """Change one of the run's documents, and record the change."""
+        with self._lock:
+            if self._finished:
+                logger.warning(
+                    "run %s has finished, so its %s was not changed; change it before finish()", self.id, document
+                )
+                return
+            process = self._here()
+            changes = change()
+            self._identity = replace(self._identity, config=self._config.values)
+            if process is not None:
+                process.write_document(document, changes, self._documents[document])
+                self._report_left_out(process)
+
+    @property
+    def _documents(self) -> dict[str, Mapping[str, Any]]:
+        return {
+            "config": self._config.values,
+            "summary": self._summary.values,
+            "definitions": self._metric_definitions,
+        }
+
+    def _define(self, name: str, definition: dict[str, str]) -> Changes:
+        """Store a metric's definition. The latest definition comes last."""
+        if name not in self._metric_definitions and len(self._metric_definitions) >= _MOST_DEFINITIONS:
+            logger.warning(
+                "define_metric: %s is ignored: run %s already has %d definitions; use patterns such as train/*",
+                *(shown(name), self.id, _MOST_DEFINITIONS),
+            )
+            return {}
+        definition = {**self._metric_definitions.pop(name, {}), **definition}
+        self._metric_definitions[name] = definition
+        return None
+
+    def _without_secrets(self, document: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Mask secrets, and log one warning that names the masked entries."""
         if not self.settings.mask_config:
-            return config
-        masked, names = mask_config(config, environment_secrets(os.environ))
+            return values
+        masked, names = mask_config(values, environment_secrets(os.environ))
         new = [name for name in names if name not in self._masked]
         self._masked.update(new)
         if new and self.settings.mode != "disabled":
             logger.log(
                 logging.INFO if describe_rank().get(RANK) else logging.WARNING,  # one rank is enough
-                "run %s: config: %s %s recorded as ***, because %s like %s; rename entries that are "
+                "run %s: %s: %s %s recorded as ***, because %s like %s; rename entries that are "
                 "not secret, or set TENSORMETER_MASK_CONFIG=false to record the configuration unmasked",
                 self.id,
+                document,
                 ", ".join(new[:_MOST_NAMED])
                 + (f" and {len(new) - _MOST_NAMED} more" if len(new) > _MOST_NAMED else ""),
                 *(("is", "it looks", "a secret") if len(new) == 1 else ("are", "they look", "secrets")),
             )
         return masked
 
-    def _fitting(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """If a configuration exceeds the size limit, remove its largest values."""
-        kept, left_out = fit(config, CONFIG_BYTES)
-        self._omitted += left_out
-        return kept if left_out else config
-
     def _report_left_out(self, process: RunProcess) -> None:
-        left_out, self._omitted = self._omitted, []
-        # Children and other ranks have the same configuration, so only one process reports.
-        if left_out and self._parent is None and not describe_rank().get(RANK):
-            process.leave_out_of_config(left_out)
+        for document, noun in ((self._config, "config"), (self._summary, "summary")):
+            left_out, document.omitted = document.omitted, []
+            # Children and other ranks have the same configuration, so only one process reports.
+            if left_out and self._parent is None and not describe_rank().get(RANK):
+                process.leave_out(noun, left_out)
 
     def _here(self) -> RunProcess | None:
         """Return this process's `RunProcess`, or None if nothing is recorded. A forked child joins the run first."""
@@ -489,6 +553,40 @@ class Run:
                 self._begin(parent)
 
 
+def _definition(name: object, summary: object, step_metric: object) -> dict[str, str]:
+    """Return what the server needs to know about a metric.
+
+    Raises:
+        UsageError: A value is invalid.
+    """
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"define_metric: expected a metric name or a pattern, got {shown(name)}")
+    definition: dict[str, str] = {}
+    if summary is not None:
+        if summary not in _SUMMARIES:
+            raise UsageError(f"define_metric: expected the summary {join_choices(*_SUMMARIES)}, got {shown(summary)}")
+        definition["summary"] = str(summary)
+    if step_metric is not None:
+        if not isinstance(step_metric, str) or not step_metric:
+            raise UsageError(f"define_metric: expected a metric name as step_metric, got {shown(step_metric)}")
+        definition["step_metric"] = as_unicode(step_metric)
+    return definition
+
+
+def _final_state(state: object, exit_code: object) -> tuple[str | None, str]:
+    """Return the final state that the arguments of `finish` select, and the reason. The state is None if none does."""
+    if isinstance(state, int):
+        exit_code, state = state if exit_code is None else exit_code, None
+    if isinstance(exit_code, int):
+        return ("failed", f"exit status {int(exit_code)}") if exit_code else ("finished", "")
+    if exit_code is not None:
+        logger.warning("finish: ignored the exit code %s; pass an integer", shown(exit_code))
+    if state is None or (issubclass(type(state), str) and state in _STATES):
+        return state, ""
+    logger.warning("finish: ignored the state %s; expected %s", shown(state), join_choices(*_STATES))
+    return None, ""
+
+
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -496,21 +594,13 @@ def _cut(text: str, limit: int) -> str:
 break_graph(Run.log)
 
 
-def latest_run() -> Run | None:
-    """Return the most recently started unfinished run, or None."""
-    return open_runs[-1] if open_runs else None
-
-
 before_finish: Final[list[Callable[[Run], None]]] = []
 """Functions to call before a run finishes, for example to collect asynchronous instruments one last time."""
-
-open_runs: list[Run] = []
-"""Unfinished runs, in the order in which they were started."""
 
 
 def _join(identity: Mapping[str, Any], parent: str | None) -> Run:
     """Unpickle a run from another process and join it. Later calls return the same object."""
-    for run in open_runs:
+    for run in open_runs.all_open():
         if run.id == identity["id"]:
             return run
     settings = Settings.from_json(identity["settings"])
@@ -521,7 +611,7 @@ def _join(identity: Mapping[str, Any], parent: str | None) -> Run:
 
 
 def _after_fork() -> None:
-    for run in open_runs:
+    for run in open_runs.all_open():
         run._after_fork()
 
 
@@ -534,28 +624,28 @@ def remember(run: Run) -> None:
     if run.settings.sigterm_timeout and run._process is not None:
         exit_hooks.install_sigterm(_on_sigterm, run.settings.sigterm_timeout)
         exit_hooks.set_sigterm_word(run._process.sigterm_word)
-    open_runs.append(run)
+    open_runs.add(run)
 
 
 def _forget(run: Run) -> None:
-    if run in open_runs:
+    if run in open_runs.all_open():
         open_runs.remove(run)
         if run._process is not None:
             exit_hooks.clear_sigterm_word(run._process.sigterm_word)
-    if not open_runs:
+    if not open_runs.all_open():
         exit_hooks.restore_sigterm()
 
 
 def finish_all() -> None:
     """Finish all unfinished runs, latest first, with a state that depends on how the process ends."""
     state, message = exit_hooks.outcome()
-    for run in reversed(open_runs.copy()):  # iterate over a copy, because finishing a run removes it
+    for run in reversed(open_runs.all_open()):
         run._finish(state, message, run.settings.finish_timeout)
 
 
 def _on_sigterm(process_ends: bool) -> None:
     """Record the SIGTERM. If the process is about to end, also finish all runs; otherwise the script continues."""
-    for run in reversed(open_runs.copy()):
+    for run in reversed(open_runs.all_open()):
         if run.settings.sigterm_timeout and run._process is not None:
             run._process.record_sigterm()
             if process_ends:

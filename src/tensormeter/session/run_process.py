@@ -19,6 +19,7 @@ from tensormeter.record.recorder import Limits, Recorder
 from tensormeter.record.rows.lane import Writer
 from tensormeter.record.runtime.metrics import RuntimeMetrics
 from tensormeter.ring.format import Drop, HeaderWord, SpoolLoss, State
+from tensormeter.session.announcement import sync_command
 from tensormeter.session.membership import Joining, Membership, RunIdentity, with_basis
 
 __all__ = ["FlushRequest", "RunProcess"]
@@ -105,7 +106,8 @@ class RunProcess:
         self._run = run
         self._pid = os.getpid()
         self._left_out: set[str] = set()
-        self._config_warned = False
+        self._documents: dict[str, Mapping[str, Any]] = {}
+        self._document_warned = False
         self._detached = False
         self._flushing = threading.RLock()  # reentrant, because a signal handler may flush
         unlock_retired()  # may wait for a device, so the lock that all runs share must not be held
@@ -156,40 +158,39 @@ class RunProcess:
                 self.ring.path.parent,
             )
 
-    def reconfigure(self, run: RunIdentity, changes: Mapping[str, Any] | None) -> None:
-        """Record the configuration of the given run, which replaces the current one. The agent may skip some changes.
+    def write_document(self, name: str, changes: Mapping[str, Any] | None, values: Mapping[str, Any]) -> None:
+        """Record a change of one of the run's documents. The agent may skip some changes.
 
         Args:
-            run: Run with the new configuration.
+            name: Name of the document: `config`, `summary` or `definitions`.
             changes: Entries that were added or replaced; None if entries were removed.
+            values: The whole document after the change.
         """
-        self._run = run
+        self._documents[name] = values
         try:
-            self.ring.write_config(changes, run.config)
+            self.ring.write_documents(None if changes is None else {name: changes}, self._documents)
         except OSError as error:
-            if not self._config_warned:
-                self._config_warned = True
+            if not self._document_warned:
+                self._document_warned = True
                 logger.warning(
-                    "run %s: the configuration was not updated, because it cannot be stored next to the ring: %s; "
-                    "free space in %s",
-                    run.id,
-                    error.strerror,
-                    self.ring.path.parent,
+                    "run %s: the %s was not updated, because it cannot be stored next to the ring: %s; free space in %s",
+                    *(self._run.id, name, error.strerror, self.ring.path.parent),
                 )
 
-    def leave_out_of_config(self, values: Sequence[OmittedValue]) -> None:
-        """Count values that were omitted from the configuration, and warn about the largest, once per name."""
+    def leave_out(self, document: str, values: Sequence[OmittedValue]) -> None:
+        """Count values that were omitted from a document, and warn about the largest, once per name."""
         new = {value.name for value in values} - self._left_out
         warns = bool(new) and len(self._left_out) < _MOST_LEFT_OUT
         self._left_out.update(new if warns else ())
         largest = ", ".join(
-            f"config.{printable(value.name[:_LONGEST_NAME])} ({value.size:,} bytes)" for value in values[:_MOST_NAMED]
+            f"{document}.{printable(value.name[:_LONGEST_NAME])} ({value.size:,} bytes)"
+            for value in values[:_MOST_NAMED]
         )
         more = f" and {len(values) - _MOST_NAMED} more" if len(values) > _MOST_NAMED else ""
         self.recorder.count_lost(
             Drop.CONFIG_TOO_LARGE,
             len(values),
-            f"run {self._run.id}: the configuration is larger than {CONFIG_BYTES >> 20} MiB as JSON, so its largest "
+            f"run {self._run.id}: the {'configuration' if document == 'config' else document} is larger than {CONFIG_BYTES >> 20} MiB as JSON, so its largest "
             f"values were not recorded: {largest}{more}. Log them as a Table or Text"
             if warns
             else "",
@@ -273,21 +274,27 @@ class RunProcess:
         self.recorder.close(state)
         self._membership.waker.wake()
 
-    def finish(self, timeout: float) -> None:
+    def finish(self, timeout: float) -> str:
         """After `close`, wait for delivery as described in `Run.finish`. Ctrl-C ends the wait immediately.
 
         Args:
             timeout: Maximum time to wait in seconds.
+
+        Returns:
+            Clause about the delivery, such as "all data was delivered", or "" in a child process.
         """
+        outcome = ""
         try:
             if self.parent is None:
-                self._wait_for_delivery(timeout)
-            self._report_losses()
+                outcome = self._wait_for_delivery(timeout)
+            if self._report_losses() and outcome:
+                outcome += ", except for the losses above"
         finally:
             self._detached = self.parent is not None
             self._membership.waker.close()
             self.ring.release()
             reap_agents()
+        return outcome
 
     def _tend(self) -> None:
         """Check the agent and sample the runtime's metrics. Log calls do this regularly."""
@@ -304,18 +311,17 @@ class RunProcess:
             self._woke_at = positions
             self._membership.waker.wake()
 
-    def _wait_for_delivery(self, timeout: float) -> None:
+    def _wait_for_delivery(self, timeout: float) -> str:
         run, settings, words = self._run, self._settings, self.ring.words
+        is_kept = settings.agent == "off" or settings.mode == "offline"
+        on_disk = f"the data is in {settings.directory}; deliver it with `{sync_command(settings)}`"
         if settings.agent == "off":
-            logger.warning("run %s is recorded on disk; deliver it with `tensormeter sync`", run.id)
-            return
+            return on_disk
         wait = threading.Event().wait
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            if words[HeaderWord.ENDED] and (settings.mode == "offline" or words[HeaderWord.PENDING_REQUESTS] == 0):
-                if settings.mode == "offline":
-                    logger.warning("run %s is on disk; deliver it with `tensormeter sync`", run.id)
-                return
+            if words[HeaderWord.ENDED] and (is_kept or words[HeaderWord.PENDING_REQUESTS] == 0):
+                return on_disk if is_kept else "all data was delivered"
             if words[HeaderWord.ENDED] and words[HeaderWord.STALLED]:
                 break
             self._monitor.check()
@@ -329,13 +335,15 @@ class RunProcess:
             f" ({self.ring.trouble})" if self.ring.trouble else "",
             settings.linger_timeout,
         )
+        return "not all data was delivered yet"
 
-    def _report_losses(self) -> None:
-        """Warn about data that will never arrive."""
+    def _report_losses(self) -> bool:
+        """Warn about data that will never arrive. Return whether there is any."""
         self._monitor.report()
-        for sentence in describe_losses(self.ring.drops(), self.recorder.lost_names):
+        drops, losses = self.ring.drops(), self.ring.spool_losses()
+        for sentence in describe_losses(drops, self.recorder.lost_names):
             logger.warning("run %s: not recorded: %s", self._run.id, sentence)
-        for sentence in describe_losses(self.ring.spool_losses()):
+        for sentence in describe_losses(losses):
             logger.warning("run %s: recorded, but lost before delivery: %s", self._run.id, sentence)
         if self.ring.lost:
             logger.warning("run %s: most recent loss: %s", self._run.id, self.ring.lost)
@@ -348,3 +356,4 @@ class RunProcess:
                 self._directory.path,
                 self.ring.set_aside or "see its agent.log",
             )
+        return bool(drops or losses or rejected)

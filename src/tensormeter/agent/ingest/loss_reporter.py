@@ -5,7 +5,8 @@ from typing import Final
 from tensormeter.agent.run_directory.directory import RunDirectory
 from tensormeter.agent.spool.loss_report import Report, anonymous, described_in, due, encode_report
 from tensormeter.agent.spool.spool import Spool
-from tensormeter.settings import IDENTIFIER, Settings
+from tensormeter.conventions.labels import fit_label
+from tensormeter.settings import Settings
 
 __all__ = ["LossReporter"]
 
@@ -48,7 +49,7 @@ class LossReporter:
         """Return an empty report for a spool without reports; None if nothing identifies the run."""
         run = self._directory.run
         project = run["settings"].get("project")
-        is_valid = isinstance(project, str) and IDENTIFIER.fullmatch(project)
+        is_valid = isinstance(project, str) and 0 < len(project) == len(fit_label(project))
         if self._directory.damage or not is_valid:  # use a request instead, whose checksum proves its contents
             request = spool.oldest()
             report = None if request is None else described_in(request, run["host"])

@@ -17,6 +17,7 @@ from tensormeter.agent.spool.loss_report import Report, unreported
 from tensormeter.agent.spool.process_origin import Origin
 from tensormeter.agent.spool.request import Encoded, Priority
 from tensormeter.agent.spool.spool import Spool
+from tensormeter.conventions.nesting import flatten
 from tensormeter.conventions.semconv import PROCESS_END, RUN_CONFIG, RUN_END, RUN_HEARTBEAT, RUN_START
 from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.errors import EncodingError, SpoolError
@@ -95,7 +96,7 @@ class RingDrainer:
             encoder=encoder,
         )
         metadata = self._processor.metadata
-        self._reconfigured = 0
+        self._document_changes = 0
         self._inbox = Inbox(ring.path, spool.cursor(ring.process, _MEDIA).position)
         self._health = SelfMetrics(ring, self._processor, settings.self_metrics_interval)
         self.child = metadata.get("parent") is not None
@@ -228,13 +229,13 @@ class RingDrainer:
                 self._flush()
                 if not more:
                     if over and not self._ended and (not alive or self._read_everything()):
-                        self._send_configuration()
+                        self._send_documents()
                         self._take_media()
                         self._report_health()
                         dropped = self._report(last)
                         self._put(self._end_events(dropped), started=True, ended=True, report=dropped)
                     break
-            self._send_configuration()
+            self._send_documents()
             self._take_media()
             if self._health.due() and not self._ended:
                 self._report_health()
@@ -419,17 +420,22 @@ class RingDrainer:
         }
         return [Event(RUN_START, self.ring.words[HeaderWord.CREATED], body)]
 
-    def _send_configuration(self) -> None:
-        """Send a changed configuration. If another agent has already sent it, the two events are identical."""
+    def _send_documents(self) -> None:
+        """Send the documents that have changed. If another agent has already sent them, the two events are identical."""
         self._processor.refresh()
-        changes = self.ring.words[HeaderWord.CONFIGS]
-        if changes == self._reconfigured or self._ended:
+        changes = self.ring.words[HeaderWord.DOCUMENT_CHANGES]
+        if changes == self._document_changes or self._ended:
             return
-        self._reconfigured = changes
-        latest = self.ring.config()
+        self._document_changes = changes
+        latest = self.ring.documents()
         if latest is not None:
-            config, changed_at = latest
-            self._put([Event(RUN_CONFIG, changed_at, {"config": config})], started=self._started)
+            documents, changed_at = latest
+            body: dict[str, Value] = {name: cast("Value", entries) for name, entries in documents.items()}
+            if "summary" in documents:
+                body["summary"] = flatten(documents["summary"])
+            if "definitions" in documents:
+                body["definitions"] = [{"name": name, **rule} for name, rule in documents["definitions"].items()]
+            self._put([Event(RUN_CONFIG, changed_at, body)], started=self._started)
 
     def _dropped(self, speaks: bool) -> dict[str, int]:
         """Return the drop counts so far, by reason, including the spool's losses if this process reports them."""

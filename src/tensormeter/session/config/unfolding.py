@@ -1,0 +1,100 @@
+"""Detection of objects that hold named values or lists of values.
+
+Nothing here imports a library. Objects are recognized by the protocols that their types follow.
+"""
+
+import dataclasses
+import operator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import partial
+from typing import Any
+
+__all__ = ["Pair", "items_of", "pairs_of", "public_attributes"]
+
+Pair = tuple[Any, Callable[[], Any]]
+"""A key, and a function that reads its value. The function may raise anything."""
+
+
+def pairs_of(value: Any) -> list[Pair] | None:
+    """Return the named values of an object, or None if it is not a mapping and has no declared fields.
+
+    Mappings of any type count, and so do instances of dataclasses, named tuples, attrs, pydantic and msgspec classes,
+    namespaces such as `argparse.Namespace`, the flags of absl, and objects with a method `to_dict`.
+
+    May raise any exception of the object's own code.
+    """
+    kind = type(value)
+    if isinstance(value, Mapping):
+        return _mapping_pairs(value)
+    if isinstance(value, type):
+        return None
+    if (names := _field_names(value, kind)) is not None:
+        return [(name, partial(getattr, value, name)) for name in names]
+    if hasattr(kind, "flag_values_dict"):  # absl
+        return _mapping_pairs(value.flag_values_dict())
+    if hasattr(kind, "to_dict") and not hasattr(kind, "shape"):  # configurations of transformers and ml_collections
+        converted = value.to_dict()
+        return _mapping_pairs(converted) if isinstance(converted, Mapping) else None
+    if hasattr(kind, "keys") and hasattr(kind, "__getitem__"):
+        return [(key, partial(operator.getitem, value, key)) for key in value.keys()]  # noqa: SIM118 - not a mapping
+    if any(base.__name__ in ("Namespace", "SimpleNamespace") for base in kind.__mro__):
+        return _mapping_pairs(vars(value))
+    return None
+
+
+def public_attributes(value: Any) -> list[Pair]:
+    """Return the public attributes of a plain object or class that are not functions, including inherited ones."""
+    owners = [*reversed((value if isinstance(value, type) else type(value)).__mro__)]
+    found: dict[str, Any] = {}
+    for namespace in (*(vars(owner) for owner in owners if owner is not object), getattr(value, "__dict__", {})):
+        found.update(namespace)
+    return [
+        (name, partial(lambda held: held, held))
+        for name, held in found.items()
+        if not name.startswith("_")
+        and not callable(held)
+        and not isinstance(held, property | classmethod | staticmethod)
+        and not hasattr(type(held), "__get__")
+    ]
+
+
+def items_of(value: Any) -> list[Any] | None:
+    """Return the items of a list, set, view or other collection, or None. Sets are sorted if their items can be compared.
+
+    May raise any exception of the object's own code.
+    """
+    if isinstance(value, AbstractSet):
+        items = list(value)
+        try:
+            return sorted(items)
+        except TypeError:
+            return sorted(items, key=str)
+    if isinstance(value, list | tuple | Sequence | deque) or (
+        isinstance(value, Collection) and not isinstance(value, Iterator)
+    ):
+        return list(value)
+    return None
+
+
+def _mapping_pairs(mapping: Mapping[Any, Any]) -> list[Pair]:
+    if isinstance(mapping, dict):
+        return [(key, partial(lambda held: held, held)) for key, held in list(mapping.items())]
+    return [(key, partial(operator.getitem, mapping, key)) for key in mapping]
+
+
+def _field_names(value: Any, kind: type) -> list[str] | None:
+    if dataclasses.is_dataclass(value):
+        return [field.name for field in dataclasses.fields(value)]
+    if isinstance(value, tuple) and hasattr(kind, "_fields"):
+        return list(kind._fields)
+    if hasattr(kind, "__attrs_attrs__"):
+        return [attribute.name for attribute in kind.__attrs_attrs__]
+    if hasattr(kind, "__struct_fields__"):
+        return list(kind.__struct_fields__)
+    if isinstance(fields := getattr(kind, "model_fields", None), Mapping):  # pydantic 2
+        return [*fields, *(getattr(value, "model_extra", None) or {})]
+    if isinstance(fields := getattr(kind, "__fields__", None), Mapping):  # pydantic 1
+        return list(fields)
+    return None
