@@ -24,6 +24,7 @@ CHANGES = {
     "wandb media": lambda: ChangedNames("wandb", "", exporter._clean_media, 60, in_bytes=True),
     "wandb columns": lambda: ChangedNames("wandb", "", exporter._clean_key, 4096),
     "wandb config": lambda: ChangedNames("wandb", "", exporter._clean_config, 4096),
+    "wandb projects": lambda: ChangedNames("wandb", "", exporter._clean_project, 128),
     "wandb tags": lambda: ChangedNames("wandb", "", exporter._clean_tag, 64),
 }
 
@@ -51,6 +52,14 @@ def test_mlflow_gets_only_names_that_it_accepts(original):
     path = CHANGES["mlflow paths"]()(original)
     assert len(path.encode()) <= 200
     assert all(part.strip(". ") for part in path.split("/"))
+
+
+@given(original=ODD)
+def test_wandb_gets_only_projects_that_it_accepts(original):
+    import wandb
+
+    name = CHANGES["wandb projects"]()(original)
+    assert wandb.Settings(project=name).project == name
 
 
 @pytest.mark.parametrize("name", ["loss", "train/loss", "a b", "layer_deadbeef", "eval_20240101", "key:y", "a.b-c"])

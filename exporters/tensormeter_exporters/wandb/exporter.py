@@ -81,6 +81,8 @@ _PICTURE_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;1
 """Pillow image modes that PNG supports."""
 
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
+_NOT_IN_PROJECTS: Final = re.compile(r"[\x00-\x1f\x7f/\\#?%:]")
+_MAX_PROJECT: Final = 128
 
 _DRIVE: Final = re.compile(r"^([^/]):")
 """Drive of a Windows path. W&B refuses paths with a drive. Since Python 3.12, any character counts as a drive letter."""
@@ -118,6 +120,9 @@ class WandbExporter(DecodingExporter):
         self._config_keys = ChangedNames(self._destination, "W&B changes such configuration keys", _clean_config, 4096)
         self._tags = ChangedNames(
             self._destination, f"W&B tags must have 1 to {_MAX_TAG} characters", _clean_tag, _MAX_TAG
+        )
+        self._projects = ChangedNames(
+            self._destination, "W&B projects have up to 128 characters other than /\\#?%:", _clean_project, _MAX_PROJECT
         )
         self._media_keys: dict[int, ChangedNames] = {}
         self._runs: dict[str, Any] = {}
@@ -354,7 +359,7 @@ class WandbExporter(DecodingExporter):
         directory = self._directory()
         directory.mkdir(parents=True, exist_ok=True)
         self._runs[sender.process] = run = wandb.init(
-            project=sender.project,
+            project=self._projects(sender.project),
             entity=self._options["entity"] or None,
             id=_run_id(sender),
             name=_plain(sender.name),
@@ -435,6 +440,10 @@ def _clean_config(key: str) -> str:
 
 def _clean_tag(tag: str) -> str:
     return tag or "_"
+
+
+def _clean_project(project: str) -> str:
+    return _NOT_IN_PROJECTS.sub("-", project) or "_"
 
 
 def _clean_media(key: str) -> str:

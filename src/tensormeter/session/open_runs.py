@@ -43,6 +43,9 @@ def current_run() -> "Run | None":
         None if there is no unfinished run, or if all runs that this thread or task has started have finished.
     """
     started = _started_here.get()
-    if started:
-        return next((run for run in reversed(started) if run in _open), None)
-    return _open[-1] if _open else None
+    if not started:
+        return _open[-1] if _open else None
+    for run in reversed(started):
+        if run in _open:
+            return run
+    return None
