@@ -124,11 +124,11 @@ def test_points_take_ten_bytes_and_old_ones_go(clickhouse):
         store.close()
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, version):
     """Version 1 had no severity of events; both stored sums, and version 2 also intents and marks in rows of run 0.
 
-    Versions 1 to 4 stored no rollups.
+    Versions 1 to 4 stored no rollups, and versions 1 to 5 neither results nor first steps of metrics.
     """
     database = f"version{version}"
     where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/{database}", {})
@@ -138,8 +138,12 @@ def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, versi
     store.close()
     connection = Connection(where, database)
     try:
-        connection.execute("ALTER TABLE points DROP COLUMN dense")
-        connection.execute("DROP TABLE rollup")
+        connection.execute("ALTER TABLE summary DROP COLUMN first_step")
+        for column in ("results", "definitions", "parent"):
+            connection.execute(f"ALTER TABLE process DROP COLUMN {column}")
+        if version < 5:
+            connection.execute("ALTER TABLE points DROP COLUMN dense")
+            connection.execute("DROP TABLE rollup")
         if version < 4:
             make_former_series(connection)
         if version < 3:
@@ -162,7 +166,7 @@ def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, versi
         tables = connection.rows("SELECT name FROM system.tables WHERE database = currentDatabase()")
         assert {name for (name,) in tables} == {table.name for table in TABLES}
         assert connection.rows("SELECT count() FROM catalog FINAL") == [[2]]
-        assert connection.rows("SELECT value FROM annotation FINAL WHERE field = 'schema'") == [["5"]]
+        assert connection.rows("SELECT value FROM annotation FINAL WHERE field = 'schema'") == [["6"]]
         assert connection.rows("SELECT record FROM event") == []
     finally:
         connection.close()

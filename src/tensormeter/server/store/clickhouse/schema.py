@@ -27,7 +27,7 @@ from tensormeter.server.store.clickhouse.connection import Connection
 
 __all__ = ["TABLES", "prepare", "statements"]
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 
 _OLD_READ_ALL: Final = "anew"
 """Name of the column `arrival.read_all` before schema version 3."""
@@ -35,6 +35,10 @@ _OLD_READ_ALL: Final = "anew"
 _PARTS: Final = 64
 _PART: Final = (1 << 64) // _PARTS
 """Range of run keys that are copied in one statement. Copying all of them could exceed the time limit of a statement."""
+
+_NEVER: Final = (1 << 63) - 1
+_FIRST_STEP: Final = f"SimpleAggregateFunction(min, Int64) DEFAULT {_NEVER}"
+_LATEST: Final = "SimpleAggregateFunction(max, Tuple(Int64, UInt64, String))"
 
 _REPLACING: Final = "ReplacingMergeTree(precedence)"
 _ADDING: Final = "AggregatingMergeTree"
@@ -152,7 +156,8 @@ TABLES: Final = (
     minimum SimpleAggregateFunction(min, Float64),    -- of points that are not NaN; above the maximum if there are none
     maximum SimpleAggregateFunction(max, Float64),
     -- time, word, whether it is an integer, whether the step is known, the step, the step series
-    last SimpleAggregateFunction(max, Tuple(Int64, Int64, UInt8, UInt8, Int64, UInt64))""",
+    last SimpleAggregateFunction(max, Tuple(Int64, Int64, UInt8, UInt8, Int64, UInt64)),
+    first_step SimpleAggregateFunction(min, Int64) DEFAULT 9223372036854775807  -- lowest step; for attempts after the first""",
         _ADDING,
         "run, series",
         "series",
@@ -180,7 +185,10 @@ TABLES: Final = (
     grp SimpleAggregateFunction(min, Tuple(UInt64, String)),
     notes SimpleAggregateFunction(min, Tuple(UInt64, String)),
     first_step SimpleAggregateFunction(min, Int64),                          -- for attempts after the first
-    began SimpleAggregateFunction(min, Int64)""",
+    began SimpleAggregateFunction(min, Int64),
+    results SimpleAggregateFunction(max, Tuple(Int64, UInt64, String)),      -- what scripts wrote to the summary, as `config`
+    definitions SimpleAggregateFunction(max, Tuple(Int64, UInt64, String)),
+    parent SimpleAggregateFunction(max, Tuple(Int64, UInt64, String))""",
         _ADDING,
         "run, process",
         "run",
@@ -333,7 +341,7 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
             if "intent" in names:
                 for statement in _complete():
                     connection.execute(statement)
-            for statement in _upgrade(address.cluster, names) if version else ():
+            for statement in _upgrade(address.cluster, names, version) if version else ():
                 connection.execute(statement)
             connection.execute(f"INSERT INTO annotation VALUES (0, 'schema', '{SCHEMA_VERSION}', {SCHEMA_VERSION})")
     except BaseException:
@@ -369,12 +377,13 @@ def _complete() -> Iterator[str]:
         )
 
 
-def _upgrade(cluster: str, names: Collection[str]) -> Iterator[str]:
-    """Yield statements that upgrade tables from versions 1 to 4. Each statement can safely be repeated.
+def _upgrade(cluster: str, names: Collection[str], version: int) -> Iterator[str]:
+    """Yield statements that upgrade tables from older versions. Each statement can safely be repeated.
 
     Args:
         cluster: Name of the cluster, or "".
         names: Names of the existing tables.
+        version: Version of the tables.
     """
     on = f" ON CLUSTER '{cluster}'" if cluster else ""
     local = "_local" if cluster else ""
@@ -383,6 +392,9 @@ def _upgrade(cluster: str, names: Collection[str]) -> Iterator[str]:
         yield f"ALTER TABLE event{suffix}{on} ADD COLUMN IF NOT EXISTS record String AFTER attributes"
         yield f"ALTER TABLE arrival{suffix}{on} RENAME COLUMN IF EXISTS {_OLD_READ_ALL} TO read_all"
         yield f"ALTER TABLE arrival{suffix}{on} ADD COLUMN IF NOT EXISTS series Array(UInt64)"
+        yield f"ALTER TABLE summary{suffix}{on} ADD COLUMN IF NOT EXISTS first_step {_FIRST_STEP}"
+        for column in ("results", "definitions", "parent"):
+            yield f"ALTER TABLE process{suffix}{on} ADD COLUMN IF NOT EXISTS {column} {_LATEST}"
     for suffix in dict.fromkeys(("", local)):
         yield f"DROP TABLE IF EXISTS intent{suffix}{on} SYNC"
     if "series" in names:
@@ -390,9 +402,20 @@ def _upgrade(cluster: str, names: Collection[str]) -> Iterator[str]:
             where = f"FROM series WHERE run BETWEEN {part * _PART} AND {(part + 1) * _PART - 1} AND run != 0"
             columns = "run, metric, series, process, kind, scope, attributes, unit, description"
             yield f"INSERT INTO catalog ({columns}) SELECT {columns} {where}"
-            yield f"INSERT INTO summary SELECT run, series, minimum, maximum, last {where}"
+            yield (
+                "INSERT INTO summary (run, series, minimum, maximum, last)"
+                f" SELECT run, series, minimum, maximum, last {where}"
+            )
         for suffix in dict.fromkeys(("", local)):
             yield f"DROP TABLE IF EXISTS series{suffix}{on} SYNC"
+    if version < 6:
+        # Use the first step of a process for each of its metrics, because older versions did not store those of metrics.
+        yield (
+            "INSERT INTO summary (run, series, minimum, maximum, first_step)"
+            " SELECT run, series, inf, -inf, step FROM (SELECT DISTINCT run, process, series FROM catalog) AS named"
+            " GLOBAL ANY INNER JOIN (SELECT run, process, min(first_step) AS step FROM process GROUP BY run, process"
+            f" HAVING step != {_NEVER}) AS began USING (run, process)"
+        )
 
 
 def _create(table: Table, database: str, cluster: str, on: str, retention_days: float | None) -> str:

@@ -58,8 +58,10 @@ def migrate(connection: sqlite3.Connection, version: int, schema: str, target: i
             _from_5(connection, schema)
             _from_6(connection, schema)
             _from_7(connection, schema)
+            _from_8(connection, schema)
         if version < 3:
             _first_steps(connection)
+        _first_steps_of_metrics(connection)
         connection.execute(f"PRAGMA user_version = {target}")
         connection.execute("COMMIT")
     except BaseException:
@@ -155,6 +157,23 @@ def _from_7(connection: sqlite3.Connection, schema: str) -> None:
     for statement in _statements(schema):
         if "CREATE TABLE bundle" in statement or "INDEX bundle_by_group" in statement:
             connection.execute(statement)
+
+
+def _from_8(connection: sqlite3.Connection, schema: str) -> None:
+    """Migrate from version 8, which had no results, and no first steps of metrics."""
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'result'").fetchone():
+        return
+    for statement in _statements(schema):
+        if "CREATE TABLE result " in statement or "CREATE TABLE first_step " in statement:
+            connection.execute(statement)
+
+
+def _first_steps_of_metrics(connection: sqlite3.Connection) -> None:
+    """Use the first step of a process for each of its metrics, because older versions did not store first steps of metrics."""
+    connection.execute(
+        "INSERT OR IGNORE INTO first_step (process, metric, step, seq) SELECT DISTINCT process.id, metric, first_step, 0"
+        " FROM process JOIN series ON series.process = process.id WHERE attempt > 1 AND first_step IS NOT NULL"
+    )
 
 
 def _first_steps(connection: sqlite3.Connection) -> None:

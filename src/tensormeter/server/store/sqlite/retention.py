@@ -64,6 +64,8 @@ def purge_some(connection: sqlite3.Connection, run: int) -> bool:
         f"DELETE FROM media WHERE rowid IN (SELECT rowid FROM media WHERE run = ? LIMIT {_SEGMENTS})",
         "DELETE FROM summary WHERE run = ?",
         f"DELETE FROM series WHERE process IN ({processes})",
+        f"DELETE FROM first_step WHERE process IN ({processes})",
+        "DELETE FROM result WHERE run = ?",
         "DELETE FROM process WHERE run = ?",
         "DELETE FROM run WHERE id = ?",
     ):

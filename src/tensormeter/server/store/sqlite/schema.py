@@ -31,7 +31,7 @@ from tensormeter.server.store.sqlite.transaction import primary_code
 
 __all__ = ["SCHEMA", "SCHEMA_VERSION", "connect", "holder_of", "prepare"]
 
-SCHEMA_VERSION: Final = 8
+SCHEMA_VERSION: Final = 9
 _COMPLETE: Final = FileSystem()
 
 SCHEMA: Final = """
@@ -90,6 +90,25 @@ CREATE TABLE process (
     seal INTEGER,                           -- checksum of the columns except resource
     resource_seal INTEGER,
     UNIQUE (run, process)
+);
+
+CREATE TABLE first_step (                   -- lowest step of each metric; only for attempts after the first
+    process INTEGER NOT NULL REFERENCES process,
+    metric TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    seq INTEGER NOT NULL,                   -- journal row that last changed the step
+    seal INTEGER,
+    PRIMARY KEY (process, metric)
+) WITHOUT ROWID;
+
+CREATE TABLE result (                       -- what a script stated about its run; a row only for runs with such data
+    run INTEGER PRIMARY KEY REFERENCES run,
+    summary TEXT NOT NULL DEFAULT '{}',     -- JSON object: values by name
+    summary_time INTEGER NOT NULL DEFAULT 0, -- time of the event that contained summary
+    definitions TEXT NOT NULL DEFAULT '[]', -- JSON array: definitions of metrics
+    definitions_time INTEGER NOT NULL DEFAULT 0,
+    parent TEXT,                            -- JSON object: run and step from which the run was forked
+    seal INTEGER
 );
 
 CREATE TABLE series (

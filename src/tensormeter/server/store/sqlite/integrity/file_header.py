@@ -18,6 +18,7 @@ _INTRODUCED: Final = (
     ("gap", "time"),
     ("damaged", "payload"),
     ("bundle", "heads"),
+    ("result", "summary"),
 )
 """A table and a column that the version introduced, for each version from 1 on."""
 

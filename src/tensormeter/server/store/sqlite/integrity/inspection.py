@@ -24,7 +24,7 @@ from tensormeter.server.store.rules.media import is_of_type
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
 from tensormeter.server.store.sqlite.integrity.damage import name_series
 from tensormeter.server.store.sqlite.integrity.file_header import header_fault, version_of_tables
-from tensormeter.server.store.sqlite.integrity.seals import ROW_SEALS, RowSeal, is_sound
+from tensormeter.server.store.sqlite.integrity.seals import KEYS, ROW_SEALS, RowSeal, is_sound
 from tensormeter.server.store.sqlite.points import rollups
 from tensormeter.server.store.sqlite.points.bundles import BUNDLE_COLUMNS, Heads, parse_bundle, read_bundles
 from tensormeter.server.store.sqlite.points.segment_rows import SEGMENT_COLUMNS, Span, parse_segment, spans
@@ -44,12 +44,17 @@ _MANY: Final = 500
 SMALL: Final = 1 << 30
 """Maximum file size in bytes for a complete check by SQLite while the file is in use. The check is one long read."""
 
-_CATALOG: Final = ("run", "process", "series", "summary", "batch", "tombstone", "mark", "gap")
+_CATALOG: Final = ("run", "process", "series", "summary", "first_step", "result", "batch", "tombstone", "mark", "gap")
 """Tables that are small compared to the rest of the file."""
 
 _COMPLETE: Final = FileSystem()
 _MOST_PROBLEMS: Final = 100
-_JSON: Final = {"run": ("config", "tags"), "process": ("losses",), "series": ("attributes",)}
+_JSON: Final = {
+    "run": ("config", "tags"),
+    "process": ("losses",),
+    "series": ("attributes",),
+    "result": ("summary", "definitions", "parent"),
+}
 _LAST: Final = (1 << 63) - 1
 
 
@@ -234,27 +239,29 @@ class Inspection:
                 if column in texts and value is not None:
                     _parse(value, column)
 
-        if seal.table == "summary":
-            yield from self._summaries(seal)
+        if len(KEYS.get(seal.table, ())) > 1:
+            yield from self._by_run(seal)
         else:
-            key = f"{seal.table}.id"
+            key = f"{seal.table}.{KEYS.get(seal.table, ('id',))[0]}"
             columns = f"{key}, {seal.table}.seal, {seal.selection}"
             yield from self._rows(seal.table, key, columns, check, 64, count=is_first)
 
-    def _summaries(self, seal: RowSeal) -> Iterator[Finding]:
+    def _by_run(self, seal: RowSeal) -> Iterator[Finding]:
+        """Check the rows of a table that are identified by a run or process, and a metric."""
+        of_run = "run = ?" if seal.columns[0] == "run" else "process IN (SELECT id FROM process WHERE run = ?)"
         runs = [row[0] for row in self._connection.execute("SELECT id FROM run")]
         for run in runs:
             self._yield_to_readers()
             with reading(self._connection):
                 rows = self._connection.execute(
-                    f"SELECT {seal.selection} FROM summary WHERE run = ?", (run,)
+                    f"SELECT {seal.selection} FROM {seal.table} WHERE {of_run}", (run,)
                 ).fetchall()
             for row in rows:
-                self.counts["summary"] += 1
+                self.counts[seal.table] += 1
                 try:
-                    self._sound("summary", row[-1], *row[:-1])
+                    self._sound(seal.table, row[-1], *row[:-1])
                 except _DamagedRowError as error:
-                    yield Finding(f"summary: {error}", f"metric {row[1]!r} of {self._name_run(run)}")
+                    yield Finding(f"{seal.table}: {error}", f"metric {row[1]!r} of {self._name_run(run)}")
 
     def _batches(self) -> Iterator[Finding]:
         last = ""
@@ -341,7 +348,7 @@ class Inspection:
                 yield Finding(f"{table} {row[0]}: {error}", self._about(table, row))
 
     def _about(self, table: str, row: Sequence[Any]) -> str:
-        if table == "run":
+        if table in ("run", "result"):
             return self._name_run(row[0])
         if table in ("event", "media"):
             return self._name_run(row[1])

@@ -18,8 +18,11 @@ from zlib import crc32
 from tensormeter.server.store.models.errors import DamagedError
 
 __all__ = [
+    "FIRST_STEP",
+    "KEYS",
     "PROCESS",
     "RESOURCE",
+    "RESULT",
     "ROW_SEALS",
     "RUN_TALLY",
     "RUN_TEXTS",
@@ -109,7 +112,7 @@ class RowSeal:
 
     def triggers(self) -> Iterable[str]:
         """Yield statements that create this seal's triggers on a connection."""
-        keys = "run = new.run AND metric = new.metric" if self.table == "summary" else "id = new.id"
+        keys = " AND ".join(f"{key} = new.{key}" for key in KEYS.get(self.table, ("id",)))
         name = f"{self.table}_{self.seal}"
         new, old = (", ".join(self._bytes(side, column) for column in self.columns) for side in ("new", "old"))
         yield (
@@ -124,6 +127,9 @@ class RowSeal:
     def _bytes(self, side: str, column: str) -> str:
         return f"CAST({side}.{column} AS BLOB)" if column in self._texts else f"{side}.{column}"
 
+
+KEYS: Final = {"summary": ("run", "metric"), "first_step": ("process", "metric"), "result": ("run",)}
+"""Columns that identify the rows of a table. The default is the column `id`."""
 
 RUN_TEXTS: Final = RowSeal(
     "run", "seal", "id name title config config_time tags notes grp", "name title config tags notes grp"
@@ -153,7 +159,11 @@ SUMMARY: Final = RowSeal(
     "run metric count numbers total minimum maximum last_time last_word last_integer last_step",
     "metric",
 )
-ROW_SEALS: Final = (RUN_TEXTS, RUN_TALLY, PROCESS, RESOURCE, SERIES, SUMMARY)
+FIRST_STEP: Final = RowSeal("first_step", "seal", "process metric step seq", "metric")
+RESULT: Final = RowSeal(
+    "result", "seal", "run summary summary_time definitions definitions_time parent", "summary definitions parent"
+)
+ROW_SEALS: Final = (RUN_TEXTS, RUN_TALLY, PROCESS, RESOURCE, SERIES, SUMMARY, FIRST_STEP, RESULT)
 
 
 def seal_changes(connection: sqlite3.Connection) -> None:
