@@ -80,6 +80,21 @@ def test_all_attempts_are_apart(resumed):
     assert (loss["points"], loss["processes"]) == (200, 1)
 
 
+def test_an_evaluation_that_resumes_a_run_hides_no_other_metric(server, make):
+    server.metrics(attempt(make, "evaluated", 1, range(20), process="p1", rank=0, start=0, value=float))
+    rows = [(T0 + (100 + step) * SECOND, step, {"test/accuracy": 0.9}) for step in range(5)]
+    rows.append((T0 + 110 * SECOND, 15, {"loss": 1.5}))
+    resource = {"tensormeter.run.attempt": 2, "tensormeter.rank": 0}
+    assert server.metrics(make.rows("evaluated", rows, process="p2", project="attempts", **resource)).status == 200
+    y = [*map(float, range(15)), 1.5]
+    assert line(server, "evaluated", max_points=0) == [("p2", 2, [*range(16)], y)]
+    (accuracy,) = server.query("evaluated", metrics=["test/accuracy"], max_points=0)["series"]
+    assert accuracy["y"] == [0.9] * 5
+    (full,) = server.get("/api/v1/runs/evaluated/series", metric="loss")["series"]
+    assert full["value"] == y
+    assert server.get("/api/v1/runs/evaluated/ranks", metric="loss")["max"] == y
+
+
 @pytest.mark.parametrize("wrong", ["0", "-1", "first", "1.5"])
 def test_a_wrong_attempt_is_told(resumed, wrong):
     status, answer = resumed.ask("/api/v1/runs/resumed/series", metric="loss", attempt=wrong)

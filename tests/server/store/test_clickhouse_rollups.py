@@ -213,11 +213,11 @@ def test_a_later_attempt_shadows_the_end_of_an_earlier_one(store, way):
         ref = append(store, part * 1.0, times[part], part, run=run)
     began = T0 + 10**14
     for end in (MANY - 300, 300):
-        (rollup,) = read(store, ref, PointRange(by_step=True, begins={"p": [(end, began)]}))
+        (rollup,) = read(store, ref, PointRange(by_step=True, begins={("p", "v"): [(end, began)]}))
         check(rollup, times[:end], steps[:end] * 1.0, steps[:end])
-    assert read(store, ref, PointRange(begins={"p": [(0, began)]})) == []
+    assert read(store, ref, PointRange(begins={("p", "v"): [(0, began)]})) == []
     # The earlier attempt logged after the later one had begun.
-    window = PointRange(by_step=True, begins={"p": [(MANY - 10, T0 + (MANY - 5) * 10**9)]})
+    window = PointRange(by_step=True, begins={("p", "v"): [(MANY - 10, T0 + (MANY - 5) * 10**9)]})
     if way == "computed":
         assert read(store, ref, window) is None
     else:

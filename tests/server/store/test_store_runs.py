@@ -248,23 +248,31 @@ def test_a_rank_that_starts_after_another_has_crashed(client, numbered, state):
 
 
 def test_attempts(client):
-    """A process of a later attempt begins where its lowest step was logged."""
-    numbered = {"tensormeter.run.attempt": 2, "tensormeter.rank": 3}
+    """A process of a later attempt begins where its lowest step of a metric was logged."""
+
+    def append(times, steps):
+        gauges = [gauge(STEP_METRIC, times, steps), gauge("v", times, [float(step) for step in steps])]
+        client.send(*gauges, process="q", **{"tensormeter.run.attempt": 2, "tensormeter.rank": 3})
+
     client.append([1, 2, 3], [0, 1, 2], name=STEP_METRIC)
     client.append([1, 2, 3], [5.0, 6.0, 7.0])
     cursor = client.store.changes(None).cursor
     assert client.store.read(client.ref, Selection(["v"])).attempts == {}
-    client.append([11, 12], [2, 3], name=STEP_METRIC, process="q", **numbered)
+    append([11, 12], [2, 3])
     reading = client.store.read(client.ref, Selection(["v"], after=cursor))
     assert reading.complete  # what was shown may be shadowed now
-    assert reading.attempts == {"p": ProcessAttempt(1, None, 0, None), "q": ProcessAttempt(2, 2, 11, 3)}
-    client.append([13], [4], name=STEP_METRIC, process="q", **numbered)
+    assert reading.attempts == {"p": ProcessAttempt(1, {}, 0, None), "q": ProcessAttempt(2, {"v": 2}, 11, 3)}
+    append([13], [4])
     assert not client.store.read(client.ref, Selection(["v"], after=reading.cursor)).complete
-    client.append([9], [1], name=STEP_METRIC, process="q", **numbered)
+    append([9], [1])
     reading = client.store.read(client.ref, Selection(["v"], after=reading.cursor))
-    assert (reading.complete, reading.attempts["q"]) == (True, ProcessAttempt(2, 1, 9, 3))
+    assert (reading.complete, reading.attempts["q"]) == (True, ProcessAttempt(2, {"v": 1}, 9, 3))
     assert [(p.process, p.attempt) for p in client.store.processes(client.ref)] == [("p", 1), ("q", 2)]
     assert {(m.process, m.attempt) for m in client.store.metrics(client.ref)} == {("p", 1), ("q", 2)}
+
+
+def gauge(name, times, values):
+    return Gauge(name, np.array(times, np.uint64), np.array(values))
 
 
 def test_deleted_until_it_starts_again(client):

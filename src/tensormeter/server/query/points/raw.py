@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.server.store import Column, Kind, Points, Series
-from tensormeter.server.store.models.point_range import kept
+from tensormeter.server.store.models.point_range import Track, kept
 from tensormeter.server.store.models.points import steps_at
 from tensormeter.server.store.models.series import NO_GAPS
 
@@ -74,14 +74,14 @@ class StepJoiner:
         self,
         series: Sequence[Series],
         steps: Mapping[str, Points],
-        shadowed: Mapping[str, Sequence[tuple[int, int]]],
+        shadowed: Mapping[Track, Sequence[tuple[int, int]]],
     ) -> None:
         """Look up the steps of short series, all series of a process at once.
 
         Args:
             series: Series to be joined.
             steps: Points of `tensormeter.step`, by process.
-            shadowed: Starts of later attempts, by process; see `Attempts.shadowed`.
+            shadowed: Starts of later attempts, by process and metric; see `Attempts.shadowed`.
         """
         self._steps = steps
         self._shadowed = shadowed
@@ -124,7 +124,7 @@ class StepJoiner:
         points = series.points
         known = self._known.get(id(series))
         logged, stepped = steps_at(self._steps.get(series.process, _NO_STEPS), points.times) if known is None else known
-        begins = self._shadowed.get(series.process, ())
+        begins = self._shadowed.get((series.process, series.metric), ())
         if not begins:
             return points, logged, stepped
         mask = kept(points.times, logged, stepped, begins)

@@ -94,7 +94,7 @@ class RunReader:
             if series and not is_complete and not _has_same_times(x_series, series):
                 x_series = self._read_during(axis.metric, series, limit)  # x values have arrived before the cursor
         cuts = attempts.shadowed()
-        shadowed = [candidate for candidate in series if candidate.process in cuts]
+        shadowed = [candidate for candidate in series if (candidate.process, candidate.metric) in cuts]
         if shadowed:
             steps = x_series if axis.is_step else self._read_during(STEP_METRIC, shadowed, limit)
             series = attempts.remove_shadowed(series, steps)
@@ -169,7 +169,7 @@ class RunReader:
         query, axis = self._query, self._query.axis
         if not axis.is_time and not axis.is_step:
             return None
-        run = self._read(Selection([], upto=query.upto))
+        run = self._read(Selection([], upto=query.upto, shadowing=query.metrics))
         attempts = Attempts(run.attempts, query.attempt)
         origin = axis.origin(run.started)
         window = PointRange(begins=attempts.shadowed())

@@ -1,10 +1,10 @@
 """Shadowing of points that a later attempt repeats, and grouping of series from several attempts into one line.
 
 A preempted run continues from its last checkpoint and therefore logs some steps twice. An attempt shadows a point of a
-lower-numbered attempt if the point was logged before the attempt began, and its step is the attempt's first step or a
-later one. Shadowed points are not deleted, and a query can ask for them. Points logged after the attempt began come from
-concurrent processes, so the attempt does not shadow them. Points without a step (host metrics, instruments) are never
-shadowed.
+lower-numbered attempt if the point was logged before the attempt began, and its step is not below the attempt's first step
+of the same metric. Other metrics stay as they are, so an evaluation that resumes a run hides nothing. Shadowed points are
+not deleted, and a query can ask for them. Points logged after the attempt began come from concurrent processes, so the
+attempt does not shadow them. Points without a step (host metrics, instruments) are never shadowed.
 """
 
 from collections import defaultdict
@@ -16,7 +16,7 @@ import numpy as np
 
 from tensormeter.server.store import Points, ProcessAttempt, Series, SeriesRollup
 from tensormeter.server.store.models.canonical_json import canonical_json
-from tensormeter.server.store.models.point_range import kept
+from tensormeter.server.store.models.point_range import Track, kept
 from tensormeter.server.store.models.points import steps_at
 
 __all__ = ["AttemptChoice", "Attempts"]
@@ -27,7 +27,7 @@ AttemptChoice = int | Literal["all"] | None
 _Piece = TypeVar("_Piece", Series, SeriesRollup)
 _T = TypeVar("_T")
 
-_FIRST: Final = ProcessAttempt(1, None, 0, None)
+_FIRST: Final = ProcessAttempt(1, {}, 0, None)
 
 
 @dataclass(frozen=True)
@@ -52,31 +52,44 @@ class Attempts:
             return [piece for piece in series if self.number(piece.process) == self.choice]
         return list(series)
 
-    def shadowed(self) -> dict[str, list[tuple[int, int]]]:
-        """Return the starts of later attempts as pairs (step, time), by the process whose points they shadow.
+    def shadowed(self) -> dict[Track, Sequence[tuple[int, int]]]:
+        """Return the starts of later attempts as pairs (step, time), by the process and metric whose points they shadow.
 
-        The result is empty unless the query asks for the effective line.
+        The result covers the metrics with which the attempts were read. It is empty unless the query asks for the effective
+        line.
         """
         if self.choice is not None:
             return {}
-        begins: dict[int, tuple[int, int]] = {}
-        for attempt in self.by_process.values():
-            if attempt.first_step is not None:
-                step, began = begins.get(attempt.number, (attempt.first_step, attempt.began))
-                begins[attempt.number] = min(step, attempt.first_step), min(began, attempt.began)
-        shadowed = {}
+        starts = self.starts()
+        shadowed: dict[Track, Sequence[tuple[int, int]]] = {}
         for process, attempt in self.by_process.items():
-            later = [begin for number, begin in begins.items() if number > attempt.number]
-            if later:
-                shadowed[process] = later
+            for metric, by_number in starts.items():
+                later = [start for number, start in by_number.items() if number > attempt.number]
+                if later:
+                    shadowed[process, metric] = later
         return shadowed
+
+    def starts(self) -> dict[str, dict[int, tuple[int, int]]]:
+        """Return the first step of each metric in each later attempt, and when that attempt began, by metric and number."""
+        began: dict[int, int] = {}
+        for attempt in self.by_process.values():
+            if attempt.began:
+                began[attempt.number] = min(began.get(attempt.number, attempt.began), attempt.began)
+        starts: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
+        for attempt in self.by_process.values():
+            for metric, step in attempt.first_steps.items():
+                by_number = starts[metric]
+                lowest = min(by_number[attempt.number][0], step) if attempt.number in by_number else step
+                by_number[attempt.number] = lowest, began.get(attempt.number, 0)
+        return starts
 
     def remove_shadowed(self, series: Iterable[Series], steps: Iterable[Series]) -> list[Series]:
         """Remove shadowed points, and any series that becomes empty.
 
         Args:
             series: Series of any processes.
-            steps: Series of `tensormeter.step` for the shadowed processes, covering at least the time range of `series`.
+            steps: Series of `tensormeter.step` for the processes of shadowed series, covering at least the time range of
+                `series`.
         """
         shadowed = self.shadowed()
         logged: dict[str, list[Points]] = defaultdict(list)
@@ -86,8 +99,8 @@ class Attempts:
         joined = {process: Points.concat(parts).distinct() for process, parts in logged.items()}
         no_steps = Points.empty()
         remaining = (
-            _remove(piece, shadowed[piece.process], joined.get(piece.process, no_steps))
-            if piece.process in shadowed
+            _remove(piece, shadowed[piece.process, piece.metric], joined.get(piece.process, no_steps))
+            if (piece.process, piece.metric) in shadowed
             else piece
             for piece in series
         )

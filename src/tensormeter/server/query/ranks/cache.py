@@ -79,7 +79,7 @@ class RankCache:
 
     def _query_exact(self, store: Store, key: _Key, limit: int, check: Check) -> RankStatistics:
         _, ref, query = key
-        run = store.read(ref, Selection([]))
+        run = store.read(ref, Selection([], shadowing=query.metrics))
         reading = RunReader(store, ref, query, check).lines(limit)
         variant = VariantSelector(query.variant)
         lines = [line for line in reading.lines if variant.accepts(line.series)]
@@ -119,7 +119,7 @@ def _is_current(exact: _Exact, store: Store, ref: RunRef, query: RunQuery, check
     """Return whether no points have arrived since these statistics were read."""
     if time.monotonic() - exact.created > _LIFETIME:
         return False
-    run = store.read(ref, Selection([]))
+    run = store.read(ref, Selection([], shadowing=query.metrics))
     if (run.started, run.attempts) != (exact.started, exact.attempts):
         return False
     metrics = [*query.metrics] if query.axis.metric is None else [*query.metrics, query.axis.metric]

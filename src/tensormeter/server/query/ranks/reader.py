@@ -46,7 +46,7 @@ class RankReader:
         self._ref = ref
         self._query = query
         # All reads end at this cursor, so that `update` reads only points that are not in the means yet.
-        run = store.read(ref, Selection([]))
+        run = store.read(ref, Selection([], shadowing=query.metrics))
         self._started, self._attempts, self._cursor = run.started, run.attempts, run.cursor
         processes = (summary.process for summary in store.processes(ref))
         ranks = Attempts(run.attempts, query.attempt).group_processes(processes)
@@ -75,7 +75,7 @@ class RankReader:
         Raises:
             StoreError: See `Store.read`.
         """
-        run = store.read(self._ref, Selection([]))
+        run = store.read(self._ref, Selection([], shadowing=self._query.metrics))
         if (run.started, run.attempts) != (self._started, self._attempts):
             return False
         try:

@@ -278,6 +278,10 @@ class Commit:
             np.concatenate([index.newest(run, batch.keys[part]) for run, part in batch.parts_of_runs()])
             for batch in self._batches
         ]
+        for batch, times in zip(self._batches, newest, strict=True):
+            processes, of_series = batch.processes()
+            for number in np.unique(of_series[times == 0]).tolist():
+                self._processes[processes[number]].has_new_series = True
         refuse_excess(self._batches, [times == 0 for times in newest], counts, self._cache.names)
         left_out = 0
         for batch, times in zip(self._batches, newest, strict=True):
@@ -303,7 +307,8 @@ class Commit:
         # be stored.
         steps = steps_of([stretches for part in self._stretches.values() for stretches in part])
         if batches:
-            summaries = NativeBlock(b"".join([encode_summaries(batch, steps) for batch in batches]))
+            later = {key for key, process in self._processes.items() if process.first_step != NEVER}
+            summaries = NativeBlock(b"".join([encode_summaries(batch, steps, later) for batch in batches]))
             connection.insert("summary", SUMMARY_COLUMNS, summaries)
         for batch in batches:
             # Write rollups before points, because a dense point without a rollup would be missing from charts.

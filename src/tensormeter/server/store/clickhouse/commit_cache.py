@@ -13,6 +13,7 @@ from tensormeter.server.store.rules.key_table import KeyTable
 __all__ = ["CommitCache"]
 
 _CACHED: Final = 200_000
+_UNKNOWN: Final = NEVER, NEVER, -NEVER
 _DESCRIBED: Final = 5_000_000
 """Maximum number of series whose rows in the table `catalog` are remembered. They take up to 200 MB."""
 
@@ -31,7 +32,9 @@ class CommitCache:
 
     def __init__(self, connection: Connection, log: Log) -> None:
         self._names: dict[tuple[int, str], int] = {}
-        self._began: dict[tuple[int, str], tuple[int, int]] = {}
+        self._began: dict[tuple[int, str], tuple[int, int, int]] = {}
+        """First step, time of the first step, and a step that is not below the first step of any metric."""
+
         self.described = KeyTable(_DESCRIBED)
         self.index = SeriesIndex(connection, log)
         self.names = NameLimit(connection)
@@ -41,9 +44,11 @@ class CommitCache:
         return self._names.get((process.run, process.source.process)) != _name(process)
 
     def begins_earlier(self, process: ProcessUpdate) -> bool:
-        """Return whether a process of a later attempt has no cached start, or begins before its cached start."""
-        step, began = self._began.get((process.run, process.source.process), (NEVER, NEVER))
-        return process.first_step < step or process.began < began
+        """Return whether the start of a process of a later attempt or the first step of any of its metrics may have changed."""
+        step, began, highest = self._began.get((process.run, process.source.process), _UNKNOWN)
+        if process.first_step < step or process.began < began:
+            return True
+        return process.first_step != NEVER and (process.has_new_series or process.first_step < highest)
 
     def remember(self, written: Iterable[ProcessUpdate]) -> None:
         """Add the names and attempt starts of updates that have been written."""
@@ -54,8 +59,11 @@ class CommitCache:
             key = process.run, process.source.process
             self._names[key] = _name(process)
             if process.began != NEVER:
-                known = self._began.get(key, (NEVER, NEVER))
-                self._began[key] = min(known[0], process.first_step), min(known[1], process.began)
+                step, began, highest = self._began.get(key, _UNKNOWN)
+                # Without a cached start, the first steps of the stored series are unknown.
+                if process.has_new_series or step == NEVER:
+                    highest = max(highest, process.last_step)
+                self._began[key] = min(step, process.first_step), min(began, process.began), highest
 
     def forget(self) -> None:
         """Clear the cache after a failure, when it is unknown which rows were written or survived."""

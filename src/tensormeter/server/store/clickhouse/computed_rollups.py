@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.point_reader import TIME, time_range
 from tensormeter.server.store.clickhouse.series_points import read_steps
-from tensormeter.server.store.models.point_range import PointRange
+from tensormeter.server.store.models.point_range import PointRange, Track
 from tensormeter.server.store.models.rollup_blocks import FIRST, LAST, Blocks
 from tensormeter.server.store.rules.rollup_joining import UnorderedError
 
@@ -51,7 +51,7 @@ class ComputedRollups:
         self._connection = connection
 
     def read(
-        self, run: int, series: int, steps: int | None, process: str, blocks: int, window: PointRange
+        self, run: int, series: int, steps: int | None, track: Track, blocks: int, window: PointRange
     ) -> Blocks | None:
         """Return the blocks of a series; None if no point is in the window.
 
@@ -59,7 +59,7 @@ class ComputedRollups:
             run: Key of the run.
             series: Key of the series.
             steps: Key of the process's step series; None if steps are not needed.
-            process: ID of the process.
+            track: Process and metric of the series.
             blocks: Number of blocks.
             window: Range of points to read.
 
@@ -68,13 +68,13 @@ class ComputedRollups:
         """
         if steps is None:
             return self._blocks(run, series, window, blocks)
-        return self._stepped_blocks(run, series, steps, process, blocks, window)
+        return self._stepped_blocks(run, series, steps, track, blocks, window)
 
     def _stepped_blocks(
-        self, run: int, series: int, steps: int, process: str, blocks: int, window: PointRange
+        self, run: int, series: int, steps: int, track: Track, blocks: int, window: PointRange
     ) -> Blocks | None:
         """Return the blocks of a series with their steps; None if no point is in the window."""
-        bounded = self._without_steps(run, series, steps, process, window)
+        bounded = self._without_steps(run, series, steps, track, window)
         divided = None if bounded is None else self._divide(run, series, bounded, blocks)
         if bounded is None or divided is None:
             return None
@@ -104,7 +104,7 @@ class ComputedRollups:
             raise UnorderedError
         blocks.steps[:] = np.array([*blocks.steps[:, ends].flat, *found.words])[first][index]
 
-    def _without_steps(self, run: int, series: int, steps: int, process: str, window: PointRange) -> PointRange | None:
+    def _without_steps(self, run: int, series: int, steps: int, track: Track, window: PointRange) -> PointRange | None:
         """Return a window of times that selects the same points, if steps are in time order; None if it selects none."""
         start, stop = window.start, window.stop
         limits = (">=", window.first_step), ("<", window.last_step)
@@ -115,7 +115,7 @@ class ComputedRollups:
                 return None
             start = low if start is None else max(start, low)
             stop = high + 1 if stop is None else min(stop, high + 1)
-        for step, began in window.begins.get(process, ()):
+        for step, began in window.begins.get(track, ()):
             shadowed, low, _ = self._extremes(run, steps, window, f"word >= {step} AND {TIME} < {began}")
             if not shadowed:
                 continue

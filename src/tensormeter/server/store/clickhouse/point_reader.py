@@ -154,7 +154,7 @@ class PointReader:
         )
         rows: dict[str, list[Sequence[Any]]] = defaultdict(list)
         for row in self.series(run, selection):
-            if row[2] in wanted or window.needs_steps(row[1]):
+            if row[2] in wanted or any(window.needs_steps((row[1], metric)) for metric in wanted):
                 rows[row[1]].append(row)
         present = [process for process in processes if any(row[2] in wanted for row in rows[process])]
         counts = self.counts_between(run, [row[0] for process in present for row in rows[process]], selection)

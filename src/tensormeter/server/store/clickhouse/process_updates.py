@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tensormeter.server.store.models.points import Points, beginning
+from tensormeter.server.store.models.points import Points, beginning, steps_at
 from tensormeter.server.store.rules.lifecycle import LifecycleUpdate
 from tensormeter.server.store.rules.resource_identity import Source
 
@@ -42,7 +42,12 @@ COLUMNS: Final = {
 
 @dataclass(slots=True)
 class ProcessUpdate:
-    """An update to one process. `number` and the numbers inside tuples are arrival numbers."""
+    """An update to one process. `number` and the numbers inside tuples are arrival numbers.
+
+    Attributes:
+        first_step, last_step: Lowest and highest step, in the second or a later attempt.
+        has_new_series: Whether the commit stores the first points of any series of the process.
+    """
 
     run: int
     source: Source
@@ -60,7 +65,9 @@ class ProcessUpdate:
     group: tuple[int, str] = (_NO_NUMBER, "")
     notes: tuple[int, str] = (_NO_NUMBER, "")
     first_step: int = NEVER
+    last_step: int = -NEVER
     began: int = NEVER
+    has_new_series: bool = False
 
     def add_times(self, first: int, newest: int) -> None:
         """Add the time range of points. For an event, `first` is its time and `newest` is 0."""
@@ -72,6 +79,8 @@ class ProcessUpdate:
         start = beginning(steps)
         if start is not None:
             self.first_step, self.began = min(self.first_step, start[0]), min(self.began, start[1])
+            logged, stepped = steps_at(steps, steps.times)
+            self.last_step = max(self.last_step, int(logged[stepped].max()))
 
     def add_lifecycle(self, update: LifecycleUpdate, time: int, number: int) -> None:
         """Add the changes made by an event."""

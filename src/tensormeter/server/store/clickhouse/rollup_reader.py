@@ -47,9 +47,11 @@ class RollupReader:
         for row in rows:
             if row[2] == STEP_METRIC:
                 step_series[row[1]].append(row[0])
-        if any(len(step_series[row[1]]) > 1 for row in wanted if window.needs_steps(row[1])):
+        if any(len(step_series[row[1]]) > 1 for row in wanted if window.needs_steps((row[1], row[2]))):
             return None
-        steps_of = {row[1]: key for row in wanted if window.needs_steps(row[1]) for key in step_series[row[1]]}
+        steps_of = {
+            row[1]: key for row in wanted if window.needs_steps((row[1], row[2])) for key in step_series[row[1]]
+        }
         if not long and all(counts[key] < least for key in steps_of.values()):
             return None
         short = [row for row in wanted if counts[row[0]] < least]
@@ -60,14 +62,14 @@ class RollupReader:
             rollups = self._read_short(run, short, steps_of, bounded, window)
             for row in long:
                 selection.check()
-                key, process = row[0], row[1]
+                key, process, metric = row[:3]
                 steps = steps_of.get(process)
                 if steps is None and window.by_step:
                     continue
                 of_process = window if steps is not None else replace(window, begins={})
-                found = self._stored.read(run, key, steps, process, blocks, of_process)
+                found = self._stored.read(run, key, steps, (process, metric), blocks, of_process)
                 if found is None:
-                    found = self._computed.read(run, key, steps, process, blocks, of_process)
+                    found = self._computed.read(run, key, steps, (process, metric), blocks, of_process)
                 if found is not None and (isinstance(found, Blocks) or len(found[0])):
                     rollups[key] = _rollup(row, found)
         except UnorderedError:

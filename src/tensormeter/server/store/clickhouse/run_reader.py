@@ -123,8 +123,8 @@ class Runs:
         )
         return [ProjectSummary(*row) for row in rows]
 
-    def attempts(self, run: int) -> dict[str, ProcessAttempt]:
-        """Return the attempts of a run's processes; empty if all processes belong to attempt 1."""
+    def attempts(self, run: int, metrics: Sequence[str] = ()) -> dict[str, ProcessAttempt]:
+        """Return the attempts of a run's processes, with the first steps of metrics; empty if all processes belong to attempt 1."""
         rows = self._connection.rows(
             "SELECT process, max(resource), min(first_step), min(began) FROM process"
             f" WHERE run = {run} GROUP BY process"
@@ -132,16 +132,46 @@ class Runs:
         if all(row[1][1] == 1 for row in rows):
             return {}
         attempts = {}
-        for process, (_, number, resource), first_step, began in rows:
+        first_steps = self._first_steps(run, {row[0]: row[2] for row in rows if row[1][1] > 1}, metrics)
+        for process, (_, number, resource), _, began in rows:
             rank = json.loads(resource).get(RANK)
-            known = first_step != NEVER
             attempts[process] = ProcessAttempt(
                 number,
-                first_step if known else None,
-                began if known else 0,
+                first_steps.get(process, {}),
+                began if began != NEVER else 0,
                 rank if isinstance(rank, int) and not isinstance(rank, bool) else None,
             )
         return attempts
+
+    def _first_steps(
+        self, run: int, later: Mapping[str, int], metrics: Sequence[str]
+    ) -> Mapping[str, Mapping[str, int]]:
+        """Return the first steps of metrics by process and metric.
+
+        If the steps of a metric arrived in other requests than its points, its first step is that of the process.
+
+        Args:
+            run: Key of the run.
+            later: First steps of the processes in later attempts; `NEVER` for those that log no steps.
+            metrics: Names of the metrics.
+        """
+        stepped = {process: step for process, step in later.items() if step != NEVER}
+        if not metrics or not stepped:
+            return {}
+        of_names, names = is_named({*metrics})
+        rows = self._connection.rows(
+            "SELECT p, metric, min(step) FROM (SELECT series, metric, anyLast(process) AS p FROM catalog"
+            f" WHERE run = {run} AND {of_names} GROUP BY series, metric) AS named GLOBAL ANY INNER JOIN"
+            f" (SELECT series, min(first_step) AS step FROM summary WHERE run = {run} AND series GLOBAL IN"
+            f" (SELECT series FROM catalog WHERE run = {run} AND {of_names}) GROUP BY series) AS summed USING series"
+            " GROUP BY p, metric",
+            **names,
+        )
+        steps: dict[str, dict[str, int]] = defaultdict(dict)
+        for process, metric, step in rows:
+            if process in stepped:
+                steps[process][metric] = step if step != NEVER else stepped[process]
+        return steps
 
     def started(self, run: int) -> int:
         """Return the time at which a run started."""

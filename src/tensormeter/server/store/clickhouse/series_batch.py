@@ -1,7 +1,7 @@
 """The new points of one commit, as columns, and the rows that ClickHouse stores of them."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +12,7 @@ from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.keys import invert, steps_key
 from tensormeter.server.store.clickhouse.native import NativeBlock, encode_columns, encode_texts
 from tensormeter.server.store.clickhouse.pending_request import Request
+from tensormeter.server.store.clickhouse.process_updates import NEVER
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 from tensormeter.server.store.clickhouse.stretches import SeriesIdentity, Stretches
 from tensormeter.server.store.models.points import Blobs, Column, Points, steps_at
@@ -42,7 +43,7 @@ CATALOG_COLUMNS: Final = (
     "unit",
     "description",
 )
-SUMMARY_COLUMNS: Final = ("run", "series", "minimum", "maximum", "last")
+SUMMARY_COLUMNS: Final = ("run", "series", "minimum", "maximum", "last", "first_step")
 POINT_COLUMNS: Final = ("run", "series", "time", "word", "integer", "dense", "precedence", "received")
 BLOB_COLUMNS: Final = ("run", "series", "time", "data", "precedence", "received")
 GAP_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "precedence": "Q", "received": "I"}
@@ -262,8 +263,15 @@ def encode_catalog(batch: SeriesBatch, series: NDArray[np.int64]) -> NativeBlock
     )
 
 
-def encode_summaries(batch: SeriesBatch, steps: StepsByProcess) -> NativeBlock:
-    """Encode rows for the table `summary`. Writing a row twice has the same effect as writing it once."""
+def encode_summaries(batch: SeriesBatch, steps: StepsByProcess, later: Collection[tuple[int, str]]) -> NativeBlock:
+    """Encode rows for the table `summary`. Writing a row twice has the same effect as writing it once.
+
+    Args:
+        batch: Points of the commit.
+        steps: Points of the step series in the commit.
+        later: Processes in the second or a later attempt, as pairs (run, process). The rows of their series contain the lowest
+            step.
+    """
     filled = batch.filled()
     last = filled.ends - 1
     times = batch.points.times[last]
@@ -283,6 +291,14 @@ def encode_summaries(batch: SeriesBatch, steps: StepsByProcess) -> NativeBlock:
         if process in steps:
             chosen = np.flatnonzero(of_series == number)
             step[chosen], stepped[chosen] = steps_at(steps[process], times[chosen])
+    first_steps = np.full(len(last), NEVER)
+    for number, process in enumerate(processes):
+        if process in later and process in steps:
+            chosen = np.flatnonzero(of_series == number)
+            counts = filled.ends - filled.starts
+            logged, has_step = steps_at(steps[process], batch.points.times[_expand(filled.starts, counts, chosen)])
+            firsts = np.cumsum(counts[chosen]) - counts[chosen]
+            first_steps[chosen] = np.minimum.reduceat(np.where(has_step, logged, NEVER), firsts)
     step_series = np.array([steps_key(*process) for process in processes], np.uint64)[of_series]
     items = (times, words, integers.astype(np.uint8), stepped.astype(np.uint8), step, step_series)
     return encode_columns(
@@ -293,6 +309,7 @@ def encode_summaries(batch: SeriesBatch, steps: StepsByProcess) -> NativeBlock:
             ("minimum", "Float64", low),
             ("maximum", "Float64", high),
             ("last", _LAST, b"".join([item.tobytes() for item in items])),
+            ("first_step", "Int64", first_steps),
         ],
     )
 

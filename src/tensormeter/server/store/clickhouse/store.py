@@ -285,7 +285,10 @@ class ClickHouseStore:
         cursor = selection.upto
         assert cursor is not None
         arrived = None if selection.after is None else self._log.since(selection.after, run, upto=cursor)
-        started, attempts = self._runs.started(run), self._runs.attempts(run)
+        started, attempts = (
+            self._runs.started(run),
+            self._runs.attempts(run, [*selection.metrics, *selection.shadowing]),
+        )
         rows = self._points.series(run, selection)
         if arrived is not None and not any(commit.read_all for commit in arrived):
             series = self._points.read_new(run, rows, arrived, selection)

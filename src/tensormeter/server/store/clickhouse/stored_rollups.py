@@ -16,7 +16,7 @@ from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.point_reader import TIME, time_range
 from tensormeter.server.store.clickhouse.rowbinary import read_string
 from tensormeter.server.store.clickhouse.series_points import read_points, read_steps
-from tensormeter.server.store.models.point_range import PointRange
+from tensormeter.server.store.models.point_range import PointRange, Track
 from tensormeter.server.store.models.points import Points, steps_at
 from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, Blocks
 from tensormeter.server.store.rules.rollup_joining import (
@@ -64,7 +64,7 @@ class StoredRollups:
         self._connection = connection
 
     def read(
-        self, run: int, series: int, steps: int | None, process: str, blocks: int, window: PointRange
+        self, run: int, series: int, steps: int | None, track: Track, blocks: int, window: PointRange
     ) -> Blocks | tuple[Points, _Steps] | None:
         """Return the blocks of a series, or its points with their steps if these are few.
 
@@ -72,7 +72,7 @@ class StoredRollups:
             run: Key of the run.
             series: Key of the series.
             steps: Key of the process's step series; None if steps are not needed.
-            process: ID of the process.
+            track: Process and metric of the series.
             blocks: Minimum number of blocks to be worth reading.
             window: Range of points to read.
 
@@ -82,7 +82,7 @@ class StoredRollups:
         Raises:
             UnorderedError: The range is by step, and steps are not integers or not in order of time.
         """
-        full, partial = select_rollups(self._rollups(run, series, window), process, window)
+        full, partial = select_rollups(self._rollups(run, series, window), track, window)
         if sum(rollup.points for rollup in full) < blocks * BLOCK_POINTS:
             full, partial = [], [*full, *partial]
         others = self._points(run, series, window, partial)
@@ -97,9 +97,9 @@ class StoredRollups:
         logged: _Steps = None
         if steps is None:
             unknown = np.zeros(len(others), np.int64)
-            others = others[window.mask(process, others.times, unknown, unknown.astype(np.bool_))]
+            others = others[window.mask(track, others.times, unknown, unknown.astype(np.bool_))]
         else:
-            others, logged = self._join_steps(run, steps, process, others, window, partial)
+            others, logged = self._join_steps(run, steps, track, others, window, partial)
         if not full:
             return others, logged
         return join_rollups(full, stored, others, logged, by_step=window.by_step)
@@ -141,7 +141,7 @@ class StoredRollups:
         return Points.concat(parts).distinct()
 
     def _join_steps(
-        self, run: int, steps: int, process: str, points: Points, window: PointRange, rollups: Sequence[_Rollup]
+        self, run: int, steps: int, track: Track, points: Points, window: PointRange, rollups: Sequence[_Rollup]
     ) -> tuple[Points, NDArray[np.int64]]:
         """Return the points in the window and their steps. The points of the given rollups are among them."""
         at = self._points(run, steps, window, rollups)
@@ -151,7 +151,7 @@ class StoredRollups:
         if not found.integers.all():
             raise UnorderedError
         logged, stepped = steps_at(found, points.times)
-        mask = window.mask(process, points.times, logged, stepped)
+        mask = window.mask(track, points.times, logged, stepped)
         return points[mask], logged[mask]
 
     def _blocks(self, run: int, series: int, rollups: Sequence[_Rollup]) -> list[Blocks] | None:

@@ -1,7 +1,7 @@
 """The range of points to read, which excludes points that a later attempt shadows.
 
-A later attempt repeats steps that an earlier attempt has logged. It shadows the earlier attempt's points at and after
-the step with which it begins.
+A later attempt repeats steps that an earlier attempt has logged. It shadows the earlier attempt's points of a metric at and
+after its own first step of that metric.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PointRange", "kept"]
+__all__ = ["PointRange", "Track", "kept"]
+
+Track = tuple[str, str]
+"""Process and metric of a series."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class PointRange:
         by_step: Whether to select only points with a step.
         first_step: Start of the step range, inclusive; None for no bound. Requires `by_step`.
         last_step: End of the step range, exclusive; None for no bound. Requires `by_step`.
-        begins: Starts of later attempts as pairs (step, time), by the process whose points they shadow.
+        begins: Starts of later attempts as pairs (step, time), by the process and metric whose points they shadow.
     """
 
     start: int | None = None
@@ -31,17 +34,17 @@ class PointRange:
     by_step: bool = False
     first_step: float | None = None
     last_step: float | None = None
-    begins: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    begins: Mapping[Track, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
-    def needs_steps(self, process: str) -> bool:
-        """Return whether the selection of a process's points depends on their steps."""
-        return self.by_step or process in self.begins
+    def needs_steps(self, track: Track) -> bool:
+        """Return whether the selection of a series' points depends on their steps."""
+        return self.by_step or track in self.begins
 
-    def takes(self, process: str, times: tuple[int, int], steps: tuple[int, int] | None) -> bool | None:
+    def takes(self, track: Track, times: tuple[int, int], steps: tuple[int, int] | None) -> bool | None:
         """Return whether all (True), none (False) or possibly some (None) points between two times are selected.
 
         Args:
-            process: Process of the points.
+            track: Process and metric of the points.
             times: Earliest and latest time.
             steps: Lowest and highest step; None if they are unknown or a point has no step.
         """
@@ -59,7 +62,7 @@ class PointRange:
                 return False
             if (start is not None and low < start) or (stop is not None and high >= stop):
                 is_inside = False
-        for step, began in self.begins.get(process, ()):
+        for step, began in self.begins.get(track, ()):
             if first >= began or (steps is not None and steps[1] < step):
                 continue
             if steps is not None and steps[0] >= step and last < began:
@@ -68,17 +71,17 @@ class PointRange:
         return is_inside or None
 
     def mask(
-        self, process: str, times: NDArray[np.int64], steps: NDArray[np.int64], stepped: NDArray[np.bool_]
+        self, track: Track, times: NDArray[np.int64], steps: NDArray[np.int64], stepped: NDArray[np.bool_]
     ) -> NDArray[np.bool_]:
-        """Return a mask of a process's selected points.
+        """Return a mask of the selected points of series with one process and metric.
 
         Args:
-            process: Process of the points.
+            track: Process and metric of the points.
             times: Times of the points, shape (n,).
             steps: Steps logged at these times, shape (n,), valid where `stepped` is True.
             stepped: Whether a step was logged at each time, shape (n,).
         """
-        begins = self.begins.get(process, ())
+        begins = self.begins.get(track, ())
         if (
             not begins
             and self.start is None
@@ -107,7 +110,7 @@ def kept(
     stepped: NDArray[np.bool_],
     begins: Iterable[tuple[int, int]],
 ) -> NDArray[np.bool_]:
-    """Return a mask of a process's points that no later attempt shadows.
+    """Return a mask of the points of series with one process and metric that no later attempt shadows.
 
     Args:
         times, steps, stepped: Same as for `PointRange.mask`.

@@ -87,13 +87,14 @@ class ProcessAttempt:
 
     Attributes:
         number: Attempt number, starting at 1.
-        first_step: Lowest step that the process logged; None for attempt 1, or if the process logged no steps.
-        began: Time of the process's earliest step, in nanoseconds since the Unix epoch; 0 if `first_step` is None.
+        first_steps: Lowest step of each requested metric that the process logged; empty for attempt 1.
+        began: Time of the process's earliest step, in nanoseconds since the Unix epoch; 0 for attempt 1, or if the process
+            logged no steps.
         rank: Rank of the process, or None.
     """
 
     number: int
-    first_step: int | None
+    first_steps: Mapping[str, int]
     began: int
     rank: int | None
 

@@ -133,6 +133,7 @@ class Selection:
         check: Function called for each series; it can raise an exception to stop the read.
         damaged: List that receives a message for each damaged part, which is then omitted; None to raise an error
             instead.
+        shadowing: Names of further metrics whose first steps `Reading.attempts` contains.
     """
 
     metrics: Sequence[str]
@@ -147,6 +148,7 @@ class Selection:
     accepts: SeriesFilter | None = field(default=None, compare=False, repr=False)
     check: Check = field(default=no_check, compare=False, repr=False)
     damaged: list[str] | None = field(default=None, compare=False, repr=False)
+    shadowing: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +160,8 @@ class Reading:
         cursor: Opaque cursor, to pass to a later read as `after`. The selection's `upto`, if that was given.
         complete: Whether all selected points were read, rather than only those that arrived after a cursor.
         started: Start of the run, in nanoseconds since the Unix epoch.
-        attempts: Attempts of the run's processes; empty if all processes belong to attempt 1.
+        attempts: Attempts of the run's processes, with the first steps of the selected metrics; empty if all processes
+            belong to attempt 1.
     """
 
     series: Sequence[Series]

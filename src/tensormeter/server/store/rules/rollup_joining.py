@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.server.store.models.point_range import PointRange
+from tensormeter.server.store.models.point_range import PointRange, Track
 from tensormeter.server.store.models.points import Points
 from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, FIRST, LAST, Blocks
 
@@ -32,12 +32,12 @@ class _Rollup(Protocol):
 _R = TypeVar("_R", bound=_Rollup)
 
 
-def select_rollups(rollups: Iterable[_R], process: str, window: PointRange) -> tuple[list[_R], list[_R]]:
-    """Select the rollups of a process's series that represent points of a window.
+def select_rollups(rollups: Iterable[_R], track: Track, window: PointRange) -> tuple[list[_R], list[_R]]:
+    """Select the rollups of a series that represent points of a window.
 
     Args:
         rollups: Rollups in order of their earliest time.
-        process: ID of the process.
+        track: Process and metric of the series.
         window: Range of points to read.
 
     Returns:
@@ -46,7 +46,7 @@ def select_rollups(rollups: Iterable[_R], process: str, window: PointRange) -> t
     full: list[_R] = []
     partial: list[_R] = []
     for rollup in rollups:
-        is_selected = window.takes(process, rollup.times, rollup.steps)
+        is_selected = window.takes(track, rollup.times, rollup.steps)
         if is_selected is None:
             partial.append(rollup)
         if not is_selected:

@@ -233,7 +233,7 @@ class SqliteQueries:
                     connection.execute("SELECT ifnull(started, created) FROM run WHERE id = ?", (run,)).fetchone()[0]
                 )
                 rows = find_series(connection, run, selection)
-                attempts, changed = find_attempts(connection, run)
+                attempts, changed = find_attempts(connection, run, [*selection.metrics, *selection.shadowing])
                 cursor = selection.upto or str(_Cursor(upto, last_event(connection)))
                 series_ids = {row[0] for row in rows}
                 since = None if selection.after is None else _Cursor.parse(selection.after).seq

@@ -100,7 +100,7 @@ class ProcessScan:
 
     def _wanted(self, process: str) -> Iterator[SeriesSpans]:
         rows = self._series[process]
-        if self._window.needs_steps(process):
+        if any(self._window.needs_steps((process, row[2])) for row in rows):
             rows = rows + [row for row in self._steps[process] if row not in rows]
         for row in rows:
             yield row[0], spans_between(self._spans[row[0]], self._window.start, self._window.stop)

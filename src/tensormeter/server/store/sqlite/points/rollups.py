@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.metric_kind import parse_kind
-from tensormeter.server.store.models.point_range import PointRange
+from tensormeter.server.store.models.point_range import PointRange, Track
 from tensormeter.server.store.models.points import Points, steps_at
 from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, Blocks
 from tensormeter.server.store.models.series import NO_GAPS, Selection, SeriesRollup
@@ -230,21 +230,22 @@ class _RollupReader:
     def series(self, row: SeriesRow) -> Iterator[SeriesRollup]:
         """Read a series. Yields one rollup, or nothing if no points are selected."""
         series, process, metric, kind, attributes, scope, unit = row
-        steps = self._steps_of(series, process)
+        track = process, metric
+        steps = self._steps_of(series, track)
         if self._window.by_step and steps is None:
             return
         window = self._window if steps is not None else replace(self._window, begins={})
-        full_segments, seqs = self._select_segments(series, process, window)
+        full_segments, seqs = self._select_segments(series, track, window)
         points = self._read(series, seqs, metric)
         full_segments, points = self._split_overlapping(series, full_segments, points, metric)
         stepped: NDArray[np.int64] | None = None
         if steps is not None:
             logged, has_step = steps.at(points.times)
-            mask = window.mask(process, points.times, logged, has_step)
+            mask = window.mask(track, points.times, logged, has_step)
             points, stepped = points[mask], logged[mask]
         else:
             none = np.zeros(len(points), np.int64)
-            points = points[window.mask(process, points.times, none, none.astype(np.bool_))]
+            points = points[window.mask(track, points.times, none, none.astype(np.bool_))]
         identity = (process, metric, parse_kind(kind), json.loads(attributes))
         if not full_segments:
             if len(points):
@@ -254,9 +255,9 @@ class _RollupReader:
             return
         yield SeriesRollup(*identity, None, None, self._join(series, full_segments, points, stepped), scope, unit)
 
-    def _steps_of(self, series: int, process: str) -> "_Steps | None":
+    def _steps_of(self, series: int, track: Track) -> "_Steps | None":
         """Return the steps of a series' process; None if steps are not needed or do not exist."""
-        if not self._window.needs_steps(process):
+        if not self._window.needs_steps(track):
             return None
         row = _process_of(self._connection, series)
         if self._steps is None or self._steps.process != row:
@@ -265,7 +266,7 @@ class _RollupReader:
             raise UnorderedError
         return self._steps if self._steps.any() else None
 
-    def _select_segments(self, series: int, process: str, window: PointRange) -> tuple[list[_Full], list[int]]:
+    def _select_segments(self, series: int, track: Track, window: PointRange) -> tuple[list[_Full], list[int]]:
         """Return full segments to read as rollups, and the numbers of the segments to read as points.
 
         The segments to read as rollups do not overlap.
@@ -290,11 +291,11 @@ class _RollupReader:
             steps = None if step_min is None else (step_min, step_max)
             if rollup is not None:
                 candidates.append(_Full(segment, seq, n, (t_min, t_max), steps, bool(ascending)))
-            elif window.takes(process, (t_min, t_max), None) is not False:
+            elif window.takes(track, (t_min, t_max), None) is not False:
                 seqs.append(seq)
         if listed_spans:
             raise DamagedError(f"series {series}: some segments are missing", series=series)
-        full, partial = select_rollups(candidates, process, window)
+        full, partial = select_rollups(candidates, track, window)
         seqs += [segment.seq for segment in partial]
         if sum(segment.n for segment in full) < self._blocks * BLOCK_POINTS:
             return [], seqs + [segment.seq for segment in full]

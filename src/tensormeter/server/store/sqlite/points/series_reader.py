@@ -17,6 +17,7 @@ from tensormeter.server.store.models.series import NO_GAPS, Selection, Series, S
 from tensormeter.server.store.rules.limits import check_limit
 from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, SERIES
+from tensormeter.server.store.sqlite.points.first_steps import read_first_steps
 from tensormeter.server.store.sqlite.points.gaps import read_gaps
 from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
 from tensormeter.server.store.sqlite.points.segment_batches import (
@@ -83,8 +84,12 @@ def _damaged_processes(connection: sqlite3.Connection, run: int, processes: Coll
     return damaged
 
 
-def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, ProcessAttempt], int]:
+def find_attempts(
+    connection: sqlite3.Connection, run: int, metrics: Sequence[str]
+) -> tuple[dict[str, ProcessAttempt], int]:
     """Return the attempts of a run's processes, and the number of the journal row that last changed an attempt's start.
+
+    The attempts contain the first steps of the given metrics.
 
     If all processes belong to attempt 1, the result is an empty dict and 0.
     """
@@ -95,11 +100,13 @@ def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, P
         (run,),
     ).fetchall()
     attempts: dict[str, ProcessAttempt] = {}
-    changed = 0
+    first_steps, changed = read_first_steps(connection, run, metrics)
     for *row, rank in rows:
-        _, _, process, number, _, _, _, _, first_step, began, began_seq, _ = row
+        _, _, process, number, _, _, _, _, _, began, began_seq, _ = row
         PROCESS.verify(row, f"the row of process {process!r} of run {run}")
-        attempts[process] = ProcessAttempt(number, first_step, began or 0, rank if isinstance(rank, int) else None)
+        attempts[process] = ProcessAttempt(
+            number, first_steps.get(process, {}), began or 0, rank if isinstance(rank, int) else None
+        )
         changed = max(changed, began_seq or 0)
     return attempts, changed
 

@@ -21,6 +21,7 @@ from tensormeter.server.store.rules.ingest_series import Arrival, Rejections, Se
 from tensormeter.server.store.rules.key_table import KeyTable
 from tensormeter.server.store.rules.resource_identity import Source
 from tensormeter.server.store.sqlite.integrity.seals import RUN_TALLY, checksum
+from tensormeter.server.store.sqlite.points.first_steps import FirstSteps
 from tensormeter.server.store.sqlite.points.memtable import LocatedNumbers, SeriesPoints, located_numbers
 from tensormeter.server.store.sqlite.tables.name_limit import NameLimit
 
@@ -74,7 +75,8 @@ class Catalog:
         self._connection = connection
         self._processes: dict[tuple[str, str, str], _Process] = {}
         self._series: dict[tuple[int, str, str, str, str], int] = {}
-        self._first_steps: dict[tuple[str, str, str], tuple[int, int]] = {}
+        self._began: dict[tuple[str, str, str], tuple[int, int, int]] = {}
+        self._first_steps = FirstSteps()
         self._known_tombstones: dict[tuple[str, str], _Tombstone] | None = None
         self._keys = KeyTable(_KEYS)
         self._salts: dict[tuple[int, str], NDArray[np.uint64]] = {}
@@ -92,7 +94,8 @@ class Catalog:
         self._keys.clear()
         self._read.clear()
         self._names.forget(everything=connection is not None)
-        self._first_steps.clear()
+        self._began.clear()
+        self._first_steps.forget()
         self._known_tombstones = None
         self._connection = connection or self._connection
 
@@ -145,32 +148,45 @@ class Catalog:
         self._processes[key] = _Process(run, process, source.name, source.resource)
         return run, process
 
-    def record_first_steps(self, arrivals: Iterable[Arrival], blocks: Iterable[BlockArrival], seq: int) -> None:
-        """Record the first step, and its time, of each process in the second or a later attempt.
+    def record_first_steps(self, arrivals: Sequence[Arrival], blocks: Sequence[BlockArrival], seq: int) -> None:
+        """Record when each process in the second or a later attempt began, and the first steps of its metrics.
 
         Args:
             arrivals: Points of one request.
             blocks: Blocks of the request.
             seq: Number of the journal row that contains the request.
         """
+        logged: dict[Source, list[Points]] = {}
         for source, points in _steps(arrivals, blocks):
-            first = beginning(points)
+            logged.setdefault(source, []).append(points)
+        for source, parts in logged.items():
+            steps = Points.concat(parts).distinct()
+            first = beginning(steps)
             if first is None:
                 continue
             key = (source.project, source.run_id, source.process)
-            recorded = self._first_steps.get(key)
+            recorded = self._began.get(key)
             if recorded is None or first[0] < recorded[0] or first[1] < recorded[1]:
-                row = self._connection.execute(
+                recorded = self._connection.execute(
                     "UPDATE process SET first_step = min(ifnull(first_step, :step), :step),"
                     " began = min(ifnull(began, :time), :time),"
                     " began_seq = iif(first_step <= :step AND began <= :time, began_seq, :seq) WHERE process = :process"
                     " AND run = (SELECT id FROM run WHERE project = :project AND run_id = :run)"
-                    " RETURNING first_step, began",
+                    " RETURNING first_step, began, id",
                     {"step": first[0], "time": first[1], "seq": seq}
                     | {"project": source.project, "run": source.run_id, "process": source.process},
                 ).fetchone()
-                if row is not None:
-                    self._first_steps[key] = row
+                if recorded is None:
+                    continue
+                self._began[key] = recorded
+            self._first_steps.record(
+                self._connection,
+                recorded[2],
+                steps,
+                [arrival for arrival in arrivals if arrival.source == source],
+                [block for block in blocks if block.source == source],
+                seq,
+            )
 
     def series(self, run: int, process: int, arrival: Arrival) -> int | str:
         """Return the row ID of a series, creating the row if needed, or the reason for refusing the series."""
