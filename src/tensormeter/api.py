@@ -53,6 +53,8 @@ _PACKAGE_OF: Final = {
 _RESUME: Final = ("allow", "auto", "must", "never")
 """Words that the argument `resume` of `init` accepts."""
 
+_MOST_STEP: Final = 1 << 62
+
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
 
 
@@ -66,6 +68,7 @@ def init(
     tags: Collection[str] | str | None = None,
     notes: str | None = None,
     resume: bool | str | None = None,
+    fork_from: str | None = None,
     mode: str | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
 ) -> Run:
@@ -81,8 +84,9 @@ def init(
 
     In a notebook or an IPython shell, starting a run finishes all previous runs.
 
-    If you pass the `id` of a run whose processes have all ended, `init` starts another attempt at that run. The data of
-    earlier attempts is kept. If the new attempt repeats a step, its values hide the earlier ones.
+    If you pass the `id` of a run whose processes have all ended, `init` starts another attempt at that run. Rows logged
+    without a step continue after the last step of the earlier attempts. The data of earlier attempts is kept. If the new
+    attempt repeats a step of a metric, its values hide the earlier ones of that metric.
 
     Args:
         project: Name of the run's project: any text of up to 128 characters.
@@ -98,6 +102,9 @@ def init(
         resume: Whether the run with this `id` exists. By default, and with `"allow"` or `"auto"`, the run is continued if it
             exists, and started otherwise. `True` states that it had an earlier attempt, on this or another machine.
             `"must"` and `"never"` warn if the run does not exist, or does. The check does not delay `init`.
+        fork_from: `RUN@STEP`: ID of a run in the same project and the last of its steps that belong to this run, for example
+            the step of the checkpoint that training starts from. Rows logged without a step begin after that step, and charts
+            can show the parent's curve up to it.
         mode: `online` delivers the data, `offline` only writes it to disk, and `disabled` records nothing. Default:
             `online`.
         settings: A `Settings` object, or a mapping of its fields. The other arguments of `init` take precedence.
@@ -118,6 +125,7 @@ def init(
     resolved = _resolve(settings, {key: value for key, value in fields.items() if value is not None})
     check_exporters([*resolved.exporters, *(option.partition(".")[0] for option in resolved.exporter_options)])
     resume = _check_resume(resume, resolved)
+    parent = None if fork_from is None else _parse_parent(fork_from)
     if in_notebook():
         finish_all()
     resolved = _settings_of_rank(resolved)
@@ -125,7 +133,8 @@ def init(
     if resolved.mode == "online":
         _warn_of_packages(resolved, _check_targets(resolved))
     run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
-    run = Run(RunIdentity(run_id, resolved.name or run_id, config, resolved, resume=resume is True))
+    name = resolved.name or run_id
+    run = Run(RunIdentity(run_id, name, config, resolved, resume=resume is True, forked_from=parent))
     run._begin()
     remember(run)
     _warn_of_existence(run, resume)
@@ -244,8 +253,8 @@ def deferred_log(
         names: Names of the metrics in each row.
         capacity: Number of rows to buffer, both on the device and on the host, at 8 bytes per value.
         device: Torch device of the values. Default: the current CUDA device, or the CPU if there is none.
-        first_step: Step of the first row; each further row increases the step by one. Default: 0, or, with
-            `resume=True`, the step after the last step of the earlier attempts.
+        first_step: Step of the first row; each further row increases the step by one. Default: 0, or in a later attempt, the
+            step after the last step of the earlier attempts.
 
     Raises:
         UsageError: `names` or `capacity` is invalid.
@@ -257,7 +266,7 @@ def deferred_log(
         names,
         capacity=capacity,
         device=device,
-        first_step=run._identity.first_step if first_step is None else first_step,
+        first_step=first_step if first_step is not None else run._process.first_step if run._process is not None else 0,
     )
 
 
@@ -282,6 +291,18 @@ def _warn_of_existence(run: Run, resume: bool | str | None) -> None:
             run.id,
             run.attempt,
         )
+
+
+def _parse_parent(text: object) -> tuple[str, int]:
+    """Parse `RUN@STEP`.
+
+    Raises:
+        SettingsError: The text has another form.
+    """
+    run, _, step = text.rpartition("@") if isinstance(text, str) else ("", "", "")
+    if not run or not step.isascii() or not step.isdecimal() or int(step[:20]) > _MOST_STEP:
+        raise SettingsError(f'fork_from: expected "RUN@STEP", such as "my-run@1000", got {reprlib.repr(text)}')
+    return run, int(step)
 
 
 def _settings_of_rank(settings: Settings) -> Settings:

@@ -200,7 +200,7 @@ def test_an_alert_before_the_first_row_has_no_step(settings, receiver, answering
         run.alert("before")
         run.log({"x": 1.0})
         run.alert("after")
-    assert alert_steps(receiver) == {"before": None, "after": 42 if resume else 0}
+    assert alert_steps(receiver) == {"before": None, "after": 42}
 
 
 def test_a_phase_before_the_first_row_goes_on_behind_the_last_step(settings, receiver, answering):
@@ -232,6 +232,31 @@ def test_rows_from_inside_graphs_go_on_behind_the_last_step(settings, receiver, 
             given.write({"given": torch.zeros(())})
         inside.flush()
     assert sorted(steps(receiver, run._process.id)) == [7, 8, 42, 43]
+
+
+def test_a_fork_continues_after_a_step_of_its_parent(settings, receiver, answering):
+    with tensormeter.init(settings=settings.replace(run_id=None), fork_from="base@41") as random_id:
+        random_id.log({"x": 1.0})
+    with tensormeter.init(settings=settings, fork_from="base@41") as first:
+        first.log({"x": 1.0})
+    with tensormeter.init(settings=settings, fork_from="base@41") as second:
+        second.log({"x": 1.0})
+    assert [steps(receiver, run._process.id) for run in (random_id, first, second)] == [[42], [42], [43]]
+    bodies = [
+        event.body["forked_from"]
+        for request in receiver.accepted().values()
+        if request.path == "/v1/logs"
+        for _, events in decode_events(gzip.decompress(request.body))
+        for event in events
+        if event.name == "tensormeter.run.start"
+    ]
+    assert bodies == [{"run": "base", "step": 41}] * 3
+
+
+@pytest.mark.parametrize("parent", ["base", "@3", "base@", "base@-1", "base@x", "base@1.5", "base@" + "9" * 30, 3])
+def test_a_wrong_parent_is_refused_at_once(settings, parent):
+    with pytest.raises(SettingsError, match="fork_from: expected"):
+        tensormeter.init(settings=settings, fork_from=parent)
 
 
 def test_a_scheduler_gives_the_number_and_the_server_the_last_step(settings, receiver, answering, monkeypatch):

@@ -108,8 +108,8 @@ def test_machines_that_share_only_the_server_go_on_from_each_other(folder, envir
     here, there = (Machine(folder, environment, name) for name in ("here", "there"))
     here.train(range(5))
     there.train(range(5, 8), resume=True)
-    here.train(range(8, 11), resume=True)
-    there.train(range(11, 12), resume=True)
+    here.train(range(8, 11))
+    there.train(range(11, 12))
     assert attempts(server) == [1, 2, 3, 4]
     assert line(server) == [(4, *counted(12))]
 
@@ -117,10 +117,10 @@ def test_machines_that_share_only_the_server_go_on_from_each_other(folder, envir
 def test_offline_attempts_are_numbered_when_they_are_delivered(folder, environment, server):
     here, there = (Machine(folder, environment, name) for name in ("here", "there"))
     there.train(range(5, 8), resume=True, TENSORMETER_MODE="offline")
-    there.train(range(8, 10), resume=True, TENSORMETER_MODE="offline")
+    there.train(range(8, 10), TENSORMETER_MODE="offline")
     here.train(range(5))
     there.sync()
-    there.train(range(10, 12), resume=True)
+    there.train(range(10, 12))
     assert attempts(server) == [1, 2, 3, 4]
     assert line(server) == [(4, *counted(12))]
 
@@ -145,12 +145,12 @@ def test_a_server_that_comes_later_gives_the_number(folder, environment, server)
     wait_for(lambda: line(server) == [(2, *counted(8))], "the second goes on behind the first")
 
 
-def test_a_run_without_resume_begins_its_steps_again(folder, environment, server):
+def test_a_run_with_a_known_id_continues_without_resume(folder, environment, server):
     here, there = (Machine(folder, environment, name) for name in ("here", "there"))
     here.train(range(5))
-    there.train(range(3))
+    there.train(range(5, 8))
     assert attempts(server) == [1, 2]
-    assert line(server) == [(2, *counted(3))]
+    assert line(server) == [(2, *counted(8))]
 
 
 def test_ranks_that_begin_at_once_on_machines_that_share_nothing_are_one_attempt(folder, environment, server):
@@ -187,7 +187,7 @@ def test_a_resumed_run_goes_on_behind_rows_that_a_killed_one_left_in_its_ring(fo
     wait_for(lambda: lock.read_text().strip().isdigit(), "the agent runs")
     os.kill(int(lock.read_text()), signal.SIGKILL)
     kill(process)
-    here.train(range(5, 8), resume=True)
+    here.train(range(5, 8))
     wait_for(lambda: line(server) == [(2, *counted(8))], "the line is whole")
 
 

@@ -57,6 +57,8 @@ class RunIdentity:
         resource: Additional resource attributes from an OpenTelemetry program.
         resume: Whether the run had an earlier attempt, perhaps on another machine.
         basis: In a child, the source of the parent's attempt number; "" if the agent does not need to check the number.
+        forked_from: ID of the run from which this run was forked, and the last step of that run that belongs to it; None if
+            the run was not forked.
     """
 
     id: str
@@ -66,11 +68,7 @@ class RunIdentity:
     resource: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
     basis: Basis = ""
-
-    @property
-    def first_step(self) -> int:
-        """Step of the first row logged without a step. For a resumed run, the agent assigns the actual step later."""
-        return AUTOMATIC_STEPS if self.resume else 0
+    forked_from: tuple[str, int] | None = None
 
     def describe(self, process: str, attempt: int) -> Mapping[str, Any]:
         """Return the OpenTelemetry resource attributes of one of the run's processes."""
@@ -98,6 +96,8 @@ class Membership:
         ring: Ring of the process.
         waker: Wakes the agent.
         weakness: Result of `disk.private.weakness` for the directory.
+        first_step: Step of the first row logged without a step. If the run may have an earlier attempt, the agent assigns the
+            actual step later.
     """
 
     settings: Settings
@@ -108,6 +108,7 @@ class Membership:
     ring: RingFile
     waker: Waker
     weakness: str
+    first_step: int = 0
 
     def leave(self) -> None:
         """Delete the ring of a membership that will not be used."""
@@ -228,7 +229,15 @@ class Joining:
             ring = self._create_ring(directory, settings, self._metadata(resource, basis), directory.ring_folders)
             waker = Waker(directory)
             membership = Membership(
-                settings, directory, attempt, basis, resource, ring, waker, weakness(directory.path)
+                settings,
+                directory,
+                attempt,
+                basis,
+                resource,
+                ring,
+                waker,
+                weakness(directory.path),
+                self._first_step(attempt, basis),
             )
             if not late.is_set():
                 self._start_agent(membership)
@@ -247,8 +256,17 @@ class Joining:
             directory, settings.project, member, resume=run.resume, number=settings.attempt
         )
         if settings.attempt is not None:
-            return number, "given" if run.resume else ""
+            return number, "given" if run.resume or number > 1 else ""
         return number, "unknown" if provisional else "counted"
+
+    def _first_step(self, attempt: int, basis: Basis) -> int:
+        """Return the step of the first row logged without a step.
+
+        Only the agent can find out what other machines have logged. If this may be a later attempt, it replaces the step.
+        """
+        if basis == "unknown" or (basis and (attempt > 1 or self._run.resume)):
+            return AUTOMATIC_STEPS
+        return 0 if self._run.forked_from is None else self._run.forked_from[1] + 1
 
     def _metadata(self, resource: Mapping[str, Any], basis: Basis) -> dict[str, Any]:
         run = self._run
@@ -258,6 +276,9 @@ class Joining:
             "parent": self._parent,
             "resume": run.resume,
         }
+        if run.forked_from is not None:
+            parent, step = run.forked_from
+            metadata["forked_from"] = {"run": parent, "step": step}
         labels = {"group": run.settings.group, "tags": run.settings.tags, "notes": run.settings.notes}
         return metadata | {name: value for name, value in labels.items() if value}
 

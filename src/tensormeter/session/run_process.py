@@ -75,6 +75,7 @@ class RunProcess:
             final state and does not wait for delivery.
         attempt: Number of the attempt, from 1. The agent may correct it before delivery.
         basis: Source of the attempt number; "" if the agent does not need to check it.
+        first_step: Step of the first row logged without a step. The agent may replace it before delivery.
         resource: OpenTelemetry resource attributes of the data.
         ring: Ring of the process.
         recorder: Recorder that writes into the ring.
@@ -120,6 +121,7 @@ class RunProcess:
         self._membership: Membership = membership
         self._settings, self._directory, self.ring = membership.settings, membership.directory, membership.ring
         self.attempt, self.basis, self.resource = membership.attempt, membership.basis, membership.resource
+        self.first_step = membership.first_step
         self.recorder = Recorder(
             self.ring,
             on_writer=on_writer,
@@ -127,7 +129,7 @@ class RunProcess:
             limits=Limits(self._settings.max_metric_names, self._settings.media_buffer_bytes),
             one_launch=self._settings.device_path == "auto",
             on_fork=on_fork,
-            first_step=run.first_step,
+            first_step=membership.first_step,
         )
         self._runtime_metrics = RuntimeMetrics(self.recorder, self._settings.sample_interval)
         self._monitor = AgentMonitor(run.id, self._directory, self._settings, self.ring)

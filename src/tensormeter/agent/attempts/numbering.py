@@ -179,7 +179,8 @@ class Numbering:
             str(resource.get(LAUNCH_ID, "")),
         )
         self._ready.clear()
-        self._keep(local, Settled(member, str(basis), bool(metadata.get("resume"))))
+        settled = Settled(member, str(basis), bool(metadata.get("resume")), first_step=_step_after_fork(metadata))
+        self._keep(local, settled)
 
     def poll(self, *, unread: bool) -> None:
         """Let delivery continue, unless rows of ended processes are still `unread`.
@@ -423,6 +424,13 @@ def _parse(document: Mapping[str, Any]) -> Settled:
         bool(document["confirmed"]),
         (int(document["ended"][0]), int(document["ended"][1])),
     )
+
+
+def _step_after_fork(metadata: Mapping[str, Any]) -> int:
+    """Return the first step of a forked run; 0 if the run was not forked."""
+    parent = metadata.get("forked_from")
+    step = parent.get("step") if isinstance(parent, dict) else None
+    return min(step, _MOST_STEPS) + 1 if isinstance(step, int) and step >= 0 else 0
 
 
 def _integer(value: Any) -> int | None:

@@ -416,7 +416,7 @@ class RingDrainer:
             return []
         metadata = cast("dict[str, Value]", self._processor.metadata)
         body: dict[str, Value] = {
-            name: metadata[name] for name in ("config", "group", "tags", "notes") if name in metadata
+            name: metadata[name] for name in ("config", "group", "tags", "notes", "forked_from") if name in metadata
         }
         return [Event(RUN_START, self.ring.words[HeaderWord.CREATED], body)]
 
