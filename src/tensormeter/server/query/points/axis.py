@@ -1,4 +1,4 @@
-"""The x axis: the time, the step, or the value of another metric that the same process logged at the same time."""
+"""The x axis: the time, the step, or the value of another metric of the same process."""
 
 from bisect import bisect_left
 from dataclasses import dataclass

@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 from tensormeter.server.store import Points, Series
 from tensormeter.server.store.models.points import Column
 
-__all__ = ["NO_POSITIONS", "Line", "LineReading", "add_gaps", "cut_line", "gap_positions", "join_lines", "line_along"]
+__all__ = [
+    "NO_POSITIONS",
+    "Line",
+    "LineReading",
+    "add_gaps",
+    "cut_line",
+    "gap_positions",
+    "join_lines",
+    "line_along",
+    "line_of",
+    "values_at",
+]
 
 NO_POSITIONS: Final[NDArray[np.float64]] = np.empty(0, np.float64)
 
@@ -58,21 +69,26 @@ def line_along(series: Series, x_series: Sequence[Series]) -> Line:
         series: Series with the y values.
         x_series: Series of the x-axis metric from the same process.
     """
-    candidates = x_series
-    if len(candidates) > 1:
-        equal = [candidate for candidate in candidates if candidate.attributes == series.attributes]
-        candidates = equal or candidates
-    points: Column = series.points
-    x = np.full(len(points), np.nan)
-    for candidate in candidates:
+    return line_of(series, values_at(x_series, series.points.times))
+
+
+def values_at(series: Sequence[Series], times: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the first value of any of these series at each time; NaN if there is none. The result has the shape of `times`."""
+    x = np.full(len(times), np.nan)
+    for candidate in series:
         assert isinstance(candidate.points, Points)
-        times = candidate.points.times
-        if times is points.times or np.array_equal(times, points.times):
-            x = candidate.points.floats()
-            break
-        index = np.minimum(np.searchsorted(times, points.times), len(times) - 1)
-        is_match = times[index] == points.times
+        known = candidate.points.times
+        if known is times or np.array_equal(known, times):
+            return candidate.points.floats()
+        index = np.minimum(np.searchsorted(known, times), len(known) - 1)
+        is_match = known[index] == times
         x = np.where(is_match & np.isnan(x), candidate.points.floats()[index], x)
+    return x
+
+
+def line_of(series: Series, x: NDArray[np.float64]) -> Line:
+    """Return a line with the x value of each point, which is NaN for points to omit."""
+    points: Column = series.points
     has_x = ~np.isnan(x)
     if not has_x.all():
         points, x = points[has_x], x[has_x]

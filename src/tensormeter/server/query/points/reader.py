@@ -4,13 +4,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.points.lines import Line, LineReading, add_gaps, cut_line, join_lines, line_along
+from tensormeter.server.query.points.metric_axis import MetricAxis
 from tensormeter.server.query.points.raw import RawSeries, StepJoiner
 from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.rollup_lines import Rollups
@@ -18,6 +19,10 @@ from tensormeter.server.query.points.shadowing import Attempts
 from tensormeter.server.store import MAX_READ_POINTS, PointRange, Points, Reading, RunRef, Selection, Series, Store
 
 __all__ = ["RunReader"]
+
+
+_LOOK_BACK: Final = (60, 1e4, 1e6, 1e10)
+"""Seconds before new points in which x values of another metric are looked for, one after the other."""
 
 
 class _RollupView(NamedTuple):
@@ -87,10 +92,10 @@ class RunReader:
         attempts = Attempts(reading.attempts, query.attempt)
         series = attempts.select(candidate for candidate in reading.series if candidate.metric in query.metrics)
         x_series: Sequence[Series] = []
+        is_complete = query.numeric and reading.complete
         if axis.metric is not None:
             if query.numeric:
                 x_series = [candidate for candidate in reading.series if candidate.metric == axis.metric]
-            is_complete = query.numeric and reading.complete
             if series and not is_complete and not _has_same_times(x_series, series):
                 x_series = self._read_during(axis.metric, series, limit)  # x values have arrived before the cursor
         cuts = attempts.shadowed()
@@ -101,12 +106,17 @@ class RunReader:
         x_by_process: dict[str, list[Series]] = defaultdict(list)
         for candidate in x_series:
             x_by_process[candidate.process].append(candidate)
+        along = None
+        if axis.metric is not None and not axis.is_step:
+            along = self._along_metric(axis.metric, series, x_series, limit, complete=is_complete)
         lines = []
         for group in attempts.group_series(series):
             pieces = []
             for piece in group:
                 self._check()
-                if axis.metric is not None:
+                if along is not None:
+                    line = cut_line(along.line(piece), query.start, query.stop)
+                elif axis.metric is not None:
                     line = cut_line(line_along(piece, x_by_process[piece.process]), query.start, query.stop)
                 else:
                     line = Line(piece, axis.seconds(piece.points.times, origin))
@@ -244,6 +254,53 @@ class RunReader:
             joined = joiner.join(pieces, attempts.number(pieces[-1].process))
             raw.append(joined.by_step(query.start, query.stop) if by_step else joined)
         return raw
+
+    def _along_metric(
+        self, metric: str, series: Sequence[Series], x_series: Sequence[Series], limit: int, *, complete: bool
+    ) -> MetricAxis:
+        """Return an axis of a metric for these series, which reads steps and earlier x values only if points need them.
+
+        Args:
+            metric: Name of the x metric.
+            series: Series with the y values.
+            x_series: Series of the x metric.
+            limit: Maximum number of points per read.
+            complete: Whether `x_series` contains all points of the x metric.
+        """
+        axis = MetricAxis(x_series)
+        without = [piece for piece in series if axis.misses(piece).any()]
+        if not without:
+            return axis
+        processes = {piece.process for piece in without}
+        known = {piece.process for piece in x_series if piece.process in processes}
+        if not complete:
+            x_series = self._read_earlier(metric, without, limit)
+            known = {piece.process for piece in x_series}
+        stepped = [piece for piece in (*without, *x_series) if piece.process in known]
+        if not stepped:
+            return axis
+        steps = self._read_during(STEP_METRIC, stepped, limit)
+        return MetricAxis(x_series, [piece for piece in steps if piece.process in known])
+
+    def _read_earlier(self, metric: str, series: Sequence[Series], limit: int) -> Sequence[Series]:
+        """Read a metric of the same processes, from at least one point before the first of these series' points on.
+
+        Steps usually increase over time, so the last value at or before a step is one of the latest.
+        """
+        first = min(int(piece.points.times[0]) for piece in series)
+        last = max(int(piece.points.times[-1]) for piece in series) + 1
+        with_metric = {summary.process for summary in self._store.metrics(self._ref, [metric])}
+        processes = {piece.process for piece in series} & with_metric
+        found: Sequence[Series] = []
+        if not processes:
+            return found
+        for seconds in _LOOK_BACK:
+            start = max(first - int(seconds * 1e9), 0)
+            selection = Selection([metric], self._query.process, start=start, stop=last, limit=limit, check=self._check)
+            found = [piece for piece in self._read(selection).series if piece.process in processes]
+            if {piece.process for piece in found if int(piece.points.times[0]) < first} >= processes or not start:
+                break
+        return found
 
     def _read(self, selection: Selection) -> Reading:
         return self._store.read(self._ref, selection)
