@@ -336,3 +336,26 @@ def test_the_token_is_sent_and_not_shown(start, make, monkeypatch, tmp_path):
     (tmp_path / "token").write_text("s3cret\n")
     monkeypatch.setenv("TENSORMETER_TOKEN_FILE", str(tmp_path / "token"))
     assert tensormeter.Client(server.url).projects() == []
+
+
+def test_results_and_odd_names(client, server, make):
+    odd = "a,b `c`"
+    start = {"summary": {"best": 0.5, odd: "text"}, "config": {odd: 2}, "forked_from": {"run": "bb00", "step": 3}}
+    definitions = [{"name": "loss", "summary": "min"}]
+    for number in range(2):
+        resource = make.resource(f"odd{number}", project="odd")
+        config = {odd: number}
+        server.events(
+            resource, Event("tensormeter.run.start", T0, start | {"config": config, "definitions": definitions})
+        )
+    server.metrics(make.rows("odd0", [(T0, 0, {"loss": 1.0}), (T0 + 1, 1, {"loss": 2.0})], project="odd"))
+    run = client.run("odd0")
+    assert (run.lost, run.lag >= 0, run.definitions, run.parent) == (0, True, definitions, {"run": "bb00", "step": 3})
+    assert (run.summary["best"].value, run.summary["best"].last, run.summary["best"].count) == (0.5, None, 0)
+    assert (run.summary["loss"].value, run.summary["loss"].last) == (1.0, 2.0)
+    quoted = f"config.{odd}".replace("`", "``")
+    (found,) = client.runs(
+        "odd", filter=f"`{quoted}` = 1", sort=f"-`{quoted}`", fields=[f"config.{odd}", f"summary.{odd}"]
+    )
+    assert (found.id, found.config, found.summary[odd].value) == ("odd1", {odd: 1}, "text")
+    assert [run.id for run in client.runs("odd", sort=f"-`{quoted}`")] == ["odd1", "odd0"]

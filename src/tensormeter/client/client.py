@@ -82,14 +82,14 @@ class Client:
             sort: Comma-separated fields to sort by; the prefix `-` means descending order. Default: newest first.
             limit: Maximum number of runs. Default: no limit.
             fields: Fields of the configuration and summary to read, such as `config.lr`, or all with `config` or
-                `summary`. Enclose a name that contains commas in backquotes. Default: the configuration; each run then
-                reads its summary from the server when `StoredRun.summary` is first used.
+                `summary`. Default: the configuration; each run then reads its summary from the server when
+                `StoredRun.summary` is first used.
 
         Raises:
             TensormeterError: The filter or sort order is invalid, or the server does not respond. The error is raised
                 during iteration.
         """
-        names = "config" if fields is None else ",".join(fields)
+        names = "config" if fields is None else ",".join(map(_quote, fields))
         offset: int | None = 0
         while offset is not None and (limit is None or offset < limit):
             size = _PAGE if limit is None else min(_PAGE, limit - offset)
@@ -154,3 +154,10 @@ class Client:
             x=x, start=start, stop=stop, max_points=max_points, process=process, attempt=attempt,
             attributes=attributes, scope=scope, unit=unit,
         )  # fmt: skip
+
+
+def _quote(name: str) -> str:
+    """Enclose a field name in backquotes if it contains commas or backquotes and is not enclosed already."""
+    if name.startswith("`") and name.endswith("`") and len(name) > 1:
+        return name
+    return "`" + name.replace("`", "``") + "`" if "," in name or "`" in name else name

@@ -23,25 +23,28 @@ METRICS_PAGE: Final = 5000
 
 @dataclass(frozen=True)
 class Summary:
-    """Summary of one metric of a run over all processes.
+    """The value that represents a name in the summary of a run, and the statistics of the metric over all processes.
 
     Attributes:
-        last: Latest value.
+        value: Value that the script wrote to the summary, or else the statistic that the run's definitions select, by default
+            the latest value; None if they select none.
+        last: Latest value; None if the name is no metric.
         min: Lowest value; None if all values are NaN, or if series of the metric differ in unit or kind.
         max: Highest value; None in the same cases.
         mean: Mean value; None in the same cases.
-        count: Number of points.
+        count: Number of points; 0 if the name is no metric.
         last_step: Step of the latest value; None if that value has no step.
-        last_time: Time of the latest value, in nanoseconds since the Unix epoch.
+        last_time: Time of the latest value, in nanoseconds since the Unix epoch; None if the name is no metric.
     """
 
-    last: int | float
-    min: float | None
-    max: float | None
-    mean: float | None
-    count: int
-    last_step: int | None
-    last_time: int
+    value: Any
+    last: int | float | None = None
+    min: float | None = None
+    max: float | None = None
+    mean: float | None = None
+    count: int = 0
+    last_step: int | None = None
+    last_time: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,11 @@ class StoredRun:
         tags: Tags of the run.
         notes: Notes about the run.
         archived: Whether the run is hidden from lists.
-        points_stored: Number of points on the server.
+        points_stored: Number of points on the server, including those that record steps.
+        lost: Number of points that the run's senders have dropped so far.
+        lag: Seconds between the newest point and `last_time`; None if there are no points.
+        definitions: How the script defined its metrics: mappings with `name`, `summary` and `step_metric`.
+        parent: Run and step from which the run was forked, as `{"run": ID, "step": N}`; None if it was not forked.
         config: Configuration as JSON values, limited to the `fields` passed to `Client.runs`. NaN and infinities are
             the strings "NaN", "Infinity" and "-Infinity".
     """
@@ -157,6 +164,10 @@ class StoredRun:
         self.notes: str = document["notes"]
         self.archived: bool = document["archived"]
         self.points_stored: int = document["points"]
+        self.lost: int = document["lost"]
+        self.lag: float | None = document["lag"]
+        self.definitions: Sequence[Mapping[str, str]] = document.get("definitions", ())
+        self.parent: Mapping[str, Any] | None = document.get("parent")
         self.config: Mapping[str, Any] = document["config"]
         self._summary = _summaries(document) if has_summary else None
 
@@ -450,9 +461,12 @@ def _summaries(document: Mapping[str, Any]) -> dict[str, Summary]:
 
 
 def _summary(document: Mapping[str, Any]) -> Summary:
+    if "count" not in document:
+        return Summary(document["value"])
     numbers = {name: _number(document[name]) for name in ("last", "min", "max", "mean")}
     others = {"count": document["count"], "last_step": document["last_step"], "last_time": int(document["last_time"])}
-    return Summary(**numbers, **others)
+    value = document.get("value", document["last"])  # servers of earlier versions send none
+    return Summary(numbers["last"] if value == document["last"] else value, **numbers, **others)
 
 
 def _metric(document: Mapping[str, Any]) -> Metric:

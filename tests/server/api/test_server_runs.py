@@ -470,6 +470,73 @@ def test_a_configuration_over_its_limit_loses_its_largest_values(server_on_each,
     assert event["body"]["config"] == run["config"]
 
 
+def test_results_that_scripts_state(server_on_each, make):
+    """Values in the summary, and the statistics that definitions select, represent runs in lists, filters and orders."""
+    server, place = server_on_each, "results"
+    definitions = [
+        {"name": "*", "summary": "mean"},
+        {"name": "acc*", "summary": "max"},
+        {"name": "loss", "summary": "none"},
+    ]
+    bodies = [
+        {"config": {"a": 1}, "summary": {"best": 0.5, "note": "good", "test": {"f1": 0.75, "ok": True}}},
+        {"definitions": [*definitions, {"name": "eval/*", "step_metric": "epoch"}, {"summary": "max"}, 7, {"name": 3}]},
+        {"summary": {"acc": "none yet"}, "forked_from": {"run": "r0", "step": 7}},
+        {},
+    ]
+    for number, body in enumerate(bodies):
+        resource = make.resource(f"r{number}", project=place)
+        server.events(resource, begin(number * SECOND, **body))
+        rows = [
+            (T0 + step, step, {"acc": value, "loss": 2.0}) for step, value in enumerate([0.5 + number, 0.25, 0.125])
+        ]
+        server.metrics(make.rows(f"r{number}", rows, project=place))
+
+    def documents(**query):
+        return {run["id"]: run for run in server.get("/api/v1/runs", project=place, **query)["runs"]}
+
+    runs = documents(fields="summary")
+    assert {name: runs[name]["summary"]["acc"]["value"] for name in runs} == {
+        "r0": 0.125, "r1": 1.5, "r2": "none yet", "r3": 0.125,
+    }  # fmt: skip
+    assert (runs["r1"]["summary"]["acc"]["last"], runs["r1"]["summary"]["loss"]["value"]) == (0.125, None)
+    own = {name: entry for name, entry in runs["r0"]["summary"].items() if "count" not in entry}
+    assert own == {
+        "best": {"value": 0.5},
+        "note": {"value": "good"},
+        "test/f1": {"value": 0.75},
+        "test/ok": {"value": True},
+    }
+    assert runs["r1"]["definitions"] == [*definitions, {"name": "eval/*", "step_metric": "epoch"}]
+    assert (runs["r2"]["parent"], runs["r3"]["parent"]) == ({"run": "r0", "step": 7}, None)
+    assert server.get("/api/v1/runs/r0", project=place)["summary"] == runs["r0"]["summary"]
+    chosen = documents(fields="summary.best,summary.acc")["r0"]["summary"]
+    assert (chosen["best"], chosen["acc"]["max"]) == ({"value": 0.5}, 0.5)
+    assert [*documents(sort="-summary.acc", filter="summary.acc > 0")] == ["r1", "r3", "r0"]
+    assert [*documents(sort="summary.acc.last,-summary.acc.max", filter="summary.acc.count = 3")] == [
+        "r3",
+        "r2",
+        "r1",
+        "r0",
+    ]
+    assert [*documents(filter='summary.note = "good" and summary.test/ok = true')] == ["r0"]
+    assert [*documents(filter="summary.loss = null", sort="id")] == ["r1"]
+    server.events(
+        make.resource("r0", project=place), Event("tensormeter.run.config", T0 + 1, {"summary": {"best": 0.9}})
+    )
+    server.events(make.resource("r0", project=place), Event("tensormeter.run.config", T0 + 2, {"config": {"a": 2}}))
+    again = server.get("/api/v1/runs/r0", project=place)
+    assert (again["summary"]["best"], again["config"], len(again["summary"])) == ({"value": 0.9}, {"a": 2}, 4)
+    assert [*documents(filter="summary.best = 0.9")] == ["r0"]
+
+
+def test_names_of_results_are_suggested(server_on_each, make):
+    server = server_on_each
+    server.events(make.resource("n", project="suggested"), begin(summary={"best": 1, "deep": {"er": 2}}))
+    fields = server.get("/api/v1/fields", project="suggested", kind="summary")["fields"]
+    assert [name for name in fields if name != "summary.tensormeter.step"] == ["summary.best", "summary.deep/er"]
+
+
 def test_one_id_in_two_projects_can_be_named(server, make):
     for project in ("left", "right"):
         server.metrics(make.rows("both", [(T0, 0, {"v": 1.0 if project == "left" else 2.0})], project=project))

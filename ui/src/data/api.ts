@@ -6,7 +6,7 @@ export type { Project, Ranks, Run, Summary } from "./api.types";
 
 export type State = schemas.Run["state"];
 /** A number of the API; NaN and infinities are sent as strings. */
-export type JsonNumber = schemas.Summary["last"];
+export type JsonNumber = NonNullable<schemas.Metric["last"]>;
 export type RunChange = Partial<Pick<schemas.Run, keyof schemas.RunChanges>>;
 export type SeriesQuery = schemas.Query;
 export type TelemetryEvent = schemas.Event;

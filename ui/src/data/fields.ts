@@ -16,7 +16,7 @@ export function fieldValue(run: api.Run, name: string): unknown {
     const key = name.slice("summary.".length);
     const cut = key.lastIndexOf(".");
     const summary = run.summary[key];
-    if (summary) return summary.last;
+    if (summary) return summary.value;
     return (run.summary[key.slice(0, cut)] as Record<string, unknown> | undefined)?.[key.slice(cut + 1)];
   }
   if (name === "duration") {

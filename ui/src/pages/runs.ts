@@ -211,7 +211,7 @@ export class RunsPage implements Page {
     const group = this.params.get("group") ?? "";
     const keys = [...this.columns, group].filter((key) => key.startsWith("config.") || key.startsWith("summary."));
     // Statistics of a metric are part of its summary.
-    const fields = keys.map((key) => key.replace(/^(summary\..+)\.(last|min|max|mean|count|last_step)$/, "$1"));
+    const fields = keys.map((key) => key.replace(/^(summary\..+)\.(value|last|min|max|mean|count|last_step)$/, "$1"));
     return {
       project: this.project,
       filter: this.params.get("filter") ?? "",
@@ -335,7 +335,7 @@ export class RunsPage implements Page {
       .slice(0, 3)
       .map((key) => {
         const metric = key.slice("summary.".length);
-        const values = row.runs.map((run) => api.toNumber(run.summary[metric]?.last)).filter(Number.isFinite);
+        const values = row.runs.map((run) => api.toNumber(run.summary[metric]?.value as api.JsonNumber)).filter(Number.isFinite);
         const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
         const share = values.length < row.runs.length ? ` of ${values.length}` : "";
         return values.length ? `${shortLabel(key)} ${format.number(mean)} on average${share}` : "";

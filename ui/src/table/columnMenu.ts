@@ -15,7 +15,7 @@ export class ColumnMenu {
   constructor(private readonly events: ColumnEvents) {}
 
   open(key: string, anchor: HTMLElement): void {
-    const field = key.startsWith("summary.") && !/\.(last|min|max|mean|count|last_step)$/.test(key) ? `${key}.last` : key;
+    const field = key.startsWith("summary.") && !/\.(value|last|min|max|mean|count|last_step)$/.test(key) ? `${key}.value` : key;
     const sortable = quoteField(field);
     const pinned = new Set(route.list(route.current().params, "pin"));
     const item = (label: string, action: () => void) =>

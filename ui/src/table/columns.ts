@@ -203,7 +203,7 @@ function textCell(cell: HTMLElement, key: "notes" | "group", context: ColumnCont
 
 export function direction(key: string, sort: string): "ascending" | "descending" | undefined {
   const keys = [sort, ...sort.split(",")]; // a quoted name may contain commas
-  const names = [key, `${key}.last`].map(quoteField);
+  const names = [key, `${key}.value`].map(quoteField);
   if (names.some((name) => keys.includes(name))) return "ascending";
   return names.some((name) => keys.includes(`-${name}`)) ? "descending" : undefined;
 }
@@ -211,10 +211,10 @@ export function direction(key: string, sort: string): "ascending" | "descending"
 /** Short label of a column: config.optimizer.lr becomes optimizer.lr, summary.train/loss.min becomes train/loss min. */
 export function shortLabel(key: string): string {
   if (key.startsWith("spark.")) return `${key.slice("spark.".length)} ∿`;
-  return key.replace(/^(config|summary)\./, "").replace(/\.(last)$/, "").replace(/\.(min|max|mean|count|last_step)$/, " $1");
+  return key.replace(/^(config|summary)\./, "").replace(/\.(value)$/, "").replace(/\.(last|min|max|mean|count|last_step)$/, " $1");
 }
 
 /** Quote a field name for the filter language if necessary. */
 export function quoteField(key: string): string {
-  return /^[\w./-]+$/.test(key) ? key : `\`${key}\``;
+  return /^[\w./-]+$/.test(key) ? key : `\`${key.replaceAll("`", "``")}\``;
 }

@@ -1,10 +1,10 @@
 """Functions that create API documents from the store's values."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from msgspec import UNSET
+from msgspec import UNSET, convert
 from msgspec.structs import replace
 
 from tensormeter.conventions.semconv import PROCESS_KIND, RANK
@@ -12,11 +12,13 @@ from tensormeter.server.api import schemas
 from tensormeter.server.query.points.variant import Varying
 from tensormeter.server.store import Kind, MetricSummary, ProcessSummary, RunSummary, StoredEvent, Summary
 from tensormeter.server.store.models.canonical_json import json_value
+from tensormeter.server.store.models.results import Results
 
 __all__ = [
     "event_document",
     "join_metrics",
     "metric_documents",
+    "result_documents",
     "run_details",
     "run_document",
     "summary_documents",
@@ -42,9 +44,14 @@ def run_details(
     return schemas.RunDetails(**fields, processes=documents, environment=_environment(processes), losses=losses)
 
 
-def summary_documents(summaries: Mapping[str, Summary]) -> dict[str, schemas.Summary]:
-    """Return the documents of summaries, by metric."""
-    return {metric: _summary(summary) for metric, summary in summaries.items()}
+def summary_documents(summaries: Mapping[str, Summary], results: Results) -> dict[str, schemas.Summary]:
+    """Return the documents of the summaries of metrics, by name."""
+    return {metric: _summary(metric, summary, results) for metric, summary in summaries.items()}
+
+
+def result_documents(results: Results, names: Iterable[str]) -> dict[str, schemas.Summary]:
+    """Return the documents of values that the script wrote to the summary, for those of the names that are no metrics."""
+    return {name: schemas.Summary(results.values[name]) for name in names if name in results.values}
 
 
 def variant_fields(series: Varying) -> dict[str, Any]:
@@ -159,12 +166,20 @@ def _run_fields(run: RunSummary) -> dict[str, Any]:
         "lost": run.lost,
         "lag": max(run.updated - run.newest, 0) / 1e9 if run.newest else None,
         "config": run.config,
-        "summary": summary_documents(run.summary),
+        "summary": summary_documents(run.summary, run.results),
+        "definitions": [convert(definition, schemas.Definition) for definition in run.results.definitions],
+        "parent": None if run.parent is None else schemas.Parent(**run.parent),
     }
 
 
-def _summary(summary: Summary) -> schemas.Summary:
+def _summary(metric: str, summary: Summary, results: Results) -> schemas.Summary:
+    if metric in results.values:
+        value = results.values[metric]
+    else:
+        part = results.part(metric)
+        value = None if part is None else json_value(summary.last) if part == "last" else _known(getattr(summary, part))
     return schemas.Summary(
+        value,
         json_value(summary.last),
         _known(summary.min),
         _known(summary.max),

@@ -9,11 +9,12 @@ from msgspec import UNSET, Raw, Struct
 from starlette.exceptions import HTTPException
 
 from tensormeter.server.api import schemas
-from tensormeter.server.api.documents import run_document, summary_documents, trim_config
+from tensormeter.server.api.documents import result_documents, run_document, summary_documents, trim_config
 from tensormeter.server.api.responses import encode
 from tensormeter.server.query.names.selection import decode_name
-from tensormeter.server.query.runs.fields import split_names
+from tensormeter.server.query.runs.fields import split_names, unquote_name
 from tensormeter.server.store import RunRef, RunSummary, Store
+from tensormeter.server.store.models.results import Results
 
 __all__ = ["RunFields", "list_pieces", "list_runs", "run_pieces"]
 
@@ -53,13 +54,17 @@ class RunFields:
         Raises:
             HTTPException: 400 if there are too many names, or names with too many levels.
         """
-        fields = [name.strip("`") for name in split_names(text) if name]
+        fields = [unquote_name(name) for name in split_names(text) if name]
         if len(fields) > MAX_FIELDS or any(name.count(".") > MAX_LEVELS for name in fields):
             raise HTTPException(400, f"fields: expected at most {MAX_FIELDS} names of at most {MAX_LEVELS} levels")
         return cls(
             None if "summary" in fields else _under("summary.", fields),
             None if "config" in fields else _under("config.", fields),
         )
+
+    def results_of(self, run: RunSummary) -> Mapping[str, schemas.Summary]:
+        """Return the requested values that the script wrote to the summary under names that are no metrics."""
+        return result_documents(run.results, [name for name in self.metrics or () if name not in run.summary])
 
     def config_of(self, run: RunSummary) -> Mapping[str, Any]:
         """Return the requested part of a run's config."""
@@ -83,7 +88,9 @@ def list_runs(store: Store, numbers: Sequence[int], fields: RunFields, total: in
     while taken < len(numbers) and size < _MAX_LIST:
         some = numbers[taken : taken + step]
         for run in store.runs(some, fields.metrics, damaged):
-            documents.append(Raw(encode(run_document(run, fields.config_of(run)))))
+            document = run_document(run, fields.config_of(run))
+            document.summary = {**document.summary, **fields.results_of(run)}
+            documents.append(Raw(encode(document)))
             size += len(bytes(documents[-1]))
         taken += len(some)
         step = max(_RUNS, min(_MAX_RUNS, _LOADED * taken // max(size, 1)))
@@ -104,30 +111,40 @@ def list_pieces(
         for run in store.runs([number], (), damaged):
             ref = RunRef(run.run_id, run.project)
             yield before
-            for piece in run_pieces(store, ref, run_document(run, fields.config_of(run))):
+            for piece in run_pieces(store, ref, run_document(run, fields.config_of(run)), run.results):
                 size += len(piece)
                 yield piece
             before = b","
     yield (before if before != b"," else b"") + b"]," + _end(total, offset + taken, damaged)
 
 
-def run_pieces(store: Store, ref: RunRef, document: schemas.Run | schemas.RunDetails) -> Generator[bytes, None, None]:
+def run_pieces(
+    store: Store, ref: RunRef, document: schemas.Run | schemas.RunDetails, results: Results
+) -> Generator[bytes, None, None]:
     """Yield a run's document with the summaries of all metrics. They are not read at the same time.
 
     Args:
         store: Store with the run.
         ref: Run.
         document: Document of the run, whose summary is ignored.
+        results: Results of the run.
     """
     place = secrets.token_hex(16)
     head, _, tail = encode(_with_summary(document, Raw(encode(place)))).partition(encode(place))
     yield head + b"{"
     before = b""
+    written = dict.fromkeys(results.values)
     for metrics in _chunks(store, ref):
-        piece = encode(summary_documents(store.summaries(ref, metrics)))[1:-1]
+        summaries = store.summaries(ref, metrics)
+        for name in [name for name in written if name in summaries]:
+            del written[name]
+        piece = encode(summary_documents(summaries, results))[1:-1]
         if piece:
             yield before + piece
             before = b","
+    piece = encode(result_documents(results, written))[1:-1]
+    if piece:
+        yield before + piece
     yield b"}" + tail
 
 

@@ -130,9 +130,10 @@ class RunsApi:
     ) -> Response:
         """Return a run's document with the requested summaries, in pieces if there are many."""
         if fields.metrics is not None:
+            document.summary = {**document.summary, **fields.results_of(run)}
             return json_response(encode(document))
         ref = RunRef(run.run_id, run.project)
-        pieces = run_pieces(store, ref, document)
+        pieces = run_pieces(store, ref, document, run.results)
         if len(store.names(ref)) > _MANY:
             return BufferedResponse(pieces, _STREAMED, "application/json")
         return json_response(b"".join(pieces))

@@ -57,15 +57,43 @@ class Projects(Struct):
 
 
 class Summary(Struct, gc=False):
-    """Statistics of one metric across all processes, attribute sets and attempts of a run."""
+    """The value that represents a name, and statistics of the metric across all processes, attribute sets and attempts of a run.
 
-    last: Annotated[Float, Meta(description="Value with the latest time.")]
-    min: Annotated[Float | None, Meta(description="Lowest value, ignoring NaN.")]
-    max: Annotated[Float | None, Meta(description="Highest value, ignoring NaN.")]
-    mean: Annotated[Float | None, Meta(description="Mean of the values, ignoring NaN.")]
-    count: Annotated[int, Meta(description="Number of points.")]
-    last_step: Annotated[int | None, Meta(description="Step at the time of the last value.")]
-    last_time: Nanoseconds
+    If the script wrote a value under a name that is no metric, there are no statistics.
+    """
+
+    value: Annotated[
+        Any,
+        Meta(
+            description="Value that the script wrote to the summary, or else the statistic that the run's definitions select,"
+            " by default `last`. Null if they select none."
+        ),
+    ]
+    last: Annotated[Float | UnsetType, Meta(description="Value with the latest time.")] = UNSET
+    min: Annotated[Float | UnsetType | None, Meta(description="Lowest value, ignoring NaN.")] = UNSET
+    max: Annotated[Float | UnsetType | None, Meta(description="Highest value, ignoring NaN.")] = UNSET
+    mean: Annotated[Float | UnsetType | None, Meta(description="Mean of the values, ignoring NaN.")] = UNSET
+    count: Annotated[int | UnsetType, Meta(description="Number of points.")] = UNSET
+    last_step: Annotated[int | UnsetType | None, Meta(description="Step at the time of the last value.")] = UNSET
+    last_time: Nanoseconds | UnsetType = UNSET
+
+
+class Definition(Struct, omit_defaults=True):
+    """How metrics are presented. If several definitions match a name, the last one that has a property decides it."""
+
+    name: Annotated[str, Meta(description="Name of the metrics, or a pattern such as `eval/*`.")]
+    summary: Annotated[
+        Literal["last", "min", "max", "mean", "none"] | UnsetType,
+        Meta(description="Statistic that represents the metrics."),
+    ] = UNSET
+    step_metric: Annotated[str | UnsetType, Meta(description="Metric that is the x axis of their charts.")] = UNSET
+
+
+class Parent(Struct):
+    """The run from which a run was forked."""
+
+    run: Annotated[str, Meta(description="ID of the run, in the same project.")]
+    step: Annotated[int, Meta(description="Last step of that run that belongs to the forked run.")]
 
 
 class _RunFields(Struct, kw_only=True):
@@ -94,8 +122,11 @@ class _RunFields(Struct, kw_only=True):
     ]
     config: Annotated[Attributes, Meta(description="Configuration of the run, as far as it was requested.")]
     summary: Annotated[
-        Mapping[str, Summary], Meta(description="Statistics by metric name, as far as they were requested.")
+        Mapping[str, Summary],
+        Meta(description="Values and statistics by name, as far as they were requested."),
     ]
+    definitions: Annotated[Sequence[Definition], Meta(description="How the script defined its metrics, in order.")]
+    parent: Annotated[Parent | None, Meta(description="Run from which this one was forked; null if it was not.")]
 
 
 class Run(_RunFields, kw_only=True):

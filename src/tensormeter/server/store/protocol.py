@@ -138,7 +138,8 @@ class Store(Protocol):
         Args:
             project: Project name; None for all projects.
             fields: Names of `RunSummary` attributes (except `config` and `summary`), `config.KEY` with dots for nested
-                objects, and `summary.METRIC.PART` with an attribute of `Summary` as the part.
+                objects, and `summary.METRIC.PART` with an attribute of `Summary` as the part, or `value`: what the script
+                wrote to the summary, or else the statistic that the definitions of metrics select.
             check: Function called for each field, and repeatedly for large fields. It can raise an exception to stop
                 the query.
             runs: Numbers of the runs to return; None for all.

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from tensormeter.errors import UsageError, join_choices
 
-__all__ = ["Field", "find_field", "split_names"]
+__all__ = ["Field", "find_field", "split_names", "unquote_name"]
 
-_PART: Final = re.compile("((?:`[^`]*`|[^,])*),")
+_PART: Final = re.compile("((?:`(?:[^`]|``)*`|[^,])*),")
 
-_PARTS: Final = ("last", "min", "max", "mean", "count", "last_step", "last_time")
+_PARTS: Final = ("value", "last", "min", "max", "mean", "count", "last_step", "last_time")
 _TIMES: Final = ("started", "ended", "last_time")
 _STORED: Final = {"last_time": "updated"} | {
     name: name
@@ -48,8 +48,15 @@ class Field:
 
 
 def split_names(text: str) -> list[str]:
-    """Split a comma-separated list of field names, which may be empty. A name with commas is enclosed in backquotes."""
+    """Split a comma-separated list of field names, which may be empty. Commas inside of backquotes do not separate names."""
     return [part.strip() for part in _PART.findall(text + ",")]
+
+
+def unquote_name(text: str) -> str:
+    """Return the name that backquotes enclose, in which two backquotes stand for one; other texts are names as they are."""
+    if len(text) > 1 and text[0] == text[-1] == "`":
+        return text[1:-1].replace("``", "`")
+    return text
 
 
 def find_field(name: str) -> Field:
@@ -68,7 +75,7 @@ def find_field(name: str) -> Field:
         stored = name
     if stored is None and rest and group == "summary":
         metric, _, part = rest.rpartition(".")
-        stored = name if metric and part in _PARTS else f"{name}.last"
+        stored = name if metric and part in _PARTS else f"{name}.value"
         return Field(name, (stored,), _without_nan)
     if stored is None:
         names = sorted({*_STORED, "duration", "lag"})

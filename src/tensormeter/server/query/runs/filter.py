@@ -21,7 +21,7 @@ from tensormeter.errors import EncodingError, UsageError
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.otlp.document import parse_document
 from tensormeter.server.query.line_search import LineSearch
-from tensormeter.server.query.runs.fields import Columns, Field, find_field
+from tensormeter.server.query.runs.fields import Columns, Field, find_field, unquote_name
 
 __all__ = ["Filter", "parse_filter"]
 
@@ -55,7 +55,7 @@ _TOKEN: Final = re.compile(
         (?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])) |
         (?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*') |
         (?P<operator><=|>=|!=|=|<|>|~|\(|\)|,) |
-        (?P<quoted>`[^`]*`) |
+        (?P<quoted>`(?:[^`]|``)*`) |
         (?P<word>[A-Za-z_][\w./:@-]*) |
         (?P<end>$)
     )""",
@@ -233,7 +233,7 @@ def _tokenize(text: str) -> Sequence[_Token]:
         if kind == "word":
             kind = "keyword" if token in _KEYWORDS else "field"
         elif kind == "quoted":
-            kind, token = "field", token[1:-1]
+            kind, token = "field", unquote_name(token)
         tokens.append(_Token(kind, token, start))
     return tokens
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tensormeter.errors import UsageError
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.runs.fields import Field, find_field, split_names
+from tensormeter.server.query.runs.fields import Field, find_field, split_names, unquote_name
 from tensormeter.server.query.runs.filter import Rows, parse_filter
 from tensormeter.server.store import RunTable
 
@@ -79,7 +79,7 @@ def _parse_sort(text: str) -> Sequence[_Order]:
         if not name.lstrip("-+"):
             raise UsageError(f"sort: expected comma-separated field names, got {text[:80]!r}")
         try:
-            field = find_field(name.removeprefix("-").removeprefix("+").strip("`"))
+            field = find_field(unquote_name(name.removeprefix("-").removeprefix("+")))
         except UsageError as error:
             raise UsageError(f"sort: {error}") from None
         orders.append(_Order(field, name.startswith("-")))

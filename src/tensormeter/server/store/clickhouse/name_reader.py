@@ -42,7 +42,9 @@ class NameReader:
     def field_names(self, project: str | None, kind: FieldKind, check: Check = no_check) -> NameTable:
         """See `Store.field_names`."""
         return self._fields.get(
-            project, kind, lambda: self._config_keys(project, check) if kind == "config" else self._metrics(project)
+            project,
+            kind,
+            lambda: self._config_keys(project, check) if kind == "config" else self._metrics(project, check),
         )
 
     def _config_keys(self, project: str | None, check: Check) -> NameTable:
@@ -59,13 +61,23 @@ class NameReader:
             names.update(f"config.{key}".encode(errors="surrogatepass") for key in keys)
         return NameTable.of(names)
 
-    def _metrics(self, project: str | None) -> NameTable:
+    def _metrics(self, project: str | None, check: Check) -> NameTable:
         runs = f"SELECT run FROM process WHERE {_of(project)} AND run GLOBAL NOT IN (SELECT run FROM deleted)"
         rows = self._connection.raw(
             f"SELECT DISTINCT concat('summary.', metric) FROM catalog WHERE {_NUMERIC} AND run GLOBAL IN ({runs})",
             project=project or "",
         )
-        return NameTable.of(_names(rows))
+        names = _names(rows)
+        written = self._connection.rows(
+            "SELECT DISTINCT tupleElement(max(results), 3) AS text FROM process"
+            f" WHERE {_of(project)} AND run GLOBAL NOT IN (SELECT run FROM deleted)"
+            f" GROUP BY run HAVING text NOT IN ('', '{{}}') ORDER BY max(updated) DESC LIMIT {MAX_CONFIGS}",
+            project=project or "",
+        )
+        for (text,) in written:
+            check()
+            names += [f"summary.{name}".encode(errors="surrogatepass") for name in json.loads(text)]
+        return NameTable.of(names)
 
 
 def _of(project: str | None) -> str:

@@ -36,6 +36,9 @@ COLUMNS: Final = {
     "notes": "Qs",
     "first_step": "q",
     "began": "q",
+    "results": "qQs",
+    "definitions": "qQs",
+    "parent": "qQs",
 }
 """Columns of the table `process` with their types, for `encode_rows`."""
 
@@ -68,6 +71,9 @@ class ProcessUpdate:
     last_step: int = -NEVER
     began: int = NEVER
     has_new_series: bool = False
+    results: tuple[int, int, str] = (0, 0, "")
+    definitions: tuple[int, int, str] = (0, 0, "")
+    parent: tuple[int, int, str] = (0, 0, "")
 
     def add_times(self, first: int, newest: int) -> None:
         """Add the time range of points. For an event, `first` is its time and `newest` is 0."""
@@ -95,6 +101,12 @@ class ProcessUpdate:
             self.turned = number
         if update.config is not None:
             self.config = max(self.config, (time, number, update.config))
+        if update.results is not None:
+            self.results = max(self.results, (time, number, update.results))
+        if update.definitions is not None:
+            self.definitions = max(self.definitions, (time, number, update.definitions))
+        if update.parent is not None:
+            self.parent = max(self.parent, (time, number, update.parent))
         if update.tags is not None:
             self.tags = min(self.tags, (number, update.tags))
         if update.group is not None:
@@ -111,4 +123,5 @@ class ProcessUpdate:
             *(self.run, source.process, source.project, source.run_id, *name, *resource, number, self.created),
             *(self.received, self.newest, self.first_start, self.started, *self.ended, self.turned, *self.losses),
             *(*self.config, *self.tags, *self.group, *self.notes, self.first_step, self.began),
+            *(*self.results, *self.definitions, *self.parent),
         ]

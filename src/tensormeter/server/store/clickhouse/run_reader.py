@@ -17,6 +17,7 @@ from tensormeter.server.store.clickhouse.point_counts import MetricCounts, Point
 from tensormeter.server.store.clickhouse.process_updates import NEVER
 from tensormeter.server.store.models.errors import AmbiguousRunError, NotFoundError
 from tensormeter.server.store.models.points import Points, steps_at
+from tensormeter.server.store.models.results import NO_RESULTS, Results
 from tensormeter.server.store.models.runs import (
     ChangedRuns,
     ProcessAttempt,
@@ -28,7 +29,14 @@ from tensormeter.server.store.models.runs import (
     Summary,
 )
 from tensormeter.server.store.rules.lifecycle import NUMBERED, ProcessLifecycle, present_state, run_lifecycle
-from tensormeter.server.store.rules.run_fields import PARTS, dig, summary_fields, summary_of
+from tensormeter.server.store.rules.run_fields import (
+    PARTS,
+    chosen_values,
+    dig,
+    parts_needed,
+    summary_fields,
+    summary_of,
+)
 from tensormeter.server.store.rules.totals import Totals
 
 __all__ = ["Runs"]
@@ -47,13 +55,13 @@ SELECT run, process, anyLast(project) AS project, anyLast(run_id) AS run_id, max
     tupleElement(max(resource), 2) AS attempt, position(tupleElement(max(resource), 3), '{numbered}') > 0 AS numbered,
     min(created) AS created, max(updated) AS updated, max(newest) AS newest,
     min(first_start) AS first_start, max(started) AS started, max(ended) AS ended, max(turned) AS turned,
-    max(config) AS config, min(tags) AS tags, min(grp) AS grp, min(notes) AS notes,
+    max(config) AS config, max(results) AS results, max(definitions) AS definitions, max(parent) AS parent, min(tags) AS tags, min(grp) AS grp, min(notes) AS notes,
     tupleElement(max(losses), 2) AS losses
 FROM process WHERE {condition} GROUP BY run, process"""
 
 _RUN: Final = """
 SELECT run, any(project), any(run_id), tupleElement(max(name), 2), min(created), min(first_start), max(updated), max(newest),
-    max(turned), {config}, tupleElement(min(tags), 2), tupleElement(min(grp), 2), tupleElement(min(notes), 2),
+    max(turned), {config}, {results}, tupleElement(min(tags), 2), tupleElement(min(grp), 2), tupleElement(min(notes), 2),
     groupArray((attempt, started, tupleElement(ended, 1), tupleElement(ended, 3), numbered)), groupArrayIf(losses, losses NOT IN ('', '{{}}'))
 FROM ({inner}) GROUP BY run"""
 
@@ -187,7 +195,7 @@ class Runs:
         """Return the existing runs in the given order, with summaries of `metrics`, or of all metrics if it is None."""
         if not runs:
             return []
-        loaded = self._load(f"run IN ({numbers(runs)})", runs, config=True)
+        loaded = self._load(f"run IN ({numbers(runs)})", runs, config=True, results=True)
         updated = {key: run.updated for key, run in loaded.items()}
         summaries = self._summaries(updated, metrics) if loaded and (metrics is None or metrics) else {}
         points = self._counts.of_runs(updated)
@@ -241,7 +249,9 @@ class Runs:
         if chosen is not None:
             of_project += f" AND run IN ({numbers(chosen)})"
         names = {"project": project or ""}
-        loaded = self._load(of_project, chosen, config=configured, **names)
+        parts_of = summary_fields(fields)
+        valued = any("value" in parts for parts in parts_of.values())
+        loaded = self._load(of_project, chosen, config=configured, results=valued, **names)
         runs = list(loaded)
         updated = {key: run.updated for key, run in loaded.items()}
         within = f"run GLOBAL IN (SELECT DISTINCT run FROM process WHERE {of_project})"
@@ -256,15 +266,20 @@ class Runs:
                 columns[name] = [dig(run.config, rest) for run in loaded.values()]
             elif group != "summary":
                 columns[name] = [getattr(run, "run_id" if name == "id" else name) for run in loaded.values()]
-        for metric, parts in summary_fields(fields).items():
+        results = {key: run.results for key, run in loaded.items() if run.results != NO_RESULTS}
+        for metric, parts in parts_of.items():
             check()
-            counted = not {"count", "mean"}.isdisjoint(parts)
+            needed = parts_needed(metric, parts, results)
+            counted = not {"count", "mean"}.isdisjoint(needed)
             counts = self._counts.of_metrics(updated, (metric,)) if counted else {}
             totals = self._totals(within, (metric,), counts, steps="last_step" in parts, **names)
             of_run = {run: by_metric[metric] for run, by_metric in totals.items()}
-            for part in parts:
-                column = [None if run not in of_run else getattr(of_run[run], PARTS.get(part, part)) for run in runs]
-                columns[f"summary.{metric}.{part}"] = column
+            values: dict[str, Mapping[int, Any]] = {
+                part: {run: getattr(total, PARTS.get(part, part)) for run, total in of_run.items()} for part in needed
+            }
+            if "value" in parts:
+                values["value"] = chosen_values(metric, values, results)
+            columns |= {f"summary.{metric}.{part}": [*map(values[part].get, runs)] for part in parts}
         return RunTable(runs, columns)
 
     def _mixed(self, runs: Collection[int], metrics: Collection[str] | None) -> Sequence[Sequence[Any]]:
@@ -300,12 +315,26 @@ class Runs:
         return steps
 
     def _load(
-        self, condition: str, runs: Collection[int] | None, *, config: bool = False, **parameters: Any
+        self,
+        condition: str,
+        runs: Collection[int] | None,
+        *,
+        config: bool = False,
+        results: bool = False,
+        **parameters: Any,
     ) -> dict[int, RunSummary]:
-        """Return runs by key, without `points` and `summary`, and without their config unless `config` is True."""
+        """Return runs by key, without `points` and `summary`, and without config, results and parent unless requested."""
         inner = _PROCESS.format(condition=f"{condition} AND {_NOT_DELETED}", numbered=NUMBERED)
         rows = self._connection.rows(
-            _RUN.format(inner=inner, config="tupleElement(max(config), 3)" if config else "''"), **parameters
+            _RUN.format(
+                inner=inner,
+                config="tupleElement(max(config), 3)" if config else "''",
+                results=", ".join(
+                    f"tupleElement(max({name}), 3)" if results else "''"
+                    for name in ("results", "definitions", "parent")
+                ),
+            ),
+            **parameters,
         )
         annotations = self._annotations(runs)
         now = time.time_ns()
@@ -322,7 +351,7 @@ class Runs:
 
     def _run(self, row: Sequence[Any], annotations: Mapping[str, tuple[Any, int]], now: int) -> RunSummary:
         _, project, run_id, name, created, first_start, updated, newest, turned, config, *rest = row
-        tags, group, notes, lifecycles, losses = rest
+        values, definitions, parent, tags, group, notes, lifecycles, losses = rest
         state, attempt, ended = run_lifecycle(
             [ProcessLifecycle(a, s or None, e or None, how or None, bool(n)) for a, s, e, how, n in lifecycles]
         )
@@ -354,6 +383,8 @@ class Runs:
             processes=len(lifecycles),
             lost=sum(sum(json.loads(text).values()) for text in losses),
             summary={},
+            results=Results(json.loads(values or "{}"), json.loads(definitions or "[]")),
+            parent=json.loads(parent or "null"),
         )
 
     def _totals(

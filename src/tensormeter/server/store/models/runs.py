@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from tensormeter.server.store.models.results import NO_RESULTS, Results
+
 __all__ = [
     "MAX_CHANGED_METRICS",
     "Change",
@@ -140,6 +142,8 @@ class RunSummary:
         processes: Number of processes.
         lost: Number of items that the processes reported as dropped.
         summary: Requested summaries, by metric.
+        results: Statements of the script about the results.
+        parent: Run and step from which the run was forked, as `{"run": ID, "step": N}`; None if it was not forked.
     """
 
     project: str
@@ -161,6 +165,8 @@ class RunSummary:
     lost: int
     config: Mapping[str, Any]
     summary: Mapping[str, Summary]
+    results: Results = NO_RESULTS
+    parent: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -86,22 +86,24 @@ def prepare_event(event: Event) -> PreparedEvent | str:
 
 
 def trim_config(event: Event) -> tuple[Event, str | None]:
-    """Remove config values from an event until the config fits the size limit. Equal events give equal results.
+    """Remove values from an event's config and summary until each fits the size limit. Equal events give equal results.
 
     Returns:
-        The event, and the reason why config values were removed; None if none were.
+        The event, and the reason why values were removed; None if none were.
     """
     details = event.body if isinstance(event.body, Mapping) else {}
-    config = details.get("config")
-    if event.name not in (RUN_START, RUN_CONFIG) or not isinstance(config, Mapping):
-        return event, None
-    fitting, left_out = fit(json_value(config), CONFIG_BYTES)
-    if not left_out:
-        return event, None
-    names = ", ".join(value.name[:_LONGEST_KEY] for value in left_out[:_MOST_NAMED])
-    more = ", ..." if len(left_out) > _MOST_NAMED else ""
-    reason = f"the configuration is larger than {CONFIG_BYTES >> 20} MiB as JSON; left out {names}{more}"
-    return replace(event, body={**details, "config": fitting}), reason
+    reasons = []
+    for key, noun in (("config", "configuration"), ("summary", "summary")):
+        values = details.get(key)
+        if event.name not in (RUN_START, RUN_CONFIG) or not isinstance(values, Mapping):
+            continue
+        fitting, left_out = fit(json_value(values), CONFIG_BYTES)
+        if left_out:
+            names = ", ".join(value.name[:_LONGEST_KEY] for value in left_out[:_MOST_NAMED])
+            more = ", ..." if len(left_out) > _MOST_NAMED else ""
+            reasons.append(f"the {noun} is larger than {CONFIG_BYTES >> 20} MiB as JSON; left out {names}{more}")
+            details = {**details, key: fitting}
+    return (replace(event, body=details), "; ".join(reasons)) if reasons else (event, None)
 
 
 def record_of(event: Event) -> dict[str, Any]:

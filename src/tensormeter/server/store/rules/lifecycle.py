@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final, TypeGuard, cast
 
 from tensormeter.conventions.semconv import RUN_ATTEMPT, RUN_CONFIG, RUN_END, RUN_START
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store.models.canonical_json import canonical_json
+from tensormeter.server.store.models.results import flatten, valid_definitions
 from tensormeter.server.store.models.runs import State
+from tensormeter.server.store.rules.resource_identity import MAX_NAME
 
 __all__ = [
     "NUMBERED",
@@ -67,6 +69,9 @@ class LifecycleUpdate:
         end_state: State in which the process ended, if the event ends it.
         config: Config as a JSON object.
         tags: Tags as a JSON array.
+        results: Values that the script wrote to the summary, as a JSON object by name.
+        definitions: Definitions of metrics as a JSON array.
+        parent: JSON object with the run and step from which the run was forked.
     """
 
     losses: str | None = None
@@ -76,6 +81,9 @@ class LifecycleUpdate:
     tags: str | None = None
     group: str | None = None
     notes: str | None = None
+    results: str | None = None
+    definitions: str | None = None
+    parent: str | None = None
 
 
 def lifecycle_update(event: Event) -> LifecycleUpdate:
@@ -92,12 +100,15 @@ def lifecycle_update(event: Event) -> LifecycleUpdate:
         return LifecycleUpdate(losses)
     values = details.get("config")
     config = canonical_json(values) if isinstance(values, Mapping) and values else None
+    summary, defined = details.get("summary"), details.get("definitions")
+    results = canonical_json(flatten(summary)) if isinstance(summary, Mapping) else None
+    definitions = canonical_json(valid_definitions(defined)) if _is_list(defined) else None
     if event.name == RUN_CONFIG:
-        return LifecycleUpdate(losses, config=config)
+        return LifecycleUpdate(losses, config=config, results=results, definitions=definitions)
     tags = details.get("tags")
     group, notes = details.get("group"), details.get("notes")
     tags_json = None
-    if isinstance(tags, Sequence) and not isinstance(tags, str | bytes):
+    if _is_list(tags):
         tags_json = canonical_json([tag for tag in tags if isinstance(tag, str)][:_MAX_TAGS])
     return LifecycleUpdate(
         losses,
@@ -106,7 +117,24 @@ def lifecycle_update(event: Event) -> LifecycleUpdate:
         tags=tags_json,
         group=group if isinstance(group, str) else None,
         notes=notes if isinstance(notes, str) else None,
+        results=results,
+        definitions=definitions,
+        parent=_parent(details.get("forked_from")),
     )
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _parent(forked_from: object) -> str | None:
+    """Return the run and step from which a run was forked as JSON; None if they are missing or invalid."""
+    if not isinstance(forked_from, Mapping):
+        return None
+    run, step = forked_from.get("run"), forked_from.get("step")
+    if not isinstance(run, str) or not 0 < len(run) <= MAX_NAME or type(step) is not int:
+        return None
+    return canonical_json({"run": run, "step": step})
 
 
 def run_lifecycle(processes: Sequence[ProcessLifecycle]) -> tuple[State, int, int | None]:

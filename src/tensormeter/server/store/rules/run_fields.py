@@ -4,10 +4,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from tensormeter.server.store.models.results import Results
 from tensormeter.server.store.models.runs import Summary
 from tensormeter.server.store.rules.totals import Totals
 
-__all__ = ["PARTS", "dig", "summary_fields", "summary_of"]
+__all__ = ["PARTS", "chosen_values", "dig", "parts_needed", "summary_fields", "summary_of"]
 
 PARTS: Final = {"min": "minimum", "max": "maximum"}
 """Names of `Totals` attributes, by summary part. Parts that are not listed have the same name in `Totals`."""
@@ -21,6 +22,39 @@ def summary_fields(fields: Sequence[str]) -> dict[str, list[str]]:
             metric, _, part = name.removeprefix("summary.").rpartition(".")
             parts_of[metric].append(part)
     return parts_of
+
+
+def parts_needed(metric: str, parts: Sequence[str], results: Mapping[int, Results]) -> list[str]:
+    """Return the statistics that are needed for the requested parts of a metric, with `value` replaced.
+
+    Args:
+        metric: Name of the metric.
+        parts: Requested parts.
+        results: Results of those runs that have any, by run number.
+    """
+    if "value" not in parts:
+        return [*parts]
+    chosen = (of_run.part(metric) for of_run in {id(of_run): of_run for of_run in results.values()}.values())
+    return [*dict.fromkeys([*(part for part in parts if part != "value"), "last", *filter(None, chosen)])]
+
+
+def chosen_values(
+    metric: str, statistics: Mapping[str, Mapping[int, Any]], results: Mapping[int, Results]
+) -> dict[int, Any]:
+    """Return the value that represents a metric in each run.
+
+    Args:
+        metric: Name of the metric.
+        statistics: Values of the parts from `parts_needed`, by part and run number.
+        results: Results of those runs that have any, by run number.
+    """
+    values = dict(statistics["last"])
+    for run, of_run in results.items():
+        if metric in of_run.values:
+            values[run] = of_run.values[metric]
+        elif (part := of_run.part(metric)) != "last":
+            values[run] = None if part is None else statistics[part].get(run)
+    return values
 
 
 def dig(config: Any, key: str) -> Any:

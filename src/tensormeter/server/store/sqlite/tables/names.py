@@ -12,6 +12,7 @@ from tensormeter.server.store.models.name_cache import NameCache
 from tensormeter.server.store.models.names import DISTRIBUTION, NUMBER, NameTable
 from tensormeter.server.store.rules.config_keys import MAX_CONFIGS, config_keys
 from tensormeter.server.store.sqlite.points.bundle_snapshot import WIDE
+from tensormeter.server.store.sqlite.tables.results import read_result_names
 
 __all__ = ["read_config_keys", "read_names", "read_summary_names"]
 
@@ -114,7 +115,7 @@ def read_config_keys(connection: sqlite3.Connection, project: str | None, check:
 def read_summary_names(
     connection: sqlite3.Connection, project: str | None, unflushed: Sequence[int], cache: NameCache, check: Check
 ) -> NameTable:
-    """Return the gauges and sums in a project, as names of fields.
+    """Return the gauges and sums in a project, and what scripts wrote to summaries, as names of fields.
 
     Args:
         connection: Connection to read from.
@@ -160,6 +161,9 @@ def read_summary_names(
             {**parameters, "runs": json.dumps(unflushed[first : first + _RUNS])},
         )
         kinds.update((_encode(f"summary.{row[0]}"), NUMBER) for row in recent)
+    for written in read_result_names(connection, project, MAX_CONFIGS):
+        check()
+        kinds.update((_encode(f"summary.{name}"), NUMBER) for name in written)
     table = table.add(kinds)
     # Series in bundles have no summary either.
     wide = connection.execute(f"SELECT id FROM run WHERE {of_project} AND series >= {WIDE}", parameters).fetchall()

@@ -5,6 +5,7 @@ import sqlite3
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store.rules.lifecycle import NUMBERED, ProcessLifecycle, lifecycle_update, run_lifecycle
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, is_sound
+from tensormeter.server.store.sqlite.tables.results import write_results
 
 __all__ = ["apply_event", "refresh_run"]
 
@@ -23,6 +24,7 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
             "UPDATE run SET config = ?, config_time = ? WHERE id = ? AND config_time <= ?",
             (update.config, time, run, time),
         )
+    write_results(connection, run, update, time)
     if update.starts:
         connection.execute("UPDATE process SET started = max(ifnull(started, 0), ?) WHERE id = ?", (time, process))
         connection.execute("UPDATE run SET started = min(ifnull(started, ?), ?) WHERE id = ?", (time, time, run))

@@ -12,12 +12,14 @@ import numpy as np
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
+from tensormeter.server.store.models.results import Results
 from tensormeter.server.store.models.runs import RunTable
 from tensormeter.server.store.rules.lifecycle import present_state
-from tensormeter.server.store.rules.run_fields import PARTS, dig, summary_fields
+from tensormeter.server.store.rules.run_fields import PARTS, chosen_values, dig, parts_needed, summary_fields
 from tensormeter.server.store.rules.totals import Totals
 from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
 from tensormeter.server.store.sqlite.points.step_lookup import StepLookup
+from tensormeter.server.store.sqlite.tables.results import read_results
 from tensormeter.server.store.sqlite.tables.runs import memory_totals, totals_of
 
 __all__ = ["load_table", "metrics_needed"]
@@ -109,9 +111,16 @@ def load_table(
     if keys:
         configs = _config_columns(connection, project, condition, keys, loaded, check)
         columns |= {f"config.{key}": column for key, column in configs.items()}
-    for metric, parts in summary_fields(fields).items():
+    parts_of = summary_fields(fields)
+    results: dict[int, Results] = {}
+    if any("value" in parts for parts in parts_of.values()):
+        results = read_results(connection, project, condition)
+    for metric, parts in parts_of.items():
         check()
-        values = _summary_parts(connection, snapshots, metric, parts, _chosen(runs, "run"))
+        needed = parts_needed(metric, parts, results)
+        values = _summary_parts(connection, snapshots, metric, needed, _chosen(runs, "run"))
+        if "value" in parts:
+            values["value"] = chosen_values(metric, values, results)
         for part in parts:
             columns[f"summary.{metric}.{part}"] = [*map(values[part].get, loaded)]
     return RunTable(loaded, columns)

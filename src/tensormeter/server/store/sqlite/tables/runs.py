@@ -17,6 +17,7 @@ from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, RUN_TALLY, RUN_TEXTS, SUMMARY
 from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
 from tensormeter.server.store.sqlite.points.step_lookup import StepLookup
+from tensormeter.server.store.sqlite.tables.results import load_result
 
 __all__ = ["load_runs", "load_states", "load_summaries", "memory_totals", "totals_of", "update_run"]
 
@@ -79,6 +80,7 @@ def _load(
     tally = dict(zip(RUN_TALLY.columns, row, strict=False))
     texts = dict(zip(RUN_TEXTS.columns, row[width:], strict=False))
     summaries = {} if metrics is not None and not metrics else _summaries(connection, run, metrics, memory)
+    results, parent = load_result(connection, run)
     state, updated, created = tally["state"], tally["updated"], tally["created"]
     yield RunSummary(
         project=tally["project"],
@@ -100,6 +102,8 @@ def _load(
         processes=row[-1],
         lost=_lost(connection, run),
         summary=summaries,
+        results=results,
+        parent=parent,
     )
 
 

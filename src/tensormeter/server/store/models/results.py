@@ -1,0 +1,79 @@
+"""The results that a script stated for its run, and how it defined its metrics."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Final, Literal
+
+from tensormeter.server.store.models.canonical_json import canonical_json
+
+__all__ = ["NO_RESULTS", "Definition", "Part", "Results", "flatten", "valid_definitions"]
+
+Part = Literal["last", "min", "max", "mean"]
+"""Statistic of a metric's values."""
+
+Definition = Mapping[str, str]
+"""How metrics are presented: `name` is a pattern as in `fnmatch`, `summary` a `Part` or `none`, and `step_metric` a metric."""
+
+_SUMMARIES: Final = frozenset({"last", "min", "max", "mean", "none"})
+_MAX_DEFINITIONS: Final = 200
+_MAX_NAME: Final = 1024
+_MAX_LEVELS: Final = 20
+_MAX_RESULTS: Final = 10_000
+
+
+@dataclass(frozen=True)
+class Results:
+    """Statements of a script about the results of its run.
+
+    Attributes:
+        values: Values that the script wrote to the summary, as JSON values by name.
+        definitions: Definitions of metrics, in order. The last one that matches a name and has a property decides it.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    definitions: Sequence[Definition] = ()
+
+    def part(self, metric: str) -> Part | None:
+        """Return the statistic that represents a metric; None if the definitions select none."""
+        for definition in reversed(self.definitions):
+            summary = definition.get("summary")
+            if summary is not None and fnmatchcase(metric, definition["name"]):
+                return None if summary == "none" else summary  # type: ignore[return-value]
+        return "last"
+
+
+NO_RESULTS: Final = Results()
+
+
+def flatten(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return values by name. Names of nested values are joined with slashes. Excess values are omitted."""
+    flat: dict[str, Any] = {}
+    _flatten(values, "", flat, _MAX_LEVELS)
+    return flat
+
+
+def _flatten(values: Mapping[Any, Any], prefix: str, flat: dict[str, Any], levels: int) -> None:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and levels:
+            _flatten(value, f"{name}/", flat, levels - 1)
+        elif name and len(name) <= _MAX_NAME and len(flat) < _MAX_RESULTS:
+            flat[name] = canonical_json(value) if isinstance(value, Mapping) else value
+
+
+def valid_definitions(values: Sequence[Any]) -> list[Definition]:
+    """Return the valid properties of definitions. Entries without a name are omitted."""
+    definitions: list[Definition] = []
+    for value in values:
+        name = value.get("name") if isinstance(value, Mapping) else None
+        if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
+            continue
+        definition = {"name": name}
+        summary, step_metric = value.get("summary"), value.get("step_metric")
+        if isinstance(summary, str) and summary in _SUMMARIES:
+            definition["summary"] = summary
+        if isinstance(step_metric, str) and 0 < len(step_metric) <= _MAX_NAME:
+            definition["step_metric"] = step_metric
+        definitions.append(definition)
+    return definitions[-_MAX_DEFINITIONS:]
