@@ -17,7 +17,7 @@ from tensormeter.resource import describe_rank
 from tensormeter.session.announcement import in_notebook
 from tensormeter.session.config.document import Document
 from tensormeter.session.config.view import View
-from tensormeter.session.membership import RunIdentity
+from tensormeter.session.membership import Existence, RunIdentity
 from tensormeter.session.open_runs import current_run
 from tensormeter.session.run import Run, finish_all, remember
 from tensormeter.settings import Settings
@@ -50,8 +50,8 @@ _PACKAGE_OF: Final = {
 }
 """Import name of the Python package that a kind of destination requires."""
 
-_RESUME: Final = ("allow", "auto", "must", "never")
-"""Words that the argument `resume` of `init` accepts."""
+_RESUME: Final[Mapping[str, Existence]] = {"allow": "", "auto": "", "must": "must", "never": "never"}
+"""Words that the argument `resume` of `init` accepts, and what they state about the existence of the run."""
 
 _MOST_STEP: Final = 1 << 62
 
@@ -124,7 +124,7 @@ def init(
     }
     resolved = _resolve(settings, {key: value for key, value in fields.items() if value is not None})
     check_exporters([*resolved.exporters, *(option.partition(".")[0] for option in resolved.exporter_options)])
-    resume = _check_resume(resume, resolved)
+    resumed, existence = _check_resume(resume, resolved)
     parent = None if fork_from is None else _parse_parent(fork_from)
     if in_notebook():
         finish_all()
@@ -134,10 +134,9 @@ def init(
         _warn_of_packages(resolved, _check_targets(resolved))
     run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
     name = resolved.name or run_id
-    run = Run(RunIdentity(run_id, name, config, resolved, resume=resume is True, forked_from=parent))
+    run = Run(RunIdentity(run_id, name, config, resolved, resume=resumed, existence=existence, forked_from=parent))
     run._begin()
     remember(run)
-    _warn_of_existence(run, resume)
     return run
 
 
@@ -270,27 +269,18 @@ def deferred_log(
     )
 
 
-def _check_resume(resume: object, settings: Settings) -> bool | str | None:
-    """Return the argument `resume` of `init` if it is valid.
+def _check_resume(resume: object, settings: Settings) -> tuple[bool, Existence]:
+    """Return whether the argument `resume` of `init` states an earlier attempt, and whether a contradiction causes a warning.
 
     Raises:
         SettingsError: The value is invalid, or the run's ID is missing.
     """
-    if not isinstance(resume, bool | None) and resume not in _RESUME:
+    if not isinstance(resume, bool | None) and not (isinstance(resume, str) and resume in _RESUME):
         raise SettingsError(f"resume: expected {join_choices('True', 'False', *_RESUME)}, got {reprlib.repr(resume)}")
-    if resume in (True, "must") and settings.run_id is None:
+    existence = _RESUME[resume] if isinstance(resume, str) else ""
+    if (resume is True or existence == "must") and settings.run_id is None:
         raise SettingsError("resume: the ID of the run to resume is missing; pass id=, or set TENSORMETER_RUN_ID")
-    return resume
-
-
-def _warn_of_existence(run: Run, resume: bool | str | None) -> None:
-    """Warn if this machine's record of attempts contradicts `resume`."""
-    if resume == "never" and run.attempt > 1:
-        logger.warning(
-            "run %s already exists, although resume='never'; this is its attempt %d. Pass another id",
-            run.id,
-            run.attempt,
-        )
+    return resume is True, existence
 
 
 def _parse_parent(text: object) -> tuple[str, int]:

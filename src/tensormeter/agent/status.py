@@ -57,6 +57,7 @@ class StatusPublisher:
         for drain in self._rings:
             words = drain.ring.words
             words[HeaderWord.QUARANTINED_ITEMS] = rejected
+            words[HeaderWord.SETTLED_ATTEMPT] = drain.settled_attempt
             for reason in SpoolLoss:
                 words[HeaderWord.SPOOL_LOSSES + reason] = losses.get(reason.name.lower(), 0)
             drain.ring.report(trouble, self._rejections[1], "; ".join(filter(None, [drain.lost, *refused])))

@@ -123,6 +123,8 @@ class HeaderWord(enum.IntEnum):
     """Highest non-negative step that the agent has read, plus 1; 0 if there is none. Automatic steps are not included."""
     LAST_AUTOMATIC = 29
     """Number of automatic steps up to the highest one that the agent has read, or 0 if it has read none."""
+    SETTLED_ATTEMPT = 30
+    """Number of the attempt once the agent has settled it (see `tensormeter.agent.attempts`); 0 before."""
     SPOOL_LOSSES = 32
     """First counter of lost items. There is one counter for each `SpoolLoss`."""
 

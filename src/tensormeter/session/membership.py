@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tensormeter.agent.attempts.counter import count_attempt
 from tensormeter.agent.launch import ensure_agent
@@ -28,7 +28,7 @@ from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import AUTOMATIC_STEPS
 from tensormeter.settings import Settings
 
-__all__ = ["Joining", "Membership", "RunIdentity", "with_basis"]
+__all__ = ["Existence", "Joining", "Membership", "RunIdentity", "with_basis"]
 
 logger: Final = get_logger()
 
@@ -45,6 +45,9 @@ _CHILD_BUFFER_BYTES: Final = 1 << 20
 """Maximum size of a child's ring in bytes. A process may have many children, and each logs little."""
 
 
+Existence = Literal["", "must", "never"]
+
+
 @dataclass(frozen=True)
 class RunIdentity:
     """Properties that all processes of a run share.
@@ -56,6 +59,7 @@ class RunIdentity:
         settings: Settings of the run.
         resource: Additional resource attributes from an OpenTelemetry program.
         resume: Whether the run had an earlier attempt, perhaps on another machine.
+        existence: `must` or `never` if the process warns unless the run had an earlier attempt, or if it had one; else "".
         basis: In a child, the source of the parent's attempt number; "" if the agent does not need to check the number.
         forked_from: ID of the run from which this run was forked, and the last step of that run that belongs to it; None if
             the run was not forked.
@@ -67,6 +71,7 @@ class RunIdentity:
     settings: Settings
     resource: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
+    existence: Existence = ""
     basis: Basis = ""
     forked_from: tuple[str, int] | None = None
 

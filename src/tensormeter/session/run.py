@@ -45,7 +45,7 @@ logger: Final = get_logger()
 _MOST_NAMED: Final = 10
 """Maximum number of masked entries that one warning names."""
 
-_MOST_DEFINITIONS: Final = 1000
+_MOST_DEFINITIONS: Final = 200
 """Maximum number of names and patterns that `define_metric` defines for the server."""
 
 _SUMMARIES: Final = ("min", "max", "mean", "last", "none")

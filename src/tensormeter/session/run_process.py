@@ -20,7 +20,7 @@ from tensormeter.record.rows.lane import Writer
 from tensormeter.record.runtime.metrics import RuntimeMetrics
 from tensormeter.ring.format import Drop, HeaderWord, SpoolLoss, State
 from tensormeter.session.announcement import sync_command
-from tensormeter.session.membership import Joining, Membership, RunIdentity, with_basis
+from tensormeter.session.membership import Existence, Joining, Membership, RunIdentity, with_basis
 
 __all__ = ["FlushRequest", "RunProcess"]
 
@@ -109,6 +109,7 @@ class RunProcess:
         self._left_out: set[str] = set()
         self._documents: dict[str, Mapping[str, Any]] = {}
         self._document_warned = False
+        self._existence: Existence = run.existence if parent is None else ""
         self._detached = False
         self._flushing = threading.RLock()  # reentrant, because a signal handler may flush
         unlock_retired()  # may wait for a device, so the lock that all runs share must not be held
@@ -302,8 +303,27 @@ class RunProcess:
         """Check the agent and sample the runtime's metrics. Log calls do this regularly."""
         if self.ring.words[HeaderWord.AGENT_SLEEPS]:
             self._wake_if_behind()
+        if self._existence:
+            self._check_existence()
         self._monitor.check()
         self._runtime_metrics.beat()
+
+    def _check_existence(self) -> None:
+        """Warn if the agent has settled an attempt number that contradicts `RunIdentity.existence`."""
+        number = self.ring.words[HeaderWord.SETTLED_ATTEMPT]
+        if not number:
+            return
+        existence, self._existence = self._existence, ""
+        if existence == "never" and number > 1:
+            logger.warning(
+                "run %s already exists, although resume='never' was given; this is its attempt %d. Pass another id",
+                *(self._run.id, number),
+            )
+        elif existence == "must" and number == 1:
+            logger.warning(
+                "run %s is new, although resume='must' was given: no earlier attempt is known. Check its id and project",
+                self._run.id,
+            )
 
     def _wake_if_behind(self) -> None:
         """Wake a sleeping agent if a lane has filled up further than the agent expects."""
@@ -342,6 +362,8 @@ class RunProcess:
     def _report_losses(self) -> bool:
         """Warn about data that will never arrive. Return whether there is any."""
         self._monitor.report()
+        if self._existence:
+            self._check_existence()
         drops, losses = self.ring.drops(), self.ring.spool_losses()
         for sentence in describe_losses(drops, self.recorder.lost_names):
             logger.warning("run %s: not recorded: %s", self._run.id, sentence)

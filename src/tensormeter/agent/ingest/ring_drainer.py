@@ -140,6 +140,12 @@ class RingDrainer:
         """Attributes of the process, with the attempt number that the process recorded."""
         return cast("Mapping[str, Attribute]", self._processor.metadata.get("resource", {}))
 
+    @property
+    def settled_attempt(self) -> int:
+        """Number of the process's attempt; 0 while it is not settled, or if there is nothing to settle."""
+        settled = self._numbering.of(self._unsettled) if self._numbering is not None else None
+        return 0 if settled is None or settled.number is None else settled.number
+
     def note_end(self) -> None:
         """Store the last step of the process. The process must be gone, and all of its rows must be in the spool."""
         if self._numbering is not None:
