@@ -109,13 +109,16 @@ def test_the_address_depends_on_the_destination(tmp_path):
 
 def test_a_notebook_shows_a_link(tmp_path, monkeypatch):
     shown = []
+    shell = types.SimpleNamespace(kernel=None)
     display = types.SimpleNamespace(display=shown.append, HTML=str)
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=object, display=display))
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell, display=display))
     settings = Settings(
         directory=tmp_path, agent="process", endpoint="http://127.0.0.1:9", finish_timeout=0, linger_timeout=0
     )
     with tensormeter.init(name="<b>bold</b>", id="r", settings=settings):
         pass
+    del shell.kernel  # a shell in a terminal
+    tensormeter.init(id="s", settings=settings).finish()
     assert shown == [
         'Run <a href="http://127.0.0.1:9/#/p/default/runs/r" target="_blank" rel="noopener">&lt;b&gt;bold&lt;/b&gt;</a>'
     ]

@@ -345,14 +345,13 @@ def test_a_configuration_that_changes_all_the_time_leaves_room_for_rows(settings
 )
 def test_tags_are_any_collection_of_texts(settings, tags, expected):
     with tensormeter.init(settings=settings.replace(agent="off"), tags=tags) as run:
-        assert run.settings.tags == expected
+        assert run.tags == expected
 
 
 def test_names_are_any_text(settings, caplog):
     names = {"project": "team/Vision 3: größer 🚀", "name": "../a & b", "group": "実験 1", "notes": "n\nm"}
     with tensormeter.init(settings=settings.replace(agent="off"), **names) as run:
-        chosen = run.settings
-        assert (run.project, run.name, chosen.group, chosen.notes) == tuple(names.values())
+        assert (run.project, run.name, run.group, run.notes) == tuple(names.values())
     assert not caplog.records
     changed = {
         "project": "a\nb",

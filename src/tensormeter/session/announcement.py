@@ -89,6 +89,8 @@ def _show_link(name: str, address: str) -> None:
     if not in_notebook():
         return
     with contextlib.suppress(Exception):  # a notebook without a display
+        if not hasattr(sys.modules["IPython"].get_ipython(), "kernel"):  # a shell in a terminal, which shows no links
+            return
         display: Any = sys.modules["IPython"].display
         link = f'<a href="{html.escape(address)}" target="_blank" rel="noopener">{html.escape(name)}</a>'
         display.display(display.HTML(f"Run {link}"))

@@ -193,6 +193,21 @@ class Run:
         return page_address(self.settings, self.id) if self.settings.mode != "disabled" else None
 
     @property
+    def group(self) -> str:
+        """Name of the run's group, or "" if it has none."""
+        return self.settings.group
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Tags that the run was started with."""
+        return self.settings.tags
+
+    @property
+    def notes(self) -> str:
+        """Notes that the run was started with."""
+        return self.settings.notes
+
+    @property
     def attempt(self) -> int:
         """Number of this attempt at the run, as counted on this machine, from 1.
 
