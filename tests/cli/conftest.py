@@ -51,7 +51,11 @@ def requests() -> Iterator[tuple[str, bytes]]:
     gauges = [gauge(STEP_METRIC, list(range(n))), gauge("train/loss", losses), gauge("acc", [0.25] * n)]
     yield "/v1/metrics", encode_metrics([Batch(resource("abc123", "first"), gauges)])
     fields = {"group": "a sweep", "tags": ["x", "[y]"], "notes": "n"}
-    start = Event("tensormeter.run.start", T0, {"config": {"lr": 0.001, "name": "[red]x\x1b[0m"}, **fields})
+    start = Event(
+        "tensormeter.run.start",
+        T0,
+        {"config": {"lr": 0.001, "name": "[red]x\x1b[0m", "opt": {"betas": [0.9], "deep": {"a": 1}}}, **fields},
+    )
     end = Event("tensormeter.run.end", T0 + 10**10, {"state": "failed", "message": ""})
     yield "/v1/logs", encode_events(resource("abc123", "first"), [start, end])
     other = resource("abc123", "first") | {

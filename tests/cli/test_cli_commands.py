@@ -61,6 +61,12 @@ def test_runs_are_listed_without_control_characters(run_cli):
     assert "loss�[2J[bold red]�" in done.stdout
 
 
+def test_dates_are_not_wrapped_in_a_narrow_terminal(run_cli):
+    out = run_cli("runs", COLUMNS="80").stdout
+    assert out.split()[:7] == ["project", "run", "name", "state", "points", "started", "last"]
+    assert out.count("2025-06-15 15:06:40") == 2
+
+
 def test_runs_are_listed_by_project(run_cli):
     assert len(run_cli("runs", "--project", "demo").stdout.splitlines()) == 2
     assert run_cli("runs", "--project", "none").stdout == "no runs in project none yet\n"
@@ -87,6 +93,8 @@ def test_show_describes_a_run(run_cli, selector):
         ["notes", "n"],
     )
     assert lines["config.lr"] == ["config.lr", "0.001"]
+    assert lines["config.opt.betas"] == ["config.opt.betas", "[0.9]"]
+    assert lines["config.opt.deep.a"] == ["config.opt.deep.a", "1"]
     assert lines["config.name"] == ["config.name", "[red]x�[0m"]
     assert lines["train/loss"] == ["train/loss", "split=train", "Infinity", "499", "500"]
     assert lines["acc"] == ["acc", "split=train", "0.25", "499", "500"]

@@ -26,10 +26,13 @@ def runs(project: str | None, limit: int, endpoint: str | None) -> None:
         where = "" if project is None else f" in project {plain(project)}"
         click.echo(f"no runs{where} yet")
         return
-    table = Table("project", "run", "name", "state", box=None, header_style="bold", pad_edge=False)
-    table.add_column("points", justify="right")
-    table.add_column("started")
-    table.add_column("last update")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("project", "run", "name"):
+        table.add_column(name, overflow="fold", min_width=len(name))
+    table.add_column("state", no_wrap=True)
+    table.add_column("points", justify="right", no_wrap=True, min_width=len("points"))
+    table.add_column("started", no_wrap=True)
+    table.add_column("last update", no_wrap=True)
     for run in runs:
         table.add_row(
             *(Text(plain(run[key])) for key in ("project", "id", "name", "state")),

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -122,10 +122,19 @@ def _print_header(console: Console, run: dict[str, Any]) -> None:
     for name, text in (("group", run["group"]), ("tags", ", ".join(run["tags"])), ("notes", run["notes"])):
         if text:
             grid.add_row(name, Text(plain(text)))
-    for key, value in sorted(run["config"].items()):
+    for key, value in sorted(_unfolded(run["config"])):
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         grid.add_row(Text(plain(f"config.{key}")), Text(plain(shown)))
     console.print(grid)
+
+
+def _unfolded(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over the values of a configuration. Names of nested values are joined with dots, as in filters."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _unfolded(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _describe_processes(processes: list[dict[str, Any]]) -> Text:
