@@ -13,6 +13,7 @@ from device_rig import Proven
 from support.forks import call_in_child
 from tensormeter.record import recorder as recorder_module
 from tensormeter.record.device.device_copies import DeviceCopies
+from tensormeter.record.log_timing import Stopwatch
 from tensormeter.record.reduction.reduction import Rule
 from tensormeter.record.rows import rows as rows_module
 from tensormeter.record.values.outcomes import DeviceValue
@@ -296,6 +297,8 @@ def test_a_forked_child_hands_its_row_on(new_recording, on_device):
 def test_a_slow_call_is_warned_about(recording, monkeypatch, warnings_logged):
     recording.log({"a": torch.tensor(1.0)})
     monkeypatch.setattr("tensormeter.record.log_timing._SLOW", -1)
+    monkeypatch.setattr("tensormeter.record.warn_once._NUMBER_NS", 1 << 62)
+    monkeypatch.setattr(Stopwatch, "waited", False)
     recording.log({"a": torch.tensor(2.0)})
     assert recording.general == 1
     (message,) = warnings_logged()

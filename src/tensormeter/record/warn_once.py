@@ -59,21 +59,25 @@ class WarnOnce:
         return {reason.name.lower(): list(names) for reason, names in self._lost_names.items()}
 
     def slow(self, values: Mapping[str, Any], watch: Stopwatch) -> None:
-        """Warn that a log call was slow, once for each reason. Do not call this for rows with new keys, which are slower."""
+        """Warn once about a log call that was slow because of its values. Do not call this for rows with new keys.
+
+        A call that waited for other threads or for a CPU, or that collected garbage, causes no warning, because users cannot
+        change that. The histogram of log call durations contains it.
+        """
         try:
             are_numbers = all(_is_number(value) for value in values.values())
-            is_small = are_numbers and len(values) * _NUMBER_NS < watch.duration
+            if watch.waited or (are_numbers and len(values) * _NUMBER_NS < watch.duration):
+                return
             names = ", ".join(map(shown, itertools.islice(values, _NAMES_SHOWN)))
             more = f" and {len(values) - _NAMES_SHOWN} more" if len(values) > _NAMES_SHOWN else ""
         except Exception:  # the mapping's own code may raise anything
-            is_small, names, more = False, f"a {type(values).__name__}", ""
-        if watch.waited:
-            reason = "its thread waited for other Python threads or for a CPU"
-        elif is_small:
-            reason = "it did more than record, such as write a warning or collect garbage"
-        else:
-            reason = "it had too many values, or values that are too large; log fewer values per call, or numbers instead of arrays"
-        self.once((Stopwatch, reason), "log() of %s%s took %.1f ms: %s", names, more, watch.duration / 1e6, reason)
+            names, more = f"a {type(values).__name__}", ""
+        self.once(
+            Stopwatch,
+            "log() of %s%s took %.1f ms: it had too many values, or values that are too large; log fewer values per call, or "
+            "numbers instead of arrays",
+            *(names, more, watch.duration / 1e6),
+        )
 
 
 def _is_number(value: Any) -> bool:
