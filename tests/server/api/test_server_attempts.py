@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tensormeter.otlp.batch import Batch, Histogram
+from tensormeter.otlp.batch import Batch, Event, Histogram
 
 T0 = 1_750_000_000_000_000_000
 SECOND = 10**9
@@ -93,6 +93,43 @@ def test_an_evaluation_that_resumes_a_run_hides_no_other_metric(server, make):
     (full,) = server.get("/api/v1/runs/evaluated/series", metric="loss")["series"]
     assert full["value"] == y
     assert server.get("/api/v1/runs/evaluated/ranks", metric="loss")["max"] == y
+
+
+def test_attempts_and_what_they_hide_are_listed(resumed, make):
+    document = resumed.get("/api/v1/runs/resumed/attempts", system="false")
+    hidden = [{"metric": "loss", "attempt": 1, "step": 40}, {"metric": "loss", "attempt": 2, "step": 40}]
+    assert document == {"attempts": [1, 2, 3], "hidden": hidden, "next": None}
+    for number, steps in ((1, range(5)), (2, range(5, 9))):
+        batch = attempt(make, "continued", number, steps, process=f"p{number}", start=100 * number, value=float)
+        assert resumed.metrics(batch).status == 200
+    assert resumed.get("/api/v1/runs/continued/attempts") == {"attempts": [1, 2], "hidden": [], "next": None}
+
+
+def test_the_curves_of_parents_can_be_read_up_to_the_fork(server, make):
+    forks = {"root": None, "middle": {"run": "root", "step": 4}, "leaf": {"run": "middle", "step": 6}}
+    forks |= {"lost": {"run": "nowhere", "step": 1}, "loop": {"run": "loop", "step": 1}}
+    for number, (run, parent) in enumerate(forks.items()):
+        body = {} if parent is None else {"forked_from": parent}
+        server.events(make.resource(run, project="forks"), Event("tensormeter.run.start", T0 + number, body))
+        rows = [(T0 + step * SECOND, step, {"loss": 10.0 * number + step}) for step in range(3 * number, 10)]
+        server.metrics(make.rows(run, rows, project="forks"))
+
+    def curves(*runs, **query):
+        answer = server.query(*runs, project="forks", metrics=["loss"], parents=True, max_points=0, **query)
+        return answer, [(line["run"], line.get("child"), line["x"]) for line in answer["series"]]
+
+    middle, root = ("middle", "leaf", [3, 4, 5, 6]), ("root", "leaf", [0, 1, 2, 3, 4])
+    answer, lines = curves("leaf")
+    assert lines == [("leaf", None, [6, 7, 8, 9]), middle, root]
+    assert curves("leaf", stop=4)[1] == [("middle", "leaf", [3]), ("root", "leaf", [0, 1, 2, 3])]
+    assert [line[:2] for line in curves("lost", "loop", "root")[1]] == [("lost", None), ("root", None)]
+    assert len(curves("leaf", x="time")[1]) == 1
+    late = make.rows(
+        "root", [(T0 + 99 * SECOND, 2, {"loss": 0.5}), (T0 + 100 * SECOND, 50, {"loss": 1.5})], project="forks"
+    )
+    server.metrics(late)
+    answer, lines = curves("leaf", after=answer["cursor"])
+    assert (answer["reset"], lines) == (False, [("root", "leaf", [2])])
 
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "first", "1.5"])

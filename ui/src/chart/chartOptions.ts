@@ -1,7 +1,9 @@
 // Display options of charts, read from the address.
 
 import * as route from "../base/route";
+import type { Run } from "../data/api";
 import type { ChartView } from "./plot";
+import type { AxisChoice } from "./pointCache";
 import type { Chart } from "./variant";
 
 export interface ChartOptions {
@@ -19,12 +21,16 @@ export interface ChartOptions {
   process?: string | null;
   /** Ids of hidden runs. */
   hidden: Set<string>;
+  /** Whether attempts are shown as separate lines, with the points that later attempts repeat. */
+  allAttempts: boolean;
+  /** Whether the curves of the runs' parents are shown. */
+  parents: boolean;
 }
 
 /** Whether a metric is shown as statistics over its processes. Statistics ignore attributes. */
 export function usesRankStatistics(metric: Chart, options: ChartOptions): boolean {
   const plain = metric.attributes.every((attributes) => Object.keys(attributes).length === 0);
-  return metric.processes > 1 && metric.scopes.length < 2 && plain && options.ranks === "range" && !options.process && !options.x.startsWith("metric:");
+  return metric.processes > 1 && metric.scopes.length < 2 && plain && options.ranks === "range" && !options.process && !options.allAttempts && !options.x.startsWith("metric:");
 }
 
 /** Read the options from the address. `axis` is the default of x. */
@@ -43,7 +49,14 @@ export function readChartOptions(params: URLSearchParams, axis: string): ChartOp
     clip: params.has("clip"),
     ranks: ranks === "each" || ranks === "first" ? ranks : "range",
     hidden: new Set(route.list(params, "hide")),
+    allAttempts: params.get("attempts") === "all",
+    parents: params.get("parents") !== "0",
   };
+}
+
+/** The lines that a cache of points reads with these options. */
+export function axisChoice({ x, explicitAxis, window, allAttempts, parents }: ChartOptions, runs: Pick<Run, "parent">[]): AxisChoice {
+  return { x, explicitAxis, window, allAttempts, parents: parents && runs.some(({ parent }) => parent !== null) };
 }
 
 export function xKind(x: string): ChartView["xKind"] {

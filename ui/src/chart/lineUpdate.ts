@@ -21,7 +21,7 @@ export function merge(before: Line[], fresh: Line[], points: number, x: string):
 }
 
 function key(line: Line): string {
-  return JSON.stringify([line.run, line.process, line.kind, line.temporality, line.monotonic, line.scope, line.unit, line.attributes]);
+  return JSON.stringify([line.run, line.child, line.process, line.kind, line.temporality, line.monotonic, line.scope, line.unit, line.attributes]);
 }
 
 /** Append points, and thin the line if it has grown too long, so that a page that is open for days stays small. */

@@ -100,7 +100,7 @@ export class MetricSource {
     if (points === 0) return null;
     const words = `${format.count(points)} ${points === 1 ? "point" : "points"}`;
     if (axis === "step") return { text: `${words} without a step.`, x: this.cache.runs.length > 1 ? "relative" : "time" };
-    return axis.startsWith("metric:") ? { text: `${words}, none logged together with ${axis.slice(7)}.` } : null;
+    return axis.startsWith("metric:") ? { text: `${words}, none with a value of ${axis.slice(7)} at or before its step.` } : null;
   }
 
   /** Remark on runs that have points, but none with a step. */
@@ -127,7 +127,8 @@ export class MetricSource {
     const traces: Trace[] = [];
     if (ranked) this.remark = "mean and range of each run's ranks";
     for (const run of runs) {
-      let runLines = lines.filter((line) => line.run === run.id);
+      let runLines = lines.filter((line) => line.run === run.id && !line.child);
+      if (run.group === null) traces.push(...parentTraces(run, lines, options));
       const first = options.ranks === "first" && runLines.length > 1 ? run.firstProcess() : null;
       if (first !== null) runLines = runLines.filter((line) => line.process === first);
       if (options.process && runLines.some((line) => line.process === options.process)) runLines = runLines.filter((line) => line.process === options.process);
@@ -143,9 +144,11 @@ export class MetricSource {
         continue;
       }
       const several = runLines.length > 1;
+      const attempts = new Set(runLines.map(({ attempt }) => attempt));
       for (const line of runLines) {
         const labelParts = [
           runs.length > 1 ? run.name : "",
+          attempts.size > 1 ? `attempt ${line.attempt}` : "",
           several && run.processes > 1 ? run.processName(line.process) : "",
           several && this.metric.scopes.length > 1 ? line.scope : "",
           ...Object.values(line.attributes).map(String),
@@ -195,6 +198,20 @@ export class MetricSource {
     }
     return [...traces, ...groups.traces("medians", options.smoothing)];
   }
+}
+
+/** The part of the curve of a run's parent, up to the fork. */
+function parentTraces(run: SelectedRun, lines: api.Line[], options: ChartOptions): Trace[] {
+  return lines
+    .filter(({ child }) => child === run.id)
+    .map((line) => ({
+      ...curves(line, options.smoothing),
+      label: [`${run.name}: parent ${line.run}`, ...Object.values(line.attributes).map(String)].join(" · "),
+      color: run.color,
+      sampled: line.total > line.x.length,
+      thin: true,
+      dashed: true,
+    }));
 }
 
 /** Count the runs that have points of a metric. */

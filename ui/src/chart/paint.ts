@@ -19,6 +19,7 @@ export interface Stroke {
   color: string;
   width: number;
   alpha: number;
+  dashed?: boolean | undefined;
 }
 
 /**
@@ -34,6 +35,7 @@ export function line(context: CanvasRenderingContext2D, curve: Curve, sx: Scale,
   context.globalAlpha = stroke.alpha;
   context.strokeStyle = context.fillStyle = stroke.color;
   context.lineJoin = "round";
+  if (stroke.dashed) context.setLineDash([stroke.width * 4, stroke.width * 3]);
   const path = new Path2D();
   let length = 0;
   const dots: number[] = [];

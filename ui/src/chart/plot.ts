@@ -15,6 +15,7 @@ export interface Trace extends Curve {
   /** Additional text for the value at an index, for example its rank. */
   note?: (index: number) => string;
   thin?: boolean;
+  dashed?: boolean;
   stack?: boolean;
   /** Whether the server left points out, so that counts of points are not exact. */
   sampled?: boolean;
@@ -255,7 +256,7 @@ export class Plot {
     }
     for (const trace of traces) {
       const width = (trace.thin || many ? 1 : 1.6) * ratio;
-      paint.line(context, trace, sx, sy, { color: trace.color, width, alpha: trace.thin ? 0.5 : many ? 0.8 : 1 });
+      paint.line(context, trace, sx, sy, { color: trace.color, width, alpha: trace.thin ? 0.5 : many ? 0.8 : 1, dashed: trace.dashed });
     }
     for (const trace of traces) {
       const marks = paint.marks(trace.raw ?? trace, sx, box, MARK * ratio);

@@ -10,6 +10,10 @@ export interface AxisChoice {
   /** Whether the user has chosen x. If not, metrics without steps use another axis. */
   explicitAxis?: boolean;
   window: [number, number] | null;
+  /** Whether attempts are separate lines, with the points that later attempts repeat. */
+  allAttempts?: boolean;
+  /** Whether lines of the parents of forked runs are read too. */
+  parents?: boolean;
 }
 
 interface Entry {
@@ -57,14 +61,14 @@ export class PointCache {
     private axisChoice: AxisChoice,
     /** Estimated number of lines of a metric in one run: one per process and set of attributes. */
     private readonly linesPerRun: (metric: string) => number,
-    /** The axis of a metric without steps; null if it has steps. */
-    private readonly axisWithoutSteps: (metric: string) => string | null,
+    /** The axis of a metric that does not use steps by default; null if it does. */
+    private readonly ownAxis: (metric: string) => string | null,
   ) {}
 
   /** The axis of a metric. */
   axis(metric: string): string {
     const { x, explicitAxis } = this.axisChoice;
-    return (x === "step" && !explicitAxis && this.axisWithoutSteps(metric)) || x;
+    return (x === "step" && !explicitAxis && this.ownAxis(metric)) || x;
   }
 
   /** The range that a metric is zoomed to; null if the metric uses another axis than the others. */
@@ -246,6 +250,8 @@ export class PointCache {
           max_points: maxPoints,
           ...(window ? { start: window[0], stop: window[1] } : {}),
           ...(cursor ? { after: cursor } : {}),
+          ...(this.axisChoice.allAttempts ? { attempt: "all" } : {}),
+          ...(this.axisChoice.parents && x === "step" ? { parents: true } : {}),
         },
         this.abort.signal,
       );

@@ -2,7 +2,7 @@
 
 import type * as schemas from "./api.types";
 
-export type { Project, Ranks, Run, Summary } from "./api.types";
+export type { HiddenPart, Project, Ranks, Run, Summary } from "./api.types";
 
 export type State = schemas.Run["state"];
 /** A number of the API; NaN and infinities are sent as strings. */
@@ -137,6 +137,11 @@ export async function runsById(project: string, ids: string[], fields: string, s
 /** Read a run without the statistics of its metrics, which can be many. */
 export async function run(id: string, project: string): Promise<RunDetail> {
   return json(`${runPath(id)}${queryString({ project, fields: "config" })}`);
+}
+
+/** List the attempts of a run, and what later ones hide of the metrics that the script logged. */
+export async function attempts(id: string, project: string): Promise<schemas.Attempts> {
+  return json(`${runPath(id)}/attempts${queryString({ project, system: "false" })}`);
 }
 
 export async function changeRun(id: string, project: string, change: RunChange): Promise<void> {

@@ -1,7 +1,7 @@
 // Requests the data of the first view while most of the page's code is still loading.
 
 import type { Route } from "../base/route";
-import { usesRankStatistics, readChartOptions } from "../chart/chartOptions";
+import { axisChoice, usesRankStatistics, readChartOptions } from "../chart/chartOptions";
 import { foldsIn } from "../selection/metricTree";
 import { RunSelection } from "../selection/runSelection";
 
@@ -28,7 +28,7 @@ function prefetchPoints(selection: RunSelection, params: URLSearchParams): void 
   const options = readChartOptions(params, selection.axis);
   const width = innerWidth - MARGINS.width - (ids.length > 1 ? LIST : 0);
   const inSight = Math.max(1, Math.floor(width / CHART.width)) * Math.ceil((innerHeight - MARGINS.height) / CHART.height);
-  cache.setAxis({ x: options.x, explicitAxis: options.explicitAxis, window: options.window });
+  cache.setAxis(axisChoice(options, selection.runs));
   const first = selection.tree.firstCharts(inSight, foldsIn(params));
   cache.prefetch([...new Set(first.filter((metric) => !usesRankStatistics(metric, options)).map(({ name }) => name))]);
 }

@@ -49,6 +49,7 @@ export class Workspace implements Page {
   apply(params: URLSearchParams): void {
     this.params = params;
     this.pane?.apply(params);
+    this.health.apply();
     this.drawTabs();
   }
 
@@ -151,4 +152,4 @@ export class Workspace implements Page {
 }
 
 /** Parameters that apply to all panes. */
-const SHARED = new Set(["x", "from", "to", "s", "colors", "hide", "group"]);
+const SHARED = new Set(["x", "from", "to", "s", "colors", "hide", "group", "attempts", "parents"]);

@@ -5,7 +5,7 @@ import * as format from "../base/format";
 import { remember } from "../base/remember";
 import * as route from "../base/route";
 import type { ChartCardEvents } from "../chart/chartCard";
-import { type ChartOptions, readChartOptions } from "../chart/chartOptions";
+import { type ChartOptions, axisChoice, readChartOptions } from "../chart/chartOptions";
 import { MetricSource } from "../chart/metricSource";
 import type { Chart } from "../chart/variant";
 import { ChartControls } from "../selection/chartControls";
@@ -59,8 +59,7 @@ export class ChartsPane implements Pane {
 
   apply(params: URLSearchParams): void {
     this.params = params;
-    const { x, explicitAxis, window } = this.options();
-    this.selection.cache.setAxis({ x, explicitAxis, window });
+    this.selection.cache.setAxis(axisChoice(this.options(), this.selection.runs));
     this.axis = this.selection.axis;
     this.controls.update(params, this.axis);
     this.list?.update(params);

@@ -3,16 +3,17 @@
 import { fill, fillOnChange, h } from "../base/dom";
 import * as format from "../base/format";
 import * as api from "../data/api";
-import { isProvisional } from "../data/attempt";
+import { isProvisional, ranksOf } from "../data/attempt";
 import { alertOf, chartLinks, wordsOf } from "../selection/alert";
 import type { RunSelection } from "../selection/runSelection";
 import { isForeign, describeState, stateBadge } from "../widgets/badge";
-import { type Banner, drawBanners, isLate, runBanners } from "../widgets/banner";
+import { type Banner, attemptBanners, drawBanners, isLate, runBanners } from "../widgets/banner";
 import { endSummary } from "../widgets/endSummary";
 import { lossSentences } from "../widgets/lossSummary";
 
 const TICK_MS = 1000;
 const ALERTS_MS = 5000;
+const ATTEMPTS_MS = 20_000;
 const MAX_ENDS = 1000;
 const ENDED_BADLY: (api.State | undefined)[] = ["failed", "crashed", "preempted"];
 
@@ -25,6 +26,8 @@ export class Health {
   private alerts: api.TelemetryEvent[] = [];
   private ends: api.TelemetryEvent[] = [];
   private eventsReadAt = 0;
+  private hidden: api.HiddenPart[] = [];
+  private attemptsReadAt = 0;
   private eventsTimer = 0;
   private readonly timer = setInterval(() => this.drawFacts(), TICK_MS);
 
@@ -40,6 +43,11 @@ export class Health {
   connection(connected: boolean): void {
     this.connected = connected;
     this.drawBanners();
+  }
+
+  /** Redraw what depends on the address. */
+  apply(): void {
+    if (this.hidden.length > 0) this.drawBanners();
   }
 
   update(): void {
@@ -66,7 +74,9 @@ export class Health {
     this.eventsTimer = window.setTimeout(
       () => {
         this.eventsTimer = 0;
-        if (this.selection.single) void this.readEvents(this.selection.single);
+        if (!this.selection.single) return;
+        void this.readEvents(this.selection.single);
+        void this.readAttempts(this.selection.single);
       },
       Math.max(0, this.eventsReadAt + ALERTS_MS - Date.now()),
     );
@@ -87,6 +97,18 @@ export class Health {
     }
   }
 
+  /** Read which parts of earlier attempts are hidden, at most every few seconds as the run grows. */
+  private async readAttempts({ id, project, attempt }: api.RunDetail): Promise<void> {
+    if (attempt < 2 || Date.now() < this.attemptsReadAt + ATTEMPTS_MS) return;
+    this.attemptsReadAt = Date.now();
+    try {
+      this.hidden = (await api.attempts(id, project)).hidden;
+      this.drawBanners();
+    } catch {
+      this.attemptsReadAt = 0;
+    }
+  }
+
   private drawFacts(): void {
     const { single, runs, metrics } = this.selection;
     const run = runs[0];
@@ -95,8 +117,7 @@ export class Health {
     const step = metrics.lastStep;
     const started = format.epoch(single.started);
     const end = single.ended ? format.epoch(single.ended) : run.state === "running" ? Date.now() / 1000 : format.epoch(single.last_time);
-    const ranked = single.processes.filter(({ rank }) => rank !== null);
-    const ranks = ranked.length ? ranked : single.processes;
+    const ranks = ranksOf(single);
     const alive = ranks.filter(({ state }) => state === "running" || state === null).length;
     const rate = step > 0 && end > started ? step / (end - started) : Number.NaN;
     const facts: [string, string, string?][] = [
@@ -131,6 +152,7 @@ export class Health {
     if (isLate({ state, lag: run.lag })) {
       banners.push({ kind: "warn", title: "Late data.", text: `The newest point is ${format.duration(run.lag ?? 0)} older than the last update. Points wait on the training node until they can be sent.` });
     }
+    banners.push(...attemptBanners(this.hidden));
     const serious = this.alerts.filter((event) => alertOf(event).serious);
     if (serious[0]) {
       const { title, text, level } = alertOf(serious[0]);

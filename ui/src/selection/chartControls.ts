@@ -33,6 +33,8 @@ export class ChartControls {
   private readonly out = button("", () => route.change({ from: null, to: null }), { class: "chip" });
   private readonly picker: MetricPicker;
   private params = new URLSearchParams();
+  private readonly attempts = this.check("all attempts", "Show each attempt as a line, with the steps that later attempts repeat", (checked) => ({ attempts: checked ? "all" : null }));
+  private readonly parents = this.check("parent's curve", "Show the curve of the run from which a run was forked, up to the fork", (checked) => ({ parents: checked ? null : "0" }));
   private readonly toggles = ["xlog", "ylog", "clip"].map((name) => {
     const box = h("input", { type: "checkbox", on: { change: () => route.change({ [name]: box.checked ? "1" : null }) } });
     return [name, box] as const;
@@ -48,9 +50,16 @@ export class ChartControls {
       h("label", { title: "Exponential moving average; the raw curve stays visible behind it" }, "smooth ", this.smoothing, this.weight),
       ...this.toggles.map(([, box], position) => h("label", { class: "check" }, box, names[position])),
       this.ranksLabel,
+      this.attempts.label,
+      this.parents.label,
       this.out,
       this.picker.element,
     );
+  }
+
+  private check(name: string, title: string, change: (checked: boolean) => Record<string, string | null>): { box: HTMLInputElement; label: HTMLElement } {
+    const box = h("input", { type: "checkbox", on: { change: () => route.change(change(box.checked)) } });
+    return { box, label: h("label", { class: "check", title }, box, name) };
   }
 
   private choose(x: string): void {
@@ -72,6 +81,10 @@ export class ChartControls {
     for (const [name, box] of this.toggles) box.checked = params.has(name);
     this.ranksLabel.hidden = this.selection.runs.every(({ processes }) => processes < 2);
     this.ranks.value = params.get("ranks") ?? "range";
+    this.attempts.label.hidden = this.selection.runs.every(({ attempt }) => attempt < 2);
+    this.attempts.box.checked = params.get("attempts") === "all";
+    this.parents.label.hidden = this.selection.runs.every(({ parent }) => parent === null);
+    this.parents.box.checked = params.get("parents") !== "0";
     this.out.hidden = !params.has("from");
     if (params.has("from")) {
       const range = ["from", "to"].map((name) => format.number(Number(params.get(name))));

@@ -1,16 +1,21 @@
 // The runs of a workspace with their details and points, and the metrics that have been read.
 
+import { remember } from "../base/remember";
 import * as route from "../base/route";
 import { lineColor } from "../base/theme";
 import type { SelectedRun } from "../chart/metricSource";
 import { PointCache } from "../chart/pointCache";
 import * as api from "../data/api";
+import { ranksOf } from "../data/attempt";
 import { fieldText } from "../data/fields";
 import type { Update } from "../data/live";
 import { MAX_RUNS, anyOf, metrics } from "../data/metrics";
 import { MetricIndex } from "./metricIndex";
 import { type Folds, MetricTree } from "./metricTree";
 
+const STEP = "tensormeter.step";
+/** Regular expressions of the patterns in definitions. */
+const patterns = new Map<string, RegExp>();
 const MAX_DETAILS = 16;
 /** Number of runs whose metrics are read with one request. */
 const RUNS_PER_REQUEST = 25;
@@ -50,13 +55,23 @@ export class RunSelection {
       ids,
       { x: "step", window: null },
       (metric) => this.metrics.linesPerRun(metric),
-      (metric) => (this.metrics.isStepless(metric) ? this.clock : null),
+      (metric) => this.stepMetric(metric) ?? (this.metrics.isStepless(metric) ? this.clock : null),
     );
   }
 
   /** The default x axis: steps, or time if no logged metric has steps. */
   get axis(): string {
     return this.metrics.size === 0 || this.metrics.hasSteps ? "step" : this.clock;
+  }
+
+  /** The axis that the definitions of a script name for a metric; null if they name none. */
+  private stepMetric(metric: string): string | null {
+    for (const { definitions } of this.runs) {
+      const defined = definitions.findLast(({ name, step_metric: axis }) => axis !== undefined && axis !== metric && matches(name, metric));
+      if (defined?.step_metric === STEP) return null;
+      if (defined) return `metric:${defined.step_metric}`;
+    }
+    return null;
   }
 
   private get clock(): string {
@@ -229,7 +244,28 @@ export class RunSelection {
 
   private setSingle(detail: api.RunDetail): void {
     this.details.set(detail.id, detail);
-    this.runs = [{ ...detail, processes: detail.processes.length }];
+    this.runs = [{ ...detail, processes: ranksOf(detail).length }];
+  }
+}
+
+/** Whether a name matches a pattern of shell wildcards. */
+function matches(pattern: string, name: string): boolean {
+  return pattern === name || (/[*?[]/.test(pattern) && remember(patterns, pattern, () => wildcards(pattern)).test(name));
+}
+
+/** The regular expression of a pattern with `*`, `?` and `[...]`. */
+function wildcards(pattern: string): RegExp {
+  const parts = pattern.match(/\[!?\]?[^\]]*\]|[^]/gu) ?? [];
+  const source = parts.map((part) => {
+    if (part === "*") return "[^]*";
+    if (part === "?") return "[^]";
+    const set = /^\[(!?)([^]+)\]$/.exec(part);
+    return set ? `[${set[1] ? "^" : ""}${(set[2] as string).replace(/[\\\]^[]/g, "\\$&")}]` : part.replace(/[.*+?^${}()|[\]\\/]/g, "\\$&");
+  });
+  try {
+    return new RegExp(`^${source.join("")}$`);
+  } catch {
+    return /^(?!)$/; // such as a range in reverse order
   }
 }
 

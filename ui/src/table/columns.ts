@@ -34,7 +34,7 @@ const BASIC_COLUMNS: Record<string, [string, number]> = {
   lost: ["lost", 80],
   notes: ["notes", 220],
   points: ["points", 90],
-  processes: ["ranks", 76],
+  processes: ["processes", 104],
   started: ["started", 170],
   state: ["state", 122],
   tags: ["tags", 180],

@@ -2,11 +2,11 @@
 
 import { fillOnChange, h } from "../base/dom";
 import * as format from "../base/format";
-import { address } from "../base/route";
+import { address, current } from "../base/route";
 import * as api from "../data/api";
 
 export interface Banner {
-  kind: "bad" | "warn";
+  kind: "bad" | "warn" | "note";
   title: string;
   text: string;
   /** Links for more detail, as pairs of label and address. */
@@ -28,8 +28,24 @@ export function isLate({ state, lag }: Pick<api.Run, "state" | "lag">): boolean 
 
 export function drawBanners(element: HTMLElement, banners: Banner[]): void {
   const draw = ({ kind, title, text, links = [] }: Banner) =>
-    h("p", { class: `banner ${kind}`, role: "alert" }, h("strong", {}, title), " ", text, ...links.flatMap(([label, href]) => [" ", h("a", { href }, label)]));
+    h("p", { class: `banner ${kind}`, role: kind === "note" ? "status" : "alert" }, h("strong", {}, title), " ", text, ...links.flatMap(([label, href]) => [" ", h("a", { href }, label)]));
   fillOnChange(element, banners, () => banners.map(draw));
+}
+
+/** Create a banner for attempts with points that later attempts repeat, which charts hide unless the address says otherwise. */
+export function attemptBanners(hidden: api.HiddenPart[]): Banner[] {
+  if (hidden.length === 0) return [];
+  const { path, params } = current();
+  const attempts = [...new Set(hidden.map(({ attempt }) => attempt))].sort((a, b) => a - b);
+  const metrics = new Set(hidden.map(({ metric }) => metric)).size;
+  const isShown = params.get("attempts") === "all";
+  if (isShown) params.delete("attempts");
+  else params.set("attempts", "all");
+  const first = Math.min(...hidden.map(({ step }) => step)).toLocaleString("en");
+  const [who, verb] = attempts.length === 1 ? [`Attempt ${attempts[0]}`, "is"] : [`Attempts ${attempts.slice(0, -1).join(", ")} and ${attempts[attempts.length - 1]}`, "are"];
+  const where = metrics === 1 ? "in 1 chart" : `in ${metrics.toLocaleString("en")} charts`;
+  if (isShown) return [{ kind: "note", title: "All attempts are shown.", text: "", links: [["Hide repeated steps", address(path, params)]] }];
+  return [{ kind: "note", title: `${who} ${verb} hidden from step ${first} on`, text: `${where}, because a later attempt repeats these steps.`, links: [["Show all attempts", address(path, params)]] }];
 }
 
 /** Create banners for runs with lost or late points. `totals` counts them if the lists are incomplete. */

@@ -1,4 +1,4 @@
-"""Assignment of attempt numbers, for runs whose machines share only this server.
+"""Attempts of runs: what later ones hide, and the assignment of numbers, for runs whose machines share only this server.
 
 Requests write nothing. The number is derived from the stored processes, so processes that request a number at the same
 time get the same one (see `tensormeter.conventions.attempt_number`).
@@ -6,6 +6,7 @@ time get the same one (see `tensormeter.conventions.attempt_number`).
 
 import time
 from collections.abc import Mapping
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,26 +17,53 @@ from tensormeter.conventions.semconv import PROCESS_KIND
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.content_codings import ACCEPT_ENCODING
 from tensormeter.server.api.params import read_parameters, run_ref
-from tensormeter.server.api.request_schemas import AttemptParameters
+from tensormeter.server.api.request_schemas import AttemptParameters, AttemptsParameters
 from tensormeter.server.api.responses import encode, json_response
-from tensormeter.server.api.schemas import Attempt
+from tensormeter.server.api.schemas import Attempt, Attempts, HiddenPart
 from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.project_scope import Stores
+from tensormeter.server.limits.cpu_budget import CpuBudget
+from tensormeter.server.query.names.selection import NameSelection, page_of, select_names
+from tensormeter.server.query.points.hidden import hidden_parts
 from tensormeter.server.store import NotFoundError, ProcessSummary, RunRef, Store
 
 __all__ = ["AttemptsApi"]
 
 
+_METRICS: Final = 1000
+"""Number of metrics that one response covers."""
+
+
 class AttemptsApi:
-    """Handler of `/attempt`."""
+    """Handlers of `/attempt` and `/attempts`."""
 
     def __init__(self, stores: Stores, threads: ApiThreads) -> None:
         self._stores = stores
         self._threads = threads
 
     def routes(self) -> list[Route]:
-        """Return the handler's route."""
-        return [Route("/api/v1/runs/{run_id}/attempt", self.attempt, methods=["GET"])]
+        """Return the handlers' routes."""
+        return [
+            Route("/api/v1/runs/{run_id}/attempt", self.attempt, methods=["GET"]),
+            Route("/api/v1/runs/{run_id}/attempts", self.attempts, methods=["GET"]),
+        ]
+
+    async def attempts(self, request: Request) -> Response:
+        """Return the attempts of a run, and the parts of metrics that are hidden because later attempts repeat them."""
+        ref, parameters = run_ref(request), read_parameters(request, AttemptsParameters)
+
+        def work(budget: CpuBudget) -> bytes:
+            store = self._stores.of(request)
+            numbers = sorted({process.attempt for process in store.processes(ref)})
+            if len(numbers) < 2:
+                return encode(Attempts(numbers, [], None))
+            table = store.names(ref)
+            selection = NameSelection(system=parameters.system)
+            page = page_of(table, select_names(table, selection, budget.check_now), _METRICS, parameters.after)
+            hidden = [HiddenPart(*part) for part in hidden_parts(store, ref, page.names)]
+            return encode(Attempts(numbers, hidden, page.next))
+
+        return json_response(await self._threads.run_checked(request, work))
 
     async def attempt(self, request: Request) -> Response:
         """Return the attempt number of a process and the last step of earlier attempts."""

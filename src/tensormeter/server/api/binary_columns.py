@@ -88,6 +88,7 @@ def encode_columns(result: PointsResult, *, reset: bool, check: Check = no_check
                 **variant_fields(series),
                 attributes=series.attributes,
                 total=series.total,
+                child=series.child or UNSET,
                 x=arrays.add(series.x),
                 y=arrays.add(series.y),
                 gaps=arrays.add(series.gaps) if len(series.gaps) else UNSET,

@@ -41,6 +41,7 @@ def openapi_document() -> dict[str, Any]:
         body=request_schemas.RunChanges,
     )
     add(_RUN, "Delete a run", None, request_schemas.RunParameters, method="delete")
+    add(f"{_RUN}/attempts", "List the attempts of a run", schemas.Attempts, request_schemas.AttemptsParameters)
     add(f"{_RUN}/attempt", "Get the attempt number of a process", schemas.Attempt, request_schemas.AttemptParameters)
     of_run, of_runs = request_schemas.MetricsParameters, request_schemas.MetricsOfRunsParameters
     add(f"{_RUN}/metrics", "List the metrics of a run", schemas.Metrics, of_run)

@@ -23,6 +23,7 @@ from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.downsampling import choose_evenly
 from tensormeter.server.query.points.histograms import Distribution, decode_distribution
 from tensormeter.server.query.points.lines import Line
+from tensormeter.server.query.points.parents import query_with_parents
 from tensormeter.server.query.points.raw import RawSeries
 from tensormeter.server.query.points.reader import RunReader
 from tensormeter.server.query.points.request import RunQuery
@@ -80,11 +81,13 @@ class PointsApi:
 
     async def query(self, request: Request) -> Response:
         """Return sampled points of many series and runs."""
-        refs, query = _query(await read_body(request, request_schemas.Query))
+        body = await read_body(request, request_schemas.Query)
+        refs, query = _query(body)
         binary = COLUMNS in request.headers.get("accept", "")
 
         def work(most: int, budget: CpuBudget) -> BufferedResponse:
-            result = query_points(self._stores.of(request), refs, query, most, budget.check)
+            read = query_with_parents if body.parents and query.axis.is_step else query_points
+            result = read(self._stores.of(request), refs, query, most, budget.check)
             reset = query.after is not None and result.complete
             size = sum(series.x.nbytes + series.y.nbytes + series.gaps.nbytes for series in result.series)
             if binary:
@@ -313,6 +316,7 @@ def _encode_result(result: PointsResult, *, reset: bool) -> Generator[bytes, Non
             **variant_fields(series),
             attributes=series.attributes,
             total=series.total,
+            child=series.child or UNSET,
         )
         yield (b"," if position else b"") + encode(header)[:-1]
         for name, column in (("x", series.x), ("y", series.y), ("gaps", series.gaps)):

@@ -111,6 +111,10 @@ class Query(Struct, kw_only=True):
     unit: Annotated[str | None, _UNIT] = None
     kind: Annotated[str | None, _KIND] = None
     temporality: Annotated[str | None, _TEMPORALITY] = None
+    parents: Annotated[
+        bool,
+        Meta(description="Whether to add the series of the parents of forked runs, up to the fork. Requires x = step."),
+    ] = False
 
 
 class SeriesQuery(Struct, kw_only=True):
@@ -180,6 +184,17 @@ class AttemptParameters(RunParameters, kw_only=True):
     least: Annotated[AttemptNumber, Meta(description="Lowest number that the attempt can have.")] = 1
     number: Annotated[AttemptNumber | None, Meta(description="Number of the attempt, if it is known.")] = None
     resume: Annotated[bool, Meta(description="Whether the process resumes an earlier attempt.")] = False
+
+
+class AttemptsParameters(RunParameters, kw_only=True):
+    system: Annotated[
+        bool | None,
+        Meta(
+            description="True for metrics that sensors and libraries record, such as `system.*`; false for the others."
+            " Default: all metrics."
+        ),
+    ] = None
+    after: Annotated[str | None, Meta(description="Value of `next` of the previous page.")] = None
 
 
 _RUN_LIST: Final = Meta(

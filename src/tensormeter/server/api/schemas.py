@@ -168,6 +168,22 @@ class Runs(Struct, kw_only=True):
     ] = UNSET
 
 
+class HiddenPart(Struct):
+    """Points of a metric that later attempts repeat, and that are therefore hidden."""
+
+    metric: str
+    attempt: Annotated[int, Meta(description="Attempt that logged the points.")]
+    step: Annotated[int, Meta(description="First hidden step.")]
+
+
+class Attempts(Struct):
+    """The attempts of a run."""
+
+    attempts: Annotated[Sequence[int], Meta(description="Numbers of the attempts, in ascending order.")]
+    hidden: Annotated[Sequence[HiddenPart], Meta(description="Hidden parts, ordered by metric and attempt.")]
+    next: Annotated[str | None, _NEXT_NAME]
+
+
 class Attempt(Struct):
     """The attempt of a process."""
 
@@ -314,6 +330,10 @@ class SampledHeader(Struct, kw_only=True):
     unit: str
     attributes: Attributes
     total: Annotated[int, Meta(description="Number of points in the range before sampling.")]
+    child: Annotated[
+        str | UnsetType,
+        Meta(description="ID of the requested run that was forked from `run`; omitted for requested runs."),
+    ] = UNSET
 
 
 class SampledSeries(SampledHeader, kw_only=True):

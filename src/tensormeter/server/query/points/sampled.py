@@ -52,6 +52,7 @@ class SampledSeries:
         y: Values of the points, float64, shape (n,).
         total: Number of points in the range before sampling.
         gaps: Positions of gaps in the line; see `gap_positions`.
+        child: ID of the forked run that the series belongs to, if it is part of the curve of the run's parent.
     """
 
     run: str
@@ -66,6 +67,7 @@ class SampledSeries:
     y: NDArray[np.float64]
     total: int
     gaps: NDArray[np.float64]
+    child: str = ""
 
 
 @dataclass(frozen=True, eq=False)

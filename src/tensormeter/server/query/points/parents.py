@@ -1,0 +1,81 @@
+"""The curves of the runs from which other runs were forked, up to the step of the fork."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from tensormeter.otlp.check import Check, no_check
+from tensormeter.server.query.points.request import RunQuery
+from tensormeter.server.query.points.sampled import PointsResult, query_points
+from tensormeter.server.store import NotFoundError, RunRef, Store
+
+__all__ = ["query_with_parents"]
+
+_MAX_GENERATIONS: Final = 10
+
+
+class _Ancestor(NamedTuple):
+    """A run, the run that continues it, and the first step that does not belong to the part that is continued."""
+
+    ref: RunRef
+    child: str
+    stop: float
+
+
+def query_with_parents(
+    store: Store, runs: Sequence[RunRef], query: RunQuery, limit: int | None = None, check: Check = no_check
+) -> PointsResult:
+    """Read and sample points like `query_points`, and add the series of the parents of forked runs.
+
+    A parent's series contains only the steps up to the fork. `SampledSeries.child` is the ID of the forked run. A parent may
+    have been forked itself; its parent's series belong to the same run. Parents that do not exist are omitted.
+
+    Args:
+        store: Store to read from.
+        runs: Runs to read.
+        query: Points to read from each run, by step.
+        limit: See `query_points`. It applies to the runs, and to each of their ancestors.
+        check: See `query_points`.
+    """
+    result = query_points(store, runs, query, limit, check)
+    ancestors = [ancestor for ref in runs for ancestor in _ancestors(store, ref)]
+    if not ancestors:
+        return result
+    parts = [_read(store, ancestor, query, result.cursor, limit, check) for ancestor in ancestors]
+    complete = {part.complete for part in (result, *parts) if part is not None}
+    if query.after is not None and len(complete) > 1:  # some parts contain all points, so all of them must
+        return query_with_parents(store, runs, replace(query, after=None), limit, check)
+    series, damaged = [*result.series], [*result.damaged]
+    for ancestor, part in zip(ancestors, parts, strict=True):
+        if part is not None:
+            series += (replace(piece, child=ancestor.child) for piece in part.series)
+            damaged += part.damaged
+    return replace(result, series=series, damaged=[*dict.fromkeys(damaged)])
+
+
+def _read(
+    store: Store, ancestor: _Ancestor, query: RunQuery, cursor: str, limit: int | None, check: Check
+) -> PointsResult | None:
+    stop = ancestor.stop if query.stop is None else min(query.stop, ancestor.stop)
+    part = replace(query, stop=stop, process=None, attempt=None, upto=cursor)
+    try:
+        return query_points(store, [ancestor.ref], part, limit, check)
+    except NotFoundError:
+        return None
+
+
+def _ancestors(store: Store, ref: RunRef) -> Iterator[_Ancestor]:
+    """Yield the ancestors of a run, the nearest first."""
+    seen = {ref.run_id}
+    child, stop = ref.run_id, float("inf")
+    for _ in range(_MAX_GENERATIONS):
+        try:
+            run = store.run(ref, ())
+        except NotFoundError:
+            return
+        if run.parent is None or run.parent["run"] in seen:
+            return
+        ref = RunRef(run.parent["run"], run.project)
+        seen.add(ref.run_id)
+        stop = min(stop, run.parent["step"] + 1.0)
+        yield _Ancestor(ref, child, stop)
