@@ -218,6 +218,29 @@ TABLES: Final = (
         expires=True,
     ),
     Table(
+        "log",
+        """
+    run UInt64,
+    time Int64 CODEC(Delta, ZSTD(1)),
+    digest Int64,                                     -- distinguishes lines of a run at the same time
+    id Int64 CODEC(Delta, ZSTD(1)),
+    process LowCardinality(String),
+    severity UInt8,                                   -- severity number or 0
+    stream UInt8,                                     -- 1: stdout, 2: stderr, 0: neither
+    body String CODEC(ZSTD(3)),                       -- text, or JSON as stated in record
+    attributes String CODEC(ZSTD(3)),                 -- JSON object or ""
+    record String CODEC(ZSTD(3)),                     -- JSON object or "": other fields
+    size UInt32 CODEC(ZSTD(1)),                       -- bytes of body, attributes and record
+    commit UInt64 CODEC(Delta, ZSTD(1)),              -- number of the commit in `arrival`
+    precedence UInt64 CODEC(Delta, ZSTD(1)),
+    received DateTime('UTC') CODEC(Delta, ZSTD(1))""",
+        _REPLACING,
+        "run, time, digest",
+        "run",
+        "toYYYYMM(received)",
+        expires=True,
+    ),
+    Table(
         "media",
         """
     run UInt64,
@@ -256,7 +279,7 @@ TABLES: Final = (
     number UInt64,
     first Int64,                                      -- earliest time of a point in the commit
     metrics Array(LowCardinality(String)),
-    events UInt8,
+    events UInt8,                                     -- sum of 1 if there are events, and 2 if there are log lines
     read_all UInt8,                                   -- whether readers must read all points again
     series Array(UInt64)                              -- instead of metrics, if there are many""",
         "MergeTree",

@@ -160,11 +160,13 @@ def _from_7(connection: sqlite3.Connection, schema: str) -> None:
 
 
 def _from_8(connection: sqlite3.Connection, schema: str) -> None:
-    """Migrate from version 8, which had no results, and no first steps of metrics."""
+    """Migrate from version 8, which had no results and no first steps of metrics, and stored log lines as events."""
     if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'result'").fetchone():
         return
     for statement in _statements(schema):
-        if "CREATE TABLE result " in statement or "CREATE TABLE first_step " in statement:
+        if any(f"CREATE TABLE {name} " in statement for name in ("result", "first_step", "log", "log_usage")) or (
+            "INDEX log_by_time" in statement
+        ):
             connection.execute(statement)
 
 

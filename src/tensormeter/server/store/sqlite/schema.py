@@ -221,6 +221,29 @@ CREATE TABLE event (
 );
 CREATE INDEX event_by_run ON event (run, time);
 
+CREATE TABLE log (                          -- log lines: log records without an event name
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused because readers request lines after an ID
+    run INTEGER NOT NULL REFERENCES run,
+    process INTEGER NOT NULL REFERENCES process,
+    time INTEGER NOT NULL,
+    digest INTEGER NOT NULL,                -- distinguishes lines of a run at the same time
+    severity INTEGER NOT NULL,              -- severity number or 0
+    stream INTEGER NOT NULL,                -- 1: stdout, 2: stderr, 0: neither
+    body TEXT NOT NULL,                     -- text, or JSON as stated in record
+    attributes TEXT NOT NULL,               -- JSON object or empty
+    record TEXT NOT NULL,                   -- JSON object or empty: other fields
+    seal INTEGER
+);
+CREATE UNIQUE INDEX log_by_time ON log (run, time, digest);
+
+CREATE TABLE log_usage (                    -- log lines of a run
+    run INTEGER PRIMARY KEY REFERENCES run,
+    lines INTEGER NOT NULL,
+    size INTEGER NOT NULL,                  -- bytes of body, attributes and record
+    evicted INTEGER NOT NULL,               -- number of lines that were deleted because there were too many
+    last INTEGER NOT NULL                   -- ID of the line that arrived last
+);
+
 CREATE TABLE media (
     run INTEGER NOT NULL REFERENCES run,
     digest TEXT NOT NULL,                   -- hexadecimal SHA-256 of data
