@@ -18,6 +18,7 @@ __all__ = [
     "LAUNCH_ID",
     "LOCAL_RANK",
     "LOCAL_WORLD_SIZE",
+    "LOG_STREAM",
     "MEDIA_KEY",
     "PROCESS_END",
     "PROCESS_ID",
@@ -61,6 +62,8 @@ TEXT_EVENT: Final = "tensormeter.text"
 # Attributes of events.
 MEDIA_KEY: Final = "tensormeter.key"
 """Key under which an image, table or text was logged."""
+LOG_STREAM: Final = "log.iostream"
+"""Console stream of a log line: `stdout` or `stderr`."""
 ALERT_KIND: Final = "tensormeter.alert.kind"
 ALERT_SOURCE: Final = "tensormeter.alert.source"
 

@@ -36,6 +36,7 @@ from tensormeter.server.store import (
 )
 from tensormeter.server.store.models.durability import Syncer
 from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
+from tensormeter.server.store.models.log_lines import LogPage, LogQuery
 from tensormeter.server.store.models.names import FieldKind, NameTable
 from tensormeter.server.store.models.series import ProcessRollups
 from tensormeter.server.store.rules.resource_identity import identify
@@ -203,6 +204,10 @@ class ProjectStore:
     def events(self, ref: RunRef, query: EventQuery = ALL_EVENTS) -> EventPage:
         """See `Store`."""
         return self._store.events(self._scoped(ref), query)
+
+    def logs(self, ref: RunRef, query: LogQuery, check: Check = no_check) -> LogPage:
+        """See `Store`."""
+        return self._store.logs(self._scoped(ref), query, check)
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
         """See `Store`."""

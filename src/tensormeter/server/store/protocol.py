@@ -1,6 +1,6 @@
 """The store interface.
 
-A store keeps runs with their processes, series of points, and events.
+A store keeps runs with their processes, series of points, events, and log lines (log records without an event name).
 
 Every implementation guarantees:
 
@@ -11,8 +11,8 @@ Every implementation guarantees:
   can therefore retry safely.
 - Reads return everything that earlier `append_*` calls accepted.
 
-`SqliteStore` stores a request completely or not at all. `ClickHouseStore` may store part of a request if `append_*`
-fails; a retry completes it.
+`SqliteStore` stores a request completely or not at all, except log lines, which it stores in parts. `ClickHouseStore` may
+store part of a request if `append_*` fails. In both cases, a retry completes the request.
 
 A store returns points and run fields as columns. `tensormeter.server.query` implements x axes, sampling, statistics
 over processes, and the filtering and sorting of runs.
@@ -25,6 +25,7 @@ from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.models.durability import Syncer
 from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
+from tensormeter.server.store.models.log_lines import LogPage, LogQuery
 from tensormeter.server.store.models.names import FieldKind, NameTable
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.runs import (
@@ -104,7 +105,7 @@ class Store(Protocol):
         batch_id: str | None = None,
         check: Check = no_check,
     ) -> Receipt:
-        """Store the events of one request exactly once. Arguments and errors are as for `append_metrics`."""
+        """Store the events and log lines of one request exactly once. Arguments and errors are as for `append_metrics`."""
         ...
 
     def projects(self) -> list[ProjectSummary]:
@@ -271,6 +272,19 @@ class Store(Protocol):
 
     def events(self, ref: RunRef, query: EventQuery = ALL_EVENTS) -> EventPage:
         """Return events of a run, newest first, with bodies of up to `MAX_ANSWER_TEXT` characters in total."""
+        ...
+
+    def logs(self, ref: RunRef, query: LogQuery, check: Check = no_check) -> LogPage:
+        """Return log lines of a run.
+
+        A read that looks for matching lines searches lines in slices until the page is full or the query's time limit is
+        reached.
+
+        Args:
+            ref: Run to read.
+            query: Conditions and limits.
+            check: Function called for each slice. It can raise an exception to stop the read.
+        """
         ...
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:

@@ -62,6 +62,7 @@ class Arrived:
         series: uint64: keys of the series with new points, if there are more than `NAMED` metrics. Empty in entries that were
             read.
         many: Whether an entry that was read has such keys.
+        logs: Whether the commit contains log lines.
     """
 
     run: int
@@ -72,6 +73,7 @@ class Arrived:
     read_all: bool = False
     series: NDArray[np.uint64] = field(default_factory=lambda: _NO_SERIES, repr=False)
     many: bool = False
+    logs: bool = False
 
 
 class Log:
@@ -99,7 +101,17 @@ class Log:
         received = int(time.time())
         server = self._server
         rows = [
-            (received, a.run, server, a.number, a.first, sorted(a.metrics), a.events, a.read_all, a.series)
+            (
+                received,
+                a.run,
+                server,
+                a.number,
+                a.first,
+                sorted(a.metrics),
+                a.events | a.logs << 1,
+                a.read_all,
+                a.series,
+            )
             for a in arrived
         ]
         self._connection.insert("arrival", _COLUMNS, encode_rows(_COLUMNS, rows))
@@ -121,7 +133,12 @@ class Log:
         rows = self._connection.rows(
             f"SELECT run, number, first, metrics, events, read_all, notEmpty(series) FROM arrival WHERE {newer} ORDER BY number"
         )
-        return [Arrived(row[0], row[1], row[2], row[3], bool(row[4]), bool(row[5]), many=bool(row[6])) for row in rows]
+        return [
+            Arrived(
+                row[0], row[1], row[2], row[3], bool(row[4] & 1), bool(row[5]), many=bool(row[6]), logs=bool(row[4] & 2)
+            )
+            for row in rows
+        ]
 
     def metrics(self, cursor: str, limit: int) -> dict[int, set[str]]:
         """Return up to `limit` names of the metrics in entries with more than `NAMED` series after a cursor, by run."""

@@ -17,6 +17,7 @@ from tensormeter.server.store.clickhouse.arrival_log import NAMED, Arrived, Log
 from tensormeter.server.store.clickhouse.commit_cache import CommitCache
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.keys import Numbers, invert, series_keys
+from tensormeter.server.store.clickhouse.log_lines import LOG_COLUMNS, LogTrimmer, line_row
 from tensormeter.server.store.clickhouse.native import NativeBlock
 from tensormeter.server.store.clickhouse.pending_request import Request
 from tensormeter.server.store.clickhouse.process_updates import NEVER, ProcessUpdate
@@ -46,9 +47,11 @@ from tensormeter.server.store.models.runs import Receipt
 from tensormeter.server.store.models.series import NO_GAPS
 from tensormeter.server.store.rules.events import PreparedEvent, key_and_step, prepare_event, refusal, trim_config
 from tensormeter.server.store.rules.gaps import gap_times
+from tensormeter.server.store.rules.ingest_lines import LineArrival
 from tensormeter.server.store.rules.ingest_series import Arrival
 from tensormeter.server.store.rules.lifecycle import lifecycle_update
 from tensormeter.server.store.rules.limits import DELETED
+from tensormeter.server.store.rules.log_lines import is_line
 from tensormeter.server.store.rules.resource_identity import Source, identify
 
 __all__ = ["EVENT_COLUMNS", "Commit", "event_row"]
@@ -94,14 +97,16 @@ class Commit:
         log: Log,
         *,
         cache: CommitCache,
+        trimmer: LogTrimmer,
         requests: Sequence[Request],
     ) -> None:
         self._connection = connection
         self._numbers = numbers
         self._log = log
         self._cache = cache
+        self._trimmer = trimmer
         self._requests = requests
-        events = sum(len(resource_events) for request in requests for _, resource_events in request.resources)
+        events = sum(len(records) for request in requests for _, records in request.resources)
         self._number = numbers.take(1 + events)
         self._last_number = self._number
         self._received = time.time_ns()
@@ -112,6 +117,8 @@ class Commit:
         self._events: list[list[object]] = []
         self._media: list[_MediaRow] = []
         self._eventful: set[int] = set()
+        self._lines: list[list[object]] = []
+        self._logged: dict[int, tuple[int, int]] = {}
 
     def run(self) -> list[Request]:
         """Commit the requests and set their receipts. Return the requests that must wait for the next commit."""
@@ -121,9 +128,10 @@ class Commit:
         described = [
             (request, identify(attributes), events)
             for request in fresh
-            for attributes, events in request.resources
-            if events
+            for attributes, records in request.resources
+            if (events := [record for record in records if not is_line(record)])
         ]
+        sources += [arrival.source for request in fresh for arrival in request.lines]
         sources += [gap.source for request in fresh for gap in request.gaps]
         tombstones = Tombstones(
             self._connection, [*sources, *(source for _, source, _ in described if isinstance(source, Source))]
@@ -135,6 +143,9 @@ class Commit:
             else:
                 for event in events:
                     self._add_event(request, source, event, tombstones)
+        for request in fresh:
+            for line_arrival in request.lines:
+                self._add_lines(request, line_arrival, tombstones)
         self._place_gaps(fresh, tombstones)
         left_out = self._look_up()
         receipts = {id(request): _receipt(request) for request in fresh}
@@ -263,6 +274,21 @@ class Commit:
             for image in prepared.images
         ]
 
+    def _add_lines(self, request: Request, arrival: LineArrival, tombstones: Tombstones) -> None:
+        source, (first, _) = arrival.source, arrival.span
+        run = tombstones.run(source, first)
+        if run is None:
+            request.rejections[DELETED] += len(arrival.lines)
+            return
+        self._process(run, source).add_times(first, 0)
+        lines, size = self._logged.get(run, (0, 0))
+        for moment, line in arrival.lines:
+            self._last_number += 1
+            row = line_row(run, source.process, moment, line, number=self._last_number, commit=self._number)
+            self._lines.append(row)
+            size += line.size
+        self._logged[run] = lines + len(arrival.lines), size
+
     def _look_up(self) -> int:
         """Leave out points that are already stored, series beyond a run's limit, and gaps of unknown series.
 
@@ -325,6 +351,9 @@ class Commit:
             connection.insert("media", _MEDIA_COLUMNS, encode_rows(_MEDIA_COLUMNS, images))
         if self._events:
             connection.insert("event", EVENT_COLUMNS, encode_rows(EVENT_COLUMNS, self._events))
+        if self._lines:
+            connection.insert("log", LOG_COLUMNS, encode_rows(LOG_COLUMNS, self._lines))
+            self._trimmer.trim(self._logged, self._number)
         arrived = self._arrived()
         if arrived:
             self._log.write(arrived)
@@ -385,18 +414,18 @@ class Commit:
         read_all |= {run for run, _ in self._gaps}
         return [
             self._arrived_in(run, first.get(run, 0), series.get(run, ()), read_all=run in read_all)
-            for run in sorted(series.keys() | self._eventful | read_all)
+            for run in sorted(series.keys() | self._eventful | self._logged.keys() | read_all)
         ]
 
     def _arrived_in(
         self, run: int, first: int, series: Sequence[tuple[SeriesBatch, NDArray[np.int64]]], *, read_all: bool
     ) -> Arrived:
-        eventful = run in self._eventful
+        eventful, logs = run in self._eventful, run in self._logged
         if sum(len(part) for _, part in series) > NAMED:
             keys = np.concatenate([batch.keys[part] for batch, part in series])
-            return Arrived(run, self._number, first, (), eventful, read_all, keys)
+            return Arrived(run, self._number, first, (), eventful, read_all, keys, logs=logs)
         metrics = {batch.identify(index).metric for batch, part in series for index in part.tolist()}
-        return Arrived(run, self._number, first, sorted(metrics), eventful, read_all)
+        return Arrived(run, self._number, first, sorted(metrics), eventful, read_all, logs=logs)
 
     def _process(self, run: int, source: Source) -> ProcessUpdate:
         process = self._processes.get((run, source.process))

@@ -10,6 +10,7 @@ from tensormeter.server.store.clickhouse.commit import Commit
 from tensormeter.server.store.clickhouse.commit_cache import CommitCache
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.keys import Numbers
+from tensormeter.server.store.clickhouse.log_lines import LogTrimmer
 from tensormeter.server.store.clickhouse.pending_request import Request
 from tensormeter.server.store.models.errors import StoreUnavailableError
 from tensormeter.server.store.models.runs import Receipt
@@ -21,24 +22,28 @@ class GroupCommit:
     """A group commit for requests from any thread. One of the waiting threads commits all requests.
 
     If the server dies during a commit, the sender can safely retry the request on any server. A commit inserts
-    processes, series, summaries, points, events, log entries, and finally batch IDs. Each summary of a series contains the
+    processes, series, summaries, points, events, log lines, arrival log entries, and finally batch IDs. Each summary of a series contains the
     time of its latest point. With this time, a retry finds the points that may already be stored, and writes the others. Points
     written twice have the same key and are merged.
     """
 
-    def __init__(self, connection: Connection, numbers: Numbers, log: Log, interval: float) -> None:
+    def __init__(
+        self, connection: Connection, numbers: Numbers, log: Log, trimmer: LogTrimmer, interval: float
+    ) -> None:
         """Create a group commit.
 
         Args:
             connection: Connection to ClickHouse.
             numbers: Source of arrival numbers.
             log: Arrival log to write to.
+            trimmer: Trimmer of log lines.
             interval: Minimum seconds between two commits. Each commit creates parts in several tables, which ClickHouse
                 must merge.
         """
         self._connection = connection
         self._numbers = numbers
         self._log = log
+        self._trimmer = trimmer
         self._interval = interval
         self._lock = threading.Lock()
         self._committing = threading.Lock()
@@ -79,7 +84,14 @@ class GroupCommit:
         with self._lock:
             requests, self._waiting = self._waiting, []
         try:
-            again = Commit(self._connection, self._numbers, self._log, cache=self._cache, requests=requests).run()
+            again = Commit(
+                self._connection,
+                self._numbers,
+                self._log,
+                cache=self._cache,
+                trimmer=self._trimmer,
+                requests=requests,
+            ).run()
         except Exception as error:
             self._cache.forget()
             outcome = error if isinstance(error, StoreUnavailableError) else _failure(error)

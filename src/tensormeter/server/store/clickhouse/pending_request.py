@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from tensormeter.otlp.batch import Attribute, Event
 from tensormeter.server.store.models.runs import Receipt
 from tensormeter.server.store.rules.ingest_blocks import BlockArrival
+from tensormeter.server.store.rules.ingest_lines import LineArrival
 from tensormeter.server.store.rules.ingest_series import Arrival, Rejections
 
 __all__ = ["Request", "Resources"]
@@ -23,6 +24,8 @@ class Request:
         received: Time of arrival on this server's clock, in nanoseconds since the Unix epoch.
         noun: Noun for one item of the request in the receipt's message, such as "data point".
         gaps: Gaps as returned by `gaps_of`.
+        resources: Log records by resource; those without an event name are ignored.
+        lines: Log records without an event name.
     """
 
     digest: bytes
@@ -33,6 +36,7 @@ class Request:
     blocks: Sequence[BlockArrival] = ()
     gaps: Sequence[Arrival] = ()
     resources: Resources = ()
+    lines: Sequence[LineArrival] = ()
     rejections: Rejections = field(default_factory=Rejections)
     receipt: Receipt | None = None
     error: Exception | None = None

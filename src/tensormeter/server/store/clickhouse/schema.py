@@ -366,6 +366,8 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
                     connection.execute(statement)
             for statement in _upgrade(address.cluster, names, version) if version else ():
                 connection.execute(statement)
+            for statement in _move_lines(address.cluster) if version else ():
+                connection.execute(statement)
             connection.execute(f"INSERT INTO annotation VALUES (0, 'schema', '{SCHEMA_VERSION}', {SCHEMA_VERSION})")
     except BaseException:
         connection.close()
@@ -439,6 +441,25 @@ def _upgrade(cluster: str, names: Collection[str], version: int) -> Iterator[str
             " GLOBAL ANY INNER JOIN (SELECT run, process, min(first_step) AS step FROM process GROUP BY run, process"
             f" HAVING step != {_NEVER}) AS began USING (run, process)"
         )
+
+
+def _move_lines(cluster: str) -> Iterator[str]:
+    """Yield statements that move events without a name, which were log lines before version 6, to their table."""
+    on = f" ON CLUSTER '{cluster}'" if cluster else ""
+    local = "_local" if cluster else ""
+    stream = "JSONExtractString(attributes, 'log.iostream')"
+    text = "startsWith(body, '\"')"
+    for part in range(_PARTS):
+        yield (
+            "INSERT INTO log (run, time, digest, id, process, severity, stream, body, attributes, record, size, commit,"
+            " precedence, received) SELECT run, time, bitShiftRight(reinterpretAsInt64(digest), 1), id, process,"
+            f" JSONExtractUInt(record, 'severity_number'), if({stream} = 'stdout', 1, if({stream} = 'stderr', 2, 0)),"
+            f" if({text}, JSONExtractString(body), body), attributes,"
+            f" if({text}, record, concat('{{\"json\":true', if(length(record) > 2, concat(',', substring(record, 2)), '}}'))),"
+            " length(body) + length(attributes) + length(record), 0, precedence, received FROM event FINAL"
+            f" WHERE name = '' AND run BETWEEN {part * _PART} AND {(part + 1) * _PART - 1}"
+        )
+    yield f"ALTER TABLE event{local}{on} DELETE WHERE name = '' SETTINGS mutations_sync = 2"
 
 
 def _create(table: Table, database: str, cluster: str, on: str, retention_days: float | None) -> str:

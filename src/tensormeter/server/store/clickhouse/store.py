@@ -19,6 +19,7 @@ from tensormeter.server.store.clickhouse.commit import EVENT_COLUMNS, event_row
 from tensormeter.server.store.clickhouse.event_reader import EventReader
 from tensormeter.server.store.clickhouse.group_commit import GroupCommit
 from tensormeter.server.store.clickhouse.keys import Numbers
+from tensormeter.server.store.clickhouse.log_lines import LogReader, LogTrimmer
 from tensormeter.server.store.clickhouse.name_reader import NameReader
 from tensormeter.server.store.clickhouse.pending_request import Request
 from tensormeter.server.store.clickhouse.point_counts import PointCounts
@@ -29,6 +30,7 @@ from tensormeter.server.store.clickhouse.run_reader import Runs
 from tensormeter.server.store.clickhouse.schema import TABLES, prepare
 from tensormeter.server.store.models.errors import NotFoundError, StoreUnavailableError
 from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
+from tensormeter.server.store.models.log_lines import LogPage, LogQuery
 from tensormeter.server.store.models.names import FieldKind, NameTable
 from tensormeter.server.store.models.point_range import PointRange
 from tensormeter.server.store.models.runs import (
@@ -53,8 +55,10 @@ from tensormeter.server.store.rules.batch_digest import digest
 from tensormeter.server.store.rules.events import prepare_event
 from tensormeter.server.store.rules.gaps import gaps_of
 from tensormeter.server.store.rules.ingest_blocks import blocks_of
-from tensormeter.server.store.rules.ingest_series import arrivals_of
+from tensormeter.server.store.rules.ingest_lines import line_arrivals
+from tensormeter.server.store.rules.ingest_series import Rejections, arrivals_of
 from tensormeter.server.store.rules.lifecycle import process_state
+from tensormeter.server.store.rules.log_lines import LOG_LIMIT, LogLimit
 
 __all__ = ["ClickHouseStore"]
 
@@ -85,6 +89,7 @@ class ClickHouseStore:
         commit_interval: float = 0.1,
         stall_after: float = STALL_AFTER,
         retention_days: float | None = None,
+        log_limit: LogLimit = LOG_LIMIT,
     ) -> None:
         """Connect, and create missing tables.
 
@@ -93,8 +98,9 @@ class ClickHouseStore:
             commit_interval: Minimum seconds between two commits. Requests that arrive in the meantime share the next
                 commit.
             stall_after: Seconds without points or events after which an unfinished run counts as stalled.
-            retention_days: Days after arrival at which points and events are removed; None to keep them. The setting
+            retention_days: Days after arrival at which points, events and log lines are removed; None to keep them. The setting
                 has no effect on tables that already exist.
+            log_limit: Maximum number and size of the log lines of a run.
 
         Raises:
             StoreError: ClickHouse is unreachable, rejected a statement, or has tables from a newer version.
@@ -112,7 +118,9 @@ class ClickHouseStore:
         self._rollups = RollupReader(self._connection, self._points)
         self._events = EventReader(self._connection, self._runs)
         self._name_reader = NameReader(self._connection)
-        self._group_commit = GroupCommit(self._connection, self._numbers, self._log, commit_interval)
+        self._log_reader = LogReader(self._connection, self._log)
+        trimmer = LogTrimmer(self._connection, log_limit, self._local.format("log"))
+        self._group_commit = GroupCommit(self._connection, self._numbers, self._log, trimmer, commit_interval)
         self._problem: str | None = None
         self._closed = False
         self._closing = threading.Lock()
@@ -162,7 +170,13 @@ class ClickHouseStore:
         """See `Store`."""
         self._check_open()
         content = digest("logs", payload)
-        return self._group_commit.commit(Request(content, batch_id, time.time_ns(), "log record", resources=resources))
+        received = time.time_ns()
+        rejections = Rejections()
+        lines = [*line_arrivals(resources, received, rejections, check)]
+        request = Request(
+            content, batch_id, received, "log record", resources=resources, lines=lines, rejections=rejections
+        )
+        return self._group_commit.commit(request)
 
     def projects(self) -> list[ProjectSummary]:
         """See `Store`."""
@@ -312,6 +326,10 @@ class ClickHouseStore:
         """See `Store`."""
         return self._events.events(self._find(ref), query)
 
+    def logs(self, ref: RunRef, query: LogQuery, check: Check = no_check) -> LogPage:
+        """See `Store`."""
+        return self._log_reader.read(self._find(ref), query, check)
+
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
         """See `Store`."""
         media = self._events.media(self._find(ref), digest)
@@ -331,10 +349,13 @@ class ClickHouseStore:
         wanted = None if runs is None else self._runs.existing(runs)
         grown: dict[int, set[str]] = {}
         eventful: set[int] = set()
+        logged: set[int] = set()
         for commit in arrived or ():
             grown.setdefault(commit.run, set()).update(commit.metrics)
             if commit.events:
                 eventful.add(commit.run)
+            if commit.logs:
+                logged.add(commit.run)
         if any(commit.many for commit in arrived or ()):
             for run, metrics in self._log.metrics(after, MAX_CHANGED_METRICS + 1).items():
                 grown.setdefault(run, set()).update(metrics)
@@ -349,6 +370,7 @@ class ClickHouseStore:
                 state,
                 arrived is None or run in eventful,
                 many=run in many,
+                logs=arrived is None or run in logged,
             )
             for run, (names, state) in sorted(states.items())
         ]

@@ -253,6 +253,7 @@ class Change:
         state: Current state of the run.
         events: Whether the run has new events.
         many: Whether more than `MAX_CHANGED_METRICS` metrics have new points.
+        logs: Whether the run has new log lines.
     """
 
     run: RunRef
@@ -260,6 +261,7 @@ class Change:
     state: State
     events: bool
     many: bool = False
+    logs: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,18 @@ from tensormeter.otlp.batch import Attribute, Event
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.rules.events import refusal, trim_config
 from tensormeter.server.store.rules.ingest_blocks import BlockArrival
+from tensormeter.server.store.rules.ingest_lines import LineArrival
 from tensormeter.server.store.rules.ingest_series import Arrival, Rejections
 from tensormeter.server.store.rules.limits import DELETED
+from tensormeter.server.store.rules.log_lines import LogLimit, is_line
 from tensormeter.server.store.rules.resource_identity import Source, identify
 from tensormeter.server.store.sqlite.points.memtable import LocatedNumbers, SeriesPoints, located_numbers
 from tensormeter.server.store.sqlite.tables.catalog import Catalog
 from tensormeter.server.store.sqlite.tables.events import insert_event
+from tensormeter.server.store.sqlite.tables.log_lines import insert_lines
 from tensormeter.server.store.sqlite.tables.run_state import refresh_run
 
-__all__ = ["insert_events", "locate_arrivals"]
+__all__ = ["insert_events", "insert_line_arrival", "locate_arrivals"]
 
 
 def locate_arrivals(
@@ -75,13 +78,14 @@ def insert_events(
     *,
     check: Check = no_check,
 ) -> None:
-    """Store events, and count refused ones in `rejections`.
+    """Store events, and count refused ones in `rejections`. Log lines are left out.
 
     The caller's transaction must be rolled back if `check` raises.
     """
     changed: set[int] = set()
-    for attributes, events in resources:
+    for attributes, records in resources:
         check()
+        events = [record for record in records if not is_line(record)]
         source = identify(attributes)
         if isinstance(source, str):
             if events:
@@ -103,3 +107,28 @@ def insert_events(
     for run in changed:
         check()
         refresh_run(connection, run)
+
+
+def insert_line_arrival(
+    connection: sqlite3.Connection,
+    catalog: Catalog,
+    arrival: LineArrival,
+    received: int,
+    limit: LogLimit,
+    rejections: Rejections,
+) -> None:
+    """Store log lines, and count those of a deleted run in `rejections`.
+
+    Args:
+        connection: Connection with a transaction.
+        catalog: Catalog of the store.
+        arrival: Lines of one process.
+        received: Current time, in nanoseconds since the Unix epoch.
+        limit: Maximum number and size of a run's lines.
+        rejections: Counts of refused records by reason.
+    """
+    rows = catalog.process(arrival.source, arrival.span, received, points=False)
+    if rows is None:
+        rejections[DELETED] += len(arrival.lines)
+    else:
+        insert_lines(connection, *rows, arrival.lines, limit)

@@ -1,13 +1,16 @@
 """Migration of a file from an older version, in one transaction that adds tables and columns, and copies some rows."""
 
+import json
 import logging
 import sqlite3
 from typing import Final
 
-from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.batch import STEP_METRIC, Event, Scope
 from tensormeter.server.store.models.points import beginning
+from tensormeter.server.store.rules.log_lines import LOG_LIMIT, prepare_line
 from tensormeter.server.store.rules.totals import Totals
 from tensormeter.server.store.sqlite.points.segments import Segment, decode_segment
+from tensormeter.server.store.sqlite.tables.log_lines import insert_lines
 from tensormeter.server.store.sqlite.tables.summaries import add_totals
 
 __all__ = ["migrate"]
@@ -59,6 +62,7 @@ def migrate(connection: sqlite3.Connection, version: int, schema: str, target: i
             _from_6(connection, schema)
             _from_7(connection, schema)
             _from_8(connection, schema)
+        _move_lines(connection)
         if version < 3:
             _first_steps(connection)
         _first_steps_of_metrics(connection)
@@ -176,6 +180,33 @@ def _first_steps_of_metrics(connection: sqlite3.Connection) -> None:
         "INSERT OR IGNORE INTO first_step (process, metric, step, seq) SELECT DISTINCT process.id, metric, first_step, 0"
         " FROM process JOIN series ON series.process = process.id WHERE attempt > 1 AND first_step IS NOT NULL"
     )
+
+
+def _move_lines(connection: sqlite3.Connection) -> None:
+    """Move events without a name to the table of log lines. Events whose JSON is damaged stay where they are."""
+    last = 0
+    while True:
+        rows = connection.execute(
+            "SELECT event.id, event.run, event.process, process.process, event.time, body, attributes, record FROM event"
+            " JOIN process ON process.id = event.process WHERE name = '' AND event.id > ? ORDER BY event.id LIMIT 1000",
+            (last,),
+        ).fetchall()
+        if not rows:
+            return
+        last = rows[-1][0]
+        for number, run, process, process_id, time, body, attributes, record in rows:
+            try:
+                fields = json.loads(record or "{}")
+                scope = fields.pop("scope", {})
+                event = Event(
+                    "", time, json.loads(body), json.loads(attributes), scope=Scope(**{"name": ""} | scope), **fields
+                )
+            except (ValueError, TypeError):
+                continue
+            line = prepare_line(event, process_id)
+            if not isinstance(line, str):
+                insert_lines(connection, run, process, [(time, line)], LOG_LIMIT)
+                connection.execute("DELETE FROM event WHERE id = ?", (number,))
 
 
 def _first_steps(connection: sqlite3.Connection) -> None:

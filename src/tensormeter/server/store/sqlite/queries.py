@@ -26,6 +26,7 @@ from tensormeter.server.store.models.errors import (
 )
 from tensormeter.server.store.models.event_query import ALL_EVENTS, EventQuery
 from tensormeter.server.store.models.field_cache import FieldCache
+from tensormeter.server.store.models.log_lines import LogPage, LogQuery
 from tensormeter.server.store.models.name_cache import NameCache
 from tensormeter.server.store.models.names import FieldKind, NameTable
 from tensormeter.server.store.models.point_range import PointRange
@@ -59,6 +60,7 @@ from tensormeter.server.store.sqlite.tables import commit_log, listing, runs
 from tensormeter.server.store.sqlite.tables.catalog import find_run
 from tensormeter.server.store.sqlite.tables.events import last_event, names_media, read_alerts, read_events, read_media
 from tensormeter.server.store.sqlite.tables.listing import check_series
+from tensormeter.server.store.sqlite.tables.log_lines import changed_logs, last_line, read_lines
 from tensormeter.server.store.sqlite.tables.names import read_config_keys, read_names, read_summary_names
 from tensormeter.server.store.sqlite.tables.run_table import load_table, metrics_needed
 from tensormeter.server.store.sqlite.transaction import reading
@@ -75,27 +77,36 @@ _LATELY: Final = 24 * 3600 * 10**9
 
 _UNKNOWN: Final = -1
 
+_LONGEST: Final = 60
+"""Maximum number of characters in a cursor."""
+
 _FEW_NAMES: Final = 1000
 """Number of metrics up to which the names of single series are read, rather than all names of the run."""
 
 
 @dataclass(frozen=True)
 class _Cursor:
-    """A reader's position: the last journal row and the last event. Its string form is opaque to clients."""
+    """A reader's position: the last journal row, event and log line. Its string form is opaque to clients."""
 
     seq: int
     event: int
+    line: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Parse a cursor string. Any other string, such as another store's cursor, becomes an unknown position."""
-        seq, _, event = text.partition(".")
-        if not (seq.isascii() and seq.isdecimal() and event.isascii() and event.isdecimal() and len(text) < 40):
-            return cls(_UNKNOWN, 0)
-        return cls(int(seq), min(int(event), (1 << 63) - 1))
+        parts = text.split(".")
+        if (
+            len(parts) not in (2, 3)
+            or len(text) > _LONGEST
+            or not all(part.isascii() and part.isdecimal() for part in parts)
+        ):
+            return cls(_UNKNOWN, 0, 0)
+        seq, event, line = (min(int(part), (1 << 63) - 1) for part in (*parts, "0")[:3])
+        return cls(seq, event, line)
 
     def __str__(self) -> str:
-        return f"{self.seq}.{self.event}"
+        return f"{self.seq}.{self.event}.{self.line}"
 
 
 class SqliteQueries:
@@ -234,7 +245,7 @@ class SqliteQueries:
                 )
                 rows = find_series(connection, run, selection)
                 attempts, changed = find_attempts(connection, run, [*selection.metrics, *selection.shadowing])
-                cursor = selection.upto or str(_Cursor(upto, last_event(connection)))
+                cursor = selection.upto or str(_Cursor(upto, last_event(connection), last_line(connection)))
                 series_ids = {row[0] for row in rows}
                 since = None if selection.after is None else _Cursor.parse(selection.after).seq
                 if since is not None and selection.gaps and has_new_gaps(connection, series_ids, since):
@@ -289,6 +300,14 @@ class SqliteQueries:
                 raise DamagedError(f"damaged: {self._damage.structure}; events may be missing", named=True)
             return read_events(connection, run, query)
 
+    def logs(self, ref: RunRef, query: LogQuery, check: Check = no_check) -> LogPage:
+        """See `Store`."""
+        with self._reader() as connection, reading(connection):
+            run = find_run(connection, *_names(ref))
+            if self._damage.structure is not None:
+                raise DamagedError(f"damaged: {self._damage.structure}; log lines may be missing", named=True)
+            return read_lines(connection, run, query, check)
+
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
         """See `Store`."""
         with self._reader() as connection, reading(connection):
@@ -312,7 +331,7 @@ class SqliteQueries:
         with self._reader() as connection:
             seq = self._memtable.last()
             with reading(connection):
-                cursor = str(_Cursor(seq, last_event(connection)))
+                cursor = str(_Cursor(seq, last_event(connection), last_line(connection)))
                 if after is None:
                     return Changes(cursor, [])
                 run_ids = None if refs is None else _existing_runs(connection, refs)
@@ -320,8 +339,13 @@ class SqliteQueries:
                 grown = self._memtable.grown(since.seq, MAX_CHANGED_METRICS, run_ids)
                 rows = connection.execute("SELECT DISTINCT run FROM event WHERE id > ?", (since.event,))
                 runs_with_events = {row[0] for row in rows}
+                runs_with_lines = changed_logs(connection, since.line)
                 if run_ids is None:
-                    run_ids = runs_with_events | (grown.keys() if grown is not None else _recent(connection))
+                    run_ids = (
+                        runs_with_events
+                        | runs_with_lines
+                        | (grown.keys() if grown is not None else _recent(connection))
+                    )
                 states = runs.load_states(connection, run_ids, self._stall_after)
                 names = _names_of(connection, states)
             changes = [
@@ -331,6 +355,7 @@ class SqliteQueries:
                     states[run],
                     grown is None or run in runs_with_events,
                     many=grown is not None and run in grown and grown[run] is None,
+                    logs=grown is None or run in runs_with_lines,
                 )
                 for run in sorted(states)
             ]

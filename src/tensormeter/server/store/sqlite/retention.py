@@ -6,11 +6,21 @@ from dataclasses import dataclass
 from typing import Final
 
 from tensormeter.server.store.models.errors import DamagedError
+from tensormeter.server.store.rules.log_lines import LOG_LIMIT, LogLimit
 from tensormeter.server.store.sqlite.integrity.seals import RUN_TALLY, RUN_TEXTS
 from tensormeter.server.store.sqlite.points.bundle_removal import purge_bundles, remove_old_bundles
 from tensormeter.server.store.sqlite.points.segment_rows import Span, spans, update_directory
+from tensormeter.server.store.sqlite.tables.log_lines import remove_lines
 
-__all__ = ["Retention", "deleted_runs", "expired_runs", "purge_some", "remove_old_points", "used_bytes"]
+__all__ = [
+    "Retention",
+    "deleted_runs",
+    "expired_runs",
+    "purge_some",
+    "remove_old_lines",
+    "remove_old_points",
+    "used_bytes",
+]
 
 Report = Callable[[DamagedError], None]
 """Function called with the error for each damaged part."""
@@ -27,13 +37,15 @@ class Retention:
     """Limits on the data that a store keeps.
 
     Attributes:
-        max_age: Age in seconds at which points, and runs without new points or events, are removed; None to keep them.
+        max_age: Age in seconds at which points, log lines, and runs without new data, are removed; None to keep them.
         max_bytes: Maximum size of the data in the file, in bytes; None for no limit. If the data exceeds the limit,
             ended runs are removed: archived runs before others, and then runs whose last data arrived longest ago.
+        logs: Maximum number and size of the log lines of a run.
     """
 
     max_age: float | None = None
     max_bytes: int | None = None
+    logs: LogLimit = LOG_LIMIT
 
     def before(self, now: int) -> int | None:
         """Return the time before which data is too old, in nanoseconds since the Unix epoch; None for no age limit."""
@@ -61,6 +73,8 @@ def purge_some(connection: sqlite3.Connection, run: int) -> bool:
         f"DELETE FROM chunk WHERE id IN (SELECT id FROM chunk WHERE series IN ({series}) LIMIT {_SEGMENTS})",
         f"DELETE FROM gap WHERE id IN (SELECT id FROM gap WHERE series IN ({series}) LIMIT {100 * _SEGMENTS})",
         f"DELETE FROM event WHERE id IN (SELECT id FROM event WHERE run = ? LIMIT {100 * _SEGMENTS})",
+        f"DELETE FROM log WHERE id IN (SELECT id FROM log WHERE run = ? LIMIT {100 * _SEGMENTS})",
+        "DELETE FROM log_usage WHERE run = ?",
         f"DELETE FROM media WHERE rowid IN (SELECT rowid FROM media WHERE run = ? LIMIT {_SEGMENTS})",
         "DELETE FROM summary WHERE run = ?",
         f"DELETE FROM series WHERE process IN ({processes})",
@@ -106,6 +120,19 @@ def remove_old_points(connection: sqlite3.Connection, before: int, report: Repor
     return bool(rows) or remove_old_bundles(
         connection, before, lambda runs: _removable(connection, runs, report), report
     )
+
+
+def remove_old_lines(connection: sqlite3.Connection, before: int, report: Report) -> bool:
+    """Remove some log lines that are too old, inside the caller's transaction. Return whether there were any.
+
+    Skips runs with the tag "keep".
+    """
+    old = "SELECT 1 FROM log WHERE log.run = log_usage.run AND time < ?"
+    runs = [row[0] for row in connection.execute(f"SELECT run FROM log_usage WHERE EXISTS ({old})", (before,))]
+    for run in sorted(_removable(connection, runs, report)):
+        if remove_lines(connection, run, before, 100 * _SEGMENTS):
+            return True
+    return False
 
 
 def expired_runs(

@@ -38,6 +38,7 @@ from tensormeter.server.store.protocol import STALL_AFTER
 from tensormeter.server.store.rules.batch_digest import digest
 from tensormeter.server.store.rules.gaps import gaps_of
 from tensormeter.server.store.rules.ingest_blocks import blocks_of
+from tensormeter.server.store.rules.ingest_lines import line_arrivals
 from tensormeter.server.store.rules.ingest_series import Rejections, arrivals_of
 from tensormeter.server.store.sqlite.changed_runs import ChangeTracker
 from tensormeter.server.store.sqlite.compaction import apply_flush, full_segments, plan_flush
@@ -47,7 +48,7 @@ from tensormeter.server.store.sqlite.disk.durability import LogSyncer
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
 from tensormeter.server.store.sqlite.disk.free_space import FreeSpace
 from tensormeter.server.store.sqlite.folder_lock import FolderLock
-from tensormeter.server.store.sqlite.insert import insert_events, locate_arrivals
+from tensormeter.server.store.sqlite.insert import insert_events, insert_line_arrival, locate_arrivals
 from tensormeter.server.store.sqlite.integrity.damage import name_damage
 from tensormeter.server.store.sqlite.integrity.missing_file import missing_store
 from tensormeter.server.store.sqlite.integrity.seals import seal_changes
@@ -70,6 +71,7 @@ from tensormeter.server.store.sqlite.retention import (
     deleted_runs,
     expired_runs,
     purge_some,
+    remove_old_lines,
     remove_old_points,
 )
 from tensormeter.server.store.sqlite.schema import connect, prepare
@@ -247,6 +249,20 @@ class SqliteStore(SqliteQueries):
         received = time.time_ns()
         content_digest = digest("logs", payload)
         rejections = Rejections()
+        # Lines are many, so they are prepared without the lock, and stored in parts that let other requests in between. A retry
+        # completes a request that was stored in part: lines that are stored already are skipped.
+        for arrival in line_arrivals(resources, received, rejections, check):
+            with self._writing:
+                self._check_open()
+                self._check_room(len(payload), 0)
+                with self._transaction():
+                    if batch_id is not None:
+                        earlier = commit_log.find_batch(self._writer, batch_id, content_digest)
+                        if earlier is not None:
+                            return earlier
+                    insert_line_arrival(
+                        self._writer, self._catalog, arrival, received, self._retention.logs, rejections
+                    )
         with self._made_durable(), self._writing:
             self._check_open()
             self._check_room(len(payload), 0)
@@ -416,7 +432,9 @@ class SqliteStore(SqliteQueries):
             while more:
                 self._check_closing()
                 with self._writing, self._transaction():
-                    more = remove_old_points(self._writer, before, self._damage.add)
+                    more = remove_old_points(self._writer, before, self._damage.add) or remove_old_lines(
+                        self._writer, before, self._damage.add
+                    )
 
     def _build_rollups(self) -> bool:
         """Build missing rollups, and return whether any were missing. If the store closes, the next start continues."""

@@ -31,6 +31,7 @@ from tensormeter.server.store.sqlite.points.segment_rows import SEGMENT_COLUMNS,
 from tensormeter.server.store.sqlite.points.segments import decompress_words, segment_points
 from tensormeter.server.store.sqlite.schema import SCHEMA, SCHEMA_VERSION, holder_of
 from tensormeter.server.store.sqlite.tables.events import SEALED
+from tensormeter.server.store.sqlite.tables.log_lines import SEALED as LINE_SEALED
 from tensormeter.server.store.sqlite.transaction import CHANGED, describe, may_be_damage, primary_code, reading
 
 __all__ = ["SMALL", "Finding", "Inspection", "open_read_only"]
@@ -198,7 +199,7 @@ class Inspection:
         )
 
     def contents(self) -> Iterator[Finding]:
-        """Inspect segments, rollups, gaps, events, media, batches and the commit log."""
+        """Inspect segments, rollups, gaps, events, log lines, media, batches and the commit log."""
         joined = "sample LEFT JOIN chunk ON chunk.id = sample.chunk"
         columns = ", ".join(f"sample.{name.strip()}" for name in rollups.ROLLUP_COLUMNS.split(","))
         yield from self._parts(
@@ -208,6 +209,8 @@ class Inspection:
             self._rows(joined, "sample.chunk", f"{columns}, series, seq, n, t_min, t_max", self._check_rollup, 64),
             self._rows("gap", "id", "id, series, time, seq, seal", self._check_gap),
             self._rows("event", "id", f"id, {SEALED}, seal", self._check_event, 64),
+            self._rows("log", "id", f"id, {LINE_SEALED}, seal", self._check_line),
+            self._rows("log_usage", "run", "run, lines", self._check_usage, 1, count=False),
             self._rows("media", "rowid", "rowid, run, digest, content_type, data", self._check_media, 2),
             self._batches(),
             self._rows("journal", "seq", "seq, payload, seal", self._check_journal, _FEW),
@@ -461,11 +464,25 @@ class Inspection:
         self._sound("event", row[-1], *row[1:-1])
         for name, text in zip(("body", "attributes", "record"), row[-4:-1], strict=True):
             _parse(text or "{}", name)
+        self._check_process(row[1], row[2])
+
+    def _check_line(self, row: Sequence[Any]) -> None:
+        self._sound("log", row[-1], *row[1:-1])
+        for name, text in zip(("attributes", "record"), row[-3:-1], strict=True):
+            _parse(text or "{}", name)
+        self._check_process(row[1], row[2])
+
+    def _check_usage(self, row: Sequence[Any]) -> None:
+        (lines,) = self._connection.execute("SELECT count(*) FROM log WHERE run = ?", (row[0],)).fetchone()
+        if lines != row[1]:
+            raise _DamagedRowError(f"it counts {row[1]} lines, but there are {lines}")
+
+    def _check_process(self, run: int, process: int) -> None:
         (count,) = self._connection.execute(
-            "SELECT count(*) FROM process WHERE id = ? AND run = ?", (row[2], row[1])
+            "SELECT count(*) FROM process WHERE id = ? AND run = ?", (process, run)
         ).fetchone()
         if not count:
-            raise _DamagedRowError(f"its process {row[2]} is missing from run {row[1]}")
+            raise _DamagedRowError(f"its process {process} is missing from run {run}")
 
     def _check_media(self, row: Sequence[Any]) -> None:
         _, _, digest, content_type, data = row
