@@ -15,6 +15,7 @@ _COMMANDS: Final = {
     "serve": ("tensormeter.cli.serve", "Start a server."),
     "runs": ("tensormeter.cli.runs", "List runs."),
     "show": ("tensormeter.cli.show", "Show a run: its configuration, last values and charts."),
+    "logs": ("tensormeter.cli.logs", "Print the log of a run: console output and log records."),
     "export": ("tensormeter.cli.export", "Write all points of a run to a file."),
     "import": ("tensormeter.cli.import_", "Send files in the OTLP file format to a server."),
     "doctor": ("tensormeter.cli.doctor", "Check whether this machine can record and deliver runs."),

@@ -1,10 +1,15 @@
 """Functions that format data from a server as text that is safe to print and easy to read."""
 
 import math
+import re
 import unicodedata
 from datetime import UTC, datetime
+from typing import Final
 
-__all__ = ["local_time", "number", "plain"]
+__all__ = ["local_time", "number", "plain", "plain_line"]
+
+_ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]P^_X][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
+"""Escape sequences of terminals: colors, movements, titles and others."""
 
 
 def plain(text: object) -> str:
@@ -13,6 +18,17 @@ def plain(text: object) -> str:
     Pass the result to rich as `Text`, never as markup.
     """
     return "".join(char if not unicodedata.category(char).startswith("C") else "�" for char in str(text))
+
+
+def plain_line(text: str) -> str:
+    """Make a log line safe to print: remove escape sequences, and replace other control characters except tabs.
+
+    If a program redrew the line with carriage returns, the last state stays.
+    """
+    if text.isprintable():
+        return text
+    text = _ESCAPES.sub("", text).rstrip("\r").rpartition("\r")[2]
+    return "\t".join(plain(part) for part in text.split("\t"))
 
 
 def number(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Client for reading runs from an experiment server: points as NumPy arrays or DataFrames, tables, and images.
+"""Client for reading runs from an experiment server: points as NumPy arrays or DataFrames, log lines, tables, and images.
 
 This package is imported on first use of `tensormeter.Client`, so training processes do not load it.
 """
@@ -7,6 +7,7 @@ from tensormeter.client.client import Client
 from tensormeter.client.connection import ApiError, Connection
 from tensormeter.client.distributions import DistributionBlock
 from tensormeter.client.histograms import Histograms
+from tensormeter.client.logs import LogLine, LogLines
 from tensormeter.client.points import PointBlock
 from tensormeter.client.records import Record, RecordedImage, RecordedTable
 from tensormeter.client.run import Metric, Process, StoredRun, Summary
@@ -19,6 +20,8 @@ __all__ = [
     "Connection",
     "DistributionBlock",
     "Histograms",
+    "LogLine",
+    "LogLines",
     "Metric",
     "PointBlock",
     "Process",

@@ -1,7 +1,7 @@
 """HTTP requests to an experiment server."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -114,6 +114,26 @@ class Connection:
             self._document(response)
         return response.headers.get("Content-Type", ""), response.data
 
+    def updates(self, **query: str) -> Iterator[dict[str, Any]]:
+        """Yield the documents of the server's stream of updates, beginning with its cursor.
+
+        The iteration ends when the server closes the stream. See `get` for the errors.
+        """
+        response = self._request("GET", ("stream",), query=query, preload_content=False)
+        try:
+            if response.status != 200:
+                self._document(response)
+            buffer = b""
+            for chunk in response.stream():
+                *lines, buffer = (buffer + chunk).split(b"\n")
+                for line in lines:
+                    if line.startswith(b"data: "):
+                        yield json.loads(line.removeprefix(b"data: "))
+        except urllib3.exceptions.HTTPError as error:
+            raise TensormeterError(self._unreachable(error)) from None
+        finally:
+            response.close()
+
     def close(self) -> None:
         """Close idle connections. A later request opens a new one."""
         self._pool.clear()
@@ -126,6 +146,7 @@ class Connection:
         query: Mapping[str, object],
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        preload_content: bool = True,
     ) -> urllib3.BaseHTTPResponse:
         try:
             segments = "/".join(quote(segment, safe="") for segment in path)
@@ -140,7 +161,9 @@ class Connection:
             all_headers["Content-Type"] = "application/json"
         try:
             # Do not follow redirects, because a redirect could send the token to another server.
-            return self._pool.request(method, url, body=body, headers=all_headers, redirect=False)
+            return self._pool.request(
+                method, url, body=body, headers=all_headers, redirect=False, preload_content=preload_content
+            )
         except urllib3.exceptions.HTTPError as error:
             raise TensormeterError(self._unreachable(error)) from None
 

@@ -9,6 +9,7 @@ from tensormeter.client.blocks import Block, BlockReader
 from tensormeter.client.connection import Connection
 from tensormeter.client.distributions import BLOCK_DISTRIBUTIONS, DistributionBlock, distribution_reader
 from tensormeter.client.histograms import Histograms
+from tensormeter.client.logs import LogLines, severity_number
 from tensormeter.client.points import BLOCK_POINTS, PointBlock, point_reader, read_many
 from tensormeter.client.records import Record, RecordedImage, RecordedTable
 from tensormeter.client.series import SeriesList, query_series
@@ -407,6 +408,42 @@ class StoredRun:
             limit: Maximum number of events, up to 10,000.
         """
         return [Record(**Record.fields_of(event)) for event in self._events(name, key, limit)]
+
+    def logs(
+        self,
+        search: str = "",
+        *,
+        pattern: str | None = None,
+        severity: str | int = 0,
+        rank: int | None = None,
+        process: str | None = None,
+        stream: Literal["stdout", "stderr"] | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        tail: int | None = None,
+    ) -> LogLines:
+        """Return the lines of the run's log: console output and records of logging libraries, of all attempts.
+
+        Iterate over the result, call its `to_pandas`, or `follow` the lines of a run that is in progress.
+
+        Args:
+            search: Text that the lines contain. The case of ASCII letters is ignored. Default: all lines.
+            pattern: Regular expression that the lines match, as of Python's `re.search`. The client applies it to all
+                lines that it reads. Default: all lines.
+            severity: Lowest severity: "TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL" or an OTLP number. Lines
+                without a severity have the lowest one.
+            rank: Rank of the process. Default: all processes.
+            process: ID of a process. Default: all processes.
+            stream: Console stream. Default: all lines, including those that were not printed.
+            start: Start of the time range, in nanoseconds since the Unix epoch. Default: no limit.
+            stop: Exclusive end of the time range, in nanoseconds since the Unix epoch. Default: no limit.
+            tail: Number of lines, the newest ones. Default: all lines.
+        """
+        query: dict[str, str | float | None] = {
+            "search": search, "severity": severity_number(severity), "rank": rank, "process": process, "stream": stream,
+            "start": start, "stop": stop,
+        }  # fmt: skip
+        return LogLines(self._connection, (self.project, self.id), query, pattern=pattern, tail=tail)
 
     def alerts(self, limit: int = 1000) -> list[Record]:
         """Read the alerts that the training script and the server raised, newest first. The maximum `limit` is 10,000."""

@@ -106,6 +106,14 @@ def filled(server, make):
         counted = Gauge("count", times(0, 1, 2), np.array([1, -(2**62), 5]) * 1)
         rows = [steps, Gauge("loss", times(0, 1, 2, 3, 4), np.append(values * factor, 1e300)), counted]
         assert server.metrics(Batch(resource, rows)).status == 200
+    printed = {"log.iostream": "stdout"}
+    logged = Event(
+        "", T0 + 3 * S, "slow \x1b[31mstep\x1b[0m", {"code.line.number": 7}, severity_number=13, severity_text="WARNING",
+        trace_id="5b8efff798038103d269b633813fc60c", span_id="eee19b7ec3c1b174", flags=1, observed_time=T0 + 4 * S,
+        scope=Scope("lib.a", "2.1", attributes={"k": "v"}),
+    )  # fmt: skip
+    server.events(first, Event("", T0 + S, "epoch 1", printed), logged, Event("", T0 + 2 * S, {"b": [1, None]}))
+    server.events(second, Event("", T0 + S, "epoch 1", printed, scope=Scope("")))
     again = [Gauge(STEP_METRIC, times(20, 21), np.array([2, 3])), Gauge("loss", times(20, 21), np.array([0.25, 1e-9]))]
     server.events(resumed, Event("tensormeter.run.start", T0 + 20 * S, {"config": config | {"lr": 1}}))
     assert server.metrics(Batch(resumed, [*again, *distributions()])).status == 200
@@ -160,6 +168,16 @@ REQUESTS = [
     get(f"{RUN}/events", limit=2),
     get(f"{RUN}/events", name="tensormeter.a*", key="gpu", max_body=3),
     get(f"{RUN}/events", start=T0 + 9 * S, stop=T0 + 21 * S),
+    get(f"{RUN}/logs"),
+    get(f"{RUN}/logs", limit=2, max_text=4),
+    get(f"{RUN}/logs", limit=1, before=f"{T0 + 3 * S}-0"),
+    get(f"{RUN}/logs", limit=1, after=f"{T0 + S}-1", stream="stdout"),
+    get(f"{RUN}/logs", rank=1, search="EPOCH"),
+    get(f"{RUN}/logs", severity=13, process="p0", start=T0, stop=T0 + 4 * S),
+    get(f"{RUN}/logs", after=f"{T0 + S}-9", before=f"{T0 + 3 * S}-0"),
+    get(f"{RUN}/logs", since="2"),
+    get(f"{RUN}/logs", since="unknown", rank=7),
+    get("/api/v1/runs/stepless/logs"),
     query(),
     query(max_points=0, x="time", process="all", project="demo", attempt="all"),
     query(max_points=4, x="relative", start=0, stop=3.5, attempt=1),
@@ -222,6 +240,12 @@ MISTAKES = [
     *(get(f"{RUN}/events", **{name: text}) for name in ("start", "stop", "max_body", "limit") for text in ("1.5", "null", 2**63, -(2**63) - 1)),
     get(f"{RUN}/events", limit=10_001),
     *(get(f"{RUN}/events", before=text) for text in ("", "x", "1-", "-1", "1-1-1", f"{2**63}-1", "1-" + "1" * 60)),
+    *(get(f"{RUN}/logs", **{name: text}) for name in ("before", "after") for text in ("", "x", "1-", f"{2**63}-1")),
+    *(get(f"{RUN}/logs", **{name: text}) for name in ("limit", "rank", "severity", "max_text", "start") for text in ("", "-1.5", 2**63)),
+    get(f"{RUN}/logs", limit=10_001),
+    get(f"{RUN}/logs", stream="stdin"),
+    get(f"{RUN}/logs", search="x" * 1025),
+    get("/api/v1/runs/unknown/logs"),
     get(f"{RUN}/media/unknown"),
     *(get(f"{RUN}/{part}") for part in ("series", "ranks", "histograms", "distributions")),
     *(get(f"{RUN}/{part}", metric="") for part in ("series", "ranks", "histograms", "distributions")),
@@ -381,7 +405,7 @@ def test_answers_have_the_fields_that_are_described():
         kind = getattr(schemas, reference.rpartition("/")[2])
         described.add(kind.__name__)
         assert json.loads(encode(msgspec.convert(document, kind))) == document, name
-    assert len(described) == 16
+    assert len(described) == 17
     update, cursor = golden["stream"]
     assert json.loads(encode(msgspec.convert(update, schemas.Update))) == update
     assert json.loads(encode(msgspec.convert(cursor, schemas.Cursor))) == cursor

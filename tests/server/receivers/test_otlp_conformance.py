@@ -97,8 +97,9 @@ def test_the_sdk_for_javascript(server, node, encoding, temporality):
         )
     assert second["count"] == (5 if temporality == "delta" else 10)
 
-    plain, checkpoint = server.get(f"{path}/events")["events"]
-    assert (plain["time"], plain["name"], plain["body"]) == ("1750000001000000000", "", "plain")
+    (plain,) = server.get(f"{path}/logs")["lines"]
+    assert (plain["time"], plain["text"]) == ("1750000001000000000", "plain")
+    (checkpoint,) = server.get(f"{path}/events")["events"]
     assert (checkpoint["time"], checkpoint["name"]) == ("1750000000000000005", "checkpoint")
     assert checkpoint["attributes"] == {"tensormeter.key": "model"}
     assert checkpoint["body"] == {"text": "ü", "deep": [1, 2.5, True, None, {"bytes": "/wA="}]}
@@ -267,12 +268,12 @@ def test_requests_of_the_shapes_of_the_examples(start, encoding):
     assert (point["bounds"], point["counts"]) == ([1.0], [1, 1])
     (point,) = server.get(f"{path}/histograms", metric="my.exponential", x="time")["points"]
     assert (point["count"], point["bounds"][-4:], point["counts"]) == (3, [0.0, 2.0, 4.0, 8.0], [0, 1, 0, 0, 2, 0])
-    (event,) = server.get(f"{path}/events")["events"]
-    assert (event["time"], event["body"]) == (str(T0), "a log record")
-    assert (event["severity_number"], event["severity_text"]) == (10, "Information")
-    assert (event["trace_id"], event["span_id"]) == ("5b8efff798038103d269b633813fc60c", "eee19b7ec3c1b174")
-    assert event["observed_time"] == str(T0 + 1)
-    assert event["attributes"] == {
+    (line,) = server.get(f"{path}/logs")["lines"]
+    assert (line["time"], line["text"]) == (str(T0), "a log record")
+    assert (line["severity"], line["severity_text"]) == (10, "Information")
+    assert (line["trace_id"], line["span_id"]) == ("5b8efff798038103d269b633813fc60c", "eee19b7ec3c1b174")
+    assert line["observed_time"] == str(T0 + 1)
+    assert line["attributes"] == {
         "string": "some",
         "boolean": True,
         "int": 10,

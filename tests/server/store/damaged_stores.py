@@ -60,6 +60,8 @@ def make_image(folder):
         )
         table = Event("tensormeter.table", T0 + 6, {"columns": ["a"], "rows": [[1], [2.5], ["x"]]})
         send_events(store, run, start, picture, table, Event("tensormeter.run.end", T0 + N, {"state": "finished"}))
+        printed = [Event("", T0 + number, f"line {number}", {"log.iostream": "stdout"}) for number in range(40)]
+        send_events(store, run, *printed, Event("", T0 + 40, {"a": 1}, {"k": 2.5}, severity_number=17))
     buckets = noise.integers(0, 100, (40, 4)).astype(np.uint64)
     counts = buckets.sum(axis=1).astype(np.uint64)
     when, ones = times(0, 40), np.ones(40)

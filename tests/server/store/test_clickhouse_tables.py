@@ -85,7 +85,7 @@ def test_the_tables_of_a_cluster(clickhouse):
         name = re.search(r"db\.(\w+) ON", statement)[1]
         assert re.search(rf"ENGINE = Replicated\w+\('/clickhouse/tables/{{shard}}/db/{name}', '{{replica}}'", statement)
     assert sum("ENGINE = Distributed('main', 'db'" in statement for statement in made) == len(TABLES)
-    assert sum("TTL received + INTERVAL 2592000 SECOND" in statement for statement in made) == 7
+    assert sum("TTL received + INTERVAL 2592000 SECOND" in statement for statement in made) == 8
 
 
 def test_the_statements_can_be_printed():

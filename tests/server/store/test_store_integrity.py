@@ -21,7 +21,7 @@ from tensormeter.server.store.sqlite.integrity.inspection import open_read_only
 from tensormeter.server.store.sqlite.store import SqliteStore
 
 MANY = bool(os.environ.get("TENSORMETER_TEST_KILLS"))
-MOVES = {("event", "id"), ("event", "run"), ("media", "run")}
+MOVES = {("event", "id"), ("event", "run"), ("log", "id"), ("log", "run"), ("media", "run")}
 """Columns whose change, made by SQLite, moves a row in its tree and indexes; a disk does not do that."""
 
 
@@ -39,6 +39,7 @@ def answers(store, digest):
             "",
             "/metrics",
             "/events",
+            "/logs",
             "/series?metric=loss&x=time",
             "/ranks?metric=loss",
             "/histograms?metric=weights",
@@ -110,7 +111,7 @@ def damage_a_row(file, instants):
         database.text_factory = bytes
         tables = {
             table: [row[1].decode() for row in database.execute(f"PRAGMA table_info({table})")]
-            for table in ("chunk", "sample", "journal", "media", "event", "run", "process", "series", "summary")
+            for table in ("chunk", "sample", "journal", "media", "event", "log", "run", "process", "series", "summary")
         }
         table = instants.choice([*tables])
         column = instants.choice(tables[table])

@@ -6,6 +6,7 @@ Every response is valid JSON. NaN and infinities are the strings "NaN", "Infinit
 from starlette.routing import Route
 
 from tensormeter.server.api.attempts import AttemptsApi
+from tensormeter.server.api.logs import LogsApi
 from tensormeter.server.api.metrics import MetricsApi
 from tensormeter.server.api.openapi import describe_api
 from tensormeter.server.api.points import PointsApi
@@ -26,6 +27,7 @@ def api_routes(stores: Stores, shutdown: Shutdown, viewers: Viewers) -> list[Rou
     routes = [
         Route("/api/v1/openapi.json", describe_api),
         *RunsApi(stores, threads).routes(),
+        *LogsApi(stores, threads).routes(),
         *MetricsApi(stores, threads).routes(),
         *AttemptsApi(stores, ApiThreads(stores.stalled)).routes(),  # agents wait for them before they deliver a run
         *PointsApi(stores, threads, limiter).routes(),

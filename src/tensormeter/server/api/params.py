@@ -23,13 +23,25 @@ from tensormeter.server.api.request_schemas import (
 )
 from tensormeter.server.store import RunRef
 
-__all__ = ["invalid", "parse_run_refs", "read_body", "read_parameters", "run_ref", "run_refs", "unique"]
+__all__ = [
+    "invalid",
+    "parse_position",
+    "parse_run_refs",
+    "read_body",
+    "read_parameters",
+    "run_ref",
+    "run_refs",
+    "unique",
+]
 
 MAX_JSON: Final = 1 << 20
 """Maximum size of a request body in bytes."""
 
 MAX_READING_JSON: Final = 64 << 20
 """Maximum total size in bytes of all bodies that are being read at the same time."""
+
+_MAX_POSITION: Final = 39
+"""Maximum length of a position in characters: two 63-bit integers and a separator."""
 
 _SHOWN: Final = 40
 """Maximum number of characters of an invalid value that an error message shows."""
@@ -123,6 +135,16 @@ def unique(name: str, values: list[str], most: int) -> list[str]:
     if len(values) > most:
         raise HTTPException(413, f"{name}: expected at most {most}, got {len(values)}; send several requests")
     return list(dict.fromkeys(values))
+
+
+def parse_position(text: str) -> tuple[int, int] | None:
+    """Parse the time and number of an event or log line, separated by a hyphen; None if the text is not valid."""
+    time, _, number = text.partition("-")
+    if time.isascii() and time.isdecimal() and number.isascii() and number.isdecimal() and len(text) <= _MAX_POSITION:
+        position = int(time), int(number)
+        if max(position) <= MAX_INTEGER:
+            return position
+    return None
 
 
 def invalid(name: str, kind: type[msgspec.Struct], document: Mapping[str, Any]) -> HTTPException:

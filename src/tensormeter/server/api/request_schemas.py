@@ -21,6 +21,10 @@ MAX_FULL_METRICS: Final = 1000
 MAX_POINTS: Final = 100_000
 MAX_DISTRIBUTIONS: Final = 20_000
 MAX_EVENTS: Final = 10_000
+MAX_LINES: Final = 10_000
+MAX_LINE: Final = 4 << 20
+"""Maximum number of characters in a log line; the server accepts no longer ones."""
+
 MAX_PAGE: Final = 1000
 MAX_NAMES: Final = 10_000
 """Maximum number of names on a page of metrics, sections or fields."""
@@ -64,6 +68,7 @@ _SECTION: Final = Meta(
     description="Section whose sections are returned, with a slash at its end; empty for the top level.",
     extra_json_schema={"pattern": "^(.*/)?$"},
 )
+_PLACE: Final = {"pattern": "^[0-9]{1,18}-[0-9]{1,18}$"}
 _PROJECT: Final = Meta(description="Project of the run.")
 _PROJECTS: Final = Meta(description="Project of the runs that are given without a project.")
 _PROCESS: Final = Meta(description="ID of the process to read.")
@@ -285,6 +290,46 @@ class EventsParameters(RunParameters, kw_only=True):
     max_body: Annotated[
         Int64 | None, Meta(description="Maximum length of a body in characters; longer bodies are replaced by null.")
     ] = None
+
+
+class LogsParameters(RunParameters, kw_only=True):
+    before: Annotated[
+        str | None,
+        Meta(
+            description="Position after the lines: `older` of a page, or the `id` of a line.", extra_json_schema=_PLACE
+        ),
+    ] = None
+    after: Annotated[
+        str | None,
+        Meta(
+            description="Position before the lines: `newer` of a page, or the `id` of a line. The oldest lines after it"
+            " are returned; without it, the newest lines.",
+            extra_json_schema=_PLACE,
+        ),
+    ] = None
+    since: Annotated[
+        str | None,
+        Meta(
+            description="Value of `cursor` of a page; only lines that arrived after it are returned, and `before` and"
+            " `after` are ignored."
+        ),
+    ] = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_LINES, description="Maximum number of lines.")] = 1000
+    rank: Annotated[Count | None, Meta(description="Rank of the process.")] = None
+    process: Annotated[str | None, _PROCESS] = None
+    stream: Annotated[Literal["stdout", "stderr"] | None, Meta(description="Console stream. Default: all lines.")] = (
+        None
+    )
+    severity: Annotated[int, Meta(ge=0, le=24, description="Lowest severity number, such as 13 for warnings.")] = 0
+    search: Annotated[
+        str,
+        Meta(max_length=MAX_SEARCH, description="Text that the lines contain. The case of ASCII letters is ignored."),
+    ] = ""
+    start: Annotated[Int64 | None, _FIRST_TIME] = None
+    stop: Annotated[Int64 | None, _LAST_TIME] = None
+    max_text: Annotated[
+        int, Meta(ge=1, le=MAX_LINE, description="Maximum length of a text in characters; longer texts are truncated.")
+    ] = 8192
 
 
 class _MetricParameters(RunParameters, kw_only=True):

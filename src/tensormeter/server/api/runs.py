@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from tensormeter.server.api import schemas
 from tensormeter.server.api.documents import event_document, run_details, run_document
-from tensormeter.server.api.params import read_body, read_parameters, run_ref
+from tensormeter.server.api.params import parse_position, read_body, read_parameters, run_ref
 from tensormeter.server.api.request_schemas import EventsParameters, RunChanges, RunDetailsParameters, RunsParameters
 from tensormeter.server.api.responses import encode, json_response
 from tensormeter.server.api.run_pieces import RunFields, list_pieces, list_runs, run_pieces
@@ -33,9 +33,6 @@ _STREAMED: Final = 4 << 20
 
 _MANY: Final = 5_000
 """Number of metrics above which a run is sent in pieces. Errors while it is sent close the connection."""
-
-_MAX_POSITION: Final = 39
-"""Maximum length of an event position in characters: two 63-bit integers and a separator."""
 
 _RUN: Final = "/api/v1/runs/{run_id}"
 
@@ -195,9 +192,7 @@ def _position(text: str | None) -> tuple[int, int] | None:
     """Parse the value of `next` from an earlier response. The value contains the time and number of an event."""
     if text is None:
         return None
-    time, _, number = text.partition("-")
-    if time.isascii() and time.isdecimal() and number.isascii() and number.isdecimal() and len(text) <= _MAX_POSITION:
-        position = int(time), int(number)
-        if max(position) < 1 << 63:
-            return position
+    position = parse_position(text)
+    if position is not None:
+        return position
     raise HTTPException(400, f"before: expected the value of `next` of another response, got {text[:40]!r}")

@@ -5,7 +5,7 @@ page's types. A field that is `UNSET` is omitted from the response.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, TypedDict
+from typing import Annotated, Any, ClassVar, Final, Literal, TypedDict
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -305,6 +305,66 @@ class Events(Struct):
     next: Annotated[str | None, Meta(description="Value of `before` for the next page; null on the last page.")]
 
 
+class LogLine(Struct, kw_only=True):
+    """A log line: an OpenTelemetry log record without an event name. Fields that were not sent are omitted."""
+
+    RECORD: ClassVar = ("severity_text", "trace_id", "span_id", "flags", "scope", "json")
+    """Fields that the store keeps together."""
+
+    id: Annotated[str, Meta(description="Position of the line: its time and its number, in order of arrival.")]
+    time: Nanoseconds
+    process: str
+    stream: Annotated[Literal["stdout", "stderr"] | None, Meta(description="Console stream; null if not printed.")]
+    severity: Annotated[int, Meta(description="Severity, from 1 (TRACE) to 24 (FATAL4); 0 if there is none.")]
+    text: Annotated[str, Meta(description="The line, truncated to `max_text` characters.")]
+    size: Annotated[
+        int | UnsetType, Meta(description="Length of the whole text in characters; present if it is truncated.")
+    ] = UNSET
+    json: Annotated[
+        Literal[True] | UnsetType, Meta(description="Present if the body was no string; `text` is then its JSON.")
+    ] = UNSET
+    severity_text: str | UnsetType = UNSET
+    observed_time: Annotated[
+        Nanoseconds | UnsetType, Meta(description="Time when the line was collected, if it differs from `time`.")
+    ] = UNSET
+    scope: EventScope | UnsetType = UNSET
+    attributes: Attributes | UnsetType = UNSET
+    trace_id: str | UnsetType = UNSET
+    span_id: str | UnsetType = UNSET
+    flags: int | UnsetType = UNSET
+
+
+class LogUsage(Struct):
+    """The log lines that the server keeps for a run."""
+
+    lines: Annotated[int, Meta(description="Number of lines.")]
+    size: Annotated[int, Meta(description="Bytes of texts and attributes.")]
+    evicted: Annotated[
+        int, Meta(description="Number of the oldest lines that were deleted, because there were too many.")
+    ]
+
+
+class Logs(Struct, kw_only=True):
+    """A page of log lines, oldest first; with `since`, in order of arrival."""
+
+    lines: Sequence[LogLine]
+    older: Annotated[str | None, Meta(description="Value of `before` for older lines; null if there are none.")]
+    newer: Annotated[str | None, Meta(description="Value of `after` for newer lines; null at the newest line.")]
+    cursor: Annotated[str, Meta(description="Value of `since` for lines that arrive later.")]
+    usage: LogUsage
+    stopped: Annotated[
+        Literal[True] | UnsetType,
+        Meta(description="Present if the time limit of the search ended it; `older` or `newer` continues it."),
+    ] = UNSET
+    more: Annotated[
+        Literal[True] | UnsetType, Meta(description="Present if more lines had arrived after `cursor`.")
+    ] = UNSET
+    reset: Annotated[
+        Literal[True] | UnsetType,
+        Meta(description="Present if the server does not know `since`; the page then has the newest lines."),
+    ] = UNSET
+
+
 # Points
 
 
@@ -572,6 +632,7 @@ class Update(Struct):
     ] = UNSET
     state: Annotated[State | UnsetType, Meta(description="State of the run, if it changed.")] = UNSET
     events: Annotated[Literal[True] | UnsetType, Meta(description="Present if there are new events.")] = UNSET
+    logs: Annotated[Literal[True] | UnsetType, Meta(description="Present if there are new log lines.")] = UNSET
 
 
 class Cursor(Struct):

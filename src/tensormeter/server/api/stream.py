@@ -177,7 +177,9 @@ class StreamApi:
                     update.state = states[change.run] = change.state
                 if change.events:
                     update.events = True
-                if update.metrics or update.many or update.state or update.events:
+                if change.logs:
+                    update.logs = True
+                if update.metrics or update.many or update.state or update.events or update.logs:
                     events.append(b"event: update\ndata: " + encode(update) + b"\n\n")
             if changes.cursor != cursor:
                 cursor = changes.cursor

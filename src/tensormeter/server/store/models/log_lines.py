@@ -20,12 +20,10 @@ LAST_ID: Final = (1 << 63) - 1
 class LogQuery:
     """Conditions on the log lines of a run, and limits on the result.
 
-    At most one of `before`, `after` and `since` is set. If none is, the newest lines are read.
-
     Attributes:
-        before: Read the newest lines before this position.
-        after: Read the oldest lines after this position.
-        since: Read the lines that arrived after this cursor, in order of arrival.
+        before: Read only lines before this position.
+        after: Read only lines after this position, and the oldest ones first. If it is None, the newest lines are read.
+        since: Read the lines that arrived after this cursor, in order of arrival. `before` and `after` are then ignored.
         limit: Maximum number of lines.
         max_text: Maximum number of characters of a line's text; longer texts are truncated.
         start: Start of the time range, inclusive, in nanoseconds since the Unix epoch; None for no bound.

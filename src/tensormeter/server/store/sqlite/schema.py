@@ -241,7 +241,8 @@ CREATE TABLE log_usage (                    -- log lines of a run
     lines INTEGER NOT NULL,
     size INTEGER NOT NULL,                  -- bytes of body, attributes and record
     evicted INTEGER NOT NULL,               -- number of lines that were deleted because there were too many
-    last INTEGER NOT NULL                   -- ID of the line that arrived last
+    last INTEGER NOT NULL,                  -- ID of the line that arrived last
+    seal INTEGER
 );
 
 CREATE TABLE media (

@@ -32,6 +32,7 @@ from tensormeter.server.store.sqlite.points.segments import decompress_words, se
 from tensormeter.server.store.sqlite.schema import SCHEMA, SCHEMA_VERSION, holder_of
 from tensormeter.server.store.sqlite.tables.events import SEALED
 from tensormeter.server.store.sqlite.tables.log_lines import SEALED as LINE_SEALED
+from tensormeter.server.store.sqlite.tables.log_lines import USAGE as LINE_USAGE
 from tensormeter.server.store.sqlite.transaction import CHANGED, describe, may_be_damage, primary_code, reading
 
 __all__ = ["SMALL", "Finding", "Inspection", "open_read_only"]
@@ -210,7 +211,7 @@ class Inspection:
             self._rows("gap", "id", "id, series, time, seq, seal", self._check_gap),
             self._rows("event", "id", f"id, {SEALED}, seal", self._check_event, 64),
             self._rows("log", "id", f"id, {LINE_SEALED}, seal", self._check_line),
-            self._rows("log_usage", "run", "run, lines", self._check_usage, 1, count=False),
+            self._rows("log_usage", "run", f"{LINE_USAGE}, seal", self._check_usage, 1, count=False),
             self._rows("media", "rowid", "rowid, run, digest, content_type, data", self._check_media, 2),
             self._batches(),
             self._rows("journal", "seq", "seq, payload, seal", self._check_journal, _FEW),
@@ -351,9 +352,9 @@ class Inspection:
                 yield Finding(f"{table} {row[0]}: {error}", self._about(table, row))
 
     def _about(self, table: str, row: Sequence[Any]) -> str:
-        if table in ("run", "result"):
+        if table in ("run", "result", "log_usage"):
             return self._name_run(row[0])
-        if table in ("event", "media"):
+        if table in ("event", "log", "media"):
             return self._name_run(row[1])
         if table == "process":
             return self._name(
@@ -473,6 +474,7 @@ class Inspection:
         self._check_process(row[1], row[2])
 
     def _check_usage(self, row: Sequence[Any]) -> None:
+        self._sound("log_usage", row[-1], *row[:-1])
         (lines,) = self._connection.execute("SELECT count(*) FROM log WHERE run = ?", (row[0],)).fetchone()
         if lines != row[1]:
             raise _DamagedRowError(f"it counts {row[1]} lines, but there are {lines}")

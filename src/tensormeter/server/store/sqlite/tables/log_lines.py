@@ -11,12 +11,15 @@ from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.log_lines import LogLine, LogPage, LogQuery, LogUsage
 from tensormeter.server.store.rules.log_lines import STREAMS, LogLimit, PreparedLine, stored_line
 from tensormeter.server.store.rules.log_scan import MAX_PAGE_TEXT, Range, read_page
-from tensormeter.server.store.sqlite.integrity.seals import checksum, verify
+from tensormeter.server.store.sqlite.integrity.seals import checksum, is_sound, verify
 
-__all__ = ["SEALED", "changed_logs", "insert_lines", "last_line", "read_lines", "read_usage", "remove_lines"]
+__all__ = ["SEALED", "USAGE", "changed_logs", "insert_lines", "last_line", "read_lines", "read_usage", "remove_lines"]
 
 SEALED: Final = "run, process, time, digest, severity, stream, body, attributes, record"
 """Columns of a line that the seal covers."""
+
+USAGE: Final = "run, lines, size, evicted, last"
+"""Columns of a usage that the seal covers."""
 
 _SLICE: Final = 64_000
 """Maximum number of lines that are searched between two looks at the clock: 0.1 s."""
@@ -51,12 +54,8 @@ def insert_lines(
             last = cursor.lastrowid or last
     if not added:
         return
-    stored, stored_size = connection.execute(
-        "INSERT INTO log_usage (run, lines, size, evicted, last) VALUES (?, ?, ?, 0, ?) ON CONFLICT DO UPDATE SET"
-        " lines = lines + excluded.lines, size = size + excluded.size, last = excluded.last RETURNING lines, size",
-        (run, added, size, last),
-    ).fetchone()
-    excess = limit.excess(stored, stored_size)
+    usage = _change_usage(connection, run, lines=added, size=size, last=last)
+    excess = limit.excess(usage.lines, usage.size)
     if any(excess):
         _evict(connection, run, *excess)
 
@@ -67,17 +66,17 @@ def remove_lines(connection: sqlite3.Connection, run: int, before: int, most: in
         f"SELECT id, {_SIZE} FROM log WHERE run = ? AND time < ? ORDER BY time LIMIT ?", (run, before, most)
     ).fetchall()
     connection.executemany("DELETE FROM log WHERE id = ?", [row[:1] for row in rows])
-    connection.execute(
-        "UPDATE log_usage SET lines = lines - ?, size = size - ? WHERE run = ?",
-        (len(rows), sum(row[1] for row in rows), run),
-    )
+    _change_usage(connection, run, lines=-len(rows), size=-sum(row[1] for row in rows))
     return len(rows)
 
 
 def read_usage(connection: sqlite3.Connection, run: int) -> LogUsage:
-    """Return how many lines of a run are stored."""
-    row = connection.execute("SELECT lines, size, evicted FROM log_usage WHERE run = ?", (run,)).fetchone()
-    return LogUsage(*(row or (0, 0, 0)))
+    """Return how many lines of a run are stored. Raises DamagedError."""
+    row = connection.execute(f"SELECT {USAGE}, seal FROM log_usage WHERE run = ?", (run,)).fetchone()
+    if row is None:
+        return LogUsage(0, 0, 0)
+    verify(f"the number of log lines of run {run}", row[-1], *row[:-1])
+    return LogUsage(*row[1:4])
 
 
 def read_lines(connection: sqlite3.Connection, run: int, query: LogQuery, check: Check) -> LogPage:
@@ -208,10 +207,24 @@ def _evict(connection: sqlite3.Connection, run: int, lines: int, size: int) -> N
         freed += length
         bound = time
     connection.execute("DELETE FROM log WHERE run = ? AND time <= ?", (run, bound))
+    _change_usage(connection, run, lines=-count, size=-freed, evicted=count)
+
+
+def _change_usage(
+    connection: sqlite3.Connection, run: int, *, lines: int, size: int, evicted: int = 0, last: int = 0
+) -> LogUsage:
+    """Add numbers to a run's usage, set its last line, and return the usage. A damaged row stays recognizable."""
+    row = connection.execute(f"SELECT {USAGE}, seal FROM log_usage WHERE run = ?", (run,)).fetchone()
+    is_known_sound = row is None or is_sound(row[-1], *row[:-1])
+    _, lines_before, size_before, evicted_before, last_before, _ = row or (run, 0, 0, 0, 0, None)
+    usage = LogUsage(lines_before + lines, size_before + size, evicted_before + evicted)
+    columns = (run, usage.lines, usage.size, usage.evicted, max(last_before, last))
+    seal = checksum(*columns)
     connection.execute(
-        "UPDATE log_usage SET lines = lines - ?, size = size - ?, evicted = evicted + ? WHERE run = ?",
-        (count, freed, count, run),
+        f"INSERT OR REPLACE INTO log_usage ({USAGE}, seal) VALUES (?, ?, ?, ?, ?, ?)",
+        (*columns, seal if is_known_sound else seal ^ 1),
     )
+    return usage
 
 
 def _sealed_line(row: Sequence[Any], max_text: int) -> LogLine:
