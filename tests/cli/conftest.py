@@ -2,15 +2,18 @@
 
 import math
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import urllib3
 
 from support.otlp import Parts
 from support.processes import clean_environment, run_python
 from support.servers import ServerProcess
+from tensormeter.client import Client
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
 from tensormeter.otlp.encode import encode_events, encode_metrics
 
@@ -82,3 +85,39 @@ def run_cli(url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProce
         )
 
     return run_cli
+
+
+@pytest.fixture
+def spawn_cli(url: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `tensormeter` and returns the process; it is killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+    variables = environment(TENSORMETER_ENDPOINT=url, TENSORMETER_TOKEN=TOKEN)
+
+    def spawn_cli(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tensormeter", *arguments]
+        started.append(
+            subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+        return started[-1]
+
+    yield spawn_cli
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def post(url: str) -> Callable[[str, bytes], None]:
+    """Sends a request of OTLP to the server."""
+
+    def post(path: str, body: bytes) -> None:
+        headers = {"Content-Type": "application/x-protobuf", "Authorization": f"Bearer {TOKEN}"}
+        assert urllib3.request("POST", f"{url}{path}", body=body, headers=headers).status == 200
+
+    return post
+
+
+@pytest.fixture
+def client(url: str) -> Client:
+    """A client of the server."""
+    return Client(url, token=TOKEN)

@@ -13,8 +13,9 @@ from rich.text import Text
 
 from tensormeter.cli.chart import draw_chart
 from tensormeter.cli.options import endpoint_option
-from tensormeter.cli.terminal import local_time, number, plain
+from tensormeter.cli.terminal import local_time, number, plain, plain_line
 from tensormeter.client import Connection, find_run
+from tensormeter.conventions.semconv import RUN_END
 from tensormeter.otlp.batch import STEP_METRIC
 
 __all__ = ["show"]
@@ -22,6 +23,8 @@ __all__ = ["show"]
 MAX_CHARTS: Final = 8
 MAX_LISTED: Final = 1000
 """Maximum number of metrics whose last values are listed."""
+MAX_TRACEBACK: Final = 60
+"""Maximum number of lines of a traceback, the last ones."""
 
 _WILDCARD: Final = re.compile(r"[*?\[]")
 _PROCESSES_SHOWN: Final = 8
@@ -45,7 +48,7 @@ STATISTICS: Final = ("system.", "process.", "hw.", "container.", "cpython.", "te
 )
 @endpoint_option
 def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str | None) -> None:
-    """Show a run: its configuration, last values and charts.
+    """Show a run: its configuration, the traceback of a failure, last values and charts.
 
     RUN is an ID, the beginning of an ID, or a unique name.
     """
@@ -53,6 +56,7 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
     summary = find_run(client, run, project, fields="config")
     console = Console()
     _print_header(console, summary)
+    _print_failure(console, client, summary)
     logged, all_shown = _logged(client, summary)
     _print_values(console, logged)
     if not all_shown:
@@ -135,6 +139,30 @@ def _unfolded(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from _unfolded(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _print_failure(console: Console, client: Connection, run: dict[str, Any]) -> None:
+    """Print the traceback of the process that failed first in the latest attempt, if there is one."""
+    if run["state"] not in ("failed", "crashed"):
+        return
+    latest = {process["id"] for process in run["processes"] if process["attempt"] == run["attempt"]}
+    page = client.get("runs", run["id"], "events", project=run["project"], name=RUN_END, limit=MAX_LISTED)
+    tracebacks = [
+        event["body"]["traceback"]
+        for event in page["events"]  # newest first
+        if event["process"] in latest
+        and isinstance(event["body"], dict)
+        and isinstance(event["body"].get("traceback"), str)
+    ]
+    if not tracebacks:
+        return
+    lines = [plain_line(line) for line in tracebacks[-1].rstrip().split("\n")]
+    console.print()
+    if len(lines) > MAX_TRACEBACK:
+        console.print(Text(f"({len(lines) - MAX_TRACEBACK} lines of the traceback are left out)"))
+        lines = lines[-MAX_TRACEBACK:]
+    console.print(Text("\n".join(lines[:-1])), soft_wrap=True)
+    console.print(Text(lines[-1], style="bold red"), soft_wrap=True)
 
 
 def _describe_processes(processes: list[dict[str, Any]]) -> Text:
