@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from live_server import CHROMIUM, FLAGS, FRAMES, LiveServer, sample_server
 from playwright.sync_api import Browser, BrowserContext, Download, Page, Request, expect, sync_playwright
+from sample_logs import send_logs
 from sample_runs import send_gallery, send_hostile, send_wide
 
 SECONDS = 120
@@ -28,8 +29,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server with sample runs, a wide project, and a project with hostile names."""
-    server = sample_server(tmp_path_factory.mktemp("site"), send_gallery, send_hostile, send_wide)
+    """A server with sample runs, a wide project, a project with hostile names, and one with logs."""
+    server = sample_server(tmp_path_factory.mktemp("site"), send_gallery, send_hostile, send_wide, send_logs)
     yield server
     server.stop()
 

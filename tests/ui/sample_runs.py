@@ -49,6 +49,10 @@ class Sender:
         named = {key.replace("__", "."): value for key, value in attributes.items()}
         self._post("/v1/logs", encode_events(self._resource, [Event(f"tensormeter.{name}", when, body, named)]))
 
+    def lines(self, *records: Event) -> None:
+        """Send log lines, which are events without a name."""
+        self._post("/v1/logs", encode_events(self._resource, records))
+
 
 def send_gallery(post: Post) -> None:
     """Send data for all features of the page, in the projects vision and language."""
@@ -96,7 +100,9 @@ def send_hostile(post: Post) -> None:
         sender.event("table", now, {"columns": [HOSTILE], "rows": [[HOSTILE]]}, tensormeter__key=HOSTILE)
         sender.event("text", now, {"text": HOSTILE, "media_type": "text/html"}, tensormeter__key=HOSTILE)
         sender.event("image", now, _image(3) | {"caption": HOSTILE}, tensormeter__key=HOSTILE)
-        sender.event("run.end", now + 10 * SECOND, {"state": "failed", "message": HOSTILE, "dropped": {HOSTILE: 3}})
+        sender.lines(Event("", now, HOSTILE, {HOSTILE: HOSTILE}, severity_number=17, severity_text=HOSTILE))
+        end = {"state": "failed", "message": HOSTILE, "traceback": HOSTILE, "dropped": {HOSTILE: 3}}
+        sender.event("run.end", now + 10 * SECOND, end)
 
 
 def histogram(

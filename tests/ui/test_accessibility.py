@@ -15,6 +15,8 @@ VIEWS = [
     "#/p/vision/runs/vis00/system",
     "#/p/vision/runs/vis00/distributions",
     "#/p/vision/runs/vis00/media",
+    "#/p/console/runs/ranks/logs?q=loss",
+    "#/p/console/runs/broken/overview",
     "#/p/vision/runs/vis03/overview",
     "#/p/vision/runs/vis00,vis01/difference",
 ]

@@ -20,6 +20,7 @@ VIEWS = {
     "system": f"#/p/{PROJECT}/runs/evil1/system",
     "distributions": f"#/p/{PROJECT}/runs/evil1/distributions",
     "media": f"#/p/{PROJECT}/runs/evil1/media",
+    "logs": f"#/p/{PROJECT}/runs/evil1/logs?q={PROJECT}",
     "overview": f"#/p/{PROJECT}/runs/evil1/overview",
 }
 

@@ -1,6 +1,7 @@
 // A chart with its title, tools, plot and legend. It loads its points when it becomes visible.
 
 import { button, drawing, fillOnChange, h, iconButton } from "../base/dom";
+import { download } from "../base/download";
 import * as format from "../base/format";
 import * as exportChart from "./exportChart";
 import { Plot, type Reading, type Trace, type ChartView } from "./plot";
@@ -242,7 +243,7 @@ export class ChartCard {
           async () => {
             details.open = false;
             const blob = await make();
-            if (blob) exportChart.download(`${title}.${kind.toLowerCase()}`, blob);
+            if (blob) download(`${title}.${kind.toLowerCase()}`, blob);
           },
           { role: "menuitem" },
         ),

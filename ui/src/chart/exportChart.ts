@@ -7,14 +7,6 @@ import type { Band, Curve } from "./curve";
 import { type Scale, linePath, marks, scale } from "./paint";
 import { MARK, MARK_LINE, type Plot, type Trace, type ChartView } from "./plot";
 
-export function download(name: string, content: Blob): void {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(content);
-  link.download = name.replace(/[^\w.-]+/g, "_");
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-}
-
 export function toPng(title: string, plot: Plot, traces: Trace[]): Promise<Blob | null> {
   const source = plot.canvas;
   if (!source) return Promise.resolve(null);

@@ -8,6 +8,7 @@ import { ChartsPane } from "../panes/charts";
 import { ConfigDiffPane } from "../panes/configDiff";
 import { DistributionsPane } from "../panes/distributions";
 import { Health } from "../panes/health";
+import { LogsPane } from "../panes/logs";
 import { MediaPane } from "../panes/media";
 import { OverviewPane } from "../panes/overview";
 import type { Pane } from "../panes/pane";
@@ -16,7 +17,7 @@ import { foldsIn } from "../selection/metricTree";
 import type { RunSelection } from "../selection/runSelection";
 import type { PageContext, Page } from "./page";
 
-const ONE = { charts: "Charts", system: "System", distributions: "Distributions", media: "Media", overview: "Overview" };
+const ONE = { charts: "Charts", system: "System", distributions: "Distributions", media: "Media", logs: "Logs", overview: "Overview" };
 const MANY = { charts: "Charts", difference: "Configuration" };
 const RELOAD_MS = 3000;
 /** Reload interval for a run with more metrics than are read at once. */
@@ -123,6 +124,8 @@ export class Workspace implements Page {
         return new ConfigDiffPane(this.selection);
       case "distributions":
         return new DistributionsPane(this.selection);
+      case "logs":
+        return new LogsPane(this.selection);
       case "media":
         return new MediaPane(this.selection);
       case "overview":

@@ -2,6 +2,7 @@
 
 import { fill, fillOnChange, h } from "../base/dom";
 import * as format from "../base/format";
+import * as route from "../base/route";
 import * as api from "../data/api";
 import { isProvisional, ranksOf } from "../data/attempt";
 import { alertOf, chartLinks, wordsOf } from "../selection/alert";
@@ -9,6 +10,7 @@ import type { RunSelection } from "../selection/runSelection";
 import { isForeign, describeState, stateBadge } from "../widgets/badge";
 import { type Banner, attemptBanners, drawBanners, isLate, runBanners } from "../widgets/banner";
 import { endSummary } from "../widgets/endSummary";
+import { failureOf } from "../widgets/failure";
 import { lossSentences } from "../widgets/lossSummary";
 
 const TICK_MS = 1000;
@@ -144,8 +146,10 @@ export class Health {
   private singleRunBanners(run: api.RunDetail, { state }: Pick<api.Run, "state">): Banner[] {
     const banners: Banner[] = [];
     if (state === "stalled" || ENDED_BADLY.includes(state)) {
+      const overview = route.address(["p", run.project, "runs", run.id, "overview"]);
+      const links: [string, string][] = failureOf(run, this.ends) ? [["Show the traceback", overview]] : [];
       const why = state === "stalled" ? "" : endSummary(run, this.ends);
-      banners.push({ kind: state === "preempted" || isForeign(run) ? "warn" : "bad", title: isForeign(run) ? "Idle" : state, text: [describeState(state, isForeign(run)), why].filter(Boolean).join(" ") });
+      banners.push({ kind: state === "preempted" || isForeign(run) ? "warn" : "bad", title: isForeign(run) ? "Idle" : state, text: [describeState(state, isForeign(run)), why].filter(Boolean).join(" "), links });
     }
     const losses = lossSentences(run.losses);
     if (losses.length) banners.push({ kind: "bad", title: "Data was lost.", text: losses.join(" ") });

@@ -2,13 +2,16 @@
 
 import { arrange, fillOnChange, h, type Child } from "../base/dom";
 import * as format from "../base/format";
+import * as route from "../base/route";
 import * as api from "../data/api";
 import { attemptText } from "../data/attempt";
 import type { Update } from "../data/live";
+import { type LogLine, logs } from "../data/logs";
 import { alertOf, chartLinks, levelClass, levelOf, wordsOf } from "../selection/alert";
 import { RunEditor } from "../selection/runEditor";
 import type { RunSelection } from "../selection/runSelection";
 import { isForeign, describeState, stateBadge } from "../widgets/badge";
+import { failureContent, failureOf } from "../widgets/failure";
 import { lossSentences } from "../widgets/lossSummary";
 import type { Pane } from "./pane";
 
@@ -25,6 +28,9 @@ const MAIN_FACTS: [string, string][] = [
 const MAX_PROCESSES = 600;
 /** Size up to which bodies of events are read, in characters. Alerts are smaller, and other events are abbreviated anyway. */
 const MAX_CHARACTERS = 100_000;
+const MAX_ENDS = 1000;
+/** Number of log lines to read: the last ones may be the traceback. */
+const LAST_LINES = 100;
 
 export class OverviewPane implements Pane {
   private readonly content = h("div", { class: "content overview" });
@@ -35,6 +41,9 @@ export class OverviewPane implements Pane {
   private readonly panels = new Map<string, { key: string; element: HTMLElement }>();
   private readonly run: HTMLElement;
   private events: api.TelemetryEvent[] = [];
+  /** Ends of the processes and last lines of the log, of a run that failed. */
+  private ends: api.TelemetryEvent[] = [];
+  private lastLines: LogLine[] = [];
   private problem = "";
 
   constructor(private readonly selection: RunSelection) {
@@ -60,7 +69,16 @@ export class OverviewPane implements Pane {
   private async load(): Promise<void> {
     const [run = ""] = this.selection.ids;
     try {
-      this.events = await api.events(run, { project: this.selection.project, limit: 200, max_body: MAX_CHARACTERS });
+      const { project } = this.selection;
+      this.events = await api.events(run, { project, limit: 200, max_body: MAX_CHARACTERS });
+      const state = this.selection.runs[0]?.state;
+      if (state === "failed" || state === "crashed") {
+        this.ends = await api.events(run, { project, name: "tensormeter.run.end", limit: MAX_ENDS });
+        this.lastLines = (await logs(run, { project, limit: LAST_LINES })).lines;
+      } else {
+        this.ends = [];
+        this.lastLines = [];
+      }
       this.problem = "";
     } catch (error) {
       this.problem = format.message(error);
@@ -83,7 +101,12 @@ export class OverviewPane implements Pane {
     const environment = Object.entries(run.environment ?? {})
       .sort()
       .map(([key, value]): [string, string] => [key, toText(value)]);
+    const failure = failureOf(run, this.ends);
+    const logAddress = route.address(["p", this.selection.project, "runs", run.id, "logs"]);
+    const failed = this.panel("Failure", [failure, this.lastLines], () => failureContent(failure, failure ? this.sourceOf(failure.event.process) : "", this.lastLines, logAddress));
+    failed.classList.add("failure");
     arrange(this.content, [
+      ...(failure || this.lastLines.length ? [failed] : []),
       this.run,
       this.panel("Alerts", [alerts, alerts.map((event) => chartLinks(event, this.selection)), problem], () => [
         problem ? h("p", { class: "problem" }, problem) : null,
@@ -96,6 +119,12 @@ export class OverviewPane implements Pane {
         others.length ? h("ul", { class: "events" }, ...others.map(eventItem)) : h("p", { class: "muted" }, "No events."),
       ]),
     ]);
+  }
+
+  /** The rank and host of a process; "" if it is the only one. */
+  private sourceOf(process: string): string {
+    const { processes = [], id = "" } = this.selection.single ?? {};
+    return processes.length > 1 ? this.selection.processName(id, process) : "";
   }
 
   /** Create a panel, or return the existing one if its contents are unchanged, so that scroll position and selection are kept. */
@@ -148,7 +177,7 @@ function processTable(processes: api.Process[]): HTMLElement {
 }
 
 function panel(title: string, ...content: Child[]): HTMLElement {
-  return h("section", { class: "panel", "aria-label": title }, h("h2", {}, title), ...content);
+  return h("section", { class: "panel", "aria-label": title }, title === "Failure" ? null : h("h2", {}, title), ...content);
 }
 
 function table(rows: [string, string][], none: string): HTMLElement {

@@ -2,6 +2,7 @@
 
 import * as format from "../base/format";
 import type { RunDetail, TelemetryEvent } from "../data/api";
+import { exceptionIn } from "./failure";
 
 const BAD_STATES = ["crashed", "failed", "preempted"];
 const MAX_REASON = 300;
@@ -20,10 +21,10 @@ export function endSummary({ processes, attempt }: RunDetail, events: TelemetryE
   const ends: End[] = events
     .filter(({ process }) => members.has(process))
     .map(({ time, process, body }) => {
-      const { state, message } = (body ?? {}) as Record<string, unknown>;
+      const { state, message, traceback } = (body ?? {}) as Record<string, unknown>;
       const { rank, host } = members.get(process) ?? { rank: null, host: null };
       const name = rank === null ? process.slice(0, 8) : `rank ${rank}`;
-      return { time: format.epoch(time), state: String(state ?? ""), message: String(message ?? ""), source: host ? `${name} on ${host}` : name };
+      return { time: format.epoch(time), state: String(state ?? ""), message: (typeof traceback === "string" && exceptionIn(traceback.trimEnd().split("\n"))) || String(message ?? ""), source: host ? `${name} on ${host}` : name };
     })
     .filter(({ state }) => BAD_STATES.includes(state))
     .sort((a, b) => a.time - b.time);
