@@ -34,9 +34,8 @@ torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 ha
 
 def printed(text: str, when: int, stream: str = "stdout") -> Event:
     """A line of the console, without its newline."""
-    return Event(
-        "", when, text, {"log.iostream": stream}, severity_number=9 if stream == "stdout" else 0, scope=Scope("")
-    )
+    number, level = (9, "INFO") if stream == "stdout" else (13, "WARN")
+    return Event("", when, text, {"log.iostream": stream}, severity_number=number, severity_text=level)
 
 
 def logged(text: str, when: int, logger: str, number: int, level: str, **attributes: object) -> Event:

@@ -30,7 +30,7 @@ export function logRow(line: LogLine, options: RowOptions): HTMLElement {
   const level = levelOf(line);
   const [first = "", ...rest] = text.split("\n");
   const name = options.nameOf(line);
-  const label = level && (line.stream === null || line.severity > 12) ? level : "";
+  const label = level && (line.stream === null || line.severity > 16) ? level : "";
   const lines = h("span", { class: "text" }, ...marked(options.isOpen ? text : first, options.search));
   if (!options.isOpen && rest.length) lines.append(h("span", { class: "more" }, ` +${rest.length} ${rest.length === 1 ? "line" : "lines"}`));
   const element = h(
@@ -62,12 +62,12 @@ export function moment({ time }: LogLine): string {
   return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${String(date.getMilliseconds()).padStart(3, "0")}`;
 }
 
-/** The CSS class of a line: its severity, and else its stream. */
+/** The CSS class of a line: its severity or its stream. Much of what programs print to stderr is no warning. */
 function levelClass({ severity, stream }: LogLine): string {
   if (severity > 16) return "bad";
+  if (stream === "stderr") return "stderr";
   if (severity > 12) return "warn";
-  if (severity > 0 && severity < 9) return "quiet";
-  return stream === "stderr" ? "stderr" : "";
+  return severity > 0 && severity < 9 ? "quiet" : "";
 }
 
 function clock(line: LogLine, { times, started }: RowOptions): string {

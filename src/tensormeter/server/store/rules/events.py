@@ -24,7 +24,16 @@ from tensormeter.server.store.models.runs import StoredEvent
 from tensormeter.server.store.rules.media import Media, MediaError, take_media
 from tensormeter.server.store.rules.resource_identity import MAX_NAME
 
-__all__ = ["PreparedEvent", "key_and_step", "prepare_event", "record_of", "refusal", "stored_event", "trim_config"]
+__all__ = [
+    "IDENTITY",
+    "PreparedEvent",
+    "key_and_step",
+    "prepare_event",
+    "record_of",
+    "refusal",
+    "stored_event",
+    "trim_config",
+]
 
 
 _LIMITS: Final = {
@@ -42,7 +51,7 @@ _LONGEST_KEY: Final = 100
 _MOST_NAMED: Final = 3
 
 
-_IDENTITY: Final = ("severity_number", "severity_text", "trace_id", "span_id")
+IDENTITY: Final = ("severity_number", "severity_text", "trace_id", "span_id")
 """Fields that distinguish log records with equal time, name, body and attributes."""
 
 
@@ -79,7 +88,7 @@ def prepare_event(event: Event) -> PreparedEvent | str:
         key, _ = key_and_step(event)
         return too_large(size, limit, f"{noun} {(key or event.name)[:_LONGEST_KEY]!r}", "send it in parts")
     identity = f"{body}\0{attributes}"
-    fields_of_identity = {name: fields[name] for name in _IDENTITY if name in fields}
+    fields_of_identity = {name: fields[name] for name in IDENTITY if name in fields}
     if fields_of_identity:  # if they are missing, keep the digest that older versions computed
         identity += f"\0{canonical_json(fields_of_identity)}"
     return PreparedEvent(body, attributes, record, hashlib.sha256(identity.encode()).digest(), images)

@@ -11,7 +11,7 @@ from tensormeter.conventions.semconv import LOG_STREAM
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store.models.canonical_json import canonical_json
 from tensormeter.server.store.models.log_lines import LogLine, Stream
-from tensormeter.server.store.rules.events import record_of
+from tensormeter.server.store.rules.events import IDENTITY, record_of
 
 __all__ = ["LOG_LIMIT", "STREAMS", "LogLimit", "PreparedLine", "is_line", "prepare_line", "stored_line"]
 
@@ -100,7 +100,9 @@ def prepare_line(event: Event, process: str) -> PreparedLine | str:
     )
     if size > EVENT_BYTES:
         return too_large(size, EVENT_BYTES, "log record", "send it in parts")
-    identity = f"{process}\0{severity}\0{stream}\0{attributes_json}\0{record}\0{text}".encode("utf-8", "replace")
+    # A retry through a Collector may have another observed time, so it does not distinguish lines; see `prepare_event`.
+    ids = "\0".join(str(fields[name]) for name in IDENTITY if name in fields)
+    identity = f"{process}\0{severity}\0{stream}\0{ids}\0{attributes_json}\0{text}".encode("utf-8", "replace")
     digest = int.from_bytes(hashlib.blake2b(identity, digest_size=8).digest(), "big") >> 1
     return PreparedLine(digest, min(max(severity, 0), _LEVELS), stream, text, attributes_json, record, size)
 
