@@ -92,6 +92,9 @@ def test_show_describes_a_run(run_cli, selector):
         ["tags", "x,", "[y]"],
         ["notes", "n"],
     )
+    assert lines["points"] == "points 1,000 (1,500 with steps and system metrics)".split()
+    assert lines["forked"] == ["forked", "from", "root@7"]
+    assert (lines["summary.best"], lines["summary.why"]) == (["summary.best", "0.5"], ["summary.why", "[b]z�"])
     assert lines["config.lr"] == ["config.lr", "0.001"]
     assert lines["config.opt.betas"] == ["config.opt.betas", "[0.9]"]
     assert lines["config.opt.deep.a"] == ["config.opt.deep.a", "1"]

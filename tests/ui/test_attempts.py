@@ -81,3 +81,6 @@ def test_definitions_choose_axes_and_values(tab: Any, resumed: None) -> None:
     row = page.get_by_role("row").filter(has_text="defined")
     expect(row).to_contain_text("0.75")
     expect(row).to_contain_text("good")
+    expect(tab.go("#/p/again/runs/defined/overview").get_by_role("region", name="Results")).to_contain_text("verdict")
+    page = tab.go("#/p/again/runs/fork/overview")
+    expect(page.get_by_role("link", name="resumed")).to_have_attribute("href", "#/p/again/runs/resumed")

@@ -55,9 +55,9 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
     client = Connection(endpoint)
     summary = find_run(client, run, project, fields="config")
     console = Console()
-    _print_header(console, summary)
-    _print_failure(console, client, summary)
     logged, all_shown = _logged(client, summary)
+    _print_header(console, summary, sum(metric["points"] for metric in logged) if all_shown else None)
+    _print_failure(console, client, summary)
     _print_values(console, logged)
     if not all_shown:
         console.print(Text(f"only the first {len(logged):,} metrics are listed; list others with --metric"))
@@ -114,7 +114,8 @@ def _matching(client: Connection, run: dict[str, Any], patterns: tuple[str, ...]
     return sorted(names)
 
 
-def _print_header(console: Console, run: dict[str, Any]) -> None:
+def _print_header(console: Console, run: dict[str, Any], logged: int | None) -> None:
+    """Print facts about a run. `logged` is the number of points that the script logged; None if it is unknown."""
     console.print(Text(plain(f"{run['project']} / {run['name']}"), style="bold"))
     grid = Table.grid(padding=(0, 2))
     grid.add_row("run", Text(plain(run["id"])))
@@ -122,13 +123,19 @@ def _print_header(console: Console, run: dict[str, Any]) -> None:
     grid.add_row("started", local_time(int(run["started"])))
     grid.add_row("last update", local_time(int(run["last_time"])))
     grid.add_row("processes", _describe_processes(run["processes"]))
-    grid.add_row("points", f"{run['points']:,}")
+    with_others = f"{run['points']:,}"
+    grid.add_row(
+        "points", with_others if logged is None else f"{logged:,} ({with_others} with steps and system metrics)"
+    )
+    if run.get("parent") is not None:
+        grid.add_row("forked from", Text(plain(f"{run['parent']['run']}@{run['parent']['step']}")))
     for name, text in (("group", run["group"]), ("tags", ", ".join(run["tags"])), ("notes", run["notes"])):
         if text:
             grid.add_row(name, Text(plain(text)))
-    for key, value in sorted(_unfolded(run["config"])):
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        grid.add_row(Text(plain(f"config.{key}")), Text(plain(shown)))
+    for group, values in (("config", run["config"]), ("summary", run.get("results", {}))):
+        for key, value in sorted(_unfolded(values)):
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            grid.add_row(Text(plain(f"{group}.{key}")), Text(plain(shown)))
     console.print(grid)
 
 

@@ -9,11 +9,12 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from support.stores import append_events, append_values
+from support.stores import append_batches, append_events, append_values
 from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.store import NotFoundError, RunChanges, RunRef, Selection
+from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.points import Points
 from tensormeter.server.store.sqlite import migration, retention
 from tensormeter.server.store.sqlite.maintenance import back_up, compact
@@ -278,3 +279,43 @@ def test_events_of_a_store_of_version_4_are_read_and_stored_once(open_store, que
     (event_read,) = store.events(RunRef("r"))
     assert (event_read.body["level"], event_read.record.get("severity_number")) == ("WARN", None)
     assert query("PRAGMA foreign_key_check") == []
+
+
+def test_a_store_of_version_8_gets_first_steps_of_metrics_and_results(open_store, query, tmp_path):
+    """Metrics of later attempts shadow from the first step of their process on, as they did in that version."""
+
+    def send(store, process, attempt, start, steps, **columns):
+        times = (np.arange(len(steps)) + start).astype(np.uint64)
+        gauges = [Gauge(STEP_METRIC, times, np.array(steps))]
+        gauges += [Gauge(name, times[-len(column) :], np.array(column)) for name, column in columns.items()]
+        resource = {"tensormeter.run.id": "r", "service.instance.id": process, "tensormeter.run.attempt": attempt}
+        append_batches(store, Batch(resource, gauges))
+
+    def first_steps(store):
+        return store.read(RunRef("r"), Selection([], shadowing=["v", "late", "new"])).attempts["q"].first_steps
+
+    store = open_store()
+    send(store, "p", 1, 1, [0, 1, 2, 3], v=[1.0, 2.0, 3.0, 4.0])
+    send(store, "q", 2, 100, [1, 2, 3], v=[5.0, 6.0, 7.0], late=[8.0])
+    store.close()
+    query("DROP TABLE result", "DROP TABLE first_step", "PRAGMA user_version = 8")
+    store = open_store()
+    assert first_steps(store) == {"v": 1, "late": 1}
+    send(store, "q", 2, 200, [4, 5], v=[9.0], new=[1.0])
+    assert first_steps(store) == {"v": 1, "late": 1, "new": 5}
+    body = {"summary": {"best": 1}, "definitions": [{"name": "v", "summary": "max"}]}
+    append_events(store, resource_of("r"), Event("tensormeter.run.start", 5, body))
+    run = store.run(RunRef("r"))
+    assert (run.results.values, run.results.part("v"), run.parent) == ({"best": 1}, "max", None)
+    assert query("SELECT count(*) FROM first_step WHERE seal IS NULL") == [(3,)]  # those of the migration
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db")) as database:
+        database.execute("UPDATE first_step SET step = 7 WHERE metric = 'new'")
+        database.commit()
+    store = open_store()
+    with pytest.raises(DamagedError, match="first step of metric 'new'"):
+        first_steps(store)
+    store.delete(RunRef("r"))
+    store.flush()
+    assert query("SELECT count(*) FROM first_step") == query("SELECT count(*) FROM result") == [(0,)]
+    store.close()

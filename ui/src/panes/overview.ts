@@ -98,6 +98,9 @@ export class OverviewPane implements Pane {
     const alerts = events.filter(({ name }) => name === "tensormeter.alert");
     const others = events.filter(({ name }) => !/^tensormeter\.(alert|table|image|text|run\.heartbeat)$/.test(name));
     const config = [...format.flatten(run.config)].map(([key, value]): [string, string] => [key, format.setting(value)]);
+    const results = Object.entries(run.results)
+      .sort()
+      .map(([key, value]): [string, string] => [key, format.setting(value)]);
     const environment = Object.entries(run.environment ?? {})
       .sort()
       .map(([key, value]): [string, string] => [key, toText(value)]);
@@ -112,6 +115,7 @@ export class OverviewPane implements Pane {
         problem ? h("p", { class: "problem" }, problem) : null,
         alerts.length ? h("ul", { class: "events" }, ...alerts.map((event) => alertItem(event, chartLinks(event, this.selection)))) : h("p", { class: "muted" }, "None. NaN values, spikes and stalls are listed here."),
       ]),
+      ...(results.length > 0 ? [this.panel("Results", results, () => [table(results, "")])] : []),
       this.panel("Configuration", config, () => [table(config, "No configuration was passed to init.")]),
       this.panel("Environment", environment, () => [table(environment, "No environment was reported.")]),
       this.panel("Processes", run.processes, () => [processTable(run.processes)]),
@@ -138,19 +142,24 @@ export class OverviewPane implements Pane {
   }
 }
 
+function parentLink(project: string, { run, step }: NonNullable<api.RunDetail["parent"]>): Child {
+  return h("span", {}, h("a", { href: route.address(["p", project, "runs", run]) }, run), ` at step ${step.toLocaleString("en")}`);
+}
+
 function runFacts(run: api.RunDetail, events: api.TelemetryEvent[]): [string, Child][] {
   const losses = lossSentences(run.losses);
   const environment = new Map(Object.entries(run.environment ?? {}));
   return [
     ["state", h("span", {}, stateBadge(run), " ", h("span", { class: "muted" }, describeState(run.state, isForeign(run))))],
     ["id", run.id],
+    ...(run.parent ? [["forked from", parentLink(run.project, run.parent)] as [string, Child]] : []),
     ["started", format.moment(format.epoch(run.started))],
     ["ended", run.ended ? format.moment(format.epoch(run.ended)) : "not yet"],
     ["last update", format.moment(format.epoch(run.last_time))],
     ["attempt", attemptText(run)],
     ["group", run.group || "–"],
     ["exit", exitWords(events)],
-    ["points", run.points === undefined ? "–" : format.count(run.points)],
+    ["stored points", run.points === undefined ? "–" : format.count(run.points)],
     ["lost", losses.length ? losses.join(" ") : "nothing"],
     ...MAIN_FACTS.flatMap(([label, key]): [string, Child][] => (environment.has(key) ? [[label, toText(environment.get(key))]] : [])),
   ];

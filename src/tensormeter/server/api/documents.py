@@ -41,7 +41,9 @@ def run_details(
     """Return the document of a run with its processes and losses. `config` replaces the full configuration."""
     documents = [_process(process) for process in processes]
     fields = _run_fields(run) | {"config": config}
-    return schemas.RunDetails(**fields, processes=documents, environment=_environment(processes), losses=losses)
+    return schemas.RunDetails(
+        **fields, processes=documents, environment=_environment(processes), losses=losses, results=run.results.values
+    )
 
 
 def summary_documents(summaries: Mapping[str, Summary], results: Results) -> dict[str, schemas.Summary]:

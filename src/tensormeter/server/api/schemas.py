@@ -154,6 +154,7 @@ class RunDetails(_RunFields, kw_only=True):
         Attributes, Meta(description="Resource of the process with the lowest rank in the latest attempt.")
     ]
     losses: Annotated[Mapping[str, int], Meta(description="Number of dropped points by reason.")]
+    results: Annotated[Attributes, Meta(description="Values that the script wrote to the summary, by name.")]
 
 
 class Runs(Struct, kw_only=True):
