@@ -15,9 +15,12 @@ from tensormeter.errors import (
 )
 from tensormeter.instruments import MeterProvider, configure
 from tensormeter.record.histogram.histogram import Histogram
+from tensormeter.record.media.audio import Audio
+from tensormeter.record.media.html import Html
 from tensormeter.record.media.image import Image
 from tensormeter.record.media.table import Table
 from tensormeter.record.media.text import Text
+from tensormeter.record.media.video import Video
 from tensormeter.session import open_runs
 from tensormeter.session.run import Run
 from tensormeter.settings import Settings
@@ -32,9 +35,11 @@ if typing.TYPE_CHECKING:
     summary: View
 
 __all__ = [
+    "Audio",
     "Client",
     "EncodingError",
     "Histogram",
+    "Html",
     "Image",
     "MeterProvider",
     "RingError",
@@ -47,6 +52,7 @@ __all__ = [
     "TensormeterError",
     "Text",
     "UsageError",
+    "Video",
     "alert",
     "configure",
     "deferred_log",

@@ -1,7 +1,7 @@
 """Tables, images, texts and alerts: from `log` to the log records in the spool, also when processes are killed."""
 
-import gzip
 import io
+import re
 import shutil
 
 import numpy as np
@@ -10,28 +10,12 @@ import pytest
 
 import tensormeter
 from support.optional import torch
-from support.spools import take_requests
-from tensormeter import Image, Table, Text, UsageError
-from tensormeter.otlp.decode import decode_events
-from tensormeter.otlp.media import media_of
+from support.spooled_media import media_in, pixels
+from tensormeter import Audio, Html, Image, Table, Text, UsageError, Video
+from tensormeter.conventions.media_types import is_of_type
 from tensormeter.record.media.item import EventContent
 from tensormeter.ring.file import media_directory
 from tensormeter.ring.format import State
-from tensormeter.server.store.rules.media import is_of_type
-
-
-def media_in(spool):
-    """(media, step) of everything in the spool, which is emptied."""
-    media_items = []
-    for request in take_requests(spool):
-        if request.signal == "logs":
-            for _, events in decode_events(gzip.decompress(request.body)):
-                media_items += [media for event in events if (media := media_of(event)) is not None]
-    return media_items
-
-
-def pixels(image):
-    return np.asarray(PIL.Image.open(io.BytesIO(image.data)))
 
 
 def test_tables_texts_and_alerts(source, spool, open_drain):
@@ -75,7 +59,26 @@ def test_images_in_the_cells_of_a_table(source, spool, open_drain):
     [
         (np.arange(12, dtype=np.uint8).reshape(3, 4), np.arange(12).reshape(3, 4)),
         (np.full((2, 2, 3), 0.5), np.full((2, 2, 3), 128)),
-        (np.array([[np.nan, 2.0], [-1.0, 1.0]], np.float32), np.array([[0, 255], [0, 255]])),
+        (np.array([[np.inf, 1.0], [-np.inf, 0.0]], np.float32), np.array([[255, 255], [0, 0]])),
+        (np.array([[np.nan, 1.0]]), np.array([[[255, 0, 255], [255, 255, 255]]])),
+        (np.array([[-1.0, 0.0, 1.0]], np.float16), np.array([[0, 128, 255]])),
+        (np.array([[0, 100, 255]], np.int64), np.array([[0, 100, 255]])),
+        (np.array([[-128, 127]], np.int8), np.array([[0, 255]])),
+        (np.array([[0, 1000, 65535]], np.uint16), np.array([[0, 1000, 65535]])),
+        (np.array([[0.0, 255.0]]), np.array([[0, 255]])),
+        (np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5), np.arange(60).reshape(3, 4, 5).transpose(1, 2, 0)),
+        (torch.tensor([[0.0, 0.5]], dtype=torch.bfloat16), np.array([[0, 128]])),
+        (np.array([[[0.0, 1.0], [1.0, 0.0]]]), np.array([[0, 255], [255, 0]])),
+        ([[0, 255]], np.array([[0, 255]])),
+        (PIL.Image.new("RGBA", (1, 1), (1, 2, 3, 4)), np.array([[[1, 2, 3, 4]]])),
+        (PIL.Image.new("LA", (1, 1), (9, 7)), np.array([[[9, 7]]])),
+        (PIL.Image.new("CMYK", (1, 1)), np.array([[[255, 255, 255]]])),
+        (PIL.Image.new("P", (1, 1)), np.array([[[0, 0, 0]]])),
+        (PIL.Image.new("PA", (1, 1)), np.array([[[0, 0, 0, 0]]])),
+        (PIL.Image.new("1", (1, 1), 1), np.array([[255]])),
+        (PIL.Image.new("F", (1, 1), 0.5), np.array([[128]])),
+        (PIL.Image.new("I", (1, 1), 4000), np.array([[4000]])),
+        (PIL.Image.fromarray(np.array([[7, 4000]], np.uint16)), np.array([[7, 4000]])),
         (np.eye(3, dtype=bool), np.eye(3) * 255),
         (torch.ones(3, 2, 5), np.full((2, 5, 3), 255)),
         (np.arange(24, dtype=np.uint8).reshape(2, 3, 4)[::-1], np.arange(24).reshape(2, 3, 4)[::-1]),
@@ -96,7 +99,7 @@ def test_pixels_become_png(source, spool, data, expected, open_drain):
 def test_the_content_type_is_that_of_the_first_bytes_and_the_server_agrees(form):
     encoded = io.BytesIO()
     PIL.Image.new("RGB", (5, 6)).save(encoded, form)
-    content_type = Image(encoded.getvalue()).body["content_type"]
+    content_type = Image(encoded.getvalue()).part().body["content_type"]
     assert content_type == f"image/{form.lower()}"
     assert is_of_type(encoded.getvalue(), content_type)
 
@@ -115,21 +118,42 @@ def test_what_is_encoded_stays_as_it_is(source, spool, tmp_path, open_drain):
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (lambda: Image(np.zeros((2, 2, 7))), r"expected shape .* got \(2, 2, 7\)"),
-        (lambda: Image(np.zeros((2, 2), np.int64)), "int64"),
-        (lambda: Image(object()), "got object"),
+        (lambda: Image(np.zeros((2, 2, 7))), r"its shape is \(2, 2, 7\), so it has 7 channels"),
+        (lambda: Image(np.zeros((0, 2))), r"it is empty: its shape is \(0, 2\)"),
+        (lambda: Image(np.zeros((2, 2)), dataformats="CHW"), r"'CHW' does not fit the shape \(2, 2\)"),
+        (lambda: Image(np.zeros((2, 2, 3)), dataformats="HWX"), "expected the letters N, C, H, W"),
+        (lambda: Image(np.zeros((2, 2), complex)), "its .real, .imag"),
+        (lambda: Image(object()), "got a object"),
         (lambda: Image(b"<svg onload=alert(1)>"), "PNG, JPEG, GIF or WebP"),
         (lambda: Image(b"RIFF\x24\x00\x00\x00WAVEfmt "), "PNG, JPEG, GIF or WebP"),
         (lambda: Image(b"RIFF"), "PNG, JPEG, GIF or WebP"),
         (lambda: Image(b"GIF88a"), "PNG, JPEG, GIF or WebP"),
-        (lambda: Image("/nowhere.png"), "cannot read /nowhere.png"),
-        (lambda: Image(torch.empty(2, 2, device="meta")), r"log image\.cpu\(\)"),
-        (lambda: Table(["a", "b"], [[1]]), r"expected 2 cells \(a, b\), got 1"),
+        (lambda: Image("/nowhere.png"), "cannot read '/nowhere.png'"),
+        (lambda: Image("/dev/zero"), "not an existing file"),
+        (lambda: Image(torch.empty(2, 2, device="meta")), "a sparse or meta tensor"),
+        (lambda: [Image(object())], "got a object"),
+        (lambda: Table("text"), "a single text"),
+        (lambda: Table({"a": [1], "b": [1, 2]}), "different lengths"),
+        (lambda: Table(["z"], {"a": [1], "b": [2]}), "do not include all"),
+        (lambda: Audio(np.zeros(4)), "pass sample_rate="),
+        (lambda: Audio(np.zeros(4), 0), "expected 1 to"),
+        (lambda: Audio(np.zeros((4, 5, 6)), 8000), r"got \(4, 5, 6\)"),
+        (lambda: Audio(b"text"), "WAV, MP3, OGG or FLAC"),
+        (lambda: Video(np.zeros((4, 5))), r"its shape is \(4, 5\)"),
+        (lambda: Video([np.zeros((4, 5)), np.zeros((4, 6))]), "different shapes"),
+        (lambda: Video(np.zeros((2, 4, 5, 3)), fps=0), "frames per second"),
+        (lambda: Video(b"text"), "MP4, WebM or GIF"),
+        (lambda: Html(5), "got a int"),
     ],
 )
-def test_what_is_none_is_refused_at_once(make, complaint):
-    with pytest.raises(UsageError, match=complaint):
-        make()
+def test_constructors_do_not_raise_and_log_warns_with_the_key(source, caplog, make, complaint):
+    item = make()
+    for step in range(2):
+        source.log({"the key": item, "loss": 1.0}, step)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("'the key' is not recorded: ")
+    assert re.search(complaint, warning)
+    assert source.ring.drops() == {"unsupported_value": 2}
 
 
 def test_an_agent_killed_before_it_deleted_the_file_delivers_it_once(source, spool, tmp_path, open_drain):

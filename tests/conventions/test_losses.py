@@ -47,8 +47,14 @@ def test_the_documentation_names_the_limits():
     assert f"{limits.TABLE_IMAGES} images" in rows["table"]
     assert mib["IMAGE_BYTES"] in rows["image"]
     assert mib["PIXEL_BYTES"] in rows["image"]
+    assert f"{limits.TABLE_IMAGES} images" in rows["list or batch of images"]
+    assert mib["MEDIA_BYTES"] in rows["audio, video"]
+    assert mib["TEXT_BYTES"] in rows["HTML, Plotly figure"]
     assert mib["CONFIG_BYTES"] in rows["configuration"]
     assert f"{limits.TITLE_CHARACTERS:,} characters" in rows["alert"]
     assert f"{limits.ALERT_CHARACTERS:,} of text" in rows["alert"]
-    assert f"{limits.CAPTION_CHARACTERS:,} characters" in rows["caption of an image"]
+    assert (
+        f"{limits.CAPTION_CHARACTERS:,} characters"
+        in rows["caption of an image, a video, an audio clip or an HTML document"]
+    )
     assert mib["EVENT_BYTES"] in rows["any other log record"]

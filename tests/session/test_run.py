@@ -463,12 +463,14 @@ def test_what_was_dropped_is_said_at_the_end(settings, caplog):
         tensormeter.init(settings=settings.replace(agent="off")) as run,
     ):
         for step in range(20_000):  # more than the ring of 256 KiB holds, and no agent reads it
-            run.log({"loss": 1.0, "text": "refused"} if step == 0 else {"loss": 1.0}, step)
-    assert any("'text' is not recorded: cannot record a str" in record.message for record in caplog.records)
+            run.log({"loss": 1.0, "odd": 1j, "none": None} if step == 0 else {"loss": 1.0}, step)
+    assert any("'odd' is not recorded: a complex number" in record.message for record in caplog.records)
     assert any("is full, so rows are dropped" in record.message for record in caplog.records)
     losses = [record.message for record in caplog.records if "not recorded: " in record.message]
     assert any("points: the ring buffer was full; raise TENSORMETER_BUFFER_BYTES" in words for words in losses)
-    assert any("1 value ('text'): unsupported type" in words for words in losses)
+    assert any("1 value ('odd'): unsupported type" in words for words in losses)
+    assert any("1 value ('none'): None was logged; log a number, or leave the key out" in words for words in losses)
+    assert sum("'none'" in record.message for record in caplog.records) == 1
 
 
 def test_a_phase_after_the_last_step_is_recorded_at_the_end(settings, caplog, monkeypatch):

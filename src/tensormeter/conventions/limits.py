@@ -14,8 +14,11 @@ __all__ = [
     "ENVELOPE_BYTES",
     "EVENT_BYTES",
     "IMAGE_BYTES",
+    "MEDIA_BYTES",
     "METRIC_NAMES",
+    "NESTED_MAPPINGS",
     "PIXEL_BYTES",
+    "REPEATED_TEXT_CHARACTERS",
     "TABLE_BYTES",
     "TABLE_CELLS",
     "TABLE_IMAGES",
@@ -33,10 +36,18 @@ TABLE_CELLS: Final = 700_000
 A request may contain 1,500,000 fields, and a cell takes two of them.
 """
 TABLE_IMAGES: Final = 256
+"""Maximum number of images in a table or a list of images."""
 IMAGE_BYTES: Final = 16 << 20
 """Limit for an encoded image, and for all encoded images in a table together, in bytes."""
+MEDIA_BYTES: Final = 16 << 20
+"""Limit for an encoded video or audio clip, in bytes."""
 PIXEL_BYTES: Final = 60 << 20
-"""Limit for an image's pixels before encoding, and for the pixels of all images in a table together, in bytes."""
+"""Limit for an image's pixels before encoding, for the pixels of all images in a table together, and for the frames of a
+video or the samples of an audio clip, in bytes."""
+REPEATED_TEXT_CHARACTERS: Final = 256
+"""Length up to which a string that is logged repeatedly without a change is stored once, in characters."""
+NESTED_MAPPINGS: Final = 32
+"""Maximum depth of nested mappings in a log call."""
 CONFIG_BYTES: Final = 1 << 20
 METRIC_NAMES: Final = 500_000
 """Maximum number of metric names in a run, and by default in a process."""

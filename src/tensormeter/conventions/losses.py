@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tensormeter.conventions.limits import CONFIG_BYTES, IMAGE_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
+from tensormeter.conventions.limits import CONFIG_BYTES, IMAGE_BYTES, MEDIA_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
 
 __all__ = ["REASONS", "describe_losses"]
 
@@ -17,7 +17,7 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
     "device_unfinished": ("point", "not computed by the device before the process ended", ""),
     "media_full": (
         "item",
-        "too many tables, images and texts were waiting for the agent",
+        "too many media items were waiting for the agent",
         "log fewer at a time, or raise TENSORMETER_MEDIA_BUFFER_BYTES",
     ),
     "text_too_large": ("text", f"larger than {TEXT_BYTES // _MIB} MiB", "log it in parts"),
@@ -31,14 +31,20 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
         f"larger than {IMAGE_BYTES // _MIB} MiB in encoded form",
         "log a smaller one, or a JPEG",
     ),
+    "media_too_large": (
+        "item",
+        f"audio or video above {MEDIA_BYTES // _MIB} MiB, or HTML or a figure above {TEXT_BYTES // _MIB} MiB",
+        "log shorter or smaller ones",
+    ),
+    "none_value": ("value", "None was logged", "log a number, or leave the key out"),
     "config_too_large": (
         "configuration value",
         f"the configuration was larger than {CONFIG_BYTES // _MIB} MiB, so its largest values were left out",
         "log them as a table or text",
     ),
-    "media_damaged": ("item", "a table, image or text could not be read or encoded", ""),
+    "media_damaged": ("item", "a media item could not be read or encoded", ""),
     "spool_full_system": ("point", "the spool was full of data that could not be delivered (system metrics)", ""),
-    "spool_full_media": ("item", "the spool was full of data that could not be delivered (tables, images, texts)", ""),
+    "spool_full_media": ("item", "the spool was full of data that could not be delivered (media)", ""),
     "spool_full_scalars": (
         "point",
         "the spool was full of data that could not be delivered, so the history was thinned",

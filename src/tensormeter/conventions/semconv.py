@@ -10,10 +10,14 @@ __all__ = [
     "ALERT_EVENT",
     "ALERT_KIND",
     "ALERT_SOURCE",
+    "AUDIO_EVENT",
     "DROPPED",
+    "FIGURE_EVENT",
     "GPU_DRIVER_VERSION",
     "GPU_MODELS",
     "GPU_VISIBLE_DEVICES",
+    "HTML_EVENT",
+    "IMAGES_EVENT",
     "IMAGE_EVENT",
     "LAUNCH_ID",
     "LOCAL_RANK",
@@ -40,6 +44,7 @@ __all__ = [
     "STEP_METRIC",
     "TABLE_EVENT",
     "TEXT_EVENT",
+    "VIDEO_EVENT",
     "WORLD_SIZE",
 ]
 
@@ -55,13 +60,20 @@ RUN_END: Final = "tensormeter.run.end"
 PROCESS_END: Final = "tensormeter.process.end"
 """A process of the run has ended, but the run has not."""
 ALERT_EVENT: Final = "tensormeter.alert"
+AUDIO_EVENT: Final = "tensormeter.audio"
+FIGURE_EVENT: Final = "tensormeter.figure"
+"""A Plotly figure. The body contains its JSON."""
+HTML_EVENT: Final = "tensormeter.html"
 IMAGE_EVENT: Final = "tensormeter.image"
+IMAGES_EVENT: Final = "tensormeter.images"
+"""Several images under one key."""
 TABLE_EVENT: Final = "tensormeter.table"
 TEXT_EVENT: Final = "tensormeter.text"
+VIDEO_EVENT: Final = "tensormeter.video"
 
 # Attributes of events.
 MEDIA_KEY: Final = "tensormeter.key"
-"""Key under which an image, table or text was logged."""
+"""Key under which a media item was logged."""
 LOG_STREAM: Final = "log.iostream"
 """Console stream of a log line: `stdout` or `stderr`."""
 ALERT_KIND: Final = "tensormeter.alert.kind"

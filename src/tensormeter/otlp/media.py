@@ -1,4 +1,4 @@
-"""Tables, images, text items and alerts, which are sent as OTLP log records.
+"""Media items and alerts, which are sent as OTLP log records.
 
 The step is an attribute of the log record. Metrics never have the step as an attribute, because each step would create a new
 time series.
@@ -7,23 +7,63 @@ time series.
 |---|---|---|
 | `tensormeter.table` | `columns` (names), `rows` (lists of scalars and image bodies) | `tensormeter.key`, `tensormeter.step` |
 | `tensormeter.image` | `data` (bytes), `content_type`, `width`, `height`, `caption` | `tensormeter.key`, `tensormeter.step` |
-| `tensormeter.text` | `text`, `content_type` | `tensormeter.key`, `tensormeter.step` |
+| `tensormeter.images` | `images` (image bodies) | `tensormeter.key`, `tensormeter.step` |
+| `tensormeter.video` | `data` (bytes), `content_type`, `width`, `height`, `frames`, `caption` | `tensormeter.key`, `tensormeter.step` |
+| `tensormeter.audio` | `data` (bytes), `content_type`, `sample_rate`, `caption` | `tensormeter.key`, `tensormeter.step` |
+| `tensormeter.figure` | `figure` (Plotly's JSON as text), `caption` | `tensormeter.key`, `tensormeter.step` |
+| `tensormeter.html` | `html`, `caption` | `tensormeter.key`, `tensormeter.step` |
+| `tensormeter.text` | `text`, `content_type`, `first_step`, `count` | `tensormeter.key`, `tensormeter.step` |
 | `tensormeter.alert` | `title`, `text`, `level` (`INFO`, `WARN` or `ERROR`) | `tensormeter.step` |
 
 The events `tensormeter.run.start` (with `config`) and `tensormeter.run.end` (with `state`) are also sent as log records.
-The `width` and `height` of an image are in pixels. `tensormeter.conventions.limits` defines the size limits.
+Width and height are in pixels, and 0 if they are unknown, as are the number of frames of a video and the samples per second of
+an audio clip. If a short text was logged `count` times without a change, a second record of it has `count` and the `first_step`,
+and the last step as `tensormeter.step`. The first record has neither field. `tensormeter.conventions.limits` defines the size limits.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final, Literal, cast
 
-from tensormeter.conventions.limits import ALERT_CHARACTERS, IMAGE_BYTES, TABLE_CELLS, TEXT_BYTES, too_large
-from tensormeter.conventions.semconv import ALERT_EVENT, IMAGE_EVENT, MEDIA_KEY, TABLE_EVENT, TEXT_EVENT
+from tensormeter.conventions.limits import (
+    ALERT_CHARACTERS,
+    IMAGE_BYTES,
+    MEDIA_BYTES,
+    TABLE_CELLS,
+    TABLE_IMAGES,
+    TEXT_BYTES,
+    too_large,
+)
+from tensormeter.conventions.semconv import (
+    ALERT_EVENT,
+    AUDIO_EVENT,
+    FIGURE_EVENT,
+    HTML_EVENT,
+    IMAGE_EVENT,
+    IMAGES_EVENT,
+    MEDIA_KEY,
+    TABLE_EVENT,
+    TEXT_EVENT,
+    VIDEO_EVENT,
+)
 from tensormeter.errors import EncodingError, join_choices
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Event, Value
 
-__all__ = ["ALERT_LEVELS", "Alert", "Image", "Media", "Table", "Text", "TooLargeError", "media_of"]
+__all__ = [
+    "ALERT_LEVELS",
+    "Alert",
+    "Audio",
+    "Figure",
+    "Html",
+    "Image",
+    "Images",
+    "Media",
+    "Table",
+    "Text",
+    "TooLargeError",
+    "Video",
+    "media_of",
+]
 
 ALERT_LEVELS: Final = ("INFO", "WARN", "ERROR")
 
@@ -34,7 +74,7 @@ class TooLargeError(EncodingError):
     """Raised when an item exceeds its size limit. The message contains the item's key, its size and the limit.
 
     Attributes:
-        kind: Kind of the item: `image`, `table`, `text` or `alert`.
+        kind: Kind of the item: `image`, `table`, `text`, `alert` or, for all others, `media`.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -44,7 +84,7 @@ class TooLargeError(EncodingError):
 
 @dataclass(frozen=True)
 class _Media:
-    """Base class of the four kinds of items. All fields except `key` become fields of the record's body."""
+    """Base class of all kinds of items. All fields except `key` become fields of the record's body."""
 
     EVENT: ClassVar[str]
 
@@ -91,6 +131,121 @@ class Image(_Media):
 
     def __str__(self) -> str:
         return self.caption or "(image)"
+
+
+@dataclass(frozen=True)
+class Images(_Media):
+    """Several images, each with an empty key.
+
+    Raises:
+        TooLargeError: There are more than `limits.TABLE_IMAGES` images, or they exceed `limits.IMAGE_BYTES` together.
+    """
+
+    EVENT: ClassVar = IMAGES_EVENT
+    key: str
+    images: Sequence[Image]
+
+    def __post_init__(self) -> None:
+        if len(self.images) > TABLE_IMAGES:
+            raise TooLargeError(
+                "image",
+                f"images {self.key!r}: {len(self.images)} exceed the limit of {TABLE_IMAGES}; log fewer at a time",
+            )
+        size = sum(len(image.data) for image in self.images)
+        _check_size("image", self.key, size, IMAGE_BYTES, "log fewer or smaller ones", part=" and those logged with it")
+
+    def _body(self) -> dict[str, Value]:
+        return super()._body() | {"images": [_bare(image) for image in self.images]}
+
+
+@dataclass(frozen=True)
+class Video(_Media):
+    """An encoded video, or an animation in a GIF.
+
+    Raises:
+        TooLargeError: The video is larger than `limits.MEDIA_BYTES`.
+        EncodingError: The content type is neither a video type nor that of an animation.
+    """
+
+    EVENT: ClassVar = VIDEO_EVENT
+    key: str
+    data: bytes = field(repr=False)
+    content_type: str
+    width: int = 0
+    height: int = 0
+    frames: int = 0
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        _check_size("media", self.key, len(self.data), MEDIA_BYTES, "log a shorter or smaller one")
+        if not self.content_type.startswith(("video/", "image/")):
+            raise EncodingError(
+                f"video {self.key!r}: expected a media type such as video/mp4, got {self.content_type!r}"
+            )
+
+    def __str__(self) -> str:
+        return self.caption or "(video)"
+
+
+@dataclass(frozen=True)
+class Audio(_Media):
+    """An encoded audio clip.
+
+    Raises:
+        TooLargeError: The clip is larger than `limits.MEDIA_BYTES`.
+        EncodingError: The content type is not an audio type.
+    """
+
+    EVENT: ClassVar = AUDIO_EVENT
+    key: str
+    data: bytes = field(repr=False)
+    content_type: str
+    sample_rate: int = 0
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        _check_size("media", self.key, len(self.data), MEDIA_BYTES, "log a shorter one, or an MP3")
+        if not self.content_type.startswith("audio/"):
+            raise EncodingError(
+                f"audio {self.key!r}: expected a media type such as audio/wav, got {self.content_type!r}"
+            )
+
+    def __str__(self) -> str:
+        return self.caption or "(audio)"
+
+
+@dataclass(frozen=True)
+class Html(_Media):
+    """An HTML document.
+
+    Raises:
+        TooLargeError: The document has more characters than `limits.TEXT_BYTES`.
+    """
+
+    EVENT: ClassVar = HTML_EVENT
+    key: str
+    html: str
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        _check_size("media", self.key, len(self.html), TEXT_BYTES, "log a smaller one")
+
+
+@dataclass(frozen=True)
+class Figure(_Media):
+    """A Plotly figure, as JSON text with the fields `data` and `layout`.
+
+    Raises:
+        TooLargeError: The text has more characters than `limits.TEXT_BYTES`.
+    """
+
+    EVENT: ClassVar = FIGURE_EVENT
+    key: str
+    figure: str
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        _check_size("media", self.key, len(self.figure), TEXT_BYTES, "log one with fewer points, or an Image of it")
 
 
 @dataclass(frozen=True)
@@ -142,9 +297,17 @@ class Text(_Media):
     key: str
     text: str
     content_type: str = "text/plain"
+    first_step: int | None = None
+    count: int = 1
 
     def __post_init__(self) -> None:
         _check_size("text", self.key, len(self.text), TEXT_BYTES, "log it in parts")
+
+    def _body(self) -> dict[str, Value]:
+        body = super()._body()
+        if self.first_step is None:
+            del body["first_step"], body["count"]
+        return body
 
 
 @dataclass(frozen=True)
@@ -174,9 +337,11 @@ class Alert(_Media):
             )
 
 
-Media = Table | Image | Text | Alert
+Media = Table | Image | Images | Video | Audio | Figure | Html | Text | Alert
 
-_KINDS: Final[dict[str, type[Media]]] = {kind.EVENT: kind for kind in (Table, Image, Text, Alert)}
+_KINDS: Final[dict[str, type[Media]]] = {
+    kind.EVENT: kind for kind in (Table, Image, Images, Video, Audio, Figure, Html, Text, Alert)
+}
 
 
 def media_of(event: Event) -> tuple[Media, int | None] | None:
@@ -196,6 +361,8 @@ def media_of(event: Event) -> tuple[Media, int | None] | None:
     try:
         if kind is Table:
             body["rows"] = [[_image_in(cell) for cell in row] for row in body.get("rows", ())]
+        elif kind is Images:
+            body["images"] = [_image_in(image) for image in body.get("images", ())]
         media = kind(**{name: value for name, value in body.items() if name in names})
     except (TypeError, AttributeError) as error:
         raise EncodingError(f"{event.name}: {error}") from None
@@ -217,4 +384,6 @@ def _image_in(cell: Any) -> Any:
 
 def _check_size(kind: str, key: str, size: int, limit: int, advice: str, *, part: str = "") -> None:
     if size > limit:
-        raise TooLargeError(kind, too_large(size, limit, f"{kind} {key!r}{part}", advice))
+        raise TooLargeError(
+            kind, too_large(size, limit, f"{kind if kind != 'media' else 'item'} {key!r}{part}", advice)
+        )

@@ -24,8 +24,11 @@ from tensormeter.record.histogram.counting import DeviceTables
 from tensormeter.record.histogram.histogram import DeviceDistribution, Histogram, HostDistribution
 from tensormeter.record.histogram.pooling import POOLED
 from tensormeter.record.log_timing import LogTiming, Stopwatch
+from tensormeter.record.loggable_values import Parts, as_loggable
 from tensormeter.record.media.item import EventContent, Media
 from tensormeter.record.media.outbox import Outbox
+from tensormeter.record.media.repeated_texts import RepeatedTexts
+from tensormeter.record.nested_values import Flattened, flatten, is_nested
 from tensormeter.record.reduction.reduction import Reduce, Rule
 from tensormeter.record.reduction.rules import Rules
 from tensormeter.record.rows.histogram_rows import Distributions
@@ -34,7 +37,15 @@ from tensormeter.record.rows.lanes import Lanes
 from tensormeter.record.rows.rows import Devices, Numbers, Rows
 from tensormeter.record.rows.stream_numbers import StreamNumbers
 from tensormeter.record.rows.stream_writer import StreamWriter
-from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, check_name, classify, classify_step
+from tensormeter.record.values.classify import (
+    Deferred,
+    DeviceValue,
+    Refused,
+    check_name,
+    classify,
+    classify_step,
+    is_rounded,
+)
 from tensormeter.record.warn_once import WarnOnce, describe, shown
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import AUTOMATIC_STEPS, Drop, HeaderWord, State
@@ -43,6 +54,9 @@ from tensormeter.ring.layout import Column, Items, Layout, Stream
 __all__ = ["Limits", "PeriodicTask", "Recorder"]
 
 _LAST_STEP: Final = (1 << 63) - 1
+
+_REMARK: Final = 24
+"""Number of characters of a remark about a media item that distinguish it from other remarks. Each is written once per key."""
 
 _SETTLE_TIMEOUT: Final = 5.0
 """Maximum time in seconds that `close` waits for pending values."""
@@ -59,7 +73,7 @@ class Limits(NamedTuple):
 
     Attributes:
         metric_names: Maximum number of metric names, including streams of instruments.
-        media_buffer_bytes: Maximum total size in bytes of the tables, images and text items that wait for the agent.
+        media_buffer_bytes: Maximum total size in bytes of the media items that wait for the agent.
     """
 
     metric_names: int = METRIC_NAMES
@@ -104,6 +118,7 @@ class Recorder:
         self._notices = WarnOnce()
         self._cost = LogTiming(ring)
         self._outbox = Outbox(ring, limits.media_buffer_bytes)
+        self._texts = RepeatedTexts()
         self._device = DeviceCopies(
             ring, self._warn_of_lost_value, self._attend_pending, self._warn_of_detour, one_launch=one_launch
         )
@@ -195,7 +210,7 @@ class Recorder:
         """Record one row. Never blocks, and never raises because of `values`.
 
         Args:
-            values: Numbers, one-element tensors or arrays, histograms and media items, by name.
+            values: Values by name, possibly in nested mappings (see `Run.log`).
             step: Step of the row as a 64-bit integer. Steps may be in any order. None selects the last row's step plus one.
             every: Number of calls whose values are reduced to one value. None selects the rule from `define`, if there is one.
             reduce: Reduction of the values. Default: "mean".
@@ -304,6 +319,8 @@ class Recorder:
             return
         try:
             self._flush_reductions()
+            for key, step, content in self._texts.flush():
+                self._send(self._lanes.mine(), content, key, step)
             for task in self._closing_tasks:
                 task()
         except Exception as error:  # a device error: earlier rows are safe, and the run must still finish
@@ -351,15 +368,35 @@ class Recorder:
         if rule is None and type(values) is dict and self._rows.writer_of(lane).write(values, step):
             self._use_row_writer(lane)
             return
+        flat = flatten(values)
+        if type(values) is not dict or is_nested(values):
+            self._route_flat(lane, flat, step, rule)
+        else:
+            self._write_row(lane, flat, step, rule)
+
+    def _route_flat(self, lane: Lane, flat: Flattened, step: int, rule: Rule | None) -> None:
+        """Write a row that was given as a nested mapping or as another type than `dict`."""
+        if not flat.refusals and not flat.collisions:
+            if lane.device_writers and rule is None and not self._rules:
+                write = lane.device_writers.get(tuple(flat.values))
+                if write is not None and write(flat.values, step):
+                    return
+            if rule is None and self._rows.writer_of(lane).write(flat.values, step):
+                self._use_row_writer(lane)
+                return
+        self._write_row(lane, flat, step, rule)
+
+    def _write_row(self, lane: Lane, flat: Flattened, step: int, rule: Rule | None) -> None:
+        """Write the values of a row that can be recorded, and warn about the others."""
+        values, reduced = flat.values, rule is not None or bool(self._rules)
         numbers: dict[str, float | int] = {}
         devices: dict[str, DeviceValue | Deferred] = {}
         distributions: dict[str, HostDistribution | DeviceDistribution] = {}
-        media: list[tuple[object, Media]] = []
-        refusals: list[tuple[object, Refused]] = []
-        for given, value in _pairs(values, refusals):
-            key = _plain(given)
+        media: list[tuple[str, Media | str]] = []
+        refusals, rounded = list(flat.refusals), []
+        for key, value in values.items():
             # isinstance would read the `__class__` of an unknown object, which may raise.
-            if issubclass(type(value), Media):
+            if issubclass(type(value), Media | str):
                 media.append((key, value))
                 continue
             try:
@@ -371,8 +408,14 @@ class Recorder:
                 devices[key] = number
             elif isinstance(number, HostDistribution | DeviceDistribution):
                 distributions[key] = number
+            elif isinstance(number, Parts):
+                media += [(f"{key}/{part}", item) for part, item in number.items()]
+            elif isinstance(number, Media):
+                media.append((key, number))
             else:
                 numbers[key] = number
+                if is_rounded(value, number):
+                    rounded.append((key, number))
         if reduced:
             # Do not pass a writer to `on_writer`, because it would write the next row without reducing its values.
             self._write(
@@ -387,14 +430,22 @@ class Recorder:
             self._rows.write(lane, numbers, devices, step)
             if not devices:
                 self._use_row_writer(lane)
-            elif len(numbers) + len(devices) == len(values) and all(type(key) is str for key in values):
+            elif len(numbers) + len(devices) == len(values):
                 writer = self._rows.make_device_writer(lane, values, numbers, devices)
                 if writer is not None and lane is self._lanes.first and not self._closed and not self._periodic_tasks:
                     self._use(writer)
         # Warn last, so that valid values have been recorded even if a logging handler fails.
         self._warn_of_changed_names()
-        for key, refused in refusals:
-            self._refuse(lane, key, refused)
+        for refused_key, refused in refusals:
+            self._refuse(lane, refused_key, refused)
+        for name in flat.collisions:
+            lane.count(Drop.UNSUPPORTED_VALUE)
+            self._notices.once(
+                (name, Flattened), "%s occurred twice in one log() call; recorded the last one", shown(name)
+            )
+        for name, number in rounded:
+            message = "%s is recorded as %r, the nearest float, because the integer does not fit into 64 bits"
+            self._notices.once((name, is_rounded), message, shown(name), number)
         for key, item in media:
             self._log_media(lane, key, item, step)
 
@@ -414,6 +465,8 @@ class Recorder:
         lane.count(refusal.reason)
         name = shown(key)
         self._notices.note(refusal.reason, name)
+        if refusal.reason is Drop.NONE_VALUE:  # often intended, so it is only counted
+            return
         self._notices.once((name, refusal.reason), "%s is not recorded: %s", name, refusal)
 
     def _write(self, lane: Lane, numbers: Numbers, devices: Devices, distributions: Distributions, step: int) -> None:
@@ -430,21 +483,29 @@ class Recorder:
         is_known = step >= 0 and step != AUTOMATIC_STEPS - 1
         self._send(self._lanes.mine(), content, None, step if is_known else None)
 
-    def _log_media(self, lane: Lane, key: object, media: Media, step: int) -> None:
+    def _log_media(self, lane: Lane, key: str, media: Media | str, step: int) -> None:
         try:
             check_name(key)
-            content = media.pack()
+            name = as_unicode(key)
+            if isinstance(media, Media):
+                contents = [(step, media.pack())]
+            else:
+                contents = self._texts.add(name, str.__str__(media), step)
         except Refused as refusal:
             self._refuse(lane, key, refusal)
             return
         except Exception as error:  # the item's values may run code that raises anything
             self._refuse(lane, key, Refused(f"cannot copy it ({describe(error)})"))
             return
-        given = cast("str", key)
-        name = as_unicode(given)
-        if name != given:
-            self._warn_of_changed_name(given, name)
-        self._send(lane, content, name, step)
+        if name != key:
+            self._warn_of_changed_name(key, name)
+        for at, content in contents:
+            self._send(lane, content, name, at)
+            if content.omitted:
+                lane.count(Drop.UNSUPPORTED_VALUE, content.omitted)
+                self._notices.note(Drop.UNSUPPORTED_VALUE, shown(name))
+            for remark in content.remarks:
+                self._notices.once((name, remark[:_REMARK]), "%s: %s", shown(name), remark)
         self._last_step[0] = step
 
     def _send(self, lane: Lane, content: EventContent, key: str | None, step: int | None) -> None:
@@ -518,12 +579,36 @@ class Recorder:
         return ready
 
     def _classify(
-        self, key: object, value: Any, rule: Rule | None
-    ) -> float | int | DeviceValue | Deferred | HostDistribution | DeviceDistribution:
+        self, key: str, value: Any, rule: Rule | None
+    ) -> float | int | DeviceValue | Deferred | HostDistribution | DeviceDistribution | Media | Parts:
+        """Return what is recorded for a value.
+
+        Raises:
+            Refused: The value cannot be recorded.
+        """
         check_name(key)
+        if value is None:
+            raise Refused("the value is None; log a number, or leave the key out", Drop.NONE_VALUE)
+        try:
+            return self._number(key, value, rule)
+        except Refused as refusal:
+            if issubclass(type(value), Histogram):
+                raise
+            reason = refusal
+        try:
+            loggable = as_loggable(value, reason)
+        except Refused:
+            raise
+        except Exception as error:  # errors in the value's own code must not stop the program
+            raise Refused(f"cannot read its value ({describe(error)})") from None
+        return self._number(key, loggable, rule) if isinstance(loggable, Histogram | float | int) else loggable
+
+    def _number(
+        self, key: str, value: Any, rule: Rule | None
+    ) -> float | int | DeviceValue | Deferred | HostDistribution | DeviceDistribution:
         try:
             if isinstance(value, Histogram):
-                for applied in self._rules.of((cast("str", key),), rule).values():
+                for applied in self._rules.of((key,), rule).values():
                     if applied.reduce not in POOLED:
                         raise Refused(f"cannot reduce a Histogram with {applied.reduce!r}; use {join_choices(*POOLED)}")
                 distribution = value.reduce()
@@ -554,7 +639,8 @@ class Recorder:
 
     def _measure(self, lane: Lane, stream: StreamWriter, value: Any) -> int | None:
         try:
-            number = self._classify(stream.name, value, None)
+            check_name(stream.name)
+            number = self._number(stream.name, value, None)
             if isinstance(number, (DeviceDistribution, HostDistribution)):
                 raise Refused("an instrument records a single number; log a Histogram with `run.log`")
             if not isinstance(number, (DeviceValue, Deferred)):
@@ -613,28 +699,6 @@ def _is_mapping(values: object) -> bool:
         return isinstance(values, Mapping)
     except Exception:  # the object computes its `__class__`
         return False
-
-
-def _pairs(values: Mapping[str, Any], refusals: list[tuple[object, Refused]]) -> list[tuple[Any, Any]]:
-    """Return the key-value pairs that can be read. For each pair that cannot be read, append a refusal to `refusals`."""
-    pairs: list[tuple[Any, Any]] = []
-    try:
-        if isinstance(values, dict):
-            return list(values.items())  # in one call, because another thread may change the dictionary
-        for key in values:
-            try:
-                pairs.append((key, values[key]))
-            except Exception as error:
-                refusals.append((key, Refused(f"cannot read its value ({describe(error)})")))
-    except Exception as error:  # the mapping's own code may raise anything
-        refusals.append((type(values).__name__, Refused(f"cannot read its keys ({describe(error)})")))
-    return pairs
-
-
-def _plain(key: Any) -> Any:
-    """Return the text of a key whose type is derived from `str`, such as a member of `StrEnum`. Others stay unchanged."""
-    # isinstance would read the `__class__` of an unknown object, which may raise.
-    return str.__str__(key) if type(key) is not str and issubclass(type(key), str) else key
 
 
 break_graph(Recorder.log)

@@ -157,6 +157,10 @@ class Drop(enum.IntEnum):
     TABLE_TOO_LARGE = 6
     IMAGE_TOO_LARGE = 7
     CONFIG_TOO_LARGE = 8
+    MEDIA_TOO_LARGE = 9
+    """An audio clip, a video, an HTML document or a figure was larger than its limit."""
+    NONE_VALUE = 10
+    """The value was None."""
 
 
 class SpoolLoss(enum.IntEnum):
@@ -174,7 +178,9 @@ class SpoolLoss(enum.IntEnum):
     IMAGE_TOO_LARGE = 7
     """The encoded image was larger than its limit."""
     MEDIA_DAMAGED = 8
-    """The file of a table, image or text could not be read or encoded."""
+    """The file of a media item could not be read or encoded."""
+    MEDIA_TOO_LARGE = 9
+    """The encoded audio clip or video was larger than its limit."""
 
 
 class State(enum.IntEnum):

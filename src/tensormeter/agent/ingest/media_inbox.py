@@ -1,6 +1,5 @@
 """Inbox for media, which converts the media files next to a ring to log records."""
 
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -8,13 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from tensormeter.agent.ingest.media_encoding import encode_audio, encode_image, encode_video, image_size
 from tensormeter.conventions.semconv import RUN_CONFIG
 from tensormeter.disk.private import open_file
 from tensormeter.errors import EncodingError
 from tensormeter.otlp.batch import Event
-from tensormeter.otlp.media import Alert, Image, Media, Table, Text, TooLargeError
+from tensormeter.otlp.media import (
+    Alert,
+    Audio,
+    Figure,
+    Html,
+    Image,
+    Images,
+    Media,
+    Table,
+    Text,
+    TooLargeError,
+    Video,
+)
 from tensormeter.ring.file import media_directory
 
 __all__ = ["Inbox", "Piece"]
@@ -50,7 +60,9 @@ class Piece:
             if header["event"] == Table.EVENT and error.kind != "table":
                 raise TooLargeError("table", f"table {header['key']!r}: {error}") from None
             raise
-        except (ValueError, KeyError, TypeError, ImportError) as error:
+        except EncodingError:
+            raise
+        except Exception as error:  # an encoder may raise anything
             raise EncodingError(f"{self.path.name}: {type(error).__name__}: {error}") from None
 
     def _read(self) -> bytes:
@@ -94,41 +106,55 @@ def _media(event: str, key: str, body: dict[str, Any], data: bytes) -> Media:
             return Alert(**body)
         case Image.EVENT:
             return _image(key, body, data)
+        case Images.EVENT:
+            return Images(key, _images(body, data))
+        case Video.EVENT:
+            return _video(key, body, data)
+        case Audio.EVENT:
+            return _audio(key, body, data)
+        case Figure.EVENT:
+            return Figure(key, **body)
+        case Html.EVENT:
+            return Html(key, **body)
         case _:
             raise EncodingError(f"unknown event {event!r}")
 
 
 def _table(key: str, body: dict[str, Any], data: bytes) -> Table:
-    images, start = [], 0
-    for image in body.get("images", ()):
-        images.append(_image("", image, data[start : start + image["size"]]))
-        start += image["size"]
+    images = _images(body, data)
     rows = [[images[cell["image"]] if isinstance(cell, dict) else cell for cell in row] for row in body["rows"]]
     return Table(key, body["columns"], rows)
 
 
-def _size(data: bytes) -> tuple[int, int]:
-    """Return the width and height of an encoded image; 0 if they are unknown."""
-    try:
-        import PIL.Image
-
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            return image.size
-    except (ImportError, OSError, ValueError):
-        return 0, 0
+def _images(body: dict[str, Any], data: bytes) -> list[Image]:
+    """Return the images of a table or a list, which have no keys."""
+    images, start = [], 0
+    for image in body.get("images", ()):
+        images.append(_image("", image, data[start : start + image["size"]]))
+        start += image["size"]
+    return images
 
 
 def _image(key: str, body: dict[str, Any], data: bytes) -> Image:
     """Return an image, encoding raw pixels as PNG. An encoded image is kept as it is."""
     if "content_type" in body:
-        return Image(key, data, body["content_type"], *_size(data), body["caption"])
-    import PIL.Image
+        return Image(key, data, body["content_type"], *image_size(data), body["caption"])
+    height, width, _ = body["shape"]
+    return Image(key, encode_image(body, data), "image/png", width, height, body["caption"])
 
-    shape = tuple(body["shape"])
-    pixels = np.frombuffer(data, body["dtype"]).reshape(shape)
-    if pixels.dtype != np.uint8:
-        pixels = (np.clip(np.nan_to_num(pixels.astype(np.float64)), 0, 1) * 255).round().astype(np.uint8)
-    image = PIL.Image.fromarray(pixels[:, :, 0] if shape[2] == 1 else pixels)
-    encoded = io.BytesIO()
-    image.save(encoded, "PNG", compress_level=3)
-    return Image(key, encoded.getvalue(), "image/png", shape[1], shape[0], body["caption"])
+
+def _video(key: str, body: dict[str, Any], data: bytes) -> Video:
+    """Return a video, encoding raw frames. An encoded video is kept as it is."""
+    if "content_type" in body:
+        size = image_size(data) if body["content_type"].startswith("image/") else (0, 0)
+        return Video(key, data, body["content_type"], *size, caption=body["caption"])
+    frames, height, width, _ = body["shape"]
+    content_type, encoded = encode_video(body, data)
+    return Video(key, encoded, content_type, width, height, frames, body["caption"])
+
+
+def _audio(key: str, body: dict[str, Any], data: bytes) -> Audio:
+    """Return an audio clip, encoding raw samples as WAV. An encoded clip is kept as it is."""
+    if "content_type" in body:
+        return Audio(key, data, **{name: body[name] for name in ("content_type", "sample_rate", "caption")})
+    return Audio(key, encode_audio(body, data), "audio/wav", body["sample_rate"], body["caption"])

@@ -1,73 +1,192 @@
 """Tables whose cells contain numbers, text and images."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from itertools import chain, islice
+from typing import Any, Final
 
 from tensormeter.conventions.fitting import json_bytes, json_text
 from tensormeter.conventions.limits import IMAGE_BYTES, PIXEL_BYTES, TABLE_BYTES, TABLE_CELLS, TABLE_IMAGES, too_large
 from tensormeter.conventions.semconv import TABLE_EVENT
-from tensormeter.errors import UsageError
-from tensormeter.record.media.image import Image
-from tensormeter.record.media.item import EventContent, Media
+from tensormeter.record.media.frames import Frame, as_frame, is_frame
+from tensormeter.record.media.image import Image, ImagePart, is_pil_image, matplotlib_figure
+from tensormeter.record.media.item import EventContent, Media, refusal_of
 from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, classify
 from tensormeter.record.warn_once import text_of
 from tensormeter.ring.format import Drop
 
 __all__ = ["Table"]
 
+_PLAIN: Final = frozenset({bool, float, str, type(None)})
+_INT64: Final = 1 << 63
+
 
 class Table(Media):
     """A table with named columns: ``run.log({"samples": Table(["text", "loss"], [["a", 0.1], ["b", 0.2]])})``.
 
-    A cell is a number, a string, a boolean, None or an `Image`. NumPy scalars and one-element CPU tensors count as numbers.
-    Other objects are converted with `str`.
+    A cell is a number, a string, a boolean, None or an image (an `Image`, a PIL image or a Matplotlib figure). NumPy scalars and
+    one-element CPU tensors count as numbers. Other objects are converted with `str`.
 
     The limits are 12 MiB as JSON, 700,000 cells (each row and the heading count as one extra cell), and 256 images. All
     images of a table together may take up to 16 MiB in encoded form, and up to 60 MiB as pixels. A larger table is dropped and
     counted. The warning appears when the table is logged, or after the agent has encoded its images.
+
+    Attributes:
+        columns: Names of the columns.
     """
 
-    def __init__(self, columns: Sequence[str], data: Iterable[Sequence[Any]] = ()) -> None:
+    def __init__(self, columns: Any = None, data: Any = None, *, dataframe: Any = None) -> None:
         """
         Args:
-            columns: Names of the columns.
-            data: Rows of cells, with one cell per column.
-
-        Raises:
-            UsageError: The number of cells in a row differs from the number of columns.
+            columns: Names of the columns, or a frame. Default: the frame's columns, the keys of the rows if these are
+                mappings, or numbers. With a frame, these columns are selected.
+            data: Rows of cells with one cell per column, rows as mappings, an array, or a frame.
+            dataframe: A frame: a DataFrame or Series of pandas or polars, an Arrow table, or a mapping of column names to
+                cells. An index with a name becomes the first column. Missing values of columns that are not plain numbers
+                become None.
         """
-        self.columns = [text_of(column) for column in columns]
-        self._images: list[Image] = []
+        self.columns: list[str] = []
         self._rows: list[list[Any]] = []
+        self._images = 0
         self._excess_rows = 0  # number of rows that were not stored, because the table is too large to record
-        self._max_rows = TABLE_CELLS // (len(self.columns) + 1) - 1  # the heading also counts as a row
-        for row in data:
-            self.add(*row)
+        self._max_rows = 0
+        self._uneven = 0
+        self._fault: Refused | None = None
+        try:
+            source = data if dataframe is None else dataframe
+            if source is None and (is_frame(columns) or isinstance(columns, Mapping)):
+                source, columns = columns, None
+            self._fill(columns, source)
+        except Exception as error:  # the data's own code may raise anything
+            self._fault = refusal_of(error)
 
-    def add(self, *row: Any) -> None:
-        """Add a row.
+    def add_row(self, *row: Any) -> None:
+        """Add a row, given as one argument per column or as one list.
 
-        Raises:
-            UsageError: The number of cells differs from the number of columns.
+        If the number of cells differs from the number of columns, the row is cut or filled with None, with a warning when the
+        table is logged.
         """
+        self._add(
+            tuple(row[0]) if len(row) == 1 and len(self.columns) != 1 and isinstance(row[0], list | tuple) else row
+        )
+
+    add = add_data = add_row
+
+    def _add(self, row: tuple[Any, ...]) -> None:
         if len(row) != len(self.columns):
-            raise UsageError(f"Table: expected {len(self.columns)} cells ({', '.join(self.columns)}), got {len(row)}")
-        images = sum(isinstance(value, Image) for value in row)
-        if self._excess_rows or len(self._rows) >= max(self._max_rows, 0) or len(self._images) + images > TABLE_IMAGES:
+            self._uneven += 1
+            row = (*row[: len(self.columns)], *[None] * (len(self.columns) - len(row)))
+        cells = [_cell(value) for value in row]
+        images = sum(type(cell) is Image for cell in cells)
+        if self._excess_rows or len(self._rows) >= max(self._max_rows, 0) or self._images + images > TABLE_IMAGES:
             self._excess_rows += 1
             return
-        self._rows.append([self._keep_image(value) if isinstance(value, Image) else _cell(value) for value in row])
+        self._images += images
+        self._rows.append(cells)
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self._rows) + self._excess_rows
 
-    def _keep_image(self, image: "Image") -> dict[str, int]:
-        """Store an image, and return a cell that refers to the image by its index."""
-        self._images.append(image)
-        return {"image": len(self._images) - 1}
+    def _set_columns(self, columns: Iterable[Any]) -> None:
+        self.columns = [text_of(column) for column in columns]
+        self._max_rows = TABLE_CELLS // (len(self.columns) + 1) - 1  # the heading also counts as a row
+
+    def _fill(self, columns: Any, data: Any) -> None:
+        frame = as_frame(data)
+        if frame is not None:
+            self._fill_from_frame(frame, columns)
+            return
+        rows: Iterable[Any] = () if data is None else data
+        if hasattr(data, "tolist") and hasattr(data, "ndim"):
+            if data.ndim != 2:
+                raise Refused(f"expected an array with rows and columns, got the shape {tuple(data.shape)}")
+            rows = data.tolist()
+        if columns is not None:
+            if isinstance(columns, str):
+                raise Refused("expected a list of column names, got a single text")
+            self._set_columns(columns)
+        elif data is not None:
+            rows = iter(rows)
+            head = list(islice(rows, 1))
+            first = head[0] if head else ()
+            columns = list(first) if isinstance(first, Mapping) else range(len(first))
+            self._set_columns(columns)
+            rows = chain(head, rows)
+        for row in rows:
+            self._add(tuple(map(row.get, columns)) if isinstance(row, Mapping) else tuple(row))
+
+    def _fill_from_frame(self, frame: Frame, names: Any) -> None:
+        positions = list(range(len(frame.columns)))
+        titles: list[Any] = list(frame.columns)
+        if names is not None:
+            wanted = list(names)
+            if all(name in titles for name in wanted):
+                positions, titles = [titles.index(name) for name in wanted], wanted
+            elif len(wanted) == len(titles):
+                titles = wanted
+            else:
+                raise Refused(
+                    f"the frame has the columns {text_of(titles)[:200]}, which do not include all of those given"
+                )
+        self._set_columns(titles)
+        rows = min(frame.length, max(self._max_rows, 0))
+        self._excess_rows = frame.length - rows
+        columns = [[_cell(cell) for cell in frame.column(position, rows)] for position in positions]
+        self._rows = [list(row) for row in zip(*columns, strict=True)]
+        self._images = sum(type(cell) is Image for column in columns for cell in column)
+        if self._images > TABLE_IMAGES:
+            self._excess_rows += 1
 
     def pack(self) -> EventContent:
+        self._check_size()
+        images: list[ImagePart] = []
+        remarks: list[str] = []
+        rows, omitted = self._rows, 0
+        if self._images:
+            rows = [list(row) for row in rows]
+            for number, row in enumerate(rows):
+                for position, cell in enumerate(row):
+                    if type(cell) is not Image:
+                        continue
+                    try:
+                        images.append(cell.part())
+                        row[position] = {"image": len(images) - 1}
+                    except Refused as refusal:
+                        row[position] = None
+                        omitted += 1
+                        remarks.append(f"the image in row {number} is not recorded: {refusal}")
+        if self._uneven:
+            remarks.append(
+                f"{self._uneven} of its rows did not have {len(self.columns)} cells ({', '.join(self.columns)[:200]}); they were "
+                "cut or filled with None"
+            )
+        body: dict[str, Any] = {"columns": self.columns, "rows": rows}
+        text = json_text(body)
+        size = json_bytes(body, text)
+        if size > TABLE_BYTES:
+            raise _too_large_table(too_large(size, TABLE_BYTES, "it", "log it in parts, or with fewer columns"))
+        data = b"".join(image.data for image in images)
+        for form, total, limit in (
+            ("encoded", sum(image.encoded_size for image in images), IMAGE_BYTES),
+            ("uncompressed", len(data), PIXEL_BYTES),
+        ):
+            if total > limit:
+                advice = "log it in parts, or with smaller images"
+                raise _too_large_table(too_large(total, limit, f"all its images together ({form})", advice))
+        if images:
+            remarks += dict.fromkeys(image.remark for image in images if image.remark)
+            bodies = [{**image.body, "size": len(image.data)} for image in images]
+            text = json_text({**body, "images": bodies})
+        return EventContent(TABLE_EVENT, text, data, remarks=remarks[:3], omitted=omitted)
+
+    def _check_size(self) -> None:
+        """Check the number of cells and images.
+
+        Raises:
+            Refused: There are too many, or the constructor's data cannot be read.
+        """
+        if self._fault is not None:
+            raise self._fault
         if self._max_rows < 0:
             raise _too_large_table(
                 f"it has {len(self.columns)} columns, but the limit is {TABLE_CELLS // 2}; log it in parts"
@@ -81,23 +200,6 @@ class Table(Media):
                 f"it has {len(self)} rows of {len(self.columns)} cells, but the limit is {self._max_rows} such rows; "
                 "log it in parts"
             )
-        body: dict[str, Any] = {"columns": self.columns, "rows": self._rows}
-        text = json_text(body)
-        size = json_bytes(body, text)
-        if size > TABLE_BYTES:
-            raise _too_large_table(too_large(size, TABLE_BYTES, "it", "log it in parts, or with fewer columns"))
-        data = b"".join(image.data for image in self._images)
-        for form, total, limit in (
-            ("encoded", sum(image.encoded_size for image in self._images), IMAGE_BYTES),
-            ("uncompressed", len(data), PIXEL_BYTES),
-        ):
-            if total > limit:
-                advice = "log it in parts, or with smaller images"
-                raise _too_large_table(too_large(total, limit, f"all its images together ({form})", advice))
-        if self._images:
-            images = [{**image.body, "size": len(image.data)} for image in self._images]
-            text = json_text({**body, "images": images})
-        return EventContent(TABLE_EVENT, text, data)
 
 
 def _too_large_table(reason: str) -> Refused:
@@ -105,11 +207,20 @@ def _too_large_table(reason: str) -> Refused:
 
 
 def _cell(value: Any) -> Any:
-    """Convert a cell to a JSON value."""
-    if value is None or isinstance(value, bool | int | float | str):
+    """Convert a cell to a JSON value. Images stay images."""
+    kind = type(value)
+    if kind in _PLAIN or (kind is int and -_INT64 <= value < _INT64):
         return value
+    if kind is Image:
+        return value
+    if is_pil_image(value) or matplotlib_figure(value) is not None:
+        return Image(value)
+    if issubclass(kind, str):
+        return text_of(value)
     try:
         number = classify(value)
-    except Refused:
+    except Exception:  # a refusal, or an error in the value's own code
         return text_of(value)
+    if isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b":
+        return bool(number)
     return "(on a device)" if isinstance(number, (DeviceValue, Deferred)) else number

@@ -1,20 +1,22 @@
 """Text items, which contain plain text or Markdown."""
 
+from typing import Any
+
 from tensormeter.conventions.fitting import json_bytes, json_text
 from tensormeter.conventions.limits import TEXT_BYTES, too_large
 from tensormeter.conventions.semconv import TEXT_EVENT
 from tensormeter.record.media.item import EventContent, Media
-from tensormeter.record.values.classify import Refused
+from tensormeter.record.values.outcomes import Refused
 from tensormeter.record.warn_once import text_of
 from tensormeter.ring.format import Drop
 
-__all__ = ["Text"]
+__all__ = ["Text", "pack_text"]
 
 
 class Text(Media):
-    """Plain text or Markdown to log: ``run.log({"sample": Text("Once upon a time")})``."""
+    """Plain text or Markdown to log: ``run.log({"sample": Text("Once upon a time")})``. Plain strings are logged as they are."""
 
-    def __init__(self, text: str, *, markdown: bool = False) -> None:
+    def __init__(self, text: Any, *, markdown: bool = False) -> None:
         """
         Args:
             text: Text with a size of up to 4 MiB as JSON. Longer text is dropped and counted, with a warning when it is logged.
@@ -23,12 +25,31 @@ class Text(Media):
         self._text = text_of(text)
         self._type = "text/markdown" if markdown else "text/plain"
 
+    @property
+    def text(self) -> str:
+        """The text."""
+        return self._text
+
     def pack(self) -> EventContent:
-        body = {"text": self._text, "content_type": self._type}
-        size, text = len(self._text), ""
-        if size <= TEXT_BYTES:
-            text = json_text(body)
-            size = json_bytes(body, text)
-        if size > TEXT_BYTES:
-            raise Refused(too_large(size, TEXT_BYTES, "the text", "log it in parts"), Drop.TEXT_TOO_LARGE)
-        return EventContent(TEXT_EVENT, text)
+        return pack_text(self._text, self._type)
+
+
+def pack_text(text: str, content_type: str = "text/plain", **repeats: int) -> EventContent:
+    """Return the content of a text event.
+
+    Args:
+        text: The text.
+        content_type: Its content type.
+        repeats: `first_step` and `count` of a text that was logged several times.
+
+    Raises:
+        Refused: The text is too large.
+    """
+    body = {"text": text, "content_type": content_type, **repeats}
+    size, encoded = len(text), ""
+    if size <= TEXT_BYTES:
+        encoded = json_text(body)
+        size = json_bytes(body, encoded)
+    if size > TEXT_BYTES:
+        raise Refused(too_large(size, TEXT_BYTES, "the text", "log it in parts"), Drop.TEXT_TOO_LARGE)
+    return EventContent(TEXT_EVENT, encoded)

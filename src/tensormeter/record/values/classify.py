@@ -28,7 +28,9 @@ __all__ = [
     "check_plain",
     "classify",
     "classify_step",
+    "is_rounded",
     "kind_of",
+    "type_name",
 ]
 
 EXACT_INT: Final = 1 << 53
@@ -91,9 +93,10 @@ def classify(value: Any) -> float | int | DeviceValue | Deferred:
     if isinstance(value, (numbers.Real, Decimal)):  # float subclasses, Fraction, ...
         return _real(value)
     if isinstance(value, Mapping):
-        raise Refused(f"cannot record a {_name(value)}; log each of its values under a separate name")
+        raise Refused(f"cannot record a {type_name(value)}; log each of its values under a separate name")
     raise Refused(
-        f"cannot record a {_name(value)}; log a number, a tensor with one element, or a tensormeter.Histogram"
+        f"cannot record a {type_name(value)}; log a number, a text, an array, an image, a figure or a frame, or "
+        "a tensormeter.Table or Text of it"
     )
 
 
@@ -107,7 +110,7 @@ def classify_step(step: Any) -> int:
         try:
             number = classify(step)
         except Refused:
-            raise Refused(f"a {_name(step)} is not a whole number; pass an int") from None
+            raise Refused(f"a {type_name(step)} is not a whole number; pass an int") from None
         if isinstance(number, (DeviceValue, Deferred)):
             raise Refused("a device is still computing the step; pass an int")
         if number != number // 1:
@@ -131,7 +134,7 @@ def _real(value: Any) -> float | int:
     try:
         return float(value)
     except (OverflowError, ValueError, TypeError) as error:
-        raise Refused(f"cannot convert a {_name(value)} to a float ({error})") from None
+        raise Refused(f"cannot convert a {type_name(value)} to a float ({error})") from None
 
 
 def _array(value: Any) -> float | int:
@@ -160,7 +163,7 @@ def _snapshot(value: Any) -> float | int | DeviceValue | Deferred:
     """
     snapshot = value.__tensormeter_snapshot__()
     if hasattr(type(snapshot), _PROTOCOL):
-        raise Refused(f"the snapshot of a {_name(value)} has the same type; return a number or a callable")
+        raise Refused(f"the snapshot of a {type_name(value)} has the same type; return a number or a callable")
     if callable(snapshot) and not isinstance(snapshot, numbers.Number):
         poll: Callable[[], float | None] = snapshot
         return Deferred(poll)
@@ -194,7 +197,7 @@ def check_plain(value: "torch.Tensor") -> None:
     import torch
 
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
-        raise Refused(f"cannot record a tensor of type {_name(value)}; log a plain tensor, such as its local part")
+        raise Refused(f"cannot record a tensor of type {type_name(value)}; log a plain tensor, such as its local part")
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
         raise Refused("the tensor is inside a function transform (vmap, grad, ...); log it outside the transform")
     if value.layout is not torch.strided or value.is_meta:
@@ -222,7 +225,7 @@ def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | 
         )
     if hasattr(type(value), _PROTOCOL):
         return _snapshot(value)
-    raise Refused(f"cannot record a tensor of type {_name(value)}; log a plain tensor, such as its local part")
+    raise Refused(f"cannot record a tensor of type {type_name(value)}; log a plain tensor, such as its local part")
 
 
 @cache
@@ -236,6 +239,13 @@ def _numeric_dtypes() -> "frozenset[torch.dtype]":
     return frozenset(getattr(torch, name) for name in names if hasattr(torch, name))
 
 
+def is_rounded(value: Any, number: object) -> bool:
+    """Return whether a value is an integer beyond 64 bits, and `number` the nearest float that `classify` returned for it."""
+    if type(number) is not float or -_INT64 <= number < _INT64:
+        return False
+    return issubclass(type(value), int) or str(getattr(value, "dtype", "")).endswith("uint64")
+
+
 def kind_of(value: float) -> str:
     """Return the kind of a classified host value, as used by `Lane.make_writer`."""
     if type(value) is float:
@@ -243,7 +253,7 @@ def kind_of(value: float) -> str:
     return "i" if -EXACT_INT <= value <= EXACT_INT else "q"
 
 
-def _name(value: Any) -> str:
+def type_name(value: Any) -> str:
     """Return the qualified name of a value's type."""
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

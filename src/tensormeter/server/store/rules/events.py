@@ -1,4 +1,4 @@
-"""Rules for events: limits, images, digests and the stored form."""
+"""Rules for events: limits, media, digests and the stored form."""
 
 import hashlib
 import json
@@ -17,7 +17,16 @@ from tensormeter.conventions.limits import (
     TEXT_BYTES,
     too_large,
 )
-from tensormeter.conventions.semconv import MEDIA_KEY, RUN_CONFIG, RUN_START, STEP_METRIC, TABLE_EVENT, TEXT_EVENT
+from tensormeter.conventions.semconv import (
+    FIGURE_EVENT,
+    HTML_EVENT,
+    MEDIA_KEY,
+    RUN_CONFIG,
+    RUN_START,
+    STEP_METRIC,
+    TABLE_EVENT,
+    TEXT_EVENT,
+)
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store.models.canonical_json import canonical_json, json_value
 from tensormeter.server.store.models.runs import StoredEvent
@@ -38,10 +47,12 @@ __all__ = [
 
 _LIMITS: Final = {
     TEXT_EVENT: ("text", TEXT_BYTES + ENVELOPE_BYTES),
+    HTML_EVENT: ("html", TEXT_BYTES + ENVELOPE_BYTES),
+    FIGURE_EVENT: ("figure", TEXT_BYTES + ENVELOPE_BYTES),
     # JSON quotes cells such as NaN. A table that passes the client's check must also pass this one.
     TABLE_EVENT: ("table", TABLE_BYTES + 2 * TABLE_CELLS + ENVELOPE_BYTES),
 }
-"""Noun for an event, and its maximum bytes as JSON without images, by event name. The default is `EVENT_BYTES`."""
+"""Noun for an event, and its maximum bytes as JSON without media, by event name. The default is `EVENT_BYTES`."""
 
 DIGEST: Final = re.compile("[0-9a-f]{64}")
 
@@ -60,11 +71,11 @@ class PreparedEvent:
     """An event in its stored form.
 
     Attributes:
-        body: Canonical JSON, without images.
+        body: Canonical JSON, without media.
         attributes: Canonical JSON.
         record: Remaining fields of the log record, as canonical JSON; see `record_of`.
         digest: SHA-256 digest that distinguishes the event from others with the same name and time.
-        images: Images extracted from the body.
+        images: Images, audio clips and videos extracted from the body.
     """
 
     body: str

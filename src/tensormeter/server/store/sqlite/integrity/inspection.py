@@ -16,11 +16,11 @@ from typing import Any, Final
 import numpy as np
 import zstandard
 
+from tensormeter.conventions.media_types import is_of_type
 from tensormeter.errors import EncodingError, StoreError
 from tensormeter.otlp.number_blocks import decode_blocks
 from tensormeter.server.store.models.errors import DamagedError, StoreUnavailableError, SuspectedDamageError
 from tensormeter.server.store.models.rollup_blocks import Blocks
-from tensormeter.server.store.rules.media import is_of_type
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
 from tensormeter.server.store.sqlite.integrity.damage import name_series
 from tensormeter.server.store.sqlite.integrity.file_header import header_fault, version_of_tables

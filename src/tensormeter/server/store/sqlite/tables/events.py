@@ -5,13 +5,13 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final
 
+from tensormeter.conventions.media_types import is_of_type
 from tensormeter.conventions.semconv import ALERT_EVENT, RUN_HEARTBEAT
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store.models.errors import MAX_ANSWER_TEXT, DamagedError
 from tensormeter.server.store.models.event_query import EventQuery
 from tensormeter.server.store.models.runs import EventPage, RunRef, StoredEvent
 from tensormeter.server.store.rules.events import DIGEST, key_and_step, prepare_event, stored_event
-from tensormeter.server.store.rules.media import is_of_type
 from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, checksum, verify
 from tensormeter.server.store.sqlite.tables.run_state import apply_event

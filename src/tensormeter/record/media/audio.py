@@ -1,0 +1,89 @@
+"""Audio clips from arrays, files and encoded bytes."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from tensormeter.conventions.limits import MEDIA_BYTES, PIXEL_BYTES, too_large
+from tensormeter.conventions.media_types import AUDIO_TYPES, content_type_of
+from tensormeter.conventions.semconv import AUDIO_EVENT
+from tensormeter.record.media.array_copy import copy_array, is_array
+from tensormeter.record.media.item import EventContent, Media, caption_of, read_media_file, refusal_of
+from tensormeter.record.values.outcomes import Refused
+from tensormeter.ring.format import Drop
+
+__all__ = ["Audio"]
+
+_MAX_CHANNELS: Final = 16
+_MAX_RATE: Final = 1 << 20
+
+
+class Audio(Media):
+    """An audio clip: ``run.log({"speech": Audio(samples, sample_rate=16_000)})``.
+
+    The data is a WAV, MP3, OGG or FLAC file, its bytes, or an array of samples, which the agent converts to a WAV with 16 bits per
+    sample. An array has the shape (samples,), (samples, channels) or (channels, samples). Its elements are floats from -1 to 1,
+    or integers in the range of their type.
+
+    The limits are 16 MiB for the encoded clip and 60 MiB for samples. A longer clip is dropped and counted.
+    """
+
+    def __init__(self, data: Any, sample_rate: int | None = None, caption: str | None = "") -> None:
+        """
+        Args:
+            data: Array, tensor on the CPU, path or encoded bytes. The constructor copies the data.
+            sample_rate: Samples per second; required for arrays.
+            caption: Text to show with the clip, truncated to 65,536 characters.
+        """
+        self._body: dict[str, Any] = {"caption": caption_of(caption)}
+        self._data = b""
+        self._remarks: list[str] = []
+        self._fault: Refused | None = None
+        try:
+            self._read(data, sample_rate)
+        except Exception as error:  # the data's own code may raise anything
+            self._fault = refusal_of(error)
+
+    def pack(self) -> EventContent:
+        if self._fault is not None:
+            raise self._fault
+        limit = MEDIA_BYTES if "content_type" in self._body else PIXEL_BYTES
+        if len(self._data) > limit:
+            reason = too_large(len(self._data), limit, "the audio clip", "log a shorter one, or an MP3")
+            raise Refused(reason, Drop.MEDIA_TOO_LARGE)
+        return EventContent(AUDIO_EVENT, self._body, self._data, remarks=self._remarks)
+
+    def _read(self, data: Any, sample_rate: Any) -> None:
+        kind = type(data)
+        if issubclass(kind, str | Path):
+            data = read_media_file(data, MEDIA_BYTES)
+            kind = bytes
+        if issubclass(kind, bytes | bytearray | memoryview):
+            self._data = bytes(data)
+            content_type = content_type_of(self._data)
+            if content_type not in AUDIO_TYPES:
+                raise Refused("expected a WAV, MP3, OGG or FLAC file")
+            self._body |= {"content_type": content_type, "sample_rate": _rate(sample_rate) if sample_rate else 0}
+            return
+        if not is_array(data) and not issubclass(kind, list | tuple):
+            raise Refused(f"expected an array of samples, a path or bytes, got a {kind.__name__}")
+        if sample_rate is None:
+            raise Refused("the sample rate is missing; pass sample_rate=, for example 16_000")
+        rate = _rate(sample_rate)
+        samples = copy_array(data, "audio", Drop.MEDIA_TOO_LARGE)
+        if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
+            samples = samples.T
+        if samples.ndim == 1:
+            samples = samples[:, None]
+        if samples.ndim != 2 or not samples.size or samples.shape[1] > _MAX_CHANNELS:
+            raise Refused(f"expected samples of shape (n,), (n, channels) or (channels, n), got {samples.shape}")
+        if samples.dtype.kind == "f" and abs(samples).max() > 1:
+            self._remarks.append("samples beyond -1 and 1 were clipped; scale the clip, or pass integers")
+        self._data = samples.tobytes()
+        self._body |= {"shape": list(samples.shape), "dtype": str(samples.dtype), "sample_rate": rate}
+
+
+def _rate(sample_rate: Any) -> int:
+    rate = int(sample_rate)
+    if not 0 < rate <= _MAX_RATE:
+        raise Refused(f"sample_rate: expected 1 to {_MAX_RATE:,} samples per second, got {rate}")
+    return rate
