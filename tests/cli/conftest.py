@@ -16,6 +16,7 @@ from support.servers import ServerProcess
 from tensormeter.client import Client
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
 from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.otlp.media import Figure, Html, Image, Images, Table, Text, Video
 
 TOKEN = "token-of-the-test"
 T0 = 1_750_000_000_000_000_000
@@ -70,6 +71,18 @@ def requests() -> Iterator[tuple[str, bytes]]:
     end = Event("tensormeter.run.end", T0 + 10**10, {"state": "finished", "message": ""})
     yield "/v1/logs", encode_events(other, [start, end])
     yield "/v1/metrics", encode_metrics([Batch(resource("abd456", HOSTILE, "other"), [gauge(HOSTILE, [1.0, 2.0])])])
+    image = Image("", b"\x89PNG\r\n\x1a\n", "image/png", 1, 1)
+    items = [
+        Images("../grid", [image, image]),
+        Video("v", b"\x1aE\xdf\xa3", "video/webm"),
+        Html("v", "<p>"),
+        Figure("v", "{}"),
+        Table("t", ["i", "n"], [[image, 1]]),
+        Text("phase", "warmup"),
+        Text("phase", "decay\x1b[2J"),
+    ]
+    events = [item.event(T0 + 9, number) for number, item in enumerate(items)]
+    yield "/v1/logs", encode_events(resource("abd456", HOSTILE, "other"), events)
 
 
 @pytest.fixture

@@ -113,6 +113,14 @@ def test_show_draws_chosen_metrics(run_cli):
     assert "no metric matches" in run_cli("show", "abc123", "--metric", "zzz*").stdout
 
 
+def test_show_lists_media_and_the_last_texts(run_cli):
+    done = run_cli("show", "abd456")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["phase", "text", "2", "decay\N{REPLACEMENT CHARACTER}[2J"] in lines
+    for expected in (["../grid", "images", "1"], ["v", "video", "1"], ["v", "html", "1"], ["t", "table", "1"]):
+        assert expected in lines
+
+
 def test_show_prints_no_control_characters_of_names(run_cli):
     done = run_cli("show", "abd456")
     assert done.returncode == 0

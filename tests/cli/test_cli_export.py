@@ -315,3 +315,24 @@ def test_points_that_arrive_meanwhile_are_left_out(url, tmp_path):
             assert list(run.points_of([])) == []
         finally:
             http.request("DELETE", f"{url}/api/v1/runs/late?project=late", headers=headers)
+
+
+def test_media_are_exported_to_files_inside_the_folder(run_cli, tmp_path):
+    done = run_cli("export", "abd456", "--media", "media", "-o", "-")
+    assert done.returncode == 0
+    assert done.stderr.endswith("wrote 9 media files to media\n")
+    folder = tmp_path / "media"
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    png = b"\x89PNG\r\n\x1a\n"
+    table = json.loads(files.pop("tables/t-4.json"))
+    assert table == {"columns": ["i", "n"], "data": [["tables/t-4-0-0.png", 1]]}
+    assert files == {
+        "images/grid-0.png": png,
+        "images/grid-0-2.png": png,
+        "videos/v-1.webm": b"\x1aE\xdf\xa3",
+        "html/v-2.html": b"<p>",
+        "figures/v-3.plotly.json": b"{}",
+        "tables/t-4-0-0.png": png,
+        "texts/phase-5.txt": b"warmup",
+        "texts/phase-6.txt": b"decay\x1b[2J",
+    }

@@ -11,6 +11,7 @@ import click
 from tensormeter.cli.options import endpoint_option
 from tensormeter.client import Connection, StoredRun, find_run
 from tensormeter.client.export import Format, export_points, export_run
+from tensormeter.client.export_media import export_media
 from tensormeter.errors import TensormeterError, UsageError
 
 __all__ = ["export"]
@@ -27,6 +28,12 @@ _STDOUT: Final = Path("-")
     type=click.Path(dir_okay=False, path_type=Path),
     help="Output file; - is standard output.  [default: RUN_ID.FORMAT in the current folder]",
 )
+@click.option(
+    "--media",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Also write images, videos, audio, texts, HTML, figures and tables to files in this folder.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option(
     "--metric",
@@ -42,6 +49,7 @@ def export(
     *,
     format: Format,
     output: Path | None,
+    media: Path | None,
     force: bool,
     patterns: tuple[str, ...],
     project: str | None,
@@ -71,9 +79,13 @@ def export(
             sys.stdout.buffer.flush()
         else:
             rows = export_run(stored_run, target, format, choose=choose)
+        files = None if media is None else export_media(stored_run, media)
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     except OSError as error:
-        raise TensormeterError(f"{target}: cannot write the file ({error.strerror or error})") from None
+        path = error.filename or target
+        raise TensormeterError(f"{path}: cannot write the file ({error.strerror or error})") from None
     click.echo(f"wrote {rows:,} rows" + ("" if target == _STDOUT else f" to {target}"), err=target == _STDOUT)
+    if files is not None:
+        click.echo(f"wrote {files:,} media files to {media}", err=target == _STDOUT)

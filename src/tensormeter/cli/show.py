@@ -15,7 +15,7 @@ from tensormeter.cli.chart import draw_chart
 from tensormeter.cli.options import endpoint_option
 from tensormeter.cli.terminal import local_time, number, plain, plain_line
 from tensormeter.client import Connection, find_run
-from tensormeter.conventions.semconv import RUN_END
+from tensormeter.conventions.semconv import MEDIA_KEY, RUN_END
 from tensormeter.otlp.batch import STEP_METRIC
 
 __all__ = ["show"]
@@ -31,6 +31,12 @@ _PROCESSES_SHOWN: Final = 8
 
 _VARIANT: Final = ("scope", "unit", "kind", "temporality")
 """Fields that distinguish metrics with the same name."""
+
+_MEDIA: Final = ("image", "images", "video", "audio", "figure", "html", "table", "text")
+_MEDIA_EVENTS: Final = 1000
+_MEDIA_KEYS: Final = 20
+_LONGEST_TEXT: Final = 400
+"""Maximum length of a text's JSON in characters. Longer texts are not printed."""
 
 STATISTICS: Final = ("system.", "process.", "hw.", "container.", "cpython.", "tensormeter.")
 """Prefixes of automatic metrics. The command does not list them."""
@@ -59,6 +65,7 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
     _print_header(console, summary, sum(metric["points"] for metric in logged) if all_shown else None)
     _print_failure(console, client, summary)
     _print_values(console, logged)
+    _print_media(client, console, summary)
     if not all_shown:
         console.print(Text(f"only the first {len(logged):,} metrics are listed; list others with --metric"))
     recorded = client.get("runs", summary["id"], "metrics", project=summary["project"], system="true", limit=2)
@@ -226,6 +233,38 @@ def _print_values(console: Console, metrics: list[dict[str, Any]]) -> None:
         )
     console.print()
     console.print(table)
+
+
+def _print_media(client: Connection, console: Console, run: dict[str, Any]) -> None:
+    """List the newest media by kind and key, and print the last short text of each key."""
+    kinds: dict[str, dict[str, int]] = {}
+    texts: dict[str, str] = {}
+    for kind in _MEDIA:
+        document = client.get(
+            "runs", run["id"], "events",
+            project=run["project"], name=f"tensormeter.{kind}", limit=_MEDIA_EVENTS, max_body=_LONGEST_TEXT,
+        )  # fmt: skip
+        for event in document["events"]:
+            key = str(event["attributes"].get(MEDIA_KEY, kind))
+            keys = kinds.setdefault(kind, {})
+            keys[key] = keys.get(key, 0) + 1
+            if kind == "text" and key not in texts:
+                texts[key] = event["body"]["text"] if isinstance(event["body"], dict) else "(a long text)"
+    if not kinds:
+        return
+    table = Table("media", box=None, header_style="bold", pad_edge=False)
+    table.add_column("kind")
+    table.add_column("items", justify="right")
+    table.add_column("last text")
+    for kind, keys in kinds.items():
+        for key, items in sorted(keys.items())[:_MEDIA_KEYS]:
+            count = f"{items:,}" if items < _MEDIA_EVENTS else f"{items:,} or more"
+            table.add_row(Text(plain(key)), kind, count, Text(plain(texts.get(key, "") if kind == "text" else "")))
+    console.print()
+    console.print(table)
+    for kind, keys in kinds.items():
+        if len(keys) > _MEDIA_KEYS:
+            console.print(Text(f"only {_MEDIA_KEYS} of {len(keys):,} keys with {kind} items are listed"))
 
 
 def _by_variant(name: str, series: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -1,4 +1,4 @@
-"""Client for reading runs from an experiment server: points as NumPy arrays or DataFrames, log lines, tables, and images.
+"""Client for reading runs from an experiment server: points as NumPy arrays or DataFrames, log lines, tables and media.
 
 This package is imported on first use of `tensormeter.Client`, so training processes do not load it.
 """
@@ -9,7 +9,7 @@ from tensormeter.client.distributions import DistributionBlock
 from tensormeter.client.histograms import Histograms
 from tensormeter.client.logs import LogLine, LogLines
 from tensormeter.client.points import PointBlock
-from tensormeter.client.records import Record, RecordedImage, RecordedTable
+from tensormeter.client.records import Record, RecordedImage, RecordedMedia, RecordedTable, RecordedText
 from tensormeter.client.run import Metric, Process, StoredRun, Summary
 from tensormeter.client.selector import find_run
 from tensormeter.client.series import Series, SeriesList
@@ -27,7 +27,9 @@ __all__ = [
     "Process",
     "Record",
     "RecordedImage",
+    "RecordedMedia",
     "RecordedTable",
+    "RecordedText",
     "Series",
     "SeriesList",
     "StoredRun",

@@ -1,6 +1,6 @@
-"""Events of a run, such as tables, images, texts, alerts and other log records."""
+"""Events of a run, such as tables, images, other media, texts, alerts and other log records."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +11,7 @@ from tensormeter.conventions.semconv import MEDIA_KEY
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Record", "RecordedImage", "RecordedTable"]
+__all__ = ["Record", "RecordedImage", "RecordedMedia", "RecordedTable", "RecordedText", "image_bodies", "merge_repeats"]
 
 _LOG_FIELDS: Final = ("severity_number", "severity_text", "trace_id", "span_id", "flags", "scope")
 
@@ -69,31 +69,40 @@ class RecordedTable(Record):
 
     @property
     def columns(self) -> Sequence[str]:
-        """Names of the columns."""
-        return list(self.body["columns"])
+        """Names of the columns; empty if the sender did not send any."""
+        columns = self._fields.get("columns")
+        return [str(column) for column in columns] if isinstance(columns, list) else []
 
     @property
     def rows(self) -> Sequence[Sequence[Any]]:
-        """Cells of each row. NaN and infinities are strings, as everywhere in the API's JSON."""
-        return list(self.body["rows"])
+        """Cells of each row. NaN and infinities are strings, as everywhere in the API's JSON. An image is a mapping."""
+        rows = self._fields.get("rows")
+        return [row for row in rows if isinstance(row, list)] if isinstance(rows, list) else []
+
+    @property
+    def _fields(self) -> Mapping[str, Any]:
+        return self.body if isinstance(self.body, Mapping) else {}
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return the table as a DataFrame. In numeric columns, NaN and infinities are numbers.
+
+        Missing cells are None, and cells without a column are left out.
 
         Raises:
             UsageError: pandas is not installed.
         """
         pandas = import_pandas()
-        columns = [[row[i] for row in self.rows] for i in range(len(self.columns))]
+        rows = self.rows
+        columns = [[row[i] if i < len(row) else None for row in rows] for i in range(len(self.columns))]
         # Use positions as keys, because two columns may have the same name.
-        frame = pandas.DataFrame({i: _numbers(column) for i, column in enumerate(columns)}, index=range(len(self.rows)))
+        frame = pandas.DataFrame({i: _numbers(column) for i, column in enumerate(columns)}, index=range(len(rows)))
         frame.columns = list(self.columns)
         return frame
 
 
 @dataclass(frozen=True)
-class RecordedImage(Record):
-    """An event with an image."""
+class RecordedMedia(Record):
+    """An event with an image, a video or an audio clip."""
 
     connection: Connection = field(repr=False, compare=False)
     run: tuple[str, str]
@@ -109,7 +118,7 @@ class RecordedImage(Record):
         return str(self.body.get("caption", ""))
 
     def read(self) -> bytes:
-        """Download the encoded image.
+        """Download the encoded item.
 
         Raises:
             TensormeterError: The server does not respond or returns an error.
@@ -118,9 +127,61 @@ class RecordedImage(Record):
         return self.connection.content("runs", run_id, "media", self.body["digest"], project=project)[1]
 
 
+@dataclass(frozen=True)
+class RecordedImage(RecordedMedia):
+    """An image. Each image of a list that was logged together has a separate object."""
+
+
+@dataclass(frozen=True)
+class RecordedText(Record):
+    """A text. A short text that was logged several times without a change has one object."""
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        return str(self.body.get("text", "")) if isinstance(self.body, Mapping) else ""
+
+    @property
+    def first_step(self) -> int | None:
+        """Step of the first log call; `step` is the step of the last one."""
+        first = self.body.get("first_step") if isinstance(self.body, Mapping) else None
+        return first if isinstance(first, int) else self.step
+
+    @property
+    def count(self) -> int:
+        """Number of log calls."""
+        count = self.body.get("count") if isinstance(self.body, Mapping) else None
+        return count if isinstance(count, int) else 1
+
+
+def image_bodies(body: Any) -> list[dict[str, Any]]:
+    """Return the bodies of the images in the body of a `tensormeter.images` event; empty if a sender sent none."""
+    images = body.get("images") if isinstance(body, Mapping) else None
+    return [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+
+
+def merge_repeats(texts: Iterable[RecordedText]) -> list[RecordedText]:
+    """Leave out the first event of each repeated text, because the second one contains all of its steps.
+
+    Args:
+        texts: Texts, newest first.
+    """
+    merged: list[RecordedText] = []
+    repeated: set[tuple[str, str, str, int | None]] = set()
+    for text in texts:
+        key = text.process, text.key, text.text, text.first_step
+        if text.count == 1 and key in repeated:
+            repeated.remove(key)
+            continue
+        if text.count > 1:
+            repeated.add(key)
+        merged.append(text)
+    return merged
+
+
 def _numbers(column: list[Any]) -> list[Any]:
     """Return a column with "NaN" and infinities as numbers, if all its other cells are numbers or None."""
     names = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
-    others = [value for value in column if value not in names]
+    others = [value for value in column if not isinstance(value, str) or value not in names]
     numeric = all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in others)
     return [names.get(value, value) if isinstance(value, str) else value for value in column] if numeric else column

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from tensormeter.client.blocks import Block, BlockReader
 from tensormeter.client.connection import Connection
@@ -11,12 +11,32 @@ from tensormeter.client.distributions import BLOCK_DISTRIBUTIONS, DistributionBl
 from tensormeter.client.histograms import Histograms
 from tensormeter.client.logs import LogLines, severity_number
 from tensormeter.client.points import BLOCK_POINTS, PointBlock, point_reader, read_many
-from tensormeter.client.records import Record, RecordedImage, RecordedTable
+from tensormeter.client.records import (
+    Record,
+    RecordedImage,
+    RecordedMedia,
+    RecordedTable,
+    RecordedText,
+    image_bodies,
+    merge_repeats,
+)
 from tensormeter.client.series import SeriesList, query_series
-from tensormeter.conventions.semconv import ALERT_EVENT, IMAGE_EVENT, TABLE_EVENT, TEXT_EVENT
+from tensormeter.conventions.semconv import (
+    ALERT_EVENT,
+    AUDIO_EVENT,
+    FIGURE_EVENT,
+    HTML_EVENT,
+    IMAGE_EVENT,
+    IMAGES_EVENT,
+    TABLE_EVENT,
+    TEXT_EVENT,
+    VIDEO_EVENT,
+)
 from tensormeter.errors import UsageError
 
 __all__ = ["METRICS_PAGE", "Metric", "Process", "StoredRun", "Summary"]
+
+M = TypeVar("M", bound=RecordedMedia)
 
 METRICS_PAGE: Final = 5000
 """Number of metric names per request."""
@@ -449,19 +469,51 @@ class StoredRun:
         """Read the alerts that the training script and the server raised, newest first. The maximum `limit` is 10,000."""
         return self.events(ALERT_EVENT, limit=limit)
 
-    def texts(self, key: str | None = None, limit: int = 1000) -> list[Record]:
-        """Read texts, newest first. Each text is in `body["text"]`. See `events` for the arguments."""
-        return self.events(TEXT_EVENT, key, limit)
+    def texts(self, key: str | None = None, limit: int = 1000) -> list[RecordedText]:
+        """Read texts, newest first. A repeated short text is returned once. See `events` for the arguments."""
+        return merge_repeats(RecordedText(**Record.fields_of(event)) for event in self._events(TEXT_EVENT, key, limit))
 
     def tables(self, key: str | None = None, limit: int = 1000) -> list[RecordedTable]:
         """Read tables, newest first. See `events` for the arguments."""
         return [RecordedTable(**Record.fields_of(event)) for event in self._events(TABLE_EVENT, key, limit)]
 
     def images(self, key: str | None = None, limit: int = 1000) -> list[RecordedImage]:
-        """Read image events, newest first. `RecordedImage.read` downloads an image. See `events` for the arguments."""
+        """Read images, newest first; `RecordedImage.read` downloads one. See `events` for the arguments.
+
+        Images that were logged as a list or a batch follow each other in their order.
+        """
+        images = []
+        for event in self._events(f"{IMAGE_EVENT}*", key, limit):
+            bodies = image_bodies(event["body"]) if event["name"] == IMAGES_EVENT else [event["body"]]
+            images += [self._media(RecordedImage, event | {"body": body}) for body in bodies]
+        return images
+
+    def videos(self, key: str | None = None, limit: int = 1000) -> list[RecordedMedia]:
+        """Read videos, newest first; `RecordedMedia.read` downloads one. See `events` for the arguments."""
+        return [self._media(RecordedMedia, event) for event in self._events(VIDEO_EVENT, key, limit)]
+
+    def audio(self, key: str | None = None, limit: int = 1000) -> list[RecordedMedia]:
+        """Read audio clips, newest first; `RecordedMedia.read` downloads one. See `events` for the arguments."""
+        return [self._media(RecordedMedia, event) for event in self._events(AUDIO_EVENT, key, limit)]
+
+    def html(self, key: str | None = None, limit: int = 1000) -> list[Record]:
+        """Read HTML documents, newest first. Each document is in `body["html"]`. See `events` for the arguments."""
+        return self.events(HTML_EVENT, key, limit)
+
+    def figures(self, key: str | None = None, limit: int = 1000) -> list[Record]:
+        """Read Plotly figures, newest first. See `events` for the arguments.
+
+        The JSON of a figure is in `body["figure"]`, for `plotly.io.from_json`.
+        """
+        return self.events(FIGURE_EVENT, key, limit)
+
+    def read_media(self, digest: str) -> bytes:
+        """Download an image, a video or an audio clip, such as one in a table's cell."""
+        return self._connection.content("runs", self.id, "media", digest, project=self.project)[1]
+
+    def _media(self, kind: type[M], event: dict[str, Any]) -> M:
         run = self.project, self.id
-        events = self._events(IMAGE_EVENT, key, limit)
-        return [RecordedImage(**Record.fields_of(event), connection=self._connection, run=run) for event in events]
+        return kind(**Record.fields_of(event), connection=self._connection, run=run)
 
     def _blocks(
         self, reader: BlockReader[Block], metric: str, process: str | None, start: int | None, stop: int | None

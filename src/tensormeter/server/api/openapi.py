@@ -52,7 +52,12 @@ def openapi_document() -> dict[str, Any]:
     add("/api/v1/fields", "List the fields of a project's runs", schemas.Fields, request_schemas.FieldsParameters)
     add(f"{_RUN}/events", "List the events of a run, newest first", schemas.Events, request_schemas.EventsParameters)
     add(f"{_RUN}/logs", "Get log lines of a run", schemas.Logs, request_schemas.LogsParameters)
-    add(f"{_RUN}/media/{{digest}}", "Get an image", {"image/*": _BINARY}, request_schemas.RunParameters)
+    add(
+        f"{_RUN}/media/{{digest}}",
+        "Get an image, a video or an audio clip",
+        {"image/*": _BINARY, "video/*": _BINARY, "audio/*": _BINARY},
+        request_schemas.RunParameters,
+    )
     sampled = {_JSON: document.schema(schemas.QueryResult), COLUMNS: document.binary(schemas.QueryColumns)}
     add("/api/v1/query", "Get sampled points of many series", sampled, method="post", body=request_schemas.Query)
     full = {_JSON: document.schema(schemas.MetricSeries), COLUMNS: document.binary(schemas.MetricColumns)}

@@ -38,7 +38,6 @@ _RUN: Final = "/api/v1/runs/{run_id}"
 
 _MEDIA_HEADERS: Final = {
     "Cache-Control": "private, max-age=31536000, immutable",
-    "Content-Disposition": "inline",
     "Content-Security-Policy": "default-src 'none'; sandbox; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
@@ -181,11 +180,14 @@ class RunsApi:
         return json_response(await self._threads.run(work))
 
     async def media(self, request: Request) -> Response:
-        """Return an image."""
+        """Return an image, a video or an audio clip."""
         ref = run_ref(request)
         digest = request.path_params["digest"]
         content_type, data = await self._threads.run(lambda: self._stores.of(request).media(ref, digest))
-        return Response(data, headers=_MEDIA_HEADERS, media_type=content_type)
+        # The page fetches media and shows them from memory. Opened directly, only images are displayed.
+        disposition = "inline" if content_type.startswith("image/") else "attachment"
+        headers = _MEDIA_HEADERS | {"Content-Disposition": disposition}
+        return Response(data, headers=headers, media_type=content_type)
 
 
 def _position(text: str | None) -> tuple[int, int] | None:
