@@ -1,16 +1,29 @@
 """Base classes of exporters that decode requests."""
 
 import abc
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar, Final
 
 from tensormeter.errors import EncodingError
 from tensormeter.exporter import Outcome, Rejected, Request, Retry
 
-__all__ = ["DecodingExporter", "FileExporter"]
+__all__ = ["UNCHANGED", "DecodingExporter", "FileExporter"]
+
+UNCHANGED: Final[Mapping[str, str]] = dict.fromkeys(
+    ("text", "table", "image", "images", "video", "audio", "figure", "html"), "the log record"
+)
+"""Media of a destination that receives OTLP log records as they are."""
 
 
 class DecodingExporter(abc.ABC):
-    """Base class of exporters that decode requests. Subclasses implement `deliver`."""
+    """Base class of exporters that decode requests. Subclasses implement `deliver`.
+
+    Attributes:
+        media: Form in which the destination stores each kind of media, for the documentation. Other kinds are refused.
+    """
+
+    media: ClassVar[Mapping[str, str]] = {}
 
     def export(self, request: Request) -> Outcome:
         """Deliver one request. A body that cannot be decoded is `Rejected`, because every retry would fail."""

@@ -5,10 +5,11 @@ Retried requests are printed again.
 """
 
 import sys
+from typing import ClassVar
 
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Retry
 from tensormeter.otlp.media import Alert
-from tensormeter_exporters.base import DecodingExporter
+from tensormeter_exporters.base import UNCHANGED, DecodingExporter
 from tensormeter_exporters.otlp_series import ProcessRef, RunEvent, read_events, read_metrics, scalars
 
 __all__ = ["ConsoleExporter"]
@@ -16,6 +17,8 @@ __all__ = ["ConsoleExporter"]
 
 class ConsoleExporter(DecodingExporter):
     """The exporter of the `console` destination. It implements `tensormeter.exporter.Exporter` and has no options."""
+
+    media: ClassVar = dict.fromkeys(UNCHANGED, "a line")
 
     def __init__(self, config: ExporterConfig) -> None:
         config.options_or()

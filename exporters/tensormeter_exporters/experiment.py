@@ -16,7 +16,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import quote, urlencode, urlsplit
 
 from tensormeter.conventions.attempt_number import MAX_ATTEMPT
@@ -37,6 +37,7 @@ from tensormeter.exporter import (
     TooLarge,
     Unauthorized,
 )
+from tensormeter_exporters.base import UNCHANGED
 from tensormeter_exporters.body_coding import BodyCoding
 from tensormeter_exporters.otlp.answers import Answer
 from tensormeter_exporters.otlp.http import tls_context
@@ -82,6 +83,7 @@ class ExperimentExporter:
     """
 
     independent_signals: Final = True
+    media: ClassVar = dict.fromkeys(UNCHANGED, "shown on the page")
 
     def __init__(self, config: ExporterConfig) -> None:
         self._targets = {signal: target for signal, target in _targets(config).items() if signal in config.signals}

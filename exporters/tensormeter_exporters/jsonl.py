@@ -6,7 +6,7 @@ only once; see `append_once`.
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from tensormeter.disk.private import make_directory
 from tensormeter.disk.user_folders import NO_FOLDER, user_data_folder
@@ -14,7 +14,7 @@ from tensormeter.errors import SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request
 from tensormeter.otlp.json_lines import encode_line
 from tensormeter_exporters.append_once import AppendOnce
-from tensormeter_exporters.base import FileExporter
+from tensormeter_exporters.base import UNCHANGED, FileExporter
 from tensormeter_exporters.request_bodies import decoding, decompress
 
 __all__ = ["JsonLinesExporter"]
@@ -29,6 +29,8 @@ class JsonLinesExporter(FileExporter):
         directory: Folder for the files. Default: `otlp` in the user's data directory, accessible only to this user.
         max_bytes: Maximum size of a file in bytes, unless a single request is larger. Default: 64 MiB.
     """
+
+    media: ClassVar = UNCHANGED
 
     def __init__(self, config: ExporterConfig) -> None:
         options = config.options_or(

@@ -15,7 +15,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
@@ -24,7 +24,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from tensormeter.conventions.semconv import RUN_CONFIG, RUN_END, RUN_ID, RUN_START
 from tensormeter.exporter import ExporterConfig, Outcome, Rejected, Request, Retry, Unauthorized
-from tensormeter.otlp.media import Alert, Image, Table, Text
+from tensormeter.otlp.media import Alert, Audio, Figure, Html, Image, Images, Table, Text, Video
 from tensormeter.outages import is_outage
 from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.names import ChangedNames
@@ -92,7 +92,7 @@ _INTERNAL_ERRORS: Final = 3
 _REFUSED_THROUGHOUT: Final = 64
 """Number of refused items after which the rest of a request is skipped, if no item was stored."""
 
-_EXTENSIONS: Final = {"image/jpeg": "jpg", "image/svg+xml": "svg"}
+_EXTENSIONS: Final = {"image/jpeg": "jpg", "image/svg+xml": "svg", "audio/mpeg": "mp3"}
 
 
 class _Deleted(Exception):  # noqa: N818 - a state that a person can end
@@ -112,6 +112,17 @@ class MlflowExporter(DecodingExporter):
     """
 
     uses_token: Final = False
+
+    media: ClassVar = {
+        "text": "artifact `texts/KEY-STEP.txt`",
+        "table": "artifact `tables/KEY-STEP.json`",
+        "image": "artifact `images/KEY-STEP.png`",
+        "images": "artifacts `images/KEY-STEP/0.png` ...",
+        "video": "artifact `videos/KEY-STEP.mp4`",
+        "audio": "artifact `audio/KEY-STEP.wav`",
+        "figure": "artifact `figures/KEY-STEP.json`",
+        "html": "artifact `html/KEY-STEP.html`",
+    }
 
     def __init__(self, config: ExporterConfig) -> None:
         options = config.options_or(tracking_uri="", experiment="")
@@ -244,6 +255,18 @@ class MlflowExporter(DecodingExporter):
                 self._table(run, prefix + self._path(key, run_event), columns, rows)
             case Image(key, data, media_type):
                 self._artifact(run, f"images/{prefix}{self._path(key, run_event)}.{_extension(media_type)}", data)
+            case Images(key, images):
+                folder = f"images/{prefix}{self._path(key, run_event)}"
+                for number, image in enumerate(images):
+                    self._artifact(run, f"{folder}/{number}.{_extension(image.content_type)}", image.data)
+            case Video(key, data, media_type):
+                self._artifact(run, f"videos/{prefix}{self._path(key, run_event)}.{_extension(media_type)}", data)
+            case Audio(key, data, media_type):
+                self._artifact(run, f"audio/{prefix}{self._path(key, run_event)}.{_extension(media_type)}", data)
+            case Html(key, text):
+                self._artifact(run, f"html/{prefix}{self._path(key, run_event)}.html", text.encode(errors="replace"))
+            case Figure(key, text):
+                self._artifact(run, f"figures/{prefix}{self._path(key, run_event)}.json", text.encode(errors="replace"))
             case Text(key, text):
                 self._artifact(run, f"texts/{prefix}{self._path(key, run_event)}.txt", text.encode(errors="replace"))
             case Alert(title, text, level):

@@ -33,10 +33,18 @@ class RefusedItems:
         self.is_temporary = is_temporary
         self._reasons: list[str] = []
         self._more = False
+        self._unsupported = 0
 
-    def add(self, reason: str, count: int = 1) -> None:
-        """Count items as refused, and record the reason unless it is already recorded."""
+    def add(self, reason: str, count: int = 1, *, is_unsupported: bool = False) -> None:
+        """Count items as refused, and record the reason unless it is already recorded.
+
+        Args:
+            reason: Reason for the refusal.
+            count: Number of items.
+            is_unsupported: Whether the destination never accepts items of this kind, so that the items are the cause.
+        """
         self.count += count
+        self._unsupported += count if is_unsupported else 0
         if reason[:_LONGEST] in self._reasons:
             return
         if len(self._reasons) < _MOST_SHOWN:
@@ -83,6 +91,6 @@ class RefusedItems:
         Args:
             stored: Number of stored items.
         """
-        if self.count >= _MANY and not stored:
+        if self.count - self._unsupported >= _MANY and not stored:
             return Rejected(self.reason)
         return Accepted(self.count, self.reason)

@@ -1,4 +1,4 @@
-"""The `tensorboard` destination: event files with scalars, histograms, images and texts.
+"""The `tensorboard` destination: event files with scalars, histograms, images, audio and texts.
 
 Each process has its own folder, DIRECTORY/PROJECT/RUN/PROCESS, which TensorBoard shows as a run. The files are written
 with TensorBoard's own record writer and messages, without TensorFlow or torch. TensorBoard stores scalars in single
@@ -9,10 +9,11 @@ precision. A retried request is written only once; see `append_once`. Any string
 import io
 import json
 import re
+import wave
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
@@ -26,7 +27,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensormeter.conventions.semconv import RUN_CONFIG, RUN_END, RUN_START
 from tensormeter.exporter import ExporterConfig, Outcome, Request
 from tensormeter.otlp.batch import Distribution
-from tensormeter.otlp.media import Alert, Image, Table, Text
+from tensormeter.otlp.media import Alert, Audio, Figure, Html, Image, Images, Media, Table, Text, Video
 from tensormeter_exporters.append_once import AppendOnce
 from tensormeter_exporters.base import FileExporter
 from tensormeter_exporters.names import ChangedNames
@@ -42,12 +43,14 @@ from tensormeter_exporters.otlp_series import (
 )
 from tensormeter_exporters.refused_items import RefusedItems
 from tensormeter_exporters.series_names import SeriesNames
+from tensormeter_exporters.unsupported_media import UnsupportedMedia
 
 __all__ = ["TensorBoardExporter"]
 
 _OWN_TAGS: Final = frozenset({"alerts", "config", "state"})
 _LONGEST_TAG: Final = 4096
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
+_RGB: Final = 3
 _FILE_VERSION: Final = "brain.Event:2"
 _SMALLEST: Final = float(np.finfo(np.float32).tiny)
 _LARGEST: Final = float(np.finfo(np.float32).max)
@@ -62,11 +65,21 @@ class TensorBoardExporter(FileExporter):
         directory: Folder for `tensorboard --logdir`. Default: `runs`, as in torch's `SummaryWriter`.
     """
 
+    media: ClassVar = {
+        "text": "text",
+        "table": "text (Markdown)",
+        "image": "image",
+        "images": "images `KEY/0` ...",
+        "video": "image, if it is a GIF",
+        "audio": "audio, if it is a WAV",
+    }
+
     def __init__(self, config: ExporterConfig) -> None:
         super().__init__(Path(config.options_or(directory="runs")["directory"]).expanduser().absolute())
         self._files = AppendOnce(config.state, self.directory)
         name = config.destination or "tensorboard"
         self._series = SeriesNames(name, config.state)
+        self._unsupported = UnsupportedMedia(name)
         self._tags = ChangedNames(name, "tensormeter uses that tag for its own text", _clean_tag, _LONGEST_TAG)
 
     def deliver(self, request: Request) -> Outcome:
@@ -82,6 +95,7 @@ class TensorBoardExporter(FileExporter):
             for run_event in refused.readable(read_events(request)):
                 with refused.item(run_event.event.name):
                     events[run_event.sender].extend(self._run_events(run_event))
+                    self._refuse(refused, run_event.media)
         self._series.save()
         files = {self._path(request, sender): of_process for sender, of_process in events.items()}
         self._files.append(request.id, {path: self._records(request, path, some) for path, some in files.items()})
@@ -119,9 +133,15 @@ class TensorBoardExporter(FileExporter):
     def _run_events(self, run_event: RunEvent) -> Iterator[Event]:
         at, step = run_event.event.time / 1e9, run_event.axis_step
         match run_event.media:
-            case Image(key, data, _, width, height):
-                image = Summary.Image(encoded_image_string=data, width=width, height=height, colorspace=3)
-                yield _event(at, step, Summary.Value(tag=key, image=image))
+            case Image(key) as image:
+                yield _event(at, step, _image(key, image))
+            case Images(key, images):
+                for number, image in enumerate(images):
+                    yield _event(at, step, _image(f"{key}/{number}", image))
+            case Video(key, data, "image/gif", width, height):
+                yield _event(at, step, _image(key, Image("", data, "image/gif", width, height)))
+            case Audio(key, data, "audio/wav"):
+                yield _event(at, step, Summary.Value(tag=key, audio=_audio(data)))
             case Text(key, text):
                 yield _event(at, step, _text(self._tags(key), text))
             case Table(key, columns, rows):
@@ -138,6 +158,18 @@ class TensorBoardExporter(FileExporter):
                     yield _event(at, 0, _text("config", _markdown(["name", "value"], shown)))
             case None if run_event.event.name == RUN_END:
                 yield _event(at, step, _text("state", str(run_event.body.get("state", "finished"))))
+
+    def _refuse(self, refused: RefusedItems, media: Media | None) -> None:
+        """Count media that TensorBoard cannot show."""
+        match media:
+            case Html(key):
+                self._unsupported.refuse(refused, "HTML documents", key)
+            case Figure(key):
+                self._unsupported.refuse(refused, "Plotly figures", key)
+            case Video(key, _, media_type) if media_type != "image/gif":
+                self._unsupported.refuse(refused, "videos that are not GIFs", key)
+            case Audio(key, _, media_type) if media_type != "audio/wav":
+                self._unsupported.refuse(refused, "audio clips that are not WAV files", key)
 
     def _path(self, request: Request, sender: ProcessRef) -> Path:
         parts = [_UNSAFE.sub("_", part)[:128] or "_" for part in (sender.project, sender.run, sender.process[:8])]
@@ -163,6 +195,22 @@ def _clean_tag(key: str) -> str:
 
 def _event(at: float, step: int, value: Summary.Value) -> Event:
     return Event(wall_time=at, step=step, summary=Summary(value=[value]))
+
+
+def _image(tag: str, image: Image) -> Summary.Value:
+    encoded = Summary.Image(encoded_image_string=image.data, width=image.width, height=image.height, colorspace=_RGB)
+    return Summary.Value(tag=tag, image=encoded)
+
+
+def _audio(data: bytes) -> Summary.Audio:
+    with wave.open(io.BytesIO(data)) as clip:
+        return Summary.Audio(
+            sample_rate=clip.getframerate(),
+            num_channels=clip.getnchannels(),
+            length_frames=clip.getnframes(),
+            encoded_audio_string=data,
+            content_type="audio/wav",
+        )
 
 
 def _text(tag: str, text: str) -> Summary.Value:

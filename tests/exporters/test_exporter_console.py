@@ -10,9 +10,11 @@ def test_each_metric_and_event_becomes_a_line(make, config, capsys):
     assert exporter.export(make.logged(1, make.rows({3: {"loss\x1b[2J": 0.5}, 4: {"loss\x1b[2J": 0.25}}))) == Accepted()
     events = [make.start({"lr": 1}), Alert("spike", "up", "WARN").event(make.T0, 1), Text("n", "x").event(make.T0, 2)]
     assert exporter.export(make.logs(2, *events)) == Accepted()
+    assert exporter.export(make.logs(3, *make.media())) == Accepted()
     assert capsys.readouterr().out.splitlines() == [
         "demo/run1 step 4 loss�[2J = 0.25 (last of 2)",
         "demo/run1 tensormeter.run.start {'config': {'lr': 1}}",
         "demo/run1 WARN spike: up",
         "demo/run1 step 2 tensormeter.text n",
+        *(f"demo/run1 step 3 tensormeter.{kind} {kind}" for kind in exporter.media),
     ]

@@ -154,6 +154,31 @@ def test_media_become_artifacts(make, exporter, client, tmp_path):
     assert [item.path for item in client.list_artifacts(run, "texts")] == ["texts/note-7.txt"]
 
 
+def test_each_kind_of_media_becomes_a_file(make, exporter, client):
+    assert exporter.export(make.logs(1, *make.media(), project="kinds")) == Accepted()
+    run = the_run(client, "kinds")
+    paths = []
+
+    def walk(folder=None):
+        for item in client.list_artifacts(run.info.run_id, folder):
+            walk(item.path) if item.is_dir else paths.append(item.path)
+
+    walk()
+    assert sorted(paths) == [
+        "audio/audio-3.wav",
+        "figures/figure-3.json",
+        "html/html-3.html",
+        "images/image-3.png",
+        "images/images-3/0.png",
+        "images/images-3/1.png",
+        "tables/table-3.json",
+        "tables/table-3/0-0.png",
+        "texts/text-3.txt",
+        "videos/video-3.mp4",
+    ]
+    assert len(exporter.media) == len(make.media())
+
+
 def test_a_server_that_is_away_is_tried_again(make, config):
     from tensormeter_exporters.mlflow import MlflowExporter
 

@@ -7,7 +7,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from support.processes import run_python
 from tensormeter.exporter import Accepted, Retry
-from tensormeter.otlp.media import Alert, Image, Table, Text
+from tensormeter.otlp.media import Alert, Html, Image, Table, Text, Video
 from tensormeter_exporters.tensorboard import TensorBoardExporter
 
 PIXEL = bytes.fromhex(
@@ -70,6 +70,30 @@ def test_tensorboard_reads_scalars_and_media(written):
 
 
 SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+def test_each_kind_of_media_is_shown_or_refused_with_one_warning(make, config, tmp_path, caplog):
+    exporter = TensorBoardExporter(config("tensorboard", directory=str(tmp_path / "tb")))
+    for number in range(20):
+        outcome = exporter.export(make.logs(number, *make.media()))
+        assert outcome.rejected == 3
+    loaded = load(tmp_path / "tb/demo/run1/p0123456")
+    tags = set(loaded.Tags()["tensors"])
+    assert tags == {"text", "table", "image", "images/0", "images/1", "audio"}
+    assert set(exporter.media) == {"text", "table", "image", "images", "audio", "video"}  # videos: GIFs only
+    sound = loaded.Tensors("audio")[0].tensor_proto.string_val[0]
+    assert sound[:4] == b"RIFF"
+    warnings = [record.getMessage() for record in caplog.records]
+    assert [message.split(",")[0] for message in warnings] == [
+        "tensorboard cannot show videos that are not GIFs",
+        "tensorboard cannot show Plotly figures",
+        "tensorboard cannot show HTML documents",
+    ]
+    gif = make.logs(99, Video("gif", b"GIF89a", "image/gif", 1, 1).event(make.T0, 1))
+    assert exporter.export(gif) == Accepted()
+    only_html = make.logs(100, *[Html("html", "<p>").event(make.T0 + number, 1) for number in range(20)])
+    assert exporter.export(only_html) == Accepted(20, "tensorboard cannot show HTML documents, such as 'html'")
+    assert len(caplog.records) == 3
 
 
 def test_histograms_keep_their_counts(written):

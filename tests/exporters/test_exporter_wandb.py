@@ -36,6 +36,7 @@ assert first.export(rows) == Accepted()
 assert first.export(rows) == Accepted()  # again, to the same agent
 media = [Table("t", ["x"], [[1]]).event(make.T0, 4), Text("note", "hi").event(make.T0, 5), Alert("spike").event(make.T0, 6), Alert("t" * 100, "x").event(make.T0, 7)]
 assert first.export(make.logs(3, *media)) == Accepted()
+assert first.export(make.logs(5, *make.media())) == Accepted()
 assert first.export(make.logs(4, make.end("failed"))) == Accepted()
 first.shutdown()
 assert exporter().export(make.logs(4, make.end("failed"))) == Accepted()  # and to the next one
@@ -94,6 +95,24 @@ def test_the_run_is_described(logged):
     assert "stats" not in kinds
     assert any("note" in row for row in rows(logged))
     assert any("t" in row for row in rows(logged))
+
+
+def test_each_kind_of_media_is_logged_as_that_of_wandb(logged):
+    kinds = {key: row[key]["_type"] for row in rows(logged) for key in KINDS if key in row}
+    assert kinds == KINDS
+    assert all(row["tensormeter/step"] == 3 for row in rows(logged) if KINDS.keys() & row.keys())
+
+
+KINDS = {
+    "text": "table-file",
+    "table": "table-file",
+    "image": "image-file",
+    "images": "images/separated",
+    "video": "video-file",
+    "audio": "audio-file",
+    "figure": "plotly-file",
+    "html": "html-file",
+}
 
 
 AGENT = """

@@ -35,6 +35,11 @@ with tensormeter.init(project, name="the same", config=config, id="same-run", **
                 "samples/table": tensormeter.Table(["prompt", "score", "ok"], [["\u00e4 %d" % step, step / 7, True], ["b", math.nan, None]]),
                 "samples/image": tensormeter.Image(pixels, caption="step %d" % step),
                 "samples/text": tensormeter.Text("line %d\\nline 2" % step),
+                "samples/grid": [pixels, tensormeter.Image(pixels, caption="second")],
+                "samples/video": tensormeter.Video(numpy.stack([pixels] * 3), fps=10),
+                "samples/audio": tensormeter.Audio(numpy.linspace(-1, 1, 50), 8000),
+                "samples/html": tensormeter.Html("<p>%d" % step),
+                "phase": "warmup",
                 "weights": tensormeter.Histogram(numpy.linspace(-step, 2 * step + 1, 500)),
                 "counted": tensormeter.Histogram(np_histogram=([1, 5, 2], [-1.0, 0.0, 0.5, 9.0])),
             }, step)
@@ -136,9 +141,9 @@ def direct(environment, experiment_server):
     assert run["series"]["late"][0]["value"] == ["Infinity"]
     events = [event["name"] for event in run["events"]]
     assert (events[0], events[-1]) == ("tensormeter.run.start", "tensormeter.run.end")
-    kinds = ("table", "image", "text", "alert")
-    assert [events.count(f"tensormeter.{kind}") for kind in kinds] == [3, 3, 3, 1]
-    assert len(run["images"]) == 3
+    kinds = ("table", "image", "images", "video", "audio", "html", "text", "alert")
+    assert [events.count(f"tensormeter.{kind}") for kind in kinds] == [3, 3, 3, 3, 3, 3, 3 + 2, 1]
+    assert len(run["images"]) == 3 + 3 + 1  # pictures, which the lists have too, videos, and a sound
     assert [point["x"] for point in run["histograms"]["weights"]] == [0, 100, 200]
     assert [point["count"] for point in run["histograms"]["counted"]] == [8] * 3
     return normalized(runs)

@@ -1,10 +1,15 @@
 """Builders of OTLP: resources, series and events as training processes send them."""
 
 import gzip
+import io
+import json
+import wave
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
 from tensormeter.exporter import Request
 from tensormeter.otlp.batch import (
@@ -20,6 +25,7 @@ from tensormeter.otlp.batch import (
     Temporality,
 )
 from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.otlp.media import Audio, Figure, Html, Image, Images, Table, Text, Video
 
 __all__ = ["Batches", "Parts", "Requests"]
 
@@ -132,6 +138,31 @@ class Requests(Parts):
     def logs(cls, number: int, *events: Event, **resource: str) -> Request:
         body = gzip.compress(encode_events(cls.resource(**resource), events), 1)
         return Request(f"spool0-{number}", "logs", body, len(events))
+
+    @staticmethod
+    def media() -> list[Event]:
+        """An event of each kind of media, at step 3. Its key is the kind."""
+        picture = io.BytesIO()
+        PIL.Image.new("RGB", (2, 3)).save(picture, "PNG")
+        image = Image("", picture.getvalue(), "image/png", 2, 3, "c")
+        sound = io.BytesIO()
+        with wave.open(sound, "wb") as clip:
+            clip.setnchannels(1)
+            clip.setsampwidth(2)
+            clip.setframerate(8000)
+            clip.writeframes(bytes(8))
+        figure = {"data": [{"type": "scatter", "y": [1, 3]}], "layout": {}}
+        items = [
+            Text("text", "a"),
+            Table("table", ["x"], [[image]]),
+            replace(image, key="image"),
+            Images("images", [image, image]),
+            Video("video", b"\x00\x00\x00\x18ftypmp42", "video/mp4"),
+            Audio("audio", sound.getvalue(), "audio/wav", 8000),
+            Figure("figure", json.dumps(figure)),
+            Html("html", "<h1>é</h1>"),
+        ]
+        return [item.event(T0 + 3, 3) for item in items]
 
     @staticmethod
     def start(config: Mapping[str, Any], at: int = T0, **fields: Any) -> Event:

@@ -3,11 +3,11 @@
 Requests are sent as stored in the spool. Deduplication is left to the receiver, because OTLP has no request IDs.
 """
 
-from typing import Final
+from typing import ClassVar, Final
 
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Outcome, Request, Signal
-from tensormeter_exporters.base import DecodingExporter
+from tensormeter_exporters.base import UNCHANGED, DecodingExporter
 from tensormeter_exporters.otlp.cumulative import DeltaToCumulative
 from tensormeter_exporters.otlp.environment import OtlpTarget, read_targets, wants_cumulative
 from tensormeter_exporters.otlp.http import OtlpHttpSender
@@ -38,6 +38,7 @@ class OtlpExporter(DecodingExporter):
     """
 
     independent_signals: Final = True
+    media: ClassVar = UNCHANGED
     uses_token: Final = False
 
     def __init__(self, config: ExporterConfig) -> None:

@@ -10,19 +10,23 @@ Items that wandb cannot write, such as invalid images or reserved keys, are indi
 the row, table or configuration is written.
 """
 
+import atexit
 import contextlib
+import importlib.util
 import io
 import os
 import re
+import tempfile
 import threading
 import time
+import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import psutil
@@ -34,7 +38,7 @@ from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Distribution
-from tensormeter.otlp.media import Alert, Image, Table, Text
+from tensormeter.otlp.media import Alert, Audio, Figure, Html, Image, Images, Table, Text, Video
 from tensormeter.outages import is_outage
 from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.names import ChangedNames, suffix_of
@@ -49,6 +53,7 @@ from tensormeter_exporters.otlp_series import (
 )
 from tensormeter_exporters.refused_items import RefusedItems
 from tensormeter_exporters.series_names import SeriesNames
+from tensormeter_exporters.unsupported_media import UnsupportedMedia
 from tensormeter_exporters.wandb.journal import Entry, Journal
 from tensormeter_exporters.wandb.records import WandbFile
 
@@ -87,6 +92,10 @@ _MAX_PROJECT: Final = 128
 _DRIVE: Final = re.compile(r"^([^/]):")
 """Drive of a Windows path. W&B refuses paths with a drive. Since Python 3.12, any character counts as a drive letter."""
 
+_Media = Table | Image | Images | Video | Audio | Figure | Html | Text
+
+_EXTENSIONS: Final = {"audio/mpeg": "mp3"}
+
 _Row = tuple[ProcessRef, str, Callable[[], dict[str, Any]]]
 """Sender of a row, the row's name for messages, and a function that creates the row when it is logged."""
 
@@ -106,6 +115,17 @@ class WandbExporter(DecodingExporter):
         entity: W&B user or team.
     """
 
+    media: ClassVar = {
+        "text": "table with one cell",
+        "table": "table",
+        "image": "image",
+        "images": "list of images",
+        "video": "video",
+        "audio": "audio",
+        "figure": "chart, if Plotly is installed",
+        "html": "HTML",
+    }
+
     def __init__(self, config: ExporterConfig) -> None:
         options = config.options_or(mode="offline", directory=".", entity="")
         if options["mode"] not in ("offline", "online"):
@@ -124,6 +144,7 @@ class WandbExporter(DecodingExporter):
         self._projects = ChangedNames(
             self._destination, "W&B projects have up to 128 characters other than /\\#?%:", _clean_project, _MAX_PROJECT
         )
+        self._unsupported = UnsupportedMedia(self._destination)
         self._media_keys: dict[int, ChangedNames] = {}
         self._runs: dict[str, Any] = {}
         self._files: dict[str, WandbFile] = {}
@@ -264,9 +285,13 @@ class WandbExporter(DecodingExporter):
         return [(sender, "a row", partial(dict, row)) for (sender, _), row in in_order]
 
     def _media(self, events: list[RunEvent], refused: RefusedItems) -> Iterator[_Row]:
-        """Yield the rows of a logs request: images, tables and texts."""
+        """Yield the rows of a logs request, one for each media item."""
         for run_event in events:
-            if isinstance(run_event.media, Table | Image | Text):
+            if isinstance(run_event.media, Figure) and not _has_plotly():
+                self._unsupported.refuse(
+                    refused, "Plotly figures, because Plotly is not installed", run_event.media.key
+                )
+            elif isinstance(run_event.media, _Media):
                 names = self._media_names(run_event.sender)
                 what = f"{run_event.media.EVENT.rpartition('.')[2]} {run_event.media.key[:100]!r}"
                 yield run_event.sender, what, partial(_media_row, run_event, run_event.media, names, refused, what)
@@ -295,7 +320,7 @@ class WandbExporter(DecodingExporter):
             if step > max(self._logged.get(sender.process, -1), self._written(sender.process)):
                 run = self._run(sender)
                 with refused.item(what):
-                    run.log(content(), step=step, commit=True)
+                    run.log(content(), step=step, commit=True)  # copies the files of media
                     stored += 1
                 self._logged[sender.process] = step
             else:
@@ -304,7 +329,7 @@ class WandbExporter(DecodingExporter):
         for run_event in refused.readable(run_events):
             run = self._run(run_event.sender)
             with refused.item(run_event.event.name):
-                stored += not isinstance(run_event.media, Table | Image | Text)
+                stored += not isinstance(run_event.media, _Media)
                 if self._log_event(run, run_event, refused):
                     finished.add(run_event.sender.process)
         return stored, finished
@@ -454,7 +479,7 @@ def _clean_media(key: str) -> str:
 
 
 def _media_row(
-    run_event: RunEvent, media: Table | Image | Text, names: ChangedNames, refused: RefusedItems, what: str
+    run_event: RunEvent, media: _Media, names: ChangedNames, refused: RefusedItems, what: str
 ) -> dict[str, Any]:
     place = {STEP: run_event.axis_step, "_timestamp": run_event.event.time / _NANOSECONDS}
     match media:
@@ -462,6 +487,17 @@ def _media_row(
             return {names(key): _table(columns, rows, refused, what)} | place
         case Image(key) as image:
             return {names(key): _picture(image)} | place
+        case Images(key, images):
+            return {names(key): [_picture(image) for image in images]} | place
+        case Video(key, data, media_type, caption=caption):
+            kind: Any = media_type.rpartition("/")[2]
+            return {names(key): wandb.Video(io.BytesIO(data), caption or None, format=kind)} | place
+        case Audio(key) as clip:
+            return {names(key): _sound(clip)} | place
+        case Html(key, text):
+            return {names(key): wandb.Html(text, inject=False, data_is_not_path=True)} | place
+        case Figure(key, text):
+            return {names(key): _plot(text)} | place
         case Text(key, text):
             return {names(key): wandb.Table(columns=["text"], data=[[text]])} | place
 
@@ -529,3 +565,31 @@ def _picture(image: Image) -> wandb.Image:
             picture.load()
             shown = picture if picture.mode in _PICTURE_MODES else picture.convert("RGB")
             return wandb.Image(shown, caption=image.caption or None)
+
+
+def _sound(clip: Audio) -> wandb.Audio:
+    """Create an audio item. wandb needs a file, which it copies when the item is logged."""
+    extension = _EXTENSIONS.get(clip.content_type, clip.content_type.rpartition("/")[2])
+    file = Path(_scratch(), f"{uuid.uuid4().hex}.{extension}")
+    file.write_bytes(clip.data)
+    sound = wandb.Audio(file, caption=clip.caption or None)
+    sound._is_tmp = True  # so that wandb moves the file
+    return sound
+
+
+@cache
+def _scratch() -> str:
+    """Return a folder for files that wandb moves. It is deleted when this process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="tensormeter-")
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
+def _has_plotly() -> bool:
+    return importlib.util.find_spec("plotly") is not None
+
+
+def _plot(figure: str) -> wandb.Plotly:
+    import plotly.io
+
+    return wandb.Plotly(plotly.io.from_json(figure, skip_invalid=True))
