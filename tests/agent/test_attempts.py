@@ -221,10 +221,11 @@ def test_an_old_event_before_the_first_row_has_no_step(settings):
     assert settled.event(event).attributes == {"key": "x"}
 
 
-def test_rows_from_inside_graphs_go_on_behind_the_last_step(settings, receiver, answering):
+@pytest.mark.parametrize("resume", [False, True])
+def test_rows_from_inside_graphs_go_on_behind_the_last_step(settings, receiver, answering, resume):
     torch = pytest.importorskip("torch")
     receiver.numbers = answering(200, b'{"attempt": 2, "last_step": 41}', "application/json")
-    with tensormeter.init(settings=settings, resume=True) as run:
+    with tensormeter.init(settings=settings, resume=resume) as run:
         inside = tensormeter.deferred_log(run, ["loss"], device="cpu")
         given = tensormeter.deferred_log(run, ["given"], device="cpu", first_step=7)
         for _ in range(2):

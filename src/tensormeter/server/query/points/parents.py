@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.points.request import RunQuery
-from tensormeter.server.query.points.sampled import PointsResult, query_points
-from tensormeter.server.store import NotFoundError, RunRef, Store
+from tensormeter.server.query.points.sampled import MAX_SERIES, PointsResult, query_points
+from tensormeter.server.store import MAX_READ_POINTS, NotFoundError, RunRef, Store, TooManySeriesError
 
 __all__ = ["query_with_parents"]
 
@@ -34,27 +34,33 @@ def query_with_parents(
         store: Store to read from.
         runs: Runs to read.
         query: Points to read from each run, by step.
-        limit: See `query_points`. It applies to the runs, and to each of their ancestors.
+        limit: See `query_points`.
         check: See `query_points`.
+
+    Raises:
+        TooManyPointsError, TooManySeriesError: See `query_points`. The limits apply to all runs together.
     """
     result = query_points(store, runs, query, limit, check)
-    ancestors = [ancestor for ref in runs for ancestor in _ancestors(store, ref)]
-    if not ancestors:
-        return result
-    parts = [_read(store, ancestor, query, result.cursor, limit, check) for ancestor in ancestors]
-    complete = {part.complete for part in (result, *parts) if part is not None}
-    if query.after is not None and len(complete) > 1:  # some parts contain all points, so all of them must
-        return query_with_parents(store, runs, replace(query, after=None), limit, check)
     series, damaged = [*result.series], [*result.damaged]
-    for ancestor, part in zip(ancestors, parts, strict=True):
-        if part is not None:
+    room = (MAX_READ_POINTS if limit is None else limit) - sum(len(piece.x) for piece in series)
+    for ref in runs:
+        for ancestor in _ancestors(store, ref):
+            check()
+            part = _read(store, ancestor, query, result.cursor, max(room, 0), check)
+            if part is None:
+                continue
+            if query.after is not None and part.complete != result.complete:  # one contains all points, so both must
+                return query_with_parents(store, runs, replace(query, after=None), limit, check)
             series += (replace(piece, child=ancestor.child) for piece in part.series)
             damaged += part.damaged
+            room -= sum(len(piece.x) for piece in part.series)
+            if len(series) > MAX_SERIES:
+                raise TooManySeriesError(f"more than {MAX_SERIES} series; request fewer runs or metrics, or no parents")
     return replace(result, series=series, damaged=[*dict.fromkeys(damaged)])
 
 
 def _read(
-    store: Store, ancestor: _Ancestor, query: RunQuery, cursor: str, limit: int | None, check: Check
+    store: Store, ancestor: _Ancestor, query: RunQuery, cursor: str, limit: int, check: Check
 ) -> PointsResult | None:
     stop = ancestor.stop if query.stop is None else min(query.stop, ancestor.stop)
     part = replace(query, stop=stop, process=None, attempt=None, upto=cursor)

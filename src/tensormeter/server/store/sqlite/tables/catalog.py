@@ -159,6 +159,13 @@ class Catalog:
         logged: dict[Source, list[Points]] = {}
         for source, points in _steps(arrivals, blocks):
             logged.setdefault(source, []).append(points)
+        sent: dict[Source, tuple[list[Arrival], list[BlockArrival]]] = {source: ([], []) for source in logged}
+        for arrival in arrivals:
+            if arrival.source in sent:
+                sent[arrival.source][0].append(arrival)
+        for block in blocks:
+            if block.source in sent:
+                sent[block.source][1].append(block)
         for source, parts in logged.items():
             steps = Points.concat(parts).distinct()
             first = beginning(steps)
@@ -179,14 +186,7 @@ class Catalog:
                 if recorded is None:
                     continue
                 self._began[key] = recorded
-            self._first_steps.record(
-                self._connection,
-                recorded[2],
-                steps,
-                [arrival for arrival in arrivals if arrival.source == source],
-                [block for block in blocks if block.source == source],
-                seq,
-            )
+            self._first_steps.record(self._connection, recorded[2], steps, *sent[source], seq)
 
     def series(self, run: int, process: int, arrival: Arrival) -> int | str:
         """Return the row ID of a series, creating the row if needed, or the reason for refusing the series."""
