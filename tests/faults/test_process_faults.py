@@ -257,7 +257,10 @@ with tensormeter.init("faults") as run:
     assert status == -signal.SIGTERM, errors
     gone()
     oracle.agrees(receiver, range(1000))
-    assert (end_event(receiver)["state"], end_event(receiver)["message"]) == ("failed", "ZeroDivisionError")
+    assert (end_event(receiver)["state"], end_event(receiver)["message"]) == (
+        "failed",
+        "ZeroDivisionError: division by zero",
+    )
 
 
 def test_fault_34_sigterm_then_sigkill(train, receiver, gone, oracle):
@@ -354,17 +357,25 @@ assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 @pytest.mark.parametrize(
     ("script", "end", "message", "status"),
     [
-        ("with run: raise ValueError('hidden')", "failed", "ValueError", 1),
+        ("with run: raise ValueError('cause', key)", "failed", "ValueError: ('cause', '***')", 1),
         ("with run: sys.exit(3)", "failed", "exit status 3", 3),
         ("with run: sys.exit()", "finished", "", 0),
-        ("raise KeyError('hidden')", "failed", "KeyError", 1),
+        ("raise KeyError('cause')", "failed", "KeyError: 'cause'", 1),
         ("sys.exit(4)", "failed", "exit status 4", 4),
+        ("try: raise OSError('cause')\nexcept OSError: run.finish('failed'); raise", "failed", "OSError: cause", 1),
+        ("raise KeyboardInterrupt('cause')", "failed", "KeyboardInterrupt", -signal.SIGINT),
         ("pass", "finished", "", 0),
     ],
 )
 def test_fault_35_an_exception_is_a_failure_and_is_raised_again(train, receiver, gone, script, end, message, status):
-    exit_status, errors = train(f"run = tensormeter.init('faults')\nlog(run, range(5))\n{script}\n").end()
+    exit_status, errors = train(
+        f"key = os.environ['PROXY_TOKEN'] = 'not-for-others-7'\n"
+        f"run = tensormeter.init('faults')\nlog(run, range(5))\n{script}\n"
+    ).end()
     assert exit_status == status
-    assert ("hidden" in errors) == ("hidden" in script)
+    assert ("cause" in errors) == ("cause" in script)
     gone()
-    assert (end_event(receiver)["state"], end_event(receiver)["message"]) == (end, message)
+    event = end_event(receiver)
+    assert (event["state"], event["message"]) == (end, message)
+    assert "not-for-others" not in str(event)
+    assert event.get("traceback", "").endswith(f"{message}\n") == ("cause" in message)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tensormeter.redaction import MASK, environment_secrets, mask_arguments
+from tensormeter.redaction import environment_secrets, mask_arguments, mask_values
 
 __all__ = ["mask_secrets"]
 
@@ -28,8 +28,6 @@ def mask_secrets(arguments: Sequence[str], environment: Mapping[str, str]) -> li
     secrets = environment_secrets(environment)
     result = []
     for argument in mask_arguments(arguments[: _MOST_ARGUMENTS + 1]):
-        masked = argument
-        for secret in secrets:
-            masked = masked.replace(secret, MASK)
+        masked = mask_values(argument, secrets)
         result.append(masked if len(masked) <= _LONGEST_ARGUMENT else f"{masked[:_LONGEST_ARGUMENT]}...")
     return result if len(result) <= _MOST_ARGUMENTS else [*result[:_MOST_ARGUMENTS], "..."]

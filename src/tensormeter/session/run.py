@@ -7,6 +7,7 @@ no space for the ring or no writable directory, the run logs a warning and recor
 import dataclasses
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -350,18 +351,20 @@ class Run:
             exit_code: Exit status of the program: 0 means `finished`, any other number `failed`.
             timeout: Maximum time to wait in seconds. Default: the setting `finish_timeout`.
         """
-        process_state, message = exit_hooks.outcome()
+        outcome = exit_hooks.outcome()
         final, reason = _final_state(state, exit_code)
         if final is None:
-            final = process_state if process_state == "preempted" else "finished"
-        if not reason and final == process_state:
-            reason = message
+            final = outcome.state if outcome.state == "preempted" else "finished"
+        failure = outcome.failure if final == outcome.state and not reason else exit_hooks.Failure(reason)
+        error = sys.exc_info()[1]
+        if final == "failed" and error is not None and not outcome.failure.message:  # called in an `except` block
+            failure = exit_hooks.describe_failure(type(error), error)
         if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
             logger.warning("finish: ignored the timeout %s; pass seconds as a number", shown(timeout))
             timeout = None
-        self._finish(final, reason, self.settings.finish_timeout if timeout is None else timeout)
+        self._finish(exit_hooks.Outcome(final, failure), self.settings.finish_timeout if timeout is None else timeout)
 
-    def _finish(self, state: str, message: str, timeout: float) -> None:
+    def _finish(self, outcome: exit_hooks.Outcome, timeout: float) -> None:
         if not self._finished:
             for prepare in before_finish:
                 prepare(self)
@@ -378,12 +381,12 @@ class Run:
                 self._phases = None
             self.__dict__.pop("log", None)
             if process is not None:
-                process.close(State[state.upper()], message)
+                process.close(State[outcome.state.upper()], outcome.failure)
             _forget(self)
         if process is not None:
-            outcome = process.finish(timeout)
-            if outcome and self._prints:
-                print_end(self.settings, self.id, self.name, state, outcome)
+            delivery = process.finish(timeout)
+            if delivery and self._prints:
+                print_end(self.settings, self.id, self.name, outcome.state, delivery)
 
     @property
     def _prints(self) -> bool:
@@ -399,11 +402,11 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        failure = "" if kind is None else exit_hooks.describe_exception(kind, error)
-        state, message = exit_hooks.outcome()
-        if state != "preempted":
-            state, message = ("failed", failure) if failure else ("finished", "")
-        self._finish(state, message, self.settings.finish_timeout)
+        failure = exit_hooks.Failure() if kind is None else exit_hooks.describe_failure(kind, error)
+        outcome = exit_hooks.outcome()
+        if outcome.state != "preempted":
+            outcome = exit_hooks.Outcome("failed", failure) if failure.message else exit_hooks.Outcome("finished")
+        self._finish(outcome, self.settings.finish_timeout)
 
     def __reduce__(self) -> tuple[Callable[..., "Run"], tuple[Any, ...]]:
         """Pickle the run without its secrets. A process that unpickles it joins the run."""
@@ -653,9 +656,9 @@ def _forget(run: Run) -> None:
 
 def finish_all() -> None:
     """Finish all unfinished runs, latest first, with a state that depends on how the process ends."""
-    state, message = exit_hooks.outcome()
+    outcome = exit_hooks.outcome()
     for run in reversed(open_runs.all_open()):
-        run._finish(state, message, run.settings.finish_timeout)
+        run._finish(outcome, run.settings.finish_timeout)
 
 
 def _on_sigterm(process_ends: bool) -> None:
@@ -664,4 +667,4 @@ def _on_sigterm(process_ends: bool) -> None:
         if run.settings.sigterm_timeout and run._process is not None:
             run._process.record_sigterm()
             if process_ends:
-                run._finish("preempted", "SIGTERM", min(run.settings.sigterm_timeout, run.settings.finish_timeout))
+                run._finish(exit_hooks.outcome(), min(run.settings.sigterm_timeout, run.settings.finish_timeout))

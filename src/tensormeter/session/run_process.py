@@ -20,6 +20,7 @@ from tensormeter.record.rows.lane import Writer
 from tensormeter.record.runtime.metrics import RuntimeMetrics
 from tensormeter.ring.format import Drop, HeaderWord, SpoolLoss, State
 from tensormeter.session.announcement import sync_command
+from tensormeter.session.exit_hooks import Failure
 from tensormeter.session.membership import Existence, Joining, Membership, RunIdentity, with_basis
 
 __all__ = ["FlushRequest", "RunProcess"]
@@ -264,15 +265,15 @@ class RunProcess:
         """Store the time of a SIGTERM."""
         self.sigterm_word[0] = time.time_ns()
 
-    def close(self, state: State, message: str) -> None:
+    def close(self, state: State, failure: Failure) -> None:
         """Stop recording.
 
         Args:
             state: Final state of the run.
-            message: Reason why the run ended; "" if there is none.
+            failure: Reason why the run ended; empty if there is none.
         """
-        if message:
-            self.ring.add_metadata({"end": message})
+        if failure.message:
+            self.ring.add_metadata({"end": failure.message, "traceback": failure.traceback})
         self._runtime_metrics.sample()
         self.recorder.close(state)
         self._membership.waker.wake()

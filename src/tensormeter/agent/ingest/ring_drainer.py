@@ -460,18 +460,18 @@ class RingDrainer:
         dropped = report.counts
         if self.child:
             return [Event(PROCESS_END, time.time_ns(), {"dropped": dropped})] if dropped else []
-        state, message = self._end()
-        body: dict[str, Value] = {"state": state, "message": message, "dropped": dropped}
-        return [Event(RUN_END, time.time_ns(), body)]
+        return [Event(RUN_END, time.time_ns(), {**self._end(), "dropped": dropped})]
 
-    def _end(self) -> tuple[str, str]:
-        """Return the process's final state and a description of the cause."""
+    def _end(self) -> dict[str, Value]:
+        """Return the process's final state, and the cause with its traceback, if it has one."""
         if self.ring.state is not State.OPEN:
             self._processor.refresh()  # the writer's last entry describes its end
-            return self.ring.state.name.lower(), str(self._processor.metadata.get("end", ""))
+            metadata = self._processor.metadata
+            body: dict[str, Value] = {"state": self.ring.state.name.lower(), "message": str(metadata.get("end", ""))}
+            return body | ({"traceback": str(metadata["traceback"])} if metadata.get("traceback") else {})
         if self.ring.words[HeaderWord.SIGTERM]:
-            return "preempted", "the process received SIGTERM and exited"
-        return "crashed", "the process ended without finishing the run"
+            return {"state": "preempted", "message": "the process received SIGTERM and exited"}
+        return {"state": "crashed", "message": "the process ended without finishing the run"}
 
 
 def _cursors(ring: RingFile, spool: Spool) -> dict[int, Cursor]:

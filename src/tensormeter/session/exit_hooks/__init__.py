@@ -14,7 +14,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
+
+from tensormeter.session.exit_hooks.failure import Failure, describe_failure, describe_status
 
 try:
     from tensormeter.session.exit_hooks import _sigterm
@@ -22,9 +24,11 @@ except ImportError:
     _sigterm = None  # type: ignore[assignment]
 
 __all__ = [
+    "Failure",
+    "Outcome",
     "clear_sigterm_word",
     "defer_sigterm",
-    "describe_exception",
+    "describe_failure",
     "install",
     "install_sigterm",
     "outcome",
@@ -34,8 +38,8 @@ __all__ = [
 
 _Handler = Callable[[int, FrameType | None], Any]
 
-_failure = ""
-"""Description of the exception or exit status that ended the interpreter; "" if it did not end with a failure."""
+_failure = Failure()
+"""Description of the exception or exit status that ended the interpreter; empty if it did not end with a failure."""
 
 _sigterm_received = False
 _chained_hooks: list[Callable[..., Any]] = []
@@ -64,21 +68,23 @@ def install(at_exit: Callable[[], None]) -> None:
     atexit.register(at_exit)
 
 
-def outcome() -> tuple[str, str]:
-    """Return the default state of a run that ends now, and its cause (exception, exit status or SIGTERM)."""
-    if _sigterm_received:
-        return "preempted", "SIGTERM"
-    return ("failed", _failure) if _failure else ("finished", "")
+class Outcome(NamedTuple):
+    """How a run ends.
 
-
-def describe_exception(kind: type[BaseException], error: BaseException | None) -> str:
-    """Describe an exception by its type or exit status, or return "" if it is not a failure.
-
-    The exception's text is omitted, because it may contain secrets.
+    Attributes:
+        state: State of the run: `finished`, `failed` or `preempted`.
+        failure: Cause: exception, exit status or SIGTERM.
     """
-    if issubclass(kind, SystemExit):
-        return _describe_status(getattr(error, "code", None))
-    return kind.__qualname__
+
+    state: str
+    failure: Failure = Failure()
+
+
+def outcome() -> Outcome:
+    """Return the default state of a run that ends now, and its cause."""
+    if _sigterm_received:
+        return Outcome("preempted", Failure("SIGTERM"))
+    return Outcome("failed", _failure) if _failure.message else Outcome("finished")
 
 
 def install_sigterm(callback: Callable[[bool], None], limit: float) -> None:
@@ -192,18 +198,12 @@ os.register_at_fork(
 
 def _record_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     global _failure
-    _failure = describe_exception(kind, error)
+    _failure = describe_failure(kind, error)
     _chained_hooks[0](kind, error, trace)
 
 
 def _record_exit(status: Any = None, /) -> NoReturn:
     global _failure
-    _failure = _describe_status(status)
+    _failure = Failure(describe_status(status))
     _chained_hooks[1](status)
     raise AssertionError("sys.exit raises")
-
-
-def _describe_status(status: object) -> str:
-    if status is None or status == 0:
-        return ""
-    return f"exit status {status if isinstance(status, int) else 1}"
