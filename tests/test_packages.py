@@ -28,6 +28,7 @@ def test_a_missing_package_is_named_at_the_start_and_at_the_end(tmp_path):
         "TENSORMETER_DIR": str(tmp_path / "state"),
         "TENSORMETER_BUFFER_DIR": str(tmp_path / "rings"),
         "TENSORMETER_SAMPLE_INTERVAL": "0",
+        "TENSORMETER_CONSOLE": "off",
         "TENSORMETER_FINISH_TIMEOUT": "60",
         "TENSORMETER_LINGER_TIMEOUT": "0",
         "PYTHONPATH": str(package.parent),

@@ -183,7 +183,7 @@ def read_metrics(request: Request) -> list[SteppedSeries]:
 
 
 def read_events(request: Request) -> list[RunEvent]:
-    """Return all events of a logs request.
+    """Return all events of a logs request. Log records without an event name, such as console output, are left out.
 
     Raises:
         EncodingError: The body cannot be decoded. Nothing else is raised.
@@ -194,6 +194,8 @@ def read_events(request: Request) -> list[RunEvent]:
         for resource, events in decode_events(body):
             sender = ProcessRef.of(resource)
             for event in events:
+                if not event.name:
+                    continue
                 try:
                     media, step = media_of(event) or (None, None)
                     run_events.append(RunEvent(sender, event, media, step))

@@ -65,6 +65,8 @@ DevicePath = Literal["auto", "two_launches"]
 HistogramAggregation = Literal["explicit_bucket_histogram", "base2_exponential_bucket_histogram"]
 TemporalityPreference = Literal["cumulative", "delta", "lowmemory"]
 Ranks = Literal["all", "node", "first"]
+Console = Literal["first", "all", "off"]
+LogLevel = Literal["debug", "info", "warning", "error", "critical", "off"]
 Durability = Literal["none", "flush", "fsync"]
 
 DEFAULT_PORT: Final = 4320
@@ -310,6 +312,30 @@ class Settings:
         check=boolean,
         help="Whether to replace likely secrets in the config with `***`, as in the command line. `False` records the "
         "config unchanged.",
+    )
+    console: Console = setting(
+        "first",
+        "TENSORMETER_CONSOLE",
+        parse=parse_lower,
+        check=choice(Console),
+        help="Ranks whose console output and log records are recorded: only the `first` rank, `all` ranks, or `off`. "
+        "Output still reaches its terminal or file, unchanged. It is sent to all destinations that receive log records, "
+        "with secrets masked.",
+    )
+    log_level: LogLevel = setting(
+        "info",
+        "TENSORMETER_LOG_LEVEL",
+        parse=parse_lower,
+        check=choice(LogLevel),
+        help="Lowest level of the records of Python's `logging` that are recorded as log records: `debug`, `info`, "
+        "`warning`, `error`, `critical`, or `off`. The levels of loggers apply first.",
+    )
+    console_max_bytes: int = setting(
+        64 << 20,
+        "TENSORMETER_CONSOLE_MAX_BYTES",
+        parse=parse_int,
+        check=integer(0, 1 << 40),
+        help="Maximum size in bytes of the output that is recorded of each process. Later lines are dropped and counted.",
     )
     schedule_delay: float = setting(
         2.0,

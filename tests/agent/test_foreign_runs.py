@@ -61,7 +61,11 @@ class User:
             ],
             env=inherited
             | {"HOME": str(self.home), "TMPDIR": str(self.shared), "TENSORMETER_BUFFER_DIR": str(self.shared)}
-            | {"TENSORMETER_SAMPLE_INTERVAL": "0", "TENSORMETER_SELF_METRICS_INTERVAL": "0"}
+            | {
+                "TENSORMETER_SAMPLE_INTERVAL": "0",
+                "TENSORMETER_SELF_METRICS_INTERVAL": "0",
+                "TENSORMETER_CONSOLE": "off",
+            }
             | variables,
             cwd=self.home,
             capture_output=True,

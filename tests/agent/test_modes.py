@@ -42,6 +42,7 @@ def run(tmp_path):
                 "HOME": str(tmp_path / "home"),
                 "TENSORMETER_BUFFER_DIR": str(tmp_path / "shm"),
                 "TENSORMETER_SAMPLE_INTERVAL": "0",
+                "TENSORMETER_CONSOLE": "off",
                 "TENSORMETER_ENDPOINT": "http://127.0.0.1:9",
                 "TENSORMETER_EXPORTERS": "experiment,jsonl",
                 "TENSORMETER_EXPORTER_OPTIONS": f"jsonl.directory={tmp_path}/out/made",

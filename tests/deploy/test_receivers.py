@@ -46,6 +46,7 @@ def train(tmp_path, clean_environment):
         environment = clean_environment | {
             "TENSORMETER_DIR": str(tmp_path / "runs"),
             "TENSORMETER_SAMPLE_INTERVAL": "0",
+            "TENSORMETER_CONSOLE": "off",
             "TENSORMETER_EXPORTERS": "otlp",
             "TENSORMETER_FINISH_TIMEOUT": "120",
             "TENSORMETER_LINGER_TIMEOUT": "1",
@@ -200,7 +201,12 @@ def test_a_collector_that_is_killed_often_loses_and_doubles_nothing(tmp_path, st
         trainers[route] = subprocess.Popen(
             [sys.executable, "-c", LONG_TRAINER, route],
             env=clean_environment
-            | {"TENSORMETER_DIR": str(tmp_path / "runs"), "TENSORMETER_SAMPLE_INTERVAL": "0", **variables},
+            | {
+                "TENSORMETER_DIR": str(tmp_path / "runs"),
+                "TENSORMETER_SAMPLE_INTERVAL": "0",
+                "TENSORMETER_CONSOLE": "off",
+                **variables,
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -21,6 +21,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         "TENSORMETER_BUFFER_DIR": str(folder),
         "TENSORMETER_SCHEDULE_DELAY": "0.2",
         "TENSORMETER_SAMPLE_INTERVAL": "0",
+        "TENSORMETER_CONSOLE": "off",
         "TENSORMETER_SELF_METRICS_INTERVAL": "0",
         "OMP_NUM_THREADS": "1",
     }

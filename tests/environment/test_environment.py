@@ -369,7 +369,12 @@ TensormeterMetricExporter().shutdown()
 
 def inherited(**changes: str) -> dict[str, str]:
     kept = clean_environment()
-    return kept | {"TENSORMETER_SAMPLE_INTERVAL": "0", "TENSORMETER_SELF_METRICS_INTERVAL": "0", **changes}
+    return kept | {
+        "TENSORMETER_SAMPLE_INTERVAL": "0",
+        "TENSORMETER_SELF_METRICS_INTERVAL": "0",
+        "TENSORMETER_CONSOLE": "off",
+        **changes,
+    }
 
 
 def rows_in(folder: Path) -> Iterator[tuple[str, str]]:

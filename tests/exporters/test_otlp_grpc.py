@@ -70,6 +70,7 @@ def test_a_grpc_receiver_of_metrics_alone_gets_them(rpc, tmp_path, clean_environ
         "TENSORMETER_DIR": str(tmp_path),
         "TENSORMETER_BUFFER_DIR": str(tmp_path),
         "TENSORMETER_SAMPLE_INTERVAL": "0",
+        "TENSORMETER_CONSOLE": "off",
         "TENSORMETER_EXPORTERS": "otlp",
         "TENSORMETER_LINGER_TIMEOUT": "0",
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{rpc.port}",

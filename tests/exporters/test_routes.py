@@ -117,6 +117,7 @@ def environment(tmp_path_factory, clean_environment):
         "TENSORMETER_DIR": str(folder / "runs"),
         "TENSORMETER_BUFFER_DIR": str(buffer),
         "TENSORMETER_SCHEDULE_DELAY": "0.1",
+        "TENSORMETER_CONSOLE": "off",
         "TENSORMETER_SAMPLE_INTERVAL": "0",  # what sensors see is never the same twice
         "TENSORMETER_SELF_METRICS_INTERVAL": "0",
     }

@@ -60,6 +60,7 @@ def spooled(tmp_path_factory, clean_environment):
             "TENSORMETER_DIR": str(folder),
             "TENSORMETER_BUFFER_DIR": str(buffers),
             "TENSORMETER_SAMPLE_INTERVAL": "0",
+            "TENSORMETER_CONSOLE": "off",
             "TENSORMETER_SELF_METRICS_INTERVAL": "0",
         },
         check=True,

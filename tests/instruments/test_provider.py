@@ -333,6 +333,7 @@ def test_it_can_be_installed_as_the_global_provider(tmp_path, settings, how):
         "TENSORMETER_DIR": str(settings.directory),
         "TENSORMETER_SELF_METRICS_INTERVAL": "0",
         "TENSORMETER_SAMPLE_INTERVAL": "0",
+        "TENSORMETER_CONSOLE": "off",
         "TENSORMETER_BUFFER_DIR": str(settings.buffer_directory),
         "TENSORMETER_MODE": "offline",
         "TENSORMETER_AGENT": "thread",

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
 from support.ports import reserve_port
-from tensormeter.otlp.batch import STEP_METRIC, Batch
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Event
 from tensormeter.otlp.decode import decode_events, decode_metrics
 
 __all__ = ["Behaviour", "Received", "Receiver", "answer"]
@@ -249,6 +249,17 @@ class Receiver:
             assert number == 1, f"{name} of {process} at {at} came {number} times"
             rows.setdefault((process, at), {})[name] = value
         return Counter((int(row.pop(STEP_METRIC)), tuple(sorted(row.items()))) for row in rows.values())
+
+    def output(self) -> list[Event]:
+        """Every accepted log record without an event name, in order of the requests."""
+        return [
+            event
+            for request in self.accepted().values()
+            if request.path == "/v1/logs"
+            for _, events in decode_events(gzip.decompress(request.body))
+            for event in events
+            if not event.name
+        ]
 
     def events(self) -> list[tuple[str, dict]]:
         """(name, body) of every accepted event."""

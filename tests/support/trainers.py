@@ -11,7 +11,7 @@ __all__ = ["TrainingProcess", "named_settings", "training_environment"]
 
 
 def training_environment(folder: Path, endpoint: str, run_id: str) -> dict[str, str]:
-    """The environment of a training process, without the user's settings and without metrics of the node.
+    """The environment of a training process, without the user's settings, metrics of the node and console output.
 
     Args:
         folder: A folder of the test. The process keeps its runs in `state` and its rings in `rings`.
@@ -26,6 +26,7 @@ def training_environment(folder: Path, endpoint: str, run_id: str) -> dict[str, 
         "TENSORMETER_SCHEDULE_DELAY": "0.05",
         "TENSORMETER_SAMPLE_INTERVAL": "0",
         "TENSORMETER_SELF_METRICS_INTERVAL": "0",
+        "TENSORMETER_CONSOLE": "off",
         "TENSORMETER_RUN_ID": run_id,
         "OMP_NUM_THREADS": "1",
     }

@@ -43,6 +43,17 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
         "log them as a table or text",
     ),
     "media_damaged": ("item", "a media item could not be read or encoded", ""),
+    "console_full": (
+        "line of output",
+        "the program printed faster than output is recorded",
+        "",
+    ),
+    "console_limit": (
+        "line of output",
+        "the program had printed more than is recorded",
+        "raise TENSORMETER_CONSOLE_MAX_BYTES",
+    ),
+    "spool_full_logs": ("record", "the spool was full of data that could not be delivered (console and logs)", ""),
     "spool_full_system": ("point", "the spool was full of data that could not be delivered (system metrics)", ""),
     "spool_full_media": ("item", "the spool was full of data that could not be delivered (media)", ""),
     "spool_full_scalars": (
@@ -54,6 +65,8 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
     "refused": ("point or event", "refused by the receiver", ""),
 }
 """Noun for the counted items, cause, and remedy (or ""), by reason."""
+
+_PLURALS: Final = {"point or event": "points or events", "line of output": "lines of output"}
 
 
 def describe_losses(counts: Mapping[str, int], names: Mapping[str, Sequence[str]] | None = None) -> list[str]:
@@ -70,6 +83,6 @@ def describe_losses(counts: Mapping[str, int], names: Mapping[str, Sequence[str]
 
 def _sentence(reason: str, count: int, names: Sequence[str]) -> str:
     noun, why, advice = REASONS.get(reason, ("item", reason.replace("_", " "), ""))
-    nouns = noun if count == 1 else "points or events" if noun == "point or event" else f"{noun}s"
+    nouns = noun if count == 1 else _PLURALS.get(noun, f"{noun}s")
     examples = f" ({', '.join(names)}{', ...' if count > len(names) else ''})" if names else ""
     return f"{count:,} {nouns}{examples}: {why}{f'; {advice}' if advice else ''}"

@@ -6,6 +6,9 @@ from typing import Final
 __all__ = [
     "AUTOMATIC_STEPS",
     "AUTOMATIC_STEPS_END",
+    "CONSOLE_HEADER_BYTES",
+    "CONSOLE_MAGIC",
+    "CONSOLE_VERSION",
     "DISK_REPORT",
     "DISK_REPORT_BYTES",
     "DURATION_BUCKETS",
@@ -31,6 +34,8 @@ __all__ = [
     "TROUBLE_BYTES",
     "VERSION",
     "WRAP",
+    "ConsoleKind",
+    "ConsoleWord",
     "Drop",
     "EntryKind",
     "HeaderWord",
@@ -181,6 +186,7 @@ class SpoolLoss(enum.IntEnum):
     """The file of a media item could not be read or encoded."""
     MEDIA_TOO_LARGE = 9
     """The encoded audio clip or video was larger than its limit."""
+    SPOOL_FULL_LOGS = 10
 
 
 class State(enum.IntEnum):
@@ -210,3 +216,42 @@ class EntryKind(enum.IntEnum):
     LAYOUT = 2
     STREAMS = 3
     """A list of streams, and the number of the first one. The others have the following numbers."""
+
+
+CONSOLE_MAGIC: Final = 0x534E_4F43_5445_4D54  # "TMETCONS" in the file
+CONSOLE_VERSION: Final = 1
+CONSOLE_HEADER_BYTES: Final = 4096
+
+
+class ConsoleWord(enum.IntEnum):
+    """Indices of the words in the header of a console file. The agent writes all words from TAIL on."""
+
+    MAGIC = 0
+    VERSION = 1
+    SIZE = 2
+    """Size of the space for chunks in bytes."""
+    WRITER_PID = 3
+    HEAD = 4
+    """Position after the last complete chunk."""
+    FULL = 5
+    """Number of lines that were dropped because the space was full."""
+    CHILD_STAMP = 6
+    """Changes when a forked child creates its file. Children write this word, too."""
+    TAIL = 16
+    """Position up to which the space is free."""
+    TOO_FAST = 17
+    """Number of lines that the agent left out because there were too many in a short time."""
+    OVER_LIMIT = 18
+    """Number of lines that the agent left out because the process had printed more than `console_max_bytes`."""
+
+
+class ConsoleKind(enum.IntEnum):
+    """Kind of a chunk in a console file."""
+
+    STDOUT = 1
+    STDERR = 2
+    LOG_RECORD = 3
+    """A record of Python's `logging`, as JSON."""
+    LOGGED_STDOUT = 5
+    """Text that a handler of `logging` printed. Its log record was captured, so the text is not recorded again."""
+    LOGGED_STDERR = 6

@@ -1,5 +1,6 @@
 """A process's participation in a run: its ring, its recorder, flushes, and the report of losses at the end."""
 
+import logging
 import os
 import threading
 import time
@@ -12,12 +13,15 @@ from tensormeter.agent.monitor import AgentMonitor
 from tensormeter.conventions.fitting import OmittedValue
 from tensormeter.conventions.limits import CONFIG_BYTES
 from tensormeter.conventions.losses import describe_losses
+from tensormeter.conventions.semconv import RANK
 from tensormeter.conventions.unicode_names import printable
 from tensormeter.logger import get_logger
 from tensormeter.record.device.page_locking import unlock_retired
+from tensormeter.record.logs.output_capture import OutputCapture
 from tensormeter.record.recorder import Limits, Recorder
 from tensormeter.record.rows.lane import Writer
 from tensormeter.record.runtime.metrics import RuntimeMetrics
+from tensormeter.resource import describe_rank
 from tensormeter.ring.format import Drop, HeaderWord, SpoolLoss, State
 from tensormeter.session.announcement import sync_command
 from tensormeter.session.exit_hooks import Failure
@@ -138,6 +142,15 @@ class RunProcess:
         self._woke_at = self.recorder.positions
         """Positions of the lanes at which this process last woke the agent."""
         self._membership.waker.wake()
+        self._output = self._capture_output()
+
+    def _capture_output(self) -> OutputCapture | None:
+        """Start capturing the console and log records, if this rank's output is to be recorded."""
+        settings = self._settings
+        if settings.console == "off" or (settings.console == "first" and describe_rank().get(RANK)):
+            return None
+        level = None if settings.log_level == "off" else logging.getLevelNamesMapping()[settings.log_level.upper()]
+        return OutputCapture.start(self.ring.path, self._membership.waker.wake, level=level)
 
     def _keeps_agent_running(self) -> bool:
         """Return whether an agent is running that cannot end while the parent records. Called in a forked child."""
@@ -272,6 +285,8 @@ class RunProcess:
             state: Final state of the run.
             failure: Reason why the run ended; empty if there is none.
         """
+        if self._output is not None:
+            self._output.stop()
         if failure.message:
             self.ring.add_metadata({"end": failure.message, "traceback": failure.traceback})
         self._runtime_metrics.sample()
@@ -365,7 +380,8 @@ class RunProcess:
         self._monitor.report()
         if self._existence:
             self._check_existence()
-        drops, losses = self.ring.drops(), self.ring.spool_losses()
+        drops = self.ring.drops() | (self._output.drops() if self._output is not None else {})
+        losses = self.ring.spool_losses()
         for sentence in describe_losses(drops, self.recorder.lost_names):
             logger.warning("run %s: not recorded: %s", self._run.id, sentence)
         for sentence in describe_losses(losses):

@@ -21,6 +21,9 @@ const REASONS: Record<string, [string, string, string]> = {
   spool_full_system: ["point", "points", "system metrics were evicted because the spool was full"],
   spool_full_media: ["item", "items", "media were evicted because the spool was full"],
   spool_full_scalars: ["point", "points", "the history was thinned because the spool was full"],
+  spool_full_logs: ["log record", "log records", "console output and logs were evicted because the spool was full"],
+  console_full: ["line", "lines", "the program printed faster than its output is recorded"],
+  console_limit: ["line", "lines", "the program had printed more than is recorded (TENSORMETER_CONSOLE_MAX_BYTES)"],
   damaged: ["point", "points", "unreadable because of damage on disk"],
   refused: ["item", "items", "refused by the server; warnings of the training process give the reason"],
 };

@@ -9,6 +9,7 @@ from typing import Final, cast
 from tensormeter.agent.attempts.numbering import Numbering
 from tensormeter.agent.ingest.aggregation import Aggregator
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
+from tensormeter.agent.ingest.console_inbox import ConsoleInbox
 from tensormeter.agent.ingest.media_inbox import Inbox
 from tensormeter.agent.ingest.self_metrics import SelfMetrics
 from tensormeter.agent.spool.errors import SpoolDamagedError
@@ -47,6 +48,9 @@ _WARNING_INTERVAL: Final = 60.0
 
 _DURABLE_DELAY: Final = 1.0
 """Maximum seconds that rows wait in the ring with `fsync` durability, as the ring does not survive a power failure."""
+
+_SHORTEST_CONSOLE_DELAY: Final = 0.25
+"""Minimum seconds between two requests with console output."""
 
 _MOST_BATCHES: Final = 16
 """Maximum number of batches of one process before other processes get their turn."""
@@ -98,6 +102,9 @@ class RingDrainer:
         metadata = self._processor.metadata
         self._document_changes = 0
         self._inbox = Inbox(ring.path, spool.cursor(ring.process, _MEDIA).position)
+        self._console = ConsoleInbox(
+            ring.path, lambda number: spool.cursor(ring.process, number), settings.console_max_bytes
+        )
         self._health = SelfMetrics(ring, self._processor, settings.self_metrics_interval)
         self.child = metadata.get("parent") is not None
         if numbering is not None:
@@ -190,11 +197,12 @@ class RingDrainer:
         return self._processor.has_due_rows()
 
     def has_news(self) -> bool:
-        """Return whether the process has written rows or media, or has ended, since the last `advance`."""
+        """Return whether the process has written rows, media or output, or has ended, since the last `advance`."""
         return (
             self._processor.has_new_rows()
             or not self.settled
             or any(self._inbox.pieces())
+            or self._console.has_news()
             or not self.ring.writer_alive()
         )
 
@@ -237,12 +245,15 @@ class RingDrainer:
                     if over and not self._ended and (not alive or self._read_everything()):
                         self._send_documents()
                         self._take_media()
+                        self._take_output(final=True)
                         self._report_health()
                         dropped = self._report(last)
                         self._put(self._end_events(dropped), started=True, ended=True, report=dropped)
                     break
             self._send_documents()
             self._take_media()
+            if flush or wanted or self._console.due(max(self._processor.delay, _SHORTEST_CONSOLE_DELAY)):
+                self._take_output(final=self._ended)
             if self._health.due() and not self._ended:
                 self._report_health()
             if wanted and all(
@@ -361,6 +372,24 @@ class RingDrainer:
             piece.path.unlink(missing_ok=True)
             self._publish()
 
+    def _take_output(self, *, final: bool) -> None:
+        """Store the process's output: lines of its console, and records of Python's `logging`."""
+        while (output := self._console.take(final=final)) is not None:
+            encoded = []
+            if output.events:
+                body = gzip.compress(encode_events(self.resource, output.events), _GZIP_LEVEL, mtime=0)
+                encoded.append(Encoded("logs", body, len(output.events), Priority.OUTPUT))
+            self._spool.put(
+                encoded,
+                self._logs_to,
+                self.ring.process,
+                output.cursors,
+                started=self._started,
+                ended=self._ended,
+            )
+            output.release()
+            self._publish()
+
     def _settle(self, event: Event) -> tuple[Mapping[str, Attribute], Event]:
         """Return the process's resource and an event, with the attempt number and step as currently settled."""
         resource = self._unsettled
@@ -450,6 +479,7 @@ class RingDrainer:
     def _report(self, speaks: bool) -> Report:
         dropped = Counter(self.ring.drops())
         dropped.update(device_unfinished=self._processor.lost, unsupported_value=self._processor.refused)
+        dropped.update(self._console.drops())
         process, spool = self.ring.process, self._spool
         losses = unreported(process, spool.reports(), spool.losses()) if speaks and spool.losses() else {}
         return Report(

@@ -4,6 +4,7 @@ Requests are evicted in this order, and within each group from the oldest to the
 
 - requests that receivers have accepted but that are not yet durable there (nothing is lost);
 - rejected requests, which are kept for users;
+- console output and log records of the program;
 - system metrics;
 - media.
 
@@ -25,6 +26,13 @@ from tensormeter.agent.spool.thinning import AT_THE_FLOOR, MOST_JOINED, UNREADAB
 
 __all__ = ["sacrifice"]
 
+_EVICTED: Final = (
+    (Priority.OUTPUT, "spool_full_logs"),
+    (Priority.SYSTEM, "spool_full_system"),
+    (Priority.MEDIA, "spool_full_media"),
+)
+"""Priorities whose requests are deleted whole, in this order, with the reasons for the loss."""
+
 _JOINED: Final = 64
 """Maximum number of requests that are joined into one at a time."""
 
@@ -45,7 +53,7 @@ def sacrifice(database: sqlite3.Connection, thinning: Thinning) -> tuple[str, in
         "UPDATE quarantine SET body = x'' WHERE number = (SELECT min(number) FROM quarantine WHERE length(body) > 0)"
     ).rowcount:
         return "rejected", 0  # already counted
-    for priority, reason in ((Priority.SYSTEM, "spool_full_system"), (Priority.MEDIA, "spool_full_media")):
+    for priority, reason in _EVICTED:
         row = database.execute(
             "DELETE FROM request WHERE sequence = (SELECT min(sequence) FROM request WHERE priority = ?) RETURNING items",
             (priority,),

@@ -11,11 +11,13 @@ __all__ = ["Encoded", "Priority", "checksum", "intact", "seal"]
 
 
 class Priority(enum.IntEnum):
-    """Priority of a request in a full spool. Low priorities are evicted first.
+    """Priority of a request in a full spool. Low priorities are evicted first. The numbers are part of the spool's format.
 
     ESSENTIAL requests are never evicted while they are waiting for delivery.
     """
 
+    OUTPUT = -1
+    """Console output and log records of the program."""
     SYSTEM = 0
     """Host and GPU statistics, and heartbeats."""
     MEDIA = 1

@@ -1,0 +1,263 @@
+"""Console output and log records of real processes: they arrive once, and the terminal or file sees no difference."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from support.trainers import training_environment
+from tensormeter.agent.run_directory.directory import list_runs
+
+PROLOGUE = """
+import ctypes, logging, os, signal, subprocess, sys, time
+import tensormeter
+run = tensormeter.init("output")
+"""
+
+
+@pytest.fixture
+def environment(tmp_path, receiver):
+    """Builds the environment of a script that captures its output."""
+
+    def environment(**settings: object) -> dict[str, str]:
+        changed = {f"TENSORMETER_{name.upper()}": str(value) for name, value in settings.items()}
+        return training_environment(tmp_path, receiver.url, "output") | {"TENSORMETER_CONSOLE": "first"} | changed
+
+    return environment
+
+
+@pytest.fixture
+def train(environment):
+    """Runs a script to its end, with pipes for its output."""
+
+    def train(script: str, prologue: str = PROLOGUE, **settings: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", prologue + script],
+            env=environment(**settings),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return train
+
+
+@pytest.fixture
+def delivered(receiver, wait_for):
+    """Waits for the end of the run, and returns its output."""
+
+    def delivered():
+        wait_for(lambda: any(name == "tensormeter.run.end" for name, _ in receiver.events()), "the run ends")
+        return receiver.output()
+
+    return delivered
+
+
+def texts(output, stream: str | None = None) -> list[str]:
+    return [event.body for event in output if stream is None or event.attributes.get("log.iostream") == stream]
+
+
+def end_of(receiver) -> dict:
+    return next(body for name, body in receiver.events() if name == "tensormeter.run.end")
+
+
+def test_lines_and_records_arrive_once(train, delivered, receiver):
+    script = """
+log = logging.getLogger("my.module")
+logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+print("one", "line")
+print("a problem", file=sys.stderr)
+log.info("info %d at https://me:secret@host/path", 5)
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("it failed")
+print("\\x1b[31mred\\x1b[0m")
+print("last", end="")
+raise RuntimeError("the end")
+"""
+    ended = train(script)
+    assert ended.stdout == "one line\n\x1b[31mred\x1b[0m\nlast"
+    assert ended.stderr.startswith("a problem\nINFO info 5 at https://me:secret@host/path\nERROR it failed\nTraceback")
+    output = delivered()
+    assert texts(output, "stdout") == ["one line", "red", "last"]
+    errors = texts(output, "stderr")
+    assert errors[:2] == ["a problem", "Traceback (most recent call last):"]
+    assert errors[-1] == "RuntimeError: the end"
+    info, failed = [event for event in output if event.scope.name == "my.module"]
+    assert (info.body, info.severity_number, info.severity_text) == ("info 5 at https://***@host/path", 9, "INFO")
+    assert info.attributes["code.line.number"] > 0
+    assert (failed.body, failed.severity_text, failed.attributes["exception.type"]) == (
+        "it failed",
+        "ERROR",
+        "ZeroDivisionError",
+    )
+    assert [event.time for event in output] == sorted(event.time for event in output)
+    assert {event.severity_text for event in output if event.attributes.get("log.iostream") == "stderr"} == {"WARN"}
+    assert end_of(receiver)["traceback"].endswith("RuntimeError: the end\n")
+    requests = [request for request in receiver.accepted().values() if request.path == "/v1/logs"]
+    assert len(requests) < len(output)
+
+
+@pytest.mark.parametrize(
+    ("rank", "console", "expected"),
+    [(0, "first", True), (1, "first", False), (1, "all", True), (0, "off", False)],
+)
+def test_which_ranks_are_captured(train, delivered, rank, console, expected):
+    script = f"import os; os.environ['RANK'], os.environ['WORLD_SIZE'] = '{rank}', '2'\n{PROLOGUE}\nprint('hello')"
+    ended = train(script, "", console=console)
+    assert ended.stdout == "hello\n"
+    assert texts(delivered()) == ["hello"] * expected
+
+
+def test_children_of_every_kind(train, delivered, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("""
+import multiprocessing, os, sys
+import torch
+import tensormeter
+
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        print(f"item {index}")
+        return index
+
+def work(number):
+    print(f"forked {number}")
+    return number
+
+if __name__ == "__main__":
+    run = tensormeter.init("output")
+    print("before")
+    for batch in torch.utils.data.DataLoader(Data(), num_workers=2):
+        run.log({"x": float(batch)})
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.map(work, range(4))
+    if os.fork() == 0:
+        print("child exits")
+        sys.exit(0)
+    os.wait()
+    print("after")
+""")
+    ended = train(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')", "")
+    assert ended.returncode == 0, ended.stderr
+    expected = ["before", *(f"item {i}" for i in range(4)), *(f"forked {i}" for i in range(4)), "child exits", "after"]
+    output = delivered()
+    assert sorted(texts(output, "stdout")) == sorted(expected)
+    assert sum("process.pid" in event.attributes for event in output if event.scope.name == "tensormeter") == 9
+
+
+def test_a_terminal_sees_no_difference(environment, delivered):
+    pytest.importorskip("tqdm")
+    script = f"""
+{PROLOGUE}
+import shutil, tqdm
+print(sys.stdout.isatty(), sys.stderr.isatty(), shutil.get_terminal_size().columns)
+for _ in tqdm.tqdm(range(300), desc="work", mininterval=0):
+    time.sleep(0.005)
+print("end")
+"""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 77, 0, 0))
+    variables = {name: value for name, value in environment().items() if name not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen([sys.executable, "-c", script], env=variables, stdout=follower, stderr=follower)
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while data := os.read(leader, 65536):
+            shown += data
+    os.close(leader)
+    assert process.wait(300) == 0
+    assert shown.startswith(b"True True 77\r\n\rwork:   0%")
+    assert shown.count(b"\rwork:") > 200
+    assert shown.endswith(b"end\r\n")
+    output = delivered()
+    assert texts(output, "stdout") == ["True True 77", "end"]
+    bars = [event for event in output if event.attributes["log.iostream"] == "stderr"]
+    assert 2 <= len(bars) <= 5
+    assert bars[-1].body.startswith("work: 100%")
+    assert {event.severity_text for event in bars} == {"INFO"}
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGSTOP])
+def test_an_agent_that_is_killed_or_stopped_holds_up_nothing(environment, receiver, tmp_path, wait_for, kill):
+    script = f"""
+{PROLOGUE}
+print("first", flush=True)
+input()
+start = time.monotonic()
+for number in range(200_000):
+    print("x" * 50, number)
+print("last", flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=environment(finish_timeout=1, linger_timeout=60),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "first\n"
+    wait_for(lambda: texts(receiver.output()) == ["first"], "the first line arrives")
+    (run,) = list_runs(tmp_path / "state")
+    agent = int((run.path / "agent.lock").read_text())
+    os.kill(agent, kill)
+    out, _ = process.communicate("\n", timeout=300)
+    assert process.returncode == 0
+    lines = out.splitlines()
+    assert len(lines) == 200_001
+    assert lines[-1] == "last"
+    if kill == signal.SIGSTOP:
+        os.kill(agent, signal.SIGCONT)
+    wait_for(lambda: any(name == "tensormeter.run.end" for name, _ in receiver.events()), "the run ends")
+    arrived = texts(receiver.output())
+    assert len(set(arrived)) == len(arrived)
+    assert end_of(receiver)["dropped"]["console_full"] + len(arrived) == 200_002
+
+
+def test_offline_runs_keep_their_output(train, receiver, tmp_path, environment):
+    assert train("print('kept')", mode="offline").stdout == "kept\n"
+    assert receiver.output() == []
+    command = [sys.executable, "-m", "tensormeter", "sync"]
+    subprocess.run(command, env=environment(), check=True, timeout=300, capture_output=True)
+    assert texts(receiver.output()) == ["kept"]
+
+
+def test_a_killed_script_loses_no_line(train, delivered):
+    ended = train("print('last words', flush=True); os.kill(os.getpid(), signal.SIGKILL)")
+    assert ended.stdout == "last words\n"
+    assert texts(delivered()) == ["last words"]
+
+
+def test_output_has_a_limit(train, delivered, receiver):
+    train("for number in range(100): print('line', number)", console_max_bytes=1000)
+    arrived = texts(delivered())
+    assert 20 < len(arrived) < 60
+    assert "further output is not recorded" in arrived[-1]
+    assert end_of(receiver)["dropped"] == {"console_limit": 100 - len(arrived) + 1}
+
+
+def test_closed_streams(train, delivered):
+    script = "sys.stdout.close(); os.close(2)\nlogging.getLogger('a').error('recorded')\nrun.log({'x': 1.0})"
+    assert train(script).returncode == 0
+    assert texts(delivered()) == ["recorded"]
+
+
+def test_destinations_without_log_records_ignore_output(train, tmp_path):
+    options = f"tensorboard.directory={tmp_path / 'tb'}"
+    ended = train("print('hello'); run.log({'x': 1.0})", exporters="console,tensorboard", exporter_options=options)
+    assert ended.returncode == 0
+    assert ended.stdout == "hello\n"
+    (file,) = (tmp_path / "tb").rglob("*tfevents*")
+    assert b"hello" not in file.read_bytes()
