@@ -12,7 +12,7 @@ import termios
 
 import pytest
 
-from support.trainers import training_environment
+from support.trainers import named_settings, training_environment
 from tensormeter.agent.run_directory.directory import list_runs
 
 PROLOGUE = """
@@ -27,8 +27,10 @@ def environment(tmp_path, receiver):
     """Builds the environment of a script that captures its output."""
 
     def environment(**settings: object) -> dict[str, str]:
-        changed = {f"TENSORMETER_{name.upper()}": str(value) for name, value in settings.items()}
-        return training_environment(tmp_path, receiver.url, "output") | {"TENSORMETER_CONSOLE": "first"} | changed
+        changed = named_settings({"console": "first", **settings})
+        variables = training_environment(tmp_path, receiver.url, "output") | changed
+        ignored = ("PYTHONUNBUFFERED", "COLUMNS", "LINES")
+        return {name: value for name, value in variables.items() if name not in ignored}
 
     return environment
 
@@ -169,8 +171,7 @@ print("end")
 """
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 77, 0, 0))
-    variables = {name: value for name, value in environment().items() if name not in ("COLUMNS", "LINES")}
-    process = subprocess.Popen([sys.executable, "-c", script], env=variables, stdout=follower, stderr=follower)
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment(), stdout=follower, stderr=follower)
     os.close(follower)
     shown = b""
     with contextlib.suppress(OSError):
@@ -226,6 +227,76 @@ print("last", flush=True)
     assert end_of(receiver)["dropped"]["console_full"] + len(arrived) == 200_002
 
 
+NATIVE = """
+print("from Python")
+print("problem", file=sys.stderr)
+logging.warning("logged")
+os.write(1, b"from os.write\\n")
+library = ctypes.CDLL(None)
+library.printf(b"from printf\\n")
+library.fflush(None)
+subprocess.run("echo from a child; echo its problem >&2", shell=True)
+for number in range(2000):
+    print("line", number)
+    if number % 500 == 0:
+        print("note", number, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_files_contain_the_output_of_children_and_native_code(environment, delivered, tmp_path, together):
+    earlier = b"of an earlier program\n"
+    names = ["out", "out"] if together else ["out", "err"]
+    for name in names:
+        (tmp_path / name).write_bytes(earlier)
+    with (tmp_path / names[0]).open("ab") as out, (tmp_path / names[1]).open("ab") as err:
+        command = [sys.executable, "-c", "print('before', flush=True)\n" + PROLOGUE + NATIVE]
+        subprocess.run(command, env=environment(), stdout=out, stderr=err, check=True, timeout=300)
+    shown = (tmp_path / "out").read_text().splitlines()
+    assert shown[0] == "of an earlier program"
+    output = delivered()
+    by_python = ["from Python", *(f"line {number}" for number in range(2000))]
+    out = [*by_python, "from os.write", "from printf", "from a child"] + ["its problem"] * together
+    err = ["problem", *(f"note {number}" for number in range(0, 2000, 500))] + ["its problem"] * (not together)
+    assert sorted(texts(output, "stdout")) == sorted(out)
+    assert sorted(texts(output, "stderr")) == sorted(err)
+    assert [event.body for event in output if event.scope.name == "root"] == ["logged"]
+
+
+def test_killed_agents_and_a_child_that_outlives_the_script(environment, receiver, delivered, tmp_path, wait_for):
+    """Files: the agent is killed while Python and a child print, and a child goes on when the script has ended."""
+    script = f"""
+{PROLOGUE}
+child = subprocess.Popen("for i in $(seq 400); do echo child $i; sleep 0.005; done", shell=True)
+for number in range(3000):
+    sys.stdout.write("line %d\\n" % number)
+    time.sleep(0.001)
+child.wait()
+subprocess.Popen("read line; echo after the end", shell=True, stdin=sys.stdin)
+"""
+    with (tmp_path / "out").open("wb") as out:
+        command = [sys.executable, "-c", script]
+        process = subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=out, stderr=out)
+    killed = set()
+    while process.poll() is None:
+        with contextlib.suppress(OSError, ValueError):
+            (run,) = list_runs(tmp_path / "state")
+            agent = int((run.path / "agent.lock").read_text())
+            if agent not in killed and len(killed) < 3 and receiver.output():
+                os.kill(agent, signal.SIGKILL)
+                killed.add(agent)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+    assert killed
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    wait_for(lambda: "after the end" in (tmp_path / "out").read_text(), "the child prints")
+    arrived = [text for text in texts(delivered(), "stdout") if text != "after the end"]
+    lines = [f"line {number}" for number in range(3000)] + [f"child {number}" for number in range(1, 401)]
+    assert sorted(arrived) == sorted(lines)
+
+
 def test_offline_runs_keep_their_output(train, receiver, tmp_path, environment):
     assert train("print('kept')", mode="offline").stdout == "kept\n"
     assert receiver.output() == []
@@ -250,7 +321,7 @@ def test_output_has_a_limit(train, delivered, receiver):
 
 def test_closed_streams(train, delivered):
     script = "sys.stdout.close(); os.close(2)\nlogging.getLogger('a').error('recorded')\nrun.log({'x': 1.0})"
-    assert train(script).returncode == 0
+    assert train(script).returncode == train(script, console="off").returncode
     assert texts(delivered()) == ["recorded"]
 
 

@@ -243,6 +243,8 @@ class ConsoleWord(enum.IntEnum):
     """Number of lines that the agent left out because there were too many in a short time."""
     OVER_LIMIT = 18
     """Number of lines that the agent left out because the process had printed more than `console_max_bytes`."""
+    REPLAY = 20
+    """Position of an earlier chunk. Another agent reads from here to know the lines that are still to come in a file."""
 
 
 class ConsoleKind(enum.IntEnum):

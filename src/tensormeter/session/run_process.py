@@ -13,11 +13,12 @@ from tensormeter.agent.monitor import AgentMonitor
 from tensormeter.conventions.fitting import OmittedValue
 from tensormeter.conventions.limits import CONFIG_BYTES
 from tensormeter.conventions.losses import describe_losses
-from tensormeter.conventions.semconv import RANK
+from tensormeter.conventions.semconv import LOCAL_WORLD_SIZE, RANK
 from tensormeter.conventions.unicode_names import printable
 from tensormeter.logger import get_logger
 from tensormeter.record.device.page_locking import unlock_retired
 from tensormeter.record.logs.output_capture import OutputCapture
+from tensormeter.record.logs.output_files import find_output_files
 from tensormeter.record.recorder import Limits, Recorder
 from tensormeter.record.rows.lane import Writer
 from tensormeter.record.runtime.metrics import RuntimeMetrics
@@ -150,7 +151,11 @@ class RunProcess:
         if settings.console == "off" or (settings.console == "first" and describe_rank().get(RANK)):
             return None
         level = None if settings.log_level == "off" else logging.getLevelNamesMapping()[settings.log_level.upper()]
-        return OutputCapture.start(self.ring.path, self._membership.waker.wake, level=level)
+        capture = OutputCapture.start(self.ring.path, self._membership.waker.wake, level=level)
+        if capture is not None:
+            files = find_output_files(shared=(describe_rank().get(LOCAL_WORLD_SIZE) or 1) > 1)
+            self.ring.add_metadata({"outputs": files})
+        return capture
 
     def _keeps_agent_running(self) -> bool:
         """Return whether an agent is running that cannot end while the parent records. Called in a forked child."""

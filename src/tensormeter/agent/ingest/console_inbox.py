@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tensormeter.agent.ingest.console_lines import Line, LineAssembler
+from tensormeter.agent.ingest.output_tail import CapturedLines, OutputTail
 from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.errors import RingError
 from tensormeter.logger import get_logger
@@ -28,6 +29,12 @@ _FIRST_CURSOR: Final = MAX_LANES + 1
 
 _KINDS: Final = 8
 """Number of cursors reserved for a file. There is one for each kind of chunk."""
+
+_TAIL_CURSORS: Final = {ConsoleKind.STDOUT: 0, ConsoleKind.STDERR: 7}
+"""Numbers of the cursors for the files that the streams lead to. `ConsoleKind` uses none of these."""
+
+_REPLAYED: Final = 64 << 10
+"""Minimum bytes of stored chunks that another agent reads again, to know the lines that are still to come in a file."""
 
 _HEADER: Final = 16
 """Size of a chunk's header in bytes."""
@@ -64,13 +71,23 @@ class Output:
 class ConsoleInbox:
     """The console files of one process. Only the agent's main thread may use it."""
 
-    def __init__(self, ring_path: Path, cursor: Callable[[int], Cursor], max_bytes: int) -> None:
+    def __init__(
+        self,
+        ring_path: Path,
+        metadata: Callable[[], Mapping[str, Any]],
+        cursor: Callable[[int], Cursor],
+        max_bytes: int,
+    ) -> None:
         """
         Args:
             ring_path: Path of the process's ring.
+            metadata: Function that returns the metadata of the process.
             cursor: Function that returns the stored position with a number.
             max_bytes: Maximum bytes of output that are recorded of a file. Later lines are counted.
         """
+        self._metadata = metadata
+        self._captured = CapturedLines()
+        self._tails: list[OutputTail] | None = None
         self._ring_path = ring_path
         self._cursor = cursor
         self._max_bytes = max_bytes
@@ -78,19 +95,22 @@ class ConsoleInbox:
         self._unreadable: set[int] = set()
         self._stamp = 0
         self._taken_at = -float("inf")
+        self._tail_positions: dict[int, int] = {}
         self._output: Output | None = None
         """Output that was taken and is not stored yet."""
 
     def has_news(self) -> bool:
         """Return whether there is unread output. This only compares words in memory once the files are open."""
         self._open_files()
-        return any(reader.has_news() for reader in self._files.values())
+        return any(reader.has_news() for reader in self._files.values()) or any(
+            tail.has_news() for tail in self._tails or ()
+        )
 
     def due(self, delay: float) -> bool:
         """Return whether `delay` seconds have passed since the last `take`, and there may be something to take."""
         return self._output is not None or (
             time.monotonic() - self._taken_at >= delay
-            and (self.has_news() or any(reader.waits for reader in self._files.values()))
+            and (self.has_news() or any(reader.waits for reader in self._files.values()) or bool(self._tails))
         )
 
     def take(self, *, final: bool) -> Output | None:
@@ -103,6 +123,9 @@ class ConsoleInbox:
             return self._output
         self._taken_at = time.monotonic()
         self._open_files()
+        tails = self._tails or []
+        for tail in tails:
+            tail.fetch()
         events: list[Event] = []
         cursors: dict[int, Cursor] = {}
         for number, reader in list(self._files.items()):
@@ -112,6 +135,15 @@ class ConsoleInbox:
                 logger.error("%s; its output is lost", error)
                 reader.skip()
             cursors |= reader.changed_cursors()
+        if tails:
+            partial = tuple(text for reader in self._files.values() for text in reader.partial())
+            main = self._files[0]
+            for tail in tails:
+                events += main.of_tail(tail, tail.lines(partial, final=final))
+                number = _FIRST_CURSOR + _TAIL_CURSORS[tail.kind]
+                if self._tail_positions.get(number) != tail.assembler.safe:
+                    self._tail_positions[number] = tail.assembler.safe
+                    cursors[number] = Cursor(tail.assembler.safe)
         if not events and not cursors:
             self._remove_ended_children()
             return None
@@ -147,15 +179,27 @@ class ConsoleInbox:
 
     def _open_files(self) -> None:
         if 0 not in self._files:
-            if not self._open(0, console_file(self._ring_path)):
+            if not self._open(0, console_file(self._ring_path)) or 0 not in self._files:
                 return
             self._stamp = -1
+        if self._tails is None and (outputs := self._metadata().get("outputs")) is not None:
+            self._tails = list(self._open_tails(outputs))
+            if self._tails:
+                self._files[0].replay()
         stamp = self._files[0].file.words[ConsoleWord.CHILD_STAMP]
         if stamp != self._stamp:
             self._stamp = stamp
             for number, path in child_console_files(self._ring_path).items():
                 if not self._open(number, path):
                     self._stamp = -1  # look again
+
+    def _open_tails(self, outputs: Any) -> Iterator[OutputTail]:
+        for file in outputs:
+            try:
+                number = _FIRST_CURSOR + _TAIL_CURSORS[ConsoleKind(file["kind"])]
+                yield OutputTail(file, self._cursor(number).position, self._captured)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                logger.warning("the output of child processes and native code is not recorded: %s", error)
 
     def _open(self, number: int, path: Path) -> bool:
         if number in self._files or number in self._unreadable:
@@ -172,7 +216,9 @@ class ConsoleInbox:
             return False
         first = _FIRST_CURSOR + number * _KINDS
         positions = {kind: self._cursor(first + kind).position for kind in ConsoleKind}
-        self._files[number] = _Reader(file, first, positions, self._max_bytes, is_child=number > 0)
+        self._files[number] = _Reader(
+            file, first, positions, self._max_bytes, is_child=number > 0, captured=self._captured
+        )
         return True
 
 
@@ -187,6 +233,7 @@ class _Reader:
 
     max_bytes: int
     is_child: bool
+    captured: CapturedLines
     waits: bool = False
     """Whether output was read that is not complete, such as a line without its end."""
 
@@ -196,16 +243,20 @@ class _Reader:
     _notices: list[Event] = field(default_factory=list)
     _position: int = 0
     _tokens: float = _MOST_AT_ONCE
+    _tailed: int = 0
     _filled_at: int = 0
     _free_up_to: int = 0
+    _boundaries: list[int] = field(default_factory=list)
+    """Starts of earlier chunks."""
 
     def __post_init__(self) -> None:
         words = self.file.words
         tail, head = words[ConsoleWord.TAIL], words[ConsoleWord.HEAD]
         self._position = self._free_up_to = tail if 0 <= tail <= head else head
+        replay = words[ConsoleWord.REPLAY]
+        self._boundaries = [replay if 0 <= replay <= self._position else self._position]
         secrets = environment_secrets(os.environ)
-        for kind in _STREAMS:
-            self._assemblers[kind] = LineAssembler(max(self._position, self.positions[kind]))
+        self._assemblers = self._new_assemblers()
         self._masks = {kind: OutputMask(secrets) for kind in ConsoleKind}
 
     def has_news(self) -> bool:
@@ -229,8 +280,7 @@ class _Reader:
         head = self.file.words[ConsoleWord.HEAD]
         self.file.count(ConsoleWord.TOO_FAST, 1)
         self._position = self._free_up_to = head
-        for kind in _STREAMS:
-            self._assemblers[kind] = LineAssembler(head)
+        self._assemblers = self._new_assemblers()
 
     def read(self, *, final: bool) -> list[Event]:
         """Return the new log records."""
@@ -244,7 +294,7 @@ class _Reader:
             if kind == ConsoleKind.LOG_RECORD:
                 if chunk.start >= self.positions[ConsoleKind.LOG_RECORD] and self._admits(chunk.time, chunk.end):
                     events += self._record(chunk.time, chunk.data)
-            elif kind in _STREAMS:
+            elif kind in self._assemblers:
                 stream = ConsoleKind(kind)
                 stored = max(0, self.positions[stream] - chunk.start - _HEADER)
                 if stored < len(chunk.data) or not chunk.data:
@@ -261,6 +311,49 @@ class _Reader:
         notices, self._notices = self._notices, []
         return events + notices
 
+    def of_tail(self, tail: OutputTail, lines: Sequence[Line]) -> list[Event]:
+        """Return the log records for lines of a file."""
+        if tail.skipped:
+            self.file.count(ConsoleWord.TOO_FAST, tail.skipped)
+            tail.skipped = 0
+        return [self._line(tail.kind, line) for line in lines if self._admits(line.time, self._tail_bytes(line))]
+
+    def _tail_bytes(self, line: Line) -> int:
+        self._tailed += len(line.text)
+        return self._tailed
+
+    def partial(self) -> list[str]:
+        """Return the lines that have no end yet."""
+        return [text for assembler in self._assemblers.values() if (text := assembler.partial)]
+
+    def replay(self) -> None:
+        """Read stored chunks again to know the lines that are still to come in a file."""
+        start, end = self.file.words[ConsoleWord.REPLAY], self._position
+        if start >= end or self.file.words[ConsoleWord.HEAD] - start > self.file.size - _REPLAYED:  # overwritten
+            return
+        assemblers = self._new_assemblers()
+        try:
+            for chunk in self.file.chunks(start, end):
+                if chunk.kind in assemblers:
+                    for _ in assemblers[ConsoleKind(chunk.kind)].feed(chunk.data, chunk.start + _HEADER, chunk.time):
+                        pass
+        except RingError as error:
+            logger.warning("%s; some lines may be recorded twice", error)
+
+    def _new_assemblers(self) -> dict[ConsoleKind, LineAssembler]:
+        def add(line: Line) -> bool:
+            self.captured.add(line)
+            return True
+
+        def add_logged(line: Line) -> bool:
+            self.captured.add(line)
+            return False
+
+        return {kind: LineAssembler(self._position, add) for kind in _STREAMS} | {
+            kind: LineAssembler(self._position, add_logged)
+            for kind in (ConsoleKind.LOGGED_STDOUT, ConsoleKind.LOGGED_STDERR)
+        }
+
     def changed_cursors(self) -> dict[int, Cursor]:
         return {self.first_cursor + kind: Cursor(position) for kind, position in self._changed.items()}
 
@@ -269,6 +362,10 @@ class _Reader:
         self.positions |= self._changed
         self._changed = {}
         self.file.words[ConsoleWord.TAIL] = self._free_up_to
+        self._boundaries.append(self._free_up_to)
+        while len(self._boundaries) > 1 and self._boundaries[1] < self._free_up_to - _REPLAYED:
+            del self._boundaries[0]
+        self.file.words[ConsoleWord.REPLAY] = self._boundaries[0]
 
     def _safe(self) -> int:
         return min((assembler.safe for assembler in self._assemblers.values()), default=self._position)
@@ -276,7 +373,7 @@ class _Reader:
     def _note_positions(self, read_up_to: int) -> None:
         """Note what can be stored and freed: everything up to the first incomplete line of a stream."""
         waiting = []
-        for kind in (ConsoleKind.STDOUT, ConsoleKind.STDERR, ConsoleKind.LOG_RECORD):
+        for kind in (*self._assemblers, ConsoleKind.LOG_RECORD):
             assembler = self._assemblers.get(kind)
             is_whole = assembler is None or assembler.safe >= assembler.position
             position = read_up_to if assembler is None or is_whole else assembler.safe

@@ -1,11 +1,11 @@
 """Assembly of console output into lines, as a terminal would show them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-__all__ = ["LONGEST_LINE", "Line", "LineAssembler", "clean"]
+__all__ = ["LONGEST_LINE", "Line", "LineAssembler", "bar_name", "clean"]
 
 LONGEST_LINE: Final = 16_384
 """Maximum size of a line in bytes. The rest of a longer line is left out."""
@@ -65,6 +65,9 @@ class LineAssembler:
     position: int = 0
     """Position up to which the stream has been read."""
 
+    admit: Callable[[Line], bool] = lambda line: True
+    """Function that receives each line and each state of a redrawn line, and returns whether to use it."""
+
     _partial: bytearray = field(default_factory=bytearray)
     _start: int = 0
     _time: int = 0
@@ -106,6 +109,11 @@ class LineAssembler:
             yield from self._end_of(content, line_start, time, is_redraw=match[0] == b"\r")
         self._extend(data[begin:], start + begin, time)
         self.position = start + len(data)
+
+    @property
+    def partial(self) -> str:
+        """Incomplete line."""
+        return clean(bytes(self._partial))
 
     def expire(self, now: int) -> Iterator[Line]:
         """Yield the states of redrawn lines that have been waiting for a second.
@@ -152,15 +160,17 @@ class LineAssembler:
         text = clean(content)
         is_redrawn, last, is_shown = self._is_redrawn, self._last, self._is_shown
         self._is_redrawn, self._last = False, None
+        if text and not self.admit(Line(self._time, text, is_redrawn)):
+            return
         if not text and last is not None:  # the terminal keeps the last state
-            self._waiting.pop(_bar_name(last.text), None)
+            self._waiting.pop(bar_name(last.text), None)
             if not is_shown:
-                yield self._emit(_bar_name(last.text), last)
+                yield self._emit(bar_name(last.text), last)
         elif text:
             if is_redrawn:
                 if last is not None:
-                    self._waiting.pop(_bar_name(last.text), None)
-                self._waiting.pop(_bar_name(text), None)
+                    self._waiting.pop(bar_name(last.text), None)
+                self._waiting.pop(bar_name(text), None)
             if not (is_redrawn and is_shown and last is not None and last.text == text):
                 yield Line(self._time, text, is_redrawn)
 
@@ -169,7 +179,9 @@ class LineAssembler:
         text = clean(content)
         if not text or (self._last is not None and self._last.text == text):
             return
-        name = _bar_name(text)
+        if not self.admit(Line(time, text, redrawn=True)):
+            return
+        name = bar_name(text)
         self._last, self._is_shown = Line(time, text, redrawn=True), False
         if time - self._emitted_at.get(name, -_SECOND) >= _SECOND:
             self._waiting.pop(name, None)
@@ -188,6 +200,7 @@ class LineAssembler:
         return line
 
 
-def _bar_name(text: str) -> str:
+def bar_name(text: str) -> str:
+    """Return the start of a progress bar's line, which does not change when the bar is redrawn."""
     match = _BAR_NAME.match(text)
     return match[0].strip()[:64] if match else ""

@@ -103,7 +103,10 @@ class RingDrainer:
         self._document_changes = 0
         self._inbox = Inbox(ring.path, spool.cursor(ring.process, _MEDIA).position)
         self._console = ConsoleInbox(
-            ring.path, lambda number: spool.cursor(ring.process, number), settings.console_max_bytes
+            ring.path,
+            lambda: self._processor.metadata,
+            lambda number: self._spool.cursor(ring.process, number),
+            settings.console_max_bytes,
         )
         self._health = SelfMetrics(ring, self._processor, settings.self_metrics_interval)
         self.child = metadata.get("parent") is not None

@@ -1,0 +1,154 @@
+"""Reader of the files that a process's standard output and standard error lead to.
+
+The files contain the output of child processes and native code. They also contain the text that the process itself has
+captured, which is left out (`CapturedLines`).
+"""
+
+import os
+import stat
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tensormeter.agent.ingest.console_lines import Line, LineAssembler, bar_name
+from tensormeter.disk.private import open_file
+from tensormeter.ring.format import ConsoleKind
+
+__all__ = ["CapturedLines", "OutputTail"]
+
+_MOST_LINES: Final = 50_000
+"""Maximum number of captured lines to remember until they are found in a file."""
+
+_MOST_BARS: Final = 64
+_LONGEST_JOINED: Final = 512
+"""Maximum length of a line that is checked for two captured texts without a line feed between them."""
+
+_PIECE: Final = 1 << 20
+"""Maximum bytes that are read at once."""
+
+_MOST_BEHIND: Final = 8 << 20
+"""Maximum unread bytes of a file. If there are more, only the last ones are read."""
+
+
+class CapturedLines:
+    """Lines that a process has captured itself, with their times. Each of them accounts for one line in a file."""
+
+    def __init__(self) -> None:
+        self._lines: dict[int, tuple[int, int]] = {}
+        """Number of lines and time of the last one, by hash."""
+        self._bars: dict[str, None] = {}
+
+    def add(self, line: Line) -> None:
+        """Remember a captured line."""
+        if line.redrawn:
+            self._bars[bar_name(line.text)] = None
+            if len(self._bars) > _MOST_BARS:
+                del self._bars[next(iter(self._bars))]
+        key = hash(line.text)
+        number, _ = self._lines.get(key, (0, 0))
+        self._lines[key] = number + 1, line.time
+        if len(self._lines) > _MOST_LINES:
+            del self._lines[next(iter(self._lines))]
+
+    def take(self, line: Line, partial: tuple[str, ...]) -> int:
+        """Return the time of a captured line with this text, and forget that line; return 0 if there is none.
+
+        Args:
+            line: Line of a file.
+            partial: Captured lines that have no end yet.
+        """
+        if at := self._take(line.text):
+            return at
+        if line.redrawn and bar_name(line.text) in self._bars:
+            return line.time
+        if len(line.text) <= _LONGEST_JOINED:
+            for cut in range(1, len(line.text)):
+                first, second = line.text[:cut], line.text[cut:]
+                if (hash(first) in self._lines or first in partial) and (
+                    hash(second) in self._lines or second in partial
+                ):
+                    self._take(first)
+                    return self._take(second) or line.time
+        return line.time if line.text in partial else 0
+
+    def _take(self, text: str) -> int:
+        key = hash(text)
+        number, at = self._lines.get(key, (0, 0))
+        if number > 1:
+            self._lines[key] = number - 1, at
+        elif number:
+            del self._lines[key]
+        return at
+
+
+class OutputTail:
+    """Reader of one file. It blocks only on the disk."""
+
+    def __init__(self, file: Mapping[str, Any], position: int, captured: CapturedLines) -> None:
+        """
+        Args:
+            file: Description of the file (see `record.logs.output_files`).
+            position: Position up to which the file is stored; 0 to start at the position in the description.
+            captured: Lines to leave out.
+
+        Raises:
+            OSError, ValueError, KeyError, TypeError: The file cannot be opened, or has been replaced by another one.
+        """
+        self.kind = ConsoleKind(file["kind"])
+        self._descriptor = open_file(file["path"], os.O_RDONLY)
+        status = os.fstat(self._descriptor)
+        if [status.st_dev, status.st_ino] != file["identity"] or not stat.S_ISREG(status.st_mode):
+            os.close(self._descriptor)
+            raise ValueError(f"{file['path']} was replaced")
+        self._captured = captured
+        self._partial: tuple[str, ...] = ()
+        self._after = int(file["time"]) if not position else time.time_ns()
+        """Time before which the next line was not written."""
+        self._fetched_at = self._after
+        self._data: tuple[bytes, int, int] = (b"", 0, 0)
+        self.skipped = 0
+        """Number of times that output was skipped, because there was too much."""
+        self.assembler = LineAssembler(position or int(file["position"]), self._admit)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def has_news(self) -> bool:
+        """Return whether the file has changed in size."""
+        return os.fstat(self._descriptor).st_size != self.assembler.position
+
+    def fetch(self) -> None:
+        """Read new output, without using it. Call this before the captured lines are read, because these are written first."""
+        size, position = os.fstat(self._descriptor).st_size, self.assembler.position
+        if size < position:  # the file was truncated
+            position = 0
+        if size - position > _MOST_BEHIND:
+            self.skipped += 1
+            position = size - _PIECE
+        self._data = os.pread(self._descriptor, _PIECE, position), position, time.time_ns()
+
+    def lines(self, partial: tuple[str, ...], *, final: bool) -> list[Line]:
+        """Return the lines of the fetched output that have not been captured.
+
+        Args:
+            partial: Captured lines that have no end yet.
+            final: Whether no more output follows.
+        """
+        self._partial = partial
+        data, position, fetched_at = self._data
+        if position != self.assembler.position:
+            self.assembler = LineAssembler(position, self._admit)
+        # A line was written after the last `fetch`, and after the captured lines before it.
+        self._after, self._fetched_at = max(self._after, self._fetched_at), fetched_at
+        lines = [line._replace(time=self._after) for line in self.assembler.feed(data, position, fetched_at)]
+        rest = self.assembler.flush() if final else self.assembler.expire(fetched_at)
+        lines += [line._replace(time=self._after) for line in rest]
+        self._data = b"", self.assembler.position, fetched_at
+        return lines
+
+    def _admit(self, line: Line) -> bool:
+        captured_at = self._captured.take(line, self._partial)
+        if captured_at:
+            self._after = min(max(self._after, captured_at), self._fetched_at)
+        return not captured_at

@@ -1,0 +1,60 @@
+"""Regular files that standard output and standard error lead to. The agent reads what is appended to them.
+
+This also captures child processes and native code, which write to the file descriptors, at no cost and without a change of
+the descriptors.
+"""
+
+import fcntl
+import os
+import stat
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from tensormeter.ring.format import ConsoleKind
+
+__all__ = ["find_output_files"]
+
+_STREAMS: Final = ((ConsoleKind.STDOUT, 1, "stdout"), (ConsoleKind.STDERR, 2, "stderr"))
+
+
+def find_output_files(*, shared: bool) -> list[Mapping[str, Any]]:
+    """Return the files to which this process's output is appended, with the position from which they are to be read.
+
+    Only Linux is supported. If standard output and standard error lead to one file, it counts as standard output.
+
+    Args:
+        shared: Whether other ranks run on this node. Files that the launcher writes to are then left out, because they
+            contain the output of all ranks.
+    """
+    files: list[Mapping[str, Any]] = []
+    for kind, descriptor, name in _STREAMS:
+        with suppress(OSError, ValueError, AttributeError):
+            status = os.fstat(descriptor)
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            identity = [status.st_dev, status.st_ino]
+            if not stat.S_ISREG(status.st_mode) or any(file["identity"] == identity for file in files):
+                continue
+            if not os.path.samestat(status, os.stat(path)) or (shared and _is_of_parent(status)):
+                continue
+            getattr(sys, name).flush()
+            place = {"path": path, "identity": identity, "position": _position(descriptor)}
+            files.append({"kind": kind, "time": time.time_ns(), **place})
+    return files
+
+
+def _is_of_parent(status: os.stat_result) -> bool:
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(status, os.stat(f"/proc/{os.getppid()}/fd/{descriptor}")):
+                return True
+    return False
+
+
+def _position(descriptor: int) -> int:
+    """Return the position in the file at which the next output appears."""
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND:
+        return os.fstat(descriptor).st_size
+    return os.lseek(descriptor, 0, os.SEEK_CUR)
