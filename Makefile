@@ -27,6 +27,7 @@ check: $(VENV)/ready
 
 bench: $(VENV)/bench
 	$(RUN) benchmarks/log_call.py
+	$(RUN) benchmarks/console.py
 	$(RUN) benchmarks/training_step.py
 	$(RUN) benchmarks/gpu_step.py
 	$(RUN) benchmarks/instruments.py

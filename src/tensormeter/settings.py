@@ -322,6 +322,14 @@ class Settings:
         "Output still reaches its terminal or file, unchanged. It is sent to all destinations that receive log records, "
         "with secrets masked.",
     )
+    console_children: bool = setting(
+        True,
+        "TENSORMETER_CONSOLE_CHILDREN",
+        parse=parse_bool,
+        check=boolean,
+        help="Whether to record the output of child processes and native code, too, if standard output and standard error "
+        "lead to files or pipes. A small process then passes on what is written to a pipe.",
+    )
     log_level: LogLevel = setting(
         "info",
         "TENSORMETER_LOG_LEVEL",

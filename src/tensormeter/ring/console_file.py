@@ -22,7 +22,7 @@ from tensormeter.disk.private import open_file
 from tensormeter.errors import RingError
 from tensormeter.ring.format import CONSOLE_HEADER_BYTES, CONSOLE_MAGIC, CONSOLE_VERSION, ConsoleWord
 
-__all__ = ["Chunk", "ConsoleFile", "child_console_file", "child_console_files", "console_file"]
+__all__ = ["Chunk", "ConsoleFile", "child_console_file", "child_console_files", "console_file", "relay_console_file"]
 
 _SUFFIX: Final = ".console"
 _HEADER: Final = struct.Struct("<IIq")
@@ -34,6 +34,11 @@ _TAIL: Final = int(ConsoleWord.TAIL)
 def console_file(ring_path: Path) -> Path:
     """Return the path of the file for the output of the process with this ring."""
     return ring_path.with_suffix(_SUFFIX)
+
+
+def relay_console_file(ring_path: Path) -> Path:
+    """Return the path of the file for the output that a relay passes on for the process with this ring."""
+    return ring_path.with_suffix(f".relay{_SUFFIX}")
 
 
 def child_console_file(path: Path) -> Path:

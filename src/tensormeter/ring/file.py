@@ -13,7 +13,7 @@ from typing import Any, Final
 from tensormeter.conventions.unicode_names import printable
 from tensormeter.disk.private import oddity, open_file
 from tensormeter.errors import RingError
-from tensormeter.ring.console_file import child_console_files, console_file
+from tensormeter.ring.console_file import child_console_files, console_file, relay_console_file
 from tensormeter.ring.dictionary import Dictionary
 from tensormeter.ring.documents_file import Documents, DocumentsFile, read_documents
 from tensormeter.ring.format import (
@@ -371,7 +371,7 @@ class RingFile:
         self.path.unlink(missing_ok=True)
         dictionary_file(self.path).unlink(missing_ok=True)
         documents_file(self.path).unlink(missing_ok=True)
-        for path in (console_file(self.path), *child_console_files(self.path).values()):
+        for path in (console_file(self.path), relay_console_file(self.path), *child_console_files(self.path).values()):
             path.unlink(missing_ok=True)
         self.path.with_suffix(".lock").unlink(missing_ok=True)
         shutil.rmtree(media_directory(self.path), ignore_errors=True)  # does not follow symbolic links

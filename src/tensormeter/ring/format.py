@@ -237,6 +237,10 @@ class ConsoleWord(enum.IntEnum):
     """Number of lines that were dropped because the space was full."""
     CHILD_STAMP = 6
     """Changes when a forked child creates its file. Children write this word, too."""
+    RELAY_BUSY = 8
+    """1 while a relay passes bytes on."""
+    RELAY_READY = 9
+    """1 once a relay has started."""
     TAIL = 16
     """Position up to which the space is free."""
     TOO_FAST = 17

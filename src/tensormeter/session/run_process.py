@@ -18,7 +18,8 @@ from tensormeter.conventions.unicode_names import printable
 from tensormeter.logger import get_logger
 from tensormeter.record.device.page_locking import unlock_retired
 from tensormeter.record.logs.output_capture import OutputCapture
-from tensormeter.record.logs.output_files import find_output_files
+from tensormeter.record.logs.output_files import find_output_files, leads_to_file_or_pipe
+from tensormeter.record.logs.output_relay import OutputRelay
 from tensormeter.record.recorder import Limits, Recorder
 from tensormeter.record.rows.lane import Writer
 from tensormeter.record.runtime.metrics import RuntimeMetrics
@@ -150,11 +151,15 @@ class RunProcess:
         settings = self._settings
         if settings.console == "off" or (settings.console == "first" and describe_rank().get(RANK)):
             return None
+        is_child = self.parent is not None
+        if is_child and settings.console_children and leads_to_file_or_pipe():  # the parent captures the output
+            return None
         level = None if settings.log_level == "off" else logging.getLevelNamesMapping()[settings.log_level.upper()]
         capture = OutputCapture.start(self.ring.path, self._membership.waker.wake, level=level)
-        if capture is not None:
+        if capture is not None and settings.console_children and not is_child:
             files = find_output_files(shared=(describe_rank().get(LOCAL_WORLD_SIZE) or 1) > 1)
-            self.ring.add_metadata({"outputs": files})
+            capture.relay = OutputRelay.start(self.ring.path)
+            self.ring.add_metadata({"outputs": files, "relay": capture.relay is not None})
         return capture
 
     def _keeps_agent_running(self) -> bool:

@@ -17,7 +17,7 @@ from tensormeter.errors import RingError
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Event, Scope
 from tensormeter.redaction import OutputMask, environment_secrets
-from tensormeter.ring.console_file import ConsoleFile, child_console_files, console_file
+from tensormeter.ring.console_file import ConsoleFile, child_console_files, console_file, relay_console_file
 from tensormeter.ring.format import MAX_LANES, ConsoleKind, ConsoleWord
 
 __all__ = ["ConsoleInbox", "Output"]
@@ -26,6 +26,9 @@ logger: Final = get_logger("tensormeter.agent")
 
 _FIRST_CURSOR: Final = MAX_LANES + 1
 """Number of the first cursor for console files, after those of lanes and of media."""
+
+_RELAY: Final = 1 << 41
+"""Number of the file of a relay. The numbers of children are smaller."""
 
 _KINDS: Final = 8
 """Number of cursors reserved for a file. There is one for each kind of chunk."""
@@ -126,17 +129,23 @@ class ConsoleInbox:
         tails = self._tails or []
         for tail in tails:
             tail.fetch()
+        relay = self._files.get(_RELAY)
+        relay_end = relay.file.words[ConsoleWord.HEAD] if relay is not None else 0
         events: list[Event] = []
         cursors: dict[int, Cursor] = {}
-        for number, reader in list(self._files.items()):
+        # The captured lines come first, because they are needed to recognize lines that a relay has passed on.
+        for number, reader in sorted(self._files.items()):
+            if number == _RELAY:
+                reader.captured_partial = self._partial()
             try:
-                events += reader.read(final=final or (number > 0 and not reader.is_written()))
+                is_over = final or (0 < number < _RELAY and not reader.is_written())
+                events += reader.read(final=is_over, end=relay_end if number == _RELAY else None)
             except RingError as error:
                 logger.error("%s; its output is lost", error)
                 reader.skip()
             cursors |= reader.changed_cursors()
         if tails:
-            partial = tuple(text for reader in self._files.values() for text in reader.partial())
+            partial = self._partial()
             main = self._files[0]
             for tail in tails:
                 events += main.of_tail(tail, tail.lines(partial, final=final))
@@ -151,14 +160,21 @@ class ConsoleInbox:
         self._output = Output(events, cursors, self._release)
         return self._output
 
+    def _partial(self) -> tuple[str, ...]:
+        """Return the captured lines that have no end yet."""
+        return tuple(text for number, reader in self._files.items() if number != _RELAY for text in reader.partial())
+
     def drops(self) -> dict[str, int]:
         """Return the number of lines that cannot be delivered, by reason."""
         self._open_files()
         counts: dict[str, int] = {}
-        for reader in self._files.values():
+        relayed: dict[str, int] = {}
+        for number, reader in self._files.items():
+            into = relayed if number == _RELAY else counts
             for reason, count in reader.file.drops().items():
-                counts[reason] = counts.get(reason, 0) + count
-        return counts
+                into[reason] = into.get(reason, 0) + count
+        # Most lines that a relay drops are the process's own, which are counted already.
+        return {reason: max(counts.get(reason, 0), relayed.get(reason, 0)) for reason in {**counts, **relayed}}
 
     def _release(self) -> None:
         self._output = None
@@ -169,7 +185,7 @@ class ConsoleInbox:
     def _remove_ended_children(self) -> None:
         """Delete the files of children that have ended, and add their counts to the process's own."""
         for number, reader in list(self._files.items()):
-            if number and not reader.is_written() and not reader.has_news() and reader.is_released():
+            if 0 < number < _RELAY and not reader.is_written() and not reader.has_news() and reader.is_released():
                 for word in (ConsoleWord.FULL, ConsoleWord.TOO_FAST, ConsoleWord.OVER_LIMIT):
                     self._files[0].file.words[ConsoleWord.TOO_FAST if word == ConsoleWord.FULL else word] += (
                         reader.file.words[word]
@@ -186,6 +202,9 @@ class ConsoleInbox:
             self._tails = list(self._open_tails(outputs))
             if self._tails:
                 self._files[0].replay()
+        if _RELAY not in self._files and self._metadata().get("relay"):
+            self._open(_RELAY, relay_console_file(self._ring_path))
+            self._files[0].replay()
         stamp = self._files[0].file.words[ConsoleWord.CHILD_STAMP]
         if stamp != self._stamp:
             self._stamp = stamp
@@ -217,7 +236,13 @@ class ConsoleInbox:
         first = _FIRST_CURSOR + number * _KINDS
         positions = {kind: self._cursor(first + kind).position for kind in ConsoleKind}
         self._files[number] = _Reader(
-            file, first, positions, self._max_bytes, is_child=number > 0, captured=self._captured
+            file,
+            first,
+            positions,
+            self._max_bytes,
+            is_child=0 < number < _RELAY,
+            is_relay=number == _RELAY,
+            captured=self._captured,
         )
         return True
 
@@ -233,7 +258,10 @@ class _Reader:
 
     max_bytes: int
     is_child: bool
+    is_relay: bool
     captured: CapturedLines
+    captured_partial: tuple[str, ...] = ()
+    """Captured lines that have no end yet."""
     waits: bool = False
     """Whether output was read that is not complete, such as a line without its end."""
 
@@ -282,9 +310,16 @@ class _Reader:
         self._position = self._free_up_to = head
         self._assemblers = self._new_assemblers()
 
-    def read(self, *, final: bool) -> list[Event]:
-        """Return the new log records."""
-        head = self.file.words[ConsoleWord.HEAD]
+    def read(self, *, final: bool, end: int | None = None) -> list[Event]:
+        """Return the new log records.
+
+        Args:
+            final: Whether incomplete lines are complete.
+            end: Position up to which to read. Default: the end.
+        """
+        head = self.file.words[ConsoleWord.HEAD] if end is None else end
+        if head <= self._position and not self.waits and not final:
+            return []
         if _STORE_DELAY:
             threading.Event().wait(_STORE_DELAY)
         events: list[Event] = []
@@ -341,6 +376,12 @@ class _Reader:
             logger.warning("%s; some lines may be recorded twice", error)
 
     def _new_assemblers(self) -> dict[ConsoleKind, LineAssembler]:
+        def is_new(line: Line) -> bool:
+            return not self.captured.take(line, self.captured_partial)
+
+        if self.is_relay:
+            return {kind: LineAssembler(self._position, is_new) for kind in _STREAMS}
+
         def add(line: Line) -> bool:
             self.captured.add(line)
             return True

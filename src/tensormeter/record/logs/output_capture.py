@@ -8,6 +8,7 @@ from typing import Final
 
 from tensormeter.logger import get_logger
 from tensormeter.record.logs.logging_tap import LoggingTap
+from tensormeter.record.logs.output_relay import OutputRelay
 from tensormeter.record.logs.output_sink import OutputSink
 from tensormeter.record.logs.stream_tap import StreamTap, console_streams
 from tensormeter.redaction import environment_secrets
@@ -36,6 +37,8 @@ class OutputCapture:
             level: Lowest level of log records to capture; None to capture none.
         """
         self._sink = sink
+        self.relay: OutputRelay | None = None
+        """Relay to stop when the capture stops."""
         self._logging_in: set[int] = set()
         self._taps: list[StreamTap | LoggingTap] = []
         for kind, stream in console_streams():
@@ -76,6 +79,8 @@ class OutputCapture:
         """Stop capturing, and restore the streams and `logging`."""
         for tap in reversed(self._taps):
             tap.remove()
+        if self.relay is not None:
+            self.relay.stop()
         self._sink.flush()
         if self in _active:
             _active.remove(self)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tensormeter.ring.format import ConsoleKind
 
-__all__ = ["find_output_files"]
+__all__ = ["find_output_files", "leads_to_file_or_pipe"]
 
 _STREAMS: Final = ((ConsoleKind.STDOUT, 1, "stdout"), (ConsoleKind.STDERR, 2, "stderr"))
 
@@ -43,6 +43,16 @@ def find_output_files(*, shared: bool) -> list[Mapping[str, Any]]:
             place = {"path": path, "identity": identity, "position": _position(descriptor)}
             files.append({"kind": kind, "time": time.time_ns(), **place})
     return files
+
+
+def leads_to_file_or_pipe() -> bool:
+    """Return whether this process's output leads to a regular file or a pipe, so that its parent may capture it."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
+                return True
+    return False
 
 
 def _is_of_parent(status: os.stat_result) -> bool:

@@ -1,0 +1,128 @@
+"""A process between a program and a pipe that its output leads to. It passes all bytes on, and copies them to a console file.
+
+A second process watches the first one. It replaces the first one if that is killed or stopped, so writers are neither ended
+nor blocked. The kernel moves the bytes from pipe to pipe (`tee` and `splice`), so none are lost meanwhile. The relay ends when all writers have closed their ends, which may be after the end of the script. If the
+reader of the original pipe goes away, so do the relay's ends, and writers receive the same error as without a relay.
+
+This file is run by its path, without `tensormeter` being importable, so it uses only the standard library.
+"""
+
+import contextlib
+import ctypes
+import mmap
+import os
+import select
+import signal
+import struct
+import sys
+import time
+from collections.abc import Sequence
+
+__all__ = ["BUSY", "FIRST_DESCRIPTOR", "READY", "relay_command"]
+
+FIRST_DESCRIPTOR = 3
+"""Descriptor of the console file. It is followed by the pipe to read from and the one to write to, for each stream."""
+
+BUSY, READY = 8, 9
+"""Words in the header of the console file: whether bytes are being passed on, and whether the relay has started."""
+
+_SIZE, _HEAD, _FULL, _TAIL = 2, 4, 5, 16
+_HEADER_BYTES = 4096
+_HEADER = struct.Struct("<IIq")
+_PIECE = 1 << 16
+_IGNORED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGPIPE", "SIGUSR1", "SIGUSR2")
+
+
+def relay_command(kinds: Sequence[int]) -> list[str]:
+    """Return the command line of a relay for streams of these kinds."""
+    return [sys.executable, "-I", "-S", __file__, *map(str, kinds)]
+
+
+def main(kinds: Sequence[int]) -> None:
+    """Pass the output of streams of these kinds on. The parent returns at once."""
+    if os.fork():
+        os._exit(0)  # so that the program has no further child to wait for
+    os.setsid()
+    for name in _IGNORED:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    first = FIRST_DESCRIPTOR + 1
+    os.closerange(first + 2 * len(kinds), 1 << 16)
+    file = mmap.mmap(FIRST_DESCRIPTOR, 0)
+    words = memoryview(file)[:_HEADER_BYTES].cast("q")
+    streams = {first + 2 * number: (first + 2 * number + 1, kind) for number, kind in enumerate(kinds)}
+    while streams:
+        worker = os.fork()
+        if worker == 0:
+            broken = _pass_on(streams, file, words)
+            os._exit(broken)
+        while True:
+            _, status = os.waitpid(worker, os.WUNTRACED)
+            if not os.WIFSTOPPED(status):
+                break
+            os.kill(worker, signal.SIGKILL)
+        if os.WIFEXITED(status):
+            broken = os.WEXITSTATUS(status)
+            if broken not in streams:
+                return
+            os.close(broken)
+            os.close(streams.pop(broken)[0])
+
+
+def _pass_on(streams: "dict[int, tuple[int, int]]", file: mmap.mmap, words: memoryview) -> int:
+    """Pass bytes on until all writers are gone, and return 0, or the descriptor of a stream whose reader is gone."""
+    tee = ctypes.CDLL(None).tee
+    copies, copy = os.pipe()
+    poll = select.poll()
+    for source in streams:
+        poll.register(source, select.POLLIN)
+    left = len(streams)
+    words[BUSY] = 0
+    words[READY] = 1
+    while left:
+        for source, _ in poll.poll():
+            words[BUSY] = 1  # before the bytes leave the pipe
+            length = tee(source, copy, ctypes.c_size_t(_PIECE), 0)
+            at = time.time_ns()
+            if length <= 0:
+                poll.unregister(source)
+                left -= 1
+                words[BUSY] = 0
+                continue
+            data = os.read(copies, length)
+            target, kind = streams[source]
+            try:
+                _move(source, target, length)
+            except OSError:
+                words[BUSY] = 0
+                return source
+            _copy(file, words, kind, at, data)
+            words[BUSY] = 0
+    return 0
+
+
+def _move(source: int, target: int, length: int) -> None:
+    while length:
+        try:
+            length -= os.splice(source, target, length)
+        except BlockingIOError:  # another process has made the pipe non-blocking
+            select.select([], [target], [])
+
+
+def _copy(file: mmap.mmap, words: memoryview, kind: int, at: int, data: bytes) -> None:
+    """Append a chunk, as `ConsoleFile.put` does, or count its lines if there is no space."""
+    head, size = words[_HEAD], words[_SIZE]
+    chunk = _HEADER.pack(len(data), kind, at) + data
+    if head + len(chunk) - words[_TAIL] > size:
+        words[_FULL] += data.count(b"\n")
+        return
+    start = head % size
+    first = min(len(chunk), size - start)
+    file[_HEADER_BYTES + start : _HEADER_BYTES + start + first] = chunk[:first]
+    file[_HEADER_BYTES : _HEADER_BYTES + len(chunk) - first] = chunk[first:]
+    words[_HEAD] = head + len(chunk)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main([int(argument) for argument in sys.argv[1:]])
+    os._exit(0)
