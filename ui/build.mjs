@@ -25,8 +25,9 @@ const { metafile } = await build({
 
 const files = Object.keys(metafile.outputs).map((path) => `/static/${basename(path)}`);
 const findFile = (pattern) => files.find((name) => pattern.test(name));
-const chunks = files.filter((name) => name.endsWith(".js") && name !== findFile(/\/app-/)).sort();
-// Preload all chunks at once, so that the browser need not parse one to discover the next.
+// Preload all chunks at once, so that the browser need not parse one to discover the next. Only rare content is loaded later.
+const later = findFile(/\/mediaCard-/);
+const chunks = files.filter((name) => name.endsWith(".js") && name !== findFile(/\/app-/) && name !== later).sort();
 const preloads = chunks.map((name) => `<link rel="modulepreload" href="${name}" />`).join("\n    ");
 const page = await readFile(resolvePath("src/index.html"), "utf8");
 await writeFile(

@@ -64,7 +64,7 @@ def test_fault_162_items_over_their_limits_are_counted_by_the_run(settings, get,
     with tensormeter.init("faults", config=config, tags=["t"], notes="n", settings=settings) as run:
         run.log({"samples/noise": Image(noise), "loss": 1.0}, 1)
         run.log({"answers": Text("x" * (5 << 20)), "loss": 1.0}, 2)
-        run.log({"rows": Table(["a"], [["x" * 1000]] * 13_000), "bad": "a text", "loss": 1.0}, 3)
+        run.log({"rows": Table(["a"], [["x" * 1000]] * 13_000), "bad": 1j, "loss": 1.0}, 3)
         run.update_config({"more": list(range(300_000)), "classes": 10})
     run_document = get()
     assert run_document["config"] == {"lr": 0.1, "data": {"name": "digits"}, "classes": 10}

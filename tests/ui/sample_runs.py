@@ -1,5 +1,7 @@
 """Synthetic sample runs as OTLP requests, for browser tests and screenshots."""
 
+import base64
+import json
 import struct
 import time
 import zlib
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.agent.ingest.media_encoding import encode_audio, encode_video
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Buckets, Event, ExponentialHistogram, Gauge, Series
 from tensormeter.otlp.encode import encode_events, encode_metrics
 
@@ -283,8 +286,110 @@ def _extras(sender: Sender, times: NDArray[np.int64], steps: NDArray[np.int64], 
     ]
     table = {"columns": ["label", "predicted", "confidence", "picture"], "rows": rows}
     sender.event("table", int(times[2000]), table, tensormeter__key="confusions", tensormeter__step=2000)
+    about = {"tensormeter__step": 2000}
+    when = int(times[2000])
+    images = [_image(number, 32) | {"caption": f"sample {number}"} for number in range(24)]
+    sender.event("images", when, {"images": images}, tensormeter__key="generated", **about)
+    for name, item in _clips().items():
+        sender.event(name, when, item, tensormeter__key=f"{name} of the episode", **about)
+    for number, figure in enumerate(FIGURES):
+        sender.event(
+            "figure", when, {"figure": json.dumps(figure), "caption": ""}, tensormeter__key=f"figure{number}", **about
+        )
+    sender.event("html", when, {"html": HTML, "caption": "a report"}, tensormeter__key="report", **about)
+    phase = {"text": "warmup", "content_type": "text/plain"}
+    sender.event("text", int(times[0]), phase, tensormeter__key="phase", tensormeter__step=0)
+    sender.event(
+        "text",
+        int(times[400]),
+        phase | {"first_step": 0, "count": 401},
+        tensormeter__key="phase",
+        tensormeter__step=400,
+    )
     text = {"text": "A photo of a fox, sitting in the snow.\nA photo of an owl.", "media_type": "text/plain"}
     sender.event("text", int(times[2000]), text, tensormeter__key="captions", tensormeter__step=2000)
+
+
+HTML = """<!doctype html><style>body{font:15px sans-serif;margin:16px} td,th{border:1px solid #ccc;padding:4px 10px}</style>
+<h2>Evaluation</h2><table><tr><th>label<th>F1<tr><td>cat<td>0.91<tr><td>dog<td>0.88</table><p>Evaluated on 1,000 images.</p>"""
+
+HOSTILE_HTML = """<h2>Evaluation</h2><p id=out>no script ran</p>
+<p><a href="ADDRESS/">a link</a> <img src="ADDRESS/x.png" alt="no network">
+<script>document.getElementById("out").textContent = "a script ran"; top.hacked = 1</script>
+<link rel="stylesheet" href="ADDRESS/x.css"><meta http-equiv="refresh" content="0;url=ADDRESS/moved">
+<iframe src="ADDRESS/frame"></iframe><style>@import "ADDRESS/y.css"; body { background: url(ADDRESS/z.png) }</style>
+<form action="ADDRESS/"><button>send</button></form>"""
+"""A document that tries what a logged document must not do. ADDRESS stands for a server."""
+
+FIGURES = (
+    {
+        "data": [
+            {
+                "type": "scatter",
+                "name": "train",
+                "y": {"dtype": "f8", "bdata": base64.b64encode(np.exp(-np.arange(40.0) / 9).tobytes()).decode()},
+            },
+            {
+                "type": "scatter",
+                "name": "validation",
+                "mode": "lines+markers",
+                "x": [0, 10, 20, 30, 39],
+                "y": [1.02, 0.5, 0.31, 0.22, 0.2],
+                "line": {"dash": "dot"},
+            },
+        ],
+        "layout": {
+            "title": {"text": "Loss by epoch"},
+            "xaxis": {"title": {"text": "epoch"}},
+            "yaxis": {"title": {"text": "loss"}},
+        },
+    },
+    {
+        "data": [
+            {"type": "bar", "name": "before", "x": ["cat", "dog", "owl", "fox"], "y": [0.7, 0.62, 0.4, 0.81]},
+            {"type": "bar", "name": "after", "x": ["cat", "dog", "owl", "fox"], "y": [0.9, 0.88, 0.71, 0.93]},
+            {"type": "pie", "labels": ["a"], "values": [1]},
+        ],
+        "layout": {"title": "Accuracy by class"},
+    },
+    {
+        "data": [
+            {
+                "type": "heatmap",
+                "z": (np.eye(4) * 0.8 + 0.05).tolist(),
+                "x": ["cat", "dog", "owl", "fox"],
+                "y": ["cat", "dog", "owl", "fox"],
+            }
+        ],
+        "layout": {"title": {"text": "Confusion"}},
+    },
+    {
+        "data": [{"type": "histogram", "x": np.random.default_rng(1).normal(size=500).round(3).tolist()}],
+        "layout": {"title": "Residuals"},
+    },
+)
+
+
+def _clips() -> dict[str, dict[str, Any]]:
+    """A video and an audio clip, made by the agent's encoders."""
+    frames = np.zeros((12, 64, 96, 3), np.uint8)
+    for number, frame in enumerate(frames):
+        frame[:, :, 2] = np.linspace(40, 200, 96, dtype=np.uint8)
+        frame[20:44, number * 6 : number * 6 + 20] = (250, 180, 40)
+    content_type, video = encode_video({"shape": frames.shape, "dtype": "uint8", "fps": 6}, frames.tobytes())
+    samples = np.sin(np.arange(8000) * 2 * np.pi * 440 / 8000)[:, None]
+    audio = encode_audio({"shape": samples.shape, "dtype": "float64", "sample_rate": 8000}, samples.tobytes())
+    return {
+        "video": {
+            "data": video,
+            "content_type": content_type,
+            "width": 96,
+            "height": 64,
+            "frames": 12,
+            "caption": "episode 7",
+        },
+        "audio": {"data": audio, "content_type": "audio/wav", "sample_rate": 8000, "caption": "a tone"},
+    }
 
 
 def _language(post: Post, now: int, rng: np.random.Generator) -> None:

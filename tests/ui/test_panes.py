@@ -1,12 +1,17 @@
 """Tests of the other panes: distributions, system, media, overview, configuration."""
 
+import json
 import re
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
+import pytest
 from playwright.sync_api import expect
-from sample_runs import SECOND, Sender
+from sample_runs import FIGURES, HOSTILE_HTML, SECOND, Sender
 
 
 def painted(canvas: Any) -> int:
@@ -132,6 +137,106 @@ def test_tables_sort_and_filter_and_show_images(tab: Any) -> None:
 def test_texts_are_shown(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00/media")
     expect(page.locator('.card[aria-label="captions"]')).to_contain_text("A photo of an owl.")
+
+
+def test_a_list_of_images_is_a_grid_that_opens_to_its_images(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00/media")
+    card = page.locator('.card[aria-label="generated"]')
+    expect(card.locator("img[src]")).to_have_count(24)
+    expect(card.locator(".remark")).to_contain_text("step 2000")
+    card.locator("img").nth(22).evaluate("(image) => image.decode()")
+    card.locator(".picture").nth(22).click()
+    large = page.locator("dialog.lightbox")
+    expect(large).to_contain_text("23 of 24 · sample 22 · 32 × 32")  # noqa: RUF001
+    large.get_by_role("button", name="Next").click()
+    page.keyboard.press("ArrowRight")
+    expect(large).to_contain_text("1 of 24 · sample 0")
+    large.get_by_role("button", name="Close").click()
+    expect(large).to_have_count(0)
+
+
+def test_videos_and_audio_are_played(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00/media")
+    for kind, words in (("video", "episode 7 · 96 × 64 · 12 frames"), ("audio", "a tone · 8000 Hz")):  # noqa: RUF001
+        card = page.locator(f'.card[aria-label="{kind} of the episode"]')
+        expect(card.locator(".remark")).to_contain_text(words)
+        player = card.locator(kind)
+        player.evaluate("(player) => { player.muted = true; return player.play(); }")
+        page.wait_for_function("(player) => player.currentTime > 0", arg=player.element_handle())
+
+
+def test_plotly_figures_are_drawn_and_saved(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00/media")
+    lines, bars, cells, counts = (page.locator(f'.card[aria-label="figure{number}"]') for number in range(4))
+    expect(lines.locator("svg[role=img] path")).to_have_count(2)
+    expect(lines.locator(".keys")).to_have_text("trainvalidation")
+    expect(lines).to_contain_text("Loss by epoch")
+    expect(bars.locator("svg[role=img] rect")).to_have_count(8)
+    expect(bars).to_contain_text("Not drawn here: pie")
+    expect(cells.locator("svg[role=img] rect")).to_have_count(16)
+    heights = counts.locator("svg[role=img] rect").evaluate_all(
+        "(bars) => bars.map((bar) => +bar.getAttribute('height'))"
+    )
+    assert len(heights) > 20
+    with page.expect_download() as download:
+        lines.get_by_role("button", name="Save as JSON").click()
+    assert json.loads(download.value.path().read_text()) == FIGURES[0]
+
+
+def test_repeated_texts_are_shown_once_with_their_steps(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00/media")
+    card = page.locator('.card[aria-label="phase"]')
+    expect(card).to_contain_text("warmup")
+    expect(card.locator(".remark")).to_contain_text("steps 0 to 400 · logged 401 times")
+    expect(card.get_by_role("slider")).to_be_hidden()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[tuple[str, list[str]]]:
+    """The address of another server, and the requests that it gets."""
+    paths: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            """Print nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", paths
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_logged_html_runs_no_scripts_and_reaches_no_network(
+    tab: Any, site: Any, elsewhere: tuple[str, list[str]]
+) -> None:
+    address, paths = elsewhere
+    sender = Sender(site.post, "html", "html", "html", tensormeter__rank=0)
+    now = time.time_ns()
+    sender.event("run.start", now - 9, {"config": {}})
+    html = {"html": HOSTILE_HTML.replace("ADDRESS", address), "caption": "c"}
+    sender.event("html", now, html, tensormeter__key="report", tensormeter__step=1)
+    page = tab.go("#/p/html/runs/html/media")
+    document = page.frame_locator("iframe.html").frame_locator("iframe")
+    expect(document.locator("body")).to_contain_text("no script ran")
+    document.get_by_role("button", name="send").click()
+    expect(document.locator("body")).to_contain_text("no script ran")
+    with page.expect_console_message(lambda message: "frame-src" in message.text or "default-src" in message.text):
+        document.get_by_role("link").click()
+    assert page.evaluate("() => window.hacked") is None
+    assert paths == []
+    assert all("Content Security Policy" in error or "sandboxed" in error for error in tab.errors), tab.errors
+    tab.errors.clear()
+    tab.requests[:] = [request for request in tab.requests if not request.url.startswith(address)]  # all were blocked
 
 
 def test_overview_shows_how_the_run_ended(tab: Any) -> None:

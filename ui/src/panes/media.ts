@@ -1,32 +1,34 @@
-// Logged images by step, tables and texts.
+// Logged images, videos, audio, figures, HTML, tables and texts by step.
 
 import { arrange, fill, h, setText, setValue } from "../base/dom";
 import * as format from "../base/format";
 import { remember } from "../base/remember";
 import * as api from "../data/api";
 import type { Update } from "../data/live";
+import { type Kind, KINDS, kindOf, MAX_CHARACTERS } from "../data/media";
 import { matcher } from "../selection/metricSections";
 import type { RunSelection } from "../selection/runSelection";
-import { picture } from "../widgets/lightbox";
-import { MediaTable } from "../widgets/mediaTable";
+import type { MediaCard } from "../widgets/mediaCard";
 import { searchField } from "../widgets/searchField";
 import type { Pane } from "./pane";
 
-type Kind = "image" | "table" | "text";
-
-const SHELVES: [Kind, string][] = [
-  ["image", "Images"],
-  ["table", "Tables"],
-  ["text", "Texts"],
+/** Kinds of items by the title of their section. */
+const SHELVES: [string, Kind[]][] = [
+  ["Images", ["image", "images"]],
+  ["Videos", ["video"]],
+  ["Audio", ["audio"]],
+  ["Figures", ["figure"]],
+  ["HTML", ["html"]],
+  ["Tables", ["table"]],
+  ["Texts", ["text"]],
 ];
+const TITLES = new Map(SHELVES.flatMap(([title, kinds]) => kinds.map((kind) => [kind, title])));
 /** Number of items that are listed per kind, the newest ones. */
 const MAX_EVENTS = 500;
-/** Size up to which bodies are part of the list, in characters. Larger ones are read one by one when they are shown. */
-const MAX_CHARACTERS = 20_000;
 
 interface Group {
   key: string;
-  kind: Kind;
+  title: string;
   /** Events from oldest to newest. */
   events: api.TelemetryEvent[];
 }
@@ -34,10 +36,11 @@ interface Group {
 export class MediaPane implements Pane {
   readonly element = h("div", { class: "pane" });
   private readonly search = searchField("media");
-  private readonly shelves = new Map(SHELVES.map(([kind, title]) => [kind, new Shelf(kind, title)]));
+  private readonly shelves = new Map(SHELVES.map(([title, kinds]) => [title, new Shelf(title, kinds[0] as Kind)]));
   private readonly message = h("div", {}, h("p", { class: "state", role: "status" }, "Loading …"));
   private readonly cards = new Map<string, MediaCard>();
   private groups: Group[] | null = null;
+  private card: typeof MediaCard | null = null;
   private params = new URLSearchParams();
 
   constructor(private readonly selection: RunSelection) {
@@ -63,17 +66,20 @@ export class MediaPane implements Pane {
     const [run = ""] = this.selection.ids;
     const { project } = this.selection;
     try {
-      const kinds = SHELVES.map(([kind]) => kind);
-      const answers = await Promise.all(kinds.map((kind) => api.events(run, { project, name: `tensormeter.${kind}`, limit: MAX_EVENTS, max_body: MAX_CHARACTERS })));
+      const answers = await Promise.all(KINDS.map((kind) => api.events(run, { project, name: `tensormeter.${kind}`, limit: MAX_EVENTS, max_body: MAX_CHARACTERS })));
+      // Loaded when it is needed, because most runs have no media.
+      this.card = (await import("../widgets/mediaCard")).MediaCard;
       const groups = new Map<string, Group>();
       for (const [position, events] of answers.entries()) {
-        const kind = kinds[position] as Kind;
-        this.shelves.get(kind)?.setNote(events.length < MAX_EVENTS ? "" : `the newest ${MAX_EVENTS}`);
-        for (const event of [...events].reverse()) {
+        const kind = KINDS[position] as Kind;
+        const title = TITLES.get(kind) ?? "";
+        if (events.length === MAX_EVENTS) this.shelves.get(title)?.setNote(`the newest ${MAX_EVENTS}`);
+        for (const event of withoutRepeats(events).reverse()) {
           const key = String(event.attributes["tensormeter.key"] ?? kind);
-          remember(groups, `${kind} ${key}`, (): Group => ({ key, kind, events: [] })).events.push(event);
+          remember(groups, `${title} ${key}`, (): Group => ({ key, title, events: [] })).events.push(event);
         }
       }
+      for (const { events } of groups.values()) events.sort((a, b) => (BigInt(a.time) < BigInt(b.time) ? -1 : 1));
       this.groups = [...groups.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
       this.draw();
     } catch (error) {
@@ -82,23 +88,24 @@ export class MediaPane implements Pane {
   }
 
   private draw(): void {
-    if (!this.groups) return;
+    const { groups, card: Card } = this;
+    if (!groups || !Card) return;
     const matches = matcher(this.params.get("q") ?? "");
-    const matching = this.groups.filter(({ key }) => matches(key));
+    const matching = groups.filter(({ key }) => matches(key));
     const [run = ""] = this.selection.ids;
-    const cards = matching.map(({ key, kind, events }): [Kind, HTMLElement] => {
+    const cards = matching.map(({ key, title, events }): [string, HTMLElement] => {
       const make = () =>
-        new MediaCard(
+        new Card(
           key,
-          kind,
+          kindOf(events.at(-1) as api.TelemetryEvent),
           (digest) => api.media(run, digest, this.selection.project),
           (event) => bodyOf(run, this.selection.project, event),
         );
-      const card = remember(this.cards, `${kind} ${key}`, make);
+      const card = remember(this.cards, `${title} ${key}`, make);
       card.update(events);
-      return [kind, card.element];
+      return [title, card.element];
     });
-    for (const [kind, shelf] of this.shelves) shelf.show(cards.filter(([of]) => of === kind).map(([, element]) => element));
+    for (const [title, shelf] of this.shelves) shelf.show(cards.filter(([of]) => of === title).map(([, element]) => element));
     if (cards.length) fill(this.message);
     else {
       fill(
@@ -106,8 +113,8 @@ export class MediaPane implements Pane {
         h(
           "div",
           { class: "state" },
-          h("h2", {}, this.groups.length ? "No matching media" : "No tables, images or texts yet"),
-          this.groups.length ? null : h("p", {}, "Log them together with your metrics: ", h("code", {}, 'run.log({"samples": tensormeter.Image(array)}, step)'), "."),
+          h("h2", {}, groups.length ? "No matching media" : "No media yet"),
+          groups.length ? null : h("p", {}, "Log images, tables, texts, videos, audio, figures or HTML together with your metrics: ", h("code", {}, 'run.log({"samples": tensormeter.Image(array)}, step)'), "."),
         ),
       );
     }
@@ -120,13 +127,25 @@ async function bodyOf(run: string, project: string, { id, name, time }: api.Tele
   return events.find((event) => event.id === id)?.body ?? null;
 }
 
-/** A section with all items of one kind. */
+/** Leave out the first event of a text that was logged again without a change: the second one has all of its steps. Newest first. */
+function withoutRepeats(events: api.TelemetryEvent[]): api.TelemetryEvent[] {
+  const repeated = new Set<string>();
+  const keyOf = (event: api.TelemetryEvent, step: unknown, text: unknown) => JSON.stringify([event.process, event.attributes["tensormeter.key"], step, text]);
+  return events.filter((event) => {
+    const body = event.body as { text?: unknown; first_step?: unknown } | null;
+    if (body?.first_step !== undefined) repeated.add(keyOf(event, body.first_step, body.text));
+    else if (body?.text !== undefined) return !repeated.delete(keyOf(event, event.step, body.text));
+    return true;
+  });
+}
+
+/** A section with all items of one or two kinds. */
 class Shelf {
   readonly element: HTMLElement;
   private readonly grid: HTMLElement;
   private readonly words = h("span", { class: "muted" });
 
-  constructor(kind: Kind, title: string) {
+  constructor(title: string, kind: Kind) {
     this.grid = h("div", { class: `charts shelf ${kind}s` });
     this.element = h("section", { class: "section", "aria-label": title, hidden: true }, h("h2", {}, title, " ", this.words), this.grid);
   }
@@ -138,91 +157,5 @@ class Shelf {
   show(cards: HTMLElement[]): void {
     this.element.hidden = cards.length === 0;
     arrange(this.grid, cards);
-  }
-}
-
-class MediaCard {
-  readonly element: HTMLElement;
-  private readonly stage = h("div", { class: "stage media" });
-  private readonly slider = h("input", { type: "range", min: 0, value: 0, "aria-label": "Step", on: { input: () => void this.draw() } });
-  private readonly words = h("p", { class: "remark" });
-  private readonly sliderLabel: HTMLElement;
-  private events: api.TelemetryEvent[] = [];
-  private readonly urls = new Map<string, Promise<string>>();
-  private turn = 0;
-  private large: { id: number; body: Promise<unknown> } | null = null;
-
-  constructor(
-    key: string,
-    private readonly kind: Kind,
-    private readonly open: (digest: string) => Promise<string>,
-    private readonly read: (event: api.TelemetryEvent) => Promise<unknown>,
-  ) {
-    this.sliderLabel = h("label", { class: "slider" }, "step ", this.slider);
-    this.element = h("section", { class: `card ${kind}`, "aria-label": key }, h("header", {}, h("h3", { title: key }, key)), this.stage, this.sliderLabel, this.words);
-  }
-
-  update(events: api.TelemetryEvent[]): void {
-    const atEnd = Number(this.slider.value) >= this.events.length - 1;
-    const hasChanged = events.length !== this.events.length;
-    this.events = events;
-    this.slider.max = String(events.length - 1);
-    this.sliderLabel.hidden = events.length < 2;
-    if (atEnd) this.slider.value = this.slider.max;
-    if (hasChanged) void this.draw();
-  }
-
-  close(): void {
-    // Later, because a picture may still be loading its address.
-    for (const url of this.urls.values()) url.then((address) => setTimeout(() => URL.revokeObjectURL(address), 10_000), () => {});
-  }
-
-  private async draw(): Promise<void> {
-    const event = this.events[Number(this.slider.value)];
-    if (!event) return;
-    const turn = ++this.turn;
-    let body: Record<string, unknown>;
-    try {
-      body = ((event.body === null && event.size > MAX_CHARACTERS ? await this.fullBody(event) : event.body) ?? {}) as Record<string, unknown>;
-    } catch (error) {
-      if (turn === this.turn) fill(this.stage, h("p", { class: "status bad" }, format.message(error)));
-      return;
-    }
-    if (turn !== this.turn) return;
-    const step = event.step === null ? "" : `step ${event.step}`;
-    this.slider.setAttribute("aria-valuetext", step);
-    const words = [step, format.moment(format.epoch(event.time))];
-    if (this.kind === "image") {
-      words.push(String(body.caption ?? ""), body.width ? `${body.width} × ${body.height}` : "");
-      const digest = (body.digest ?? (body.data as { digest?: unknown } | null)?.digest) as string | undefined;
-      try {
-        const caption = String(body.caption || this.element.getAttribute("aria-label") || "image");
-        const image = h("img", { alt: caption });
-        if (digest) image.src = await this.address(digest);
-        if (turn !== this.turn) return;
-        fill(this.stage, digest ? picture(image, caption) : h("p", { class: "status" }, "This image format is not supported."));
-      } catch (error) {
-        fill(this.stage, h("p", { class: "status bad" }, format.message(error)));
-      }
-    } else if (this.kind === "text") {
-      fill(this.stage, h("pre", { class: "text", tabindex: 0 }, String(body.text ?? "")));
-    } else {
-      fill(this.stage, new MediaTable(body.columns, body.rows, (digest) => this.address(digest)).element);
-    }
-    this.words.textContent = words.filter(Boolean).join(" · ");
-  }
-
-  /** Read the body of an event that was too large for the list. The latest one is cached. */
-  private fullBody(event: api.TelemetryEvent): Promise<unknown> {
-    if (this.large?.id !== event.id) {
-      const body = this.read(event);
-      this.large = { id: event.id, body };
-      body.catch(() => (this.large = null));
-    }
-    return this.large?.body ?? Promise.resolve(null);
-  }
-
-  private address(digest: string): Promise<string> {
-    return remember(this.urls, digest, () => this.open(digest));
   }
 }

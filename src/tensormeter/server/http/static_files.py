@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tensormeter.server.http.errors import error_response
+from tensormeter.server.http.html_frame import HTML_FRAME, html_frame
 
 __all__ = ["STATIC_PREFIX", "StaticFiles", "wants_page"]
 
@@ -30,7 +31,8 @@ _HEADERS: Final = {
     # Allow only this origin, no inline scripts or styles, and no markup from strings (Trusted Types), so that, for
     # example, a run's name is never interpreted as markup.
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src blob:; "
+        "connect-src 'self'; frame-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         "require-trusted-types-for 'script'; trusted-types 'none'"
     ),
@@ -79,7 +81,9 @@ class StaticFiles:
         return _answer(request, self._files["index.html"])
 
     async def asset(self, request: Request) -> Response:
-        """Return a script, style sheet or image."""
+        """Return a script, style sheet or image, or the frame for HTML documents."""
+        if request.path_params["name"] == HTML_FRAME:
+            return html_frame()
         file = self._files.get(request.path_params["name"])
         if file is None:
             return error_response(request.scope, 404, "not_found", "the web page has no file of this name")
