@@ -193,6 +193,8 @@ class RunProcess:
             changes: Entries that were added or replaced; None if entries were removed.
             values: The whole document after the change.
         """
+        if name not in self._documents:  # the file does not contain the entries that the document began with
+            changes = values
         self._documents[name] = values
         try:
             self.ring.write_documents(None if changes is None else {name: changes}, self._documents)
