@@ -30,6 +30,7 @@ def resumed(site: LiveServer) -> None:
     fork = Sender(site.post, "again", "fork", "fork")
     fork.event("run.start", began, {"forked_from": {"run": "resumed", "step": 50}})
     fork.rows(began + np.arange(20) * SECOND, np.arange(51, 71), {"loss": 5 + np.arange(20) / 1000})
+    fork.event("run.end", began + 30 * SECOND, {"state": "finished"})
     defined = Sender(site.post, "again", "defined", "defined")
     definitions = [{"name": "eval/*", "step_metric": "epoch"}, {"name": "eval/acc", "summary": "max"}]
     defined.event("run.start", began, {"definitions": definitions, "summary": {"verdict": "good"}})
@@ -37,6 +38,7 @@ def resumed(site: LiveServer) -> None:
     defined.rows(
         began + np.arange(10, 50, 10) * SECOND + 1, np.arange(9, 49, 10), {"eval/acc": [0.5, 0.75, 0.625, 0.25]}
     )
+    defined.event("run.end", began + 50 * SECOND, {"state": "finished"})
 
 
 def labels(tab: Any, card: Any) -> set[str]:
@@ -73,6 +75,7 @@ def test_definitions_choose_axes_and_values(tab: Any, resumed: None) -> None:
     rows = tab.save(tab.card("eval/acc"), "CSV").path().read_text().splitlines()[1:]
     assert [float(row.split(",")[0]) for row in rows] == [0, 1, 2, 3]
     assert page.get_by_label("x axis").input_value() == "step"
+    expect(tab.card("eval/acc").locator(".remark")).to_have_text("x: epoch")
     page.get_by_label("x axis").select_option("relative")
     tab.settle()
     rows = tab.save(tab.card("eval/acc"), "CSV").path().read_text().splitlines()[1:]

@@ -108,7 +108,7 @@ def test_runs_are_sorted_by_column(tab: Any) -> None:
     page.get_by_role("button", name="eval/loss", exact=True).click()
     page.get_by_role("menuitem", name="Sort descending").click()
     expect(page.get_by_role("columnheader", name="eval/loss")).to_have_attribute("aria-sort", "descending")
-    assert "sort=-summary.eval%2Floss.last" in page.url
+    assert "sort=-summary.eval%2Floss.value" in page.url
 
 
 def test_groups_can_be_folded(tab: Any) -> None:

@@ -79,6 +79,9 @@ export class MetricSource {
     const traces = served ? await this.readRankStatistics(runs, options) : await this.readLines(runs, options, ranked);
     const hint = traces.every(({ x }) => x.length === 0) ? this.hint(axis) : null;
     if (!hint && axis === "step" && !served) await this.remarkOnRuns(runs);
+    // Charts without a remark use the axis that the controls show.
+    const own = axis.startsWith("metric:") && axis !== this.options().x ? `x: ${axis.slice("metric:".length)}` : "";
+    if (!this.remark.startsWith(own)) this.remark = [own, this.remark].filter(Boolean).join(" · "); // another read may have added it
     return {
       traces,
       ...(hint ? { hint } : {}),
