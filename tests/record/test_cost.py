@@ -1,4 +1,4 @@
-"""The cost of log calls is counted. A call that is slow because of its values is warned about once, with its keys."""
+"""The cost of log calls is counted. A slow call is warned about once for each reason, with its keys."""
 
 import itertools
 from fractions import Fraction
@@ -44,15 +44,15 @@ def slow_value(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize(("running", "warned"), [(1_000_000, False), (9_000_000, True)], ids=["waiting", "running"])
-def test_a_call_that_is_slow_because_of_its_values_is_warned_about_once(
-    recording, warnings_logged, slow_value, running, warned
+@pytest.mark.parametrize(("running", "is_warned"), [(1_000_000, False), (9_000_000, True)])
+def test_a_slow_call_is_warned_about_once_unless_its_thread_waited(
+    recording, warnings_logged, slow_value, running, is_warned
 ):
     row = {"loss": slow_value(running), **{f"n{i}": i for i in range(7)}}
     for _ in range(3):
         recording.log(row)
-    start = "log() of 'loss', 'n0', 'n1', 'n2', 'n3' and 3 more took 10.0 ms: it had too many values"
-    assert [warning.startswith(start) for warning in warnings_logged()] == [True] * warned
+    expected = ["log() of 'loss', 'n0', 'n1', 'n2', 'n3' and 3 more took 10.0 ms: "] if is_warned else []
+    assert [warning.partition("copying")[0] for warning in warnings_logged()] == expected
     total, counts = recording.ring.log_durations(LogPath.GENERAL)
     assert (total, sum(counts)) == (30_000_000, 3)
 
@@ -71,7 +71,9 @@ def test_numbers_are_not_blamed_for_more_time_than_they_can_take(recording, warn
     row = Rows({f"n{i}": np.float32(i) if i % 2 else i for i in range(count)})
     for _ in range(3):
         recording.log(row)
-    assert ["too many values" in warning for warning in warnings_logged()] == [True] * (count == 5000)
+    warnings = warnings_logged()
+    assert len(warnings) == (count == 5000)
+    assert all("too many values" in warning for warning in warnings)
 
 
 def test_a_mapping_that_cannot_be_shown_is_named_by_its_type(recording, warnings_logged, slow_value):

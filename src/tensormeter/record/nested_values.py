@@ -7,7 +7,7 @@ from tensormeter.conventions.limits import METRIC_NAMES, NESTED_MAPPINGS
 from tensormeter.record.values.outcomes import Refused
 from tensormeter.record.warn_once import describe
 
-__all__ = ["Flattened", "flatten", "is_nested", "plain_key"]
+__all__ = ["Flattened", "flatten", "flatten_numbers", "is_nested", "plain_key"]
 
 _KEY_TYPES: Final = (int, float)
 
@@ -32,6 +32,32 @@ class Flattened:
 def is_nested(values: Mapping[str, Any]) -> bool:
     """Return whether any value of a dictionary is a mapping."""
     return any(kind is dict or issubclass(kind, Mapping) for kind in set(map(type, values.values())))
+
+
+def flatten_numbers(values: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the numbers of nested dictionaries by name. None if there is anything else, which takes longer to flatten."""
+    flat: dict[str, Any] = {}
+    return flat if _add_numbers(flat, values, "", NESTED_MAPPINGS) == len(flat) else None
+
+
+def _add_numbers(flat: dict[str, Any], values: dict[str, Any], prefix: str, depth: int) -> int:
+    """Add the numbers, and return how many there are. The result is -1 if there is anything else."""
+    added = 0
+    for key, value in values.items():
+        if type(key) is not str:
+            return -1
+        kind = type(value)
+        if kind is float or kind is int:
+            flat[prefix + key if prefix else key] = value
+            added += 1
+        elif kind is dict and depth:
+            inner = _add_numbers(flat, value, f"{prefix}{key}/", depth - 1)
+            if inner < 0:
+                return -1
+            added += inner
+        else:
+            return -1
+    return added
 
 
 def flatten(values: Mapping[str, Any]) -> Flattened:

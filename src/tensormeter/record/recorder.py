@@ -28,7 +28,7 @@ from tensormeter.record.loggable_values import Parts, as_loggable
 from tensormeter.record.media.item import EventContent, Media
 from tensormeter.record.media.outbox import Outbox
 from tensormeter.record.media.repeated_texts import RepeatedTexts
-from tensormeter.record.nested_values import Flattened, flatten, is_nested
+from tensormeter.record.nested_values import Flattened, flatten, flatten_numbers, is_nested
 from tensormeter.record.reduction.reduction import Reduce, Rule
 from tensormeter.record.reduction.rules import Rules
 from tensormeter.record.rows.histogram_rows import Distributions
@@ -365,9 +365,11 @@ class Recorder:
             write = lane.device_writers.get(tuple(values))
             if write is not None and write(values, step):
                 return
-        if rule is None and type(values) is dict and self._rows.writer_of(lane).write(values, step):
-            self._use_row_writer(lane)
-            return
+        if rule is None and type(values) is dict:
+            writer = self._rows.writer_of(lane)
+            if writer.write(values, step) or ((numbers := flatten_numbers(values)) and writer.write(numbers, step)):
+                self._use_row_writer(lane)
+                return
         flat = flatten(values)
         if type(values) is not dict or is_nested(values):
             self._route_flat(lane, flat, step, rule)
@@ -634,7 +636,7 @@ class Recorder:
             lane.count(Drop.UNSUPPORTED_VALUE)
             reason = str(error) if isinstance(error, Refused) else describe(error)
             shown = self.next_step if self.next_step < AUTOMATIC_STEPS else "the next step"
-            self._notices.once(State, "replaced an invalid step with %s: %s", shown, reason)
+            self._notices.once((State, type(step)), "replaced an invalid step with %s: %s", shown, reason)
             return self.next_step
 
     def _measure(self, lane: Lane, stream: StreamWriter, value: Any) -> int | None:

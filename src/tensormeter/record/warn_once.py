@@ -59,25 +59,26 @@ class WarnOnce:
         return {reason.name.lower(): list(names) for reason, names in self._lost_names.items()}
 
     def slow(self, values: Mapping[str, Any], watch: Stopwatch) -> None:
-        """Warn once about a log call that was slow because of its values. Do not call this for rows with new keys.
+        """Warn once that a log call was slow, if fewer or smaller values would make it faster.
 
-        A call that waited for other threads or for a CPU, or that collected garbage, causes no warning, because users cannot
-        change that. The histogram of log call durations contains it.
+        Do not call this for rows with new keys, which are slower. The metric `tensormeter.log.duration` also counts calls that were
+        slow for another reason: because the thread waited for other threads or for a CPU, or because the call collected garbage.
         """
+        if watch.waited:
+            return
         try:
             are_numbers = all(_is_number(value) for value in values.values())
-            if watch.waited or (are_numbers and len(values) * _NUMBER_NS < watch.duration):
+            if are_numbers and len(values) * _NUMBER_NS < watch.duration:
                 return
             names = ", ".join(map(shown, itertools.islice(values, _NAMES_SHOWN)))
             more = f" and {len(values) - _NAMES_SHOWN} more" if len(values) > _NAMES_SHOWN else ""
         except Exception:  # the mapping's own code may raise anything
-            names, more = f"a {type(values).__name__}", ""
-        self.once(
-            Stopwatch,
-            "log() of %s%s took %.1f ms: it had too many values, or values that are too large; log fewer values per call, or "
-            "numbers instead of arrays",
-            *(names, more, watch.duration / 1e6),
-        )
+            are_numbers, names, more = False, f"a {type(values).__name__}", ""
+        if are_numbers:
+            reason = "it has too many values; log fewer per call"
+        else:
+            reason = "copying or counting its values takes this long; log smaller ones, or log them less often"
+        self.once(Stopwatch, "log() of %s%s took %.1f ms: %s", names, more, watch.duration / 1e6, reason)
 
 
 def _is_number(value: Any) -> bool:

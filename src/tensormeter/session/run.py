@@ -107,18 +107,27 @@ class Run:
         every: int | None = None,
         reduce: str | None = None,
     ) -> None:
-        """Record one row of metrics.
+        """Record one row of metrics, and media such as images and texts.
 
-        The call returns immediately: it does no I/O, encoding or device synchronization, and never waits for a lock
-        that another thread holds during I/O. It does not raise if `values` contains invalid values or if delivery
-        fails. Values that cannot be recorded are counted, with one warning per key.
+        The call returns immediately: it does no device synchronization, and never waits for a lock that another thread
+        holds during I/O. For numbers, it does no I/O and no encoding. Media are copied to a file next to the ring, and
+        the agent encodes them; only Matplotlib figures are rendered by the call, and arrays that become distributions
+        are counted by it. The call does not raise if `values` contains invalid values or if delivery fails. Values that
+        cannot be recorded are counted, with one warning per key that names what to log instead.
 
         Args:
-            values: Values by metric name. Numbers, NumPy scalars, and one-element arrays and CPU tensors are read
-                immediately. One-element device tensors and JAX arrays are read in stream order, without waiting for the
-                device. Other objects need a method `__tensormeter_snapshot__()`. It returns a value of one of these
-                types, or a callable that returns None until the number is available. NaN and infinities are valid.
-                Integers are exact up to 64 bits, or up to 2**53 on a device.
+            values: Values by name. `docs/logging.md` lists all types:
+
+                - Nested mappings: ``{"train": {"loss": 1}}`` is recorded as `train/loss`.
+                - Numbers: Numbers, NumPy scalars, and one-element arrays and CPU tensors are read immediately.
+                  One-element device tensors and JAX arrays are read in stream order, without waiting for the device.
+                  Other objects need a method `__tensormeter_snapshot__()`. It returns a value of one of these types,
+                  or a callable that returns None until the number is available. NaN and infinities are valid. Integers
+                  are exact up to 64 bits, or up to 2**53 on a device. None is ignored and counted.
+                - Distributions: `Histogram`, and arrays, tensors and lists of several numbers.
+                - Media: strings, PIL images, Matplotlib and Plotly figures, data frames, lists and batches of images,
+                  the bytes of an image, audio or video file, and `Text`, `Image`, `Video`, `Audio`, `Html` and `Table`.
+                  A string of up to 256 characters that is logged again without a change is stored once, with its steps.
             step: Step of the row: any 64-bit integer, in any order. Default: one more than the step of the last row.
             every: Number of values of a metric to reduce to one. Device values are reduced on the device. The result is
                 recorded on every `every`-th call that contains the metric. When the run finishes, a partial reduction
