@@ -159,6 +159,7 @@ ROWS = [[1, "x"], [2, None]]
         (lambda: Table({"a": [1, 2], "b": ["x", None]}), ["a", "b"], ROWS),
         (lambda: Table(data=[{"a": 1, "b": "x"}, {"a": 2}]), ["a", "b"], ROWS),
         (lambda: Table(data=[[1, "x"], [2, None]]), ["0", "1"], ROWS),
+        (lambda: Table(["a"], [1, "xy"]), ["a"], [[1], ["xy"]]),
         (lambda: pl.DataFrame({"a": [1, 2], "b": ["x", None]}), ["a", "b"], ROWS),
         (lambda: pa.table({"a": [1, 2], "b": ["x", None]}), ["a", "b"], ROWS),
         (lambda: pd.Series(["x", None], name="b"), ["b"], [["x"], [None]]),
@@ -314,6 +315,7 @@ def test_an_unchanged_short_text_is_stored_once_with_its_steps(source, spool, op
         source.log({"phase": "warmup" if step < 4 else "decay", "loss": float(step)}, step)
     source.log({"long": "x" * 300, "phase": np.str_("decay")}, 6)
     source.log({"long": "x" * 300, "once": "a"}, 7)
+    assert source.recorder.last_texts == {"phase": "decay", "once": "a"}
     source.recorder.close(State.FINISHED)
     source.ring.release()
     assert drain.advance(flush=True)
@@ -348,3 +350,10 @@ def test_an_image_of_another_size_does_not_cost_memory_before_it_is_refused(sour
     source.log({"huge": Image(huge), "video": Video(np.broadcast_to(np.uint8(0), (1000, 500, 500)))}, 1)
     assert source.ring.drops() == {"image_too_large": 1, "media_too_large": 1}
     assert all("60 MiB" in record.getMessage() for record in caplog.records)
+
+
+def test_a_figure_that_would_take_gigabytes_is_refused_before_it_is_rendered(source, caplog):
+    source.log({"huge": MatplotlibFigure(figsize=(500, 500), dpi=300)}, 1)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "use a smaller figsize or dpi" in warning
+    assert source.ring.drops() == {"image_too_large": 1}

@@ -27,15 +27,15 @@ class Clock:
 
 @pytest.fixture
 def slow_value(monkeypatch):
-    """Makes values that take 10 ms to look at. The thread runs for a given part of that time."""
+    """Makes values that take 10 ms, or longer, to look at. The thread runs for a given part of that time."""
     clock = Clock()
     monkeypatch.setattr(cost_module, "time", clock)
     monkeypatch.setattr(cost_module, "_SLOW", 1_000_000)
 
-    def make(running):
+    def make(running, duration=10_000_000):
         class Slow(Fraction):
             def __float__(self):
-                clock.wall += 10_000_000
+                clock.wall += duration
                 clock.cpu += running
                 return 1.0
 
@@ -44,17 +44,17 @@ def slow_value(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize(("running", "is_warned"), [(1_000_000, False), (9_000_000, True)])
+@pytest.mark.parametrize(("running", "is_warned"), [(10_000_000, False), (90_000_000, True)])
 def test_a_slow_call_is_warned_about_once_unless_its_thread_waited(
     recording, warnings_logged, slow_value, running, is_warned
 ):
-    row = {"loss": slow_value(running), **{f"n{i}": i for i in range(7)}}
+    row = {"loss": slow_value(running, 100_000_000), **{f"n{i}": i for i in range(7)}}
     for _ in range(3):
         recording.log(row)
-    expected = ["log() of 'loss', 'n0', 'n1', 'n2', 'n3' and 3 more took 10.0 ms: "] if is_warned else []
+    expected = ["log() of 'loss', 'n0', 'n1', 'n2', 'n3' and 3 more took 100.0 ms: "] if is_warned else []
     assert [warning.partition("copying")[0] for warning in warnings_logged()] == expected
     total, counts = recording.ring.log_durations(LogPath.GENERAL)
-    assert (total, sum(counts)) == (30_000_000, 3)
+    assert (total, sum(counts)) == (300_000_000, 3)
 
 
 @pytest.mark.parametrize("count", [8, 1500, 5000])
@@ -82,9 +82,9 @@ def test_a_mapping_that_cannot_be_shown_is_named_by_its_type(recording, warnings
             raise RuntimeError("its keys cannot be had")
 
     for _ in range(3):
-        recording.log(Rows(loss=slow_value(9_000_000)))
+        recording.log(Rows(loss=slow_value(90_000_000, 100_000_000)))
     (warning,) = warnings_logged()
-    assert warning.startswith("log() of a Rows took 10.0 ms: ")
+    assert warning.startswith("log() of a Rows took 100.0 ms: ")
 
 
 def test_the_first_calls_are_not_warned_about(recording, warnings_logged, slow_value):

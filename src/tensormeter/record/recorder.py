@@ -151,6 +151,11 @@ class Recorder:
         return self._notices.lost_names
 
     @property
+    def last_texts(self) -> dict[str, str]:
+        """Last short text of each key, for the run's summary. Empty after `close`."""
+        return self._texts.latest
+
+    @property
     def device_paths(self) -> dict[str, str]:
         """Copy path for each CUDA device in use (see `DeviceCopies.paths`)."""
         return self._device.paths

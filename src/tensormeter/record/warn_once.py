@@ -24,6 +24,9 @@ _NAMES_SHOWN: Final = 5
 _NUMBER_NS: Final = 5_000
 """Maximum nanoseconds that recording a number takes. If a call takes longer than its numbers, they are not the reason."""
 
+_SLOW_MEDIA_NS: Final = 50_000_000
+"""Minimum duration in nanoseconds of a slow call with media or distributions, which are copied or counted."""
+
 _LONGEST_SHOWN: Final = 200
 """Maximum length of a key or an exception message in a warning, in characters."""
 
@@ -68,7 +71,7 @@ class WarnOnce:
             return
         try:
             are_numbers = all(_is_number(value) for value in values.values())
-            if are_numbers and len(values) * _NUMBER_NS < watch.duration:
+            if len(values) * _NUMBER_NS < watch.duration if are_numbers else watch.duration < _SLOW_MEDIA_NS:
                 return
             names = ", ".join(map(shown, itertools.islice(values, _NAMES_SHOWN)))
             more = f" and {len(values) - _NAMES_SHOWN} more" if len(values) > _NAMES_SHOWN else ""

@@ -56,7 +56,7 @@ def copy_array(value: Any, what: str, reason: Drop) -> "NDArray[Any]":
     if array.dtype.kind not in "biuf":
         dtype = str(array.dtype)
         advice = "log its .real, .imag or its absolute value" if array.dtype.kind == "c" else "pass an array of numbers"
-        raise Refused(f"cannot record elements of dtype {dtype} as {what}; {advice}")
+        raise Refused(f"cannot record elements of dtype {dtype}; {advice}")
     if array.dtype.byteorder == ">" or array.dtype.itemsize > 8:
         array = array.astype(array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.float64)
     return array
@@ -66,7 +66,7 @@ def _of_tensor(tensor: Any, what: str) -> Any:
     import torch
 
     if tensor.is_meta or tensor.layout is not torch.strided:
-        raise Refused(f"cannot record a sparse or meta tensor as {what}; log a dense one")
+        raise Refused("cannot record a sparse or meta tensor; log a dense one")
     if tensor.device.type != "cpu":
         raise Refused(
             f"the tensor is on {tensor.device}, and reading it would block until the device is done; log "

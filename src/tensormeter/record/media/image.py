@@ -243,6 +243,12 @@ def _render(figure: Any) -> bytes:
     """Render a Matplotlib figure. Blocks while Matplotlib draws, which must happen before the script changes the figure."""
     while (parent := getattr(figure, "figure", figure)) is not figure and parent is not None:
         figure = parent  # a subfigure is part of a figure
+    width, height = figure.bbox.size
+    if width * height > PIXEL_BYTES:  # before it takes the memory
+        raise Refused(
+            too_large(int(width * height), PIXEL_BYTES, "the rendered figure", "use a smaller figsize or dpi"),
+            Drop.IMAGE_TOO_LARGE,
+        )
     file = io.BytesIO()
     figure.savefig(file, format="png", pil_kwargs={"compress_level": 1})
     return file.getvalue()

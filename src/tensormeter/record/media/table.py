@@ -1,6 +1,6 @@
 """Tables whose cells contain numbers, text and images."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from itertools import chain, islice
 from typing import Any, Final
 
@@ -109,11 +109,14 @@ class Table(Media):
             rows = iter(rows)
             head = list(islice(rows, 1))
             first = head[0] if head else ()
-            columns = list(first) if isinstance(first, Mapping) else range(len(first))
+            columns = list(first) if isinstance(first, Mapping) else range(_cells_of(first))
             self._set_columns(columns)
             rows = chain(head, rows)
         for row in rows:
-            self._add(tuple(map(row.get, columns)) if isinstance(row, Mapping) else tuple(row))
+            if isinstance(row, Mapping):
+                self._add(tuple(map(row.get, columns)))
+            else:  # a single value is a row with one cell
+                self._add(tuple(row) if isinstance(row, Iterable) and not isinstance(row, str | bytes) else (row,))
 
     def _fill_from_frame(self, frame: Frame, names: Any) -> None:
         positions = list(range(len(frame.columns)))
@@ -200,6 +203,10 @@ class Table(Media):
                 f"it has {len(self)} rows of {len(self.columns)} cells, but the limit is {self._max_rows} such rows; "
                 "log it in parts"
             )
+
+
+def _cells_of(row: Any) -> int:
+    return len(row) if isinstance(row, Sized) and not isinstance(row, str | bytes) else 1
 
 
 def _too_large_table(reason: str) -> Refused:
