@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 from playwright.sync_api import expect
 from sample_runs import FIGURES, HOSTILE_HTML, SECOND, Sender
@@ -181,6 +182,38 @@ def test_plotly_figures_are_drawn_and_saved(tab: Any) -> None:
     with page.expect_download() as download:
         lines.get_by_role("button", name="Save as JSON").click()
     assert json.loads(download.value.path().read_text()) == FIGURES[0]
+
+
+def test_bars_are_stacked_turned_and_reversed_as_the_figure_says(tab: Any, site: Any) -> None:
+    figures = {
+        "stacked": go.Figure([go.Bar(x=["a"], y=[1]), go.Bar(x=["a"], y=[3])], {"barmode": "stack"}),
+        "turned": go.Figure(go.Bar(x=[1, -2], y=["a", "b"], orientation="h")),
+        "reversed": go.Figure(go.Heatmap(z=[[0], [1]]), {"yaxis": {"autorange": "reversed"}}),
+    }
+    sender = Sender(site.post, "figures", "figures", "figures", tensormeter__rank=0)
+    now = time.time_ns()
+    sender.event("run.start", now - 9, {"config": {}})
+    for key, figure in figures.items():
+        sender.event("figure", now, {"figure": figure.to_json(), "caption": ""}, tensormeter__key=key)
+    page = tab.go("#/p/figures/runs/figures/media")
+
+    def bars(key: str) -> list[dict[str, float]]:
+        card = page.locator(f'.card[aria-label="{key}"] svg[role=img] rect')
+        expect(card).to_have_count(2)
+        names = ["x", "y", "width", "height", "fill-opacity"]
+        read = "(bars, names) => bars.map((bar) => Object.fromEntries(names.map((name) => [name, +bar.getAttribute(name)])))"
+        return card.evaluate_all(read, names)
+
+    low, high = bars("stacked")
+    assert high["height"] == pytest.approx(3 * low["height"], rel=0.01)
+    assert high["y"] + high["height"] == pytest.approx(low["y"], abs=0.1)
+    right, left = bars("turned")
+    assert left["width"] == pytest.approx(2 * right["width"], rel=0.01)
+    assert left["x"] + left["width"] == pytest.approx(right["x"], abs=0.1)
+    assert left["y"] < right["y"]  # the first category is at the bottom
+    first, second = bars("reversed")
+    assert first["y"] < second["y"]
+    assert first["fill-opacity"] < second["fill-opacity"]
 
 
 def test_repeated_texts_are_shown_once_with_their_steps(tab: Any) -> None:

@@ -10,8 +10,10 @@ type Column = (number | string | null)[];
 const WIDTH = 640;
 const HEIGHT = 360;
 const MARGIN = { left: 62, right: 16, top: 14, bottom: 46 };
-const MAX_POINTS = 20_000;
+const MAX_POINTS = 50_000;
 const MAX_CELLS = 40_000;
+const MAX_TRACES = 100;
+const MAX_KEYS = 20;
 const TICKS = 6;
 const BINS = 30;
 const SERIES = 10;
@@ -28,6 +30,8 @@ interface Trace {
   markers: boolean;
   dash: boolean;
   horizontal: boolean;
+  /** Start of each bar that is stacked on others. */
+  base: number[];
 }
 
 const object = (value: unknown): Json => (value !== null && typeof value === "object" && !Array.isArray(value) ? (value as Json) : {});
@@ -44,14 +48,17 @@ export function plotlyFigure(json: string, key: string): HTMLElement {
     append(element, [h("p", { class: "status" }, "This figure is not valid JSON."), save]);
     return element;
   }
-  const traces = (Array.isArray(figure.data) ? figure.data : []).map((trace, index) => readTrace(object(trace), index));
+  const data = (Array.isArray(figure.data) ? figure.data : []).map(object);
+  const traces = data.slice(0, MAX_TRACES).map(readTrace);
   const drawn = traces.filter((trace) => trace !== null);
-  const others = (Array.isArray(figure.data) ? figure.data : []).filter((_, index) => traces[index] === null).map((trace) => text(object(trace).type));
+  const others = data.filter((_, index) => traces[index] === null).map(kindOfTrace);
   const layout = object(figure.layout);
   const title = text(layout.title).replace(/<[^>]*>/g, "");
   const words: string[] = [];
   if (title) append(element, [h("h4", {}, title)]);
   if (drawn.length) append(element, [draw(drawn, layout, title || key, words)]);
+  if (!drawn.length && !others.length) words.push("This figure has no data");
+  if (data.length > MAX_TRACES) words.push(`${format.count(data.length - MAX_TRACES)} more traces are not drawn here`);
   if (others.length) words.push(`Not drawn here: ${[...new Set(others)].join(", ")}`);
   append(element, [legend(drawn), h("p", { class: "remark" }, words.length ? `${words.join(". ")}. ` : "", save)]);
   return element;
@@ -59,7 +66,7 @@ export function plotlyFigure(json: string, key: string): HTMLElement {
 
 function readTrace(trace: Json, index: number): Trace | null {
   const type = text(trace.type) || "scatter";
-  if (!["scatter", "scattergl", "bar", "histogram", "heatmap"].includes(type) || trace.visible === false) return null;
+  if (kindOfTrace(trace) !== type || !DRAWN.has(type)) return null;
   const mode = text(trace.mode);
   const line = object(trace.line);
   const given = [line.color, object(trace.marker).color].find((value) => typeof value === "string" && COLOR.test(value));
@@ -76,7 +83,19 @@ function readTrace(trace: Json, index: number): Trace | null {
     markers: mode.includes("markers") || (!mode && y.length <= 20),
     dash: typeof line.dash === "string" && line.dash !== "solid",
     horizontal: trace.orientation === "h",
+    base: [],
   };
+}
+
+const DRAWN = new Set(["scatter", "scattergl", "bar", "histogram", "heatmap"]);
+
+/** The type of a trace, with what this module does not draw. */
+function kindOfTrace(trace: Json): string {
+  const type = text(trace.type) || "scatter";
+  if (trace.visible === false || trace.visible === "legendonly") return `hidden ${type}`;
+  if (text(trace.stackgroup)) return `stacked ${type}`;
+  const axes = [trace.xaxis, trace.yaxis].map(text).filter((axis) => axis && axis !== "x" && axis !== "y");
+  return axes.length ? `${type} on axis ${axes.join(", ")}` : type;
 }
 
 /** Read values: a list, or an array in base64 with its dtype. */
@@ -116,12 +135,14 @@ interface Axis {
 
 function draw(traces: Trace[], layout: Json, name: string, words: string[]): SVGElement {
   const bars = traces.map((trace) => (trace.type === "histogram" ? binned(trace) : trace));
-  const xs = bars.flatMap((trace) => (trace.horizontal ? trace.y : trace.x));
+  const isStacked = layout.barmode === "stack" || layout.barmode === "relative";
+  if (isStacked) stack(bars);
+  const xs = bars.flatMap((trace) => (trace.horizontal ? ends(trace) : trace.x));
   const hasBars = bars.some(({ type }) => type === "bar");
   const heat = bars.find(({ type }) => type === "heatmap");
   const rowNames: Column = heat ? (heat.y.length ? heat.y : heat.z.map((_, row) => row)) : [];
   const columnNames: Column = heat ? (heat.x.length ? heat.x : (heat.z[0] ?? []).map((_, place) => place)) : [];
-  const ys = bars.flatMap((trace) => (trace.horizontal ? trace.x : trace.y));
+  const ys = bars.flatMap((trace) => (trace.horizontal ? trace.y : ends(trace)));
   const xAxis = axisOf(heat ? columnNames : xs, object(layout.xaxis), hasBars && !bars.some(({ horizontal }) => horizontal), heat !== undefined, bars.some(({ horizontal }) => horizontal));
   const yAxis = axisOf(heat ? rowNames : ys, object(layout.yaxis), hasBars && bars.some(({ horizontal }) => horizontal), heat !== undefined, hasBars && !bars.some(({ horizontal }) => horizontal));
   const inner = { width: WIDTH - MARGIN.left - MARGIN.right, height: HEIGHT - MARGIN.top - MARGIN.bottom };
@@ -143,13 +164,32 @@ function draw(traces: Trace[], layout: Json, name: string, words: string[]): SVG
     marks.push(label);
   }
   const barTraces = bars.filter(({ type }) => type === "bar");
-  const stacked = layout.barmode === "stack" || layout.barmode === "overlay";
+  const inOne = isStacked || layout.barmode === "overlay";
   for (const trace of bars) {
-    if (trace.type === "heatmap") marks.push(...cells(trace, inner, words));
-    else if (trace.type === "bar") marks.push(...barsOf(trace, stacked ? 0 : barTraces.indexOf(trace), stacked ? 1 : barTraces.length, px, py, inner));
-    else marks.push(...lineOf(trace, px, py, words));
+    if (trace.type === "heatmap") marks.push(...cells(trace, px, py, columnNames, rowNames, inner, words));
+    else if (trace.type === "bar") marks.push(...barsOf(trace, inOne ? 0 : barTraces.indexOf(trace), inOne ? 1 : barTraces.length, px, py, inner));
+    else marks.push(...lineOf(trace, Math.ceil(MAX_POINTS / bars.length), px, py, words));
   }
   return svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": name }, ...marks);
+}
+
+/** Values that an axis must contain: the ends of a trace's bars, or its values. */
+const ends = ({ type, base, x, y, horizontal }: Trace): Column =>
+  type === "bar" && base.length ? [...base, ...(horizontal ? x : y).map((value, index) => Number(value) + (base[index] ?? 0))] : horizontal ? x : y;
+
+/** Put bars of one category on top of each other, those with negative values below zero. */
+function stack(traces: Trace[]): void {
+  const tops = new Map<string, number>();
+  for (const trace of traces.filter(({ type }) => type === "bar")) {
+    const values = trace.horizontal ? trace.x : trace.y;
+    trace.base = (trace.horizontal ? trace.y : trace.x).map((category, index) => {
+      const value = Number(values[index] ?? 0) || 0;
+      const key = `${value < 0} ${category}`;
+      const base = tops.get(key) ?? 0;
+      tops.set(key, base + value);
+      return base;
+    });
+  }
 }
 
 function svgText(x: number, y: number, content: string, anchor: string): SVGElement {
@@ -159,6 +199,12 @@ function svgText(x: number, y: number, content: string, anchor: string): SVGElem
 }
 
 function axisOf(values: Column, layout: Json, isBar: boolean, isGrid: boolean, fromZero: boolean): Axis {
+  const axis = readAxis(values, layout, isBar, isGrid, fromZero);
+  if (!text(layout.autorange).includes("reversed")) return axis;
+  return { ...axis, place: (value) => 1 - axis.place(value), ticks: axis.ticks.map(([place, label]) => [1 - place, label]) };
+}
+
+function readAxis(values: Column, layout: Json, isBar: boolean, isGrid: boolean, fromZero: boolean): Axis {
   const title = text(layout.title);
   const known = values.filter((value) => value !== null);
   const asNumbers = known.map((value) => (typeof value === "number" ? value : value.trim() === "" ? Number.NaN : Number(value)));
@@ -182,18 +228,31 @@ function axisOf(values: Column, layout: Json, isBar: boolean, isGrid: boolean, f
   const low0 = least(numbers);
   const high0 = most(numbers);
   const [low, high] = isBar ? [low0 - 0.5 * stepOf(numbers), high0 + 0.5 * stepOf(numbers)] : fromZero ? padded(Math.min(0, low0), Math.max(0, high0), low0 < 0, high0 > 0) : padded(low0, high0);
-  const size = niceStep((high - low) / TICKS);
+  const rough = (high - low) / TICKS;
+  const size = isDate ? (TIMES.find((time) => time >= rough) ?? niceStep(rough / YEAR) * YEAR) : niceStep(rough);
   const ticks: [number, string][] = [];
   for (let value = Math.ceil(low / size) * size; value <= high && ticks.length < 20; value += size) {
     const shown = Math.abs(value) < size / 1e6 ? 0 : value;
-    ticks.push([(value - low) / (high - low), isDate ? new Date(shown).toISOString().slice(0, 16).replace("T", " ") : format.number(Number(shown.toPrecision(12)))]);
+    ticks.push([(value - low) / (high - low), isDate ? moment(shown, size) : format.number(Number(shown.toPrecision(12)))]);
   }
-  const every = isDate ? Math.ceil(ticks.length / 4) : 1;
+  const every = isDate ? Math.ceil(ticks.length / 5) : 1;
   return {
     title,
     ticks: ticks.filter((_, index) => index % every === 0),
     place: (value) => ((isDate ? Date.parse(String(value)) : value === null ? Number.NaN : Number(value)) - low) / (high - low),
   };
+}
+
+const DAY = 86_400_000;
+const YEAR = 365 * DAY;
+/** Distances of ticks on an axis of dates, in milliseconds. */
+const TIMES = [1000, 5000, 15_000, 60_000, 300_000, 900_000, 3_600_000, 10_800_000, 21_600_000, DAY, 2 * DAY, 7 * DAY, 30 * DAY, 91 * DAY, YEAR];
+
+function moment(time: number, size: number): string {
+  const date = new Date(time);
+  if (Number.isNaN(date.getTime())) return "";
+  const words = date.toISOString();
+  return size >= DAY ? words.slice(0, 10) : size >= 60_000 ? words.slice(5, 16).replace("T", " ") : words.slice(11, 19);
 }
 
 const least = (values: number[]) => values.reduce((low, value) => Math.min(low, value), Number.POSITIVE_INFINITY);
@@ -238,9 +297,10 @@ function binned(trace: Trace): Trace {
 
 type Position = (value: number | string | null) => number;
 
-function lineOf(trace: Trace, px: Position, py: Position, words: string[]): SVGElement[] {
-  const every = Math.ceil(trace.y.length / MAX_POINTS);
-  if (every > 1) words.push(`${trace.name}: every ${every}th of ${format.count(trace.y.length)} points`);
+function lineOf(trace: Trace, most: number, px: Position, py: Position, words: string[]): SVGElement[] {
+  const every = Math.ceil(trace.y.length / most);
+  const remark = `Of long lines, one point in ${every} is drawn`;
+  if (every > 1 && !words.includes(remark)) words.push(remark);
   const marks: SVGElement[] = [];
   let path = "";
   let isDown = false;
@@ -253,7 +313,7 @@ function lineOf(trace: Trace, px: Position, py: Position, words: string[]): SVGE
     }
     path += `${isDown ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`;
     isDown = true;
-    if (trace.markers && marks.length < MAX_POINTS) marks.push(svg("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: 3, fill: trace.color }));
+    if (trace.markers) marks.push(svg("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: 3, fill: trace.color }));
   }
   if (trace.lines && path) marks.unshift(svg("path", { d: path, stroke: trace.color, fill: "none", "stroke-width": 1.5, ...(trace.dash ? { "stroke-dasharray": "5 4" } : {}) }));
   return marks;
@@ -264,11 +324,12 @@ function barsOf(trace: Trace, position: number, of: number, px: Position, py: Po
   const at = categories.map((value) => (trace.horizontal ? py(value) : px(value)));
   const slot = Math.min(stepOf(at.filter(Number.isFinite)), (trace.horizontal ? inner.height : inner.width) * 0.9) * (categories.length > 40 ? 1 : 0.82);
   const thick = slot / of;
-  return categories.slice(0, MAX_POINTS).flatMap((category, index) => {
+  return categories.slice(0, Math.ceil(MAX_POINTS / of)).flatMap((category, index) => {
     const value = Number((trace.horizontal ? trace.x : trace.y)[index] ?? Number.NaN);
     const middle = trace.horizontal ? py(category) : px(category);
-    const from = trace.horizontal ? px(0) : py(0);
-    const to = trace.horizontal ? px(value) : py(value);
+    const base = trace.base[index] ?? 0;
+    const from = trace.horizontal ? px(base) : py(base);
+    const to = trace.horizontal ? px(base + value) : py(base + value);
     if (![middle, from, to].every(Number.isFinite)) return [];
     const edge = middle - slot / 2 + position * thick;
     const length = { start: Math.min(from, to), size: Math.max(Math.abs(to - from), 0.5) };
@@ -277,7 +338,7 @@ function barsOf(trace: Trace, position: number, of: number, px: Position, py: Po
   });
 }
 
-function cells(trace: Trace, inner: { width: number; height: number }, words: string[]): SVGElement[] {
+function cells(trace: Trace, px: Position, py: Position, columns: Column, names: Column, inner: { width: number; height: number }, words: string[]): SVGElement[] {
   const width = trace.z[0]?.length ?? 0;
   const height = trace.z.length;
   if (width * height > MAX_CELLS) {
@@ -291,8 +352,8 @@ function cells(trace: Trace, inner: { width: number; height: number }, words: st
   return trace.z.flatMap((row, y) =>
     row.map((value, x) =>
       svg("rect", {
-        x: (MARGIN.left + (x / width) * inner.width).toFixed(2),
-        y: (MARGIN.top + (1 - (y + 1) / height) * inner.height).toFixed(2),
+        x: (px(columns[x] ?? null) - inner.width / width / 2).toFixed(2),
+        y: (py(names[y] ?? null) - inner.height / height / 2).toFixed(2),
         width: (inner.width / width + 0.3).toFixed(2),
         height: (inner.height / height + 0.3).toFixed(2),
         fill: value === null ? "none" : trace.color,
@@ -305,7 +366,8 @@ function cells(trace: Trace, inner: { width: number; height: number }, words: st
 function legend(traces: Trace[]): HTMLElement | null {
   if (traces.length < 2) return null;
   const item = ({ name, color }: Trace) => h("li", {}, swatch(color), name);
-  return h("ul", { class: "keys" }, ...traces.map(item));
+  const more = traces.length > MAX_KEYS ? h("li", { class: "muted" }, `and ${traces.length - MAX_KEYS} more`) : null;
+  return h("ul", { class: "keys" }, ...traces.slice(0, MAX_KEYS).map(item), more);
 }
 
 function swatch(color: string): SVGElement {
