@@ -43,7 +43,7 @@ LOGGABLE: Final = (
         "`str`",
         "text",
         f"a text of up to {REPEATED_TEXT_CHARACTERS} characters that is logged again without a change is stored once, with its "
-        "first step, its last step and their number",
+        "first step, its last step and their number. If the process is killed, only the first step is known",
     ),
     Loggable("`tensormeter.Text(text, markdown=)`", "text"),
     Loggable("`tensormeter.Image(data, caption, dataformats=)`", "image", "[details](#images)"),

@@ -15,6 +15,12 @@ __all__ = ["Outbox"]
 
 _PRIVATE: Final = 0o700
 
+_BLOCK: Final = 4096
+"""Memory that a file takes at least, in bytes."""
+
+_SCAN_SHARE: Final = 10
+"""Factor by which looking for space must be less frequent than it is long, so that a full outbox does not slow down log calls."""
+
 
 class Outbox:
     """Writes files to the ring's media directory, which is on the same file system as the ring and usually in memory.
@@ -32,6 +38,8 @@ class Outbox:
         self._folder = media_directory(ring.path)
         self._max_bytes = max_bytes
         self._numbers = itertools.count(1)
+        self._bound = 0  # upper bound for the size of the waiting files, because the agent only deletes files
+        self._next_scan = 0.0
         self._lock = threading.RLock()  # reentrant, because a signal handler may log
 
     def put(self, content: EventContent, key: str | None, step: int | None) -> bool:
@@ -46,17 +54,31 @@ class Outbox:
         line = to_line(content, key=key, step=step, time=time.time_ns())
         with self._lock:
             self._folder.mkdir(mode=_PRIVATE, exist_ok=True)
-            if self._waiting() + len(line) + len(content.data) > self._max_bytes:
+            size = _size(len(line) + len(content.data))
+            if self._bound + size > self._max_bytes:
+                self._measure()
+            if self._bound + size > self._max_bytes:
                 return False
+            self._bound += size
             number = next(self._numbers)
             path = self._folder / f"{number:012}"
             write_file(path, line, content.data)
         return True
 
-    def _waiting(self) -> int:
+    def _measure(self) -> None:
+        """Add up the sizes of the files that the agent has not deleted yet."""
+        started = time.monotonic()
+        if started < self._next_scan:
+            return
         total = 0
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):  # the agent has deleted it
-                    total += entry.stat().st_size
-        return total
+                    total += _size(entry.stat().st_size)
+        self._bound = total
+        self._next_scan = started + _SCAN_SHARE * (time.monotonic() - started)
+
+
+def _size(content: int) -> int:
+    """Return the memory that a file takes, given the size of its content."""
+    return -(-content // _BLOCK) * _BLOCK

@@ -25,7 +25,10 @@ def classify_jax(value: Any, jax: ModuleType) -> float | int | Deferred:
     if isinstance(value, jax.core.Tracer):
         raise Refused("a JAX tracer has no value yet; inside jit, log through jax.debug.callback")
     if value.size != 1:
-        raise Refused(f"a JAX array of shape {tuple(value.shape)} is not a single value; log one element, or its mean")
+        raise Refused(
+            f"a JAX array of shape {tuple(value.shape)} is not a single value; log one element, its mean, or "
+            "tensormeter.Histogram(numpy.asarray(array))"
+        )
     if str(value.dtype).startswith("complex") or str(value.dtype).startswith("key"):
         raise Refused(f"cannot record a JAX array of dtype {value.dtype}; log a real number")
     if value.is_deleted():
