@@ -18,7 +18,7 @@ from tensormeter.conventions.unicode_names import printable
 from tensormeter.logger import get_logger
 from tensormeter.record.device.page_locking import unlock_retired
 from tensormeter.record.logs.output_capture import OutputCapture
-from tensormeter.record.logs.output_files import find_output_files, leads_to_file_or_pipe
+from tensormeter.record.logs.output_files import find_output_ends, find_output_files, leads_to_file_or_pipe
 from tensormeter.record.logs.output_relay import OutputRelay
 from tensormeter.record.recorder import Limits, Recorder
 from tensormeter.record.rows.lane import Writer
@@ -157,9 +157,9 @@ class RunProcess:
         level = None if settings.log_level == "off" else logging.getLevelNamesMapping()[settings.log_level.upper()]
         capture = OutputCapture.start(self.ring.path, self._membership.waker.wake, level=level)
         if capture is not None and settings.console_children and not is_child:
-            files = find_output_files(shared=(describe_rank().get(LOCAL_WORLD_SIZE) or 1) > 1)
+            capture.files = find_output_files(shared=(describe_rank().get(LOCAL_WORLD_SIZE) or 1) > 1)
             capture.relay = OutputRelay.start(self.ring.path)
-            self.ring.add_metadata({"outputs": files, "relay": capture.relay is not None})
+            self.ring.add_metadata({"outputs": capture.files, "relay": capture.relay is not None})
         return capture
 
     def _keeps_agent_running(self) -> bool:
@@ -299,6 +299,8 @@ class RunProcess:
         """
         if self._output is not None:
             self._output.stop()
+            if self._output.files:
+                self.ring.add_metadata({"output_ends": find_output_ends(self._output.files)})
         if failure.message:
             self.ring.add_metadata({"end": failure.message, "traceback": failure.traceback})
         self._runtime_metrics.sample()

@@ -39,6 +39,9 @@ _TAIL_CURSORS: Final = {ConsoleKind.STDOUT: 0, ConsoleKind.STDERR: 7}
 _REPLAYED: Final = 64 << 10
 """Minimum bytes of stored chunks that another agent reads again, to know the lines that are still to come in a file."""
 
+_MOST_CHECKS: Final = 500
+"""Maximum number of lines per `take` that are checked for two captured texts without a line feed between them."""
+
 _HEADER: Final = 16
 """Size of a chunk's header in bytes."""
 
@@ -78,6 +81,7 @@ class ConsoleInbox:
         self,
         ring_path: Path,
         metadata: Callable[[], Mapping[str, Any]],
+        is_alive: Callable[[], bool],
         cursor: Callable[[int], Cursor],
         max_bytes: int,
     ) -> None:
@@ -85,10 +89,12 @@ class ConsoleInbox:
         Args:
             ring_path: Path of the process's ring.
             metadata: Function that returns the metadata of the process.
+            is_alive: Function that returns whether the process is running.
             cursor: Function that returns the stored position with a number.
             max_bytes: Maximum bytes of output that are recorded of a file. Later lines are counted.
         """
         self._metadata = metadata
+        self._is_alive = is_alive
         self._captured = CapturedLines()
         self._tails: list[OutputTail] | None = None
         self._ring_path = ring_path
@@ -105,9 +111,12 @@ class ConsoleInbox:
     def has_news(self) -> bool:
         """Return whether there is unread output. This only compares words in memory once the files are open."""
         self._open_files()
-        return any(reader.has_news() for reader in self._files.values()) or any(
-            tail.has_news() for tail in self._tails or ()
-        )
+        try:
+            return any(reader.has_news() for reader in self._files.values()) or any(
+                tail.has_news() for tail in self._tails or ()
+            )
+        except OSError:
+            return True
 
     def due(self, delay: float) -> bool:
         """Return whether `delay` seconds have passed since the last `take`, and there may be something to take."""
@@ -126,9 +135,8 @@ class ConsoleInbox:
             return self._output
         self._taken_at = time.monotonic()
         self._open_files()
-        tails = self._tails or []
-        for tail in tails:
-            tail.fetch()
+        self._captured.checks = _MOST_CHECKS
+        tails = self._fetch_tails()
         relay = self._files.get(_RELAY)
         relay_end = relay.file.words[ConsoleWord.HEAD] if relay is not None else 0
         events: list[Event] = []
@@ -159,6 +167,19 @@ class ConsoleInbox:
         events.sort(key=lambda event: event.time)
         self._output = Output(events, cursors, self._release)
         return self._output
+
+    def _fetch_tails(self) -> list[OutputTail]:
+        """Read the files that output leads to. A file that cannot be read is given up."""
+        ends = self._metadata().get("output_ends")
+        for tail in list(self._tails or ()):
+            try:
+                if isinstance(ends, dict):
+                    tail.end = ends.get(str(int(tail.kind)))
+                tail.fetch()
+            except OSError as error:
+                logger.warning("the output of child processes and native code is no longer recorded: %s", error)
+                self._tails = []
+        return self._tails or []
 
     def _partial(self) -> tuple[str, ...]:
         """Return the captured lines that have no end yet."""
@@ -199,7 +220,9 @@ class ConsoleInbox:
                 return
             self._stamp = -1
         if self._tails is None and (outputs := self._metadata().get("outputs")) is not None:
-            self._tails = list(self._open_tails(outputs))
+            # Other programs may write to the files after the end of a process that was killed.
+            is_known = self._is_alive() or "output_ends" in self._metadata()
+            self._tails = list(self._open_tails(outputs)) if is_known else []
             if self._tails:
                 self._files[0].replay()
         if _RELAY not in self._files and self._metadata().get("relay"):
@@ -272,6 +295,8 @@ class _Reader:
     _position: int = 0
     _tokens: float = _MOST_AT_ONCE
     _tailed: int = 0
+    _fed: set[int] = field(default_factory=set)
+    """Kinds of the chunks that were read. The others need no position."""
     _filled_at: int = 0
     _free_up_to: int = 0
     _boundaries: list[int] = field(default_factory=list)
@@ -326,6 +351,7 @@ class _Reader:
         free = self._position
         for chunk in self.file.chunks(self._position, head):
             kind = chunk.kind
+            self._fed.add(kind)
             if kind == ConsoleKind.LOG_RECORD:
                 if chunk.start >= self.positions[ConsoleKind.LOG_RECORD] and self._admits(chunk.time, chunk.end):
                     events += self._record(chunk.time, chunk.data)
@@ -363,12 +389,16 @@ class _Reader:
 
     def replay(self) -> None:
         """Read stored chunks again to know the lines that are still to come in a file."""
-        start, end = self.file.words[ConsoleWord.REPLAY], self._position
-        if start >= end or self.file.words[ConsoleWord.HEAD] - start > self.file.size - _REPLAYED:  # overwritten
+        # An agent that was killed may have stored chunks without freeing their space.
+        head = self.file.words[ConsoleWord.HEAD]
+        start, end = self.file.words[ConsoleWord.REPLAY], min(head, max(self._position, *self.positions.values()))
+        if start >= end or head - start > self.file.size - _REPLAYED:  # overwritten
             return
         assemblers = self._new_assemblers()
         try:
-            for chunk in self.file.chunks(start, end):
+            for chunk in self.file.chunks(start, head):
+                if chunk.start >= end:
+                    break
                 if chunk.kind in assemblers:
                     for _ in assemblers[ConsoleKind(chunk.kind)].feed(chunk.data, chunk.start + _HEADER, chunk.time):
                         pass
@@ -420,7 +450,7 @@ class _Reader:
             position = read_up_to if assembler is None or is_whole else assembler.safe
             if not is_whole:
                 waiting.append(position)
-            if position > self.positions[kind]:
+            if position > self.positions[kind] and kind in self._fed:
                 self._changed[kind] = position
         # Space is freed by chunks, so start over from the chunk that contains the first incomplete line.
         if not waiting:

@@ -37,6 +37,8 @@ class CapturedLines:
         self._lines: dict[int, tuple[int, int]] = {}
         """Number of lines and time of the last one, by hash."""
         self._bars: dict[str, None] = {}
+        self.checks = 0
+        """Number of lines that may still be checked for two captured texts, because that takes long."""
 
     def add(self, line: Line) -> None:
         """Remember a captured line."""
@@ -61,7 +63,8 @@ class CapturedLines:
             return at
         if line.redrawn and bar_name(line.text) in self._bars:
             return line.time
-        if len(line.text) <= _LONGEST_JOINED:
+        if len(line.text) <= _LONGEST_JOINED and self._lines and self.checks > 0:
+            self.checks -= 1
             for cut in range(1, len(line.text)):
                 first, second = line.text[:cut], line.text[cut:]
                 if (hash(first) in self._lines or first in partial) and (
@@ -106,6 +109,8 @@ class OutputTail:
         """Time before which the next line was not written."""
         self._fetched_at = self._after
         self._data: tuple[bytes, int, int] = (b"", 0, 0)
+        self.end: int | None = None
+        """Position after the output of the run, once the process has finished."""
         self.skipped = 0
         """Number of times that output was skipped, because there was too much."""
         self.assembler = LineAssembler(position or int(file["position"]), self._admit)
@@ -116,17 +121,22 @@ class OutputTail:
 
     def has_news(self) -> bool:
         """Return whether the file has changed in size."""
-        return os.fstat(self._descriptor).st_size != self.assembler.position
+        return self._size() != self.assembler.position
 
     def fetch(self) -> None:
         """Read new output, without using it. Call this before the captured lines are read, because these are written first."""
-        size, position = os.fstat(self._descriptor).st_size, self.assembler.position
+        size, position = self._size(), self.assembler.position
         if size < position:  # the file was truncated
-            position = 0
+            position = 0 if self.end is None else size
         if size - position > _MOST_BEHIND:
             self.skipped += 1
             position = size - _PIECE
-        self._data = os.pread(self._descriptor, _PIECE, position), position, time.time_ns()
+        data = os.pread(self._descriptor, min(_PIECE, size - position), position)
+        self._data = data, position, time.time_ns()
+
+    def _size(self) -> int:
+        size = os.fstat(self._descriptor).st_size
+        return size if self.end is None else min(size, self.end)
 
     def lines(self, partial: tuple[str, ...], *, final: bool) -> list[Line]:
         """Return the lines of the fetched output that have not been captured.

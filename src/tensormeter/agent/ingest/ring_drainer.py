@@ -105,6 +105,7 @@ class RingDrainer:
         self._console = ConsoleInbox(
             ring.path,
             lambda: self._processor.metadata,
+            ring.writer_alive,
             lambda number: self._spool.cursor(ring.process, number),
             settings.console_max_bytes,
         )
@@ -377,7 +378,10 @@ class RingDrainer:
 
     def _take_output(self, *, final: bool) -> None:
         """Store the process's output: lines of its console, and records of Python's `logging`."""
-        while (output := self._console.take(final=final)) is not None:
+        for _ in range(_MOST_BATCHES if final else 1):
+            output = self._console.take(final=final)
+            if output is None:
+                break
             encoded = []
             if output.events:
                 body = gzip.compress(encode_events(self.resource, output.events), _GZIP_LEVEL, mtime=0)

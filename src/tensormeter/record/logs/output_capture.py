@@ -1,10 +1,10 @@
 """Capture of one process's output for a run."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tensormeter.logger import get_logger
 from tensormeter.record.logs.logging_tap import LoggingTap
@@ -39,6 +39,8 @@ class OutputCapture:
         self._sink = sink
         self.relay: OutputRelay | None = None
         """Relay to stop when the capture stops."""
+        self.files: list[Mapping[str, Any]] = []
+        """Files to which output is appended."""
         self._logging_in: set[int] = set()
         self._taps: list[StreamTap | LoggingTap] = []
         for kind, stream in console_streams():

@@ -9,13 +9,13 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from tensormeter.ring.format import ConsoleKind
 
-__all__ = ["find_output_files", "leads_to_file_or_pipe"]
+__all__ = ["find_output_ends", "find_output_files", "leads_to_file_or_pipe"]
 
 _STREAMS: Final = ((ConsoleKind.STDOUT, 1, "stdout"), (ConsoleKind.STDERR, 2, "stderr"))
 
@@ -43,6 +43,17 @@ def find_output_files(*, shared: bool) -> list[Mapping[str, Any]]:
             place = {"path": path, "identity": identity, "position": _position(descriptor)}
             files.append({"kind": kind, "time": time.time_ns(), **place})
     return files
+
+
+def find_output_ends(files: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the sizes of output files after everything that was printed so far, by kind. Files that are gone are left out."""
+    ends: dict[str, int] = {}
+    for file in files:
+        with suppress(Exception):
+            getattr(sys, "stdout" if file["kind"] == ConsoleKind.STDOUT else "stderr").flush()
+        with suppress(OSError):
+            ends[str(int(file["kind"]))] = os.stat(file["path"]).st_size
+    return ends
 
 
 def leads_to_file_or_pipe() -> bool:

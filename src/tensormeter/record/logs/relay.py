@@ -83,15 +83,19 @@ def _pass_on(streams: "dict[int, tuple[int, int]]", file: mmap.mmap, words: memo
             words[BUSY] = 1  # before the bytes leave the pipe
             length = tee(source, copy, ctypes.c_size_t(_PIECE), 0)
             at = time.time_ns()
-            if length <= 0:
+            # Nothing is copied at the end of the pipe, and where the kernel has no `tee`.
+            data = os.read(copies if length > 0 else source, _PIECE)
+            if not data:
                 poll.unregister(source)
                 left -= 1
                 words[BUSY] = 0
                 continue
-            data = os.read(copies, length)
             target, kind = streams[source]
             try:
-                _move(source, target, length)
+                if length > 0:
+                    _move(source, target, length)
+                else:
+                    _write(target, data)
             except OSError:
                 words[BUSY] = 0
                 return source
@@ -105,6 +109,21 @@ def _move(source: int, target: int, length: int) -> None:
         try:
             length -= os.splice(source, target, length)
         except BlockingIOError:  # another process has made the pipe non-blocking
+            select.select([], [target], [])
+        except BrokenPipeError:
+            raise
+        except OSError:  # the kernel has no `splice`
+            data = os.read(source, length)
+            length -= len(data)
+            _write(target, data)
+
+
+def _write(target: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(target, rest) :]
+        except BlockingIOError:
             select.select([], [target], [])
 
 
