@@ -30,9 +30,7 @@ def tail(tmp_path):
             self.tail.fetch()
             return [line.text for line in self.tail.lines(partial, final=final)]
 
-    tail = Tail()
-    yield tail
-    tail.tail.close()
+    return Tail()
 
 
 def test_captured_lines_are_left_out_once(tail):

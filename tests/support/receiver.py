@@ -269,4 +269,5 @@ class Receiver:
             if request.path == "/v1/logs"
             for _, events in decode_events(gzip.decompress(request.body))
             for event in events
+            if event.name
         ]

@@ -7,6 +7,7 @@ captured, which is left out (`CapturedLines`).
 import os
 import stat
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -103,6 +104,7 @@ class OutputTail:
         if [status.st_dev, status.st_ino] != file["identity"] or not stat.S_ISREG(status.st_mode):
             os.close(self._descriptor)
             raise ValueError(f"{file['path']} was replaced")
+        weakref.finalize(self, os.close, self._descriptor)
         self._captured = captured
         self._partial: tuple[str, ...] = ()
         self._after = int(file["time"]) if not position else time.time_ns()
@@ -114,10 +116,6 @@ class OutputTail:
         self.skipped = 0
         """Number of times that output was skipped, because there was too much."""
         self.assembler = LineAssembler(position or int(file["position"]), self._admit)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
 
     def has_news(self) -> bool:
         """Return whether the file has changed in size."""

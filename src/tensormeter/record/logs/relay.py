@@ -1,14 +1,14 @@
 """A process between a program and a pipe that its output leads to. It passes all bytes on, and copies them to a console file.
 
 A second process watches the first one. It replaces the first one if that is killed or stopped, so writers are neither ended
-nor blocked. The kernel moves the bytes from pipe to pipe (`tee` and `splice`), so none are lost meanwhile. The relay ends when all writers have closed their ends, which may be after the end of the script. If the
-reader of the original pipe goes away, so do the relay's ends, and writers receive the same error as without a relay.
+nor blocked. The kernel moves the bytes from pipe to pipe (`tee` and `splice`), so none are lost meanwhile. The relay ends when
+all writers have closed their ends, which may be after the end of the script. If the reader of the original pipe goes away, so
+do the relay's ends, and writers receive the same error as without a relay.
 
 This file is run by its path, without `tensormeter` being importable, so it uses only the standard library.
 """
 
 import contextlib
-import ctypes
 import mmap
 import os
 import select
@@ -70,6 +70,8 @@ def main(kinds: Sequence[int]) -> None:
 
 def _pass_on(streams: "dict[int, tuple[int, int]]", file: mmap.mmap, words: memoryview) -> int:
     """Pass bytes on until all writers are gone, and return 0, or the descriptor of a stream whose reader is gone."""
+    import ctypes  # only the relay needs it, not the program
+
     tee = ctypes.CDLL(None).tee
     copies, copy = os.pipe()
     poll = select.poll()
