@@ -3,7 +3,7 @@
 import typing
 
 from tensormeter import api
-from tensormeter.api import alert, deferred_log, define_metric, finish, init, log, watch
+from tensormeter.api import alert, deferred_log, define_metric, finish, init, log, log_artifact, watch
 from tensormeter.errors import (
     EncodingError,
     RingError,
@@ -60,6 +60,7 @@ __all__ = [
     "finish",
     "init",
     "log",
+    "log_artifact",
     "watch",
 ]
 

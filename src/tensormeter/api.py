@@ -3,7 +3,7 @@
 import reprlib
 import secrets
 import string
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tensormeter.conventions.semconv import LOCAL_RANK, RANK
@@ -35,6 +35,7 @@ __all__ = [
     "finish",
     "init",
     "log",
+    "log_artifact",
     "watch",
 ]
 
@@ -194,6 +195,21 @@ def alert(title: str, text: str = "", level: str = "INFO") -> None:
         _warn_of_missing_run("alert")
     else:
         run.alert(title, text, level)
+
+
+def log_artifact(
+    path_or_uri: Any,
+    name: str | None = None,
+    type: str = "model",
+    step: int | None = None,
+    aliases: Iterable[str] | str = (),
+) -> None:
+    """Record where a file or folder of the current run is. See `Run.log_artifact` for the arguments."""
+    run = current_run()
+    if run is None:
+        _warn_of_missing_run("log_artifact")
+    else:
+        run.log_artifact(path_or_uri, name, type, step, aliases)
 
 
 def watch(

@@ -305,6 +305,14 @@ class Settings:
         check=boolean,
         help="Whether to record the command line in the resource, with secrets masked.",
     )
+    record_code: bool = setting(
+        True,
+        "TENSORMETER_RECORD_CODE",
+        parse=parse_bool,
+        check=boolean,
+        help="Whether rank 0 records the git commit and uncommitted changes, the script's source, and the installed "
+        "packages, with secrets masked.",
+    )
     mask_config: bool = setting(
         True,
         "TENSORMETER_MASK_CONFIG",

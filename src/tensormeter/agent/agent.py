@@ -55,6 +55,9 @@ _LOCK_PAUSE: Final = 0.1
 _DURABLE_WAIT: Final = 5.0
 """Maximum seconds that a one-shot agent waits for accepted data to become durable. Receivers sync when asked."""
 
+_LAST_DELIVERY: Final = 5.0
+"""Seconds of the linger timeout that are left to deliver the events of code and artifacts that took too long to describe."""
+
 
 class _MovedError(Exception):
     """The spool was moved between disk and memory and must be reopened."""
@@ -230,6 +233,7 @@ class Agent:
             self._pulse.stop()
         if self._standby:
             self._standby.dismiss()
+        self._rings.close()
         self._pauses.close()
         self._lock.release()
 
@@ -413,10 +417,16 @@ class Agent:
     def _has_nothing_left(self, spool: Spool) -> bool:
         """Return whether the agent has nothing left to do."""
         if self._stopping:
+            self._rings.stop_describing(spool, "the agent was stopped")
             return True
         if self._rings and not self._one_shot:
             return False
         linger_timeout = self._settings.linger_timeout
+        if self._rings.is_describing:
+            if time.monotonic() - self._rings.left_at > linger_timeout - min(_LAST_DELIVERY, linger_timeout / 2):
+                self._rings.stop_describing(spool, "the agent ended before it was done")
+                self._deliveries.arrived()
+            return False
         if self._location.in_memory and time.monotonic() - self._rings.left_at < linger_timeout:
             return False  # wait until the disk works again and can store the spool or its progress
         if self._settings.mode == "offline":

@@ -16,6 +16,7 @@ _COMMANDS: Final = {
     "runs": ("tensormeter.cli.runs", "List runs."),
     "show": ("tensormeter.cli.show", "Show a run: its configuration, last values and charts."),
     "logs": ("tensormeter.cli.logs", "Print the log of a run: console output and log records."),
+    "diff": ("tensormeter.cli.diff", "Compare the configuration, packages and code of two runs."),
     "export": ("tensormeter.cli.export", "Write all points of a run to a file."),
     "import": ("tensormeter.cli.import_", "Send files in the OTLP file format to a server."),
     "doctor": ("tensormeter.cli.doctor", "Check whether this machine can record and deliver runs."),

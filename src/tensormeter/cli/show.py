@@ -13,8 +13,9 @@ from rich.text import Text
 
 from tensormeter.cli.chart import draw_chart
 from tensormeter.cli.options import endpoint_option
+from tensormeter.cli.provenance import code_facts, print_artifacts, print_code, read_artifacts, read_code
 from tensormeter.cli.terminal import local_time, number, plain, plain_line
-from tensormeter.client import Connection, find_run
+from tensormeter.client import Connection, RecordedCode, find_run
 from tensormeter.conventions.semconv import MEDIA_KEY, RUN_END
 from tensormeter.otlp.batch import STEP_METRIC
 
@@ -52,17 +53,22 @@ STATISTICS: Final = ("system.", "process.", "hw.", "container.", "cpython.", "te
     metavar="GLOB",
     help="Draw the metrics whose names match this pattern; may be repeated.  [default: one with 'loss' in its name, else the first]",
 )
+@click.option("--code", "shows_code", is_flag=True, help="Print the uncommitted changes, the source and the packages.")
 @endpoint_option
-def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str | None) -> None:
-    """Show a run: its configuration, the traceback of a failure, last values and charts.
+def show(run: str, project: str | None, patterns: tuple[str, ...], shows_code: bool, endpoint: str | None) -> None:
+    """Show a run: its configuration, code, the traceback of a failure, last values, artifacts and charts.
 
     RUN is an ID, the beginning of an ID, or a unique name.
     """
     client = Connection(endpoint)
     summary = find_run(client, run, project, fields="config")
     console = Console()
+    code = read_code(client, summary)
+    if shows_code:
+        print_code(console, code)
+        return
     logged, all_shown = _logged(client, summary)
-    _print_header(console, summary, sum(metric["points"] for metric in logged) if all_shown else None)
+    _print_header(console, summary, code, sum(metric["points"] for metric in logged) if all_shown else None)
     _print_failure(console, client, summary)
     _print_values(console, logged)
     _print_media(client, console, summary)
@@ -73,6 +79,7 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
         console.print(
             Text("also recorded: GPU, host and process metrics; to draw some, pass for example --metric 'system.cpu.*'")
         )
+    print_artifacts(console, read_artifacts(client, summary))
     if patterns:
         matches = _matching(client, summary, patterns)
     else:
@@ -121,7 +128,7 @@ def _matching(client: Connection, run: dict[str, Any], patterns: tuple[str, ...]
     return sorted(names)
 
 
-def _print_header(console: Console, run: dict[str, Any], logged: int | None) -> None:
+def _print_header(console: Console, run: dict[str, Any], code: RecordedCode | None, logged: int | None) -> None:
     """Print facts about a run. `logged` is the number of points that the script logged; None if it is unknown."""
     console.print(Text(plain(f"{run['project']} / {run['name']}"), style="bold"))
     grid = Table.grid(padding=(0, 2))
@@ -139,6 +146,10 @@ def _print_header(console: Console, run: dict[str, Any], logged: int | None) -> 
     for name, text in (("group", run["group"]), ("tags", ", ".join(run["tags"])), ("notes", run["notes"])):
         if text:
             grid.add_row(name, Text(plain(text)))
+    if code is not None:
+        for label, text in code_facts(code):
+            grid.add_row(label, Text(text))
+        grid.add_row("code", Text(plain(f"tensormeter show {run['id']} --code")))
     for group, values in (("config", run["config"]), ("summary", run.get("results", {}))):
         for key, value in sorted(_unfolded(values)):
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -6,7 +6,7 @@ import unicodedata
 from datetime import UTC, datetime
 from typing import Final
 
-__all__ = ["local_time", "number", "plain", "plain_line"]
+__all__ = ["local_time", "number", "plain", "plain_line", "plain_lines"]
 
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]P^_X][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 """Escape sequences of terminals: colors, movements, titles and others."""
@@ -29,6 +29,11 @@ def plain_line(text: str) -> str:
         return text
     text = _ESCAPES.sub("", text).rstrip("\r").rpartition("\r")[2]
     return "\t".join(plain(part) for part in text.split("\t"))
+
+
+def plain_lines(text: str) -> list[str]:
+    """Return the lines of a text like source code, each without control characters. Tabs become spaces."""
+    return [plain(line.rstrip("\r").expandtabs(4)) for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def number(value: object) -> str:

@@ -4,6 +4,7 @@ This package is imported on first use of `tensormeter.Client`, so training proce
 """
 
 from tensormeter.client.client import Client
+from tensormeter.client.code_records import RecordedArtifact, RecordedCode
 from tensormeter.client.connection import ApiError, Connection
 from tensormeter.client.distributions import DistributionBlock
 from tensormeter.client.histograms import Histograms
@@ -26,6 +27,8 @@ __all__ = [
     "PointBlock",
     "Process",
     "Record",
+    "RecordedArtifact",
+    "RecordedCode",
     "RecordedImage",
     "RecordedMedia",
     "RecordedTable",

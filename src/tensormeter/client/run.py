@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
 from tensormeter.client.blocks import Block, BlockReader
+from tensormeter.client.code_records import RecordedArtifact, RecordedCode
 from tensormeter.client.connection import Connection
 from tensormeter.client.distributions import BLOCK_DISTRIBUTIONS, DistributionBlock, distribution_reader
 from tensormeter.client.histograms import Histograms
@@ -23,11 +24,13 @@ from tensormeter.client.records import (
 from tensormeter.client.series import SeriesList, query_series
 from tensormeter.conventions.semconv import (
     ALERT_EVENT,
+    ARTIFACT_EVENT,
     AUDIO_EVENT,
     FIGURE_EVENT,
     HTML_EVENT,
     IMAGE_EVENT,
     IMAGES_EVENT,
+    RUN_CODE,
     TABLE_EVENT,
     TEXT_EVENT,
     VIDEO_EVENT,
@@ -514,6 +517,26 @@ class StoredRun:
     def _media(self, kind: type[M], event: dict[str, Any]) -> M:
         run = self.project, self.id
         return kind(**Record.fields_of(event), connection=self._connection, run=run)
+
+    def artifacts(self, name: str | None = None, limit: int = 1000) -> list[RecordedArtifact]:
+        """Read where files and folders of the run are, such as checkpoints, newest first.
+
+        Args:
+            name: Name of the artifacts. Default: all names.
+            limit: Maximum number of events, up to 10,000. A large artifact has two events.
+        """
+        events = RecordedArtifact.latest(self._events(ARTIFACT_EVENT, name, limit))
+        return [RecordedArtifact(**RecordedArtifact.fields_of(event)) for event in events]
+
+    @property
+    def code(self) -> RecordedCode | None:
+        """Code of the latest attempt: commit, uncommitted changes, source of the script, and packages; None if not recorded.
+
+        Raises:
+            TensormeterError: The server does not respond or returns an error.
+        """
+        events = self._events(RUN_CODE, None, 1)
+        return RecordedCode(**RecordedCode.fields_of(events[0])) if events else None
 
     def _blocks(
         self, reader: BlockReader[Block], metric: str, process: str | None, start: int | None, stop: int | None

@@ -10,6 +10,7 @@ from typing import Final
 __all__ = [
     "ALERT_CHARACTERS",
     "CAPTION_CHARACTERS",
+    "CODE_BYTES",
     "CONFIG_BYTES",
     "ENVELOPE_BYTES",
     "EVENT_BYTES",
@@ -57,6 +58,8 @@ TITLE_CHARACTERS: Final = 1_024
 """Limit for the title of an alert, in characters; longer titles are truncated."""
 CAPTION_CHARACTERS: Final = 65_536
 """Limit for the caption of an image, in characters; longer captions are truncated."""
+CODE_BYTES: Final = 256 << 10
+"""Limit for the source of a run's script, and for its uncommitted changes, in bytes; what is longer is cut."""
 EVENT_BYTES: Final = 4 << 20
 """Limit for any other log record, including its attributes, in bytes."""
 ENVELOPE_BYTES: Final = 64 << 10

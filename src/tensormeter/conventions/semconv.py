@@ -10,6 +10,7 @@ __all__ = [
     "ALERT_EVENT",
     "ALERT_KIND",
     "ALERT_SOURCE",
+    "ARTIFACT_EVENT",
     "AUDIO_EVENT",
     "DROPPED",
     "FIGURE_EVENT",
@@ -32,6 +33,7 @@ __all__ = [
     "RUN_ATTEMPT",
     "RUN_ATTEMPT_PROVISIONAL",
     "RUN_ATTEMPT_UNSETTLED",
+    "RUN_CODE",
     "RUN_CONFIG",
     "RUN_END",
     "RUN_HEARTBEAT",
@@ -53,6 +55,8 @@ RUN_START: Final = "tensormeter.run.start"
 """A process has joined the run. The body contains its configuration."""
 RUN_CONFIG: Final = "tensormeter.run.config"
 """The configuration has changed."""
+RUN_CODE: Final = "tensormeter.run.code"
+"""The code of the run: commit, uncommitted changes, source of the script, installed packages."""
 RUN_HEARTBEAT: Final = "tensormeter.run.heartbeat"
 """An idle process is alive. The body contains its drop counts."""
 RUN_END: Final = "tensormeter.run.end"
@@ -60,6 +64,8 @@ RUN_END: Final = "tensormeter.run.end"
 PROCESS_END: Final = "tensormeter.process.end"
 """A process of the run has ended, but the run has not."""
 ALERT_EVENT: Final = "tensormeter.alert"
+ARTIFACT_EVENT: Final = "tensormeter.artifact"
+"""A file, folder or address that the run has written, such as a checkpoint. Its contents are not part of the event."""
 AUDIO_EVENT: Final = "tensormeter.audio"
 FIGURE_EVENT: Final = "tensormeter.figure"
 """A Plotly figure. The body contains its JSON."""

@@ -25,6 +25,7 @@ from tensormeter.record.histogram.histogram import DeviceDistribution, Histogram
 from tensormeter.record.histogram.pooling import POOLED
 from tensormeter.record.log_timing import LogTiming, Stopwatch
 from tensormeter.record.loggable_values import Parts, as_loggable
+from tensormeter.record.media.artifact import Artifact
 from tensormeter.record.media.item import EventContent, Media
 from tensormeter.record.media.outbox import Outbox
 from tensormeter.record.media.repeated_texts import RepeatedTexts
@@ -486,9 +487,30 @@ class Recorder:
         """Record an alert with the step of the last row, or without a step if there is no row yet. Never raises."""
         if self._closed or self._pid != os.getpid():
             return
+        self._send(self._lanes.mine(), content, None, self._known_step)
+
+    def request_code(self, content: EventContent) -> None:
+        """Ask the agent to describe the program's code. Never raises."""
+        self._send(self._lanes.mine(), content, None, None)
+
+    def artifact(self, artifact: Artifact, step: object) -> None:
+        """Record an artifact with a step, or with the step of the last row if `step` is None. Never raises."""
+        if self._closed or self._pid != os.getpid():
+            return
+        lane = self._lanes.mine()
+        try:
+            content = artifact.pack()
+        except Exception as error:  # the arguments' own code may raise anything
+            refusal = error if isinstance(error, Refused) else Refused(f"cannot read its arguments ({describe(error)})")
+            self._refuse(lane, artifact.shown, refusal)
+            return
+        self._send(lane, content, artifact.name, self._known_step if step is None else self._step(lane, step))
+
+    @property
+    def _known_step(self) -> int | None:
+        """Step of the last row, or None if there is no row yet."""
         step = self._last_step[0]
-        is_known = step >= 0 and step != AUTOMATIC_STEPS - 1
-        self._send(self._lanes.mine(), content, None, step if is_known else None)
+        return step if step >= 0 and step != AUTOMATIC_STEPS - 1 else None
 
     def _log_media(self, lane: Lane, key: str, media: Media | str, step: int) -> None:
         try:

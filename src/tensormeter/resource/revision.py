@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tensormeter.redaction import strip_address
 
-__all__ = ["describe_revision"]
+__all__ = ["describe_revision", "find_repository"]
 
 _REVISION: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -30,12 +30,17 @@ def describe_revision(folder: Path | None = None) -> dict[str, Any]:
     """
     try:
         for start in [folder] if folder else _starts():
-            for place in (start, *start.parents):
-                if (place / ".git").exists():
-                    return _describe(place / ".git")
+            root = find_repository(start)
+            if root is not None:
+                return _describe(root / ".git")
     except (OSError, UnicodeDecodeError, RuntimeError):
         pass
     return {}
+
+
+def find_repository(folder: Path) -> Path | None:
+    """Return the closest folder that has a `.git`: the given one or one above it; None if there is none."""
+    return next((place for place in (folder, *folder.parents) if (place / ".git").exists()), None)
 
 
 def _starts() -> list[Path]:

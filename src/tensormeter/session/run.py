@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from functools import partial
@@ -22,6 +22,7 @@ from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.errors import RingError, UsageError, join_choices
 from tensormeter.logger import get_logger
 from tensormeter.record.dynamo import break_graph
+from tensormeter.record.media.artifact import Artifact
 from tensormeter.record.media.item import EventContent
 from tensormeter.record.model_watch import Watch, Watched
 from tensormeter.record.phases.phases import Phases
@@ -292,6 +293,37 @@ class Run:
                 "level": known or "INFO",
             }
             self._process.recorder.alert(EventContent(ALERT_EVENT, body))
+
+    def log_artifact(
+        self,
+        path_or_uri: Any,
+        name: str | None = None,
+        type: str = "model",
+        step: int | None = None,
+        aliases: Iterable[str] | str = (),
+    ) -> None:
+        """Record where a file or folder is, such as a checkpoint. The file itself stays where it is.
+
+        The call returns immediately and never raises: it does not read the file. The agent determines the size and computes
+        a SHA-256 digest, at low priority and at most 100 MiB per second. A file that does not exist, or that changes
+        meanwhile, is recorded without a digest, and so is an address. Passwords and tokens in addresses are masked.
+
+        Args:
+            path_or_uri: Path of a file or folder, or an address such as `s3://bucket/model.pt`.
+            name: Name of the artifact, the same for each version of it. Default: the last part of the path or address.
+            type: Type of the artifact, such as `model` or `dataset`.
+            step: Step at which charts mark the artifact. Default: the step of the last row.
+            aliases: Aliases of this version, such as `best`.
+        """
+        artifact = Artifact(path_or_uri, name, type, aliases)
+        if self._finished:
+            logger.warning(
+                "run %s has finished, so log_artifact(%s) was ignored; call it before finish()",
+                self.id,
+                shown(artifact.shown),
+            )
+        elif (process := self._here()) is not None:
+            process.recorder.artifact(artifact, step)
 
     def unwatch(self, model: Any = None) -> None:
         """Stop watching a model, or all models if `model` is None."""

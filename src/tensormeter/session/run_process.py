@@ -26,6 +26,7 @@ from tensormeter.record.runtime.metrics import RuntimeMetrics
 from tensormeter.resource import describe_rank
 from tensormeter.ring.format import Drop, HeaderWord, SpoolLoss, State
 from tensormeter.session.announcement import sync_command
+from tensormeter.session.code_request import request_code
 from tensormeter.session.exit_hooks import Failure
 from tensormeter.session.membership import Existence, Joining, Membership, RunIdentity, with_basis
 
@@ -141,6 +142,13 @@ class RunProcess:
         )
         self._runtime_metrics = RuntimeMetrics(self.recorder, self._settings.sample_interval)
         self._monitor = AgentMonitor(run.id, self._directory, self._settings, self.ring)
+        if (
+            parent is None
+            and self._settings.record_code
+            and self._settings.agent != "off"
+            and not describe_rank().get(RANK)
+        ):
+            self.recorder.request_code(request_code())
         self._woke_at = self.recorder.positions
         """Positions of the lanes at which this process last woke the agent."""
         self._membership.waker.wake()

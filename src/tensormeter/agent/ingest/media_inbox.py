@@ -1,12 +1,14 @@
 """Inbox for media, which converts the media files next to a ring to log records."""
 
+import contextlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tensormeter.agent.background.items import SUFFIX, Item, event_of, is_slow, read_item, unread_body
 from tensormeter.agent.ingest.media_encoding import encode_audio, encode_image, encode_video, image_size
 from tensormeter.conventions.semconv import RUN_CONFIG
 from tensormeter.disk.private import open_file
@@ -41,6 +43,36 @@ class Piece:
 
     number: int
     path: Path
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the event of the file takes long to make; see `agent.background`.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        return is_slow(self.path)
+
+    def hand_over(self, process: str, resource: Mapping[str, Any]) -> Item:
+        """Return the file's item, and rename the file, so that it is no longer among the waiting ones.
+
+        Raises:
+            EncodingError: The file is damaged.
+            OSError: The file cannot be renamed.
+        """
+        item = read_item(self.path, process, dict(resource))
+        path = self.path.with_suffix(SUFFIX)
+        os.rename(self.path, path)
+        return replace(item, path=path)
+
+    def unread_event(self, process: str, resource: Mapping[str, Any], problem: str) -> Event:
+        """Return an event for a file that `is_slow`, without what takes long, which the problem explains.
+
+        Raises:
+            EncodingError: The file is damaged.
+        """
+        item = read_item(self.path, process, dict(resource))
+        return event_of(item, unread_body(item, problem))
 
     def event(self) -> Event:
         """Return the contents of the file as a log record.
@@ -94,6 +126,11 @@ class Inbox:
         for name in sorted(names):
             if name.isdecimal():
                 yield Piece(int(name), self._folder / name)
+
+    def handed_over(self) -> Iterator[Path]:
+        """Yield the files that an earlier agent has handed over, in order."""
+        with contextlib.suppress(FileNotFoundError):
+            yield from sorted(path for path in self._folder.iterdir() if path.suffix == SUFFIX)
 
 
 def _media(event: str, key: str, body: dict[str, Any], data: bytes) -> Media:

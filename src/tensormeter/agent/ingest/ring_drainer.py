@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 from tensormeter.agent.attempts.numbering import Numbering
+from tensormeter.agent.background.items import event_of, read_item, unread_body
+from tensormeter.agent.background.worker import Background
 from tensormeter.agent.ingest.aggregation import Aggregator
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.agent.ingest.console_inbox import ConsoleInbox
-from tensormeter.agent.ingest.media_inbox import Inbox
+from tensormeter.agent.ingest.media_inbox import Inbox, Piece
 from tensormeter.agent.ingest.self_metrics import SelfMetrics
 from tensormeter.agent.spool.errors import SpoolDamagedError
 from tensormeter.agent.spool.lane_cursor import Cursor
@@ -31,7 +33,7 @@ from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import MAX_LANES, HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
 
-__all__ = ["RingDrainer", "batch_delay"]
+__all__ = ["RingDrainer", "batch_delay", "encode_item"]
 
 logger: Final = get_logger("tensormeter.agent")
 
@@ -51,6 +53,11 @@ _DURABLE_DELAY: Final = 1.0
 
 _SHORTEST_CONSOLE_DELAY: Final = 0.25
 """Minimum seconds between two requests with console output."""
+
+_ANNOUNCEMENT_TIMEOUT: Final = 1.0
+"""Maximum seconds that the end of a process waits for the first events of items that take long."""
+
+_NOT_READ: Final = "no agent was running"
 
 _MOST_BATCHES: Final = 16
 """Maximum number of batches of one process before other processes get their turn."""
@@ -72,6 +79,7 @@ class RingDrainer:
         settings: Settings,
         numbering: Numbering | None = None,
         encoder: GaugeEncoder | None = None,
+        background: Background | None = None,
     ) -> None:
         """
         Args:
@@ -81,8 +89,12 @@ class RingDrainer:
             settings: Settings of the run.
             numbering: Attempt numbers and steps; None if the numbers in the ring are final.
             encoder: Encoder to share with the run's other processes.
+            background: Thread for items that take long; None to describe them without reading their files.
         """
         self.ring = ring
+        self._background = background
+        self._announced_by = 0.0
+        """Time at which the process's end stops waiting for the first events of its slow items; 0 if it does not wait."""
         self.alive = True
         """Whether the process was alive during the last `advance`."""
         self._numbering = numbering
@@ -113,6 +125,7 @@ class RingDrainer:
         self.child = metadata.get("parent") is not None
         if numbering is not None:
             numbering.register(metadata)
+        self._resume_slow_items()
         self._started, self._ended = spool.lifecycle(ring.process)
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
@@ -249,6 +262,8 @@ class RingDrainer:
                     if over and not self._ended and (not alive or self._read_everything()):
                         self._send_documents()
                         self._take_media()
+                        if self._waits_for_slow_items():
+                            break
                         self._take_output(final=True)
                         self._report_health()
                         dropped = self._report(last)
@@ -348,11 +363,56 @@ class RingDrainer:
             logger.error("%s: could not read about %d points; they count as lost (damaged)", self.ring.path, points)
             self._spool.count_loss("damaged", points)
 
+    def _resume_slow_items(self) -> None:
+        """Work on items that an earlier agent has not finished."""
+        for path in self._inbox.handed_over():
+            try:
+                item = read_item(path, self.ring.process, dict(self._unsettled))
+            except EncodingError as error:
+                logger.error("dropped an item that could not be read: %s", error)
+                self._spool.count_loss(SpoolLoss.MEDIA_DAMAGED.name.lower(), 1)
+                path.unlink(missing_ok=True)
+                continue
+            if self._background is not None:
+                self._background.submit(item)
+                continue
+            resource, event = self._settle(event_of(item, unread_body(item, _NOT_READ)))
+            started, ended = self._spool.lifecycle(self.ring.process)
+            self._spool.put(
+                [encode_item(resource, event)], self._logs_to, self.ring.process, {}, started=started, ended=ended
+            )
+            path.unlink(missing_ok=True)
+
+    def _waits_for_slow_items(self) -> bool:
+        """Return whether the end of the process must wait, so that `finish` does not return before they are recorded."""
+        if self._background is None or self._background.is_announced(self.ring.process):
+            return False
+        now = time.monotonic()
+        self._announced_by = self._announced_by or now + _ANNOUNCEMENT_TIMEOUT
+        return now < self._announced_by
+
+    def _hand_over(self, piece: Piece) -> bool:
+        """Hand an item that takes long over to the background thread. Return whether this was done."""
+        try:
+            if self._background is None or not piece.is_slow:
+                return False
+            self._background.submit(piece.hand_over(self.ring.process, self._unsettled))
+        except (EncodingError, OSError):
+            return False
+        return True
+
+    def _event_of(self, piece: Piece) -> Event:
+        if self._background is None and piece.is_slow:
+            return piece.unread_event(self.ring.process, self._unsettled, _NOT_READ)
+        return piece.event()
+
     def _take_media(self) -> None:
         for piece in self._inbox.pieces():
+            if self._hand_over(piece):
+                continue
             encoded, reason = [], SpoolLoss.MEDIA_DAMAGED
             try:
-                resource, event = self._settle(piece.event())
+                resource, event = self._settle(self._event_of(piece))
                 body = gzip.compress(encode_events(resource, [event]), _GZIP_LEVEL, mtime=0)
                 priority = Priority.ESSENTIAL if event.name == RUN_CONFIG else Priority.MEDIA
                 encoded.append(Encoded("logs", body, 1, priority))
@@ -509,6 +569,11 @@ class RingDrainer:
         if self.ring.words[HeaderWord.SIGTERM]:
             return {"state": "preempted", "message": "the process received SIGTERM and exited"}
         return {"state": "crashed", "message": "the process ended without finishing the run"}
+
+
+def encode_item(resource: Mapping[str, Attribute], event: Event) -> Encoded:
+    """Encode the event of an item as a request."""
+    return Encoded("logs", gzip.compress(encode_events(resource, [event]), _GZIP_LEVEL, mtime=0), 1, Priority.MEDIA)
 
 
 def _cursors(ring: RingFile, spool: Spool) -> dict[int, Cursor]:

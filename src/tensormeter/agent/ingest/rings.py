@@ -4,12 +4,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tensormeter.agent.attempts.numbering import Numbering
+from tensormeter.agent.background.items import Item, event_of
+from tensormeter.agent.background.worker import Background
 from tensormeter.agent.ingest.cut_processes import describe_unknown, end_cut_processes
 from tensormeter.agent.ingest.damaged_rings import put_ring_aside
-from tensormeter.agent.ingest.ring_drainer import RingDrainer
+from tensormeter.agent.ingest.ring_drainer import RingDrainer, encode_item
 from tensormeter.agent.run_directory.directory import RunDirectory
 from tensormeter.agent.spool.errors import SpoolDamagedError
 from tensormeter.agent.spool.spool import Spool
@@ -62,6 +64,9 @@ class Rings:
         self.left_at = time.monotonic()
         self._has_ended_cut = self._is_unsynced = False
         self._encoder = GaugeEncoder(GaugeCatalog())
+        # A one-shot agent may run on another machine or for another user, so it reads no files that a run names.
+        self._background = None if one_shot else Background()
+        self._numbering: Numbering | None = None
 
     def __iter__(self) -> Iterator[RingDrainer]:
         return iter(self._drains.values())
@@ -119,7 +124,8 @@ class Rings:
 
     def has_news(self) -> bool:
         """Return whether a process has written rows or media, or has ended, since the last `drain`."""
-        return any(drain.has_news() for drain in self)
+        has_results = self._background is not None and self._background.has_results
+        return has_results or any(drain.has_news() for drain in self)
 
     def take_growth(self) -> float:
         """Return the largest share of a lane that was read since the last call."""
@@ -141,13 +147,14 @@ class Rings:
 
     def discover(self, spool: Spool, numbering: Numbering, *, sync: bool) -> None:
         """Open new rings. If `sync` is true, also sync `run.json`, which the rings' processes have rewritten."""
+        self._numbering = numbering
         for path in self._directory.ring_files():
             if path in self._drains or path in self.unreadable:
                 continue
             try:
                 ring = RingFile.open(path)
                 self._drains[path] = RingDrainer(
-                    ring, spool, self._settings.exporters, self._settings, numbering, self._encoder
+                    ring, spool, self._settings.exporters, self._settings, numbering, self._encoder, self._background
                 )
             except SpoolError:
                 raise
@@ -166,6 +173,7 @@ class Rings:
             working: Destinations that currently accept log records; only these receive heartbeats.
             stopping: Whether to move all rows immediately.
         """
+        self._put_ready_results(spool)
         for path, drain in list(self._drains.items()):
             running = [other for other in self if not other.ended]
             try:
@@ -184,6 +192,55 @@ class Rings:
                 self.left_at = time.monotonic()
             else:
                 drain.beat(working, speaks=running[:1] == [drain])
+
+    @property
+    def is_describing(self) -> bool:
+        """Whether code or artifacts are still being described, or their events are not in the spool yet."""
+        return self._background is not None and self._background.is_busy
+
+    def stop_describing(self, spool: Spool, reason: str) -> None:
+        """Put events into the spool for code and artifacts that are still being described, with the reason for what is missing.
+
+        Raises:
+            SpoolError: The spool cannot be written.
+        """
+        if self._background is not None:
+            self._background.give_up(reason)
+            self._put_results(spool)
+            self._background = Background()  # for processes that join the run in this moment
+
+    def close(self) -> None:
+        """Stop the thread that describes code and artifacts."""
+        if self._background is not None:
+            self._background.stop()
+
+    def _put_ready_results(self, spool: Spool) -> None:
+        """Like `_put_results`, but events stay ready until the spool can be written, so that rows do not wait for them."""
+        try:
+            self._put_results(spool)
+        except SpoolDamagedError:
+            raise
+        except SpoolError as error:
+            logger.debug("descriptions of code and artifacts wait for the spool: %s", error)
+
+    def _put_results(self, spool: Spool) -> None:
+        """Put the events of code and artifacts that have been described into the spool.
+
+        Raises:
+            SpoolError: The spool cannot be written.
+        """
+
+        def put(item: Item, body: dict[str, Any]) -> None:
+            event, resource = event_of(item, body), item.resource
+            settled = self._numbering.of(resource) if self._numbering is not None else None
+            if settled is not None:
+                event, resource = settled.event(event), settled.resource(resource)
+            started, ended = spool.lifecycle(item.process)
+            takers = self._settings.takers("logs", self._settings.exporters)
+            spool.put([encode_item(resource, event)], takers, item.process, {}, started=started, ended=ended)
+
+        if self._background is not None:
+            self._background.deliver(put)
 
     def end_cut_processes(self, spool: Spool) -> list[str] | None:
         """Store end events for processes that no longer have a ring, but only once, and only if all rings can be read.
