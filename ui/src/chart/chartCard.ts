@@ -3,6 +3,7 @@
 import { button, drawing, fillOnChange, h, iconButton } from "../base/dom";
 import { download } from "../base/download";
 import * as format from "../base/format";
+import type { ChartMark } from "./chartMarks";
 import * as exportChart from "./exportChart";
 import { Plot, type Reading, type Trace, type ChartView } from "./plot";
 import * as tooltip from "./tooltip";
@@ -125,7 +126,7 @@ export class ChartCard {
     else this.showStatus("");
     this.plot ??= new Plot(this.area, this.source.title, visible, {
       zoom: (window) => this.events.zoom(window, this.view?.x),
-      hover: (at, readings, place) => this.hover(at, readings, place),
+      hover: (...details) => this.hover(...details),
     });
     const height = this.tall ? Math.max(280, innerHeight - 170) : HEIGHT;
     if (!this.width) this.measure();
@@ -177,7 +178,7 @@ export class ChartCard {
     this.draw();
   }
 
-  private hover(at: number | null, readings: Reading[], place: { left: number; top: number }): void {
+  private hover(at: number | null, readings: Reading[], place: { left: number; top: number }, marks: ChartMark[]): void {
     if (at === null || !this.view) {
       tooltip.hide();
       this.events.hover?.([]);
@@ -186,7 +187,7 @@ export class ChartCard {
     const { xKind, xLabel, unit } = this.view;
     const position = xKind === "duration" && at >= 1 ? format.duration(at) : format.number(xLabel === "step" ? Math.round(at) : at);
     const title = xKind === "time" ? format.moment(at) : `${xLabel} ${position}`;
-    tooltip.show(title, readings, unit, place);
+    tooltip.show(title, readings, unit, place, marks);
     this.events.hover?.(readings);
   }
 

@@ -4,6 +4,7 @@ import * as format from "../base/format";
 import { remember } from "../base/remember";
 import { lineColor } from "../base/theme";
 import * as api from "../data/api";
+import type { ChartMark } from "./chartMarks";
 import { type ChartOptions, usesRankStatistics, xKind } from "./chartOptions";
 import { type Band, type Curve, aggregate, smooth } from "./curve";
 import { outlierRank } from "./outlierRank";
@@ -44,6 +45,7 @@ export class MetricSource {
     readonly metric: Chart,
     private readonly options: () => ChartOptions,
     private readonly selected: () => SelectedRun[],
+    private readonly marks: (axis: string) => ChartMark[] = () => [],
   ) {}
 
   get title(): string {
@@ -94,6 +96,7 @@ export class MetricSource {
       window: options.window,
       clip: options.clip,
       grouped: runs.some(({ group }) => group !== null),
+      marks: this.marks(axis),
     };
   }
 

@@ -3,6 +3,7 @@
 import uPlot from "uplot";
 import * as format from "../base/format";
 import { color } from "../base/theme";
+import { type ChartMark, NEAR, drawMarks } from "./chartMarks";
 import { type Band, type Curve, type Range, central, extent, nearest, padded } from "./curve";
 import * as paint from "./paint";
 
@@ -39,6 +40,8 @@ export interface ChartView {
   hint?: { text: string; x?: string };
   /** Whether lines stand for groups, which the list of runs does not name. */
   grouped?: boolean;
+  /** Moments to mark, such as checkpoints. */
+  marks?: ChartMark[];
 }
 
 export interface Reading {
@@ -55,7 +58,7 @@ export interface Reading {
 
 export interface PlotEvents {
   zoom: (window: [number, number] | null) => void;
-  hover: (at: number | null, readings: Reading[], place: { left: number; top: number }) => void;
+  hover: (at: number | null, readings: Reading[], place: { left: number; top: number }, marks: ChartMark[]) => void;
 }
 
 /** Half the size of a mark, and the width of its lines. */
@@ -264,6 +267,7 @@ export class Plot {
       this.marked += marks.count;
     }
     context.restore();
+    drawMarks(context, this.view.marks ?? [], sx, box, color("accent"), ratio);
   }
 
   /** Let the arrow keys move the cursor, so that values can be read without a pointer. Plus zooms in around the cursor. */
@@ -308,7 +312,7 @@ export class Plot {
     const { left, top } = plot.cursor;
     if (left === undefined || top === undefined || left < 0) {
       // A new plot has no cursor either; the current values then belong to another plot.
-      if (this.ownsReadings) this.events.hover(null, [], { left: 0, top: 0 });
+      if (this.ownsReadings) this.events.hover(null, [], { left: 0, top: 0 }, []);
       this.ownsReadings = false;
       return;
     }
@@ -321,7 +325,8 @@ export class Plot {
       plot.over.setAttribute("aria-valuetext", readings.map(({ label, y }) => `${label} ${format.withUnit(y, this.view.unit)}`).join(", "));
       const place = plot.over.getBoundingClientRect();
       this.ownsReadings = true;
-      this.events.hover(at, readings, { left: place.left + left, top: place.top + top });
+      const marks = (this.view.marks ?? []).filter(({ x }) => Math.abs(plot.valToPos(x, "x") - left) <= NEAR);
+      this.events.hover(at, readings, { left: place.left + left, top: place.top + top }, marks);
     }
   }
 

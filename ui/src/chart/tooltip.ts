@@ -2,12 +2,16 @@
 
 import { fill, h } from "../base/dom";
 import * as format from "../base/format";
+import type { ChartMark } from "./chartMarks";
 import type { Reading } from "./plot";
 
 const SHOWN = 24;
 let box: HTMLElement | null = null;
 
-export function show(title: string, readings: Reading[], unit: string, place: { left: number; top: number }): void {
+/** Number of marks that are named. */
+const MARKS = 5;
+
+export function show(title: string, readings: Reading[], unit: string, place: { left: number; top: number }, marks: ChartMark[] = []): void {
   box ??= h("div", { class: "tooltip", role: "status", "aria-live": "off" });
   // An open dialog covers everything outside it.
   const parent = document.querySelector("dialog[open]") ?? document.body;
@@ -36,6 +40,8 @@ export function show(title: string, readings: Reading[], unit: string, place: { 
     h("div", { class: "at" }, title),
     h("div", { class: "readings" }, ...rows),
     ordered.length > visible.length && h("div", { class: "note" }, `and ${ordered.length - visible.length} more`),
+    ...marks.slice(0, MARKS).map(({ label, note }) => h("div", { class: "mark" }, label, " ", h("span", { class: "note" }, note))),
+    marks.length > MARKS && h("div", { class: "note" }, `and ${marks.length - MARKS} more`),
   );
   box.hidden = false;
   const { width, height } = box.getBoundingClientRect();

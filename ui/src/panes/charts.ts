@@ -8,10 +8,12 @@ import type { ChartCardEvents } from "../chart/chartCard";
 import { type ChartOptions, axisChoice, readChartOptions } from "../chart/chartOptions";
 import { MetricSource } from "../chart/metricSource";
 import type { Chart } from "../chart/variant";
+import type { Update } from "../data/live";
 import { ChartControls } from "../selection/chartControls";
 import { FullScreen } from "../selection/fullscreen";
 import { nameIn } from "../selection/metricIndex";
 import { foldsIn } from "../selection/metricTree";
+import { Provenance } from "../selection/provenance";
 import { RunList } from "../selection/runList";
 import type { RunSelection } from "../selection/runSelection";
 import { SectionTree } from "../selection/sectionTree";
@@ -32,11 +34,15 @@ export class ChartsPane implements Pane {
   private isSearching = false;
   private problem = "";
   private isClosed = false;
+  /** Marks of the checkpoints of a single run. */
+  private readonly provenance: Provenance | null;
   /** Title in the address whose chart was not found. */
   private missing = "";
 
   constructor(private readonly selection: RunSelection) {
     const many = selection.ids.length > 1;
+    this.provenance = many ? null : new Provenance(selection);
+    void this.loadMarks();
     const events: ChartCardEvents = {
       zoom: (window, x) => this.zoom(window, x),
       axis: (x) => route.change({ x }),
@@ -91,8 +97,17 @@ export class ChartsPane implements Pane {
     zoom(window, window && x !== this.options().x ? x : undefined);
   }
 
-  onUpdate(): void {
+  onUpdate(update: Update): void {
     this.list?.update(this.params);
+    if (update.events) void this.loadMarks();
+  }
+
+  /** Charts without marks are complete, so an error is not shown. */
+  private async loadMarks(): Promise<void> {
+    const isChanged = await this.provenance?.loadArtifacts().catch(() => false);
+    if (!isChanged || this.isClosed) return;
+    this.sections.refresh();
+    this.full.refresh();
   }
 
   onReload(): void {
@@ -172,7 +187,7 @@ export class ChartsPane implements Pane {
   }
 
   private source(metric: Chart): MetricSource {
-    const make = () => new MetricSource(this.selection.cache, metric, () => this.options(), () => this.selection.selectedRuns(this.params));
+    const make = () => new MetricSource(this.selection.cache, metric, () => this.options(), () => this.selection.selectedRuns(this.params), (axis) => this.provenance?.marks(axis) ?? []);
     return remember(this.sources, metric, make);
   }
 

@@ -8,6 +8,7 @@ import { attemptText } from "../data/attempt";
 import type { Update } from "../data/live";
 import { type LogLine, logs } from "../data/logs";
 import { alertOf, chartLinks, levelClass, levelOf, wordsOf } from "../selection/alert";
+import { Provenance } from "../selection/provenance";
 import { RunEditor } from "../selection/runEditor";
 import type { RunSelection } from "../selection/runSelection";
 import { isForeign, describeState, stateBadge } from "../widgets/badge";
@@ -40,6 +41,7 @@ export class OverviewPane implements Pane {
   /** Panels by title, with a key of their contents. */
   private readonly panels = new Map<string, { key: string; element: HTMLElement }>();
   private readonly run: HTMLElement;
+  private readonly provenance: Provenance;
   private events: api.TelemetryEvent[] = [];
   /** Ends of the processes and last lines of the log, of a run that failed. */
   private ends: api.TelemetryEvent[] = [];
@@ -47,6 +49,7 @@ export class OverviewPane implements Pane {
   private problem = "";
 
   constructor(private readonly selection: RunSelection) {
+    this.provenance = new Provenance(selection);
     this.editor = new RunEditor(selection, () => this.draw());
     this.run = panel("Run", this.facts, this.editor.element);
     void this.load();
@@ -68,6 +71,7 @@ export class OverviewPane implements Pane {
 
   private async load(): Promise<void> {
     const [run = ""] = this.selection.ids;
+    void this.provenance.load().catch(() => {}); // the events below show the error
     try {
       const { project } = this.selection;
       this.events = await api.events(run, { project, limit: 200, max_body: MAX_CHARACTERS });
@@ -96,7 +100,7 @@ export class OverviewPane implements Pane {
     this.editor.update();
     const { events, problem } = this;
     const alerts = events.filter(({ name }) => name === "tensormeter.alert");
-    const others = events.filter(({ name }) => !/^tensormeter\.(alert|table|image|text|run\.heartbeat)$/.test(name));
+    const others = events.filter(({ name }) => !/^tensormeter\.(alert|artifact|table|image|text|run\.code|run\.heartbeat)$/.test(name));
     const config = [...format.flatten(run.config)].map(([key, value]): [string, string] => [key, format.setting(value)]);
     const results = Object.entries(run.results)
       .sort()
@@ -117,6 +121,7 @@ export class OverviewPane implements Pane {
       ]),
       ...(results.length > 0 ? [this.panel("Results", results, () => [table(results, "")])] : []),
       this.panel("Configuration", config, () => [table(config, "No configuration was passed to init.")]),
+      ...this.provenance.panels,
       this.panel("Environment", environment, () => [table(environment, "No environment was reported.")]),
       this.panel("Processes", run.processes, () => [processTable(run.processes)]),
       this.panel("Events", others, () => [
