@@ -7,10 +7,12 @@ Retried requests are printed again.
 import sys
 from typing import ClassVar
 
+from tensormeter.conventions.semconv import RUN_CODE
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Retry
 from tensormeter.otlp.media import Alert
 from tensormeter_exporters.base import UNCHANGED, DecodingExporter
 from tensormeter_exporters.otlp_series import ProcessRef, RunEvent, read_events, read_metrics, scalars
+from tensormeter_exporters.provenance import code_rows
 
 __all__ = ["ConsoleExporter"]
 
@@ -53,6 +55,8 @@ def _text(run_event: RunEvent) -> str:
     if run_event.error:
         return run_event.error
     match run_event.media:
+        case None if run_event.event.name == RUN_CODE:
+            return f"{RUN_CODE} {dict(code_rows(run_event.body))}"
         case None:
             return f"{run_event.event.name} {run_event.event.body}"
         case Alert(title, text, level):

@@ -20,9 +20,15 @@ from typing import Any, ClassVar, Final
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_BRANCH,
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_GIT_REPO_URL,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+)
 
-from tensormeter.conventions.semconv import RUN_CONFIG, RUN_END, RUN_ID, RUN_START
+from tensormeter.conventions.semconv import ARTIFACT_EVENT, RUN_CODE, RUN_CONFIG, RUN_END, RUN_ID, RUN_START
 from tensormeter.exporter import ExporterConfig, Outcome, Rejected, Request, Retry, Unauthorized
 from tensormeter.otlp.media import Alert, Audio, Figure, Html, Image, Images, Table, Text, Video
 from tensormeter.outages import is_outage
@@ -37,6 +43,7 @@ from tensormeter_exporters.otlp_series import (
     read_metrics,
     scalars,
 )
+from tensormeter_exporters.provenance import artifact_place, code_files, code_rows
 from tensormeter_exporters.refused_items import RefusedItems
 from tensormeter_exporters.series_names import SeriesNames
 
@@ -45,6 +52,15 @@ __all__ = ["MlflowExporter"]
 _RUN_TAG: Final = RUN_ID
 _PROCESS_TAG: Final = "tensormeter.process"
 _GROUP_TAG: Final = "tensormeter.group"
+_ARTIFACT_TAG: Final = "tensormeter.artifact."
+"""Prefix of tags whose values are the places of artifacts, by the artifact's name."""
+
+_CODE_TAGS: Final = {
+    "commit": MLFLOW_GIT_COMMIT,
+    "branch": MLFLOW_GIT_BRANCH,
+    "remote": MLFLOW_GIT_REPO_URL,
+    "script": MLFLOW_SOURCE_NAME,
+}
 
 # MLflow's limits for batches and their items.
 _MAX_METRICS: Final = 1000
@@ -282,9 +298,23 @@ class MlflowExporter(DecodingExporter):
                 self._describe(run, run_event.body, refused)
                 config = run_event.body.get("config")
                 self._config(run, config if isinstance(config, Mapping) else {}, refused)
+            case None if run_event.event.name == RUN_CODE:
+                self._code(run, prefix, run_event.body, refused)
+            case None if run_event.event.name == ARTIFACT_EVENT:
+                tag = self._keys(f"{_ARTIFACT_TAG}{run_event.body.get('name', '')}")
+                self._log(run, "tags", [RunTag(tag, artifact_place(run_event.body)[:_MAX_TAG])], refused)
             case None if run_event.event.name == RUN_END and process == run_event.sender.process:
                 status = _STATUS.get(str(run_event.body.get("state")), "FINISHED")
                 self._client.set_terminated(run, status, end_time=run_event.event.time // 1_000_000)
+
+    def _code(self, run: str, prefix: str, body: Mapping[str, object], refused: RefusedItems) -> None:
+        """Log the commit and the script as MLflow's own tags, and the longer texts as artifacts."""
+        facts = dict(code_rows(body))
+        tags = [RunTag(tag, facts[name][:_MAX_TAG]) for name, tag in _CODE_TAGS.items() if name in facts]
+        if tags:
+            self._log(run, "tags", tags, refused)
+        for name, text in code_files(body).items():
+            self._artifact(run, f"code/{prefix}{name}", text.encode(errors="replace"))
 
     def _path(self, key: str, run_event: RunEvent) -> str:
         """Return the path of an artifact, which consists of its key and step, or of its key and time if it has no step.

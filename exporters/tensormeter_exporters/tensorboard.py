@@ -24,7 +24,7 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from tensormeter.conventions.semconv import RUN_CONFIG, RUN_END, RUN_START
+from tensormeter.conventions.semconv import ARTIFACT_EVENT, RUN_CODE, RUN_CONFIG, RUN_END, RUN_START, STEP_METRIC
 from tensormeter.exporter import ExporterConfig, Outcome, Request
 from tensormeter.otlp.batch import Distribution
 from tensormeter.otlp.media import Alert, Audio, Figure, Html, Image, Images, Media, Table, Text, Video
@@ -41,13 +41,14 @@ from tensormeter_exporters.otlp_series import (
     read_metrics,
     scalars,
 )
+from tensormeter_exporters.provenance import artifact_rows, code_rows
 from tensormeter_exporters.refused_items import RefusedItems
 from tensormeter_exporters.series_names import SeriesNames
 from tensormeter_exporters.unsupported_media import UnsupportedMedia
 
 __all__ = ["TensorBoardExporter"]
 
-_OWN_TAGS: Final = frozenset({"alerts", "config", "state"})
+_OWN_TAGS: Final = frozenset({"alerts", "artifacts", "code", "config", "state"})
 _LONGEST_TAG: Final = 4096
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 _RGB: Final = 3
@@ -156,6 +157,12 @@ class TensorBoardExporter(FileExporter):
                         for key, value in flatten(config).items()
                     ]
                     yield _event(at, 0, _text("config", _markdown(["name", "value"], shown)))
+            case None if run_event.event.name == RUN_CODE:
+                yield _event(at, 0, _text("code", _markdown(["name", "value"], code_rows(run_event.body))))
+            case None if run_event.event.name == ARTIFACT_EVENT:
+                given = run_event.event.attributes.get(STEP_METRIC)
+                rows = _markdown(["name", "value"], artifact_rows(run_event.body))
+                yield _event(at, given if isinstance(given, int) else step, _text("artifacts", rows))
             case None if run_event.event.name == RUN_END:
                 yield _event(at, step, _text("state", str(run_event.body.get("state", "finished"))))
 

@@ -101,6 +101,19 @@ def test_a_run_arrives_whole_and_once(make, exporter, client):
     assert math.isnan(value)
 
 
+def test_code_and_artifacts_arrive(make, exporter, client):
+    events = make.start({}), make.code(), make.artifact("a.pt"), make.artifact("b/../\u00fc")
+    assert exporter.export(make.logs(1, *events, project="code")) == Accepted()
+    run = the_run(client, "code")
+    assert run.data.tags["mlflow.source.git.commit"] == "c" * 40
+    assert run.data.tags["mlflow.source.name"] == "/w/train.py"
+    assert run.data.tags["tensormeter.artifact.a.pt"] == "/w/a.pt"
+    (changed,) = [tag for tag in run.data.tags if tag.startswith("tensormeter.artifact.b")]
+    assert run.data.tags[changed] == "/w/b/../\u00fc"
+    files = {file.path for file in client.list_artifacts(run.info.run_id, "code")}
+    assert files == {"code/packages.txt", "code/script.py", "code/uncommitted.diff"}
+
+
 def test_an_agent_after_another_goes_on_with_the_run(make, exporter, client, server, config):
     from tensormeter_exporters.mlflow import MlflowExporter
 

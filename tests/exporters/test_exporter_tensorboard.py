@@ -41,6 +41,8 @@ def written(make, config, tmp_path):
         Text("note", "**bold**").event(at, 2),
         Table("rows", ["a", "b"], [[1, "x|y"]]).event(at, 2),
         Alert("spike", "loss rose", "WARN").event(at, 2),
+        make.code(at),
+        make.artifact("a.pt", 2, at),
     ]
     assert exporter.export(make.logs(1, make.start({"lr": 0.1, "net": {"depth": 2}}))) == Accepted()
     assert exporter.export(make.logged(2, series)) == Accepted()
@@ -56,6 +58,10 @@ def test_tensorboard_reads_scalars_and_media(written):
     assert [step for step, _ in loss] == [3, 1, 2]
     assert loss[0][1] == 0.5
     assert np.isnan(loss[1][1])
+    ((step, code),) = texts(loaded, "code")
+    assert (step, f"| commit | {'c' * 40} |" in code, "| uncommitted changes | yes |" in code) == (0, True, True)
+    ((step, artifact),) = texts(loaded, "artifacts")
+    assert (step, "| place | /w/a.pt |" in artifact, "| digest | sha256:ab |" in artifact) == (2, True, True)
     assert scalar_values(loaded, "acc") == [(3, 1.0)]
     assert [event.wall_time for event in loaded.Tensors("acc")] == [1_790_000_000.0]
     assert scalar_values(load(written / "q0123456"), "train/loss") == [(9, 4.0)]

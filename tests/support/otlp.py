@@ -173,5 +173,17 @@ class Requests(Parts):
         return Event("tensormeter.run.config", at, {"config": dict(config)})
 
     @staticmethod
+    def code(at: int = T0) -> Event:
+        git = {"commit": "c" * 40, "branch": "main", "remote": "https://x/y.git", "dirty": True, "diff": "+lr = 1\n"}
+        source = {"path": "/w/train.py", "text": "lr = 1\n"}
+        body = {"git": git, "source": source, "packages": {"torch": "2.9.0"}, "python": "3.12.4", "gpus": []}
+        return Event("tensormeter.run.code", at, body)
+
+    @staticmethod
+    def artifact(name: str, step: int = 7, at: int = T0 + 1) -> Event:
+        body = {"name": name, "type": "model", "aliases": ["best"], "path": f"/w/{name}", "digest": "sha256:ab"}
+        return Event("tensormeter.artifact", at, body, {"tensormeter.step": step})
+
+    @staticmethod
     def end(state: str = "finished", at: int = T0 + 10**12) -> Event:
         return Event("tensormeter.run.end", at, {"state": state})
