@@ -121,7 +121,12 @@ def test_without_git_or_a_commit_the_rest_is_described(
     empty = tmp_path / "empty"
     empty.mkdir()
     git(empty, "init", "--quiet")
-    assert "no commit yet" in describe_changes(empty, LIMIT)["problem"]
+    assert describe_changes(empty, LIMIT)["problem"] == "there is no commit yet"
+    (repository / "inner" / ".git").mkdir(parents=True)
+    assert describe_changes(repository / "inner", LIMIT)["problem"] == "`git diff` failed"
+    if os.geteuid() == 0:
+        os.chown(empty, 12345, 12345)
+        assert "belongs to another user" in describe_changes(empty, LIMIT)["problem"]
     assert describe_code({"folders": [str(tmp_path)]}, {})["git"] is None
 
     script = repository / "train.py"
@@ -134,6 +139,11 @@ def test_without_git_or_a_commit_the_rest_is_described(
     assert "+password = '***'" in code["git"]["diff"]
     assert (code["git"]["remote"], code["git"]["branch"]) == ("https://example.com/a/b.git", "main")
     assert (code["python"], code["gpus"], code["packages"]) == ("3.12.1", ["H200"], {})
+
+    script.write_bytes(b"\x01" * 200_000 + b"\n")
+    large = describe_code(request, resource)
+    assert (large["git"]["diff"], large["git"]["truncated"], large["git"]["dirty"]) == ("", True, True)
+    assert len(large["source"]["text"]) == 200_001
 
     monkeypatch.setenv("PATH", str(tmp_path))
     without = describe_code(request, resource)

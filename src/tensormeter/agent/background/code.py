@@ -10,14 +10,18 @@ from typing import Any, Final
 
 from tensormeter.agent.background.git import describe_changes
 from tensormeter.agent.background.masking import mask_lines
-from tensormeter.conventions.limits import CODE_BYTES
+from tensormeter.conventions.fitting import json_bytes
+from tensormeter.conventions.limits import CODE_BYTES, EVENT_BYTES
 from tensormeter.conventions.semconv import GPU_MODELS
 from tensormeter.resource.revision import describe_revision, find_repository
 
 __all__ = ["code_of", "describe_code"]
 
 _MOST_PACKAGES: Final = 5000
-_LONGEST_NAME: Final = 256
+_LONGEST_NAME: Final = 100
+
+_MOST_BYTES: Final = EVENT_BYTES // 2
+"""Maximum size of a description as JSON, in bytes."""
 
 
 def code_of(resource: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,12 +45,17 @@ def describe_code(request: Mapping[str, Any], resource: Mapping[str, Any]) -> di
     """
     script = request.get("script")
     source = _read_source(Path(script)) if isinstance(script, str) and script else None
-    return {
-        "git": _describe_git(request),
+    git = _describe_git(request)
+    body = {
+        "git": git,
         "source": source,
         "packages": _packages(request.get("paths") or ()),
         **code_of(resource),
     }
+    for part, name in ((git, "diff"), (source, "text")):
+        if part is not None and json_bytes(body) > _MOST_BYTES:  # control characters take six bytes each
+            part |= {name: "", "truncated": True}
+    return body
 
 
 def _describe_git(request: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -48,6 +48,7 @@ _DIFF: Final = (
     *("--submodule=short", "--src-prefix=a/", "--dst-prefix=b/", "--unified=3", "--inter-hunk-context=0"),
     *("--diff-algorithm=myers", "--"),
 )
+_HEAD: Final = ("rev-parse", "--verify", "HEAD")
 _UNTRACKED: Final = ("ls-files", "--others", "--exclude-standard", "--directory", "-z")
 
 
@@ -106,7 +107,7 @@ class _Git:
         self._deadline = time.monotonic() + _TIMEOUT
         # Versions before 2.31 ignore settings in the environment, so a random one shows whether they apply.
         canary = f"tensormeter.c{uuid.uuid4().hex}"
-        self._environment = _environment({**_SETTINGS, canary: "true"})
+        self._environment = _environment(root, {**_SETTINGS, canary: "true"})
         pattern = rf"^(filter\..*|{canary.replace('.', '[.]')})$"
         names, is_cut = self.run(
             ("config", "--null", "--name-only", "--get-regexp", pattern), _MOST_SETTINGS_BYTES, (0, 1)
@@ -117,16 +118,12 @@ class _Git:
         if is_cut:
             raise _GitError("the repository configures too many filters")
         filters = {key.rpartition(".")[0] for key in keys if key.startswith("filter.")}
-        self._environment = _environment(
-            {
-                **_SETTINGS,
-                **{
-                    f"{name}.{part}": value
-                    for name in filters
-                    for part, value in (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
-                },
-            }
-        )
+        switched_off = {
+            f"{name}.{part}": value
+            for name in filters
+            for part, value in (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
+        }
+        self._environment = _environment(root, {**_SETTINGS, **switched_off})
 
     def run(self, arguments: Sequence[str], limit: int, statuses: Sequence[int] = (0,)) -> tuple[bytes, bool]:
         """Return the first bytes of a command's output, and whether there are more than `limit`.
@@ -141,7 +138,7 @@ class _Git:
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if arguments[0] == "config" else subprocess.DEVNULL,
+            stderr=subprocess.STDOUT if arguments == _HEAD else subprocess.DEVNULL,
             start_new_session=True,
         )
         try:
@@ -156,10 +153,19 @@ class _Git:
             except subprocess.TimeoutExpired:
                 raise _GitError(f"git took longer than {_TIMEOUT:.0f} seconds") from None
             if status not in statuses:
-                raise _GitError(_explain(process, arguments[0]))
+                raise _GitError(self._explain(arguments[0]))
             return output, False
         finally:
             _end(process)
+
+    def _explain(self, command: str) -> str:
+        """Return the reason why a command failed."""
+        words, _ = self.run(_HEAD, _CHUNK, range(256))
+        if b"dubious ownership" in words:
+            return "git refuses the repository, because it belongs to another user"
+        if b"Needed a single revision" in words:
+            return "there is no commit yet"
+        return f"`git {command}` failed"
 
     def _read(self, descriptor: int, size: int) -> bytes:
         poll = select.poll()
@@ -176,10 +182,13 @@ class _Git:
         return bytes(output)
 
 
-def _environment(settings: Mapping[str, str]) -> dict[str, str]:
+def _environment(root: Path, settings: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a command. Settings travel in it, because their names may contain any character."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name in _KEPT}
     environment |= {
+        "GIT_CEILING_DIRECTORIES": os.fspath(
+            root.parent
+        ),  # if `.git` is no repository, the one above it does not apply
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ASKPASS": "",
@@ -196,15 +205,6 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     return environment
 
 
-def _explain(process: "subprocess.Popen[bytes]", command: str) -> str:
-    if command == "diff":
-        return "git cannot compare the working tree with a commit; perhaps there is no commit yet"
-    words = b"" if process.stderr is None else os.read(process.stderr.fileno(), _CHUNK)
-    if b"dubious ownership" in words:
-        return "git refuses the repository, because it belongs to another user"
-    return f"`git {command}` failed"
-
-
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """Kill a process and its children. If it hangs on a disk, it is left alone."""
     if process.poll() is None:
@@ -212,6 +212,5 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1.0)
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
+    if process.stdout is not None:
+        process.stdout.close()
