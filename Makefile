@@ -40,6 +40,7 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/live.py
 	$(RUN) benchmarks/server.py
 	$(RUN) benchmarks/reads.py
+	$(RUN) benchmarks/logs.py
 	$(RUN) benchmarks/page.py
 	$(RUN) benchmarks/page_width.py
 

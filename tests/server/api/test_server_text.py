@@ -92,7 +92,10 @@ def test_paths_parameters_and_headers(filled, raw):
         f"/api/v1/runs?filter={quote('name = ')}%27{text}%27",
         f"/api/v1/runs?filter=config.%60{text}%60{quote(' = 1')}",
         f"/api/v1/runs?fields=config.{text},summary.{text}&sort=config.{text}",
-        *(f"/api/v1/runs/{text}{part}" for part in ("", "/metrics", "/events", "/media/x", "/series?metric=v")),
+        *(
+            f"/api/v1/runs/{text}{part}"
+            for part in ("", "/metrics", "/events", "/logs", "/media/x", "/series?metric=v")
+        ),
         *(f"{run}/{part}?metric={text}" for part in ("series", "ranks", "histograms", "distributions")),
         *(
             f"{run}/{part}?metric=v&{name}={text}"
@@ -100,6 +103,7 @@ def test_paths_parameters_and_headers(filled, raw):
             for name in ("x", "process", "start", "stop", "attempt", "limit", "max_points", "attributes", "project")
         ),
         *(f"{run}/events?{name}={text}" for name in ("name", "key", "start", "stop", "limit", "project")),
+        *(f"{run}/logs?{name}={text}" for name in ("search", "process", "since", "before", "after", "stream", "rank")),
         f"{run}/media/{text}",
         f"/api/v1/metrics?runs={text}",
         f"/api/v1/stream?runs=&after={text}",

@@ -31,6 +31,7 @@ ROUTES = [
     ("GET", "/api/v1/sections"),
     ("GET", "/api/v1/fields"),
     ("GET", "/api/v1/runs/{run_id}/events"),
+    ("GET", "/api/v1/runs/{run_id}/logs"),
     ("GET", "/api/v1/runs/{run_id}/media/{digest}"),
     ("GET", "/api/v1/runs/{run_id}/series"),
     ("POST", "/api/v1/runs/{run_id}/series"),

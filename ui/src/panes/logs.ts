@@ -6,9 +6,9 @@ import * as format from "../base/format";
 import * as route from "../base/route";
 import type { Update } from "../data/live";
 import { LogWindow } from "../data/logWindow";
-import { type LogFilter, type LogLine, levelOf, logs, textOf, wholeLine } from "../data/logs";
+import { type LogFilter, type LogLine, logs, textOf, wholeLine } from "../data/logs";
 import type { RunSelection } from "../selection/runSelection";
-import { type TimeStyle, logRow, moment } from "../widgets/logRow";
+import { type TimeStyle, labelOf, logRow, moment } from "../widgets/logRow";
 import { VirtualList } from "../widgets/virtualList";
 import type { Pane } from "./pane";
 
@@ -340,7 +340,7 @@ export class LogsPane implements Pane {
 
   private asText(line: LogLine): string {
     const name = this.processName(line.process);
-    return [moment(line), name && `[${name}]`, levelOf(line), textOf(line)].filter(Boolean).join(" ");
+    return [moment(line), name && `[${name}]`, labelOf(line), textOf(line)].filter(Boolean).join(" ");
   }
 
   private async copy(control: HTMLButtonElement): Promise<void> {

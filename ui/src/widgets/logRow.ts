@@ -27,10 +27,9 @@ const MAX_MARKS = 100;
 
 export function logRow(line: LogLine, options: RowOptions): HTMLElement {
   const text = textOf(line);
-  const level = levelOf(line);
   const [first = "", ...rest] = text.split("\n");
   const name = options.nameOf(line);
-  const label = level && (line.stream === null || line.severity > 16) ? level : "";
+  const label = labelOf(line);
   const lines = h("span", { class: "text" }, ...marked(options.isOpen ? text : first, options.search));
   if (!options.isOpen && rest.length) lines.append(h("span", { class: "more" }, ` +${rest.length} ${rest.length === 1 ? "line" : "lines"}`));
   const element = h(
@@ -52,6 +51,11 @@ export function logRow(line: LogLine, options: RowOptions): HTMLElement {
     options.isOpen ? record(line, options, lines) : null,
   );
   return element;
+}
+
+/** The level of a line; "" if its stream says as much. */
+export function labelOf(line: LogLine): string {
+  return line.stream === null || line.severity > 16 ? levelOf(line) : "";
 }
 
 /** The time of a line with all digits that matter, in the local time zone. */

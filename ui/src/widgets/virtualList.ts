@@ -17,12 +17,12 @@ export interface ListEvents<Item> {
   stick: (isStuck: boolean) => void;
 }
 
-export class VirtualList<Item> {
+export class VirtualList<Item extends object> {
   readonly element: HTMLElement;
   isStuck = true;
   private items: readonly Item[] = [];
-  /** Measured heights by key. */
-  private readonly heights = new Map<string, number>();
+  /** Measured heights that differ from the estimate. */
+  private readonly heights = new Map<Item, number>();
   private tops: Float64Array = new Float64Array(1);
   private estimate: number;
   private readonly rows = h("div", { class: "rows" });
@@ -128,14 +128,14 @@ export class VirtualList<Item> {
   }
 
   private measureTops(): void {
-    const { items, events, heights, estimate } = this;
+    const { items, heights, estimate } = this;
     const tops = this.tops.length === items.length + 1 ? this.tops : new Float64Array(items.length + 1);
     // Most items have the estimated height, so the others are few.
     const hasHeights = heights.size > 0;
     let top = 0;
     for (let index = 0; index < items.length; index++) {
       tops[index] = top;
-      top += hasHeights ? (heights.get(events.key(items[index] as Item)) ?? estimate) : estimate;
+      top += hasHeights ? (heights.get(items[index] as Item) ?? estimate) : estimate;
     }
     tops[items.length] = top;
     this.tops = tops;
@@ -178,11 +178,11 @@ export class VirtualList<Item> {
   private measure({ first, last }: { first: number; last: number }): boolean {
     let hasChanged = false;
     for (let index = first; index <= last; index++) {
-      const key = this.events.key(this.items[index] as Item);
-      const height = this.elements.get(key)?.offsetHeight ?? 0;
-      if (height === 0 || height === (this.heights.get(key) ?? this.estimate)) continue;
-      if (height === this.estimate) this.heights.delete(key);
-      else this.heights.set(key, height);
+      const item = this.items[index] as Item;
+      const height = this.elements.get(this.events.key(item))?.offsetHeight ?? 0;
+      if (height === 0 || height === (this.heights.get(item) ?? this.estimate)) continue;
+      if (height === this.estimate) this.heights.delete(item);
+      else this.heights.set(item, height);
       hasChanged = true;
     }
     return hasChanged;

@@ -13,8 +13,8 @@ from tensormeter.server.store.rules.resource_identity import Source, identify
 
 __all__ = ["LineArrival", "line_arrivals"]
 
-_MOST: Final = 4_000
-"""Maximum number of lines in an arrival. A store writes each arrival in one transaction, which takes some 20 ms."""
+_MOST: Final = 1_000
+"""Maximum number of lines in an arrival. A store writes each arrival in one transaction, which takes some 12 ms."""
 
 
 @dataclass(frozen=True)
