@@ -186,8 +186,10 @@ def _print_failure(console: Console, client: Connection, run: dict[str, Any]) ->
     if len(lines) > MAX_TRACEBACK:
         console.print(Text(f"({len(lines) - MAX_TRACEBACK} lines of the traceback are left out)"))
         lines = lines[-MAX_TRACEBACK:]
-    console.print(Text("\n".join(lines[:-1])), soft_wrap=True)
-    console.print(Text(lines[-1], style="bold red"), soft_wrap=True)
+    # The exception follows the last frame, which is indented. Its message may have several lines.
+    first = next((at for at in range(len(lines) - 1, 0, -1) if lines[at][:1].strip() and lines[at - 1][:1] == " "), -1)
+    console.print(Text("\n".join(lines[:first])), soft_wrap=True)
+    console.print(Text("\n".join(lines[first:]), style="bold red"), soft_wrap=True)
 
 
 def _describe_processes(processes: list[dict[str, Any]]) -> Text:
