@@ -227,7 +227,8 @@ class ConsoleInbox:
                 self._files[0].replay()
         if _RELAY not in self._files and self._metadata().get("relay"):
             self._open(_RELAY, relay_console_file(self._ring_path))
-            self._files[0].replay()
+            if _RELAY in self._files:
+                self._files[0].replay()
         stamp = self._files[0].file.words[ConsoleWord.CHILD_STAMP]
         if stamp != self._stamp:
             self._stamp = stamp
