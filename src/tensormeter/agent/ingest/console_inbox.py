@@ -13,6 +13,7 @@ from typing import Any, Final
 from tensormeter.agent.ingest.console_lines import Line, LineAssembler
 from tensormeter.agent.ingest.output_tail import CapturedLines, OutputTail
 from tensormeter.agent.spool.lane_cursor import Cursor
+from tensormeter.conventions.semconv import LOG_STREAM
 from tensormeter.errors import RingError
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Event, Scope
@@ -493,7 +494,7 @@ class _Reader:
             "",
             line.time,
             self._masks[kind].line(line.text),
-            {"log.iostream": _STREAMS[kind], **self._origin()},
+            {LOG_STREAM: _STREAMS[kind], **self._origin()},
             severity_number=number,
             severity_text=text,
         )
