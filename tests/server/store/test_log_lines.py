@@ -220,7 +220,7 @@ def test_unnamed_events_of_older_versions_become_lines(tmp_path, query):
     query(
         f"{insert} {T0 + 1}, '', x'01', '{body}', '{{\"log.iostream\":\"stderr\"}}', '{record}' FROM process",
         f"{insert} {T0 + 2}, '', x'02', '\"sent again\"', '{{}}', '{{\"severity_number\":9}}' FROM process",
-        "DROP TABLE log", "DROP TABLE log_usage", "PRAGMA user_version = 8",
+        "DROP TABLE log", "DROP TABLE log_usage", "DROP TABLE result", "DROP TABLE first_step", "PRAGMA user_version = 8",
     )  # fmt: skip
     store = SqliteStore(tmp_path / "store", flush_interval=3600)
     append_events(store, client.resource(), line("sent again", T0 + 2, severity=9, scope=Scope("")))

@@ -77,7 +77,7 @@ export class PointCache {
   }
 
   /** Follow the runs. `onUpdate` also receives states and events. */
-  follow(onUpdate: (update: Update) => void, onConnection: (connected: boolean) => void): void {
+  follow(onUpdate: (update: Update) => void, onConnection: (connected: boolean) => void, onStart: () => void): void {
     this.stop = follow(
       this.runs,
       this.project,
@@ -91,6 +91,7 @@ export class PointCache {
         onConnection(connected);
       },
       (cursor) => {
+        onStart();
         this.streamCursor = cursor;
         for (const [metric, entry] of this.entries) if (entry.cursor !== cursor) this.markGrown(metric);
       },

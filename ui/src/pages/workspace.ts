@@ -89,6 +89,7 @@ export class Workspace implements Page {
     this.selection.cache.follow(
       (update) => this.onUpdate(update),
       (connected) => this.health.connection(connected),
+      () => this.pane?.onStart?.(),
     );
   }
 

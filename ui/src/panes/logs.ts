@@ -142,6 +142,10 @@ export class LogsPane implements Pane {
     if (update.logs) void this.window.onArrival();
   }
 
+  onStart(): void {
+    void this.opening.then(() => this.window.onArrival());
+  }
+
   onReload(): void {
     this.drawRanks();
     this.resize();

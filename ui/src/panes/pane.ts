@@ -6,6 +6,8 @@ export interface Pane {
   readonly element: HTMLElement;
   apply: (params: URLSearchParams) => void;
   onUpdate?: (update: Update) => void;
+  /** Called when updates begin to arrive. Data that was read before may lack what has arrived since. */
+  onStart?: () => void;
   onKey?: (event: KeyboardEvent) => void;
   /** Called when new metrics were detected. */
   onMetrics?: () => void;

@@ -30,7 +30,7 @@ export function endSummary({ processes, attempt }: RunDetail, events: TelemetryE
     .sort((a, b) => a.time - b.time);
   const [first, ...others] = ends;
   if (!first) return "";
-  const reason = first.message.slice(0, MAX_REASON);
+  const reason = first.message.slice(0, MAX_REASON).replace(/[\s.:]+$/, "");
   if (members.size === 1 || (others.length === 0 && ranks(members.values()) < 2)) return reason && `${reason}.`;
   const after = BAD_STATES.map((state) => [others.filter((end) => end.state === state).length, state] as const)
     .filter(([count]) => count > 0)

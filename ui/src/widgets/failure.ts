@@ -30,7 +30,9 @@ export function failureOf({ processes, attempt }: RunDetail, events: TelemetryEv
 /** The first line of the exception in the lines of a traceback: the one after the last frame. Messages may have several lines. */
 export function exceptionIn(lines: string[]): string {
   const at = lines.findLastIndex((line, index) => /^\S/.test(line) && /^\s/.test(lines[index - 1] ?? " "));
-  return lines[at] ?? lines.at(-1) ?? "";
+  const first = lines[at] ?? lines.at(-1) ?? "";
+  const following = lines[at + 1]?.trim();
+  return first.endsWith(":") && following ? `${first} ${following}` : first;
 }
 
 export function failureContent(failure: Failure | null, source: string, lastLines: LogLine[], logAddress: string): Child[] {
