@@ -100,6 +100,7 @@ def test_listing(server, make):
     assert (run["id"], run["name"], run["state"], run["points"]) == ("listed", "name of listed", "running", 6)
     assert run["processes"] == 1
     assert run["summary"]["acc"] == {
+        "value": 0.1,
         "last": 0.1,
         "min": 0.1,
         "max": 0.1,
@@ -113,7 +114,7 @@ def test_listing(server, make):
 
     details = server.get("/api/v1/runs/listed")
     process = {"id": "p0", "attempt": 1, "rank": None, "host": None, "state": None, "resource": resource}
-    assert details == run | {"processes": [process], "environment": resource, "losses": {}}
+    assert details == run | {"processes": [process], "environment": resource, "losses": {}, "results": {}}
     assert (details["lost"], details["lag"] > 0) == (0, True)
     metrics = {metric["name"]: metric for metric in server.get("/api/v1/runs/listed/metrics")["metrics"]}
     assert list(metrics) == ["acc", "gpu", "loss", "tensormeter.step"]
