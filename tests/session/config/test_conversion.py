@@ -119,6 +119,10 @@ def omega():
         (np.array(["a", "b"]), ["a", "b"]),
         (np.array([1, "a", None, Color.RED], dtype=object), [1, "a", None, "RED"]),
         (np.array([]), []),
+        (np.complex64(1 + 2j), "(1+2j)"),
+        (np.array([1j]), ["1j"]),
+        (torch.tensor(1 + 2j), "(1+2j)"),
+        (np.array(Optimizer(0.1), dtype=object), {"lr": 0.1, "betas": [0.9, 0.99]}),
         (Decimal("0.1"), 0.1),
         (Fraction(1, 4), 0.25),
         (Color.RED, "RED"),
@@ -235,10 +239,14 @@ def test_absl_flags_are_their_values():
         (object(), "'x' is recorded as the text 'builtins.object', because it has no values to record"),
         ((number for number in range(3)), "'x' is left out: a generator can be read only once; pass a list"),
         (functools.partial(print), None),
-        (list(range(60_000)), "'x' is left out: it has 60,000 items; log a Table or Text"),
-        ({str(number): [1] * 100 for number in range(1000)}, "the configuration has more than 50,000 values"),
+        (list(range(60_000)), "'x' is left out: it has 60,000 items, which is too much for a configuration"),
+        (range(10**12), "'x' is left out: it has 1,000,000,000,000 items, which is too much for a configuration"),
+        (dict.fromkeys(range(10**6), 1), "and what follows is left out: the configuration has more than 50,000 values"),
+        ("x" * (1 << 21), "'x' is left out: it has 2,097,152 characters, which is too much for a configuration"),
+        (b"x" * (1 << 21), "'x' is left out: it has 2,097,152 bytes, which is too much for a configuration"),
+        ({"k" * 5000: 1}, "is left out: the key is too long"),
     ],
-    ids=["object", "generator", "partial", "long", "wide"],
+    ids=["object", "generator", "partial", "long", "range", "wide", "text", "bytes", "key"],
 )
 def test_one_warning_names_what_cannot_be_kept(caplog, value, words):
     to_json({"x": value, "lr": 1})

@@ -9,11 +9,12 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any, Final
 
+from tensormeter.conventions.limits import CONFIG_BYTES
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.logger import get_logger
 from tensormeter.record.warn_once import shown
 from tensormeter.session.config.arrays import is_array, is_frame, summarize_array, summarize_frame
-from tensormeter.session.config.unfolding import Pair, items_of, pairs_of, public_attributes
+from tensormeter.session.config.unfolding import Pair, is_collection, items_of, pairs_of, public_attributes
 
 __all__ = ["key_to_text", "to_json"]
 
@@ -24,6 +25,11 @@ _MAX_DEPTH: Final = 24
 
 _MOST_VALUES: Final = 50_000
 """Maximum number of values in a configuration, which bounds the time that the conversion takes."""
+
+_MOST_CHARACTERS: Final = 2 * CONFIG_BYTES
+"""Maximum number of characters in all texts of a configuration together, for the same reason."""
+
+_LONGEST_KEY: Final = 4096
 
 _MOST_NAMED: Final = 10
 """Maximum number of faults that one warning lists."""
@@ -75,7 +81,9 @@ class _Conversion:
     def __init__(self) -> None:
         self.faults: list[str] = []
         self._inside: list[int] = []
-        self._values = 0
+        self._left = _MOST_VALUES
+        self._is_full = False
+        self._characters_left = _MOST_CHARACTERS
 
     def top(self, config: Any) -> dict[str, Any]:
         """Convert the whole configuration."""
@@ -84,7 +92,7 @@ class _Conversion:
         self._inside.append(id(config))
         kind = type(config)
         try:
-            pairs = pairs_of(config)
+            pairs = pairs_of(config, _MOST_VALUES)
             if pairs is None and _has_attributes(config):
                 pairs = public_attributes(config)
         except Exception as error:  # raised by the object's own code
@@ -101,12 +109,18 @@ class _Conversion:
         values: dict[str, Any] = {}
         keys: dict[str, Any] = {}
         for key, read in pairs:
+            if self._left <= 0:
+                self._report_full(f"{above}{shown(key)}")
+                break
             try:
                 text = key_to_text(key)
             except Exception as error:  # raised by the key's own code
                 self.faults.append(
                     f"{above}{shown(key)} is left out: cannot convert the key to text ({type(error).__name__})"
                 )
+                continue
+            if len(text) > _LONGEST_KEY:
+                self.faults.append(f"{above}{shown(text)} is left out: the key is too long")
                 continue
             name = as_unicode(text)
             path = f"{above}{shown(name)}"
@@ -121,6 +135,15 @@ class _Conversion:
                 values[name] = value
                 keys[name] = key
         return values
+
+    def _report_full(self, path: str) -> None:
+        """Report the first of the values that exceed the limit on their number."""
+        if not self._is_full:
+            self._is_full = True
+            self.faults.append(
+                f"{path} and what follows is left out: the configuration has more than {_MOST_VALUES:,} values; log a Table or "
+                "Text"
+            )
 
     def _items(self, items: list[Any], above: str) -> list[Any]:
         """Convert a list. Values that cannot be converted become null, so that the others keep their positions."""
@@ -145,42 +168,53 @@ class _Conversion:
         return False, None
 
     def _value(self, value: Any, path: str) -> Any:
-        self._values += 1
-        if self._values > _MOST_VALUES:
-            raise _ValueError(f"the configuration has more than {_MOST_VALUES:,} values; log a Table or Text")
+        self._left -= 1
         if value is None or value is True or value is False:
             return value
         if isinstance(value, str):
-            return as_unicode(str.__str__(value))
+            return self._string(str.__str__(value))
         if isinstance(value, int):
             return _integer(value)
         if isinstance(value, float):
             return float.__float__(value)
         if isinstance(value, Enum):
             return value.name
-        if is_array(value):
-            return self._array(value, path)
         if is_frame(value):
             return summarize_frame(value)
-        if isinstance(value, numbers.Real | Decimal):  # Fraction, and numbers of other libraries
+        if not is_array(value) and isinstance(
+            value, numbers.Real | Decimal
+        ):  # Fraction, and numbers of other libraries
             return float(value)
         if isinstance(value, bytes | bytearray | memoryview):
-            return bytes(value).decode("utf-8", "backslashreplace")
-        if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+            self._check_length(value.nbytes if isinstance(value, memoryview) else len(value), "bytes")
+            return self._string(bytes(value).decode("utf-8", "backslashreplace"))
+        if isinstance(value, type) or (not is_array(value) and callable(value) and hasattr(value, "__qualname__")):
             return f"{value.__module__}.{value.__qualname__}"
         if isinstance(value, Iterator):
             raise _ValueError(f"a {type(value).__name__} can be read only once; pass a list")
         return self._container(value, path)
 
+    def _string(self, text: str) -> str:
+        self._check_length(len(text), "characters")
+        self._characters_left -= len(text)
+        return as_unicode(text)
+
+    def _check_length(self, length: int, unit: str) -> None:
+        if length > CONFIG_BYTES or length > self._characters_left:
+            raise _ValueError(f"it has {length:,} {unit}, which is too much for a configuration; log a Text")
+
     def _array(self, value: Any, path: str) -> Any:
         converted = summarize_array(value)
         if isinstance(converted, list):  # the elements may be texts, dates or other objects
             return self._items(converted, f"{path}.")
-        if isinstance(converted, dict) and "first" not in converted:
-            self.faults.append(
-                f"{path} is recorded as its shape and dtype only, because reading its values may wait for a device; pass a "
-                "number, or a copy on the CPU"
-            )
+        if not isinstance(converted, dict):
+            return self._value(converted, path)
+        if "first" in converted:
+            return {**converted, "first": self._items(converted["first"], f"{path}.first.")}
+        self.faults.append(
+            f"{path} is recorded as its shape and dtype only, because reading its values may wait for a device; pass a "
+            "number, or a copy on the CPU"
+        )
         return converted
 
     def _container(self, value: Any, path: str) -> Any:
@@ -191,12 +225,16 @@ class _Conversion:
             raise _ValueError(f"it is nested deeper than {_MAX_DEPTH} levels; flatten it")
         self._inside.append(id(value))
         try:
-            if (pairs := pairs_of(value)) is not None:
+            if is_array(value):
+                return self._array(value, path)
+            if (pairs := pairs_of(value, max(self._left, 0) + 1)) is not None:
                 return self._pairs(pairs, f"{path}.")
-            if (items := items_of(value)) is not None:
-                if len(items) > _MOST_VALUES:
-                    raise _ValueError(f"it has {len(items):,} items; log a Table or Text")
-                return self._items(items, f"{path}.")
+            if is_collection(value):
+                if len(value) > self._left:
+                    raise _ValueError(
+                        f"it has {len(value):,} items, which is too much for a configuration; log a Table"
+                    )
+                return self._items(items_of(value), f"{path}.")
             if _has_attributes(value) and (pairs := public_attributes(value)):
                 return self._pairs(pairs, f"{path}.")
         finally:
@@ -205,7 +243,7 @@ class _Conversion:
 
     def _text(self, value: Any, path: str) -> str:
         kind = type(value)
-        text = as_unicode(str.__str__(str(value)))
+        text = self._string(str.__str__(str(value)))
         if not _ADDRESS.search(text):
             return text
         name = f"{kind.__module__}.{kind.__qualname__}"

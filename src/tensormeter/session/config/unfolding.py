@@ -5,20 +5,20 @@ Nothing here imports a library. Objects are recognized by the protocols that the
 
 import dataclasses
 import operator
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
+from itertools import islice
 from typing import Any
 
-__all__ = ["Pair", "items_of", "pairs_of", "public_attributes"]
+__all__ = ["Pair", "is_collection", "items_of", "pairs_of", "public_attributes"]
 
 Pair = tuple[Any, Callable[[], Any]]
 """A key, and a function that reads its value. The function may raise anything."""
 
 
-def pairs_of(value: Any) -> list[Pair] | None:
-    """Return the named values of an object, or None if it is not a mapping and has no declared fields.
+def pairs_of(value: Any, most: int) -> list[Pair] | None:
+    """Return up to `most` named values of an object, or None if it is not a mapping and has no declared fields.
 
     Mappings of any type count, and so do instances of dataclasses, named tuples, attrs, pydantic and msgspec classes,
     namespaces such as `argparse.Namespace`, the flags of absl, and objects with a method `to_dict`.
@@ -27,20 +27,20 @@ def pairs_of(value: Any) -> list[Pair] | None:
     """
     kind = type(value)
     if isinstance(value, Mapping):
-        return _mapping_pairs(value)
+        return _mapping_pairs(value, most)
     if isinstance(value, type):
         return None
     if (names := _field_names(value, kind)) is not None:
         return [(name, partial(getattr, value, name)) for name in names]
     if hasattr(kind, "flag_values_dict"):  # absl
-        return _mapping_pairs(value.flag_values_dict())
+        return _mapping_pairs(value.flag_values_dict(), most)
     if hasattr(kind, "to_dict") and not hasattr(kind, "shape"):  # configurations of transformers and ml_collections
         converted = value.to_dict()
-        return _mapping_pairs(converted) if isinstance(converted, Mapping) else None
+        return _mapping_pairs(converted, most) if isinstance(converted, Mapping) else None
     if hasattr(kind, "keys") and hasattr(kind, "__getitem__"):
-        return [(key, partial(operator.getitem, value, key)) for key in value.keys()]  # noqa: SIM118 - not a mapping
+        return [(key, partial(operator.getitem, value, key)) for key in islice(value.keys(), most)]
     if any(base.__name__ in ("Namespace", "SimpleNamespace") for base in kind.__mro__):
-        return _mapping_pairs(vars(value))
+        return _mapping_pairs(vars(value), most)
     return None
 
 
@@ -51,7 +51,7 @@ def public_attributes(value: Any) -> list[Pair]:
     for namespace in (*(vars(owner) for owner in owners if owner is not object), getattr(value, "__dict__", {})):
         found.update(namespace)
     return [
-        (name, partial(lambda held: held, held))
+        (name, partial(_same, held))
         for name, held in found.items()
         if not name.startswith("_")
         and not callable(held)
@@ -60,28 +60,33 @@ def public_attributes(value: Any) -> list[Pair]:
     ]
 
 
-def items_of(value: Any) -> list[Any] | None:
-    """Return the items of a list, set, view or other collection, or None. Sets are sorted if their items can be compared.
+def is_collection(value: Any) -> bool:
+    """Return whether a value is a list, set, range, view or another collection whose items can be read more than once."""
+    return isinstance(value, Collection) and not isinstance(value, Iterator)
+
+
+def items_of(value: Collection[Any]) -> list[Any]:
+    """Return the items of a collection. Sets are sorted if their items can be compared.
 
     May raise any exception of the object's own code.
     """
-    if isinstance(value, AbstractSet):
-        items = list(value)
-        try:
-            return sorted(items)
-        except TypeError:
-            return sorted(items, key=str)
-    if isinstance(value, list | tuple | Sequence | deque) or (
-        isinstance(value, Collection) and not isinstance(value, Iterator)
-    ):
-        return list(value)
-    return None
+    items = list(value)
+    if not isinstance(value, AbstractSet):
+        return items
+    try:
+        return sorted(items)
+    except TypeError:
+        return sorted(items, key=str)
 
 
-def _mapping_pairs(mapping: Mapping[Any, Any]) -> list[Pair]:
+def _mapping_pairs(mapping: Mapping[Any, Any], most: int) -> list[Pair]:
     if isinstance(mapping, dict):
-        return [(key, partial(lambda held: held, held)) for key, held in list(mapping.items())]
-    return [(key, partial(operator.getitem, mapping, key)) for key in mapping]
+        return [(key, partial(_same, held)) for key, held in islice(list(mapping.items()), most)]
+    return [(key, partial(operator.getitem, mapping, key)) for key in islice(mapping, most)]
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _field_names(value: Any, kind: type) -> list[str] | None:
