@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import enum
 import functools
+import importlib
 import json
 import types
 from datetime import date
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections
+import ml_dtypes
 import msgspec
 import numpy as np
 import omegaconf
@@ -81,12 +83,37 @@ class Config:
     model = "resnet"
 
 
+class Sections(Config):
+    """As in simulators: classes within classes."""
+
+    batch = 8
+
+    class optimizer:
+        decay = 0.5
+
+        class schedule:
+            warmup = 10
+
+    layer = torch.nn.ReLU
+
+
+class UnusableDict:
+    def __init__(self):
+        self.lr = 0.1
+
+    def to_dict(self, form):
+        return form
+
+
 class TransformersConfig:
     def to_dict(self):
         return {"lr": 0.1}
 
     def __repr__(self):
         return "TransformersConfig { ... }"
+
+
+SECTIONS = {"lr": 0.1, "model": "resnet", "batch": 8, "optimizer": {"decay": 0.5, "schedule": {"warmup": 10}}}
 
 
 def omega():
@@ -153,6 +180,9 @@ def omega():
         (argparse.Namespace(lr=0.1, inner=types.SimpleNamespace(a=1)), {"lr": 0.1, "inner": {"a": 1}}),
         (ml_collections.ConfigDict({"lr": 0.1, "inner": {"a": 1}}), {"lr": 0.1, "inner": {"a": 1}}),
         (TransformersConfig(), {"lr": 0.1}),
+        (UnusableDict(), {"lr": 0.1}),
+        (ml_dtypes.bfloat16(0.1), 0.1),
+        (np.array([0.1, 2.0], ml_dtypes.bfloat16), [0.1, 2.0]),
         (Plain(), {"decay": 0.5, "lr": 0.1}),
         ({"a": [Optimizer(0.1), {"b": (Plain(),)}]}, None),
     ],
@@ -208,11 +238,13 @@ def test_tensors_that_cannot_be_read_without_waiting_keep_their_shape(caplog):
         (argparse.Namespace(lr=0.1), {"lr": 0.1}),
         (Optimizer(0.1), {"lr": 0.1, "betas": [0.9, 0.99]}),
         (Config, {"lr": 0.1, "model": "resnet"}),
+        (Sections, SECTIONS),
+        (Sections(), SECTIONS),
         (Plain(), {"decay": 0.5, "lr": 0.1}),
         (Pydantic(lr=0.1), {"lr": 0.1, "password": "**********"}),
         (None, {}),
     ],
-    ids=["namespace", "dataclass", "class", "object", "pydantic", "none"],
+    ids=["namespace", "dataclass", "class", "sections", "instance", "object", "pydantic", "none"],
 )
 def test_a_configuration_can_be_any_object_with_named_values(config, expected):
     assert to_json(config) == expected
@@ -258,6 +290,14 @@ def test_an_object_without_values_is_refused_with_a_warning(caplog, config):
     assert to_json(config) == {}
     (record,) = caplog.records
     assert f"a value of type {type(config).__name__} has no names; pass a dict" in record.getMessage()
+
+
+def test_a_module_is_its_public_values(tmp_path, monkeypatch):
+    (tmp_path / "settings_of_test.py").write_text(
+        "import os\nfrom pathlib import Path\nlr = 0.1\n_x = 1\ndef f(): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert to_json(importlib.import_module("settings_of_test")) == {"lr": 0.1}
 
 
 def test_an_object_graph_that_leads_back_is_cut(caplog):

@@ -47,7 +47,7 @@ def summarize_array(value: Any) -> Any:
     array = value if isinstance(value, np.ndarray) else np.asarray(value)
     if array.dtype.kind in "mM":
         array = array.astype(str)
-    as_number = _number_converter(array.dtype.kind == "f", lambda number: float(array.dtype.type(number)))
+    as_number = _number_converter(lambda number: float(array.dtype.type(number)))
     if array.size <= _MOST_LISTED:
         return _nested(array.tolist(), as_number)
     summary = _shape_of(array)
@@ -66,23 +66,24 @@ def _nested(items: Any, as_number: Callable[[Any], Any]) -> Any:
     return [_nested(item, as_number) for item in items] if isinstance(items, list) else as_number(items)
 
 
-def _number_converter(is_float: bool, rounded: Callable[[float], float]) -> Callable[[Any], Any]:
+def _number_converter(rounded: Callable[[float], float]) -> Callable[[Any], Any]:
     """Return a function that converts an element to a Python value.
 
     A float becomes the shortest decimal number that has the same value in the array's own precision. `numpy.float32(0.1)` is
     therefore 0.1, not 0.10000000149011612.
 
     Args:
-        is_float: Whether the elements are real floats.
         rounded: Function that rounds a number to the array's precision.
     """
 
-    def shortest(element: Any) -> float:
+    def shortest(element: Any) -> Any:
+        if isinstance(element, int) or not hasattr(element, "as_integer_ratio"):  # not a float of any library
+            return element
         number = float(element)  # `tolist` returns types such as `numpy.longdouble` unchanged
         candidates = (float(f"{number:.{digits}g}") for digits in range(1, _MOST_DIGITS))
         return next((candidate for candidate in candidates if rounded(candidate) == number), number)
 
-    return shortest if is_float else lambda element: element
+    return shortest
 
 
 def _shape_of(value: Any) -> dict[str, Any]:
@@ -102,9 +103,7 @@ def _summarize_tensor(value: Any, torch: Any) -> Any:
     if value.device.type != "cpu" or value.layout is not torch.strided or value.is_quantized:
         return _shape_of(value)
     tensor = value.detach()
-    as_number = _number_converter(
-        tensor.is_floating_point(), lambda number: torch.tensor(number, dtype=tensor.dtype).item()
-    )
+    as_number = _number_converter(lambda number: torch.tensor(number, dtype=tensor.dtype).item())
     if tensor.numel() <= _MOST_LISTED:
         return _nested(tensor.tolist(), as_number)
     summary = _shape_of(tensor)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from enum import Enum
+from types import ModuleType
 from typing import Any, Final
 
 from tensormeter.conventions.limits import CONFIG_BYTES
@@ -256,8 +257,8 @@ def _same(value: Any) -> Any:
 
 
 def _has_attributes(value: Any) -> bool:
-    """Return whether a value is a class, or a plain object whose type defines no text form."""
-    if isinstance(value, type):
+    """Return whether a value is a class, a module, or a plain object whose type defines no text form."""
+    if isinstance(value, type | ModuleType):
         return True
     own_text = any("__repr__" in vars(base) or "__str__" in vars(base) for base in type(value).__mro__[:-1])
     return hasattr(value, "__dict__") and not own_text

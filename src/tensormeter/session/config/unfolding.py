@@ -3,12 +3,14 @@
 Nothing here imports a library. Objects are recognized by the protocols that their types follow.
 """
 
+import contextlib
 import dataclasses
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
 from itertools import islice
+from types import ModuleType
 from typing import Any
 
 __all__ = ["Pair", "is_collection", "items_of", "pairs_of", "public_attributes"]
@@ -35,8 +37,10 @@ def pairs_of(value: Any, most: int) -> list[Pair] | None:
     if hasattr(kind, "flag_values_dict"):  # absl
         return _mapping_pairs(value.flag_values_dict(), most)
     if hasattr(kind, "to_dict") and not hasattr(kind, "shape"):  # configurations of transformers and ml_collections
-        converted = value.to_dict()
-        return _mapping_pairs(converted, most) if isinstance(converted, Mapping) else None
+        with contextlib.suppress(Exception):  # the method may require arguments
+            converted = value.to_dict()
+            if isinstance(converted, Mapping):
+                return _mapping_pairs(converted, most)
     if hasattr(kind, "keys") and hasattr(kind, "__getitem__"):
         return [(key, partial(operator.getitem, value, key)) for key in islice(value.keys(), most)]
     if any(base.__name__ in ("Namespace", "SimpleNamespace") for base in kind.__mro__):
@@ -45,19 +49,33 @@ def pairs_of(value: Any, most: int) -> list[Pair] | None:
 
 
 def public_attributes(value: Any) -> list[Pair]:
-    """Return the public attributes of a plain object or class that are not functions, including inherited ones."""
-    owners = [*reversed((value if isinstance(value, type) else type(value)).__mro__)]
+    """Return the public attributes of a plain object, class or module that are not functions, including inherited ones.
+
+    A class that is defined in the body of the value's class counts as a mapping of its public attributes.
+    """
+    owner = value if isinstance(value, type) else type(value)
     found: dict[str, Any] = {}
-    for namespace in (*(vars(owner) for owner in owners if owner is not object), getattr(value, "__dict__", {})):
-        found.update(namespace)
+    if not isinstance(value, ModuleType):
+        for base in reversed(owner.__mro__[:-1]):
+            found.update(vars(base))
+    found.update(getattr(value, "__dict__", {}))
     return [
-        (name, partial(_same, held))
+        (name, partial(_section if isinstance(held, type) else _same, held))
         for name, held in found.items()
-        if not name.startswith("_")
-        and not callable(held)
-        and not isinstance(held, property | classmethod | staticmethod)
-        and not hasattr(type(held), "__get__")
+        if not name.startswith("_") and _is_value(held, owner)
     ]
+
+
+def _is_value(held: Any, owner: type) -> bool:
+    """Return whether an attribute is a value or a section of a configuration, rather than code."""
+    if isinstance(held, type):
+        names = (f"{base.__qualname__}.{held.__name__}" for base in owner.__mro__[:-1])
+        return held.__qualname__ in names
+    return not callable(held) and not isinstance(held, ModuleType) and not hasattr(type(held), "__get__")
+
+
+def _section(section: type) -> dict[str, Any]:
+    return {name: read() for name, read in public_attributes(section)}
 
 
 def is_collection(value: Any) -> bool:
