@@ -3,6 +3,8 @@
 import * as api from "./api";
 
 export interface Code {
+  /** ID of the event. */
+  event: number;
   commit: string;
   branch: string;
   remote: string;
@@ -47,14 +49,19 @@ const text = (value: unknown): string => (typeof value === "string" ? value : ""
 const texts = (value: unknown): string[] => (Array.isArray(value) ? value.map(String) : []);
 const number = (value: unknown): number | null => (typeof value === "number" ? value : null);
 
-/** Read the code of the latest attempt, or null if it was not recorded. */
-export async function code(run: string, project: string): Promise<Code | null> {
-  const [event] = await api.events(run, { project, name: "tensormeter.run.code", limit: 1 });
+/** Read the code of the latest attempt, or null if it was not recorded, or if its event is the known one. */
+export async function code(run: string, project: string, known: number | null): Promise<Code | null> {
+  const query = { project, name: "tensormeter.run.code", limit: 1 };
+  // The body is large, so the event is first read without it.
+  const [latest] = await api.events(run, { ...query, max_body: 1 });
+  if (!latest || latest.id === known) return null;
+  const [event] = await api.events(run, query);
   if (!event) return null;
   const body = fields(event.body);
   const git = fields(body.git);
   const source = fields(body.source);
   return {
+    event: event.id,
     commit: text(git.commit),
     branch: text(git.branch),
     remote: text(git.remote),

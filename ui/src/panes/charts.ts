@@ -41,8 +41,7 @@ export class ChartsPane implements Pane {
 
   constructor(private readonly selection: RunSelection) {
     const many = selection.ids.length > 1;
-    this.provenance = many ? null : new Provenance(selection);
-    void this.loadMarks();
+    this.provenance = many ? null : new Provenance(selection, false, () => this.drawMarks());
     const events: ChartCardEvents = {
       zoom: (window, x) => this.zoom(window, x),
       axis: (x) => route.change({ x }),
@@ -99,13 +98,10 @@ export class ChartsPane implements Pane {
 
   onUpdate(update: Update): void {
     this.list?.update(this.params);
-    if (update.events) void this.loadMarks();
+    if (update.events) this.provenance?.refresh();
   }
 
-  /** Charts without marks are complete, so an error is not shown. */
-  private async loadMarks(): Promise<void> {
-    const isChanged = await this.provenance?.loadArtifacts().catch(() => false);
-    if (!isChanged || this.isClosed) return;
+  private drawMarks(): void {
     this.sections.refresh();
     this.full.refresh();
   }
@@ -120,6 +116,7 @@ export class ChartsPane implements Pane {
 
   close(): void {
     this.isClosed = true;
+    this.provenance?.close();
     this.full.close();
     this.sections.close();
   }

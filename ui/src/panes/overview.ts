@@ -49,7 +49,7 @@ export class OverviewPane implements Pane {
   private problem = "";
 
   constructor(private readonly selection: RunSelection) {
-    this.provenance = new Provenance(selection);
+    this.provenance = new Provenance(selection, true);
     this.editor = new RunEditor(selection, () => this.draw());
     this.run = panel("Run", this.facts, this.editor.element);
     void this.load();
@@ -67,11 +67,13 @@ export class OverviewPane implements Pane {
     this.draw();
   }
 
-  close(): void {}
+  close(): void {
+    this.provenance.close();
+  }
 
   private async load(): Promise<void> {
     const [run = ""] = this.selection.ids;
-    void this.provenance.load().catch(() => {}); // the events below show the error
+    this.provenance.refresh();
     try {
       const { project } = this.selection;
       this.events = await api.events(run, { project, limit: 200, max_body: MAX_CHARACTERS });

@@ -1,0 +1,66 @@
+"""Arguments of `log_artifact`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tensormeter
+from tensormeter.record.media.artifact import Artifact
+from tensormeter.record.values.classify import Refused
+
+
+def packed(place: Any, name: Any = None, kind: Any = "model", aliases: Any = ()) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Artifact(place, name, kind, aliases).pack().body)
+    return content
+
+
+def test_places_become_absolute_paths_or_masked_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert packed("a/../b.pt") == {"name": "b.pt", "type": "model", "aliases": [], "path": str(tmp_path / "b.pt")}
+    assert packed(Path("/x/y/"))["name"] == "y"
+    assert packed(b"/x/\xff.pt")["name"] == "\\udcff.pt"
+    assert packed("file:///x/a%20b")["path"] == "/x/a b"
+    assert packed("/")["name"] == "/"
+    uri = packed("s3://bucket/a/b.pt?X-Amz-Signature=0123456789abcdef&versionId=3", aliases={"best": 1})
+    assert uri["uri"] == "s3://bucket/a/b.pt?X-Amz-Signature=***&versionId=3"
+    assert (uri["name"], uri["aliases"]) == ("b.pt", ["best"])
+    assert packed("hf://org/model")["name"] == "model"
+    assert packed("gs://bucket")["name"] == "bucket"
+
+
+@pytest.mark.parametrize("place", ["", "a\0b", None, 3, "x" * 5000, object()])
+def test_other_places_are_refused(place: Any) -> None:
+    with pytest.raises(Refused):
+        packed(place)
+
+
+def test_log_artifact_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    class Bad:
+        def __fspath__(self) -> str:
+            raise ValueError("no path")
+
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    settings = {"mode": "offline", "directory": tmp_path, "agent": "off"}
+    with tensormeter.init("artifacts", settings=settings) as run:
+        run.log_artifact(Bad())
+        run.log_artifact("a", Bad(), Bad(), Bad(), Bad())  # type: ignore[arg-type]
+        run.log_artifact("e", aliases=5)  # type: ignore[arg-type]
+        run.log_artifact("b", aliases=map(str, range(100)))
+        run.log_artifact("c", step="x")  # type: ignore[arg-type]
+        run.log_artifact("https://user:pw123456@example.com/" + "x" * 5000)
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        run.log_artifact("relative")
+        os.chdir(tmp_path)
+    assert "cannot read its arguments (ValueError: no path)" in caplog.text
+    assert "expected aliases as a list of strings" in caplog.text
+    assert "more than 64 aliases" in caplog.text
+    assert "the working folder is unknown" in caplog.text
+    assert "pw123456" not in caplog.text
