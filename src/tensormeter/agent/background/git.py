@@ -25,7 +25,7 @@ _MOST_SETTINGS_BYTES: Final = 1 << 20
 _MOST_UNTRACKED: Final = 1000
 _MOST_UNTRACKED_BYTES: Final = 64 << 10
 _CHUNK: Final = 1 << 16
-_NICE: Final = 19
+_NICE: Final = 10
 
 _SETTINGS: Final = {
     "core.fsmonitor": "false",

@@ -54,8 +54,11 @@ _DURABLE_DELAY: Final = 1.0
 _SHORTEST_CONSOLE_DELAY: Final = 0.25
 """Minimum seconds between two requests with console output."""
 
-_ANNOUNCEMENT_TIMEOUT: Final = 1.0
-"""Maximum seconds that the end of a process waits for the first events of items that take long."""
+_ANNOUNCEMENT_TIMEOUT: Final = 3.0
+"""Maximum seconds that the end of a process waits until its code is described and the sizes of its artifacts are known."""
+
+_TICKS: Final = 1.0
+"""Further seconds that it waits until artifacts of unknown size are in the spool."""
 
 _NOT_READ: Final = "no agent was running"
 
@@ -388,8 +391,11 @@ class RingDrainer:
         if self._background is None or self._background.is_announced(self.ring.process):
             return False
         now = time.monotonic()
-        self._announced_by = self._announced_by or now + _ANNOUNCEMENT_TIMEOUT
-        return now < self._announced_by
+        if not self._announced_by:
+            self._announced_by = now + _ANNOUNCEMENT_TIMEOUT
+        elif now > self._announced_by:
+            self._background.announce(self.ring.process)
+        return now < self._announced_by + _TICKS
 
     def _hand_over(self, piece: Piece) -> bool:
         """Hand an item that takes long over to the background thread. Return whether this was done."""
