@@ -57,6 +57,64 @@ class Sender:
         self._post("/v1/logs", encode_events(self._resource, records))
 
 
+_SOURCE = "import torch\n\nfor step in range(100):\n\tprint('<b>step</b>', step)\n"
+_DIFF = """diff --git a/train.py b/train.py
+index fccf649..8aeea70 100644
+--- a/train.py
++++ b/train.py
+@@ -1,3 +1,4 @@ def main():
+ import torch
+-lr = 1e-3
++lr = 3e-4
++warmup = 200
+ for step in range(100):
+"""
+GIT = {
+    "commit": "a94a8fe5ccb19ba61c4c0873d391e987982fbbd3",
+    "branch": "feature/warmup",
+    "remote": "https://github.com/example/vision.git",
+    "dirty": True,
+    "diff": _DIFF,
+    "truncated": False,
+    "untracked": ["notes.md", "data/"],
+    "problem": "",
+}
+
+
+def code_body(git: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of the event with a run's code."""
+    return {
+        "git": git,
+        "source": {"path": "/home/ada/vision/train.py", "text": _SOURCE, "truncated": False},
+        "packages": {f"package-{index:03}": f"1.{index}" for index in range(150)} | {"torch": "2.9.0"},
+        "python": "3.12.4",
+        "gpus": ["NVIDIA H200"],
+    }
+
+
+def send_artifact(sender: Sender, name: str, step: int, when: int, **fields: Any) -> None:
+    body = {"name": name, "type": "model", "aliases": [], "folder": False, "size": None, "files": None, "digest": None}
+    sender.event("artifact", when, body | {"problem": ""} | fields, tensormeter__key=name, tensormeter__step=step)
+
+
+def send_artifacts(sender: Sender, began: int, stride: int = 1) -> None:
+    """Send seven artifacts at steps up to 99 times the stride. A step takes a second."""
+    folder = "/checkpoints/vision/2026-12-01/resnet50-baseline"
+    digest = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+    def send(name: str, step: int, **fields: Any) -> None:
+        send_artifact(sender, name, step * stride, began + step * stride * SECOND, **fields)
+
+    for step in (20, 40, 60):
+        send(f"step-{step}.pt", step, path=f"{folder}/step-{step}.pt", size=102_400_000, files=1, digest=digest)
+    send("best.pt", 80, path=f"{folder}/best.pt", aliases=["best", "latest"], size=102_400_000, files=1)
+    state = {"type": "checkpoint", "folder": True, "size": 3_400_000_000, "files": 17, "digest": digest}
+    send("state", 90, path=f"{folder}/state", **state)
+    send("gone.pt", 95, path=f"{folder}/gone.pt", problem="it does not exist")
+    problem = "the digests of addresses are not computed"
+    send("final", 99, uri="s3://models/vision/final.safetensors", problem=problem)
+
+
 def send_gallery(post: Post) -> None:
     """Send data for all features of the page, in the projects vision and language."""
     now = time.time_ns()
@@ -215,6 +273,9 @@ def _vision(post: Post, index: int, now: int, rng: np.random.Generator) -> None:
     sender.rows(times[::100], every, {"eval/loss": test, "eval/accuracy": np.clip(1 - test / 2.4, 0, 1)})
     if index in (0, 1):
         _extras(sender, times, steps, rng)
+    if index == 5:
+        sender.event("run.code", began, code_body(GIT | {"commit": "4f1c2d9a7be0", "branch": "main"}))
+        send_artifacts(sender, began, stride=30)
     if index == 3:
         sender.event(
             "alert",

@@ -8,6 +8,8 @@ import { restoreCommand } from "./restoreCommand";
 
 const MAX_ROWS = 200;
 const DIGEST_LENGTH = 12;
+/** Time after which a digest is no longer awaited. */
+const PENDING_SECONDS = 86_400;
 
 export function artifactTable(artifacts: Artifact[], hostOf: (process: string) => string | null): HTMLElement {
   const rows = artifacts.slice(0, MAX_ROWS).map((artifact) => h("tr", {}, ...cells(artifact, hostOf(artifact.process))));
@@ -20,12 +22,14 @@ export function artifactTable(artifacts: Artifact[], hostOf: (process: string) =
   );
 }
 
+const isPending = ({ time }: Artifact) => Date.now() / 1000 - time < PENDING_SECONDS;
+
 function cells(artifact: Artifact, host: string | null): Child[] {
   const { name, type, aliases, step, size, files, digest, problem, path, uri } = artifact;
   const isMissing = problem !== "" && !uri && size === null;
   const command = isMissing ? "" : restoreCommand(artifact);
   const short = digest.replace(/^sha256:/, "sha256 ").slice(0, "sha256 ".length + DIGEST_LENGTH);
-  const parts = [type !== "model" ? type : "", files !== null && files !== 1 ? `${files.toLocaleString("en")} files` : "", uri ? "" : short || (problem ? `no digest: ${problem}` : "digest pending")];
+  const parts = [type !== "model" ? type : "", files !== null && files !== 1 ? `${files.toLocaleString("en")} files` : "", uri ? "" : short || (problem ? `no digest: ${problem}` : isPending(artifact) ? "digest pending" : "no digest: its agent was killed")];
   const remarks = parts.filter(Boolean).join(" · ");
   return [
     h(
