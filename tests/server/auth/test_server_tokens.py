@@ -25,6 +25,7 @@ ROUTES = [
     ("PATCH", "/api/v1/runs/{run_id}"),
     ("DELETE", "/api/v1/runs/{run_id}"),
     ("GET", "/api/v1/runs/{run_id}/attempt"),
+    ("GET", "/api/v1/runs/{run_id}/attempts"),
     ("GET", "/api/v1/runs/{run_id}/metrics"),
     ("GET", "/api/v1/runs/{run_id}/sections"),
     ("GET", "/api/v1/metrics"),
