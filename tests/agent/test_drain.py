@@ -105,7 +105,7 @@ def test_what_the_spool_dropped_is_told_by_one_process(new_source, spool, open_d
 def test_a_writer_that_finishes_and_then_leaves(source, spool, open_drain):
     drain = open_drain(source)
     for step in range(10):
-        source.log({"a": 1.0, "bad": None}, step)
+        source.log({"a": 1.0, "bad": 1j}, step)
     source.recorder.close(State.FINISHED)
     assert not drain.advance(flush=False)
     assert source.ring.words[HeaderWord.ENDED] == 1

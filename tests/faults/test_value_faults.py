@@ -67,7 +67,7 @@ def test_fault_38_a_huge_string_and_a_huge_name_are_refused_and_counted(settings
     assert {1.0, 3.0} <= set(values(receiver, "loss"))
     assert max(map(len, caplog.messages)) < 2000, "no message repeats what was too long"
     (end,) = [body for name, body in receiver.events() if name == "tensormeter.run.end"]
-    assert end["dropped"] == {"unsupported_value": 2}
+    assert end["dropped"] == {"unsupported_value": 1, "text_too_large": 1}
     assert not any(len(name) > 10_000 for _, name, *_ in receiver.points())
 
 
