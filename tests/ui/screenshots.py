@@ -85,7 +85,7 @@ def settle(page: Page) -> None:
     page.wait_for_function(
         """() => !document.querySelector('main > .state[role=status], main > .workspace > .state[role=status]')
             && [...document.querySelectorAll('.card')].every((card) => card.getBoundingClientRect().top > innerHeight
-                || card.dataset.drawn || card.matches('.image, .table, .text'))
+                || card.dataset.drawn || card.matches('.image, .images, .video, .audio, .figure, .html, .table, .text'))
             && [...document.images].every((image) => image.complete)""",
         timeout=120_000,
     )
