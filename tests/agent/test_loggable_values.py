@@ -213,6 +213,21 @@ def test_lists_and_batches_of_images_are_one_event(logged, make, number):
     assert all(pixels(image).size for image in item.images)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int64", "uint16", "bool"])
+def test_a_mask_is_black_and_white(logged, dtype):
+    mask = np.eye(8, dtype=dtype)
+    (item,) = logged(mask=Image(mask)).values()
+    assert np.array_equal(pixels(item), np.eye(8) * 255)
+
+
+def test_pixels_of_32_bits_are_8_bits_unless_they_are_larger(logged):
+    ramp = np.arange(64, dtype=np.int32).reshape(8, 8) * 4
+    (item,) = logged(ramp=PIL.Image.fromarray(ramp)).values()
+    assert np.array_equal(pixels(item), ramp)
+    (item,) = logged(ramp=PIL.Image.fromarray(ramp * 250)).values()
+    assert pixels(item).max() == 63_000
+
+
 def test_an_image_that_fails_leaves_the_others_of_its_list(logged, source, caplog):
     (item,) = logged(grid=[Image(RAMP), Image("/nowhere.png")]).values()
     assert len(item.images) == 1

@@ -120,9 +120,10 @@ Log calls only copy media; the agent encodes them.
   for height, W for width. Without it, arrays are read as (height, width), (height, width, channels) or, if only this is possible,
   (channels, height, width). For tensors, channels come first if both are possible.
 - **Channels.** 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha). Transparency is kept.
-- **Values.** uint8 and booleans stay as they are. Floats are read as 0 to 1 or, if their maximum is above 2, as 0 to 255. Integers
-  are read as 0 to 255 and, if they are uint16 with larger values, as 0 to 65,535. Other values are scaled so that the smallest
-  becomes black and the largest white, with one warning. All images of a batch have one scale.
+- **Values.** uint8 and booleans stay as they are. Integers that are only 0 and 1 are a mask, and become black and white. Floats
+  are read as 0 to 1 or, if their maximum is above 2, as 0 to 255. Other integers are read as 0 to 255 and, if they are uint16 with
+  larger values, as 0 to 65,535. Other values are scaled so that the smallest becomes black and the largest white, with one
+  warning. All images of a batch have one scale.
 - **16 bits.** Gray images with 16 bits keep them. PIL images of all modes are accepted.
 - **NaN.** Pixels with NaN become magenta. Infinities become black or white.
 

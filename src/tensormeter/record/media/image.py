@@ -50,7 +50,7 @@ class Image(Media):
     Arrays have the dimensions height and width, and optionally 1 to 4 channels: gray, gray with alpha, RGB, or RGB with alpha.
     A fourth dimension counts images, which are shown as a grid. Elements have any real type:
 
-    - uint8 and bool are recorded unchanged.
+    - uint8 and bool are recorded unchanged. Integers that are only 0 and 1 are a mask, and become black and white.
     - Floats from 0 to 1, floats and integers from 0 to 255, and 16-bit integers from 0 to 65,535 are recorded as such.
     - Other values are scaled so that the smallest becomes black and the largest white, with one warning.
     - Pixels with NaN become magenta.
@@ -167,7 +167,8 @@ class Image(Media):
             )
         if image.mode.startswith(_DEEP_MODES):
             array = arrange(copy_array(image, "image", Drop.IMAGE_TOO_LARGE), "HW", channels_first=False)
-            is_deep = image.mode != "F" and array.max() <= 65535 and array.min() >= 0
+            least = 255 if image.mode == "I" else -1  # "I" has 32 bits, and often holds values up to 255
+            is_deep = image.mode != "F" and least < array.max() <= 65535 and array.min() >= 0
             return self._pixels(array.astype("uint16") if is_deep else array, sixteen_bits=is_deep)
         transparent = "transparency" in image.info or image.mode in ("RGBa", "La", "PA")
         mode = image.mode if image.mode in ("L", "LA", "RGB", "RGBA") else "RGB"

@@ -99,6 +99,8 @@ def describe_pixels(array: "NDArray[Any]", *, sixteen_bits: bool = False) -> Pix
     """
     import numpy as np
 
+    if array.dtype.kind in "iu" and array.shape[-1] % 2 and not sixteen_bits and _extremes(array) == (0, 1):
+        array = array.astype(np.bool_)  # a mask
     body: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype)}
     remark = ""
     if array.dtype not in (np.uint8, np.bool_):
