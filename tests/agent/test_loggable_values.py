@@ -167,6 +167,7 @@ ROWS = [[1, "x"], [2, None]]
         (lambda: pd.DataFrame({"a": pd.array([1, None], "Int64")}), ["a"], [[1], [None]]),
         (lambda: pd.DataFrame([[1, 2]], columns=pd.MultiIndex.from_tuples([("a", "x"), ("a", "y")])), ["a/x", "a/y"], [[1, 2]]),
         (lambda: [{"a": 1, "b": "x"}, {"a": 2, "b": None}], ["a", "b"], ROWS),
+        (lambda: [{"a": 1}, {"b": "x", "a": 2}], ["a", "b"], [[1, None], [2, "x"]]),
         (lambda: ["x", "y"], ["text"], [["x"], ["y"]]),
         (lambda: [Text("x"), Text("y")], ["text"], [["x"], ["y"]]),
         (lambda: Table(["a", "b"], [[1, "x"], [2**70, np.bool_(True)]]), ["a", "b"], [[1, "x"], [2.0**70, True]]),
@@ -186,6 +187,8 @@ def test_rows_are_added_in_each_spelling_and_odd_ones_are_mended_with_a_warning(
     table.add_data("a", PIL.Image.new("L", (2, 2)))
     table.add_row(["b", Image(object())])
     table.add("c")
+    mapped = Table(["a"], [{"a": 1}, {"a": 2, "b": 3}])
+    assert list(logged(mapped=mapped)["mapped"].rows) == [[1], [2]]
     (item,) = logged(table=table).values()
     assert [row[0] for row in item.rows] == ["a", "b", "c"]
     assert [type(row[1]) for row in item.rows] == [ImageItem, type(None), type(None)]

@@ -28,7 +28,7 @@ def test_every_reason_that_is_counted_has_words():
 
 def test_sentences():
     assert describe_losses({"image_too_large": 3, "refused": 1, "refused_later": 2}) == [
-        "3 images: larger than 16 MiB in encoded form; log a smaller one, or a JPEG",
+        "3 images: larger than 16 MiB in encoded form, or more than 256 in one list; log smaller ones, JPEGs, or fewer at a time",
         "1 point or event: refused by the receiver",
         "2 items: refused later",
     ]

@@ -3,7 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tensormeter.conventions.limits import CONFIG_BYTES, IMAGE_BYTES, MEDIA_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
+from tensormeter.conventions.limits import (
+    CONFIG_BYTES,
+    IMAGE_BYTES,
+    MEDIA_BYTES,
+    TABLE_BYTES,
+    TABLE_CELLS,
+    TABLE_IMAGES,
+    TEXT_BYTES,
+)
 
 __all__ = ["REASONS", "describe_losses"]
 
@@ -28,8 +36,8 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
     ),
     "image_too_large": (
         "image",
-        f"larger than {IMAGE_BYTES // _MIB} MiB in encoded form",
-        "log a smaller one, or a JPEG",
+        f"larger than {IMAGE_BYTES // _MIB} MiB in encoded form, or more than {TABLE_IMAGES} in one list",
+        "log smaller ones, JPEGs, or fewer at a time",
     ),
     "media_too_large": (
         "item",
@@ -72,7 +80,7 @@ _PLURALS: Final = {"point or event": "points or events", "line of output": "line
 def describe_losses(counts: Mapping[str, int], names: Mapping[str, Sequence[str]] | None = None) -> list[str]:
     """Return a sentence for each reason.
 
-    An example is ``3 images: larger than 16 MiB in encoded form; log a smaller one, or a JPEG``.
+    An example is ``3 texts: larger than 4 MiB; log it in parts``.
 
     Args:
         counts: Counts by reason. In unknown reasons, underscores become spaces.

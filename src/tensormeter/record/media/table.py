@@ -109,11 +109,16 @@ class Table(Media):
             rows = iter(rows)
             head = list(islice(rows, 1))
             first = head[0] if head else ()
-            columns = list(first) if isinstance(first, Mapping) else range(_cells_of(first))
+            if isinstance(first, Mapping):  # every row may have further columns
+                head += islice(rows, TABLE_CELLS)
+                columns = list(dict.fromkeys(key for row in head if isinstance(row, Mapping) for key in row))
+            else:
+                columns = range(_cells_of(first))
             self._set_columns(columns)
             rows = chain(head, rows)
         for row in rows:
             if isinstance(row, Mapping):
+                self._uneven += not set(row).issubset(columns)
                 self._add(tuple(map(row.get, columns)))
             else:  # a single value is a row with one cell
                 self._add(tuple(row) if isinstance(row, Iterable) and not isinstance(row, str | bytes) else (row,))
