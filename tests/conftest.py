@@ -49,6 +49,7 @@ def _no_statistics() -> Iterator[None]:
         patch.setenv("TENSORMETER_SAMPLE_INTERVAL", "0")
         patch.setenv("TENSORMETER_SELF_METRICS_INTERVAL", "0")
         patch.setenv("TENSORMETER_CONSOLE", "off")
+        patch.setenv("TENSORMETER_QUIET", "1")
         patch.setenv("TENSORMETER_RECORD_CODE", "0")
         yield
 

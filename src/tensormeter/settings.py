@@ -65,6 +65,7 @@ DevicePath = Literal["auto", "two_launches"]
 HistogramAggregation = Literal["explicit_bucket_histogram", "base2_exponential_bucket_histogram"]
 TemporalityPreference = Literal["cumulative", "delta", "lowmemory"]
 Ranks = Literal["all", "node", "first"]
+ConsoleChildren = Literal["files", "all", "off"]
 Console = Literal["first", "all", "off"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical", "off"]
 Durability = Literal["none", "flush", "fsync"]
@@ -330,13 +331,13 @@ class Settings:
         "Output still reaches its terminal or file, unchanged. It is sent to all destinations that receive log records, "
         "with secrets masked.",
     )
-    console_children: bool = setting(
-        True,
+    console_children: ConsoleChildren = setting(
+        "files",
         "TENSORMETER_CONSOLE_CHILDREN",
-        parse=parse_bool,
-        check=boolean,
-        help="Whether to record the output of child processes and native code, too, if standard output and standard error "
-        "lead to files or pipes. A small process then passes on what is written to a pipe.",
+        parse=parse_lower,
+        check=choice(ConsoleChildren),
+        help="Whether to record the output of child processes and native code, too: `files` if standard output or standard "
+        "error leads to a file, `all` also if it leads to a pipe, whose contents two small processes then pass on, or `off`.",
     )
     log_level: LogLevel = setting(
         "info",

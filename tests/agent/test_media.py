@@ -11,7 +11,7 @@ import pytest
 import tensormeter
 from support.optional import torch
 from support.spooled_media import media_in, pixels
-from tensormeter import Audio, Html, Image, Table, Text, UsageError, Video
+from tensormeter import Audio, Html, Image, Table, Text, Video
 from tensormeter.conventions.media_types import is_of_type
 from tensormeter.record.media.item import EventContent
 from tensormeter.ring.file import media_directory
@@ -195,12 +195,12 @@ def test_too_much_is_dropped_and_counted(new_source, spool, caplog, open_drain):
     assert len(media_in(spool)) == 1
 
 
-def test_an_alert_of_no_level(tmp_path):
-    with (
-        tensormeter.init(settings={"mode": "disabled", "directory": tmp_path}) as run,
-        pytest.raises(UsageError, match="expected the level INFO, WARN or ERROR, got 'bad'"),
-    ):
+def test_an_alert_of_no_level(tmp_path, caplog):
+    with tensormeter.init(settings={"mode": "disabled", "directory": tmp_path}) as run:
+        run.alert("x", level="warning")
+        assert not caplog.records
         run.alert("x", level="bad")
+    assert "alert: expected the level INFO, WARN or ERROR, got 'bad'; recording INFO" in caplog.text
 
 
 def test_space_that_the_agent_has_freed_is_used_again(source, open_drain):

@@ -29,7 +29,7 @@ def environment(tmp_path, receiver):
     """Builds the environment of a script that captures its output."""
 
     def environment(**settings: object) -> dict[str, str]:
-        changed = named_settings({"console": "first", **settings})
+        changed = named_settings({"console": "first", "console_children": "all", **settings})
         variables = training_environment(tmp_path, receiver.url, "output") | changed
         ignored = ("PYTHONUNBUFFERED", "COLUMNS", "LINES")
         return {name: value for name, value in variables.items() if name not in ignored}
@@ -193,7 +193,7 @@ print("end")
     assert {event.severity_text for event in bars} == {"INFO"}
 
 
-@pytest.mark.parametrize(("kill", "children"), [(signal.SIGKILL, False), (signal.SIGSTOP, True)])
+@pytest.mark.parametrize(("kill", "children"), [(signal.SIGKILL, "files"), (signal.SIGSTOP, "all")])
 def test_an_agent_that_is_killed_or_stopped_holds_up_nothing(environment, receiver, tmp_path, wait_for, kill, children):
     script = f"""
 {PROLOGUE}
@@ -227,7 +227,59 @@ print("last", flush=True)
     arrived = texts(receiver.output())
     assert len(set(arrived)) == len(arrived)
     dropped = end_of(receiver)["dropped"]["console_full"]
-    assert dropped + len(arrived) == 60_002 or (children and 30_000 < dropped < 60_000)
+    assert dropped + len(arrived) == 60_002 or (children == "all" and 30_000 < dropped < 60_000)
+
+
+def test_secrets_are_masked_and_their_lines_arrive_once(environment, delivered, tmp_path):
+    """The program masks the secrets of its environment, and the agent reads the file, which contains them."""
+    script = f"""
+{PROLOGUE}
+print("before")
+print("the key is", os.environ["SERVICE_API_KEY"])
+os.write(1, f"native {{os.environ['SERVICE_API_KEY']}}\\n".encode())
+print("after")
+"""
+    log = tmp_path / "out.log"
+    with log.open("wb") as file:
+        variables = environment() | {"SERVICE_API_KEY": "abcdef0123456789abcdef"}
+        subprocess.run([sys.executable, "-u", "-c", script], env=variables, stdout=file, check=True, timeout=300)
+    assert log.read_text().count("abcdef0123456789abcdef") == 2
+    lines = texts(delivered(), "stdout")
+    assert sorted(lines) == ["after", "before", "native ***", "the key is ***"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "message"),
+    [
+        ("sys.excepthook = lambda *error: None; raise ValueError('lost')", "ValueError: lost"),
+        ("sys.exit('no data, token=hf_abcdefghijklmnopqrstuvwxyz123456')", "exit status 1: no data, token=***"),
+    ],
+)
+def test_an_end_is_a_failure_even_if_others_handle_it(train, delivered, receiver, ending, message):
+    assert train(ending).returncode == 1
+    delivered()
+    end = end_of(receiver)
+    assert (end["state"], end["message"]) == ("failed", message)
+
+
+def test_a_program_without_standard_files_is_recorded(environment, delivered, receiver):
+    """Its own files must not get the descriptors 1 and 2, to which native code and children write."""
+    script = """
+import os, subprocess, tensormeter
+run = tensormeter.init()
+for step in range(100):
+    run.log({"loss": float(step)})
+    os.write(1, b"to nowhere " * 100)
+    os.write(2, b"to nowhere " * 100)
+subprocess.run("echo from a child; echo again >&2", shell=True)
+run.finish()
+"""
+    command = [*("bash", "-c", '"$0" -c "$1" <&- >&- 2>&-'), sys.executable, script]
+    subprocess.run(command, env=environment(), check=True, timeout=300)
+    delivered()
+    losses = sorted(value for (_, name, _, value), _ in receiver.points().items() if name == "loss")
+    assert losses == [float(step) for step in range(100)]
+    assert end_of(receiver)["state"] == "finished"
 
 
 NATIVE = """

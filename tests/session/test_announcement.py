@@ -39,7 +39,9 @@ def train(folder: Path, name: str, code: str = "", **variables: str) -> subproce
         "TENSORMETER_DIR": str(folder / "my runs"),
         "TENSORMETER_SAMPLE_INTERVAL": "0",
     }
-    return run_python("-c", SCRIPT, name, code, environment={**environment, **variables}, check=True)
+    return run_python(
+        "-c", SCRIPT, name, code, environment={**environment, "TENSORMETER_QUIET": "0", **variables}, check=True
+    )
 
 
 def lines(process: subprocess.CompletedProcess[str]) -> list[str]:
@@ -113,7 +115,12 @@ def test_a_notebook_shows_a_link(tmp_path, monkeypatch):
     display = types.SimpleNamespace(display=shown.append, HTML=str)
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell, display=display))
     settings = Settings(
-        directory=tmp_path, agent="process", endpoint="http://127.0.0.1:9", finish_timeout=0, linger_timeout=0
+        directory=tmp_path,
+        agent="process",
+        quiet=False,
+        endpoint="http://127.0.0.1:9",
+        finish_timeout=0,
+        linger_timeout=0,
     )
     with tensormeter.init(name="<b>bold</b>", id="r", settings=settings):
         pass

@@ -95,7 +95,8 @@ def test_exceptions_that_cannot_be_described():
     [
         (SystemExit(), ""),
         (SystemExit(0), ""),
-        (SystemExit("text"), "exit status 1"),
+        (SystemExit("text\nmore"), "exit status 1: text"),
+        (SystemExit(True), "exit status 1"),
         (KeyboardInterrupt("x"), "KeyboardInterrupt"),
     ],
 )

@@ -20,7 +20,7 @@ def clean_environment(*prefixes: str) -> dict[str, str]:
     """
     left_out = prefixes or ("TENSORMETER_", "OTEL_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
-    return kept | {"TENSORMETER_RECORD_CODE": "0"}
+    return kept | {"TENSORMETER_RECORD_CODE": "0", "TENSORMETER_QUIET": "1"}
 
 
 def module_command(module: str, *arguments: str) -> list[str]:

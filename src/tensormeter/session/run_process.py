@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 import threading
 import time
 import uuid
@@ -15,10 +16,11 @@ from tensormeter.conventions.limits import CONFIG_BYTES
 from tensormeter.conventions.losses import describe_losses
 from tensormeter.conventions.semconv import LOCAL_WORLD_SIZE, RANK
 from tensormeter.conventions.unicode_names import printable
+from tensormeter.disk.standard_files import reserve_standard_files
 from tensormeter.logger import get_logger
 from tensormeter.record.device.page_locking import unlock_retired
 from tensormeter.record.logs.output_capture import OutputCapture
-from tensormeter.record.logs.output_files import find_output_ends, find_output_files, leads_to_file_or_pipe
+from tensormeter.record.logs.output_files import find_output_ends, find_output_files, output_leads_to
 from tensormeter.record.logs.output_relay import OutputRelay
 from tensormeter.record.recorder import Limits, Recorder
 from tensormeter.record.rows.lane import Writer
@@ -120,6 +122,7 @@ class RunProcess:
         self._existence: Existence = run.existence if parent is None else ""
         self._detached = False
         self._flushing = threading.RLock()  # reentrant, because a signal handler may flush
+        reserve_standard_files()
         unlock_retired()  # may wait for a device, so the lock that all runs share must not be held
         joining = Joining(run, self.id, parent)
         membership = None
@@ -160,13 +163,16 @@ class RunProcess:
         if settings.console == "off" or (settings.console == "first" and describe_rank().get(RANK)):
             return None
         is_child = self.parent is not None
-        if is_child and settings.console_children and leads_to_file_or_pipe():  # the parent captures the output
+        captured = {"off": (), "files": (stat.S_ISREG,), "all": (stat.S_ISREG, stat.S_ISFIFO)}[
+            settings.console_children
+        ]
+        if is_child and output_leads_to(captured):  # the parent captures the output
             return None
         level = None if settings.log_level == "off" else logging.getLevelNamesMapping()[settings.log_level.upper()]
         capture = OutputCapture.start(self.ring.path, self._membership.waker.wake, level=level)
-        if capture is not None and settings.console_children and not is_child:
+        if capture is not None and settings.console_children != "off" and not is_child:
             capture.files = find_output_files(shared=(describe_rank().get(LOCAL_WORLD_SIZE) or 1) > 1)
-            capture.relay = OutputRelay.start(self.ring.path)
+            capture.relay = OutputRelay.start(self.ring.path) if settings.console_children == "all" else None
             self.ring.add_metadata({"outputs": capture.files, "relay": capture.relay is not None})
         return capture
 

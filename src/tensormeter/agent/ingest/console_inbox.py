@@ -96,7 +96,7 @@ class ConsoleInbox:
         """
         self._metadata = metadata
         self._is_alive = is_alive
-        self._captured = CapturedLines()
+        self._captured = CapturedLines(environment_secrets(os.environ))
         self._tails: list[OutputTail] | None = None
         self._ring_path = ring_path
         self._cursor = cursor

@@ -8,11 +8,12 @@ import os
 import stat
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from tensormeter.agent.ingest.console_lines import Line, LineAssembler, bar_name
 from tensormeter.disk.private import open_file
+from tensormeter.redaction import mask_values
 from tensormeter.ring.format import ConsoleKind
 
 __all__ = ["CapturedLines", "OutputTail"]
@@ -32,9 +33,17 @@ _MOST_BEHIND: Final = 8 << 20
 
 
 class CapturedLines:
-    """Lines that a process has captured itself, with their times. Each of them accounts for one line in a file."""
+    """Lines that a process has captured itself, with their times. Each of them accounts for one line in a file.
 
-    def __init__(self) -> None:
+    The process masks the secrets of its environment before it passes on a line, so lines are compared in masked form.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        """
+        Args:
+            secrets: Secrets of the process's environment.
+        """
+        self._secrets = tuple(secrets)
         self._lines: dict[int, tuple[int, int]] = {}
         """Number of lines and time of the last one, by hash."""
         self._bars: dict[str, None] = {}
@@ -47,7 +56,7 @@ class CapturedLines:
             self._bars[bar_name(line.text)] = None
             if len(self._bars) > _MOST_BARS:
                 del self._bars[next(iter(self._bars))]
-        key = hash(line.text)
+        key = hash(mask_values(line.text, self._secrets))
         number, _ = self._lines.get(key, (0, 0))
         self._lines[key] = number + 1, line.time
         if len(self._lines) > _MOST_LINES:
@@ -60,20 +69,21 @@ class CapturedLines:
             line: Line of a file.
             partial: Captured lines that have no end yet.
         """
-        if at := self._take(line.text):
+        text = mask_values(line.text, self._secrets)
+        if at := self._take(text):
             return at
-        if line.redrawn and bar_name(line.text) in self._bars:
+        if line.redrawn and bar_name(text) in self._bars:
             return line.time
-        if len(line.text) <= _LONGEST_JOINED and self._lines and self.checks > 0:
+        if len(text) <= _LONGEST_JOINED and self._lines and self.checks > 0:
             self.checks -= 1
-            for cut in range(1, len(line.text)):
-                first, second = line.text[:cut], line.text[cut:]
+            for cut in range(1, len(text)):
+                first, second = text[:cut], text[cut:]
                 if (hash(first) in self._lines or first in partial) and (
                     hash(second) in self._lines or second in partial
                 ):
                     self._take(first)
                     return self._take(second) or line.time
-        return line.time if line.text in partial else 0
+        return line.time if text in partial else 0
 
     def _take(self, text: str) -> int:
         key = hash(text)

@@ -9,13 +9,13 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from tensormeter.ring.format import ConsoleKind
 
-__all__ = ["find_output_ends", "find_output_files", "leads_to_file_or_pipe"]
+__all__ = ["find_output_ends", "find_output_files", "output_leads_to"]
 
 _STREAMS: Final = ((ConsoleKind.STDOUT, 1, "stdout"), (ConsoleKind.STDERR, 2, "stderr"))
 
@@ -56,12 +56,16 @@ def find_output_ends(files: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return ends
 
 
-def leads_to_file_or_pipe() -> bool:
-    """Return whether this process's output leads to a regular file or a pipe, so that its parent may capture it."""
+def output_leads_to(kinds: Sequence[Callable[[int], bool]]) -> bool:
+    """Return whether this process's output leads to one of some kinds of file.
+
+    Args:
+        kinds: Functions of `stat` that recognize the kinds, such as `stat.S_ISFIFO`.
+    """
     for descriptor in (1, 2):
         with suppress(OSError):
             mode = os.fstat(descriptor).st_mode
-            if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
+            if any(is_kind(mode) for is_kind in kinds):
                 return True
     return False
 

@@ -41,6 +41,9 @@ _Handler = Callable[[int, FrameType | None], Any]
 _failure = Failure()
 """Description of the exception or exit status that ended the interpreter; empty if it did not end with a failure."""
 
+_last_value: BaseException | None = None
+"""Exception that the interpreter had stored before our hooks were installed."""
+
 _sigterm_received = False
 _chained_hooks: list[Callable[..., Any]] = []
 """Previous exception hook and `sys.exit`, which our hooks call; empty until our hooks are installed."""
@@ -62,6 +65,8 @@ def install(at_exit: Callable[[], None]) -> None:
     """Record how the interpreter ends, and call a function when it exits. Calls after the first do nothing."""
     if _chained_hooks:
         return
+    global _last_value
+    _last_value = getattr(sys, "last_value", None)
     _chained_hooks.extend((sys.excepthook, sys.exit))
     sys.excepthook = _record_exception
     sys.exit = _record_exit
@@ -84,7 +89,20 @@ def outcome() -> Outcome:
     """Return the default state of a run that ends now, and its cause."""
     if _sigterm_received:
         return Outcome("preempted", Failure("SIGTERM"))
-    return Outcome("failed", _failure) if _failure.message else Outcome("finished")
+    failure = _failure if _failure.message else _unhandled()
+    return Outcome("failed", failure) if failure.message else Outcome("finished")
+
+
+def _unhandled() -> Failure:
+    """Describe the exception that ended the main thread if other code has replaced our exception hook.
+
+    The interpreter stores the exception before it calls the hook. An interactive shell also stores exceptions that do not end it.
+    """
+    error = getattr(sys, "last_value", None)
+    is_interactive = hasattr(sys, "ps1") or "IPython" in sys.modules or sys.flags.interactive
+    if error is None or error is _last_value or is_interactive or threading.main_thread().is_alive():
+        return Failure()
+    return describe_failure(type(error), error)
 
 
 def install_sigterm(callback: Callable[[bool], None], limit: float) -> None:

@@ -53,10 +53,13 @@ def describe_status(status: object) -> str:
     """Describe an exit status; "" if it indicates success."""
     if status is None or status == 0:
         return ""
-    return f"exit status {status if isinstance(status, int) else 1}"
+    if isinstance(status, int):
+        return f"exit status {int(status)}"
+    text = OutputMask(environment_secrets(os.environ)).text(_message(status).partition("\n")[0])
+    return f"exit status 1: {_shortened(text, _LONGEST_MESSAGE)}" if text else "exit status 1"
 
 
-def _message(error: BaseException) -> str:
+def _message(error: object) -> str:
     try:
         return str.__str__(str(error))
     except Exception:  # the exception's own code may raise anything
