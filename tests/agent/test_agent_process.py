@@ -96,7 +96,7 @@ def test_everything_arrives_once_and_nothing_stays(start, receiver, gone):
     assert trainer.end() == (0, "")
     gone()
     assert receiver.events() == [
-        ("tensormeter.run.start", {"config": {"lr": 0.1, "path": "a?"}}),
+        ("tensormeter.run.start", {"config": {"lr": 0.1, "path": "a\\udc80"}}),
         ("tensormeter.run.end", {"state": "finished", "message": "", "dropped": {}}),
     ]
 
@@ -237,7 +237,7 @@ def test_an_agent_on_a_thread(start, receiver):
 
 @pytest.mark.parametrize("settings", [{"agent": "off"}, {"mode": "offline"}])
 def test_sync_delivers_what_was_only_recorded(start, state, receiver, gone, wait_for, settings):
-    trainer = start(**settings)
+    trainer = start(**settings, quiet=False)
     trainer.tell("log 0 3000")
     trainer.tell("finish")
     assert "tensormeter sync" in trainer.end()[1]

@@ -27,7 +27,7 @@ _MAX_DEPTH: Final = 24
 _MOST_VALUES: Final = 50_000
 """Maximum number of values in a configuration, which bounds the time that the conversion takes."""
 
-_MOST_CHARACTERS: Final = 2 * CONFIG_BYTES
+_MOST_CHARACTERS: Final = 4 * CONFIG_BYTES
 """Maximum number of characters in all texts of a configuration together, for the same reason."""
 
 _LONGEST_KEY: Final = 4096
@@ -201,7 +201,7 @@ class _Conversion:
         return as_unicode(text)
 
     def _check_length(self, length: int, unit: str) -> None:
-        if length > CONFIG_BYTES or length > self._characters_left:
+        if length > self._characters_left:
             raise _ValueError(f"it has {length:,} {unit}, which is too much for a configuration; log a Text")
 
     def _array(self, value: Any, path: str) -> Any:
