@@ -36,6 +36,15 @@ def test_the_cause_and_the_innermost_calls_are_kept():
     assert "KeyError" not in failure.traceback
 
 
+def test_control_characters_are_escaped():
+    def fail() -> None:
+        raise ValueError("a\x00b\x1b[31mred\tü")
+
+    failure = failure_of(fail)
+    assert failure.message == "ValueError: a\\x00b\\x1b[31mred\tü"
+    assert failure.traceback.endswith("ValueError: a\\x00b\\x1b[31mred\tü\n")
+
+
 def test_secrets_are_masked(monkeypatch):
     monkeypatch.setenv("SERVICE_PASSWORD", "open sesame 42")
 

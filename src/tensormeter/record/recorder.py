@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from tensormeter.conventions.limits import METRIC_NAMES
+from tensormeter.conventions.limits import METRIC_NAMES, REPEATED_TEXT_CHARACTERS
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.errors import UsageError, join_choices
 from tensormeter.record.device.device_copies import DeviceCopies
@@ -82,7 +82,13 @@ class Limits(NamedTuple):
 
 
 class Recorder:
-    """Writes rows into one ring file."""
+    """Writes rows into one ring file.
+
+    Attributes:
+        on_text: Callback that receives the key and the text when a short string is logged that differs from the last one.
+    """
+
+    on_text: Callable[[str, str], None]
 
     def __init__(
         self,
@@ -110,6 +116,7 @@ class Recorder:
         self._ring = ring
         self._on_writer = on_writer
         self._on_fork = on_fork
+        self.on_text = _ignore_text
         tables = DeviceTables()
         self._lanes = Lanes(ring, on_stride, tables)
         self._rules = Rules()
@@ -150,11 +157,6 @@ class Recorder:
     def lost_names(self) -> dict[str, list[str]]:
         """Some of the names of values that could not be recorded, by reason. The names are quoted."""
         return self._notices.lost_names
-
-    @property
-    def last_texts(self) -> dict[str, str]:
-        """Last short text of each key, for the run's summary. Empty after `close`."""
-        return self._texts.latest
 
     @property
     def device_paths(self) -> dict[str, str]:
@@ -536,6 +538,8 @@ class Recorder:
             for remark in content.remarks:
                 self._notices.once((name, remark[:_REMARK]), "%s: %s", shown(name), remark)
         self._last_step[0] = step
+        if contents and isinstance(media, str) and len(media) <= REPEATED_TEXT_CHARACTERS:
+            self.on_text(name, str.__str__(media))
 
     def _send(self, lane: Lane, content: EventContent, key: str | None, step: int | None) -> None:
         try:
@@ -728,6 +732,10 @@ def _is_mapping(values: object) -> bool:
         return isinstance(values, Mapping)
     except Exception:  # the object computes its `__class__`
         return False
+
+
+def _ignore_text(key: str, text: str) -> None:
+    pass
 
 
 break_graph(Recorder.log)

@@ -50,6 +50,9 @@ _MOST_NAMED: Final = 10
 _MOST_DEFINITIONS: Final = 200
 """Maximum number of names and patterns that `define_metric` defines for the server."""
 
+_MOST_TEXTS: Final = 1000
+"""Maximum number of logged texts in the summary."""
+
 _SUMMARIES: Final = ("min", "max", "mean", "last", "none")
 _STATES: Final = ("finished", "failed", "preempted")
 _ALERT_LEVELS: Final = {"INFO": "INFO", "WARN": "WARN", "WARNING": "WARN", "ERROR": "ERROR"}
@@ -90,6 +93,8 @@ class Run:
         self._summary = Document(
             "summary", CONFIG_BYTES, partial(self._without_secrets, "summary"), partial(self._change, "summary")
         )
+        self._texts: set[str] = set()
+        """Names of entries of the summary that are logged texts."""
         self._metric_definitions: dict[str, dict[str, str]] = {}
         self._identity = replace(identity, config=self._config.values)
         self._parent = parent
@@ -181,9 +186,20 @@ class Run:
     def config(self) -> View:
         return View(self._config)
 
+    @config.setter
+    def config(self, values: Any) -> None:
+        """Add values, like `run.config.update`. Assigning `run.config |= values` also does this."""
+        if not isinstance(values, View):
+            self._config.merge((), values)
+
     @property
     def summary(self) -> View:
         return View(self._summary)
+
+    @summary.setter
+    def summary(self, values: Any) -> None:
+        if not isinstance(values, View):
+            self._summary.merge((), values)
 
     def update_config(self, values: Any) -> None:
         """Add values to the run's configuration that are known only after `init`, such as the number of parameters.
@@ -470,6 +486,7 @@ class Run:
                 forked_from=forked_from,
                 on_writer=self._use_writer,
                 on_fork=self._log_after_fork,
+                on_text=self._note_text,
             )
             # Forked children and processes that unpickle the run belong to the same attempt.
             self.settings = self.settings.replace(attempt=self._process.attempt)
@@ -510,6 +527,12 @@ class Run:
             "summary": self._summary.values,
             "definitions": self._metric_definitions,
         }
+
+    def _note_text(self, key: str, text: str) -> None:
+        """Show a short text that was logged in the run's summary, unless the script has stated a result of this name."""
+        if key in self._texts or (key not in self._summary.values and len(self._texts) < _MOST_TEXTS):
+            self._texts.add(key)
+            self._summary.assign((), key, text)
 
     def _define(self, name: str, definition: dict[str, str]) -> Changes:
         """Store a metric's definition. The latest definition comes last."""

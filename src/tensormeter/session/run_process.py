@@ -99,6 +99,7 @@ class RunProcess:
         forked_from: "RunProcess | None" = None,
         on_writer: Callable[[Writer], None],
         on_fork: Writer,
+        on_text: Callable[[str, str], None],
     ) -> None:
         """Create the ring, and start an agent unless one is already running.
 
@@ -108,6 +109,7 @@ class RunProcess:
             forked_from: The parent's `RunProcess` in a forked child; else None.
             on_writer: See `Recorder`.
             on_fork: See `Recorder`.
+            on_text: See `Recorder`.
 
         Raises:
             OSError, RingError: No ring can be created.
@@ -143,6 +145,7 @@ class RunProcess:
             on_fork=on_fork,
             first_step=membership.first_step,
         )
+        self.recorder.on_text = on_text
         self._runtime_metrics = RuntimeMetrics(self.recorder, self._settings.sample_interval)
         self._monitor = AgentMonitor(run.id, self._directory, self._settings, self.ring)
         if (

@@ -64,6 +64,8 @@ def test_update_merges_nested_objects_and_takes_any_object(run):
         "batch": 8,
         "pairs": 1,
     }
+    run.config |= {"batch": 9}
+    run.config = {"batch": 8}
     run.config["opt"] = {"name": "sgd"}
     assert run.config.opt == {"name": "sgd"}
     assert run.config.setdefault("lr", 5) == 0.1
@@ -137,6 +139,16 @@ def test_the_summary_is_recorded_next_to_the_configuration(run, caplog):
     run.summary["late"] = 1
     assert "late" not in run.summary
     assert "has finished, so its summary was not changed; change it before finish()" in caplog.text
+
+
+def test_short_texts_that_are_logged_are_in_the_summary_unless_the_script_states_a_result(run):
+    run.summary["verdict"] = "good"
+    for step in range(4):
+        run.log({"phase": "warmup" if step < 2 else "decay", "verdict": "bad", "long": "x" * 1000, "loss": 1.0}, step)
+    assert run.summary == {"verdict": "good", "phase": "decay"}
+    run.summary["phase"] = "stated"
+    run.log({"phase": "decay"})
+    assert documents(run)["summary"] == {"verdict": "good", "phase": "stated"}
 
 
 def test_definitions_are_recorded_in_their_order(run, caplog):

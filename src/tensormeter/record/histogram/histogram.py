@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tensormeter.errors import UsageError
 from tensormeter.record.device.event_copies import EVENT_DEVICES
 from tensormeter.record.histogram.counting import MOST_ON_DEVICE, Counted, array_pieces, count_on_host, tensor_pieces
 from tensormeter.record.values.classify import Refused, check_plain
@@ -111,13 +110,8 @@ class Histogram:
             np_histogram: Result of `numpy.histogram`, to be passed instead of `values`: integer counts with shape (k,), and
                 edges with shape (k + 1,).
 
-        Raises:
-            UsageError: Both arguments or neither argument was passed, or `np_histogram` is not a pair.
+        The constructor never raises for its arguments. If they are invalid, `log` warns.
         """
-        if (values is None) == (np_histogram is None):
-            raise UsageError("Histogram: pass either values or np_histogram=(counts, edges)")
-        if np_histogram is not None and not (isinstance(np_histogram, tuple | list) and len(np_histogram) == 2):
-            raise UsageError(f"Histogram: np_histogram: expected (counts, edges), got a {type(np_histogram).__name__}")
         self._values = values
         self._np_histogram = np_histogram
 
@@ -127,9 +121,13 @@ class Histogram:
         Raises:
             Refused: The values cannot be counted.
         """
-        if self._np_histogram is not None:
-            return _explicit(*self._np_histogram)
-        values = self._values
+        values, pair = self._values, self._np_histogram
+        if (values is None) == (pair is None):
+            raise Refused("expected either values or np_histogram=(counts, edges)")
+        if pair is not None:
+            if not (isinstance(pair, tuple | list) and len(pair) == 2):
+                raise Refused(f"np_histogram: expected (counts, edges), got a value of type {type(pair).__name__}")
+            return _explicit(*pair)
         tensor_type = getattr(sys.modules.get("torch"), "Tensor", None)
         if tensor_type is not None and isinstance(values, tensor_type):
             return _tensor(values)

@@ -50,12 +50,6 @@ class RepeatedTexts:
                 self._texts[key] = _Repeated(text, step, step, 1)
             return events
 
-    @property
-    def latest(self) -> dict[str, str]:
-        """Last short text of each key, for up to 1,000 keys. Empty after `flush`."""
-        with self._lock:
-            return {key: known.text for key, known in self._texts.items()}
-
     def flush(self) -> Iterator[tuple[str, int, EventContent]]:
         """Forget all texts, and yield the key, the last step and the event of each text that was repeated."""
         for key in list(self._texts):

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Self
 
 from tensormeter.session.config.conversion import key_to_text
 from tensormeter.session.config.document import Document
@@ -86,6 +86,11 @@ class View(MutableMapping[str, Any]):
             self._document.merge(self._path, values)
         if named:
             self._document.merge(self._path, named)
+
+    def __ior__(self, values: Any) -> Self:
+        """Add or replace values, like `update`."""
+        self.update(values)
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """Return a copy as plain dicts, lists and scalars."""

@@ -1,6 +1,7 @@
 """Descriptions of the exceptions that end runs: type and message, and the traceback, with secrets masked."""
 
 import os
+import re
 import traceback
 from typing import Final, NamedTuple
 
@@ -10,6 +11,8 @@ __all__ = ["TRACEBACK_BYTES", "Failure", "describe_failure", "describe_status"]
 
 TRACEBACK_BYTES: Final = 64 << 10
 """Maximum size of a traceback in UTF-8. The outermost calls of a longer one are omitted."""
+
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 _LONGEST_MESSAGE: Final = 1_000
 _LONGEST_ENTRY: Final = 16_000
@@ -61,20 +64,25 @@ def describe_status(status: object) -> str:
 
 def _message(error: object) -> str:
     try:
-        return str.__str__(str(error))
+        return _escaped(str.__str__(str(error)))
     except Exception:  # the exception's own code may raise anything
         return ""
 
 
 def _bounded(entries: list[str], mask: OutputMask) -> str:
     """Join entries of a traceback, without the first ones if all of them are too large."""
-    text = mask.text("".join(_shortened(entry, _LONGEST_ENTRY) for entry in entries))
+    text = mask.text(_escaped("".join(_shortened(entry, _LONGEST_ENTRY) for entry in entries)))
     encoded = text.encode("utf-8", "replace")
     if len(encoded) > TRACEBACK_BYTES:
         note = b"  [outer calls omitted]\n"
         kept = encoded[len(note) - TRACEBACK_BYTES :]
         encoded = note + kept[kept.find(b"\n") + 1 :]
     return encoded.decode("utf-8", "replace")
+
+
+def _escaped(text: str) -> str:
+    r"""Escape control characters except line breaks and tabs, as in ``\x1b``."""
+    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _shortened(text: str, limit: int) -> str:
