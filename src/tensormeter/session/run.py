@@ -91,7 +91,11 @@ class Run:
         )
         self._config.begin(identity.config)
         self._summary = Document(
-            "summary", CONFIG_BYTES, partial(self._without_secrets, "summary"), partial(self._change, "summary")
+            "summary",
+            CONFIG_BYTES,
+            partial(self._without_secrets, "summary"),
+            partial(self._change, "summary"),
+            null_removes=True,
         )
         self._texts: set[str] = set()
         """Names of entries of the summary that are logged texts."""

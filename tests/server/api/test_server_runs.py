@@ -522,12 +522,21 @@ def test_results_that_scripts_state(server_on_each, make):
     assert [*documents(filter='summary.note = "good" and summary.test/ok = true')] == ["r0"]
     assert [*documents(filter="summary.loss = null", sort="id")] == ["r1"]
     server.events(
-        make.resource("r0", project=place), Event("tensormeter.run.config", T0 + 1, {"summary": {"best": 0.9}})
+        make.resource("r0", project=place),
+        Event(
+            "tensormeter.run.config", T0 + 1, {"summary": {"best": 0.9, "note": None, "test": {"f1": None, "ok": None}}}
+        ),
     )
     server.events(make.resource("r0", project=place), Event("tensormeter.run.config", T0 + 2, {"config": {"a": 2}}))
     again = server.get("/api/v1/runs/r0", project=place)
     assert (again["summary"]["best"], again["config"], len(again["summary"])) == ({"value": 0.9}, {"a": 2}, 4)
     assert [*documents(filter="summary.best = 0.9")] == ["r0"]
+    for at, process, summary in ((4, "p1", {"other": 1, "best": 0.7}), (3, "p2", {"best": 0.1, "third": 3})):
+        resource = make.resource("r0", process, project=place)
+        server.events(resource, Event("tensormeter.run.config", T0 + at, {"summary": summary}))
+    merged = server.get("/api/v1/runs/r0", project=place)["summary"]
+    stated = {name: entry["value"] for name, entry in merged.items() if "count" not in entry}
+    assert stated == {"best": 0.7, "other": 1, "third": 3}
 
 
 def test_names_of_results_are_suggested(server_on_each, make):

@@ -135,6 +135,9 @@ def test_the_summary_is_recorded_next_to_the_configuration(run, caplog):
         "summary": {"best": 0.875, "test": {"acc": 0.5}, "note": "good", "done": True},
         "config": {"lr": 0.1, "opt": {"name": "adam", "betas": [0.9, 0.99]}, "seed": 1},
     }
+    del run.summary["best"], run.summary.done
+    assert run.summary == {"test": {"acc": 0.5}, "note": "good"}
+    assert documents(run)["summary"]["best"] is None, "the server removes it"
     run.finish()
     run.summary["late"] = 1
     assert "late" not in run.summary

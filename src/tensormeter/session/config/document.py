@@ -30,6 +30,8 @@ class Document:
         limit: int,
         mask: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         store: Callable[[Callable[[], Changes]], None],
+        *,
+        null_removes: bool = False,
     ) -> None:
         """
         Args:
@@ -38,6 +40,8 @@ class Document:
             mask: Function that returns a copy of JSON values without secrets.
             store: Function that calls its argument to make a change and then sends it, or does not if the run has finished. Calls
                 must not overlap.
+            null_removes: Whether a removed value is stored as null, so that the server removes it, too, although it merges the
+                documents of all processes.
         """
         self.values: Mapping[str, Any] = {}
         self.omitted: list[OmittedValue] = []
@@ -45,6 +49,7 @@ class Document:
         self._limit = limit
         self._mask = mask
         self._store = store
+        self._null_removes = null_removes
         self._bytes = 0
         self._faults: set[str] = set()
 
@@ -72,7 +77,10 @@ class Document:
             KeyError: There is no such value.
         """
         self.at(path)[name]
-        self._store(lambda: self._remove((*path, name)))
+        if self._null_removes:
+            self.assign(path, name, None)
+        else:
+            self._store(lambda: self._remove((*path, name)))
 
     def at(self, path: tuple[str, ...]) -> Mapping[str, Any]:
         """Return the nested object at a path.
@@ -85,7 +93,7 @@ class Document:
             values = values[key]
             if not isinstance(values, Mapping):
                 raise KeyError(key)
-        return values
+        return {key: value for key, value in values.items() if value is not None} if self._null_removes else values
 
     def _change(self, path: tuple[str, ...], values: Any, levels: int) -> None:
         converted = to_json(_nested(path, values), self._faults, noun=self._noun)

@@ -71,7 +71,7 @@ class NameReader:
         written = self._connection.rows(
             "SELECT DISTINCT tupleElement(max(results), 3) AS text FROM process"
             f" WHERE {_of(project)} AND run GLOBAL NOT IN (SELECT run FROM deleted)"
-            f" GROUP BY run HAVING text NOT IN ('', '{{}}') ORDER BY max(updated) DESC LIMIT {MAX_CONFIGS}",
+            f" GROUP BY run, process HAVING text NOT IN ('', '{{}}') ORDER BY max(updated) DESC LIMIT {MAX_CONFIGS}",
             project=project or "",
         )
         for (text,) in written:

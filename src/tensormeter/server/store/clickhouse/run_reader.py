@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from tensormeter.server.store.clickhouse.point_counts import MetricCounts, Point
 from tensormeter.server.store.clickhouse.process_updates import NEVER
 from tensormeter.server.store.models.errors import AmbiguousRunError, NotFoundError
 from tensormeter.server.store.models.points import Points, steps_at
-from tensormeter.server.store.models.results import NO_RESULTS, Results
+from tensormeter.server.store.models.results import NO_RESULTS, Results, merge_values
 from tensormeter.server.store.models.runs import (
     ChangedRuns,
     ProcessAttempt,
@@ -64,6 +65,12 @@ SELECT run, any(project), any(run_id), tupleElement(max(name), 2), min(created),
     max(turned), {config}, {results}, tupleElement(min(tags), 2), tupleElement(min(grp), 2), tupleElement(min(notes), 2),
     groupArray((attempt, started, tupleElement(ended, 1), tupleElement(ended, 3), numbered)), groupArrayIf(losses, losses NOT IN ('', '{{}}'))
 FROM ({inner}) GROUP BY run"""
+
+
+_RESULTS: Final = (
+    "arrayMap(written -> tupleElement(written, 3), arraySort(groupArrayIf(results, tupleElement(results, 3) != '')))"
+)
+"""Documents that the processes of a run have written to the summary, in the order in which they last wrote."""
 
 
 class Runs:
@@ -330,8 +337,9 @@ class Runs:
                 inner=inner,
                 config="tupleElement(max(config), 3)" if config else "''",
                 results=", ".join(
-                    f"tupleElement(max({name}), 3)" if results else "''"
-                    for name in ("results", "definitions", "parent")
+                    (_RESULTS, "tupleElement(max(definitions), 3)", "tupleElement(max(parent), 3)")
+                    if results
+                    else ("emptyArrayString()", "''", "''")
                 ),
             ),
             **parameters,
@@ -383,7 +391,7 @@ class Runs:
             processes=len(lifecycles),
             lost=sum(sum(json.loads(text).values()) for text in losses),
             summary={},
-            results=Results(json.loads(values or "{}"), json.loads(definitions or "[]")),
+            results=Results(reduce(merge_values, map(json.loads, values), {}), json.loads(definitions or "[]")),
             parent=json.loads(parent or "null"),
         )
 

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from tensormeter.server.store.models.canonical_json import canonical_json
 
-__all__ = ["NO_RESULTS", "Definition", "Part", "Results", "flatten", "valid_definitions"]
+__all__ = ["MAX_RESULTS", "NO_RESULTS", "Definition", "Part", "Results", "flatten", "merge_values", "valid_definitions"]
 
 Part = Literal["last", "min", "max", "mean"]
 """Statistic of a metric's values."""
@@ -19,7 +19,7 @@ _SUMMARIES: Final = frozenset({"last", "min", "max", "mean", "none"})
 _MAX_DEFINITIONS: Final = 200
 _MAX_NAME: Final = 1024
 _MAX_LEVELS: Final = 20
-_MAX_RESULTS: Final = 10_000
+MAX_RESULTS: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Results:
 NO_RESULTS: Final = Results()
 
 
+def merge_values(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the values that two processes of a run have written. Null removes the value of this name."""
+    return {name: value for name, value in {**earlier, **later}.items() if value is not None}
+
+
 def flatten(values: Mapping[Any, Any]) -> dict[str, Any]:
     """Return values by name. Names of nested values are joined with slashes. Excess values are omitted."""
     flat: dict[str, Any] = {}
@@ -58,7 +63,7 @@ def _flatten(values: Mapping[Any, Any], prefix: str, flat: dict[str, Any], level
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and levels:
             _flatten(value, f"{name}/", flat, levels - 1)
-        elif name and len(name) <= _MAX_NAME and len(flat) < _MAX_RESULTS:
+        elif name and len(name) <= _MAX_NAME and len(flat) < MAX_RESULTS:
             flat[name] = canonical_json(value) if isinstance(value, Mapping) else value
 
 

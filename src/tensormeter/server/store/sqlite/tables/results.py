@@ -3,9 +3,11 @@
 import json
 import sqlite3
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
-from tensormeter.server.store.models.results import Definition, Results
+from tensormeter.server.store.models.canonical_json import canonical_json
+from tensormeter.server.store.models.results import MAX_RESULTS, Definition, Results, merge_values
 from tensormeter.server.store.rules.lifecycle import LifecycleUpdate
 from tensormeter.server.store.sqlite.integrity.seals import RESULT
 
@@ -17,12 +19,19 @@ def write_results(connection: sqlite3.Connection, run: int, update: LifecycleUpd
     if update.results is None and update.definitions is None and update.parent is None:
         return
     connection.execute("INSERT OR IGNORE INTO result (run) VALUES (?)", (run,))
-    for column, value in (("summary", update.results), ("definitions", update.definitions)):
-        if value is not None:
-            connection.execute(
-                f"UPDATE result SET {column} = ?, {column}_time = ? WHERE run = ? AND {column}_time <= ?",
-                (value, time, run, time),
-            )
+    if update.results is not None:
+        text, latest = connection.execute("SELECT summary, summary_time FROM result WHERE run = ?", (run,)).fetchone()
+        stored, sent = json.loads(text), json.loads(update.results)
+        merged = merge_values(stored, sent) if time >= latest else merge_values(sent, stored)
+        connection.execute(
+            "UPDATE result SET summary = ?, summary_time = ? WHERE run = ?",
+            (canonical_json(dict(islice(merged.items(), MAX_RESULTS))), max(time, latest), run),
+        )
+    if update.definitions is not None:
+        connection.execute(
+            "UPDATE result SET definitions = ?, definitions_time = ? WHERE run = ? AND definitions_time <= ?",
+            (update.definitions, time, run, time),
+        )
     if update.parent is not None:
         connection.execute("UPDATE result SET parent = ? WHERE run = ?", (update.parent, run))
 
