@@ -5,21 +5,18 @@ no space for the ring or no writable directory, the run logs a warning and recor
 """
 
 import dataclasses
-import logging
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
-from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
-from tensormeter.conventions.limits import ALERT_CHARACTERS, CONFIG_BYTES, TITLE_CHARACTERS
+from tensormeter.conventions.limits import ALERT_CHARACTERS, TITLE_CHARACTERS
 from tensormeter.conventions.semconv import ALERT_EVENT, RANK
-from tensormeter.conventions.unicode_names import as_unicode
-from tensormeter.errors import RingError, UsageError, join_choices
+from tensormeter.errors import RingError, join_choices
 from tensormeter.logger import get_logger
 from tensormeter.record.dynamo import break_graph
 from tensormeter.record.media.artifact import Artifact
@@ -29,12 +26,12 @@ from tensormeter.record.phases.phases import Phases
 from tensormeter.record.reduction.reduction import Reduce, Rule
 from tensormeter.record.rows.lane import Writer
 from tensormeter.record.warn_once import shown, text_of
-from tensormeter.redaction import environment_secrets, mask_config
 from tensormeter.resource import describe_rank
 from tensormeter.ring.format import State
 from tensormeter.session import exit_hooks, open_runs
 from tensormeter.session.announcement import page_address, print_end, print_start
-from tensormeter.session.config.document import Changes, Document
+from tensormeter.session.config.document import Changes
+from tensormeter.session.config.run_documents import RunDocuments
 from tensormeter.session.config.view import View
 from tensormeter.session.membership import RunIdentity
 from tensormeter.session.run_process import RunProcess
@@ -44,16 +41,6 @@ __all__ = ["Run", "before_finish", "finish_all", "remember"]
 
 logger: Final = get_logger()
 
-_MOST_NAMED: Final = 10
-"""Maximum number of masked entries that one warning names."""
-
-_MOST_DEFINITIONS: Final = 200
-"""Maximum number of names and patterns that `define_metric` defines for the server."""
-
-_MOST_TEXTS: Final = 1000
-"""Maximum number of logged texts in the summary."""
-
-_SUMMARIES: Final = ("min", "max", "mean", "last", "none")
 _STATES: Final = ("finished", "failed", "preempted")
 _ALERT_LEVELS: Final = {"INFO": "INFO", "WARN": "WARN", "WARNING": "WARN", "ERROR": "ERROR"}
 
@@ -85,22 +72,14 @@ class Run:
         self.name = identity.name
         self.project = identity.settings.project
         self.settings = identity.settings
-        self._masked: set[str] = set()
-        self._config = Document(
-            "config", CONFIG_BYTES, partial(self._without_secrets, "config"), partial(self._change, "config")
+        self._documents = RunDocuments(
+            identity.id,
+            identity.config,
+            self._change,
+            masks=identity.settings.mask_config,
+            warns=identity.settings.mode != "disabled",
         )
-        self._config.begin(identity.config)
-        self._summary = Document(
-            "summary",
-            CONFIG_BYTES,
-            partial(self._without_secrets, "summary"),
-            partial(self._change, "summary"),
-            null_removes=True,
-        )
-        self._texts: set[str] = set()
-        """Names of entries of the summary that are logged texts."""
-        self._metric_definitions: dict[str, dict[str, str]] = {}
-        self._identity = replace(identity, config=self._config.values)
+        self._identity = replace(identity, config=self._documents.config.values)
         self._parent = parent
         self._process: RunProcess | None = None
         self._finished = False
@@ -177,33 +156,31 @@ class Run:
         Raises:
             UsageError: A matching metric has already been logged and `every` is given, or an argument is invalid.
         """
-        definition = _definition(name, summary, step_metric)
+        self._documents.define(name, summary, step_metric)
         if every is not None:
             rule = Rule(every, cast("Reduce", reduce))
             if self._process is not None:
                 self._process.recorder.define(name, rule)
             self._definitions.append((name, rule))
-        if definition:
-            self._change("definitions", lambda: self._define(name, definition))
 
     @property
     def config(self) -> View:
-        return View(self._config)
+        return View(self._documents.config)
 
     @config.setter
     def config(self, values: Any) -> None:
         """Add values, like `run.config.update`. Assigning `run.config |= values` also does this."""
         if not isinstance(values, View):
-            self._config.merge((), values)
+            self._documents.config.merge((), values)
 
     @property
     def summary(self) -> View:
-        return View(self._summary)
+        return View(self._documents.summary)
 
     @summary.setter
     def summary(self, values: Any) -> None:
         if not isinstance(values, View):
-            self._summary.merge((), values)
+            self._documents.summary.merge((), values)
 
     def update_config(self, values: Any) -> None:
         """Add values to the run's configuration that are known only after `init`, such as the number of parameters.
@@ -216,7 +193,7 @@ class Run:
         Args:
             values: Values to add or replace, by name. They are converted and masked like the `config` of `init`.
         """
-        self._config.merge((), values)
+        self._documents.config.merge((), values)
 
     @property
     def url(self) -> str | None:
@@ -490,7 +467,7 @@ class Run:
                 forked_from=forked_from,
                 on_writer=self._use_writer,
                 on_fork=self._log_after_fork,
-                on_text=self._note_text,
+                on_text=self._documents.note_text,
             )
             # Forked children and processes that unpickle the run belong to the same attempt.
             self.settings = self.settings.replace(attempt=self._process.attempt)
@@ -519,63 +496,16 @@ class Run:
                 return
             process = self._here()
             changes = change()
-            self._identity = replace(self._identity, config=self._config.values)
+            self._identity = replace(self._identity, config=self._documents.config.values)
             if process is not None:
-                process.write_document(document, changes, self._documents[document])
+                process.write_document(document, changes, self._documents.values(document))
                 self._report_left_out(process)
 
-    @property
-    def _documents(self) -> dict[str, Mapping[str, Any]]:
-        return {
-            "config": self._config.values,
-            "summary": self._summary.values,
-            "definitions": self._metric_definitions,
-        }
-
-    def _note_text(self, key: str, text: str) -> None:
-        """Show a short text that was logged in the run's summary, unless the script has stated a result of this name."""
-        if key in self._texts or (key not in self._summary.values and len(self._texts) < _MOST_TEXTS):
-            self._texts.add(key)
-            self._summary.assign((), key, text)
-
-    def _define(self, name: str, definition: dict[str, str]) -> Changes:
-        """Store a metric's definition. The latest definition comes last."""
-        if name not in self._metric_definitions and len(self._metric_definitions) >= _MOST_DEFINITIONS:
-            logger.warning(
-                "define_metric: %s is ignored: run %s already has %d definitions; use patterns such as train/*",
-                *(shown(name), self.id, _MOST_DEFINITIONS),
-            )
-            return {}
-        definition = {**self._metric_definitions.pop(name, {}), **definition}
-        self._metric_definitions[name] = definition
-        return None
-
-    def _without_secrets(self, document: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Mask secrets, and log one warning that names the masked entries."""
-        if not self.settings.mask_config:
-            return values
-        masked, names = mask_config(values, environment_secrets(os.environ))
-        new = [name for name in names if name not in self._masked]
-        self._masked.update(new)
-        if new and self.settings.mode != "disabled":
-            logger.log(
-                logging.INFO if describe_rank().get(RANK) else logging.WARNING,  # one rank is enough
-                "run %s: %s: %s %s recorded as ***, because %s like %s; rename entries that are "
-                "not secret, or set TENSORMETER_MASK_CONFIG=false to record the configuration unmasked",
-                self.id,
-                document,
-                ", ".join(new[:_MOST_NAMED])
-                + (f" and {len(new) - _MOST_NAMED} more" if len(new) > _MOST_NAMED else ""),
-                *(("is", "it looks", "a secret") if len(new) == 1 else ("are", "they look", "secrets")),
-            )
-        return masked
-
     def _report_left_out(self, process: RunProcess) -> None:
-        for document, noun in ((self._config, "config"), (self._summary, "summary")):
-            left_out, document.omitted = document.omitted, []
+        for document, values in self._documents.take_omitted().items():
             # Children and other ranks have the same configuration, so only one process reports.
-            if left_out and self._parent is None and not describe_rank().get(RANK):
-                process.leave_out(noun, left_out)
+            if self._parent is None and not describe_rank().get(RANK):
+                process.leave_out(document, values)
 
     def _here(self) -> RunProcess | None:
         """Return this process's `RunProcess`, or None if nothing is recorded. A forked child joins the run first."""
@@ -637,26 +567,6 @@ class Run:
             else:
                 self._parent = self._parent or parent.id
                 self._begin(parent)
-
-
-def _definition(name: object, summary: object, step_metric: object) -> dict[str, str]:
-    """Return what the server needs to know about a metric.
-
-    Raises:
-        UsageError: A value is invalid.
-    """
-    if not isinstance(name, str) or not name:
-        raise UsageError(f"define_metric: expected a metric name or a pattern, got {shown(name)}")
-    definition: dict[str, str] = {}
-    if summary is not None:
-        if summary not in _SUMMARIES:
-            raise UsageError(f"define_metric: expected the summary {join_choices(*_SUMMARIES)}, got {shown(summary)}")
-        definition["summary"] = str(summary)
-    if step_metric is not None:
-        if not isinstance(step_metric, str) or not step_metric:
-            raise UsageError(f"define_metric: expected a metric name as step_metric, got {shown(step_metric)}")
-        definition["step_metric"] = as_unicode(step_metric)
-    return definition
 
 
 def _final_state(state: object, exit_code: object) -> tuple[str | None, str]:

@@ -150,7 +150,7 @@ def test_short_texts_that_are_logged_are_in_the_summary_unless_the_script_states
         run.log({"phase": "warmup" if step < 2 else "decay", "verdict": "bad", "long": "x" * 1000, "loss": 1.0}, step)
     assert run.summary == {"verdict": "good", "phase": "decay"}
     run.summary["phase"] = "stated"
-    run.log({"phase": "decay"})
+    run.log({"phase": "cooldown"})
     assert documents(run)["summary"] == {"verdict": "good", "phase": "stated"}
 
 
