@@ -79,7 +79,7 @@ def test_fault_162_items_over_their_limits_are_counted_by_the_run(settings, get,
     assert run_document["lost"] == 6
     assert run_document["summary"]["loss"]["count"] == 3
     warnings = caplog.text
-    for name in ("samples/noise", "answers", "rows", "config.data.ids", "config.more", "'bad'"):
+    for name in ("samples/noise", "answers", "rows", "'data'.'ids'", "'more'", "'bad'"):
         assert name in warnings
     assert "1 text ('answers'): larger than 4 MiB; log it in parts" in warnings
 

@@ -7,7 +7,16 @@ from pathlib import Path
 SOURCES = (Path(__file__).parents[2] / "ui" / "src").resolve()
 IMPORT = re.compile(r'^import\b[^;]*?"(\.[^"]*)";|\bimport\("(\.[^"]*)"\)', re.MULTILINE)
 
-LAYERS = [{"main"}, {"shell"}, {"pages"}, {"panes"}, {"selection", "table"}, {"chart", "widgets"}, {"data"}, {"base"}]
+LAYERS = [
+    {"main"},
+    {"shell"},
+    {"pages"},
+    {"panes"},
+    {"selection", "table"},
+    {"chart", "media", "widgets"},
+    {"data"},
+    {"base"},
+]
 """From top to bottom. Folders of one layer do not import each other; `main` and `shell` are single files."""
 
 MAX_FILES = 15

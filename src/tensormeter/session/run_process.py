@@ -224,15 +224,19 @@ class RunProcess:
                 )
 
     def leave_out(self, document: str, values: Sequence[OmittedValue]) -> None:
-        """Count values that were omitted from a document, and warn about the largest, once per name."""
-        new = {value.name for value in values} - self._left_out
+        """Count values that were omitted from a document, and warn about the largest, once per name.
+
+        A warning has already named values of size 0.
+        """
+        unnamed = [value for value in values if value.size]
+        new = {value.name for value in unnamed} - self._left_out
         warns = bool(new) and len(self._left_out) < _MOST_LEFT_OUT
         self._left_out.update(new if warns else ())
         largest = ", ".join(
             f"{document}.{printable(value.name[:_LONGEST_NAME])} ({value.size:,} bytes)"
-            for value in values[:_MOST_NAMED]
+            for value in unnamed[:_MOST_NAMED]
         )
-        more = f" and {len(values) - _MOST_NAMED} more" if len(values) > _MOST_NAMED else ""
+        more = f" and {len(unnamed) - _MOST_NAMED} more" if len(unnamed) > _MOST_NAMED else ""
         self.recorder.count_lost(
             Drop.CONFIG_TOO_LARGE,
             len(values),

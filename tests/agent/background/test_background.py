@@ -100,8 +100,9 @@ def test_sizes_do_not_wait_for_digests_and_giving_up_says_so(source: Any, tmp_pa
         return check
 
     for name in ("first", "second"):
-        background.submit(item(name, 1 << 30))
-        background.submit(item(name, 1 << 30))  # again, which changes nothing
+        submitted = item(name, 1 << 30)
+        background.submit(submitted)
+        background.submit(submitted)  # again, which changes nothing
         wait_for(is_put(name), "the size of an artifact", 60)
     assert background.is_announced("process")
     background.give_up("the end")

@@ -342,13 +342,13 @@ def test_streams_that_are_opened_at_once_are_counted(start, eventually):
             assert status_of(again) == b"503"
 
         def ended():
-            readable = select.select(
-                [open_stream for open_stream, status in zip(streams, statuses, strict=True) if status == b"200"],
-                [],
-                [],
-                0,
-            )[0]
-            return any(not open_stream.recv(65536) for open_stream in readable)
+            accepted = {
+                stream.fileno(): stream for stream, status in zip(streams, statuses, strict=True) if status == b"200"
+            }
+            poll = select.poll()  # `select` refuses descriptors above 1023
+            for descriptor in accepted:
+                poll.register(descriptor, select.POLLIN)
+            return any(not accepted[descriptor].recv(65536) for descriptor, _ in poll.poll(0))
 
         eventually(ended, 30)
 

@@ -52,15 +52,10 @@ export class Projects implements Page {
       fill(this.element, welcome());
       return;
     }
-    // Runs that need attention.
-    const { runs } = await api.runs({
-      filter: 'state in ("failed", "crashed", "stalled", "running")',
-      sort: "-last_time",
-      limit: 12,
-      fields: "",
-    });
-    // Runs with problems come first.
-    runs.sort((a, b) => Number(a.state === "running") - Number(b.state === "running"));
+    // Runs with problems come first. Many running ones must not displace them.
+    const latest = (filter: string) => api.runs({ filter, sort: "-last_time", limit: 12, fields: "" });
+    const lists = await Promise.all([latest('state in ("failed", "crashed", "stalled")'), latest('state = "running"')]);
+    const runs = lists.flatMap((list) => list.runs);
     const ordered = [...projects].sort((a, b) => format.epoch(b.last_time) - format.epoch(a.last_time));
     arrange(
       this.cards,

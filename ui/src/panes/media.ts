@@ -8,7 +8,7 @@ import type { Update } from "../data/live";
 import { type Kind, KINDS, kindOf, MAX_CHARACTERS } from "../data/media";
 import { matcher } from "../selection/metricSections";
 import type { RunSelection } from "../selection/runSelection";
-import type { MediaCard } from "../widgets/mediaCard";
+import type { MediaCard } from "../media/mediaCard";
 import { searchField } from "../widgets/searchField";
 import type { Pane } from "./pane";
 
@@ -68,7 +68,7 @@ export class MediaPane implements Pane {
     try {
       const answers = await Promise.all(KINDS.map((kind) => api.events(run, { project, name: `tensormeter.${kind}`, limit: MAX_EVENTS, max_body: MAX_CHARACTERS })));
       // Loaded when it is needed, because most runs have no media.
-      this.card = (await import("../widgets/mediaCard")).MediaCard;
+      this.card = (await import("../media/mediaCard")).MediaCard;
       const groups = new Map<string, Group>();
       for (const [position, events] of answers.entries()) {
         const kind = KINDS[position] as Kind;

@@ -42,7 +42,9 @@ _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 """Address of an object in its text, which differs from run to run."""
 
 
-def to_json(config: Any, warned: set[str] | None = None, *, noun: str = "config") -> dict[str, Any]:
+def to_json(
+    config: Any, warned: set[str] | None = None, *, noun: str = "config", too_large: list[str] | None = None
+) -> dict[str, Any]:
     """Convert a configuration to JSON values. Never raises, and never waits for a device.
 
     One warning names all values that were omitted or changed.
@@ -52,10 +54,13 @@ def to_json(config: Any, warned: set[str] | None = None, *, noun: str = "config"
             public attributes of the object or class are converted.
         warned: Faults that earlier calls have warned about. New faults are added. None if there were no earlier calls.
         noun: Noun for the configuration in the warning.
+        too_large: List to which the names of values are added that were left out because they are too large.
     """
     conversion = _Conversion()
     values = conversion.top(config)
     _warn(noun, conversion.faults, set() if warned is None else warned)
+    if too_large is not None:
+        too_large += conversion.too_large
     return values
 
 
@@ -72,15 +77,21 @@ class _ValueError(Exception):
     """A value cannot be converted to JSON."""
 
 
+class _TooLargeError(_ValueError):
+    """A value is too large for a configuration."""
+
+
 class _Conversion:
     """Conversion of one configuration to JSON values.
 
     Attributes:
         faults: One sentence for each value that was omitted, set to null or stored as text, and for each changed key.
+        too_large: Names of the values that were left out because they are too large.
     """
 
     def __init__(self) -> None:
         self.faults: list[str] = []
+        self.too_large: list[str] = []
         self._inside: list[int] = []
         self._left = _MOST_VALUES
         self._is_full = False
@@ -141,6 +152,7 @@ class _Conversion:
         """Report the first of the values that exceed the limit on their number."""
         if not self._is_full:
             self._is_full = True
+            self.too_large.append(path.replace("'", ""))
             self.faults.append(
                 f"{path} and what follows is left out: the configuration has more than {_MOST_VALUES:,} values; log a Table or "
                 "Text"
@@ -162,6 +174,8 @@ class _Conversion:
             return True, self._value(value, path)
         except _ValueError as fault:
             self.faults.append(f"{path} {outcome}: {fault}")
+            if isinstance(fault, _TooLargeError):
+                self.too_large.append(path.replace("'", ""))
         except Exception as error:  # raised by the value's own code
             self.faults.append(
                 f"{path} {outcome}: cannot convert a {kind} ({type(error).__name__}); pass a number or text"
@@ -202,7 +216,7 @@ class _Conversion:
 
     def _check_length(self, length: int, unit: str) -> None:
         if length > self._characters_left:
-            raise _ValueError(f"it has {length:,} {unit}, which is too much for a configuration; log a Text")
+            raise _TooLargeError(f"it has {length:,} {unit}, which is too much for a configuration; log a Text")
 
     def _array(self, value: Any, path: str) -> Any:
         converted = summarize_array(value)
@@ -232,7 +246,7 @@ class _Conversion:
                 return self._pairs(pairs, f"{path}.")
             if is_collection(value):
                 if len(value) > self._left:
-                    raise _ValueError(
+                    raise _TooLargeError(
                         f"it has {len(value):,} items, which is too much for a configuration; log a Table"
                     )
                 return self._items(items_of(value), f"{path}.")

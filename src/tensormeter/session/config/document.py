@@ -21,7 +21,8 @@ class Document:
 
     Attributes:
         values: JSON values by name.
-        omitted: Values that were left out because the document was too large. The owner reports and clears them.
+        omitted: Values that were left out because they or the document were too large. The owner reports and clears them. A
+            warning has already named those of size 0.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Document:
 
     def begin(self, values: Any) -> None:
         """Set the initial values, without storing them."""
-        self._put(self._mask(to_json(values, self._faults, noun=self._noun)), 0)
+        self._put(self._mask(self._converted(values)), 0)
 
     def merge(self, path: tuple[str, ...], values: Any) -> None:
         """Add or replace values. Nested objects are merged, too.
@@ -96,8 +97,14 @@ class Document:
         return {key: value for key, value in values.items() if value is not None} if self._null_removes else values
 
     def _change(self, path: tuple[str, ...], values: Any, levels: int) -> None:
-        converted = to_json(_nested(path, values), self._faults, noun=self._noun)
+        converted = self._converted(_nested(path, values))
         self._store(lambda: self._put(self._mask(converted), levels))
+
+    def _converted(self, values: Any) -> dict[str, Any]:
+        too_large: list[str] = []
+        converted = to_json(values, self._faults, noun=self._noun, too_large=too_large)
+        self.omitted += [OmittedValue(name, 0) for name in too_large]
+        return converted
 
     def _put(self, added: Mapping[str, Any], levels: int) -> Changes:
         self.values = _merged(self.values, added, levels)

@@ -165,12 +165,12 @@ def _from_7(connection: sqlite3.Connection, schema: str) -> None:
 
 def _from_8(connection: sqlite3.Connection, schema: str) -> None:
     """Migrate from version 8, which had no results and no first steps of metrics, and stored log lines as events."""
-    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'result'").fetchone():
-        return
+    present = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     for statement in _statements(schema):
-        if any(f"CREATE TABLE {name} " in statement for name in ("result", "first_step", "log", "log_usage")) or (
-            "INDEX log_by_time" in statement
-        ):
+        for name in {"result", "first_step", "log", "log_usage"} - present:
+            if f"CREATE TABLE {name} " in statement:
+                connection.execute(statement)
+        if "INDEX log_by_time" in statement and "log_by_time" not in present:
             connection.execute(statement)
 
 
