@@ -12,7 +12,7 @@ from distribution_points import Reading, nonfinite, side, steps_of
 
 import tensormeter
 from support.optional import torch
-from tensormeter import Histogram, UsageError
+from tensormeter import Histogram
 from tensormeter.agent.ingest.histogram_points import NONFINITE_METRIC
 from tensormeter.otlp.batch import STEP_METRIC, ExponentialHistogram, Gauge, Temporality
 from tensormeter.otlp.batch import Histogram as ExplicitHistogram
@@ -158,9 +158,14 @@ def test_what_cannot_be_counted_is_refused(source, caplog, values, reason):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"values": [1.0], "np_histogram": ([1], [0, 1])}, {"np_histogram": 5}])
-def test_a_histogram_of_nothing_or_of_both_is_an_error_at_once(arguments):
-    with pytest.raises(UsageError, match="Histogram"):
-        Histogram(**arguments)
+def test_a_histogram_of_nothing_or_of_both_is_refused_when_it_is_logged(source, caplog, arguments):
+    histogram = Histogram(**arguments)
+    source.log({"g": histogram, "loss": 1.0})
+    (message,) = [text for text in map(logging.LogRecord.getMessage, caplog.records) if "is not recorded" in text]
+    assert message.startswith("'g' is not recorded: ")
+    assert "np_histogram" in message
+    (loss,) = Reading(source).series("loss")
+    assert loss.values.tolist() == [1.0]
 
 
 class TestOverSteps:
