@@ -1,13 +1,11 @@
 """Audio clips from arrays, files and encoded bytes."""
 
-from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.conventions.limits import MEDIA_BYTES, PIXEL_BYTES, too_large
-from tensormeter.conventions.media_types import AUDIO_TYPES, content_type_of
+from tensormeter.conventions.media_types import AUDIO_TYPES
 from tensormeter.conventions.semconv import AUDIO_EVENT
 from tensormeter.record.media.array_copy import copy_array, is_array
-from tensormeter.record.media.item import EventContent, Media, caption_of, read_media_file, refusal_of
+from tensormeter.record.media.clip import Clip
 from tensormeter.record.values.outcomes import Refused
 from tensormeter.ring.format import Drop
 
@@ -17,7 +15,7 @@ _MAX_CHANNELS: Final = 16
 _MAX_RATE: Final = 1 << 20
 
 
-class Audio(Media):
+class Audio(Clip):
     """An audio clip: ``run.log({"speech": Audio(samples, sample_rate=16_000)})``.
 
     The data is a WAV, MP3, OGG or FLAC file, its bytes, or an array of samples, which the agent converts to a WAV with 16 bits per
@@ -27,6 +25,8 @@ class Audio(Media):
     The limits are 16 MiB for the encoded clip and 60 MiB for samples. A longer clip is dropped and counted.
     """
 
+    _EVENT, _NOUN, _ADVICE = AUDIO_EVENT, "the audio clip", "log a shorter one, or an MP3"
+
     def __init__(self, data: Any, sample_rate: int | None = None, caption: str | None = "") -> None:
         """
         Args:
@@ -34,35 +34,12 @@ class Audio(Media):
             sample_rate: Samples per second; required for arrays.
             caption: Text to show with the clip, truncated to 65,536 characters.
         """
-        self._body: dict[str, Any] = {"caption": caption_of(caption)}
-        self._data = b""
-        self._remarks: list[str] = []
-        self._fault: Refused | None = None
-        try:
-            self._read(data, sample_rate)
-        except Exception as error:  # the data's own code may raise anything
-            self._fault = refusal_of(error)
-
-    def pack(self) -> EventContent:
-        if self._fault is not None:
-            raise self._fault
-        limit = MEDIA_BYTES if "content_type" in self._body else PIXEL_BYTES
-        if len(self._data) > limit:
-            reason = too_large(len(self._data), limit, "the audio clip", "log a shorter one, or an MP3")
-            raise Refused(reason, Drop.MEDIA_TOO_LARGE)
-        return EventContent(AUDIO_EVENT, self._body, self._data, remarks=self._remarks)
+        super().__init__(caption, lambda: self._read(data, sample_rate))
 
     def _read(self, data: Any, sample_rate: Any) -> None:
         kind = type(data)
-        if issubclass(kind, str | Path):
-            data = read_media_file(data, MEDIA_BYTES)
-            kind = bytes
-        if issubclass(kind, bytes | bytearray | memoryview):
-            self._data = bytes(data)
-            content_type = content_type_of(self._data)
-            if content_type not in AUDIO_TYPES:
-                raise Refused("expected a WAV, MP3, OGG or FLAC file")
-            self._body |= {"content_type": content_type, "sample_rate": _rate(sample_rate) if sample_rate else 0}
+        if self._read_file(data, AUDIO_TYPES, "expected a WAV, MP3, OGG or FLAC file"):
+            self._body["sample_rate"] = _rate(sample_rate) if sample_rate else 0
             return
         if not is_array(data) and not issubclass(kind, list | tuple):
             raise Refused(f"expected an array of samples, a path or bytes, got a {kind.__name__}")

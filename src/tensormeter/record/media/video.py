@@ -1,14 +1,13 @@
 """Videos from arrays of frames, files and encoded bytes."""
 
-from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.conventions.limits import MEDIA_BYTES, PIXEL_BYTES, too_large
-from tensormeter.conventions.media_types import VIDEO_TYPES, content_type_of
+from tensormeter.conventions.limits import PIXEL_BYTES, too_large
+from tensormeter.conventions.media_types import VIDEO_TYPES
 from tensormeter.conventions.semconv import VIDEO_EVENT
 from tensormeter.record.media.array_copy import copy_array, is_array, is_tensor
+from tensormeter.record.media.clip import Clip
 from tensormeter.record.media.image import check_pillow, is_pil_image
-from tensormeter.record.media.item import EventContent, Media, caption_of, read_media_file, refusal_of
 from tensormeter.record.media.pixels import arrange, describe_pixels
 from tensormeter.record.values.outcomes import Refused
 from tensormeter.ring.format import Drop
@@ -19,7 +18,7 @@ _FASTEST: Final = 240
 _SLOWEST: Final = 0.01
 
 
-class Video(Media):
+class Video(Clip):
     """A video: ``run.log({"episode": Video(frames, fps=30)})``.
 
     The data is an MP4, WebM or GIF file, its bytes, or an array of frames. The agent encodes arrays as MP4 (H.264) if PyAV is
@@ -31,6 +30,8 @@ class Video(Media):
     The limits are 16 MiB for the encoded video and 60 MiB for frames. A longer video is dropped and counted.
     """
 
+    _EVENT, _NOUN, _ADVICE = VIDEO_EVENT, "the video", "log a shorter or smaller one, or uint8 frames"
+
     def __init__(self, data: Any, fps: float = 4, caption: str | None = "", *, dataformats: str | None = None) -> None:
         """
         Args:
@@ -40,35 +41,11 @@ class Video(Media):
             dataformats: Order of an array's dimensions: the letters N (videos), T (frames), C (channels), H and W, for example
                 "TCHW". Default: a guess, as for an `Image`.
         """
-        self._body: dict[str, Any] = {"caption": caption_of(caption)}
-        self._data = b""
-        self._remarks: list[str] = []
-        self._fault: Refused | None = None
-        try:
-            self._read(data, fps, dataformats)
-        except Exception as error:  # the data's own code may raise anything
-            self._fault = refusal_of(error)
-
-    def pack(self) -> EventContent:
-        if self._fault is not None:
-            raise self._fault
-        limit = MEDIA_BYTES if "content_type" in self._body else PIXEL_BYTES
-        if len(self._data) > limit:
-            reason = too_large(len(self._data), limit, "the video", "log a shorter or smaller one, or uint8 frames")
-            raise Refused(reason, Drop.MEDIA_TOO_LARGE)
-        return EventContent(VIDEO_EVENT, self._body, self._data, remarks=self._remarks)
+        super().__init__(caption, lambda: self._read(data, fps, dataformats))
 
     def _read(self, data: Any, fps: float, dataformats: str | None) -> None:
         kind = type(data)
-        if issubclass(kind, str | Path):
-            data = read_media_file(data, MEDIA_BYTES)
-            kind = bytes
-        if issubclass(kind, bytes | bytearray | memoryview):
-            self._data = bytes(data)
-            content_type = content_type_of(self._data)
-            if content_type not in (*VIDEO_TYPES, "image/gif"):
-                raise Refused("expected an MP4, WebM or GIF file")
-            self._body["content_type"] = content_type
+        if self._read_file(data, (*VIDEO_TYPES, "image/gif"), "expected an MP4, WebM or GIF file"):
             return
         fps = float(fps)
         if not _SLOWEST <= fps <= _FASTEST:
