@@ -74,7 +74,7 @@ def install(at_exit: Callable[[], None]) -> None:
 
 
 class Outcome(NamedTuple):
-    """How a run ends.
+    """End of a run: its state and the cause.
 
     Attributes:
         state: State of the run: `finished`, `failed` or `preempted`.
