@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from support.agents import agent_lives
+from support.receiver import BEHAVIOURS
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.agent.sync import sync_runs
 from tensormeter.otlp.batch import Batch, Gauge
@@ -190,7 +191,11 @@ def test_fault_11_12_the_answer_is_lost_after_the_commit(train, receiver, gone, 
 
 
 def test_fault_13_a_partial_success_is_reported_and_not_sent_again(train, receiver, gone):
-    receiver.script("ok", "partial")
+    def reject_three_points(handler):
+        del receiver.routes["/v1/metrics"]  # the next request of metrics is accepted
+        BEHAVIOURS["partial"](handler)
+
+    receiver.routes["/v1/metrics"] = reject_three_points
     trainer = train(RUN)
     status, errors = trainer.end()
     gone()
