@@ -332,12 +332,13 @@ class Settings:
         "with secrets masked.",
     )
     console_children: ConsoleChildren = setting(
-        "files",
+        "all",
         "TENSORMETER_CONSOLE_CHILDREN",
         parse=parse_lower,
         check=choice(ConsoleChildren),
-        help="Whether to record the output of child processes and native code, too: `files` if standard output or standard "
-        "error leads to a file, `all` also if it leads to a pipe, whose contents two small processes then pass on, or `off`.",
+        help="Whether to record the output of child processes and native code, too: `all` if standard output or standard "
+        "error leads to a file or a pipe, whose contents two small processes then pass on, `files` only if it leads to a "
+        "file, or `off`.",
     )
     log_level: LogLevel = setting(
         "info",

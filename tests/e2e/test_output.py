@@ -29,7 +29,7 @@ def environment(tmp_path, receiver):
     """Builds the environment of a script that captures its output."""
 
     def environment(**settings: object) -> dict[str, str]:
-        changed = named_settings({"console": "first", "console_children": "all", **settings})
+        changed = named_settings({"console": "first", **settings})
         variables = training_environment(tmp_path, receiver.url, "output") | changed
         ignored = ("PYTHONUNBUFFERED", "COLUMNS", "LINES")
         return {name: value for name, value in variables.items() if name not in ignored}
@@ -363,25 +363,27 @@ subprocess.Popen("read line; echo after the end", shell=True, stdin=sys.stdin)
     assert sorted(arrived) == sorted(lines)
 
 
-def workers_of(supervisor: int) -> list[int]:
+def children_of(process: int) -> list[int]:
     try:
-        return [int(word) for word in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()]
+        return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except OSError:  # the process has ended
         return []
 
 
-def find_relay(folder: Path) -> int:
-    """The process that watches the relay of a test."""
+def find_relay(folder: Path) -> dict[int, bool]:
+    """The processes of a test's relay, and whether they supervise another one. The supervisor is the first one."""
+    found = {}
     for process in psutil.process_iter(["cmdline"]):
         with contextlib.suppress(psutil.Error, OSError):
             is_relay = any(part.endswith("logs/relay.py") for part in process.info["cmdline"] or ())
-            if is_relay and str(folder) in str(process.environ()) and workers_of(process.pid):
-                return process.pid
-    raise AssertionError("there is no relay")
+            if is_relay and str(folder) in str(process.environ()):
+                found[process.pid] = bool(children_of(process.pid))
+    return dict(sorted(found.items(), key=lambda item: not item[1]))
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_relay_that_is_killed_or_stopped_holds_up_nothing(environment, delivered, tmp_path, wait_for, kill):
+@pytest.fixture
+def shell(environment, tmp_path):
+    """A program whose output leads to a pipe. It prints for each line that it reads, itself, from native code and a child."""
     script = f"""
 {PROLOGUE}
 print("ready", flush=True)
@@ -389,36 +391,79 @@ for line in sys.stdin:
     for number in range(5000):
         sys.stdout.write("%s %d\\n" % (line.strip(), number))
     sys.stdout.flush()
+    subprocess.run("for i in $(seq 3000); do echo child $i of the shell; done", shell=True)
     os.write(1, b"native\\nready\\n")
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        shown = [process.stdout.readline()]
+    with (
+        (tmp_path / "errors").open("wb") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        yield process
+        process.kill()
+
+
+def printed(turns: str) -> list[str]:
+    """The lines that this program prints."""
+    lines = ["ready"]
+    for turn in turns:
+        lines += [f"{turn} {number}" for number in range(5000)]
+        lines += [*(f"child {number} of the shell" for number in range(1, 3001)), "native", "ready"]
+    return lines
+
+
+@pytest.mark.parametrize("victims", ["worker", "supervisor", "both"])
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_relay_that_is_killed_or_stopped_holds_up_nothing(shell, delivered, tmp_path, wait_for, kill, victims):
+    turns = "abc"
+    shown = [shell.stdout.readline()]
+    for turn in turns:
+        wait_for(lambda: find_relay(tmp_path), "there is a relay")
         relay = find_relay(tmp_path)
-        for turn in "abcde":
-            process.stdin.write(f"{turn}\n")
-            process.stdin.flush()
-            for worker in workers_of(relay):
-                os.kill(worker, kill)
-            shown.append(process.stdout.readline())
-            while shown[-1] != "ready\n":
-                shown.append(process.stdout.readline())
-        process.stdin.close()
-        assert process.stdout.read() == ""
-    assert process.returncode == 0
-    expected = ["ready"]
-    for turn in "abcde":
-        expected += [*(f"{turn} {number}" for number in range(5000)), "native", "ready"]
-    assert "".join(shown).splitlines() == expected
-    assert set(texts(delivered(), "stdout")) <= set(expected)
-    wait_for(lambda: not workers_of(relay), "the relay ends")
+        shell.stdin.write(f"{turn}\n")
+        shell.stdin.flush()
+        for process, supervises in relay.items():
+            if victims == "both" or (victims == "supervisor") == supervises:
+                os.kill(process, kill)
+        shown.append(shell.stdout.readline())
+        while shown[-1] != "ready\n":
+            shown.append(shell.stdout.readline())
+        if kill == signal.SIGSTOP:
+            for process in relay:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGCONT)
+    shell.stdin.close()
+    assert shell.stdout.read() == ""
+    assert shell.wait(60) == 0
+    assert "".join(shown).splitlines() == printed(turns)
+    assert set(texts(delivered(), "stdout")) <= set(printed(turns))
+    wait_for(lambda: not find_relay(tmp_path), "the relay ends")
+
+
+def test_a_relay_that_is_killed_too_often_is_replaced_by_a_thread(shell, delivered, tmp_path, wait_for):
+    turns = "a" * 13
+    shown = [shell.stdout.readline()]
+    for turn in turns:
+        for process in find_relay(tmp_path):
+            os.kill(process, signal.SIGKILL)
+        shell.stdin.write(f"{turn}\n")
+        shell.stdin.flush()
+        shown.append(shell.stdout.readline())
+        while shown[-1] != "ready\n":
+            shown.append(shell.stdout.readline())
+    assert not find_relay(tmp_path)
+    shell.stdin.close()
+    assert shell.stdout.read() == ""
+    assert shell.wait(60) == 0
+    assert "".join(shown).splitlines() == printed(turns)
+    assert "were killed repeatedly" in (tmp_path / "errors").read_text()
+    assert set(texts(delivered(), "stdout")) <= set(printed(turns))
 
 
 @pytest.mark.parametrize("end", ["sys.exit()", "os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"])
@@ -451,6 +496,33 @@ def test_a_reader_that_leaves_ends_the_program_as_before(environment, receiver, 
         assert process.returncode in (1, 120)  # the latter if the interpreter has text left to print
     ends = [("tensormeter.run.end", "failed")] * 2
     wait_for(lambda: [(name, body["state"]) for name, body in receiver.events() if "state" in body] == ends, "both end")
+
+
+def test_a_reader_that_leaves_ends_children_as_before(environment, delivered):
+    """A child of another language receives SIGPIPE, also if a forked child has inherited the program's descriptors."""
+    script = f"""
+{PROLOGUE}
+forked = os.fork()
+if forked == 0:
+    signal.pause()
+child = subprocess.Popen(["yes"])
+status = child.wait()
+os.kill(forked, signal.SIGKILL)
+print(status, file=sys.stderr)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "y\n"
+        process.stdout.close()
+        assert f"{-signal.SIGPIPE}\n" in process.stderr.read()
+    assert str(-signal.SIGPIPE) in texts(delivered(), "stderr")
 
 
 def test_offline_runs_keep_their_output(train, receiver, tmp_path, environment):

@@ -241,6 +241,12 @@ class ConsoleWord(enum.IntEnum):
     """1 while a relay passes bytes on."""
     RELAY_READY = 9
     """1 once a relay has started."""
+    RELAY_SUPERVISOR = 10
+    """ID of the relay's supervising process."""
+    RELAY_WORKER = 11
+    """ID of the relay's process that passes bytes on."""
+    RELAY_RELEASED = 12
+    """Bits of the kinds of streams whose pipes the program has closed."""
     TAIL = 16
     """Position up to which the space is free."""
     TOO_FAST = 17

@@ -1,51 +1,42 @@
-"""The relay for output that leads to pipes, seen from the program (see `relay`)."""
+"""The redirection of output that leads to pipes to the relay (see `relay` and `relay_watch`)."""
 
 import contextlib
 import fcntl
 import os
 import stat
 import sys
-import termios
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from tensormeter.record.logs.relay import BUSY, FIRST_DESCRIPTOR, READY, relay_command
+from tensormeter.record.logs.relay import BUSY
+from tensormeter.record.logs.relay_watch import RelayStream, RelayWatch, is_unread, move_above
 from tensormeter.ring.console_file import ConsoleFile, relay_console_file
 from tensormeter.ring.format import ConsoleKind
 
 __all__ = ["OutputRelay"]
 
 _BYTES: Final = 1 << 20
-_START_TIMEOUT: Final = 1.0
 _DRAIN_TIMEOUT: Final = 2.0
 _POLL: Final = 0.001
-_ABOVE: Final = 64
-"""Lower bound of descriptors that are kept or handed to the relay."""
 
 
 class OutputRelay:
-    """Standard output and standard error lead to the relay from construction until `stop`."""
+    """Standard output and standard error lead to the relay until `stop`."""
 
-    def __init__(self, file: ConsoleFile, streams: dict[int, int], ends: dict[int, int]) -> None:
-        """Redirect the descriptors. Use `start` instead.
+    def __init__(self, file: ConsoleFile, saved: dict[int, int]) -> None:
+        """
+        Use `start` instead.
 
         Args:
             file: Console file of the relay.
-            streams: Descriptors of the relay's pipes by the descriptor of a stream, 1 or 2.
-            ends: See `streams`. This process keeps none of them open, except as descriptor 1 or 2.
+            saved: Copies of the original descriptors by the descriptor of a stream, 1 or 2.
         """
         self._file = file
         self._pid = os.getpid()
-        self._saved: dict[int, int] = {}
+        self._saved = saved
         self._pipes: dict[int, os.stat_result] = {}
-        for descriptor, end in streams.items():
-            self._saved[descriptor] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
-            self._pipes[descriptor] = os.fstat(end)
-            os.dup2(end, descriptor)
-        for end in set(ends.values()):
-            os.close(end)
 
     @classmethod
     def start(cls, ring_path: Path) -> "OutputRelay | None":
@@ -61,34 +52,41 @@ class OutputRelay:
         for name in ("stdout", "stderr"):
             with contextlib.suppress(Exception):
                 getattr(sys, name).flush()
-        opened: list[int] = []
+        path = relay_console_file(ring_path)
+        ends: dict[int, int] = {}
+        watch = None
         try:
-            file = ConsoleFile.create(relay_console_file(ring_path), _BYTES)
-            ring = os.open(file.path, os.O_RDWR | os.O_CLOEXEC)
-            opened.append(ring)
-            handed, ends = [_above(ring, opened)], {}
-            for descriptor in targets:
-                read, write = os.pipe()
-                opened += [read, write]
-                ends[descriptor] = _above(write, opened)
-                handed += [_above(read, opened), _above(descriptor, opened)]
-            kinds = [ConsoleKind.STDOUT if descriptor == 1 else ConsoleKind.STDERR for descriptor in targets]
-            if not _spawn(kinds, handed, file):
-                file.path.unlink(missing_ok=True)
-                return None
-            streams = {
-                descriptor: ends[target] for target, descriptors in targets.items() for descriptor in descriptors
-            }
-            for end in ends.values():
-                opened.remove(end)
-            return cls(file, streams, ends)
-        except OSError:
-            with contextlib.suppress(OSError):
-                relay_console_file(ring_path).unlink(missing_ok=True)
-            return None
+            file = ConsoleFile.create(path, _BYTES)
+            watch = RelayWatch(file, move_above(os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+            for target, descriptors in targets.items():
+                source, end = (move_above(descriptor) for descriptor in os.pipe())
+                ends |= dict.fromkeys(descriptors, end)
+                watch.add(
+                    RelayStream(
+                        ConsoleKind.STDOUT if target == 1 else ConsoleKind.STDERR,
+                        source,
+                        move_above(os.dup(target)),
+                    )
+                )
+            relay = cls(file, {descriptor: move_above(os.dup(descriptor)) for descriptor in ends})
+            if watch.start():
+                relay._redirect(ends)
+                return relay
+        except (OSError, RuntimeError):  # RuntimeError: no thread can be started
+            pass
         finally:
-            for descriptor in opened:
-                os.close(descriptor)
+            for end in set(ends.values()):
+                os.close(end)
+        if watch is not None:
+            watch.close()
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        return None
+
+    def _redirect(self, ends: dict[int, int]) -> None:
+        for descriptor, end in ends.items():
+            self._pipes[descriptor] = os.fstat(end)
+            os.dup2(end, descriptor)
 
     def stop(self) -> None:
         """Restore the descriptors, once the relay has passed on all bytes. If that takes too long, leave them as they are."""
@@ -112,7 +110,7 @@ class OutputRelay:
     def _wait_until_passed_on(self, descriptors: list[int]) -> bool:
         deadline = time.monotonic() + _DRAIN_TIMEOUT
         wait = threading.Event().wait
-        while any(_unread(descriptor) for descriptor in descriptors) or self._file.words[BUSY]:
+        while any(is_unread(descriptor) for descriptor in descriptors) or self._file.words[BUSY]:
             if time.monotonic() > deadline:
                 return False
             wait(_POLL)
@@ -145,35 +143,3 @@ def _status(descriptor: int) -> os.stat_result | None:
         return os.fstat(descriptor)
     except OSError:
         return None
-
-
-def _unread(descriptor: int) -> bool:
-    """Return whether a pipe contains bytes that have not been read."""
-    try:
-        return any(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
-    except OSError:
-        return False
-
-
-def _above(descriptor: int, opened: list[int]) -> int:
-    """Return a copy of a descriptor whose number is none of those that the relay uses."""
-    copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
-    opened.append(copy)
-    return copy
-
-
-def _spawn(kinds: list[ConsoleKind], handed: list[int], file: ConsoleFile) -> bool:
-    """Start the relay, and return whether it is ready."""
-    actions: list[Any] = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
-    actions += [(os.POSIX_SPAWN_DUP2, number, FIRST_DESCRIPTOR + index) for index, number in enumerate(handed)]
-    command = relay_command([int(kind) for kind in kinds])
-    process = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
-    with contextlib.suppress(ChildProcessError):  # other code has waited for it
-        os.waitpid(process, 0)
-    deadline = time.monotonic() + _START_TIMEOUT
-    wait = threading.Event().wait
-    while not file.words[READY]:
-        if time.monotonic() > deadline:
-            return False
-        wait(_POLL)
-    return True
