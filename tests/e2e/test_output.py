@@ -253,6 +253,8 @@ print("after")
     [
         ("sys.excepthook = lambda *error: None; raise ValueError('lost')", "ValueError: lost"),
         ("sys.exit('no data, token=hf_abcdefghijklmnopqrstuvwxyz123456')", "exit status 1: no data, token=***"),
+        ("exit('no data')", "exit status 1: no data"),
+        ("quit(1)", "exit status 1"),
     ],
 )
 def test_an_end_is_a_failure_even_if_others_handle_it(train, delivered, receiver, ending, message):

@@ -1,11 +1,12 @@
 """Detection of how a training process ends: normally, by an exception, with an exit status, or by SIGTERM.
 
-The previous exception hook, `sys.exit` and SIGTERM handler run after ours. SIGTERM is handled only if its previous
+The previous exception hook, `sys.exit`, `exit` and SIGTERM handler run after ours. SIGTERM is handled only if its previous
 action was the default or a Python handler, and only if a run starts on the main thread. The previous handler is
 restored when the last run ends, and immediately in a forked child. Python cannot run a handler while native code blocks
 the main thread; `_sigterm.c` handles that case if it could be compiled.
 """
 
+import _sitebuiltins
 import atexit
 import contextlib
 import os
@@ -46,7 +47,7 @@ _last_value: BaseException | None = None
 
 _sigterm_received = False
 _chained_hooks: list[Callable[..., Any]] = []
-"""Previous exception hook and `sys.exit`, which our hooks call; empty until our hooks are installed."""
+"""Previous exception hook, `sys.exit` and `exit`, which our hooks call; empty until our hooks are installed."""
 
 _previous_handlers: list[_Handler | int] = []
 """Previous SIGTERM handler; empty while our handler is not installed."""
@@ -67,9 +68,11 @@ def install(at_exit: Callable[[], None]) -> None:
         return
     global _last_value
     _last_value = getattr(sys, "last_value", None)
-    _chained_hooks.extend((sys.excepthook, sys.exit))
+    quitter: Any = _sitebuiltins.Quitter
+    _chained_hooks.extend((sys.excepthook, sys.exit, quitter.__call__))
     sys.excepthook = _record_exception
     sys.exit = _record_exit
+    quitter.__call__ = _record_quit
     atexit.register(at_exit)
 
 
@@ -225,3 +228,10 @@ def _record_exit(status: Any = None, /) -> NoReturn:
     _failure = Failure(describe_status(status))
     _chained_hooks[1](status)
     raise AssertionError("sys.exit raises")
+
+
+def _record_quit(quitter: Any, code: Any = None) -> None:
+    """Record a call of `exit` or `quit`, the built-in functions."""
+    global _failure
+    _failure = Failure(describe_status(code))
+    _chained_hooks[2](quitter, code)
