@@ -14,12 +14,13 @@ from tensormeter.logger import get_logger
 from tensormeter.packages import problem_with
 from tensormeter.record.warn_once import WarnOnce
 from tensormeter.resource import describe_rank
+from tensormeter.session import open_runs
 from tensormeter.session.announcement import in_notebook
 from tensormeter.session.config.document import Document
 from tensormeter.session.config.view import View
 from tensormeter.session.membership import Existence, RunIdentity
 from tensormeter.session.open_runs import current_run
-from tensormeter.session.run import Run, finish_all, remember
+from tensormeter.session.run import Run
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def init(
     resumed, existence = _check_resume(resume, resolved)
     parent = None if fork_from is None else _parse_parent(fork_from)
     if in_notebook():
-        finish_all()
+        open_runs.finish_all()
     resolved = _settings_of_rank(resolved)
     _warn_of_signals(resolved)
     if resolved.mode == "online":
@@ -138,7 +139,7 @@ def init(
     name = resolved.name or run_id
     run = Run(RunIdentity(run_id, name, config, resolved, resume=resumed, existence=existence, forked_from=parent))
     run._begin()
-    remember(run)
+    open_runs.add(run)
     return run
 
 

@@ -38,6 +38,7 @@ def main() -> None:
     mp.spawn(rank, args=(run,), nprocs=2)
     child = os.fork()
     if child == 0:
+        run.alert("from a forked child")
         kept({"parent": 1.0}, 1)
         run.log({"forked": 2.0}, 2)
         sys.exit(0)

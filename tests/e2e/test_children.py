@@ -35,6 +35,8 @@ def test_rows_of_every_kind_of_child_arrive_once(
     wait_for(lambda: server.points("family").total() >= wanted.total(), "the children's rows arrive")
     assert server.points("family") == wanted
     wait_for(lambda: server.state("family") == "finished", "the end arrives")
+    titles = [event["body"]["title"] for event in server.get("/runs/family/events?name=tensormeter.alert")["events"]]
+    assert titles == (["from a forked child"] if after_fork == "record" else [])
     run = server.get("/runs/family")
     # Two loaders with two workers each, two spawned ranks, one fork, and the parent, which alone says how the run ends.
     assert len(run["processes"]) == (8 if after_fork == "record" else 5)

@@ -57,6 +57,16 @@ def test_module_level_functions_warn_without_a_run(caplog, monkeypatch):
     assert "there is no unfinished run, so nothing is recorded; call tensormeter.init() first" in caplog.text
 
 
+def test_calls_after_the_end_warn(settings, caplog):
+    with tensormeter.init(settings=settings) as run:
+        pass
+    run.alert("title")
+    run.log_artifact("model.pt")
+    assert f"run {run.id} has finished, so the alert 'title' was ignored" in caplog.text
+    assert f"run {run.id} has finished, so log_artifact('model.pt') was ignored" in caplog.text
+    assert items(settings) == 2  # the start and the end
+
+
 def test_module_level_functions_go_to_the_last_run(settings):
     run = tensormeter.init(settings=settings)
     tensormeter.log({"loss": 1.0})

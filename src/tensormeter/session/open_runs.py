@@ -1,16 +1,20 @@
 """The unfinished runs of this process, and the current one in each thread and asynchronous task.
 
 A thread or task that has started runs itself uses the latest of them, so that parallel trials do not mix. All other threads
-use the run that any of them started last.
+use the run that any of them started last. All unfinished runs are finished when the process ends.
 """
 
+import os
+import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
+
+from tensormeter.session import exit_hooks
 
 if TYPE_CHECKING:
     from tensormeter.session.run import Run
 
-__all__ = ["add", "all_open", "current_run", "remove"]
+__all__ = ["add", "all_open", "current_run", "finish_all", "remove"]
 
 _open: Final[list["Run"]] = []
 """Unfinished runs, in the order in which they were started."""
@@ -20,7 +24,11 @@ _started_here: Final[ContextVar[tuple["Run", ...]]] = ContextVar("tensormeter_ru
 
 
 def add(run: "Run") -> None:
-    """Register a run, which becomes the current run of this thread or task."""
+    """Register a started run, which becomes the current run of this thread or task."""
+    exit_hooks.install(finish_all)
+    if run.sigterm_word is not None:
+        exit_hooks.install_sigterm(_on_sigterm, run.settings.sigterm_timeout)
+        exit_hooks.set_sigterm_word(run.sigterm_word)
     _open.append(run)
     _started_here.set((*(earlier for earlier in _started_here.get() if earlier in _open), run))
 
@@ -29,6 +37,10 @@ def remove(run: "Run") -> None:
     """Remove a run that has finished, unless it has already been removed."""
     if run in _open:
         _open.remove(run)
+        if run.sigterm_word is not None:
+            exit_hooks.clear_sigterm_word(run.sigterm_word)
+    if not _open:
+        exit_hooks.restore_sigterm()
 
 
 def all_open() -> list["Run"]:
@@ -49,3 +61,27 @@ def current_run() -> "Run | None":
         if run in _open:
             return run
     return None
+
+
+def finish_all() -> None:
+    """Finish all unfinished runs, latest first, with a state that depends on how the process ends."""
+    outcome = exit_hooks.outcome()
+    for run in reversed(all_open()):
+        run.end(outcome, run.settings.finish_timeout)
+
+
+def _on_sigterm(process_ends: bool) -> None:
+    """Record the SIGTERM. If the process is about to end, also finish all runs; otherwise the script continues."""
+    for run in reversed(all_open()):
+        if run.sigterm_word is not None:
+            run.sigterm_word[0] = time.time_ns()
+            if process_ends:
+                run.end(exit_hooks.outcome(), min(run.settings.sigterm_timeout, run.settings.finish_timeout))
+
+
+def _after_fork() -> None:
+    for run in all_open():
+        run.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -5,8 +5,6 @@ no space for the ring or no writable directory, the run logs a warning and recor
 """
 
 import dataclasses
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +14,7 @@ from typing import Any, Final, Self, cast
 
 from tensormeter.conventions.limits import ALERT_CHARACTERS, TITLE_CHARACTERS
 from tensormeter.conventions.semconv import ALERT_EVENT, RANK
-from tensormeter.errors import RingError, join_choices
+from tensormeter.errors import RingError
 from tensormeter.logger import get_logger
 from tensormeter.record.dynamo import break_graph
 from tensormeter.record.media.artifact import Artifact
@@ -35,13 +33,13 @@ from tensormeter.session.config.run_documents import RunDocuments
 from tensormeter.session.config.view import View
 from tensormeter.session.membership import RunIdentity
 from tensormeter.session.run_process import RunProcess
+from tensormeter.session.stated_outcome import stated_outcome
 from tensormeter.settings import Settings
 
-__all__ = ["Run", "before_finish", "finish_all", "remember"]
+__all__ = ["Run", "before_finish"]
 
 logger: Final = get_logger()
 
-_STATES: Final = ("finished", "failed", "preempted")
 _ALERT_LEVELS: Final = {"INFO": "INFO", "WARN": "WARN", "WARNING": "WARN", "ERROR": "ERROR"}
 
 
@@ -283,13 +281,17 @@ class Run:
         known = _ALERT_LEVELS.get(text_of(getattr(level, "name", level)).upper())  # W&B's levels are members of an Enum
         if known is None:
             logger.warning("alert: expected the level INFO, WARN or ERROR, got %s; recording INFO", shown(level))
-        if self._process is not None and self._process.is_this:
+        if self._finished:
+            logger.warning(
+                "run %s has finished, so the alert %s was ignored; send it before finish()", self.id, shown(title)
+            )
+        elif (process := self._here()) is not None:
             body = {
                 "title": _cut(text_of(title), TITLE_CHARACTERS),
                 "text": _cut(text_of(text), ALERT_CHARACTERS),
                 "level": known or "INFO",
             }
-            self._process.recorder.alert(EventContent(ALERT_EVENT, body))
+            process.recorder.alert(EventContent(ALERT_EVENT, body))
 
     def log_artifact(
         self,
@@ -389,20 +391,18 @@ class Run:
             exit_code: Exit status of the program: 0 means `finished`, any other number `failed`.
             timeout: Maximum time to wait in seconds. Default: the setting `finish_timeout`.
         """
-        outcome = exit_hooks.outcome()
-        final, reason = _final_state(state, exit_code)
-        if final is None:
-            final = outcome.state if outcome.state == "preempted" else "finished"
-        failure = outcome.failure if final == outcome.state and not reason else exit_hooks.Failure(reason)
-        error = sys.exc_info()[1]
-        if final == "failed" and error is not None and not outcome.failure.message:  # called in an `except` block
-            failure = exit_hooks.describe_failure(type(error), error)
         if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
             logger.warning("finish: ignored the timeout %s; pass seconds as a number", shown(timeout))
             timeout = None
-        self._finish(exit_hooks.Outcome(final, failure), self.settings.finish_timeout if timeout is None else timeout)
+        self.end(stated_outcome(state, exit_code), self.settings.finish_timeout if timeout is None else timeout)
 
-    def _finish(self, outcome: exit_hooks.Outcome, timeout: float) -> None:
+    def end(self, outcome: exit_hooks.Outcome, timeout: float) -> None:
+        """End the run with a known outcome, and wait for delivery like `finish`.
+
+        Args:
+            outcome: Final state of the run, and its cause.
+            timeout: Maximum time to wait in seconds.
+        """
         if not self._finished:
             for prepare in before_finish:
                 prepare(self)
@@ -420,7 +420,7 @@ class Run:
             self.__dict__.pop("log", None)
             if process is not None:
                 process.close(State[outcome.state.upper()], outcome.failure)
-            _forget(self)
+            open_runs.remove(self)
         if process is not None:
             delivery = process.finish(timeout)
             if delivery and self._prints:
@@ -444,7 +444,7 @@ class Run:
         outcome = exit_hooks.outcome()
         if outcome.state != "preempted":
             outcome = exit_hooks.Outcome("failed", failure) if failure.message else exit_hooks.Outcome("finished")
-        self._finish(outcome, self.settings.finish_timeout)
+        self.end(outcome, self.settings.finish_timeout)
 
     def __reduce__(self) -> tuple[Callable[..., "Run"], tuple[Any, ...]]:
         """Pickle the run without its secrets. A process that unpickles it joins the run."""
@@ -507,6 +507,11 @@ class Run:
             if self._parent is None and not describe_rank().get(RANK):
                 process.leave_out(document, values)
 
+    @property
+    def sigterm_word(self) -> memoryview | None:
+        """See `RunProcess.sigterm_word`. None if this run records nothing, or is not to be ended by SIGTERM."""
+        return self._process.sigterm_word if self.settings.sigterm_timeout and self._process is not None else None
+
     def _here(self) -> RunProcess | None:
         """Return this process's `RunProcess`, or None if nothing is recorded. A forked child joins the run first."""
         if self._process is not None and not self._process.is_this:
@@ -535,7 +540,7 @@ class Run:
         if self._process is not None:
             self._process.recorder.log_at_next_step(values)
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         """Reset the run in a forked child, before any other code uses it. The parent's threads may hold its locks."""
         self.__dict__.pop("log", None)
         self._phases = None  # writes to the parent's ring; the first `log` call creates a new object
@@ -569,20 +574,6 @@ class Run:
                 self._begin(parent)
 
 
-def _final_state(state: object, exit_code: object) -> tuple[str | None, str]:
-    """Return the final state that the arguments of `finish` select, and the reason. The state is None if none does."""
-    if isinstance(state, int):
-        exit_code, state = state if exit_code is None else exit_code, None
-    if isinstance(exit_code, int):
-        return ("failed", f"exit status {int(exit_code)}") if exit_code else ("finished", "")
-    if exit_code is not None:
-        logger.warning("finish: ignored the exit code %s; pass an integer", shown(exit_code))
-    if state is None or (issubclass(type(state), str) and state in _STATES):
-        return state, ""
-    logger.warning("finish: ignored the state %s; expected %s", shown(state), join_choices(*_STATES))
-    return None, ""
-
-
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -602,47 +593,5 @@ def _join(identity: Mapping[str, Any], parent: str | None) -> Run:
     settings = Settings.from_json(identity["settings"])
     run = Run(RunIdentity(**{**identity, "settings": settings}), parent=parent)
     run._begin()
-    remember(run)
-    return run
-
-
-def _after_fork() -> None:
-    for run in open_runs.all_open():
-        run._after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def remember(run: Run) -> None:
-    """Register a started run, to finish it when the process ends."""
-    exit_hooks.install(finish_all)
-    if run.settings.sigterm_timeout and run._process is not None:
-        exit_hooks.install_sigterm(_on_sigterm, run.settings.sigterm_timeout)
-        exit_hooks.set_sigterm_word(run._process.sigterm_word)
     open_runs.add(run)
-
-
-def _forget(run: Run) -> None:
-    if run in open_runs.all_open():
-        open_runs.remove(run)
-        if run._process is not None:
-            exit_hooks.clear_sigterm_word(run._process.sigterm_word)
-    if not open_runs.all_open():
-        exit_hooks.restore_sigterm()
-
-
-def finish_all() -> None:
-    """Finish all unfinished runs, latest first, with a state that depends on how the process ends."""
-    outcome = exit_hooks.outcome()
-    for run in reversed(open_runs.all_open()):
-        run._finish(outcome, run.settings.finish_timeout)
-
-
-def _on_sigterm(process_ends: bool) -> None:
-    """Record the SIGTERM. If the process is about to end, also finish all runs; otherwise the script continues."""
-    for run in reversed(open_runs.all_open()):
-        if run.settings.sigterm_timeout and run._process is not None:
-            run._process.record_sigterm()
-            if process_ends:
-                run._finish(exit_hooks.outcome(), min(run.settings.sigterm_timeout, run.settings.finish_timeout))
+    return run

@@ -307,10 +307,6 @@ class RunProcess:
         """
         return self.ring.words[HeaderWord.SIGTERM : HeaderWord.SIGTERM + 1]
 
-    def record_sigterm(self) -> None:
-        """Store the time of a SIGTERM."""
-        self.sigterm_word[0] = time.time_ns()
-
     def close(self, state: State, failure: Failure) -> None:
         """Stop recording.
 
