@@ -95,7 +95,7 @@ def init(
         project: Name of the run's project: any text of up to 128 characters.
         name: Display name of the run. Default: the run's ID.
         config: Hyperparameters and other values that describe the run: a mapping, `argparse.Namespace`, dataclass instance, or
-            another object with named values, nested as deep as you like. `docs/api.md` lists what each type becomes.
+            another object with named values, nested as deep as you like. `docs/configuration.md` lists what each type becomes.
             Values that cannot be recorded are omitted, and one warning names them. Secrets are masked (see the
             setting `mask_config`). To add values later, write to `Run.config`.
         id: ID of the run. Pass the same ID on all ranks. Default: a random ID.

@@ -15,6 +15,7 @@ from tensormeter.record.device.path_report import device_path_report
 from tensormeter.record.histogram.histogram import Histogram
 from tensormeter.record.phases.phases import Phases
 from tensormeter.record.values.outcomes import Refused
+from tensormeter.ring.file import media_directory
 from tensormeter.ring.format import PENDING, State
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -421,3 +422,23 @@ def test_the_report_of_a_healthy_machine_has_no_fault():
     for path in (first, *others):  # torch takes page-locked memory for that of the device under which it was registered
         assert path.works, path
         assert path.synchronizes is False
+
+
+def test_an_image_is_copied_in_stream_order_without_waiting(tmp_path):
+    pixels = torch.zeros(3, 64, 64, dtype=torch.uint8, device="cuda")
+    settings = {"mode": "offline", "directory": tmp_path, "agent": "off"}
+    with tensormeter.init("images", settings=settings) as run:
+        run.log({"pixels": tensormeter.Image(pixels)})  # allocates page-locked memory, which may wait
+        torch.cuda.synchronize()
+        run.log({"loss": 0.0})
+        names, _ = calls(lambda: run.log({"pixels": tensormeter.Image(pixels)}))
+        assert not [name for name in names if any(wait in name for wait in WAITS)]
+        run.log({"loss": 0.0})
+        folder = media_directory(run._process.ring.path)
+        torch.cuda._sleep(A_WHILE)
+        pixels += 1
+        run.log({"pixels": tensormeter.Image(pixels)})
+        pixels.zero_()
+        assert len(list(folder.iterdir())) == 2
+    parts = [file.read_bytes().partition(b"\n")[2] for file in sorted(folder.iterdir())]
+    assert parts == [bytes(pixels.numel())] * 2 + [b"\x01" * pixels.numel()]

@@ -55,7 +55,7 @@ LOGGABLE: Final = (
     ),
     Loggable("`bytes` of a PNG, JPEG, GIF or WebP", "image"),
     Loggable(
-        "uint8 array or CPU tensor with the shape of an RGB or RGBA image of at least 8 by 8 pixels",
+        "uint8 array or tensor with the shape of an RGB or RGBA image of at least 8 by 8 pixels",
         "image",
         "for another array, use `Image(array)`",
     ),
@@ -65,7 +65,7 @@ LOGGABLE: Final = (
         "shown as a grid; at most 256",
     ),
     Loggable(
-        "array or CPU tensor of (images, height, width, channels) or (images, channels, height, width) with 1, 3 or 4 "
+        "array or tensor of (images, height, width, channels) or (images, channels, height, width) with 1, 3 or 4 "
         "channels and at least 8 by 8 pixels, or `Image` of one",
         "images",
         "smaller ones, such as kernels, and parameters are distributions",
@@ -114,8 +114,9 @@ Log calls only copy media; the agent encodes them.
 
 ## Images
 
-- **Sources.** Arrays, CPU tensors, PIL images, Matplotlib figures, paths, the bytes of a PNG, JPEG, GIF or WebP, and lists of
-  these. Copy a tensor from a GPU first (`image.cpu()`), because reading it would wait for the device.
+- **Sources.** Arrays, tensors, PIL images, Matplotlib figures, paths, the bytes of a PNG, JPEG, GIF or WebP, and lists of
+  these. A tensor on a GPU is copied in stream order without waiting, and recorded once the copy has arrived, by a later log call
+  or `finish`. In a table, pass a copy on the CPU (`image.cpu()`).
 - **Order of dimensions.** `Image(array, dataformats="CHW")` states the order, as in TensorBoard: N for images, C for channels, H
   for height, W for width. Without it, arrays are read as (height, width), (height, width, channels) or, if only this is possible,
   (channels, height, width). For tensors, channels come first if both are possible.

@@ -9,6 +9,7 @@ from typing import Any, Final
 from tensormeter.conventions.media_types import AUDIO_TYPES, IMAGE_TYPES, VIDEO_TYPES, content_type_of
 from tensormeter.record.histogram.histogram import Histogram
 from tensormeter.record.media.array_copy import is_tensor
+from tensormeter.record.media.arriving import is_on_device
 from tensormeter.record.media.audio import Audio
 from tensormeter.record.media.figure import PlotlyFigure, is_plotly_figure
 from tensormeter.record.media.frames import is_frame
@@ -77,14 +78,14 @@ def _of_array(value: Any, refusal: Refused) -> Histogram | Image:
         if type(value).__name__ not in ("Tensor", "Parameter") or value.is_meta or value.numel() < 2:
             raise refusal
         is_bytes, is_parameter = str(value.dtype) == "torch.uint8", type(value).__name__ == "Parameter"
-        on_host = value.device.type == "cpu"
+        is_readable = value.device.type == "cpu" or is_on_device(value)
     else:
         if value.size < 2 or value.dtype.kind not in "biuf":
             raise refusal
-        is_bytes, is_parameter, on_host = str(value.dtype) == "uint8", False, True
+        is_bytes, is_parameter, is_readable = str(value.dtype) == "uint8", False, True
         if hasattr(value, "compressed"):  # a masked array
             return Histogram(value.compressed())
-    if on_host and not is_parameter and _looks_like_images(tuple(value.shape), is_bytes=is_bytes):
+    if is_readable and not is_parameter and _looks_like_images(tuple(value.shape), is_bytes=is_bytes):
         return Image(value)
     return Histogram(value)
 

@@ -10,6 +10,7 @@ cannot be recorded are counted, and the first such value of each key causes a wa
 
 import os
 import struct
+import time
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,8 @@ from tensormeter.record.histogram.histogram import DeviceDistribution, Histogram
 from tensormeter.record.histogram.pooling import POOLED
 from tensormeter.record.log_timing import LogTiming, Stopwatch
 from tensormeter.record.loggable_values import Parts, as_loggable
+from tensormeter.record.media.arrivals import Arrivals, Waiting
+from tensormeter.record.media.arriving import ArrivingMedia
 from tensormeter.record.media.artifact import Artifact
 from tensormeter.record.media.item import EventContent, Media
 from tensormeter.record.media.outbox import Outbox
@@ -118,7 +121,9 @@ class Recorder:
         self._on_fork = on_fork
         self.on_text = _ignore_text
         tables = DeviceTables()
-        self._lanes = Lanes(ring, on_stride, tables)
+        self._on_stride = on_stride
+        self._arrivals = Arrivals(self._record_arrival)
+        self._lanes = Lanes(ring, self._check_regularly, tables)
         self._rules = Rules()
         self._numbers = StreamNumbers(
             ring, limits.metric_names, lambda name: bool(self._rules) and bool(self._rules.of((name,), None))
@@ -273,9 +278,10 @@ class Recorder:
         return [lane.position for lane in self._lanes]
 
     def look_for_pending(self) -> None:
-        """Store the pending values that have become available. Log calls also do this. Never blocks."""
+        """Store the pending values and media that have become available. Log calls also do this. Never blocks."""
         if not self._closed and self._pid == os.getpid():
             self._device.pending.poll()
+            self._arrivals.poll()
 
     def log_at_next_step(self, values: Mapping[str, Any]) -> None:
         """Record a row under the step that the next regular row will use, without advancing the step.
@@ -321,7 +327,7 @@ class Recorder:
     def close(self, state: State) -> None:
         """Stop recording, and store the final position of each lane for the agent. Idempotent.
 
-        Waits up to a few seconds for pending values. Rows that are logged in the meantime may be lost.
+        Waits up to a few seconds for pending values and media. Rows that are logged in the meantime may be lost.
         """
         if self._closed or self._pid != os.getpid():
             return
@@ -331,6 +337,9 @@ class Recorder:
                 self._send(self._lanes.mine(), content, key, step)
             for task in self._closing_tasks:
                 task()
+            for item in self._arrivals.settle(_SETTLE_TIMEOUT):
+                refusal = Refused("its data did not arrive from the device", Drop.DEVICE_UNFINISHED)
+                self._refuse(self._lanes.mine(), item.key, refusal)
         except Exception as error:  # a device error: earlier rows are safe, and the run must still finish
             self._warn_of_lost_value(error)
         self._closed = True
@@ -515,6 +524,26 @@ class Recorder:
         return step if step >= 0 and step != AUTOMATIC_STEPS - 1 else None
 
     def _log_media(self, lane: Lane, key: str, media: Media | str, step: int) -> None:
+        self._arrivals.poll()
+        if not isinstance(media, ArrivingMedia) or media.is_ready():
+            if self._record_media(lane, key, media, step):
+                self._last_step[0] = step
+        elif self._arrivals.add(Waiting(key, media, step, time.time_ns())):
+            self._last_step[0] = step
+        else:
+            reason = "too many items wait for the device; log fewer at a time"
+            self._refuse(lane, key, Refused(reason, Drop.MEDIA_FULL))
+
+    def _record_arrival(self, item: Waiting) -> None:
+        self._record_media(self._lanes.mine(), item.key, item.media, item.step, item.time)
+
+    def _check_regularly(self) -> None:
+        if self._arrivals:
+            self._arrivals.poll()
+        self._on_stride()
+
+    def _record_media(self, lane: Lane, key: str, media: Media | str, step: int, at: int | None = None) -> bool:
+        """Record a media item or a string with the time `at`, in nanoseconds, or now. Return whether it could be copied."""
         try:
             check_name(key)
             name = as_unicode(key)
@@ -524,26 +553,28 @@ class Recorder:
                 contents = self._texts.add(name, str.__str__(media), step)
         except Refused as refusal:
             self._refuse(lane, key, refusal)
-            return
+            return False
         except Exception as error:  # the item's values may run code that raises anything
             self._refuse(lane, key, Refused(f"cannot copy it ({describe(error)})"))
-            return
+            return False
         if name != key:
             self._warn_of_changed_name(key, name)
-        for at, content in contents:
-            self._send(lane, content, name, at)
+        for first_step, content in contents:
+            self._send(lane, content, name, first_step, at)
             if content.omitted:
                 lane.count(Drop.UNSUPPORTED_VALUE, content.omitted)
                 self._notices.note(Drop.UNSUPPORTED_VALUE, shown(name))
             for remark in content.remarks:
                 self._notices.once((name, remark[:_REMARK]), "%s: %s", shown(name), remark)
-        self._last_step[0] = step
         if contents and isinstance(media, str) and len(media) <= REPEATED_TEXT_CHARACTERS:
             self.on_text(name, str.__str__(media))
+        return True
 
-    def _send(self, lane: Lane, content: EventContent, key: str | None, step: int | None) -> None:
+    def _send(
+        self, lane: Lane, content: EventContent, key: str | None, step: int | None, at: int | None = None
+    ) -> None:
         try:
-            if self._outbox.put(content, key, step):
+            if self._outbox.put(content, key, step, at):
                 self._warn_of_agent_losses()
                 return
             reason = "the media buffer is full, or smaller than this item; log less at a time, or "

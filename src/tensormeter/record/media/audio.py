@@ -30,13 +30,13 @@ class Audio(Clip):
     def __init__(self, data: Any, sample_rate: int | None = None, caption: str | None = "") -> None:
         """
         Args:
-            data: Array, tensor on the CPU, path or encoded bytes. The constructor copies the data.
+            data: Array, tensor, path or encoded bytes. The constructor copies the data.
             sample_rate: Samples per second; required for arrays.
             caption: Text to show with the clip, truncated to 65,536 characters.
         """
-        super().__init__(caption, lambda: self._read(data, sample_rate))
+        super().__init__(data, caption, lambda data: self._read_audio(data, sample_rate))
 
-    def _read(self, data: Any, sample_rate: Any) -> None:
+    def _read_audio(self, data: Any, sample_rate: Any) -> None:
         kind = type(data)
         if self._read_file(data, AUDIO_TYPES, "expected a WAV, MP3, OGG or FLAC file"):
             self._body["sample_rate"] = _rate(sample_rate) if sample_rate else 0

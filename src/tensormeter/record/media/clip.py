@@ -6,14 +6,15 @@ from typing import Any, ClassVar
 
 from tensormeter.conventions.limits import MEDIA_BYTES, PIXEL_BYTES, too_large
 from tensormeter.conventions.media_types import content_type_of
-from tensormeter.record.media.item import EventContent, Media, caption_of, read_media_file, refusal_of
+from tensormeter.record.media.arriving import ArrivingMedia
+from tensormeter.record.media.item import EventContent, caption_of, read_media_file
 from tensormeter.record.values.outcomes import Refused
 from tensormeter.ring.format import Drop
 
 __all__ = ["Clip"]
 
 
-class Clip(Media):
+class Clip(ArrivingMedia):
     """An audio clip or a video. If its data cannot be read, `pack` raises the reason."""
 
     _EVENT: ClassVar[str]
@@ -21,9 +22,10 @@ class Clip(Media):
     _ADVICE: ClassVar[str]
     """Remedy for a clip that is too large."""
 
-    def __init__(self, caption: str | None, read: Callable[[], None]) -> None:
+    def __init__(self, data: Any, caption: str | None, read: Callable[[Any], None]) -> None:
         """
         Args:
+            data: Data of the clip.
             caption: Text to show with the clip.
             read: Function that reads the data into this object. It may raise anything.
         """
@@ -31,12 +33,13 @@ class Clip(Media):
         self._data = b""
         self._remarks: list[str] = []
         self._fault: Refused | None = None
-        try:
-            read()
-        except Exception as error:  # the data's own code may raise anything
-            self._fault = refusal_of(error)
+        self._begin(data, read)
+
+    def _fail(self, refusal: Refused) -> None:
+        self._fault = refusal
 
     def pack(self) -> EventContent:
+        self._check_arrival()
         if self._fault is not None:
             raise self._fault
         limit = MEDIA_BYTES if "content_type" in self._body else PIXEL_BYTES

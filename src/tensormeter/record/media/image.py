@@ -4,6 +4,7 @@ import importlib.util
 import io
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -11,7 +12,8 @@ from tensormeter.conventions.limits import IMAGE_BYTES, PIXEL_BYTES, TABLE_IMAGE
 from tensormeter.conventions.media_types import IMAGE_TYPES
 from tensormeter.conventions.semconv import IMAGE_EVENT, IMAGES_EVENT
 from tensormeter.record.media.array_copy import copy_array, is_array, is_tensor
-from tensormeter.record.media.item import EventContent, Media, caption_of, read_media_file, refusal_of
+from tensormeter.record.media.arriving import ArrivingMedia
+from tensormeter.record.media.item import EventContent, caption_of, read_media_file
 from tensormeter.record.media.pixels import arrange, describe_pixels
 from tensormeter.record.values.outcomes import Refused
 from tensormeter.ring.format import Drop
@@ -41,10 +43,10 @@ class ImagePart(NamedTuple):
         return len(self.data) if "content_type" in self.body else 0
 
 
-class Image(Media):
+class Image(ArrivingMedia):
     """An image, or several images of one size.
 
-    The data is an array, a tensor on the CPU, a PIL image, a Matplotlib figure, a file, the bytes of a PNG, JPEG, GIF or WebP, or a
+    The data is an array, a tensor, a PIL image, a Matplotlib figure, a file, the bytes of a PNG, JPEG, GIF or WebP, or a
     list of these. The agent encodes arrays as PNG, which requires Pillow.
 
     Arrays have the dimensions height and width, and optionally 1 to 4 channels: gray, gray with alpha, RGB, or RGB with alpha.
@@ -71,12 +73,10 @@ class Image(Media):
         self._caption = caption_of(caption)
         self._parts: list[ImagePart | Refused] = []
         self._is_list = False
-        try:
-            self._parts = self._read(data, dataformats)
-        except Exception as error:  # the data's own code may raise anything
-            self._parts = [refusal_of(error)]
+        self._begin(data, partial(self._read_images, dataformats=dataformats))
 
     def pack(self) -> EventContent:
+        self._check_arrival()
         if not self._is_list:
             part = self.part()
             return EventContent(IMAGE_EVENT, part.body, part.data, remarks=[part.remark] if part.remark else [])
@@ -86,8 +86,9 @@ class Image(Media):
         """Return the image.
 
         Raises:
-            Refused: The image cannot be recorded, or there are several.
+            Refused: The image cannot be recorded, has not arrived from a device, or there are several.
         """
+        self._check_arrival()
         if self._is_list:
             raise Refused("expected one image, but this is a list or a batch of images")
         (part,) = self._parts
@@ -111,7 +112,13 @@ class Image(Media):
         """The images, and the refusals of those that cannot be recorded."""
         return self._parts
 
-    def _read(self, data: Any, dataformats: str | None) -> "list[ImagePart | Refused]":
+    def _fail(self, refusal: Refused) -> None:
+        self._parts = [refusal]
+
+    def _read_images(self, data: Any, dataformats: str | None) -> None:
+        self._parts = self._parts_of(data, dataformats)
+
+    def _parts_of(self, data: Any, dataformats: str | None) -> "list[ImagePart | Refused]":
         kind = type(data)
         if issubclass(kind, Image):
             self._is_list = data._is_list

@@ -42,8 +42,14 @@ class Outbox:
         self._next_scan = 0.0
         self._lock = threading.RLock()  # reentrant, because a signal handler may log
 
-    def put(self, content: EventContent, key: str | None, step: int | None) -> bool:
+    def put(self, content: EventContent, key: str | None, step: int | None, at: int | None = None) -> bool:
         """Write an event. Blocks until the event has been copied to its file.
+
+        Args:
+            content: Content of the event.
+            key: Name of the item, if it has one.
+            step: Step of the row, if it is known.
+            at: Time of the event in nanoseconds since the Unix epoch. Default: now.
 
         Returns:
             False if there is not enough space because too many files are waiting for the agent.
@@ -51,7 +57,7 @@ class Outbox:
         Raises:
             OSError: The file cannot be written.
         """
-        line = to_line(content, key=key, step=step, time=time.time_ns())
+        line = to_line(content, key=key, step=step, time=at or time.time_ns())
         with self._lock:
             self._folder.mkdir(mode=_PRIVATE, exist_ok=True)
             size = _size(len(line) + len(content.data))

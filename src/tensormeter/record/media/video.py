@@ -35,15 +35,15 @@ class Video(Clip):
     def __init__(self, data: Any, fps: float = 4, caption: str | None = "", *, dataformats: str | None = None) -> None:
         """
         Args:
-            data: Array, tensor on the CPU, list of frames, path or encoded bytes. The constructor copies the data.
+            data: Array, tensor, list of frames, path or encoded bytes. The constructor copies the data.
             fps: Frames per second of an array.
             caption: Text to show with the video, truncated to 65,536 characters.
             dataformats: Order of an array's dimensions: the letters N (videos), T (frames), C (channels), H and W, for example
                 "TCHW". Default: a guess, as for an `Image`.
         """
-        super().__init__(caption, lambda: self._read(data, fps, dataformats))
+        super().__init__(data, caption, lambda data: self._read_video(data, fps, dataformats))
 
-    def _read(self, data: Any, fps: float, dataformats: str | None) -> None:
+    def _read_video(self, data: Any, fps: float, dataformats: str | None) -> None:
         kind = type(data)
         if self._read_file(data, (*VIDEO_TYPES, "image/gif"), "expected an MP4, WebM or GIF file"):
             return
