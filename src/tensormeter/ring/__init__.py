@@ -13,7 +13,7 @@ Layout (little-endian words of 8 bytes; offsets in bytes from the start of the f
 The accompanying `.names` file is the dictionary, which grows as needed (see `tensormeter.ring.dictionary`). The writer publishes
 entries by storing the position after them in the ring's header. The first entry holds metadata (resource, settings, run). Later
 entries hold numbered streams, layouts of rows that refer to these numbers, or metadata that replaces earlier metadata.
-A `.config` file holds the latest configuration once it has changed.
+A `.documents` file holds the run's documents once they have changed. `.console` files hold output of the program.
 
 A row consists of the words ``mark | time | step | value ... | mark``.
 The mark is ``position << 13 | layout``. The position is the number of bytes written to the lane before the row, over all laps.

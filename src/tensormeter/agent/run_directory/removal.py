@@ -30,9 +30,9 @@ _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RUN_FILES: Final = re.compile(
     r"run\.json(\.new)?|agent\.(lock|log)|(attempts\.json|alive)(\.new)?|reserve|spool\.sqlite(\.damaged-\d+)?(-wal|-shm|-journal)?"
 )
-_RING_FILES: Final = re.compile(r".+\.(ring|ring\.damaged|names|config|console|lock|new)")
+_RING_FILES: Final = re.compile(r".+\.(ring|ring\.damaged|names|config|documents|console|lock|new)")
 _PIPES: Final = re.compile(r"agent\.wake")
-_MEDIA_FILES: Final = re.compile(r"\d+(\.new)?")
+_MEDIA_FILES: Final = re.compile(r"\d+(\.new|\.slow)?")
 _STATE_FILES: Final = re.compile(
     r"(appended|journal|names|outgoing)\.(json|new|json\.new|json\.damaged)|cumulative\.pb(\.new)?|\d+\.request"
 )
