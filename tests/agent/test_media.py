@@ -167,6 +167,20 @@ def test_an_agent_killed_before_it_deleted_the_file_delivers_it_once(source, spo
     assert [(media.text, step) for media, step in media_in(spool)] == [("one", 1), ("two", 2)]
 
 
+def test_a_file_that_cannot_be_read_does_not_stop_the_rows(source, spool, open_drain, tmp_path):
+    drain = open_drain(source)
+    source.log({"first": Text("one"), "loss": 1.0}, 0)
+    source.log({"second": Text("two")}, 1)
+    first = min(media_directory(source.path).iterdir())
+    (tmp_path / "elsewhere").write_bytes(first.read_bytes())
+    first.unlink()
+    first.symlink_to(tmp_path / "elsewhere")  # links are never followed
+    assert not drain.advance(flush=True)
+    assert spool.losses() == {"media_damaged": 1}
+    assert [media.key for media, _ in media_in(spool)] == ["second"]
+    assert not list(media_directory(source.path).iterdir())
+
+
 def test_what_is_damaged_is_counted_and_stops_nothing(source, spool, open_drain):
     folder = media_directory(source.path)
     source.log({"note": Text("one")}, 1)

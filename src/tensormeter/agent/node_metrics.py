@@ -1,11 +1,11 @@
 """Collection of node metrics, which the agent samples once per run and node, regardless of the number of ranks."""
 
-import gzip
 import time
 from collections.abc import Collection
 from typing import Final
 
 from tensormeter.agent.ingest.ring_drainer import RingDrainer
+from tensormeter.agent.spool.encoding import encode_metric_request
 from tensormeter.agent.spool.errors import SpoolDamagedError
 from tensormeter.agent.spool.request import Encoded, Priority
 from tensormeter.agent.spool.spool import Spool
@@ -13,7 +13,6 @@ from tensormeter.conventions.semconv import GPU_VISIBLE_DEVICES, SERVICE_INSTANC
 from tensormeter.errors import SpoolError
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Batch
-from tensormeter.otlp.encode import encode_metrics
 from tensormeter.resource import describe_node
 from tensormeter.ring.format import HeaderWord, State
 from tensormeter.sensors.node import Node
@@ -85,8 +84,7 @@ class NodeMetrics:
 
     def _encode(self, batch: Batch | None) -> None:
         if batch is not None:
-            body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
-            self._waiting = Encoded("metrics", body, batch.points, Priority.SYSTEM)
+            self._waiting = encode_metric_request(batch, Priority.SYSTEM, level=_GZIP_LEVEL)
 
     def _put(self, encoded: Encoded) -> bool:
         if time.monotonic() < self._retry_at:

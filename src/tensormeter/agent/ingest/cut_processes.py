@@ -5,24 +5,21 @@ contents of the spool are correct, but the last values may be missing. If a proc
 end event with the state "crashed" to the spool. Without this event, the run would stay "running" forever.
 """
 
-import gzip
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
+from tensormeter.agent.spool.encoding import encode_log_request
 from tensormeter.agent.spool.process_origin import Origin
 from tensormeter.agent.spool.request import Encoded, Priority
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.conventions.semconv import RUN_END
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Event, Value
-from tensormeter.otlp.encode import encode_events
 
 __all__ = ["describe_unknown", "end_cut_processes"]
 
 logger: Final = get_logger("tensormeter.agent")
-
-_GZIP_LEVEL: Final = 1
 
 _NOTHING_STORED: Final = (
     "no data reached the disk before a power failure or the deletion of the run's files; the values are lost"
@@ -86,8 +83,8 @@ def _end(origin: Origin, fate: str, last_time: int, losses: Mapping[str, int]) -
     message = f"{fate}; the last values may be missing"
     body: dict[str, Value] = {"state": "crashed", "message": message, "dropped": dict(losses)}
     try:
-        encoded = encode_events(origin.resource, [Event(RUN_END, last_time or time.time_ns(), body)])
+        event = Event(RUN_END, last_time or time.time_ns(), body)
+        return [encode_log_request(origin.resource, [event], Priority.ESSENTIAL)]
     except Exception as error:
         logger.warning("cannot record the end of a process: %s", error)
         return []
-    return [Encoded("logs", gzip.compress(encoded, _GZIP_LEVEL, mtime=0), 1, Priority.ESSENTIAL)]

@@ -10,7 +10,6 @@ from typing import Any
 
 from tensormeter.agent.background.items import SUFFIX, Item, event_of, is_slow, read_item, unread_body
 from tensormeter.agent.ingest.media_encoding import encode_audio, encode_image, encode_video, image_size
-from tensormeter.conventions.semconv import RUN_CONFIG
 from tensormeter.disk.private import open_file
 from tensormeter.errors import EncodingError
 from tensormeter.otlp.batch import Event
@@ -49,9 +48,12 @@ class Piece:
         """Whether the event of the file takes long to make; see `agent.background`.
 
         Raises:
-            OSError: The file cannot be read.
+            EncodingError: The file cannot be read.
         """
-        return is_slow(self.path)
+        try:
+            return is_slow(self.path)
+        except OSError as error:
+            raise EncodingError(f"{self.path.name}: {error}") from None
 
     def hand_over(self, process: str, resource: Mapping[str, Any]) -> Item:
         """Return the file's item, and rename the file, so that it is no longer among the waiting ones.
@@ -79,13 +81,13 @@ class Piece:
 
         Raises:
             TooLargeError: The contents exceed their limit.
-            EncodingError: The file is damaged.
+            EncodingError: The file is damaged or cannot be read.
         """
-        line, _, data = self._read().partition(b"\n")
+        header: dict[str, Any] = {}
         try:
+            with open(open_file(self.path, os.O_RDONLY), "rb") as file:
+                line, _, data = file.read().partition(b"\n")
             header = json.loads(line)
-            if header["event"] == RUN_CONFIG:
-                return Event(RUN_CONFIG, header["time"], {"config": header["body"]["config"]})
             media = _media(header["event"], header["key"] or "", header["body"], data)
             return media.event(header["time"], header["step"])
         except TooLargeError as error:
@@ -96,10 +98,6 @@ class Piece:
             raise
         except Exception as error:  # an encoder may raise anything
             raise EncodingError(f"{self.path.name}: {type(error).__name__}: {error}") from None
-
-    def _read(self) -> bytes:
-        with open(open_file(self.path, os.O_RDONLY), "rb") as file:
-            return file.read()
 
 
 class Inbox:

@@ -1,47 +1,44 @@
 """Draining of one process's ring into the spool, from its first row to its end event."""
 
-import gzip
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, cast
 
 from tensormeter.agent.attempts.numbering import Numbering
-from tensormeter.agent.background.items import event_of, read_item, unread_body
 from tensormeter.agent.background.worker import Background
 from tensormeter.agent.ingest.aggregation import Aggregator
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.agent.ingest.console_inbox import ConsoleInbox
-from tensormeter.agent.ingest.media_inbox import Inbox, Piece
+from tensormeter.agent.ingest.lifecycle_events import documents_event, end_event, start_event
+from tensormeter.agent.ingest.media_inbox import Inbox
 from tensormeter.agent.ingest.self_metrics import SelfMetrics
+from tensormeter.agent.ingest.slow_items import SlowItems
+from tensormeter.agent.spool.encoding import encode_log_request, encode_metric_request
 from tensormeter.agent.spool.errors import SpoolDamagedError
 from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.agent.spool.loss_report import Report, unreported
 from tensormeter.agent.spool.process_origin import Origin
 from tensormeter.agent.spool.request import Encoded, Priority
 from tensormeter.agent.spool.spool import Spool
-from tensormeter.conventions.nesting import flatten
-from tensormeter.conventions.semconv import PROCESS_END, RUN_CONFIG, RUN_END, RUN_HEARTBEAT, RUN_START
+from tensormeter.conventions.semconv import PROCESS_END, RUN_HEARTBEAT
 from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.errors import EncodingError, SpoolError
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Attribute, Batch, Event, Value
-from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.gauge_points import GaugeEncoder
 from tensormeter.otlp.media import TooLargeError
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.format import MAX_LANES, HeaderWord, SpoolLoss, State
+from tensormeter.ring.format import MAX_LANES, HeaderWord, State
 from tensormeter.settings import Settings
 
-__all__ = ["RingDrainer", "batch_delay", "encode_item"]
+__all__ = ["RingDrainer", "batch_delay"]
 
 logger: Final = get_logger("tensormeter.agent")
 
 _MEDIA: Final = MAX_LANES
 """Number of the cursor for media files (tables, images and texts), used in place of a lane index."""
-
-_GZIP_LEVEL: Final = 1
-"""Compression level. Times and doubles compress poorly: level 6 takes four times the CPU time for 3 % fewer bytes."""
 
 _SPOOL_TROUBLE_DELAY: Final = 1.0
 
@@ -53,14 +50,6 @@ _DURABLE_DELAY: Final = 1.0
 
 _SHORTEST_CONSOLE_DELAY: Final = 0.25
 """Minimum seconds between two requests with console output."""
-
-_ANNOUNCEMENT_TIMEOUT: Final = 3.0
-"""Maximum seconds that the end of a process waits until its code is described and the sizes of its artifacts are known."""
-
-_TICKS: Final = 1.0
-"""Further seconds that it waits until artifacts of unknown size are in the spool."""
-
-_NOT_READ: Final = "no agent was running"
 
 _MOST_BATCHES: Final = 16
 """Maximum number of batches of one process before other processes get their turn."""
@@ -95,9 +84,6 @@ class RingDrainer:
             background: Thread for items that take long; None to describe them without reading their files.
         """
         self.ring = ring
-        self._background = background
-        self._announced_by = 0.0
-        """Time at which the process's end stops waiting for the first events of its slow items; 0 if it does not wait."""
         self.alive = True
         """Whether the process was alive during the last `advance`."""
         self._numbering = numbering
@@ -117,6 +103,7 @@ class RingDrainer:
         metadata = self._processor.metadata
         self._document_changes = 0
         self._inbox = Inbox(ring.path, spool.cursor(ring.process, _MEDIA).position)
+        self._slow_items = SlowItems(ring.process, lambda: self._unsettled, self._inbox, background)
         self._console = ConsoleInbox(
             ring.path,
             lambda: self._processor.metadata,
@@ -128,7 +115,6 @@ class RingDrainer:
         self.child = metadata.get("parent") is not None
         if numbering is not None:
             numbering.register(metadata)
-        self._resume_slow_items()
         self._started, self._ended = spool.lifecycle(ring.process)
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
@@ -146,6 +132,7 @@ class RingDrainer:
         that was detected."""
         ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
         ring.words[HeaderWord.ENDED] = self._ended
+        self._resume_slow_items()
 
     def use(self, spool: Spool) -> None:
         """Continue with another spool, which contains all undelivered data of the process or is empty."""
@@ -252,7 +239,8 @@ class RingDrainer:
             if not self._started:
                 origin = Origin.of(self.ring.words[HeaderWord.WRITER_PID], self.resource, child=self.child)
                 report = Report(self.ring.process, dict(self.resource))
-                self._put(self._start_events(), started=True, origin=origin.to_json(), report=report)
+                events = [] if self.child else [start_event(self.ring, self._processor.metadata)]
+                self._put(events, started=True, origin=origin.to_json(), report=report)
             for _ in range(self._whole_ring if flush or wanted else _MOST_BATCHES):
                 more = self._processor.poll(abandon_pending=not alive)
                 self._count_unreadable()
@@ -265,7 +253,7 @@ class RingDrainer:
                     if over and not self._ended and (not alive or self._read_everything()):
                         self._send_documents()
                         self._take_media()
-                        if self._waits_for_slow_items():
+                        if self._slow_items.must_wait():
                             break
                         self._take_output(final=True)
                         self._report_health()
@@ -344,21 +332,8 @@ class RingDrainer:
         words[HeaderWord.LAST_STEP] = max(words[HeaderWord.LAST_STEP], explicit)
         words[HeaderWord.LAST_AUTOMATIC] = max(words[HeaderWord.LAST_AUTOMATIC], automatic)
         batch, cursors = result
-        requests = []
-        if batch.points:
-            body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
-            requests.append(Encoded("metrics", body, batch.points))
-        self._spool.put(
-            requests,
-            self._metrics_to,
-            self.ring.process,
-            cursors,
-            started=self._started,
-            ended=self._ended,
-            aggregates=self._processor.aggregates,
-        )
-        # Publish before freeing the space: a process that sees its rows read must also see that they are undelivered.
-        self._publish()
+        requests = [encode_metric_request(batch)] if batch.points else []
+        self._store(requests, self._metrics_to, cursors, aggregates=self._processor.aggregates)
         self._processor.release()
 
     def _count_unreadable(self) -> None:
@@ -368,79 +343,42 @@ class RingDrainer:
 
     def _resume_slow_items(self) -> None:
         """Work on items that an earlier agent has not finished."""
-        for path in self._inbox.handed_over():
-            try:
-                item = read_item(path, self.ring.process, dict(self._unsettled))
-            except EncodingError as error:
-                logger.error("dropped an item that could not be read: %s", error)
-                self._spool.count_loss(SpoolLoss.MEDIA_DAMAGED.name.lower(), 1)
-                path.unlink(missing_ok=True)
-                continue
-            if self._background is not None:
-                self._background.submit(item)
-                continue
-            resource, event = self._settle(event_of(item, unread_body(item, _NOT_READ)))
-            started, ended = self._spool.lifecycle(self.ring.process)
-            self._spool.put(
-                [encode_item(resource, event)], self._logs_to, self.ring.process, {}, started=started, ended=ended
-            )
+        for path, event in self._slow_items.resume():
+            if event is None:
+                self._lose_item(EncodingError(f"{path.name} is damaged"))
+            else:
+                self._store([self._encode_item(event)], self._logs_to)
             path.unlink(missing_ok=True)
-
-    def _waits_for_slow_items(self) -> bool:
-        """Return whether the end of the process must wait, so that `finish` does not return before they are recorded."""
-        if self._background is None or self._background.is_announced(self.ring.process):
-            return False
-        now = time.monotonic()
-        if not self._announced_by:
-            self._announced_by = now + _ANNOUNCEMENT_TIMEOUT
-        elif now > self._announced_by:
-            self._background.announce(self.ring.process)
-        return now < self._announced_by + _TICKS
-
-    def _hand_over(self, piece: Piece) -> bool:
-        """Hand an item that takes long over to the background thread. Return whether this was done."""
-        try:
-            if self._background is None or not piece.is_slow:
-                return False
-            self._background.submit(piece.hand_over(self.ring.process, self._unsettled))
-        except (EncodingError, OSError):
-            return False
-        return True
-
-    def _event_of(self, piece: Piece) -> Event:
-        if self._background is None and piece.is_slow:
-            return piece.unread_event(self.ring.process, self._unsettled, _NOT_READ)
-        return piece.event()
 
     def _take_media(self) -> None:
         for piece in self._inbox.pieces():
-            if self._hand_over(piece):
-                continue
-            encoded, reason = [], SpoolLoss.MEDIA_DAMAGED
+            requests = []
             try:
-                resource, event = self._settle(self._event_of(piece))
-                body = gzip.compress(encode_events(resource, [event]), _GZIP_LEVEL, mtime=0)
-                priority = Priority.ESSENTIAL if event.name == RUN_CONFIG else Priority.MEDIA
-                encoded.append(Encoded("logs", body, 1, priority))
+                event = self._slow_items.take(piece) if piece.is_slow else piece.event()
+                if event is None:  # handed over
+                    continue
+                requests.append(self._encode_item(event))
             except EncodingError as error:
-                self.lost = str(error)
-                logger.error("dropped an item that could not be encoded: %s", error)
-                if isinstance(error, TooLargeError):
-                    reason = SpoolLoss[f"{error.kind}_too_large".upper()]
-                self._spool.count_loss(reason.name.lower(), 1)
+                self._lose_item(error)
             # Store the request and the file position in one transaction. If the agent is killed before it deletes the
             # file, the next agent deletes it.
-            cursors = {_MEDIA: Cursor(piece.number)}
-            self._spool.put(
-                encoded,
-                self._logs_to,
-                self.ring.process,
-                cursors,
-                started=self._started,
-                ended=self._ended,
-            )
+            self._store(requests, self._logs_to, {_MEDIA: Cursor(piece.number)})
             piece.path.unlink(missing_ok=True)
-            self._publish()
+
+    def _encode_item(self, event: Event) -> Encoded:
+        """Encode the event of an item, with the attempt number and step as currently settled."""
+        resource = self._unsettled
+        settled = self._numbering.of(resource) if self._numbering is not None else None
+        if settled is not None:
+            resource, event = settled.resource(resource), settled.event(event)
+        return encode_log_request(resource, [event], Priority.MEDIA)
+
+    def _lose_item(self, error: EncodingError) -> None:
+        """Count an item that cannot be encoded as lost."""
+        self.lost = str(error)
+        logger.error("dropped an item that could not be encoded: %s", error)
+        reason = f"{error.kind}_too_large" if isinstance(error, TooLargeError) else "media_damaged"
+        self._spool.count_loss(reason, 1)
 
     def _take_output(self, *, final: bool) -> None:
         """Store the process's output: lines of its console, and records of Python's `logging`."""
@@ -448,42 +386,15 @@ class RingDrainer:
             output = self._console.take(final=final)
             if output is None:
                 break
-            encoded = []
-            if output.events:
-                body = gzip.compress(encode_events(self.resource, output.events), _GZIP_LEVEL, mtime=0)
-                encoded.append(Encoded("logs", body, len(output.events), Priority.OUTPUT))
-            self._spool.put(
-                encoded,
-                self._logs_to,
-                self.ring.process,
-                output.cursors,
-                started=self._started,
-                ended=self._ended,
-            )
+            events = output.events
+            requests = [encode_log_request(self.resource, events, Priority.OUTPUT)] if events else []
+            self._store(requests, self._logs_to, output.cursors)
             output.release()
-            self._publish()
-
-    def _settle(self, event: Event) -> tuple[Mapping[str, Attribute], Event]:
-        """Return the process's resource and an event, with the attempt number and step as currently settled."""
-        resource = self._unsettled
-        settled = self._numbering.of(resource) if self._numbering is not None else None
-        return (resource, event) if settled is None else (settled.resource(resource), settled.event(event))
 
     def _report_health(self) -> None:
         series = self._health.report(self._spool.pending())
-        if not series:
-            return
-        batch = Batch(self.resource, series)
-        body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
-        self._spool.put(
-            [Encoded("metrics", body, batch.points, Priority.SYSTEM)],
-            self._metrics_to,
-            self.ring.process,
-            {},
-            started=self._started,
-            ended=self._ended,
-        )
-        self._publish()
+        if series:
+            self._store([encode_metric_request(Batch(self.resource, series), Priority.SYSTEM)], self._metrics_to)
 
     def _put(
         self,
@@ -496,11 +407,33 @@ class RingDrainer:
         origin: str = "",
         report: Report | None = None,
     ) -> None:
-        body = gzip.compress(encode_events(self.resource, events), _GZIP_LEVEL, mtime=0)
-        encoded = [Encoded("logs", body, len(events), priority)] if events else []
+        encoded = [encode_log_request(self.resource, events, priority)] if events else []
         to = self._logs_to if destinations is None else destinations
         self._spool.put(encoded, to, self.ring.process, {}, started=started, ended=ended, origin=origin, report=report)
         self._started, self._ended = started, ended
+        self._publish()
+
+    def _store(
+        self,
+        requests: Sequence[Encoded],
+        destinations: Sequence[str],
+        cursors: Mapping[int, Cursor] = MappingProxyType({}),
+        aggregates: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Put requests and the positions after them into the spool in one transaction.
+
+        The new state is published before the caller frees the space: a process that sees its rows read must also see that
+        they are undelivered.
+        """
+        self._spool.put(
+            requests,
+            destinations,
+            self.ring.process,
+            cursors,
+            started=self._started,
+            ended=self._ended,
+            aggregates=aggregates,
+        )
         self._publish()
 
     def _publish(self) -> None:
@@ -518,16 +451,6 @@ class RingDrainer:
             for cursor, head in zip(self._processor.cursors(), self.ring.head_positions(), strict=True)
         )
 
-    def _start_events(self) -> list[Event]:
-        """Return a list with the event that starts the run; empty for a child process."""
-        if self.child:
-            return []
-        metadata = cast("dict[str, Value]", self._processor.metadata)
-        body: dict[str, Value] = {
-            name: metadata[name] for name in ("config", "group", "tags", "notes", "forked_from") if name in metadata
-        }
-        return [Event(RUN_START, self.ring.words[HeaderWord.CREATED], body)]
-
     def _send_documents(self) -> None:
         """Send the documents that have changed. If another agent has already sent them, the two events are identical."""
         self._processor.refresh()
@@ -535,15 +458,9 @@ class RingDrainer:
         if changes == self._document_changes or self._ended:
             return
         self._document_changes = changes
-        latest = self.ring.documents()
-        if latest is not None:
-            documents, changed_at = latest
-            body: dict[str, Value] = {name: cast("Value", entries) for name, entries in documents.items()}
-            if "summary" in documents:
-                body["summary"] = flatten(documents["summary"])
-            if "definitions" in documents:
-                body["definitions"] = [{"name": name, **rule} for name, rule in documents["definitions"].items()]
-            self._put([Event(RUN_CONFIG, changed_at, body)], started=self._started)
+        event = documents_event(self.ring)
+        if event is not None:
+            self._put([event], started=self._started)
 
     def _dropped(self, speaks: bool) -> dict[str, int]:
         """Return the drop counts so far, by reason, including the spool's losses if this process reports them."""
@@ -563,23 +480,8 @@ class RingDrainer:
         dropped = report.counts
         if self.child:
             return [Event(PROCESS_END, time.time_ns(), {"dropped": dropped})] if dropped else []
-        return [Event(RUN_END, time.time_ns(), {**self._end(), "dropped": dropped})]
-
-    def _end(self) -> dict[str, Value]:
-        """Return the process's final state, and the cause with its traceback, if it has one."""
-        if self.ring.state is not State.OPEN:
-            self._processor.refresh()  # the writer's last entry describes its end
-            metadata = self._processor.metadata
-            body: dict[str, Value] = {"state": self.ring.state.name.lower(), "message": str(metadata.get("end", ""))}
-            return body | ({"traceback": str(metadata["traceback"])} if metadata.get("traceback") else {})
-        if self.ring.words[HeaderWord.SIGTERM]:
-            return {"state": "preempted", "message": "the process received SIGTERM and exited"}
-        return {"state": "crashed", "message": "the process ended without finishing the run"}
-
-
-def encode_item(resource: Mapping[str, Attribute], event: Event) -> Encoded:
-    """Encode the event of an item as a request."""
-    return Encoded("logs", gzip.compress(encode_events(resource, [event]), _GZIP_LEVEL, mtime=0), 1, Priority.MEDIA)
+        self._processor.refresh()  # the writer's last entry describes its end
+        return [end_event(self.ring, self._processor.metadata, dropped)]
 
 
 def _cursors(ring: RingFile, spool: Spool) -> dict[int, Cursor]:

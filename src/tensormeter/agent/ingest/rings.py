@@ -11,9 +11,11 @@ from tensormeter.agent.background.items import Item, event_of
 from tensormeter.agent.background.worker import Background
 from tensormeter.agent.ingest.cut_processes import describe_unknown, end_cut_processes
 from tensormeter.agent.ingest.damaged_rings import put_ring_aside
-from tensormeter.agent.ingest.ring_drainer import RingDrainer, encode_item
+from tensormeter.agent.ingest.ring_drainer import RingDrainer
 from tensormeter.agent.run_directory.directory import RunDirectory
+from tensormeter.agent.spool.encoding import encode_log_request
 from tensormeter.agent.spool.errors import SpoolDamagedError
+from tensormeter.agent.spool.request import Priority
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.disk.fsync import fsync_file, fsync_names
 from tensormeter.errors import RingError, SpoolError
@@ -237,7 +239,14 @@ class Rings:
                 event, resource = settled.event(event), settled.resource(resource)
             started, ended = spool.lifecycle(item.process)
             takers = self._settings.takers("logs", self._settings.exporters)
-            spool.put([encode_item(resource, event)], takers, item.process, {}, started=started, ended=ended)
+            spool.put(
+                [encode_log_request(resource, [event], Priority.MEDIA)],
+                takers,
+                item.process,
+                {},
+                started=started,
+                ended=ended,
+            )
 
         if self._background is not None:
             self._background.deliver(put)

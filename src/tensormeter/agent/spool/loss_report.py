@@ -15,6 +15,7 @@ from typing import Any, Final
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from tensormeter.agent.spool.encoding import encode_log_request
 from tensormeter.agent.spool.request import Encoded, Priority
 from tensormeter.conventions.semconv import (
     PROCESS_KIND,
@@ -27,7 +28,6 @@ from tensormeter.conventions.semconv import (
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.exporter import Request
 from tensormeter.otlp.batch import Event
-from tensormeter.otlp.encode import encode_events
 
 __all__ = ["Report", "anonymous", "described_in", "due", "encode_report", "unreported"]
 
@@ -120,5 +120,4 @@ def described_in(request: Request, host: str) -> Report | None:
 def encode_report(report: Report) -> Encoded:
     """Encode a report as a heartbeat of an ended process. Heartbeats do not change the run's state."""
     event = Event(RUN_HEARTBEAT, time.time_ns(), {"state": "ended", "dropped": report.counts})
-    body = gzip.compress(encode_events(report.resource, [event]), 1, mtime=0)
-    return Encoded("logs", body, 1, Priority.ESSENTIAL)
+    return encode_log_request(report.resource, [event], Priority.ESSENTIAL)
