@@ -73,6 +73,15 @@ def test_truncated_and_long_files(tail):
     assert tail.tail.skipped == 1
 
 
+def test_a_line_across_two_reads_stays_whole_at_the_end(tail):
+    tail.write(b"x" * 1023 + b"\n")
+    tail.write(b"y" * 100 + b"\n" + (b"z" * 999 + b"\n") * 1100)  # the first read ends within a line
+    lines = []
+    while batch := tail.lines(final=True):
+        lines += batch
+    assert lines == ["x" * 1023, "y" * 100, *["z" * 999] * 1100]
+
+
 def test_output_ends_with_the_run(tail):
     tail.write(b"of the run\n")
     tail.tail.end = tail.path.stat().st_size

@@ -1,23 +1,19 @@
 """Inbox for the output of one process and its forked children, which converts it to log records."""
 
-import json
 import os
-import platform
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.agent.ingest.console_lines import Line, LineAssembler
+from tensormeter.agent.ingest.console_reader import ConsoleReader
 from tensormeter.agent.ingest.output_tail import CapturedLines, OutputTail
 from tensormeter.agent.spool.lane_cursor import Cursor
-from tensormeter.conventions.semconv import LOG_STREAM
 from tensormeter.errors import RingError
 from tensormeter.logger import get_logger
-from tensormeter.otlp.batch import Event, Scope
-from tensormeter.redaction import OutputMask, environment_secrets
+from tensormeter.otlp.batch import Event
+from tensormeter.redaction import environment_secrets
 from tensormeter.ring.console_file import ConsoleFile, child_console_files, console_file, relay_console_file
 from tensormeter.ring.format import MAX_LANES, ConsoleKind, ConsoleWord
 
@@ -37,27 +33,8 @@ _KINDS: Final = 8
 _TAIL_CURSORS: Final = {ConsoleKind.STDOUT: 0, ConsoleKind.STDERR: 7}
 """Numbers of the cursors for the files that the streams lead to. `ConsoleKind` uses none of these."""
 
-_REPLAYED: Final = 64 << 10
-"""Minimum bytes of stored chunks that another agent reads again, to know the lines that are still to come in a file."""
-
 _MOST_CHECKS: Final = 500
 """Maximum number of lines per `take` that are checked for two captured texts without a line feed between them."""
-
-_HEADER: Final = 16
-"""Size of a chunk's header in bytes."""
-
-_LINES_PER_SECOND: Final = 1000
-_MOST_AT_ONCE: Final = 10_000
-"""Number of lines that may arrive faster than that."""
-
-_STORE_DELAY: Final = 0.0 if platform.machine() in ("x86_64", "AMD64", "i686") else 0.002
-"""Seconds between reading the position of the last chunk and reading chunks, on processors that reorder stores."""
-
-_STDOUT: Final = (9, "INFO")
-_STDERR: Final = (13, "WARN")
-"""Severities. A progress bar on standard error is INFO."""
-
-_STREAMS: Final = {ConsoleKind.STDOUT: "stdout", ConsoleKind.STDERR: "stderr"}
 
 
 @dataclass
@@ -101,7 +78,7 @@ class ConsoleInbox:
         self._ring_path = ring_path
         self._cursor = cursor
         self._max_bytes = max_bytes
-        self._files: dict[int, _Reader] = {}
+        self._files: dict[int, ConsoleReader] = {}
         self._unreadable: set[int] = set()
         self._stamp = 0
         self._taken_at = -float("inf")
@@ -152,12 +129,13 @@ class ConsoleInbox:
             except RingError as error:
                 logger.error("%s; its output is lost", error)
                 reader.skip()
-            cursors |= reader.changed_cursors()
+            first = _first_cursor(number)
+            cursors |= {first + kind: Cursor(position) for kind, position in reader.changed_positions().items()}
         if tails:
             partial = self._partial()
             main = self._files[0]
             for tail in tails:
-                events += main.of_tail(tail, tail.lines(partial, final=final))
+                events += main.read_tail(tail, tail.lines(partial, final=final))
                 number = _FIRST_CURSOR + _TAIL_CURSORS[tail.kind]
                 if self._tail_positions.get(number) != tail.assembler.safe:
                     self._tail_positions[number] = tail.assembler.safe
@@ -258,274 +236,18 @@ class ConsoleInbox:
             return True
         if file is None:
             return False
-        first = _FIRST_CURSOR + number * _KINDS
-        positions = {kind: self._cursor(first + kind).position for kind in ConsoleKind}
-        self._files[number] = _Reader(
+        first = _first_cursor(number)
+        self._files[number] = ConsoleReader(
             file,
-            first,
-            positions,
+            {kind: self._cursor(first + kind).position for kind in ConsoleKind},
             self._max_bytes,
+            self._captured,
             is_child=0 < number < _RELAY,
             is_relay=number == _RELAY,
-            captured=self._captured,
         )
         return True
 
 
-@dataclass
-class _Reader:
-    """Reader of one console file."""
-
-    file: ConsoleFile
-    first_cursor: int
-    positions: dict[ConsoleKind, int]
-    """Position up to which the chunks of each kind are stored."""
-
-    max_bytes: int
-    is_child: bool
-    is_relay: bool
-    captured: CapturedLines
-    captured_partial: tuple[str, ...] = ()
-    """Captured lines that have no end yet."""
-    waits: bool = False
-    """Whether output was read that is not complete, such as a line without its end."""
-
-    _assemblers: dict[ConsoleKind, LineAssembler] = field(default_factory=dict)
-    _masks: dict[ConsoleKind, OutputMask] = field(default_factory=dict)
-    _changed: dict[ConsoleKind, int] = field(default_factory=dict)
-    _notices: list[Event] = field(default_factory=list)
-    _position: int = 0
-    _tokens: float = _MOST_AT_ONCE
-    _tailed: int = 0
-    _fed: set[int] = field(default_factory=set)
-    """Kinds of the chunks that were read. The others need no position."""
-    _filled_at: int = 0
-    _free_up_to: int = 0
-    _boundaries: list[int] = field(default_factory=list)
-    """Starts of earlier chunks."""
-
-    def __post_init__(self) -> None:
-        words = self.file.words
-        tail, head = words[ConsoleWord.TAIL], words[ConsoleWord.HEAD]
-        self._position = self._free_up_to = tail if 0 <= tail <= head else head
-        replay = words[ConsoleWord.REPLAY]
-        self._boundaries = [replay if 0 <= replay <= self._position else self._position]
-        secrets = environment_secrets(os.environ)
-        self._assemblers = self._new_assemblers()
-        self._masks = {kind: OutputMask(secrets) for kind in ConsoleKind}
-
-    def has_news(self) -> bool:
-        return bool(self.file.words[ConsoleWord.HEAD] != self._position)
-
-    def is_written(self) -> bool:
-        """Return whether the process that writes the file may be running."""
-        try:
-            os.kill(self.file.words[ConsoleWord.WRITER_PID], 0)
-        except ProcessLookupError:
-            return False
-        except OSError:
-            return True
-        return True
-
-    def is_released(self) -> bool:
-        return bool(self.file.words[ConsoleWord.TAIL] == self.file.words[ConsoleWord.HEAD])
-
-    def skip(self) -> None:
-        """Give up the unread chunks."""
-        head = self.file.words[ConsoleWord.HEAD]
-        self.file.count(ConsoleWord.TOO_FAST, 1)
-        self._position = self._free_up_to = head
-        self._assemblers = self._new_assemblers()
-
-    def read(self, *, final: bool, end: int | None = None) -> list[Event]:
-        """Return the new log records.
-
-        Args:
-            final: Whether incomplete lines are complete.
-            end: Position up to which to read. Default: the end.
-        """
-        head = self.file.words[ConsoleWord.HEAD] if end is None else end
-        if head <= self._position and not self.waits and not final:
-            return []
-        if _STORE_DELAY:
-            threading.Event().wait(_STORE_DELAY)
-        events: list[Event] = []
-        free = self._position
-        for chunk in self.file.chunks(self._position, head):
-            kind = chunk.kind
-            self._fed.add(kind)
-            if kind == ConsoleKind.LOG_RECORD:
-                if chunk.start >= self.positions[ConsoleKind.LOG_RECORD] and self._admits(chunk.time, chunk.end):
-                    events += self._record(chunk.time, chunk.data)
-            elif kind in self._assemblers:
-                stream = ConsoleKind(kind)
-                stored = max(0, self.positions[stream] - chunk.start - _HEADER)
-                if stored < len(chunk.data) or not chunk.data:
-                    start = chunk.start + _HEADER + stored
-                    lines = self._assemblers[stream].feed(chunk.data[stored:], start, chunk.time)
-                    events += self._events(stream, lines, chunk.end)
-            self._position = free = chunk.end
-        is_late = head - self._safe() > self.file.size // 4
-        for kind, assembler in self._assemblers.items():
-            lines = assembler.flush() if final or is_late else assembler.expire(time.time_ns())
-            events += self._events(kind, lines, head)
-        self.waits = self._safe() < head
-        self._note_positions(free)
-        notices, self._notices = self._notices, []
-        return events + notices
-
-    def of_tail(self, tail: OutputTail, lines: Sequence[Line]) -> list[Event]:
-        """Return the log records for lines of a file."""
-        if tail.skipped:
-            self.file.count(ConsoleWord.TOO_FAST, tail.skipped)
-            tail.skipped = 0
-        return [self._line(tail.kind, line) for line in lines if self._admits(line.time, self._tail_bytes(line))]
-
-    def _tail_bytes(self, line: Line) -> int:
-        self._tailed += len(line.text)
-        return self._tailed
-
-    def partial(self) -> list[str]:
-        """Return the lines that have no end yet."""
-        return [text for assembler in self._assemblers.values() if (text := assembler.partial)]
-
-    def replay(self) -> None:
-        """Read stored chunks again to know the lines that are still to come in a file."""
-        # An agent that was killed may have stored chunks without freeing their space.
-        head = self.file.words[ConsoleWord.HEAD]
-        start, end = self.file.words[ConsoleWord.REPLAY], min(head, max(self._position, *self.positions.values()))
-        if start >= end or head - start > self.file.size - _REPLAYED:  # overwritten
-            return
-        assemblers = self._new_assemblers()
-        try:
-            for chunk in self.file.chunks(start, head):
-                if chunk.start >= end:
-                    break
-                if chunk.kind in assemblers:
-                    for _ in assemblers[ConsoleKind(chunk.kind)].feed(chunk.data, chunk.start + _HEADER, chunk.time):
-                        pass
-        except RingError as error:
-            logger.warning("%s; some lines may be recorded twice", error)
-
-    def _new_assemblers(self) -> dict[ConsoleKind, LineAssembler]:
-        def is_new(line: Line) -> bool:
-            return not self.captured.take(line, self.captured_partial)
-
-        if self.is_relay:
-            return {kind: LineAssembler(self._position, is_new) for kind in _STREAMS}
-
-        def add(line: Line) -> bool:
-            self.captured.add(line)
-            return True
-
-        def add_logged(line: Line) -> bool:
-            self.captured.add(line)
-            return False
-
-        return {kind: LineAssembler(self._position, add) for kind in _STREAMS} | {
-            kind: LineAssembler(self._position, add_logged)
-            for kind in (ConsoleKind.LOGGED_STDOUT, ConsoleKind.LOGGED_STDERR)
-        }
-
-    def changed_cursors(self) -> dict[int, Cursor]:
-        return {self.first_cursor + kind: Cursor(position) for kind, position in self._changed.items()}
-
-    def release(self) -> None:
-        """Free the space of everything that is stored."""
-        self.positions |= self._changed
-        self._changed = {}
-        self.file.words[ConsoleWord.TAIL] = self._free_up_to
-        self._boundaries.append(self._free_up_to)
-        while len(self._boundaries) > 1 and self._boundaries[1] < self._free_up_to - _REPLAYED:
-            del self._boundaries[0]
-        self.file.words[ConsoleWord.REPLAY] = self._boundaries[0]
-
-    def _safe(self) -> int:
-        return min((assembler.safe for assembler in self._assemblers.values()), default=self._position)
-
-    def _note_positions(self, read_up_to: int) -> None:
-        """Note what can be stored and freed: everything up to the first incomplete line of a stream."""
-        waiting = []
-        for kind in (*self._assemblers, ConsoleKind.LOG_RECORD):
-            assembler = self._assemblers.get(kind)
-            is_whole = assembler is None or assembler.safe >= assembler.position
-            position = read_up_to if assembler is None or is_whole else assembler.safe
-            if not is_whole:
-                waiting.append(position)
-            if position > self.positions[kind] and kind in self._fed:
-                self._changed[kind] = position
-        # Space is freed by chunks, so start over from the chunk that contains the first incomplete line.
-        if not waiting:
-            self._free_up_to = read_up_to
-            return
-        for chunk in self.file.chunks(self._free_up_to, read_up_to):
-            if chunk.end > min(waiting):
-                self._free_up_to = chunk.start
-                return
-
-    def _admits(self, at: int, position: int) -> bool:
-        """Return whether neither the rate nor the amount of output exceeds its limit. Count the line otherwise."""
-        words = self.file.words
-        if position > self.max_bytes:
-            if words[ConsoleWord.OVER_LIMIT] == 0:
-                text = (
-                    "tensormeter: further output is not recorded, because the process has written more than "
-                    f"{self.max_bytes:,} bytes; raise TENSORMETER_CONSOLE_MAX_BYTES to record more"
-                )
-                self._notices.append(Event("", at, text, severity_number=_STDERR[0], severity_text=_STDERR[1]))
-            self.file.count(ConsoleWord.OVER_LIMIT, 1)
-            return False
-        self._tokens = min(_MOST_AT_ONCE, self._tokens + max(0, at - self._filled_at) * _LINES_PER_SECOND / 1e9)
-        self._filled_at = max(at, self._filled_at)
-        if self._tokens < 1:
-            self.file.count(ConsoleWord.TOO_FAST, 1)
-            return False
-        self._tokens -= 1
-        return True
-
-    def _events(self, kind: ConsoleKind, lines: Iterator[Line], position: int) -> Iterator[Event]:
-        for line in lines:
-            if self._admits(line.time, position):
-                yield self._line(kind, line)
-
-    def _line(self, kind: ConsoleKind, line: Line) -> Event:
-        number, text = _STDERR if kind == ConsoleKind.STDERR and not line.redrawn else _STDOUT
-        return Event(
-            "",
-            line.time,
-            self._masks[kind].line(line.text),
-            {LOG_STREAM: _STREAMS[kind], **self._origin()},
-            severity_number=number,
-            severity_text=text,
-        )
-
-    def _origin(self) -> dict[str, int]:
-        return {"process.pid": self.file.words[ConsoleWord.WRITER_PID]} if self.is_child else {}
-
-    def _record(self, at: int, data: bytes) -> list[Event]:
-        mask = self._masks[ConsoleKind.LOG_RECORD].text
-        try:
-            fields = json.loads(data)
-            attributes: dict[str, Any] = {
-                "code.file.path": str(fields["path"]),
-                "code.function.name": str(fields["function"]),
-                "code.line.number": int(fields["line"]),
-                **self._origin(),
-            }
-            for name, text in fields.get("exception", {}).items():
-                attributes[f"exception.{name}"] = mask(str(text))
-            return [
-                Event(
-                    "",
-                    at,
-                    mask(fields["message"]),
-                    attributes,
-                    severity_number=int(fields["severity"]),
-                    severity_text=str(fields["level"]),
-                    scope=Scope(str(fields["name"])),
-                )
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.error("a log record could not be read: %s", error)
-            self.file.count(ConsoleWord.TOO_FAST, 1)
-            return []
+def _first_cursor(number: int) -> int:
+    """Return the number of the first cursor of a file."""
+    return _FIRST_CURSOR + number * _KINDS

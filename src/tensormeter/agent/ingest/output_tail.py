@@ -151,7 +151,7 @@ class OutputTail:
 
         Args:
             partial: Captured lines that have no end yet.
-            final: Whether no more output follows.
+            final: Whether nothing is appended to the file any more, so that its last line is complete.
         """
         self._partial = partial
         data, position, fetched_at = self._data
@@ -160,7 +160,8 @@ class OutputTail:
         # A line was written after the last `fetch`, and after the captured lines before it.
         self._after, self._fetched_at = max(self._after, self._fetched_at), fetched_at
         lines = [line._replace(time=self._after) for line in self.assembler.feed(data, position, fetched_at)]
-        rest = self.assembler.flush() if final else self.assembler.expire(fetched_at)
+        is_whole = final and self.assembler.position >= self._size()
+        rest = self.assembler.flush() if is_whole else self.assembler.expire(fetched_at)
         lines += [line._replace(time=self._after) for line in rest]
         self._data = b"", self.assembler.position, fetched_at
         return lines
