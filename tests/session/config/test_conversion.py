@@ -222,6 +222,35 @@ def test_frames_become_their_shape_and_columns():
     assert converted == {"frame": {"type": "DataFrame", "shape": [2, 2], "columns": ["a", "b"]}, "column": [1, 2]}
 
 
+def test_frames_of_polars_and_arrow_become_their_shape_and_columns():
+    polars, pyarrow = pytest.importorskip("polars"), pytest.importorskip("pyarrow")
+    columns = {"a": [1, 2], "b": [3.0, 4.0]}
+    converted = to_json(
+        {
+            "polars": polars.DataFrame(columns),
+            "series": polars.Series([1, 2]),
+            "arrow": pyarrow.table(columns),
+            "batch": pyarrow.RecordBatch.from_pydict(columns),
+        }
+    )
+    assert converted == {
+        "polars": {"type": "DataFrame", "shape": [2, 2], "columns": ["a", "b"]},
+        "series": [1, 2],
+        "arrow": {"type": "Table", "shape": [2, 2], "columns": ["a", "b"]},
+        "batch": {"type": "RecordBatch", "shape": [2, 2], "columns": ["a", "b"]},
+    }
+
+
+def test_objects_with_a_shape_and_columns_are_not_frames():
+    @dataclasses.dataclass
+    class Data:
+        shape: tuple[int, ...] = (3, 32, 32)
+        columns: tuple[str, ...] = ("a",)
+        path: str = "train.csv"
+
+    assert to_json({"data": Data()}) == {"data": {"shape": [3, 32, 32], "columns": ["a"], "path": "train.csv"}}
+
+
 def test_tensors_that_cannot_be_read_without_waiting_keep_their_shape(caplog):
     converted = to_json({"meta": torch.empty(3, device="meta"), "sparse": torch.eye(2).to_sparse()})
     assert converted == {

@@ -1,10 +1,10 @@
-"""Conversion of arrays, tensors and their scalars to JSON values. Never waits for a device."""
+"""Conversion of arrays, tensors, their scalars and data frames to JSON values. Never waits for a device."""
 
 import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["is_array", "is_frame", "summarize_array", "summarize_frame"]
+__all__ = ["is_array", "summarize_array", "summarize_frame"]
 
 _MOST_LISTED: Final = 100
 """Maximum number of elements of an array that is stored as a list. A larger array is stored as a summary."""
@@ -23,12 +23,6 @@ def is_array(value: Any) -> bool:
     """Return whether a value is an array, a tensor or a scalar of an array library. Its dtype may be of any kind."""
     kind = type(value)
     return hasattr(kind, "shape") and hasattr(kind, "dtype")
-
-
-def is_frame(value: Any) -> bool:
-    """Return whether a value is a data frame of pandas, polars or a similar library."""
-    kind = type(value)
-    return hasattr(kind, "shape") and hasattr(kind, "columns")
 
 
 def summarize_array(value: Any) -> Any:
@@ -58,7 +52,9 @@ def summarize_array(value: Any) -> Any:
 
 def summarize_frame(value: Any) -> dict[str, Any]:
     """Describe a data frame by its type, shape and columns."""
-    return {"type": type(value).__name__, "shape": list(value.shape), "columns": [str(name) for name in value.columns]}
+    kind = type(value)
+    names = value.schema.names if hasattr(kind, "to_pylist") else value.columns  # Arrow's `columns` are the data
+    return {"type": kind.__name__, "shape": [value.shape[0], len(names)], "columns": [str(name) for name in names]}
 
 
 def _nested(items: Any, as_number: Callable[[Any], Any]) -> Any:

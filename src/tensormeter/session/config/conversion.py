@@ -13,8 +13,9 @@ from typing import Any, Final
 from tensormeter.conventions.limits import CONFIG_BYTES
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.logger import get_logger
+from tensormeter.record.media.frames import is_frame
 from tensormeter.record.warn_once import shown
-from tensormeter.session.config.arrays import is_array, is_frame, summarize_array, summarize_frame
+from tensormeter.session.config.arrays import is_array, summarize_array, summarize_frame
 from tensormeter.session.config.unfolding import Pair, is_collection, items_of, pairs_of, public_attributes
 
 __all__ = ["key_to_text", "to_json"]
@@ -194,7 +195,7 @@ class _Conversion:
             return float.__float__(value)
         if isinstance(value, Enum):
             return value.name
-        if is_frame(value):
+        if is_frame(value) and hasattr(type(value), "shape") and not is_array(value):  # neither lazy nor a series
             return summarize_frame(value)
         if not is_array(value) and isinstance(
             value, numbers.Real | Decimal
