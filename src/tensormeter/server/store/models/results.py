@@ -5,9 +5,19 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal
 
+from tensormeter.conventions.nesting import flatten
 from tensormeter.server.store.models.canonical_json import canonical_json
 
-__all__ = ["MAX_RESULTS", "NO_RESULTS", "Definition", "Part", "Results", "flatten", "merge_values", "valid_definitions"]
+__all__ = [
+    "MAX_RESULTS",
+    "NO_RESULTS",
+    "Definition",
+    "Part",
+    "Results",
+    "merge_values",
+    "valid_definitions",
+    "valid_values",
+]
 
 Part = Literal["last", "min", "max", "mean"]
 """Statistic of a metric's values."""
@@ -51,20 +61,12 @@ def merge_values(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[s
     return {name: value for name, value in {**earlier, **later}.items() if value is not None}
 
 
-def flatten(values: Mapping[Any, Any]) -> dict[str, Any]:
+def valid_values(values: Mapping[Any, Any]) -> dict[str, Any]:
     """Return values by name. Names of nested values are joined with slashes. Excess values are omitted."""
-    flat: dict[str, Any] = {}
-    _flatten(values, "", flat, _MAX_LEVELS)
-    return flat
-
-
-def _flatten(values: Mapping[Any, Any], prefix: str, flat: dict[str, Any], levels: int) -> None:
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and levels:
-            _flatten(value, f"{name}/", flat, levels - 1)
-        elif name and len(name) <= _MAX_NAME and len(flat) < MAX_RESULTS:
-            flat[name] = canonical_json(value) if isinstance(value, Mapping) else value
+    flat = flatten(values, levels=_MAX_LEVELS, longest=_MAX_NAME, most=MAX_RESULTS)
+    return {
+        name: canonical_json(value) if isinstance(value, Mapping) else value for name, value in flat.items() if name
+    }
 
 
 def valid_definitions(values: Sequence[Any]) -> list[Definition]:

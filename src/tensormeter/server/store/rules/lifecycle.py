@@ -7,7 +7,7 @@ from typing import Final, TypeGuard, cast
 from tensormeter.conventions.semconv import RUN_ATTEMPT, RUN_CONFIG, RUN_END, RUN_START
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store.models.canonical_json import canonical_json
-from tensormeter.server.store.models.results import flatten, valid_definitions
+from tensormeter.server.store.models.results import valid_definitions, valid_values
 from tensormeter.server.store.models.runs import State
 from tensormeter.server.store.rules.resource_identity import MAX_NAME
 
@@ -101,7 +101,7 @@ def lifecycle_update(event: Event) -> LifecycleUpdate:
     values = details.get("config")
     config = canonical_json(values) if isinstance(values, Mapping) and values else None
     summary, defined = details.get("summary"), details.get("definitions")
-    results = canonical_json(flatten(summary)) if isinstance(summary, Mapping) else None
+    results = canonical_json(valid_values(summary)) if isinstance(summary, Mapping) else None
     definitions = canonical_json(valid_definitions(defined)) if _is_list(defined) else None
     if event.name == RUN_CONFIG:
         return LifecycleUpdate(losses, config=config, results=results, definitions=definitions)
