@@ -106,8 +106,37 @@ class _Media:
 
 
 @dataclass(frozen=True)
-class Image(_Media):
-    """An encoded image, such as a PNG. Converting the image to a string returns its caption.
+class _Encoded(_Media):
+    """Base class of encoded images, videos and audio clips. Converting an item to a string returns its caption."""
+
+    _NOUN: ClassVar[str]
+    _KIND: ClassVar[str]
+    """Kind of the item in a `TooLargeError`."""
+    _LIMIT: ClassVar[int]
+    _ADVICE: ClassVar[str]
+    """Remedy for an item that is too large."""
+    _TYPES: ClassVar[tuple[str, ...]]
+    """Beginnings of valid content types."""
+    _EXAMPLE: ClassVar[str]
+
+    key: str
+    data: bytes = field(repr=False)
+    content_type: str
+
+    def __post_init__(self) -> None:
+        _check_size(self._KIND, self.key, len(self.data), self._LIMIT, self._ADVICE)
+        if not self.content_type.startswith(self._TYPES):
+            raise EncodingError(
+                f"{self._NOUN} {self.key!r}: expected a media type such as {self._EXAMPLE}, got {self.content_type!r}"
+            )
+
+    def __str__(self) -> str:
+        return str(self._body()["caption"] or f"({self._NOUN})")
+
+
+@dataclass(frozen=True)
+class Image(_Encoded):
+    """An encoded image, such as a PNG.
 
     Raises:
         TooLargeError: The image is larger than `limits.IMAGE_BYTES`.
@@ -115,22 +144,13 @@ class Image(_Media):
     """
 
     EVENT: ClassVar = IMAGE_EVENT
-    key: str
-    data: bytes = field(repr=False)
-    content_type: str
+    _NOUN = _KIND = "image"
+    _LIMIT, _ADVICE = IMAGE_BYTES, "log a smaller one, or a JPEG"
+    _TYPES, _EXAMPLE = ("image/",), "image/png"
+
     width: int
     height: int
     caption: str = ""
-
-    def __post_init__(self) -> None:
-        _check_size("image", self.key, len(self.data), IMAGE_BYTES, "log a smaller one, or a JPEG")
-        if not self.content_type.startswith("image/"):
-            raise EncodingError(
-                f"image {self.key!r}: expected a media type such as image/png, got {self.content_type!r}"
-            )
-
-    def __str__(self) -> str:
-        return self.caption or "(image)"
 
 
 @dataclass(frozen=True)
@@ -159,7 +179,7 @@ class Images(_Media):
 
 
 @dataclass(frozen=True)
-class Video(_Media):
+class Video(_Encoded):
     """An encoded video, or an animation in a GIF.
 
     Raises:
@@ -168,27 +188,18 @@ class Video(_Media):
     """
 
     EVENT: ClassVar = VIDEO_EVENT
-    key: str
-    data: bytes = field(repr=False)
-    content_type: str
+    _NOUN, _KIND = "video", "media"
+    _LIMIT, _ADVICE = MEDIA_BYTES, "log a shorter or smaller one"
+    _TYPES, _EXAMPLE = ("video/", "image/"), "video/mp4"
+
     width: int = 0
     height: int = 0
     frames: int = 0
     caption: str = ""
 
-    def __post_init__(self) -> None:
-        _check_size("media", self.key, len(self.data), MEDIA_BYTES, "log a shorter or smaller one")
-        if not self.content_type.startswith(("video/", "image/")):
-            raise EncodingError(
-                f"video {self.key!r}: expected a media type such as video/mp4, got {self.content_type!r}"
-            )
-
-    def __str__(self) -> str:
-        return self.caption or "(video)"
-
 
 @dataclass(frozen=True)
-class Audio(_Media):
+class Audio(_Encoded):
     """An encoded audio clip.
 
     Raises:
@@ -197,21 +208,12 @@ class Audio(_Media):
     """
 
     EVENT: ClassVar = AUDIO_EVENT
-    key: str
-    data: bytes = field(repr=False)
-    content_type: str
+    _NOUN, _KIND = "audio", "media"
+    _LIMIT, _ADVICE = MEDIA_BYTES, "log a shorter one, or an MP3"
+    _TYPES, _EXAMPLE = ("audio/",), "audio/wav"
+
     sample_rate: int = 0
     caption: str = ""
-
-    def __post_init__(self) -> None:
-        _check_size("media", self.key, len(self.data), MEDIA_BYTES, "log a shorter one, or an MP3")
-        if not self.content_type.startswith("audio/"):
-            raise EncodingError(
-                f"audio {self.key!r}: expected a media type such as audio/wav, got {self.content_type!r}"
-            )
-
-    def __str__(self) -> str:
-        return self.caption or "(audio)"
 
 
 @dataclass(frozen=True)

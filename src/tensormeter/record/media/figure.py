@@ -3,11 +3,8 @@
 import sys
 from typing import Any
 
-from tensormeter.conventions.fitting import json_bytes, json_text
-from tensormeter.conventions.limits import TEXT_BYTES, too_large
 from tensormeter.conventions.semconv import FIGURE_EVENT
-from tensormeter.record.media.item import EventContent, Media
-from tensormeter.record.values.outcomes import Refused
+from tensormeter.record.media.item import EventContent, Media, text_content
 from tensormeter.ring.format import Drop
 
 __all__ = ["PlotlyFigure", "is_plotly_figure"]
@@ -25,12 +22,8 @@ class PlotlyFigure(Media):
 
     def pack(self) -> EventContent:
         body = {"figure": str(self._figure.to_json()), "caption": ""}
-        text = json_text(body)
-        size = json_bytes(body, text)
-        if size > TEXT_BYTES:
-            advice = "log a figure with fewer points, or an Image of it"
-            raise Refused(too_large(size, TEXT_BYTES, "the figure", advice), Drop.MEDIA_TOO_LARGE)
-        return EventContent(FIGURE_EVENT, text)
+        advice = "log a figure with fewer points, or an Image of it"
+        return text_content(FIGURE_EVENT, body, "the figure", advice, Drop.MEDIA_TOO_LARGE)
 
 
 def is_plotly_figure(value: object) -> bool:

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from tensormeter.conventions.fitting import json_bytes, json_text
-from tensormeter.conventions.limits import TEXT_BYTES, too_large
+from tensormeter.conventions.limits import TEXT_BYTES
 from tensormeter.conventions.semconv import HTML_EVENT
-from tensormeter.record.media.item import EventContent, Media, caption_of, read_media_file, refusal_of
+from tensormeter.record.media.item import EventContent, Media, caption_of, read_media_file, refusal_of, text_content
 from tensormeter.record.values.outcomes import Refused
 from tensormeter.record.warn_once import text_of
 from tensormeter.ring.format import Drop
@@ -39,13 +38,7 @@ class Html(Media):
         if self._fault is not None:
             raise self._fault
         body = {"html": self._html, "caption": self._caption}
-        size, text = len(self._html), ""
-        if size <= TEXT_BYTES:
-            text = json_text(body)
-            size = json_bytes(body, text)
-        if size > TEXT_BYTES:
-            raise Refused(too_large(size, TEXT_BYTES, "the HTML", "log a smaller document"), Drop.MEDIA_TOO_LARGE)
-        return EventContent(HTML_EVENT, text)
+        return text_content(HTML_EVENT, body, "the HTML", "log a smaller document", Drop.MEDIA_TOO_LARGE)
 
 
 def _read(data: Any) -> str:

@@ -18,7 +18,7 @@ from tensormeter.record.media.pixels import arrange, describe_pixels
 from tensormeter.record.values.outcomes import Refused
 from tensormeter.ring.format import Drop
 
-__all__ = ["Image", "ImagePart", "check_pillow", "is_pil_image", "join_images", "matplotlib_figure"]
+__all__ = ["Image", "ImagePart", "check_pillow", "describe_excess", "is_pil_image", "join_images", "matplotlib_figure"]
 
 _DEEP_MODES: Final = ("F", "I")
 """First letters of Pillow's modes with more than 8 bits per channel."""
@@ -201,18 +201,30 @@ def join_images(parts: "Sequence[ImagePart | Refused]") -> EventContent:
     refusals = [part for part in parts if isinstance(part, Refused)]
     if not images:
         raise refusals[0] if refusals else Refused("the list of images is empty")
+    if excess := describe_excess(images, "all images together", "log fewer or smaller ones"):
+        raise Refused(excess, Drop.IMAGE_TOO_LARGE)
     data = b"".join(image.data for image in images)
-    for form, total, limit in (
-        ("encoded", sum(image.encoded_size for image in images), IMAGE_BYTES),
-        ("uncompressed", len(data), PIXEL_BYTES),
-    ):
-        if total > limit:
-            advice = "log fewer or smaller ones"
-            raise Refused(too_large(total, limit, f"all images together ({form})", advice), Drop.IMAGE_TOO_LARGE)
     body = {"images": [{**image.body, "size": len(image.data)} for image in images]}
     remarks = [f"an image is not recorded: {refusal}" for refusal in refusals]
     remarks += dict.fromkeys(image.remark for image in images if image.remark)
     return EventContent(IMAGES_EVENT, body, data, remarks=remarks, omitted=len(refusals))
+
+
+def describe_excess(images: Sequence[ImagePart], noun: str, advice: str) -> str:
+    """Return the message for images that are too large together, or "" if they are not.
+
+    Args:
+        images: The images.
+        noun: Noun for them, such as "all images together".
+        advice: Remedy.
+    """
+    for form, total, limit in (
+        ("encoded", sum(image.encoded_size for image in images), IMAGE_BYTES),
+        ("uncompressed", sum(len(image.data) for image in images), PIXEL_BYTES),
+    ):
+        if total > limit:
+            return too_large(total, limit, f"{noun} ({form})", advice)
+    return ""
 
 
 def check_pillow() -> None:

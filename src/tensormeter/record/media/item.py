@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensormeter.conventions.fitting import json_text
-from tensormeter.conventions.limits import CAPTION_CHARACTERS
+from tensormeter.conventions.fitting import json_bytes, json_text
+from tensormeter.conventions.limits import CAPTION_CHARACTERS, TEXT_BYTES, too_large
 from tensormeter.record.values.outcomes import Refused
 from tensormeter.record.warn_once import describe, shown, text_of
+from tensormeter.ring.format import Drop
 
-__all__ = ["EventContent", "Media", "caption_of", "read_media_file", "refusal_of", "to_line"]
+__all__ = ["EventContent", "Media", "caption_of", "read_media_file", "refusal_of", "text_content", "to_line"]
 
 
 class EventContent:
@@ -62,6 +63,28 @@ class Media:
             Refused: The item cannot be recorded, for example because it is too large.
         """
         raise NotImplementedError
+
+
+def text_content(event: str, body: Mapping[str, Any], noun: str, advice: str, reason: Drop) -> EventContent:
+    """Return the content of an event whose body consists of texts.
+
+    Args:
+        event: Name of the event.
+        body: Body of the log record.
+        noun: Noun for the item in messages, such as "the text".
+        advice: Remedy for an item that is too large.
+        reason: Reason under which an item that is too large is counted.
+
+    Raises:
+        Refused: The body is larger than 4 MiB as JSON.
+    """
+    size, encoded = max(len(value) for value in body.values() if isinstance(value, str)), ""
+    if size <= TEXT_BYTES:  # a larger one is not even encoded
+        encoded = json_text(body)
+        size = json_bytes(body, encoded)
+    if size > TEXT_BYTES:
+        raise Refused(too_large(size, TEXT_BYTES, noun, advice), reason)
+    return EventContent(event, encoded)
 
 
 def to_line(content: EventContent, **about: Any) -> bytes:

@@ -5,10 +5,10 @@ from itertools import chain, islice
 from typing import Any, Final
 
 from tensormeter.conventions.fitting import json_bytes, json_text
-from tensormeter.conventions.limits import IMAGE_BYTES, PIXEL_BYTES, TABLE_BYTES, TABLE_CELLS, TABLE_IMAGES, too_large
+from tensormeter.conventions.limits import TABLE_BYTES, TABLE_CELLS, TABLE_IMAGES, too_large
 from tensormeter.conventions.semconv import TABLE_EVENT
 from tensormeter.record.media.frames import Frame, as_frame, is_frame
-from tensormeter.record.media.image import Image, ImagePart, is_pil_image, matplotlib_figure
+from tensormeter.record.media.image import Image, ImagePart, describe_excess, is_pil_image, matplotlib_figure
 from tensormeter.record.media.item import EventContent, Media, refusal_of
 from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, classify
 from tensormeter.record.warn_once import text_of
@@ -173,18 +173,14 @@ class Table(Media):
         size = json_bytes(body, text)
         if size > TABLE_BYTES:
             raise _too_large_table(too_large(size, TABLE_BYTES, "it", "log it in parts, or with fewer columns"))
-        data = b"".join(image.data for image in images)
-        for form, total, limit in (
-            ("encoded", sum(image.encoded_size for image in images), IMAGE_BYTES),
-            ("uncompressed", len(data), PIXEL_BYTES),
-        ):
-            if total > limit:
-                advice = "log it in parts, or with smaller images"
-                raise _too_large_table(too_large(total, limit, f"all its images together ({form})", advice))
+        excess = describe_excess(images, "all its images together", "log it in parts, or with smaller images")
+        if excess:
+            raise _too_large_table(excess)
         if images:
             remarks += dict.fromkeys(image.remark for image in images if image.remark)
             bodies = [{**image.body, "size": len(image.data)} for image in images]
             text = json_text({**body, "images": bodies})
+        data = b"".join(image.data for image in images)
         return EventContent(TABLE_EVENT, text, data, remarks=remarks[:3], omitted=omitted)
 
     def _check_size(self) -> None:

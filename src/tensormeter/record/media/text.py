@@ -2,11 +2,8 @@
 
 from typing import Any
 
-from tensormeter.conventions.fitting import json_bytes, json_text
-from tensormeter.conventions.limits import TEXT_BYTES, too_large
 from tensormeter.conventions.semconv import TEXT_EVENT
-from tensormeter.record.media.item import EventContent, Media
-from tensormeter.record.values.outcomes import Refused
+from tensormeter.record.media.item import EventContent, Media, text_content
 from tensormeter.record.warn_once import text_of
 from tensormeter.ring.format import Drop
 
@@ -46,10 +43,4 @@ def pack_text(text: str, content_type: str = "text/plain", **repeats: int) -> Ev
         Refused: The text is too large.
     """
     body = {"text": text, "content_type": content_type, **repeats}
-    size, encoded = len(text), ""
-    if size <= TEXT_BYTES:
-        encoded = json_text(body)
-        size = json_bytes(body, encoded)
-    if size > TEXT_BYTES:
-        raise Refused(too_large(size, TEXT_BYTES, "the text", "log it in parts"), Drop.TEXT_TOO_LARGE)
-    return EventContent(TEXT_EVENT, encoded)
+    return text_content(TEXT_EVENT, body, "the text", "log it in parts", Drop.TEXT_TOO_LARGE)
