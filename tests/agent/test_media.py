@@ -199,7 +199,7 @@ def test_what_is_damaged_is_counted_and_stops_nothing(source, spool, open_drain)
 
 def test_too_much_is_dropped_and_counted(new_source, spool, caplog, open_drain):
     source = new_source()
-    source.recorder._outbox._max_bytes = 5000  # each file takes a page
+    source.recorder._media._outbox._max_bytes = 5000  # each file takes a page
     for _ in range(3):
         source.log({"note": Text("x" * 600)})
     assert source.ring.drops() == {"media_full": 2}
@@ -218,11 +218,11 @@ def test_an_alert_of_no_level(tmp_path, caplog):
 
 
 def test_space_that_the_agent_has_freed_is_used_again(source, open_drain):
-    source.recorder._outbox._max_bytes = 3 * 4096
+    source.recorder._media._outbox._max_bytes = 3 * 4096
     drain = open_drain(source)
     for number in range(20):
         source.log({"note": Text(f"text {number}")}, number)
         if number % 3 == 2:
             drain.advance(flush=True)
-            source.recorder._outbox._next_scan = 0.0
+            source.recorder._media._outbox._next_scan = 0.0
     assert source.ring.drops() == {}

@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.metrics import Observation
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-import tensormeter.record.recorder as recorder_module
+import tensormeter.record.value_reader as value_reader
 from support.optional import has_cuda, torch
 from tensormeter.instruments import forwarding as forwarding_module
 from tensormeter.instruments import observing as observing_module
@@ -26,10 +26,10 @@ def device(monkeypatch):
     def classify_here(value):
         return DeviceValue(value) if isinstance(value, tensors) and value.dtype is float64 else classify(value)
 
-    for module in (recorder_module, forwarding_module, observing_module):
+    for module in (value_reader, forwarding_module, observing_module):
         monkeypatch.setattr(module, "classify", classify_here)
-    monkeypatch.setattr(recorder_module.DeviceCopies, "prepare", lambda self, tensor: None)
-    monkeypatch.setattr(recorder_module.DeviceCopies, "copy", lambda self, word, tensors: None)
+    monkeypatch.setattr(value_reader.DeviceCopies, "prepare", lambda self, tensor: None)
+    monkeypatch.setattr(value_reader.DeviceCopies, "copy", lambda self, word, tensors: None)
     return lambda value=0.0: torch.tensor(value, dtype=torch.float64)
 
 

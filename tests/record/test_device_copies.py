@@ -441,7 +441,7 @@ def test_a_failing_reduction_loses_its_values_only(recording, warnings_logged, m
 
     monkeypatch.setattr(DeviceCopies, "prepare", lambda self, tensor: None)
     monkeypatch.setattr("tensormeter.record.reduction.reduction.gather", fail)
-    monkeypatch.setattr("tensormeter.record.recorder.classify", lambda value: value)
+    monkeypatch.setattr("tensormeter.record.value_reader.classify", lambda value: value)
     for step in range(2):
         recording.log({"a": DeviceValue(torch.tensor(1.0)), "b": 1.0}, step, every=1)
     assert recording.ring.drops() == {"device_unfinished": 2}

@@ -11,7 +11,7 @@ import torch
 from device_rig import Proven
 
 from support.forks import call_in_child
-from tensormeter.record import recorder as recorder_module
+from tensormeter.record import value_reader
 from tensormeter.record.device.device_copies import DeviceCopies
 from tensormeter.record.log_timing import Stopwatch
 from tensormeter.record.reduction.reduction import Rule
@@ -36,10 +36,10 @@ def on_device(request, monkeypatch):
             recording.general += 1
             return DeviceValue(value) if isinstance(value, torch.Tensor) else classify(value)
 
-        monkeypatch.setattr(recorder_module, "classify", count)
+        monkeypatch.setattr(value_reader, "classify", count)
         return recording
 
-    classify = recorder_module.classify
+    classify = value_reader.classify
     monkeypatch.setattr(DeviceCopies, "prepare", lambda self, tensor: None)
     return disguise
 

@@ -10,28 +10,22 @@ cannot be recorded are counted, and the first such value of each key causes a wa
 
 import os
 import struct
-import time
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from tensormeter.conventions.limits import METRIC_NAMES, REPEATED_TEXT_CHARACTERS
-from tensormeter.conventions.unicode_names import as_unicode
-from tensormeter.errors import UsageError, join_choices
+from tensormeter.conventions.limits import METRIC_NAMES
+from tensormeter.errors import UsageError
 from tensormeter.record.device.device_copies import DeviceCopies
 from tensormeter.record.dynamo import break_graph, skip_own_files
 from tensormeter.record.histogram.counting import DeviceTables
-from tensormeter.record.histogram.histogram import DeviceDistribution, Histogram, HostDistribution
-from tensormeter.record.histogram.pooling import POOLED
+from tensormeter.record.histogram.histogram import DeviceDistribution, HostDistribution
 from tensormeter.record.log_timing import LogTiming, Stopwatch
-from tensormeter.record.loggable_values import Parts, as_loggable
-from tensormeter.record.media.arrivals import Arrivals, Waiting
-from tensormeter.record.media.arriving import ArrivingMedia
+from tensormeter.record.loggable_values import Parts
 from tensormeter.record.media.artifact import Artifact
 from tensormeter.record.media.item import EventContent, Media
-from tensormeter.record.media.outbox import Outbox
-from tensormeter.record.media.repeated_texts import RepeatedTexts
+from tensormeter.record.media_writer import MediaWriter
 from tensormeter.record.nested_values import Flattened, flatten, flatten_numbers, is_nested
 from tensormeter.record.reduction.reduction import Reduce, Rule
 from tensormeter.record.reduction.rules import Rules
@@ -41,12 +35,12 @@ from tensormeter.record.rows.lanes import Lanes
 from tensormeter.record.rows.rows import Devices, Numbers, Rows
 from tensormeter.record.rows.stream_numbers import StreamNumbers
 from tensormeter.record.rows.stream_writer import StreamWriter
+from tensormeter.record.value_reader import ValueReader
 from tensormeter.record.values.classify import (
     Deferred,
     DeviceValue,
     Refused,
     check_name,
-    classify,
     classify_step,
     is_rounded,
 )
@@ -58,9 +52,6 @@ from tensormeter.ring.layout import Column, Items, Layout, Stream
 __all__ = ["Limits", "PeriodicTask", "Recorder"]
 
 _LAST_STEP: Final = (1 << 63) - 1
-
-_REMARK: Final = 24
-"""Number of characters of a remark about a media item that distinguish it from other remarks. Each is written once per key."""
 
 _SETTLE_TIMEOUT: Final = 5.0
 """Maximum time in seconds that `close` waits for pending values."""
@@ -85,13 +76,7 @@ class Limits(NamedTuple):
 
 
 class Recorder:
-    """Writes rows into one ring file.
-
-    Attributes:
-        on_text: Callback that receives the key and the text when a short string is logged that differs from the last one.
-    """
-
-    on_text: Callable[[str, str], None]
+    """Writes rows into one ring file."""
 
     def __init__(
         self,
@@ -119,10 +104,8 @@ class Recorder:
         self._ring = ring
         self._on_writer = on_writer
         self._on_fork = on_fork
-        self.on_text = _ignore_text
         tables = DeviceTables()
         self._on_stride = on_stride
-        self._arrivals = Arrivals(self._record_arrival)
         self._lanes = Lanes(ring, self._check_regularly, tables)
         self._rules = Rules()
         self._numbers = StreamNumbers(
@@ -130,11 +113,11 @@ class Recorder:
         )
         self._notices = WarnOnce()
         self._cost = LogTiming(ring)
-        self._outbox = Outbox(ring, limits.media_buffer_bytes)
-        self._texts = RepeatedTexts()
+        self._media = MediaWriter(ring, limits.media_buffer_bytes, self._notices)
         self._device = DeviceCopies(
             ring, self._warn_of_lost_value, self._attend_pending, self._warn_of_detour, one_launch=one_launch
         )
+        self._values = ValueReader(self._device, self._rules)
         self._last_step = array("q", [first_step - 1])
         self._rows = Rows(
             ring, self._numbers, self._device, tables, self._notices, fallback=self.log, last_step=self._last_step
@@ -179,6 +162,10 @@ class Recorder:
         self._periodic_tasks.append(task)
         self._rows.writer_of(self._lanes.first).direct = False  # it does not run tasks
         self._use(self.log)
+
+    def watch_texts(self, on_text: Callable[[str, str], None]) -> None:
+        """Call a function with the key and the text when a short string is logged that differs from the last one of its key."""
+        self._media.on_text = on_text
 
     def count_lost(
         self, reason: Drop, number: int, message: str, *arguments: object, names: Iterable[str] = ()
@@ -281,7 +268,7 @@ class Recorder:
         """Store the pending values and media that have become available. Log calls also do this. Never blocks."""
         if not self._closed and self._pid == os.getpid():
             self._device.pending.poll()
-            self._arrivals.poll()
+            self._media.poll(self._lanes.mine())
 
     def log_at_next_step(self, values: Mapping[str, Any]) -> None:
         """Record a row under the step that the next regular row will use, without advancing the step.
@@ -333,13 +320,9 @@ class Recorder:
             return
         try:
             self._flush_reductions()
-            for key, step, content in self._texts.flush():
-                self._send(self._lanes.mine(), content, key, step)
             for task in self._closing_tasks:
                 task()
-            for item in self._arrivals.settle(_SETTLE_TIMEOUT):
-                refusal = Refused("its data did not arrive from the device", Drop.DEVICE_UNFINISHED)
-                self._refuse(self._lanes.mine(), item.key, refusal)
+            self._media.flush(self._lanes.mine(), _SETTLE_TIMEOUT)
         except Exception as error:  # a device error: earlier rows are safe, and the run must still finish
             self._warn_of_lost_value(error)
         self._closed = True
@@ -419,7 +402,7 @@ class Recorder:
                 media.append((key, value))
                 continue
             try:
-                number = self._classify(key, value, rule)
+                number = self._values.read(key, value, rule)
             except Refused as refusal:
                 refusals.append((key, refusal))
                 continue
@@ -466,7 +449,8 @@ class Recorder:
             message = "%s is recorded as %r, the nearest float, because the integer does not fit into 64 bits"
             self._notices.once((name, is_rounded), message, shown(name), number)
         for key, item in media:
-            self._log_media(lane, key, item, step)
+            if self._media.write(lane, key, item, step):
+                self._last_step[0] = step
 
     def _use_row_writer(self, lane: Lane) -> None:
         """Use the row writer for further log calls, instead of a writer for device values."""
@@ -482,11 +466,7 @@ class Recorder:
 
     def _refuse(self, lane: Lane, key: object, refusal: Refused) -> None:
         lane.count(refusal.reason)
-        name = shown(key)
-        self._notices.note(refusal.reason, name)
-        if refusal.reason is Drop.NONE_VALUE:  # often intended, so it is only counted
-            return
-        self._notices.once((name, refusal.reason), "%s is not recorded: %s", name, refusal)
+        self._notices.refused(key, refusal)
 
     def _write(self, lane: Lane, numbers: Numbers, devices: Devices, distributions: Distributions, step: int) -> None:
         if distributions:
@@ -498,11 +478,11 @@ class Recorder:
         """Record an alert with the step of the last row, or without a step if there is no row yet. Never raises."""
         if self._closed or self._pid != os.getpid():
             return
-        self._send(self._lanes.mine(), content, None, self._known_step)
+        self._media.write_event(self._lanes.mine(), content, None, self._known_step)
 
     def request_code(self, content: EventContent) -> None:
         """Ask the agent to describe the program's code. Never raises."""
-        self._send(self._lanes.mine(), content, None, None)
+        self._media.write_event(self._lanes.mine(), content, None, None)
 
     def artifact(self, artifact: Artifact, step: object) -> None:
         """Record an artifact with a step, or with the step of the last row if `step` is None. Never raises."""
@@ -515,7 +495,8 @@ class Recorder:
             refusal = error if isinstance(error, Refused) else Refused(f"cannot read its arguments ({describe(error)})")
             self._refuse(lane, artifact.shown, refusal)
             return
-        self._send(lane, content, artifact.name, self._known_step if step is None else self._step(lane, step))
+        at = self._known_step if step is None else self._step(lane, step)
+        self._media.write_event(lane, content, artifact.name, at)
 
     @property
     def _known_step(self) -> int | None:
@@ -523,73 +504,10 @@ class Recorder:
         step = self._last_step[0]
         return step if step >= 0 and step != AUTOMATIC_STEPS - 1 else None
 
-    def _log_media(self, lane: Lane, key: str, media: Media | str, step: int) -> None:
-        self._arrivals.poll()
-        if not isinstance(media, ArrivingMedia) or media.is_ready():
-            if self._record_media(lane, key, media, step):
-                self._last_step[0] = step
-        elif self._arrivals.add(Waiting(key, media, step, time.time_ns())):
-            self._last_step[0] = step
-        else:
-            reason = "too many items wait for the device; log fewer at a time"
-            self._refuse(lane, key, Refused(reason, Drop.MEDIA_FULL))
-
-    def _record_arrival(self, item: Waiting) -> None:
-        self._record_media(self._lanes.mine(), item.key, item.media, item.step, item.time)
-
     def _check_regularly(self) -> None:
-        if self._arrivals:
-            self._arrivals.poll()
+        if self._media.is_waiting:
+            self._media.poll(self._lanes.mine())
         self._on_stride()
-
-    def _record_media(self, lane: Lane, key: str, media: Media | str, step: int, at: int | None = None) -> bool:
-        """Record a media item or a string with the time `at`, in nanoseconds, or now. Return whether it could be copied."""
-        try:
-            check_name(key)
-            name = as_unicode(key)
-            if isinstance(media, Media):
-                contents = [(step, media.pack())]
-            else:
-                contents = self._texts.add(name, str.__str__(media), step)
-        except Refused as refusal:
-            self._refuse(lane, key, refusal)
-            return False
-        except Exception as error:  # the item's values may run code that raises anything
-            self._refuse(lane, key, Refused(f"cannot copy it ({describe(error)})"))
-            return False
-        if name != key:
-            self._warn_of_changed_name(key, name)
-        for first_step, content in contents:
-            self._send(lane, content, name, first_step, at)
-            if content.omitted:
-                lane.count(Drop.UNSUPPORTED_VALUE, content.omitted)
-                self._notices.note(Drop.UNSUPPORTED_VALUE, shown(name))
-            for remark in content.remarks:
-                self._notices.once((name, remark[:_REMARK]), "%s: %s", shown(name), remark)
-        if contents and isinstance(media, str) and len(media) <= REPEATED_TEXT_CHARACTERS:
-            self.on_text(name, str.__str__(media))
-        return True
-
-    def _send(
-        self, lane: Lane, content: EventContent, key: str | None, step: int | None, at: int | None = None
-    ) -> None:
-        try:
-            if self._outbox.put(content, key, step, at):
-                self._warn_of_agent_losses()
-                return
-            reason = "the media buffer is full, or smaller than this item; log less at a time, or "
-            reason += "raise TENSORMETER_MEDIA_BUFFER_BYTES"
-        except OSError as error:
-            reason = f"cannot write it next to the ring ({error.strerror})"
-        lane.count(Drop.MEDIA_FULL)
-        name = shown(key or content.event)
-        self._notices.note(Drop.MEDIA_FULL, name)
-        self._notices.once(Drop.MEDIA_FULL, "%s is not recorded: %s", name, reason)
-
-    def _warn_of_agent_losses(self) -> None:
-        """Warn about items that the agent or a receiver has dropped, such as images that were too large after encoding."""
-        if lost := self._ring.lost:
-            self._notices.once(lost, "could not deliver an item: %s", lost)
 
     def _reduce(
         self,
@@ -642,52 +560,6 @@ class Recorder:
             self._rows.lose(lane, error, len(devices))
         return ready
 
-    def _classify(
-        self, key: str, value: Any, rule: Rule | None
-    ) -> float | int | DeviceValue | Deferred | HostDistribution | DeviceDistribution | Media | Parts:
-        """Return what is recorded for a value.
-
-        Raises:
-            Refused: The value cannot be recorded.
-        """
-        check_name(key)
-        if value is None:
-            raise Refused("the value is None; log a number, or leave the key out", Drop.NONE_VALUE)
-        try:
-            return self._number(key, value, rule)
-        except Refused as refusal:
-            if issubclass(type(value), Histogram):
-                raise
-            reason = refusal
-        try:
-            loggable = as_loggable(value, reason)
-        except Refused:
-            raise
-        except Exception as error:  # errors in the value's own code must not stop the program
-            raise Refused(f"cannot read its value ({describe(error)})") from None
-        return self._number(key, loggable, rule) if isinstance(loggable, Histogram | float | int) else loggable
-
-    def _number(
-        self, key: str, value: Any, rule: Rule | None
-    ) -> float | int | DeviceValue | Deferred | HostDistribution | DeviceDistribution:
-        try:
-            if isinstance(value, Histogram):
-                for applied in self._rules.of((key,), rule).values():
-                    if applied.reduce not in POOLED:
-                        raise Refused(f"cannot reduce a Histogram with {applied.reduce!r}; use {join_choices(*POOLED)}")
-                distribution = value.reduce()
-                if isinstance(distribution, DeviceDistribution):
-                    self._device.prepare(distribution.tensor)
-                return distribution
-            number = classify(value)
-            if isinstance(number, DeviceValue):
-                self._device.prepare(number.tensor)
-        except Refused:
-            raise
-        except Exception as error:  # errors in the value's own code must not stop the program
-            raise Refused(f"cannot read its value ({describe(error)})") from None
-        return number
-
     def _step(self, lane: Lane, step: Any) -> int:
         """Return the row's step as a 64-bit int. An invalid step is replaced with the next step, with a warning."""
         if step is None:
@@ -704,7 +576,7 @@ class Recorder:
     def _measure(self, lane: Lane, stream: StreamWriter, value: Any) -> int | None:
         try:
             check_name(stream.name)
-            number = self._number(stream.name, value, None)
+            number = self._values.number(stream.name, value, None)
             if isinstance(number, (DeviceDistribution, HostDistribution)):
                 raise Refused("an instrument records a single number; log a Histogram with `run.log`")
             if not isinstance(number, (DeviceValue, Deferred)):
@@ -740,15 +612,7 @@ class Recorder:
                 given, written = changed.popitem()
             except KeyError:  # another thread has logged the warning
                 return
-            self._warn_of_changed_name(given, written)
-
-    def _warn_of_changed_name(self, given: str, written: str) -> None:
-        self._notices.once(
-            (as_unicode, given),
-            "%s is recorded as %s, because the name is not valid Unicode",
-            shown(given),
-            shown(written),
-        )
+            self._notices.changed_name(given, written)
 
     def _warn_of_lost_value(self, error: Exception) -> None:
         self._notices.once(DeviceCopies, "lost device values: %s", error)
@@ -763,10 +627,6 @@ def _is_mapping(values: object) -> bool:
         return isinstance(values, Mapping)
     except Exception:  # the object computes its `__class__`
         return False
-
-
-def _ignore_text(key: str, text: str) -> None:
-    pass
 
 
 break_graph(Recorder.log)

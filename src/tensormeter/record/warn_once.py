@@ -8,8 +8,10 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.logger import get_logger
 from tensormeter.record.log_timing import Stopwatch
+from tensormeter.record.values.outcomes import Refused
 from tensormeter.ring.format import Drop
 
 __all__ = ["WarnOnce", "describe", "shown", "text_of"]
@@ -55,6 +57,21 @@ class WarnOnce:
         names = self._lost_names.setdefault(reason, [])
         if len(names) < _NAMES_SHOWN and name not in names:
             names.append(name)
+
+    def refused(self, key: object, refusal: Refused) -> None:
+        """Store the name of a value that cannot be recorded, and warn once per name and reason.
+
+        None is often intended, so it causes no warning.
+        """
+        name = shown(key)
+        self.note(refusal.reason, name)
+        if refusal.reason is not Drop.NONE_VALUE:
+            self.once((name, refusal.reason), "%s is not recorded: %s", name, refusal)
+
+    def changed_name(self, given: str, written: str) -> None:
+        """Warn about a name that is not valid Unicode text."""
+        message = "%s is recorded as %s, because the name is not valid Unicode"
+        self.once((as_unicode, given), message, shown(given), shown(written))
 
     @property
     def lost_names(self) -> dict[str, list[str]]:

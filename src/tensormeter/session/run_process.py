@@ -48,9 +48,6 @@ An agent normally sends a pulse every second.
 _WAKE_SHARE: Final = 1 / 16
 """Share of a lane that is written before the process wakes a sleeping agent. An agent expects half of it at most."""
 
-_ROW_DICTIONARY_SHARE: Final = 1 / 4
-"""Fraction of the ring's dictionary that configuration updates leave free for rows."""
-
 _MOST_NAMED: Final = 5
 """Maximum number of configuration values that one warning names."""
 
@@ -109,7 +106,7 @@ class RunProcess:
             forked_from: The parent's `RunProcess` in a forked child; else None.
             on_writer: See `Recorder`.
             on_fork: See `Recorder`.
-            on_text: See `Recorder`.
+            on_text: See `MediaWriter`.
 
         Raises:
             OSError, RingError: No ring can be created.
@@ -145,7 +142,7 @@ class RunProcess:
             on_fork=on_fork,
             first_step=membership.first_step,
         )
-        self.recorder.on_text = on_text
+        self.recorder.watch_texts(on_text)
         self._runtime_metrics = RuntimeMetrics(self.recorder, self._settings.sample_interval)
         self._monitor = AgentMonitor(run.id, self._directory, self._settings, self.ring)
         if (

@@ -35,12 +35,7 @@ class Waiting(NamedTuple):
 class Arrivals:
     """The waiting items of one recorder, in the order in which they were logged. Any thread and any signal handler may use it."""
 
-    def __init__(self, record: Callable[[Waiting], None]) -> None:
-        """
-        Args:
-            record: Function that records an item whose data has arrived. It must not raise.
-        """
-        self._record = record
+    def __init__(self) -> None:
         self._waiting: deque[Waiting] = deque()
         self._busy = threading.Lock()
 
@@ -54,8 +49,12 @@ class Arrivals:
         self._waiting.append(item)
         return True
 
-    def poll(self) -> None:
-        """Record the items that have arrived. Never waits. If another thread is already polling, does nothing."""
+    def poll(self, record: Callable[[Waiting], object]) -> None:
+        """Record the items that have arrived. Never waits. If another thread is already polling, does nothing.
+
+        Args:
+            record: Function that records an item whose data has arrived. It must not raise.
+        """
         if not self._waiting or not self._busy.acquire(blocking=False):
             return
         try:
@@ -63,16 +62,16 @@ class Arrivals:
                 item = self._waiting[0]
                 if not item.media.is_ready():
                     return  # later items of the same stream are not ready either
-                self._record(item)
+                record(item)
                 self._waiting.popleft()
         finally:
             self._busy.release()
 
-    def settle(self, timeout: float) -> list[Waiting]:
+    def settle(self, record: Callable[[Waiting], object], timeout: float) -> list[Waiting]:
         """Wait for the items at the end of a run, up to a timeout in seconds, and return those that have not arrived."""
         deadline, pause = time.monotonic() + timeout, threading.Event()
-        self.poll()
+        self.poll(record)
         while self._waiting and time.monotonic() < deadline:
             pause.wait(_POLL)
-            self.poll()
+            self.poll(record)
         return list(self._waiting)
