@@ -161,6 +161,15 @@ def test_log_records_arrive_once(start, streams, monkeypatch):
     assert "--- Logging error ---" in captured.texts(ConsoleKind.STDERR)  # of the message that does not fit
 
 
+def test_records_without_a_name_do_not_raise(start, streams, monkeypatch):
+    streams()
+    captured = start()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    logging.getLogger("given").handle(logging.makeLogRecord({"msg": "received", "levelno": logging.WARNING}))
+    (record,) = captured.records()
+    assert (record["name"], record["message"]) == ("None", "received")
+
+
 def test_the_level_of_records(start, streams):
     streams()
     captured = start(level=logging.ERROR)

@@ -42,16 +42,15 @@ class LoggingTap:
         state = self._state = [True]
 
         def callHandlers(logger: logging.Logger, record: logging.LogRecord) -> None:  # noqa: N802 - as in `logging`
-            if not state[0] or record.levelno < level or record.name.startswith(_OWN):
-                original(logger, record)
-                return
+            is_copied = False
             try:
-                put(_encoded(record), int(record.created * 1e9))
-            except Exception:  # arguments that do not fit the message, or whose own code raises
-                original(logger, record)
-                return
+                if state[0] and record.levelno >= level and not str(record.name).startswith(_OWN):
+                    put(_encoded(record), int(record.created * 1e9))
+                    is_copied = True
+            except Exception:  # noqa: S110 - arguments that do not fit the message, or whose own code raises
+                pass
             ident = get_ident()
-            if ident in logging_in:  # a handler logs
+            if not is_copied or ident in logging_in:  # a handler logs
                 original(logger, record)
                 return
             logging_in.add(ident)
@@ -74,7 +73,7 @@ def _encoded(record: logging.LogRecord) -> str:
     fields: dict[str, Any] = {
         "severity": severity(record.levelno),
         "level": "WARN" if record.levelno == logging.WARNING else str(record.levelname),
-        "name": record.name,
+        "name": str(record.name),
         "message": _shortened(record.getMessage()),
         "path": record.pathname,
         "function": record.funcName,
