@@ -1,6 +1,8 @@
 """Items that take long, from `log_artifact` to the spool, with and without the background thread."""
 
 import gzip
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 from support.spools import take_requests
 from support.waiting import wait_for
 from tensormeter.agent.background.items import Item
-from tensormeter.agent.background.worker import Background
+from tensormeter.agent.background.worker import Background, Result
 from tensormeter.agent.ingest.ring_drainer import RingDrainer
 from tensormeter.errors import SpoolError
 from tensormeter.otlp.decode import decode_events
@@ -111,3 +113,29 @@ def test_sizes_do_not_wait_for_digests_and_giving_up_says_so(source: Any, tmp_pa
     for name in ("first", "second"):
         assert [(body["size"], body["digest"], body["problem"]) for body in bodies[name]] == expected
     assert not background.is_busy
+
+
+def test_results_arrive_while_others_are_looked_through(tmp_path: Path) -> None:
+    header = {"event": "tensormeter.artifact", "key": "a", "step": None, "time": 1, "body": {"name": "a"}}
+    item = Item(tmp_path / "a.slow", "process", {}, header)
+    background = Background()
+    background._results.extend([Result(item, {}, False)] * 1000)
+    is_over = threading.Event()
+
+    def add() -> None:
+        while not is_over.is_set():
+            background._results.append(Result(item, {}, False))
+            background._results.popleft()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=add)
+    thread.start()
+    try:
+        for _ in range(100):
+            background.announce("process")  # raised an error if a result arrived meanwhile
+    finally:
+        is_over.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    background.stop()

@@ -139,7 +139,7 @@ class Background:
 
     def announce(self, process: str) -> None:
         """Make events for artifacts of a process that have none yet, with what is known without reading the disk."""
-        ready = {result.item.path for result in self._results}
+        ready = {result.item.path for result in list(self._results)}  # copied at once, because threads add results
         for path, item in self._items.items():
             if item.process == process and item.event != RUN_CODE and path not in ready | self._announced:
                 self._results.append(Result(item, unread_body(item, ""), False))
@@ -158,7 +158,7 @@ class Background:
     def give_up(self, reason: str) -> None:
         """Stop working, and make last events for all items, with the reason why something is missing."""
         self.stop()
-        ready = {result.item.path for result in self._results if result.is_last}
+        ready = {result.item.path for result in list(self._results) if result.is_last}
         for path, item in self._items.items():
             if path not in ready:
                 known = self._known.get(path)
