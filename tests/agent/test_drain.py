@@ -1,12 +1,14 @@
 """Draining a ring into a spool: from the first row to the news of the end, also when the disk is full meanwhile."""
 
 import gzip
+import random
 import time
 
 import pytest
 
 from support.spools import take_requests
 from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.ring.file import documents_file
 from tensormeter.ring.format import HeaderWord, State
 
 
@@ -149,6 +151,32 @@ def test_a_flush_takes_everything_however_small_the_batches(source, spool, open_
         source.log({"a": 1.0}, step)
     open_drain(source, max_export_batch_size=10).advance(flush=True)
     assert take(spool)[0] == list(range(2000))
+
+
+def test_documents_that_the_spool_refuses_are_sent_later(source, spool, open_drain, wait_for):
+    drain = open_drain(source)
+    drain.advance(flush=False)
+    take(spool)
+    config = {"noise": random.Random(1).randbytes(100_000).hex()}
+    source.ring.write_documents({"config": config}, {"config": config})
+    (pages,) = spool._database.execute("PRAGMA page_count").fetchone()
+    spool._database.execute(f"PRAGMA max_page_count = {pages + 3}")
+    drain.advance(flush=False)
+    assert drain.refusal is not None
+    spool._database.execute("PRAGMA max_page_count = 1000000")
+    wait_for(lambda: not drain.advance(flush=False) and drain.refusal is None, "the spool works again")
+    assert take(spool)[1] == [("tensormeter.run.config", {"config": config})]
+
+
+def test_documents_that_cannot_be_read_are_reported_once(source, spool, open_drain, caplog):
+    drain = open_drain(source)
+    source.ring.write_documents({"config": {"lr": 2}}, {"config": {"lr": 2}})
+    documents_file(source.path).write_bytes(b"damaged\n")
+    for _ in range(2):
+        drain.advance(flush=False)
+    (record,) = caplog.records
+    assert "cannot read the changed configuration" in record.getMessage()
+    assert [name for name, _ in take(spool)[1]] == ["tensormeter.run.start"]
 
 
 @pytest.mark.parametrize("alive", [True, False])

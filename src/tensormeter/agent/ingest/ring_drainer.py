@@ -457,10 +457,12 @@ class RingDrainer:
         changes = self.ring.words[HeaderWord.DOCUMENT_CHANGES]
         if changes == self._document_changes or self._ended:
             return
-        self._document_changes = changes
         event = documents_event(self.ring)
         if event is not None:
             self._put([event], started=self._started)
+        else:
+            logger.error("%s: cannot read the changed configuration and summary, so they are not sent", self.ring.path)
+        self._document_changes = changes  # once they are stored, because the spool may refuse them
 
     def _dropped(self, speaks: bool) -> dict[str, int]:
         """Return the drop counts so far, by reason, including the spool's losses if this process reports them."""
