@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tensormeter.conventions.limits import IMAGE_BYTES, PIXEL_BYTES, TABLE_IMAGES, too_large
-from tensormeter.conventions.media_types import IMAGE_TYPES
+from tensormeter.conventions.media_types import IMAGE_TYPES, content_type_of
 from tensormeter.conventions.semconv import IMAGE_EVENT, IMAGES_EVENT
 from tensormeter.record.media.array_copy import copy_array, is_array, is_tensor
 from tensormeter.record.media.arriving import ArrivingMedia
@@ -161,10 +161,10 @@ class Image(ArrivingMedia):
         ]
 
     def _encoded(self, data: bytes) -> ImagePart:
-        for content_type, signature in IMAGE_TYPES.items():
-            if signature.match(data):
-                return ImagePart({"content_type": content_type, "caption": self._caption}, data)
-        raise Refused("expected a PNG, JPEG, GIF or WebP file")
+        content_type = content_type_of(data)
+        if content_type not in IMAGE_TYPES:
+            raise Refused("expected a PNG, JPEG, GIF or WebP file")
+        return ImagePart({"content_type": content_type, "caption": self._caption}, data)
 
     def _pil(self, image: Any) -> ImagePart:
         if image.width * image.height > PIXEL_BYTES:  # before it is decoded
