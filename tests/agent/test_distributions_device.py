@@ -51,7 +51,7 @@ class TestOverStepsOnADevice:
             name: DeviceDistribution(tensor, DOUBLE if tensor.dtype in wide else SINGLE)
             for name, tensor in tensors.items()
         }
-        ready = source.recorder._pool(source.recorder._lanes.first, rule, distributions, step)
+        ready = source.recorder._reduction.pool(source.recorder._lanes.first, rule, distributions, step)
         source.recorder._write(source.recorder._lanes.first, {}, {}, ready, step)
 
     def test_as_on_the_host(self, device_source):

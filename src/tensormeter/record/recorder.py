@@ -29,6 +29,7 @@ from tensormeter.record.media_writer import MediaWriter
 from tensormeter.record.nested_values import Flattened, flatten, flatten_numbers, is_nested
 from tensormeter.record.reduction.reduction import Reduce, Rule
 from tensormeter.record.reduction.rules import Rules
+from tensormeter.record.row_reduction import RowReduction
 from tensormeter.record.rows.histogram_rows import Distributions
 from tensormeter.record.rows.lane import Lane, Writer
 from tensormeter.record.rows.lanes import Lanes
@@ -122,6 +123,7 @@ class Recorder:
         self._rows = Rows(
             ring, self._numbers, self._device, tables, self._notices, fallback=self.log, last_step=self._last_step
         )
+        self._reduction = RowReduction(self._rules, self._rows, self._notices)
         self._periodic_tasks: list[PeriodicTask] = []
         self._closing_tasks: list[PeriodicTask] = []
         self._pid = os.getpid()
@@ -420,10 +422,11 @@ class Recorder:
                     rounded.append((key, number))
         if reduced:
             # Do not pass a writer to `on_writer`, because it would write the next row without reducing its values.
+            self._last_step[0] = step
             self._write(
                 lane,
-                *self._reduce(lane, rule, numbers, devices, step),
-                self._pool(lane, rule, distributions, step),
+                *self._reduction.reduce(lane, rule, numbers, devices, step),
+                self._reduction.pool(lane, rule, distributions, step),
                 step,
             )
         elif distributions:
@@ -508,57 +511,6 @@ class Recorder:
         if self._media.is_waiting:
             self._media.poll(self._lanes.mine())
         self._on_stride()
-
-    def _reduce(
-        self,
-        lane: Lane,
-        rule: Rule | None,
-        numbers: dict[str, float | int],
-        devices: dict[str, DeviceValue | Deferred],
-        step: int,
-    ) -> tuple[dict[str, float | int], dict[str, DeviceValue | Deferred]]:
-        """Return the values to write now: the row's values that have no rule, and the results of completed reductions."""
-        rules = self._rules.of((*numbers, *devices), rule)
-        self._last_step[0] = step
-        reduced: dict[str, DeviceValue] = {}
-        for name in rules:
-            value = devices.get(name)
-            if isinstance(value, DeviceValue):
-                reduced[name] = value
-                del devices[name]
-            elif value is not None:
-                self._notices.once(
-                    (name, Rule),
-                    "recording every value of %r, because device values that arrive later cannot be reduced",
-                    name,
-                )
-        host = {name: numbers.pop(name) for name in rules if name in numbers}
-        ready_numbers, ready_devices = lane.reductions.add(rules, host, {}, step)
-        try:
-            ready_devices = lane.reductions.add(rules, {}, reduced, step)[1]
-        except Exception as error:  # a device error, which the program's own CUDA calls will also raise
-            lane.count(Drop.DEVICE_UNFINISHED, len(reduced))
-            self._notices.once(Rule, "lost device values: %s", error)
-        return numbers | ready_numbers, devices | ready_devices
-
-    def _pool(
-        self,
-        lane: Lane,
-        rule: Rule | None,
-        distributions: dict[str, HostDistribution | DeviceDistribution],
-        step: int,
-    ) -> Distributions:
-        """Return the distributions to write now: the row's distributions that have no rule, and completed pools."""
-        rules = self._rules.of(distributions, rule)
-        pooled = {name: distributions.pop(name) for name in rules}
-        host = {name: value for name, value in pooled.items() if isinstance(value, HostDistribution)}
-        devices = {name: value for name, value in pooled.items() if isinstance(value, DeviceDistribution)}
-        ready = {**distributions, **lane.pools.add(rules, host, step)}
-        try:
-            ready |= lane.pools.add(rules, devices, step)
-        except Exception as error:
-            self._rows.lose(lane, error, len(devices))
-        return ready
 
     def _step(self, lane: Lane, step: Any) -> int:
         """Return the row's step as a 64-bit int. An invalid step is replaced with the next step, with a warning."""

@@ -14,7 +14,6 @@ that the last values of the others are kept. It is thinned only once it has a su
 is not joined with another, because it may be being sent. If there are no other requests, these two are thinned as well.
 """
 
-import gzip
 import sqlite3
 import zlib
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ AT_THE_FLOOR: Final = 1000
 MOST_JOINED: Final = 32 << 20
 """Maximum total size in bytes of the bodies to join. Without a limit, requests whose points are all kept would grow."""
 
-UNREADABLE: Final = (OSError, EOFError, zlib.error, DecodeError, gzip.BadGzipFile)
+UNREADABLE: Final = (OSError, EOFError, zlib.error, DecodeError)
 """Errors that reading a damaged body causes."""
 
 _WINDOW: Final = 128
