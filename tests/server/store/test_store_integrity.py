@@ -65,7 +65,7 @@ def differences(documents, expected, problem):
         damaged = document.get("damaged")
         parts = without_journal if is_journal_damaged else dict
         ours, theirs = parts(document), parts(known)
-        lists = [name for name in ("series", "runs") if name in known]
+        lists = [name for name in ("series", "runs", "lines") if name in known]
         for name in lists:
             left = [entry for entry in ours.pop(name) if entry not in theirs[name]]
             if left or (len(document[name]) < len(known[name]) and not damaged and not is_journal_damaged):
@@ -218,6 +218,39 @@ def test_a_damaged_run_is_left_out_of_lists_and_named(damaged_copy, small_chunks
     status, document = ask(app, "/api/v1/runs?sort=id")
     assert (status, [run["id"] for run in document["runs"]]) == (200, [JOURNAL, "other"])
     assert "'long'" in document["damaged"][0]
+    store.close()
+
+
+def test_damaged_log_lines_are_left_out_and_counted(damaged_copy, small_chunks):
+    def of(text):
+        return f"body = '{text}' AND run = (SELECT id FROM run WHERE run_id = 'long')"
+
+    folder = damaged_copy(
+        f"UPDATE log SET body = CAST(x'ff41' AS TEXT) WHERE {of('line 7')}",  # not UTF-8
+        f"UPDATE log SET severity = 3 WHERE {of('line 8')}",
+        f"UPDATE log SET process = 99 WHERE {of('line 39')}",
+        "UPDATE log_usage SET lines = lines + 5",
+    )
+    store = SqliteStore(folder, flush_interval=3600)
+    app = create_app(store, ServerConfig())
+    bodies = [*(f"line {number}" for number in range(40) if number not in (7, 8, 39)), '{"a":1}']
+    for first, step, place in (("", "older", "before"), ("&after=0-0", "newer", "after")):
+        options, texts, damaged, pages = first, [], 0, 0
+        while True:
+            status, page = ask(app, f"/api/v1/runs/long/logs?limit=4{options}")
+            assert (status, page["usage"]["lines"]) == (200, 41)
+            found = [line["text"] for line in page["lines"]]
+            texts = [*found, *texts] if step == "older" else [*texts, *found]
+            damaged += page.get("damaged", 0)
+            pages += 1
+            if page[step] is None:
+                break
+            options = f"&{place}={page[step]}"
+        assert (texts, damaged, pages) == (bodies, 3, 11)
+    arrived = ask(app, "/api/v1/runs/long/logs?since=0")[1]
+    assert ([line["text"] for line in arrived["lines"]], arrived["damaged"]) == (bodies, 3)
+    assert "log line" in store.problem()
+    assert ask(app, "/api/v1/runs/other/logs")[1].get("damaged") is None
     store.close()
 
 

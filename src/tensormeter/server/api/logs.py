@@ -79,6 +79,7 @@ def _document(page: LogPage) -> schemas.Logs:
         stopped=page.stopped or UNSET,
         more=page.more or UNSET,
         reset=page.reset or UNSET,
+        damaged=len(page.rows) - len(page.lines) or UNSET,
     )
 
 

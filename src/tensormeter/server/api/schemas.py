@@ -364,6 +364,9 @@ class Logs(Struct, kw_only=True):
         Literal[True] | UnsetType,
         Meta(description="Present if the server does not know `since`; the page then has the newest lines."),
     ] = UNSET
+    damaged: Annotated[
+        int | UnsetType, Meta(description="Number of lines that are missing because the store is damaged.")
+    ] = UNSET
 
 
 # Points

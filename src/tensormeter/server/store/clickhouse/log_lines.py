@@ -11,9 +11,9 @@ from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.keys import invert
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 from tensormeter.server.store.models.errors import StoreUnavailableError
-from tensormeter.server.store.models.log_lines import LogLine, LogPage, LogQuery, LogUsage
+from tensormeter.server.store.models.log_lines import DamagedLine, LogLine, LogPage, LogQuery, LogUsage
 from tensormeter.server.store.rules.log_lines import STREAMS, LogLimit, PreparedLine, stored_line
-from tensormeter.server.store.rules.log_scan import MAX_PAGE_TEXT, Range, read_page
+from tensormeter.server.store.rules.log_scan import MAX_PAGE_TEXT, Range, read_page, take_page
 
 __all__ = ["LOG_COLUMNS", "LogReader", "LogTrimmer", "line_row"]
 
@@ -105,22 +105,15 @@ class LogReader:
         if arrived is None:
             return None
         commits = [commit.number for commit in arrived if commit.logs]
-        lines: list[LogLine] = []
+        rows: Sequence[LogLine | DamagedLine] = ()
+        more = False
         if commits:
             where = f"{filters} AND commit IN ({numbers(commits)}) AND id > {int(last)}"
             # Without FINAL, which would read all lines of the run. Two copies of a line are in one page, if any.
-            rows = _select(
-                self._connection, f"log WHERE {where} ORDER BY id LIMIT 1 BY time, digest", query, texts, query.limit
-            )
-            size = 0
-            for line in rows:
-                lines.append(line)
-                size += line.size
-                if size > MAX_PAGE_TEXT:
-                    break
-        more = bool(lines) and (len(lines) == query.limit or size > MAX_PAGE_TEXT)
-        cursor = _PARTIAL.join((since, upto, str(lines[-1].id))) if more else upto
-        return LogPage(lines, None, None, cursor, usage, more=more)
+            source = f"log WHERE {where} ORDER BY id LIMIT 1 BY time, digest"
+            rows, more = take_page(_select(self._connection, source, query, texts, query.limit), query.limit)
+        cursor = _PARTIAL.join((since, upto, str(rows[-1].position[1]))) if more else upto
+        return LogPage(rows, None, None, cursor, usage, more=more)
 
     def _usage(self, run: int, cut: int, evicted: int) -> LogUsage:
         lines, size = self._connection.rows(f"SELECT count(), sum(size) FROM log WHERE run = {run} AND time > {cut}")[0]

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-__all__ = ["FIRST_ID", "LAST_ID", "LogLine", "LogPage", "LogQuery", "LogUsage", "Position", "Stream"]
+__all__ = ["FIRST_ID", "LAST_ID", "DamagedLine", "LogLine", "LogPage", "LogQuery", "LogUsage", "Position", "Stream"]
 
 Stream = Literal["stdout", "stderr"]
 
@@ -86,6 +86,18 @@ class LogLine:
 
 
 @dataclass(frozen=True)
+class DamagedLine:
+    """A stored line that cannot be read.
+
+    Attributes:
+        position: Position of the line, or that of its neighbor if its own is damaged.
+    """
+
+    position: Position
+    size: int = 0
+
+
+@dataclass(frozen=True)
 class LogUsage:
     """The log lines that a store keeps for a run.
 
@@ -105,7 +117,7 @@ class LogPage:
     """A page of log lines.
 
     Attributes:
-        lines: Lines from the oldest to the newest; in order of arrival if the query has `since`.
+        rows: Lines from the oldest to the newest; in order of arrival if the query has `since`.
         older: Position to use as `before` for older lines; None if there are none.
         newer: Position to use as `after` for newer lines; None if there were none at the time of the read.
         cursor: Cursor to use as `since` for lines that arrive later.
@@ -114,7 +126,7 @@ class LogPage:
         reset: Whether the cursor `since` was unknown. The page then has the newest lines.
     """
 
-    lines: Sequence[LogLine]
+    rows: Sequence[LogLine | DamagedLine]
     older: Position | None
     newer: Position | None
     cursor: str
@@ -122,3 +134,8 @@ class LogPage:
     stopped: bool = False
     more: bool = False
     reset: bool = False
+
+    @property
+    def lines(self) -> list[LogLine]:
+        """Lines that can be read."""
+        return [row for row in self.rows if isinstance(row, LogLine)]

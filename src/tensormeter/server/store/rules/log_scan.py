@@ -1,21 +1,32 @@
-"""Reads of log lines that stop after a time limit: the lines are searched in slices, from the given position on."""
+"""Pages of log lines. A read stops after a time limit: the lines are searched in slices, from the given position on."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.models.errors import MAX_ANSWER_TEXT
-from tensormeter.server.store.models.log_lines import FIRST_ID, LAST_ID, LogLine, LogPage, LogQuery, LogUsage, Position
+from tensormeter.server.store.models.log_lines import (
+    FIRST_ID,
+    LAST_ID,
+    DamagedLine,
+    LogLine,
+    LogPage,
+    LogQuery,
+    LogUsage,
+    Position,
+)
 
-__all__ = ["MAX_PAGE_TEXT", "LineSource", "Range", "read_page"]
+__all__ = ["MAX_PAGE_TEXT", "LineSource", "Range", "read_page", "take_page"]
 
 MAX_PAGE_TEXT: Final = MAX_ANSWER_TEXT // 4
 """Maximum number of characters in the lines of a page, before they are truncated. A page has at least one line, if there is one."""
 
 _FIRST_SLICE: Final = 4_000
 _GROWTH: Final = 4
+
+_Row = LogLine | DamagedLine
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class LineSource(Protocol):
         """Return the time of the nth line of a range, whether it matches or not; None if the range has fewer lines."""
         ...
 
-    def select(self, part: Range) -> Iterator[LogLine]:
+    def select(self, part: Range) -> Iterator[LogLine | DamagedLine]:
         """Yield the matching lines of a range, in its order, and at most one line more than the query's limit."""
         ...
 
@@ -68,7 +79,7 @@ def read_page(source: LineSource, query: LogQuery, cursor: str, usage: LogUsage,
     deadline = time.monotonic() + query.seconds
     descending = query.after is None
     rest = _range(query, descending=descending)
-    lines: list[LogLine] = []
+    rows: list[_Row] = []
     size, slice_lines = 0, max(_FIRST_SLICE, 2 * query.limit)
     full = stopped = False
     while not full:
@@ -83,12 +94,12 @@ def read_page(source: LineSource, query: LogQuery, cursor: str, usage: LogUsage,
                 if descending
                 else Range(rest.after, (time_bound, LAST_ID), False)
             )
-        for line in source.select(part):
-            size += line.size
-            if len(lines) == query.limit or (lines and size > MAX_PAGE_TEXT):
+        for row in source.select(part):
+            size += row.size
+            if len(rows) == query.limit or (rows and size > MAX_PAGE_TEXT):
                 full = True
                 break
-            lines.append(line)
+            rows.append(row)
         if full or time_bound is None:
             break
         rest = Range(rest.after, part.after, True) if descending else Range(part.before, rest.before, False)
@@ -98,10 +109,22 @@ def read_page(source: LineSource, query: LogQuery, cursor: str, usage: LogUsage,
             break
     going_on = None
     if full:
-        going_on = lines[-1].position
+        going_on = rows[-1].position
     elif stopped:
         going_on = rest.before if descending else rest.after
-    return _page(query, lines, going_on, stopped=stopped, cursor=cursor, usage=usage)
+    return _page(query, rows, going_on, stopped=stopped, cursor=cursor, usage=usage)
+
+
+def take_page(rows: Iterable[LogLine | DamagedLine], limit: int) -> tuple[Sequence[LogLine | DamagedLine], bool]:
+    """Take rows until a page is full. Return them, and whether the page is full, so that there may be more."""
+    taken: list[_Row] = []
+    size = 0
+    for row in rows:
+        taken.append(row)
+        size += row.size
+        if size > MAX_PAGE_TEXT or len(taken) == limit:
+            return taken, True
+    return taken, False
 
 
 def _range(query: LogQuery, *, descending: bool) -> Range:
@@ -114,16 +137,16 @@ def _range(query: LogQuery, *, descending: bool) -> Range:
 
 
 def _page(
-    query: LogQuery, lines: list[LogLine], going_on: Position | None, *, stopped: bool, cursor: str, usage: LogUsage
+    query: LogQuery, rows: list[_Row], going_on: Position | None, *, stopped: bool, cursor: str, usage: LogUsage
 ) -> LogPage:
     older: Position | None
     newer: Position | None
     if query.after is None:
-        lines.reverse()
+        rows.reverse()
         older, newer = going_on, None
         if query.before is not None:
-            newer = lines[-1].position if lines else (query.before[0], query.before[1] - 1)
+            newer = rows[-1].position if rows else (query.before[0], query.before[1] - 1)
     else:
-        older = lines[0].position if lines else (query.after[0], query.after[1] + 1)
+        older = rows[0].position if rows else (query.after[0], query.after[1] + 1)
         newer = going_on
-    return LogPage(lines, older, newer, cursor, usage, stopped)
+    return LogPage(rows, older, newer, cursor, usage, stopped)

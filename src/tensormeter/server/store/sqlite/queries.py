@@ -302,11 +302,12 @@ class SqliteQueries:
 
     def logs(self, ref: RunRef, query: LogQuery, check: Check = no_check) -> LogPage:
         """See `Store`."""
-        with self._reader() as connection, reading(connection):
+        damaged: list[str] = []
+        with self._reader() as connection, self._recording_damage(damaged), reading(connection):
             run = find_run(connection, *_names(ref))
             if self._damage.structure is not None:
                 raise DamagedError(f"damaged: {self._damage.structure}; log lines may be missing", named=True)
-            return read_lines(connection, run, query, check)
+            return read_lines(connection, run, query, damaged, check)
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
         """See `Store`."""

@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from tensormeter.otlp.check import Check
 from tensormeter.server.store.models.errors import DamagedError
-from tensormeter.server.store.models.log_lines import LogLine, LogPage, LogQuery, LogUsage
+from tensormeter.server.store.models.log_lines import LAST_ID, DamagedLine, LogLine, LogPage, LogQuery, LogUsage
 from tensormeter.server.store.rules.log_lines import STREAMS, LogLimit, PreparedLine, stored_line
-from tensormeter.server.store.rules.log_scan import MAX_PAGE_TEXT, Range, read_page
-from tensormeter.server.store.sqlite.integrity.seals import checksum, is_sound, verify
+from tensormeter.server.store.rules.log_scan import Range, read_page, take_page
+from tensormeter.server.store.sqlite.integrity.damage import name_damage
+from tensormeter.server.store.sqlite.integrity.seals import checksum, is_sound
 
 __all__ = ["SEALED", "USAGE", "changed_logs", "insert_lines", "last_line", "read_lines", "read_usage", "remove_lines"]
 
@@ -27,7 +28,15 @@ _SLICE: Final = 64_000
 _ARRIVED: Final = 200_000
 """Maximum number of lines of all runs that are searched for lines of one run that have arrived."""
 
-_READ: Final = f"log.id, {', '.join(f'log.{name}' for name in SEALED.split(', '))}, log.seal, process.process"
+_MESSAGES: Final = 100
+"""Maximum number of messages about damage in a page."""
+
+_READ: Final = (
+    "log.id, log.run, log.process, log.time, log.digest, log.severity, log.stream, CAST(log.body AS BLOB),"
+    " CAST(log.attributes AS BLOB), CAST(log.record AS BLOB), log.seal, process.process"
+)
+"""ID, columns of `SEALED`, seal, and name of the process. Texts are bytes, because damaged text may not be UTF-8."""
+
 _SIZE: Final = "length(CAST(body AS BLOB)) + length(CAST(attributes AS BLOB)) + length(CAST(record AS BLOB))"
 
 
@@ -70,27 +79,37 @@ def remove_lines(connection: sqlite3.Connection, run: int, before: int, most: in
     return len(rows)
 
 
-def read_usage(connection: sqlite3.Connection, run: int) -> LogUsage:
-    """Return how many lines of a run are stored. Raises DamagedError."""
+def read_usage(connection: sqlite3.Connection, run: int, damaged: list[str]) -> LogUsage:
+    """Return how many lines of a run are stored.
+
+    If the stored numbers are damaged, count the lines, and add a message to `damaged`; the number of evicted lines is then 0.
+    """
     row = connection.execute(f"SELECT {USAGE}, seal FROM log_usage WHERE run = ?", (run,)).fetchone()
     if row is None:
         return LogUsage(0, 0, 0)
-    verify(f"the number of log lines of run {run}", row[-1], *row[:-1])
-    return LogUsage(*row[1:4])
+    if is_sound(row[-1], *row[:-1]):
+        return LogUsage(*row[1:4])
+    _note_damage(connection, damaged, f"the number of log lines of run {run}: the checksum does not match")
+    lines, size = connection.execute(
+        f"SELECT count(*), ifnull(sum({_SIZE}), 0) FROM log WHERE run = ?", (run,)
+    ).fetchone()
+    return LogUsage(lines, size, 0)
 
 
-def read_lines(connection: sqlite3.Connection, run: int, query: LogQuery, check: Check) -> LogPage:
-    """Read a page of a run's lines; see `Store.logs`."""
-    usage, last = read_usage(connection, run), last_line(connection)
-    conditions, parameters = _conditions(connection, run, query)
-    if query.since is not None:
-        since = int(query.since) if query.since.isascii() and query.since.isdecimal() and len(query.since) < 19 else -1
-        if 0 <= since <= last:
-            return _arrived(connection, run, query, (conditions, parameters), since, last, usage)
-        return replace(read_lines(connection, run, replace(query, since=None), check), reset=True)
-
-    lines = _Lines(connection, run, query, conditions, parameters)
-    return read_page(lines, query, str(last), usage, check)
+def read_lines(connection: sqlite3.Connection, run: int, query: LogQuery, damaged: list[str], check: Check) -> LogPage:
+    """Read a page of a run's lines; see `Store.logs`. Messages about damage are added to `damaged`."""
+    usage, last = read_usage(connection, run, damaged), last_line(connection)
+    lines = _Lines(connection, run, query, *_conditions(connection, run, query), damaged)
+    if query.since is None:
+        return read_page(lines, query, str(last), usage, check)
+    since = int(query.since) if query.since.isascii() and query.since.isdecimal() and len(query.since) < 19 else -1
+    if not 0 <= since <= last:
+        return replace(read_lines(connection, run, replace(query, since=None), damaged, check), reset=True)
+    upto = min(last, since + _ARRIVED)
+    rows, is_full = take_page(lines.arrived(since, upto), query.limit)
+    if is_full:
+        upto = rows[-1].position[1]
+    return LogPage(rows, None, None, str(upto), usage, more=upto < last)
 
 
 def last_line(connection: sqlite3.Connection) -> int:
@@ -113,6 +132,7 @@ class _Lines:
     query: LogQuery
     conditions: str
     parameters: Sequence[Any]
+    damaged: list[str]
     sliced: bool = False
     largest_slice: int = _SLICE
 
@@ -125,7 +145,7 @@ class _Lines:
         ).fetchone()
         return None if row is None else int(row[0])
 
-    def select(self, part: Range) -> Iterator[LogLine]:
+    def select(self, part: Range) -> Iterator[LogLine | DamagedLine]:
         """See `LineSource`."""
         direction = "DESC" if part.descending else "ASC"
         rows = self.connection.execute(
@@ -137,43 +157,25 @@ class _Lines:
                 *(*self.parameters, self.query.limit + 1),
             ),
         )
-        return (_sealed_line(row, self.query.max_text) for row in rows)
+        before = part.before if part.descending else part.after
+        for row in rows:
+            line = _sealed_line(self.connection, row, self.query.max_text, self.damaged)
+            if isinstance(line, DamagedLine):
+                bounds = (part.after, before) if part.descending else (before, part.before)
+                if not bounds[0] < line.position < bounds[1]:  # its time is damaged
+                    line = DamagedLine(before)
+            before = line.position
+            yield line
 
-
-def _arrived(
-    connection: sqlite3.Connection,
-    run: int,
-    query: LogQuery,
-    filters: tuple[str, list[Any]],
-    since: int,
-    last: int,
-    usage: LogUsage,
-) -> LogPage:
-    """Return lines that arrived after the line with the ID `since`. The lines of other runs in between are skipped."""
-    upto = min(last, since + _ARRIVED)
-    conditions, parameters = filters
-    lines: list[LogLine] = []
-    size = 0
-    rows = connection.execute(
-        f"SELECT {_READ} FROM log LEFT JOIN process ON process.id = log.process WHERE log.id > ? AND log.id <= ?"
-        f" AND +log.run = ? AND time >= ? AND time < ?{conditions} ORDER BY log.id LIMIT ?",
-        (
-            since,
-            upto,
-            run,
-            query.start or 0,
-            (1 << 63) - 1 if query.stop is None else query.stop,
-            *parameters,
-            query.limit,
-        ),
-    )
-    for row in rows:
-        lines.append(_sealed_line(row, query.max_text))
-        size += lines[-1].size
-        if size > MAX_PAGE_TEXT or len(lines) == query.limit:
-            upto = lines[-1].id
-            break
-    return LogPage(lines, None, None, str(upto), usage, more=upto < last)
+    def arrived(self, since: int, upto: int) -> Iterator[LogLine | DamagedLine]:
+        """Yield the matching lines with IDs from `since` + 1 to `upto`, and at most the query's limit."""
+        stop = LAST_ID if self.query.stop is None else self.query.stop
+        rows = self.connection.execute(
+            f"SELECT {_READ} FROM log LEFT JOIN process ON process.id = log.process WHERE log.id > ? AND log.id <= ?"
+            f" AND +log.run = ? AND time >= ? AND time < ?{self.conditions} ORDER BY log.id LIMIT ?",
+            (since, upto, self.run, self.query.start or 0, stop, *self.parameters, self.query.limit),
+        )
+        return (_sealed_line(self.connection, row, self.query.max_text, self.damaged) for row in rows)
 
 
 def _conditions(connection: sqlite3.Connection, run: int, query: LogQuery) -> tuple[str, list[Any]]:
@@ -227,11 +229,21 @@ def _change_usage(
     return usage
 
 
-def _sealed_line(row: Sequence[Any], max_text: int) -> LogLine:
-    """Create a line from the columns `_READ`. Raises DamagedError."""
+def _sealed_line(
+    connection: sqlite3.Connection, row: Sequence[Any], max_text: int, damaged: list[str]
+) -> LogLine | DamagedLine:
+    """Create a line from the columns `_READ`. If the line is damaged, add a message to `damaged`."""
     number, *columns, seal, process_name = row
-    run, process, time, _, severity, stream, text, attributes, record = columns
-    verify(f"log line {number} of run {run}", seal, *columns)
-    if process_name is None:
-        raise DamagedError(f"log line {number} of run {run}: its process {process} is missing")
-    return stored_line((number, time, process_name, severity, stream, text[:max_text], len(text), attributes, record))
+    run, process, time, _, severity, stream, *texts = columns
+    if is_sound(seal, *columns) and process_name is not None:
+        text, attributes, record = (part.decode() for part in texts)
+        size = len(text)
+        return stored_line((number, time, process_name, severity, stream, text[:max_text], size, attributes, record))
+    reason = f"its process {process} is missing" if process_name is None else "the checksum does not match"
+    _note_damage(connection, damaged, f"log line {number} of run {run}: {reason}")
+    return DamagedLine((time if isinstance(time, int) else -1, number))
+
+
+def _note_damage(connection: sqlite3.Connection, damaged: list[str], text: str) -> None:
+    if len(damaged) < _MESSAGES:
+        damaged.append(str(name_damage(connection, DamagedError(text))))
