@@ -61,6 +61,16 @@ def test_lines_are_printed_selected_and_safe(run_cli, send):
     done = run_cli("logs", "printing", "--grep", "(")
     assert (done.returncode, "pattern: expected a regular expression" in done.stderr) == (1, True)
     assert run_cli("logs", "nothing").returncode == 1
+    done = run_cli("logs", "printing", "--rank", "2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "rank 2: the run has no such rank; it has 0, 3" in done.stderr
+
+
+def test_no_pattern_takes_exponential_time(run_cli, send):
+    pytest.importorskip("re2")
+    send("slow", Event("tensormeter.run.start", T0), line("a" * 60 + "!", 1), line("a" * 60, 2))
+    assert run_cli("logs", "slow", "--grep", "^(a+)+$").stdout == "a" * 60 + "\n"
+    assert run_cli("logs", "slow", "--grep", "(?<=aa)!$").stdout == "a" * 60 + "!\n"  # not in RE2
 
 
 def test_following_goes_on_over_attempts_and_ends_with_the_run(spawn_cli, send):

@@ -11,11 +11,15 @@ from tensormeter.cli.options import endpoint_option
 from tensormeter.cli.terminal import plain_line
 from tensormeter.client import Connection, LogLine, StoredRun, find_run
 from tensormeter.client.logs import SEVERITIES
+from tensormeter.errors import UsageError
 
 __all__ = ["logs"]
 
 _FOLLOWED: Final = 100
 """Number of lines before those that are followed."""
+
+_LISTED: Final = 8
+"""Maximum number of ranks in an error message."""
 
 _INTERRUPTED: Final = 130
 
@@ -64,7 +68,14 @@ def logs(
     stored_run = StoredRun(connection, find_run(connection, run, project, fields=""))
     tail = _FOLLOWED if follow and lines is None else lines
     wanted = stored_run.logs(pattern=pattern, severity=severity or 0, rank=rank, stream=stream, tail=tail)
-    ranked = rank is None and len({process.rank for process in stored_run.processes()} - {None}) > 1
+    ranks = {process.rank for process in stored_run.processes() if process.rank is not None}
+    if rank is not None and rank not in ranks:
+        known = ", ".join(str(number) for number in sorted(ranks)[:_LISTED]) + (", ..." if len(ranks) > _LISTED else "")
+        problem = f"rank {rank}: the run has no such rank; it has {known or 'none'}"
+        if not follow:
+            raise UsageError(problem)
+        print(f"tensormeter: {problem} so far", file=sys.stderr)
+    ranked = rank is None and len(ranks) > 1
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -78,6 +89,8 @@ def logs(
         sys.exit(_INTERRUPTED)
     if wanted.evicted:
         print(f"tensormeter: {wanted.evicted:,} older lines were deleted, because there were too many", file=sys.stderr)
+    if wanted.damaged:
+        print(f"tensormeter: {wanted.damaged:,} lines are missing, because the store is damaged", file=sys.stderr)
 
 
 def _print(line: LogLine, *, ranked: bool, timestamps: bool, flush: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tensormeter.client.connection import ApiError, Connection
 from tensormeter.client.frame import import_pandas
+from tensormeter.client.line_pattern import compile_pattern
 from tensormeter.errors import TensormeterError, UsageError
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class LogLines:
     Attributes:
         evicted: Number of the run's oldest lines that the server deleted, because there were too many; known after the
             first page was read.
+        damaged: Number of lines that the latest iteration left out because the server's store is damaged.
     """
 
     def __init__(
@@ -100,22 +102,18 @@ class LogLines:
         Raises:
             UsageError: The regular expression is invalid.
         """
-        self._pattern = None
-        if pattern is not None:
-            try:
-                self._pattern = re.compile(pattern)
-            except re.error as error:
-                raise UsageError(f"pattern: expected a regular expression, got {pattern!r}: {error}") from None
-            if _PLAIN.fullmatch(pattern) and not query.get("search"):
-                query = {**query, "search": pattern}  # the server looks for a plain text, in either case
+        self._matches = None if pattern is None else compile_pattern(pattern)
+        if pattern is not None and _PLAIN.fullmatch(pattern) and not query.get("search"):
+            query = {**query, "search": pattern}  # the server looks for a plain text, in either case
         self._connection = connection
         self._project, self._run = run
         self._query = query
         self._tail = tail
         self._ranks: dict[str, int | None] = {}
-        self.evicted = 0
+        self.evicted = self.damaged = 0
 
     def __iter__(self) -> Iterator[LogLine]:
+        self.damaged = 0
         if self._tail is not None:
             yield from self._last(self._tail)
             return
@@ -181,6 +179,7 @@ class LogLines:
         parameters: dict[str, str | float | None] = {"limit": _PAGE, "max_text": _MAX_TEXT, **self._query, **place}
         page = self._connection.get("runs", self._run, "logs", project=self._project, **parameters)
         self.evicted = page["usage"]["evicted"]
+        self.damaged += page.get("damaged", 0)
         return page
 
     def _last(self, tail: int) -> list[LogLine]:
@@ -188,7 +187,7 @@ class LogLines:
         lines: list[LogLine] = []
         before: str | None = None
         while len(lines) < tail:
-            page = self._page(before=before, limit=_PAGE if self._pattern else min(_PAGE, tail - len(lines)))
+            page = self._page(before=before, limit=_PAGE if self._matches else min(_PAGE, tail - len(lines)))
             lines = self._lines(page) + lines
             before = page["older"]
             if before is None:
@@ -197,7 +196,7 @@ class LogLines:
 
     def _lines(self, page: Mapping[str, Any]) -> list[LogLine]:
         """Return the lines of a page that match the pattern."""
-        matches = None if self._pattern is None else self._pattern.search
+        matches = self._matches
         documents = [document for document in page["lines"] if matches is None or matches(document["text"])]
         if any(document["process"] not in self._ranks for document in documents):
             run = self._connection.get("runs", self._run, project=self._project, fields="")

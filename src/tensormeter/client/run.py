@@ -451,8 +451,8 @@ class StoredRun:
 
         Args:
             search: Text that the lines contain. The case of ASCII letters is ignored. Default: all lines.
-            pattern: Regular expression that the lines match, as of Python's `re.search`. The client applies it to all
-                lines that it reads. Default: all lines.
+            pattern: Regular expression that the lines contain, as of Python's `re` with `re.ASCII`. The client applies it to
+                all lines that it reads; some patterns need the package `google-re2` to be fast. Default: all lines.
             severity: Lowest severity: "TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL" or an OTLP number. Lines
                 without a severity have the lowest one.
             rank: Rank of the process. Default: all processes.
