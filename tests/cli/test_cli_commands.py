@@ -1,5 +1,6 @@
 """The output of the commands."""
 
+import hashlib
 import socket
 import subprocess
 import sys
@@ -8,7 +9,10 @@ from contextlib import closing
 
 import pytest
 
+from support.otlp import Parts
 from support.ports import reserve_port
+from tensormeter.otlp.batch import Event
+from tensormeter.otlp.encode import encode_events
 
 
 def failed(done):
@@ -172,3 +176,30 @@ def test_token_files_that_cannot_be_used_are_an_error(run_cli, tmp_path, content
     if content is not None:
         (tmp_path / "token").write_bytes(content)
     assert "token" in failed(run_cli("serve", "--port", "0", "--token-file", str(tmp_path / "token")))
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["text", 7, None, [1], {}, {"git": "x", "source": 1, "packages": [1], "gpus": 2, "untracked": 3, "size": "s", "aliases": 4, "digest": 5}],
+    ids=str,
+)  # fmt: skip
+def test_bodies_of_other_senders_end_no_command(run_cli, client, post, tmp_path, body):
+    """Any OpenTelemetry sender may send events with our names and other bodies."""
+    run = f"odd-{hashlib.sha256(repr(body).encode()).hexdigest()[:8]}"
+    names = ("run.code", "artifact", "image", "images", "video", "audio", "figure", "html", "table", "text", "run.end")
+    events = [Event(f"tensormeter.{name}", 1_750_000_000_000_000_000, body, {"tensormeter.key": "k"}) for name in names]
+    post("/v1/logs", encode_events(Parts.resource(run, "p"), events))
+    for command in (["show", run], ["show", run, "--code"], ["diff", run, run]):
+        done = run_cli(*command)
+        assert (done.returncode, done.stderr) == (0, ""), command
+    done = run_cli(
+        "export", run, "--output", str(tmp_path / "points.csv"), "--format", "csv", "--media", str(tmp_path / "media")
+    )
+    has_digest = isinstance(body, dict) and "digest" in body
+    missing = "the server could not return 3 media\n" if has_digest else ""
+    assert (done.returncode, done.stderr) == (0, missing)
+    stored = client.run(run)
+    (artifact,) = stored.artifacts()
+    assert (artifact.size, artifact.digest) == (None, None)
+    assert (stored.code.packages, stored.code.gpus, stored.code.dirty) == ({}, [], None)
+    assert [image.caption for image in stored.images()] in ([""], ["", ""])

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from tensormeter.cli.options import endpoint_option
-from tensormeter.cli.provenance import print_lines, read_code
+from tensormeter.cli.provenance import print_lines
 from tensormeter.cli.terminal import plain, plain_lines
-from tensormeter.client import Connection, RecordedCode, find_run
+from tensormeter.client import Connection, RecordedCode, StoredRun, find_run
 from tensormeter.conventions.nesting import flatten
 
 __all__ = ["diff"]
@@ -52,7 +52,7 @@ def diff(run: str, other: str, project: str | None, parts: tuple[str, ...], endp
         _print_part(console, "configuration", _entries(before, after, " = "))
     if chosen == ("config",):
         return
-    first, second = (read_code(client, side) for side in sides)
+    first, second = (StoredRun(client, side).code for side in sides)
     if first is None or second is None:
         missing = " and ".join(label for label, code in zip(labels, (first, second), strict=True) if code is None)
         _print_part(console, "code", [f"not recorded for {missing}"])

@@ -88,4 +88,7 @@ def export(
         raise TensormeterError(f"{path}: cannot write the file ({error.strerror or error})") from None
     click.echo(f"wrote {rows:,} rows" + ("" if target == _STDOUT else f" to {target}"), err=target == _STDOUT)
     if files is not None:
-        click.echo(f"wrote {files:,} media files to {media}", err=target == _STDOUT)
+        written, missing = files
+        click.echo(f"wrote {written:,} media files to {media}", err=target == _STDOUT)
+        if missing:
+            click.echo(f"the server could not return {missing:,} media", err=True)

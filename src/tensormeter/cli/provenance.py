@@ -1,16 +1,15 @@
 """The code and the artifacts of a run, as text for the terminal."""
 
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tensormeter.cli.terminal import number, plain, plain_lines
-from tensormeter.client import Connection, RecordedArtifact, RecordedCode
-from tensormeter.conventions.semconv import ARTIFACT_EVENT, RUN_CODE
+from tensormeter.client import RecordedArtifact, RecordedCode
 
-__all__ = ["code_facts", "print_artifacts", "print_code", "print_lines", "read_artifacts", "read_code"]
+__all__ = ["code_facts", "print_artifacts", "print_code", "print_lines"]
 
 _MOST_ARTIFACTS: Final = 20
 _SHORT: Final = 12
@@ -18,19 +17,6 @@ _SHORT: Final = 12
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _STYLES: Final = {"+": "green", "-": "red", "@": "cyan"}
-
-
-def read_code(client: Connection, run: dict[str, Any]) -> RecordedCode | None:
-    """Read the code of a run's latest attempt; None if there is none."""
-    events = client.get("runs", run["id"], "events", project=run["project"], name=RUN_CODE, limit=1)["events"]
-    return RecordedCode(**RecordedCode.fields_of(events[0])) if events else None
-
-
-def read_artifacts(client: Connection, run: dict[str, Any]) -> list[RecordedArtifact]:
-    """Read the latest artifacts of a run, newest first."""
-    page = client.get("runs", run["id"], "events", project=run["project"], name=ARTIFACT_EVENT, limit=1000)
-    events = RecordedArtifact.latest(page["events"])
-    return [RecordedArtifact(**RecordedArtifact.fields_of(event)) for event in events]
 
 
 def code_facts(code: RecordedCode) -> list[tuple[str, str]]:

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from tensormeter.cli.chart import draw_chart
 from tensormeter.cli.options import endpoint_option
-from tensormeter.cli.provenance import code_facts, print_artifacts, print_code, read_artifacts, read_code
+from tensormeter.cli.provenance import code_facts, print_artifacts, print_code
 from tensormeter.cli.terminal import local_time, number, plain, plain_line
-from tensormeter.client import Connection, RecordedCode, find_run
+from tensormeter.client import Connection, RecordedCode, StoredRun, find_run
 from tensormeter.conventions.semconv import MEDIA_KEY, RUN_END
 from tensormeter.otlp.batch import STEP_METRIC
 
@@ -63,7 +63,8 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], shows_code: b
     client = Connection(endpoint)
     summary = find_run(client, run, project, fields="config")
     console = Console()
-    code = read_code(client, summary)
+    stored_run = StoredRun(client, summary)
+    code = stored_run.code
     if shows_code:
         print_code(console, code)
         return
@@ -79,7 +80,7 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], shows_code: b
         console.print(
             Text("also recorded: GPU, host and process metrics; to draw some, pass for example --metric 'system.cpu.*'")
         )
-    print_artifacts(console, read_artifacts(client, summary))
+    print_artifacts(console, stored_run.artifacts())
     if patterns:
         matches = _matching(client, summary, patterns)
     else:
@@ -262,7 +263,7 @@ def _print_media(client: Connection, console: Console, run: dict[str, Any]) -> N
             keys = kinds.setdefault(kind, {})
             keys[key] = keys.get(key, 0) + 1
             if kind == "text" and key not in texts:
-                texts[key] = event["body"]["text"] if isinstance(event["body"], dict) else "(a long text)"
+                texts[key] = str(event["body"].get("text", "")) if isinstance(event["body"], dict) else "(a long text)"
     if not kinds:
         return
     table = Table("media", box=None, header_style="bold", pad_edge=False)

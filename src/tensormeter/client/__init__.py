@@ -11,7 +11,8 @@ from tensormeter.client.histograms import Histograms
 from tensormeter.client.logs import LogLine, LogLines
 from tensormeter.client.points import PointBlock
 from tensormeter.client.records import Record, RecordedImage, RecordedMedia, RecordedTable, RecordedText
-from tensormeter.client.run import Metric, Process, StoredRun, Summary
+from tensormeter.client.run import StoredRun
+from tensormeter.client.run_parts import Metric, Process, Summary
 from tensormeter.client.selector import find_run
 from tensormeter.client.series import Series, SeriesList
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from tensormeter.client.records import Record
 from tensormeter.conventions.semconv import MEDIA_KEY
@@ -17,37 +17,38 @@ class RecordedArtifact(Record):
     @property
     def type(self) -> str:
         """Type, such as "model"."""
-        return str(self.body.get("type", ""))
+        return str(self._fields.get("type", ""))
 
     @property
     def place(self) -> str:
         """Absolute path on the machine of the process, or an address."""
-        return str(self.body.get("path") or self.body.get("uri") or "")
+        return str(self._fields.get("path") or self._fields.get("uri") or "")
 
     @property
     def aliases(self) -> Sequence[str]:
         """Aliases of this version."""
-        return list(self.body.get("aliases") or ())
+        return _texts(self._fields.get("aliases"))
 
     @property
     def size(self) -> int | None:
         """Size in bytes; None if unknown."""
-        return cast("int | None", self.body.get("size"))
+        return _integer(self._fields.get("size"))
 
     @property
     def files(self) -> int | None:
         """Number of files; None if unknown."""
-        return cast("int | None", self.body.get("files"))
+        return _integer(self._fields.get("files"))
 
     @property
     def digest(self) -> str | None:
         """`sha256:` and the digest in hexadecimal; None if there is none, or if it is not computed yet."""
-        return cast("str | None", self.body.get("digest"))
+        digest = self._fields.get("digest")
+        return digest if isinstance(digest, str) else None
 
     @property
     def problem(self) -> str:
         """Reason why there is no digest; "" if there is one or if it is not computed yet."""
-        return str(self.body.get("problem") or "")
+        return str(self._fields.get("problem") or "")
 
     @staticmethod
     def latest(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -83,7 +84,8 @@ class RecordedCode(Record):
     @property
     def dirty(self) -> bool | None:
         """Whether tracked files differed from the commit; None if unknown."""
-        return self._git.get("dirty")
+        dirty = self._git.get("dirty")
+        return dirty if isinstance(dirty, bool) else None
 
     @property
     def diff(self) -> str:
@@ -93,38 +95,50 @@ class RecordedCode(Record):
     @property
     def untracked(self) -> Sequence[str]:
         """Names of untracked files and folders."""
-        return list(self._git.get("untracked") or ())
+        return _texts(self._git.get("untracked"))
 
     @property
     def script(self) -> str:
         """Path of the script; "" if there is none, as in a notebook."""
-        return str((self.body.get("source") or {}).get("path", ""))
+        return str(_mapping(self._fields.get("source")).get("path", ""))
 
     @property
     def source(self) -> str:
         """Source of the script, up to 256 KiB."""
-        return str((self.body.get("source") or {}).get("text", ""))
+        return str(_mapping(self._fields.get("source")).get("text", ""))
 
     @property
     def packages(self) -> Mapping[str, str]:
         """Versions of the installed packages, by name."""
-        return dict(self.body.get("packages") or {})
+        return {name: str(version) for name, version in _mapping(self._fields.get("packages")).items()}
 
     @property
     def python(self) -> str:
         """Version of Python."""
-        return str(self.body.get("python", ""))
+        return str(self._fields.get("python", ""))
 
     @property
     def gpus(self) -> Sequence[str]:
         """Names of the GPU models on rank 0's machine."""
-        return list(self.body.get("gpus") or ())
+        return _texts(self._fields.get("gpus"))
 
     @property
     def problem(self) -> str:
         """Reason why something is missing; "" if there is none."""
-        return str(self.body.get("problem") or self._git.get("problem") or "")
+        return str(self._fields.get("problem") or self._git.get("problem") or "")
 
     @property
     def _git(self) -> Mapping[str, Any]:
-        return self.body.get("git") or {}
+        return _mapping(self._fields.get("git"))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
+def _integer(value: Any) -> int | None:
+    return value if isinstance(value, int) else None

@@ -15,7 +15,8 @@ import numpy as np
 
 from tensormeter.client.distributions import BLOCK_DISTRIBUTIONS, DistributionBlock
 from tensormeter.client.points import BLOCK_POINTS, PointBlock
-from tensormeter.client.run import Metric, StoredRun
+from tensormeter.client.run import StoredRun
+from tensormeter.client.run_parts import Metric
 from tensormeter.disk.atomic import replacing
 from tensormeter.errors import UsageError, join_choices
 

@@ -3,9 +3,11 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.client.connection import ApiError
 from tensormeter.client.records import Record, RecordedMedia, RecordedTable
 from tensormeter.client.run import StoredRun
 from tensormeter.disk.atomic import replacing
@@ -21,14 +23,14 @@ _LONGEST: Final = 100
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "audio/mpeg": "mp3"}
 
 
-def export_media(run: StoredRun, folder: Path) -> int:
+def export_media(run: StoredRun, folder: Path) -> tuple[int, int]:
     """Write the media of a run to files named KIND/KEY-STEP, such as `images/samples-100.png`.
 
     Tables become JSON with `columns` and `data`; their images become separate files, whose paths are in the cells. If two files
     would have the same name, later ones get a number. The newest 10,000 items of each kind are exported.
 
     Returns:
-        Number of files written.
+        Number of files written, and of media that the server could not return.
 
     Raises:
         TensormeterError: The server does not respond or returns an error.
@@ -38,8 +40,8 @@ def export_media(run: StoredRun, folder: Path) -> int:
     read: Mapping[str, Callable[..., list[Any]]] = {"images": run.images, "videos": run.videos, "audio": run.audio}
     for kind, items in read.items():
         for media in reversed(items(limit=_MOST)):
-            if isinstance(media, RecordedMedia) and "digest" in media.body:
-                files.write(kind, media, _extension(media.content_type), media.read())
+            if isinstance(media, RecordedMedia) and isinstance(media.body, Mapping) and "digest" in media.body:
+                files.download(kind, media, media.content_type, media.read)
     for text in reversed(run.texts(limit=_MOST)):
         files.write("texts", text, "txt", text.text.encode())
     for record in reversed(run.html(limit=_MOST)):
@@ -48,12 +50,12 @@ def export_media(run: StoredRun, folder: Path) -> int:
         files.write("figures", record, "plotly.json", str(_field(record, "figure")).encode())
     for table in reversed(run.tables(limit=_MOST)):
         _write_table(run, files, table)
-    return files.count
+    return files.count, files.missing
 
 
 class _Files:
     def __init__(self, folder: Path) -> None:
-        self.count = 0
+        self.count = self.missing = 0
         self._folder = folder
         self._used: set[str] = set()
 
@@ -73,15 +75,28 @@ class _Files:
         self.count += 1
         return name
 
+    def download(
+        self, kind: str, record: Record, content_type: str, read: Callable[[], bytes], part: str = ""
+    ) -> str | None:
+        """Download and write a file, and return its path relative to the folder; None if the server does not return it."""
+        try:
+            data = read()
+        except ApiError as error:
+            if error.status not in (404, 500):
+                raise
+            self.missing += 1
+            return None
+        return self.write(kind, record, _extension(content_type), data, part)
+
 
 def _write_table(run: StoredRun, files: _Files, table: RecordedTable) -> None:
     rows = [list(row) for row in table.rows]
     for number, row in enumerate(rows):
         for position, cell in enumerate(row):
             if isinstance(cell, dict) and "digest" in cell and "content_type" in cell:
-                data = run.read_media(cell["digest"])
-                row[position] = files.write(
-                    "tables", table, _extension(cell["content_type"]), data, f"-{number}-{position}"
+                read = partial(run.read_media, str(cell["digest"]))
+                row[position] = files.download(
+                    "tables", table, str(cell["content_type"]), read, f"-{number}-{position}"
                 )
     document = {"columns": list(table.columns), "data": rows}
     files.write("tables", table, "json", json.dumps(document, ensure_ascii=False).encode())

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from tensormeter.client.connection import Connection
 from tensormeter.client.frame import import_pandas
@@ -52,15 +52,20 @@ class Record:
     observed_time: int | None = field(default=None, kw_only=True, repr=False)
     scope: Mapping[str, Any] = field(default_factory=dict, kw_only=True, repr=False)
 
-    @staticmethod
-    def fields_of(document: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the constructor arguments for an event's API document."""
+    @classmethod
+    def of(cls, document: Mapping[str, Any], **others: Any) -> Self:
+        """Create a record from an event's API document, and from fields that the document does not have."""
         fields = {name: document[name] for name in ("name", "step", "process", "attributes", "body")}
         # Older servers do not send these fields.
         fields |= {name: document[name] for name in _LOG_FIELDS if name in document}
         observed = document.get("observed_time")
         fields["observed_time"] = None if observed is None else int(observed)
-        return fields | {"key": document["attributes"].get(MEDIA_KEY, ""), "time": int(document["time"])}
+        return cls(key=document["attributes"].get(MEDIA_KEY, ""), time=int(document["time"]), **fields, **others)
+
+    @property
+    def _fields(self) -> Mapping[str, Any]:
+        """The body if it is a mapping. Any sender may send other bodies."""
+        return self.body if isinstance(self.body, Mapping) else {}
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,6 @@ class RecordedTable(Record):
         """Cells of each row. NaN and infinities are strings, as everywhere in the API's JSON. An image is a mapping."""
         rows = self._fields.get("rows")
         return [row for row in rows if isinstance(row, list)] if isinstance(rows, list) else []
-
-    @property
-    def _fields(self) -> Mapping[str, Any]:
-        return self.body if isinstance(self.body, Mapping) else {}
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return the table as a DataFrame. In numeric columns, NaN and infinities are numbers.
@@ -110,12 +111,12 @@ class RecordedMedia(Record):
     @property
     def content_type(self) -> str:
         """Media type, such as "image/png"."""
-        return str(self.body["content_type"])
+        return str(self._fields.get("content_type", ""))
 
     @property
     def caption(self) -> str:
         """Caption; "" if there is none."""
-        return str(self.body.get("caption", ""))
+        return str(self._fields.get("caption", ""))
 
     def read(self) -> bytes:
         """Download the encoded item.
@@ -124,7 +125,7 @@ class RecordedMedia(Record):
             TensormeterError: The server does not respond or returns an error.
         """
         project, run_id = self.run
-        return self.connection.content("runs", run_id, "media", self.body["digest"], project=project)[1]
+        return self.connection.content("runs", run_id, "media", str(self._fields.get("digest", "")), project=project)[1]
 
 
 @dataclass(frozen=True)
@@ -139,18 +140,18 @@ class RecordedText(Record):
     @property
     def text(self) -> str:
         """The text."""
-        return str(self.body.get("text", "")) if isinstance(self.body, Mapping) else ""
+        return str(self._fields.get("text", ""))
 
     @property
     def first_step(self) -> int | None:
         """Step of the first log call; `step` is the step of the last one."""
-        first = self.body.get("first_step") if isinstance(self.body, Mapping) else None
+        first = self._fields.get("first_step")
         return first if isinstance(first, int) else self.step
 
     @property
     def count(self) -> int:
         """Number of log calls."""
-        count = self.body.get("count") if isinstance(self.body, Mapping) else None
+        count = self._fields.get("count")
         return count if isinstance(count, int) else 1
 
 
