@@ -101,6 +101,16 @@ def test_phone_layout_does_not_scroll_sideways(open_tab: Callable[..., Any], sit
     assert page.evaluate("() => document.querySelector('main').getBoundingClientRect().width") <= 375
 
 
+def test_figures_fit_a_phone(open_tab: Callable[..., Any], site: Any) -> None:
+    page = open_tab(site.url, viewport={"width": 375, "height": 740}, has_touch=True).go("#/p/vision/runs/vis00/media")
+    figure = page.locator('.card[aria-label="figure1"]')
+    figure.locator("svg[role=img]").wait_for()
+    edges = "(card) => [card, ...card.querySelectorAll('.plotly > svg, .plotly > svg rect')].map((e) => e.getBoundingClientRect().right)"
+    card, *marks = figure.evaluate(edges)
+    assert len(marks) == 9
+    assert max(marks) < card
+
+
 def test_controls_are_reachable_by_keyboard(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00?q=eval")
     tab.card("eval/loss")
