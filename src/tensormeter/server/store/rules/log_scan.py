@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.store.models.errors import MAX_ANSWER_TEXT
+from tensormeter.server.store.models.errors import MAX_ANSWER_TEXT, DamagedError
 from tensormeter.server.store.models.log_lines import (
     FIRST_ID,
     LAST_ID,
@@ -110,6 +110,8 @@ def read_page(source: LineSource, query: LogQuery, cursor: str, usage: LogUsage,
     going_on = None
     if full:
         going_on = rows[-1].position
+        if going_on == (query.before if descending else query.after):  # a client would read the same page again
+            raise DamagedError("the times of log lines are damaged")
     elif stopped:
         going_on = rest.before if descending else rest.after
     return _page(query, rows, going_on, stopped=stopped, cursor=cursor, usage=usage)
