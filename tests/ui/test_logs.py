@@ -132,6 +132,10 @@ def test_a_line_opens_its_fields_and_has_an_address(tab: Any) -> None:
     tab.go(f"{RANKS}?line={identifier}")
     expect(page.locator(".line.current .text")).to_contain_text("data loader worker 2")
     expect(page.locator(".line").first).to_contain_text("step")
+    other = page.locator(".line:not(.current)").first
+    text, identifier = other.locator(".text").text_content(), other.get_attribute("data-id")
+    tab.go(f"{RANKS}?line={identifier}")
+    expect(page.locator(".line.current .text")).to_have_text(text)
 
 
 def test_wrapped_lines_have_their_own_heights(tab: Any, site: Any) -> None:

@@ -12,7 +12,7 @@ LAYERS = [
     {"shell"},
     {"pages"},
     {"panes"},
-    {"selection", "table"},
+    {"logs", "selection", "table"},
     {"chart", "media", "widgets"},
     {"data"},
     {"base"},

@@ -16,6 +16,8 @@ export class LogWindow {
   usage: LogUsage = { lines: 0, size: 0, evicted: 0 };
   /** Number of lines that arrived while the window did not reach the newest line. */
   missed = 0;
+  /** Number of lines that the server could not read. */
+  damaged = 0;
   /** Position that a running search has reached; null if none is running. */
   searchedTo: string | null = null;
   loaded = false;
@@ -55,7 +57,7 @@ export class LogWindow {
     this.abort = new AbortController();
     this.filter = filter;
     this.busy = { older: false, newer: false, live: false };
-    this.missed = 0;
+    this.missed = this.damaged = 0;
     const { signal } = this.abort;
     try {
       const before = await this.read(around ? { before: next(around), limit: PAGE / 2 } : {}, signal);
@@ -187,6 +189,7 @@ export class LogWindow {
   private async read(place: { before?: string; after?: string; since?: string; search?: string; limit?: number }, signal: AbortSignal): Promise<schemas.Logs> {
     const page = await logs(this.run, { project: this.project, limit: PAGE, ...this.filter, ...place }, signal);
     this.usage = page.usage;
+    this.damaged += page.damaged ?? 0;
     return page;
   }
 

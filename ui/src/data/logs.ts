@@ -28,7 +28,8 @@ const LEVELS = ["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"];
 /** Escape sequences of terminals: colours, movements, titles and others. */
 // biome-ignore lint: control characters are what this expression is about
 const ESCAPES = /\u001b(?:\[[0-?]*[ -/]*[@-~]|[\]P^_X][^\u0007\u001b]*(?:\u0007|\u001b\\)?|[ -/]*[0-~])/g;
-const WHOLE_TEXT = 4 << 20;
+/** Number of characters that no text exceeds. */
+export const WHOLE_TEXT = 4 << 20;
 
 export async function logs(run: string, request: LogRequest, signal?: AbortSignal): Promise<schemas.Logs> {
   return json(`${runPath(run)}/logs${queryString({ ...request })}`, signal ? { signal } : {});

@@ -3,7 +3,7 @@
 import { type Child, h } from "../base/dom";
 import * as format from "../base/format";
 import type { Artifact } from "../data/provenance";
-import { copyButton } from "./copyButton";
+import { copyMark } from "./copyButton";
 import { restoreCommand } from "./restoreCommand";
 
 const MAX_ROWS = 200;
@@ -41,6 +41,6 @@ function cells(artifact: Artifact, host: string | null): Child[] {
     ),
     h("td", { class: "numeric end" }, step === null ? "–" : step.toLocaleString("en").replaceAll(",", "\u2009")),
     h("td", { class: "numeric end" }, size === null ? "–" : format.bytes(size)),
-    h("td", { class: "end" }, command ? copyButton(command, `the command that restores ${name}`) : null),
+    h("td", { class: "end" }, command ? copyMark(command, `the command that restores ${name}`) : null),
   ];
 }

@@ -2,14 +2,14 @@
 
 import { type Child, fill, h } from "../base/dom";
 import type { Code } from "../data/provenance";
-import { copyButton } from "./copyButton";
+import { copyMark } from "./copyButton";
 
 const COMMIT_LENGTH = 12;
 
 export function codeSection(code: Code): Child[] {
   const { commit, branch, remote, untracked, script, gpus, python, packages, problem } = code;
   const facts: [string, Child][] = [
-    ["commit", commit ? h("span", { class: "commit" }, h("code", { title: commit }, commit.slice(0, COMMIT_LENGTH)), copyButton(commit, "the commit")) : ""],
+    ["commit", commit ? h("span", { class: "commit" }, h("code", { title: commit }, commit.slice(0, COMMIT_LENGTH)), copyMark(commit, "the commit")) : ""],
     ["branch", branch],
     ["remote", remote ? link(remote) : ""],
     ["changes", commit ? changes(code) : ""],

@@ -4,6 +4,7 @@ import { type Child, button, fill, h } from "../base/dom";
 import * as format from "../base/format";
 import type { RunDetail, TelemetryEvent } from "../data/api";
 import { type LogLine, textOf } from "../data/logs";
+import { copyButton } from "./copyButton";
 
 const SHOWN = 15;
 const LAST_LINES = 12;
@@ -58,14 +59,7 @@ function beforeTraceback(lines: string[], traceback: string[]): string[] {
 function tracebackBox(lines: string[]): HTMLElement {
   const box = h("div", {});
   const text = h("pre", { tabindex: 0, "aria-label": "Traceback" }, lines.slice(-SHOWN).join("\n"));
-  const copy = button("Copy traceback", async () => {
-    try {
-      await navigator.clipboard.writeText(lines.join("\n"));
-      fill(copy, "Copied");
-    } catch {
-      fill(copy, "Not permitted");
-    }
-  });
+  const copy = copyButton("Copy traceback", () => lines.join("\n"));
   const hidden = lines.length - SHOWN;
   const more = button(`Show ${hidden} earlier ${hidden === 1 ? "line" : "lines"}`, () => {
     fill(text, lines.join("\n"));

@@ -2,7 +2,7 @@
 
 import { type Child, button, fill, h } from "../base/dom";
 import * as format from "../base/format";
-import { type LogLine, levelOf, textOf } from "../data/logs";
+import { type LogLine, levelOf, placeOf, textOf } from "../data/logs";
 
 export type TimeStyle = "clock" | "date" | "relative" | "none";
 
@@ -59,11 +59,16 @@ export function labelOf(line: LogLine): string {
 }
 
 /** The time of a line with all digits that matter, in the local time zone. */
-export function moment({ time }: LogLine): string {
+export function moment({ time }: Pick<LogLine, "time">): string {
   const date = new Date(Number(time) / 1e6);
   if (Number.isNaN(date.getTime())) return `${time} ns`;
   const two = (value: number) => String(value).padStart(2, "0");
   return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${String(date.getMilliseconds()).padStart(3, "0")}`;
+}
+
+/** The time in a position, such as the ID of a line. */
+export function momentOf(position: string): string {
+  return moment(placeOf({ id: position }));
 }
 
 /** The CSS class of a line: its severity or its stream. Much of what programs print to stderr is no warning. */
