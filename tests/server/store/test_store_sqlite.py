@@ -200,7 +200,7 @@ def test_a_fold_that_fails_loses_nothing_and_is_reported(open_store, monkeypatch
     store = open_store(flush_points=1, flush_interval=0.01)
     failing = threading.Event()
     failing.set()
-    from tensormeter.server.store.sqlite import store as sqlite
+    from tensormeter.server.store.sqlite import upkeep as sqlite
 
     apply_flush = sqlite.apply_flush
 
@@ -225,7 +225,7 @@ def test_a_fold_that_fails_loses_nothing_and_is_reported(open_store, monkeypatch
 @pytest.mark.parametrize("late", ["planned", "half written"])
 def test_a_store_that_closes_leaves_slow_flushes_to_the_next_start(open_store, query, monkeypatch, caplog, late):
     """A server with many series stops soon. The points stay in the commit log, and the next start has all of them."""
-    from tensormeter.server.store.sqlite import store as sqlite
+    from tensormeter.server.store.sqlite import upkeep as sqlite
 
     apply_flush = sqlite.apply_flush
     store = open_store()

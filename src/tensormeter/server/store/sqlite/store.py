@@ -14,12 +14,9 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeVar
 
 from tensormeter.disk.boot import written_before_boot
 from tensormeter.errors import StoreError
@@ -27,12 +24,7 @@ from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.background import Background
 from tensormeter.server.store.models.durability import ServerDurability
-from tensormeter.server.store.models.errors import (
-    DamagedError,
-    StoreFullError,
-    StoreUnavailableError,
-    SuspectedDamageError,
-)
+from tensormeter.server.store.models.errors import StoreFullError, StoreUnavailableError
 from tensormeter.server.store.models.runs import ChangedRuns, Receipt, RunChanges, RunRef
 from tensormeter.server.store.protocol import STALL_AFTER
 from tensormeter.server.store.rules.batch_digest import digest
@@ -41,7 +33,6 @@ from tensormeter.server.store.rules.ingest_blocks import blocks_of
 from tensormeter.server.store.rules.ingest_lines import line_arrivals
 from tensormeter.server.store.rules.ingest_series import Rejections, arrivals_of
 from tensormeter.server.store.sqlite.changed_runs import ChangeTracker
-from tensormeter.server.store.sqlite.compaction import apply_flush, full_segments, plan_flush
 from tensormeter.server.store.sqlite.disk.checkpoint import WriteAheadLog
 from tensormeter.server.store.sqlite.disk.disk_state import DiskMonitor
 from tensormeter.server.store.sqlite.disk.durability import LogSyncer
@@ -49,60 +40,31 @@ from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
 from tensormeter.server.store.sqlite.disk.free_space import FreeSpace
 from tensormeter.server.store.sqlite.folder_lock import FolderLock
 from tensormeter.server.store.sqlite.insert import insert_events, insert_line_arrival, locate_arrivals
-from tensormeter.server.store.sqlite.integrity.damage import name_damage
 from tensormeter.server.store.sqlite.integrity.missing_file import missing_store
-from tensormeter.server.store.sqlite.integrity.seals import seal_changes
 from tensormeter.server.store.sqlite.integrity.start_check import StartCheck
 from tensormeter.server.store.sqlite.integrity.suspicion import unreadable
 from tensormeter.server.store.sqlite.integrity.wal_check import keep_damaged_log, lost_transactions
 from tensormeter.server.store.sqlite.points.gaps import insert_gaps
 from tensormeter.server.store.sqlite.points.memtable import Memtable
-from tensormeter.server.store.sqlite.points.rollups import (
-    SegmentKey,
-    build_rollups,
-    find_missing_rollups,
-    insert_rollups,
-)
+from tensormeter.server.store.sqlite.points.rollups import SegmentKey, find_missing_rollups
 from tensormeter.server.store.sqlite.private_folder import tighten_files
-from tensormeter.server.store.sqlite.queries import SqliteQueries
 from tensormeter.server.store.sqlite.recovery import Recovery
-from tensormeter.server.store.sqlite.retention import (
-    Retention,
-    deleted_runs,
-    expired_runs,
-    purge_some,
-    remove_old_lines,
-    remove_old_points,
-)
-from tensormeter.server.store.sqlite.schema import connect, prepare
+from tensormeter.server.store.sqlite.retention import Retention
+from tensormeter.server.store.sqlite.schema import prepare
 from tensormeter.server.store.sqlite.tables import commit_log
-from tensormeter.server.store.sqlite.tables.catalog import Catalog, find_run
+from tensormeter.server.store.sqlite.tables.catalog import Catalog
 from tensormeter.server.store.sqlite.tables.events import insert_event
 from tensormeter.server.store.sqlite.tables.owners import OwnerCache
 from tensormeter.server.store.sqlite.tables.runs import update_run
-from tensormeter.server.store.sqlite.transaction import mapped_errors, may_be_damage, reading, writing
+from tensormeter.server.store.sqlite.transaction import mapped_errors
+from tensormeter.server.store.sqlite.upkeep import SqliteUpkeep
 
 __all__ = ["SqliteStore"]
 
-_ROLLUPS_AT_ONCE: Final = 16
-"""Maximum number of segments whose rollups one transaction writes. Ingestion waits for the transaction."""
-
-_CLOSING_SECONDS: Final = 4.0
-"""Seconds after which a store that closes stops flushing. Replaying points takes a fraction of the time of flushing them."""
-
-_RECOVERY: Final = "recovery"
-"""Name of the mark that the store writes to check whether writing works again."""
-
 _log = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
 
-
-class _StoppedError(StoreError):
-    """The end of a flush because the store is closing."""
-
-
-class SqliteStore(SqliteQueries):
+class SqliteStore(SqliteUpkeep):
     """A `Store` in a data folder. See `Store` for threads and errors."""
 
     takes_blocks = True
@@ -218,10 +180,8 @@ class SqliteStore(SqliteQueries):
             self._check_pending(points)
             self._check_room(len(compressed), points)
             with self._transaction():
-                if batch_id is not None:
-                    earlier = commit_log.find_batch(self._writer, batch_id, content_digest)
-                    if earlier is not None:
-                        return earlier
+                if (earlier := self._receipt_of(batch_id, content_digest)) is not None:
+                    return earlier
                 located, numbers = locate_arrivals(self._catalog, arrivals, received, rejections, check, blocks)
                 receipt = Receipt(rejections.total(), rejections.describe("data point"))
                 if batch_id is not None:
@@ -256,10 +216,8 @@ class SqliteStore(SqliteQueries):
                 self._check_open()
                 self._check_room(len(payload), 0)
                 with self._transaction():
-                    if batch_id is not None:
-                        earlier = commit_log.find_batch(self._writer, batch_id, content_digest)
-                        if earlier is not None:
-                            return earlier
+                    if (earlier := self._receipt_of(batch_id, content_digest)) is not None:
+                        return earlier
                     insert_line_arrival(
                         self._writer, self._catalog, arrival, received, self._retention.logs, rejections
                     )
@@ -267,15 +225,17 @@ class SqliteStore(SqliteQueries):
             self._check_open()
             self._check_room(len(payload), 0)
             with self._transaction():
-                if batch_id is not None:
-                    earlier = commit_log.find_batch(self._writer, batch_id, content_digest)
-                    if earlier is not None:
-                        return earlier
+                if (earlier := self._receipt_of(batch_id, content_digest)) is not None:
+                    return earlier
                 insert_events(self._writer, self._catalog, resources, received, rejections, check=check)
                 receipt = Receipt(rejections.total(), rejections.describe("log record"))
                 if batch_id is not None:
                     commit_log.record_batch(self._writer, batch_id, content_digest, receipt)
         return receipt
+
+    def _receipt_of(self, batch_id: str | None, content_digest: bytes) -> Receipt | None:
+        """Return the receipt of a request that was stored before; None if it was not."""
+        return None if batch_id is None else commit_log.find_batch(self._writer, batch_id, content_digest)
 
     def update(self, ref: RunRef, changes: RunChanges) -> None:
         """See `Store`."""
@@ -303,16 +263,6 @@ class SqliteStore(SqliteQueries):
         with self._change(run) as row:
             self._writer.execute("UPDATE run SET stalled = ? WHERE id = ?", (stalled, row))
 
-    def mark(self, name: str, value: int | None = None) -> int:
-        """See `Store`."""
-        if value is not None:
-            with self._writing:
-                self._check_open()
-                with self._transaction():
-                    self._writer.execute("INSERT OR REPLACE INTO mark (name, value) VALUES (?, ?)", (name, value))
-            return value
-        return self._mark(name)
-
     def changed(self, position: int | None) -> ChangedRuns:
         """See `Store`."""
         return self._changes.since(position)
@@ -335,49 +285,16 @@ class SqliteStore(SqliteQueries):
         """See `Store`."""
         return self._disk.stalled()
 
-    def flush(self) -> None:
-        """Flush the memtable, remove deleted runs, and build rollups of full segments.
-
-        Raises:
-            StoreError: The flush failed. The points stay in memory and in the commit log.
-        """
-        with self._flushing:
-            self._renew_flusher()
-            with self._writing:  # between committing and appending, the memtable lacks points that are in the journal
-                snapshot = self._memtable.freeze()
-                with self._checking_damage(), mapped_errors("read"):
-                    # Deleted runs receive no more points, so all of their points are in segments or in this flush.
-                    deleted = deleted_runs(self._writer, self._damage.add)
-            if snapshot is not None:
-                with self._checking_damage(), reading(self._flusher):
-                    planned = plan_flush(self._flusher, snapshot, self._yield_to_readers, self._note_damage)
-                with self._writing, self._transaction():
-                    apply_flush(self._writer, planned, snapshot.upto, self._check_closing)
-                self._memtable.discard()
-                self._missing_rollups.extend(full_segments(planned))
-            self._remove(deleted)
-            rollups_built = self._build_rollups()
-            if snapshot is not None or deleted or rollups_built:
-                self._checkpoint()
-
     def close(self) -> None:
         """See `Store`. Points that cannot be flushed soon stay in the commit log, which the next start replays."""
         with self._writing:
             if self._closed:
                 return
-            self._stop_at = time.monotonic() + _CLOSING_SECONDS
-            self._closed = True
+            self._begin_closing()
         self._start_check.stop()
         self._background.stop()
         self.syncer.close()
-        try:
-            self.flush()
-        except (StoreUnavailableError, _StoppedError) as error:
-            _log.warning("tensormeter: %s; the newest points stay in the commit log until the next start", error)
-        except StoreError:
-            _log.exception(
-                "tensormeter: flushing the store failed; its newest points stay in the commit log until the next start"
-            )
+        self._flush_last()
         self._disk.stop()
         self._close_readers()
         self._owners.close()
@@ -395,216 +312,6 @@ class SqliteStore(SqliteQueries):
             while not self._readers.empty():
                 self._readers.get().close()
         self._lock.release()
-
-    def _work_in_background(self) -> None:
-        try:
-            self._with_reserve(self._expire, self._empty_log)
-            self._with_reserve(self.flush, self._empty_log)
-            if self._space.tight:
-                self._empty_log()
-            if self._disk.failing:
-                self.mark(_RECOVERY, time.time_ns())
-        except _StoppedError:
-            return
-        except StoreError as error:
-            self._leave_out_syncs(error)
-            if self._problem is None:
-                _log.warning("tensormeter: %s; points stay in memory and in the commit log", error)
-            self._problem = str(error)
-            if isinstance(error, StoreUnavailableError):
-                self._disk.failed(error)
-        else:
-            self._problem = None
-        self._space.keep()
-
-    def _expire(self) -> None:
-        """Delete data beyond the retention limits."""
-        before = self._retention.before(time.time_ns())
-        if before is None and self._retention.max_bytes is None:
-            return
-        with self._writing, self._transaction():
-            for run in expired_runs(self._writer, before, self._retention.max_bytes, self._damage.add):
-                names = self._writer.execute("SELECT run_id, project FROM run WHERE id = ?", (run,)).fetchone()
-                _log.warning("tensormeter: retention is deleting run %r (project %r)", *names)
-                self._catalog.delete(run, time.time_ns(), self._memtable.last())
-        if before is not None:
-            more = True
-            while more:
-                self._check_closing()
-                with self._writing, self._transaction():
-                    more = remove_old_points(self._writer, before, self._damage.add) or remove_old_lines(
-                        self._writer, before, self._damage.add
-                    )
-
-    def _build_rollups(self) -> bool:
-        """Build missing rollups, and return whether any were missing. If the store closes, the next start continues."""
-        were_missing = bool(self._missing_rollups)
-        while self._missing_rollups and not self._closed:
-            self._yield_to_readers()
-            keys = [*islice(self._missing_rollups, _ROLLUPS_AT_ONCE)]
-            try:
-                with self._checking_damage(), reading(self._flusher):
-                    rollups = build_rollups(self._flusher, keys)
-            except StoreUnavailableError:
-                raise
-            except StoreError as error:  # a segment is damaged; read the others as points
-                self._note_damage(error)
-                rollups = []
-            with self._writing, self._transaction():
-                insert_rollups(self._writer, rollups)
-            for _ in keys:
-                self._missing_rollups.popleft()
-            if self._memtable.pending() >= self._flush_points:
-                self._background.wake()
-                break
-        return were_missing
-
-    def _note_damage(self, error: StoreError) -> None:
-        """Record damage found by a flush.
-
-        Raises:
-            StoreUnavailableError: The cause may be a failing disk instead of damage.
-        """
-        if self._is_doubtful():
-            raise StoreUnavailableError(
-                f"cannot read the store: {error}; the disk reported an error, and the read will be retried"
-            )
-        if may_be_damage(error.__cause__) and self._verifier.confirmed is None:
-            raise SuspectedDamageError(
-                f"cannot read the store: {error}; the server is checking whether the file is damaged"
-            )
-        self._damage.add(name_damage(self._flusher, error) if isinstance(error, DamagedError) else error)
-
-    def _yield_to_readers(self) -> None:
-        """Pause while reads run, unless too many points are pending. Raises _StoppedError like `_check_closing`."""
-        self._check_closing()
-        if not self._closed and self._memtable.pending() < self._max_pending_points // 2:
-            self._read_priority.yield_to_readers()
-
-    def _check_closing(self) -> None:
-        """Stop the caller's work, which the next start continues, if the store should be closed by now.
-
-        Raises:
-            _StoppedError: The store should be closed by now.
-        """
-        if self._closed and time.monotonic() > self._stop_at:
-            raise _StoppedError(f"flushing takes more than {_CLOSING_SECONDS:g} s")
-
-    def _remove(self, deleted: Sequence[int]) -> None:
-        for run in deleted:
-            more = True
-            while more:
-                self._check_closing()
-                with self._writing, self._transaction():
-                    more = purge_some(self._writer, run)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        try:
-            self._renew_writer()
-            with self._checking_damage(), writing(self._writer):
-                yield
-        except StoreUnavailableError as error:
-            self._catalog.forget()
-            self._disk.failed(error)
-            self._stale = True
-            raise
-        except BaseException:
-            self._catalog.forget()
-            raise
-        self._changes.publish()
-        self.syncer.note_commit()
-        self._disk.worked()
-
-    @contextmanager
-    def _made_durable(self) -> Iterator[None]:
-        """If `durability` is `always`, sync the commits inside the block on exit. The caller must hold no lock."""
-        yield
-        if self._durability == "always":
-            self.syncer.settle()
-
-    def _carry_over(self) -> bool:
-        """Copy SQLite's log to the database, and return whether the copy is complete."""
-        with mapped_errors("checkpoint"), closing(self._connect()) as connection:
-            busy, logged, carried = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
-            return not busy and logged == carried
-
-    def _connect(self) -> sqlite3.Connection:
-        return connect(self._file, filesystem=self._filesystem)
-
-    def _connect_writer(self) -> sqlite3.Connection:
-        connection = self._connect()
-        try:
-            seal_changes(connection)
-            self._changes.watch(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _renew_writer(self) -> None:
-        """Open a new connection to write with if the disk has failed, because descriptors may be stale."""
-        if self._stale:
-            with mapped_errors("open"):
-                old, self._writer = self._writer, self._connect_writer()
-                self._catalog.forget(self._writer)
-                self._stale = False
-                old.close()
-
-    def _renew_flusher(self) -> None:
-        if self._disk.failing:
-            with mapped_errors("open"):
-                old, self._flusher = self._flusher, self._connect()
-                old.close()
-
-    def _leave_out_syncs(self, error: StoreError) -> None:
-        """Continue without syncs if the error shows that the file system cannot sync."""
-        if getattr(error.__cause__, "sqlite_errorcode", 0) != sqlite3.SQLITE_IOERR_FSYNC or not self._filesystem.syncs:
-            return
-        with suppress(StoreError):
-            if not FileSystem.examine(self._file.parent).syncs:
-                self.syncer.give_up()  # before SQLite stops syncing
-                self._filesystem = replace(self._filesystem, syncs=False)
-                with self._writing:
-                    self._writer.execute(f"PRAGMA synchronous = {self._filesystem.synchronous}")
-                self._flusher.execute(f"PRAGMA synchronous = {self._filesystem.synchronous}")
-                self._background.wake()
-
-    def _checkpoint(self) -> None:
-        with mapped_errors("checkpoint"):
-            if not self._space.tight:
-                self._flusher.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        if self._space.tight:
-            self._empty_log()
-
-    def _empty_log(self) -> None:
-        with self._writing, mapped_errors("checkpoint"):
-            self._log.empty(self._writer)
-
-    def _with_reserve(self, work: Callable[[], _T], prepare: Callable[[], object] = lambda: None) -> _T:
-        """Call `work`, which must succeed even on a full disk, and return its result.
-
-        If the disk is full, free the reserve and retry once.
-
-        Args:
-            work: Function to call.
-            prepare: Function called before the retry.
-        """
-        try:
-            return work()
-        except (StoreError, sqlite3.Error) as error:
-            if not self._space.is_short(error):
-                raise
-        self._space.give()
-        prepare()
-        return work()
-
-    @contextmanager
-    def _change(self, ref: RunRef) -> Iterator[int]:
-        with self._made_durable(), self._writing:
-            self._check_open()
-            with self._transaction():
-                yield find_run(self._writer, ref.run_id, ref.project)
 
     def _check_pending(self, points: int) -> None:
         pending = self._memtable.pending()
