@@ -34,7 +34,7 @@ class StoredRun(RunPoints, RunEvents):
         points_stored: Number of points on the server, including those that record steps.
         lost: Number of points that the run's senders have dropped so far.
         lag: Seconds between the newest point and `last_time`; None if there are no points.
-        definitions: How the script defined its metrics: mappings with `name`, `summary` and `step_metric`.
+        definitions: Definitions of metrics by the script: mappings with `name`, `summary` and `step_metric`.
         parent: Run and step from which the run was forked, as `{"run": ID, "step": N}`; None if it was not forked.
         config: Configuration as JSON values, limited to the `fields` passed to `Client.runs`. NaN and infinities are
             the strings "NaN", "Infinity" and "-Infinity".

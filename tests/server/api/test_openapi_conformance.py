@@ -3,11 +3,15 @@ the same, and looks whether status, headers and body are what the document says.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tensormeter.server.api.openapi import openapi_document
+from tensormeter.server.api.params import parse_position
 
 T0 = 1_750_000_000_000_000_000
 METHODS = {"get", "post", "put", "patch", "delete"}
@@ -49,6 +53,20 @@ def test_numbers_that_no_store_can_look_for(server, make, number):
         assert (status, document["error"]["message"][:32]) == (400, "start: expected a 64-bit integer")
     for end in ("-9223372036854775808", "9223372036854775807"):
         assert server.ask("/api/v1/runs/numbers/events", start=end)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["events", "logs"])
+def test_positions_that_the_server_returns_match_their_pattern(path):
+    parameters = openapi_document()["paths"][f"/api/v1/runs/{{run_id}}/{path}"]["get"]["parameters"]
+    (schema,) = (parameter["schema"] for parameter in parameters if parameter["name"] == "before")
+    (pattern,) = {part["pattern"] for part in (schema, *schema.get("anyOf", ())) if "pattern" in part}
+    highest = (1 << 63) - 1
+    for position in ((0, 0), (1_750_000_000_000_000_000, 7), (highest, highest)):
+        assert re.search(pattern, f"{position[0]}-{position[1]}")
+        assert parse_position(f"{position[0]}-{position[1]}") == position
+    for text in (f"{highest + 1}-0", "9999999999999999999-0", "1", "-1-2"):
+        assert not re.search(pattern, text)
+        assert parse_position(text) is None
 
 
 def test_a_method_that_a_run_does_not_have(server):

@@ -68,10 +68,25 @@ _SECTION: Final = Meta(
     description="Section whose sections are returned, with a slash at its end; empty for the top level.",
     extra_json_schema={"pattern": "^(.*/)?$"},
 )
-_PLACE: Final = {"pattern": "^[0-9]{1,18}-[0-9]{1,18}$"}
+_PREFIX: Final = Meta(max_length=MAX_SEARCH, description="Beginning of the names.")
+_SEARCH: Final = Meta(
+    max_length=MAX_SEARCH,
+    description="Regular expression that the names contain, or text if it is not a valid one; case is ignored.",
+)
+_SYSTEM: Final = Meta(
+    description="True for metrics that sensors and libraries record, such as `system.*`; false for the others."
+    " Default: all metrics."
+)
+_NAMES: Final = Meta(ge=1, le=MAX_NAMES, description="Maximum number of names.")
+_NEXT: Final = Meta(description="Value of `next` of the previous page.")
+_DIGITS: Final = f"([0-9]{{1,18}}|[1-8][0-9]{{18}}|9[01][0-9]{{17}}|{MAX_INTEGER})"
+"""Pattern of integers up to `MAX_INTEGER`, with a gap below it."""
+
+_PLACE: Final = {"pattern": f"^{_DIGITS}-{_DIGITS}$"}
 _PROJECT: Final = Meta(description="Project of the run.")
 _PROJECTS: Final = Meta(description="Project of the runs that are given without a project.")
 _PROCESS: Final = Meta(description="ID of the process to read.")
+_ATTRIBUTES: Final = Meta(description="Attributes that the series must have.")
 _SCOPE: Final = Meta(description="Name of the instrumentation scope.")
 _UNIT: Final = Meta(description="Unit of the metric.")
 _KIND: Final = Meta(description="Kind of the metric.")
@@ -92,7 +107,7 @@ class Query(Struct, kw_only=True):
         list[str],
         Meta(min_length=1, description="Names of the metrics.", extra_json_schema={"maxItems": MAX_METRICS}),
     ]
-    project: Annotated[str | None, Meta(description="Project of the runs that are given without a project.")] = None
+    project: Annotated[str | None, _PROJECTS] = None
     x: Annotated[str | None, _AXIS] = "step"
     start: Annotated[Coordinate | None, _START] = None
     stop: Annotated[Coordinate | None, _STOP] = None
@@ -107,7 +122,7 @@ class Query(Struct, kw_only=True):
         ),
     ] = 1000
     process: Annotated[str | None, Meta(description="ID of the process to read, or `all`.")] = None
-    attributes: Annotated[dict[str, Any] | None, Meta(description="Attributes that the series must have.")] = None
+    attributes: Annotated[dict[str, Any] | None, _ATTRIBUTES] = None
     after: Annotated[
         str | None, Meta(description="Cursor of an earlier result; only points that arrived after it are returned.")
     ] = None
@@ -192,14 +207,8 @@ class AttemptParameters(RunParameters, kw_only=True):
 
 
 class AttemptsParameters(RunParameters, kw_only=True):
-    system: Annotated[
-        bool | None,
-        Meta(
-            description="True for metrics that sensors and libraries record, such as `system.*`; false for the others."
-            " Default: all metrics."
-        ),
-    ] = None
-    after: Annotated[str | None, Meta(description="Value of `next` of the previous page.")] = None
+    system: Annotated[bool | None, _SYSTEM] = None
+    after: Annotated[str | None, _NEXT] = None
 
 
 _RUN_LIST: Final = Meta(
@@ -215,27 +224,15 @@ class RunListParameters(Struct, kw_only=True):
 
 
 class MetricListParameters(Struct, kw_only=True):
-    prefix: Annotated[str, Meta(max_length=MAX_SEARCH, description="Beginning of the names.")] = ""
-    search: Annotated[
-        str,
-        Meta(
-            max_length=MAX_SEARCH,
-            description="Regular expression that the names contain, or text if it is not a valid one; case is ignored.",
-        ),
-    ] = ""
+    prefix: Annotated[str, _PREFIX] = ""
+    search: Annotated[str, _SEARCH] = ""
     kind: Annotated[
         Literal["number", "distribution"] | None, Meta(description="Kind of the metrics. Default: all kinds.")
     ] = None
-    system: Annotated[
-        bool | None,
-        Meta(
-            description="True for metrics that sensors and libraries record, such as `system.*`; false for the others."
-            " Default: all metrics."
-        ),
-    ] = None
+    system: Annotated[bool | None, _SYSTEM] = None
     direct: Annotated[bool, Meta(description="Whether to omit names with a slash after the prefix.")] = False
-    limit: Annotated[int, Meta(ge=1, le=MAX_NAMES, description="Maximum number of names.")] = 1000
-    after: Annotated[str | None, Meta(description="Value of `next` of the previous page.")] = None
+    limit: Annotated[int, _NAMES] = 1000
+    after: Annotated[str | None, _NEXT] = None
 
 
 class MetricsParameters(MetricListParameters, kw_only=True):
@@ -257,17 +254,11 @@ class SectionsOfRunsParameters(MetricsOfRunsParameters, kw_only=True):
 
 class FieldsParameters(Struct, kw_only=True):
     project: Annotated[str | None, Meta(description="Project of the fields. Default: all.")] = None
-    prefix: Annotated[str, Meta(max_length=MAX_SEARCH, description="Beginning of the names.")] = ""
-    search: Annotated[
-        str,
-        Meta(
-            max_length=MAX_SEARCH,
-            description="Regular expression that the names contain, or text if it is not a valid one; case is ignored.",
-        ),
-    ] = ""
+    prefix: Annotated[str, _PREFIX] = ""
+    search: Annotated[str, _SEARCH] = ""
     kind: Annotated[Literal["config", "summary"] | None, Meta(description="Group of the fields. Default: both.")] = None
-    limit: Annotated[int, Meta(ge=1, le=MAX_NAMES, description="Maximum number of names.")] = 1000
-    after: Annotated[str | None, Meta(description="Value of `next` of the previous page.")] = None
+    limit: Annotated[int, _NAMES] = 1000
+    after: Annotated[str | None, _NEXT] = None
 
 
 class StreamParameters(RunListParameters, kw_only=True):
@@ -282,10 +273,7 @@ class EventsParameters(RunParameters, kw_only=True):
     limit: Annotated[int, Meta(ge=1, le=MAX_EVENTS, description="Maximum number of events.")] = 1000
     before: Annotated[
         str | None,
-        Meta(
-            description="Value of `next` of the previous page.",
-            extra_json_schema={"pattern": "^[0-9]{1,18}-[0-9]{1,18}$"},
-        ),
+        Meta(description="Value of `next` of the previous page.", extra_json_schema=_PLACE),
     ] = None
     max_body: Annotated[
         Int64 | None, Meta(description="Maximum length of a body in characters; longer bodies are replaced by null.")
@@ -377,5 +365,5 @@ class RanksParameters(_VariantParameters, kw_only=True):
 
 class HistogramsParameters(_VariantParameters, kw_only=True):
     process: Annotated[str | None, _PROCESS] = None
-    attributes: Annotated[dict[str, Any] | None, Meta(description="Attributes that the series must have.")] = None
+    attributes: Annotated[dict[str, Any] | None, _ATTRIBUTES] = None
     max_points: Annotated[int, Meta(ge=2, le=2000, description="Maximum number of distributions.")] = 200

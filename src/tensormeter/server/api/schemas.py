@@ -79,7 +79,7 @@ class Summary(Struct, gc=False):
 
 
 class Definition(Struct, omit_defaults=True):
-    """How metrics are presented. If several definitions match a name, the last one that has a property decides it."""
+    """Presentation of metrics. If several definitions match a name, the last one that has a property decides it."""
 
     name: Annotated[str, Meta(description="Name of the metrics, or a pattern such as `eval/*`.")]
     summary: Annotated[
@@ -125,7 +125,7 @@ class _RunFields(Struct, kw_only=True):
         Mapping[str, Summary],
         Meta(description="Values and statistics by name, as far as they were requested."),
     ]
-    definitions: Annotated[Sequence[Definition], Meta(description="How the script defined its metrics, in order.")]
+    definitions: Annotated[Sequence[Definition], Meta(description="Definitions of metrics by the script, in order.")]
     parent: Annotated[Parent | None, Meta(description="Run from which this one was forked; null if it was not.")]
 
 

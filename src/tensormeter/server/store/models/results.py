@@ -1,8 +1,9 @@
-"""The results that a script stated for its run, and how it defined its metrics."""
+"""The results that a script stated for its run, and its definitions of metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any, Final, Literal
 
 from tensormeter.conventions.nesting import flatten
@@ -23,13 +24,14 @@ Part = Literal["last", "min", "max", "mean"]
 """Statistic of a metric's values."""
 
 Definition = Mapping[str, str]
-"""How metrics are presented: `name` is a pattern as in `fnmatch`, `summary` a `Part` or `none`, and `step_metric` a metric."""
+"""Presentation of metrics: `name` is a pattern as in `fnmatch`, `summary` a `Part` or `none`, and `step_metric` a metric."""
 
 _SUMMARIES: Final = frozenset({"last", "min", "max", "mean", "none"})
 _MAX_DEFINITIONS: Final = 200
 _MAX_NAME: Final = 1024
 _MAX_LEVELS: Final = 20
 MAX_RESULTS: Final = 10_000
+"""Maximum number of values in the results of a run."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ NO_RESULTS: Final = Results()
 
 
 def merge_values(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge the values that two processes of a run have written. Null removes the value of this name."""
-    return {name: value for name, value in {**earlier, **later}.items() if value is not None}
+    """Merge the values that two processes of a run have written. Null removes the value of this name. Excess values are omitted."""
+    merged = ((name, value) for name, value in {**earlier, **later}.items() if value is not None)
+    return dict(islice(merged, MAX_RESULTS))
 
 
 def valid_values(values: Mapping[Any, Any]) -> dict[str, Any]:

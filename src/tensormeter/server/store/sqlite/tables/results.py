@@ -3,11 +3,10 @@
 import json
 import sqlite3
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 from tensormeter.server.store.models.canonical_json import canonical_json
-from tensormeter.server.store.models.results import MAX_RESULTS, Definition, Results, merge_values
+from tensormeter.server.store.models.results import Definition, Results, merge_values
 from tensormeter.server.store.rules.lifecycle import LifecycleUpdate
 from tensormeter.server.store.sqlite.integrity.seals import RESULT
 
@@ -25,7 +24,7 @@ def write_results(connection: sqlite3.Connection, run: int, update: LifecycleUpd
         merged = merge_values(stored, sent) if time >= latest else merge_values(sent, stored)
         connection.execute(
             "UPDATE result SET summary = ?, summary_time = ? WHERE run = ?",
-            (canonical_json(dict(islice(merged.items(), MAX_RESULTS))), max(time, latest), run),
+            (canonical_json(merged), max(time, latest), run),
         )
     if update.definitions is not None:
         connection.execute(
