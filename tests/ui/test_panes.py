@@ -166,6 +166,14 @@ def test_videos_and_audio_are_played(tab: Any) -> None:
         page.wait_for_function("(player) => player.currentTime > 0", arg=player.element_handle())
 
 
+def test_media_are_not_listed_again_as_events(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00/overview")
+    names = page.locator('.panel[aria-label="Events"] li strong')
+    expect(names.filter(has_text="run.start")).to_have_count(1)
+    for kind in ("images", "video", "audio", "figure", "html", "table", "text"):
+        expect(names.get_by_text(kind, exact=True)).to_have_count(0)
+
+
 def test_plotly_figures_are_drawn_and_saved(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00/media")
     lines, bars, cells, counts = (page.locator(f'.card[aria-label="figure{number}"]') for number in range(4))

@@ -42,6 +42,9 @@ export class MediaPane implements Pane {
   private groups: Group[] | null = null;
   private card: typeof MediaCard | null = null;
   private params = new URLSearchParams();
+  private isLoading = false;
+  private isStale = false;
+  private isClosed = false;
 
   constructor(private readonly selection: RunSelection) {
     this.element.append(h("div", { class: "content" }, h("div", { class: "controls", role: "search" }, this.search), this.message, ...[...this.shelves.values()].map(({ element }) => element)));
@@ -59,10 +62,15 @@ export class MediaPane implements Pane {
   }
 
   close(): void {
+    this.isClosed = true;
     for (const card of this.cards.values()) card.close();
   }
 
+  /** Read the newest items, one read at a time. */
   private async load(): Promise<void> {
+    this.isStale = this.isLoading;
+    if (this.isLoading || this.isClosed) return;
+    this.isLoading = true;
     const [run = ""] = this.selection.ids;
     const { project } = this.selection;
     try {
@@ -84,6 +92,9 @@ export class MediaPane implements Pane {
       this.draw();
     } catch (error) {
       fill(this.message, h("div", { class: "state", role: "alert" }, h("h2", {}, "Could not load media"), h("p", {}, format.message(error))));
+    } finally {
+      this.isLoading = false;
+      if (this.isStale) void this.load();
     }
   }
 

@@ -7,6 +7,7 @@ import * as api from "../data/api";
 import { attemptText } from "../data/attempt";
 import type { Update } from "../data/live";
 import { type LogLine, logs } from "../data/logs";
+import { KINDS } from "../data/media";
 import { alertOf, chartLinks, levelClass, levelOf, wordsOf } from "../selection/alert";
 import { Provenance } from "../selection/provenance";
 import { RunEditor } from "../selection/runEditor";
@@ -32,6 +33,9 @@ const MAX_CHARACTERS = 100_000;
 const MAX_ENDS = 1000;
 /** Number of log lines to read: the last ones may be the traceback. */
 const LAST_LINES = 100;
+
+/** Names of events that other panels and panes show. */
+const SHOWN_ELSEWHERE = new Set(["alert", "artifact", "run.code", "run.heartbeat", ...KINDS].map((name) => `tensormeter.${name}`));
 
 export class OverviewPane implements Pane {
   private readonly content = h("div", { class: "content overview" });
@@ -102,7 +106,7 @@ export class OverviewPane implements Pane {
     this.editor.update();
     const { events, problem } = this;
     const alerts = events.filter(({ name }) => name === "tensormeter.alert");
-    const others = events.filter(({ name }) => !/^tensormeter\.(alert|artifact|table|image|text|run\.code|run\.heartbeat)$/.test(name));
+    const others = events.filter(({ name }) => !SHOWN_ELSEWHERE.has(name));
     const config = [...format.flatten(run.config)].map(([key, value]): [string, string] => [key, format.setting(value)]);
     const results = Object.entries(run.results)
       .sort()
