@@ -200,6 +200,21 @@ def test_old_lines_are_removed_after_the_retention_age(open_store):
         assert page.usage.lines == len(texts)
 
 
+def test_a_page_of_lines_with_large_attributes_is_small(client):
+    """10,000 lines with attributes of 4 MB would be an answer of 40 GB."""
+    expected = [f"{number}" for number in range(10, 20)]
+    for text in expected:
+        client.events(line(text, T0 + int(text), attributes={"k": text * 1_000_000}))
+    for query, step in ((LogQuery(limit=9), "older"), (LogQuery(limit=9, after=(0, 0)), "newer")):
+        assert len(client.store.logs(client.ref, query).lines) == 4  # 8 of 8.4 million characters
+        assert pages(client, query, step)[0] == expected
+    cursor = client.store.logs(client.ref, LogQuery(limit=1)).cursor
+    for text in expected:
+        client.events(line(f"new {text}", T0, attributes={"k": text * 1_000_000}))
+    arrived = client.store.logs(client.ref, LogQuery(limit=9, since=cursor))
+    assert (len(arrived.lines) <= 5, arrived.more) == (True, True)
+
+
 def test_a_large_request_is_stored_in_parts_that_a_retry_completes(client, monkeypatch):
     monkeypatch.setattr("tensormeter.server.store.rules.ingest_lines._MOST", 10)
     lines = [line(f"{number}", T0 + number) for number in range(95)]

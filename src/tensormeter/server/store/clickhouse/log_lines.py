@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from tensormeter.conventions.limits import EVENT_BYTES
 from tensormeter.otlp.check import Check
 from tensormeter.server.store.clickhouse.arrival_log import Log
 from tensormeter.server.store.clickhouse.connection import Connection, numbers
@@ -158,7 +159,7 @@ class _Lines:
 def _select(
     connection: Connection, source: str, query: LogQuery, texts: Mapping[str, Any], limit: int
 ) -> Iterator[LogLine]:
-    """Yield lines. If their texts could be large, only as many as fit into a page, and one more.
+    """Yield lines. If they could be large, only as many as fit into a page, and one more.
 
     Args:
         connection: Connection to ClickHouse.
@@ -167,9 +168,9 @@ def _select(
         texts: Parameters of the statement.
         limit: Maximum number of lines.
     """
-    if limit * query.max_text > MAX_PAGE_TEXT:
+    if limit * EVENT_BYTES > MAX_PAGE_TEXT:
         total, most, limit = 0, limit, 0
-        for (size,) in connection.rows(f"SELECT lengthUTF8(body) FROM {source} LIMIT {most}", **texts):
+        for (size,) in connection.rows(f"SELECT size FROM {source} LIMIT {most}", **texts):
             limit += 1
             if total > MAX_PAGE_TEXT:
                 break

@@ -64,6 +64,7 @@ class LogLine:
         stream: Console stream; None if the line was not printed.
         text: The line, or its body as JSON if the body is not a string; truncated to `LogQuery.max_text`.
         size: Number of characters in the complete text.
+        stored_size: Number of characters in the complete text, the attributes and the record, as they are stored.
         attributes: Attributes of the record, without the stream.
         record: Remaining fields, if present: `severity_text`, `trace_id`, `span_id` (both hexadecimal), `flags`,
             `observed_time`, `scope` (`name`, `version`, `attributes`), and `json` if the text is a body as JSON.
@@ -76,6 +77,7 @@ class LogLine:
     stream: Stream | None
     text: str
     size: int
+    stored_size: int
     attributes: Mapping[str, Any] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
 
@@ -94,7 +96,7 @@ class DamagedLine:
     """
 
     position: Position
-    size: int = 0
+    stored_size: int = 0
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ def stored_line(row: Sequence[Any]) -> LogLine:
         cast("Stream | None", STREAMS[stream]),
         text,
         size,
+        size + len(attributes) + len(record),
         json.loads(attributes) if attributes else {},
         json.loads(record) if record else {},
     )

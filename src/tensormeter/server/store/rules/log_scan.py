@@ -21,7 +21,10 @@ from tensormeter.server.store.models.log_lines import (
 __all__ = ["MAX_PAGE_TEXT", "LineSource", "Range", "read_page", "take_page"]
 
 MAX_PAGE_TEXT: Final = MAX_ANSWER_TEXT // 4
-"""Maximum number of characters in the lines of a page, before they are truncated. A page has at least one line, if there is one."""
+"""Maximum number of characters in the lines of a page, with their attributes, before texts are truncated.
+
+A page has at least one line, if there is one.
+"""
 
 _FIRST_SLICE: Final = 4_000
 _GROWTH: Final = 4
@@ -95,7 +98,7 @@ def read_page(source: LineSource, query: LogQuery, cursor: str, usage: LogUsage,
                 else Range(rest.after, (time_bound, LAST_ID), False)
             )
         for row in source.select(part):
-            size += row.size
+            size += row.stored_size
             if len(rows) == query.limit or (rows and size > MAX_PAGE_TEXT):
                 full = True
                 break
@@ -123,7 +126,7 @@ def take_page(rows: Iterable[LogLine | DamagedLine], limit: int) -> tuple[Sequen
     size = 0
     for row in rows:
         taken.append(row)
-        size += row.size
+        size += row.stored_size
         if size > MAX_PAGE_TEXT or len(taken) == limit:
             return taken, True
     return taken, False
