@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from support.forks import call_in_child
+from tensormeter.errors import RingError
 from tensormeter.record.logs.logging_tap import severity
 from tensormeter.record.logs.output_capture import OutputCapture
 from tensormeter.ring.console_file import ConsoleFile, child_console_files, console_file
@@ -202,6 +203,16 @@ def test_a_full_file_drops_lines_and_counts_them(start, streams):
     print("and again")
     assert captured.texts(ConsoleKind.STDOUT).split() == ["again", "and", "again"]
     assert captured.capture.drops()["console_full"] == dropped
+
+
+def test_a_damaged_position_is_reported_at_once(start, streams):
+    streams()
+    captured = start()
+    print("printed")
+    captured.texts(ConsoleKind.STDOUT)
+    captured.file.words[ConsoleWord.HEAD] = 1 << 62
+    with pytest.raises(RingError, match="the position 4611686018427387904 of the last chunk is damaged"):
+        list(captured.file.chunks(0, captured.file.words[ConsoleWord.HEAD]))
 
 
 def test_a_bar_that_redraws_all_the_time_costs_little(start, streams):

@@ -54,7 +54,7 @@ __all__ = [
 RUN_START: Final = "tensormeter.run.start"
 """A process has joined the run. The body contains its configuration."""
 RUN_CONFIG: Final = "tensormeter.run.config"
-"""The configuration has changed."""
+"""The configuration, the summary or the definitions of metrics have changed."""
 RUN_CODE: Final = "tensormeter.run.code"
 """The code of the run: commit, uncommitted changes, source of the script, installed packages."""
 RUN_HEARTBEAT: Final = "tensormeter.run.heartbeat"

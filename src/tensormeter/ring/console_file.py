@@ -175,8 +175,10 @@ class ConsoleFile:
         """Yield the chunks between two positions. `position` is the start of a chunk.
 
         Raises:
-            RingError: A chunk is damaged.
+            RingError: A chunk or the end is damaged.
         """
+        if end - position > self.size:  # zeros would be read as very many empty chunks
+            raise RingError(f"{self.path}: the position {end} of the last chunk is damaged")
         while position < end:
             length, kind, time = _HEADER.unpack(self._read(position, _HEADER.size))
             stop = position + _HEADER.size + length
