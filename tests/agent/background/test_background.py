@@ -138,4 +138,5 @@ def test_results_arrive_while_others_are_looked_through(tmp_path: Path) -> None:
         is_over.set()
         thread.join()
         sys.setswitchinterval(interval)
+    assert len(background._results) == 1000
     background.stop()
