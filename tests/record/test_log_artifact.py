@@ -17,6 +17,11 @@ def packed(place: Any, name: Any = None, kind: Any = "model", aliases: Any = ())
     return content
 
 
+def test_types_and_aliases_follow_the_rule_for_names() -> None:
+    artifact = packed("/a", kind=" mo\ndel ", aliases=["best\u202e", "best", "x" * 200])
+    assert (artifact["type"], artifact["aliases"]) == ("mo del", ["best", "x" * 128])
+
+
 def test_places_become_absolute_paths_or_masked_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert packed("a/../b.pt") == {"name": "b.pt", "type": "model", "aliases": [], "path": str(tmp_path / "b.pt")}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from tensormeter.conventions.labels import fit_label
 from tensormeter.conventions.semconv import ARTIFACT_EVENT
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.record.media.item import EventContent
@@ -17,7 +18,6 @@ __all__ = ["Artifact"]
 
 _ADDRESS: Final = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]{0,40}://.")
 _LONGEST_PLACE: Final = 4096
-_LONGEST_LABEL: Final = 128
 _MOST_ALIASES: Final = 64
 
 
@@ -67,8 +67,8 @@ class Artifact:
         self.name = as_unicode(text_of(self._name or last))[:LONGEST_NAME]
         body: dict[str, Any] = {
             "name": self.name,
-            "type": _label(self._kind),
-            "aliases": list(dict.fromkeys(map(_label, _texts(self._aliases)))),
+            "type": fit_label(text_of(self._kind)),
+            "aliases": list(dict.fromkeys(fit_label(text_of(alias)) for alias in _texts(self._aliases))),
             **where,
         }
         return EventContent(ARTIFACT_EVENT, body)
@@ -105,7 +105,3 @@ def _texts(aliases: object) -> list[object]:
         if len(texts) > _MOST_ALIASES:
             raise Refused(f"it has more than {_MOST_ALIASES} aliases")
     return texts
-
-
-def _label(value: object) -> str:
-    return as_unicode(text_of(value))[:_LONGEST_LABEL]
