@@ -18,7 +18,7 @@ PATIENCE: Final = 5.0
 
 _SHELL: Final = "/bin/sh"
 _LOOK: Final = 'd=$1; while [ ! -d "$d" ] && [ -n "$d" ]; do d=${d%/*}; done; for entry in "$d"/*; do break; done'
-"""Shell script that lists a folder, or its nearest existing parent."""
+"""Shell script that lists a folder, or its nearest existing parent. The path must be absolute, or it would never end."""
 
 _FIRST_WAIT: Final = 0.0005
 _LONGEST_WAIT: Final = 0.01
@@ -36,7 +36,7 @@ def answers(path: Path, seconds: float) -> bool:
     try:
         pid = os.posix_spawn(
             _SHELL,
-            ["sh", "-c", _LOOK, "sh", os.fspath(path)],
+            ["sh", "-c", _LOOK, "sh", os.fspath(path.absolute())],
             {},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0) for descriptor in range(3)
