@@ -185,8 +185,8 @@ class Run:
 
         This is the same as `run.config.update`. The call returns immediately and never raises. Nested objects are merged. Use
         `log` for values that change during training. If the configuration exceeds 1 MiB as JSON, its largest values are
-        omitted, and a warning names them. The server shows the configuration that it received last from any process,
-        so call this method on all ranks or on exactly one.
+        omitted, and a warning names them. The server shows the configuration of the process that changed it last, so
+        call this method on all ranks or on exactly one. A rank that only starts later does not undo the change.
 
         Args:
             values: Values to add or replace, by name. They are converted and masked like the `config` of `init`.

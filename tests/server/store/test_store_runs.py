@@ -64,6 +64,32 @@ def test_a_run_has_its_earliest_reported_start_even_if_points_are_older(client):
     assert (run.created, run.started) == (T0 - 1, T0 + 5)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_a_rank_that_starts_late_does_not_undo_changes_of_the_config(client, order):
+    start, change = "tensormeter.run.start", "tensormeter.run.config"
+    given = {"lr": 0.1}
+    sends = [
+        (0, Event(start, T0, {"config": given})),
+        (0, Event(change, T0 + 5, {"config": given | {"parameters": 7}})),
+        (1, Event(start, T0 + 9, {"config": given})),
+        (2, Event(start, T0 + 2, {"config": given})),
+    ]
+    for index in order:
+        rank, event = sends[index]
+        client.events(event, process=f"p{rank}", **{"tensormeter.rank": rank})
+    assert client.store.run(client.ref).config == given | {"parameters": 7}
+    client.events(Event(change, T0 + 10, {"config": {"lr": 0.2}}), process="p1", **{"tensormeter.rank": 1})
+    assert client.store.run(client.ref).config == {"lr": 0.2}
+    client.events(Event(start, T0 + 20, {"config": {"lr": 0.3}}), process="p3", **{"tensormeter.rank": 0})
+    assert client.store.run(client.ref).config == {"lr": 0.3}
+
+
+def test_the_config_of_another_rank_is_kept_if_the_first_has_none(client):
+    client.events(Event("tensormeter.run.start", T0, {}), process="p0", **{"tensormeter.rank": 0})
+    client.events(Event("tensormeter.run.start", T0 + 1, {"config": {"a": 1}}), process="p1", **{"tensormeter.rank": 1})
+    assert client.store.run(client.ref).config == {"a": 1}
+
+
 def test_a_table_has_config_values_as_they_were_sent(client):
     config = {"on": True, "off": False, "sum": 0.1 + 0.2, "one": 1, "text": "true", "none": None}
     client.start(T0, config=config | {"nested": config, "a.b": True})

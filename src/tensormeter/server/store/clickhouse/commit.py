@@ -49,7 +49,6 @@ from tensormeter.server.store.rules.events import PreparedEvent, key_and_step, p
 from tensormeter.server.store.rules.gaps import gap_times
 from tensormeter.server.store.rules.ingest_lines import LineArrival
 from tensormeter.server.store.rules.ingest_series import Arrival
-from tensormeter.server.store.rules.lifecycle import lifecycle_update
 from tensormeter.server.store.rules.limits import DELETED
 from tensormeter.server.store.rules.log_lines import is_line
 from tensormeter.server.store.rules.resource_identity import Source, identify
@@ -263,7 +262,7 @@ class Commit:
         number = self._last_number
         process = self._process(run, source)
         process.add_times(moment, 0)
-        process.add_lifecycle(lifecycle_update(event), moment, number)
+        process.add_lifecycle(event, moment, number)
         if event.name == RUN_HEARTBEAT:
             return
         self._eventful.add(run)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tensormeter.otlp.batch import Event
 from tensormeter.server.store.models.points import Points, beginning, steps_at
-from tensormeter.server.store.rules.lifecycle import LifecycleUpdate
+from tensormeter.server.store.rules.lifecycle import config_time, lifecycle_update
 from tensormeter.server.store.rules.resource_identity import Source
 
 __all__ = ["COLUMNS", "NEVER", "ProcessUpdate"]
@@ -88,8 +89,9 @@ class ProcessUpdate:
             logged, stepped = steps_at(steps, steps.times)
             self.last_step = max(self.last_step, int(logged[stepped].max()))
 
-    def add_lifecycle(self, update: LifecycleUpdate, time: int, number: int) -> None:
+    def add_lifecycle(self, event: Event, time: int, number: int) -> None:
         """Add the changes made by an event."""
+        update = lifecycle_update(event)
         if update.losses is not None:
             self.losses = number, update.losses
         if update.starts:
@@ -100,7 +102,7 @@ class ProcessUpdate:
             self.ended = max(self.ended, (time, number, update.end_state))
             self.turned = number
         if update.config is not None:
-            self.config = max(self.config, (time, number, update.config))
+            self.config = max(self.config, (config_time(event, time, first=self.source.first), number, update.config))
         if update.results is not None:
             self.results = max(self.results, (time, number, update.results))
         if update.definitions is not None:

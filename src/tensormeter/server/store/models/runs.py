@@ -136,7 +136,7 @@ class RunSummary:
         newest: Time of the latest point; 0 without points. If the sender's clock is fast, the time of the point's
             arrival is used instead.
         config: Config as JSON values, from the latest `tensormeter.run.start` or `tensormeter.run.config` event that
-            contains a config.
+            contains a config. Starts of ranks other than the first count as earlier than all other events.
         points: Number of stored points in all series, including `tensormeter.step`. For resent points, see
             `Summary.count`.
         processes: Number of processes.

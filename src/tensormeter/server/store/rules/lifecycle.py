@@ -15,6 +15,7 @@ __all__ = [
     "NUMBERED",
     "LifecycleUpdate",
     "ProcessLifecycle",
+    "config_time",
     "lifecycle_update",
     "present_state",
     "process_state",
@@ -28,6 +29,9 @@ NUMBERED: Final = f'"{RUN_ATTEMPT}":'
 _PRECEDENCE: Final[tuple[State, ...]] = ("failed", "crashed", "preempted", "running", "finished")
 _END_STATES: Final = ("finished", "crashed", "preempted")
 _MAX_TAGS: Final = 100
+
+_EARLIER: Final = 1 << 10
+"""Divisor that makes a time earlier than all present ones, and keeps the order of the times that are divided."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,20 @@ def lifecycle_update(event: Event) -> LifecycleUpdate:
         definitions=definitions,
         parent=_parent(details.get("forked_from")),
     )
+
+
+def config_time(event: Event, time: int, *, first: bool) -> int:
+    """Return the time by which an event's config is compared with those of other events; the latest one is kept.
+
+    Each rank starts with the config that the script passed to `init`. A rank that starts late must not undo changes that
+    the first rank has made since. Starts of other ranks therefore count as earlier than all other events.
+
+    Args:
+        event: Event that contains a config.
+        time: Time of the event, in nanoseconds since the Unix epoch.
+        first: Whether the sender is the first rank, or has no rank.
+    """
+    return time if first or event.name != RUN_START else time // _EARLIER
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[object]]:

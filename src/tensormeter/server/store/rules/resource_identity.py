@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from tensormeter.conventions.semconv import RUN_ATTEMPT, RUN_ID, RUN_NAME, SERVICE_INSTANCE_ID, SERVICE_NAME
+from tensormeter.conventions.semconv import RANK, RUN_ATTEMPT, RUN_ID, RUN_NAME, SERVICE_INSTANCE_ID, SERVICE_NAME
 from tensormeter.otlp.batch import Attribute
 from tensormeter.server.store.models.canonical_json import canonical_json
 from tensormeter.settings import IDENTIFIER
@@ -26,6 +26,7 @@ class Source:
     Attributes:
         resource: All resource attributes, as canonical JSON.
         derived: Whether the run ID was derived from the resource because the sender did not send one.
+        first: Whether the process is the run's first rank, or has no rank.
     """
 
     project: str
@@ -35,6 +36,7 @@ class Source:
     resource: str
     attempt: int = 1
     derived: bool = False
+    first: bool = True
 
 
 def identify(attributes: Mapping[str, Attribute]) -> Source | str:
@@ -61,7 +63,7 @@ def identify(attributes: Mapping[str, Attribute]) -> Source | str:
         return f"resource attributes are longer than {MAX_RESOURCE_JSON} characters as JSON"
     attempt = attributes.get(RUN_ATTEMPT)
     number = attempt if isinstance(attempt, int) and 1 <= attempt < 1 << 31 else 1
-    return Source(project, run_id, name, instance, resource, number, derived)
+    return Source(project, run_id, name, instance, resource, number, derived, attributes.get(RANK, 0) == 0)
 
 
 def _text(attributes: Mapping[str, Attribute], key: str) -> str:

@@ -101,7 +101,10 @@ def insert_events(
                 trimmed, trim_reason = trim_config(event)
                 if trim_reason is not None:
                     rejections[trim_reason] += 1
-                reason = DELETED if rows is None else insert_event(connection, *rows, trimmed, moment, changed=changed)
+                if rows is None:
+                    reason = DELETED
+                else:
+                    reason = insert_event(connection, *rows, trimmed, moment, changed=changed, first=source.first)
             if reason is not None:
                 rejections[reason] += 1
     for run in changed:

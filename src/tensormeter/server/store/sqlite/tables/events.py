@@ -29,17 +29,24 @@ _READ: Final = (
 
 
 def insert_event(
-    connection: sqlite3.Connection, run: int, process: int, event: Event, time: int, *, changed: set[int]
+    connection: sqlite3.Connection,
+    run: int,
+    process: int,
+    event: Event,
+    time: int,
+    *,
+    changed: set[int],
+    first: bool = True,
 ) -> str | None:
     """Store an event unless the process already has an equal one. Return the reason if the event is refused, or None.
 
     Heartbeats only update the run's last arrival and the process's losses. A run that needs `refresh_run` is added to
-    `changed`.
+    `changed`. `first` is False if the process is a rank other than the first.
     """
     prepared = prepare_event(event)
     if isinstance(prepared, str):
         return prepared
-    if apply_event(connection, run, process, event, time):
+    if apply_event(connection, run, process, event, time, first=first):
         changed.add(run)
     if event.name == RUN_HEARTBEAT:
         return None

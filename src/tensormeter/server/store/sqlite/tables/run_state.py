@@ -3,14 +3,22 @@
 import sqlite3
 
 from tensormeter.otlp.batch import Event
-from tensormeter.server.store.rules.lifecycle import NUMBERED, ProcessLifecycle, lifecycle_update, run_lifecycle
+from tensormeter.server.store.rules.lifecycle import (
+    NUMBERED,
+    ProcessLifecycle,
+    config_time,
+    lifecycle_update,
+    run_lifecycle,
+)
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, is_sound
 from tensormeter.server.store.sqlite.tables.results import write_results
 
 __all__ = ["apply_event", "refresh_run"]
 
 
-def apply_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> bool:
+def apply_event(
+    connection: sqlite3.Connection, run: int, process: int, event: Event, time: int, *, first: bool
+) -> bool:
     """Write the changes that an event makes to its run and process, inside the caller's transaction.
 
     Returns:
@@ -20,9 +28,10 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
     if update.losses is not None:
         connection.execute("UPDATE process SET losses = ? WHERE id = ?", (update.losses, process))
     if update.config is not None:
+        moment = config_time(event, time, first=first)
         connection.execute(
             "UPDATE run SET config = ?, config_time = ? WHERE id = ? AND config_time <= ?",
-            (update.config, time, run, time),
+            (update.config, moment, run, moment),
         )
     write_results(connection, run, update, time)
     if update.starts:
