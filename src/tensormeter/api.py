@@ -80,8 +80,8 @@ def init(
     its `with` block ends, or when the interpreter exits. Its final state is:
 
     - `finished` if the program ended normally.
-    - `failed` if it ended with an exception, or if `sys.exit`, `exit` or `quit` was called with a nonzero status.
-      An exit by ``raise SystemExit(1)`` outside a `with` block cannot be detected.
+    - `failed` if it ended with an exception, or by `sys.exit` or `exit` with a nonzero status. Outside a `with` block,
+      neither ``raise SystemExit(1)`` nor a `sys.exit` that was imported by name before tensormeter can be detected.
     - `preempted` if SIGTERM ended it.
     - `crashed` if the process disappeared without ending the run.
 

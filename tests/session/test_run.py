@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -514,6 +516,9 @@ exec(sys.argv[2])
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "preempted"),
         ("sys.exit(3)", "failed"),
         ("sys.exit('no')", "failed"),
+        ("exit(3)", "failed"),
+        ("quit('no')", "failed"),
+        ("exit()", "finished"),
     ],
 )
 def test_every_way_to_end_keeps_the_row_and_the_state(settings, ending, state):
@@ -526,3 +531,37 @@ def test_every_way_to_end_keeps_the_row_and_the_state(settings, ending, state):
     ring = RingFile.open(path)
     assert not ring.writer_alive()
     assert ring.state.name == {"crashed": "OPEN"}.get(state, state.upper())
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "state"),
+    [
+        ("sys.exit(main())", 3, "FAILED"),
+        ("exit(main())", 3, "FAILED"),
+        (
+            "try:\n    sys.exit(main())\nexcept SystemExit as exit: assert exit.code == 3 and exit.args == (3,)",
+            0,
+            "FINISHED",
+        ),
+        ("main()\ntry: exit(3)\nexcept SystemExit: pass\nsys.exit()", 0, "FINISHED"),
+        ("main()\nthread = threading.Thread(target=sys.exit, args=(3,))\nthread.start()\nthread.join()", 0, "FINISHED"),
+        ("main()\ntry: sys.exit(3)\nexcept SystemExit as exit: pickle.dumps(exit)", 0, "FINISHED"),
+        ("main()\ntry: sys.exit(3)\nfinally: print('on the way')", 3, "FAILED"),
+    ],
+)
+def test_the_state_is_that_of_the_exit_that_ends_the_interpreter(settings, tmp_path, script, status, state):
+    given = json.dumps(settings.replace(agent="off").to_json())
+    path = tmp_path / "train.py"
+    path.write_text(f"""
+import json, pickle, sys, threading, tensormeter
+def main():
+    tensormeter.init(settings=json.loads(sys.argv[1]))
+    return 3
+{script}
+""")
+    ended = subprocess.run([sys.executable, path, given], capture_output=True, text=True, check=False)
+    assert ended.returncode == status, ended.stderr
+    assert "Traceback" not in ended.stderr
+    (run,) = list_runs(settings.directory)
+    (ring,) = run.ring_files()
+    assert RingFile.open(ring).state.name == state

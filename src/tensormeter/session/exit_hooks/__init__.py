@@ -6,7 +6,6 @@ restored when the last run ends, and immediately in a forked child. Python canno
 the main thread; `_sigterm.c` handles that case if it could be compiled.
 """
 
-import _sitebuiltins
 import atexit
 import contextlib
 import os
@@ -15,8 +14,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
+from tensormeter.session.exit_hooks.exits import observe, replace_exit
 from tensormeter.session.exit_hooks.failure import Failure, describe_failure, describe_status
 
 try:
@@ -47,7 +47,7 @@ _last_value: BaseException | None = None
 
 _sigterm_received = False
 _chained_hooks: list[Callable[..., Any]] = []
-"""Previous exception hook, `sys.exit` and `exit`, which our hooks call; empty until our hooks are installed."""
+"""Previous exception hook, which ours calls; empty until our hooks are installed."""
 
 _previous_handlers: list[_Handler | int] = []
 """Previous SIGTERM handler; empty while our handler is not installed."""
@@ -68,11 +68,9 @@ def install(at_exit: Callable[[], None]) -> None:
         return
     global _last_value
     _last_value = getattr(sys, "last_value", None)
-    quitter: Any = _sitebuiltins.Quitter
-    _chained_hooks.extend((sys.excepthook, sys.exit, quitter.__call__))
+    _chained_hooks.append(sys.excepthook)
     sys.excepthook = _record_exception
-    sys.exit = _record_exit
-    quitter.__call__ = _record_quit
+    observe(_record_exit)
     atexit.register(at_exit)
 
 
@@ -223,15 +221,9 @@ def _record_exception(kind: type[BaseException], error: BaseException, trace: Tr
     _chained_hooks[0](kind, error, trace)
 
 
-def _record_exit(status: Any = None, /) -> NoReturn:
+def _record_exit(status: object) -> None:
     global _failure
     _failure = Failure(describe_status(status))
-    _chained_hooks[1](status)
-    raise AssertionError("sys.exit raises")
 
 
-def _record_quit(quitter: Any, code: Any = None) -> None:
-    """Record a call of `exit` or `quit`, the built-in functions."""
-    global _failure
-    _failure = Failure(describe_status(code))
-    _chained_hooks[2](quitter, code)
+replace_exit()
