@@ -32,9 +32,15 @@ def resumed(site: LiveServer) -> None:
     fork.rows(began + np.arange(20) * SECOND, np.arange(51, 71), {"loss": 5 + np.arange(20) / 1000})
     fork.event("run.end", began + 30 * SECOND, {"state": "finished"})
     defined = Sender(site.post, "again", "defined", "defined")
-    definitions = [{"name": "eval/*", "step_metric": "epoch"}, {"name": "eval/acc", "summary": "max"}]
+    slow = "*a" * 40 + "b"  # a search without bound would take years
+    definitions = [
+        {"name": "*v?l/*c*", "step_metric": "epoch"},
+        {"name": "eval/acc", "summary": "max"},
+        {"name": slow, "step_metric": "loss"},
+    ]
     defined.event("run.start", began, {"definitions": definitions, "summary": {"verdict": "good"}})
-    defined.rows(began + np.arange(40) * SECOND, np.arange(40), {"loss": np.arange(40), "epoch": np.arange(40) // 10})
+    values = {"loss": np.arange(40), "epoch": np.arange(40) // 10, "a" * 200: np.arange(40)}
+    defined.rows(began + np.arange(40) * SECOND, np.arange(40), values)
     defined.rows(
         began + np.arange(10, 50, 10) * SECOND + 1, np.arange(9, 49, 10), {"eval/acc": [0.5, 0.75, 0.625, 0.25]}
     )
@@ -76,6 +82,7 @@ def test_definitions_choose_axes_and_values(tab: Any, resumed: None) -> None:
     assert [float(row.split(",")[0]) for row in rows] == [0, 1, 2, 3]
     assert page.get_by_label("x axis").input_value() == "step"
     expect(tab.card("eval/acc").locator(".remark")).to_have_text("x: epoch")
+    expect(tab.card("a" * 200)).to_be_visible()
     page.get_by_label("x axis").select_option("relative")
     tab.settle()
     rows = tab.save(tab.card("eval/acc"), "CSV").path().read_text().splitlines()[1:]

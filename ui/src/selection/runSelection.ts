@@ -1,6 +1,6 @@
 // The runs of a workspace with their details and points, and the metrics that have been read.
 
-import { remember } from "../base/remember";
+import { matchesWildcards } from "../base/wildcards";
 import * as route from "../base/route";
 import { lineColor } from "../base/theme";
 import type { SelectedRun } from "../chart/metricSource";
@@ -14,8 +14,6 @@ import { MetricIndex } from "./metricIndex";
 import { type Folds, MetricTree } from "./metricTree";
 
 const STEP = "tensormeter.step";
-/** Regular expressions of the patterns in definitions. */
-const patterns = new Map<string, RegExp>();
 const MAX_DETAILS = 16;
 /** Number of runs whose metrics are read with one request. */
 const RUNS_PER_REQUEST = 25;
@@ -67,7 +65,7 @@ export class RunSelection {
   /** The axis that the definitions of a script name for a metric; null if they name none. */
   private stepMetric(metric: string): string | null {
     for (const { definitions } of this.runs) {
-      const defined = definitions.findLast(({ name, step_metric: axis }) => axis !== undefined && axis !== metric && matches(name, metric));
+      const defined = definitions.findLast(({ name, step_metric: axis }) => axis !== undefined && axis !== metric && matchesWildcards(name, metric));
       if (defined?.step_metric === STEP) return null;
       if (defined) return `metric:${defined.step_metric}`;
     }
@@ -245,27 +243,6 @@ export class RunSelection {
   private setSingle(detail: api.RunDetail): void {
     this.details.set(detail.id, detail);
     this.runs = [{ ...detail, processes: ranksOf(detail).length }];
-  }
-}
-
-/** Whether a name matches a pattern of shell wildcards. */
-function matches(pattern: string, name: string): boolean {
-  return pattern === name || (/[*?[]/.test(pattern) && remember(patterns, pattern, () => wildcards(pattern)).test(name));
-}
-
-/** The regular expression of a pattern with `*`, `?` and `[...]`. */
-function wildcards(pattern: string): RegExp {
-  const parts = pattern.match(/\[!?\]?[^\]]*\]|[^]/gu) ?? [];
-  const source = parts.map((part) => {
-    if (part === "*") return "[^]*";
-    if (part === "?") return "[^]";
-    const set = /^\[(!?)([^]+)\]$/.exec(part);
-    return set ? `[${set[1] ? "^" : ""}${(set[2] as string).replace(/[\\\]^[]/g, "\\$&")}]` : part.replace(/[.*+?^${}()|[\]\\/]/g, "\\$&");
-  });
-  try {
-    return new RegExp(`^${source.join("")}$`);
-  } catch {
-    return /^(?!)$/; // such as a range in reverse order
   }
 }
 
