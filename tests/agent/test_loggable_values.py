@@ -276,8 +276,12 @@ def test_frames_become_a_video(logged, make):
     ] * 5
 
 
-def test_without_pyav_frames_become_a_gif(logged, monkeypatch):
-    monkeypatch.setitem(sys.modules, "av", None)
+@pytest.mark.parametrize("missing", ["PyAV", "encoder"])
+def test_without_pyav_or_its_encoder_frames_become_a_gif(logged, monkeypatch, missing):
+    if missing == "PyAV":
+        monkeypatch.setitem(sys.modules, "av", None)
+    else:
+        monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
     (item,) = logged(video=Video(np.linspace(0, 1, 3 * 64).reshape(3, 8, 8), fps=20)).values()
     assert (item.content_type, item.frames) == ("image/gif", 3)
     with PIL.Image.open(io.BytesIO(item.data)) as image:

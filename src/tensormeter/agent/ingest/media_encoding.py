@@ -13,6 +13,7 @@ __all__ = ["encode_audio", "encode_image", "encode_video", "image_size"]
 _NAN_COLOR: Final = (255, 0, 255)
 """Color of pixels with NaN: magenta."""
 
+_VIDEO_CODEC: Final = "libx264"
 _COLORS: Final = 256
 _MAX_GIF_FPS: Final = 50
 _ROWS_AT_ONCE: Final = 1 << 20
@@ -46,7 +47,7 @@ def encode_image(body: Mapping[str, Any], data: bytes) -> bytes:
 
 
 def encode_video(body: Mapping[str, Any], data: bytes) -> tuple[str, bytes]:
-    """Encode frames as MP4 with PyAV if it is installed, and otherwise as GIF.
+    """Encode frames as MP4 with PyAV if it is installed and has an encoder, and otherwise as GIF.
 
     Returns:
         Content type and bytes.
@@ -56,9 +57,11 @@ def encode_video(body: Mapping[str, Any], data: bytes) -> tuple[str, bytes]:
         import av
     except ImportError:
         return "image/gif", _encode_gif(frames, body)
+    if _VIDEO_CODEC not in av.codecs_available:
+        return "image/gif", _encode_gif(frames, body)
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=_rate(body["fps"]))
+        stream = container.add_stream(_VIDEO_CODEC, rate=_rate(body["fps"]))
         height, width = frames.shape[1:3]
         # The color format needs even sizes. The last row or column is repeated.
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
