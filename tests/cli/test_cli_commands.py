@@ -68,7 +68,16 @@ def test_runs_are_listed_without_control_characters(run_cli):
 def test_dates_are_not_wrapped_in_a_narrow_terminal(run_cli):
     out = run_cli("runs", COLUMNS="80").stdout
     assert out.split()[:7] == ["project", "run", "name", "state", "points", "started", "last"]
-    assert out.count("2025-06-15 15:06:40") == 2
+    assert out.count("2025-06-15 15:06 ") == 2
+
+
+@pytest.mark.parametrize("columns", ["80", ""])
+def test_every_run_is_listed_with_its_whole_id(run_cli, columns):
+    header, *lines = run_cli("runs", COLUMNS=columns).stdout.splitlines()
+    assert sum("abc123" in line for line in lines) == 1
+    assert "last update" in header
+    if not columns:
+        assert len(lines) == 2
 
 
 def test_runs_are_listed_by_project(run_cli):
