@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.forks import call_in_child
+from support.processes import run_python
 from tensormeter.errors import RingError
 from tensormeter.ring.file import RingFile, dictionary_file
 from tensormeter.ring.format import Drop, EntryKind, HeaderWord, LaneWord, State
@@ -274,3 +275,21 @@ def test_a_forked_child_does_not_own_its_parents_ring(small, path):
     alive = call_in_child(lambda: RingFile.open(path).writer_alive())
     assert alive == "True"  # the parent, seen from outside: it holds the lock
     assert RingFile.open(path).writer_alive()
+
+
+def test_a_thread_can_read_until_the_process_ends(path):
+    """An agent on a thread drains rings while the interpreter exits, after the finalizers of objects have run."""
+    script = """
+import atexit, pathlib, sys
+rings = []
+@atexit.register  # before anything registers a finalizer, so this runs last
+def read_last():
+    written, opened = rings
+    print([kind.name for kind, _ in opened.entries()], opened.documents())
+from tensormeter.ring.file import RingFile
+path = pathlib.Path(sys.argv[1])
+rings.append(RingFile.create(path, {"resource": {"a": 1}}, buffer_bytes=1 << 16, lanes=1))
+rings.append(RingFile.open(path))
+"""
+    ended = run_python("-c", script, path)
+    assert (ended.stdout, ended.stderr) == ("['METADATA'] None\n", "")

@@ -32,7 +32,8 @@ class Dictionary:
         self.published = memoryview(bytearray(8)).cast("q")
         """Writer: one word, in which `append` stores the position up to which readers may read."""
         self._descriptor = descriptor
-        weakref.finalize(self, os.close, descriptor)
+        # At exit, an agent on a thread may still be reading. The system then closes the descriptor.
+        weakref.finalize(self, os.close, descriptor).atexit = False
         self._reserved = 0
         self._claimed = 0
         self._appends = 0

@@ -67,6 +67,7 @@ class DocumentsFile:
         write_file(self._path, line)
         self._descriptor = open_file(self._path, os.O_WRONLY | os.O_APPEND)
         self._close = weakref.finalize(self, os.close, self._descriptor)
+        self._close.atexit = False  # an agent on a thread may still be reading
         self._left = 4 * len(line) + _CHANGES
 
 

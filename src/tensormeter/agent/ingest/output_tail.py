@@ -114,7 +114,7 @@ class OutputTail:
         if [status.st_dev, status.st_ino] != file["identity"] or not stat.S_ISREG(status.st_mode):
             os.close(self._descriptor)
             raise ValueError(f"{file['path']} was replaced")
-        weakref.finalize(self, os.close, self._descriptor)
+        weakref.finalize(self, os.close, self._descriptor).atexit = False  # an agent on a thread may still be reading
         self._captured = captured
         self._partial: tuple[str, ...] = ()
         self._after = int(file["time"]) if not position else time.time_ns()
