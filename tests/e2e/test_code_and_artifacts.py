@@ -28,6 +28,7 @@ run.log_artifact("small.pt", aliases=["best", "best"])
 run.log_artifact("big.pt", name="big", step=1)
 run.log_artifact("checkpoint", type="checkpoint", step=2)
 run.log_artifact("gone.pt")
+run.log_artifact("small.pt", name="other", step="seven")
 run.log_artifact("s3://user:pw123456@bucket/model.pt?X-Amz-Signature=0123456789abcdef", step=2)
 tensormeter.log_artifact(os, step=0)
 run.finish()
@@ -71,13 +72,15 @@ def test_code_and_artifacts_arrive(repository: Path, server: RestartableServer, 
         lambda: (items := {item.key: item for item in run.artifacts()}) and items["big"].digest and items,
         "the digest of a large file",
     )
-    assert len(artifacts) == len(run.artifacts()) == 5
+    assert len(artifacts) == len(run.artifacts()) == 6
     assert {key: artifacts[key].digest for key in digests} == {key: f"sha256:{digests[key]}" for key in digests}
     small, folder = artifacts["small.pt"], artifacts["checkpoint"]
     assert (small.place, small.size, small.files) == (str(repository / "small.pt"), 7, 1)
     assert (small.aliases, small.step, small.type, small.problem) == (["best"], 2, "model", "")
     assert (folder.size, folder.files, folder.type, folder.body["folder"]) == (20, 2, "checkpoint", True)
     assert (artifacts["big"].step, artifacts["gone.pt"].problem) == (1, "it does not exist")
+    assert artifacts["other"].step == 2
+    assert "log_artifact('other'): ignored the step 'seven', and used that of the last row" in first.stderr
     stored = artifacts["model.pt"]
     assert (stored.digest, stored.problem) == (None, "the digests of addresses are not computed")
     assert "pw123456" not in stored.place

@@ -69,3 +69,15 @@ def test_log_artifact_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "more than 64 aliases" in caplog.text
     assert "the working folder is unknown" in caplog.text
     assert "pw123456" not in caplog.text
+
+
+def test_an_invalid_step_is_named_and_counts_no_loss(tmp_path: Path, caplog: Any) -> None:
+    settings = {"directory": tmp_path, "mode": "offline", "agent": "off"}
+    with tensormeter.init("artifacts", settings=settings) as run:
+        run.log({"loss": 1.0}, 5)
+        run.log_artifact("checkpoint.pt", step="seven")  # type: ignore[arg-type]
+    (warning,) = [record.message for record in caplog.records if "checkpoint.pt" in record.message]
+    assert warning.startswith(
+        "log_artifact('checkpoint.pt'): ignored the step 'seven', and used that of the last row: "
+    )
+    assert "not recorded" not in caplog.text

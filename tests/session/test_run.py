@@ -178,7 +178,7 @@ def test_log_after_finish_warns_once(settings, caplog):
         for log in (kept, faster, run.log):
             log({"loss": 2.0}, step=1)
     assert [record.message for record in caplog.records].count(
-        "log() was called after the run finished; nothing is recorded"
+        "log() of ['loss'] was called after the run finished, so nothing is recorded; call it before finish()"
     ) == 1
     assert items(settings) == 4
 

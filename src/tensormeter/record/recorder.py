@@ -229,7 +229,12 @@ class Recorder:
 
     def _log(self, values: Mapping[str, Any], step: int | None, every: int | None, reduce: str | None) -> None:
         if self._closed:
-            self._notices.once(Drop, "log() was called after the run finished; nothing is recorded")
+            names = shown(list(values)) if _is_mapping(values) else "..."
+            self._notices.once(
+                Drop,
+                "log() of %s was called after the run finished, so nothing is recorded; call it before finish()",
+                names,
+            )
             return
         lane = self._lanes.mine()
         if not self._out_of_graphs:
@@ -498,8 +503,24 @@ class Recorder:
             refusal = error if isinstance(error, Refused) else Refused(f"cannot read its arguments ({describe(error)})")
             self._refuse(lane, artifact.shown, refusal)
             return
-        at = self._known_step if step is None else self._step(lane, step)
-        self._media.write_event(lane, content, artifact.name, at)
+        self._media.write_event(lane, content, artifact.name, self._artifact_step(artifact, step))
+
+    def _artifact_step(self, artifact: Artifact, step: Any) -> int | None:
+        """Return the step of an artifact. An invalid one is replaced with that of the last row, with a warning."""
+        if step is None:
+            return self._known_step
+        try:
+            return classify_step(step)
+        except Exception as error:  # Refused, or an exception in the step's own code
+            self._notices.once(
+                (Artifact, type(step)),
+                "log_artifact(%s): ignored the step %s, and used that of the last row: %s",
+                shown(artifact.shown),
+                # The text of a tensor on a device would wait for the device.
+                shown(step) if type(step) in (str, int, float) else f"of the type {type(step).__name__}",
+                str(error) if isinstance(error, Refused) else describe(error),
+            )
+            return self._known_step
 
     @property
     def _known_step(self) -> int | None:
