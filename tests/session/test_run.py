@@ -14,6 +14,7 @@ import pytest
 import tensormeter
 from support.forks import call_in_child
 from support.optional import torch
+from support.ports import reserve_port
 from support.processes import run_python
 from tensormeter import Settings, SettingsError, UsageError
 from tensormeter.agent.run_directory.directory import list_runs
@@ -565,3 +566,16 @@ def main():
     (run,) = list_runs(settings.directory)
     (ring,) = run.ring_files()
     assert RingFile.open(ring).state.name == state
+
+
+def test_an_agent_on_a_thread_says_that_it_ends_with_the_process(settings, caplog):
+    endpoint = f"http://127.0.0.1:{reserve_port()}"
+    online = settings.replace(mode="online", endpoint=endpoint, linger_timeout=1.0, sample_interval=0)
+    with caplog.at_level(logging.WARNING, "tensormeter"):
+        run = tensormeter.init(id="thread", settings=online)
+        run.log({"loss": 1.0}, step=0)
+        run.finish()
+    (warning,) = [text for text in caplog.messages if "has not been fully delivered" in text]
+    assert "keeps trying for 1 s, or until this process ends; after that" in warning
+    assert f"{endpoint}/api/v1/runs/thread/attempt: " in warning
+    assert "resume=" not in caplog.text

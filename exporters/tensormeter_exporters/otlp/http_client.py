@@ -72,6 +72,7 @@ class OtlpPost:
         self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], timeout: float | None
     ) -> Answer | Retry:
         seconds = self._timeout if timeout is None else min(timeout, self._timeout)
+        address = url.partition("?")[0]  # for messages, in which the parameters only hide the reason
         deadline = time.monotonic() + seconds
         with self._connections.deadline(seconds):
             try:
@@ -95,13 +96,13 @@ class OtlpPost:
                     response.close()  # part of the response is unread, so the connection cannot be reused
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 late = self._connections.expired or time.monotonic() >= deadline
-                return Retry(f"{url}: {'the response did not arrive in time' if late else _describe(error)}")
+                return Retry(f"{address}: {'the response did not arrive in time' if late else _describe(error)}")
             if self._connections.expired or time.monotonic() >= deadline:  # truncated headers can look complete
-                return Retry(f"{url}: the response did not arrive in time")
+                return Retry(f"{address}: the response did not arrive in time")
         if not whole and 200 <= response.status < 300:
-            return Retry(f"{url}: the response is longer than {_LONGEST_ANSWER} bytes; check the endpoint")
+            return Retry(f"{address}: the response is longer than {_LONGEST_ANSWER} bytes; check the endpoint")
         return Answer(
-            url,
+            address,
             response.status,
             response.reason or "",
             response.headers.get("Content-Type", ""),

@@ -393,13 +393,14 @@ class RunProcess:
             self._monitor.check()
             wait(_POLL_INTERVAL)
         logger.warning(
-            "run %s has not been fully delivered to %s yet%s; the agent keeps trying for %.0f s; after that, deliver "
+            "run %s has not been fully delivered to %s yet%s; the agent keeps trying for %.0f s%s; after that, deliver "
             "the rest with "
             "`tensormeter sync`",
             run.id,
             ", ".join(f"{name} ({settings.endpoint})" if name == "experiment" else name for name in settings.exporters),
             f" ({self.ring.trouble})" if self.ring.trouble else "",
             settings.linger_timeout,
+            ", or until this process ends" if settings.agent == "thread" else "",
         )
         return "not all data was delivered yet"
 
