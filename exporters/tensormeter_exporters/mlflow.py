@@ -244,11 +244,11 @@ class MlflowExporter(DecodingExporter):
             kind: `metrics`, `params` or `tags`.
             items: Items of the batch.
             refused: Counter of refused items.
-            most: Number of refused items after which the rest is skipped if no item was stored; 0 for
+            most: Number of refused items of this batch after which the rest is skipped if no item was stored; 0 for
                 `_REFUSED_THROUGHOUT`.
         """
-        stored, waiting = 0, [list(items)]
-        while waiting and (stored or refused.count < (most or _REFUSED_THROUGHOUT)):
+        stored, waiting, limit = 0, [list(items)], refused.count + (most or _REFUSED_THROUGHOUT)
+        while waiting and (stored or refused.count < limit):
             part = waiting.pop()
             attempt = refused if len(part) == 1 else RefusedItems(refused.is_temporary)
             before = attempt.count

@@ -139,6 +139,15 @@ def test_group_tags_notes_and_later_configuration_arrive(make, exporter, client)
     assert [run.data.tags[tag] for tag in tags] == ["sweep", "true", "true", "by hand", "2"]
 
 
+def test_too_long_parameters_do_not_cost_the_others(make, exporter, client):
+    long = {f"prompt{i}": "z" * 10_000 for i in range(100)}
+    assert exporter.export(make.logs(1, make.start({"lr": 1, **long, "wd": 2}), project="long")).rejected == 100
+    assert exporter.export(make.logs(2, make.reconfigured({"lr": 3, **long, "late": 4}), project="long")).rejected == 100
+    run = the_run(client, "long")
+    assert run.data.params == {"lr": "1", "wd": "2", "late": "4"}
+    assert run.data.tags["tensormeter.config.lr"] == "3"
+
+
 def test_processes_do_not_mix(make, exporter, client):
     request = make.metrics(
         1,
