@@ -457,6 +457,24 @@ def test_pages_of_events(server_on_each, make):
         assert server.ask(path, before=wrong)[0] == 400
 
 
+def test_a_run_keeps_its_name_if_a_later_process_gives_none(server_on_each, make):
+    """A run that is resumed without `name=`, and ranks that do not name the run, send the run ID as the name."""
+    server = server_on_each
+
+    def send(process, name):
+        server.events(
+            make.resource("named", process, **{"tensormeter.run.name": name}), Event("tensormeter.run.start", T0, {})
+        )
+        return server.get("/api/v1/runs/named")["name"]
+
+    assert [send("a", "named"), send("b", "first try"), send("c", "named"), send("a", "named")] == [
+        "named",
+        *["first try"] * 3,
+    ]
+    assert send("d", "second try") == "second try"
+    assert send("e", "named") == "second try"
+
+
 def test_a_configuration_over_its_limit_loses_its_largest_values(server_on_each, make):
     server, resource = server_on_each, make.resource("configured")
     config = {"lr": 0.1, "ids": list(range(300_000)), "data": {"text": "x" * 600_000, "name": "digits"}}

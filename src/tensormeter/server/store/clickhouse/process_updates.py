@@ -119,7 +119,7 @@ class ProcessUpdate:
     def row(self, *, named: bool) -> list[Any]:
         """Return the values of `COLUMNS`, with an empty name and resource unless `named` is True."""
         source, number = self.source, self.number
-        name = (number, source.name) if named else (0, "")
+        name = (number if source.is_named else 1, source.name) if named else (0, "")
         resource = (number, source.attempt, source.resource) if named else (0, 0, "")
         return [
             *(self.run, source.process, source.project, source.run_id, *name, *resource, number, self.created),

@@ -24,6 +24,7 @@ class Source:
     """One process of one run.
 
     Attributes:
+        name: Name of the run; the run ID if the sender gave none.
         resource: All resource attributes, as canonical JSON.
         derived: Whether the run ID was derived from the resource because the sender did not send one.
         first: Whether the process is the run's first rank, or has no rank.
@@ -37,6 +38,11 @@ class Source:
     attempt: int = 1
     derived: bool = False
     first: bool = True
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the sender named the run. If not, the name that another process of the run has given stays."""
+        return self.name != self.run_id
 
 
 def identify(attributes: Mapping[str, Attribute]) -> Source | str:

@@ -39,7 +39,7 @@ CREATE TABLE run (
     id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused because the memtable may outlive the row
     project TEXT NOT NULL,
     run_id TEXT NOT NULL,
-    name TEXT NOT NULL,                     -- latest name that was sent
+    name TEXT NOT NULL,                     -- latest name that was sent; else the run ID
     title TEXT,                             -- name set by a user; NULL if none
     config TEXT NOT NULL DEFAULT '{}',      -- JSON object
     config_time INTEGER NOT NULL DEFAULT 0, -- time of the event that contained config

@@ -125,7 +125,7 @@ class Catalog:
         if cached is None or cached.name != source.name:
             run = self._connection.execute(
                 "INSERT INTO run (project, run_id, name, created, updated) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET name = excluded.name RETURNING id",
+                " ON CONFLICT DO UPDATE SET name = iif(excluded.name = run_id, name, excluded.name) RETURNING id",
                 (source.project, source.run_id, source.name, time, received),
             ).fetchone()[0]
         else:
