@@ -76,6 +76,32 @@ class Plain:
         raise RuntimeError("not ready")
 
 
+class Slotted:
+    __slots__ = ("_private", "lr", "unset")
+
+    def __init__(self):
+        self.lr = 0.1
+        self._private = 1
+
+
+class SlottedChild(Slotted):
+    __slots__ = ("decay",)
+
+    def __init__(self):
+        super().__init__()
+        self.decay = 0.5
+
+
+class Described(Plain):
+    def __repr__(self):
+        return "Described(...)"
+
+
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
 class Config:
     """As in notebooks: a class whose attributes are the configuration."""
 
@@ -153,6 +179,16 @@ def omega():
         (Decimal("0.1"), 0.1),
         (Fraction(1, 4), 0.25),
         (Color.RED, "RED"),
+        (Access.READ | Access.WRITE, "READ|WRITE"),
+        (Access(0), 0),
+        ({Access(0): 1}, {"0": 1}),
+        (np.float16(65504), 65500.0),
+        (np.array([65504, 0.5], np.float16), [65500.0, 0.5]),
+        (torch.tensor([57344.0], dtype=torch.float8_e5m2), [60000.0]),
+        (collections.UserString("ab"), "ab"),
+        (Slotted(), {"lr": 0.1}),
+        (SlottedChild(), {"lr": 0.1, "decay": 0.5}),
+        (Described(), "Described(...)"),
         (Size.LARGE, 3),
         (Path("a/b"), "a/b"),
         (date(2026, 1, 2), "2026-01-02"),
@@ -220,6 +256,8 @@ def test_frames_become_their_shape_and_columns():
     frame = pandas.DataFrame({"a": [1, 2], "b": [3.0, 4.0]})
     converted = to_json({"frame": frame, "column": frame["a"]})
     assert converted == {"frame": {"type": "DataFrame", "shape": [2, 2], "columns": ["a", "b"]}, "column": [1, 2]}
+    arrow = pytest.importorskip("pyarrow").table({"a": [1, 2]})
+    assert to_json({"arrow": arrow})["arrow"] == {"type": "Table", "shape": [2, 1], "columns": ["a"]}
 
 
 def test_frames_of_polars_and_arrow_become_their_shape_and_columns():
@@ -270,10 +308,12 @@ def test_tensors_that_cannot_be_read_without_waiting_keep_their_shape(caplog):
         (Sections, SECTIONS),
         (Sections(), SECTIONS),
         (Plain(), {"decay": 0.5, "lr": 0.1}),
+        (Described(), {"decay": 0.5, "lr": 0.1}),
+        (SlottedChild(), {"lr": 0.1, "decay": 0.5}),
         (Pydantic(lr=0.1), {"lr": 0.1, "password": "**********"}),
         (None, {}),
     ],
-    ids=["namespace", "dataclass", "class", "sections", "instance", "object", "pydantic", "none"],
+    ids=["namespace", "dataclass", "class", "sections", "instance", "object", "described", "slots", "pydantic", "none"],
 )
 def test_a_configuration_can_be_any_object_with_named_values(config, expected):
     assert to_json(config) == expected
@@ -314,7 +354,16 @@ def test_one_warning_names_what_cannot_be_kept(caplog, value, words):
     assert [words in record.getMessage() for record in caplog.records] == ([True] if words else [])
 
 
-@pytest.mark.parametrize("config", [5, "config.yaml", [1], object()], ids=["int", "path", "list", "object"])
+class Empty:
+    def to_dict(self):
+        raise RuntimeError("not ready")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [5, "config.yaml", [1], object(), Empty(), Color.RED, collections.UserString("a")],
+    ids=lambda config: type(config).__name__,
+)
 def test_an_object_without_values_is_refused_with_a_warning(caplog, config):
     assert to_json(config) == {}
     (record,) = caplog.records

@@ -81,6 +81,16 @@ def test_values_can_be_removed(run):
         del run.config.lr
 
 
+def test_views_combine_with_mappings_into_plain_dicts(run):
+    opt = run.config.opt
+    assert opt | {"name": "sgd", "lr": 1} == {"name": "sgd", "betas": [0.9, 0.99], "lr": 1}
+    assert {"name": "sgd", "lr": 1} | opt == {"name": "adam", "betas": [0.9, 0.99], "lr": 1}
+    assert json.dumps(run.config.copy() | {}) == json.dumps({"lr": 0.1, "opt": {"name": "adam", "betas": [0.9, 0.99]}})
+    assert opt == {"name": "adam", "betas": [0.9, 0.99]}
+    with pytest.raises(TypeError):
+        _ = opt | [1]
+
+
 def test_a_view_never_shares_its_values(run):
     run.config.opt.betas.append(5)
     assert run.config.opt.betas == [0.9, 0.99]

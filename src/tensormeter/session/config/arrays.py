@@ -2,7 +2,10 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["is_array", "summarize_array", "summarize_frame"]
 
@@ -38,7 +41,11 @@ def summarize_array(value: Any) -> Any:
         return _shape_of(value)
     import numpy as np
 
-    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    with np.errstate(all="ignore"):  # rounding may overflow, and a warning may be an error in the caller's program
+        return _summarize_numpy(value if isinstance(value, np.ndarray) else np.asarray(value))
+
+
+def _summarize_numpy(array: "NDArray[Any]") -> Any:
     if array.dtype.kind in "mM":
         array = array.astype(str)
     as_number = _number_converter(lambda number: float(array.dtype.type(number)))

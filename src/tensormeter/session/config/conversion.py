@@ -4,6 +4,7 @@ import functools
 import json
 import numbers
 import re
+from collections import UserString
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from enum import Enum
@@ -16,7 +17,7 @@ from tensormeter.logger import get_logger
 from tensormeter.record.media.frames import is_frame
 from tensormeter.record.warn_once import shown
 from tensormeter.session.config.arrays import is_array, summarize_array, summarize_frame
-from tensormeter.session.config.unfolding import Pair, is_collection, items_of, pairs_of, public_attributes
+from tensormeter.session.config.unfolding import Pair, has_slots, is_collection, items_of, pairs_of, public_attributes
 
 __all__ = ["key_to_text", "to_json"]
 
@@ -48,7 +49,7 @@ def to_json(
 ) -> dict[str, Any]:
     """Convert a configuration to JSON values. Never raises, and never waits for a device.
 
-    One warning names all values that were omitted or changed.
+    One warning names up to ten of the values that were omitted or changed.
 
     Args:
         config: Mapping, namespace, dataclass instance, or another object with named values (see `pairs_of`). Otherwise, the
@@ -106,8 +107,8 @@ class _Conversion:
         kind = type(config)
         try:
             pairs = pairs_of(config, _MOST_VALUES)
-            if pairs is None and _has_attributes(config):
-                pairs = public_attributes(config)
+            if pairs is None and (_has_attributes(config) or _has_fields(config)):
+                pairs = public_attributes(config) or None
         except Exception as error:  # raised by the object's own code
             self.faults.append(
                 f"it is not recorded, because reading its items raised {type(error).__name__}; pass a dict"
@@ -187,14 +188,14 @@ class _Conversion:
         self._left -= 1
         if value is None or value is True or value is False:
             return value
-        if isinstance(value, str):
-            return self._string(str.__str__(value))
+        if isinstance(value, str | UserString):
+            return self._string(str.__str__(str(value)))
         if isinstance(value, int):
             return _integer(value)
         if isinstance(value, float):
             return float.__float__(value)
         if isinstance(value, Enum):
-            return value.name
+            return self._value(_member_name(value), path)
         if is_frame(value) and hasattr(type(value), "shape") and not is_array(value):  # neither lazy nor a series
             return summarize_frame(value)
         if not is_array(value) and isinstance(
@@ -276,7 +277,12 @@ def _has_attributes(value: Any) -> bool:
     if isinstance(value, type | ModuleType):
         return True
     own_text = any("__repr__" in vars(base) or "__str__" in vars(base) for base in type(value).__mro__[:-1])
-    return hasattr(value, "__dict__") and not own_text
+    return (hasattr(value, "__dict__") or has_slots(type(value))) and not own_text
+
+
+def _has_fields(config: Any) -> bool:
+    """Return whether a whole configuration is an object with attributes, although its type also defines a text form."""
+    return hasattr(config, "__dict__") and not isinstance(config, Enum | str) and not is_collection(config)
 
 
 def _integer(value: int) -> int:
@@ -294,4 +300,10 @@ def key_to_text(key: Any) -> str:
         return str.__str__(key)
     if key is None or isinstance(key, bool | int | float):
         return json.dumps(key)
-    return key.name if isinstance(key, Enum) else str.__str__(str(key))
+    return str.__str__(str(_member_name(key) if isinstance(key, Enum) else key))
+
+
+def _member_name(member: Enum) -> Any:
+    """Return the name of a member. A combination of flags that has no name, such as `Flag(0)`, is represented by its value."""
+    name: str | None = member.name
+    return member.value if name is None else name

@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
 from itertools import islice
-from types import ModuleType
+from types import MemberDescriptorType, ModuleType
 from typing import Any
 
-__all__ = ["Pair", "is_collection", "items_of", "pairs_of", "public_attributes"]
+__all__ = ["Pair", "has_slots", "is_collection", "items_of", "pairs_of", "public_attributes"]
 
 Pair = tuple[Any, Callable[[], Any]]
 """A key, and a function that reads its value. The function may raise anything."""
@@ -59,11 +59,22 @@ def public_attributes(value: Any) -> list[Pair]:
         for base in reversed(owner.__mro__[:-1]):
             found.update(vars(base))
     found.update(getattr(value, "__dict__", {}))
+    if not isinstance(value, type):
+        found |= {name: getattr(value, name) for name in found if _is_filled_slot(value, found[name])}
     return [
         (name, partial(_section if isinstance(held, type) else _same, held))
         for name, held in found.items()
         if not name.startswith("_") and _is_value(held, owner)
     ]
+
+
+def has_slots(kind: type) -> bool:
+    """Return whether instances of a class hold values in slots."""
+    return any(vars(base).get("__slots__") for base in kind.__mro__[:-1])
+
+
+def _is_filled_slot(value: Any, held: Any) -> bool:
+    return isinstance(held, MemberDescriptorType) and hasattr(value, held.__name__)
 
 
 def _is_value(held: Any, owner: type) -> bool:

@@ -92,9 +92,18 @@ class View(MutableMapping[str, Any]):
         self.update(values)
         return self
 
+    def __or__(self, values: Any) -> Any:
+        """Return a plain dict with these values and the given ones, without a change to the document."""
+        return {**self.as_dict(), **values} if isinstance(values, Mapping) else NotImplemented
+
+    def __ror__(self, values: Any) -> Any:
+        return {**values, **self.as_dict()} if isinstance(values, Mapping) else NotImplemented
+
     def as_dict(self) -> dict[str, Any]:
         """Return a copy as plain dicts, lists and scalars."""
         return copy.deepcopy(_plain(self._values()))
+
+    copy = as_dict
 
     def _values(self) -> Mapping[str, Any]:
         return self._document.at(self._path)
