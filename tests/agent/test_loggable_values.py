@@ -1,6 +1,8 @@
 """Texts, figures, frames, arrays, lists and bytes of the real libraries, from `log` to the spool."""
 
 import array
+import collections
+import datetime as dt
 import io
 import json
 import sys
@@ -9,6 +11,7 @@ from fractions import Fraction
 
 import av
 import matplotlib as mpl
+import ml_dtypes
 import numpy as np
 import pandas as pd
 import PIL.Image
@@ -88,12 +91,17 @@ def distribution(source, spool, open_drain):
         torch.nn.Parameter(torch.ones(2, 3, 9, 9)),
         pd.Series([1.0, 2.0]),
         pl.Series([1.0, 2.0]),
+        np.array([1.0, 2.0], ml_dtypes.bfloat16),
+        np.array([1.0, 2.0], np.longdouble),
+        torch.tensor([1.0, 2.0]).as_subclass(type("Mine", (torch.Tensor,), {})),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_many_numbers_are_a_distribution(distribution, value, caplog):
     if isinstance(value, np.ma.MaskedArray):
         total, number = 3.0, 2
+    elif isinstance(value, np.ndarray):
+        total, number = float(value.astype(float).sum()), value.size
     else:
         flat = np.ravel([np.asarray(torch.as_tensor(part).detach().float()) for part in value])
         total, number = float(flat.sum()), flat.size
@@ -102,12 +110,12 @@ def test_many_numbers_are_a_distribution(distribution, value, caplog):
 
 
 def test_a_list_of_one_number_is_a_number(source, spool, open_drain):
-    source.log({"a": [2.5], "b": (np.int64(3),)}, 1)
+    source.log({"a": [2.5], "b": (np.int64(3),), "c": [[4]], "d": pd.Series([5.5]), "e": pl.Series([6])}, 1)
     open_drain(source).advance(flush=True)
     (request,) = [request for request in take_requests(spool) if request.signal == "metrics"]
     series = read_metrics(Request(request.id, "metrics", request.body, request.items))
     recorded = {numbers.name: numbers.values.item() for stepped in series for numbers in scalars(stepped)}  # noqa: PD011
-    assert recorded == {"a": 2.5, "b": 3.0}
+    assert recorded == {"a": 2.5, "b": 3.0, "c": 4.0, "d": 5.5, "e": 6.0}
 
 
 def test_figures_and_pictures_are_images(logged):
@@ -170,6 +178,7 @@ ROWS = [[1, "x"], [2, None]]
         (lambda: [{"a": 1}, {"b": "x", "a": 2}], ["a", "b"], [[1, None], [2, "x"]]),
         (lambda: ["x", "y"], ["text"], [["x"], ["y"]]),
         (lambda: [Text("x"), Text("y")], ["text"], [["x"], ["y"]]),
+        (lambda: Table(["t"], [[Text("x")], [pd.NA], [pd.NaT], [{"a": 1}]]), ["t"], [["x"], [None], [None], ["{'a': 1}"]]),
         (lambda: Table(["a", "b"], [[1, "x"], [2**70, np.bool_(True)]]), ["a", "b"], [[1, "x"], [2.0**70, True]]),
     ],
 )  # fmt: skip
@@ -188,7 +197,12 @@ def test_rows_are_added_in_each_spelling_and_odd_ones_are_mended_with_a_warning(
     table.add_row(["b", Image(object())])
     table.add("c")
     mapped = Table(["a"], [{"a": 1}, {"a": 2, "b": 3}])
-    assert list(logged(mapped=mapped)["mapped"].rows) == [[1], [2]]
+    mapped.add_row({"a": 4})
+    mapped.add_row({"other": 5})
+    assert list(logged(mapped=mapped)["mapped"].rows) == [[1], [2], [4], ["{'other': 5}"]]
+    pairs = Table(["a", "b"])
+    pairs.add_data({"b": 1, "a": 2})
+    assert list(logged(pairs=pairs)["pairs"].rows) == [[2, 1]]
     (item,) = logged(table=table).values()
     assert [row[0] for row in item.rows] == ["a", "b", "c"]
     assert [type(row[1]) for row in item.rows] == [ImageItem, type(None), type(None)]
@@ -207,6 +221,7 @@ def test_rows_are_added_in_each_spelling_and_odd_ones_are_mended_with_a_warning(
         (lambda: torch.rand(5, 3, 8, 8), 5),
         (lambda: Image(torch.rand(5, 8, 8), dataformats="NHW"), 5),
         (lambda: Image([RAMP, RAMP]), 2),
+        (lambda: [RAMP, Image(RAMP), PIL.Image.new("L", (3, 2))], 3),
     ],
 )
 def test_lists_and_batches_of_images_are_one_event(logged, make, number):
@@ -296,6 +311,9 @@ def test_without_pyav_or_its_encoder_frames_become_a_gif(logged, monkeypatch, mi
         (np.array([[5, -7]] * 3, np.int16), [[5, -7]] * 3),
         (np.array([0, 128, 255], np.uint8), [[-32768], [0], [32512]]),
         ([0.0, 1.0], [[0], [32767]]),
+        (np.array([5, -7, 32767]), [[5], [-7], [32767]]),
+        (torch.tensor([5, -32768], dtype=torch.int32), [[5], [-32768]]),
+        (np.array([1 << 20, -(1 << 31)]), [[16], [-32767]]),
     ],
 )
 def test_samples_become_a_wav(logged, samples, expected):
@@ -324,6 +342,51 @@ def test_files_and_bytes_are_recognized(logged, tmp_path):
     assert [items[key].html for key in ("path", "named", "file", "text")] == ["<h1>é</h1>"] * 3 + ["<p>"]
     assert isinstance(items["text"], HtmlItem)
     assert items["text"].caption == "c"
+
+
+@pytest.mark.parametrize(
+    ("value", "advice"),
+    [
+        ([Image(RAMP), None], "a list of images that contains a NoneType"),
+        ([RAMP, RAMP], "a list of arrays; log tensormeter.Image(values) if they are images"),
+        (["a", None], "a list that contains a str and a NoneType"),
+        (np.array([1j, 2j]), "cannot record an array of dtype complex128; log real numbers"),
+        (np.array(["a", "b"]), "cannot record an array of dtype <U1; log real numbers"),
+        (np.zeros((0, 3)), "an array of shape (0, 3) is empty; leave the key out"),
+        (collections.deque([1.0]), "cannot record a collections.deque; log a list"),
+        ({"a": 1}.values(), "cannot record a dict_values; log a list"),
+        (dt.timedelta(seconds=1), "log its .total_seconds()"),
+        (type("Meter", (), {"__float__": lambda meter: 1.0})(), "log float(value)"),
+        (PIL.Image.new("RGB", (0, 3)), "it is empty: its size is 0 x 3"),
+    ],
+)
+def test_a_refusal_names_the_cause_and_what_to_log(source, caplog, value, advice):
+    source.log({"bad": value, "good": 1.0}, 1)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("'bad' is not recorded: ")
+    assert advice in record.getMessage()
+
+
+def test_a_table_with_too_many_rows_is_refused_before_they_are_copied(source, caplog):
+    class Cell:
+        def __str__(self):
+            raise AssertionError("it was read")
+
+    for number, data in enumerate(([[Cell()]] * 700_000, pd.DataFrame({"a": pd.Series([Cell()] * 700_000)}))):
+        source.log({f"table{number}": Table(["a"], data)}, 1)
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        f"'table{number}' is not recorded: the table is too large: it has 700000 rows of 1 cells, but the limit is 349999 such rows"
+        for number in range(2)
+    ]
+    assert source.ring.drops() == {"table_too_large": 2}
+
+
+@pytest.mark.parametrize(
+    "value", [np.asarray(RAMP, ml_dtypes.bfloat16), np.asarray(RAMP, np.longdouble)], ids=["bf", "long"]
+)
+def test_number_types_of_other_libraries_are_images(logged, value):
+    (item,) = logged(image=Image(value)).values()
+    assert abs(pixels(item).astype(int) - np.rint(RAMP * 255)).max() <= 1
 
 
 def test_several_clips_in_a_list_have_numbered_keys(logged):

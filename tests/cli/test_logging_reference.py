@@ -31,7 +31,7 @@ WAV = b"RIFF\x24\x00\x00\x00WAVEfmt "
 
 EXAMPLES = (
     [1.5, np.float32(2), True],
-    [torch.tensor(1.0), np.array([2.0]), [3.0]],
+    [torch.tensor(1.0), np.array([2.0]), [3.0], [[3.0]], pd.Series([4.0])],
     [{"a": {"b": 1.0}}],
     [np.arange(3), torch.zeros(2, 2), range(3), pd.Series([1.0, 2.0])],
     [[1.0, 2], (3, 4), [[1.0, 2.0], [3.0, 4.0]]],
@@ -54,7 +54,7 @@ EXAMPLES = (
     [Table(["a"], [[1]]), Table(dataframe=pd.DataFrame({"a": [1]}))],
     [pd.DataFrame({"a": [1]})],
     [[{"a": 1}], ["x", "y"]],
-    [[Audio(np.zeros(4), 8000), Html("<p>")]],
+    [[Audio(np.zeros(4), 8000), Html("<p>")], [go.Figure(go.Scatter(y=[1, 2]))]],
     [None],
 )
 """Values of each type in the table, in its order."""
@@ -73,7 +73,9 @@ def test_values_are_recorded_as_the_table_says(row, examples, spool, tmp_path, c
     rows = sum(recorder.positions) > 0
     drain.advance(flush=True)
     kinds = [type(media).EVENT.removeprefix("tensormeter.") for media, _ in media_in(spool)]
-    expected = [row.kind] * len(examples) if row.kind in KINDS else ["audio", "html"] if "KEY/0" in row.notes else []
+    expected = (
+        [row.kind] * len(examples) if row.kind in KINDS else ["audio", "html", "figure"] if "KEY/0" in row.notes else []
+    )
     assert kinds == expected
     assert rows == (row.kind in ("number", "distribution") or "train/loss" in row.notes)
     assert ring.drops() == ({"none_value": 1} if row.kind == "nothing" else {})

@@ -9,10 +9,12 @@ from collections import ChainMap, Counter, OrderedDict, defaultdict
 from decimal import Decimal
 from types import MappingProxyType
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
 
 from tensormeter.otlp.batch import STEP_METRIC
 
@@ -23,6 +25,16 @@ class MyFloat(float):
 
 class Level(enum.IntEnum):
     HIGH = 7
+
+
+class LikeFastai(torch.Tensor):
+    """A tensor whose type watches its operations, and does not expect to be read."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.item, torch.Tensor.numel, torch.Tensor.numpy):
+            raise RuntimeError("an unexpected operation")
+        return super().__torch_function__(function, types, args, kwargs or {})
 
 
 class Broken(float):
@@ -84,6 +96,10 @@ EXACT = [
     (torch.tensor((1 << 53) + 1), (1 << 53) + 1),
     (torch.tensor(1 + 2j).imag, 2.0),
     (torch.arange(6.0).reshape(2, 3)[1:, 2:], 5.0),
+    (torch.tensor([2.5]).as_subclass(LikeFastai), 2.5),
+    (ml_dtypes.bfloat16(1.5), 1.5),
+    (np.array([[1.5]], ml_dtypes.float8_e4m3fn), 1.5),
+    (np.array([3], ml_dtypes.int4), 3.0),
     *((np.dtype(name).type(1), 1.0) for name in NUMPY_DTYPES),
     *((torch.tensor(1).to(dtype), 1.0) for dtype in TORCH_DTYPES),
 ]
@@ -108,6 +124,7 @@ def test_the_exact_value_is_recorded(recording, warnings_logged, value, expected
     [
         (1 << 63, 2.0**63),
         (1 << 70, 2.0**70),
+        (-(1 << 63) - 1, -(2.0**63)),
         (np.uint64((1 << 64) - 1), 2.0**64),
         (torch.tensor((1 << 64) - 1, dtype=torch.uint64), 2.0**64),
     ],
@@ -195,7 +212,7 @@ REFUSED = {
     "sparse": lambda: torch.tensor([1.0]).to_sparse(),
     "meta": meta,
     "fake": fake,
-    "subclass": lambda: torch.tensor(1.0).as_subclass(type("Mine", (torch.Tensor,), {})),
+    "subclass": lambda: TwoTensor(torch.tensor(1.0), torch.tensor(2.0)),
     "uninitialized": torch.nn.UninitializedParameter,
     "bits": lambda: torch.zeros((), dtype=torch.uint8).view(torch.bits8),
     "function": lambda: print,

@@ -29,7 +29,7 @@ KINDS: Final = ("text", "table", "image", "images", "video", "audio", "figure", 
 LOGGABLE: Final = (
     Loggable("Python and NumPy numbers, booleans, `Decimal`, `Fraction`", "number", "integers are exact up to 64 bits"),
     Loggable(
-        "tensor or array with one element (torch, NumPy, JAX), list with one number",
+        "tensor or array with one element (torch, NumPy, JAX), list or series with one number",
         "number",
         "CUDA tensors are copied asynchronously, in stream order",
     ),
@@ -90,7 +90,9 @@ LOGGABLE: Final = (
     Loggable("pandas or polars frame, Arrow table", "table"),
     Loggable("list of mappings, or of texts", "table"),
     Loggable(
-        "list of `Video`, `Audio` or `Html` items", "values", "recorded as `KEY/0`, `KEY/1` and so on; at most 64"
+        "list of `Video`, `Audio` or `Html` items, or of Plotly figures",
+        "values",
+        "recorded as `KEY/0`, `KEY/1` and so on; at most 64",
     ),
     Loggable("`None`", "nothing", "counted as `none_value`, without a warning during training"),
 )

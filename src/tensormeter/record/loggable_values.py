@@ -2,7 +2,9 @@
 
 import array
 import sys
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import ItemsView, KeysView, Mapping, Sequence, ValuesView
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +20,8 @@ from tensormeter.record.media.item import Media
 from tensormeter.record.media.table import Table
 from tensormeter.record.media.text import Text
 from tensormeter.record.media.video import Video
-from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, classify, type_name
+from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, as_plain_tensor, classify, type_name
+from tensormeter.record.values.number_types import is_extension_number
 
 Number = float | int
 
@@ -75,12 +78,13 @@ def _of_bytes(data: bytes) -> Media:
 def _of_array(value: Any, refusal: Refused) -> Histogram | Image:
     """Return an array as images if it looks like images, and otherwise as a distribution."""
     if is_tensor(value):
+        value = as_plain_tensor(value)
         if type(value).__name__ not in ("Tensor", "Parameter") or value.is_meta or value.numel() < 2:
             raise refusal
         is_bytes, is_parameter = str(value.dtype) == "torch.uint8", type(value).__name__ == "Parameter"
         is_readable = value.device.type == "cpu" or is_on_device(value)
     else:
-        if value.size < 2 or value.dtype.kind not in "biuf":
+        if value.size < 2 or (value.dtype.kind not in "biuf" and not is_extension_number(value.dtype)):
             raise refusal
         is_bytes, is_parameter, is_readable = str(value.dtype) == "uint8", False, True
         if hasattr(value, "compressed"):  # a masked array
@@ -108,8 +112,17 @@ def _of_sequence(value: Sequence[Any]) -> Number | Histogram | Media | Parts:
     kinds = set(map(type, value))
     if kinds <= {float, int, bool}:
         return Histogram(value) if len(value) > 1 else value[0]
-    if all(map(_is_image, value)):
+    pictures = list(map(_is_image, value))
+    if all(pictures):
         return Image(list(value))
+    if any(map(_is_surely_image, value)):
+        if all(is_image or _has_two_dimensions(item) for item, is_image in zip(value, pictures, strict=True)):
+            return Image(list(value))
+        raise Refused(
+            f"a list of images that contains a {type_name(value[pictures.index(False)])}; log only images in it"
+        )
+    if all(map(is_plotly_figure, value)):
+        return _of_media([PlotlyFigure(figure) for figure in value])
     if all(issubclass(kind, Media) for kind in kinds):
         return _of_media(value)
     if all(issubclass(kind, Mapping) for kind in kinds):
@@ -121,11 +134,19 @@ def _of_sequence(value: Sequence[Any]) -> Number | Histogram | Media | Parts:
     return _of_numbers(value)
 
 
-def _is_image(value: Any) -> bool:
+def _is_surely_image(value: Any) -> bool:
     if issubclass(type(value), Image) or is_pil_image(value) or matplotlib_figure(value) is not None:
         return True
-    if issubclass(type(value), bytes):
-        return content_type_of(value) in IMAGE_TYPES
+    return issubclass(type(value), bytes) and content_type_of(value) in IMAGE_TYPES
+
+
+def _has_two_dimensions(value: Any) -> bool:
+    return (is_tensor(value) or _is_numpy_array(value)) and len(value.shape) == 2
+
+
+def _is_image(value: Any) -> bool:
+    if _is_surely_image(value):
+        return True
     if not (is_tensor(value) or _is_numpy_array(value)):
         return False
     shape = tuple(value.shape)
@@ -140,16 +161,16 @@ def _of_media(items: Sequence[Media]) -> Table | Parts:
     return Parts({str(number): item for number, item in enumerate(items)})
 
 
-def _of_rows(rows: Sequence[Any]) -> Histogram:
+def _of_rows(rows: Sequence[Any]) -> Number | Histogram:
     import numpy as np
 
     try:
         values = np.asarray(rows)
     except ValueError:
         values = np.empty(0, object)
-    if values.dtype.kind not in "biuf" or values.size < 2:
+    if values.dtype.kind not in "biuf" or not values.size:
         raise Refused("a list of lists that are not numbers of the same length; log a tensormeter.Table(data=rows)")
-    return Histogram(values)
+    return Histogram(values) if values.size > 1 else values.item()
 
 
 def _of_numbers(values: Sequence[Any]) -> Number | Histogram:
@@ -158,22 +179,32 @@ def _of_numbers(values: Sequence[Any]) -> Number | Histogram:
         try:
             number = classify(value)
         except Refused:
-            raise Refused(
-                f"a list that contains a {type_name(value)}; log a list of numbers, images or mappings, or a tensormeter.Table"
-            ) from None
+            raise Refused(_advice_on_items(values, value)) from None
         if isinstance(number, DeviceValue | Deferred):
             raise Refused("a list of values on a device; log torch.stack(values), or each under a separate name")
         numbers.append(number)
     return Histogram(numbers) if len(numbers) > 1 else numbers[0]
 
 
-def _of_frame(value: Any) -> Media | Histogram:
-    """Return a frame as a table, and a series of numbers as a distribution."""
+def _advice_on_items(values: Sequence[Any], refused: Any) -> str:
+    """Return why a list is refused, given one of its items that is not a number."""
+    if any(map(_has_two_dimensions, values)):
+        return "a list of arrays; log tensormeter.Image(values) if they are images, or each under a separate name"
+    others = [value for value in values if type(value) is not type(refused)]
+    mixture = f" and a {type_name(others[0])}" if others else ""
+    return (
+        f"a list that contains a {type_name(refused)}{mixture}; log a list of only numbers, texts, images or mappings, or a "
+        "tensormeter.Table"
+    )
+
+
+def _of_frame(value: Any) -> Number | Media | Histogram:
+    """Return a frame as a table, a series of numbers as a distribution, and a series of one number as the number."""
     is_series = type(value).__name__ == "Series"
     if is_series and hasattr(value, "to_numpy"):
         values = value.to_numpy()
-        if values.dtype.kind in "iuf" and values.size > 1:
-            return Histogram(values)
+        if values.dtype.kind in "iuf" and values.size:
+            return Histogram(values) if values.size > 1 else values.item()
     return Table(dataframe=value)
 
 
@@ -186,8 +217,10 @@ def _advice(value: Any) -> str:
         return f"cannot record a {name}; use run.watch(model) for the norms and distributions of its parameters"
     if issubclass(type(value), complex):
         return "a complex number is not a single value; log its .real, .imag or abs()"
-    if issubclass(type(value), set | frozenset | dict):
+    if issubclass(type(value), set | frozenset | dict | deque | ValuesView | KeysView | ItemsView):
         return f"cannot record a {name}; log a list"
+    if issubclass(type(value), timedelta):
+        return f"cannot record a {name}; log its .total_seconds()"
     if hasattr(type(value), "__next__"):
         return f"cannot record a {name}, because reading it would use it up; log a list"
     return ""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tensormeter.record.device.event_copies import EVENT_DEVICES
 from tensormeter.record.histogram.counting import MOST_ON_DEVICE, Counted, array_pieces, count_on_host, tensor_pieces
-from tensormeter.record.values.classify import Refused, check_plain
+from tensormeter.record.values.classify import Refused, as_plain_tensor, check_plain
+from tensormeter.record.values.number_types import with_native_numbers
 from tensormeter.ring.histogram_buckets import DOUBLE, EXPLICIT, SINGLE, SPARSE, TABLES, Table
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Histogram:
             return _explicit(*pair)
         tensor_type = getattr(sys.modules.get("torch"), "Tensor", None)
         if tensor_type is not None and isinstance(values, tensor_type):
-            return _tensor(values)
+            return _tensor(as_plain_tensor(values))
         return _array(values)
 
 
@@ -181,7 +182,8 @@ def _array(values: Any) -> HostDistribution:
         raise Refused(f"cannot create a Histogram: NumPy cannot convert the values to an array ({error})") from None
     if elements.size == 0 and elements.dtype.kind not in "fiub":
         elements = elements.astype(np.float64)
-    if elements.dtype.kind not in "fiub" or elements.dtype.itemsize > 8:
+    elements = with_native_numbers(elements)
+    if elements.dtype.kind not in "fiub":
         raise Refused(f"cannot create a Histogram of dtype {elements.dtype}; pass real numbers with at most 64 bits")
     if elements.size > MOST_ON_DEVICE:
         raise Refused(

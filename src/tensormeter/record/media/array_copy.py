@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tensormeter.conventions.limits import PIXEL_BYTES, too_large
+from tensormeter.record.values.number_types import with_native_numbers
 from tensormeter.record.values.outcomes import Refused
 from tensormeter.ring.format import Drop
 
@@ -52,14 +53,12 @@ def copy_array(value: Any, what: str, reason: Drop) -> "NDArray[Any]":
         raise Refused(too_large(size, PIXEL_BYTES, f"the uncompressed {what}", advice), reason)
     if isinstance(value, np.ma.MaskedArray):
         value = np.ma.filled(value.astype(np.float64), np.nan)
-    array = np.array(value, order="C")
+    array: NDArray[Any] = with_native_numbers(np.array(value, order="C"))
     if array.dtype.kind not in "biuf":
         dtype = str(array.dtype)
         advice = "log its .real, .imag or its absolute value" if array.dtype.kind == "c" else "pass an array of numbers"
         raise Refused(f"cannot record elements of dtype {dtype}; {advice}")
-    if array.dtype.byteorder == ">" or array.dtype.itemsize > 8:
-        array = array.astype(array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.float64)
-    return array
+    return array.astype(array.dtype.newbyteorder("=")) if array.dtype.byteorder == ">" else array
 
 
 def _of_tensor(tensor: Any, what: str) -> Any:

@@ -1,6 +1,6 @@
 """Audio clips from arrays, files and encoded bytes."""
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tensormeter.conventions.media_types import AUDIO_TYPES
 from tensormeter.conventions.semconv import AUDIO_EVENT
@@ -8,6 +8,9 @@ from tensormeter.record.media.array_copy import copy_array, is_array
 from tensormeter.record.media.clip import Clip
 from tensormeter.record.values.outcomes import Refused
 from tensormeter.ring.format import Drop
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Audio"]
 
@@ -20,7 +23,7 @@ class Audio(Clip):
 
     The data is a WAV, MP3, OGG or FLAC file, its bytes, or an array of samples, which the agent converts to a WAV with 16 bits per
     sample. An array has the shape (samples,), (samples, channels) or (channels, samples). Its elements are floats from -1 to 1,
-    or integers in the range of their type.
+    or integers in the range of their type. If signed integers of 32 or 64 bits all fit into 16 (or 32) bits, they are in that range.
 
     The limits are 16 MiB for the encoded clip and 60 MiB for samples. A longer clip is dropped and counted.
     """
@@ -55,8 +58,24 @@ class Audio(Clip):
             raise Refused(f"expected samples of shape (n,), (n, channels) or (channels, n), got {samples.shape}")
         if samples.dtype.kind == "f" and abs(samples).max() > 1:
             self._remarks.append("samples beyond -1 and 1 were clipped; scale the clip, or pass integers")
+        samples = _narrow(samples)
         self._data = samples.tobytes()
         self._body |= {"shape": list(samples.shape), "dtype": str(samples.dtype), "sample_rate": rate}
+
+
+def _narrow(samples: "NDArray[Any]") -> "NDArray[Any]":
+    """Return signed integers in the narrowest type that holds all of them and has at least 16 bits.
+
+    Samples of 16 bits are often held in wider integers. In the range of such a type, they would be silent.
+    """
+    import numpy as np
+
+    if samples.dtype.kind == "i" and samples.dtype.itemsize > np.dtype(np.int16).itemsize:
+        lowest, highest = samples.min(), samples.max()
+        for dtype in (np.int16, np.int32):
+            if np.iinfo(dtype).min <= lowest and highest <= np.iinfo(dtype).max:
+                return samples.astype(dtype)
+    return samples
 
 
 def _rate(sample_rate: Any) -> int:

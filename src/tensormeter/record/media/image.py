@@ -167,6 +167,8 @@ class Image(ArrivingMedia):
         return ImagePart({"content_type": content_type, "caption": self._caption}, data)
 
     def _pil(self, image: Any) -> ImagePart:
+        if not image.width or not image.height:
+            raise Refused(f"it is empty: its size is {image.width} x {image.height}")
         if image.width * image.height > PIXEL_BYTES:  # before it is decoded
             size = image.width * image.height
             raise Refused(

@@ -10,6 +10,7 @@ from tensormeter.conventions.semconv import TABLE_EVENT
 from tensormeter.record.media.frames import Frame, as_frame, is_frame
 from tensormeter.record.media.image import Image, ImagePart, describe_excess, is_pil_image, matplotlib_figure
 from tensormeter.record.media.item import EventContent, Media, refusal_of
+from tensormeter.record.media.text import Text
 from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, classify
 from tensormeter.record.warn_once import text_of
 from tensormeter.ring.format import Drop
@@ -18,6 +19,9 @@ __all__ = ["Table"]
 
 _PLAIN: Final = frozenset({bool, float, str, type(None)})
 _INT64: Final = 1 << 63
+
+_MISSING: Final = frozenset({"NAType", "NaTType"})
+"""Types of pandas' missing values, `NA` and `NaT`."""
 
 
 class Table(Media):
@@ -60,14 +64,16 @@ class Table(Media):
             self._fault = refusal_of(error)
 
     def add_row(self, *row: Any) -> None:
-        """Add a row, given as one argument per column or as one list.
+        """Add a row, given as one argument per column, as one list, or as one mapping with names of columns.
 
         If the number of cells differs from the number of columns, the row is cut or filled with None, with a warning when the
         table is logged.
         """
-        self._add(
-            tuple(row[0]) if len(row) == 1 and len(self.columns) != 1 and isinstance(row[0], list | tuple) else row
-        )
+        only = row[0] if len(row) == 1 else None
+        if isinstance(only, Mapping) and not set(self.columns).isdisjoint(only):
+            self._add_mapping(only, self.columns)
+        else:
+            self._add(tuple(only) if len(self.columns) != 1 and isinstance(only, list | tuple) else row)
 
     add = add_data = add_row
 
@@ -75,13 +81,20 @@ class Table(Media):
         if len(row) != len(self.columns):
             self._uneven += 1
             row = (*row[: len(self.columns)], *[None] * (len(self.columns) - len(row)))
+        if self._excess_rows or len(self._rows) >= max(self._max_rows, 0):
+            self._excess_rows += 1
+            return
         cells = [_cell(value) for value in row]
         images = sum(type(cell) is Image for cell in cells)
-        if self._excess_rows or len(self._rows) >= max(self._max_rows, 0) or self._images + images > TABLE_IMAGES:
+        if self._images + images > TABLE_IMAGES:
             self._excess_rows += 1
             return
         self._images += images
         self._rows.append(cells)
+
+    def _add_mapping(self, row: Mapping[Any, Any], columns: Iterable[Any]) -> None:
+        self._uneven += not set(row).issubset(columns)
+        self._add(tuple(map(row.get, columns)))
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -116,10 +129,11 @@ class Table(Media):
                 columns = range(_cells_of(first))
             self._set_columns(columns)
             rows = chain(head, rows)
+        if isinstance(data, Sized):
+            self._check_rows(len(data))
         for row in rows:
             if isinstance(row, Mapping):
-                self._uneven += not set(row).issubset(columns)
-                self._add(tuple(map(row.get, columns)))
+                self._add_mapping(row, columns)
             else:  # a single value is a row with one cell
                 self._add(tuple(row) if isinstance(row, Iterable) and not isinstance(row, str | bytes) else (row,))
 
@@ -137,9 +151,8 @@ class Table(Media):
                     f"the frame has the columns {text_of(titles)[:200]}, which do not include all of those given"
                 )
         self._set_columns(titles)
-        rows = min(frame.length, max(self._max_rows, 0))
-        self._excess_rows = frame.length - rows
-        columns = [[_cell(cell) for cell in frame.column(position, rows)] for position in positions]
+        self._check_rows(frame.length)
+        columns = [[_cell(cell) for cell in frame.column(position, frame.length)] for position in positions]
         self._rows = [list(row) for row in zip(*columns, strict=True)]
         self._images = sum(type(cell) is Image for column in columns for cell in column)
         if self._images > TABLE_IMAGES:
@@ -200,9 +213,17 @@ class Table(Media):
                 f"it has more than {TABLE_IMAGES} images; log it in parts, or log the images separately"
             )
         if self._excess_rows:
+            self._check_rows(len(self))
+
+    def _check_rows(self, rows: int) -> None:
+        """Check the number of rows before they are copied.
+
+        Raises:
+            Refused: There are too many.
+        """
+        if rows > self._max_rows >= 0:
             raise _too_large_table(
-                f"it has {len(self)} rows of {len(self.columns)} cells, but the limit is {self._max_rows} such rows; "
-                "log it in parts"
+                f"it has {rows} rows of {len(self.columns)} cells, but the limit is {self._max_rows} such rows; log it in parts"
             )
 
 
@@ -221,6 +242,10 @@ def _cell(value: Any) -> Any:
         return value
     if kind is Image:
         return value
+    if kind is Text:
+        return value.text
+    if kind.__name__ in _MISSING:
+        return None
     if is_pil_image(value) or matplotlib_figure(value) is not None:
         return Image(value)
     if issubclass(kind, str):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tensormeter.conventions.semconv import STEP_METRIC
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.record.values.jax_arrays import classify_jax
+from tensormeter.record.values.number_types import is_extension_number
 from tensormeter.record.values.outcomes import Deferred, DeviceValue, Refused
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "Deferred",
     "DeviceValue",
     "Refused",
+    "as_plain_tensor",
     "check_name",
     "check_plain",
     "classify",
@@ -94,6 +96,8 @@ def classify(value: Any) -> float | int | DeviceValue | Deferred:
         return _real(value)
     if isinstance(value, Mapping):
         raise Refused(f"cannot record a {type_name(value)}; log each of its values under a separate name")
+    if hasattr(kind, "__float__"):  # reading it may wait for a device
+        raise Refused(f"cannot record a {type_name(value)}; log float(value)")
     raise Refused(
         f"cannot record a {type_name(value)}; log a number, a text, an array, an image, a figure or a frame, or "
         "a tensormeter.Table or Text of it"
@@ -139,17 +143,21 @@ def _real(value: Any) -> float | int:
 
 def _array(value: Any) -> float | int:
     """Convert a NumPy scalar or a one-element NumPy array to a float or an int."""
+    if value.dtype.kind not in "fiub" and not is_extension_number(value.dtype):
+        raise Refused(f"cannot record an array of dtype {value.dtype}; log real numbers")
     if value.size != 1:
-        raise Refused(
-            f"an array of shape {value.shape} is not a single value; log one element, its mean, or a "
-            "tensormeter.Histogram"
-        )
-    if value.dtype.kind not in "fiub":
-        raise Refused(f"cannot record an array of dtype {value.dtype}; log a real number")
+        raise Refused(_not_single("an array", value))
     if getattr(value, "mask", None) is not None and value.mask.any():
         raise Refused("the value is masked; log only valid values")
     item = value.item()
     return _integer(item) if type(item) is int else _real(item)
+
+
+def _not_single(noun: str, value: Any) -> str:
+    shape = tuple(value.shape)
+    if 0 in shape:
+        return f"{noun} of shape {shape} is empty; leave the key out if there is nothing to log"
+    return f"{noun} of shape {shape} is not a single value; log one element, its mean, or a tensormeter.Histogram"
 
 
 def _snapshot(value: Any) -> float | int | DeviceValue | Deferred:
@@ -178,10 +186,7 @@ def _tensor(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
         return _tensor_of_other_type(value)
     check_plain(value)
     if value.numel() != 1:
-        raise Refused(
-            f"a tensor of shape {tuple(value.shape)} is not a single value; log one element, its mean, or a "
-            "tensormeter.Histogram"
-        )
+        raise Refused(_not_single("a tensor", value))
     if value.device.type != "cpu":
         return DeviceValue(value)
     item = value.item()
@@ -225,7 +230,25 @@ def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | 
         )
     if hasattr(type(value), _PROTOCOL):
         return _snapshot(value)
+    if (plain := as_plain_tensor(value)) is not value:
+        return classify(plain)
     raise Refused(f"cannot record a tensor of type {type_name(value)}; log a plain tensor, such as its local part")
+
+
+def as_plain_tensor(value: "torch.Tensor") -> "torch.Tensor":
+    """Return a tensor of a subclass that only adds methods, such as fastai's and torchvision's, as a plain tensor.
+
+    Other tensors are returned unchanged. A subclass that replaces operations may hold its values elsewhere.
+    """
+    import torch
+
+    kind = type(value)
+    if kind in (torch.Tensor, torch.nn.Parameter) or hasattr(kind, "materialize"):
+        return value
+    if kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
+        return value
+    with torch._C.DisableTorchFunctionSubclass():
+        return value.detach().as_subclass(torch.Tensor)
 
 
 @cache
@@ -241,9 +264,11 @@ def _numeric_dtypes() -> "frozenset[torch.dtype]":
 
 def is_rounded(value: Any, number: object) -> bool:
     """Return whether a value is an integer beyond 64 bits, and `number` the nearest float that `classify` returned for it."""
-    if type(number) is not float or -_INT64 <= number < _INT64:
+    if type(number) is not float or -_INT64 < number < _INT64:
         return False
-    return issubclass(type(value), int) or str(getattr(value, "dtype", "")).endswith("uint64")
+    if issubclass(type(value), int):
+        return not -_INT64 <= value < _INT64
+    return number > 0 and str(getattr(value, "dtype", "")).endswith("uint64")
 
 
 def kind_of(value: float) -> str:
