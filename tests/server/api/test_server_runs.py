@@ -457,6 +457,17 @@ def test_pages_of_events(server_on_each, make):
         assert server.ask(path, before=wrong)[0] == 400
 
 
+def test_the_last_key_of_a_nested_value_may_contain_dots(server_on_each, make):
+    config = {"opt": {"wd.x": 1, "lr": 2}}
+    server_on_each.events(
+        make.resource("dotted", project="dotted"), Event("tensormeter.run.start", T0, {"config": config})
+    )
+    query = {"project": "dotted", "filter": "config.opt.wd.x = 1", "fields": "config.opt.wd.x"}
+    (run,) = server_on_each.get("/api/v1/runs", **query)["runs"]
+    assert run["config"] == {"opt": {"wd.x": 1}}
+    assert "config.opt.wd.x" in server_on_each.get("/api/v1/fields", project="dotted")["fields"]
+
+
 def test_a_run_keeps_its_name_if_a_later_process_gives_none(server_on_each, make):
     """A run that is resumed without `name=`, and ranks that do not name the run, send the run ID as the name."""
     server = server_on_each

@@ -92,8 +92,16 @@ def test_the_config_of_another_rank_is_kept_if_the_first_has_none(client):
 
 def test_a_table_has_config_values_as_they_were_sent(client):
     config = {"on": True, "off": False, "sum": 0.1 + 0.2, "one": 1, "text": "true", "none": None}
-    client.start(T0, config=config | {"nested": config, "a.b": True})
+    dotted = {"wd.x": 1, "c.d": {"e.f": {"g": 2}}, "c": {"d": 3}, "h": {"i": 4}, "h.i": 5}
+    client.start(T0, config=config | {"nested": config, "a.b": True, "opt": dotted, "": 6})
     values = {**config, **{f"nested.{key}": value for key, value in config.items()}, "a.b": True, "absent": None}
+    values |= {
+        "opt.wd.x": 1,
+        "opt.c.d": {"e.f": {"g": 2}},
+        "opt.h.i": 5,
+        "opt.wd.y": None,
+        "one.x": None,
+    }
     columns = client.store.table(client.project, ["id", *(f"config.{key}" for key in values)]).columns
     index = columns["id"].index(client.run_id)
     stored = {key: columns[f"config.{key}"][index] for key in values}

@@ -12,6 +12,7 @@ from tensormeter.server.api import schemas
 from tensormeter.server.query.points.variant import Varying
 from tensormeter.server.store import Kind, MetricSummary, ProcessSummary, RunSummary, StoredEvent, Summary
 from tensormeter.server.store.models.canonical_json import json_value
+from tensormeter.server.store.models.config_path import path_of
 from tensormeter.server.store.models.results import Results
 
 __all__ = [
@@ -131,22 +132,22 @@ def event_document(event: StoredEvent) -> schemas.Event:
 def trim_config(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """Return only the given keys of a configuration. Keys that it does not have are omitted.
 
-    A key with dots selects the entry with this exact name or, if there is none, an entry of nested objects.
+    A key with dots selects the entry with this exact name or, if there is none, an entry of nested objects, whose
+    last key may contain dots.
     """
     trimmed: dict[str, Any] = {}
     for key in keys:
         if key in config:
             trimmed[key] = config[key]
             continue
-        value: Any = config
-        parts = key.split(".")
-        for part in parts:
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if value is not None:
+        path = path_of(config, key)
+        if path is not None:
+            value: Any = config
             inside = trimmed
-            for part in parts[:-1]:
+            for part in path[:-1]:
+                value = value[part]
                 inside = inside.setdefault(part, {})
-            inside[parts[-1]] = value
+            inside[path[-1]] = value[path[-1]]
     return trimmed
 
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from tensormeter.server.store.models.config_path import path_of
 from tensormeter.server.store.models.results import Results
 from tensormeter.server.store.models.runs import Summary
 from tensormeter.server.store.rules.totals import Totals
@@ -58,13 +59,12 @@ def chosen_values(
 
 
 def dig(config: Any, key: str) -> Any:
-    """Return the config value under the full key, or else at its dotted path; None if neither exists."""
-    if isinstance(config, Mapping) and key in config:
-        return config[key]
-    for part in key.split("."):
-        if not isinstance(config, Mapping):
-            return None
-        config = config.get(part)
+    """Return the config value under the full key, or else at its dotted path; None if neither exists (see `path_of`)."""
+    path = path_of(config, key)
+    if path is None:
+        return None
+    for part in path:
+        config = config[part]
     return config
 
 
