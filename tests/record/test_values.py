@@ -274,6 +274,14 @@ def test_rows_that_are_no_mapping_are_refused(recording, warnings_logged, values
     assert len(warnings_logged()) == 1
 
 
+def test_each_type_of_row_that_is_no_mapping_has_its_own_warning(recording, warnings_logged):
+    for row in (5, "loss", 6, [("loss", 1.0)]):
+        recording.log(row)
+    assert warnings_logged() == [
+        f"log() expects a mapping of names to values, got {kind}; log a dict" for kind in ("int", "str", "list")
+    ]
+
+
 def test_tensors_inside_vmap_are_refused(recording, warnings_logged):
     def traced(x):
         recording.log({"inside": x, "b": 1.0})

@@ -364,7 +364,10 @@ class Recorder:
     def _route(self, lane: Lane, values: Mapping[str, Any], step: int | None, rule: Rule | None) -> None:
         if not _is_mapping(values):
             lane.count(Drop.UNSUPPORTED_VALUE)
-            self._notices.once(Mapping, "log() expects a mapping of names to values, got %s", type(values).__name__)
+            kind = type(values)
+            self._notices.once(
+                (Mapping, kind), "log() expects a mapping of names to values, got %s; log a dict", kind.__name__
+            )
             return
         step = self._step(lane, step)
         reduced = rule is not None or bool(self._rules)
