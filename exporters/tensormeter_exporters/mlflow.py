@@ -52,6 +52,7 @@ __all__ = ["MlflowExporter"]
 _RUN_TAG: Final = RUN_ID
 _PROCESS_TAG: Final = "tensormeter.process"
 _GROUP_TAG: Final = "tensormeter.group"
+_SUMMARY_TAG: Final = "tensormeter.summary."
 _ARTIFACT_TAG: Final = "tensormeter.artifact."
 """Prefix of tags whose values are the places of artifacts, by the artifact's name."""
 
@@ -298,6 +299,8 @@ class MlflowExporter(DecodingExporter):
                 self._describe(run, run_event.body, refused)
                 config = run_event.body.get("config")
                 self._config(run, config if isinstance(config, Mapping) else {}, refused)
+                summary = run_event.body.get("summary")
+                self._summary(run, summary if isinstance(summary, Mapping) else {}, refused)
             case None if run_event.event.name == RUN_CODE:
                 self._code(run, prefix, run_event.body, refused)
             case None if run_event.event.name == ARTIFACT_EVENT:
@@ -369,6 +372,20 @@ class MlflowExporter(DecodingExporter):
             for first in range(0, len(items), _MAX_PARAMS):
                 self._log(run, kind, items[first : first + _MAX_PARAMS], refused, most=len(items))
 
+    def _summary(self, run: str, summary: Mapping[str, object], refused: RefusedItems) -> None:
+        """Log the values that the script wrote to the summary as tags. Null removes a value."""
+        tags = []
+        known = self._client.get_run(run).data.tags if summary else {}
+        for key, value in _summary_values(summary, ""):
+            name = self._keys(f"{_SUMMARY_TAG}{key}")
+            if value is not None:
+                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+                tags.append(RunTag(name, text[:_MAX_TAG]))
+            elif name in known:
+                self._client.delete_tag(run, name)
+        if tags:
+            self._log(run, "tags", tags, refused)
+
     def _artifact(self, run: str, path: str, data: bytes) -> None:
         folder, _, name = path.rpartition("/")
         with tempfile.TemporaryDirectory() as directory:
@@ -421,6 +438,15 @@ class MlflowExporter(DecodingExporter):
                 f"--experiment-id {experiment.experiment_id}`, or choose another one with the option `experiment`"
             )
         return experiment.experiment_id
+
+
+def _summary_values(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
+    """Yield names and values of a summary. Names of nested values are joined with slashes."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _summary_values(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _clean(name: str) -> str:

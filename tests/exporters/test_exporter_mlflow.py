@@ -9,9 +9,10 @@ import sys
 import pytest
 import urllib3
 
+from support.otlp import T0
 from support.ports import reserve_port
 from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Retry
-from tensormeter.otlp.batch import Batch
+from tensormeter.otlp.batch import Batch, Event
 from tensormeter.otlp.media import Image, Table, Text
 
 PIXEL = b"\x89PNG not looked into"
@@ -137,6 +138,26 @@ def test_group_tags_notes_and_later_configuration_arrive(make, exporter, client)
     assert run.data.params == {"lr": "1", "parameters": "124"}
     tags = ("tensormeter.group", "baseline", "a b", "mlflow.note.content", "tensormeter.config.lr")
     assert [run.data.tags[tag] for tag in tags] == ["sweep", "true", "true", "by hand", "2"]
+
+
+def test_the_summary_becomes_tags(make, exporter, client):
+    def state(number, **summary):
+        exporter.export(
+            make.logs(number, Event("tensormeter.run.config", T0 + number, {"summary": summary}), project="stated")
+        )
+        tags = the_run(client, "stated").data.tags
+        return {name: value for name, value in tags.items() if name.startswith("tensormeter.summary.")}
+
+    first = {
+        "tensormeter.summary.best": "0.5",
+        "tensormeter.summary.test/f1": "0.25",
+        "tensormeter.summary.note": "good",
+    }
+    assert state(1, best=0.5, test={"f1": 0.25}, note="good", gone=None) == first
+    assert state(2, best=0.75, test={"f1": 0.25}, note=None) == {
+        "tensormeter.summary.best": "0.75",
+        "tensormeter.summary.test/f1": "0.25",
+    }
 
 
 def test_too_long_parameters_do_not_cost_the_others(make, exporter, client):
