@@ -163,7 +163,9 @@ def test_the_summary_becomes_tags(make, exporter, client):
 def test_too_long_parameters_do_not_cost_the_others(make, exporter, client):
     long = {f"prompt{i}": "z" * 10_000 for i in range(100)}
     assert exporter.export(make.logs(1, make.start({"lr": 1, **long, "wd": 2}), project="long")).rejected == 100
-    assert exporter.export(make.logs(2, make.reconfigured({"lr": 3, **long, "late": 4}), project="long")).rejected == 100
+    assert (
+        exporter.export(make.logs(2, make.reconfigured({"lr": 3, **long, "late": 4}), project="long")).rejected == 100
+    )
     run = the_run(client, "long")
     assert run.data.params == {"lr": "1", "wd": "2", "late": "4"}
     assert run.data.tags["tensormeter.config.lr"] == "3"
