@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from tensormeter.errors import UsageError, join_choices
 from tensormeter.logger import get_logger
 from tensormeter.record.device.gather import accumulator_dtype
-from tensormeter.record.dynamo import break_graph
+from tensormeter.record.dynamo import break_graph, skip_own_files
 from tensormeter.record.histogram.histogram import Histogram
 from tensormeter.record.values.classify import Refused, check_plain
 
@@ -76,6 +76,7 @@ class Watch:
         self._rows = 0
         self._warned = False
         self._in_hook = False
+        self._out_of_graphs = skip_own_files()
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     def is_of(self, model: object) -> bool:
@@ -122,6 +123,8 @@ class Watch:
         """Handle an optimizer step. Count only the steps of the first optimizer that has any of the model's parameters."""
         if self._handle is None:
             return
+        if not self._out_of_graphs:
+            self._out_of_graphs = skip_own_files()
         self._in_hook = True
         try:
             if (self._leader is not None and self._leader() is optimizer) or self._follows(optimizer):
