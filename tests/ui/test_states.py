@@ -138,11 +138,18 @@ def test_failed_run_names_the_first_failed_rank(site: Any, open_tab: Callable[..
     expect(page.get_by_role("columnheader", name="cpython")).to_have_count(0)
 
 
-def test_lost_connection_shows_a_banner(tmp_path: Path, open_tab: Callable[..., Any]) -> None:
+def test_a_run_without_metrics_and_a_lost_connection(tmp_path: Path, open_tab: Callable[..., Any]) -> None:
     server = LiveServer(tmp_path)
     sender = Sender(server.post, "p", "r1", "r")
     sender.event("run.start", 10**18, {"config": {"a": 1}})
     tab = open_tab(server.url)
+    page = tab.go("#/p/p/runs/r1")
+    expect(page.get_by_role("heading", name="No metrics yet")).to_be_visible()
+    Sender(server.post, "p", "r2", "r").event("run.start", 10**18, {"config": {}})
+    Sender(server.post, "p", "r2", "r").event("run.end", 10**18 + 1, {"state": "finished"})
+    page = tab.go("#/p/p/runs/r2")
+    expect(page.get_by_role("heading", name="No metrics", exact=True)).to_be_visible()
+    expect(page.get_by_text("Charts appear here")).to_have_count(0)
     page = tab.go("#/p/p/runs/r1")
     expect(page.get_by_role("heading", name="No metrics yet")).to_be_visible()
     server.stop()

@@ -163,12 +163,14 @@ export class ChartsPane implements Pane {
     this.drawStatus();
     this.empty.hidden = tree.matches > 0;
     if (tree.matches === 0) {
+      const hasEnded = this.selection.runs.every((run) => run.ended);
+      const promise = "Charts appear here automatically after the first call to run.log.";
       fill(
         this.empty,
-        h("h2", {}, tree.total ? "No matching charts" : "No metrics yet"),
+        h("h2", {}, tree.total ? "No matching charts" : hasEnded ? "No metrics" : "No metrics yet"),
         tree.total
           ? h("p", {}, `${tree.total.toLocaleString("en")} charts do not match. `, button("Show all", () => route.change({ q: null })))
-          : h("p", {}, "Charts appear here automatically after the first call to run.log."),
+          : h("p", {}, hasEnded ? "No numbers were recorded. Texts, images and tables are in Media." : promise),
       );
     }
     this.sections.update(foldsIn(this.params));
