@@ -138,6 +138,20 @@ def test_failed_run_names_the_first_failed_rank(site: Any, open_tab: Callable[..
     expect(page.get_by_role("columnheader", name="cpython")).to_have_count(0)
 
 
+def test_one_banner_names_the_first_value_that_is_not_finite(site: Any, open_tab: Callable[..., Any]) -> None:
+    now = time.time_ns()
+    sender = Sender(site.post, "alerts", "a1", "diverged")
+    sender.event("run.start", now, {"config": {}})
+    alerts = [("spike", "lr"), ("nan", "loss"), ("nan", "eval"), ("threshold", "tensormeter.dropped")]
+    for number, (kind, metric) in enumerate(alerts):
+        sender.event("alert", now + number, {"kind": kind, "metric": metric, "message": f"{metric}: odd"})
+    sender.event("run.end", now + 9, {"state": "finished", "dropped": {"ring_full": 5}})
+    page = open_tab(site.url).go("#/p/alerts/runs/a1")
+    expect(page.locator(".banner", has_text="Not finite")).to_contain_text("loss: odd and 2 more (see Overview)")
+    expect(page.locator(".banner", has_text="Data was lost")).to_have_count(1)
+    expect(page.locator(".banner")).to_have_count(2)
+
+
 def test_a_run_without_metrics_and_a_lost_connection(tmp_path: Path, open_tab: Callable[..., Any]) -> None:
     server = LiveServer(tmp_path)
     sender = Sender(server.post, "p", "r1", "r")

@@ -5,7 +5,7 @@ import * as format from "../base/format";
 import * as route from "../base/route";
 import * as api from "../data/api";
 import { isProvisional, ranksOf } from "../data/attempt";
-import { alertOf, chartLinks, wordsOf } from "../selection/alert";
+import { alertOf, chartLinks, chiefAlert, metricOf, wordsOf } from "../selection/alert";
 import type { RunSelection } from "../selection/runSelection";
 import { isForeign, describeState, stateBadge } from "../widgets/badge";
 import { type Banner, attemptBanners, drawBanners, isLate, runBanners } from "../widgets/banner";
@@ -15,6 +15,8 @@ import { lossSentences } from "../widgets/lossSummary";
 
 const TICK_MS = 1000;
 const ALERTS_MS = 5000;
+const MAX_ALERTS = 200;
+const LOSSES = "tensormeter.dropped";
 const ATTEMPTS_MS = 20_000;
 const MAX_ENDS = 1000;
 const ENDED_BADLY: (api.State | undefined)[] = ["failed", "crashed", "preempted"];
@@ -87,12 +89,12 @@ export class Health {
   private async readEvents({ id, project }: api.RunDetail): Promise<void> {
     this.eventsReadAt = Date.now();
     try {
-      this.alerts = await api.events(id, { project, name: "tensormeter.alert", limit: 20 });
+      this.alerts = await api.events(id, { project, name: "tensormeter.alert", limit: MAX_ALERTS });
       if (ENDED_BADLY.includes(this.selection.runs[0]?.state)) {
         this.ends = await api.events(id, { project, name: "tensormeter.run.end", limit: MAX_ENDS });
       }
       this.drawBanners();
-      const serious = this.alerts.find((event) => alertOf(event).serious);
+      const serious = chiefAlert(this.seriousAlerts());
       if (serious && (await this.selection.lookUp(wordsOf(serious)))) this.drawBanners();
     } catch {
       // The overview shows errors of events, so no banner is added here.
@@ -143,6 +145,11 @@ export class Health {
     drawBanners(this.banners, banners);
   }
 
+  /** Alerts to show in a banner, the newest first. Losses have a banner of their own, which names their reasons. */
+  private seriousAlerts(): api.TelemetryEvent[] {
+    return this.alerts.filter((event) => alertOf(event).serious && metricOf(event) !== LOSSES);
+  }
+
   private singleRunBanners(run: api.RunDetail, { state }: Pick<api.Run, "state">): Banner[] {
     const banners: Banner[] = [];
     if (state === "stalled" || ENDED_BADLY.includes(state)) {
@@ -157,12 +164,13 @@ export class Health {
       banners.push({ kind: "warn", title: "Late data.", text: `The newest point is ${format.duration(run.lag ?? 0)} older than the last update. Points wait on the training node until they can be sent.` });
     }
     banners.push(...attemptBanners(this.hidden));
-    const serious = this.alerts.filter((event) => alertOf(event).serious);
-    if (serious[0]) {
-      const { title, text, level } = alertOf(serious[0]);
-      const { step } = serious[0];
+    const serious = this.seriousAlerts();
+    const chief = chiefAlert(serious);
+    if (chief) {
+      const { title, text, level } = alertOf(chief);
+      const { step } = chief;
       const words = [text, step === null || text.includes(`step ${step}`) ? "" : `(step ${step})`, serious.length > 1 ? `and ${serious.length - 1} more (see Overview)` : ""];
-      banners.push({ kind: level === "ERROR" ? "bad" : "warn", title, text: words.filter(Boolean).join(" "), links: chartLinks(serious[0], this.selection) });
+      banners.push({ kind: level === "ERROR" ? "bad" : "warn", title, text: words.filter(Boolean).join(" "), links: chartLinks(chief, this.selection) });
     }
     return banners;
   }

@@ -39,6 +39,19 @@ export function alertOf(event: TelemetryEvent): Alert {
   };
 }
 
+/** The metric that an alert of the server is about; "" for other alerts. */
+export function metricOf({ body }: TelemetryEvent): string {
+  const { metric } = (typeof body === "string" ? {} : (body ?? {})) as Record<string, unknown>;
+  return String(metric ?? "");
+}
+
+/** The alert to show if there is room for one: the newest, or the first one about a value that is not finite, which is the likely cause of the others. */
+export function chiefAlert(newestFirst: TelemetryEvent[]): TelemetryEvent | undefined {
+  const isNotFinite = ({ body }: TelemetryEvent) => (body as Record<string, unknown> | null)?.kind === "nan";
+  const [newest] = newestFirst;
+  return newest && isNotFinite(newest) ? newestFirst.filter(isNotFinite).at(-1) : newest;
+}
+
 /** Link to the chart of an alert's metric. Alerts of the server name it; in those of scripts, any word may be its name. */
 export function chartLinks(event: TelemetryEvent, selection: RunSelection): [string, string][] {
   const named = selection.findMetric(wordsOf(event));
@@ -47,8 +60,7 @@ export function chartLinks(event: TelemetryEvent, selection: RunSelection): [str
 
 /** Words of an alert that may be names of metrics, to be looked up before `chartLinks`. */
 export function wordsOf(event: TelemetryEvent): string[] {
-  const { metric } = (event.body ?? {}) as Record<string, unknown>;
   const { title, text } = alertOf(event);
   const words = `${title} ${text}`.split(/\s+/).map((word) => word.replace(/^["'`(]+|["'`).,:;!?]+$/g, ""));
-  return [...new Set([String(metric ?? ""), ...words])].filter(Boolean);
+  return [...new Set([metricOf(event), ...words])].filter(Boolean);
 }
