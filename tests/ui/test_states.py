@@ -138,6 +138,20 @@ def test_failed_run_names_the_first_failed_rank(site: Any, open_tab: Callable[..
     expect(page.get_by_role("columnheader", name="cpython")).to_have_count(0)
 
 
+def test_a_killed_process_is_described_once(site: Any, open_tab: Callable[..., Any]) -> None:
+    now = time.time_ns()
+    sender = Sender(site.post, "killed", "k1", "killed")
+    sender.event("run.start", now, {"config": {}})
+    sender.event("run.end", now + 1, {"state": "crashed", "message": "the process ended without finishing the run"})
+    page = open_tab(site.url).go("#/p/killed/runs/k1")
+    said = "crashed The process ended without finishing the run (crash or kill)."
+    expect(page.locator(".banner.bad")).to_have_text(said)
+    page.wait_for_function(
+        "() => performance.getEntriesByType('resource').some((entry) => entry.name.includes('run.end'))"
+    )
+    expect(page.locator(".banner.bad")).to_have_text(said)
+
+
 def test_one_banner_names_the_first_value_that_is_not_finite(site: Any, open_tab: Callable[..., Any]) -> None:
     now = time.time_ns()
     sender = Sender(site.post, "alerts", "a1", "diverged")

@@ -6,6 +6,8 @@ import { exceptionIn } from "./failure";
 
 const BAD_STATES = ["crashed", "failed", "preempted"];
 const MAX_REASON = 300;
+// What an agent reports of a process that said nothing. The description of the state says the same.
+const NO_REASON = "the process ended without finishing the run";
 
 interface End {
   time: number;
@@ -30,7 +32,7 @@ export function endSummary({ processes, attempt }: RunDetail, events: TelemetryE
     .sort((a, b) => a.time - b.time);
   const [first, ...others] = ends;
   if (!first) return "";
-  const reason = first.message.slice(0, MAX_REASON).replace(/[\s.:]+$/, "");
+  const reason = first.message === NO_REASON ? "" : first.message.slice(0, MAX_REASON).replace(/[\s.:]+$/, "");
   if (members.size === 1 || (others.length === 0 && ranks(members.values()) < 2)) return reason && `${reason}.`;
   const after = BAD_STATES.map((state) => [others.filter((end) => end.state === state).length, state] as const)
     .filter(([count]) => count > 0)
