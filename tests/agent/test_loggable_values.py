@@ -207,7 +207,7 @@ def test_rows_are_added_in_each_spelling_and_odd_ones_are_mended_with_a_warning(
     assert [row[0] for row in item.rows] == ["a", "b", "c"]
     assert [type(row[1]) for row in item.rows] == [ImageItem, type(None), type(None)]
     warnings = " ".join(record.getMessage() for record in caplog.records)
-    assert "'table': the image in row 1 is not recorded: expected an array" in warnings
+    assert "'table': the Image in row 1 is not recorded: expected an array" in warnings
     assert "1 of its rows did not have 2 cells (text, image)" in warnings
 
 
@@ -253,6 +253,23 @@ def test_an_image_that_fails_leaves_the_others_of_its_list(logged, source, caplo
         "'grid': an image is not recorded: cannot read '/nowhere.png': it is not an existing file"
     ]
     assert source.ring.drops() == {"unsupported_value": 1}
+
+
+def test_cells_cannot_be_other_media(logged, caplog):
+    table = Table(["clip", "note"], [[Audio(np.zeros(9), 8000), Text("a text")]])
+    (item,) = logged(table=table).values()
+    assert list(item.rows) == [[None, "a text"]]
+    assert (
+        "'table': the Audio in row 0 is not recorded: cells can contain images and texts, but no Audio; log it under a "
+        "separate name"
+    ) in caplog.text
+
+
+def test_two_channels_may_come_first(logged):
+    picture = np.zeros((2, 9, 10), np.uint8)
+    picture[1] = 128
+    (item,) = logged(image=Image(picture)).values()
+    assert pixels(item).shape == (9, 10, 2)
 
 
 def test_images_of_one_batch_have_one_scale(logged, caplog):

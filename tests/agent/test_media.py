@@ -118,7 +118,7 @@ def test_what_is_encoded_stays_as_it_is(source, spool, tmp_path, open_drain):
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (lambda: Image(np.zeros((2, 2, 7))), r"its shape is \(2, 2, 7\), so it has 7 channels"),
+        (lambda: Image(np.zeros((5, 2, 7))), r"its shape is \(5, 2, 7\), so it has 7 channels"),
         (lambda: Image(np.zeros((0, 2))), r"it is empty: its shape is \(0, 2\)"),
         (lambda: Image(np.zeros((2, 2)), dataformats="CHW"), r"'CHW' does not fit the shape \(2, 2\)"),
         (lambda: Image(np.zeros((2, 2, 3)), dataformats="HWX"), "expected the letters N, C, H, W"),

@@ -64,8 +64,10 @@ def test_the_lines_lead_to_the_run(tmp_path, server):
     )
 
 
-def test_an_offline_run_prints_the_command_that_delivers_it(tmp_path, server):
-    process = train(tmp_path, "run-1", TENSORMETER_MODE="offline", TENSORMETER_ENDPOINT="http://127.0.0.1:9")
+@pytest.mark.parametrize("variable", [("TENSORMETER_MODE", "offline"), ("TENSORMETER_AGENT", "off")], ids=str)
+def test_an_offline_run_prints_the_command_that_delivers_it(tmp_path, server, variable):
+    variables = dict([variable], TENSORMETER_ENDPOINT="http://127.0.0.1:9")
+    process = train(tmp_path, "run-1", **variables)
     first, last = lines(process)
     command = f"tensormeter sync {shlex.quote(str(tmp_path / 'my runs'))}"
     assert first == f"tensormeter: run run-1 is recorded in {tmp_path / 'my runs'}; deliver it with `{command}`"

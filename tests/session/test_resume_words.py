@@ -25,9 +25,9 @@ def server(tmp_path):
 def test_must_and_never_warn_without_delaying_the_start(tmp_path, server):
     """Each script runs on another machine, so only the server knows the earlier attempts."""
 
-    def train(run_id, resume, *, machine):
+    def train(run_id, resume, *, machine, **variables):
         environment = {**clean_environment(), "TENSORMETER_DIR": str(tmp_path / machine), "TENSORMETER_QUIET": "true"}
-        environment["TENSORMETER_ENDPOINT"] = server.url
+        environment |= {"TENSORMETER_ENDPOINT": server.url, **variables}
         done = run_python("-c", SCRIPT, run_id, repr(resume), environment=environment, check=True)
         return done.stderr.strip()
 
@@ -39,6 +39,7 @@ def test_must_and_never_warn_without_delaying_the_start(tmp_path, server):
     assert train("a", "allow", machine="3") == ""
     assert train("b", "must", machine="1") == new.format("b")
     assert train("b", "never", machine="1") == exists.format("b", 2)
+    assert train("b", "never", machine="2", RANK="1", WORLD_SIZE="2") == "", "one rank warns"
     assert train("c", "auto", machine="1") == ""
     (series,) = server.query("a", metrics=["loss"])["series"]
     assert series["x"] == [0, 1, 2, 3], "each attempt continues after the last step of the one before"

@@ -61,8 +61,8 @@ def logs(
 ) -> None:
     """Print the log of a run: the console output and log records of its processes, in all attempts.
 
-    RUN is an ID, the beginning of an ID, or a unique name. Escape sequences and control characters are removed. If several
-    ranks have sent lines, each line begins with its rank.
+    RUN is an ID, the beginning of an ID, or a unique name. Escape sequences and control characters are removed. If the
+    run has several ranks, each line begins with its rank.
     """
     connection = Connection(endpoint)
     stored_run = StoredRun(connection, find_run(connection, run, project, fields=""))

@@ -58,7 +58,8 @@ def print_end(settings: Settings, run_id: str, name: str, state: str, outcome: s
         state: Final state of the run.
         outcome: Clause about the delivery, such as "all data was delivered".
     """
-    address = page_address(settings, run_id) if settings.mode == "online" else None
+    is_delivered = settings.mode == "online" and settings.agent != "off"
+    address = page_address(settings, run_id) if is_delivered else None
     _print(f"run {_label(name, run_id)} {state}; {outcome}{f': {address}' if address else ''}")
 
 

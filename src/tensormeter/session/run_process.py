@@ -118,7 +118,7 @@ class RunProcess:
         self._left_out: set[str] = set()
         self._documents: dict[str, Mapping[str, Any]] = {}
         self._document_warned = False
-        self._existence: Existence = run.existence if parent is None else ""
+        self._existence: Existence = run.existence if parent is None and not describe_rank().get(RANK) else ""
         self._detached = False
         self._flushing = threading.RLock()  # reentrant, because a signal handler may flush
         reserve_standard_files()

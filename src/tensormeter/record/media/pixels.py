@@ -85,7 +85,8 @@ def _guess(shape: tuple[int, ...], leading: str, *, channels_first: bool) -> str
         return "HW"
     before = leading[len(leading) - (len(shape) - 3) :]
     first, last = shape[-3] in _GUESSED_CHANNELS, shape[-1] in _GUESSED_CHANNELS
-    if first and (channels_first or not last):
+    is_only_choice = shape[-3] in CHANNELS and shape[-1] not in CHANNELS
+    if is_only_choice or (first and (channels_first or not last)):
         return f"{before}CHW"
     return f"{before}HWC"
 

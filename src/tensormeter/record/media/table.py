@@ -85,7 +85,7 @@ class Table(Media):
             self._excess_rows += 1
             return
         cells = [_cell(value) for value in row]
-        images = sum(type(cell) is Image for cell in cells)
+        images = sum(isinstance(cell, Media) for cell in cells)
         if self._images + images > TABLE_IMAGES:
             self._excess_rows += 1
             return
@@ -154,7 +154,7 @@ class Table(Media):
         self._check_rows(frame.length)
         columns = [[_cell(cell) for cell in frame.column(position, frame.length)] for position in positions]
         self._rows = [list(row) for row in zip(*columns, strict=True)]
-        self._images = sum(type(cell) is Image for column in columns for cell in column)
+        self._images = sum(isinstance(cell, Media) for column in columns for cell in column)
         if self._images > TABLE_IMAGES:
             self._excess_rows += 1
 
@@ -167,15 +167,15 @@ class Table(Media):
             rows = [list(row) for row in rows]
             for number, row in enumerate(rows):
                 for position, cell in enumerate(row):
-                    if type(cell) is not Image:
+                    if not isinstance(cell, Media):
                         continue
                     try:
-                        images.append(cell.part())
+                        images.append(_image(cell))
                         row[position] = {"image": len(images) - 1}
                     except Refused as refusal:
                         row[position] = None
                         omitted += 1
-                        remarks.append(f"the image in row {number} is not recorded: {refusal}")
+                        remarks.append(f"the {type(cell).__name__} in row {number} is not recorded: {refusal}")
         if self._uneven:
             remarks.append(
                 f"{self._uneven} of its rows did not have {len(self.columns)} cells ({', '.join(self.columns)[:200]}); they were "
@@ -235,15 +235,21 @@ def _too_large_table(reason: str) -> Refused:
     return Refused(f"the table is too large: {reason}", Drop.TABLE_TOO_LARGE)
 
 
+def _image(cell: Media) -> ImagePart:
+    if not isinstance(cell, Image):
+        raise Refused(f"cells can contain images and texts, but no {type(cell).__name__}; log it under a separate name")
+    return cell.part()
+
+
 def _cell(value: Any) -> Any:
-    """Convert a cell to a JSON value. Images stay images."""
+    """Convert a cell to a JSON value. Media items other than texts stay as they are."""
     kind = type(value)
     if kind in _PLAIN or (kind is int and -_INT64 <= value < _INT64):
         return value
-    if kind is Image:
-        return value
     if kind is Text:
         return value.text
+    if issubclass(kind, Media):
+        return value
     if kind.__name__ in _MISSING:
         return None
     if is_pil_image(value) or matplotlib_figure(value) is not None:
