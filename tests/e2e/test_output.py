@@ -527,6 +527,14 @@ print(status, file=sys.stderr)
     assert str(-signal.SIGPIPE) in texts(delivered(), "stderr")
 
 
+def test_a_child_of_the_first_process_of_a_container_has_no_relay(train, delivered):
+    """The container, and a relay in it, would end together with the process."""
+    prologue = f"import os\nreal, os.getppid = os.getppid, lambda: 1\n{PROLOGUE}os.getppid = real\n"
+    script = "print('from Python')\nsubprocess.run(['echo', 'from a child'])"
+    assert sorted(train(script, prologue).stdout.splitlines()) == ["from Python", "from a child"]
+    assert texts(delivered(), "stdout") == ["from Python"]
+
+
 def test_offline_runs_keep_their_output(train, receiver, tmp_path, environment):
     assert train("print('kept')", mode="offline").stdout == "kept\n"
     assert receiver.output() == []

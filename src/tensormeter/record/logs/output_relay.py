@@ -46,8 +46,9 @@ class OutputRelay:
             None if no stream leads to a pipe, or if there is no relay for other reasons. Output is then unchanged.
         """
         targets = _pipe_targets()
-        # All processes of a container end with its first process, so a relay could not pass on the last bytes.
-        if not targets or os.getpid() == 1 or not _can_start_python():
+        # All processes of a container end with its first process, so a relay might not pass on the last bytes of a crash. The
+        # first process is often a shell that ends as soon as this process does.
+        if not targets or 1 in (os.getpid(), os.getppid()) or not _can_start_python():
             return None
         for name in ("stdout", "stderr"):
             with contextlib.suppress(Exception):
