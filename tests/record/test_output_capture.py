@@ -202,7 +202,7 @@ def test_a_full_file_drops_lines_and_counts_them(start, streams):
     print("y" * (2 << 20))
     print("and again")
     assert captured.texts(ConsoleKind.STDOUT).split() == ["again", "and", "again"]
-    assert captured.capture.drops()["console_full"] == dropped
+    assert captured.capture.drops()["console_full"] == dropped + 1, "a line that is larger than the file"
 
 
 def test_a_damaged_position_is_reported_at_once(start, streams):

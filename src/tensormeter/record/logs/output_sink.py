@@ -6,10 +6,10 @@ separate file with its first output.
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import time_ns
 from typing import Final
 
 from tensormeter.redaction import mask_values
@@ -30,8 +30,8 @@ _MOST_PENDING: Final = 64
 _LONGEST_PARTIAL: Final = 8_192
 """Maximum length of a line's start that is not stored until the line ends, in characters."""
 
-_WAKE_SHARE: Final = 1 / 8
-"""Share of the file that is written before the agent is woken."""
+_WAKES: Final = 8
+"""Number of times that the agent is woken while as much is written as the file has space for."""
 
 
 class OutputSink:
@@ -60,7 +60,8 @@ class OutputSink:
         self._redrawn_at: dict[int, int] = {}
         self._cut: set[int] = set()
         """Kinds whose last text was dropped."""
-        self._woke_at = 0
+        self._wakes_at = self._parent.size // _WAKES
+        """Position from which the next write wakes the agent."""
 
     def put(self, kind: int, text: str, at: int = 0) -> None:
         """Copy some output. A line without its end is stored when the line ends.
@@ -103,8 +104,9 @@ class OutputSink:
         pending, partial = self._pending, self._partial
         while pending:
             kind, text, at = pending.popleft()  # only the holder of the lock takes texts
-            if text == "\n" and kind in partial and not self._held:
-                self._store(kind, partial.pop(kind) + text, at)
+            if pending and pending[0] == (kind, "\n", 0) and not (at or self._held or "\n" in text or "\r" in text):
+                pending.popleft()  # `print` writes a line and its end separately
+                self._store(kind, f"{partial.pop(kind)}{text}\n" if kind in partial else f"{text}\n")
             else:
                 self._take(kind, text, at)
 
@@ -126,7 +128,7 @@ class OutputSink:
 
     def _redraw(self, kind: int, text: str) -> None:
         """Store a state of a redrawn line, or hold it if another state has just been stored."""
-        now = time.time_ns()
+        now = time_ns()
         if text[:1] == "\r" and now - self._redrawn_at.get(kind, 0) < _REDRAW_INTERVAL:
             self._held[kind] = text  # replaces an earlier state
         else:
@@ -141,23 +143,24 @@ class OutputSink:
         if file is None and (file := self._create_child_file()) is None:
             self._parent.count(ConsoleWord.FULL, text.count("\n"))
             return
-        begin = "\n" if self._cut and kind in self._cut and not at else ""
-        written = file.put(kind, at or time.time_ns(), (begin + text).encode("utf-8", "replace"))
+        whole = f"\n{text}" if self._cut and kind in self._cut and not at else text
+        written = file.put(kind, at or time_ns(), whole.encode("utf-8", "replace"))
         if not written:
             self._cut.add(kind)
             file.count(ConsoleWord.FULL, 1 if at else text.count("\n"))
             return
         if self._cut:
             self._cut.discard(kind)
-        if written - self._woke_at > file.size * _WAKE_SHARE:
-            self._woke_at = written
+        if written > self._wakes_at:
+            self._wakes_at = written + file.size // _WAKES
             self._wake()
 
     def _create_child_file(self) -> ConsoleFile | None:
         try:
             path = Path(child_console_file(self._parent.path))
             self._file = ConsoleFile.create(path, _CHILD_BYTES)
-            self._parent.words[ConsoleWord.CHILD_STAMP] = time.time_ns() ^ os.getpid()
+            self._wakes_at = _CHILD_BYTES // _WAKES
+            self._parent.words[ConsoleWord.CHILD_STAMP] = time_ns() ^ os.getpid()
         except OSError:  # no space, or the run has ended
             return None
         return self._file
