@@ -535,6 +535,29 @@ def test_a_child_of_the_first_process_of_a_container_has_no_relay(train, deliver
     assert texts(delivered(), "stdout") == ["from Python"]
 
 
+def test_a_program_may_close_all_descriptors(train, delivered):
+    """As daemons do. Other files then have the numbers of those that the capture had kept."""
+    script = """
+import fcntl, threading
+os.closerange(64, 4096)
+files = [fcntl.fcntl(0, fcntl.F_DUPFD, 64) for _ in range(20)]
+for thread in threading.enumerate():
+    if thread.name == "tensormeter-relay":
+        thread.join(20)
+        assert not thread.is_alive()
+print("from Python", flush=True)
+subprocess.run(["echo", "from a child"])
+run.finish()
+for file in files:
+    os.fstat(file)
+print("after the end", flush=True)
+"""
+    ended = train(script)
+    assert ended.stdout == "from Python\nfrom a child\nafter the end\n"
+    assert "Traceback" not in ended.stderr
+    assert sorted(texts(delivered(), "stdout")) == ["from Python", "from a child"]
+
+
 def test_offline_runs_keep_their_output(train, receiver, tmp_path, environment):
     assert train("print('kept')", mode="offline").stdout == "kept\n"
     assert receiver.output() == []

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Final
 
+from tensormeter.record.logs.kept_descriptor import KeptDescriptor
 from tensormeter.record.logs.relay import BUSY
-from tensormeter.record.logs.relay_watch import RelayStream, RelayWatch, is_unread, move_above
+from tensormeter.record.logs.relay_watch import RelayStream, RelayWatch, is_unread
 from tensormeter.ring.console_file import ConsoleFile, relay_console_file
 from tensormeter.ring.format import ConsoleKind
 
@@ -25,7 +26,7 @@ _POLL: Final = 0.001
 class OutputRelay:
     """Standard output and standard error lead to the relay until `stop`."""
 
-    def __init__(self, file: ConsoleFile, saved: dict[int, int]) -> None:
+    def __init__(self, file: ConsoleFile, saved: dict[int, KeptDescriptor]) -> None:
         """
         Use `start` instead.
 
@@ -54,40 +55,40 @@ class OutputRelay:
             with contextlib.suppress(Exception):
                 getattr(sys, name).flush()
         path = relay_console_file(ring_path)
-        ends: dict[int, int] = {}
+        ends: dict[int, KeptDescriptor] = {}
         watch = None
         try:
             file = ConsoleFile.create(path, _BYTES)
-            watch = RelayWatch(file, move_above(os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+            watch = RelayWatch(file, KeptDescriptor(os.open(path, os.O_RDWR | os.O_CLOEXEC)))
             for target, descriptors in targets.items():
-                source, end = (move_above(descriptor) for descriptor in os.pipe())
+                source, end = (KeptDescriptor(descriptor) for descriptor in os.pipe())
                 ends |= dict.fromkeys(descriptors, end)
                 watch.add(
                     RelayStream(
                         ConsoleKind.STDOUT if target == 1 else ConsoleKind.STDERR,
                         source,
-                        move_above(os.dup(target)),
+                        KeptDescriptor(os.dup(target)),
                     )
                 )
-            relay = cls(file, {descriptor: move_above(os.dup(descriptor)) for descriptor in ends})
+            relay = cls(file, {descriptor: KeptDescriptor(os.dup(descriptor)) for descriptor in ends})
             if watch.start():
                 relay._redirect(ends)
                 return relay
         except (OSError, RuntimeError):  # RuntimeError: no thread can be started
             pass
         finally:
-            for end in set(ends.values()):
-                os.close(end)
+            for end in ends.values():
+                end.close()
         if watch is not None:
             watch.close()
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         return None
 
-    def _redirect(self, ends: dict[int, int]) -> None:
+    def _redirect(self, ends: dict[int, KeptDescriptor]) -> None:
         for descriptor, end in ends.items():
-            self._pipes[descriptor] = os.fstat(end)
-            os.dup2(end, descriptor)
+            self._pipes[descriptor] = os.fstat(end.number)
+            os.dup2(end.number, descriptor)
 
     def stop(self) -> None:
         """Restore the descriptors, once the relay has passed on all bytes. If that takes too long, leave them as they are."""
@@ -103,9 +104,10 @@ class OutputRelay:
         ]
         if self._wait_until_passed_on(own):
             for descriptor in own:
-                os.dup2(self._saved[descriptor], descriptor)
+                if self._saved[descriptor].is_open:
+                    os.dup2(self._saved[descriptor].number, descriptor)
         for saved in self._saved.values():
-            os.close(saved)
+            saved.close()
         self._saved, self._pipes = {}, {}
 
     def _wait_until_passed_on(self, descriptors: list[int]) -> bool:

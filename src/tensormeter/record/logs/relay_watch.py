@@ -9,6 +9,7 @@ import fcntl
 import mmap
 import os
 import select
+import signal
 import sys
 import termios
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tensormeter.logger import get_logger
+from tensormeter.record.logs.kept_descriptor import KeptDescriptor
 from tensormeter.record.logs.relay import (
     BUSY,
     ENDED,
@@ -31,7 +33,7 @@ from tensormeter.record.logs.relay import (
 from tensormeter.ring.console_file import ConsoleFile
 from tensormeter.ring.format import ConsoleKind
 
-__all__ = ["RelayStream", "RelayWatch", "is_unread", "move_above"]
+__all__ = ["RelayStream", "RelayWatch", "is_unread"]
 
 logger: Final = get_logger()
 
@@ -40,8 +42,6 @@ _POLL: Final = 0.001
 _STOPPED_INTERVAL_MS: Final = 1_000
 """Interval, in milliseconds, between checks for a relay that has been stopped while bytes wait."""
 _MOST_RESTARTS: Final = 10
-_ABOVE: Final = 64
-"""Lower bound of descriptors that are kept or handed to the relay, so that none has a number that the relay uses."""
 
 
 class RelayStream(NamedTuple):
@@ -54,14 +54,14 @@ class RelayStream(NamedTuple):
     """
 
     kind: ConsoleKind
-    source: int
-    target: int
+    source: KeptDescriptor
+    target: KeptDescriptor
 
 
 class RelayWatch:
     """Keeps a relay running until all writers of its pipes are gone."""
 
-    def __init__(self, file: ConsoleFile, descriptor: int) -> None:
+    def __init__(self, file: ConsoleFile, descriptor: KeptDescriptor) -> None:
         """Take ownership of a descriptor.
 
         Args:
@@ -71,7 +71,7 @@ class RelayWatch:
         self._file = file
         self._descriptor = descriptor
         self._streams: dict[ConsoleKind, RelayStream] = {}
-        self._lifeline = -1
+        self._lifeline: KeptDescriptor | None = None
 
     def add(self, stream: RelayStream) -> None:
         """Add a stream to pass on, and take ownership of its descriptors. Call this before `start`."""
@@ -93,14 +93,13 @@ class RelayWatch:
         """Close all descriptors of this process. A forked child has copies of them."""
         if self in _watches:
             _watches.remove(self)
-        descriptors = [self._descriptor, self._lifeline]
-        for _, source, target in self._streams.values():
-            descriptors += [source, target]
+        self._descriptor.close()
+        if self._lifeline is not None:
+            self._lifeline.close()
+        for stream in self._streams.values():
+            stream.source.close()
+            stream.target.close()
         self._streams = {}
-        self._descriptor = self._lifeline = -1
-        for descriptor in descriptors:
-            with contextlib.suppress(OSError):  # -1, or already closed when the process was forked
-                os.close(descriptor)
 
     def _watch(self) -> None:
         try:
@@ -114,14 +113,18 @@ class RelayWatch:
             self.close()
 
     def _wait_for_end(self) -> bool:
-        """Wait until the relay is gone. Return whether streams are left that have writers."""
+        """Wait until the relay is gone. Return whether it must be replaced."""
+        assert self._lifeline is not None
         poll = select.poll()
-        poll.register(self._lifeline, select.POLLIN)
+        poll.register(self._lifeline.number, select.POLLIN)
         while self._streams:
-            if not poll.poll(_STOPPED_INTERVAL_MS):
+            is_told = poll.poll(_STOPPED_INTERVAL_MS)
+            if not self._lifeline.is_open:  # the program has closed all descriptors
+                return False
+            if not is_told:
                 self._kill_if_stopped()
                 continue
-            data = os.read(self._lifeline, 1)
+            data = os.read(self._lifeline.number, 1)
             if not data:
                 return True
             if data[0] == ENDED:
@@ -132,22 +135,20 @@ class RelayWatch:
     def _release(self, kind: ConsoleKind) -> None:
         """Close a stream, so that its writers receive an error if the relay has closed it, too."""
         stream = self._streams.pop(kind)
-        os.close(stream.source)
-        os.close(stream.target)
+        stream.source.close()
+        stream.target.close()
         self._file.words[RELEASED] |= 1 << kind
 
     def _kill_if_stopped(self) -> None:
-        if not any(is_unread(stream.source) for stream in self._streams.values()):
+        if not any(is_unread(stream.source.number) for stream in self._streams.values()):
             return
         for word in (SUPERVISOR, WORKER):
             process = self._file.words[word]
             if _is_stopped_relay(process):
                 with contextlib.suppress(OSError):
-                    os.kill(process, 9)
+                    os.kill(process, signal.SIGKILL)
 
     def _restart(self) -> bool:
-        os.close(self._lifeline)
-        self._lifeline = -1
         try:
             return self._spawn(None)
         except OSError:
@@ -157,22 +158,24 @@ class RelayWatch:
         """Start the relay's processes, and wait until they are ready or gone, or the timeout has passed."""
         words = self._file.words
         words[READY] = words[BUSY] = 0
-        self._lifeline, end = (move_above(descriptor) for descriptor in os.pipe())
+        if self._lifeline is not None:
+            self._lifeline.close()
+        self._lifeline, end = (KeptDescriptor(descriptor) for descriptor in os.pipe())
         try:
-            handed = [self._descriptor]
+            handed = [self._descriptor.number]
             for stream in self._streams.values():
-                handed += [stream.source, stream.target]
-            handed.append(end)
+                handed += [stream.source.number, stream.target.number]
+            handed.append(end.number)
             actions: list[Any] = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
             actions += [(os.POSIX_SPAWN_DUP2, number, FIRST_DESCRIPTOR + index) for index, number in enumerate(handed)]
             command = relay_command([int(kind) for kind in self._streams])
             process = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
         finally:
-            os.close(end)
+            end.close()
         with contextlib.suppress(ChildProcessError):  # other code has waited for it
             os.waitpid(process, 0)
         poll = select.poll()
-        poll.register(self._lifeline, 0)
+        poll.register(self._lifeline.number, 0)
         deadline = None if timeout is None else time.monotonic() + timeout
         wait = threading.Event().wait
         while not words[READY]:
@@ -188,8 +191,8 @@ class RelayWatch:
             "work now; set console_children='files' to record output without them",
         )
         while self._streams:
-            streams = {stream.source: (stream.target, int(stream.kind)) for stream in self._streams.values()}
-            with mmap.mmap(self._descriptor, 0) as file, memoryview(file) as view, view.cast("q") as words:
+            streams = {s.source.number: (s.target.number, int(s.kind)) for s in self._streams.values()}
+            with mmap.mmap(self._descriptor.number, 0) as file, memoryview(file) as view, view.cast("q") as words:
                 broken = pass_on(streams, file, words)
             if broken not in streams:
                 return
@@ -213,13 +216,6 @@ def is_unread(descriptor: int) -> bool:
         return any(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
     except OSError:
         return False
-
-
-def move_above(descriptor: int) -> int:
-    """Move a descriptor to a number that the relay does not use. It is closed when another program is executed."""
-    copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
-    os.close(descriptor)
-    return copy
 
 
 def _is_stopped_relay(process: int) -> bool:
