@@ -26,9 +26,9 @@ _started_here: Final[ContextVar[tuple["Run", ...]]] = ContextVar("tensormeter_ru
 def add(run: "Run") -> None:
     """Register a started run, which becomes the current run of this thread or task."""
     exit_hooks.install(finish_all)
-    if run.sigterm_word is not None:
+    if run._sigterm_word is not None:
         exit_hooks.install_sigterm(_on_sigterm, run.settings.sigterm_timeout)
-        exit_hooks.set_sigterm_word(run.sigterm_word)
+        exit_hooks.set_sigterm_word(run._sigterm_word)
     _open.append(run)
     _started_here.set((*(earlier for earlier in _started_here.get() if earlier in _open), run))
 
@@ -37,8 +37,8 @@ def remove(run: "Run") -> None:
     """Remove a run that has finished, unless it has already been removed."""
     if run in _open:
         _open.remove(run)
-        if run.sigterm_word is not None:
-            exit_hooks.clear_sigterm_word(run.sigterm_word)
+        if run._sigterm_word is not None:
+            exit_hooks.clear_sigterm_word(run._sigterm_word)
     if not _open:
         exit_hooks.restore_sigterm()
 
@@ -67,21 +67,21 @@ def finish_all() -> None:
     """Finish all unfinished runs, latest first, with a state that depends on how the process ends."""
     outcome = exit_hooks.outcome()
     for run in reversed(all_open()):
-        run.end(outcome, run.settings.finish_timeout)
+        run._end(outcome, run.settings.finish_timeout)
 
 
 def _on_sigterm(process_ends: bool) -> None:
     """Record the SIGTERM. If the process is about to end, also finish all runs; otherwise the script continues."""
     for run in reversed(all_open()):
-        if run.sigterm_word is not None:
-            run.sigterm_word[0] = time.time_ns()
+        if run._sigterm_word is not None:
+            run._sigterm_word[0] = time.time_ns()
             if process_ends:
-                run.end(exit_hooks.outcome(), min(run.settings.sigterm_timeout, run.settings.finish_timeout))
+                run._end(exit_hooks.outcome(), min(run.settings.sigterm_timeout, run.settings.finish_timeout))
 
 
 def _after_fork() -> None:
     for run in all_open():
-        run.after_fork()
+        run._after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -394,9 +394,9 @@ class Run:
         if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
             logger.warning("finish: ignored the timeout %s; pass seconds as a number", shown(timeout))
             timeout = None
-        self.end(stated_outcome(state, exit_code), self.settings.finish_timeout if timeout is None else timeout)
+        self._end(stated_outcome(state, exit_code), self.settings.finish_timeout if timeout is None else timeout)
 
-    def end(self, outcome: exit_hooks.Outcome, timeout: float) -> None:
+    def _end(self, outcome: exit_hooks.Outcome, timeout: float) -> None:
         """End the run with a known outcome, and wait for delivery like `finish`.
 
         Args:
@@ -444,7 +444,7 @@ class Run:
         outcome = exit_hooks.outcome()
         if outcome.state != "preempted":
             outcome = exit_hooks.Outcome("failed", failure) if failure.message else exit_hooks.Outcome("finished")
-        self.end(outcome, self.settings.finish_timeout)
+        self._end(outcome, self.settings.finish_timeout)
 
     def __reduce__(self) -> tuple[Callable[..., "Run"], tuple[Any, ...]]:
         """Pickle the run without its secrets. A process that unpickles it joins the run."""
@@ -508,7 +508,7 @@ class Run:
                 process.leave_out(document, values)
 
     @property
-    def sigterm_word(self) -> memoryview | None:
+    def _sigterm_word(self) -> memoryview | None:
         """See `RunProcess.sigterm_word`. None if this run records nothing, or is not to be ended by SIGTERM."""
         return self._process.sigterm_word if self.settings.sigterm_timeout and self._process is not None else None
 
@@ -540,7 +540,7 @@ class Run:
         if self._process is not None:
             self._process.recorder.log_at_next_step(values)
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """Reset the run in a forked child, before any other code uses it. The parent's threads may hold its locks."""
         self.__dict__.pop("log", None)
         self._phases = None  # writes to the parent's ring; the first `log` call creates a new object
