@@ -8,12 +8,12 @@ from tensormeter.conventions.limits import REPEATED_TEXT_CHARACTERS
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.record.media.arrivals import Arrivals, Waiting
 from tensormeter.record.media.arriving import ArrivingMedia
-from tensormeter.record.media.item import EventContent, Media
+from tensormeter.record.media.item import EventContent, Media, refusal_of
 from tensormeter.record.media.outbox import Outbox
 from tensormeter.record.media.repeated_texts import RepeatedTexts
 from tensormeter.record.rows.lane import Lane
 from tensormeter.record.values.classify import Refused, check_name
-from tensormeter.record.warn_once import WarnOnce, describe, shown
+from tensormeter.record.warn_once import WarnOnce, shown
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import Drop
 
@@ -108,8 +108,7 @@ class MediaWriter:
             name = as_unicode(key)
             contents = self._contents(name, item, step)
         except Exception as error:  # the item's values may run code that raises anything
-            refusal = error if isinstance(error, Refused) else Refused(f"cannot copy it ({describe(error)})")
-            self._refuse(lane, key, refusal)
+            self._refuse(lane, key, refusal_of(error))
             return False
         if name != key:
             self._notices.changed_name(key, name)
