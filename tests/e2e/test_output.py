@@ -480,22 +480,25 @@ print("last words", flush=True)
     assert "last words" in texts(delivered())
 
 
+def leave_after(line: str, script: str, variables: dict[str, str]) -> tuple[int, str]:
+    """Close the output of a script after its first line. Return the exit status and the standard error."""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == line
+        process.stdout.close()
+        errors = process.stderr.read()
+    return process.returncode, errors
+
+
 def test_a_reader_that_leaves_ends_the_program_as_before(environment, receiver, wait_for):
     script = PROLOGUE + "print('first', flush=True)\nwhile True: print('more')"
     for console in ("first", "off"):
-        with subprocess.Popen(
-            [sys.executable, "-c", script],
-            env=environment(console=console, run_id=f"run-{console}"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            assert process.stdout.readline() == "first\n"
-            process.stdout.close()
-            assert "BrokenPipeError" in process.stderr.read()
-        assert process.returncode in (1, 120)  # the latter if the interpreter has text left to print
+        status, errors = leave_after("first\n", script, environment(console=console, run_id=f"run-{console}"))
+        assert "BrokenPipeError" in errors
+        assert status in (1, 120)  # the latter if the interpreter has text left to print
     ends = [("tensormeter.run.end", "failed")] * 2
     wait_for(lambda: [(name, body["state"]) for name, body in receiver.events() if "state" in body] == ends, "both end")
 
@@ -512,18 +515,8 @@ status = child.wait()
 os.kill(forked, signal.SIGKILL)
 print(status, file=sys.stderr)
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline() == "y\n"
-        process.stdout.close()
-        assert f"{-signal.SIGPIPE}\n" in process.stderr.read()
+    _, errors = leave_after("y\n", script, environment())
+    assert f"{-signal.SIGPIPE}\n" in errors
     assert str(-signal.SIGPIPE) in texts(delivered(), "stderr")
 
 

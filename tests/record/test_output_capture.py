@@ -13,10 +13,11 @@ import pytest
 
 from support.forks import call_in_child
 from tensormeter.errors import RingError
+from tensormeter.record.logs import relay
 from tensormeter.record.logs.logging_tap import severity
 from tensormeter.record.logs.output_capture import OutputCapture
 from tensormeter.ring.console_file import ConsoleFile, child_console_files, console_file
-from tensormeter.ring.format import ConsoleKind, ConsoleWord
+from tensormeter.ring.format import CONSOLE_HEADER_BYTES, ConsoleKind, ConsoleWord
 
 
 class Captured:
@@ -304,3 +305,18 @@ def test_no_space_is_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "tensormeter"):
         assert OutputCapture.start(tmp_path / "missing" / "x.ring", lambda: None, level=20) is None
     assert "the console output is not recorded" in caplog.text
+
+
+def test_the_relay_uses_the_words_of_the_console_file():
+    """It cannot import them."""
+    assert (
+        *(ConsoleWord.RELAY_BUSY, ConsoleWord.RELAY_READY, ConsoleWord.RELAY_SUPERVISOR),
+        *(ConsoleWord.RELAY_WORKER, ConsoleWord.RELAY_RELEASED),
+    ) == (relay.BUSY, relay.READY, relay.SUPERVISOR, relay.WORKER, relay.RELEASED)
+    assert (*(ConsoleWord.SIZE, ConsoleWord.HEAD, ConsoleWord.FULL, ConsoleWord.TAIL),) == (
+        relay._SIZE,
+        relay._HEAD,
+        relay._FULL,
+        relay._TAIL,
+    )
+    assert relay._HEADER_BYTES == CONSOLE_HEADER_BYTES
