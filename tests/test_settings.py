@@ -133,3 +133,15 @@ def test_json_round_trip(monkeypatch):
     assert settings.directory == Path.home() / "runs"
     monkeypatch.setenv("TENSORMETER_PROJECT", "another")
     assert Settings.from_json(settings.to_json() | {"of the future": 1}) == settings
+
+
+def test_defaults_apply_below_arguments_and_environment(monkeypatch):
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "from another variable")
+    monkeypatch.setenv("TENSORMETER_GROUP", "from the environment")
+    defaults = {"project": "library", "group": "library", "name": "library", "notes": "library"}
+    settings = Settings.with_defaults(defaults, name="argument")
+    assert settings.project == "from another variable"
+    assert settings.group == "from the environment"
+    assert (settings.name, settings.notes) == ("argument", "library")
+    with pytest.raises(SettingsError, match="group"):
+        Settings.with_defaults({"group": 3, "job_type": 3}, job_type="train", group=3)

@@ -67,12 +67,14 @@ def init(
     *,
     id: str | None = None,
     group: str | None = None,
+    job_type: str | None = None,
     tags: Collection[str] | str | None = None,
     notes: str | None = None,
     resume: bool | str | None = None,
     fork_from: str | None = None,
     mode: str | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Run:
     """Start a run.
 
@@ -100,6 +102,7 @@ def init(
             setting `mask_config`). To add values later, write to `Run.config`.
         id: ID of the run. Pass the same ID on all ranks. Default: a random ID.
         group: Name of the run's group, for example the name of a sweep.
+        job_type: Kind of work that the run does, such as `train` or `eval`.
         tags: Keywords for finding the run, as a collection or separated by commas.
         notes: Notes about the run. If users edit the notes, group or tags on the server, their edits take precedence.
         resume: Whether the run with this `id` exists. By default, and with `"allow"` or `"auto"`, the run is continued if it
@@ -111,6 +114,8 @@ def init(
         mode: `online` delivers the data, `offline` only writes it to disk, and `disabled` records nothing. Default:
             `online`.
         settings: A `Settings` object, or a mapping of its fields. The other arguments of `init` take precedence.
+        defaults: Settings that apply if neither the arguments nor the environment give them, for libraries that call `init` on
+            behalf of a script: ``defaults={"project": "my-library"}``. They have no effect on a `Settings` object.
 
     Raises:
         SettingsError: An argument, a setting or a `TENSORMETER_*` variable is invalid. Other software's invalid
@@ -122,10 +127,11 @@ def init(
         "run_id": id,
         "mode": mode,
         "group": group,
+        "job_type": job_type,
         "tags": tags,
         "notes": notes,
     }
-    resolved = _resolve(settings, {key: value for key, value in fields.items() if value is not None})
+    resolved = _resolve(settings, defaults, {key: value for key, value in fields.items() if value is not None})
     check_exporters([*resolved.exporters, *(option.partition(".")[0] for option in resolved.exporter_options)])
     resumed, existence = _check_resume(resume, resolved)
     parent = None if fork_from is None else _parse_parent(fork_from)
@@ -393,14 +399,26 @@ def _warn_of_signals(settings: Settings) -> None:
             logger.warning("%s: not sending %s, because %s", destination, omission.signal, omission.reason)
 
 
-def _resolve(settings: Settings | Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> Settings:
+def _resolve(
+    settings: Settings | Mapping[str, Any] | None, defaults: Mapping[str, Any] | None, arguments: Mapping[str, Any]
+) -> Settings:
     """Merge the other arguments of `init` into its `settings`."""
     if isinstance(settings, Settings):
         return settings.replace(**arguments)
-    fields = dict(settings or {})
+    fields = _settings_by_name("settings", settings)
+    return Settings.with_defaults(_settings_by_name("defaults", defaults), **{**fields, **arguments})
+
+
+def _settings_by_name(argument: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the values of settings that an argument of `init` contains.
+
+    Raises:
+        SettingsError: There is no setting of such a name.
+    """
+    fields = dict(values or {})
     unknown = sorted(set(fields) - Settings.names())
     if unknown:
         raise SettingsError(
-            f"settings: there is no setting {unknown[0]!r}; expected {join_choices(*sorted(Settings.names()))}"
+            f"{argument}: there is no setting {unknown[0]!r}; expected {join_choices(*sorted(Settings.names()))}"
         )
-    return Settings(**{**fields, **arguments})
+    return fields

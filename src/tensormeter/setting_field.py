@@ -85,7 +85,7 @@ def setting(
         secret: Whether the value is a secret, and is therefore neither shown nor stored.
     """
 
-    def resolve() -> Any:
+    def inherit() -> Any:
         if (text := os.environ.get(variable, "")).strip():
             try:
                 value = parse(text)
@@ -95,6 +95,11 @@ def setting(
         for other, read in others:
             if (value := read(other)) is not None:
                 return value
+        return None
+
+    def resolve() -> Any:
+        if (inherited := inherit()) is not None:
+            return inherited
         return default() if callable(default) else default
 
     words = shown or (
@@ -105,6 +110,7 @@ def setting(
         "default": words,
         "help": help,
         "check": check,
+        "inherit": inherit,
     }
     return dataclasses.field(default_factory=resolve, repr=not secret, metadata=metadata)
 

@@ -153,6 +153,13 @@ class Settings:
         check=label("group", LONGEST_LABEL, ""),
         help="Group of the run, such as a sweep. The runs table has a column for it.",
     )
+    job_type: str = setting(
+        "",
+        "TENSORMETER_JOB_TYPE",
+        shown="none",
+        check=label("job_type", LONGEST_LABEL, ""),
+        help="Kind of work that the run does, such as `train` or `eval`.",
+    )
     tags: tuple[str, ...] = setting(
         (),
         "TENSORMETER_TAGS",
@@ -496,6 +503,24 @@ class Settings:
         """
         small = {"buffer_bytes": 1 << 20, "max_export_batch_size": 10_000, "sample_interval": 0.0}
         return cls(**{**small, **changes})
+
+    @classmethod
+    def with_defaults(cls, defaults: Mapping[str, Any], **values: Any) -> "Settings":
+        """Return settings in which `defaults` replace our own defaults.
+
+        Args:
+            defaults: Values of settings that neither `values` nor the environment gives.
+            values: Values of settings.
+
+        Raises:
+            SettingsError: A value is invalid.
+        """
+        unset = {
+            field.name: defaults[field.name]
+            for field in dataclasses.fields(cls)
+            if field.name in defaults and field.name not in values and field.metadata["inherit"]() is None
+        }
+        return cls(**{**unset, **values})
 
     @classmethod
     def names(cls) -> frozenset[str]:

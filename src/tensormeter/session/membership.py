@@ -284,7 +284,12 @@ class Joining:
         if run.forked_from is not None:
             parent, step = run.forked_from
             metadata["forked_from"] = {"run": parent, "step": step}
-        labels = {"group": run.settings.group, "tags": run.settings.tags, "notes": run.settings.notes}
+        labels = {
+            "group": run.settings.group,
+            "job_type": run.settings.job_type,
+            "tags": run.settings.tags,
+            "notes": run.settings.notes,
+        }
         return metadata | {name: value for name, value in labels.items() if value}
 
     def _create_ring(

@@ -204,6 +204,11 @@ class Run:
         return self.settings.group
 
     @property
+    def job_type(self) -> str:
+        """Kind of work that the run does, or "" if none was given."""
+        return self.settings.job_type
+
+    @property
     def tags(self) -> tuple[str, ...]:
         """Tags that the run was started with."""
         return self.settings.tags
@@ -212,6 +217,11 @@ class Run:
     def notes(self) -> str:
         """Notes that the run was started with."""
         return self.settings.notes
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` was called, in this process."""
+        return self._finished
 
     @property
     def attempt(self) -> int:

@@ -38,7 +38,14 @@ class Table(Media):
         columns: Names of the columns.
     """
 
-    def __init__(self, columns: Any = None, data: Any = None, *, dataframe: Any = None) -> None:
+    def __init__(
+        self,
+        columns: Any = None,
+        data: Any = None,
+        *,
+        dataframe: Any = None,
+        chart: Mapping[str, Any] | None = None,
+    ) -> None:
         """
         Args:
             columns: Names of the columns, or a frame. Default: the frame's columns, the keys of the rows if these are
@@ -47,8 +54,10 @@ class Table(Media):
             dataframe: A frame: a DataFrame or Series of pandas or polars, an Arrow table, or a mapping of column names to
                 cells. An index with a name becomes the first column. Missing values of columns that are not plain numbers
                 become None.
+            chart: Chart that the page draws from the rows, such as ``{"kind": "line", "x": "recall", "y": "precision"}``.
         """
         self.columns: list[str] = []
+        self.chart = None if chart is None else dict(chart)
         self._rows: list[list[Any]] = []
         self._images = 0
         self._excess_rows = 0  # number of rows that were not stored, because the table is too large to record
@@ -182,6 +191,8 @@ class Table(Media):
                 "cut or filled with None"
             )
         body: dict[str, Any] = {"columns": self.columns, "rows": rows}
+        if self.chart is not None:
+            body["chart"] = self.chart
         text = json_text(body)
         size = json_bytes(body, text)
         if size > TABLE_BYTES:
